@@ -1,0 +1,25 @@
+"""ringzero: whole virtual machines on any Linux host, from one `pip install`.
+
+`Machine` is the public entry; it is loaded when first asked for, so that
+`import ringzero` stays light.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ringzero.errors import RingzeroError
+
+if TYPE_CHECKING:
+    from ringzero.vm.machine import Machine
+
+__version__ = "0.1.0"
+__all__ = ["Machine", "RingzeroError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Machine":
+        from ringzero.vm.machine import Machine
+
+        return Machine
+    raise AttributeError(f"module 'ringzero' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Guest memory, buses, interrupt lines and the state contract. May import: the ground, config, host."""

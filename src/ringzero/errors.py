@@ -1,0 +1,147 @@
+"""The one error tree.
+
+    RingzeroError
+    ├── InvalidValueError       a flag, field or argument that makes no sense
+    ├── ConfigError             a machine description with faults, all reported together
+    ├── NotFoundError           something named does not exist
+    ├── HostError               the operating system refused
+    │   └── MissingToolError    a program or package of the host is absent
+    ├── GuestImageError         a kernel, initrd or image that cannot be booted
+    ├── DiskError               a disk image
+    │   ├── DiskFormatError     its bytes are not what the format allows
+    │   ├── DiskUnsupportedError a feature of the format that is not implemented
+    │   ├── DiskLockedError     somebody else is writing to it
+    │   └── DiskReadOnlyError   a write to a read-only image
+    ├── EngineError             a CPU engine
+    │   └── EngineUnavailableError this host cannot run it
+    ├── DeviceError             a device was wired or configured wrongly
+    ├── StateError              saved state that cannot be restored
+    ├── GuestError              the guest itself ended badly
+    │   ├── TripleFaultError
+    │   └── GuestPanicError
+    └── TimeoutExpiredError     the time that the user allowed is over
+
+Every error has a stable `kind` (for programs), a message and a `hint` (for
+people: what to do next), `context` (path, offset, field, expected, seen) and
+the exit code with which the command line ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class RingzeroError(Exception):
+    """Base of all errors that ringzero raises on purpose."""
+
+    kind: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None, **context: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.context = context
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the error as plain data, for `--json` and the REST face."""
+        return {
+            "kind": self.kind,
+            "message": self.message,
+            "hint": self.hint,
+            "context": {key: str(value) for key, value in self.context.items()},
+        }
+
+
+class InvalidValueError(RingzeroError):
+    kind = "invalid-value"
+    exit_code = 2
+
+
+class ConfigError(RingzeroError):
+    """A machine description with one or more faults; `faults` lists them all."""
+
+    kind = "config"
+    exit_code = 2
+
+    def __init__(self, faults: list[str], *, hint: str | None = None, **context: Any) -> None:
+        super().__init__("; ".join(faults), hint=hint, **context)
+        self.faults = faults
+
+
+class NotFoundError(RingzeroError):
+    kind = "not-found"
+    exit_code = 3
+
+
+class HostError(RingzeroError):
+    kind = "host"
+    exit_code = 4
+
+
+class MissingToolError(HostError):
+    kind = "missing-tool"
+
+
+class GuestImageError(RingzeroError):
+    kind = "guest-image"
+    exit_code = 5
+
+
+class DiskError(RingzeroError):
+    kind = "disk"
+    exit_code = 6
+
+
+class DiskFormatError(DiskError):
+    kind = "disk-format"
+
+
+class DiskUnsupportedError(DiskError):
+    kind = "disk-unsupported"
+
+
+class DiskLockedError(DiskError):
+    kind = "disk-locked"
+
+
+class DiskReadOnlyError(DiskError):
+    kind = "disk-read-only"
+
+
+class EngineError(RingzeroError):
+    kind = "engine"
+    exit_code = 7
+
+
+class EngineUnavailableError(EngineError):
+    kind = "engine-unavailable"
+
+
+class DeviceError(RingzeroError):
+    kind = "device"
+    exit_code = 8
+
+
+class StateError(RingzeroError):
+    kind = "state"
+    exit_code = 9
+
+
+class GuestError(RingzeroError):
+    kind = "guest"
+    # 125: the convention of docker run and timeout(1) for "the runner, not the command".
+    exit_code = 125
+
+
+class TripleFaultError(GuestError):
+    kind = "triple-fault"
+
+
+class GuestPanicError(GuestError):
+    kind = "guest-panic"
+
+
+class TimeoutExpiredError(RingzeroError):
+    kind = "timeout"
+    exit_code = 124  # as timeout(1)

@@ -1,0 +1,76 @@
+"""The one plug-in idiom: a registry of named things, each in a module of its own.
+
+A package that holds plug-ins makes one registry; a plug-in registers itself
+where it is defined; the registry imports the module of that name on demand,
+so that nothing is loaded that is not used:
+
+    FORMATS: Registry[type[Disk]] = Registry("disk format", "ringzero.disk.formats")
+
+    @FORMATS.register("raw")
+    class RawDisk(Disk): ...
+
+    FORMATS.get("raw")       # imports ringzero.disk.formats.raw
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from ringzero.errors import NotFoundError
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+
+class Registry(Generic[T]):
+    """Named plug-ins of one kind, found by module name below `package`.
+
+    `noun` is what a user calls one of them; it appears in messages.
+    """
+
+    def __init__(self, noun: str, package: str) -> None:
+        self.noun = noun
+        self.package = package
+        self._items: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[Item], Item]:
+        """Return a decorator that enters its target under `name`.
+
+        A second registration of one name is a programming error (ValueError).
+        """
+
+        def enter(item: Item) -> Item:
+            if name in self._items:
+                raise ValueError(f"{self.noun} {name!r} is registered twice")
+            self._items[name] = item  # type: ignore[assignment]
+            return item
+
+        return enter
+
+    def get(self, name: str) -> T:
+        """Return the plug-in called `name`; raises NotFoundError with the known names."""
+        if name not in self._items and name in self.names():
+            importlib.import_module(f"{self.package}.{name}")
+        try:
+            return self._items[name]
+        except KeyError:
+            known = ", ".join(self.names())
+            raise NotFoundError(f"no {self.noun} called {name!r}", hint=f"known: {known}") from None
+
+    def names(self) -> list[str]:
+        """Return all names, loaded or not, sorted."""
+        package = importlib.import_module(self.package)
+        found = {
+            module.name
+            for module in pkgutil.iter_modules(package.__path__)
+            if not module.name.startswith("_")
+        }
+        return sorted(found | set(self._items))
+
+    def __iter__(self) -> Iterator[tuple[str, T]]:
+        """Load every plug-in and yield (name, plug-in)."""
+        for name in self.names():
+            yield name, self.get(name)

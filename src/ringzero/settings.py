@@ -1,0 +1,60 @@
+"""Every environment variable that ringzero reads, in one table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from ringzero.errors import InvalidValueError
+
+T = TypeVar("T")
+
+TABLE: dict[str, Setting[object]] = {}
+
+
+@dataclass(frozen=True)
+class Setting(Generic[T]):
+    """One environment variable: its name, how its text is read, its default, its help."""
+
+    name: str
+    parse: Callable[[str], T]
+    default: Callable[[], T]
+    help: str
+
+    def __post_init__(self) -> None:
+        TABLE[self.name] = self  # type: ignore[assignment]
+
+    def get(self) -> T:
+        """Return the value now in the environment; raises InvalidValueError."""
+        text = os.environ.get(self.name)
+        if text is None or text == "":
+            return self.default()
+        try:
+            return self.parse(text)
+        except ValueError as fault:
+            raise InvalidValueError(
+                f"{self.name}={text!r} makes no sense: {fault}", hint=self.help
+            ) from fault
+
+
+def _xdg_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "ringzero"
+
+
+CACHE_DIR = Setting(
+    "RINGZERO_CACHE_DIR", Path, _xdg_cache, "directory for compiled engines, translations, images"
+)
+DEBUG = Setting(
+    "RINGZERO_DEBUG",
+    int,
+    lambda: 0,
+    "0-4: 1 events, 2 decoded guest blocks, 3 LLVM IR, 4 host code",
+)
+ENGINE = Setting("RINGZERO_ENGINE", str, lambda: "auto", "CPU engine: auto, soft, kvm")
+MIRROR = Setting(
+    "RINGZERO_MIRROR", str, lambda: "", "Debian mirror (default: this machine's own apt sources)"
+)

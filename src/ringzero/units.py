@@ -1,0 +1,43 @@
+"""Sizes with units, as people write them and as they like to read them."""
+
+from __future__ import annotations
+
+import re
+
+from ringzero.errors import InvalidValueError
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+TIB = 1 << 40
+
+# Binary multiples throughout, as in qemu-img and libvirt: "512M" is 512 MiB.
+_FACTORS = {"": 1, "B": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB, "P": 1 << 50, "E": 1 << 60}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([BKMGTPE]?)(?:iB|B)?\s*", re.IGNORECASE)
+
+
+def parse_size(text: str | int) -> int:
+    """Return the number of bytes that `text` names ("4096", "512M", "1.5GiB").
+
+    Raises InvalidValueError when `text` is not a size.
+    """
+    if isinstance(text, int):
+        return text
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise InvalidValueError(
+            f"not a size: {text!r}", hint="write a number with an optional unit: 4096, 512M, 2G"
+        )
+    return int(float(match[1]) * _FACTORS[match[2].upper()]) if "." in match[1] else int(
+        match[1]
+    ) * _FACTORS[match[2].upper()]
+
+
+def format_size(count: int) -> str:
+    """Return `count` bytes for a reader: "512 MiB", "1.5 GiB", "17 B"."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
