@@ -57,6 +57,11 @@ class Vec128:
 
     size = 16
 
+    def __call__(self, value: Any) -> Any:
+        from ringzero.native.values import convert
+
+        return convert(self, value)
+
     def __repr__(self) -> str:
         return "v128"
 

@@ -90,6 +90,27 @@ class TlbEntry(Struct):
     addend = field(u64)
 
 
+class CodePage(Struct):
+    """Translations of one page of guest RAM."""
+
+    lines = field(u64)  # which of its 64-byte lines hold translated code
+    blocks = field(u32, 64)  # per line: the first block that starts there (see jit.cache)
+
+
+class JumpCacheEntry(Struct):
+    """Translated code for a guest-virtual address, in the mode that was in force."""
+
+    address = field(u64)  # guest-virtual; all ones when empty
+    code = field(u64)  # host address
+
+
+# The jump cache has a window of entries for each page (hashed), so that one page can be
+# dropped without touching the rest.
+JUMP_PAGE_BITS = 6
+JUMP_OFFSET_BITS = 6
+JUMP_ENTRIES = 1 << (JUMP_PAGE_BITS + JUMP_OFFSET_BITS)
+
+
 class Segment(Struct):
     """A segment register with its descriptor cache."""
 
@@ -221,7 +242,11 @@ class Cpu(Struct):
     ram_high_addend = field(u64)  # offset in the mapping of ram_high_start, minus it
     tlb_user = field(u64)
     tlb_kernel = field(u64)
-    page_flags = field(u64)  # host address of a byte per RAM page (see jit.cache)
+    # Host address of a u64 per RAM page: 0, or the host address of its CodePage.
+    code_pages = field(u64)
+    # Which 2 MiB regions (hashed) had entries of large pages since the last flush.
+    large_pages = field(u64, 4)
+    jump_cache = field(u64)  # host address of JumpCacheEntry records
     physical_mask = field(u64)  # valid physical address bits
     cpuid_table = field(u64)  # host address of CpuidEntry records
     cpuid_count = field(u32)
@@ -244,6 +269,7 @@ class Cpu(Struct):
     count_interrupts = field(u64)
     count_unknown = field(u64)
     count_slow = field(u64)
+    count_dropped = field(u64)
     unknown_bytes = field(u64, 2)  # first bytes of the last unknown instruction
 
     insn = field(Insn)  # the instruction the interpreter runs
