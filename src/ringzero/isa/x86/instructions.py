@@ -11,6 +11,12 @@ MODULES = (
     "bits",
     "control",
     "string",
+    "sse_move",
+    "sse_integer",
+    "sse_float",
+    "sse_string",
+    "mmx",
+    "cache_control",
 )
 
 
