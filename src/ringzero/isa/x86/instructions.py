@@ -11,6 +11,8 @@ MODULES = (
     "bits",
     "control",
     "string",
+    "far",
+    "syscalls",
     "sse_move",
     "sse_integer",
     "sse_float",
