@@ -126,10 +126,7 @@ def dsdt(plan: AcpiPlan) -> bytes:
         _device("RTC", "PNP0B00", 0, aml.io_ports(*plan.rtc)),
         _device("PEVT", "QEMU0001", 0, aml.io_ports(plan.panic_port, 1)),
     ]  # fmt: skip
-    devices += [
-        _device(f"CP{cpu:02X}", "ACPI0007", cpu)
-        for cpu in range(plan.cpus)
-    ]
+    devices += [_device(f"CP{cpu:02X}", "ACPI0007", cpu) for cpu in range(plan.cpus)]
     # "LNRO0005" is the name under which Linux knows virtio over MMIO.
     devices += [
         _device(f"VR{index:02X}", "LNRO0005", index, aml.memory_32(slot.base, slot.size),

@@ -77,9 +77,7 @@ def memory_map(memory: GuestMemory) -> list[E820Entry]:
     """Return the e820 map of a microvm with `memory`."""
     entries = [
         E820Entry(0, memmap.LOW_MEMORY_END, E820_RAM),
-        E820Entry(
-            memmap.ACPI_TABLES, memmap.ACPI_TABLES_END - memmap.ACPI_TABLES, E820_ACPI
-        ),
+        E820Entry(memmap.ACPI_TABLES, memmap.ACPI_TABLES_END - memmap.ACPI_TABLES, E820_ACPI),
     ]
     for region in memory.regions:
         base = max(region.base, memmap.HIGH_MEMORY)

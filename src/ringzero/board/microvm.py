@@ -14,7 +14,7 @@ from ringzero.devices.contract import Device
 from ringzero.devices.i8042 import I8042
 from ringzero.devices.ioapic import IOAPIC_SIZE, Ioapic
 from ringzero.devices.kvmclock import Kvmclock
-from ringzero.devices.lapic import ApicBus, Lapic
+from ringzero.devices.lapic import ApicBus, Lapic, MessageBus
 from ringzero.devices.power import RESET_VALUE, SLEEP_TYPE_OFF, Power
 from ringzero.devices.pvpanic import Pvpanic
 from ringzero.devices.rtc import Rtc
@@ -55,8 +55,23 @@ class Microvm(Board):
             self.add_virtio(f"disk{number}", Block(disk, identity=f"disk{number}"))
 
     def _build_interrupts(self, parts: BoardParts) -> None:
-        bus = ApicBus()
+        self._bus: ApicBus | MessageBus
+        if parts.messages is None:
+            self._bus = ApicBus()
+            self.processors = self._own_processors(parts, self._bus)
+        else:
+            self._bus = MessageBus(parts.messages)
+            self.processors = tuple(
+                Processor(index, None, self.mmio, MsrBus(f"msr-cpu{index}"))
+                for index in range(parts.cpus)
+            )
+        self.ioapic = Ioapic(self._bus)
+        self.mmio.attach("ioapic", memmap.IOAPIC_BASE, IOAPIC_SIZE, self.ioapic)
+        self.parts["ioapic"] = self.ioapic
+
+    def _own_processors(self, parts: BoardParts, bus: ApicBus) -> tuple[Processor, ...]:
         clock = Kvmclock(parts.memory, parts.cpus, parts.clock, parts.tsc_hz, parts.now)
+        self.parts["kvmclock"] = clock
         processors = []
         for index in range(parts.cpus):
             apic = Lapic(index, bus, parts.clock, parts.tsc_hz)
@@ -67,11 +82,11 @@ class Microvm(Board):
             msrs.attach("kvmclock", kvmclock.MSRS, clock.port(index))
             processors.append(Processor(index, apic, local, msrs))
             self.parts[f"lapic{index}"] = apic
-        self.processors = tuple(processors)
-        self.ioapic = Ioapic(bus)
-        self.mmio.attach("ioapic", memmap.IOAPIC_BASE, IOAPIC_SIZE, self.ioapic)
-        self.parts["ioapic"] = self.ioapic
-        self.parts["kvmclock"] = clock
+        return tuple(processors)
+
+    def end_of_interrupt(self, vector: int) -> None:
+        for listener in self._bus.eoi_listeners:
+            listener.end_of_interrupt(vector)
 
     def _build_legacy(self, parts: BoardParts) -> None:
         events = parts.events
@@ -86,6 +101,10 @@ class Microvm(Board):
     def _add_port(self, name: str, base: int, size: int, device: Device[Any]) -> None:
         self.pio.attach(name, base, size, device)
         self.parts[name] = device
+
+    def resize_console(self, columns: int, rows: int) -> None:
+        if self.console is not None:
+            self.console.resize(columns, rows)
 
     def irq_line(self) -> IrqLine:
         return self.irq_line_of(self._take_gsi())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ringzero.core.irq import IrqLine
 from ringzero.devices.contract import DEVICES, Device
-from ringzero.devices.lapic import EXTINT, FIXED, LOWEST, NMI, ApicBus
+from ringzero.devices.lapic import EXTINT, FIXED, LOWEST, NMI, InterruptBus
 from ringzero.errors import StateError
 
 IOAPIC_SIZE = 0x1000
@@ -43,7 +43,7 @@ class Ioapic(Device[IoapicState]):
 
     state_type = IoapicState
 
-    def __init__(self, bus: ApicBus, identity: int = 0) -> None:
+    def __init__(self, bus: InterruptBus, identity: int = 0) -> None:
         self._bus = bus
         self._identity = identity
         self._first_identity = identity
@@ -99,8 +99,8 @@ class Ioapic(Device[IoapicState]):
         mode = entry >> 8 & 7
         if mode not in (FIXED, LOWEST, NMI, EXTINT):
             return
-        targets = self._bus.matching(entry >> 56, bool(entry & LOGICAL))
-        sent = self._bus.send(targets, mode if mode != EXTINT else FIXED, entry & 0xFF, level)
+        mode = FIXED if mode == EXTINT else mode
+        sent = self._bus.deliver(entry >> 56, bool(entry & LOGICAL), mode, entry & 0xFF, level)
         if level and sent:
             self._table[pin] |= REMOTE_IRR
 

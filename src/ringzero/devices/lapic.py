@@ -52,6 +52,33 @@ class EoiListener(Protocol):
     def end_of_interrupt(self, vector: int) -> None: ...
 
 
+class InterruptBus(Protocol):
+    """Where an I/O APIC sends its messages, whoever keeps the local APICs."""
+
+    eoi_listeners: list[EoiListener]
+
+    def deliver(self, destination: int, logical: bool, mode: int, vector: int, level: bool) -> bool:
+        """Send one message; False when nobody was there to take it."""
+        ...
+
+
+class MessageBus:
+    """Reaches local APICs that are not ours (an engine's own) by message-signalled interrupts.
+
+    `send(address, data)` is what a device's write to the interrupt window
+    does (SDM vol. 3A section 11.11). Their end-of-interrupt messages are to
+    be passed to `eoi_listeners`.
+    """
+
+    def __init__(self, send: Callable[[int, int], bool]) -> None:
+        self.eoi_listeners: list[EoiListener] = []
+        self._send = send
+
+    def deliver(self, destination: int, logical: bool, mode: int, vector: int, level: bool) -> bool:
+        address = APIC_BASE_ADDRESS | destination << 12 | logical << 2
+        return self._send(address, vector | mode << 8 | level << 15 | 1 << 14)
+
+
 class ApicBus:
     """Carries interrupt messages from I/O APICs, devices and local APICs to local APICs."""
 
@@ -66,6 +93,10 @@ class ApicBus:
         if logical:
             return [lapic for lapic in self.lapics if lapic.in_logical(destination)]
         return [lapic for lapic in self.lapics if lapic.apic_id == destination]
+
+    def deliver(self, destination: int, logical: bool, mode: int, vector: int, level: bool) -> bool:
+        """Send a message with an 8-bit destination, as I/O APICs and devices do."""
+        return self.send(self.matching(destination, logical), mode, vector, level)
 
     def send(
         self,

@@ -89,8 +89,10 @@ class Block(VirtioDevice[BlockState]):
         # All below is guarded by `_changed`.
         self._changed = threading.Condition()
         self._waiting: deque[Chain] = deque()
-        self._busy = False
+        # The worker has a request; it is at the disk with it.
+        self._busy = self._at_disk = False
         self._closed = False
+        # Counts resets: what was asked before one is not answered after it.
         self._generation = 0
         self._worker: threading.Thread | None = None
 
@@ -125,6 +127,10 @@ class Block(VirtioDevice[BlockState]):
             self._worker = threading.Thread(target=self._work, name="virtio-block", daemon=True)
             self._worker.start()
 
+    def resume(self) -> None:
+        if self.accepted:
+            self.activate()
+
     def notify(self, index: int) -> None:
         chains = list(self.queues[index].requests())
         if chains:
@@ -136,11 +142,13 @@ class Block(VirtioDevice[BlockState]):
         with self._changed:
             self._waiting.clear()
             self._generation += 1
-        # A request that the worker is at ends on its own; its result is dropped.
+            # The request at the disk must not touch the guest's buffers any more.
+            while self._at_disk:
+                self._changed.wait()
 
     def pause(self) -> None:
         with self._changed:
-            while self._busy or (self._waiting and self._worker is not None):
+            while self._busy or self._waiting:
                 self._changed.wait()
 
     def close(self) -> None:
@@ -161,38 +169,39 @@ class Block(VirtioDevice[BlockState]):
                     self._changed.wait()
                 if self._closed:
                     return
-                chains = list(self._waiting)
-                self._waiting.clear()
+                chain = self._waiting.popleft()
                 generation = self._generation
-                self._busy = True
-            for chain in chains:
-                if generation != self._generation:
-                    break
-                self._serve(chain, generation)
+                self._busy = self._at_disk = True
+            self._serve(chain, generation)
 
     def _serve(self, chain: Chain, generation: int) -> None:
+        failure = None
+        status = IO_ERROR
         try:
-            status, written = self._execute(chain)
+            status = self._execute(chain)
         except QueueError as fault:
-            with self.lock:
-                if generation == self._generation:
-                    self.transport.fail(fault.message)
-            return
+            failure = fault.message
         except RingzeroError as fault:
             self.errors += 1
             self.last_error = fault
-            status, written = IO_ERROR, 0
+        finally:
+            with self._changed:
+                self._at_disk = False
+                self._changed.notify_all()
         with self.lock:
             if generation != self._generation:
                 return
+            if failure is not None:
+                self.transport.fail(failure)
+                return
             queue = self.queues[0]
             chain.writable[-1][-1] = status
-            # The status byte is the last; what is not written before it still counts.
-            queue.push(chain, written + 1 if written + 1 == chain.writable_size else 1)
+            # The status is the last byte, so that everything before it counts as written.
+            queue.push(chain, chain.writable_size)
             self.complete(queue)
 
-    def _execute(self, chain: Chain) -> tuple[int, int]:
-        """Carry one request out; return its status and the bytes written before it."""
+    def _execute(self, chain: Chain) -> int:
+        """Carry one request out; return its status."""
         if not chain.writable or not len(chain.writable[-1]):
             raise QueueError("a block request without room for its status")
         header, data_out = _split(chain.readable, HEADER.size)
@@ -202,24 +211,24 @@ class Block(VirtioDevice[BlockState]):
         data_in = [*chain.writable[:-1], chain.writable[-1][:-1]]
         offset = sector * SECTOR
         if kind == READ:
-            length = sum(map(len, data_in))
-            if not self._fits(offset, length):
-                return IO_ERROR, 0
+            if not self._fits(offset, sum(map(len, data_in))):
+                return IO_ERROR
             self._disk.read_into(offset, data_in)
-            return OK, length
+            return OK
         if kind == WRITE:
             if self._disk.read_only or not self._fits(offset, sum(map(len, data_out))):
-                return IO_ERROR, 0
+                return IO_ERROR
             self._disk.write(offset, data_out)
-            return OK, 0
+            return OK
         if kind == FLUSH:
             self._disk.flush()
-            return OK, 0
+            return OK
         if kind == GET_ID:
-            return OK, _fill(data_in, self._identity)
+            _fill(data_in, self._identity)
+            return OK
         if kind in (DISCARD, WRITE_ZEROES) and not self._disk.read_only:
-            return self._ranges(kind, data_out), 0
-        return UNSUPPORTED, 0
+            return self._ranges(kind, data_out)
+        return UNSUPPORTED
 
     def _fits(self, offset: int, length: int) -> bool:
         return length % SECTOR == 0 and offset + length <= self._disk.size
@@ -270,11 +279,10 @@ def _split(buffers: Buffers, count: int) -> tuple[bytes, list[memoryview]]:
     return head, rest
 
 
-def _fill(buffers: Buffers, data: bytes) -> int:
-    """Copy `data` into `buffers` as far as it fits; return how much that was."""
+def _fill(buffers: Buffers, data: bytes) -> None:
+    """Copy `data` into `buffers` as far as it fits."""
     done = 0
     for buffer in buffers:
         piece = data[done : done + len(buffer)]
         buffer[: len(piece)] = piece
         done += len(piece)
-    return done

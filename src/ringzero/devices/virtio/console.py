@@ -32,9 +32,10 @@ MAX_PENDING_CONTROL = 1024
 
 @dataclass(frozen=True)
 class PortState:
-    """Whether the guest knows and has opened the port; bytes that wait for it."""
+    """Whether the guest knows the port, who has it open, and bytes that wait for the guest."""
 
     ready: bool
+    connected: bool
     guest_open: bool
     backlog: bytes
 
@@ -58,9 +59,11 @@ class ConsolePort:
     closed the port, and that `push` takes bytes again.
     """
 
-    def __init__(self, name: str, output: Callable[[bytes], None]) -> None:
+    def __init__(self, name: str, output: Callable[[bytes], None], connected: bool = True) -> None:
         self.name = name
         self.output = output
+        # Whether the host's end is open; the guest reads end of file where it is not.
+        self.connected = connected
         self.on_open: Callable[[bool], None] | None = None
         self.on_room: Callable[[], None] | None = None
         self.index = 0
@@ -83,6 +86,14 @@ class ConsolePort:
             self.backlog += data[:taken]
             device.feed(self)
         return taken
+
+    def connect_host(self, connected: bool) -> None:
+        """Tell the guest that the host opened (True) or closed (False) its end."""
+        with self._device.lock:
+            if connected != self.connected:
+                self.connected = connected
+                if self.ready:
+                    self._device.announce(self)
 
     def hold(self, held: bool) -> None:
         """Stop (True) or go on (False) taking the guest's output; it waits in its buffers."""
@@ -196,6 +207,11 @@ class Console(VirtioDevice[ConsoleState]):
         if len(self._control) < MAX_PENDING_CONTROL:
             self._control.append(CONTROL.pack(port, event, value) + extra)
 
+    def announce(self, port: ConsolePort) -> None:
+        """Tell the guest whether the host's end of `port` is open; the lock is held."""
+        self._send(port.index, PORT_OPEN, int(port.connected))
+        self._flush_control()
+
     def _send_size(self) -> None:
         # The specification has columns first, Linux reads rows first; Linux decides.
         self._send(0, RESIZE, 0, struct.pack("<HH", self._rows, self._columns))
@@ -239,7 +255,8 @@ class Console(VirtioDevice[ConsoleState]):
                 self._send(0, CONSOLE_PORT, 1)
                 self._send_size()
             self._send(index, PORT_NAME, 1, port.name.encode())
-            self._send(index, PORT_OPEN, 1)
+            if port.connected:
+                self._send(index, PORT_OPEN, 1)
         elif event == PORT_OPEN:
             self._set_open(port, bool(value))
             self.feed(port)
@@ -254,7 +271,9 @@ class Console(VirtioDevice[ConsoleState]):
 
     def save(self) -> ConsoleState:
         with self.lock:
-            ports = tuple(PortState(p.ready, p.guest_open, bytes(p.backlog)) for p in self.ports)
+            ports = tuple(
+                PortState(p.ready, p.connected, p.guest_open, bytes(p.backlog)) for p in self.ports
+            )
             return ConsoleState(self._columns, self._rows, ports, tuple(self._control))
 
     def restore(self, state: ConsoleState) -> None:
@@ -267,5 +286,6 @@ class Console(VirtioDevice[ConsoleState]):
             self._control = deque(state.control[:MAX_PENDING_CONTROL])
             for port, saved in zip(self.ports, state.ports, strict=True):
                 port.ready = saved.ready
+                port.connected = saved.connected
                 port.guest_open = saved.guest_open
                 port.backlog[:] = saved.backlog
