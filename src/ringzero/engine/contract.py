@@ -61,7 +61,10 @@ class MsrRead:
 
 @dataclass(frozen=True, slots=True)
 class MsrWrite:
-    """WRMSR of a register the engine does not keep; `complete(None)` gives #GP."""
+    """WRMSR of a register the engine does not keep; `complete(None)` gives #GP.
+
+    Needs no `complete` when it succeeded.
+    """
 
     index: int
     value: int
@@ -192,4 +195,4 @@ class Engine(ABC):
         """Make a Vm; `cpuid` lists the CpuidLeaf entries that the guest is to see."""
 
 
-ENGINES: Registry[type[Engine]] = Registry("engine", "ringzero.engine")
+ENGINES: Registry[type[Engine]] = Registry("engine", "ringzero.engine", ("contract",))
