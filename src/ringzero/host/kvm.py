@@ -644,6 +644,14 @@ class KvmFd:
         """Issue an ioctl whose argument is a number; OSError is passed on."""
         return fcntl.ioctl(self.fd, number, argument)
 
+    def call_wide(self, number: int, argument: int) -> None:
+        """Issue an ioctl whose number needs 32 bits or more; raises HostError."""
+        # fcntl.ioctl takes signed 32-bit numbers only.
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.ioctl(self.fd, ctypes.c_ulong(number), ctypes.c_ulong(argument)) < 0:
+            reason = os.strerror(ctypes.get_errno())
+            raise HostError(f"KVM refused ioctl {number & 0xFF:#x} on the {self.what}: {reason}")
+
     def pass_struct(self, number: int, argument: Any) -> int:
         """Issue an ioctl on a structure, which the kernel may change; OSError is passed on."""
         return int(fcntl.ioctl(self.fd, number, argument, True))

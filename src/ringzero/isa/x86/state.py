@@ -57,8 +57,9 @@ EVENT_NMI = "nmi"
 EVENT_EXCEPTION = "exception"
 EVENT_SOFTWARE = "software"  # INT n, INT3, INTO in flight
 
-SHADOW_STI = 1
-SHADOW_MOV_SS = 2
+# Bits of `CpuState.interrupt_shadow`.
+SHADOW_MOV_SS = 1
+SHADOW_STI = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +116,12 @@ class CpuState:
     """Everything that one vCPU is; the defaults are the state after RESET (SDM vol. 3A, 10.1.1).
 
     `xsave` is an XSAVE area in the standard (not compacted) format, header
-    included. `msrs` holds those that have no field of their own. `lapic` is
-    the 1 KiB register page of a local APIC which the engine keeps (registers
-    at their MMIO offsets), or None where the board keeps it. `tsc` is the value
-    at the moment of saving. `nmi_masked`: an NMI handler has not yet returned.
+    included; its XSTATE_BV says which parts are not in their initial state.
+    `msrs` holds those that have no field of their own. `lapic` is the 1 KiB
+    register page of a local APIC which the engine keeps (registers at their
+    MMIO offsets), or None where the board keeps it. `tsc` is the value at the
+    moment of saving. `nmi_pending`: an NMI waits; `nmi_masked`: an NMI handler
+    has not yet returned.
     """
 
     gpr: tuple[int, ...] = (0, 0, 0x600) + (0,) * 13  # EDX: family 6 signature
@@ -151,6 +154,7 @@ class CpuState:
     msrs: dict[int, int] = field(default_factory=lambda: {MSR_PAT: PAT_RESET})
     tsc: int = 0
     interrupt_shadow: int = 0
+    nmi_pending: bool = False
     nmi_masked: bool = False
     pending_event: PendingEvent | None = None
     mp_state: str = MP_RUNNABLE
