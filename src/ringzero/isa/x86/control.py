@@ -78,12 +78,17 @@ def pop(m: Operation) -> None:
 @instruction("8F /0 : Ev", d64=True, name="pop")
 def pop_memory(m: Operation) -> None:
     """POP to memory: an address based on RSP uses its value after the pop."""
-    pointer = m.get(RSP, u64)
-    value = stack_load(m, m.T, pointer)
-    set_stack_pointer(m, pointer + m.T.size)
+    before = m.get(RSP, u64)
+    value = stack_load(m, m.T, before)
+    set_stack_pointer(m, before + m.T.size)
     if m.memory:
-        m.restore_on_fault(RSP, pointer)
-    m.write(0, value)
+        where = m.address(0)
+        after = m.get(RSP, u64)
+        m.set(RSP, before)
+        m.store(m.T, where, value)
+        m.set(RSP, after)
+    else:
+        m.write(0, value)
 
 
 @instruction("60", no64=True, sized=True)
@@ -168,7 +173,9 @@ def jmp(m: Operation) -> None:
 @instruction("FF /4 : Ev", d64=True, ends=True, fast=True, name="jmp")
 def jmp_indirect(m: Operation) -> None:
     """JMP, near indirect."""
-    m.jump(u64(m.read(0)))
+    target = u64(m.read(0))
+    m.check_target(target)
+    m.jump(target)
 
 
 @instruction("E8 : Jz", d64=True, sized=True, ends=True, fast=True)

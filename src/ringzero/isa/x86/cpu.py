@@ -6,7 +6,7 @@ touch comes first, so that its displacement fits a byte.
 
 from __future__ import annotations
 
-from ringzero.native import Struct, boolean, field, u8, u16, u32, u64, v128
+from ringzero.native import Struct, field, u8, u16, u32, u64, v128
 
 # GPR numbers (Intel SDM vol. 2, table 3-1).
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15 = range(16)
@@ -274,12 +274,15 @@ class Cpu(Struct):
     count_dropped = field(u64)
     unknown_bytes = field(u64, 2)  # first bytes of the last unknown instruction
 
+    # Decoder tables (see isa.x86.decoder): host addresses.
+    opcode_table = field(u64)
+    group_table = field(u64)
+    form_table = field(u64)
+    inject = field(u32)  # vector + 1 of an external interrupt that run() delivers first
+    fetch_buffer = field(v128, 2)
+
     insn = field(Insn)  # the instruction the interpreter runs
     scratch = field(v128, 64)  # room for semantics that need memory (x87 images)
-    halt_pending = field(boolean)
-    reserved = field(u8)
-    reserved2 = field(u16)
-    # The TLBs themselves lie in memory of their own: tlb_user, tlb_kernel point there.
 
 
 class CpuidEntry(Struct):
