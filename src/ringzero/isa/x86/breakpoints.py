@@ -16,6 +16,9 @@ ON_EXECUTE, ON_WRITE, ON_PORT, ON_ACCESS = range(4)
 # L0-L3 and G0-G3 of DR7: whether any breakpoint is enabled.
 DR7_ENABLED = 0xFF
 
+# In `debug_pending`: this instruction (IRET) loaded RF, which is to hold for the next one.
+KEEP_RF = 1 << 63
+
 
 @staged
 def _armed(cpu: Any, n: int, kind: int) -> Any:

@@ -7,7 +7,7 @@ pending trap. At all other times debugging costs nothing.
 
 from __future__ import annotations
 
-from ringzero.isa.x86.breakpoints import DR7_ENABLED, match_instruction
+from ringzero.isa.x86.breakpoints import DR7_ENABLED, KEEP_RF, match_instruction
 from ringzero.isa.x86.cpu import CR4_DE, CS, DB, MODE_64, RF, TF, Cpu
 from ringzero.isa.x86.exceptions import EVENT_TRAP, deliver
 from ringzero.isa.x86.faults import raise_fault, raise_gp0, raise_ud
@@ -23,9 +23,6 @@ DR7_GD = 1 << 13
 # Bits that read as 1 whatever is written, and those that read as 0 (SDM vol. 3B, figure 17-1).
 DR6_ONES, DR6_ZEROS = 0xFFFF0FF0, 1 << 12
 DR7_ONES, DR7_ZEROS = 1 << 10, 0xD800
-
-# In `debug_pending`: this instruction (IRET) loaded RF, which is to hold for the next one.
-KEEP_RF = 1 << 63
 
 
 @native

@@ -56,7 +56,7 @@ def pop_flags(cpu: Cpu, image: u64, narrow: u32) -> None:
     flags.set_rflags(cpu, image & ~u64(RF), mask)
 
 
-@instruction("9D", sized=True, d64=True, ends=True)
+@instruction("9D", sized=True, d64=True, d66=True, ends=True)
 def popf(m: Operation) -> None:
     """POPF, POPFD, POPFQ."""
     pointer = m.get(RSP, u64)

@@ -108,7 +108,11 @@ def _push_pop(number: int, push_form: str, pop_form: str, **attributes: Any) -> 
             m.cpu.shadow = SHADOW_SS
         m.stop_block()
 
-    instruction(pop_form, name="pop", sized=True, d64=True, ends=True, **attributes)(pop_segment)
+    instruction(
+        pop_form, name="pop", sized=True, d64=True, d66=True, ends=True, **attributes
+    )(
+        pop_segment
+    )
 
 
 _push_pop(ES, "06", "07", no64=True)
@@ -141,12 +145,16 @@ _load_pointer(GS, "lgs", "0F B5 /r:m : Gv M")
 # --- FS and GS bases ---------------------------------------------------------
 
 
+def _wide_or_double(m: Operation) -> Any:
+    return u64 if m.size == 64 else u32
+
+
 def _bases(number: int, name: str, read_digit: int, write_digit: int) -> None:
     def read_base(m: Operation) -> None:
         """RDFSBASE, RDGSBASE."""
         if (m.cpu.cr4 & CR4_FSGSBASE) == 0:
             m.fault(UD)
-        m.write(0, m.T(m.cpu.seg[number].base))
+        m.write(0, _wide_or_double(m)(m.cpu.seg[number].base))
 
     def write_base(m: Operation) -> None:
         """WRFSBASE, WRGSBASE: #GP(0) when the base is not canonical."""
