@@ -50,7 +50,7 @@ class Native:
 
     name = "native"
 
-    def __init__(self, patience: float = 0.25) -> None:
+    def __init__(self, patience: float = 0.1) -> None:
         self._patience = patience
         self._memory_fd = os.memfd_create("oracle-batch", 0)
         os.ftruncate(self._memory_fd, runtime.SHARED_SIZE)
