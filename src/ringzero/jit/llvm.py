@@ -92,3 +92,10 @@ class Library:
         if not found:
             raise EngineError(f"the compiled engine has no function {name}")
         return found
+
+    def global_address(self, name: str) -> int:
+        """Return the host address of a global; raises EngineError when it is not there."""
+        found = int(self._engine.get_global_value_address(name))
+        if not found:
+            raise EngineError(f"the compiled engine has no {name}")
+        return found

@@ -62,10 +62,11 @@ MODE_16, MODE_32, MODE_64 = 0, 1, 2
     EXIT_CR8_READ,
 ) = range(15)
 
-# Bits of `Cpu.requests`, set by other threads, looked at when the budget is spent.
-REQUEST_KICK = 1
-REQUEST_INTERRUPT = 2
-REQUEST_FLUSH = 4
+# Bits of `Cpu.requests`, looked at when the budget is spent. Each has a byte of its own,
+# because other threads set them from Python with plain byte stores.
+REQUEST_KICK = 1 << 0
+REQUEST_INTERRUPT = 1 << 8
+REQUEST_FLUSH = 1 << 16
 
 # A soft TLB has this many entries; its index is taken from the page number.
 TLB_BITS = 10
@@ -278,6 +279,7 @@ class Cpu(Struct):
     opcode_table = field(u64)
     group_table = field(u64)
     form_table = field(u64)
+    refuse = field(u32)  # the outside access ends in #GP(0)
     inject = field(u32)  # vector + 1 of an external interrupt that run() delivers first
     fetch_buffer = field(v128, 2)
 

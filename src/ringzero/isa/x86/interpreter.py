@@ -47,6 +47,8 @@ from ringzero.native import (
     u64,
 )
 
+# `Cpu.tsc_deadline` when the timer is not armed.
+NEVER = (1 << 64) - 1
 # Decoding may look at this many bytes whatever the length turns out to be.
 FETCH_BYTES = 32
 
@@ -149,7 +151,10 @@ def attend(cpu: Cpu) -> u32:
     return u32(EXIT_NONE)
 
 
-NEVER = (1 << 64) - 1
+@native
+def host_tsc(cpu: Cpu) -> u64:
+    """Return the host's time-stamp counter (for Python, which cannot read it)."""
+    return read_host_tsc()
 
 
 @native
@@ -170,6 +175,9 @@ def interpret(cpu: Cpu) -> u32:
 @native
 def begin(cpu: Cpu) -> None:
     """Do what Python asked for between two runs: finish an access, deliver an interrupt."""
+    if cpu.refuse != 0:
+        cpu.refuse = 0
+        raise_gp0(cpu)
     if cpu.external_done != 0:
         # A delivery that reached for a device was abandoned; its instruction begins anew.
         cpu.delivering = 0
