@@ -11,6 +11,7 @@ from ringzero.isa.x86.table import instruction
 from ringzero.native import (
     byte_swap,
     i64,
+    native,
     select,
     sign,
     signed,
@@ -225,6 +226,53 @@ def imul_three(m: Operation) -> None:
     _multiply_signed(m, m.read(1), m.read(2))
 
 
+@native(inline="never")
+def divide_wide(dividend: u128, divisor: u64) -> u128:
+    """Divide 128 by 64 bits, bit by bit: the 64-bit quotient above the remainder.
+
+    The host's compiler has no instruction for it that LLVM would use. The caller has
+    checked that the quotient fits, which means that the upper half of the
+    dividend is less than the divisor.
+    """
+    remainder = dividend >> 64
+    low = u64(dividend)
+    quotient = u64(0)
+    wide = u128(divisor)
+    for _ in range(u64(64)):
+        remainder = (remainder << 1) | u128(low >> 63)
+        low = low << 1
+        quotient = quotient << 1
+        if remainder >= wide:
+            remainder -= wide
+            quotient = quotient | 1
+    return (u128(quotient) << 64) | remainder
+
+
+@staged
+def _divide_128(m: Operation, is_signed: bool) -> None:
+    """DIV and IDIV of RDX:RAX by 64 bits."""
+    divisor = m.read(0)
+    high, low = m.get(RDX, u64), m.get(RAX, u64)
+    dividend = (u128(high) << 64) | u128(low)
+    negative = sign(high) if is_signed else u64(0) != 0
+    divisor_negative = sign(divisor) if is_signed else u64(0) != 0
+    magnitude = select(negative, u128(0) - dividend, dividend)
+    by = select(divisor_negative, u64(0) - divisor, divisor)
+    if u64(magnitude >> 64) >= by:
+        m.fault(DE)
+    both = divide_wide(magnitude, by)
+    quotient, remainder = u64(both >> 64), u64(both)
+    if is_signed:
+        differs = negative ^ divisor_negative
+        limit = select(differs, u64(1 << 63), u64((1 << 63) - 1))
+        if quotient > limit:
+            m.fault(DE)
+        quotient = select(differs, u64(0) - quotient, quotient)
+        remainder = select(negative, u64(0) - remainder, remainder)
+    m.set(RAX, quotient)
+    m.set(RDX, remainder)
+
+
 @staged
 def _divide(m: Operation, is_signed: bool) -> None:
     bits = m.size
@@ -269,7 +317,7 @@ def div(m: Operation) -> None:
             m.set(RAX, dividend // divisor)
             m.set(RDX, dividend % divisor)
         else:
-            _divide(m, False)
+            _divide_128(m, False)
     else:
         _divide(m, False)
 
@@ -285,7 +333,7 @@ def idiv(m: Operation) -> None:
             m.set(RAX, u64(low // divisor))
             m.set(RDX, u64(low % divisor))
         else:
-            _divide(m, True)
+            _divide_128(m, True)
     else:
         _divide(m, True)
 
