@@ -210,7 +210,7 @@ class Soft:
         ]
         xmm = ctypes.string_at(address + Cpu.offset_of("xmm"), 256)
         image = fx_image(
-            cpu.fcw, cpu.fsw | top << 11, cpu.ftags, cpu.mxcsr, st,
+            cpu.fcw, (cpu.fsw | top << 11) & 0xFFFF, cpu.ftags, cpu.mxcsr, st,
             [xmm[n * 16 : n * 16 + 16] for n in range(16)],
         )  # fmt: skip
         state = State.build(gprs, rip, rflags & ~0x10000 | FIXED_FLAGS, image)

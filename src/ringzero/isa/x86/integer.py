@@ -365,6 +365,8 @@ def shl(m: Operation) -> None:
         result = m.T(before + before)
         m.write(0, result)
         m.set_flags(flags.SHL, result, before)
+    else:
+        _write_back(m)
 
 
 @instruction(*_shift_forms(5), rmw=True, fast=True)
@@ -377,6 +379,8 @@ def shr(m: Operation) -> None:
         result = m.T(before >> 1)
         m.write(0, result)
         m.set_flags(flags.SAR, result, m.T(before))
+    else:
+        _write_back(m)
 
 
 @instruction(*_shift_forms(7), rmw=True, fast=True)
@@ -389,6 +393,15 @@ def sar(m: Operation) -> None:
         result = m.T(before >> 1)
         m.write(0, result)
         m.set_flags(flags.SAR, result, m.T(before))
+    else:
+        _write_back(m)
+
+
+@staged
+def _write_back(m: Operation) -> None:
+    """A count of 0 still writes the operand: a 32-bit register is zero-extended."""
+    if m.size == 32 and not m.is_memory(0):
+        m.write(0, m.read(0))
 
 
 @staged
@@ -408,6 +421,8 @@ def rol(m: Operation) -> None:
         m.write(0, result)
         carry = (result & 1) != 0
         _rotate_flags(m, carry, sign(result) ^ carry)
+    else:
+        _write_back(m)
 
 
 @instruction(*_shift_forms(1), rmw=True, fast=True)
@@ -421,6 +436,8 @@ def ror(m: Operation) -> None:
         result = (value >> turn) | (value << back)
         m.write(0, result)
         _rotate_flags(m, sign(result), sign(result ^ (result << 1)))
+    else:
+        _write_back(m)
 
 
 @instruction(*_shift_forms(2), rmw=True)
@@ -441,6 +458,8 @@ def rcl(m: Operation) -> None:
         m.write(0, result)
         out = ((turned >> bits) & 1) != 0
         _rotate_flags(m, out, sign(result) ^ out)
+    else:
+        _write_back(m)
 
 
 @instruction(*_shift_forms(3), rmw=True)
@@ -460,6 +479,8 @@ def rcr(m: Operation) -> None:
         result = m.T(turned)
         m.write(0, result)
         _rotate_flags(m, ((turned >> bits) & 1) != 0, sign(result ^ (result << 1)))
+    else:
+        _write_back(m)
 
 
 @instruction("0F A4 /r : Ev Gv Ib", "0F A5 /r : Ev Gv CL", rmw=True)
@@ -470,7 +491,7 @@ def shld(m: Operation) -> None:
     value, source = m.read(0), m.read(1)
     if count != 0:
         if bits == 16:
-            pair = (u64(value) << 32) | (u64(source) << 16) | u64(value)
+            pair = (u64(value) << 32) | (u64(source) << 16) | u64(source)
             result = u16((pair << count) >> 32)
             before = u16((pair << (count - 1)) >> 32)
         else:
@@ -479,6 +500,8 @@ def shld(m: Operation) -> None:
             before = value << (n - 1)
         m.write(0, result)
         m.set_flags(flags.SHL, result, before)
+    else:
+        _write_back(m)
 
 
 @instruction("0F AC /r : Ev Gv Ib", "0F AD /r : Ev Gv CL", rmw=True)
@@ -501,6 +524,8 @@ def shrd(m: Operation) -> None:
         m.set_flags(flags.SAR, result, before)
         changed = sign(result ^ value)
         m.set_status(u64(changed) << 11, OF)
+    else:
+        _write_back(m)
 
 
 # --- moves -------------------------------------------------------------------
@@ -602,12 +627,17 @@ for _code, _suffix in enumerate(CONDITIONS):
 
 @instruction("0F B0 /r : Eb Gb", "0F B1 /r : Ev Gv", rmw=True, lock=True)
 def cmpxchg(m: Operation) -> None:
-    """CMPXCHG: the destination is written in either case."""
+    """CMPXCHG: memory is written in either case, a register only when the values are equal."""
     expected = m.get(RAX, m.T)
     old = m.read(0)
     equal = old == expected
-    m.write(0, select(equal, m.read(1), old))
-    if ~equal:
+    if m.is_memory(0):
+        m.write(0, select(equal, m.read(1), old))
+        if ~equal:
+            m.set(RAX, old)
+    elif equal:
+        m.write(0, m.read(1))
+    else:
         m.set(RAX, old)
     m.set_flags(flags.SUB, expected - old, old)
 
