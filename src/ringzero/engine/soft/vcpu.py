@@ -52,18 +52,20 @@ class SoftVcpu(Vcpu):
         tlb = TLB_ENTRIES * TlbEntry.size
         jumps = JUMP_ENTRIES * JumpCacheEntry.size
         cpu_size = -(-Cpu.size // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._memory = mmap.mmap(-1, cpu_size + 2 * tlb + jumps)
+        self._memory = mmap.mmap(-1, cpu_size + 2 * tlb + 2 * jumps)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self.cpu = CpuView(self.address)
         cpu = self.cpu
         cpu.tlb_user = self.address + cpu_size
         cpu.tlb_kernel = cpu.tlb_user + tlb
         cpu.tlb = cpu.tlb_kernel
-        cpu.jump_cache = cpu.tlb_kernel + tlb
+        cpu.jump_user = cpu.tlb_kernel + tlb
+        cpu.jump_kernel = cpu.jump_user + jumps
+        cpu.jump_cache = cpu.jump_kernel
         cpu.tsc_deadline = NEVER
         cpu.slice = cpu.budget = SLICE
         cpu.index = index
-        self._fill_ff(cpu.tlb_user, 2 * tlb + jumps)
+        self._fill_ff(cpu.tlb_user, 2 * tlb + 2 * jumps)
         vm.engine.connect(self.address)
         vm.describe_memory(cpu)
         self._enter = vm.engine.run_interpreter
