@@ -39,7 +39,7 @@ class GuestMemory:
 
     def __init__(self, layout: list[tuple[int, int]]) -> None:
         offset = 0
-        regions = []
+        regions: list[RamRegion] = []
         for base, size in layout:
             if base % PAGE_SIZE or size % PAGE_SIZE or size <= 0:
                 raise ValueError(f"RAM region {base:#x}+{size:#x} is not page-aligned")

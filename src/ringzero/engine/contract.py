@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import GuestMemory
+from ringzero.errors import EngineError
 from ringzero.registry import Registry
 
 
@@ -61,7 +62,10 @@ class MsrRead:
 
 @dataclass(frozen=True, slots=True)
 class MsrWrite:
-    """WRMSR of a register the engine does not keep; `complete(None)` gives #GP."""
+    """WRMSR of a register the engine does not keep; `complete(None)` gives #GP.
+
+    Needs no `complete` when it succeeded.
+    """
 
     index: int
     value: int
@@ -151,18 +155,69 @@ class Vcpu(ABC):
         """Replace the architectural state."""
 
     @abstractmethod
+    def debug(self, single_step: bool, breakpoints: tuple[int, ...] = ()) -> None:
+        """Set what makes `run` return DebugStop: every instruction, or linear addresses.
+
+        Up to four breakpoints; the guest's own use of DR0-7 is suspended while
+        any is set. Raises EngineError where the engine cannot.
+        """
+
+    @abstractmethod
     def statistics(self) -> dict[str, int]:
         """Return counters: instructions, translations, TLB misses ..."""
 
 
 class Vm(ABC):
-    """One machine's engine side: its vCPUs over its memory."""
+    """One machine's engine side: its vCPUs over its memory.
+
+    `on_eoi(vector)` is called, on a vCPU's thread, when a level-triggered
+    interrupt was served by one of the engine's own local APICs.
+    """
 
     memory: GuestMemory
+    on_eoi: Callable[[int], None] | None = None
 
     @abstractmethod
-    def create_vcpu(self, index: int, interrupts: LocalInterrupts) -> Vcpu:
-        """Make vCPU number `index`, which takes interrupts from its local APIC."""
+    def create_vcpu(self, index: int, interrupts: LocalInterrupts | None) -> Vcpu:
+        """Make vCPU number `index`, which takes interrupts from its local APIC.
+
+        `interrupts` is None where the engine keeps the local APICs (`apics` of
+        `Engine.create_vm`); then Halt never comes out of `run`, vCPU 0 starts
+        runnable and the others wait for INIT and STARTUP within `run`.
+        """
+
+    def send_message(self, address: int, data: int) -> bool:
+        """Deliver a message-signalled interrupt to the engine's own local APICs.
+
+        Returns whether anyone took it (SDM vol. 3A, 11.11). From any thread.
+        """
+        raise NotImplementedError("this engine keeps no local APICs")
+
+    def add_doorbell(self, address: int, width: int, value: int, ring: Callable[[], None]) -> bool:
+        """Ask that a guest's MMIO write of `value` call `ring` on a thread of the engine.
+
+        The vCPU does not wait for it and makes no exit. Returns False where the
+        engine has no such thing; then the write comes out of `run` as any other.
+        """
+        return False
+
+    def settle(self) -> None:  # noqa: B027 - an engine without doorbells has nothing to do
+        """With vCPUs stopped: return when every doorbell that was rung has been served."""
+
+    def track_dirty(self, enabled: bool) -> None:
+        """Begin or end to note which pages vCPUs write; raises EngineError if it cannot."""
+        raise EngineError("this engine does not track dirty pages")
+
+    def take_dirty(self) -> list[int]:
+        """Return the numbers of the guest pages that vCPUs wrote since the last call, sorted."""
+        raise EngineError("this engine does not track dirty pages")
+
+    def save(self) -> Any:
+        """Return what the engine keeps for the whole machine, as plain state, or None."""
+        return None
+
+    def restore(self, state: Any) -> None:  # noqa: B027 - as `save`
+        """Put back what `save` returned; raises StateError."""
 
     @property
     @abstractmethod
@@ -182,14 +237,32 @@ class Engine(ABC):
     """A way to execute guest code."""
 
     name: str
+    # Whether `create_vm` can be asked for local APICs inside the engine.
+    keeps_apics: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def tsc_hz(self) -> int:
+        """Frequency that guests' time-stamp counters will have, in hertz."""
+
+    def supported_cpuid(self) -> tuple[Any, ...] | None:
+        """Return the CpuidLeaf entries that bound what a guest may see; None: no bounds."""
+        return None
 
     @abstractmethod
     def availability(self) -> Availability:
         """Say whether this host can run the engine, measured and not guessed."""
 
     @abstractmethod
-    def create_vm(self, memory: GuestMemory, cpuid: Iterable[Any]) -> Vm:
-        """Make a Vm; `cpuid` lists the CpuidLeaf entries that the guest is to see."""
+    def create_vm(self, memory: GuestMemory, cpuid: Iterable[Any], *, apics: bool = False) -> Vm:
+        """Make a Vm; `cpuid` lists the CpuidLeaf entries that the guest is to see.
+
+        The engine itself fills in what differs from vCPU to vCPU (APIC ids) and
+        what follows control registers (OSXSAVE). `apics` asks for local APICs
+        inside the engine, which only one with `keeps_apics` has.
+        """
 
 
-ENGINES: Registry[type[Engine]] = Registry("engine", "ringzero.engine")
+ENGINES: Registry[type[Engine]] = Registry(
+    "engine", "ringzero.engine", support=("contract", "info", "select")
+)

@@ -523,6 +523,20 @@ class Execution:
     def _on_List(self, node: ast.List) -> Any:
         return [self._eval(e) for e in node.elts]
 
+    def _on_Dict(self, node: ast.Dict) -> Any:
+        pairs = zip(node.keys, node.values, strict=True)
+        return {self._eval(k): self._eval(v) for k, v in pairs if k is not None}
+
+    def _on_ListComp(self, node: ast.ListComp) -> Any:
+        if len(node.generators) != 1 or node.generators[0].ifs:
+            raise TypeError("a list comprehension has one for and no if")
+        generator = node.generators[0]
+        results = []
+        for item in self._eval(generator.iter):
+            self._assign(generator.target, item)
+            results.append(self._eval(node.elt))
+        return results
+
     def _on_Set(self, node: ast.Set) -> Any:
         return {self._eval(e) for e in node.elts}
 

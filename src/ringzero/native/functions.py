@@ -10,6 +10,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+# Every native function that exists, so that each is compiled where it is at home.
+NATIVE_FUNCTIONS: list[NativeFunction[Any, Any]] = []
+
+
 class NativeFunction(Generic[P, R]):
     """A function compiled to native code of its own; calls to it are real calls.
 
@@ -26,6 +30,7 @@ class NativeFunction(Generic[P, R]):
         self.noreturn = noreturn
         self.convention = convention
         self.__doc__ = function.__doc__
+        NATIVE_FUNCTIONS.append(self)
 
     def signature(self) -> tuple[list[Any], Any]:
         """Return the parameter types and the result type (None for nothing)."""

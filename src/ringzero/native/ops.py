@@ -120,3 +120,13 @@ def unreachable() -> None:
 def long_jump(buffer: Any) -> None:
     """Leave all native frames up to the one that armed `buffer` (a host address)."""
     builder().long_jump(convert(U64, buffer))  # type: ignore[attr-defined]
+
+
+def call_address(address: Any, result: Any, *arguments: Any) -> Any:
+    """Call the native function (C convention) at a host address."""
+    return builder().call_address(convert(U64, address), result, arguments)  # type: ignore[attr-defined]
+
+
+def read_host_tsc() -> Any:
+    """Return the host's time-stamp counter (u64)."""
+    return host_asm(U64, "rdtsc; shlq $$32, %rdx; orq %rdx, %rax", "={rax},~{rdx},~{flags}")

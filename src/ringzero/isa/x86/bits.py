@@ -72,15 +72,13 @@ def _scan(m: Operation, forward: bool) -> None:
     m.set_status(select(value == 0, u64(ZF), u64(0)), ARITHMETIC_FLAGS)
 
 
-@instruction("NP 0F BC /r : Gv Ev", "66 0F BC /r : Gv Ev", "F2 0F BC /r : Gv Ev",
-             "F3 0F BC /r : Gv Ev", fast=True)  # fmt: skip
+@instruction("0F BC /r : Gv Ev", fast=True)
 def bsf(m: Operation) -> None:
     """BSF (F3 0F BC is TZCNT on processors with BMI1, which x86-64-v2 has not)."""
     _scan(m, True)
 
 
-@instruction("NP 0F BD /r : Gv Ev", "66 0F BD /r : Gv Ev", "F2 0F BD /r : Gv Ev",
-             "F3 0F BD /r : Gv Ev", fast=True)  # fmt: skip
+@instruction("0F BD /r : Gv Ev", fast=True)
 def bsr(m: Operation) -> None:
     """BSR (F3 0F BD is LZCNT on processors with it, which x86-64-v2 has not)."""
     _scan(m, False)

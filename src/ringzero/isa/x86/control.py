@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.x86.cpu import ATTR_DB, RBP, RCX, RSP, SS
+from ringzero.isa.x86.faults import raise_ss0
 from ringzero.isa.x86.integer import CONDITIONS
 from ringzero.isa.x86.operation import Operation
 from ringzero.isa.x86.table import instruction
@@ -19,8 +20,18 @@ def stack_mask(m: Operation) -> Any:
 
 
 @staged
+def check_stack(m: Operation, pointer: Any) -> None:
+    """Raise #SS(0) for a stack address that is not canonical; the fast path never has one."""
+    if m.checked:
+        top = pointer >> 47
+        if m.long_mode() and top != 0 and top != 0x1FFFF:
+            raise_ss0(m.cpu)
+
+
+@staged
 def stack_load(m: Operation, kind: Any, pointer: Any) -> Any:
     """Load from the stack at the value `pointer` of the stack pointer."""
+    check_stack(m, pointer)
     if m.long_mode():
         return m.load(kind, pointer)
     return m.load(kind, (m.cpu.seg[SS].base + (pointer & stack_mask(m))) & 0xFFFFFFFF)
@@ -29,6 +40,7 @@ def stack_load(m: Operation, kind: Any, pointer: Any) -> Any:
 @staged
 def stack_store(m: Operation, pointer: Any, value: Any) -> None:
     """Store to the stack at the value `pointer` of the stack pointer."""
+    check_stack(m, pointer)
     if m.long_mode():
         m.store(value.kind, pointer, value)
     else:
@@ -78,12 +90,17 @@ def pop(m: Operation) -> None:
 @instruction("8F /0 : Ev", d64=True, name="pop")
 def pop_memory(m: Operation) -> None:
     """POP to memory: an address based on RSP uses its value after the pop."""
-    pointer = m.get(RSP, u64)
-    value = stack_load(m, m.T, pointer)
-    set_stack_pointer(m, pointer + m.T.size)
+    before = m.get(RSP, u64)
+    value = stack_load(m, m.T, before)
+    set_stack_pointer(m, before + m.T.size)
     if m.memory:
-        m.restore_on_fault(RSP, pointer)
-    m.write(0, value)
+        where = m.address(0)
+        after = m.get(RSP, u64)
+        m.set(RSP, before)
+        m.store(m.T, where, value)
+        m.set(RSP, after)
+    else:
+        m.write(0, value)
 
 
 @instruction("60", no64=True, sized=True)
@@ -168,7 +185,9 @@ def jmp(m: Operation) -> None:
 @instruction("FF /4 : Ev", d64=True, ends=True, fast=True, name="jmp")
 def jmp_indirect(m: Operation) -> None:
     """JMP, near indirect."""
-    m.jump(u64(m.read(0)))
+    target = u64(m.read(0))
+    m.check_target(target)
+    m.jump(target)
 
 
 @instruction("E8 : Jz", d64=True, sized=True, ends=True, fast=True)

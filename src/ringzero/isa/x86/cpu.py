@@ -6,7 +6,7 @@ touch comes first, so that its displacement fits a byte.
 
 from __future__ import annotations
 
-from ringzero.native import Struct, boolean, field, u8, u16, u32, u64, v128
+from ringzero.native import Struct, field, u8, u16, u32, u64, v128
 
 # GPR numbers (Intel SDM vol. 2, table 3-1).
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15 = range(16)
@@ -62,10 +62,11 @@ MODE_16, MODE_32, MODE_64 = 0, 1, 2
     EXIT_CR8_READ,
 ) = range(15)
 
-# Bits of `Cpu.requests`, set by other threads, looked at when the budget is spent.
-REQUEST_KICK = 1
-REQUEST_INTERRUPT = 2
-REQUEST_FLUSH = 4
+# Bits of `Cpu.requests`, looked at when the budget is spent. Each has a byte of its own,
+# because other threads set them from Python with plain byte stores.
+REQUEST_KICK = 1 << 0
+REQUEST_INTERRUPT = 1 << 8
+REQUEST_FLUSH = 1 << 16
 
 # A soft TLB has this many entries; its index is taken from the page number.
 TLB_BITS = 10
@@ -188,6 +189,7 @@ class Cpu(Struct):
     sysenter_eip = field(u64)
     tsc_aux = field(u64)
     tsc_offset = field(u64)  # guest TSC = host TSC + this
+    tsc_adjust = field(u64)  # IA32_TSC_ADJUST: the sum of the guest's own changes of its TSC
     tsc_deadline = field(u64)  # guest TSC at which the timer fires; all ones: never
     pat = field(u64)
     misc_enable = field(u64)
@@ -222,6 +224,7 @@ class Cpu(Struct):
     delivering_class = field(u32)
     nmi_blocked = field(u32)
     debug_pending = field(u64)  # DR6 bits of a #DB to raise after this instruction
+    stepping = field(u32)  # RFLAGS.TF was set when this instruction began (see debug.py)
 
     # --- the outside ---
     requests = field(u32)
@@ -272,12 +275,16 @@ class Cpu(Struct):
     count_dropped = field(u64)
     unknown_bytes = field(u64, 2)  # first bytes of the last unknown instruction
 
+    # Decoder tables (see isa.x86.decoder): host addresses.
+    opcode_table = field(u64)
+    group_table = field(u64)
+    form_table = field(u64)
+    refuse = field(u32)  # the outside access ends in #GP(0)
+    inject = field(u32)  # vector + 1 of an external interrupt that run() delivers first
+    fetch_buffer = field(v128, 2)
+
     insn = field(Insn)  # the instruction the interpreter runs
     scratch = field(v128, 64)  # room for semantics that need memory (x87 images)
-    halt_pending = field(boolean)
-    reserved = field(u8)
-    reserved2 = field(u16)
-    # The TLBs themselves lie in memory of their own: tlb_user, tlb_kernel point there.
 
 
 class CpuidEntry(Struct):

@@ -28,6 +28,8 @@ class Operation(Protocol):
     mnemonic: str
     # Generation-time facts about this variant of the form.
     memory: bool  # ModRM names memory
+    # True in handlers; False in stencils, which run only while no SSE exception is unmasked.
+    checked: bool
     mode64: bool | None  # True or False in stencils, None in handlers: ask `long_mode()`
 
     @property
@@ -72,6 +74,15 @@ class Operation(Protocol):
     def store(self, kind: Any, address: Any, value: Any) -> None:
         """Store a `kind`; may fault."""
 
+    def displace(self, amount: Any) -> None:
+        """Add `amount` bytes (u64) to the address of the memory operand."""
+
+    def string_address(self, register: int, offset: Any) -> Any:
+        """Linear address of `register` + `offset` with the instruction's segment and address size."""
+
+    def exchange_pair(self, kind: Any, expected: Any, desired: Any) -> Any:
+        """Compare-and-exchange the memory operand as a `kind` (u64, u128); return what was there."""
+
     # --- flags ---
 
     def set_flags(self, kind: int, dst: Any, src: Any = 0, aux: Any = 0) -> None:
@@ -96,7 +107,10 @@ class Operation(Protocol):
         """Address of the next instruction (u64)."""
 
     def jump(self, target: Any) -> None:
-        """Continue at `target` (u64) instead; #GP(0) when it is not canonical."""
+        """Continue at `target` (u64) instead."""
+
+    def check_target(self, target: Any) -> None:
+        """Raise #GP(0) in long mode when a branch target (u64) is not canonical."""
 
     def branch(self, condition: Any, target: Any) -> None:
         """Jump when the boolean `condition` holds."""
