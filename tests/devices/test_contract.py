@@ -10,6 +10,10 @@ from tests.devices.specimens import BUILDERS
 WIDTHS = (1, 2, 4, 8)
 PATTERNS = (0, 1, 0xFF, 0x5A5A5A5A5A5A5A5A, (1 << 64) - 1)
 
+# Wires that others drive; what a battery keeps. (What the host typed also waits
+# for the driver, which resets the device first of all.)
+OUTLIVE_RESET = {"ioapic": ("levels",), "rtc": ("cmos", "offset")}
+
 
 @pytest.fixture(params=sorted(BUILDERS))
 def make(request):
@@ -44,9 +48,11 @@ def test_reset_gives_the_state_after_power_on(make):
     worked.device.pause()
     worked.device.reset()
     first, second = states(fresh), states(worked)
-    # The wire into an I/O APIC is the device's, and a controller's reset does not lower it.
     for tree in (*first, *second):
-        tree.pop("levels", None)
+        for field in OUTLIVE_RESET.get(worked.name, ()):
+            tree.pop(field, None)
+        for port in tree.get("ports", ()):
+            port.pop("backlog")
     assert first == second
 
 
