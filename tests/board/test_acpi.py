@@ -94,8 +94,9 @@ def test_acpica_reads_the_tables(tmp_path):
         assert "rror" not in run.stderr.replace("0 Errors", ""), run.stderr
         text[name] = (tmp_path / f"{name}.dsl").read_text()
     # What was disassembled compiles again, without errors and to the same devices.
-    again = subprocess.run(["iasl", "-p", "again", "dsdt.dsl"], cwd=tmp_path, capture_output=True,
-                           text=True)
+    again = subprocess.run(
+        ["iasl", "-p", "again", "dsdt.dsl"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert again.returncode == 0 and " 0 Errors" in again.stdout, again.stdout + again.stderr
     body = tables()[b"DSDT"][36:]
     assert (tmp_path / "again.aml").read_bytes()[36:] == body

@@ -12,10 +12,19 @@ from tests.devices.virtio.test_block import MemoryDisk
 def build(**more):
     memory = GuestMemory(memmap.ram_layout(32 << 20))
     events = []
-    told = BoardEvents(*(lambda name=name: events.append(name) for name in ("off", "reboot", "panic")))
-    parts = dict(cpus=2, memory=memory, clock=lambda: 1000, tsc_hz=10**9, events=told,
-                 serial=lambda data: events.append(data),
-                 ports=[ConsolePort("c", lambda data: None)], disks=[MemoryDisk()])
+    told = BoardEvents(
+        *(lambda name=name: events.append(name) for name in ("off", "reboot", "panic"))
+    )
+    parts = dict(
+        cpus=2,
+        memory=memory,
+        clock=lambda: 1000,
+        tsc_hz=10**9,
+        events=told,
+        serial=lambda data: events.append(data),
+        ports=[ConsolePort("c", lambda data: None)],
+        disks=[MemoryDisk()],
+    )
     return BOARDS.get("microvm")(BoardParts(**{**parts, **more})), events
 
 
@@ -78,8 +87,15 @@ def test_stateful_names_every_part_once():
     board, _ = build()
     names = [name for name, _ in board.stateful()]
     assert len(names) == len(set(names))
-    assert {"lapic0", "lapic1", "ioapic", "serial", "console", "console.device",
-            "disk0.device"} <= set(names)
+    assert {
+        "lapic0",
+        "lapic1",
+        "ioapic",
+        "serial",
+        "console",
+        "console.device",
+        "disk0.device",
+    } <= set(names)
 
 
 def test_interrupt_lines_run_out_with_a_message():
