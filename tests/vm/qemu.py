@@ -79,6 +79,9 @@ class QemuGuest:
         else:
             self._sockets.pop(port).close()
 
+    def backlog(self, port):
+        return 0
+
     @property
     def serial(self):
         return (Path(self._place.name) / "serial").read_text(errors="replace")

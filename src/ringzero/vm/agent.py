@@ -82,6 +82,10 @@ class Channels(Protocol):
         """Tell the guest PORT_OPEN 1 or 0; 0 comes after all data sent before."""
         ...
 
+    def backlog(self, port: str) -> int:
+        """Return how many bytes sent on `port` the guest has not taken yet."""
+        ...
+
 
 class Command:
     """A command in the guest, from the request to its end."""
@@ -123,6 +127,13 @@ class Command:
                 self._agent.channels.send(STDIN, data)
             else:
                 self._early_input.append(data)
+
+    @property
+    def backlog(self) -> int:
+        """Bytes of input that the guest has not taken yet; a caller with much waits for it."""
+        with self._agent.lock:
+            early = sum(map(len, self._early_input))
+            return early + (self._agent.channels.backlog(STDIN) if self._started else 0)
 
     def close_input(self) -> None:
         """Let the command read end of file on its standard input."""
