@@ -119,7 +119,7 @@ def ensure(
     with locked(cache / "images" / "lock"):
         found = None if refresh else _load(pointer, cache)
         if found is None:
-            digest = _build(recipe, cache, progress)
+            digest = _build(recipe, cache, progress, refresh)
             with atomic_file(pointer) as file:
                 file.write(json.dumps({"digest": digest}).encode())
             found = _load(pointer, cache)
@@ -193,11 +193,13 @@ def _read(place: Path) -> BootFiles | None:
     return image if whole else None
 
 
-def _build(recipe: Recipe, cache: Path, progress: Progress) -> str:
+def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> str:
     """Put the image together and return its digest."""
     apt = Apt(
         architecture=recipe.architecture, suite=recipe.suite, cache=cache, progress=progress
     )
+    if refresh:
+        apt.refresh(max_age=0)
     kernel_name = _real_kernel(apt, recipe.kernel)
     packages = apt.resolve([kernel_name], dependencies=False)
     packages += apt.resolve(["busybox-static"], dependencies=False)
