@@ -9,7 +9,7 @@ from ringzero.board.kernel import decompress, load_kernel, parse_kernel
 from ringzero.errors import GuestImageError
 from tests.board.kernels import COMPRESSIONS, bzimage, elf
 
-FUZZ = int(os.environ.get("RINGZERO_TEST_FUZZ", "200"))
+FUZZ = 200 * int(os.environ.get("RINGZERO_FUZZ", "1"))
 
 
 def test_vmlinux_is_loaded_where_it_is_linked():
