@@ -161,6 +161,8 @@ class Native:
                 continue
             if case.mode != 64:
                 raw = _narrow(raw)
+            if address >> 63:
+                error &= ~1  # whether the host's kernel has a page there is not the guest's matter
             vector = SYSCALL if signum == runtime.SIGSYS else trap
             outcomes.append(Outcome(State(raw), vector, error, address, memory))
         return outcomes
