@@ -62,6 +62,8 @@ PATCHES_AT: Final = 672
 _LARGEST_OUTPUT: Final = 0x8000
 """Above the size of a record in which every line of the window has changed."""
 
+EXIT_BROKEN: Final = 99
+"""Exit status when set-up failed or the program itself faulted."""
 SIGALRM: Final = 14
 SIGSYS: Final = 31
 
@@ -71,8 +73,6 @@ _FILTER_AT: Final = 0x300
 _FILTER_PROG_AT: Final = 0x380
 _SIGACTION_AT: Final = 0x3A0
 _ALTSTACK_AT: Final = 0x3C0
-_FS_DESCRIPTOR_AT: Final = 0x3E0
-_GS_DESCRIPTOR_AT: Final = 0x3F0
 _DATA_AT: Final = 0x1000
 _WINDOW_AT: Final = _DATA_AT + DATA_SIZE
 _PRIVATE_SIZE: Final = _WINDOW_AT + CODE_SIZE + DATA_SIZE
@@ -125,20 +125,14 @@ actions:
     syscall
     jmp actions
 actions_done:
-    # FS and GS: selectors of thread-local descriptors, so that 32-bit code can use them.
-    # set_thread_area(user_desc), which fills in the entry number
-    mov eax, 205
-    lea rdi, [rbp + {_FS_DESCRIPTOR_AT}]
-    syscall
-    mov eax, [rbp + {_FS_DESCRIPTOR_AT}]
-    lea eax, [rax*8 + 3]
+    # FS and GS with a flat selector, so that 32-bit code can use them, then their bases.
+    mov eax, 0x2b
     mov fs, eax
-    mov eax, 205
-    lea rdi, [rbp + {_GS_DESCRIPTOR_AT}]
-    syscall
-    mov eax, [rbp + {_GS_DESCRIPTOR_AT}]
-    lea eax, [rax*8 + 3]
     mov gs, eax
+    mov eax, {FS_BASE:#x}
+    wrfsbase rax
+    mov eax, {GS_BASE:#x}
+    wrgsbase rax
     # prctl(PR_SET_PDEATHSIG, SIGKILL)
     mov eax, 157
     mov edi, 1
@@ -397,7 +391,7 @@ leave:
     syscall
 broken:
     mov eax, 60
-    mov edi, 99
+    mov edi, {EXIT_BROKEN}
     syscall
 """
 
@@ -434,9 +428,6 @@ def _private_image() -> bytes:
     struct.pack_into("<QQ", image, _FILTER_PROG_AT, len(program) // 8, _PRIVATE + _FILTER_AT)
     struct.pack_into("<QQQQ", image, _SIGACTION_AT, 0, _SA_FLAGS, 0, 0)
     struct.pack_into("<QQQ", image, _ALTSTACK_AT, _ALTSTACK, 0, _ALTSTACK_SIZE)
-    flat_data = 0x51  # 32-bit, limit in pages, usable
-    for at, base in ((_FS_DESCRIPTOR_AT, FS_BASE), (_GS_DESCRIPTOR_AT, GS_BASE)):
-        struct.pack_into("<IIII", image, at, 0xFFFF_FFFF, base, 0xF_FFFF, flat_data)
     image[_DATA_AT:] = INITIAL_DATA[:DATA_SIZE]
     return bytes(image)
 
