@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -144,7 +145,7 @@ def test_block_status_covers_the_disk_and_tells_the_truth(flavour, image):
             if extent.reads_zero:
                 assert data == bytes(extent.length)
             if extent.kind is Kind.DATA and extent.host is not None:
-                with open(extent.path, "rb") as file:
+                with Path(extent.path).open("rb") as file:
                     file.seek(extent.host)
                     assert file.read(extent.length) == data
         assert at == disk.size
@@ -155,7 +156,7 @@ def test_block_status_covers_the_disk_and_tells_the_truth(flavour, image):
 def test_ranges_outside_the_disk_are_refused(flavour, image, call):
     with flavour.open(image) as disk:
         calls = {
-            "read": lambda at, n: disk.read(at, n),
+            "read": disk.read,
             "write": lambda at, n: disk.write(at, bytes(n)),
             "zero": disk.write_zeroes,
             "discard": disk.discard,
@@ -229,9 +230,11 @@ def test_a_second_writer_is_locked_out_and_readers_share(flavour, image):
         with pytest.raises(DiskLockedError):
             flavour.open(image, read_only=True)
         flavour.open(image, read_only=True, lock=False).close()
-    with flavour.open(image, read_only=True), flavour.open(image, read_only=True):
-        with pytest.raises(DiskLockedError):
-            flavour.open(image)
+    first, second = flavour.open(image, read_only=True), flavour.open(image, read_only=True)
+    with pytest.raises(DiskLockedError):
+        flavour.open(image)
+    first.close()
+    second.close()
     flavour.open(image).close()
 
 

@@ -67,7 +67,7 @@ class _Around(Surroundings):
     made: list[Path] = field(default_factory=list)
 
     @property
-    def depth(self) -> int:  # type: ignore[override]
+    def depth(self) -> int:
         return len(self.above)
 
     def open_backing(self, name: str, format: str | None) -> Disk | None:

@@ -1,4 +1,4 @@
-"""Scattered buffers: requests come as several pieces of guest memory and are never copied together."""
+"""Scattered buffers: a request is several pieces of guest memory, never copied together."""
 
 from __future__ import annotations
 
