@@ -29,4 +29,13 @@ class Flavour:
 FLAVOURS = [
     Flavour("raw"),
     Flavour("raw", {"preallocation": "falloc"}),
+    Flavour("qcow2"),
+    Flavour("qcow2", {"compat": "0.10"}),
+    Flavour("qcow2", {"cluster_size": "512"}),
+    Flavour("qcow2", {"cluster_size": "2M", "refcount_bits": "64"}),
+    Flavour("qcow2", {"cluster_size": "1K", "refcount_bits": "1"}),
+    Flavour("qcow2", {"extended_l2": "on", "compression_type": "zstd"}),
+    Flavour("qcow2", {"preallocation": "metadata"}),
+    Flavour("qcow2", {"data_file": "data"}),
+    Flavour("qcow2", {"data_file": "data", "data_file_raw": "on"}),
 ]
