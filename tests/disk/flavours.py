@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ringzero.disk import Disk, create_disk, open_disk
+from ringzero.disk import FORMATS, Disk, create_disk, open_disk
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,16 @@ class Flavour:
     def __str__(self) -> str:
         shown = ",".join(f"{name}={value}" for name, value in self.options.items())
         return f"{self.format}({shown})" if shown else self.format
+
+    @property
+    def takes_backing(self) -> bool:
+        able = FORMATS.get(self.format).can_have_backing
+        return able and not {"preallocation", "data_file_raw"} & set(self.options)
+
+    @property
+    def blank(self) -> bool:
+        """Whether a new image has no data allocated."""
+        return not {"preallocation", "data_file_raw"} & set(self.options)
 
     def create(self, path: Path, size: int, **more) -> None:
         create_disk(path, self.format, size, options=self.options, **more)

@@ -80,6 +80,8 @@ def make_header(size: int, options: Options, backing: tuple[str, str] | None) ->
         if not options["data_file"] or backing:
             raise InvalidValueError("data_file_raw needs a data_file and no backing file")
         header.autoclear |= RAW_EXTERNAL
+    if backing and options["preallocation"] != "off":
+        raise InvalidValueError("an overlay is not preallocated: it would hide its backing file")
     if backing:
         header.backing_name, header.backing_format = backing
     header.l1_size = header.l1_needed(size)
