@@ -181,27 +181,22 @@ class Checker:
         return block.items if block is not None else None
 
     def _compare(self, repair: Repair, *, rebuild: bool) -> None:
-        blank = array("I", bytes(4 * self.per_block))
         filled = {n for n, v in enumerate(self.refcounts.table.items) if v & REFTABLE_OFFSET}
         for index in sorted(filled | set(self.found)):
-            wanted = self.found.get(index, blank)
-            stored = self._block(index)
-            if stored is None:
-                stored = blank
-            if stored == wanted:
-                self._note_end(index, wanted)
+            wanted, stored = self.found.get(index), self._block(index)
+            used, counted = _used(wanted), _used(stored)
+            if used:
+                end = (index * self.per_block + used) << self.header.cluster_bits
+                self.report.image_end = max(self.report.image_end, end)
+            length = max(used, counted)
+            want = wanted[:length] if wanted is not None else array("I", bytes(4 * length))
+            have = stored[:length] if stored is not None else array("I", bytes(4 * length))
+            if want == have:
                 continue
-            for place in range(self.per_block):
-                have, want = stored[place], wanted[place]
-                if have != want:
-                    self._mismatch(index * self.per_block + place, have, want, repair, rebuild)
-            self._note_end(index, wanted)
-
-    def _note_end(self, index: int, counts: array[int]) -> None:
-        last = next((n for n in range(len(counts) - 1, -1, -1) if counts[n]), None)
-        if last is not None:
-            end = (index * self.per_block + last + 1) << self.header.cluster_bits
-            self.report.image_end = max(self.report.image_end, end)
+            for place in range(length):
+                if have[place] != want[place]:
+                    cluster = index * self.per_block + place
+                    self._mismatch(cluster, have[place], want[place], repair, rebuild)
 
     def _mismatch(self, cluster: int, have: int, want: int, repair: Repair, rebuild: bool) -> None:
         leak = have > want
@@ -299,3 +294,10 @@ class Checker:
             header.incompatible &= ~(DIRTY | CORRUPT)
             header.write(self.disk.storage)
             self.disk.storage.flush()
+
+
+def _used(counts: array[int] | None) -> int:
+    """Return how many entries there are up to the last one that is not zero."""
+    if counts is None:
+        return 0
+    return -(-len(counts.tobytes().rstrip(b"\0")) // counts.itemsize)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 
+from ringzero.disk.contract import SECTOR
 from ringzero.disk.formats.qcow2.header import MAX_REFTABLE_BYTES, Header
 from ringzero.disk.storage import Storage
 from ringzero.disk.tables import Table
@@ -37,7 +38,11 @@ class PackedTable(Table):
         # One look-up per byte instead of one shift per count.
         spread = [bytes(byte >> shift & mask for shift in shifts) for byte in range(256)]
         packed = storage.read(offset, count * bits // 8)
-        table.items.frombytes(b"".join([spread[byte] for byte in packed]))
+        for start in range(0, len(packed), SECTOR):
+            piece = packed[start : start + SECTOR]
+            # Most of a large block is empty.
+            counts = b"".join([spread[byte] for byte in piece]) if any(piece) else b""
+            table.items.frombytes(counts.ljust(len(piece) * 8 // bits, b"\0"))
         table._low = count
         return table
 
@@ -59,9 +64,13 @@ class PackedTable(Table):
         return bytes(packed)
 
     def write_back(self) -> None:
-        if self.dirty:
-            self.storage.write(self.offset, self.to_bytes())
-            self._low, self._high = len(self.items), 0
+        if not self.dirty:
+            return
+        each = SECTOR * 8 // self.bits
+        low = self._low // each * each
+        high = min(len(self.items), -(-self._high // each) * each)
+        self.storage.write(self.offset + low * self.bits // 8, self.to_bytes(low, high))
+        self._low, self._high = len(self.items), 0
 
 
 class Refcounts:
