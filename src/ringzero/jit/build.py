@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,6 +167,6 @@ def _write_tables(names: list[str], work: Path) -> None:
     (work / "names.json").write_text(json.dumps([f.mnemonic for f in forms]))
 
 
-def link(objects: EngineObjects) -> Library:
-    """Link the compiled engine into this process."""
-    return Library(objects.read(f"{name}.o") for name in objects.units)
+def link(objects: EngineObjects, symbols: Iterable[str]) -> Library:
+    """Link the compiled engine into this process; `symbols` are those that will be asked for."""
+    return Library([objects.read(f"{name}.o") for name in objects.units], symbols)

@@ -76,7 +76,8 @@ def variants(form: Form) -> Iterator[tuple[Variant, list[int]]]:
     sizes = (16, 32, 64)
     for memory in memories:
         locks = [False]
-        if memory and form.attributes.get("lock"):
+        # LOCK needs a memory destination; anything else is #UD (SDM vol. 2, LOCK).
+        if memory and form.attributes.get("lock") and form.operands[0].is_modrm_rm:
             locks.append(True)
         for lock in locks:
             if form.sized:

@@ -67,35 +67,26 @@ def assembly(ir: str, *, level: int = 2, relocation: str = "pic") -> str:
 
 
 class Library:
-    """Compiled objects linked into this process."""
+    """Compiled objects linked into this process; `symbols` are those that will be asked for."""
 
-    def __init__(self, objects: Iterable[bytes], symbols: dict[str, int] | None = None) -> None:
+    def __init__(self, objects: Iterable[bytes], symbols: Iterable[str]) -> None:
         _initialize()
-        for name, address in (symbols or {}).items():
-            llvm.add_symbol(name, address)
-        empty = llvm.parse_assembly("")
-        self._engine = llvm.create_mcjit_compiler(empty, self._machine())
+        self._jit = llvm.create_lljit_compiler(target_machine(2))
+        builder = llvm.JITLibraryBuilder().add_current_process()
         for data in objects:
-            self._engine.add_object_file(llvm.ObjectFileRef.from_data(data))
-        self._engine.finalize_object()
-
-    @staticmethod
-    def _machine() -> Any:
-        # The engine takes ownership of its target machine, so it gets its own.
-        return llvm.Target.from_default_triple().create_target_machine(
-            opt=2, codemodel="jitdefault", jit=True
-        )
+            builder.add_object_img(data)
+        names = list(symbols)
+        for name in names:
+            builder.export_symbol(name)
+        try:
+            self._tracker = builder.link(self._jit, "engine")
+        except RuntimeError as cause:
+            raise EngineError("the compiled engine does not link", detail=str(cause)) from cause
+        self._addresses = {name: int(self._tracker[name]) for name in names}
 
     def address(self, name: str) -> int:
-        """Return the host address of a function; raises EngineError when it is not there."""
-        found = int(self._engine.get_function_address(name))
-        if not found:
-            raise EngineError(f"the compiled engine has no function {name}")
-        return found
-
-    def global_address(self, name: str) -> int:
-        """Return the host address of a global; raises EngineError when it is not there."""
-        found = int(self._engine.get_global_value_address(name))
-        if not found:
-            raise EngineError(f"the compiled engine has no {name}")
-        return found
+        """Return the host address of a function or global; raises EngineError."""
+        try:
+            return self._addresses[name]
+        except KeyError:
+            raise EngineError(f"the compiled engine does not export {name}") from None

@@ -13,6 +13,8 @@ from ringzero.isa.x86.decoder import SLOTS, FormEntry
 from ringzero.jit import build
 
 Entry = Callable[[int], int]
+# Functions that Python calls.
+ENTRIES = ("run_interpreter", "interpreter.host_tsc")
 
 
 class NativeEngine:
@@ -20,7 +22,11 @@ class NativeEngine:
 
     def __init__(self, objects: build.EngineObjects) -> None:
         self.objects = objects
-        self.library = build.link(objects)
+        self._places = {
+            name: json.loads(objects.read(f"{name}.places")) for name in objects.units
+        }
+        tables = [f"handlers.{name}" for name, places in self._places.items() if places]
+        self.library = build.link(objects, [*ENTRIES, *tables])
         self.run_interpreter: Entry = self._entry("run_interpreter")
         self.read_host_tsc: Entry = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(
             self.library.address("interpreter.host_tsc")
@@ -37,11 +43,10 @@ class NativeEngine:
     def _linked_forms(self) -> array[int]:
         """Return the form table with handler addresses in place of indices."""
         addresses = [0]
-        for name in self.objects.units:
-            count = len(json.loads(self.objects.read(f"{name}.places")))
-            if count:
-                where = self.library.global_address(f"handlers.{name}")
-                addresses += (ctypes.c_uint64 * count).from_address(where)
+        for name, places in self._places.items():
+            if places:
+                where = self.library.address(f"handlers.{name}")
+                addresses += (ctypes.c_uint64 * len(places)).from_address(where)
         entries = array("Q")
         entries.frombytes(self.objects.read("forms.bin"))
         words = FormEntry.size // 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.x86.cpu import ATTR_DB, RBP, RCX, RSP, SS
+from ringzero.isa.x86.faults import raise_ss0
 from ringzero.isa.x86.integer import CONDITIONS
 from ringzero.isa.x86.operation import Operation
 from ringzero.isa.x86.table import instruction
@@ -19,8 +20,18 @@ def stack_mask(m: Operation) -> Any:
 
 
 @staged
+def check_stack(m: Operation, pointer: Any) -> None:
+    """Raise #SS(0) for a stack address that is not canonical; the fast path never has one."""
+    if m.checked:
+        top = pointer >> 47
+        if m.long_mode() and top != 0 and top != 0x1FFFF:
+            raise_ss0(m.cpu)
+
+
+@staged
 def stack_load(m: Operation, kind: Any, pointer: Any) -> Any:
     """Load from the stack at the value `pointer` of the stack pointer."""
+    check_stack(m, pointer)
     if m.long_mode():
         return m.load(kind, pointer)
     return m.load(kind, (m.cpu.seg[SS].base + (pointer & stack_mask(m))) & 0xFFFFFFFF)
@@ -29,6 +40,7 @@ def stack_load(m: Operation, kind: Any, pointer: Any) -> Any:
 @staged
 def stack_store(m: Operation, pointer: Any, value: Any) -> None:
     """Store to the stack at the value `pointer` of the stack pointer."""
+    check_stack(m, pointer)
     if m.long_mode():
         m.store(value.kind, pointer, value)
     else:

@@ -189,6 +189,7 @@ class Cpu(Struct):
     sysenter_eip = field(u64)
     tsc_aux = field(u64)
     tsc_offset = field(u64)  # guest TSC = host TSC + this
+    tsc_adjust = field(u64)  # IA32_TSC_ADJUST: the sum of the guest's own changes of its TSC
     tsc_deadline = field(u64)  # guest TSC at which the timer fires; all ones: never
     pat = field(u64)
     misc_enable = field(u64)
@@ -223,6 +224,7 @@ class Cpu(Struct):
     delivering_class = field(u32)
     nmi_blocked = field(u32)
     debug_pending = field(u64)  # DR6 bits of a #DB to raise after this instruction
+    stepping = field(u32)  # RFLAGS.TF was set when this instruction began (see debug.py)
 
     # --- the outside ---
     requests = field(u32)

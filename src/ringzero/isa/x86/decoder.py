@@ -148,7 +148,7 @@ def entry_flags(form: Form) -> int:
     return (
         HAS_MODRM * form.has_modrm
         | DEFAULT_64 * d64
-        | FORCE_64 * (d64 and ends)
+        | FORCE_64 * (d64 and ends and not form.attributes.get("d66"))
         | IGNORE_66 * (form.prefix == 0x66)
         | OPCODE_REGISTER * form.opcode_register
         | ENDS * ends

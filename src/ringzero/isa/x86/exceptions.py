@@ -101,8 +101,6 @@ def deliver_fault(cpu: Cpu) -> None:
     vector = cpu.fault_vector
     has_code = cpu.fault_has_code
     code = cpu.fault_code
-    cpu.external_done = 0
-    cpu.external_cursor = 0
     if cpu.delivering != 0:
         first = cpu.delivering_class
         second = exception_class(vector)
@@ -117,7 +115,6 @@ def deliver_fault(cpu: Cpu) -> None:
                 code = u64(0)
         if vector >= TS and vector <= GP and first != CLASS_SOFTWARE:
             code = code | 1
-    cpu.count_exceptions += 1
     deliver(cpu, vector, has_code, code, u32(EVENT_FAULT), cpu.rip)
 
 
@@ -132,14 +129,12 @@ def shut_down(cpu: Cpu) -> None:
 @native(inline="never")
 def deliver_interrupt(cpu: Cpu, vector: u32) -> None:
     """Deliver an external interrupt between two instructions, the next at `rip`."""
-    cpu.count_interrupts += 1
     deliver(cpu, vector, u32(0), u64(0), u32(EVENT_EXTERNAL), cpu.rip)
 
 
 @native(inline="never")
 def deliver_nmi(cpu: Cpu) -> None:
     """Deliver an NMI; further ones are blocked until the next IRET (SDM vol. 3A, 6.7.1)."""
-    cpu.count_interrupts += 1
     deliver(cpu, u32(NMI), u32(0), u64(0), u32(EVENT_EXTERNAL), cpu.rip)
     cpu.nmi_blocked = 1
 
@@ -166,6 +161,8 @@ def deliver(cpu: Cpu, vector: u32, has_code: u32, code: u64, event: u32, saved_r
     cpu.delivering = 0
     cpu.halted = 0
     cpu.shadow = 0
+    cpu.stepping = 0
+    cpu.debug_pending = 0
     cpu.stop_block = 1
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.x86 import flags
+from ringzero.isa.x86.breakpoints import DR7_ENABLED, KEEP_RF
 from ringzero.isa.x86.cpu import (
     AC,
     ARITHMETIC_FLAGS,
@@ -391,8 +392,9 @@ def restore_flags(cpu: Cpu, image: u64, size: u32, level: u32) -> None:
         mask = mask | IOPL
     if size != 2:
         mask = mask | AC | ID
-        if cpu.dr[7] & 0xFF != 0:
+        if cpu.dr[7] & DR7_ENABLED != 0:
             mask = mask | RF
+            cpu.debug_pending |= KEEP_RF
         if level == 0:
             mask = mask | VIF | VIP
     flags.set_rflags(cpu, image, mask)

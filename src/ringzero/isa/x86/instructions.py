@@ -13,6 +13,12 @@ MODULES = (
     "string",
     "far",
     "syscalls",
+    "segments",
+    "system",
+    "msr",
+    "rflags",
+    "portio",
+    "debug",
     "sse_move",
     "sse_integer",
     "sse_float",
@@ -23,7 +29,11 @@ MODULES = (
 
 
 def all_forms() -> list[Form]:
-    """Return every form of the instruction set, in a stable order."""
-    for name in MODULES:
-        importlib.import_module(f"ringzero.isa.x86.{name}")
+    """Return every form of the instruction set, in an order that imports do not change."""
+    order = {f"ringzero.isa.x86.{name}": n for n, name in enumerate(MODULES)}
+    for name in order:
+        importlib.import_module(name)
+    FORMS.sort(key=lambda form: order[form.function.__module__])
+    for index, form in enumerate(FORMS):
+        form.index = index
     return FORMS

@@ -11,6 +11,7 @@ from ringzero.isa.x86.table import instruction
 from ringzero.native import (
     byte_swap,
     i64,
+    native,
     select,
     sign,
     signed,
@@ -225,6 +226,53 @@ def imul_three(m: Operation) -> None:
     _multiply_signed(m, m.read(1), m.read(2))
 
 
+@native(inline="never")
+def divide_wide(dividend: u128, divisor: u64) -> u128:
+    """Divide 128 by 64 bits, bit by bit: the 64-bit quotient above the remainder.
+
+    The host's compiler has no instruction for it that LLVM would use. The caller has
+    checked that the quotient fits, which means that the upper half of the
+    dividend is less than the divisor.
+    """
+    remainder = dividend >> 64
+    low = u64(dividend)
+    quotient = u64(0)
+    wide = u128(divisor)
+    for _ in range(u64(64)):
+        remainder = (remainder << 1) | u128(low >> 63)
+        low = low << 1
+        quotient = quotient << 1
+        if remainder >= wide:
+            remainder -= wide
+            quotient = quotient | 1
+    return (u128(quotient) << 64) | remainder
+
+
+@staged
+def _divide_128(m: Operation, is_signed: bool) -> None:
+    """DIV and IDIV of RDX:RAX by 64 bits."""
+    divisor = m.read(0)
+    high, low = m.get(RDX, u64), m.get(RAX, u64)
+    dividend = (u128(high) << 64) | u128(low)
+    negative = sign(high) if is_signed else u64(0) != 0
+    divisor_negative = sign(divisor) if is_signed else u64(0) != 0
+    magnitude = select(negative, u128(0) - dividend, dividend)
+    by = select(divisor_negative, u64(0) - divisor, divisor)
+    if u64(magnitude >> 64) >= by:
+        m.fault(DE)
+    both = divide_wide(magnitude, by)
+    quotient, remainder = u64(both >> 64), u64(both)
+    if is_signed:
+        differs = negative ^ divisor_negative
+        limit = select(differs, u64(1 << 63), u64((1 << 63) - 1))
+        if quotient > limit:
+            m.fault(DE)
+        quotient = select(differs, u64(0) - quotient, quotient)
+        remainder = select(negative, u64(0) - remainder, remainder)
+    m.set(RAX, quotient)
+    m.set(RDX, remainder)
+
+
 @staged
 def _divide(m: Operation, is_signed: bool) -> None:
     bits = m.size
@@ -269,7 +317,7 @@ def div(m: Operation) -> None:
             m.set(RAX, dividend // divisor)
             m.set(RDX, dividend % divisor)
         else:
-            _divide(m, False)
+            _divide_128(m, False)
     else:
         _divide(m, False)
 
@@ -285,7 +333,7 @@ def idiv(m: Operation) -> None:
             m.set(RAX, u64(low // divisor))
             m.set(RDX, u64(low % divisor))
         else:
-            _divide(m, True)
+            _divide_128(m, True)
     else:
         _divide(m, True)
 
@@ -317,6 +365,8 @@ def shl(m: Operation) -> None:
         result = m.T(before + before)
         m.write(0, result)
         m.set_flags(flags.SHL, result, before)
+    else:
+        _write_back(m)
 
 
 @instruction(*_shift_forms(5), rmw=True, fast=True)
@@ -329,6 +379,8 @@ def shr(m: Operation) -> None:
         result = m.T(before >> 1)
         m.write(0, result)
         m.set_flags(flags.SAR, result, m.T(before))
+    else:
+        _write_back(m)
 
 
 @instruction(*_shift_forms(7), rmw=True, fast=True)
@@ -341,6 +393,15 @@ def sar(m: Operation) -> None:
         result = m.T(before >> 1)
         m.write(0, result)
         m.set_flags(flags.SAR, result, m.T(before))
+    else:
+        _write_back(m)
+
+
+@staged
+def _write_back(m: Operation) -> None:
+    """A count of 0 still writes the operand: a 32-bit register is zero-extended."""
+    if m.size == 32 and not m.is_memory(0):
+        m.write(0, m.read(0))
 
 
 @staged
@@ -360,6 +421,8 @@ def rol(m: Operation) -> None:
         m.write(0, result)
         carry = (result & 1) != 0
         _rotate_flags(m, carry, sign(result) ^ carry)
+    else:
+        _write_back(m)
 
 
 @instruction(*_shift_forms(1), rmw=True, fast=True)
@@ -373,6 +436,8 @@ def ror(m: Operation) -> None:
         result = (value >> turn) | (value << back)
         m.write(0, result)
         _rotate_flags(m, sign(result), sign(result ^ (result << 1)))
+    else:
+        _write_back(m)
 
 
 @instruction(*_shift_forms(2), rmw=True)
@@ -393,6 +458,8 @@ def rcl(m: Operation) -> None:
         m.write(0, result)
         out = ((turned >> bits) & 1) != 0
         _rotate_flags(m, out, sign(result) ^ out)
+    else:
+        _write_back(m)
 
 
 @instruction(*_shift_forms(3), rmw=True)
@@ -412,6 +479,8 @@ def rcr(m: Operation) -> None:
         result = m.T(turned)
         m.write(0, result)
         _rotate_flags(m, ((turned >> bits) & 1) != 0, sign(result ^ (result << 1)))
+    else:
+        _write_back(m)
 
 
 @instruction("0F A4 /r : Ev Gv Ib", "0F A5 /r : Ev Gv CL", rmw=True)
@@ -422,7 +491,7 @@ def shld(m: Operation) -> None:
     value, source = m.read(0), m.read(1)
     if count != 0:
         if bits == 16:
-            pair = (u64(value) << 32) | (u64(source) << 16) | u64(value)
+            pair = (u64(value) << 32) | (u64(source) << 16) | u64(source)
             result = u16((pair << count) >> 32)
             before = u16((pair << (count - 1)) >> 32)
         else:
@@ -431,6 +500,8 @@ def shld(m: Operation) -> None:
             before = value << (n - 1)
         m.write(0, result)
         m.set_flags(flags.SHL, result, before)
+    else:
+        _write_back(m)
 
 
 @instruction("0F AC /r : Ev Gv Ib", "0F AD /r : Ev Gv CL", rmw=True)
@@ -453,6 +524,8 @@ def shrd(m: Operation) -> None:
         m.set_flags(flags.SAR, result, before)
         changed = sign(result ^ value)
         m.set_status(u64(changed) << 11, OF)
+    else:
+        _write_back(m)
 
 
 # --- moves -------------------------------------------------------------------
@@ -554,12 +627,17 @@ for _code, _suffix in enumerate(CONDITIONS):
 
 @instruction("0F B0 /r : Eb Gb", "0F B1 /r : Ev Gv", rmw=True, lock=True)
 def cmpxchg(m: Operation) -> None:
-    """CMPXCHG: the destination is written in either case."""
+    """CMPXCHG: memory is written in either case, a register only when the values are equal."""
     expected = m.get(RAX, m.T)
     old = m.read(0)
     equal = old == expected
-    m.write(0, select(equal, m.read(1), old))
-    if ~equal:
+    if m.is_memory(0):
+        m.write(0, select(equal, m.read(1), old))
+        if ~equal:
+            m.set(RAX, old)
+    elif equal:
+        m.write(0, m.read(1))
+    else:
         m.set(RAX, old)
     m.set_flags(flags.SUB, expected - old, old)
 

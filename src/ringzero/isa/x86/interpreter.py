@@ -25,6 +25,7 @@ from ringzero.isa.x86.cpu import (
     Cpu,
     Insn,
 )
+from ringzero.isa.x86.debug import begin_instruction, check_debug, debug_active
 from ringzero.isa.x86.decoder import DECODED, MAX_LENGTH, decode
 from ringzero.isa.x86.exceptions import deliver_fault, deliver_interrupt
 from ringzero.isa.x86.faults import LEAVE_EXIT, leave, raise_gp0, raise_ud
@@ -120,10 +121,12 @@ def step(cpu: Cpu) -> None:
         cpu.shadow = cpu.shadow & ~shadow
 
 
-@staged
-def is_watched(cpu: Any) -> Any:
-    """Whether single-stepping or debug registers need a look after each instruction."""
-    return ((cpu.rflags & x86.TF) != 0) | ((cpu.dr[7] & 0xFF) != 0)
+@native(inline="never")
+def step_watched(cpu: Cpu) -> None:
+    """Run the instruction at RIP with the guest's breakpoints and single-stepping looked after."""
+    if begin_instruction(cpu) == 0:
+        step(cpu)
+        check_debug(cpu)
 
 
 @native(inline="never")
@@ -163,7 +166,10 @@ def interpret(cpu: Cpu) -> u32:
             reason = attend(cpu)
             if reason != EXIT_NONE:
                 return reason
-        step(cpu)
+        if debug_active(cpu):
+            step_watched(cpu)
+        else:
+            step(cpu)
 
 
 @native
@@ -173,7 +179,12 @@ def begin(cpu: Cpu) -> None:
         cpu.refuse = 0
         raise_gp0(cpu)
     if cpu.external_done != 0:
-        step(cpu)
+        # A delivery that reached for a device was abandoned; its instruction begins anew.
+        cpu.delivering = 0
+        if debug_active(cpu):
+            step_watched(cpu)
+        else:
+            step(cpu)
     if cpu.inject != 0:
         vector = cpu.inject - 1
         cpu.inject = 0

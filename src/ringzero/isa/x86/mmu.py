@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.x86 import cpu as x86
+from ringzero.isa.x86.breakpoints import DR7_ENABLED, match_data, watches_page
 from ringzero.isa.x86.cpu import (
     EXIT_MMIO_READ,
     EXIT_MMIO_WRITE,
@@ -229,7 +230,7 @@ def fill_tlb(
     page = va & ~u64(PAGE_MASK)
     host = host_address(cpu, physical & ~u64(PAGE_MASK))
     entry = tlb_entry(cpu, va, user)
-    if host == 0:
+    if host == 0 or watches_page(cpu, va) != 0:
         entry.read = TLB_INVALID
         entry.write = TLB_INVALID
         entry.execute = TLB_INVALID
@@ -321,6 +322,8 @@ def load_slow(cpu: Cpu, va: u64, size: u64, user: u32) -> u64:
     cpu.count_tlb_misses += 1
     check_canonical(cpu, va)
     last = va + size - 1
+    if (cpu.dr[7] & DR7_ENABLED) != 0:
+        match_data(cpu, va, size, 0)
     if (va ^ last) <= PAGE_MASK:
         physical = translate(cpu, va, READ, user)
         host = host_address(cpu, physical)
@@ -390,6 +393,8 @@ def store_slow(cpu: Cpu, va: u64, value: u64, size: u64, user: u32) -> None:
     cpu.count_tlb_misses += 1
     check_canonical(cpu, va)
     last = va + size - 1
+    if (cpu.dr[7] & DR7_ENABLED) != 0:
+        match_data(cpu, va, size, 1)
     if (va ^ last) <= PAGE_MASK:
         physical = translate(cpu, va, WRITE, user)
         host = host_address(cpu, physical)

@@ -21,6 +21,7 @@ from ringzero.isa.x86.cpu import (
     RF,
     RSP,
     SS,
+    TF,
     VM,
     Cpu,
 )
@@ -60,6 +61,8 @@ def syscall_enter(cpu: Cpu) -> None:
     cpu.cpl = 0
     update_mode(cpu)
     cpu.next_rip = cpu.lstar
+    if cpu.rflags & TF == 0:
+        cpu.stepping = 0
 
 
 @native(inline="never")

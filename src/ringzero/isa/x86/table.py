@@ -204,6 +204,7 @@ def instruction(*forms: str, name: str | None = None, **attributes: Any) -> Call
     lock        a LOCK prefix is allowed with a memory operand
     atomic      the memory operand is locked without the prefix (XCHG)
     d64         operand size is 64 bits in long mode by default (PUSH, near branches)
+    d66         of those, one that ends a block and still has a 16-bit form with 66 (POPF)
     only64      does not exist outside 64-bit mode;  no64: does not exist in it
     ends        ends a translated block: a jump, or a change of mode, paging, flags
     sized       behaves by operand size though no operand says so
