@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,7 @@ class SoftVcpu(Vcpu):
             x86.EXIT_MSR_WRITE: self._msr_write,
             x86.EXIT_CR8_READ: self._cr8_read,
             x86.EXIT_CR8_WRITE: self._cr8_write,
+            x86.EXIT_RANDOM: self._random,
             x86.EXIT_HALT: Halt,
             x86.EXIT_SHUTDOWN: self._shutdown,
             x86.EXIT_REQUEST: self._request,
@@ -176,6 +178,9 @@ class SoftVcpu(Vcpu):
     def _cr8_write(self) -> None:
         self._interrupts.set_task_priority(self.cpu.exit_value & 0xF)
         self.complete(0)
+
+    def _random(self) -> None:
+        self.complete(int.from_bytes(os.urandom(8), "little"))
 
     def _shutdown(self) -> Exit:
         return Shutdown(describe_shutdown(self.cpu, self.vm.memory))

@@ -60,7 +60,8 @@ MODE_16, MODE_32, MODE_64 = 0, 1, 2
     EXIT_TIMER,
     EXIT_CR8_WRITE,
     EXIT_CR8_READ,
-) = range(15)
+    EXIT_RANDOM,
+) = range(16)
 
 # Bits of `Cpu.requests`, looked at when the budget is spent. Each has a byte of its own,
 # because other threads set them from Python with plain byte stores.
