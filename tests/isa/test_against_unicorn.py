@@ -294,7 +294,7 @@ USER = [
     "verw cx", "lldt cx", "ltr cx", "call fword ptr [rbx]", "jmp fword ptr [rbx]", "retf",
     "popfq", "cli", "sti", "hlt", "clts", "invlpg [rbx]", "mov cr0, rax", "mov rax, cr3",
     "mov dr7, rax", "rdmsr", "wrmsr", "swapgs", "lgdt [rbx]", "lidt [rbx]", "lmsw ax",
-    "invd", "wbinvd", "in al, dx", "out dx, al", "sldt eax", "smsw rax",
+    "invd", "wbinvd", "sldt eax", "smsw rax",
 ]  # fmt: skip
 
 
