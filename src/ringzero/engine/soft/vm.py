@@ -117,7 +117,9 @@ class SoftVm(Vm):
         return self._tsc_hz
 
     def read_tsc(self) -> int:
-        return (self.engine.read_host_tsc(0) + self._tsc_offset) & ((1 << 64) - 1)
+        # A guest may set its TSC; all vCPUs are taken to agree with the first one's.
+        offset = self._vcpus[0].cpu.tsc_offset if self._vcpus else self._tsc_offset
+        return (self.engine.read_host_tsc(0) + offset) & ((1 << 64) - 1)
 
     def close(self) -> None:
         self._vcpus.clear()
