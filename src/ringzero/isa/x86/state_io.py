@@ -183,7 +183,7 @@ def write_xsave(cpu: Any, area: bytes) -> None:
 
 def read_state(cpu: Any, host_tsc: int = 0) -> CpuState:
     """Return the state of a `CpuView`; `host_tsc` is the host's time-stamp counter now."""
-    segments = {name: _read_segment(cpu.seg[n]) for n, name in enumerate(SEGMENTS)}
+    segments: dict[str, Any] = {name: _read_segment(cpu.seg[n]) for n, name in enumerate(SEGMENTS)}
     shadow = 0
     if cpu.shadow & SHADOW_STI:
         shadow |= state.SHADOW_STI
