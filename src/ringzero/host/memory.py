@@ -37,3 +37,40 @@ class SharedMemory:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+# Translated code refers to itself by 31-bit absolute addresses.
+_LOW_LIMIT = 1 << 31
+_MAP_32BIT = 0x40  # x86 Linux: map in the low 2 GiB
+_MAP_NORESERVE = 0x4000
+
+
+class ExecutableMemory:
+    """`size` bytes of memory below 2 GiB that can be written and run. Raises HostError."""
+
+    def __init__(self, size: int) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [
+            ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
+            ctypes.c_long,
+        ]  # fmt: skip
+        libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        self._munmap = libc.munmap
+        self.size = size
+        protection = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_32BIT | _MAP_NORESERVE
+        address = libc.mmap(None, size, protection, flags, -1, 0)
+        if address in (None, ctypes.c_void_p(-1).value) or address + size > _LOW_LIMIT:
+            raise HostError(
+                "the host gives no executable memory for translated code",
+                hint="is a security policy (SELinux, grsecurity) forbidding writable code?",
+                size=size,
+            )
+        self.address: int = address
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self.address:
+            self._munmap(self.address, self.size)
+            self.address = 0
