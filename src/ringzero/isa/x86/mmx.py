@@ -237,7 +237,8 @@ def emms(m: Operation) -> None:
 @instruction("NP 0F 2A /r : Vq Qq", fpu=True, sse=True)
 def cvtpi2ps(m: Operation) -> None:
     "CVTPI2PS (Intel SDM vol. 2A): a source in memory leaves the x87 state alone."
-    check_pending(m)
+    if not m.is_memory(1):
+        check_pending(m)
     source = vector(m.read(1))
     mxcsr.begin(m)
     result = transform("cvtdq2ps", source)
@@ -250,7 +251,8 @@ def cvtpi2ps(m: Operation) -> None:
 @instruction("66 0F 2A /r : Vx Qq", fpu=True, sse=True)
 def cvtpi2pd(m: Operation) -> None:
     "CVTPI2PD (Intel SDM vol. 2A): a source in memory leaves the x87 state alone."
-    check_pending(m)
+    if not m.is_memory(1):
+        check_pending(m)
     result = host_asm(v128, "cvtdq2pd $1, $0", "=x,x", m.read(1))
     if not m.is_memory(1):
         mmx_enter(m)

@@ -362,8 +362,8 @@ def _compare_eflags(name: str, form: str, pops: int) -> None:
         index = stack_index(m)
         if is_empty(cpu, 0) | is_empty(cpu, index):
             stack_fault(cpu, u32(0))
+            m.set_status(u64(ZF | PF | CF), ARITHMETIC_FLAGS)
             if invalid_masked(cpu):
-                m.set_status(u64(ZF | PF | CF), ARITHMETIC_FLAGS)
                 drop(cpu, pops)
         else:
             status = run_host(
@@ -374,9 +374,10 @@ def _compare_eflags(name: str, form: str, pops: int) -> None:
                 slot(cpu, index),
                 flags=True,
             )
-            settle(cpu, status)
+            # The condition codes stay, C1 too.
+            settle(cpu, status, 0)
+            m.set_status(u64(status >> 16) & (ZF | PF | CF), ARITHMETIC_FLAGS)
             if not unmasked(cpu, status, BEFORE):
-                m.set_status(u64(status >> 16) & (ZF | PF | CF), ARITHMETIC_FLAGS)
                 drop(cpu, pops)
 
     enter(name, [form], semantic, SDM, fpu=True)

@@ -235,6 +235,7 @@ def frstor(m: Operation) -> None:
     cpu = m.cpu
     address = m.address(0)
     base = address + environment_size(m)
+    m.load(u8, address)
     # To the scratch room first, so that a fault halfway changes nothing.
     for index in range(8):
         room = cpu.scratch.address(index)
