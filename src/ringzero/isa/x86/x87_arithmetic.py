@@ -39,7 +39,7 @@ from ringzero.isa.x86.x87_operands import (
     start,
     unmasked,
 )
-from ringzero.native import staged, store, u16, u32, u64
+from ringzero.native import load, staged, store, u16, u32, u64
 
 SDM = "Intel SDM vol. 2A"
 # Condition codes of a comparison that has no answer.
@@ -63,6 +63,12 @@ def underflow(cpu: Cpu, conditions: int) -> None:
 
 
 @staged
+def result_is_special(cpu: Cpu) -> Any:
+    """Return whether the host's result is a NaN or an infinity."""
+    return (load(u16, room(cpu), 8) & 0x7FFF) == 0x7FFF
+
+
+@staged
 def operate(
     cpu: Cpu, name: str, dest: Any, source: Any, pops: bool = False, conditions: int = C1
 ) -> None:
@@ -81,7 +87,8 @@ def operate(
             slot(cpu, dest),
             slot(cpu, source),
         )
-        if conditions == CONDITIONS and (status & INVALID) != 0:
+        # A remainder that is a NaN has no quotient bits: C0 and C3 stay.
+        if conditions == CONDITIONS and ((status & INVALID) != 0) | result_is_special(cpu):
             settle(cpu, status, C1 | C2)
         else:
             settle(cpu, status, conditions)

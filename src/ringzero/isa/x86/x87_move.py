@@ -357,9 +357,8 @@ def _conditional_move(mnemonic: str, form: str, mask: int, *, wanted: bool) -> N
             stack_fault(cpu, u32(0))
             if invalid_masked(cpu):
                 set_indefinite(cpu, 0)
-        else:
-            if ((m.get_status() & mask) != 0) == wanted:
-                copy_real(slot(cpu, 0), slot(cpu, index))
+        elif ((m.get_status() & mask) != 0) == wanted:
+            copy_real(slot(cpu, 0), slot(cpu, index))
 
     enter(mnemonic, [form], semantic, SDM, fpu=True)
 
