@@ -48,6 +48,16 @@ def _xdg_cache() -> Path:
 CACHE_DIR = Setting(
     "RINGZERO_CACHE_DIR", Path, _xdg_cache, "directory for compiled engines, translations, images"
 )
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple(Path(name) for name in text.split(os.pathsep) if name)
+
+
+BACKING_DIRS = Setting(
+    "RINGZERO_BACKING_DIRS",
+    _paths,
+    lambda: (),
+    "directories, separated by colons, that names in disk images may lead to",
+)
 DEBUG = Setting(
     "RINGZERO_DEBUG",
     int,

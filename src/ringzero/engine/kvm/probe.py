@@ -11,7 +11,7 @@ import struct
 import time
 
 from ringzero.core.memory import GuestMemory
-from ringzero.engine.contract import Halt
+from ringzero.engine.contract import Halt, Vcpu
 from ringzero.engine.kvm.vm import KvmVm
 from ringzero.errors import EngineError
 from ringzero.host import kvm
@@ -21,10 +21,14 @@ from ringzero.isa.x86.state import CpuState, Table, flat_segment
 # Where Linux runs.
 KERNEL_BASE = 0xFFFFFFFF80000000
 # Two instructions per round.
-WARM_ROUNDS, ROUNDS, MORE_ROUNDS = 50, 5_000, 500_000
+SHORT_ROUNDS, LONG_ROUNDS = 2_000, 100_000
+TRIES = 3
 # Below this a Linux boot (about 10^9 instructions) takes over 20 s. Real KVM gives thousands,
 # KVM in a machine that is itself emulated some hundreds, the emulating kind about one.
 USEFUL_MIPS = 50
+# The short loop decides when it shows less or more than these; in between, the cost of
+# entering the guest may hide the truth, and the long loop tells.
+HOPELESS_MIPS, PLENTY_MIPS = 3, 500
 _CODE = 0x4000
 # 1: dec rcx; jnz 1b; hlt
 _LOOP = bytes.fromhex("48ffc9 75fb f4")
@@ -77,22 +81,23 @@ def measure_mips(system: kvm.KvmSystem) -> float:
         write_kernel_tables(memory, 0x1000)
         memory.write(_CODE, _LOOP)
         vcpu = vm.create_vcpu(0, _NoInterrupts())
-        mips = 0.0
-        for rounds in (WARM_ROUNDS, ROUNDS, MORE_ROUNDS):
-            vcpu.set_state(long_mode_state(KERNEL_BASE + _CODE, 0x1000).with_gpr(rcx=rounds))
-            start = time.perf_counter()
-            found = vcpu.run()
-            taken = time.perf_counter() - start
-            if not isinstance(found, Halt):
-                raise EngineError(f"KVM's probe ended with {found}")
-            mips = 2 * rounds / taken / 1e6
-            # Entering the guest may cost more than the short loop: then run a long one.
-            if rounds == ROUNDS and (mips > 10 * USEFUL_MIPS or mips < USEFUL_MIPS / 5):
-                break
+        mips = max(_time_loop(vcpu, SHORT_ROUNDS) for _ in range(TRIES))
+        if HOPELESS_MIPS < mips < PLENTY_MIPS:
+            mips = max(_time_loop(vcpu, LONG_ROUNDS) for _ in range(TRIES))
         return mips
     finally:
         vm.close()
         memory.close()
+
+
+def _time_loop(vcpu: Vcpu, rounds: int) -> float:
+    vcpu.set_state(long_mode_state(KERNEL_BASE + _CODE, 0x1000).with_gpr(rcx=rounds))
+    start = time.perf_counter()
+    found = vcpu.run()
+    taken = time.perf_counter() - start
+    if not isinstance(found, Halt):
+        raise EngineError(f"KVM's probe ended with {found}")
+    return 2 * rounds / taken / 1e6
 
 
 class _NoInterrupts:

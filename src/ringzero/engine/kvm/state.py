@@ -71,8 +71,11 @@ def _to_segment(target: kvm.Segment, segment: Segment) -> None:
     target.unusable = 1 - target.present
 
 
-def read(vcpu: kvm.KvmVcpuFd, msrs: list[int], *, apic: bool) -> CpuState:
-    """Return everything about `vcpu`, which must not be running; raises HostError."""
+def read(vcpu: kvm.KvmVcpuFd, msrs: list[int], *, apic: bool, xcrs: bool) -> CpuState:
+    """Return everything about `vcpu`, which must not be running; raises HostError.
+
+    `apic`: its local APIC is in the kernel; `xcrs`: the host has XSAVE.
+    """
     # First, because it processes a pending INIT or STARTUP.
     mp_state = vcpu.get(kvm.GET_MP_STATE, kvm.MpState).mp_state
     regs = vcpu.get(kvm.GET_REGS, kvm.Regs)
@@ -102,7 +105,7 @@ def read(vcpu: kvm.KvmVcpuFd, msrs: list[int], *, apic: bool) -> CpuState:
         dr3=debug.db[3],
         dr6=debug.dr6,
         dr7=debug.dr7,
-        xcr0=_read_xcr0(vcpu),
+        xcr0=_read_xcr0(vcpu) if xcrs else 1,
         xsave=_trim(bytes(vcpu.get(kvm.GET_XSAVE, kvm.Xsave).region)),
         msrs=values,
         tsc=tsc,
@@ -143,8 +146,8 @@ def _event(events: kvm.VcpuEvents) -> PendingEvent | None:
     return None
 
 
-def write(vcpu: kvm.KvmVcpuFd, state: CpuState, *, apic: bool) -> None:
-    """Make `vcpu` what `state` says; raises HostError or StateError."""
+def write(vcpu: kvm.KvmVcpuFd, state: CpuState, *, apic: bool, xcrs: bool) -> None:
+    """Make `vcpu` what `state` says; raises HostError or StateError. Flags as for `read`."""
     if len(state.xsave) > XSAVE_SIZE or len(state.xsave) < x86.XSAVE_BASE_SIZE:
         raise StateError("XSAVE area of a size that KVM does not take", seen=len(state.xsave))
     if state.mp_state not in _MP_NUMBERS:
@@ -164,9 +167,12 @@ def write(vcpu: kvm.KvmVcpuFd, state: CpuState, *, apic: bool) -> None:
     area = kvm.Xsave()
     area.region[: len(state.xsave)] = state.xsave
     vcpu.set(kvm.SET_XSAVE, area)
-    xcrs = kvm.Xcrs(nr_xcrs=1)
-    xcrs.xcrs[0].value = state.xcr0
-    vcpu.set(kvm.SET_XCRS, xcrs)
+    if xcrs:
+        registers = kvm.Xcrs(nr_xcrs=1)
+        registers.xcrs[0].value = state.xcr0
+        vcpu.set(kvm.SET_XCRS, registers)
+    elif state.xcr0 != 1:
+        raise StateError("the saved processor uses XSAVE, which this host's has not")
 
     regs = kvm.Regs(**dict(zip(x86.GPR_NAMES, state.gpr, strict=True)))
     regs.rip, regs.rflags = state.rip, state.rflags

@@ -325,14 +325,15 @@ class KvmVcpu(Vcpu):
 
     def get_state(self) -> CpuState:
         self.finish_access()
-        return translate.read(self._fd, self._vm.msr_indices, apic=self._interrupts is None)
+        vm = self._vm
+        return translate.read(self._fd, vm.msr_indices, apic=vm.apics, xcrs=vm.xcrs)
 
     def set_state(self, state: CpuState) -> None:
         self._queue.clear()
         self._answer = None
         if self._unfinished:
             self.finish_access()
-        translate.write(self._fd, state, apic=self._vm.apics)
+        translate.write(self._fd, state, apic=self._vm.apics, xcrs=self._vm.xcrs)
 
     def debug(self, single_step: bool, breakpoints: tuple[int, ...] = ()) -> None:
         if len(breakpoints) > 4:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import Any
 
 from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import PAGE_SIZE, GuestMemory
@@ -28,13 +28,6 @@ IOAPIC_PINS = 24
 APIC_MSRS = (MSR_APIC_BASE, MSR_TSC_DEADLINE)
 
 
-@dataclass(frozen=True)
-class KvmVmState:
-    """The KVM clock in nanoseconds."""
-
-    clock: int
-
-
 class KvmVm(Vm):
     """Implements the contract; made by `KvmEngine.create_vm`."""
 
@@ -49,6 +42,7 @@ class KvmVm(Vm):
         self.system = system
         self.memory = memory
         self.apics = apics
+        self.xcrs = bool(system.check(kvm.CAP_XCRS))
         self.fd = system.create_vm()
         self.msr_indices = saved_msrs(system.msr_indices())
         self._leaves = tuple(leaves)
@@ -140,7 +134,7 @@ class KvmVm(Vm):
         vcpu.set_cpuid(x86_cpuid.for_vcpu(self._leaves, index))
         self._vcpus.append(vcpu)
         if index == 0:
-            self._tsc_origin = (vcpu.read_tsc(), time.monotonic_ns())
+            self._read_tsc_origin()
         return vcpu
 
     @property
@@ -183,13 +177,20 @@ class KvmVm(Vm):
 
     # ---- state and end ----------------------------------------------------
 
-    def save(self) -> KvmVmState:
-        return KvmVmState(self.fd.get(kvm.GET_CLOCK, kvm.ClockData).clock)
+    def save(self) -> dict[str, int]:
+        """Return the KVM clock in nanoseconds."""
+        return {"clock": self.fd.get(kvm.GET_CLOCK, kvm.ClockData).clock}
 
-    def restore(self, state: KvmVmState) -> None:
-        if state.clock < 0:
-            raise StateError("the clock's nanoseconds are negative", seen=state.clock)
-        self.fd.set(kvm.SET_CLOCK, kvm.ClockData(clock=state.clock))
+    def restore(self, state: Any) -> None:
+        """Set the KVM clock; None (the state of an engine that has none) leaves it."""
+        if state is not None:
+            clock = state.get("clock") if isinstance(state, dict) else None
+            if not isinstance(clock, int) or not 0 <= clock < 1 << 63:
+                raise StateError("the saved machine's KVM clock is no number of nanoseconds")
+            self.fd.set(kvm.SET_CLOCK, kvm.ClockData(clock=clock))
+        self._read_tsc_origin()
+
+    def _read_tsc_origin(self) -> None:
         for vcpu in self._vcpus:
             if vcpu.index == 0:
                 self._tsc_origin = (vcpu.read_tsc(), time.monotonic_ns())

@@ -1,0 +1,362 @@
+"""What all formats share that map the disk in clusters: reading by runs, copy-on-write, order.
+
+A format says where bytes are (`_runs`), gives host space for new clusters
+(`_grant`), and enters them in its tables (`_link`). Everything else is here:
+requests are cut into runs and each run is one vectored host call; a write to
+a cluster that is not yet the layer's own is completed with the old bytes
+around it.
+
+Order on disk. `_link` changes tables in memory only. `flush` first makes the
+data durable and then calls `_write_tables`, so that a table never points at
+bytes that are not there. Space that a table no longer points at goes to
+`_forget` and is given out again only when that table is durable and no
+request that began before is still running (`_reclaim`).
+
+Locks, in the order in which they are taken: the gate (requests pass, those
+that take space away close it), then `_alloc` (tables and the allocator).
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ringzero.disk.contract import Disk, Kind, Run
+from ringzero.disk.storage import Storage
+from ringzero.disk.vectors import Views, cut, fill_zeroes, total, zero_views
+
+
+class Gate:
+    """Many may be inside at a time, or one alone."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._inside = 0
+        self._closed = False
+
+    def enter(self) -> None:
+        with self._lock:
+            while self._closed:
+                self._changed.wait()
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._closed and not self._inside:
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until nobody is inside, and keep everybody out meanwhile."""
+        with self._lock:
+            while self._closed:
+                self._changed.wait()
+            self._closed = True
+            while self._inside:
+                self._changed.wait()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._closed = False
+                self._changed.notify_all()
+
+
+class MappedDisk(Disk):
+    """A layer that maps the disk in clusters of `cluster_size` bytes, a power of two.
+
+    The constructor of a format calls `super().__init__(storage)`.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self._gate = Gate()
+        self._alloc = threading.RLock()
+
+    # ---- what a format implements -----------------------------------------
+
+    @property
+    @abstractmethod
+    def cluster_size(self) -> int: ...
+
+    @abstractmethod
+    def _runs(self, offset: int, length: int) -> Iterator[Run]:
+        """Yield what this layer says about a range, clusters that lie together as one run.
+
+        Called without a lock, next to `_link` in another thread: read each
+        table entry once.
+        """
+
+    @abstractmethod
+    def _grant(self, index: int, count: int) -> tuple[int, int]:
+        """Return (host offset, n): host space for n clusters in a row, 1 <= n <= count.
+
+        The clusters from `index` are ABSENT, ZERO, COMPRESSED or not writable now. The space holds
+        nothing that a table points at, durable or not. Called under `_alloc`.
+        """
+
+    @abstractmethod
+    def _link(self, index: int, count: int, host: int) -> None:
+        """Enter `count` clusters from `index`, whose bytes are written at `host`, in the tables.
+
+        What they pointed at before goes to the format's own list of space to
+        be forgotten. In memory only. Called under `_alloc`.
+        """
+
+    @abstractmethod
+    def _unlink(self, index: int, count: int, kind: Kind) -> None:
+        """Make `count` clusters ZERO or ABSENT. Called with the gate closed, under `_alloc`.
+
+        A format that cannot say ZERO over a backing file raises NotImplementedError;
+        zeroes are then written.
+        """
+
+    def _tables_dirty(self) -> bool:
+        """Whether `_write_tables` has anything to do."""
+        return True
+
+    @abstractmethod
+    def _write_tables(self) -> None:
+        """Write all changed tables to the storage. All data they point at is durable already.
+
+        Called under `_alloc`. The caller makes them durable afterwards; a
+        format whose tables have an order among themselves flushes in between.
+        """
+
+    def _reclaim(self) -> None:
+        """Give out again what was forgotten before the last flush. Called with the gate closed."""
+
+    def _has_forgotten(self) -> bool:
+        """Whether `_reclaim` has anything to do."""
+        return False
+
+    def _decompress(self, run: Run, offset: int, views: Views) -> None:
+        """Fill `views` with the bytes of a COMPRESSED run that holds the guest offset."""
+        raise NotImplementedError
+
+    def _grant_is_zero(self, host: int, length: int) -> bool:
+        """Whether granted space is known to read as zeroes (past the file's end, say)."""
+        return host >= self.storage.size
+
+    def _clip(self, end: int) -> int:
+        """Return where the bytes of a cluster that ends at guest offset `end` stop."""
+        return end
+
+    def _data_storage(self) -> Storage:
+        """Where `_grant` gives space."""
+        return self.storage
+
+    # ---- reading ----------------------------------------------------------
+
+    def _read(self, offset: int, views: Views) -> None:
+        length = total(views)
+        self._gate.enter()
+        try:
+            done = 0
+            for run in self._runs(offset, length):
+                part = views if run.length == length else cut(views, done, run.length)
+                self._read_run(run, offset + done, part)
+                done += run.length
+        finally:
+            self._gate.leave()
+
+    def _read_run(self, run: Run, offset: int, views: Views) -> None:
+        if run.kind is Kind.DATA:
+            assert run.storage is not None
+            assert run.host is not None
+            run.storage.read_into(run.host, views)
+        elif run.kind is Kind.ZERO:
+            fill_zeroes(views)
+        elif run.kind is Kind.COMPRESSED:
+            self._decompress(run, offset, views)
+        else:
+            self._read_backing(offset, views)
+            if self.copy_on_read and self.backing is not None:
+                self._keep(offset, views)
+
+    def _keep(self, offset: int, views: Views) -> None:
+        """Write what was read from the backing file, where nobody has written since."""
+        with self._alloc:
+            done = 0
+            for run in list(self._runs(offset, total(views))):
+                if run.kind is Kind.ABSENT:
+                    self._write_new(offset + done, cut(views, done, run.length))
+                done += run.length
+
+    # ---- writing ----------------------------------------------------------
+
+    def _write(self, offset: int, views: Views) -> None:
+        length = total(views)
+        self._gate.enter()
+        try:
+            done = 0
+            while done < length:
+                for run in self._runs(offset + done, length - done):
+                    part = views if run.length == length else cut(views, done, run.length)
+                    if not run.writable:
+                        break
+                    assert run.storage is not None
+                    assert run.host is not None
+                    run.storage.write(run.host, part)
+                    done += run.length
+                else:
+                    break
+                done += self._write_some_new(offset + done, views, done, length)
+        finally:
+            self._gate.leave()
+
+    def _write_some_new(self, offset: int, views: Views, done: int, length: int) -> int:
+        """Write what cannot be written in place at the head of the rest; return how many bytes."""
+        with self._alloc:
+            count = 0
+            for run in self._runs(offset, length - done):
+                if run.writable:
+                    break
+                count += run.length
+            if count:
+                self._write_new(offset, cut(views, done, count))
+            return count
+
+    def _write_new(self, offset: int, views: Views) -> None:
+        """Write bytes, none of which can be written in place. Called under `_alloc`."""
+        size = self.cluster_size
+        length = total(views)
+        done = 0
+        while done < length:
+            at = offset + done
+            index, before = divmod(at, size)
+            last = (offset + length - 1) // size
+            host, count = self._grant(index, last - index + 1)
+            piece = min(length - done, count * size - before)
+            self._write_clusters(index, count, host, before, cut(views, done, piece))
+            self._link(index, count, host)
+            done += piece
+
+    def _write_clusters(self, index: int, count: int, host: int, before: int, views: Views) -> None:
+        """Write `views` into granted clusters from `before` on, with the old bytes around them."""
+        size = self.cluster_size
+        start = index * size
+        length = self._clip(start + count * size) - start
+        after = length - before - total(views)
+        blank = self._grant_is_zero(host, count * size)
+        head = self._old(start, before, blank) if before else []
+        tail = self._old(start + length - after, after, blank) if after else []
+        storage = self._data_storage()
+        if head is not None and tail is not None:
+            storage.write(host, [*head, *views, *tail])
+        else:
+            storage.write(host + (before if head is None else 0), [*(head or []), *views])
+            if tail:
+                storage.write(host + length - after, tail)
+        if tail is None and storage.size < host + length:
+            storage.truncate(host + length)
+
+    def _old(self, offset: int, length: int, blank: bool) -> Views | None:
+        """Return the bytes now in a range; None when they are zero and the new place is blank."""
+        length_there = max(0, min(length, self.size - offset))
+        if self._known_zero(offset, length_there):
+            return None if blank else zero_views(length)
+        old = memoryview(bytearray(length))
+        done = 0
+        for run in self._runs(offset, length_there):
+            part = [old[done : done + run.length]]
+            if run.kind is Kind.ABSENT:
+                self._read_backing(offset + done, part)
+            else:
+                self._read_run(run, offset + done, part)
+            done += run.length
+        return [old]
+
+    def _known_zero(self, offset: int, length: int) -> bool:
+        end = self.backing.size if self.backing is not None else 0
+        for run in self._runs(offset, length) if length else ():
+            if run.kind is not Kind.ZERO and (run.kind is not Kind.ABSENT or offset < end):
+                return False
+            offset += run.length
+        return True
+
+    # ---- zeroing ----------------------------------------------------------
+
+    def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+        self._clear(offset, length, Kind.ZERO)
+
+    def _discard(self, offset: int, length: int) -> None:
+        size = self.cluster_size
+        first, last = -(-offset // size), (offset + length) // size
+        if offset + length == self.size:
+            last = -(-self.size // size)
+        if first < last:
+            self._clear(first * size, min(last * size, self.size) - first * size, Kind.ZERO)
+
+    def _clear(self, offset: int, length: int, kind: Kind) -> None:
+        """Make a range read as zeroes: whole clusters by the tables, their edges by writing."""
+        size = self.cluster_size
+        end = offset + length
+        first, last = -(-offset // size), end // size
+        if end == self.size:
+            last = -(-end // size)
+        if first >= last:
+            self._write_over(offset, length)
+            return
+        if offset < first * size:
+            self._write_over(offset, first * size - offset)
+        try:
+            with self._gate.alone(), self._alloc:
+                self._unlink(first, last - first, kind)
+        except NotImplementedError:
+            self._write_over(first * size, min(last * size, end) - first * size)
+        if last * size < end:
+            self._write_over(last * size, end - last * size)
+
+    def _write_over(self, offset: int, length: int) -> None:
+        """Write zeroes where the range does not read as zeroes already."""
+        for extent in list(self.block_status(offset, length)):
+            if not extent.reads_zero:
+                for start in range(0, extent.length, 1 << 24):
+                    count = min(1 << 24, extent.length - start)
+                    self._write(extent.offset + start, zero_views(count))
+
+    def _zero_new(self, old: int, new: int) -> None:
+        """Make the bytes zero that growing from `old` to `new` has brought to light.
+
+        Called after the size has changed: the last cluster may hold what was
+        cut off before, and a longer backing file would show through.
+        """
+        edge = min(new, -(-old // self.cluster_size) * self.cluster_size)
+        if old < edge:
+            self._write_over(old, edge - old)
+        hidden = min(new, self.backing.size) if self.backing is not None else 0
+        if edge < hidden:
+            self._clear(edge, hidden - edge, Kind.ZERO)
+
+    # ---- flushing ---------------------------------------------------------
+
+    def _flush(self) -> None:
+        if self._tables_dirty():
+            with self._alloc:
+                self._write_back()
+        self._flush_storages()
+        if self._has_forgotten():
+            with self._gate.alone(), self._alloc:
+                self._reclaim()
+
+    def _write_back(self) -> None:
+        """Bring the tables to the storage in order. Called under `_alloc`."""
+        self._flush_storages()
+        self._write_tables()
+
+    def _flush_storages(self) -> None:
+        """Make what was written to the storages durable."""
+        self.storage.flush()
+
+    def _close(self) -> None:
+        try:
+            if not self.read_only and self._tables_dirty():
+                with self._alloc:
+                    self._write_back()
+        finally:
+            self.storage.close()
