@@ -310,9 +310,7 @@ def fst_register(m: Operation) -> None:
     store_register(m, False)
 
 
-@instruction(
-    "DD /3:r : F", "D9 /3:r : F", "DF /2:r : F", "DF /3:r : F", name="fstp", fpu=True
-)
+@instruction("DD /3:r : F", "D9 /3:r : F", "DF /2:r : F", "DF /3:r : F", name="fstp", fpu=True)
 def fstp_register(m: Operation) -> None:
     "FSTP ST(i) and its aliases (Intel SDM vol. 2A; AMD APM vol. 3, table A-15)."
     store_register(m, True)
