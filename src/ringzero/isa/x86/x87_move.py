@@ -23,6 +23,7 @@ from ringzero.isa.x86.x87_operands import (
     mark,
     note,
     pop,
+    probe_store,
     push,
     push_indefinite,
     room,
@@ -186,11 +187,14 @@ def store_result(m: Operation, host: str, kind: Any, indefinite: int, pops: bool
             m.write(0, kind(indefinite))
             if pops:
                 pop(cpu)
+        else:
+            probe_store(m, kind.size)
         stack_fault(cpu, u32(0))
     else:
         # FFREE: a popping conversion has left the value there if it was refused.
         status = run_host(cpu, f"fldt ($2)\n{host} {AT_OPERAND}", "ffree %st(0)", slot(cpu, 0))
         if unmasked(cpu, status, _NO_STORE):
+            probe_store(m, kind.size)
             settle(cpu, status)
         else:
             m.write(0, load(kind, room(cpu)))
@@ -234,6 +238,8 @@ def fstp_extended(m: Operation) -> None:
             write_indefinite(room(cpu))
             write_ten_bytes(m, room(cpu))
             pop(cpu)
+        else:
+            probe_store(m, 10)
         stack_fault(cpu, u32(0))
     else:
         write_ten_bytes(m, slot(cpu, 0))
@@ -253,10 +259,13 @@ def fbstp(m: Operation) -> None:
             write_indefinite(room(cpu))
             write_ten_bytes(m, room(cpu))
             pop(cpu)
+        else:
+            probe_store(m, 10)
         stack_fault(cpu, u32(0))
     else:
         status = run_host(cpu, f"fldt ($2)\nfbstp {AT_OPERAND}", "ffree %st(0)", slot(cpu, 0))
         if unmasked(cpu, status, _NO_STORE):
+            probe_store(m, 10)
             settle(cpu, status)
         else:
             write_ten_bytes(m, room(cpu))
@@ -310,10 +319,23 @@ def fst_register(m: Operation) -> None:
     store_register(m, False)
 
 
-@instruction("DD /3:r : F", "D9 /3:r : F", "DF /2:r : F", "DF /3:r : F", name="fstp", fpu=True)
+@instruction("DD /3:r : F", "DF /2:r : F", "DF /3:r : F", name="fstp", fpu=True)
 def fstp_register(m: Operation) -> None:
     "FSTP ST(i) and its aliases (Intel SDM vol. 2A; AMD APM vol. 3, table A-15)."
     store_register(m, True)
+
+
+@instruction("D9 /3:r : F", fpu=True)
+def fstpnce(m: Operation) -> None:
+    "FSTP ST(i) without a stack fault: an empty ST(0) is only popped (AMD APM vol. 3, A-15)."
+    cpu = m.cpu
+    if is_empty(cpu, 0):
+        start(m)
+        note(m)
+        cpu.fsw = cpu.fsw & ~u16(C1)
+        pop(cpu)
+    else:
+        store_register(m, True)
 
 
 @instruction("D9 /1:r : F", "DD /1:r : F", "DF /1:r : F", fpu=True)
