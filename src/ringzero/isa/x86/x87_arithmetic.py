@@ -20,7 +20,6 @@ from ringzero.isa.x86.x87_operands import (
     C2,
     C3,
     CONDITIONS,
-    INVALID,
     SECOND,
     invalid_masked,
     is_empty,
@@ -63,9 +62,10 @@ def underflow(cpu: Cpu, conditions: int) -> None:
 
 
 @staged
-def result_is_special(cpu: Cpu) -> Any:
-    """Return whether the host's result is a NaN or an infinity."""
-    return (load(u16, room(cpu), 8) & 0x7FFF) == 0x7FFF
+def no_remainder(cpu: Cpu, status: Any) -> Any:
+    """Return whether the host's remainder is a NaN, or was not computed."""
+    special = (load(u16, room(cpu), 8) & 0x7FFF) == 0x7FFF
+    return special | unmasked(cpu, status, BEFORE)
 
 
 @staged
@@ -87,8 +87,8 @@ def operate(
             slot(cpu, dest),
             slot(cpu, source),
         )
-        # A remainder that is a NaN has no quotient bits: C0 and C3 stay.
-        if conditions == CONDITIONS and ((status & INVALID) != 0) | result_is_special(cpu):
+        # Without a remainder there are no quotient bits: C0 and C3 stay.
+        if conditions == CONDITIONS and no_remainder(cpu, status):
             settle(cpu, status, C1 | C2)
         else:
             settle(cpu, status, conditions)

@@ -74,7 +74,8 @@ def _load_memory(mnemonic: str, form: str, host: str) -> None:
 # Loads a value that may be refused: TOP starts at 0 and stays there if it is, and
 # a constant takes its place on the host's stack.
 _FRESH = f"fninit\nfldcw {Cpu.offset_of('fcw')}($1)\n"
-_LOADED = f"testl $$0x3800, %eax\njne 4f\nfld1\n4:\nfstpt {AT_OPERAND}"
+_TOP = 0x3800
+_LOADED = f"testl $${_TOP:#x}, %eax\njne 4f\nfld1\n4:\nfstpt {AT_OPERAND}"
 
 
 @staged
@@ -91,7 +92,7 @@ def load_real(m: Operation, name: str) -> None:
     else:
         status = run_host(cpu, _FRESH + body, _LOADED)
         settle(cpu, status)
-        if not unmasked(cpu, status, BEFORE):
+        if (status & _TOP) != 0:
             push(cpu, room(cpu))
 
 
