@@ -89,6 +89,13 @@ def test_sse_needs_the_systems_consent(guest, cr0, cr4, vector):
     assert guest.run("addps xmm0, xmm1; hlt").vector == vector
 
 
+@pytest.mark.parametrize(("cr0", "vector"), [(x86.CR0_TS, 7), (x86.CR0_EM, 6)])
+def test_mmx_needs_the_systems_consent(guest, cr0, vector):
+    """Intel SDM vol. 3A, table 12-1."""
+    guest.state = replace(guest.state, cr0=guest.state.cr0 | cr0)
+    assert guest.run("paddb mm0, mm1; hlt").vector == vector
+
+
 def test_guest_rounding_does_not_reach_the_host(guest):
     guest.write(DATA, struct.pack("<I", 0x7F80))
     assert guest.run("mov ebx, 0x18000; ldmxcsr [rbx]; hlt").vector is None
