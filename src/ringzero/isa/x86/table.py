@@ -211,6 +211,7 @@ def instruction(*forms: str, name: str | None = None, **attributes: Any) -> Call
     fpu         needs CR0.EM = CR0.TS = 0 (#NM otherwise)
     mmx, sse    the same, but #UD when CR0.EM is set;  sse: and when CR4.OSFXSR is not
     privileged  #GP(0) when CPL is not 0
+    condition   the condition code (0-15) of a CMOVcc or SETcc
     fast        the translator compiles it into stencils with registers pinned
     """
 
