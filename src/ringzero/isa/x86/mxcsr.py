@@ -76,6 +76,9 @@ def set_mxcsr(cpu: Cpu, value: u32) -> None:
     """Replace the guest's MXCSR, whose reserved bits the caller has checked."""
     cpu.mxcsr = value
     load_host(cpu)
+    if (value & MASKS) != MASKS:
+        # Translated code does not look for unmasked exceptions.
+        cpu.stop_block = u32(1)
 
 
 @native(inline="never")
