@@ -98,10 +98,10 @@ def test_reader_that_goes_away():
     assert done.stderr == ""
 
 
-HEAVY = ("llvmlite", "zstandard", "lz4", "hypothesis", "unicorn", "subprocess", "tarfile")
+HEAVY = ("llvmlite", "zstandard", "lz4", "ringzero.vm.machine", "ringzero.image.packages")
 
 
-@pytest.mark.parametrize("statement", ["import ringzero", "ringzero.cli.main.main(['--help'])"])
+@pytest.mark.parametrize("statement", ["pass", "ringzero.cli.main.main([])"])
 def test_light_start(statement):
     check = f"import sys; bad = [m for m in {HEAVY} if m in sys.modules]; print(bad)"
     code = f"import ringzero.cli.main\n{statement}\n{check}"
@@ -112,9 +112,7 @@ def test_light_start(statement):
         timeout=60,
         env=os.environ | {"PYTHONPATH": SOURCE},
     )
-    # argparse may end the process after its help; main returns for no verb only.
-    if "--help" not in statement:
-        assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.speed

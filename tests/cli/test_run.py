@@ -24,7 +24,7 @@ def stdin(monkeypatch):
         os.close(reader)
 
         def fill():
-            with open(writer, "wb") as file:
+            with os.fdopen(writer, "wb") as file:
                 file.write(data)
 
         threading.Thread(target=fill, daemon=True).start()
@@ -150,7 +150,7 @@ def test_serial_line_into_a_file(machines, tmp_path, monkeypatch, capfdbinary):
 
 
 @pytest.mark.parametrize(
-    ("reason", "code", "message"),
+    "end",
     [
         (ExitReason.POWEROFF, 0, ""),
         (ExitReason.REBOOT, 3, ""),
@@ -158,7 +158,8 @@ def test_serial_line_into_a_file(machines, tmp_path, monkeypatch, capfdbinary):
         (ExitReason.TRIPLE_FAULT, 125, "triple fault\nRIP=1234"),
     ],
 )
-def test_ends_of_a_guest(machines, tmp_path, monkeypatch, capfd, reason, code, message):
+def test_ends_of_a_guest(machines, tmp_path, monkeypatch, capfd, end):
+    reason, code, message = end
     monkeypatch.setattr(FakeMachine, "boots", False)
     monkeypatch.setattr(FakeMachine, "ending", Exit(reason, "RIP=1234"))
     assert main(kernel(tmp_path)) == code

@@ -108,8 +108,9 @@ class QemuMachine:
             arguments += ["-initrd", str(config.initrd)]
         for number, disk in enumerate(config.disks):
             read_only = "on" if disk.read_only else "off"
+            drive = f"if=none,id=d{number},file={disk.path},readonly={read_only},format=raw"
             arguments += [
-                *("-drive", f"if=none,id=d{number},file={disk.path},readonly={read_only},format=raw"),
+                *("-drive", drive),
                 *("-device", f"virtio-blk-device,drive=d{number}"),
             ]
         if config.agent:

@@ -14,6 +14,7 @@ is used, because kernel files come from anywhere.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import struct
 import zlib
@@ -219,15 +220,14 @@ def decompress(payload: bytes) -> bytes:
     Raises GuestImageError for unknown formats, damage, and results beyond
     `MAX_KERNEL_SIZE`.
     """
-    for magic, name, unpack in _FORMATS:
-        if payload.startswith(magic):
-            break
-    else:
+    found = next((f for f in _FORMATS if payload.startswith(f[0])), None)
+    if found is None:
         raise GuestImageError(
             "unknown compression of the kernel's payload",
             hint="gzip, xz, lzma, bzip2, lz4, zstd and uncompressed payloads are known",
             seen=payload[:6].hex(),
         )
+    _, name, unpack = found
     try:
         result = unpack(payload)
     except GuestImageError:
@@ -268,7 +268,8 @@ def _zstd(payload: bytes) -> bytes:
     import zstandard
 
     stream = zstandard.ZstdDecompressor(max_window_size=MAX_KERNEL_SIZE).decompressobj()
-    parts, total = [], 0
+    parts: list[bytes] = []
+    total = 0
     # Fed in pieces, so that a bomb is seen before it fills the memory.
     for start in range(0, len(payload), MIB // 16):
         part = stream.decompress(payload[start : start + MIB // 16])
@@ -285,8 +286,8 @@ def _lz4(payload: bytes) -> bytes:
     """The "legacy" lz4 format: magic, then blocks of up to 8 MiB, each with its packed size."""
     from lz4 import block
 
-    parts, offset = [], 4
-    total = 0
+    parts: list[bytes] = []
+    offset, total = 4, 0
     while offset + 4 <= len(payload):
         size = int.from_bytes(payload[offset : offset + 4], "little")
         offset += 4
@@ -370,7 +371,7 @@ def _check_layout(segments: list[Segment], entry: int) -> None:
     if not segments:
         raise GuestImageError("an ELF file without anything to load", hint=_HINT)
     ordered = sorted(segments, key=lambda segment: segment.address)
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in itertools.pairwise(ordered):
         if before.address + before.size > after.address:
             raise GuestImageError(
                 "ELF segments overlap", first=hex(before.address), second=hex(after.address)

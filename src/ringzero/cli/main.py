@@ -83,9 +83,7 @@ def _run(words: list[str], command: list[str] | None) -> int:
         epilog=_EXAMPLES,
         formatter_class=_formatter,
     )
-    parser.add_argument(
-        "--version", action="version", version=f"ringzero {ringzero.__version__}"
-    )
+    parser.add_argument("--version", action="version", version=f"ringzero {ringzero.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
     # A known verb is the only one loaded.
     named = words[0] if words and not words[0].startswith("-") else None

@@ -195,9 +195,7 @@ def _read(place: Path) -> BootFiles | None:
 
 def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> str:
     """Put the image together and return its digest."""
-    apt = Apt(
-        architecture=recipe.architecture, suite=recipe.suite, cache=cache, progress=progress
-    )
+    apt = Apt(architecture=recipe.architecture, suite=recipe.suite, cache=cache, progress=progress)
     if refresh:
         apt.refresh(max_age=0)
     kernel_name = _real_kernel(apt, recipe.kernel)
@@ -284,9 +282,9 @@ def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
     for applet in applets(busybox):
         if f"bin/{applet}" not in tree and f"sbin/{applet}" not in tree:
             tree.add_link(f"bin/{applet}", "busybox")
-    for path, text in _ETC.items():
-        if path not in tree:
-            tree.add_file(path, text.encode())
+    for name, text in _ETC.items():
+        if name not in tree:
+            tree.add_file(name, text.encode())
     wanted = with_dependencies(MODULES, modules)
     for module in wanted:
         tree.add_file(module.path, module.data)

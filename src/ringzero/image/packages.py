@@ -324,7 +324,8 @@ def _failure(command: Sequence[str], complaints: str) -> HostError | NotFoundErr
     if re.search(r"No space left|not enough free space|Disk quota", complaints, re.IGNORECASE):
         hint = "the disk is full: free some space, or set RINGZERO_CACHE_DIR to another disk"
     elif re.search(
-        r"Could not (resolve|connect)|Temporary failure|Unable to connect|timed out|Failed to fetch",
+        r"Could not (resolve|connect)|Temporary failure|Unable to connect|timed out|"
+        r"Failed to fetch",
         complaints,
     ):
         hint = (

@@ -23,7 +23,11 @@ _RELEASES = "bullseye|bookworm|trixie|forky|sid|unstable|testing|stable|oldstabl
 _SUITE = re.compile(rf"({_RELEASES})(-updates|-security|-backports|/updates)?")
 _ONE_LINE = re.compile(r"deb\s+(?:\[(?P<options>[^\]]*)\]\s*)?(?P<uri>\S+)\s+(?P<rest>.+)")
 # sources.list(5): the one-line options and their deb822 fields that matter here.
-_OPTIONS = {"signed-by": "Signed-By", "trusted": "Trusted", "check-valid-until": "Check-Valid-Until"}
+_OPTIONS = {
+    "signed-by": "Signed-By",
+    "trusted": "Trusted",
+    "check-valid-until": "Check-Valid-Until",
+}
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import pkgutil
 import platform
 import shutil
+import stat
+from pathlib import Path
 from typing import Any
 
 import ringzero
@@ -38,14 +42,11 @@ class Info(Verb):
 
 def collect() -> dict[str, dict[str, Any]]:
     """Return the facts by section, as plain values."""
-    from ringzero.engine.contract import ENGINES
+    from ringzero import engine
     from ringzero.image.micro import list_images
     from ringzero.units import format_size
 
     cache = CACHE_DIR.get()
-    size = sum(
-        file.stat().st_size for file in cache.rglob("*") if file.is_file() and not file.is_symlink()
-    )
     return {
         "ringzero": {"version": ringzero.__version__, "python": platform.python_version()},
         "host": {
@@ -54,8 +55,13 @@ def collect() -> dict[str, dict[str, Any]]:
             "kvm": _kvm(),
             "apt-get": shutil.which("apt-get") or "not installed",
         },
-        "engines": {name: "registered" for name in ENGINES.names()},
-        "cache": {"directory": str(cache), "size": format_size(size)},
+        # An engine is a package there; its modules are not loaded for this.
+        "engines": {
+            name: "built in"
+            for _, name, is_package in pkgutil.iter_modules(engine.__path__)
+            if is_package
+        },
+        "cache": {"directory": str(cache), "size": format_size(_size(cache))},
         "images": {image.name: image.digest[:12] for image in list_images(cache)},
         "settings": {
             name: os.environ.get(name) or f"(not set) {setting.help}"
@@ -64,7 +70,17 @@ def collect() -> dict[str, dict[str, Any]]:
     }
 
 
+def _size(directory: Path) -> int:
+    total = 0
+    for file in directory.rglob("*"):
+        # Others may be at work in the cache, and take files away.
+        with contextlib.suppress(OSError):
+            found = file.lstat()
+            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return total
+
+
 def _kvm() -> str:
-    if not os.path.exists("/dev/kvm"):  # noqa: PTH110 - no Path is needed for it
+    if not Path("/dev/kvm").exists():
         return "no /dev/kvm"
     return "present" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "present, not for you"
