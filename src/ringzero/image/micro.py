@@ -321,11 +321,11 @@ def applets(busybox: bytes) -> list[str]:
     They stand in it as one sorted run of strings that begins with "[" and ends
     with an empty one; reading them there works for every architecture.
     """
-    start = busybox.find(b"\0[\0[[\0")
-    end = busybox.find(b"\0\0", start + 1)
+    start = busybox.find(b"[\0[[\0")
+    end = busybox.find(b"\0\0", start)
     if start < 0 or end < 0:
         raise GuestImageError("the busybox package holds no busybox that is understood")
-    names = [name.decode("ascii", "replace") for name in busybox[start + 1 : end].split(b"\0")]
+    names = [name.decode("ascii", "replace") for name in busybox[start:end].split(b"\0")]
     return [name for name in names if "/" not in name]
 
 
