@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import mmap
 import re
 import struct
 import zlib
@@ -191,17 +192,14 @@ def _setup_version(data: bytes, setup_end: int) -> str | None:
     return text.split(b" ")[0].decode("ascii", "replace") or None
 
 
-def _unpacked(payload: bytes, cache: Path | None) -> bytes:
+def _unpacked(payload: bytes, cache: Path | None) -> bytes | memoryview:
     """Return the decompressed payload, from the cache where it is there and whole."""
     if cache is None:
         return decompress(payload)
     path = cache / (hashlib.sha256(payload).hexdigest()[:32] + ".vmlinux")
-    try:
-        kept = path.read_bytes()
-    except OSError:
-        kept = b""
+    kept = _mapped(path)
     # The checksum in front detects a damaged cache; crc32 runs at gigabytes per second.
-    if len(kept) > 4 and zlib.crc32(memoryview(kept)[4:]) == int.from_bytes(kept[:4], "little"):
+    if len(kept) > 4 and zlib.crc32(kept[4:]) == int.from_bytes(kept[:4], "little"):
         return kept[4:]
     vmlinux = decompress(payload)
     try:
@@ -212,6 +210,18 @@ def _unpacked(payload: bytes, cache: Path | None) -> bytes:
         # Without room for the cache the next start is slower, and that is all.
         return vmlinux
     return vmlinux
+
+
+def _mapped(path: Path) -> memoryview:
+    """Return the content of `path` without copying it, or nothing when there is none.
+
+    Files of the cache are replaced, never written to, so that a mapping stays whole.
+    """
+    try:
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError):
+        return memoryview(b"")
 
 
 def decompress(payload: bytes) -> bytes:
@@ -325,7 +335,11 @@ _FORMATS: tuple[tuple[bytes, str, Callable[[bytes], bytes]], ...] = (
 
 
 def _elf(
-    data: bytes, kind: str, setup_header: bytes, command_line_size: int, version: str | None
+    data: bytes | memoryview,
+    kind: str,
+    setup_header: bytes,
+    command_line_size: int,
+    version: str | None,
 ) -> KernelImage:
     if len(data) < _ELF_HEADER.size or data[:4] != b"\x7fELF":
         raise GuestImageError("the kernel's ELF header is cut short or missing", hint=_HINT)
@@ -380,6 +394,6 @@ def _check_layout(segments: list[Segment], entry: int) -> None:
         raise GuestImageError("the ELF entry point lies outside what is loaded", entry=hex(entry))
 
 
-def _banner(data: bytes) -> str:
+def _banner(data: bytes | memoryview) -> str:
     match = _BANNER.search(data)
     return match[1].decode("ascii", "replace") if match else "unknown"

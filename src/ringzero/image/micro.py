@@ -203,7 +203,8 @@ def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> st
     packages += apt.resolve(["busybox-static"], dependencies=False)
     if recipe.packages:
         chosen = {package.name for package in packages}
-        resolved = apt.resolve(recipe.packages)
+        # With real programs there goes a real shell: busybox's prefers its own.
+        resolved = apt.resolve([*recipe.packages, "dash"])
         packages += [package for package in resolved if package.name not in chosen]
     paths = apt.download(packages)
     for name in recipe.foreign:
@@ -289,10 +290,9 @@ def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
     for module in wanted:
         tree.add_file(module.path, module.data)
     if wanted:
-        # lib/modules/RELEASE/kernel/...
-        base = "/".join(wanted[0].path.replace("usr/lib/", "lib/").split("/")[:3])
-        text = dependency_file(wanted).replace(base + "/", "").replace("usr/" + base + "/", "")
-        tree.add_file(f"{base}/modules.dep", text.encode())
+        # [usr/]lib/modules/RELEASE/kernel/...; modules.dep has paths from RELEASE on.
+        base = wanted[0].path.partition("/kernel/")[0] + "/"
+        tree.add_file(f"{base}modules.dep", dependency_file(wanted).replace(base, "").encode())
     return tree
 
 

@@ -331,7 +331,9 @@ def _failure(command: Sequence[str], complaints: str) -> HostError | NotFoundErr
     if re.search(r"No space left|not enough free space|Disk quota", complaints, re.IGNORECASE):
         hint = "the disk is full: free some space, or set RINGZERO_CACHE_DIR to another disk"
     elif re.search(r"unexpected size|Hash Sum mismatch|Mirror sync", complaints):
-        hint = "the mirror is being updated or out of order: try again later, or set RINGZERO_MIRROR"
+        hint = (
+            "the mirror is being updated or out of order: try again later, or set RINGZERO_MIRROR"
+        )
     elif re.search(
         r"Could not (resolve|connect)|Temporary failure|Unable to connect|timed out|"
         r"Failed to fetch",
