@@ -41,17 +41,19 @@ MODULES = (
     *("ext4", "vfat", "nls_ascii", "nls_cp437", "isofs", "squashfs", "overlay", "loop"),
 )
 
-# Measured under `qemu-system-x86_64 -accel tcg -M microvm`; see docs/run.md.
+# With this line the kernel runs 0.35 thousand million instructions from its first to
+# /init, and 0.42 until /init takes commands (counted by QEMU's -icount, 256 MiB, 1 CPU).
 # quiet             every character on the serial line costs an exit
 # mitigations=off   no page-table switch and no retpolines: nothing to protect here from itself
 # init_on_alloc=0   Debian clears every page twice otherwise
 # tsc=reliable      no watchdog and no calibration against other timers
 # no_timer_check    no wait for legacy timer interrupts
 # panic=-1 reboot=t a panic ends the machine at once, by triple fault if nothing else
+# nokaslr           the same addresses in every boot, for caches of translated code
 # cryptomgr.notests no self-tests of ciphers while a disk's modules load
 COMMAND_LINE = (
     "console=ttyS0 quiet mitigations=off init_on_alloc=0 tsc=reliable no_timer_check "
-    "panic=-1 reboot=t rcupdate.rcu_expedited=1 cryptomgr.notests ringzero.agent"
+    "nokaslr panic=-1 reboot=t rcupdate.rcu_expedited=1 cryptomgr.notests ringzero.agent"
 )
 
 _FORMAT = 1
