@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import pkgutil
 import platform
 import shutil
 import stat
@@ -36,13 +35,19 @@ class Info(Verb):
             print(f"{section}:")
             width = max((len(key) for key in values), default=0)
             for key, value in values.items():
-                print(f"  {key:{width}}  {value}")
+                print(f"  {key:{width}}  {_line(value)}")
         return 0
+
+
+def _line(value: Any) -> str:
+    """Return what a person wants to know of `value`; all of it is in the JSON."""
+    if isinstance(value, dict):
+        return ": ".join(map(str, value.values()))
+    return str(value)
 
 
 def collect() -> dict[str, dict[str, Any]]:
     """Return the facts by section, as plain values."""
-    from ringzero import engine
     from ringzero.image.micro import list_images
     from ringzero.units import format_size
 
@@ -55,12 +60,7 @@ def collect() -> dict[str, dict[str, Any]]:
             "kvm": _kvm(),
             "apt-get": shutil.which("apt-get") or "not installed",
         },
-        # An engine is a package there; its modules are not loaded for this.
-        "engines": {
-            name: "built in"
-            for _, name, is_package in pkgutil.iter_modules(engine.__path__)
-            if is_package
-        },
+        "engines": _engines(),
         "cache": {"directory": str(cache), "size": format_size(_size(cache))},
         "images": {image.name: image.digest[:12] for image in list_images(cache)},
         "settings": {
@@ -68,6 +68,26 @@ def collect() -> dict[str, dict[str, Any]]:
             for name, setting in sorted(TABLE.items())
         },
     }
+
+
+def _engines() -> dict[str, Any]:
+    """Return each engine's verdict on this host; nothing is compiled for it."""
+    from ringzero.engine import select
+    from ringzero.engine.contract import ENGINES
+    from ringzero.errors import RingzeroError
+
+    facts: dict[str, Any] = {}
+    for name in ENGINES.names():
+        try:
+            found = select.judge(ENGINES.get(name)())
+            facts[name] = {"usability": found.usability.value, "reason": found.reason}
+        except RingzeroError as fault:
+            facts[name] = {"usability": "unusable", "reason": fault.message}
+    try:
+        facts["auto"] = select.choose_auto()[1]
+    except RingzeroError as fault:
+        facts["auto"] = f"no engine: {fault.message}"
+    return facts
 
 
 def _size(directory: Path) -> int:
