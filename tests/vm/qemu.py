@@ -218,6 +218,14 @@ class QemuMachine:
             command.close_input()
         return command.wait(timeout), bytes(out), bytes(err)
 
+    @property
+    def console_data(self):
+        return self.console.data
+
+    @property
+    def serial_text(self):
+        return self.serial.data.decode(errors="replace")
+
     def __enter__(self):
         self.start()
         return self

@@ -1,4 +1,4 @@
-"""Other kernels and other software than the default image's, booted in QEMU."""
+"""Other kernels and other software than the default image's, booted."""
 
 import os
 
@@ -8,12 +8,11 @@ from ringzero.board.kernel import load_kernel
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import HostError
 from ringzero.image.micro import Recipe, ensure
-from tests.vm.qemu import QEMU, QemuMachine
+from tests.vm.guests import MACHINES, build, missing
 
 pytestmark = [
     pytest.mark.boot,
     pytest.mark.peer,
-    pytest.mark.skipif(QEMU is None, reason="needs qemu-system-x86_64 (qemu-system-x86)"),
     pytest.mark.skipif(
         os.environ.get("RINGZERO_FUZZ", "1") == "1",
         reason="fetches 150 MB and boots four guests: run by `make fuzz`",
@@ -35,7 +34,15 @@ TOOLS = Recipe(
 )
 
 
-def booted(recipe):
+@pytest.fixture(params=MACHINES)
+def kind(request):
+    reason = missing(request.param)
+    if reason:
+        pytest.skip(reason)
+    return request.param
+
+
+def booted(kind, recipe):
     try:
         image = ensure(recipe)
     except HostError as fault:
@@ -47,20 +54,20 @@ def booted(recipe):
         memory="1G",
         agent=True,
     )
-    return image, QemuMachine(config)
+    return image, build(kind, config)
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_other_kernels_come_up(name):
-    image, machine = booted(KERNELS[name])
+def test_other_kernels_come_up(kind, name):
+    image, machine = booted(kind, KERNELS[name])
     with machine:
-        assert machine.agent.wait_ready(120), machine.serial.data.decode(errors="replace")
+        assert machine.agent.wait_ready(120), machine.serial_text
         assert load_kernel(image.kernel).version == machine.agent.release
         assert machine.run(["cat"], b"x" * 10_000) == (0, b"x" * 10_000, b"")
 
 
-def test_software_beside_other_kernels():
-    _, machine = booted(TOOLS)
+def test_software_beside_other_kernels(kind):
+    _, machine = booted(kind, TOOLS)
     commands = {
         "python3 -c 'print(2**100)'": b"1267650600228229401496703205376\n",
         "perl -e 'print join q(,), map { $_ ** 2 } 1..5'": b"1,4,9,16,25",
@@ -75,6 +82,6 @@ def test_software_beside_other_kernels():
         "/opt/i386/bin/busybox echo i386": b"i386\n",
     }
     with machine:
-        assert machine.agent.wait_ready(120), machine.serial.data.decode(errors="replace")
+        assert machine.agent.wait_ready(120), machine.serial_text
         for command, output in commands.items():
             assert machine.run(command) == (0, output, b""), command
