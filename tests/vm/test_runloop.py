@@ -7,7 +7,16 @@ import pytest
 
 from ringzero.devices.contract import Device
 from ringzero.engine.contract import (
-    DebugStop, Halt, Kicked, MmioRead, MmioWrite, MsrRead, MsrWrite, PortRead, PortWrite, Shutdown,
+    DebugStop,
+    Halt,
+    Kicked,
+    MmioRead,
+    MmioWrite,
+    MsrRead,
+    MsrWrite,
+    PortRead,
+    PortWrite,
+    Shutdown,
 )  # fmt: skip
 from ringzero.errors import DeviceError, InvalidValueError
 from ringzero.isa.x86.state import CpuState

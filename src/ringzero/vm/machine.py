@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +28,6 @@ from ringzero.engine.contract import Engine
 from ringzero.errors import (
     ConfigError,
     DeviceError,
-    EngineError,
     InvalidValueError,
     NotFoundError,
     TimeoutExpiredError,
@@ -344,7 +343,7 @@ class Machine:
         self,
         command: str | Sequence[str | bytes],
         *,
-        input: bytes = b"",  # noqa: A002 - as in subprocess.run
+        input: bytes = b"",
         timeout: float | None = None,
     ) -> CommandResult:
         """Run a command in the guest: words, or a string for its shell.

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from ringzero.errors import DiskError
 from ringzero.devices.virtio.block import Block
+from ringzero.errors import DiskError
 from tests.devices.virtio.driver import EVENT_IDX, Driver
 
 READ, WRITE, FLUSH, GET_ID, DISCARD, ZEROES = 0, 1, 4, 8, 11, 13
