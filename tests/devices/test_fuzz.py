@@ -44,8 +44,8 @@ accesses = st.lists(
 def test_registers(name, data, msrs):
     specimen = BUILDERS[name]()
     try:
-        for is_write, offset, width, value in data:
-            offset %= max(specimen.size, 1)
+        for is_write, place, width, value in data:
+            offset = place % max(specimen.size, 1)
             if is_write:
                 specimen.device.write(offset, width, value & ((1 << 8 * width) - 1))
             else:

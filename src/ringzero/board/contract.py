@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ringzero.board.kernel import KernelImage
@@ -18,7 +19,7 @@ from ringzero.devices.serial import Serial
 from ringzero.devices.virtio.block import BlockBackend
 from ringzero.devices.virtio.console import ConsolePort
 from ringzero.devices.virtio.device import VirtioDevice
-from ringzero.devices.virtio.mmio import VirtioMmio
+from ringzero.devices.virtio.mmio import QUEUE_NOTIFY, VirtioMmio
 from ringzero.isa.x86.state import CpuState
 from ringzero.registry import Registry
 
@@ -96,6 +97,18 @@ class Board(ABC):
     @abstractmethod
     def resize_console(self, columns: int, rows: int) -> None:
         """Tell the guest the size of its terminal, in characters."""
+
+    def doorbells(self) -> Iterator[tuple[int, int, Callable[[], None]]]:
+        """Yield (address, value, ring) of 32-bit MMIO writes that only ask for attention.
+
+        An engine may call `ring` on a thread of its own instead of making an exit.
+        """
+        for attachment in self.mmio.attachments:
+            transport = attachment.device
+            if isinstance(transport, VirtioMmio):
+                for queue in range(len(transport.device.queue_sizes)):
+                    ring = partial(transport.serve, queue)
+                    yield attachment.base + QUEUE_NOTIFY, queue, ring
 
     @abstractmethod
     def irq_line(self) -> IrqLine:

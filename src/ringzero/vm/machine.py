@@ -123,6 +123,8 @@ class Machine:
         self.serial.connect(self.board.serial.push)
         self.board.serial.on_room = self.serial.room
         self._vm.on_eoi = self.board.end_of_interrupt
+        for address, value, ring in self.board.doorbells():
+            self._vm.add_doorbell(address, 4, value, ring)
         self._debugger = Debugger(self)
         self._make_threads()
         self._booted = kernel is None

@@ -165,9 +165,9 @@ class VcpuThread:
         running = Wanted.RUN
         try:
             while True:
-                if control.wanted is not running or self._waits_for_startup or self._init_received:
-                    if not self._look_around():
-                        return
+                interrupted = self._waits_for_startup or self._init_received
+                if (interrupted or control.wanted is not running) and not self._look_around():
+                    return
                 event = run()
                 handlers[event.__class__](event)
         except BaseException as failure:
