@@ -153,6 +153,23 @@ def test_pause_and_resume():
         assert len(counts) > before
 
 
+def test_a_paused_machine_stands_still():
+    vm, _ = machine()
+    with vm:
+        vm.start()
+        vm.serial.write(b"before")
+        vm.pause()
+        first = vm.save().tree
+        vm.serial.write(b"typed meanwhile")
+        second = vm.save().tree
+        for name in first["devices"]:
+            if name != "serial":
+                assert first["devices"][name] == second["devices"][name]
+        assert first["devices"]["serial"]["received"] == second["devices"]["serial"]["received"]
+        vm.resume()
+        assert vm.save().tree["devices"]["serial"]["received"]
+
+
 def test_a_fault_of_ours_is_raised_to_the_waiter():
     def broken(vcpu):
         raise RuntimeError("engine bug")

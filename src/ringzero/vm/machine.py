@@ -15,6 +15,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,10 +25,12 @@ from ringzero.config.machine import MachineConfig
 from ringzero.core.memory import GuestMemory
 from ringzero.devices.contract import Device
 from ringzero.devices.virtio.console import ConsolePort
+from ringzero.devices.virtio.mmio import VirtioMmio
 from ringzero.engine.contract import Engine
 from ringzero.errors import (
     ConfigError,
     DeviceError,
+    GuestImageError,
     InvalidValueError,
     NotFoundError,
     TimeoutExpiredError,
@@ -94,7 +97,7 @@ class Machine:
         board_type = BOARDS.get(config.board)
         # Everything that can be wrong with files is found before memory is taken.
         kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels") if config.kernel else None
-        initrd = config.initrd.read_bytes() if config.initrd is not None else b""
+        initrd = _read_initrd(config.initrd) if config.initrd is not None else b""
         disks = self._open_disks()
         memory = GuestMemory(board_type.ram_layout(config.memory))
         self._closing.callback(memory.close)
@@ -184,7 +187,7 @@ class Machine:
 
     @property
     def agent(self) -> Agent:
-        """The host's side of the guest's agent; EngineError-free only with `agent=True`."""
+        """The host's side of the guest's agent. Raises InvalidValueError where there is none."""
         if self._channels is None:
             raise InvalidValueError(
                 "this machine has no agent", hint="build it from an image, or with agent=True"
@@ -230,6 +233,8 @@ class Machine:
         self._started = True
         for thread in self.threads:
             thread.thread.start()
+        if self._channels is not None:
+            threading.Thread(target=self._abandon_commands, name="end", daemon=True).start()
         self.control.set(Wanted.RUN)
 
     def _boot(self) -> None:
@@ -247,9 +252,10 @@ class Machine:
         with self._freezing:
             self.control.set(Wanted.PAUSE)
             self.control.wait_parked()
+            # Doorbells that were rung give devices work, so they come before the devices.
+            self._vm.settle()
             for part in self.board.parts.values():
                 part.pause()
-            self._vm.settle()
 
     def resume(self) -> None:
         """Go on after `pause` or a breakpoint."""
@@ -364,8 +370,6 @@ class Machine:
             request.write(input)
             request.close_input()
         self.start()
-        watcher = threading.Thread(target=self._abandon_commands, name="end", daemon=True)
-        watcher.start()
         status = request.wait(timeout)
         if status is None:
             request.signal("KILL")
@@ -420,11 +424,17 @@ class Machine:
             f"cpu{thread.processor.index}": {**thread.vcpu.statistics(), **thread.exits}
             for thread in self.threads
         }
+        faults = {
+            name: part.failure
+            for name, part in self.board.parts.items()
+            if isinstance(part, VirtioMmio) and part.failure
+        }
         return {
             "engine": self._engine.name,
             **cpus,
             "devices": {name: c for name, c in devices.items() if c["reads"] or c["writes"]},
             "unclaimed": {name: count for name, count in unclaimed.items() if count},
+            "faults": faults,
         }
 
 
@@ -450,6 +460,15 @@ def _complete(
         command_line=f"{files.command_line} {added}".strip(),
         agent=True,
     )
+
+
+def _read_initrd(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as fault:
+        raise GuestImageError(
+            f"cannot read the initrd {path}: {fault.strerror}", hint="check the path", path=path
+        ) from fault
 
 
 def _boot_files(image: str) -> Any:

@@ -67,6 +67,7 @@ class VirtioMmio(Device[VirtioMmioState]):
         device.transport = self
         # Why the device stopped serving a driver that broke the rules.
         self.failure: str | None = None
+        self._paused = False
         self._reset_registers()
 
     def _reset_registers(self) -> None:
@@ -98,7 +99,8 @@ class VirtioMmio(Device[VirtioMmioState]):
 
     def serve(self, index: int) -> None:
         with self._lock:
-            self._notify(index)
+            if not self._paused:
+                self._notify(index)
 
     def fail(self, reason: str) -> None:
         with self._lock:
@@ -236,12 +238,15 @@ class VirtioMmio(Device[VirtioMmioState]):
     # ---- state ------------------------------------------------------------
 
     def pause(self) -> None:
+        with self._lock:
+            self._paused = True
         self.device.pause()
 
     def resume(self) -> None:
         self.device.resume()
         with self._lock:
-            # Buffers that the driver offered while nobody looked.
+            self._paused = False
+            # Buffers and input that were offered while nobody looked.
             for index in range(len(self._queues)):
                 self._notify(index)
 
