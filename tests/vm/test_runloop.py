@@ -231,6 +231,16 @@ def test_hook_is_called_and_the_machine_goes_on():
     assert [m for m, _ in seen] == [vm, vm]
 
 
+def test_a_hook_may_stop_the_machine():
+    vm, engine = machine(DebugStop(0x3000), POWER_OFF)
+    with vm:
+        vm.debugger.hook(0x3000, lambda m, cpu: m.stop())
+        vm.start()
+        assert vm.wait(END).reason is ExitReason.STOPPED
+        assert not engine.vm.closed
+    assert engine.vm.closed
+
+
 def test_second_processor_waits_for_init_and_startup():
     states = []
 

@@ -148,7 +148,12 @@ class Machine:
         self.console = Console()
         self._serial_output = OutputBatch(self.serial.emit)
         self._closing.callback(self._serial_output.close)
-        port = ConsolePort(CONSOLE_PORT_NAME, self.console.emit)
+        port = ConsolePort(CONSOLE_PORT_NAME, lambda data: console_output.write(data))
+        console_output = OutputBatch(
+            self.console.emit, lambda: port.hold(True), lambda: port.hold(False)
+        )
+        self._console_output = console_output
+        self._closing.callback(console_output.close)
         port.on_room = self.console.room
         self.console.connect(port.push)
         self._ports = [port]
@@ -294,16 +299,22 @@ class Machine:
         if not self.control.wait_end(timeout):
             return None
         self._serial_output.flush()
+        self._console_output.flush()
         if self.control.failure is not None:
             raise self.control.failure
         return self.control.exit
 
     def stop(self) -> None:
-        """End the guest at once and free everything; may be called twice."""
-        if self._stopped:
+        """End the guest at once and free everything; may be called twice.
+
+        A hook only ends the guest by it: what its vCPU stands on is freed by the
+        next call, from another thread.
+        """
+        self.control.finish(Exit(ExitReason.STOPPED))
+        if self._stopped or self._on_vcpu_thread():
             return
         self._stopped = True
-        self.control.finish(Exit(ExitReason.STOPPED))
+        self._serial_output.release()
         for thread in self.threads:
             if thread.thread.is_alive():
                 thread.thread.join()
