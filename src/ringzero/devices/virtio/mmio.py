@@ -51,8 +51,8 @@ class VirtioMmio(Device[VirtioMmioState]):
     """The window through which the guest reaches one virtio device.
 
     `irq` is edge-triggered: it rises when the first interrupt reason comes
-    and falls when the driver has acknowledged all of them, which drivers do
-    before they look at the queues.
+    and falls when the driver acknowledges, which drivers do before they look
+    at the queues; for reasons left over it rises again.
     """
 
     state_type = VirtioMmioState
@@ -161,8 +161,10 @@ class VirtioMmio(Device[VirtioMmioState]):
                 self._notify(value & 0xFFFF)
             elif offset == INTERRUPT_ACKNOWLEDGE:
                 self._interrupts &= ~value
-                if not self._interrupts:
-                    self._irq.set(False)
+                self._irq.set(False)
+                # A reason that came after the driver read the status needs an edge of its own.
+                if self._interrupts:
+                    self._irq.set(True)
             elif offset >= CONFIG:
                 self.device.write_config(offset - CONFIG, width, value)
             elif width == 4:
