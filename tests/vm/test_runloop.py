@@ -1,7 +1,9 @@
 """The run loop over a scripted engine: every exit goes where it belongs."""
 
+import gc
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -206,6 +208,24 @@ def test_registers_and_memory():
                 vm.memory[wrong]
         with pytest.raises(InvalidValueError):
             vm.memory[0:4] = b"too long"
+
+
+def mapped():
+    return Path("/proc/self/maps").read_text().count("guest-ram")
+
+
+def test_memory_goes_back_to_the_host_at_once():
+    before = mapped()
+    gc.disable()
+    try:
+        vm, _ = machine(agent=True)
+        vm.start()
+        vm.stop()
+        assert mapped() == before
+        with pytest.raises(InvalidValueError):
+            vm.memory[0]
+    finally:
+        gc.enable()
 
 
 def test_breakpoint_pauses_and_resume_goes_on():

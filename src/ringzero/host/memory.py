@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -33,7 +34,11 @@ class SharedMemory:
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
 
     def close(self) -> None:
-        """Give the memory back; the mapping itself goes with its last user."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Give the memory back; where views of it are left, with the last of them."""
+        if self.fd < 0:
+            return
+        os.close(self.fd)
+        self.fd = -1
+        with contextlib.suppress(BufferError):
+            self.view.release()
+            self._map.close()

@@ -254,6 +254,10 @@ class VirtioMmio(Device[VirtioMmioState]):
 
     def close(self) -> None:
         self.device.close()
+        with self._lock:
+            # The queues' views would keep the guest's memory.
+            for queue in self._queues:
+                queue.reset()
 
     def save(self) -> VirtioMmioState:
         with self._lock:
