@@ -241,6 +241,19 @@ def test_breakpoint_pauses_and_resume_goes_on():
         assert vm.wait(END).reason is ExitReason.POWEROFF
 
 
+def test_a_breakpoint_is_passed_by_a_single_step():
+    vm, engine = machine(DebugStop(0x2000), DebugStop(0x2001), DebugStop(0x3000), POWER_OFF)
+    vcpu, calls = engine.vm.vcpus[0], []
+    vcpu.debug = lambda step, addresses: calls.append((step, addresses))
+    with vm:
+        for address in (0x2000, 0x3000):
+            vm.debugger.hook(address, lambda m, cpu: None)
+        calls.clear()
+        vm.start()
+        vm.wait(END)
+    assert calls == [(True, (0x3000,)), (False, (0x2000, 0x3000)), (True, (0x2000,))]
+
+
 def test_hook_is_called_and_the_machine_goes_on():
     seen = []
     vm, _ = machine(DebugStop(0x3000), DebugStop(0x3000), POWER_OFF)
@@ -257,7 +270,6 @@ def test_a_hook_may_stop_the_machine():
         vm.debugger.hook(0x3000, lambda m, cpu: m.stop())
         vm.start()
         assert vm.wait(END).reason is ExitReason.STOPPED
-        assert not engine.vm.closed
     assert engine.vm.closed
 
 

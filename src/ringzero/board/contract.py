@@ -67,6 +67,16 @@ class Processor:
     msrs: MsrBus
 
 
+@dataclass(frozen=True)
+class Doorbell:
+    """A guest's write of `value` to `address` that only rings a device: no one waits for it."""
+
+    address: int
+    width: int
+    value: int
+    ring: Callable[[], None]
+
+
 class Board(ABC):
     """A machine's hardware. `parts` holds every device by its unique name."""
 
@@ -98,18 +108,6 @@ class Board(ABC):
     def resize_console(self, columns: int, rows: int) -> None:
         """Tell the guest the size of its terminal, in characters."""
 
-    def doorbells(self) -> Iterator[tuple[int, int, Callable[[], None]]]:
-        """Yield (address, value, ring) of 32-bit MMIO writes that only ask for attention.
-
-        An engine may call `ring` on a thread of its own instead of making an exit.
-        """
-        for attachment in self.mmio.attachments:
-            transport = attachment.device
-            if isinstance(transport, VirtioMmio):
-                for queue in range(len(transport.device.queue_sizes)):
-                    ring = partial(transport.serve, queue)
-                    yield attachment.base + QUEUE_NOTIFY, queue, ring
-
     @abstractmethod
     def irq_line(self) -> IrqLine:
         """Return a free interrupt line for a further device; raises DeviceError."""
@@ -117,6 +115,15 @@ class Board(ABC):
     @abstractmethod
     def irq_line_of(self, gsi: int) -> IrqLine:
         """Return the wire of one global system interrupt."""
+
+    def doorbells(self) -> Iterator[Doorbell]:
+        """Yield what an engine may serve without leaving the guest (virtqueue notifications)."""
+        for attachment in self.mmio.attachments:
+            transport = attachment.device
+            if isinstance(transport, VirtioMmio):
+                for index in range(len(transport.device.queue_sizes)):
+                    ring = partial(transport.write, QUEUE_NOTIFY, 4, index)
+                    yield Doorbell(attachment.base + QUEUE_NOTIFY, 4, index, ring)
 
     def stateful(self) -> Iterator[tuple[str, Device[Any] | VirtioDevice[Any]]]:
         """Yield all that has a state, by its name in saved machines, in the order of saving.

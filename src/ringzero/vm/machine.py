@@ -126,8 +126,8 @@ class Machine:
         self.serial.connect(self.board.serial.push)
         self.board.serial.on_room = self.serial.room
         self._vm.on_eoi = self.board.end_of_interrupt
-        for address, value, ring in self.board.doorbells():
-            self._vm.add_doorbell(address, 4, value, ring)
+        for bell in self.board.doorbells():
+            self._vm.add_doorbell(bell.address, bell.width, bell.value, bell.ring)
         self._debugger = Debugger(self)
         self._make_threads()
         self._booted = kernel is None
@@ -257,7 +257,7 @@ class Machine:
         with self._freezing:
             self.control.set(Wanted.PAUSE)
             self.control.wait_parked()
-            # Doorbells that were rung give devices work, so they come before the devices.
+            # What was rung still reaches the devices; then they finish it.
             self._vm.settle()
             for part in self.board.parts.values():
                 part.pause()
