@@ -43,7 +43,7 @@ MAX_SEGMENTS = QUEUE_SIZE - 2
 # that it may take (a few times what the host's cache needs), and the number of
 # requests that go to the worker after one that took longer.
 SMALL = 64 * 1024
-QUICK = 0.0002
+QUICK = 0.0005
 BACK_OFF = 256
 
 Buffers = Sequence[memoryview]
