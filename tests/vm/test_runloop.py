@@ -340,6 +340,42 @@ def test_a_device_of_ones_own():
     assert vm.stats()["devices"]["doubler"] == {"reads": 1, "writes": 1}
 
 
+class Resuming(Doubler):
+    resumed = 0
+
+    def resume(self):
+        self.resumed += 1
+
+
+def test_restored_devices_go_on_at_start():
+    vm, _ = machine()
+    device = Resuming()
+    with vm:
+        vm.attach("doubler", device, mmio=0xD1000000)
+        vm.restore(vm.save())
+        with pytest.raises(InvalidValueError):
+            vm.resume()
+        assert device.resumed == 0
+        vm.start()
+        assert device.resumed == 1
+
+
+def test_a_hook_and_another_thread_look_at_registers():
+    looked = []
+
+    def look(m, cpu):
+        time.sleep(0.001)
+        looked.append(cpu.registers.rip)
+
+    vm, _ = machine(*[DebugStop(0x3000)] * 200, POWER_OFF)
+    with vm:
+        vm.debugger.hook(0x3000, look)
+        vm.start()
+        while vm.wait(0) is None:
+            vm.cpu.registers.rax = 1
+        assert len(looked) == 200
+
+
 def test_state_tree_round_trip():
     vm, _ = machine(PortWrite(0x3FF, 1, 0x5A), cpus=2)
     with vm:

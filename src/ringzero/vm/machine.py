@@ -240,7 +240,8 @@ class Machine:
             thread.thread.start()
         if self._channels is not None:
             threading.Thread(target=self._abandon_commands, name="end", daemon=True).start()
-        self.control.set(Wanted.RUN)
+        # Devices whose state was restored go on with what they had in hand.
+        self.resume()
 
     def _boot(self) -> None:
         """Load the kernel unless that was done, or a state restored."""
@@ -263,7 +264,9 @@ class Machine:
                 part.pause()
 
     def resume(self) -> None:
-        """Go on after `pause` or a breakpoint."""
+        """Go on after `pause` or a breakpoint. Raises InvalidValueError before `start`."""
+        if not self._started:
+            raise InvalidValueError("the machine has not been started", hint="call start()")
         with self._freezing:
             for part in self.board.parts.values():
                 part.resume()
@@ -277,8 +280,12 @@ class Machine:
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """Keep the machine paused for a `with` block; it goes on afterwards if it ran before."""
+        if self._on_vcpu_thread():
+            # A hook calls: its own vCPU stands still, and nobody may wait for it here.
+            yield
+            return
         with self._freezing:
-            if not self.running or self._on_vcpu_thread():
+            if not self.running:
                 yield
                 return
             self.pause()
@@ -288,7 +295,7 @@ class Machine:
                 self.resume()
 
     def _on_vcpu_thread(self) -> bool:
-        """Whether a hook calls: its vCPU stands still already (others go on)."""
+        """Whether the caller is a hook, or a device."""
         return any(t.thread is threading.current_thread() for t in self.threads)
 
     def wait(self, timeout: float | None = None) -> Exit | None:
