@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -32,11 +33,44 @@ class SharedMemory:
         self.view = memoryview(self._map)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
 
+    def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy `data` to `offset`; for much data twice as quick as through `view`.
+
+        Pages that were never touched cost no page fault each. Raises HostError.
+        """
+        rest = memoryview(data)
+        try:
+            while rest:
+                count = os.pwrite(self.fd, rest, offset)
+                offset, rest = offset + count, rest[count:]
+        except OSError as cause:
+            raise HostError(
+                f"the host has no memory for the guest: {cause.strerror}",
+                hint="give the machine less --memory",
+            ) from cause
+
+    def clear(self, offset: int, count: int) -> None:
+        """Make `count` bytes zero; pages that were never touched stay so."""
+        end = offset + count
+        while offset < end:
+            try:
+                start = os.lseek(self.fd, offset, os.SEEK_DATA)
+            except OSError:  # ENXIO: nothing but holes from here on
+                return
+            if start >= end:
+                return
+            offset = min(os.lseek(self.fd, start, os.SEEK_HOLE), end)
+            self.view[start:offset] = bytes(offset - start)
+
     def close(self) -> None:
-        """Give the memory back; the mapping itself goes with its last user."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Give the memory back; where views of it are left, with the last of them."""
+        if self.fd < 0:
+            return
+        os.close(self.fd)
+        self.fd = -1
+        with contextlib.suppress(BufferError):
+            self.view.release()
+            self._map.close()
 
 
 # Translated code refers to itself by 31-bit absolute addresses.
