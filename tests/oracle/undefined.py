@@ -87,10 +87,15 @@ def undefined_flags(mnemonic: str, size: int = 0, count: int | None = None) -> i
 
 
 def undefined(case: Case) -> Undefined:
-    """What the instruction of a one-instruction case leaves undefined."""
+    """What the instruction of a one-instruction case leaves undefined.
+
+    Of a program only the x87 condition codes that nothing has defined: it ends
+    with defined flags by construction.
+    """
     result = Undefined()
     mnemonic = case.mnemonic
     if not mnemonic:
+        result.fsw = C0 | C2 | C3
         return result
     fixed = _FIXED.get(mnemonic)
     if fixed is not None:
