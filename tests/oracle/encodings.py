@@ -17,12 +17,18 @@ from typing import Final
 import capstone
 from capstone import x86_const as x86
 
+
+def names(text: str) -> frozenset[str]:
+    """The words of a text, as a set."""
+    return frozenset(text.split())
+
+
 _FORBIDDEN_GROUPS: Final = frozenset(
     getattr(x86, "X86_GRP_" + name)
-    for name in """3DNOW ADX AES AVX AVX2 AVX512 BMI BMI2 BWI CDI DQI ERI F16C FMA FMA4 FSGSBASE
-    INT IRET PCLMUL PFI PRIVILEGE RTM SGX SHA SMAP SSE4A TBM VLX VM XOP""".split()
+    for name in names("""3DNOW ADX AES AVX AVX2 AVX512 BMI BMI2 BWI CDI DQI ERI F16C FMA FMA4
+    FSGSBASE INT IRET PCLMUL PFI PRIVILEGE RTM SGX SHA SMAP SSE4A TBM VLX VM XOP""")
 )
-_FORBIDDEN: Final = frozenset(
+_FORBIDDEN: Final = names(
     """
     syscall sysenter sysexit sysret int int1 iret iretd iretq hlt
     in out insb insw insd outsb outsw outsd
@@ -47,12 +53,13 @@ _FORBIDDEN: Final = frozenset(
     pfrcpv pfrsqrtv feni8087_nop fdisi8087_nop fsetpm
     clts rdmsr wrmsr rdpkru wrpkru enclv prefetchwt1 fstpnce
     montmul xcryptcbc xcryptcfb xcryptctr xcryptecb xcryptofb xsha1 xsha256 xstore
-    """.split()
+    """
 )
 
 _NO_MODRM_0F: Final = frozenset(
-    [0x05, 0x06, 0x07, 0x08, 0x09, 0x0B, 0x0E, 0x30, 0x31, 0x32, 0x33, 0x34, 0x35, 0x37, 0x77]
-    + [*range(0x80, 0x90), 0xA0, 0xA1, 0xA2, 0xA8, 0xA9, 0xAA, *range(0xC8, 0xD0)]
+    b"\x05\x06\x07\x08\x09\x0b\x0e\x30\x31\x32\x33\x34\x35\x37\x77\xa0\xa1\xa2\xa8\xa9\xaa"
+    + bytes(range(0x80, 0x90))
+    + bytes(range(0xC8, 0xD0))
 )
 _MODRM_1: Final = frozenset(
     [op for row in range(0, 0x40, 8) for op in range(row, row + 4)]
@@ -63,12 +70,11 @@ _NOT_OPCODES_1: Final = frozenset(
     [0x0F, 0x26, 0x2E, 0x36, 0x3E, *range(0x64, 0x68), 0xF0, 0xF2, 0xF3]
 )
 _ABSENT_64: Final = frozenset(
-    [0x06, 0x07, 0x0E, 0x16, 0x17, 0x1E, 0x1F, 0x27, 0x2F, 0x37, 0x3F, 0x60, 0x61, 0x62, 0x82]
-    + [0x9A, 0xC4, 0xC5, 0xCE, 0xD4, 0xD5, 0xD6, 0xEA, *range(0x40, 0x50)]
+    b"\x06\x07\x0e\x16\x17\x1e\x1f\x27\x2f\x37\x3f\x60\x61\x62\x82\x9a\xc4\xc5\xce\xd4\xd5\xd6\xea"
+    + bytes(range(0x40, 0x50))
 )
 _SEGMENT_LOADS: Final = frozenset(
-    [b"\x8e", b"\x07", b"\x17", b"\x1f", b"\x0f\xa1", b"\x0f\xa9", b"\x8c"]
-    + [b"\x06", b"\x0e", b"\x16", b"\x1e", b"\x0f\xa0", b"\x0f\xa8"]
+    bytes.fromhex(opcode) for opcode in names("8c 8e 06 07 0e 16 17 1e 1f 0fa0 0fa1 0fa8 0fa9")
 )
 """MOV and POP to segment registers; also their stores, as selectors are the host's."""
 _RM_SELECTS: Final = frozenset(
@@ -154,27 +160,29 @@ def _probe_opcode(opcode: bytes, mode: int) -> Iterator[Form]:
         return
     for prefixes in _PREFIXES:
         for rex_w in (False, True) if mode == 64 else (False,):
+            common = {"mode": mode, "prefixes": prefixes, "rex_w": rex_w, "opcode": opcode}
             if not has_modrm(opcode):
-                form = _probe(mode, prefixes, rex_w, opcode, None, None, None)
+                form = _probe(**common, memory=None, digit=None, rm=None)
                 if form is not None:
                     yield form
                 continue
             for digit in range(8):
-                form = _probe(mode, prefixes, rex_w, opcode, True, digit, 3)
+                form = _probe(**common, memory=True, digit=digit, rm=3)
                 if form is not None:
                     yield form
                 if opcode not in _RM_SELECTS:
-                    form = _probe(mode, prefixes, rex_w, opcode, False, digit, None)
+                    form = _probe(**common, memory=False, digit=digit, rm=None)
                     if form is not None:
                         yield form
                     continue
                 for rm in range(8):
-                    form = _probe(mode, prefixes, rex_w, opcode, False, digit, rm)
+                    form = _probe(**common, memory=False, digit=digit, rm=rm)
                     if form is not None:
                         yield form
 
 
 def _probe(
+    *,
     mode: int,
     prefixes: bytes,
     rex_w: bool,

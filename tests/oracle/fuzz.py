@@ -31,7 +31,6 @@ from tests.oracle.model import (
     Executor,
     Outcome,
     State,
-    fx_image,
 )
 from tests.oracle.native import Native
 
@@ -115,6 +114,7 @@ def case_batches(
 def run_fuzz(
     oracle: Executor,
     engine: Executor,
+    *,
     seconds: float | None = None,
     instances: int | None = None,
     seed: int = 0,
@@ -219,15 +219,11 @@ def test_{case.mnemonic}_{case.code.hex()}(native: Executor, engine: Executor) -
 
 
 def _fx_source(state: State) -> str:
+    words = {"fcw": 0x37F, "fsw": 0, "ftw": 0, "mxcsr": 0x1F80}
     parts = [
-        f"{name}={value:#x}"
-        for name, value, default in (
-            ("fcw", state.fcw, 0x37F),
-            ("fsw", state.fsw, 0),
-            ("ftw", state.ftw, 0),
-            ("mxcsr", state.mxcsr, 0x1F80),
-        )
-        if value != default
+        f"{name}={getattr(state, name):#x}"
+        for name, default in words.items()
+        if getattr(state, name) != default
     ]
     for name, values in (
         ("st", [state.st(i) for i in range(8)]),
@@ -236,13 +232,9 @@ def _fx_source(state: State) -> str:
         while values and not any(values[-1]):
             values.pop()
         if values:
-            parts.append(f"{name}=[" + ", ".join(
-                f'bytes.fromhex("{v.hex()}")' if any(v) else f"bytes({len(v)})" for v in values
-            ) + "]")  # fmt: skip
-    result = f"fx_image({', '.join(parts)})"
-    return result if eval(result, {"fx_image": fx_image}) == state.fxsave else (  # noqa: S307
-        f'bytes.fromhex("{state.fxsave.hex()}")'
-    )
+            sources = (f'bytes.fromhex("{v.hex()}")' if any(v) else "b''" for v in values)
+            parts.append(f"{name}=[{', '.join(sources)}]")
+    return f"fx_image({', '.join(parts)})"
 
 
 def load_engine(name: str) -> Callable[[], Executor]:
@@ -270,7 +262,13 @@ def main(arguments: list[str] | None = None) -> int:
     engine = factory() if options.in_process else Isolated(factory, options.engine)
     with Native() as oracle:
         report = run_fuzz(
-            oracle, engine, options.seconds, options.instances, options.seed, options.only, modes
+            oracle,
+            engine,
+            seconds=options.seconds,
+            instances=options.instances,
+            seed=options.seed,
+            only=options.only,
+            modes=modes,
         )
         shown = set()
         for mismatch in report.mismatches:

@@ -92,7 +92,7 @@ class Isolated:
                     for number, case in enumerate(cases):
                         struct.pack_into("<Q", self._progress, 0, number)
                         outcomes += executor.run([case])
-                except Exception as error:  # noqa: BLE001
+                except Exception as error:
                     pipe.send(error)
                     continue
                 pipe.send(outcomes)
