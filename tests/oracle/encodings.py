@@ -30,7 +30,7 @@ _FORBIDDEN_GROUPS: Final = frozenset(
 )
 _FORBIDDEN: Final = names(
     """
-    syscall sysenter sysexit sysret int int1 iret iretd iretq hlt
+    syscall sysenter sysexit sysret int iret iretd iretq hlt
     in out insb insw insd outsb outsw outsd
     ljmp lcall retf retfq
     rdtsc rdtscp rdpmc rdrand rdseed rdpid cpuid xgetbv xsetbv
@@ -55,6 +55,9 @@ _FORBIDDEN: Final = names(
     montmul xcryptcbc xcryptcfb xcryptctr xcryptecb xcryptofb xsha1 xsha256 xstore
     """
 )
+
+_TRAPS: Final = names("int1 int3 into")
+"""Members of Capstone's group of interrupts that stay inside the process."""
 
 _NO_MODRM_0F: Final = frozenset(
     b"\x05\x06\x07\x08\x09\x0b\x0e\x30\x31\x32\x33\x34\x35\x37\x77\xa0\xa1\xa2\xa8\xa9\xaa"
@@ -198,7 +201,8 @@ def _probe(
     for insn in disassembler(mode, detail=True).disasm(head + b"\x11" * 12, 0x1000, 1):
         mnemonic = insn.insn_name()
         groups = set(insn.groups)
-        if mnemonic in _FORBIDDEN or groups & _FORBIDDEN_GROUPS or insn.size < len(head):
+        forbidden = mnemonic in _FORBIDDEN or groups & _FORBIDDEN_GROUPS
+        if (forbidden and mnemonic not in _TRAPS) or insn.size < len(head):
             return None
         if b"\x66" in prefixes and groups & {x86.X86_GRP_BRANCH_RELATIVE, x86.X86_GRP_CALL,
                                              x86.X86_GRP_JUMP, x86.X86_GRP_RET}:  # fmt: skip
