@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import capstone
@@ -56,6 +56,9 @@ _FORBIDDEN: Final = names(
     """
 )
 
+_BRANCHES: Final = frozenset(
+    [x86.X86_GRP_BRANCH_RELATIVE, x86.X86_GRP_CALL, x86.X86_GRP_JUMP, x86.X86_GRP_RET]
+)
 _TRAPS: Final = names("int1 int3 into")
 """Members of Capstone's group of interrupts that stay inside the process."""
 
@@ -85,6 +88,10 @@ _RM_SELECTS: Final = frozenset(
 )
 """Opcodes in which the rm field of a register form chooses the instruction."""
 _PREFIXES: Final = (b"", b"\x66", b"\xf2", b"\xf3", b"\x66\xf2", b"\x66\xf3")
+
+
+UNDEFINED: Final = "undefined"
+"""The mnemonic of encodings that name no instruction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +138,23 @@ def enumerate_forms(mode: int = 64) -> tuple[Form, ...]:
     for opcode in _opcodes(mode):
         for form in _merge_registers(list(_probe_opcode(opcode, mode))):
             forms.setdefault((form.opcode, form.text, form.immediate), form)
+    for form in _unnamed(mode):
+        forms[form.opcode, form.text, form.digit] = form
     return tuple(forms.values())
+
+
+def _unnamed(mode: int) -> Iterator[Form]:
+    """What every CPU executes though Capstone does not decode it.
+
+    The second encodings of some x87 instructions, and the NOPs reserved for hints.
+    """
+    aliases = {(0xDC, 2): "fcom", (0xDC, 3): "fcomp", (0xDD, 1): "fxch", (0xDE, 2): "fcomp",
+               (0xDF, 1): "fxch", (0xDF, 2): "fstp", (0xDF, 3): "fstp"}  # fmt: skip
+    for (op, digit), mnemonic in aliases.items():
+        text = f"{mnemonic} (second encoding)"
+        yield Form(mnemonic, text, mode, b"", False, bytes([op]), False, digit, None, 0)
+    for op in (0x18, 0x1A, 0x1B, 0x1C, 0x1D, 0x1E):
+        yield Form("nop", "nop (hint)", mode, b"", False, bytes([0x0F, op]), False, None, None, 0)
 
 
 def _opcodes(mode: int) -> Iterator[bytes]:
@@ -158,63 +181,78 @@ def has_modrm(opcode: bytes) -> bool:
     return len(opcode) == 3 or opcode[1] not in _NO_MODRM_0F
 
 
-def _probe_opcode(opcode: bytes, mode: int) -> Iterator[Form]:
-    if opcode in _SEGMENT_LOADS:
-        return
+@functools.cache
+def undefined_forms(mode: int = 64) -> tuple[Form, ...]:
+    """Encodings that Capstone knows nothing of: they should raise #UD.
+
+    The host has the last word, as it may be newer than Capstone: where it does
+    not raise #UD, there is nothing to compare.
+    """
+    shapes = [shape for opcode in _opcodes(mode) for shape in _shapes(opcode, mode)]
+    if mode == 64:
+        rex_and_vex = {0x62, 0xC4, 0xC5, *range(0x40, 0x50)}
+        absent = [bytes([op]) for op in sorted(_ABSENT_64 - rex_and_vex)]
+        shapes += [
+            Form(UNDEFINED, "", mode, b"", False, opcode, None, None, None, 0) for opcode in absent
+        ]
+    hints = frozenset(form.opcode for form in _unnamed(mode))
+    return tuple(
+        shape
+        for shape in shapes
+        if len(shape.prefixes) < 2 and shape.opcode not in hints and _decode(shape) is None
+    )
+
+
+def _shapes(opcode: bytes, mode: int) -> Iterator[Form]:
+    """Every combination of prefixes, REX.W and ModRM fields that can matter."""
     for prefixes in _PREFIXES:
         for rex_w in (False, True) if mode == 64 else (False,):
-            common = {"mode": mode, "prefixes": prefixes, "rex_w": rex_w, "opcode": opcode}
-            if not has_modrm(opcode):
-                form = _probe(**common, memory=None, digit=None, rm=None)
-                if form is not None:
-                    yield form
-                continue
-            for digit in range(8):
-                form = _probe(**common, memory=True, digit=digit, rm=3)
-                if form is not None:
-                    yield form
-                if opcode not in _RM_SELECTS:
-                    form = _probe(**common, memory=False, digit=digit, rm=None)
-                    if form is not None:
-                        yield form
-                    continue
-                for rm in range(8):
-                    form = _probe(**common, memory=False, digit=digit, rm=rm)
-                    if form is not None:
-                        yield form
+            fields: list[tuple[bool | None, int | None, int | None]] = [(None, None, None)]
+            if has_modrm(opcode):
+                rms = range(8) if opcode in _RM_SELECTS else (None,)
+                fields = [(True, digit, 3) for digit in range(8)]
+                fields += [(False, digit, rm) for digit in range(8) for rm in rms]
+            for memory, digit, rm in fields:
+                yield Form(UNDEFINED, "", mode, prefixes, rex_w, opcode, memory, digit, rm, 0)
 
 
-def _probe(
-    *,
-    mode: int,
-    prefixes: bytes,
-    rex_w: bool,
-    opcode: bytes,
-    memory: bool | None,
-    digit: int | None,
-    rm: int | None,
-) -> Form | None:
-    rex = b"\x48" if rex_w else b""
-    head = prefixes + rex + opcode
-    if digit is not None:
-        head += bytes([(0 if memory else 0xC0) | digit << 3 | (rm or 0)])
-    for insn in disassembler(mode, detail=True).disasm(head + b"\x11" * 12, 0x1000, 1):
-        mnemonic = insn.insn_name()
-        groups = set(insn.groups)
-        forbidden = mnemonic in _FORBIDDEN or groups & _FORBIDDEN_GROUPS
-        if (forbidden and mnemonic not in _TRAPS) or insn.size < len(head):
-            return None
-        if b"\x66" in prefixes and groups & {x86.X86_GRP_BRANCH_RELATIVE, x86.X86_GRP_CALL,
-                                             x86.X86_GRP_JUMP, x86.X86_GRP_RET}:  # fmt: skip
-            return None  # AMD and Intel differ: the one truncates RIP, the other ignores 66
-        if mnemonic.startswith("v") or " " in mnemonic:
-            return None
-        text = f"{insn.mnemonic} {insn.op_str}".strip()
-        immediate = insn.size - len(head)
-        return Form(
-            mnemonic, text, mode, prefixes, rex_w, opcode, memory, digit, rm, immediate
-        )  # fmt: skip
-    return None
+def _head(shape: Form) -> bytes:
+    """The bytes up to the ModRM byte, with register 0 where any is allowed."""
+    head = shape.prefixes + (b"\x48" if shape.rex_w else b"") + shape.opcode
+    if shape.digit is not None:
+        head += bytes([(0 if shape.memory else 0xC0) | shape.digit << 3 | (shape.rm or 0)])
+    return head
+
+
+def _decode(shape: Form) -> capstone.CsInsn | None:
+    decoded = disassembler(shape.mode, detail=True).disasm(_head(shape) + b"\x11" * 12, 0x1000, 1)
+    return next(decoded, None)
+
+
+def _probe_opcode(opcode: bytes, mode: int) -> Iterator[Form]:
+    """The shapes of an opcode that may be executed natively, named."""
+    if opcode in _SEGMENT_LOADS:
+        return
+    for shape in _shapes(opcode, mode):
+        insn = _decode(shape)
+        if insn is None or not _wanted(shape, insn):
+            continue
+        yield replace(
+            shape,
+            mnemonic=insn.insn_name(),
+            text=f"{insn.mnemonic} {insn.op_str}".strip(),
+            immediate=insn.size - len(_head(shape)),
+        )
+
+
+def _wanted(shape: Form, insn: capstone.CsInsn) -> bool:
+    mnemonic = insn.insn_name()
+    groups = set(insn.groups)
+    if (mnemonic in _FORBIDDEN or groups & _FORBIDDEN_GROUPS) and mnemonic not in _TRAPS:
+        return False
+    if b"\x66" in shape.prefixes and groups & _BRANCHES:
+        return False  # AMD and Intel differ: the one truncates RIP, the other ignores 66
+    return insn.size >= len(_head(shape)) and mnemonic[0] != "v"
 
 
 def _merge_registers(forms: list[Form]) -> Iterator[Form]:
@@ -241,12 +279,6 @@ def _fold(forms: list[Form], field: str) -> list[Form]:
     first = forms[0]
     if field == "rm" and first.rm is None:
         return forms
-    if len(forms) != 8 or any(f.mnemonic != first.mnemonic for f in forms):
+    if len(forms) != 8 or any(form.mnemonic != first.mnemonic for form in forms):
         return forms
-    values = {
-        "mnemonic": first.mnemonic, "text": first.text, "mode": first.mode,
-        "prefixes": first.prefixes, "rex_w": first.rex_w, "opcode": first.opcode,
-        "memory": first.memory, "digit": first.digit, "rm": first.rm,
-        "immediate": first.immediate, field: None,
-    }  # fmt: skip
-    return [Form(**values)]  # type: ignore[arg-type]
+    return [replace(first, digit=None) if field == "digit" else replace(first, rm=None)]

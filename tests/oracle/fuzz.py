@@ -6,6 +6,7 @@
 An engine is a name below or `module:callable`, the callable giving an
 `Executor`. Every round makes one case of every chosen form, so that rare
 instructions get as much as common ones. The same seed gives the same cases.
+`--only undefined` tries encodings that are no instruction and should raise #UD.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from typing import Final
 
 from tests.oracle.cases import Generator, select_forms
 from tests.oracle.compare import comparable, compare, explain, vector_name
-from tests.oracle.encodings import disassemble
+from tests.oracle.encodings import UNDEFINED, disassemble, undefined_forms
 from tests.oracle.isolate import Isolated
 from tests.oracle.model import (
     FIXED_FLAGS,
     FX_INIT,
     GPR_NAMES,
+    UD,
     Case,
     Executor,
     Outcome,
@@ -70,7 +72,7 @@ class Report:
         name = case.mnemonic
         self.instances[name] += 1
         self.vectors[vector_name(expected.vector)] += 1
-        if not comparable(expected, got):
+        if not comparable(expected, got) or (name == UNDEFINED and expected.vector != UD):
             self.skipped[name] += 1
         elif compare(expected, got, case):
             self.wrong[name] += 1
@@ -100,7 +102,10 @@ def case_batches(
     seed: int, only: str | None = None, modes: tuple[int, ...] = (64, 32)
 ) -> Iterator[list[Case]]:
     """Endless batches; every round has one case of every form, in random order."""
-    forms = [form for mode in modes for form in select_forms(mode, only)]
+    if only == UNDEFINED:
+        forms = [form for mode in modes for form in undefined_forms(mode)]
+    else:
+        forms = [form for mode in modes for form in select_forms(mode, only)]
     if not forms:
         raise ValueError(f"no instruction is called {only!r}")
     generator = Generator(seed)
@@ -251,7 +256,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--instances", type=int, help="stop after so many")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="mnemonics, comma separated; a * at the end matches more")
+    parser.add_argument(
+        "--only",
+        help="mnemonics, comma separated; a * at the end matches more;"
+        " `undefined` for encodings that should raise #UD",
+    )
     parser.add_argument("--mode", choices=("64", "32", "both"), default="both")
     parser.add_argument("--show", type=int, default=5, help="how many reproducers to print")
     parser.add_argument("--all", action="store_true", help="list the right mnemonics too")

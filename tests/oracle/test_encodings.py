@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.oracle.encodings import enumerate_forms, names
+from tests.oracle.encodings import enumerate_forms, names, undefined_forms
 from tests.oracle.model import BP, UD
 
 WANTED = names(
@@ -54,3 +54,14 @@ def test_the_host_knows_nearly_every_form(native, mode):
     }
     assert refused == {"ud2"}
     assert sum(o.vector == BP for o in outcomes) > 0.85 * len(outcomes)
+
+
+@pytest.mark.parametrize("mode", [64, 32])
+def test_undefined_encodings_are_refused_by_the_host(native, mode):
+    """Most of them: the rest are extensions newer than Capstone."""
+    from tests.oracle.cases import Generator
+
+    forms = undefined_forms(mode)[::20]
+    generator = Generator(2)
+    outcomes = native.run([generator.case(form) for form in forms])
+    assert sum(o.vector == UD for o in outcomes) > 0.95 * len(forms)
