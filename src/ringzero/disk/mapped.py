@@ -115,6 +115,14 @@ class MappedDisk(Disk):
         zeroes are then written.
         """
 
+    def _spot(self, offset: int, length: int, writing: bool) -> int | None:
+        """Return where a small range lies in `_data_storage`, when that is quickly told.
+
+        It must be plain data in one row, and for `writing` be writable there.
+        None sends the request the long way, by `_runs`.
+        """
+        return None
+
     def _tables_dirty(self) -> bool:
         """Whether `_write_tables` has anything to do."""
         return True
@@ -156,6 +164,10 @@ class MappedDisk(Disk):
         length = total(views)
         self._gate.enter()
         try:
+            host = self._spot(offset, length, False)
+            if host is not None:
+                self._data_storage().read_into(host, views)
+                return
             done = 0
             for run in self._runs(offset, length):
                 part = views if run.length == length else cut(views, done, run.length)
@@ -193,6 +205,10 @@ class MappedDisk(Disk):
         length = total(views)
         self._gate.enter()
         try:
+            host = self._spot(offset, length, True)
+            if host is not None:
+                self._data_storage().write(host, views)
+                return
             done = 0
             while done < length:
                 for run in self._runs(offset + done, length - done):

@@ -305,6 +305,9 @@ class Qcow2Disk(MappedDisk):
     def _runs(self, offset: int, length: int) -> Iterator[Run]:
         return self.map.runs(offset, length)
 
+    def _spot(self, offset: int, length: int, writing: bool) -> int | None:
+        return self.map.spot(offset, length, writing)
+
     def _decompress(self, run: Run, offset: int, views: Views) -> None:
         assert run.host is not None
         data = self._unpacker.get(run.host)
@@ -428,7 +431,8 @@ class Qcow2Disk(MappedDisk):
     # ---- writing ----------------------------------------------------------
 
     def _write(self, offset: int, views: Views) -> None:
-        self._touch(offset, total(views))
+        if self.header.bitmaps is not None:
+            self.bitmaps.touch(offset, total(views))
         super()._write(offset, views)
 
     def _write_new(self, offset: int, views: Views) -> None:
