@@ -393,7 +393,10 @@ class Disk(ABC):
             self._write_zeroes(offset, length, unmap)
 
     def discard(self, offset: int, length: int) -> None:
-        """Say that a range is no longer needed. It then reads as zeroes or as before."""
+        """Say that a range is no longer needed. It then reads as zeroes or as before.
+
+        On a raw block device it reads as whatever the device makes of it.
+        """
         self._check_write(offset, length)
         if length:
             self._discard(offset, length)

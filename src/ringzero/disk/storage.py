@@ -82,7 +82,7 @@ class Storage(ABC):
 
     @abstractmethod
     def discard(self, offset: int, length: int) -> None:
-        """Give a range back to the host when it can; its bytes are then undefined."""
+        """Give a range back to the host when it can; a device's bytes are then undefined."""
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
         """Yield (length, has data) over a range; no data means it reads as zeroes."""

@@ -91,6 +91,8 @@ class Refcounts:
         self._dirty: set[int] = set()
         # The search for a free cluster starts here; everything below is taken.
         self._cursor = 0
+        # The cluster that compressed data are being appended to, while it is in use.
+        self.open_cluster: int | None = None
         # A table that has outgrown its place: where the old one was (first, count).
         self._old_place: tuple[int, int] | None = None
 
@@ -166,6 +168,8 @@ class Refcounts:
         block.set(place, value)
         self._dirty.add(index)
         if value == 0:
+            if cluster == self.open_cluster:
+                self.open_cluster = None
             self._cursor = min(self._cursor, cluster)
         return value
 
