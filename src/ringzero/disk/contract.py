@@ -250,6 +250,10 @@ class Surroundings(ABC):
     def open_backing(self, name: str, format: str | None) -> Disk | None:
         """Open the backing file read-only (None when the user asked for this layer alone)."""
 
+    def look_at(self, name: str, format: str | None) -> Disk:
+        """Open a file that is to become the backing file, to see what it is."""
+        raise DiskUnsupportedError(f"{name} cannot be looked at here")
+
     @abstractmethod
     def open_storage(self, name: str) -> Storage:
         """Open a further file of the image itself, with the image's own rights."""

@@ -109,10 +109,10 @@ class MappedDisk(Disk):
 
     @abstractmethod
     def _unlink(self, index: int, count: int, kind: Kind) -> None:
-        """Make `count` clusters ZERO or ABSENT. Called with the gate closed, under `_alloc`.
+        """Make `count` units of `unlink_size` ZERO or ABSENT.
 
-        A format that cannot say ZERO over a backing file raises NotImplementedError;
-        zeroes are then written.
+        Called with the gate closed, under `_alloc`. A format that cannot say ZERO
+        over a backing file raises NotImplementedError; zeroes are then written.
         """
 
     def _spot(self, offset: int, length: int, writing: bool) -> int | None:
@@ -122,6 +122,11 @@ class MappedDisk(Disk):
         None sends the request the long way, by `_runs`.
         """
         return None
+
+    @property
+    def unlink_size(self) -> int:
+        """The unit in which `_unlink` works, in bytes: a cluster, or some of them."""
+        return self.cluster_size
 
     def _tables_dirty(self) -> bool:
         """Whether `_write_tables` has anything to do."""
@@ -301,7 +306,7 @@ class MappedDisk(Disk):
         self._clear(offset, length, Kind.ZERO)
 
     def _discard(self, offset: int, length: int) -> None:
-        size = self.cluster_size
+        size = self.unlink_size
         first, last = -(-offset // size), (offset + length) // size
         if offset + length == self.size:
             last = -(-self.size // size)
@@ -310,7 +315,7 @@ class MappedDisk(Disk):
 
     def _clear(self, offset: int, length: int, kind: Kind) -> None:
         """Make a range read as zeroes: whole clusters by the tables, their edges by writing."""
-        size = self.cluster_size
+        size = self.unlink_size
         end = offset + length
         first, last = -(-offset // size), end // size
         if end == self.size:

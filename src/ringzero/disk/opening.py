@@ -19,7 +19,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,11 @@ class _Around(Surroundings):
         except BaseException:
             storage.close()
             raise
+
+    def look_at(self, name: str, format: str | None) -> Disk:
+        found = replace(self, with_backing=True).open_backing(name, format)
+        assert found is not None
+        return found
 
     def open_storage(self, name: str) -> Storage:
         return FileStorage(
