@@ -43,6 +43,11 @@ class Variant:
 
 
 VARIANTS = [
+    Variant("vmdk"),
+    Variant("vmdk", {"zeroed_grain": "on"}),
+    Variant("vmdk", {"subformat": "monolithicFlat"}),
+    Variant("vmdk", {"subformat": "twoGbMaxExtentSparse", "adapter_type": "lsilogic"}),
+    Variant("vmdk", {"subformat": "twoGbMaxExtentFlat"}),
     Variant("vhdx"),
     Variant("vhdx", {"block_size": "1M"}),
     Variant("vhdx", {"block_size": "32M", "log_size": "2M"}),

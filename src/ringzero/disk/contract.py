@@ -271,6 +271,8 @@ class Compression(ABC):
     """
 
     unit: int
+    # Whether the image takes nothing but packed units, each once.
+    only: ClassVar[bool] = False
 
     @abstractmethod
     def pack(self, data: Buffer) -> bytes | None:
