@@ -22,6 +22,9 @@ class PowerLostError(Exception):
 class LossyStorage(Storage):
     """Bytes in memory. After `operations_left` changes every call raises PowerLostError."""
 
+    # No write may go this far behind the end.
+    FARTHEST = 256 << 20
+
     def __init__(self, content: bytes = b"", operations_left: int = 1 << 60) -> None:
         self.name = "lossy"
         self.read_only = False
@@ -49,6 +52,7 @@ class LossyStorage(Storage):
     def write(self, offset, buffers):
         self._count()
         data = b"".join(as_views(buffers))
+        assert offset - len(self.now) < self.FARTHEST, "the file would become huge"
         if offset > len(self.now):
             self.now.extend(bytes(offset - len(self.now)))
         self.now[offset : offset + len(data)] = data
@@ -67,6 +71,7 @@ class LossyStorage(Storage):
     def truncate(self, size):
         self._count()
         old = len(self.now)
+        assert size - old < self.FARTHEST, "the file would become huge"
         if size > old:
             self.now.extend(bytes(size - old))
         else:
@@ -120,7 +125,9 @@ class Bare(Surroundings):
 
 def create_in(storage: Storage, format_name: str, size: int, options: dict) -> None:
     kind = FORMATS.get(format_name)
-    kind.create(storage, size, Options(kind.create_options, options, format_name), Bare(format_name))
+    kind.create(
+        storage, size, Options(kind.create_options, options, format_name), Bare(format_name)
+    )
     storage.flush()
 
 

@@ -136,11 +136,9 @@ def crash_once(format_name, options, snapshots, seed):
     assert [disk.read(n * SECTOR, SECTOR) for n in range(len(work.current))] == work.current
 
 
-@pytest.mark.parametrize(
-    ("format_name", "options", "snapshots"), CRASHABLE, ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("format_name", "options", "snapshots"), CRASHABLE, ids=str)
 def test_loss_of_power(format_name, options, snapshots):
-    for seed in range(40 * ROUNDS):
+    for seed in range(25 * ROUNDS):
         try:
             crash_once(format_name, options, snapshots, seed)
         except BaseException as fault:

@@ -1,4 +1,4 @@
-"""qcow2 against qemu-img and qemu-io, both ways: each makes what the other reads, changes, checks."""
+"""qcow2 against qemu-img and qemu-io: each makes what the other reads, changes and checks."""
 
 from __future__ import annotations
 
@@ -139,7 +139,8 @@ def test_external_data_file(raw, tmp_path, qemu_img, qemu_io):
     [("512", {}), ("64K", {}), ("2M", {}), ("64K", {"refcount_bits": "1"})],
     ids=str,
 )
-def test_compressed(kind, cluster_size, more, tmp_path, qemu_img, qemu_io):
+def test_compressed(kind, cluster_size, more, tmp_path, request):
+    qemu_img, qemu_io = map(request.getfixturevalue, ("qemu_img", "qemu_io"))
     dice = random.Random(5)
     size = SIZE // 8 // 512 * 512 if cluster_size == "512" else SIZE
     data = bytearray(size)
@@ -179,7 +180,13 @@ def test_compressed(kind, cluster_size, more, tmp_path, qemu_img, qemu_io):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"compat": "0.10"}, {"cluster_size": "512"}, {"extended_l2": "on"}, {"refcount_bits": "4"}],
+    [
+        {},
+        {"compat": "0.10"},
+        {"cluster_size": "512"},
+        {"extended_l2": "on"},
+        {"refcount_bits": "4"},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("maker", ["ringzero", "qemu"])

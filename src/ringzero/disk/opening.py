@@ -39,8 +39,9 @@ from ringzero.errors import (
 HEAD = 4096
 TAIL = 512
 
-# Long chains are legal and slow; more than this is a mistake or an attack.
-MAX_DEPTH = 256
+# Long chains are legal and slow; more than this is a mistake or an attack, and
+# each layer takes a few frames of the interpreter's stack.
+MAX_DEPTH = 100
 
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _KERNEL_TREES = ("/dev", "/proc", "/sys")
@@ -84,18 +85,17 @@ class _Around(Surroundings):
         path = _beside(self.path, name)
         allowed_anywhere = _below(path, self._roots())
         _refuse_special(path, name, self.path, self._roots())
+        status = path.stat()
+        if (status.st_dev, status.st_ino) in self.above:
+            raise DiskFormatError(
+                f"{self.path}: the backing file {name} is one of the layers above it",
+                hint="repair the chain with `ringzero disk rebase -u`",
+                path=path,
+            )
         storage = FileStorage(path, read_only=True, sync=False, lock=self.rules.lock)
         try:
-            status = os.fstat(storage.fd)
-            identity = (status.st_dev, status.st_ino)
-            if identity in self.above:
-                raise DiskFormatError(
-                    f"{self.path}: the backing file {name} is one of the layers above it",
-                    hint="repair the chain with `ringzero disk rebase -u`",
-                    path=path,
-                )
             if not allowed_anywhere:
-                self._refuse_foreign(storage, status, name, format)
+                self._refuse_foreign(storage, os.fstat(storage.fd), name, format)
             return _open_storage(
                 storage, path, format, {}, read_only=True, rules=self.rules, above=self.above
             )

@@ -1,4 +1,4 @@
-"""Compressed clusters: their descriptors, unpacking within bounds, packing ("Compressed Clusters Descriptor")."""
+"""Compressed clusters: finding, unpacking within bounds, packing ("Compressed Clusters")."""
 
 from __future__ import annotations
 
