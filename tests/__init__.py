@@ -1,0 +1,1 @@
+"""The tests of ringzero; they mirror the source tree."""

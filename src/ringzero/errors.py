@@ -15,6 +15,7 @@
     ├── EngineError             a CPU engine
     │   └── EngineUnavailableError this host cannot run it
     ├── DeviceError             a device was wired or configured wrongly
+    │   └── GuestAddressError   a guest-physical range that is not RAM
     ├── StateError              saved state that cannot be restored
     ├── GuestError              the guest itself ended badly
     │   ├── TripleFaultError
@@ -121,6 +122,12 @@ class EngineUnavailableError(EngineError):
 class DeviceError(RingzeroError):
     kind = "device"
     exit_code = 8
+
+
+class GuestAddressError(DeviceError):
+    """A guest-physical range that is not (wholly, contiguously) RAM."""
+
+    kind = "guest-address"
 
 
 class StateError(RingzeroError):

@@ -28,12 +28,15 @@ Item = TypeVar("Item")
 class Registry(Generic[T]):
     """Named plug-ins of one kind, found by module name below `package`.
 
-    `noun` is what a user calls one of them; it appears in messages.
+    `noun` is what a user calls one of them; it appears in messages. `support`
+    names the modules of the package that are no plug-ins themselves; so are
+    those whose name starts with an underscore.
     """
 
-    def __init__(self, noun: str, package: str) -> None:
+    def __init__(self, noun: str, package: str, support: tuple[str, ...] = ()) -> None:
         self.noun = noun
         self.package = package
+        self.support = frozenset(support)
         self._items: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[Item], Item]:
@@ -66,7 +69,7 @@ class Registry(Generic[T]):
         found = {
             module.name
             for module in pkgutil.iter_modules(package.__path__)
-            if not module.name.startswith("_")
+            if not module.name.startswith("_") and module.name not in self.support
         }
         return sorted(found | set(self._items))
 

@@ -1,0 +1,121 @@
+"""What a board is: the machine's hardware around the vCPUs, put together from devices."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ringzero.board.kernel import KernelImage
+from ringzero.core.bus import Bus, MsrBus
+from ringzero.core.irq import IrqLine
+from ringzero.core.memory import GuestMemory
+from ringzero.devices.contract import Device
+from ringzero.devices.lapic import Lapic
+from ringzero.devices.serial import Serial
+from ringzero.devices.virtio.block import BlockBackend
+from ringzero.devices.virtio.console import ConsolePort
+from ringzero.devices.virtio.device import VirtioDevice
+from ringzero.devices.virtio.mmio import VirtioMmio
+from ringzero.isa.x86.state import CpuState
+from ringzero.registry import Registry
+
+
+@dataclass(frozen=True)
+class BoardEvents:
+    """Whom the board tells of what the guest does; called on the vCPU's thread."""
+
+    power_off: Callable[[], None]
+    reboot: Callable[[], None]
+    panic: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class BoardParts:
+    """What a board is built from. `clock` is the guest's TSC, at `tsc_hz`.
+
+    `serial` takes what the guest prints on the first serial port. `now` is
+    UTC in seconds. `messages` is given when the engine keeps the local APICs
+    (and the paravirtual clock) itself: it takes message-signalled interrupts
+    as (address, data), and the board then has an I/O APIC only.
+    """
+
+    cpus: int
+    memory: GuestMemory
+    clock: Callable[[], int]
+    tsc_hz: int
+    events: BoardEvents
+    serial: Callable[[bytes], None]
+    ports: Sequence[ConsolePort] = ()
+    disks: Sequence[BlockBackend] = ()
+    columns: int = 80
+    rows: int = 25
+    now: Callable[[], float] = field(default=time.time)
+    messages: Callable[[int, int], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What belongs to one vCPU: its view of the buses, and its local APIC if it is ours."""
+
+    index: int
+    lapic: Lapic | None
+    mmio: Bus
+    msrs: MsrBus
+
+
+class Board(ABC):
+    """A machine's hardware. `parts` holds every device by its unique name."""
+
+    mmio: Bus
+    pio: Bus
+    processors: tuple[Processor, ...]
+    parts: dict[str, Device[Any]]
+    serial: Serial
+
+    @staticmethod
+    @abstractmethod
+    def ram_layout(size: int) -> list[tuple[int, int]]:
+        """Return the (base, size) RAM regions of `size` bytes; raises InvalidValueError."""
+
+    @abstractmethod
+    def __init__(self, parts: BoardParts) -> None: ...
+
+    @abstractmethod
+    def boot(
+        self, kernel: KernelImage, command_line: str, initrd: bytes | memoryview
+    ) -> list[CpuState]:
+        """Load a kernel; return the first state of each vCPU. Raises GuestImageError."""
+
+    @abstractmethod
+    def end_of_interrupt(self, vector: int) -> None:
+        """Take the EOI of a level-triggered interrupt from an engine's own local APIC."""
+
+    @abstractmethod
+    def resize_console(self, columns: int, rows: int) -> None:
+        """Tell the guest the size of its terminal, in characters."""
+
+    @abstractmethod
+    def irq_line(self) -> IrqLine:
+        """Return a free interrupt line for a further device; raises DeviceError."""
+
+    @abstractmethod
+    def irq_line_of(self, gsi: int) -> IrqLine:
+        """Return the wire of one global system interrupt."""
+
+    def stateful(self) -> Iterator[tuple[str, Device[Any] | VirtioDevice[Any]]]:
+        """Yield all that has a state, by its name in saved machines, in the order of saving.
+
+        A virtio transport comes before its device, which is called NAME.device.
+        """
+        for name, part in self.parts.items():
+            yield name, part
+            if isinstance(part, VirtioMmio):
+                yield f"{name}.device", part.device
+
+
+BOARDS: Registry[type[Board]] = Registry(
+    "board", "ringzero.board", support=("acpi", "aml", "boot", "contract", "kernel", "memmap")
+)

@@ -1,0 +1,151 @@
+"""The `microvm` board: direct boot, hardware-reduced ACPI, virtio over MMIO, no PCI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ringzero.board import acpi, boot, memmap
+from ringzero.board.contract import BOARDS, Board, BoardParts, Processor
+from ringzero.board.kernel import KernelImage
+from ringzero.core.bus import Bus, MsrBus
+from ringzero.core.irq import IrqLine
+from ringzero.devices import kvmclock, lapic
+from ringzero.devices.contract import Device
+from ringzero.devices.i8042 import I8042
+from ringzero.devices.ioapic import IOAPIC_SIZE, Ioapic
+from ringzero.devices.kvmclock import Kvmclock
+from ringzero.devices.lapic import ApicBus, Lapic, MessageBus
+from ringzero.devices.power import RESET_VALUE, SLEEP_TYPE_OFF, Power
+from ringzero.devices.pvpanic import Pvpanic
+from ringzero.devices.rtc import Rtc
+from ringzero.devices.serial import Serial
+from ringzero.devices.virtio.block import Block
+from ringzero.devices.virtio.console import Console
+from ringzero.devices.virtio.device import VirtioDevice
+from ringzero.devices.virtio.mmio import WINDOW_SIZE, VirtioMmio
+from ringzero.devices.virtio.rng import Rng
+from ringzero.errors import DeviceError
+from ringzero.isa.x86.state import MP_UNINITIALIZED, CpuState
+
+
+@BOARDS.register("microvm")
+class Microvm(Board):
+    """Built once per machine; `console` and `serial` are its ends for the host."""
+
+    ram_layout = staticmethod(memmap.ram_layout)
+
+    def __init__(self, parts: BoardParts) -> None:
+        self.memory = parts.memory
+        self.mmio = Bus("mmio")
+        self.pio = Bus("pio")
+        self.parts: dict[str, Device[Any]] = {}
+        self._slots: list[acpi.MmioSlot] = []
+        self._free_gsis = list(range(memmap.VIRTIO_FIRST_GSI, memmap.VIRTIO_LAST_GSI + 1))
+        self._build_interrupts(parts)
+        self._build_legacy(parts)
+        self.console: Console | None = None
+        if parts.ports:
+            self.console = Console(list(parts.ports), parts.columns, parts.rows)
+            self.add_virtio("console", self.console)
+        self.add_virtio("rng", Rng())
+        for number, disk in enumerate(parts.disks):
+            self.add_virtio(f"disk{number}", Block(disk, identity=f"disk{number}"))
+
+    def _build_interrupts(self, parts: BoardParts) -> None:
+        self._bus: ApicBus | MessageBus
+        if parts.messages is None:
+            self._bus = ApicBus()
+            self.processors = self._own_processors(parts, self._bus)
+        else:
+            self._bus = MessageBus(parts.messages)
+            self.processors = tuple(
+                Processor(index, None, self.mmio, MsrBus(f"msr-cpu{index}"))
+                for index in range(parts.cpus)
+            )
+        self.ioapic = Ioapic(self._bus)
+        self.mmio.attach("ioapic", memmap.IOAPIC_BASE, IOAPIC_SIZE, self.ioapic)
+        self.parts["ioapic"] = self.ioapic
+
+    def _own_processors(self, parts: BoardParts, bus: ApicBus) -> tuple[Processor, ...]:
+        clock = Kvmclock(parts.memory, parts.cpus, parts.clock, parts.tsc_hz, parts.now)
+        self.parts["kvmclock"] = clock
+        processors = []
+        for index in range(parts.cpus):
+            apic = Lapic(index, bus, parts.clock, parts.tsc_hz)
+            local = Bus(f"mmio-cpu{index}", parent=self.mmio)
+            local.attach("lapic", lapic.APIC_BASE_ADDRESS, lapic.APIC_SIZE, apic)
+            msrs = MsrBus(f"msr-cpu{index}")
+            msrs.attach("lapic", lapic.MSRS, apic)
+            msrs.attach("kvmclock", kvmclock.MSRS, clock.port(index))
+            processors.append(Processor(index, apic, local, msrs))
+            self.parts[f"lapic{index}"] = apic
+        return tuple(processors)
+
+    def end_of_interrupt(self, vector: int) -> None:
+        for listener in self._bus.eoi_listeners:
+            listener.end_of_interrupt(vector)
+
+    def _build_legacy(self, parts: BoardParts) -> None:
+        events = parts.events
+        self.serial = Serial(self.irq_line_of(memmap.COM1_GSI), parts.serial)
+        self._add_port("serial", memmap.COM1_BASE, memmap.COM1_SIZE, self.serial)
+        self._add_port("rtc", memmap.RTC_BASE, memmap.RTC_SIZE, Rtc(parts.now))
+        self._add_port("i8042", memmap.I8042_COMMAND, 1, I8042(events.reboot))
+        self._add_port("pvpanic", memmap.PVPANIC_BASE, 1, Pvpanic(events.panic))
+        power = Power(events.power_off, events.reboot)
+        self._add_port("power", memmap.POWER_BASE, memmap.POWER_SIZE, power)
+
+    def _add_port(self, name: str, base: int, size: int, device: Device[Any]) -> None:
+        self.pio.attach(name, base, size, device)
+        self.parts[name] = device
+
+    def resize_console(self, columns: int, rows: int) -> None:
+        if self.console is not None:
+            self.console.resize(columns, rows)
+
+    def irq_line(self) -> IrqLine:
+        return self.irq_line_of(self._take_gsi())
+
+    def irq_line_of(self, gsi: int) -> IrqLine:
+        return self.ioapic.line(gsi)
+
+    def _take_gsi(self) -> int:
+        if not self._free_gsis:
+            raise DeviceError("all interrupt lines are taken", hint="attach fewer devices")
+        return self._free_gsis.pop(0)
+
+    def add_virtio(self, name: str, device: VirtioDevice[Any]) -> VirtioMmio:
+        """Give `device` a window, an interrupt and an entry in the ACPI tables.
+
+        Raises DeviceError when there is no interrupt line left, or the name is taken.
+        """
+        if name in self.parts:
+            raise DeviceError(f"two devices are called {name!r}")
+        gsi = self._take_gsi()
+        base = memmap.VIRTIO_BASE + len(self._slots) * memmap.VIRTIO_STRIDE
+        transport = VirtioMmio(self.memory, self.irq_line_of(gsi), device)
+        self.mmio.attach(name, base, WINDOW_SIZE, transport)
+        self._slots.append(acpi.MmioSlot(base, WINDOW_SIZE, gsi))
+        self.parts[name] = transport
+        return transport
+
+    def boot(
+        self, kernel: KernelImage, command_line: str, initrd: bytes | memoryview
+    ) -> list[CpuState]:
+        plan = acpi.AcpiPlan(
+            cpus=len(self.processors),
+            lapic_base=lapic.APIC_BASE_ADDRESS,
+            ioapic_base=memmap.IOAPIC_BASE,
+            power_port=memmap.POWER_BASE,
+            reset_value=RESET_VALUE,
+            sleep_type_off=SLEEP_TYPE_OFF,
+            serial=(memmap.COM1_BASE, memmap.COM1_SIZE, memmap.COM1_GSI),
+            rtc=(memmap.RTC_BASE, memmap.RTC_SIZE),
+            panic_port=memmap.PVPANIC_BASE,
+            slots=self._slots,
+        )
+        rsdp, tables = acpi.build(plan, memmap.ACPI_TABLES, memmap.ACPI_TABLES_END)
+        self.memory.write(memmap.ACPI_TABLES, tables)
+        first = boot.load(self.memory, kernel, command_line, initrd, rsdp)
+        waiting = CpuState(mp_state=MP_UNINITIALIZED)
+        return [first] + [waiting] * (len(self.processors) - 1)

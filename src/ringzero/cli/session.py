@@ -1,0 +1,353 @@
+"""One run of a machine from the command line: streams, terminal, time limit, exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ringzero.config.machine import MachineConfig
+from ringzero.errors import GuestError, TimeoutExpiredError
+from ringzero.host.files import host_error
+from ringzero.host.terminal import ESCAPE_HELP, EscapeFilter, Reader, on_resize, raw_mode, size
+from ringzero.vm.agent import Agent, Command
+from ringzero.vm.exit import Exit, ExitReason
+
+# How much of the serial output is kept to explain a failed boot, in bytes.
+_KEPT_LOG = 64 * 1024
+_SHOWN_LINES = 20
+# Standard input is read no faster than the guest takes it, beyond this many bytes.
+_INPUT_AHEAD = 1 << 20
+# How long a guest may take to write its disks before the power goes, in seconds.
+_SHUTDOWN = 10.0
+# A guest that reboots ends the run, because a direct boot cannot begin again
+# by itself; this code lets a script tell it from a power-off.
+_REBOOT_CODE = 3
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+
+
+class Line(Protocol):
+    """A byte channel of the machine: the serial line, or the console."""
+
+    on_output: Callable[[bytes], None] | None
+
+    def write(self, data: bytes) -> None:
+        """Send what the user types."""
+        ...
+
+
+class Console(Line, Protocol):
+    """The virtio console, which has a size."""
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the guest the size of the user's terminal."""
+        ...
+
+
+class Guest(Protocol):
+    """What this module needs of `ringzero.vm.machine.Machine`."""
+
+    @property
+    def agent(self) -> Agent:
+        """The protocol with ringzero's own guests."""
+        ...
+
+    @property
+    def serial(self) -> Line:
+        """The first serial line."""
+        ...
+
+    @property
+    def console(self) -> Console:
+        """The virtio console (hvc0)."""
+        ...
+
+    def start(self) -> None:
+        """Let the guest run."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> Exit | None:
+        """Wait for the end of the guest; None when `timeout` seconds are over."""
+        ...
+
+    def stop(self) -> None:
+        """End the guest at once, and free everything."""
+        ...
+
+    def stats(self) -> Mapping[str, Any]:
+        """Where the time went; nested mappings of numbers."""
+        ...
+
+
+def _machine(config: MachineConfig) -> Guest:
+    from ringzero.vm.machine import Machine
+
+    machine: Guest = Machine(config)
+    return machine
+
+
+def run(
+    config: MachineConfig,
+    *,
+    words: Sequence[str] = (),
+    terminal: bool = False,
+    serial: str | None = None,
+    timeout: float | None = None,
+    stats: bool = False,
+    as_json: bool = False,
+    build: Callable[[MachineConfig], Guest] = _machine,
+) -> int:
+    """Run the machine of `config` to its end and return the exit code.
+
+    `words` is the command for a guest with an agent; without one, such a guest
+    gives a shell. `serial` is "stdio", a file name or None. Raises
+    TimeoutExpiredError after `timeout` seconds, GuestError when the guest ends
+    badly.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    machine = build(config)
+    try:
+        with _serial(machine, serial) as log:
+            session = _Session(machine, config, deadline, log)
+            if not config.agent:
+                return session.serial_only(on_stdio=serial == "stdio")
+            if terminal or (not words and os.isatty(_STDIN)):
+                return session.interactive(words)
+            # Without a terminal the shell is one more command: it reads a script.
+            return session.command(words or ("sh",))
+    finally:
+        # A second Ctrl-C must not leave a machine behind.
+        with contextlib.suppress(KeyboardInterrupt):
+            machine.stop()
+        if stats:
+            _print_stats(machine.stats(), as_json)
+
+
+class _Log:
+    """The last part of what the guest said on its serial line."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def add(self, data: bytes) -> None:
+        self._data += data
+        if len(self._data) > 2 * _KEPT_LOG:
+            del self._data[:-_KEPT_LOG]
+
+    def tail(self) -> str:
+        lines = self._data.decode("utf-8", "replace").replace("\r", "").splitlines()
+        return "\n".join(line for line in lines[-_SHOWN_LINES:] if line.strip())
+
+
+@contextlib.contextmanager
+def _serial(machine: Guest, serial: str | None) -> Iterator[_Log]:
+    log = _Log()
+    if serial is None:
+        machine.serial.on_output = log.add
+        yield log
+        return
+    if serial == "stdio":
+        machine.serial.on_output = lambda data: (log.add(data), _write(_STDOUT, data))[0]
+        yield log
+        return
+    path = Path(serial)
+    try:
+        file = path.open("wb", buffering=0)
+    except OSError as fault:
+        raise host_error(fault, "write", path) from fault
+    with file:
+        machine.serial.on_output = lambda data: (log.add(data), file.write(data))[0]
+        yield log
+        machine.serial.on_output = None
+
+
+class _Session:
+    def __init__(
+        self, machine: Guest, config: MachineConfig, deadline: float | None, log: _Log
+    ) -> None:
+        self._machine = machine
+        self._config = config
+        self._deadline = deadline
+        self._log = log
+        self._ended = threading.Event()
+
+    def serial_only(self, *, on_stdio: bool) -> int:
+        """Run the user's own kernel, with the serial line on the terminal."""
+        if not on_stdio:
+            self._machine.start()
+            return self._code(self._wait_for_end())
+        escape = EscapeFilter()
+
+        def typed(data: bytes) -> None:
+            data = escape.feed(data) if os.isatty(_STDIN) else data
+            self._machine.serial.write(data)
+            if escape.ended:
+                self._ended.set()
+
+        self._machine.start()
+        with self._raw_terminal(), Reader(_STDIN, typed, lambda: None):
+            return self._code(self._wait_for_end())
+
+    def command(self, words: Sequence[str]) -> int:
+        """Run one command: streams apart, binary-clean, its exit status."""
+        takes_input = _can_read_stdin()
+        done = threading.Event()
+        command = self._machine.agent.run(
+            words,
+            takes_input=takes_input,
+            on_stdout=lambda data: _write(_STDOUT, data),
+            on_stderr=lambda data: _write(_STDERR, data),
+            on_exit=lambda _: done.set(),
+        )
+        self._machine.start()
+        with contextlib.ExitStack() as stack:
+            if takes_input:
+                ready = lambda: command.backlog < _INPUT_AHEAD  # noqa: E731 - read as an argument
+                stack.enter_context(Reader(_STDIN, command.write, command.close_input, ready))
+            return self._command_status(command, done)
+
+    def interactive(self, words: Sequence[str]) -> int:
+        """Give the user's terminal to a shell, or to the command `words`, on the console."""
+        machine, escape, done = self._machine, EscapeFilter(), threading.Event()
+        console = machine.console
+        console.on_output = lambda data: _write(_STDOUT, data)
+        rows, columns = size(_STDOUT)
+        console.resize(rows, columns)
+        command = machine.agent.terminal(
+            words,
+            rows=rows,
+            columns=columns,
+            term=os.environ.get("TERM", "linux"),
+            on_exit=lambda _: done.set(),
+        )
+
+        def typed(data: bytes) -> None:
+            console.write(escape.feed(data) if os.isatty(_STDIN) else data)
+            if escape.ended:
+                self._ended.set()
+
+        def no_more() -> None:
+            # A terminal's end of file: what Ctrl-D sends.
+            console.write(b"\x04")
+
+        if os.isatty(_STDIN):
+            print(f"ringzero: {ESCAPE_HELP}", file=sys.stderr)
+        machine.start()
+        with (
+            self._raw_terminal(),
+            on_resize(lambda: console.resize(*size(_STDOUT))),
+            Reader(_STDIN, typed, no_more, lambda: machine.agent.ready),
+        ):
+            return self._command_status(command, done)
+
+    def _raw_terminal(self) -> contextlib.AbstractContextManager[None]:
+        return raw_mode(_STDIN)
+
+    def _command_status(self, command: Command, done: threading.Event) -> int:
+        """Wait for the command's end, the guest's end or the user's; return the exit code."""
+        while not done.is_set():
+            if self._ended.is_set():
+                return 0
+            ended = self._machine.wait(self._slice())
+            if ended is not None and not done.is_set():
+                self._raise_bad(ended)
+                if not self._machine.agent.ready:
+                    raise GuestError("the guest ended before it could run anything" + self._said())
+                if ended.reason is ExitReason.STOPPED:
+                    return 0
+                raise GuestError(
+                    f"the guest ended ({ended.reason.value}) before the command did",
+                    hint="the command may have switched the machine off",
+                )
+            if self._over():
+                raise self._timeout()
+        if any(not disk.read_only for disk in self._config.disks):
+            self._machine.agent.poweroff()
+            self._machine.wait(_SHUTDOWN)
+        return command.status if command.status is not None else GuestError.exit_code
+
+    def _wait_for_end(self) -> Exit:
+        while True:
+            ended = self._machine.wait(self._slice())
+            if ended is not None:
+                return ended
+            if self._ended.is_set():
+                return Exit(ExitReason.STOPPED)
+            if self._over():
+                raise self._timeout()
+
+    def _slice(self) -> float:
+        """Return how long to wait at once: short, so that an end is seen at once, in seconds."""
+        left = 0.02 if self._deadline is None else self._deadline - time.monotonic()
+        return max(0.0, min(0.02, left))
+
+    def _over(self) -> bool:
+        return self._deadline is not None and time.monotonic() >= self._deadline
+
+    def _timeout(self) -> TimeoutExpiredError:
+        return TimeoutExpiredError("the time allowed by --timeout is over" + self._said())
+
+    def _said(self) -> str:
+        tail = self._log.tail()
+        return f"; the guest's last words:\n{tail}" if tail and self._config.agent else ""
+
+    def _raise_bad(self, ended: Exit) -> None:
+        error = ended.error()
+        if error is not None:
+            raise type(error)(error.message + self._said()) from None
+
+    def _code(self, ended: Exit) -> int:
+        self._raise_bad(ended)
+        return _REBOOT_CODE if ended.reason is ExitReason.REBOOT else 0
+
+
+def _can_read_stdin() -> bool:
+    """Tell whether standard input may be read: it is open, and not another job's terminal."""
+    try:
+        if os.isatty(_STDIN):
+            return os.tcgetpgrp(_STDIN) == os.getpgrp()
+        os.fstat(_STDIN)
+    except OSError:
+        return False
+    return True
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """Write all of `data`; a reader that went away is not the guest's concern."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:
+            time.sleep(0.001)
+        except OSError:
+            return
+
+
+def _print_stats(stats: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        json.dump({"stats": stats}, sys.stderr, default=str)
+        sys.stderr.write("\n")
+        return
+    for line in _stat_lines(stats, ""):
+        print(line, file=sys.stderr)
+
+
+def _stat_lines(stats: Mapping[str, Any], indent: str) -> Iterator[str]:
+    width = max((len(str(key)) for key in stats), default=0)
+    for key, value in stats.items():
+        if isinstance(value, Mapping):
+            yield f"{indent}{key}:"
+            yield from _stat_lines(value, indent + "  ")
+        elif isinstance(value, float):
+            yield f"{indent}{key!s:{width}}  {value:,.3f}"
+        elif isinstance(value, int):
+            yield f"{indent}{key!s:{width}}  {value:,}"
+        else:
+            yield f"{indent}{key!s:{width}}  {value}"

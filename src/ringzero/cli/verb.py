@@ -1,0 +1,49 @@
+"""What a verb of the command line is, and where verbs are found.
+
+A verb is one module in `ringzero.cli.verbs`, named like the verb:
+
+    @VERBS.register("info")
+    class Info(Verb):
+        summary = "say what this host can run"
+
+        def execute(self, arguments: argparse.Namespace) -> int: ...
+
+Its module imports nothing heavy; that is done inside `execute`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from ringzero.registry import Registry
+
+
+class Verb(ABC):
+    """One command. `summary` is a line in the list; `examples` are shown in its help.
+
+    With `takes_command`, the words after "--" come as `arguments.command`.
+    """
+
+    summary: ClassVar[str]
+    examples: ClassVar[str] = ""
+    takes_command: ClassVar[bool] = False
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the verb's own arguments to `parser`."""
+
+    @abstractmethod
+    def execute(self, arguments: argparse.Namespace) -> int:
+        """Do it; return the exit code. Raises RingzeroError."""
+
+
+VERBS: Registry[type[Verb]] = Registry("command", "ringzero.cli.verbs")
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as JSON for programs."""
+    json.dump(value, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")

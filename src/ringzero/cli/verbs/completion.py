@@ -1,0 +1,64 @@
+"""`ringzero completion`: shell code that completes verbs, flags and files."""
+
+from __future__ import annotations
+
+import argparse
+
+from ringzero.cli.verb import VERBS, Verb
+
+_BASH = """\
+_ringzero() {{
+    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}} words=
+    COMPREPLY=()
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        words="{verbs} --help --version"
+    else
+        case ${{COMP_WORDS[1]}} in
+{cases}
+        esac
+    fi
+    case $previous in
+        --engine) words="auto soft kvm" ;;
+        --kernel|--initrd|--disk|--serial) compopt -o default 2>/dev/null; return ;;
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "$current"))
+}}
+complete -F _ringzero ringzero
+"""
+
+
+@VERBS.register("completion")
+class Completion(Verb):
+    summary = "print shell code for completion"
+    examples = """\
+  eval "$(ringzero completion bash)"
+  ringzero completion zsh > ~/.zfunc/_ringzero
+"""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the shell's name."""
+        parser.add_argument("shell", choices=("bash", "zsh"))
+
+    def execute(self, arguments: argparse.Namespace) -> int:
+        """Print the code."""
+        cases = []
+        for name, verb in VERBS:
+            parser = argparse.ArgumentParser(prog=name)
+            verb().configure(parser)
+            words = " ".join(_words(parser))
+            cases.append(f'            {name}) words="{words}" ;;')
+        code = _BASH.format(verbs=" ".join(VERBS.names()), cases="\n".join(cases))
+        if arguments.shell == "zsh":
+            code = "#compdef ringzero\nautoload -U +X bashcompinit && bashcompinit\n" + code
+        print(code, end="")
+        return 0
+
+
+def _words(parser: argparse.ArgumentParser) -> list[str]:
+    """Return the flags and the fixed words that `parser` takes."""
+    words = []
+    for action in parser._actions:
+        words += [option for option in action.option_strings if option.startswith("--")]
+        if action.choices and not action.option_strings:
+            words += [str(choice) for choice in action.choices]
+    return words

@@ -1,0 +1,156 @@
+"""`ringzero run`: the default guest, one command in it, or a kernel of the user's."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ringzero.cli.verb import VERBS, Verb
+from ringzero.errors import InvalidValueError
+from ringzero.settings import ENGINE
+
+if TYPE_CHECKING:
+    from ringzero.config.machine import MachineConfig
+
+
+@VERBS.register("run")
+class Run(Verb):
+    summary = "start a machine: the default Linux guest, or a kernel of your own"
+    takes_command = True
+    examples = """\
+  ringzero run                            a shell in the default guest
+  ringzero run -- uname -a                one command; its output, its exit status
+  echo hi | ringzero run -- cat           standard input goes to the command
+  ringzero run -t -- vi                   a command that wants a terminal
+  ringzero run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
+  ringzero run --disk data.img,ro --memory 1G -- mount /dev/vda /mnt
+
+The default guest is put together from Debian's packages at the first run and
+kept in the cache. In an interactive session Ctrl-] is the escape key:
+Ctrl-] q ends the machine.
+"""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the flags."""
+        parser.usage = "ringzero run [FLAGS] [-- CMD ...]"
+        add = parser.add_argument
+        add("--kernel", metavar="FILE", help="bzImage or ELF vmlinux to boot directly")
+        add("--initrd", metavar="FILE", help="initial RAM disk for the kernel")
+        add(
+            "--append",
+            metavar="S",
+            action="append",
+            help="kernel command line (with the default guest: added to its own)",
+        )
+        add(
+            "--disk",
+            metavar="FILE[,ro]",
+            action="append",
+            default=[],
+            help="disk image to attach, read-only with ',ro' (repeatable)",
+        )
+        add("--memory", "-m", metavar="SIZE", default="512M", help="memory (default: 512M)")
+        add("--cpus", metavar="N", type=int, default=1, help="virtual CPUs (default: 1)")
+        add(
+            "--engine",
+            metavar="NAME",
+            default=None,
+            help="CPU engine: auto, soft, kvm (default: auto, or RINGZERO_ENGINE)",
+        )
+        add("--timeout", metavar="S", type=float, help="end the machine after S seconds (exit 124)")
+        add(
+            "--serial",
+            metavar="stdio|FILE",
+            help="where the serial line goes (default: stdio with --kernel, else nowhere)",
+        )
+        add("-t", "--tty", action="store_true", help="give the command the guest's console")
+        add("--stats", action="store_true", help="say on stderr where the time went")
+        add("--json", action="store_true", help="statistics and errors as JSON")
+
+    def execute(self, arguments: argparse.Namespace) -> int:
+        """Build the machine's description, then hand over to `ringzero.cli.session`."""
+        _check(arguments)
+        config = _user_config(arguments) if arguments.kernel else _default_config(arguments)
+        config.check_files()
+
+        from ringzero.cli import session
+
+        return session.run(
+            config,
+            words=arguments.command,
+            terminal=arguments.tty,
+            serial=arguments.serial or ("stdio" if arguments.kernel else None),
+            timeout=arguments.timeout,
+            stats=arguments.stats,
+            as_json=arguments.json,
+        )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.kernel and arguments.command:
+        raise InvalidValueError(
+            "a command can only be run in the default guest, not with --kernel",
+            hint="leave --kernel out, or let your own initrd run the command",
+        )
+    if arguments.initrd and not arguments.kernel:
+        raise InvalidValueError("--initrd without --kernel")
+    if arguments.tty and not arguments.command:
+        raise InvalidValueError("-t without a command", hint="ringzero run -t -- CMD")
+    if arguments.timeout is not None and not arguments.timeout > 0:
+        raise InvalidValueError(f"a timeout of {arguments.timeout} seconds makes no sense")
+    if arguments.serial == "stdio" and not arguments.kernel:
+        raise InvalidValueError(
+            "the default guest uses standard input and output itself",
+            hint="give a file: --serial boot.log",
+        )
+
+
+def _common(arguments: argparse.Namespace) -> dict[str, object]:
+    return {
+        "memory": arguments.memory,
+        "cpus": arguments.cpus,
+        "engine": arguments.engine or ENGINE.get(),
+        "disks": arguments.disk,
+    }
+
+
+def _user_config(arguments: argparse.Namespace) -> MachineConfig:
+    from ringzero.config.machine import MachineConfig
+
+    return MachineConfig.create(
+        **_common(arguments),
+        name=_name(arguments.kernel),
+        kernel=arguments.kernel,
+        initrd=arguments.initrd,
+        command_line=" ".join(arguments.append or ()),
+    )
+
+
+def _default_config(arguments: argparse.Namespace) -> MachineConfig:
+    from ringzero.config.machine import MachineConfig
+    from ringzero.host.progress import Progress
+    from ringzero.image.micro import ensure
+
+    # Faults of the flags are told before anything is downloaded.
+    common = _common(arguments)
+    MachineConfig.create(**common)
+    image = ensure(progress=Progress())
+    return MachineConfig.create(
+        **common,
+        name=image.name,
+        kernel=image.kernel,
+        initrd=image.initrd,
+        command_line=_joined(image.command_line, arguments.append),
+        agent=True,
+    )
+
+
+def _joined(own: str, added: Sequence[str] | None) -> str:
+    return " ".join((own, *(added or ())))
+
+
+def _name(kernel: str) -> str:
+    text = "".join(c if c.isascii() and c.isalnum() else "-" for c in Path(kernel).name)
+    return text.strip("-")[:60] or "machine"

@@ -1,0 +1,198 @@
+"""The description of a machine: frozen dataclasses that check themselves.
+
+All faults of a description are collected and reported together (ConfigError).
+Building one reads nothing but its arguments; `check_files` looks at the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ringzero.errors import ConfigError, InvalidValueError
+from ringzero.units import MIB, format_size, parse_size
+
+# Less does not hold a stock kernel's decompressed code and data.
+MINIMUM_MEMORY = 32 * MIB
+# Physical addresses of the guests' CPUs have 40 bits.
+MAXIMUM_MEMORY = 1 << 40
+# xAPIC identifiers have 8 bits, and 255 means everybody.
+MAXIMUM_CPUS = 254
+# x86 Linux cuts a command line at COMMAND_LINE_SIZE (2048) without a word.
+MAXIMUM_COMMAND_LINE = 2047
+# virtio over MMIO: one interrupt line and one page for each device.
+MAXIMUM_DISKS = 16
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_PAGE = 4096
+
+
+@dataclass(frozen=True)
+class DiskConfig:
+    """A disk image: `format` None means that the content tells."""
+
+    path: Path
+    read_only: bool = False
+    format: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> DiskConfig:
+        """Read "FILE[,ro][,format=NAME]"; raises InvalidValueError."""
+        path, read_only, name = text, False, None
+        # Options are taken from the end, so that a file name may hold a comma.
+        while "," in path:
+            head, _, option = path.rpartition(",")
+            if option == "ro":
+                read_only = True
+            elif option.startswith("format=") and option != "format=":
+                name = option.removeprefix("format=")
+            else:
+                break
+            path = head
+        if not path:
+            raise InvalidValueError(
+                f"no file in the disk {text!r}", hint="write FILE, FILE,ro or FILE,format=raw"
+            )
+        return cls(Path(path), read_only, name)
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with this description, for a list of all faults."""
+        if self.format is not None and not _NAME.fullmatch(self.format):
+            return [f"disk {self.path}: no format is called {self.format!r}"]
+        return []
+
+    def file_faults(self) -> list[str]:
+        """Return what is wrong with the file itself."""
+        return _file_faults("disk", self.path, writable=not self.read_only, device=True)
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """One machine. Sizes are in bytes.
+
+    `kernel` is booted directly, with `initrd` and `command_line`; `agent` adds
+    the ports by which ringzero's own guests take commands
+    (`ringzero.vm.agent`). `board` and `engine` are names in their registries.
+    """
+
+    name: str = "machine"
+    memory: int = 512 * MIB
+    cpus: int = 1
+    board: str = "microvm"
+    engine: str = "auto"
+    kernel: Path | None = None
+    initrd: Path | None = None
+    command_line: str = ""
+    disks: tuple[DiskConfig, ...] = ()
+    agent: bool = False
+
+    def __post_init__(self) -> None:
+        faults = self.faults()
+        if faults:
+            raise ConfigError(faults, hint="see `ringzero run --help`")
+
+    @classmethod
+    def create(cls, **values: Any) -> MachineConfig:
+        """Build a description from people's spellings: sizes, paths and disks may be text.
+
+        Raises ConfigError with all faults: unknown fields, unreadable sizes, and
+        what `faults` finds.
+        """
+        known = {field.name for field in fields(cls)}
+        faults = [f"no field is called {name!r}" for name in values if name not in known]
+        clean: dict[str, Any] = {}
+        for name, value in values.items():
+            try:
+                if name == "memory":
+                    clean[name] = parse_size(value)
+                elif name in ("kernel", "initrd"):
+                    clean[name] = None if value is None else Path(value)
+                elif name == "disks":
+                    clean[name] = tuple(
+                        d if isinstance(d, DiskConfig) else DiskConfig.parse(str(d)) for d in value
+                    )
+                elif name in known:
+                    clean[name] = value
+            except (InvalidValueError, TypeError) as fault:
+                faults.append(f"{name}: {fault}")
+        try:
+            config = cls(**clean)
+        except ConfigError as fault:
+            faults += fault.faults
+        if faults:
+            raise ConfigError(faults, hint="see `ringzero run --help`")
+        return config
+
+    def faults(self) -> list[str]:
+        """Return everything that is wrong with this description."""
+        found = []
+        if not _NAME.fullmatch(self.name):
+            found.append(f"name {self.name!r}: use letters, digits, '_', '.' and '-'")
+        if not MINIMUM_MEMORY <= self.memory <= MAXIMUM_MEMORY:
+            found.append(
+                f"memory of {format_size(self.memory)} is outside "
+                f"{format_size(MINIMUM_MEMORY)} to {format_size(MAXIMUM_MEMORY)}"
+            )
+        elif self.memory % _PAGE:
+            found.append(f"memory of {self.memory} bytes is not a multiple of {_PAGE}")
+        if not 1 <= self.cpus <= MAXIMUM_CPUS:
+            found.append(f"{self.cpus} CPUs are outside 1 to {MAXIMUM_CPUS}")
+        found += [
+            f"no {noun} is called {value!r}"
+            for noun, value in (("board", self.board), ("engine", self.engine))
+            if not _NAME.fullmatch(value)
+        ]
+        if self.kernel is None and self.initrd is not None:
+            found.append("an initrd without a kernel")
+        if self.kernel is None and self.command_line:
+            found.append("a kernel command line without a kernel")
+        if len(os.fsencode(self.command_line)) > MAXIMUM_COMMAND_LINE:
+            found.append(
+                f"a kernel command line of {len(os.fsencode(self.command_line))} bytes; "
+                f"Linux takes {MAXIMUM_COMMAND_LINE}"
+            )
+        if any(c in self.command_line for c in "\0\n"):
+            found.append("a kernel command line with a NUL or a line break in it")
+        if len(self.disks) > MAXIMUM_DISKS:
+            found.append(f"{len(self.disks)} disks; at most {MAXIMUM_DISKS}")
+        writable = [disk.path for disk in self.disks if not disk.read_only]
+        found += [
+            f"disk {path} is attached twice and written to"
+            for path in dict.fromkeys(writable)
+            if [disk.path for disk in self.disks].count(path) > 1
+        ]
+        for disk in self.disks:
+            found += disk.faults()
+        return found
+
+    def check_files(self) -> None:
+        """Raise ConfigError when files of this description are missing or unreadable."""
+        found = []
+        for noun, path in (("kernel", self.kernel), ("initrd", self.initrd)):
+            if path is not None:
+                found += _file_faults(noun, path, writable=False, device=False)
+        for disk in self.disks:
+            found += disk.file_faults()
+        if found:
+            raise ConfigError(found, hint="check the paths")
+
+
+def _file_faults(noun: str, path: Path, *, writable: bool, device: bool) -> list[str]:
+    try:
+        exists = path.exists()
+    except OSError as fault:
+        return [f"{noun} {path}: {fault.strerror}"]
+    if not exists:
+        return [f"{noun} {path} does not exist"]
+    if path.is_dir():
+        return [f"{noun} {path} is a directory"]
+    if not (path.is_file() or (device and path.is_block_device())):
+        return [f"{noun} {path} is no regular file"]
+    if not os.access(path, os.R_OK):
+        return [f"{noun} {path} is not readable for you"]
+    if writable and not os.access(path, os.W_OK):
+        return [f"{noun} {path} is not writable for you; add ',ro' to attach it read-only"]
+    return []

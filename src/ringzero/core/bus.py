@@ -1,0 +1,163 @@
+"""Address spaces of devices: memory-mapped I/O, ports, model-specific registers."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ringzero.errors import DeviceError
+
+
+class BusDevice(Protocol):
+    """What a device shows to a bus. It sees offsets into its range, never addresses.
+
+    `width` is in bytes: 1, 2, 4 or 8. Whatever a guest does here must not raise.
+    """
+
+    def read(self, offset: int, width: int) -> int: ...
+
+    def write(self, offset: int, width: int, value: int) -> None: ...
+
+
+@dataclass
+class Attachment:
+    """A device's place on a bus, with the counts that `--stats` shows."""
+
+    name: str
+    base: int
+    size: int
+    device: BusDevice = field(repr=False)
+    reads: int = 0
+    writes: int = 0
+
+
+class Bus:
+    """Routes an access to the device whose range holds it.
+
+    An access to nobody reads as all ones and writes nothing, as on real
+    buses, and is counted in `unclaimed`. One that starts in a range and ends
+    beyond it goes nowhere too. What a bus with a `parent` does not hold itself
+    is looked for there: so a vCPU has its own local APIC at the common address.
+    """
+
+    def __init__(self, name: str, parent: Bus | None = None) -> None:
+        self.name = name
+        self.parent = parent
+        self.unclaimed = 0
+        self._bases: list[int] = []
+        self._attachments: list[Attachment] = []
+
+    def attach(self, name: str, base: int, size: int, device: BusDevice) -> Attachment:
+        """Give `device` the range of `size` at `base`; raises DeviceError on an overlap."""
+        index = bisect_right(self._bases, base)
+        neighbours = self._attachments[max(index - 1, 0) : index + 1]
+        for other in neighbours:
+            if base < other.base + other.size and other.base < base + size:
+                raise DeviceError(f"{self.name}: {name} at {base:#x} overlaps {other.name}")
+        attachment = Attachment(name, base, size, device)
+        self._bases.insert(index, base)
+        self._attachments.insert(index, attachment)
+        return attachment
+
+    def find(self, address: int, width: int = 1) -> Attachment | None:
+        """Return the attachment that holds `width` bytes at `address`, if any."""
+        index = bisect_right(self._bases, address) - 1
+        if index >= 0:
+            attachment = self._attachments[index]
+            if address + width <= attachment.base + attachment.size:
+                return attachment
+        return self.parent.find(address, width) if self.parent is not None else None
+
+    def read(self, address: int, width: int) -> int:
+        """Return what the guest reads with `width` bytes at `address`."""
+        attachment = self.find(address, width)
+        mask = (1 << width * 8) - 1
+        if attachment is None:
+            self.unclaimed += 1
+            return mask
+        attachment.reads += 1
+        return attachment.device.read(address - attachment.base, width) & mask
+
+    def write(self, address: int, width: int, value: int) -> None:
+        """Pass on what the guest writes with `width` bytes at `address`."""
+        attachment = self.find(address, width)
+        if attachment is None:
+            self.unclaimed += 1
+            return
+        attachment.writes += 1
+        attachment.device.write(address - attachment.base, width, value)
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        return tuple(self._attachments)
+
+
+class MsrDevice(Protocol):
+    """A holder of model-specific registers; it sees their architectural numbers."""
+
+    def read_msr(self, index: int) -> int | None:
+        """Return the register's 64 bits, or None for #GP."""
+        ...
+
+    def write_msr(self, index: int, value: int) -> bool:
+        """Take the write; False means #GP."""
+        ...
+
+
+@dataclass
+class MsrAttachment:
+    """A device's model-specific registers, with the counts that `--stats` shows."""
+
+    name: str
+    device: MsrDevice = field(repr=False)
+    reads: int = 0
+    writes: int = 0
+
+
+class MsrBus:
+    """The model-specific registers of one vCPU that the engine does not keep.
+
+    An access to a register that nobody holds is a #GP and is counted by its
+    number in `unclaimed`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.unclaimed: dict[int, int] = {}
+        self._holders: dict[int, MsrAttachment] = {}
+        self._attachments: list[MsrAttachment] = []
+
+    def attach(self, name: str, indices: Iterable[int], device: MsrDevice) -> MsrAttachment:
+        """Give `device` the registers `indices`; raises DeviceError when one is taken."""
+        attachment = MsrAttachment(name, device)
+        numbers = tuple(indices)
+        for index in numbers:
+            if index in self._holders:
+                raise DeviceError(f"MSR {index:#x}: {name} meets {self._holders[index].name}")
+        self._holders.update(dict.fromkeys(numbers, attachment))
+        self._attachments.append(attachment)
+        return attachment
+
+    def read(self, index: int) -> int | None:
+        """Return what RDMSR gives, or None for #GP."""
+        attachment = self._holders.get(index)
+        if attachment is None:
+            self.unclaimed[index] = self.unclaimed.get(index, 0) + 1
+            return None
+        attachment.reads += 1
+        return attachment.device.read_msr(index)
+
+    def write(self, index: int, value: int) -> bool:
+        """Pass WRMSR on; False means #GP."""
+        attachment = self._holders.get(index)
+        if attachment is None:
+            self.unclaimed[index] = self.unclaimed.get(index, 0) + 1
+            return False
+        attachment.writes += 1
+        return attachment.device.write_msr(index, value)
+
+    @property
+    def attachments(self) -> tuple[MsrAttachment, ...]:
+        return tuple(self._attachments)

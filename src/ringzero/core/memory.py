@@ -1,0 +1,105 @@
+"""Guest-physical memory: RAM regions over one shared mapping."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ringzero.errors import GuestAddressError
+from ringzero.host.memory import SharedMemory
+
+PAGE_SIZE = 4096
+PAGE_SHIFT = 12
+
+WriteListener = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class RamRegion:
+    """`size` bytes of RAM at guest-physical `base`, at `offset` of the host mapping."""
+
+    base: int
+    size: int
+    offset: int
+
+    @property
+    def end(self) -> int:
+        return self.base + self.size
+
+
+class GuestMemory:
+    """RAM as the guest's devices and loaders see it, addressed by guest-physical address.
+
+    `layout` lists (base, size) pairs, page-aligned, ascending, not overlapping.
+    Every access outside RAM raises GuestAddressError: addresses come from the
+    guest and are never trusted. Whoever writes through `view` says so with
+    `mark_written` once the bytes are there, so that engines drop stale code.
+    """
+
+    def __init__(self, layout: list[tuple[int, int]]) -> None:
+        offset = 0
+        regions: list[RamRegion] = []
+        for base, size in layout:
+            if base % PAGE_SIZE or size % PAGE_SIZE or size <= 0:
+                raise ValueError(f"RAM region {base:#x}+{size:#x} is not page-aligned")
+            if regions and base < regions[-1].end:
+                raise ValueError(f"RAM region {base:#x} overlaps the one before it")
+            regions.append(RamRegion(base, size, offset))
+            offset += size
+        self.regions = tuple(regions)
+        self.size = offset
+        self.host = SharedMemory("guest-ram", offset)
+        self._bases = [region.base for region in regions]
+        self._listeners: list[WriteListener] = []
+
+    def offset_of(self, gpa: int, count: int) -> int:
+        """Return where `count` bytes at `gpa` lie in the host mapping."""
+        index = bisect_right(self._bases, gpa) - 1
+        if index >= 0 and count >= 0:
+            region = self.regions[index]
+            if gpa + count <= region.end:
+                return region.offset + gpa - region.base
+        raise GuestAddressError(
+            f"guest-physical {gpa:#x}+{count:#x} is not RAM", address=hex(gpa), count=count
+        )
+
+    def is_ram(self, gpa: int, count: int = 1) -> bool:
+        """Return whether all `count` bytes at `gpa` are RAM of one region."""
+        index = bisect_right(self._bases, gpa) - 1
+        return index >= 0 and count >= 0 and gpa + count <= self.regions[index].end
+
+    def view(self, gpa: int, count: int) -> memoryview:
+        """Return the bytes themselves, writable and without a copy."""
+        offset = self.offset_of(gpa, count)
+        return self.host.view[offset : offset + count]
+
+    def read(self, gpa: int, count: int) -> bytes:
+        """Return a copy of `count` bytes at `gpa`."""
+        return bytes(self.view(gpa, count))
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy `data` to `gpa` and tell the listeners."""
+        self.view(gpa, len(data))[:] = data
+        self.mark_written(gpa, len(data))
+
+    def read_int(self, gpa: int, width: int) -> int:
+        """Return the little-endian unsigned integer of `width` bytes at `gpa`."""
+        return int.from_bytes(self.view(gpa, width), "little")
+
+    def write_int(self, gpa: int, width: int, value: int) -> None:
+        """Store `value` little-endian in `width` bytes at `gpa`."""
+        self.write(gpa, (value & ((1 << width * 8) - 1)).to_bytes(width, "little"))
+
+    def mark_written(self, gpa: int, count: int) -> None:
+        """Tell engines that `count` bytes at `gpa` were changed behind their back."""
+        for listener in self._listeners:
+            listener(gpa, count)
+
+    def listen(self, listener: WriteListener) -> None:
+        """Call `listener(gpa, count)` after every write that is not a vCPU's own."""
+        self._listeners.append(listener)
+
+    def close(self) -> None:
+        """Give the memory back to the host."""
+        self.host.close()

@@ -1,0 +1,288 @@
+"""Split virtqueues, the device's side (virtio 1.2 section 2.7).
+
+Every index, length and address in them comes from the guest. Each is checked;
+what makes no sense raises `QueueError`, and the transport then tells the
+driver that the device needs a reset.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ringzero.core.memory import GuestMemory
+from ringzero.errors import DeviceError, GuestAddressError, StateError
+
+MAX_QUEUE_SIZE = 32768
+# Section 2.7.4: all descriptors of a chain together are at most 2^32 bytes.
+MAX_CHAIN_BYTES = 1 << 32
+DESCRIPTOR = struct.Struct("<QIHH")
+NEXT, WRITE, INDIRECT = 1, 2, 4
+NO_INTERRUPT, NO_NOTIFY = 1, 1
+
+_barrier = threading.Lock()
+
+
+def fence() -> None:
+    """Order our stores before our later loads, as other CPUs see them.
+
+    Taking a lock is an atomic read-modify-write, a full barrier on every host.
+    """
+    with _barrier:
+        pass
+
+
+class QueueError(DeviceError):
+    """The guest broke the rules of the virtqueue."""
+
+    kind = "virtqueue"
+
+
+class Chain:
+    """One request: buffers the device reads, then buffers it writes.
+
+    `readable` and `writable` are views of guest memory itself. `addresses`
+    holds the guest-physical address of each writable buffer.
+    """
+
+    __slots__ = ("addresses", "head", "readable", "writable")
+
+    def __init__(self, head: int) -> None:
+        self.head = head
+        self.readable: list[memoryview] = []
+        self.writable: list[memoryview] = []
+        self.addresses: list[int] = []
+
+    @property
+    def readable_size(self) -> int:
+        """Number of bytes that the device may read."""
+        return sum(map(len, self.readable))
+
+    @property
+    def writable_size(self) -> int:
+        """Number of bytes that the device may write."""
+        return sum(map(len, self.writable))
+
+    def gather(self, limit: int) -> bytes:
+        """Return the readable bytes in one piece, at most `limit` of them."""
+        views = self.readable
+        if len(views) == 1:
+            return bytes(views[0][:limit])
+        parts = []
+        for view in views:
+            parts.append(bytes(view[:limit]))
+            limit -= len(parts[-1])
+            if limit <= 0:
+                break
+        return b"".join(parts)
+
+    def scatter(self, data: bytes | bytearray | memoryview) -> int:
+        """Copy `data` into the writable buffers; return how much found room."""
+        done = 0
+        for view in self.writable:
+            piece = data[done : done + len(view)]
+            view[: len(piece)] = piece
+            done += len(piece)
+            if done >= len(data):
+                break
+        return done
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """What the driver set up, and how far the device got."""
+
+    size: int
+    ready: bool
+    descriptors: int
+    available: int
+    used: int
+    next_available: int
+    next_used: int
+    notified_used: int
+
+
+class Virtqueue:
+    """One queue. The transport sets the public fields, then calls `enable`.
+
+    The device calls `pop` and `push`; one thread at a time, which the
+    device's lock sees to.
+    """
+
+    def __init__(self, memory: GuestMemory, max_size: int) -> None:
+        self._memory = memory
+        self.max_size = max_size
+        self.reset()
+
+    def reset(self) -> None:
+        """Go back to the state after power-on."""
+        self.size = self.max_size
+        self.ready = False
+        self.event_idx = False
+        # Guest-physical addresses of the three areas (section 2.7).
+        self.descriptors = self.available = self.used = 0
+        self._next_available = self._next_used = self._notified_used = 0
+        empty = memoryview(b"")
+        self._table = empty
+        self._available = self._used = empty
+        self._used_bytes = empty
+
+    def enable(self, event_idx: bool) -> None:
+        """Start to use the three areas; raises QueueError when they are not in RAM."""
+        size = self.size
+        if size == 0 or size > self.max_size or size & (size - 1):
+            raise QueueError(f"a virtqueue of {size} entries is not possible")
+        if self.descriptors & 15 or self.available & 1 or self.used & 3:
+            raise QueueError("a virtqueue area is not aligned")
+        try:
+            self._table = self._memory.view(self.descriptors, 16 * size)
+            self._available = self._memory.view(self.available, 6 + 2 * size).cast("H")
+            self._used_bytes = self._memory.view(self.used, 6 + 8 * size)
+        except GuestAddressError as fault:
+            raise QueueError("a virtqueue area is not in RAM", **fault.context) from fault
+        self._used = self._used_bytes.cast("H")
+        self.event_idx = event_idx
+        self.ready = True
+
+    # ---- requests ---------------------------------------------------------
+
+    def pop(self) -> Chain | None:
+        """Return the next request, or None when there is none; raises QueueError."""
+        position = self._next_available
+        waiting = (self._available[1] - position) & 0xFFFF
+        if not waiting:
+            return None
+        size = self.size
+        if waiting > size:
+            raise QueueError("the available index ran away", waiting=waiting, size=size)
+        head = self._available[2 + (position & (size - 1))]
+        self._next_available = (position + 1) & 0xFFFF
+        return self._walk(head)
+
+    def requests(self) -> Iterator[Chain]:
+        """Yield requests until none is left; the driver then notifies of the next one."""
+        while True:
+            self.suppress()
+            while (chain := self.pop()) is not None:
+                yield chain
+            if not self.rearm():
+                return
+
+    def unpop(self) -> None:
+        """Give the last popped request back, to be popped again later."""
+        self._next_available = (self._next_available - 1) & 0xFFFF
+
+    def _walk(self, head: int) -> Chain:
+        chain = Chain(head)
+        view = self._memory.view
+        table, entries = self._table, self.size
+        index = head
+        left = entries
+        indirect = False
+        total = 0
+        while True:
+            if index >= entries:
+                raise QueueError("a descriptor index is out of range", index=index, size=entries)
+            if left == 0:
+                raise QueueError("descriptors form a loop", head=head)
+            left -= 1
+            address, length, flags, following = DESCRIPTOR.unpack_from(table, 16 * index)
+            try:
+                if flags & INDIRECT:
+                    if indirect or flags & NEXT or length == 0 or length & 15:
+                        raise QueueError("an indirect descriptor breaks the rules", flags=flags)
+                    indirect = True
+                    table, entries = view(address, length), length >> 4
+                    index, left = 0, min(entries, MAX_QUEUE_SIZE)
+                    continue
+                buffer = view(address, length)
+            except GuestAddressError as fault:
+                raise QueueError("a buffer is not in RAM", **fault.context) from fault
+            total += length
+            if flags & WRITE:
+                chain.writable.append(buffer)
+                chain.addresses.append(address)
+            elif chain.writable:
+                raise QueueError("a readable buffer follows a writable one", head=head)
+            else:
+                chain.readable.append(buffer)
+            if not flags & NEXT:
+                break
+            index = following
+        if total > MAX_CHAIN_BYTES:
+            raise QueueError("a request of more than 4 GiB", head=head)
+        return chain
+
+    def push(self, chain: Chain, written: int) -> None:
+        """Give `chain` back, its first `written` writable bytes filled in."""
+        memory = self._memory
+        left = written
+        for address, buffer in zip(chain.addresses, chain.writable, strict=True):
+            if left <= 0:
+                break
+            memory.mark_written(address, min(left, len(buffer)))
+            left -= len(buffer)
+        slot = 4 + 8 * (self._next_used & (self.size - 1))
+        struct.pack_into("<II", self._used_bytes, slot, chain.head, written)
+        self._next_used = (self._next_used + 1) & 0xFFFF
+        self._used[1] = self._next_used
+        memory.mark_written(self.used, len(self._used_bytes))
+
+    # ---- notification -----------------------------------------------------
+
+    def should_interrupt(self) -> bool:
+        """Return whether the driver wants to hear of what was pushed since the last call."""
+        fence()
+        before, now = self._notified_used, self._next_used
+        self._notified_used = now
+        if before == now:
+            return False
+        if self.event_idx:
+            event = self._available[2 + self.size]
+            return (now - event - 1) & 0xFFFF < (now - before) & 0xFFFF
+        return not self._available[0] & NO_INTERRUPT
+
+    def suppress(self) -> None:
+        """Ask the driver not to notify while the device is looking anyway."""
+        if not self.event_idx:
+            self._used[0] = NO_NOTIFY
+
+    def rearm(self) -> bool:
+        """Ask for a notification of the next request; True when one has come already."""
+        if self.event_idx:
+            self._used[2 + 4 * self.size] = self._next_available
+        else:
+            self._used[0] = 0
+        fence()
+        return self._available[1] != self._next_available
+
+    # ---- state ------------------------------------------------------------
+
+    def save(self) -> QueueState:
+        return QueueState(
+            self.size,
+            self.ready,
+            self.descriptors,
+            self.available,
+            self.used,
+            self._next_available,
+            self._next_used,
+            self._notified_used,
+        )
+
+    def restore(self, state: QueueState, event_idx: bool) -> None:
+        self.reset()
+        self.size = state.size
+        self.descriptors = state.descriptors
+        self.available = state.available
+        self.used = state.used
+        if state.ready:
+            try:
+                self.enable(event_idx)
+            except QueueError as fault:
+                raise StateError(f"virtqueue: {fault.message}", **fault.context) from fault
+        self._next_available = state.next_available & 0xFFFF
+        self._next_used = state.next_used & 0xFFFF
+        self._notified_used = state.notified_used & 0xFFFF

@@ -1,0 +1,124 @@
+"""Whether this host has a KVM that can be used, and the way to make machines with it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ringzero.core.memory import GuestMemory
+from ringzero.engine.contract import ENGINES, Availability, Engine, Usability, Vm
+from ringzero.engine.kvm.probe import USEFUL_MIPS, measure_mips
+from ringzero.engine.kvm.vm import KvmVm
+from ringzero.errors import EngineUnavailableError, RingzeroError
+from ringzero.host import kvm
+from ringzero.isa.x86.cpuid import CpuidLeaf
+
+HINT = "--engine soft needs no KVM"
+
+
+@ENGINES.register("kvm")
+class KvmEngine(Engine):
+    """Guests run by the host's CPU. Making one opens nothing; `availability` measures."""
+
+    name = "kvm"
+    keeps_apics = True
+
+    def __init__(self) -> None:
+        self._system: kvm.KvmSystem | None = None
+        self._tsc_hz: int | None = None
+
+    @property
+    def system(self) -> kvm.KvmSystem:
+        """/dev/kvm, opened and checked; raises EngineUnavailableError."""
+        if self._system is None:
+            self._system = open_system()
+        return self._system
+
+    @property
+    def tsc_hz(self) -> int:
+        if self._tsc_hz is None:
+            vm = self.system.create_vm()
+            vcpu = kvm.KvmVcpuFd(self.system, vm, 0)
+            self._tsc_hz = vcpu.call(kvm.GET_TSC_KHZ) * 1000
+            vcpu.close()
+            vm.close()
+        return self._tsc_hz
+
+    def supported_cpuid(self) -> tuple[CpuidLeaf, ...]:
+        return tuple(
+            CpuidLeaf(
+                entry.function,
+                entry.index if entry.flags & kvm.CPUID_FLAG_SIGNIFCANT_INDEX else None,
+                entry.eax,
+                entry.ebx,
+                entry.ecx,
+                entry.edx,
+            )
+            for entry in self.system.supported_cpuid()
+        )
+
+    def availability(self) -> Availability:
+        try:
+            mips = measure_mips(self.system)
+        except RingzeroError as fault:
+            return Availability(Usability.UNUSABLE, fault.message)
+        if mips < USEFUL_MIPS:
+            return Availability(
+                Usability.SLOW,
+                f"/dev/kvm runs kernel code at only {mips:.1f} million instructions a second",
+            )
+        return Availability(
+            Usability.USABLE, f"kernel code runs at {mips:.0f} million instructions a second"
+        )
+
+    def create_vm(self, memory: GuestMemory, cpuid: Iterable[Any], *, apics: bool = False) -> Vm:
+        return KvmVm(self.system, memory, cpuid, self.tsc_hz, apics)
+
+
+def open_system(path: str = kvm.DEVICE) -> kvm.KvmSystem:
+    """Open and check /dev/kvm; raises EngineUnavailableError with the reason and a way out."""
+    try:
+        system = kvm.KvmSystem(path)
+    except OSError as cause:
+        raise EngineUnavailableError(_why_closed(path, cause), hint=HINT, path=path) from cause
+    try:
+        version = system.api_version()
+        missing = [name for number, name in kvm.REQUIRED_CAPS.items() if not system.check(number)]
+    except OSError as cause:
+        system.close()
+        raise EngineUnavailableError(
+            f"{path} is not KVM: {cause.strerror}", hint=HINT, path=path
+        ) from cause
+    if version != kvm.API_VERSION or missing:
+        system.close()
+        lacks = ", ".join(missing) or f"API version {kvm.API_VERSION}, it has {version}"
+        raise EngineUnavailableError(f"this kernel's KVM lacks {lacks}", hint=HINT, path=path)
+    return system
+
+
+def _why_closed(path: str, cause: OSError) -> str:
+    """Say in one sentence which permission or part is missing."""
+    if cause.errno == errno.ENOENT:
+        return f"there is no {path}: no KVM in this kernel, or not given to this container"
+    if cause.errno in (errno.EACCES, errno.EPERM):
+        return f"{path} may be opened only by {_who_may(path)}"
+    if cause.errno in (errno.ENODEV, errno.ENXIO):
+        return f"{path} leads to no driver: virtualization is off in the firmware or nested off"
+    return f"{path} does not open: {cause.strerror}"
+
+
+def _who_may(path: str) -> str:
+    info = Path(path).stat()
+    if not info.st_mode & 0o060:
+        return "root (chmod 660 and a group would change that)"
+    try:
+        import grp
+
+        group = grp.getgrgid(info.st_gid).gr_name
+    except (KeyError, ImportError):
+        group = str(info.st_gid)
+    user = os.environ.get("USER", "you")
+    return f"members of group {group!r} (sudo usermod -aG {group} {user}, then log in again)"

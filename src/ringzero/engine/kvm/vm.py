@@ -1,0 +1,206 @@
+"""One machine under KVM: memory slots, local APICs, doorbells, dirty pages, the clock."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ringzero.core.irq import LocalInterrupts
+from ringzero.core.memory import PAGE_SIZE, GuestMemory
+from ringzero.engine.contract import Vcpu, Vm
+from ringzero.engine.kvm.doorbell import Doorbells
+from ringzero.engine.kvm.state import saved_msrs
+from ringzero.engine.kvm.vcpu import KvmVcpu
+from ringzero.errors import EngineError, StateError
+from ringzero.host import kvm
+from ringzero.isa.x86 import cpuid as x86_cpuid
+from ringzero.isa.x86.cpuid import CpuidLeaf
+from ringzero.isa.x86.state import MSR_APIC_BASE, MSR_TSC_DEADLINE
+
+# Four pages below the firmware's that Intel CPUs without "unrestricted guest" need; on the
+# usual boards nothing else lies there.
+TSS_ADDRESS = 0xFFFBD000
+IDENTITY_MAP_ADDRESS = 0xFFFBC000
+IOAPIC_PINS = 24
+# Registers that a board's own local APIC keeps.
+APIC_MSRS = (MSR_APIC_BASE, MSR_TSC_DEADLINE)
+
+
+class KvmVm(Vm):
+    """Implements the contract; made by `KvmEngine.create_vm`."""
+
+    def __init__(
+        self,
+        system: kvm.KvmSystem,
+        memory: GuestMemory,
+        leaves: Iterable[CpuidLeaf],
+        tsc_hz: int,
+        apics: bool,
+    ) -> None:
+        self.system = system
+        self.memory = memory
+        self.apics = apics
+        self.xcrs = bool(system.check(kvm.CAP_XCRS))
+        self.fd = system.create_vm()
+        self.msr_indices = saved_msrs(system.msr_indices())
+        self._leaves = tuple(leaves)
+        self._tsc_hz = tsc_hz
+        self._tsc_origin = (0, 0)
+        self._vcpus: list[KvmVcpu] = []
+        self._doorbells: Doorbells | None = None
+        self._closed = False
+        self._tracking = False
+        self.fd.call_wide(kvm.SET_TSS_ADDR, TSS_ADDRESS)
+        self.fd.set(kvm.SET_IDENTITY_MAP_ADDR, ctypes.c_uint64(IDENTITY_MAP_ADDRESS))
+        if apics:
+            self._enable(kvm.CAP_SPLIT_IRQCHIP, IOAPIC_PINS)
+            flags = kvm.X2APIC_API_USE_32BIT_IDS | kvm.X2APIC_API_DISABLE_BROADCAST_QUIRK
+            self._enable(kvm.CAP_X2APIC_API, flags)
+        self._divert_msrs()
+        self._map_memory()
+
+    # ---- memory -----------------------------------------------------------
+
+    def _map_memory(self) -> None:
+        flags = kvm.MEM_LOG_DIRTY_PAGES if self._tracking else 0
+        for slot, region in enumerate(self.memory.regions):
+            self.fd.set(
+                kvm.SET_USER_MEMORY_REGION,
+                kvm.UserspaceMemoryRegion(
+                    slot=slot,
+                    flags=flags,
+                    guest_phys_addr=region.base,
+                    memory_size=region.size,
+                    userspace_addr=self.memory.host.address + region.offset,
+                ),
+            )
+
+    def track_dirty(self, enabled: bool) -> None:
+        self._tracking = enabled
+        self._map_memory()
+
+    def take_dirty(self) -> list[int]:
+        if not self._tracking:
+            raise EngineError("dirty pages were not being tracked")
+        pages: list[int] = []
+        for slot, region in enumerate(self.memory.regions):
+            count = region.size // PAGE_SIZE
+            # The kernel writes whole 64-bit words.
+            bitmap = (ctypes.c_uint64 * ((count + 63) // 64))()
+            self.fd.set(
+                kvm.GET_DIRTY_LOG,
+                kvm.DirtyLog(slot=slot, dirty_bitmap=ctypes.addressof(bitmap)),
+            )
+            first = region.base // PAGE_SIZE
+            for number, word in enumerate(bitmap):
+                while word:
+                    lowest = word & -word
+                    pages.append(first + 64 * number + lowest.bit_length() - 1)
+                    word ^= lowest  # noqa: PLW2901 - takes the bits off one by one
+        return pages
+
+    # ---- capabilities -----------------------------------------------------
+
+    def _enable(self, capability: int, argument: int) -> None:
+        request = kvm.EnableCap(cap=capability)
+        request.args[0] = argument
+        self.fd.set(kvm.ENABLE_CAP, request)
+
+    def _divert_msrs(self) -> None:
+        """Let registers that KVM does not have come out of `run` instead of faulting."""
+        if not self.system.check(kvm.CAP_X86_USER_SPACE_MSR):
+            return
+        reasons = kvm.MSR_EXIT_REASON_UNKNOWN
+        if not self.apics and self.system.check(kvm.CAP_X86_MSR_FILTER):
+            reasons |= kvm.MSR_EXIT_REASON_FILTER
+            # One clear bit per range: a read or write of its base leaves the guest.
+            closed = (ctypes.c_uint8 * 1)(0)
+            rules = kvm.MsrFilter()
+            for rule, index in zip(rules.ranges, APIC_MSRS, strict=False):
+                rule.flags = kvm.MSR_FILTER_READ | kvm.MSR_FILTER_WRITE
+                rule.nmsrs, rule.base = 1, index
+                rule.bitmap = ctypes.addressof(closed)
+            self.fd.set(kvm.X86_SET_MSR_FILTER, rules)
+        self._enable(kvm.CAP_X86_USER_SPACE_MSR, reasons)
+
+    # ---- vCPUs ------------------------------------------------------------
+
+    def create_vcpu(self, index: int, interrupts: LocalInterrupts | None) -> Vcpu:
+        if (interrupts is None) != self.apics:
+            raise EngineError("local APICs are kept either by the kernel or by the board")
+        vcpu = KvmVcpu(self, index, interrupts)
+        vcpu.set_cpuid(x86_cpuid.for_vcpu(self._leaves, index))
+        self._vcpus.append(vcpu)
+        if index == 0:
+            self._read_tsc_origin()
+        return vcpu
+
+    @property
+    def tsc_hz(self) -> int:
+        return self._tsc_hz
+
+    def read_tsc(self) -> int:
+        # Without an ioctl on a vCPU, which would wait for it to leave the guest.
+        tsc, then = self._tsc_origin
+        return tsc + (time.monotonic_ns() - then) * self._tsc_hz // 1_000_000_000
+
+    # ---- interrupts and notifications -------------------------------------
+
+    def send_message(self, address: int, data: int) -> bool:
+        message = kvm.Msi(
+            address_lo=address & 0xFFFFFFFF, address_hi=address >> 32, data=data & 0xFFFFFFFF
+        )
+        try:
+            return self.fd.pass_struct(kvm.SIGNAL_MSI, message) > 0
+        except OSError:
+            # The guest chose an address or a mode that means nothing to any APIC.
+            return False
+
+    def add_doorbell(self, address: int, width: int, value: int, ring: Callable[[], None]) -> bool:
+        if self._doorbells is None:
+            self._doorbells = Doorbells()
+        request = kvm.Ioeventfd(
+            datamatch=value,
+            addr=address,
+            len=width,
+            fd=self._doorbells.add(ring),
+            flags=kvm.IOEVENTFD_FLAG_DATAMATCH,
+        )
+        self.fd.set(kvm.IOEVENTFD, request)
+        return True
+
+    def settle(self) -> None:
+        if self._doorbells is not None:
+            self._doorbells.settle()
+
+    # ---- state and end ----------------------------------------------------
+
+    def save(self) -> dict[str, int]:
+        """Return the KVM clock in nanoseconds."""
+        return {"clock": self.fd.get(kvm.GET_CLOCK, kvm.ClockData).clock}
+
+    def restore(self, state: Any) -> None:
+        """Set the KVM clock; None (the state of an engine that has none) leaves it."""
+        if state is not None:
+            clock = state.get("clock") if isinstance(state, dict) else None
+            if not isinstance(clock, int) or not 0 <= clock < 1 << 63:
+                raise StateError("the saved machine's KVM clock is no number of nanoseconds")
+            self.fd.set(kvm.SET_CLOCK, kvm.ClockData(clock=clock))
+        self._read_tsc_origin()
+
+    def _read_tsc_origin(self) -> None:
+        for vcpu in self._vcpus:
+            if vcpu.index == 0:
+                self._tsc_origin = (vcpu.read_tsc(), time.monotonic_ns())
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._doorbells is not None:
+            self._doorbells.close()
+        for vcpu in self._vcpus:
+            vcpu.close()
+        self.fd.close()

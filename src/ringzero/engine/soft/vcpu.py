@@ -1,0 +1,235 @@
+"""One vCPU of the software engine: its native struct, its exits, its interrupts."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ringzero.core.irq import LocalInterrupts
+from ringzero.engine.contract import (
+    Exit,
+    Halt,
+    Kicked,
+    MmioRead,
+    MmioWrite,
+    MsrRead,
+    MsrWrite,
+    PortRead,
+    PortWrite,
+    Shutdown,
+    Vcpu,
+)
+from ringzero.engine.soft.report import describe_shutdown
+from ringzero.isa.x86 import cpu as x86
+from ringzero.isa.x86.cpu import JUMP_ENTRIES, TLB_ENTRIES, Cpu, JumpCacheEntry, TlbEntry
+from ringzero.isa.x86.interpreter import NEVER
+from ringzero.isa.x86.view import CpuView
+
+if TYPE_CHECKING:
+    from ringzero.engine.soft.vm import SoftVm
+
+# Instructions between two looks at requests and the timer: some 20 us of work.
+SLICE = 20_000
+_REQUESTS = Cpu.offset_of("requests")
+# Byte of `Cpu.requests` for each request bit.
+_KICK, _INTERRUPT, _FLUSH = (
+    _REQUESTS + bit.bit_length() // 8
+    for bit in (x86.REQUEST_KICK, x86.REQUEST_INTERRUPT, x86.REQUEST_FLUSH)
+)
+_WRITES = frozenset((x86.EXIT_PORT_WRITE, x86.EXIT_MMIO_WRITE, x86.EXIT_MSR_WRITE))
+
+
+class SoftVcpu(Vcpu):
+    """Implements the contract; made by `SoftVm.create_vcpu`."""
+
+    def __init__(self, vm: SoftVm, index: int, interrupts: LocalInterrupts) -> None:
+        self.index = index
+        self.vm = vm
+        self._interrupts = interrupts
+        tlb = TLB_ENTRIES * TlbEntry.size
+        jumps = JUMP_ENTRIES * JumpCacheEntry.size
+        cpu_size = -(-Cpu.size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._memory = mmap.mmap(-1, cpu_size + 2 * tlb + 2 * jumps)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self.cpu = CpuView(self.address)
+        cpu = self.cpu
+        cpu.tlb_user = self.address + cpu_size
+        cpu.tlb_kernel = cpu.tlb_user + tlb
+        cpu.tlb = cpu.tlb_kernel
+        cpu.jump_user = cpu.tlb_kernel + tlb
+        cpu.jump_kernel = cpu.jump_user + jumps
+        cpu.jump_cache = cpu.jump_kernel
+        cpu.tsc_deadline = NEVER
+        cpu.slice = cpu.budget = SLICE
+        cpu.index = index
+        self._fill_ff(cpu.tlb_user, 2 * tlb + 2 * jumps)
+        vm.engine.connect(self.address)
+        vm.describe_memory(cpu)
+        self._enter = vm.engine.run_interpreter
+        self._answers: list[int] = []
+        self._pending_exit = x86.EXIT_NONE
+        self._wake = threading.Event()
+        self._flags = {
+            offset: ctypes.c_uint8.from_address(self.address + offset)
+            for offset in (_KICK, _INTERRUPT, _FLUSH)
+        }
+        self._kind_handlers: dict[int, Callable[[], Exit | None]] = {
+            x86.EXIT_PORT_READ: self._port_read,
+            x86.EXIT_PORT_WRITE: self._port_write,
+            x86.EXIT_MMIO_READ: self._mmio_read,
+            x86.EXIT_MMIO_WRITE: self._mmio_write,
+            x86.EXIT_MSR_READ: self._msr_read,
+            x86.EXIT_MSR_WRITE: self._msr_write,
+            x86.EXIT_CR8_READ: self._cr8_read,
+            x86.EXIT_CR8_WRITE: self._cr8_write,
+            x86.EXIT_RANDOM: self._random,
+            x86.EXIT_HALT: Halt,
+            x86.EXIT_SHUTDOWN: self._shutdown,
+            x86.EXIT_REQUEST: self._request,
+            x86.EXIT_INTERRUPT: self._interrupt,
+            x86.EXIT_TIMER: self._timer,
+        }
+        interrupts.on_change(self._interrupts_changed)
+
+    @staticmethod
+    def _fill_ff(address: int, count: int) -> None:
+        # A tag of all ones matches no page.
+        ctypes.memset(address, 0xFF, count)
+
+    # --- running ---
+
+    def run(self) -> Exit:
+        cpu = self.cpu
+        if self._pending_exit in _WRITES:
+            self.complete(0)
+        while True:
+            kind = self._enter(self.address)
+            cpu.count_exits += 1
+            result = self._kind_handlers[kind]()
+            if result is not None:
+                return result
+
+    def complete(self, value: int | None) -> None:
+        cpu = self.cpu
+        self._pending_exit = x86.EXIT_NONE
+        if value is None:
+            cpu.refuse = 1
+            cpu.external_done = 0
+            return
+        done = cpu.external_done
+        cpu.external_values[done] = value
+        cpu.external_done = done + 1
+
+    def kick(self) -> None:
+        self._flags[_KICK].value = 1
+        self._wake.set()
+
+    def wait(self, timeout: float | None) -> None:
+        deadline = self.cpu.tsc_deadline
+        if deadline != NEVER:
+            left = max(0, deadline - self.vm.read_tsc()) / self.vm.tsc_hz
+            timeout = left if timeout is None else min(timeout, left)
+        if not (self._flags[_INTERRUPT].value or self._flags[_KICK].value):
+            self._wake.wait(timeout)
+        self._wake.clear()
+
+    def flush(self) -> None:
+        """Make the vCPU forget translations before it goes on; from any thread."""
+        self._flags[_FLUSH].value = 1
+
+    # --- exits ---
+
+    def _access(self) -> tuple[int, int, int]:
+        cpu = self.cpu
+        self._pending_exit = cpu.exit_kind
+        return cpu.exit_address, cpu.exit_width, cpu.exit_value
+
+    def _port_read(self) -> Exit:
+        port, width, _ = self._access()
+        return PortRead(port, width)
+
+    def _port_write(self) -> Exit:
+        port, width, value = self._access()
+        return PortWrite(port, width, value & ((1 << width * 8) - 1))
+
+    def _mmio_read(self) -> Exit:
+        address, width, _ = self._access()
+        return MmioRead(address, width)
+
+    def _mmio_write(self) -> Exit:
+        address, width, value = self._access()
+        return MmioWrite(address, width, value & ((1 << width * 8) - 1))
+
+    def _msr_read(self) -> Exit:
+        index, _, _ = self._access()
+        return MsrRead(index)
+
+    def _msr_write(self) -> Exit:
+        index, _, value = self._access()
+        return MsrWrite(index, value)
+
+    def _cr8_read(self) -> None:
+        self.complete(self._interrupts.get_task_priority())
+
+    def _cr8_write(self) -> None:
+        self._interrupts.set_task_priority(self.cpu.exit_value & 0xF)
+        self.complete(0)
+
+    def _random(self) -> None:
+        self.complete(int.from_bytes(os.urandom(8), "little"))
+
+    def _shutdown(self) -> Exit:
+        return Shutdown(describe_shutdown(self.cpu, self.vm.memory))
+
+    def _request(self) -> Exit:
+        return Kicked()
+
+    def _interrupt(self) -> None:
+        vector = self._interrupts.acknowledge()
+        if vector is not None:
+            self.cpu.inject = vector + 1
+        self._interrupts_changed()
+
+    def _timer(self) -> None:
+        self.cpu.tsc_deadline = NEVER
+        self._interrupts.expire()
+        self._interrupts_changed()
+
+    def _interrupts_changed(self) -> None:
+        interrupts = self._interrupts
+        pending = interrupts.pending()
+        self._flags[_INTERRUPT].value = pending
+        deadline = interrupts.deadline()
+        self.cpu.tsc_deadline = NEVER if deadline is None else deadline
+        if pending or deadline is not None:
+            self._wake.set()
+
+    # --- state ---
+
+    def get_state(self) -> Any:
+        from ringzero.isa.x86.state_io import read_state
+
+        return read_state(self.cpu, self.vm.engine.read_host_tsc(0))
+
+    def set_state(self, state: Any) -> None:
+        from ringzero.isa.x86.state_io import write_state
+
+        write_state(self.cpu, state, self.vm.engine.read_host_tsc(0))
+        self.cpu.tsc_offset = self.vm.common_tsc_offset(self)
+        self.flush()
+
+    def debug(self, single_step: bool, breakpoints: tuple[int, ...] = ()) -> None:
+        raise NotImplementedError
+
+    def statistics(self) -> dict[str, int]:
+        cpu = self.cpu
+        names = ("tlb_misses", "walks", "exits", "exceptions", "interrupts", "unknown", "dropped")
+        counts = {name: int(getattr(cpu, f"count_{name}")) for name in names}
+        return {
+            "instructions": cpu.count_instructions + cpu.slice - cpu.budget,
+            **counts,
+        }

@@ -1,0 +1,125 @@
+"""One machine under the software engine: guest memory as native code sees it, the TSC."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Iterable
+from typing import Any
+
+from ringzero.core.irq import LocalInterrupts
+from ringzero.core.memory import PAGE_SHIFT, GuestMemory
+from ringzero.engine.contract import Vcpu, Vm
+from ringzero.engine.soft.native import NativeEngine
+from ringzero.engine.soft.vcpu import SoftVcpu
+from ringzero.errors import EngineError
+from ringzero.isa.x86.cpu import CpuidEntry
+from ringzero.isa.x86.cpuid import CpuidLeaf, for_vcpu
+
+# MAXPHYADDR: as CPUID leaf 80000008h of the CPU models says.
+PHYSICAL_BITS = 48
+ANY_SUBLEAF = 0xFFFFFFFF
+
+
+class SoftVm(Vm):
+    """Implements the contract; made by `SoftEngine.create_vm`."""
+
+    def __init__(
+        self, engine: NativeEngine, memory: GuestMemory, cpuid: Iterable[CpuidLeaf], tsc_hz: int
+    ) -> None:
+        self.engine = engine
+        self.memory = memory
+        self._leaves = tuple(cpuid)
+        self._tsc_hz = tsc_hz
+        # A u64 per page of RAM: the CodePage of its translations.
+        self._code_pages = mmap.mmap(-1, max(mmap.PAGESIZE, (memory.size >> PAGE_SHIFT) * 8))
+        self.code_pages = ctypes.addressof(ctypes.c_char.from_buffer(self._code_pages))
+        self._code_words = memoryview(self._code_pages).cast("Q")
+        self._tsc_offset = -engine.read_host_tsc(0)
+        self._vcpus: list[SoftVcpu] = []
+        self._tables: list[Any] = []
+        memory.listen(self._written)
+
+    def create_vcpu(self, index: int, interrupts: LocalInterrupts | None) -> Vcpu:
+        if interrupts is None:
+            raise EngineError("the software engine takes its local APICs from the board")
+        vcpu = SoftVcpu(self, index, interrupts)
+        vcpu.cpu.tsc_offset = self._tsc_offset
+        self._set_cpuid(vcpu, for_vcpu(self._leaves, index))
+        self._vcpus.append(vcpu)
+        return vcpu
+
+    def describe_memory(self, cpu: Any) -> None:
+        """Tell native code where RAM is: one region from 0, perhaps one above 4 GiB."""
+        regions = self.memory.regions
+        if len(regions) > 2 or regions[0].base != 0:
+            raise EngineError("the software engine takes RAM from 0, and one region above it")
+        cpu.ram = self.memory.host.address
+        cpu.ram_low_end = regions[0].size
+        if len(regions) == 2:
+            high = regions[1]
+            cpu.ram_high_start, cpu.ram_high_end = high.base, high.end
+            cpu.ram_high_addend = high.offset - high.base
+        cpu.code_pages = self.code_pages
+        cpu.physical_mask = (1 << PHYSICAL_BITS) - 1
+
+    def _set_cpuid(self, vcpu: SoftVcpu, leaves: Iterable[CpuidLeaf]) -> None:
+        rows = list(leaves)
+        words = [
+            word
+            for leaf in rows
+            for word in (
+                leaf.function,
+                ANY_SUBLEAF if leaf.index is None else leaf.index,
+                leaf.eax,
+                leaf.ebx,
+                leaf.ecx,
+                leaf.edx,
+            )
+        ]
+        size = CpuidEntry.size // 4
+        table = (ctypes.c_uint32 * (size * len(rows)))()
+        for number in range(len(rows)):
+            table[number * size : number * size + 6] = words[number * 6 : number * 6 + 6]
+        self._tables.append(table)
+        vcpu.cpu.cpuid_table = ctypes.addressof(table)
+        vcpu.cpu.cpuid_count = len(rows)
+
+    def common_tsc_offset(self, vcpu: SoftVcpu) -> int:
+        """Return the TSC offset for a vCPU whose own was just set.
+
+        It is another vCPU's when the two counters are less than a second apart:
+        then they are meant to be in step, and were only set one after the other.
+        """
+        wanted = int(vcpu.cpu.tsc_offset)
+        for other in self._vcpus:
+            offset = int(other.cpu.tsc_offset)
+            apart = (wanted - offset) & ((1 << 64) - 1)
+            if other is not vcpu and min(apart, (1 << 64) - apart) < self._tsc_hz:
+                return offset
+        return wanted
+
+    def _written(self, gpa: int, count: int) -> None:
+        """Drop translations of pages that a device wrote to."""
+        if count <= 0:
+            return
+        first = self.memory.offset_of(gpa, count) >> PAGE_SHIFT
+        last = (self.memory.offset_of(gpa, count) + count - 1) >> PAGE_SHIFT
+        words = self._code_words
+        if any(words[first : last + 1]):
+            for page in range(first, last + 1):
+                words[page] = 0
+            for vcpu in self._vcpus:
+                vcpu.flush()
+
+    @property
+    def tsc_hz(self) -> int:
+        return self._tsc_hz
+
+    def read_tsc(self) -> int:
+        # A guest may set its TSC; all vCPUs are taken to agree with the first one's.
+        offset = self._vcpus[0].cpu.tsc_offset if self._vcpus else self._tsc_offset
+        return (self.engine.read_host_tsc(0) + offset) & ((1 << 64) - 1)
+
+    def close(self) -> None:
+        self._vcpus.clear()

@@ -1,0 +1,130 @@
+"""Files that appear whole or not at all, and locks between processes.
+
+Everything that lands in the cache goes through here, so that a kill -9, a
+full disk or a second ringzero at the same moment leaves nothing half made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from ringzero.errors import HostError
+
+# What an unfinished file or directory is called until it is renamed.
+_PARTIAL = ".partial-"
+# Age in seconds after which an unfinished entry cannot belong to a live
+# process any more: no single download or build takes a day.
+_ABANDONED = 86400
+
+
+def host_error(fault: OSError, action: str, path: Path | str) -> HostError:
+    """Return the HostError that tells a user what `fault` means for `action`."""
+    hint = None
+    if fault.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = (
+            "the disk is full: free some space (`ringzero image ls` shows what the cache "
+            "holds) or set RINGZERO_CACHE_DIR to another disk"
+        )
+    elif fault.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        hint = "set RINGZERO_CACHE_DIR to a directory that you can write to"
+    reason = fault.strerror or str(fault)
+    return HostError(f"cannot {action} {path}: {reason}", hint=hint, path=path, errno=fault.errno)
+
+
+def make_directory(path: Path) -> Path:
+    """Create `path` with its parents if it is missing; raises HostError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise host_error(fault, "create", path) from fault
+    return path
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write; it gets the name `path` when the block ends well.
+
+    On any exception, KeyboardInterrupt included, nothing remains. OSError
+    (disk full, read-only) becomes HostError with a hint.
+    """
+    make_directory(path.parent)
+    sweep(path.parent)
+    temporary = None
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        temporary = None
+    except OSError as fault:
+        raise host_error(fault, "write", path) from fault
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty directory; it gets the name `path` when the block ends well.
+
+    When `path` exists by then (somebody else was first), that one stays.
+    """
+    make_directory(path.parent)
+    sweep(path.parent)
+    temporary = None
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=path.parent))
+        yield temporary
+        temporary.chmod(0o755)
+        if not path.is_dir():
+            temporary.rename(path)
+    except OSError as fault:
+        raise host_error(fault, "write", path) from fault
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(directory: Path) -> None:
+    """Remove unfinished entries that killed processes left in `directory` long ago."""
+    now = time.time()
+    for entry in directory.glob(_PARTIAL + "*"):
+        with contextlib.suppress(OSError):
+            if now - entry.stat().st_mtime < _ABANDONED:
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink()
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """Hold the lock file `path` for the block, waiting for others; yield its descriptor.
+
+    The kernel drops the lock when its last holder ends, however it ends. A
+    child that inherits the descriptor holds the lock too.
+    """
+    make_directory(path.parent)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as fault:
+        raise host_error(fault, "open", path) from fault
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)

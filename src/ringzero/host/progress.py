@@ -1,0 +1,88 @@
+"""Progress for people: one line on stderr for every step that takes over a second.
+
+On a terminal the line is redrawn in place and removed at the end; in a log
+each step is one line when it starts to take long. Nothing is shown for steps
+under a second, and `QUIET` shows nothing at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+# A step shorter than this is not worth a line, in seconds.
+_PATIENCE = 1.0
+# Redraws closer together than this are a blur, in seconds.
+_REDRAW = 0.1
+
+
+class Progress:
+    """Reports nested steps to `stream`; `enabled=False` makes it silent."""
+
+    def __init__(self, stream: TextIO | None = None, *, enabled: bool = True) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._enabled = enabled
+        self._terminal = enabled and self._stream.isatty()
+        self._drawn = False
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def step(self, text: str) -> Iterator[Step]:
+        """Run a block as one step called `text`; the step takes `update(fraction, note)`."""
+        step = Step(self, text)
+        timer = threading.Timer(_PATIENCE, step.update)
+        timer.daemon = True
+        if self._enabled:
+            timer.start()
+        try:
+            yield step
+        finally:
+            timer.cancel()
+            self._clear()
+
+    def _show(self, text: str, *, redraw: bool) -> None:
+        if not self._enabled:
+            return
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            if self._terminal:
+                width = shutil.get_terminal_size().columns - 1
+                self._stream.write("\r\x1b[K" + text[:width])
+                self._drawn = True
+            elif not redraw:
+                self._stream.write(text + "\n")
+            self._stream.flush()
+
+    def _clear(self) -> None:
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            if self._drawn:
+                self._stream.write("\r\x1b[K")
+                self._stream.flush()
+                self._drawn = False
+
+
+class Step:
+    """One running step."""
+
+    def __init__(self, progress: Progress, text: str) -> None:
+        self._progress = progress
+        self._text = text
+        self._began = time.monotonic()
+        self._shown = 0.0
+
+    def update(self, fraction: float | None = None, note: str = "") -> None:
+        """Say how far the step is (0.0 to 1.0, None: unknown) and what it is doing."""
+        now = time.monotonic()
+        if now - self._began < _PATIENCE * 0.99 or now - self._shown < _REDRAW:
+            return
+        first, self._shown = self._shown == 0.0, now
+        percent = "" if fraction is None else f" {100 * fraction:3.0f}%"
+        detail = f"  {note}" if note else ""
+        self._progress._show(f"ringzero: {self._text} ...{percent}{detail}", redraw=not first)
+
+
+QUIET = Progress(enabled=False)

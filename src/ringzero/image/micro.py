@@ -1,0 +1,335 @@
+"""The default guest image, `micro`: a Debian kernel with a busybox userland.
+
+It is put together from Debian's packages, without root, and cached by the
+content of all that goes into it:
+
+    images/<digest>/vmlinux or vmlinuz    the kernel, as `board.kernel` reads it
+    images/<digest>/initrd                an uncompressed newc archive
+    images/<digest>/manifest.json         what went in
+    images/<name>-<recipe>.json           the digest in use for this recipe
+
+The recipe is a hash of this module's own inputs (package names, init script),
+so that a new ringzero makes a new image, and a start with an image in the
+cache asks nobody anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+
+from ringzero.errors import GuestImageError, NotFoundError
+from ringzero.host.files import atomic_directory, atomic_file, locked
+from ringzero.host.progress import QUIET, Progress
+from ringzero.image import deb
+from ringzero.image.modules import Module, canonical, dependency_file, with_dependencies
+from ringzero.image.packages import Apt
+from ringzero.image.rootfs import Rootfs
+from ringzero.settings import CACHE_DIR, MIRROR
+
+# Modules that a guest of this system can make use of: the virtio drivers of
+# its devices, and the file systems that people have on their disks.
+MODULES = (
+    *("virtio_mmio", "virtio_pci", "virtio_console", "virtio_blk", "virtio_rng", "virtio_net"),
+    *("virtio_balloon", "vmw_vsock_virtio_transport", "virtiofs", "pvpanic_mmio"),
+    *("ext4", "vfat", "nls_ascii", "nls_cp437", "isofs", "squashfs", "overlay", "loop"),
+)
+
+# Measured under `qemu-system-x86_64 -accel tcg -M microvm`; see docs/run.md.
+# quiet             every character on the serial line costs an exit
+# mitigations=off   no page-table switch and no retpolines: nothing to protect here from itself
+# init_on_alloc=0   Debian clears every page twice otherwise
+# tsc=reliable      no watchdog and no calibration against other timers
+# no_timer_check    no wait for legacy timer interrupts
+# panic=-1 reboot=t a panic ends the machine at once, by triple fault if nothing else
+# cryptomgr.notests no self-tests of ciphers while a disk's modules load
+COMMAND_LINE = (
+    "console=ttyS0 quiet mitigations=off init_on_alloc=0 tsc=reliable no_timer_check "
+    "panic=-1 reboot=t rcupdate.rcu_expedited=1 cryptomgr.notests ringzero.agent"
+)
+
+_FORMAT = 1
+# Images of one name that are kept: the one in use, and the one before it, which
+# a machine may be starting from at this moment.
+_KEPT_IMAGES = 2
+
+
+@dataclass(frozen=True)
+class BootFiles:
+    """What a direct boot needs: kernel and initrd files, command line, and what they are."""
+
+    name: str
+    digest: str
+    kernel: Path
+    initrd: Path
+    command_line: str
+    packages: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an image is made of.
+
+    `kernel` names a Debian kernel package or the meta package that depends on
+    one; `packages` come with their dependencies; `suite` is another Debian
+    release than the machine's, or None.
+    """
+
+    name: str
+    kernel: str = "linux-image-cloud-amd64"
+    packages: tuple[str, ...] = ()
+    suite: str | None = None
+    architecture: str = "amd64"
+    # Packages of other architectures, "name:architecture", unpacked without dependencies.
+    foreign: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """Return a hash of everything here that shapes the image, except package versions."""
+        inputs = [asdict(self), MODULES, _init().decode(), _FORMAT, MIRROR.get()]
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+MICRO = Recipe("micro")
+
+
+def ensure(
+    recipe: Recipe = MICRO,
+    *,
+    cache: Path | None = None,
+    progress: Progress = QUIET,
+    refresh: bool = False,
+) -> BootFiles:
+    """Return the image of `recipe` from the cache, building it first if it is not there.
+
+    `refresh` asks the archive for newer packages. Raises what `Apt` raises.
+    """
+    cache = cache if cache is not None else CACHE_DIR.get()
+    pointer = _pointer(recipe, cache)
+    if not refresh:
+        found = _load(pointer, cache)
+        if found is not None:
+            return found
+    with locked(cache / "images" / "lock"):
+        found = None if refresh else _load(pointer, cache)
+        if found is None:
+            digest = _build(recipe, cache, progress, refresh)
+            with atomic_file(pointer) as file:
+                file.write(json.dumps({"digest": digest}).encode())
+            found = _load(pointer, cache)
+            _forget_old(recipe.name, cache)
+    if found is None:
+        raise GuestImageError(f"the image {recipe.name} vanished while it was built", path=pointer)
+    return found
+
+
+def list_images(cache: Path | None = None) -> list[BootFiles]:
+    """Return the images in the cache, by name."""
+    cache = cache if cache is not None else CACHE_DIR.get()
+    manifests = sorted((cache / "images").glob("*/manifest.json"))
+    images = [image for path in manifests if (image := _read(path.parent)) is not None]
+    return sorted(images, key=lambda image: (image.name, image.digest))
+
+
+def remove(name: str, cache: Path | None = None) -> list[BootFiles]:
+    """Remove the images called `name`, or whose digest begins so; raises NotFoundError."""
+    cache = cache if cache is not None else CACHE_DIR.get()
+    with locked(cache / "images" / "lock"):
+        chosen = [i for i in list_images(cache) if name == i.name or i.digest.startswith(name)]
+        if not chosen:
+            known = ", ".join(sorted({i.name for i in list_images(cache)})) or "none"
+            raise NotFoundError(f"no image called {name!r}", hint=f"in the cache: {known}")
+        for image in chosen:
+            for pointer in (cache / "images").glob(f"{image.name}-*.json"):
+                with contextlib.suppress(OSError, ValueError, KeyError):
+                    if json.loads(pointer.read_text())["digest"] == image.digest:
+                        pointer.unlink()
+            shutil.rmtree(cache / "images" / image.digest, ignore_errors=True)
+    return chosen
+
+
+def _forget_old(name: str, cache: Path) -> None:
+    """Remove all but the newest images called `name`."""
+    same = [image for image in list_images(cache) if image.name == name]
+    same.sort(key=lambda image: image.initrd.stat().st_mtime, reverse=True)
+    for image in same[_KEPT_IMAGES:]:
+        shutil.rmtree(cache / "images" / image.digest, ignore_errors=True)
+
+
+def _pointer(recipe: Recipe, cache: Path) -> Path:
+    return cache / "images" / f"{recipe.name}-{recipe.digest()}.json"
+
+
+def _load(pointer: Path, cache: Path) -> BootFiles | None:
+    """Return the image that `pointer` names, or None when anything about it is amiss."""
+    try:
+        digest = json.loads(pointer.read_text())["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return _read(cache / "images" / str(digest))
+
+
+def _read(place: Path) -> BootFiles | None:
+    try:
+        manifest = json.loads((place / "manifest.json").read_text())
+        image = BootFiles(
+            name=manifest["name"],
+            digest=place.name,
+            kernel=place / "vmlinuz",
+            initrd=place / "initrd",
+            command_line=manifest["command_line"],
+            packages=tuple(manifest["packages"]),
+            size=sum(manifest["sizes"].values()),
+        )
+        whole = all((place / n).stat().st_size == size for n, size in manifest["sizes"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return image if whole else None
+
+
+def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> str:
+    """Put the image together and return its digest."""
+    apt = Apt(
+        architecture=recipe.architecture, suite=recipe.suite, cache=cache, progress=progress
+    )
+    if refresh:
+        apt.refresh(max_age=0)
+    kernel_name = _real_kernel(apt, recipe.kernel)
+    packages = apt.resolve([kernel_name], dependencies=False)
+    packages += apt.resolve(["busybox-static"], dependencies=False)
+    if recipe.packages:
+        chosen = {package.name for package in packages}
+        resolved = apt.resolve(recipe.packages)
+        packages += [package for package in resolved if package.name not in chosen]
+    paths = apt.download(packages)
+    for name in recipe.foreign:
+        base, _, architecture = name.partition(":")
+        other = Apt(architecture=architecture, cache=cache, progress=progress)
+        foreign = other.resolve([base], dependencies=False)
+        packages += foreign
+        paths += other.download(foreign)
+    inputs = json.dumps([recipe.digest(), [p.sha256 for p in packages], COMMAND_LINE])
+    digest = hashlib.sha256(inputs.encode()).hexdigest()[:24]
+    place = cache / "images" / digest
+    if _read(place) is not None:
+        return digest
+    shutil.rmtree(place, ignore_errors=True)
+    with progress.step(f"building the image {recipe.name}"), atomic_directory(place) as work:
+        kernel, modules = _split_kernel(paths[0])
+        tree = _tree(paths[1 : len(paths) - len(recipe.foreign)], modules)
+        for path in paths[len(paths) - len(recipe.foreign) :]:
+            _add_foreign(tree, path)
+        (work / "vmlinuz").write_bytes(kernel)
+        with (work / "initrd").open("wb") as file:
+            tree.write_cpio(file)
+        manifest = {
+            "name": recipe.name,
+            "command_line": COMMAND_LINE,
+            "packages": [f"{p.name}={p.version}" for p in packages],
+            "sizes": {n: (work / n).stat().st_size for n in ("vmlinuz", "initrd")},
+        }
+        (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    return digest
+
+
+def _real_kernel(apt: Apt, name: str) -> str:
+    """Return the package that holds the kernel: `name`, or what the meta package depends on."""
+    for needed in apt.depends(name):
+        if needed.startswith("linux-image-"):
+            return needed
+    return name
+
+
+def _split_kernel(package: Path) -> tuple[bytes, dict[str, Module]]:
+    """Return the kernel file and all modules of a Debian kernel package."""
+    kernel = b""
+    modules: dict[str, Module] = {}
+    for info, data in deb.files(package):
+        path = info.name.removeprefix("./")
+        if path.startswith("boot/vmlinuz-"):
+            kernel = data
+        elif ".ko" in path and info.isreg():
+            module = Module(canonical(path), path.removesuffix(".xz"), _plain(path, data))
+            modules[module.name] = module
+    if not kernel:
+        raise GuestImageError(f"{package.name} holds no kernel", path=package)
+    return kernel, modules
+
+
+def _plain(path: str, data: bytes) -> bytes:
+    """Return a module's content uncompressed, as the guest loads it fastest."""
+    if path.endswith(".xz"):
+        import lzma
+
+        return lzma.decompress(data)
+    return data
+
+
+def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
+    tree = Rootfs()
+    for path in packages:
+        tree.add_package(path)
+    for name in ("dev", "proc", "sys", "run", "tmp", "mnt", "root", "etc"):
+        tree.add_directory(name, mode=0o1777 if name == "tmp" else 0o755)
+    tree.add_device("dev/console", "c", 5, 1, mode=0o600)
+    tree.add_device("dev/null", "c", 1, 3, mode=0o666)
+    tree.add_file("init", _init(), mode=0o755)
+    busybox = tree["bin/busybox"].data
+    for applet in applets(busybox):
+        if f"bin/{applet}" not in tree and f"sbin/{applet}" not in tree:
+            tree.add_link(f"bin/{applet}", "busybox")
+    for path, text in _ETC.items():
+        if path not in tree:
+            tree.add_file(path, text.encode())
+    wanted = with_dependencies(MODULES, modules)
+    for module in wanted:
+        tree.add_file(module.path, module.data)
+    if wanted:
+        # lib/modules/RELEASE/kernel/...
+        base = "/".join(wanted[0].path.replace("usr/lib/", "lib/").split("/")[:3])
+        text = dependency_file(wanted).replace(base + "/", "").replace("usr/" + base + "/", "")
+        tree.add_file(f"{base}/modules.dep", text.encode())
+    return tree
+
+
+_ETC = {
+    "etc/passwd": "root::0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    "etc/group": "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
+    "etc/hostname": "micro\n",
+    "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "etc/profile": "export PS1='root@\\h:\\w\\$ '\n",
+    "etc/os-release": 'NAME="ringzero micro"\nID=ringzero\nPRETTY_NAME="ringzero micro"\n',
+}
+
+
+def _add_foreign(tree: Rootfs, path: Path) -> None:
+    """Put the programs of another architecture's package into /opt/<architecture>."""
+    architecture = path.stem.rsplit("_", 1)[-1]
+    for info, data in deb.files(path):
+        name = info.name.removeprefix("./")
+        if info.isreg() and info.mode & 0o111:
+            tree.add_file(f"opt/{architecture}/{name}", data, mode=info.mode & 0o7777)
+
+
+def applets(busybox: bytes) -> list[str]:
+    """Return the names of the commands in a busybox program.
+
+    They stand in it as one sorted run of strings that begins with "[" and ends
+    with an empty one; reading them there works for every architecture.
+    """
+    start = busybox.find(b"\0[\0[[\0")
+    end = busybox.find(b"\0\0", start + 1)
+    if start < 0 or end < 0:
+        raise GuestImageError("the busybox package holds no busybox that is understood")
+    names = [name.decode("ascii", "replace") for name in busybox[start + 1 : end].split(b"\0")]
+    return [name for name in names if "/" not in name]
+
+
+def _init() -> bytes:
+    return (resources.files("ringzero.image") / "guest" / "init").read_bytes()

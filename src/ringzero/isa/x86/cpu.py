@@ -1,0 +1,311 @@
+"""The x86-64 vCPU as native code sees it: one struct, reached through one pointer.
+
+Generated code pins the pointer in a host register. Whatever the hot paths
+touch comes first, so that its displacement fits a byte.
+"""
+
+from __future__ import annotations
+
+from ringzero.native import Struct, field, u8, u16, u32, u64, v128
+
+# GPR numbers (Intel SDM vol. 2, table 3-1).
+RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15 = range(16)
+
+# Segment register numbers as encoded (SDM vol. 2, section 3.1.1.3), then the two system ones.
+ES, CS, SS, DS, FS, GS, LDTR, TR = range(8)
+
+# RFLAGS bits (SDM vol. 1, section 3.4.3).
+CF, PF, AF, ZF, SF, TF, IF, DF, OF = (1 << n for n in (0, 2, 4, 6, 7, 8, 9, 10, 11))
+IOPL_SHIFT = 12
+IOPL, NT, RF, VM, AC, VIF, VIP, ID = (3 << 12, *(1 << n for n in (14, 16, 17, 18, 19, 20, 21)))
+ARITHMETIC_FLAGS = CF | PF | AF | ZF | SF | OF
+
+# CR0, CR4, EFER bits (SDM vol. 3A, section 2.5; AMD APM vol. 2, section 3.1.7).
+CR0_PE, CR0_MP, CR0_EM, CR0_TS, CR0_ET, CR0_NE = (1 << n for n in range(6))
+CR0_WP, CR0_AM, CR0_NW, CR0_CD, CR0_PG = (1 << n for n in (16, 18, 29, 30, 31))
+CR4_VME, CR4_PVI, CR4_TSD, CR4_DE, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE, CR4_OSFXSR = (
+    1 << n for n in range(10)
+)
+CR4_OSXMMEXCPT, CR4_UMIP, CR4_LA57 = (1 << n for n in (10, 11, 12))
+CR4_FSGSBASE, CR4_PCIDE, CR4_OSXSAVE, CR4_SMEP, CR4_SMAP = (1 << n for n in (16, 17, 18, 20, 21))
+EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE, EFER_FFXSR = (1 << n for n in (0, 8, 10, 11, 14))
+
+# Exception vectors (SDM vol. 3A, table 6-1).
+DE, DB, NMI, BP, OF_TRAP, BR, UD, NM, DOUBLE_FAULT = range(9)
+TS, NP, SS_FAULT, GP, PF_FAULT = range(10, 15)
+MF, ALIGNMENT, MC, XM = range(16, 20)
+
+# Segment attributes: bits 8-15 and 20-23 of the descriptor's second doubleword,
+# moved down by 8 (so: type 0-3, S 4, DPL 5-6, P 7, AVL 12, L 13, D/B 14, G 15).
+ATTR_TYPE, ATTR_S, ATTR_DPL_SHIFT, ATTR_P = 0xF, 1 << 4, 5, 1 << 7
+ATTR_AVL, ATTR_L, ATTR_DB, ATTR_G = (1 << n for n in (12, 13, 14, 15))
+
+# `Cpu.mode`: how code is decoded.
+MODE_16, MODE_32, MODE_64 = 0, 1, 2
+
+# Why native code returns to Python (`Cpu.exit_kind`).
+(
+    EXIT_NONE,
+    EXIT_PORT_READ,
+    EXIT_PORT_WRITE,
+    EXIT_MMIO_READ,
+    EXIT_MMIO_WRITE,
+    EXIT_MSR_READ,
+    EXIT_MSR_WRITE,
+    EXIT_HALT,
+    EXIT_SHUTDOWN,
+    EXIT_DEBUG,
+    EXIT_REQUEST,
+    EXIT_INTERRUPT,
+    EXIT_TIMER,
+    EXIT_CR8_WRITE,
+    EXIT_CR8_READ,
+    EXIT_RANDOM,
+) = range(16)
+
+# Bits of `Cpu.requests`, looked at when the budget is spent. Each has a byte of its own,
+# because other threads set them from Python with plain byte stores.
+REQUEST_KICK = 1 << 0
+REQUEST_INTERRUPT = 1 << 8
+REQUEST_FLUSH = 1 << 16
+
+# A soft TLB has this many entries; its index is taken from the page number.
+TLB_BITS = 10
+TLB_ENTRIES = 1 << TLB_BITS
+# Tag bits below the page number; a tag with any of them set never equals a page address,
+# so the fast path fails and the slow path looks closer.
+TLB_INVALID = 1 << 0
+TLB_MMIO = 1 << 1
+TLB_CODE = 1 << 2
+
+# Outside accesses that one instruction can make before it is complete (a 16-byte
+# MMIO move takes two, MOVS from device to device two, FXSAVE to a device is refused).
+EXTERNAL_LIMIT = 8
+
+
+class TlbEntry(Struct):
+    """One translation: the page address for each kind of access, and host minus guest address."""
+
+    read = field(u64)
+    write = field(u64)
+    execute = field(u64)
+    addend = field(u64)
+
+
+class CodePage(Struct):
+    """Translations of one page of guest RAM."""
+
+    lines = field(u64)  # which of its 64-byte lines hold translated code
+    blocks = field(u32, 64)  # per line: the first block that starts there (see jit.cache)
+
+
+class JumpCacheEntry(Struct):
+    """Translated code for a guest-virtual address, in the mode that was in force."""
+
+    address = field(u64)  # guest-virtual; all ones when empty
+    code = field(u64)  # host address
+
+
+# The jump cache has a window of entries for each page (hashed), so that one page can be
+# dropped without touching the rest.
+JUMP_PAGE_BITS = 6
+JUMP_OFFSET_BITS = 6
+JUMP_ENTRIES = 1 << (JUMP_PAGE_BITS + JUMP_OFFSET_BITS)
+
+
+class Segment(Struct):
+    """A segment register with its descriptor cache."""
+
+    base = field(u64)
+    limit = field(u32)
+    attributes = field(u32)
+    selector = field(u32)
+
+
+class Insn(Struct):
+    """A decoded instruction, as handlers take it."""
+
+    handler = field(u64)
+    imm = field(u64)  # immediate, sign-extended; branch displacement; moffs address
+    imm2 = field(u64)  # second immediate (ENTER, far pointers: the selector)
+    disp = field(u64)  # displacement, sign-extended
+    address_mask = field(u64)  # all ones, or 32 or 16 of them
+    base = field(u32)  # byte offset in Cpu of the base register (or of `zero`, or `next_rip`)
+    index = field(u32)  # byte offset in Cpu of the index register (or of `zero`)
+    segment = field(u32)  # byte offset in Cpu of the segment base to add (or of `zero`)
+    form = field(u16)
+    length = field(u8)
+    scale = field(u8)  # shift count of the index
+    reg = field(u8)  # ModRM.reg with REX.R
+    rm = field(u8)  # ModRM.rm with REX.B, or the register in the opcode
+    reg8 = field(u8)  # byte offset in Cpu.regs of the 8-bit register ModRM.reg
+    rm8 = field(u8)  # the same for ModRM.rm or the opcode's register
+    op_size = field(u8)  # log2 of operand size in bytes: 1, 2, 3
+    memory = field(u8)  # 1 when ModRM names memory
+    rep = field(u8)  # 0, 0xF2 or 0xF3
+    lock = field(u8)
+    segment_override = field(u8)  # 0xFF, or a segment number
+    modrm = field(u8)
+    address_size = field(u8)  # log2 of address size in bytes
+    opcode = field(u8)  # last opcode byte
+    page_offset = field(u16)  # where in its page it lies (translator only)
+
+
+class Cpu(Struct):
+    """Architectural and engine state of one vCPU."""
+
+    # --- what translated code touches ---
+    regs = field(u64, 16)
+    zero = field(u64)  # always 0: the base of addresses without one
+    cc_dst = field(u64)  # lazy flags, see flags.py
+    cc_src = field(u64)
+    cc_aux = field(u64)
+    cc_op = field(u32)
+    cpl = field(u32)
+    tlb = field(u64)  # host address of the TlbEntry array for the current privilege
+    jump_cache = field(u64)  # host address of the JumpCacheEntry array for it
+    page_base = field(u64)  # guest-virtual address of the code page being run
+    rip = field(u64)  # of the instruction being run
+    next_rip = field(u64)  # of the one after it; handlers of jumps set it
+    rflags = field(u64)  # all but the arithmetic flags
+    seg = field(Segment, 8)
+
+    # --- system registers ---
+    gdt_base = field(u64)
+    idt_base = field(u64)
+    gdt_limit = field(u32)
+    idt_limit = field(u32)
+    cr0 = field(u64)
+    cr2 = field(u64)
+    cr3 = field(u64)
+    cr4 = field(u64)
+    efer = field(u64)
+    xcr0 = field(u64)
+    dr = field(u64, 8)
+    star = field(u64)
+    lstar = field(u64)
+    cstar = field(u64)
+    sfmask = field(u64)
+    kernel_gs_base = field(u64)
+    sysenter_cs = field(u64)
+    sysenter_esp = field(u64)
+    sysenter_eip = field(u64)
+    tsc_aux = field(u64)
+    tsc_offset = field(u64)  # guest TSC = host TSC + this
+    tsc_adjust = field(u64)  # IA32_TSC_ADJUST: the sum of the guest's own changes of its TSC
+    tsc_deadline = field(u64)  # guest TSC at which the timer fires; all ones: never
+    pat = field(u64)
+    misc_enable = field(u64)
+    mtrr_def_type = field(u64)
+    mode = field(u32)  # MODE_16, MODE_32, MODE_64
+    # Nonzero when data segments have a base or limit that translated code does not apply.
+    segmented = field(u32)
+    # Blocks interrupts for one instruction after STI, MOV SS, POP SS (1: STI, 2: SS).
+    shadow = field(u32)
+    halted = field(u32)
+    # Set by handlers after which code must be looked up anew (mode, paging, flags changed).
+    stop_block = field(u32)
+
+    # --- x87, SSE ---
+    xmm = field(v128, 16)
+    fpr = field(v128, 8)  # physical x87 registers, 80 bits each; MMX in the low 64
+    mxcsr = field(u32)
+    fcw = field(u16)
+    fsw = field(u16)  # without TOP, which is `ftop`
+    ftop = field(u32)
+    ftags = field(u8)  # bit n set: physical register n holds a value (FXSAVE's abridged tags)
+    fpu_opcode = field(u16)
+    fpu_ip = field(u64)
+    fpu_dp = field(u64)
+
+    # --- exceptions ---
+    fault_vector = field(u32)
+    fault_has_code = field(u32)
+    fault_code = field(u64)
+    fault_rip = field(u64)  # a trap's saved RIP when it differs from `rip`
+    delivering = field(u32)  # vector + 1 while its delivery is under way, else 0
+    delivering_class = field(u32)
+    nmi_blocked = field(u32)
+    debug_pending = field(u64)  # DR6 bits of a #DB to raise after this instruction
+    stepping = field(u32)  # RFLAGS.TF was set when this instruction began (see debug.py)
+
+    # --- the outside ---
+    requests = field(u32)
+    exit_kind = field(u32)
+    exit_width = field(u32)
+    interrupt_vector = field(u32)
+    exit_address = field(u64)
+    exit_value = field(u64)
+    external_done = field(u32)  # outside accesses of this instruction already answered
+    external_cursor = field(u32)
+    external_values = field(u64, EXTERNAL_LIMIT)
+
+    # --- memory ---
+    ram = field(u64)  # host address of the RAM mapping
+    ram_low_end = field(u64)  # guest-physical end of RAM that starts at 0
+    ram_high_start = field(u64)  # guest-physical range of RAM above 4 GiB
+    ram_high_end = field(u64)
+    ram_high_addend = field(u64)  # offset in the mapping of ram_high_start, minus it
+    tlb_user = field(u64)
+    tlb_kernel = field(u64)
+    # Host address of a u64 per RAM page: 0, or the host address of its CodePage.
+    code_pages = field(u64)
+    # Which 2 MiB regions (hashed) had entries of large pages since the last flush.
+    large_pages = field(u64, 4)
+    jump_user = field(u64)
+    jump_kernel = field(u64)
+    physical_mask = field(u64)  # valid physical address bits
+    cpuid_table = field(u64)  # host address of CpuidEntry records
+    cpuid_count = field(u32)
+    index = field(u32)
+
+    # --- the engine ---
+    budget = field(u64)  # instructions left in this slice (signed)
+    # Host code that translated code jumps to (see jit.runtime), and what it leaves for it.
+    exit_code = field(u64)
+    slow_code = field(u64)
+    generic_code = field(u64)
+    status_code = field(u64)  # flags.materialize_status
+    resume = field(u64)  # host address to go on at after a slow or generic instruction
+    slow_offset = field(u64)  # in-page offset of the instruction to run slowly
+    generic_insn = field(u64)  # host address of the Insn to run by its handler
+    link_site = field(u64)  # host address of the jump to link to the next block, or 0
+    slice = field(u64)  # instructions given to this slice
+    engine = field(u64)  # host address of the engine's own struct (jit.dispatch)
+    jump_buffer = field(u64, 8)
+    leave_code = field(u32)
+    single_step = field(u32)  # the host's debugger wants control after each instruction
+
+    # --- counters (see Vcpu.statistics) ---
+    count_instructions = field(u64)
+    count_tlb_misses = field(u64)
+    count_walks = field(u64)
+    count_exits = field(u64)
+    count_exceptions = field(u64)
+    count_interrupts = field(u64)
+    count_unknown = field(u64)
+    count_slow = field(u64)
+    count_dropped = field(u64)
+    unknown_bytes = field(u64, 2)  # first bytes of the last unknown instruction
+
+    # Decoder tables (see isa.x86.decoder): host addresses.
+    opcode_table = field(u64)
+    group_table = field(u64)
+    form_table = field(u64)
+    refuse = field(u32)  # the outside access ends in #GP(0)
+    inject = field(u32)  # vector + 1 of an external interrupt that run() delivers first
+    fetch_buffer = field(v128, 2)
+
+    insn = field(Insn)  # the instruction the interpreter runs
+    scratch = field(v128, 64)  # room for semantics that need memory (x87 images)
+
+
+class CpuidEntry(Struct):
+    """One CPUID leaf and what it returns; `subleaf` is all ones where it does not matter."""
+
+    leaf = field(u32)
+    subleaf = field(u32)
+    eax = field(u32)
+    ebx = field(u32)
+    ecx = field(u32)
+    edx = field(u32)

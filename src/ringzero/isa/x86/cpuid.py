@@ -1,0 +1,308 @@
+"""What CPUID tells a guest: CPU models as sets of named features, and their leaves.
+
+Layouts: Intel SDM vol. 2A, CPUID; AMD64 APM vol. 3, appendix E; the hypervisor
+leaves from Linux Documentation/virt/kvm/x86/cpuid.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from math import gcd
+
+from ringzero.errors import InvalidValueError
+
+INTEL, AMD = "GenuineIntel", "AuthenticAMD"
+KVM_SIGNATURE = "KVMKVMKVM"
+
+
+@dataclass(frozen=True, slots=True)
+class CpuidLeaf:
+    """One answer of CPUID; `index` is the subleaf (ECX) or None where ECX is ignored."""
+
+    function: int
+    index: int | None
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+
+
+# Feature name (as in /proc/cpuinfo) -> leaf, subleaf, register, bit.
+FEATURES: dict[str, tuple[int, int | None, str, int]] = {
+    "fpu": (1, None, "edx", 0),
+    "de": (1, None, "edx", 2),
+    "pse": (1, None, "edx", 3),
+    "tsc": (1, None, "edx", 4),
+    "msr": (1, None, "edx", 5),
+    "pae": (1, None, "edx", 6),
+    "cx8": (1, None, "edx", 8),
+    "apic": (1, None, "edx", 9),
+    "sep": (1, None, "edx", 11),
+    "pge": (1, None, "edx", 13),
+    "cmov": (1, None, "edx", 15),
+    "pat": (1, None, "edx", 16),
+    "pse36": (1, None, "edx", 17),
+    "clflush": (1, None, "edx", 19),
+    "mmx": (1, None, "edx", 23),
+    "fxsr": (1, None, "edx", 24),
+    "sse": (1, None, "edx", 25),
+    "sse2": (1, None, "edx", 26),
+    "pni": (1, None, "ecx", 0),
+    "ssse3": (1, None, "ecx", 9),
+    "cx16": (1, None, "ecx", 13),
+    "pcid": (1, None, "ecx", 17),
+    "sse4_1": (1, None, "ecx", 19),
+    "sse4_2": (1, None, "ecx", 20),
+    "x2apic": (1, None, "ecx", 21),
+    "popcnt": (1, None, "ecx", 23),
+    "tsc_deadline_timer": (1, None, "ecx", 24),
+    "xsave": (1, None, "ecx", 26),
+    "rdrand": (1, None, "ecx", 30),
+    "hypervisor": (1, None, "ecx", 31),
+    "fsgsbase": (7, 0, "ebx", 0),
+    "smep": (7, 0, "ebx", 7),
+    "erms": (7, 0, "ebx", 9),
+    "invpcid": (7, 0, "ebx", 10),
+    "smap": (7, 0, "ebx", 20),
+    "lahf_lm": (0x80000001, None, "ecx", 0),
+    "syscall": (0x80000001, None, "edx", 11),
+    "nx": (0x80000001, None, "edx", 20),
+    "pdpe1gb": (0x80000001, None, "edx", 26),
+    "rdtscp": (0x80000001, None, "edx", 27),
+    "lm": (0x80000001, None, "edx", 29),
+    "invariant_tsc": (0x80000007, None, "edx", 8),
+}
+
+# KVM gives these whatever the host's CPU has, and older kernels do not list them.
+ALWAYS_EMULATED = frozenset({"hypervisor", "x2apic", "tsc_deadline_timer"})
+# Bits of leaf 1 EDX that an AMD CPU repeats in leaf 0x80000001 EDX (APM vol. 3, E.4.2).
+AMD_REPEATED = 0x0183F3FF
+
+# x87 and SSE: the parts of an XSAVE area that the models have, and its size in bytes.
+XSTATE_MASK, XSTATE_SIZE = 3, 576
+# Features of the paravirtual interface (leaf 0x40000001 EAX): the clock by old and by
+# new MSRs, no delay needed after port I/O, and a clock that is stable across vCPUs.
+PV_FEATURES = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24
+# The local APIC timers of KVM and of devices.lapic count at 1 GHz.
+APIC_HZ = 1_000_000_000
+VIRTUAL_BITS = 48
+
+
+@dataclass(frozen=True)
+class CpuModel:
+    """A named set of features; `signatures` gives leaf 1 EAX for each vendor."""
+
+    name: str
+    features: frozenset[str]
+    signatures: dict[str, int]
+    brand: str
+
+
+HOST = "host"
+
+MODELS: dict[str, CpuModel] = {
+    "x86-64-v2": CpuModel(
+        "x86-64-v2",
+        # Everything in the table above: it lists what the software engine implements.
+        frozenset(FEATURES),
+        # Intel: family 6, model 26 (Nehalem, the first v2 part). AMD: family 15, model 107,
+        # for which Linux tries no model-specific registers.
+        {INTEL: 0x000106A3, AMD: 0x00060FB1},
+        "ringzero x86-64-v2",
+    ),
+}
+
+
+def build(
+    model: str,
+    *,
+    vcpus: int,
+    tsc_hz: int,
+    supported: Iterable[CpuidLeaf] | None = None,
+    vendor: str | None = None,
+    physical_bits: int = 40,
+) -> tuple[CpuidLeaf, ...]:
+    """Return the leaves of `model` for a machine with `vcpus` CPUs.
+
+    `supported` bounds the features (what KVM can give); the model "host" takes
+    all of it and so needs it. The vendor is by default that of `supported`,
+    else Intel. What differs from CPU to CPU is added by `for_vcpu`. Raises
+    InvalidValueError for an unknown model.
+    """
+    bounds = {(leaf.function, leaf.index): leaf for leaf in supported or ()}
+    if model == HOST and bounds:
+        leaves = dict(bounds)
+    elif model in MODELS:
+        leaves = _model_leaves(MODELS[model], bounds, vendor, physical_bits)
+    else:
+        known = ", ".join([*MODELS, HOST])
+        raise InvalidValueError(
+            f"no CPU model {model!r} for this engine", hint=f"known: {known} (host: only with KVM)"
+        )
+    for leaf in (*_topology(leaves, vcpus), *_hypervisor(tsc_hz)):
+        leaves[leaf.function, leaf.index] = leaf
+    return tuple(leaves[key] for key in sorted(leaves, key=lambda key: (key[0], key[1] or 0)))
+
+
+def missing_features(model: str, supported: Iterable[CpuidLeaf]) -> list[str]:
+    """Return the features of `model` that `supported` lacks, sorted."""
+    bounds = {(leaf.function, leaf.index): leaf for leaf in supported}
+    return sorted(MODELS[model].features - _present(bounds))
+
+
+def for_vcpu(leaves: Iterable[CpuidLeaf], index: int) -> tuple[CpuidLeaf, ...]:
+    """Return `leaves` as CPU number `index` shows them: with its APIC id."""
+    own = []
+    for leaf in leaves:
+        if leaf.function == 1:
+            own.append(replace(leaf, ebx=leaf.ebx & 0x00FFFFFF | (index & 0xFF) << 24))
+        elif leaf.function in (0xB, 0x1F):
+            own.append(replace(leaf, edx=index))
+        else:
+            own.append(leaf)
+    return tuple(own)
+
+
+def find(leaves: Iterable[CpuidLeaf], function: int, index: int = 0) -> CpuidLeaf | None:
+    """Return the answer to EAX=`function`, ECX=`index`, if there is one."""
+    for leaf in leaves:
+        if leaf.function == function and leaf.index in (None, index):
+            return leaf
+    return None
+
+
+def features_of(leaves: Iterable[CpuidLeaf]) -> frozenset[str]:
+    """Return the names of the features that `leaves` show."""
+    table = {(leaf.function, leaf.index): leaf for leaf in leaves}
+    return frozenset(
+        name
+        for name, (function, index, register, bit) in FEATURES.items()
+        if (leaf := table.get((function, index))) and getattr(leaf, register) >> bit & 1
+    )
+
+
+def vendor_of(leaves: Iterable[CpuidLeaf]) -> str | None:
+    """Return the twelve letters of leaf 0, if it is there."""
+    leaf = find(leaves, 0)
+    return None if leaf is None else _letters(leaf.ebx, leaf.edx, leaf.ecx)
+
+
+def _present(bounds: dict[tuple[int, int | None], CpuidLeaf]) -> frozenset[str]:
+    return features_of(bounds.values()) | ALWAYS_EMULATED
+
+
+def _letters(*registers: int) -> str:
+    return b"".join(value.to_bytes(4, "little") for value in registers).decode("latin-1")
+
+
+def _words(text: str, size: int) -> list[int]:
+    data = text.encode("ascii").ljust(size, b"\0")[:size]
+    return [int.from_bytes(data[i : i + 4], "little") for i in range(0, size, 4)]
+
+
+def _model_leaves(
+    model: CpuModel,
+    bounds: dict[tuple[int, int | None], CpuidLeaf],
+    vendor: str | None,
+    physical_bits: int,
+) -> dict[tuple[int, int | None], CpuidLeaf]:
+    vendor = vendor or vendor_of(bounds.values()) or INTEL
+    if vendor not in model.signatures:
+        vendor = INTEL
+    features = model.features & _present(bounds) if bounds else model.features
+    addresses = bounds.get((0x80000008, None))
+    if addresses is not None:
+        physical_bits = min(physical_bits, addresses.eax & 0xFF)
+    bits: dict[tuple[int, int | None, str], int] = {}
+    for name in features:
+        function, index, register, bit = FEATURES[name]
+        key = function, index, register
+        bits[key] = bits.get(key, 0) | 1 << bit
+    leaves: dict[tuple[int, int | None], CpuidLeaf] = {}
+
+    def put(function: int, index: int | None, *registers: int) -> None:
+        named = dict(zip(("eax", "ebx", "ecx", "edx"), registers, strict=True))
+        for register in named:
+            named[register] |= bits.get((function, index, register), 0)
+        leaves[function, index] = CpuidLeaf(function, index, **named)
+
+    ebx, edx, ecx = _words(vendor, 12)
+    put(0, None, 0x16, ebx, ecx, edx)
+    # EBX: CLFLUSH line of 8 quadwords.
+    put(1, None, model.signatures[vendor], 8 << 8, 0, 0)
+    # Descriptor 0xFF: "see leaf 4"; AL must be 1.
+    put(2, None, 0x00FF0001, 0, 0, 0)
+    # L1 data and code 32 KiB / 8 ways, L2 1 MiB / 16, L3 16 MiB / 16; lines of 64 bytes.
+    # C libraries choose their copy loops by these sizes.
+    caches = ((1, 1, 8, 64), (2, 1, 8, 64), (3, 2, 16, 1024), (3, 3, 16, 16384))
+    for index, (kind, level, ways, sets) in enumerate(caches):
+        put(4, index, kind | level << 5 | 1 << 8, (ways - 1) << 22 | 63, sets - 1, 0)
+    put(4, len(caches), 0, 0, 0, 0)
+    put(7, 0, 0, 0, 0, 0)
+    if "xsave" in features:
+        put(0xD, 0, XSTATE_MASK, XSTATE_SIZE, XSTATE_SIZE, 0)
+        put(0xD, 1, 0, 0, 0, 0)
+    put(0x80000000, None, 0x80000008, ebx, ecx, edx)
+    repeated = leaves[1, None].edx & AMD_REPEATED if vendor == AMD else 0
+    put(0x80000001, None, leaves[1, None].eax if vendor == AMD else 0, 0, 0, repeated)
+    brand = _words(model.brand, 48)
+    for part in range(3):
+        put(0x80000002 + part, None, *brand[4 * part : 4 * part + 4])
+    # The same caches in AMD's form: L1 size KiB, ways, lines per tag, line; L2 16 ways is
+    # code 8; L3 in units of 512 KiB.
+    put(0x80000005, None, 0, 0, 0x20080140, 0x20080140)
+    put(0x80000006, None, 0, 0, 1024 << 16 | 8 << 12 | 0x140, 32 << 18 | 8 << 12 | 0x140)
+    put(0x80000007, None, 0, 0, 0, 0)
+    put(0x80000008, None, VIRTUAL_BITS << 8 | physical_bits, 0, 0, 0)
+    return leaves
+
+
+def _topology(leaves: dict[tuple[int, int | None], CpuidLeaf], vcpus: int) -> list[CpuidLeaf]:
+    """One package of `vcpus` cores with one thread each."""
+    first = leaves[1, None]
+    core_bits = (vcpus - 1).bit_length()
+    # HTT: EBX 23:16, the number of ids in the package, means something.
+    many = 1 << 28 if vcpus > 1 else 0
+    ids = min(1 << core_bits, 255)
+    changed = [
+        replace(
+            first,
+            ebx=first.ebx & 0x0000FFFF | ids << 16,
+            ecx=first.ecx | 1 << 31,
+            edx=first.edx & ~(1 << 28) | many,
+        ),
+        CpuidLeaf(0xB, 0, 0, 1, 1 << 8, 0),
+        CpuidLeaf(0xB, 1, core_bits, vcpus, 2 << 8 | 1, 0),
+        CpuidLeaf(0xB, 2, 0, 0, 2, 0),
+    ]
+    for (function, index), leaf in leaves.items():
+        if function == 4 and leaf.eax & 0x1F:
+            # Bits 31:26: cores of the package; 25:14: threads that share the cache.
+            sharers = (1 << core_bits) - 1 if leaf.eax >> 5 & 7 == 3 else 0
+            eax = leaf.eax & 0x3FFF | sharers << 14 | min((1 << core_bits) - 1, 63) << 26
+            changed.append(replace(leaf, eax=eax))
+        elif (function, index) == (0x80000008, None):
+            # AMD: ECX 7:0 cores less one, 15:12 width of the id.
+            changed.append(replace(leaf, ecx=core_bits << 12 | min(vcpus - 1, 255)))
+    if leaves[0, None].eax < 0x16:
+        changed.append(replace(leaves[0, None], eax=0x16))
+    return changed
+
+
+def _hypervisor(tsc_hz: int) -> list[CpuidLeaf]:
+    """The clocks (0x15, 0x16) and the paravirtual interface."""
+    khz, mhz = tsc_hz // 1000, tsc_hz // 1_000_000
+    divisor = gcd(khz, APIC_HZ // 1000)
+    denominator, numerator = APIC_HZ // 1000 // divisor, khz // divisor
+    # Linux multiplies the crystal's kHz by the numerator in 32 bits.
+    if numerator * (APIC_HZ // 1000) >= 1 << 32:
+        denominator, numerator = APIC_HZ // 1_000_000, mhz
+    ebx, ecx, edx = _words(KVM_SIGNATURE, 12)
+    return [
+        CpuidLeaf(0x15, None, denominator, numerator, APIC_HZ, 0),
+        CpuidLeaf(0x16, None, mhz, mhz, 100, 0),
+        CpuidLeaf(0x40000000, None, 0x40000010, ebx, ecx, edx),
+        CpuidLeaf(0x40000001, None, PV_FEATURES, 0, 0, 0),
+        CpuidLeaf(0x40000010, None, khz, APIC_HZ // 1000, 0, 0),
+    ]

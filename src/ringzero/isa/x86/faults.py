@@ -1,0 +1,79 @@
+"""Leaving an instruction midway: guest faults and exits to the run loop.
+
+Both abandon the native frames of the instruction; the run loop (native part)
+goes on from its own frame. Registers that the semantic function has not yet
+changed are as they were, which makes faults precise.
+"""
+
+from __future__ import annotations
+
+from ringzero.isa.x86.cpu import EXTERNAL_LIMIT, GP, SS_FAULT, UD, Cpu
+from ringzero.native import long_jump, native, u32, u64
+
+# `Cpu.leave_code`: what the run loop does next.
+LEAVE_FAULT, LEAVE_EXIT, LEAVE_NEXT = 1, 2, 3
+
+
+@native(noreturn=True)
+def leave(cpu: Cpu, code: u32) -> None:
+    """Abandon the instruction and go on in the run loop as `code` says."""
+    cpu.leave_code = code
+    long_jump(cpu.jump_buffer.address())
+
+
+@native(noreturn=True)
+def raise_fault(cpu: Cpu, vector: u32) -> None:
+    """Raise an exception without an error code."""
+    cpu.fault_vector = vector
+    cpu.fault_has_code = 0
+    cpu.fault_code = 0
+    leave(cpu, LEAVE_FAULT)
+
+
+@native(noreturn=True)
+def raise_fault_code(cpu: Cpu, vector: u32, code: u64) -> None:
+    """Raise an exception with an error code."""
+    cpu.fault_vector = vector
+    cpu.fault_has_code = 1
+    cpu.fault_code = code
+    leave(cpu, LEAVE_FAULT)
+
+
+@native(noreturn=True)
+def raise_gp0(cpu: Cpu) -> None:
+    """Raise #GP(0)."""
+    raise_fault_code(cpu, GP, 0)
+
+
+@native(noreturn=True)
+def raise_ss0(cpu: Cpu) -> None:
+    """Raise #SS(0)."""
+    raise_fault_code(cpu, SS_FAULT, 0)
+
+
+@native(noreturn=True)
+def raise_ud(cpu: Cpu) -> None:
+    """Raise #UD."""
+    raise_fault(cpu, UD)
+
+
+@native(inline="never")
+def external(cpu: Cpu, kind: u32, address: u64, width: u32, value: u64) -> u64:
+    """Do an access that Python answers (EXIT_PORT_READ ... EXIT_MSR_WRITE); return its result.
+
+    The first time, the instruction is abandoned and the run loop exits with the
+    access. Python answers, and the instruction is run again from its start:
+    accesses that were answered are taken from `external_values`, in order.
+    """
+    cursor = cpu.external_cursor
+    if cursor < cpu.external_done:
+        cpu.external_cursor = cursor + 1
+        return cpu.external_values[cursor]
+    if cursor >= EXTERNAL_LIMIT:
+        raise_gp0(cpu)
+    cpu.exit_kind = kind
+    cpu.exit_address = address
+    cpu.exit_width = width
+    cpu.exit_value = value
+    leave(cpu, LEAVE_EXIT)
+    return u64(0)

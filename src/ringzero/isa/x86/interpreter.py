@@ -1,0 +1,202 @@
+"""The interpreter: fetch, decode, execute one instruction; and what happens between them.
+
+`step` runs one instruction. `attend` looks after everything that is not an
+instruction: requests of other threads, the timer, interrupts. `after_leave`
+goes on after an instruction was abandoned (see faults.py).
+"""
+
+from __future__ import annotations
+
+from ringzero.isa.x86 import cpu as x86
+from ringzero.isa.x86.cpu import (
+    CS,
+    EXIT_HALT,
+    EXIT_INTERRUPT,
+    EXIT_NONE,
+    EXIT_REQUEST,
+    EXIT_SHUTDOWN,
+    EXIT_TIMER,
+    MODE_64,
+    REQUEST_FLUSH,
+    REQUEST_INTERRUPT,
+    REQUEST_KICK,
+    Cpu,
+    Insn,
+)
+from ringzero.isa.x86.debug import begin_instruction, check_debug, debug_active
+from ringzero.isa.x86.decoder import DECODED, MAX_LENGTH, decode
+from ringzero.isa.x86.exceptions import deliver_fault, deliver_interrupt
+from ringzero.isa.x86.faults import LEAVE_EXIT, leave, raise_gp0, raise_ud
+from ringzero.isa.x86.mmu import fetch_page, flush_tlb
+from ringzero.native import (
+    address_of,
+    call_address,
+    copy_memory,
+    fetch,
+    i64,
+    load,
+    native,
+    pointer,
+    read_host_tsc,
+    select,
+    store,
+    u32,
+    u64,
+)
+
+# `Cpu.tsc_deadline` when the timer is not armed.
+NEVER = (1 << 64) - 1
+# Decoding may look at this many bytes whatever the length turns out to be.
+FETCH_BYTES = 32
+
+
+@native
+def code_address(cpu: Cpu) -> u64:
+    """Return the linear address of the instruction at RIP."""
+    linear = cpu.seg[CS].base + cpu.rip
+    return select(cpu.mode == MODE_64, cpu.rip, linear & 0xFFFFFFFF)
+
+
+@native(inline="never")
+def fetch_decode(cpu: Cpu, insn: Insn, va: u64) -> None:
+    """Decode the instruction at linear address `va`; raises its fetch and decode faults."""
+    host = fetch_code(cpu, va)
+    room = 0x1000 - (va & 0xFFF)
+    status = u32(DECODED)
+    if room >= FETCH_BYTES:
+        status = decode(cpu, insn, host, cpu.mode)
+    else:
+        buffer = cpu.fetch_buffer.address()
+        for word in range(FETCH_BYTES // 8):
+            store(u64, buffer, u64(0), word * 8)
+        copy_memory(buffer, host, room)
+        status = decode(cpu, insn, buffer, cpu.mode)
+        if u64(insn.length) > room:
+            rest = fetch_code(cpu, va + room)
+            copy_memory(buffer + room, rest, FETCH_BYTES - room)
+            status = decode(cpu, insn, buffer, cpu.mode)
+        host = buffer
+    if insn.length > MAX_LENGTH:
+        raise_gp0(cpu)
+    if status != DECODED:
+        cpu.count_unknown += 1
+        cpu.unknown_bytes[0] = load(u64, host)
+        cpu.unknown_bytes[1] = load(u64, host + 8)
+        raise_ud(cpu)
+
+
+@native
+def fetch_code(cpu: Cpu, va: u64) -> u64:
+    """Return the host address of code at `va`; code outside RAM shuts the machine down."""
+    host = fetch_page(cpu, va)
+    if host == 0:
+        cpu.exit_kind = EXIT_SHUTDOWN
+        leave(cpu, LEAVE_EXIT)
+    return host
+
+
+@native
+def execute(cpu: Cpu, insn: Insn) -> None:
+    """Run a decoded instruction at RIP and retire it."""
+    following = cpu.rip + u64(insn.length)
+    cpu.next_rip = select(cpu.mode == MODE_64, following, following & 0xFFFFFFFF)
+    call_address(insn.handler, None, cpu, insn)
+    cpu.rip = cpu.next_rip
+    cpu.external_done = 0
+
+
+@native(inline="never")
+def step(cpu: Cpu) -> None:
+    """Run the instruction at RIP."""
+    cpu.external_cursor = 0
+    shadow = cpu.shadow
+    insn = pointer(Insn, address_of(cpu) + Cpu.offset_of("insn"))
+    fetch_decode(cpu, insn, code_address(cpu))
+    cpu.budget -= 1
+    execute(cpu, insn)
+    if shadow != 0:
+        cpu.shadow = cpu.shadow & ~shadow
+
+
+@native(inline="never")
+def step_watched(cpu: Cpu) -> None:
+    """Run the instruction at RIP with the guest's breakpoints and single-stepping looked after."""
+    if begin_instruction(cpu) == 0:
+        step(cpu)
+        check_debug(cpu)
+
+
+@native(inline="never")
+def attend(cpu: Cpu) -> u32:
+    """Serve requests, timer and interrupts; return why to exit to Python, or EXIT_NONE."""
+    cpu.count_instructions += cpu.slice - cpu.budget
+    cpu.budget = cpu.slice
+    requests = cpu.requests
+    where = address_of(cpu) + Cpu.offset_of("requests")
+    if (requests & REQUEST_FLUSH) != 0:
+        fetch("and", u32, where, u32(~REQUEST_FLUSH & 0xFFFFFFFF))
+        flush_tlb(cpu)
+    if (requests & REQUEST_KICK) != 0:
+        fetch("and", u32, where, u32(~REQUEST_KICK & 0xFFFFFFFF))
+        return u32(EXIT_REQUEST)
+    if i64(read_host_tsc() + cpu.tsc_offset - cpu.tsc_deadline) >= 0 and cpu.tsc_deadline != NEVER:
+        return u32(EXIT_TIMER)
+    if (requests & REQUEST_INTERRUPT) != 0 and (cpu.rflags & x86.IF) != 0 and cpu.shadow == 0:
+        return u32(EXIT_INTERRUPT)
+    if cpu.halted != 0:
+        return u32(EXIT_HALT)
+    return u32(EXIT_NONE)
+
+
+@native
+def host_tsc(cpu: Cpu) -> u64:
+    """Return the host's time-stamp counter (for Python, which cannot read it)."""
+    return read_host_tsc()
+
+
+@native
+def interpret(cpu: Cpu) -> u32:
+    """Run instruction after instruction until there is a reason to exit to Python."""
+    begin(cpu)
+    while True:
+        if cpu.requests != 0 or i64(cpu.budget) <= 0 or cpu.halted != 0:
+            reason = attend(cpu)
+            if reason != EXIT_NONE:
+                return reason
+        if debug_active(cpu):
+            step_watched(cpu)
+        else:
+            step(cpu)
+
+
+@native
+def begin(cpu: Cpu) -> None:
+    """Do what Python asked for between two runs: finish an access, deliver an interrupt."""
+    if cpu.refuse != 0:
+        cpu.refuse = 0
+        raise_gp0(cpu)
+    if cpu.external_done != 0:
+        # A delivery that reached for a device was abandoned; its instruction begins anew.
+        cpu.delivering = 0
+        if debug_active(cpu):
+            step_watched(cpu)
+        else:
+            step(cpu)
+    if cpu.inject != 0:
+        vector = cpu.inject - 1
+        cpu.inject = 0
+        cpu.halted = 0
+        cpu.count_interrupts += 1
+        deliver_interrupt(cpu, vector)
+
+
+@native
+def after_leave(cpu: Cpu) -> u32:
+    """Go on after a long jump: 1 when the run must exit to Python (`exit_kind` says why)."""
+    if cpu.leave_code == LEAVE_EXIT:
+        return u32(1)
+    cpu.external_done = 0
+    cpu.shadow = 0
+    cpu.count_exceptions += 1
+    deliver_fault(cpu)
+    return u32(0)

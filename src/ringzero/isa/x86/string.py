@@ -1,0 +1,277 @@
+"""String instructions, with REP (Intel SDM vol. 2: MOVS, STOS, LODS, CMPS, SCAS).
+
+REP runs page by page with the host's memcpy and memset where it can, and
+element by element where it cannot (devices, overlaps, backwards). After each
+element or page the registers are up to date, so faults and interrupts are
+precise; after `YIELD` elements the instruction is left and begun again, so
+that interrupts are not kept waiting.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ringzero.isa.x86 import flags
+from ringzero.isa.x86.cpu import (
+    DF,
+    ES,
+    MODE_64,
+    RAX,
+    RCX,
+    RDI,
+    RSI,
+    TLB_ENTRIES,
+    Cpu,
+    Insn,
+    TlbEntry,
+)
+from ringzero.isa.x86.mmu import PAGE_MASK, probe_write, read_memory, write_memory
+from ringzero.isa.x86.operation import Operation
+from ringzero.isa.x86.table import instruction
+from ringzero.native import (
+    address_of,
+    copy_memory,
+    fill_memory,
+    load,
+    native,
+    pointer,
+    select,
+    staged,
+    store,
+    u8,
+    u64,
+    unsigned,
+)
+
+# About 20 us of work between looks at pending interrupts.
+YIELD = 1 << 16
+
+
+@staged
+def _linear(cpu: Any, base: Any, offset: Any) -> Any:
+    linear = base + offset
+    return select(cpu.mode == MODE_64, linear, linear & 0xFFFFFFFF)
+
+
+@staged
+def source_address(cpu: Any, insn: Any) -> Any:
+    """Linear address of DS:rSI, with segment override and address size."""
+    base = load(u64, address_of(cpu) + u64(insn.segment))
+    return _linear(cpu, base, cpu.regs[RSI] & insn.address_mask)
+
+
+@staged
+def destination_address(cpu: Any, insn: Any) -> Any:
+    """Linear address of ES:rDI, with address size."""
+    base = select(cpu.mode == MODE_64, u64(0), cpu.seg[ES].base)
+    return _linear(cpu, base, cpu.regs[RDI] & insn.address_mask)
+
+
+@staged
+def set_address_register(cpu: Any, insn: Any, register: int, value: Any) -> None:
+    """Set rSI, rDI or rCX by the rules of the address size."""
+    mask = insn.address_mask
+    kept = select(mask == 0xFFFF, cpu.regs[register] & ~u64(0xFFFF), u64(0))
+    cpu.regs[register] = kept | (value & mask)
+
+
+@staged
+def _advance(cpu: Any, insn: Any, register: int, amount: Any) -> None:
+    set_address_register(cpu, insn, register, cpu.regs[register] + amount)
+
+
+@staged
+def _finish(cpu: Any, insn: Any, done: Any) -> None:
+    """Account for `done` elements: the count register, the outside accesses."""
+    if insn.rep != 0:
+        set_address_register(cpu, insn, RCX, (cpu.regs[RCX] & insn.address_mask) - done)
+    cpu.external_done = 0
+    cpu.external_cursor = 0
+
+
+@staged
+def _step(cpu: Any, size: int) -> Any:
+    return select((cpu.rflags & DF) != 0, u64(0) - size, u64(size))
+
+
+@staged
+def _readable(cpu: Any, va: Any) -> Any:
+    """Host address for reading inside the page of `va` when the TLB has it, else 0."""
+    entry = pointer(TlbEntry, cpu.tlb + ((va >> 12) & (TLB_ENTRIES - 1)) * TlbEntry.size)
+    return select(entry.read == va & ~u64(PAGE_MASK), va + entry.addend, u64(0))
+
+
+@staged
+def _room(va: Any, size: int) -> Any:
+    """How many whole elements lie between `va` and the end of its page."""
+    return (0x1000 - (va & PAGE_MASK)) // size
+
+
+@staged
+def _smaller(a: Any, b: Any) -> Any:
+    return select(a < b, a, b)
+
+
+def _make_movs(size: int) -> Any:
+    T = unsigned(size * 8)
+
+    def movs_elements(cpu: Cpu, insn: Insn) -> None:
+        step = _step(cpu, size)
+        left = u64(YIELD)
+        while insn.rep == 0 or (cpu.regs[RCX] & insn.address_mask) != 0:
+            source = source_address(cpu, insn)
+            target = destination_address(cpu, insn)
+            done = u64(0)
+            if insn.rep != 0 and step == size:
+                count = cpu.regs[RCX] & insn.address_mask
+                count = _smaller(count, _smaller(_room(source, size), _room(target, size)))
+                host = _readable(cpu, source)
+                if host != 0 and count > 1:
+                    to = probe_write(cpu, target, count * size)
+                    length = count * size
+                    if to != 0 and (to + length <= host or host + length <= to):
+                        copy_memory(to, host, length)
+                        done = count
+            if done == 0:
+                write_memory(cpu, target, read_memory(cpu, T, source))
+                done = u64(1)
+            _advance(cpu, insn, RSI, step * done)
+            _advance(cpu, insn, RDI, step * done)
+            _finish(cpu, insn, done)
+            if insn.rep == 0:
+                return
+            if left < done:
+                cpu.next_rip = cpu.rip
+                return
+            left -= done
+
+    movs_elements.__name__ = movs_elements.__qualname__ = f"movs{size}"
+    return native(inline="never")(movs_elements)
+
+
+def _make_stos(size: int) -> Any:
+    T = unsigned(size * 8)
+
+    def stos_elements(cpu: Cpu, insn: Insn) -> None:
+        step = _step(cpu, size)
+        value = T(cpu.regs[RAX])
+        left = u64(YIELD)
+        while insn.rep == 0 or (cpu.regs[RCX] & insn.address_mask) != 0:
+            target = destination_address(cpu, insn)
+            done = u64(0)
+            if insn.rep != 0 and step == size:
+                count = _smaller(cpu.regs[RCX] & insn.address_mask, _room(target, size))
+                if count > 1:
+                    to = probe_write(cpu, target, count * size)
+                    if to != 0:
+                        if size == 1 or value == 0:
+                            fill_memory(to, u8(value), count * size)
+                        else:
+                            for i in range(count):
+                                store(T, to + i * size, value)
+                        done = count
+            if done == 0:
+                write_memory(cpu, target, value)
+                done = u64(1)
+            _advance(cpu, insn, RDI, step * done)
+            _finish(cpu, insn, done)
+            if insn.rep == 0:
+                return
+            if left < done:
+                cpu.next_rip = cpu.rip
+                return
+            left -= done
+
+    stos_elements.__name__ = stos_elements.__qualname__ = f"stos{size}"
+    return native(inline="never")(stos_elements)
+
+
+def _make_lods(size: int) -> Any:
+    T = unsigned(size * 8)
+
+    def lods_elements(cpu: Cpu, insn: Insn) -> None:
+        step = _step(cpu, size)
+        left = u64(YIELD)
+        while insn.rep == 0 or (cpu.regs[RCX] & insn.address_mask) != 0:
+            value = read_memory(cpu, T, source_address(cpu, insn))
+            if size == 8:
+                cpu.regs[RAX] = value
+            elif size == 4:
+                cpu.regs[RAX] = u64(value)
+            else:
+                cpu.regs[RAX] = (cpu.regs[RAX] & ~u64(T.mask)) | u64(value)
+            _advance(cpu, insn, RSI, step)
+            _finish(cpu, insn, u64(1))
+            left -= 1
+            if insn.rep == 0:
+                return
+            if left == 0:
+                cpu.next_rip = cpu.rip
+                return
+
+    lods_elements.__name__ = lods_elements.__qualname__ = f"lods{size}"
+    return native(inline="never")(lods_elements)
+
+
+def _make_compare(size: int, scan: bool) -> Any:
+    T = unsigned(size * 8)
+
+    def compare_elements(cpu: Cpu, insn: Insn) -> None:
+        step = _step(cpu, size)
+        left = u64(YIELD)
+        while insn.rep == 0 or (cpu.regs[RCX] & insn.address_mask) != 0:
+            if scan:
+                first = T(cpu.regs[RAX])
+            else:
+                first = read_memory(cpu, T, source_address(cpu, insn))
+            second = read_memory(cpu, T, destination_address(cpu, insn))
+            cpu.cc_dst = u64(first - second)
+            cpu.cc_src = u64(second)
+            cpu.cc_op = flags.cc_op(flags.SUB, size * 8)
+            if not scan:
+                _advance(cpu, insn, RSI, step)
+            _advance(cpu, insn, RDI, step)
+            _finish(cpu, insn, u64(1))
+            left -= 1
+            if insn.rep == 0:
+                return
+            if (first == second) != (insn.rep == 0xF3):
+                return
+            if left == 0:
+                cpu.next_rip = cpu.rip
+                return
+
+    name = "scas" if scan else "cmps"
+    compare_elements.__name__ = compare_elements.__qualname__ = f"{name}{size}"
+    return native(inline="never")(compare_elements)
+
+
+_SIZES = (1, 2, 4, 8)
+_MOVS = {n: _make_movs(n) for n in _SIZES}
+_STOS = {n: _make_stos(n) for n in _SIZES}
+_LODS = {n: _make_lods(n) for n in _SIZES}
+_CMPS = {n: _make_compare(n, scan=False) for n in _SIZES}
+_SCAS = {n: _make_compare(n, scan=True) for n in _SIZES}
+
+
+def _enter(name: str, opcode: int, natives: dict[int, Any]) -> None:
+    def byte_form(m: Operation) -> None:
+        """A string instruction on bytes."""
+        natives[1](m.cpu, m.insn)
+
+    def sized_form(m: Operation) -> None:
+        """A string instruction on elements of the operand size."""
+        natives[m.size // 8](m.cpu, m.insn)
+
+    instruction(f"{opcode:02X}", name=name + "b", ends=True)(byte_form)
+    instruction(f"{opcode + 1:02X}", name=name, sized=True, ends=True)(sized_form)
+
+
+for _name, _opcode, _natives in (
+    ("movs", 0xA4, _MOVS),
+    ("stos", 0xAA, _STOS),
+    ("lods", 0xAC, _LODS),
+    ("cmps", 0xA6, _CMPS),
+    ("scas", 0xAE, _SCAS),
+):
+    _enter(_name, _opcode, _natives)

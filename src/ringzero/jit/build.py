@@ -1,0 +1,172 @@
+"""Compiles the engine once, keeps it in the cache, and links it in milliseconds afterwards.
+
+The cache key is the content of every source file that the generated code
+depends on, with LLVM's version and the host CPU. A cache directory appears by
+rename when it is complete, so a build cut short leaves nothing half-made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ringzero
+from ringzero.errors import EngineError
+from ringzero.jit.llvm import Library, host_identity
+from ringzero.settings import CACHE_DIR
+
+# called with (units done, units in all, what is being compiled)
+Progress = Callable[[int, int, str], None]
+# Packages whose source decides the generated code.
+_SOURCES = ("native", "isa", "jit")
+_COMPLETE = "complete.json"
+
+
+@dataclass(frozen=True)
+class EngineObjects:
+    """A compiled engine on disk."""
+
+    directory: Path
+    key: str
+    units: list[str]
+
+    def read(self, name: str) -> bytes:
+        return (self.directory / name).read_bytes()
+
+
+def cache_key() -> str:
+    """Return the key of the engine that this source and this host need."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(host_identity().encode())
+    digest.update(sys.version.encode())
+    root = Path(ringzero.__file__).parent
+    for package in _SOURCES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def ensure(progress: Progress | None = None) -> EngineObjects:
+    """Return the compiled engine, compiling it first when the cache has none."""
+    key = cache_key()
+    directory = CACHE_DIR.get() / "engine" / key
+    try:
+        units = json.loads((directory / _COMPLETE).read_text())["units"]
+    except (OSError, ValueError, KeyError):
+        units = _build(directory, progress)
+    return EngineObjects(directory, key, units)
+
+
+def _build(directory: Path, progress: Progress | None) -> list[str]:
+    from ringzero.jit import partitions
+
+    names = partitions.names()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="building-", dir=directory.parent))
+    try:
+        _compile_all(names, work, progress)
+        _write_tables(names, work)
+        (work / _COMPLETE).write_text(json.dumps({"units": names}))
+        try:
+            work.rename(directory)
+        except OSError:
+            # Somebody else was faster, or an incomplete directory is in the way.
+            if not (directory / _COMPLETE).exists():
+                shutil.rmtree(directory, ignore_errors=True)
+                work.rename(directory)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return names
+
+
+def _compile_all(names: list[str], work: Path, progress: Progress | None) -> None:
+    waiting = list(names)
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    done = 0
+    workers = max(1, len(os.sched_getaffinity(0)))
+    source = str(Path(ringzero.__file__).parent.parent)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+    }
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                name = waiting.pop(0)
+                command = [sys.executable, "-m", "ringzero.jit.compile_unit", name, str(work)]
+                running[name] = subprocess.Popen(
+                    command, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+                )
+            if progress:
+                progress(done, len(names), ", ".join(running))
+            name = _first_finished(running)
+            process = running.pop(name)
+            _, complaint = process.communicate()
+            if process.returncode != 0:
+                raise EngineError(
+                    f"compiling the engine failed in unit {name}",
+                    hint="run with RINGZERO_DEBUG=3 and report the output",
+                    detail=complaint.decode(errors="replace")[-2000:],
+                )
+            done += 1
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+    if progress:
+        progress(done, len(names), "")
+
+
+def _first_finished(running: dict[str, subprocess.Popen[bytes]]) -> str:
+    pids = {process.pid: name for name, process in running.items()}
+    while True:
+        for name, process in running.items():
+            try:
+                process.wait(timeout=0.02)
+            except subprocess.TimeoutExpired:
+                continue
+            return pids[process.pid]
+
+
+def _write_tables(names: list[str], work: Path) -> None:
+    """Write the decoder's tables, with handlers as indices into all units' arrays in order."""
+    from ringzero.isa.x86.decoder import (
+        SLOTS,
+        FormEntry,
+        build_tables,
+        entry_flags,
+        immediates,
+    )
+    from ringzero.isa.x86.instructions import all_forms
+
+    forms = all_forms()
+    tables = build_tables(forms)
+    (work / "opcodes.bin").write_bytes(tables.opcodes.tobytes())
+    (work / "groups.bin").write_bytes(tables.groups.tobytes())
+    words = FormEntry.size // 8
+    entries = array("Q", bytes(FormEntry.size * len(forms)))
+    # Index + 1 into the concatenated handler arrays; 0: no handler.
+    number = 0
+    for name in names:
+        for form, slot in json.loads((work / f"{name}.places").read_text()):
+            number += 1
+            entries[form * words + slot] = number
+    for form in forms:
+        first, second = immediates(form)
+        entries[form.index * words + SLOTS] = entry_flags(form) | first << 32 | second << 40
+    (work / "forms.bin").write_bytes(entries.tobytes())
+    (work / "names.json").write_text(json.dumps([f.mnemonic for f in forms]))
+
+
+def link(objects: EngineObjects, symbols: Iterable[str]) -> Library:
+    """Link the compiled engine into this process; `symbols` are those that will be asked for."""
+    return Library([objects.read(f"{name}.o") for name in objects.units], symbols)

@@ -1,0 +1,21 @@
+"""`python -m ringzero.jit.compile_unit NAME DIRECTORY`: compile one unit of the engine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from ringzero.jit.partitions import compile_unit
+
+
+def main(name: str, directory: str) -> None:
+    """Write NAME.o and NAME.places into the directory."""
+    unit = compile_unit(name)
+    target = Path(directory)
+    (target / f"{name}.o").write_bytes(unit.code)
+    (target / f"{name}.places").write_text(json.dumps(unit.places))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

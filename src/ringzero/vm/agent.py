@@ -1,0 +1,433 @@
+"""The protocol between the host and the init of ringzero's own guests.
+
+The guest's side is `ringzero/image/guest/init`, a shell script, and the
+protocol is made for what a shell can do. It runs over the ports of one
+virtio-console device with VIRTIO_CONSOLE_F_MULTIPORT (virtio 1.2 section 5.3):
+
+    port 0                  the console /dev/hvc0; its size follows the
+                            user's terminal (VIRTIO_CONSOLE_RESIZE)
+    org.ringzero.control    lines of text, both ways
+    org.ringzero.signal     host to guest: names of signals, a line each
+    org.ringzero.stdin      host to guest: bytes
+    org.ringzero.stdout     guest to host: bytes
+    org.ringzero.stderr     guest to host: bytes
+
+Control lines of the host:
+
+    run ID INPUT TOKEN WORDS...            start a command; INPUT is 1 or 0
+    terminal ID ROWS COLUMNS TERM WORDS... the same on the console
+    ping ID | poweroff
+
+Control lines of the guest:
+
+    ready 1 RELEASE     the guest takes commands; 1 is the protocol's version
+    exit ID STATUS      the command ended
+    pong ID
+
+WORDS are quoted for the shell, in printable ASCII. One command runs at a time.
+
+Output: the command writes into pipes, which the guest copies to the two output
+ports. When the command has ended, the guest writes TOKEN (32 random hexadecimal
+digits) into both pipes, behind everything that the command wrote. An output is
+complete when TOKEN has come, whatever the order in which the ports deliver; the
+command is over when both outputs are complete and `exit` has come. A process
+that the command left behind keeps nobody waiting.
+
+Input: the host connects the stdin port (PORT_OPEN 1) and sends "\\ngo TOKEN\\n";
+the guest throws away what comes before that line (left over from an earlier
+command) and hands what follows to the command. The host's disconnect
+(PORT_OPEN 0), after the guest has taken all data, is the end of file.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ringzero.errors import GuestError, InvalidValueError
+
+PORTS = (
+    "org.ringzero.control",
+    "org.ringzero.signal",
+    "org.ringzero.stdin",
+    "org.ringzero.stdout",
+    "org.ringzero.stderr",
+)
+CONTROL, SIGNAL, STDIN, STDOUT, STDERR = PORTS
+
+VERSION = 1
+
+# The longest control line accepted from a guest; its own are under 100 bytes.
+_MAX_LINE = 4096
+# The shell reads a line byte by byte into memory; more belongs on stdin.
+MAX_COMMAND = 256 * 1024
+_SIGNALS = frozenset(("HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP"))
+
+Output = Callable[[bytes], None]
+
+
+class Channels(Protocol):
+    """What the agent needs of the console device: ports by their name."""
+
+    def send(self, port: str, data: bytes) -> None:
+        """Queue `data` for the guest on `port`, after what was sent before; never blocks."""
+        ...
+
+    def connect(self, port: str, connected: bool) -> None:
+        """Tell the guest PORT_OPEN 1 or 0.
+
+        0 comes after the guest has taken all data sent before; a new 1 drops
+        what it has still not taken.
+        """
+        ...
+
+    def backlog(self, port: str) -> int:
+        """Return how many bytes sent on `port` the guest has not taken yet."""
+        ...
+
+
+class Command:
+    """A command in the guest, from the request to its end."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        request: str,
+        number: int,
+        on_stdout: Output | None,
+        on_stderr: Output | None,
+        on_exit: Callable[[int], None] | None,
+        takes_input: bool,
+        piped: bool,
+    ) -> None:
+        self.number = number
+        self.status: int | None = None
+        self._agent = agent
+        self._request = request
+        self._on_exit = on_exit
+        self._input_open = takes_input
+        self._early_input: list[bytes] = []
+        self._started = False
+        self._exit_status: int | None = None
+        self._token = secrets.token_hex(16).encode()
+        self._outputs = {
+            STDOUT: _Output(self._token if piped else b"", on_stdout),
+            STDERR: _Output(self._token if piped else b"", on_stderr),
+        }
+        self._takes_input = takes_input
+        self._done = threading.Event()
+
+    def write(self, data: bytes) -> None:
+        """Send `data` to the command's standard input; ignored once it has ended."""
+        with self._agent.lock:
+            if not self._input_open or self.status is not None:
+                return
+            if self._started:
+                self._agent.channels.send(STDIN, data)
+            else:
+                self._early_input.append(data)
+
+    @property
+    def backlog(self) -> int:
+        """Bytes of input that the guest has not taken yet; a caller with much waits for it."""
+        with self._agent.lock:
+            early = sum(map(len, self._early_input))
+            return early + (self._agent.channels.backlog(STDIN) if self._started else 0)
+
+    def close_input(self) -> None:
+        """Let the command read end of file on its standard input."""
+        with self._agent.lock:
+            if self._input_open:
+                self._input_open = False
+                if self._started and self.status is None:
+                    self._agent.channels.connect(STDIN, False)
+
+    def signal(self, name: str) -> None:
+        """Send the signal `name` ("INT", "TERM") to the command's process group."""
+        if name not in _SIGNALS:
+            raise InvalidValueError(f"no signal called {name!r}")
+        with self._agent.lock:
+            if self._started and self.status is None:
+                self._agent.channels.send(SIGNAL, name.encode() + b"\n")
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for the end; return the exit status, or None when `timeout` seconds are over.
+
+        Raises GuestError when the guest went away before.
+        """
+        if not self._done.wait(timeout):
+            return None
+        if self.status is None:
+            raise GuestError("the guest ended before the command did")
+        return self.status
+
+    def _start(self) -> None:
+        self._started = True
+        channels = self._agent.channels
+        if self._takes_input:
+            channels.connect(STDIN, True)
+            channels.send(STDIN, b"\ngo " + self._token + b"\n")
+        channels.send(CONTROL, self._request.replace("TOKEN", self._token.decode(), 1).encode())
+        for data in self._early_input:
+            channels.send(STDIN, data)
+        self._early_input.clear()
+        if self._takes_input and not self._input_open:
+            channels.connect(STDIN, False)
+
+    def _receive(self, port: str, data: bytes) -> bool:
+        self._outputs[port].feed(data)
+        return self._finished()
+
+    def _exited(self, status: int) -> bool:
+        self._exit_status = status
+        return self._finished()
+
+    def _finished(self) -> bool:
+        if self._exit_status is None or not all(o.complete for o in self._outputs.values()):
+            return False
+        if self._input_open:
+            self._input_open = False
+            self._agent.channels.connect(STDIN, False)
+        self.status = self._exit_status
+        self._done.set()
+        if self._on_exit is not None:
+            self._on_exit(self.status)
+        return True
+
+    def _abandon(self) -> None:
+        for output in self._outputs.values():
+            output.flush()
+        self._done.set()
+
+
+class _Output:
+    """One output stream up to its token, which is not passed on."""
+
+    def __init__(self, token: bytes, sink: Output | None) -> None:
+        self._token = token
+        self._sink = sink
+        self._held = b""
+        self.complete = not token
+
+    def feed(self, data: bytes) -> None:
+        if self.complete:
+            return
+        data = self._held + data
+        at = data.find(self._token)
+        if at >= 0:
+            self.complete = True
+            self._held = b""
+            self._emit(data[:at])
+            return
+        # What may be the beginning of the token waits for the rest of it.
+        keep = next(
+            (n for n in range(min(len(self._token) - 1, len(data)), 0, -1)
+             if self._token.startswith(data[-n:])),
+            0,
+        )
+        self._held = data[len(data) - keep :]
+        self._emit(data[: len(data) - keep])
+
+    def flush(self) -> None:
+        held, self._held = self._held, b""
+        self._emit(held)
+
+    def _emit(self, data: bytes) -> None:
+        if data and self._sink is not None:
+            self._sink(data)
+
+
+class Agent:
+    """The host's side of the protocol, over byte channels.
+
+    `receive` takes what the guest sent; requests go out by `channels`.
+    Callbacks run inside `receive`, under `lock`, and must not block. Requests
+    made before the guest is ready wait for it. All methods may be called from
+    any thread. The guest is not trusted: what makes no sense in its lines is
+    counted in `faults` and otherwise ignored.
+    """
+
+    def __init__(self, channels: Channels) -> None:
+        self.channels = channels
+        self.lock = threading.RLock()
+        self.release = ""
+        self.faults = 0
+        self.on_ready: Callable[[], None] | None = None
+        self._ready = threading.Event()
+        self._closed = False
+        self._line = b""
+        self._waiting: deque[Command] = deque()
+        self._active: Command | None = None
+        self._count = 0
+
+    @property
+    def ready(self) -> bool:
+        """True once the guest takes commands."""
+        return self._ready.is_set()
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Wait until the guest takes commands; False when `timeout` seconds are over.
+
+        Raises GuestError when the guest went away instead.
+        """
+        done = self._ready.wait(timeout)
+        if self._closed:
+            raise GuestError("the guest ended before it took commands")
+        return done
+
+    def run(
+        self,
+        words: Sequence[str | bytes] | str,
+        *,
+        takes_input: bool = False,
+        on_stdout: Output | None = None,
+        on_stderr: Output | None = None,
+        on_exit: Callable[[int], None] | None = None,
+    ) -> Command:
+        """Start a command in the guest: its words, or one string for the guest's shell.
+
+        With `takes_input`, end it by `close_input`. Raises InvalidValueError
+        for a command that cannot be sent (empty, NUL in it, over 256 KiB).
+        """
+        request = f"run {{}} {int(takes_input)} TOKEN {_quoted(words)}\n"
+        return self._enqueue(request, on_stdout, on_stderr, on_exit, takes_input, True)
+
+    def terminal(
+        self,
+        words: Sequence[str | bytes] | str = (),
+        *,
+        rows: int = 24,
+        columns: int = 80,
+        term: str = "linux",
+        on_exit: Callable[[int], None] | None = None,
+    ) -> Command:
+        """Start a command on the guest's console, or a login shell without `words`."""
+        kind = term if term and all(c.isalnum() or c in "-+._" for c in term) else "linux"
+        text = _quoted(words or ("sh", "-l"))
+        request = f"terminal {{}} {int(rows)} {int(columns)} {kind} {text}\n"
+        return self._enqueue(request, None, None, on_exit, False, False)
+
+    def poweroff(self) -> None:
+        """Ask the guest to write everything to its disks and switch itself off."""
+        with self.lock:
+            self.channels.send(CONTROL, b"poweroff\n")
+
+    def receive(self, port: str, data: bytes) -> None:
+        """Take `data`, which the guest wrote to `port`."""
+        with self.lock:
+            if port == CONTROL:
+                self._receive_control(data)
+            elif port in (STDOUT, STDERR) and self._active is not None:
+                if self._active._receive(port, data):
+                    self._next()
+
+    def close(self) -> None:
+        """The guest is gone: everybody who waits is told."""
+        with self.lock:
+            self._closed = True
+            self._ready.set()
+            for command in (self._active, *self._waiting):
+                if command is not None:
+                    command._abandon()
+            self._active = None
+            self._waiting.clear()
+
+    def _enqueue(
+        self,
+        request: str,
+        on_stdout: Output | None,
+        on_stderr: Output | None,
+        on_exit: Callable[[int], None] | None,
+        takes_input: bool,
+        piped: bool,
+    ) -> Command:
+        if len(request) > MAX_COMMAND:
+            raise InvalidValueError(
+                f"the command is too long ({len(request)} bytes quoted, at most {MAX_COMMAND})",
+                hint="send it on standard input: ringzero run -- sh < script",
+            )
+        with self.lock:
+            self._count += 1
+            command = Command(
+                self,
+                request.replace("{}", str(self._count), 1),
+                self._count,
+                on_stdout,
+                on_stderr,
+                on_exit,
+                takes_input,
+                piped,
+            )
+            if self._closed:
+                command._abandon()
+            else:
+                self._waiting.append(command)
+                self._next_if_idle()
+            return command
+
+    def _next(self) -> None:
+        self._active = None
+        self._next_if_idle()
+
+    def _next_if_idle(self) -> None:
+        if self._active is None and self._waiting and self.ready:
+            self._active = self._waiting.popleft()
+            self._active._start()
+
+    def _receive_control(self, data: bytes) -> None:
+        *lines, self._line = (self._line + data).split(b"\n")
+        if len(self._line) > _MAX_LINE:
+            self._line = b""
+            self.faults += 1
+        for line in lines:
+            self._control_line(line.decode("ascii", "replace").split())
+
+    def _control_line(self, words: list[str]) -> None:
+        match words:
+            case ["ready", version, *release]:
+                if version != str(VERSION) or self.ready:
+                    self.faults += 1
+                    return
+                self.release = " ".join(release)[:128]
+                self._ready.set()
+                if self.on_ready is not None:
+                    self.on_ready()
+                self._next_if_idle()
+            case ["exit", number, status] if status.isascii() and status.isdecimal():
+                active = self._active
+                if active is None or number != str(active.number) or int(status) > 255:
+                    self.faults += 1
+                elif active._exited(int(status)):
+                    self._next()
+            case ["pong", _]:
+                pass
+            case _:
+                self.faults += 1
+
+
+def _quoted(words: Sequence[str | bytes] | str) -> str:
+    if isinstance(words, str):
+        words = ("sh", "-c", words)
+    if not words:
+        raise InvalidValueError("an empty command")
+    return " ".join(quote(word) for word in words)
+
+
+def quote(word: str | bytes) -> str:
+    """Return `word` quoted for the guest's shell, on one line of printable ASCII.
+
+    Plain words and '...' are POSIX; $'...' with octal escapes is for the rest (busybox
+    ash and POSIX 2024). Raises InvalidValueError for a NUL.
+    """
+    data = word if isinstance(word, bytes) else word.encode("utf-8", "surrogateescape")
+    if b"\0" in data:
+        raise InvalidValueError("a command's word cannot hold a NUL character")
+    if all(0x20 <= byte < 0x7F for byte in data):
+        return shlex.quote(data.decode("ascii"))
+    safe = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ./-_=:,+@%"
+    # An octal escape has at most three digits, so that a digit may follow it.
+    return "$'" + "".join(chr(b) if b in safe else f"\\{b:03o}" for b in data) + "'"

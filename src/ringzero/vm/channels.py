@@ -1,0 +1,126 @@
+"""The agent's byte channels over the ports of the virtio console.
+
+Neither side ever waits for the other's lock: a thread of its own carries the
+bytes between the device, which calls under its lock, and the agent, which
+calls under its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from ringzero.devices.virtio.console import ConsolePort
+
+# Bytes from the guest that wait for the agent before the port is held.
+INBOUND_LIMIT = 1 << 20
+
+
+class PortChannels:
+    """Implements `ringzero.vm.agent.Channels` over `ports`; `receive` is the agent's."""
+
+    def __init__(self, names: Sequence[str], closed: Sequence[str]) -> None:
+        """Make a port for each of `names`; the host's end of those in `closed` is shut."""
+        self.ports = [
+            ConsolePort(name, self._collector(name), connected=name not in closed) for name in names
+        ]
+        self.receive: Callable[[str, bytes], None] | None = None
+        self._by_name = {port.name: port for port in self.ports}
+        self._wake = threading.Condition()
+        self._signalled = False
+        self._closed = False
+        self._inbound: deque[tuple[str, bytes]] = deque()
+        self._inbound_size = 0
+        # For each port, bytes to send and changes of the connection, in order.
+        self._outbound: dict[str, deque[bytes | bool]] = {name: deque() for name in names}
+        self._outbound_size = dict.fromkeys(names, 0)
+        for port in self.ports:
+            port.on_room = self._signal
+        self._thread = threading.Thread(target=self._work, name="agent", daemon=True)
+
+    def start(self) -> None:
+        """Begin to carry."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop to carry; what the guest has sent is delivered before."""
+        with self._wake:
+            self._closed = True
+            self._signalled = True
+            self._wake.notify()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def send(self, port: str, data: bytes) -> None:
+        with self._wake:
+            self._outbound[port].append(data)
+            self._outbound_size[port] += len(data)
+        self._signal()
+
+    def connect(self, port: str, connected: bool) -> None:
+        with self._wake:
+            self._outbound[port].append(connected)
+        self._signal()
+
+    def backlog(self, port: str) -> int:
+        """Return how many bytes for `port` the guest has not yet taken."""
+        return self._outbound_size[port] + len(self._by_name[port].backlog)
+
+    def _signal(self) -> None:
+        with self._wake:
+            self._signalled = True
+            self._wake.notify()
+
+    def _collector(self, name: str) -> Callable[[bytes], None]:
+        def collect(data: bytes) -> None:
+            with self._wake:
+                self._inbound.append((name, data))
+                self._inbound_size += len(data)
+                full = self._inbound_size > INBOUND_LIMIT
+                self._signalled = True
+                self._wake.notify()
+            if full:
+                self._by_name[name].hold(True)
+
+        return collect
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                while not self._signalled:
+                    self._wake.wait()
+                self._signalled = False
+                closed = self._closed
+                inbound = list(self._inbound)
+                self._inbound.clear()
+                self._inbound_size = 0
+            if self.receive is not None:
+                for name, data in inbound:
+                    self.receive(name, data)
+            if closed:
+                return
+            for port in self.ports:
+                if port.held:
+                    port.hold(False)
+                self._push(port)
+
+    def _push(self, port: ConsolePort) -> None:
+        queue = self._outbound[port.name]
+        while queue:
+            item = queue[0]
+            if isinstance(item, bool):
+                # The guest must have everything before it sees the end of file.
+                if not item and port.backlog:
+                    return
+                port.connect_host(item)
+                queue.popleft()
+                continue
+            taken = port.push(item)
+            with self._wake:
+                self._outbound_size[port.name] -= taken
+                if taken == len(item):
+                    queue.popleft()
+                else:
+                    queue[0] = item[taken:]
+                    return

@@ -1,0 +1,83 @@
+"""Breakpoints, hooks and single steps on a machine's vCPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ringzero.errors import InvalidValueError
+from ringzero.vm.inspect import Cpu
+from ringzero.vm.runloop import VcpuThread
+
+if TYPE_CHECKING:
+    from ringzero.vm.machine import Machine
+
+Hook = Callable[["Machine", Cpu], None]
+
+
+class Debugger:
+    """`break_at` stops the machine at a linear address, `hook` calls a function there.
+
+    After a stop the machine is paused: look at it, then `machine.resume()`.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._breakpoints: set[int] = set()
+        self._hooks: dict[int, Hook] = {}
+        # Where the machine last stopped, and which vCPU it was.
+        self.stop: tuple[Cpu, int] | None = None
+
+    def break_at(self, address: int) -> None:
+        """Pause the machine when a vCPU comes to `address`. Raises EngineError if it cannot."""
+        self._change(address, lambda: self._breakpoints.add(address))
+
+    def hook(self, address: int, function: Hook) -> None:
+        """Call `function(machine, cpu)` when a vCPU comes to `address`, then go on.
+
+        It runs on the vCPU's thread; an exception from it ends the run.
+        """
+        self._change(address, lambda: self._hooks.__setitem__(address, function))
+
+    def clear(self, address: int) -> None:
+        """Forget the breakpoint and the hook at `address`."""
+
+        def forget() -> None:
+            self._breakpoints.discard(address)
+            self._hooks.pop(address, None)
+
+        self._change(address, forget)
+
+    def wait(self, timeout: float | None = None) -> tuple[Cpu, int] | None:
+        """Wait for a stop; return (vCPU, address), or None after `timeout` or at the end."""
+        control = self._machine.control
+        with control.changed:
+            control.changed.wait_for(
+                lambda: self.stop is not None or control.exit or control.failure, timeout
+            )
+            stop, self.stop = self.stop, None
+        if stop is not None:
+            self._machine.pause()
+        return stop
+
+    def _change(self, address: int, change: Callable[[], object]) -> None:
+        if not 0 <= address < 1 << 64:
+            raise InvalidValueError(f"an address has 64 bits, not {address:#x}")
+        with self._machine.frozen():
+            change()
+            addresses = tuple(sorted(self._breakpoints | set(self._hooks)))
+            for thread in self._machine.threads:
+                thread.vcpu.debug(False, addresses)
+
+    def stopped_at(self, thread: VcpuThread, address: int) -> bool:
+        """Serve a debug stop on its vCPU's thread; True when the machine goes on."""
+        cpu = self._machine.cpus[thread.processor.index]
+        hook = self._hooks.get(address)
+        if hook is not None:
+            hook(self._machine, cpu)
+        if address not in self._breakpoints:
+            return True
+        with self._machine.control.changed:
+            self.stop = (cpu, address)
+            self._machine.control.changed.notify_all()
+        return False

@@ -1,0 +1,35 @@
+"""How a machine's run ended, as a value."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from ringzero.errors import GuestError, GuestPanicError, TripleFaultError
+
+
+class ExitReason(enum.Enum):
+    """Why a machine does not run any more."""
+
+    POWEROFF = "poweroff"
+    REBOOT = "reboot"
+    PANIC = "panic"
+    TRIPLE_FAULT = "triple-fault"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The end of a run: the reason, and what is known about it (registers, last lines)."""
+
+    reason: ExitReason
+    detail: str = ""
+
+    def error(self) -> GuestError | None:
+        """Return the error that a bad end is, or None for a good one."""
+        text = f"\n{self.detail}" if self.detail else ""
+        if self.reason is ExitReason.PANIC:
+            return GuestPanicError(f"the guest's kernel panicked{text}")
+        if self.reason is ExitReason.TRIPLE_FAULT:
+            return TripleFaultError(f"the guest's CPU shut down after a triple fault{text}")
+        return None

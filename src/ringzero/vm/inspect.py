@@ -1,0 +1,147 @@
+"""The machine as an object: its memory by slices, its vCPUs' registers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import AbstractContextManager
+from dataclasses import fields, replace
+from typing import Any
+
+from ringzero.core.memory import GuestMemory
+from ringzero.errors import InvalidValueError
+from ringzero.isa.x86.state import GPR_NAMES, CpuState
+from ringzero.vm.runloop import VcpuThread
+
+# Registers of CpuState that are plain numbers.
+_CONTROL_NAMES = tuple(
+    field.name for field in fields(CpuState) if field.type in ("int", int) and field.name != "tsc"
+)
+
+Frozen = Callable[[], AbstractContextManager[None]]
+
+
+class MemoryAccess:
+    """Guest-physical memory: `memory[a:b]` is bytes, `memory[a]` one byte; both can be set.
+
+    Raises GuestAddressError for addresses that are not RAM.
+    """
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+
+    def __getitem__(self, where: int | slice) -> Any:
+        if isinstance(where, slice):
+            start, stop = self._range(where)
+            return self._memory.read(start, stop - start)
+        return self._memory.read(where, 1)[0]
+
+    def __setitem__(self, where: int | slice, value: int | bytes) -> None:
+        if isinstance(where, slice):
+            start, stop = self._range(where)
+            if isinstance(value, int) or len(value) != stop - start:
+                raise InvalidValueError(f"a range of {stop - start} bytes takes as many bytes")
+            self._memory.write(start, value)
+        elif isinstance(value, int) and 0 <= value <= 0xFF:
+            self._memory.write(where, bytes((value,)))
+        else:
+            raise InvalidValueError("a byte is a number from 0 to 255")
+
+    def __len__(self) -> int:
+        """Return the size of RAM in bytes, which is not its highest address."""
+        return self._memory.size
+
+    def _range(self, where: slice) -> tuple[int, int]:
+        start, stop = where.start or 0, where.stop
+        if stop is None or where.step not in (None, 1) or start < 0 or stop < start:
+            raise InvalidValueError("give a range of addresses: memory[0x1000:0x1010]")
+        return start, stop
+
+    @property
+    def regions(self) -> list[tuple[int, int]]:
+        """The ranges of RAM, as (base, size)."""
+        return [(region.base, region.size) for region in self._memory.regions]
+
+
+class Registers(MutableMapping[str, int]):
+    """One vCPU's registers by name: `registers["rax"]` or `registers.rip`, to read and to set.
+
+    A running machine is paused for the moment of the access.
+    """
+
+    _cpu: Cpu
+
+    def __init__(self, cpu: Cpu) -> None:
+        object.__setattr__(self, "_cpu", cpu)
+
+    def __getitem__(self, name: str) -> int:
+        state = self._cpu.state
+        if name in GPR_NAMES:
+            return state.gpr[GPR_NAMES.index(name)]
+        if name in _CONTROL_NAMES:
+            return int(getattr(state, name))
+        raise KeyError(name)
+
+    def __setitem__(self, name: str, value: int) -> None:
+        if name not in self:
+            raise KeyError(name)
+        if not 0 <= value < 1 << 64:
+            raise InvalidValueError(f"{name} takes 64 bits, not {value:#x}")
+        with self._cpu.frozen():
+            state = self._cpu.state
+            if name in GPR_NAMES:
+                self._cpu.state = state.with_gpr(**{name: value})
+            else:
+                self._cpu.state = replace(state, **{name: value})  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> int:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no register called {name!r}") from None
+
+    def __setattr__(self, name: str, value: int) -> None:
+        try:
+            self[name] = value
+        except KeyError:
+            raise AttributeError(f"no register called {name!r}") from None
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("registers cannot be deleted")
+
+    def __iter__(self) -> Iterator[str]:
+        yield from GPR_NAMES
+        yield from _CONTROL_NAMES
+
+    def __contains__(self, name: object) -> bool:
+        return name in GPR_NAMES or name in _CONTROL_NAMES
+
+    def __len__(self) -> int:
+        return len(GPR_NAMES) + len(_CONTROL_NAMES)
+
+    def __repr__(self) -> str:
+        return " ".join(f"{name}={value:#x}" for name, value in self.items())
+
+
+class Cpu:
+    """One vCPU as the user's program sees it."""
+
+    def __init__(self, thread: VcpuThread, frozen: Frozen) -> None:
+        self._thread = thread
+        self.frozen = frozen
+        self.index = thread.processor.index
+        self.registers = Registers(self)
+
+    @property
+    def state(self) -> CpuState:
+        """The whole architectural state; a running machine is paused for the moment."""
+        with self.frozen():
+            return self._thread.get_state()
+
+    @state.setter
+    def state(self, state: CpuState) -> None:
+        with self.frozen():
+            self._thread.set_state(state)
+
+    def statistics(self) -> dict[str, int]:
+        """Return the engine's counters of this vCPU."""
+        return self._thread.vcpu.statistics()

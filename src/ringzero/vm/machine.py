@@ -1,0 +1,478 @@
+"""`Machine`: a whole virtual machine as a Python object.
+
+    with ringzero.Machine(image="micro", memory="256M") as vm:
+        result = vm.run("uname -a")
+        print(result.stdout.decode(), result.exit_code)
+
+Life: built (paused, nothing runs) → `start` → paused and resumed at will →
+ended, by the guest or by `stop`. Built machines hold memory and threads until
+`stop`, which the `with` statement calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from ringzero.board.contract import BOARDS, Board, BoardEvents, BoardParts
+from ringzero.board.kernel import load_kernel
+from ringzero.config.machine import MachineConfig
+from ringzero.core.memory import GuestMemory
+from ringzero.devices.contract import Device
+from ringzero.devices.virtio.console import ConsolePort
+from ringzero.engine.contract import Engine
+from ringzero.errors import (
+    ConfigError,
+    DeviceError,
+    EngineError,
+    InvalidValueError,
+    NotFoundError,
+    TimeoutExpiredError,
+)
+from ringzero.settings import CACHE_DIR
+from ringzero.vm.agent import PORTS, STDIN, Agent
+from ringzero.vm.channels import PortChannels
+from ringzero.vm.debugger import Debugger
+from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.inspect import Cpu, MemoryAccess
+from ringzero.vm.line import Console, Line
+from ringzero.vm.output import OutputBatch
+from ringzero.vm.runloop import RunControl, VcpuThread, Wanted
+from ringzero.vm.state import MachineState, restore_parts, save_parts
+
+# The name that Linux gives port 0 of the console device is hvc0, whatever we call it.
+CONSOLE_PORT_NAME = "org.ringzero.console"
+# How every Linux begins its last words.
+PANIC_MARK = "Kernel panic - not syncing"
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """What a command in the guest printed, and its exit status."""
+
+    stdout: bytes
+    stderr: bytes
+    exit_code: int
+
+
+class Machine:
+    """One machine, built from a MachineConfig or from its fields by name.
+
+    Machine(config), Machine(image="micro", memory="256M", cpus=2),
+    Machine(kernel="vmlinuz", initrd="initrd.img", command_line="console=ttyS0").
+    `engine` may be an Engine object instead of a name. Raises ConfigError,
+    NotFoundError, GuestImageError, DiskError, EngineError, HostError.
+    """
+
+    def __init__(
+        self,
+        config: MachineConfig | None = None,
+        *,
+        image: str | None = None,
+        engine: str | Engine | None = None,
+        **fields: Any,
+    ) -> None:
+        if isinstance(engine, str):
+            fields["engine"] = engine
+        self.config = _complete(config, image, fields)
+        self._closing = contextlib.ExitStack()
+        self.control = RunControl()
+        self._freezing = threading.RLock()
+        self._started = self._stopped = False
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._closing.close)
+            self._build(engine if isinstance(engine, Engine) else None)
+            undo.pop_all()
+
+    # ---- building ---------------------------------------------------------
+
+    def _build(self, engine: Engine | None) -> None:
+        config = self.config
+        board_type = BOARDS.get(config.board)
+        # Everything that can be wrong with files is found before memory is taken.
+        kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels") if config.kernel else None
+        initrd = config.initrd.read_bytes() if config.initrd is not None else b""
+        disks = self._open_disks()
+        memory = GuestMemory(board_type.ram_layout(config.memory))
+        self._closing.callback(memory.close)
+        self.memory = MemoryAccess(memory)
+        self._memory = memory
+        self._engine = engine if engine is not None else _choose_engine(config.engine)
+        self._vm = self._engine.create_vm(
+            memory, _cpuid(self._engine, config.cpus), apics=self._engine.keeps_apics
+        )
+        self._closing.callback(self._vm.close)
+        self._make_lines()
+        self.board: Board = board_type(
+            BoardParts(
+                cpus=config.cpus,
+                memory=memory,
+                clock=self._vm.read_tsc,
+                tsc_hz=self._vm.tsc_hz,
+                events=BoardEvents(self._powered_off, self._rebooted, self._panicked),
+                serial=self._serial_output.write,
+                ports=self._ports,
+                disks=disks,
+                messages=self._vm.send_message if self._engine.keeps_apics else None,
+            )
+        )
+        self._closing.callback(self._close_devices)
+        self.serial.connect(self.board.serial.push)
+        self.board.serial.on_room = self.serial.room
+        self._vm.on_eoi = self.board.end_of_interrupt
+        self._debugger = Debugger(self)
+        self._make_threads()
+        self._booted = kernel is None
+        self._kernel, self._initrd = kernel, initrd
+
+    def _open_disks(self) -> list[Any]:
+        from ringzero.disk import open_disk
+
+        return [
+            self._closing.enter_context(
+                open_disk(disk.path, format=disk.format, read_only=disk.read_only)
+            )
+            for disk in self.config.disks
+        ]
+
+    def _make_lines(self) -> None:
+        self.serial = Line()
+        self.console = Console()
+        self._serial_output = OutputBatch(self.serial.emit)
+        self._closing.callback(self._serial_output.close)
+        port = ConsolePort(CONSOLE_PORT_NAME, self.console.emit)
+        port.on_room = self.console.room
+        self.console.connect(port.push)
+        self._ports = [port]
+        self._channels: PortChannels | None = None
+        if self.config.agent:
+            channels = PortChannels(PORTS, closed=(STDIN,))
+            self._agent = Agent(channels)
+            channels.receive = self._agent.receive
+            channels.start()
+            self._channels = channels
+            self._ports += channels.ports
+            self._closing.callback(self._agent.close)
+            self._closing.callback(channels.close)
+
+    def _make_threads(self) -> None:
+        threads = []
+        for processor in self.board.processors:
+            vcpu = self._vm.create_vcpu(processor.index, processor.lapic)
+            thread = VcpuThread(
+                self.control,
+                vcpu,
+                processor,
+                self.board.pio,
+                self._shut_down,
+                self._debugger.stopped_at,
+            )
+            threads.append(thread)
+        self.threads = threads
+        self.cpus = tuple(Cpu(thread, self.frozen) for thread in threads)
+        self.console.connect_size(self.board.resize_console)
+
+    @property
+    def cpu(self) -> Cpu:
+        """The boot processor."""
+        return self.cpus[0]
+
+    @property
+    def agent(self) -> Agent:
+        """The host's side of the guest's agent; EngineError-free only with `agent=True`."""
+        if self._channels is None:
+            raise InvalidValueError(
+                "this machine has no agent", hint="build it from an image, or with agent=True"
+            )
+        return self._agent
+
+    def attach(
+        self,
+        name: str,
+        device: Device[Any],
+        *,
+        mmio: int | None = None,
+        pio: int | None = None,
+        size: int = 0x1000,
+    ) -> None:
+        """Attach a device of your own at a guest-physical address or a port, before `start`.
+
+        Raises DeviceError when the range is taken or the machine has started.
+        """
+        if self._started:
+            raise DeviceError("devices are attached before the machine starts")
+        if name in self.board.parts:
+            raise DeviceError(f"two devices are called {name!r}")
+        if (mmio is None) == (pio is None):
+            raise InvalidValueError("give either mmio=ADDRESS or pio=PORT")
+        if mmio is not None:
+            if self._memory.is_ram(mmio) or self._memory.is_ram(mmio + size - 1):
+                raise DeviceError(f"{name} at {mmio:#x} lies in RAM")
+            self.board.mmio.attach(name, mmio, size, device)
+        elif pio is not None:
+            self.board.pio.attach(name, pio, size, device)
+        self.board.parts[name] = device
+
+    # ---- life -------------------------------------------------------------
+
+    def start(self) -> None:
+        """Boot the kernel, if one was given, and let the guest run. Raises GuestImageError."""
+        if self._stopped:
+            raise InvalidValueError("the machine was stopped; build a new one")
+        if self._started:
+            return
+        self._boot()
+        self._started = True
+        for thread in self.threads:
+            thread.thread.start()
+        self.control.set(Wanted.RUN)
+
+    def _boot(self) -> None:
+        """Load the kernel unless that was done, or a state restored."""
+        if self._booted or self._kernel is None:
+            return
+        states = self.board.boot(self._kernel, self.config.command_line, self._initrd)
+        for thread, state in zip(self.threads, states, strict=True):
+            thread.set_state(state)
+        self._kernel, self._initrd = None, b""
+        self._booted = True
+
+    def pause(self) -> None:
+        """Stop all vCPUs and let requests in flight end; returns when the state stands still."""
+        with self._freezing:
+            self.control.set(Wanted.PAUSE)
+            self.control.wait_parked()
+            for part in self.board.parts.values():
+                part.pause()
+            self._vm.settle()
+
+    def resume(self) -> None:
+        """Go on after `pause` or a breakpoint."""
+        with self._freezing:
+            for part in self.board.parts.values():
+                part.resume()
+            self.control.set(Wanted.RUN)
+
+    @property
+    def running(self) -> bool:
+        """Whether vCPUs run guest code, or wait for interrupts."""
+        return self._started and self.control.wanted is Wanted.RUN
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Keep the machine paused for a `with` block; it goes on afterwards if it ran before."""
+        with self._freezing:
+            if not self.running or self._on_vcpu_thread():
+                yield
+                return
+            self.pause()
+            try:
+                yield
+            finally:
+                self.resume()
+
+    def _on_vcpu_thread(self) -> bool:
+        """Whether a hook calls: its vCPU stands still already (others go on)."""
+        return any(t.thread is threading.current_thread() for t in self.threads)
+
+    def wait(self, timeout: float | None = None) -> Exit | None:
+        """Wait for the end of the run; None when `timeout` seconds are over.
+
+        Raises what went wrong on our side (EngineError and others).
+        """
+        if not self.control.wait_end(timeout):
+            return None
+        self._serial_output.flush()
+        if self.control.failure is not None:
+            raise self.control.failure
+        return self.control.exit
+
+    def stop(self) -> None:
+        """End the guest at once and free everything; may be called twice."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self.control.finish(Exit(ExitReason.STOPPED))
+        for thread in self.threads:
+            if thread.thread.is_alive():
+                thread.thread.join()
+        self._closing.close()
+
+    def _close_devices(self) -> None:
+        for part in self.board.parts.values():
+            part.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # ---- what the guest does; on a vCPU's thread --------------------------
+
+    def _powered_off(self) -> None:
+        self.control.finish(Exit(ExitReason.POWEROFF))
+
+    def _rebooted(self) -> None:
+        self._end_unless_panic(ExitReason.REBOOT, "")
+
+    def _shut_down(self, detail: str) -> None:
+        self._end_unless_panic(ExitReason.TRIPLE_FAULT, detail)
+
+    def _panicked(self) -> None:
+        self.control.finish(Exit(ExitReason.PANIC, self._serial_output.tail()))
+
+    def _end_unless_panic(self, reason: ExitReason, detail: str) -> None:
+        """End the run; a kernel that panicked without a driver for the panic device reboots."""
+        tail = self._serial_output.tail()
+        if PANIC_MARK in tail:
+            reason, detail = ExitReason.PANIC, tail
+        self.control.finish(Exit(reason, detail))
+
+    # ---- commands in the guest --------------------------------------------
+
+    def run(
+        self,
+        command: str | Sequence[str | bytes],
+        *,
+        input: bytes = b"",  # noqa: A002 - as in subprocess.run
+        timeout: float | None = None,
+    ) -> CommandResult:
+        """Run a command in the guest: words, or a string for its shell.
+
+        Starts the machine if need be. Raises TimeoutExpiredError, GuestError when the
+        guest ended before the command did.
+        """
+        out, err = bytearray(), bytearray()
+        request = self.agent.run(
+            command,
+            takes_input=bool(input),
+            on_stdout=out.extend,
+            on_stderr=err.extend,
+        )
+        if input:
+            request.write(input)
+            request.close_input()
+        self.start()
+        watcher = threading.Thread(target=self._abandon_commands, name="end", daemon=True)
+        watcher.start()
+        status = request.wait(timeout)
+        if status is None:
+            request.signal("KILL")
+            raise TimeoutExpiredError(f"the command did not end within {timeout} seconds")
+        return CommandResult(bytes(out), bytes(err), status)
+
+    def _abandon_commands(self) -> None:
+        """Tell those who wait for a command when the guest is gone."""
+        self.control.wait_end(None)
+        self.agent.close()
+
+    # ---- debugging --------------------------------------------------------
+
+    @property
+    def debugger(self) -> Debugger:
+        """Breakpoints and hooks."""
+        return self._debugger
+
+    # ---- state ------------------------------------------------------------
+
+    def save(self) -> MachineState:
+        """Return the state of everything but memory and disks, as plain data."""
+        with self.frozen():
+            return save_parts(self.board, self.threads, self._vm)
+
+    def restore(self, state: MachineState) -> None:
+        """Put a saved state back, instead of booting. Raises StateError."""
+        with self.frozen():
+            restore_parts(state, self.board, self.threads, self._vm)
+            self._booted = True
+
+    # ---- statistics -------------------------------------------------------
+
+    def stats(self) -> Mapping[str, Any]:
+        """Where the time went: the engine's counters per vCPU, accesses per device, exits."""
+        devices: dict[str, dict[str, int]] = {}
+        buses = [self.board.mmio, self.board.pio]
+        attachments: list[Any] = [a for bus in buses for a in bus.attachments]
+        for processor in self.board.processors:
+            if processor.mmio is not self.board.mmio:
+                attachments += processor.mmio.attachments
+            attachments += processor.msrs.attachments
+        for attachment in attachments:
+            counts = devices.setdefault(attachment.name, {"reads": 0, "writes": 0})
+            counts["reads"] += attachment.reads
+            counts["writes"] += attachment.writes
+        unclaimed: dict[str, int] = {bus.name: bus.unclaimed for bus in buses}
+        for processor in self.board.processors:
+            for index, count in processor.msrs.unclaimed.items():
+                unclaimed[f"msr {index:#x}"] = unclaimed.get(f"msr {index:#x}", 0) + count
+        cpus = {
+            f"cpu{thread.processor.index}": {**thread.vcpu.statistics(), **thread.exits}
+            for thread in self.threads
+        }
+        return {
+            "engine": self._engine.name,
+            **cpus,
+            "devices": {name: c for name, c in devices.items() if c["reads"] or c["writes"]},
+            "unclaimed": {name: count for name, count in unclaimed.items() if count},
+        }
+
+
+def _complete(
+    config: MachineConfig | None, image: str | None, fields: dict[str, Any]
+) -> MachineConfig:
+    """Return the whole description, whichever way it was given."""
+    if config is not None:
+        if image is not None or fields:
+            raise InvalidValueError("give a MachineConfig or fields by name, not both")
+        return config
+    if image is None:
+        return MachineConfig.create(**fields)
+    clash = {"kernel", "initrd"} & set(fields)
+    if clash:
+        raise ConfigError([f"an image has its own {name}" for name in sorted(clash)])
+    files = _boot_files(image)
+    added = fields.pop("command_line", "")
+    return MachineConfig.create(
+        **{"name": image, **fields},
+        kernel=files.kernel,
+        initrd=files.initrd,
+        command_line=f"{files.command_line} {added}".strip(),
+        agent=True,
+    )
+
+
+def _boot_files(image: str) -> Any:
+    """Return kernel, initrd and command line of the image called `image`.
+
+    Images are a layer above this one, so that the module is found by its
+    name, as a registry finds a plug-in.
+    """
+    import importlib
+
+    if image != "micro":
+        raise NotFoundError(f"no image called {image!r}", hint="known: micro")
+    return importlib.import_module("ringzero.image.micro").ensure()
+
+
+def _choose_engine(name: str) -> Engine:
+    from ringzero.engine import select
+
+    return select.choose(name)
+
+
+def _cpuid(engine: Engine, cpus: int) -> tuple[Any, ...]:
+    from ringzero.isa.x86 import cpuid
+
+    return cpuid.build(
+        "x86-64-v2", vcpus=cpus, tsc_hz=engine.tsc_hz, supported=engine.supported_cpuid()
+    )

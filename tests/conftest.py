@@ -1,0 +1,16 @@
+"""Fixtures that every part of the suite may use."""
+
+import pytest
+
+
+@pytest.fixture
+def kvm_system():
+    """An open /dev/kvm; skips where it does not open."""
+    from ringzero.host.kvm import KvmSystem
+
+    try:
+        system = KvmSystem()
+    except OSError as fault:
+        pytest.skip(f"/dev/kvm: {fault.strerror}")
+    yield system
+    system.close()

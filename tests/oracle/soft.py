@@ -1,0 +1,220 @@
+"""ringzero's own software engine as an executor of user-mode cases.
+
+The guest is a kernel of page tables and descriptor tables only: each
+exception's handler lies in memory that is not RAM, so that fetching its first
+instruction ends the run, with the exception's frame on the kernel stack.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable
+
+from ringzero.core.memory import GuestMemory
+from ringzero.engine.soft.native import native_engine
+from ringzero.engine.soft.vcpu import SoftVcpu
+from ringzero.engine.soft.vm import SoftVm
+from ringzero.isa.x86 import cpu as x86
+from ringzero.isa.x86.cpu import Cpu
+from tests.oracle.model import (
+    CODE_BASE,
+    CODE_SIZE,
+    CRASHED,
+    DATA_BASE,
+    FIXED_FLAGS,
+    FS_BASE,
+    GS_BASE,
+    TIMED_OUT,
+    Case,
+    Outcome,
+    State,
+    changed_lines,
+    fx_image,
+    initial_memory,
+)
+
+TABLES, GDT, IDT, TSS, STACK_TOP = 0x1000, 0x8000, 0x9000, 0xA000, 0xC000
+CODE, DATA = 0x10000, 0x20000
+# A guest-physical address beyond RAM, and where handlers appear to lie.
+NOWHERE, HANDLERS = 0xF000_0000, 0x50000
+HANDLER_SIZE = 16
+P, W, U = 1, 2, 4
+_WITH_CODE = frozenset((8, 10, 11, 12, 13, 14, 17))
+_CS = {64: 0x33, 32: 0x23}
+# Attributes as in Cpu.seg: present, DPL 3, code or data, accessed; L or D, and G.
+_CODE = {64: 0xFB | x86.ATTR_L | x86.ATTR_G, 32: 0xFB | x86.ATTR_DB | x86.ATTR_G}
+_DATA = 0xF3 | x86.ATTR_DB | x86.ATTR_G
+# No case takes this many instructions unless it loops for ever.
+LIMIT = 3_000_000
+
+
+class NoInterrupts:
+    """A local APIC that never has anything to say."""
+
+    def pending(self) -> bool:
+        return False
+
+    def acknowledge(self) -> int | None:
+        return None
+
+    def deadline(self) -> int | None:
+        return None
+
+    def expire(self) -> None: ...
+
+    def get_task_priority(self) -> int:
+        return 0
+
+    def set_task_priority(self, value: int) -> None: ...
+
+    def on_change(self, wake: Callable[[], None]) -> None: ...
+
+
+class Soft:
+    """Runs cases on one vCPU; `entry` names the run loop (interpreter or translator)."""
+
+    def __init__(self, entry: str = "run_interpreter") -> None:
+        self.name = entry.removeprefix("run_")
+        engine = native_engine()
+        self.memory = GuestMemory([(0, 1 << 20)])
+        self.vm = SoftVm(engine, self.memory, [], 1_000_000_000)
+        self.vcpu = SoftVcpu(self.vm, 0, NoInterrupts())
+        self.cpu = self.vcpu.cpu
+        self._enter = getattr(engine, entry)
+        self._gprs = (ctypes.c_uint64 * 16).from_address(
+            self.vcpu.address + Cpu.offset_of("regs")
+        )
+        self._build_tables()
+        self._mode = 0
+
+    def run(self, cases: list[Case]) -> list[Outcome]:
+        return [self._run(case) for case in cases]
+
+    # --- the guest around a case ---
+
+    def _build_tables(self) -> None:
+        write = self.memory.write_int
+        tables = [TABLES + n * 0x1000 for n in range(6)]
+        pml4, pdpt, pd, low, code, data = tables
+        write(pml4, 8, pdpt | P | W | U)
+        write(pdpt, 8, pd | P | W | U)
+        write(pd, 8, low | P | W | U)
+        for page in range(0x40):
+            write(low + page * 8, 8, page << 12 | P | W)
+        write(low + (HANDLERS >> 12) * 8, 8, NOWHERE | P)
+        write(pd + (CODE_BASE >> 21) * 8, 8, code | P | W | U)
+        write(pd + (DATA_BASE >> 21) * 8, 8, data | P | W | U)
+        for page in range(CODE_SIZE >> 12):
+            write(code + page * 8, 8, CODE + (page << 12) | P | W | U)
+        for page in range(5):
+            write(data + page * 8, 8, DATA + (page << 12) | P | U | (W if page < 4 else 0))
+        # Selector 8: 64-bit kernel code; 0x23, 0x33, 0x2B: user.
+        for number, descriptor in (
+            (1, 0x00AF9B000000FFFF),
+            (4, 0x00CFFB000000FFFF),
+            (5, 0x00CFF3000000FFFF),
+            (6, 0x00AFFB000000FFFF),
+        ):
+            write(GDT + number * 8, 8, descriptor)
+        for vector in range(256):
+            target = HANDLERS + vector % 256 * HANDLER_SIZE
+            low_half = target & 0xFFFF | 8 << 16 | 0xEE << 40 | (target >> 16 & 0xFFFF) << 48
+            write(IDT + vector * 16, 8, low_half)
+        write(TSS + 4, 8, STACK_TOP)
+        cpu = self.cpu
+        cpu.gdt_base, cpu.gdt_limit = GDT, 0x7F
+        cpu.idt_base, cpu.idt_limit = IDT, 0xFFF
+        cpu.cr0 = x86.CR0_PE | x86.CR0_PG | x86.CR0_WP | x86.CR0_NE | x86.CR0_MP | x86.CR0_AM
+        cpu.cr3 = pml4
+        cpu.cr4 = x86.CR4_PAE | x86.CR4_OSFXSR | x86.CR4_OSXMMEXCPT
+        cpu.efer = x86.EFER_LME | x86.EFER_LMA | x86.EFER_NXE
+        cpu.dr[7] = 0x400
+        self._segment(x86.TR, 0x40, TSS, 0x67, 0x8B)
+
+    def _segment(self, number: int, selector: int, base: int, limit: int, attributes: int) -> None:
+        segment = self.cpu.seg[number]
+        segment.selector, segment.base = selector, base
+        segment.limit, segment.attributes = limit, attributes
+
+    def _enter_user(self, mode: int) -> None:
+        cpu = self.cpu
+        cpu.cpl = 3
+        cpu.tlb = cpu.tlb_user
+        cpu.mode = x86.MODE_64 if mode == 64 else x86.MODE_32
+        cpu.segmented = 0
+        self._segment(x86.CS, _CS[mode], 0, 0xFFFFFFFF, _CODE[mode])
+        for number in (x86.DS, x86.ES, x86.SS):
+            self._segment(number, 0x2B, 0, 0xFFFFFFFF, _DATA)
+        self._segment(x86.FS, 0x2B, FS_BASE if mode == 64 else 0, 0xFFFFFFFF, _DATA)
+        self._segment(x86.GS, 0x2B, GS_BASE if mode == 64 else 0, 0xFFFFFFFF, _DATA)
+
+    # --- one case ---
+
+    def _run(self, case: Case) -> Outcome:
+        code, data = initial_memory(case)
+        self.memory.view(CODE, len(code))[:] = bytes(code)
+        self.memory.mark_written(CODE, len(code))
+        self.memory.view(DATA, len(data))[:] = bytes(data)
+        cpu = self.cpu
+        self._enter_user(case.mode)
+        self._load(case.state)
+        cpu.fault_vector = 0
+        cpu.delivering = 0
+        start = cpu.count_instructions
+        cpu.budget = cpu.slice = LIMIT
+        cpu.tsc_deadline = 0
+        kind = self._enter(self.vcpu.address)
+        if kind == x86.EXIT_TIMER:
+            return Outcome(case.state, TIMED_OUT)
+        vector, where = divmod(cpu.rip - HANDLERS, HANDLER_SIZE)
+        if kind != x86.EXIT_SHUTDOWN or where or not 0 <= vector < 256:
+            return Outcome(case.state, CRASHED, kind, start)
+        return self._outcome(vector, code, data)
+
+    def _load(self, state: State) -> None:
+        cpu = self.cpu
+        self._gprs[:] = state.gpr
+        cpu.rip = state.rip
+        flags = state.rflags
+        cpu.rflags = flags & ~x86.ARITHMETIC_FLAGS
+        cpu.cc_op = 0
+        cpu.cc_src = flags & x86.ARITHMETIC_FLAGS
+        fx = state.fxsave
+        cpu.fcw = state.fcw
+        cpu.fsw = state.fsw & ~0x3800
+        top = state.fsw >> 11 & 7
+        cpu.ftop = top
+        cpu.ftags = state.ftw
+        cpu.mxcsr = state.mxcsr
+        address = self.vcpu.address
+        for n in range(8):
+            where = address + Cpu.offset_of("fpr", (n + top) & 7)
+            ctypes.memmove(where, fx[32 + 16 * n : 48 + 16 * n], 16)
+        ctypes.memmove(address + Cpu.offset_of("xmm"), fx[160:416], 256)
+
+    def _outcome(self, vector: int, code: bytearray, data: bytearray) -> Outcome:
+        cpu = self.cpu
+        pushed = 6 if vector in _WITH_CODE else 5
+        frame = struct.unpack(
+            f"<{pushed}Q", self.memory.read(STACK_TOP - 8 * pushed, 8 * pushed)
+        )
+        error = frame[0] if pushed == 6 else 0
+        rip, _cs, rflags, rsp, _ss = frame[pushed - 5 :]
+        gprs = list(self._gprs)
+        gprs[4] = rsp
+        address = self.vcpu.address
+        top = cpu.ftop
+        st = [
+            ctypes.string_at(address + Cpu.offset_of("fpr", (n + top) & 7), 10) for n in range(8)
+        ]
+        xmm = ctypes.string_at(address + Cpu.offset_of("xmm"), 256)
+        image = fx_image(
+            cpu.fcw, (cpu.fsw | top << 11) & 0xFFFF, cpu.ftags, cpu.mxcsr, st,
+            [xmm[n * 16 : n * 16 + 16] for n in range(16)],
+        )  # fmt: skip
+        state = State.build(gprs, rip, rflags & ~0x10000 | FIXED_FLAGS, image)
+        memory = changed_lines(CODE_BASE, code, self.memory.read(CODE, len(code)))
+        memory += changed_lines(DATA_BASE, data, self.memory.read(DATA, len(data)))
+        cr2 = cpu.cr2 if vector == 14 else 0
+        return Outcome(state, vector, error, cr2, tuple(memory))
