@@ -96,6 +96,7 @@ def read_table(disk: Qcow2Disk) -> tuple[list[Entry], int]:
     for _ in range(header.snapshot_count):
         fixed = _ENTRY.unpack(storage.read(at, _ENTRY.size))
         l1_offset, l1_size, id_size, name_size, *times, extra_size = fixed
+        date, date_ns, clock, state = times
         l1_bytes += l1_size * 8
         if (
             extra_size > _MAX_EXTRA
@@ -119,7 +120,10 @@ def read_table(disk: Qcow2Disk) -> tuple[list[Entry], int]:
                 l1_size,
                 rest[:id_size],
                 rest[id_size:],
-                *times,
+                date,
+                date_ns,
+                clock,
+                state,
                 extra,
             )
         )
