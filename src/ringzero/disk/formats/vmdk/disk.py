@@ -373,7 +373,7 @@ class VmdkDisk(Disk):
                     part._discard(inside, piece)
 
     @property
-    def copy_on_read(self) -> bool:  # type: ignore[override]
+    def copy_on_read(self) -> bool:
         """Whether what is read from the parent is kept in this layer."""
         return any(part.copy_on_read for part in self.parts)
 
