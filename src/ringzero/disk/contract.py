@@ -559,7 +559,7 @@ class Disk(ABC):
             offset += run.length
 
     def _check_range(self, offset: int, length: int) -> None:
-        if offset < 0 or length < 0 or offset + length > self.size:
+        if not 0 <= offset <= offset + length <= self.size:
             raise InvalidValueError(
                 f"bytes {offset} to {offset + length} are not on a disk of {self.size} bytes",
                 offset=offset,
