@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -86,29 +87,41 @@ class TestModes:
         assert isinstance(guest.run(), Halt)
         assert guest.writes() == [5050]
 
-    def test_from_real_to_long_mode(self, guest):
-        text = f"""
-            mov ecx, 0xc0000080
-            mov eax, 0x100
-            xor edx, edx
-            wrmsr
-            mov eax, {toolkit.TABLES}
-            mov cr3, eax
-            mov eax, 0x20
-            mov cr4, eax
-            mov eax, 0x80000011
-            mov cr0, eax
-            .byte 0x66, 0xea
-            .long {CODE + 0x80}
-            .word {toolkit.CODE64}
-        """
-        start = toolkit.real_mode()
-        start = CpuState(**{**_fields(start), "gdtr": long_mode().gdtr})
-        guest.load(text, start, 16)
+    def test_from_real_over_protected_to_long_mode(self, guest):
+        guest.memory.write(
+            CODE + 0x40,
+            toolkit.assemble(
+                f"""
+                mov ecx, 0xc0000080
+                mov eax, 0x100
+                xor edx, edx
+                wrmsr
+                mov eax, {toolkit.TABLES}
+                mov cr3, eax
+                mov eax, 0x20
+                mov cr4, eax
+                mov eax, 0x80000011
+                mov cr0, eax
+                .byte 0xea
+                .long {CODE + 0x80}
+                .word {toolkit.CODE64}
+                """,
+                32,
+            ),
+        )
         guest.memory.write(
             CODE + 0x80,
-            toolkit.assemble("mov rax, 0x123456789abc; shr rax, 16; out 0x10, eax; hlt", 64),
+            toolkit.assemble("mov rax, 0x123456789abc\nshr rax, 16\nout 0x10, eax\nhlt", 64),
         )
+        start = replace(toolkit.real_mode(), gdtr=long_mode().gdtr)
+        enter = f"""
+            mov eax, 0x11
+            mov cr0, eax
+            .byte 0x66, 0xea
+            .long {CODE + 0x40}
+            .word {toolkit.CODE32}
+        """
+        guest.load(enter, start, 16)
         assert isinstance(guest.run(), Halt)
         assert guest.writes() == [0x12345678]
 
@@ -120,13 +133,9 @@ class TestModes:
         star = (toolkit.CODE64 << 32) | ((toolkit.USER64 - 16) << 48)
         state = long_mode(ring=3)
         msrs = {**state.msrs, 0xC0000081: star, 0xC0000082: toolkit.HANDLERS, 0xC0000084: 0x200}
-        guest.load(user, CpuState(**{**_fields(state), "msrs": msrs}))
+        guest.load(user, replace(state, msrs=msrs))
         assert isinstance(guest.run(), Halt)
         assert guest.writes() == [1, 2]
-
-
-def _fields(state):
-    return {name: getattr(state, name) for name in state.__dataclass_fields__}
 
 
 class TestPortsAndMmio:
@@ -242,7 +251,7 @@ class TestExceptions:
     )
     def test_vectors_without_error_code(self, guest, vector, text):
         guest.on_vector(vector, "pop rax\nout 0x10, eax\nhlt")
-        guest.load(f"here: {text}\nhlt", long_mode())
+        guest.load(f"{text}\nhlt", long_mode())
         assert isinstance(guest.run(), Halt)
         # Faults push the address of the instruction, traps the one behind it.
         length = {0: 2, 3: 1, 6: 0, 0x80: 2}[vector]
