@@ -28,9 +28,11 @@ def parse_size(text: str | int) -> int:
         raise InvalidValueError(
             f"not a size: {text!r}", hint="write a number with an optional unit: 4096, 512M, 2G"
         )
-    return int(float(match[1]) * _FACTORS[match[2].upper()]) if "." in match[1] else int(
-        match[1]
-    ) * _FACTORS[match[2].upper()]
+    return (
+        int(float(match[1]) * _FACTORS[match[2].upper()])
+        if "." in match[1]
+        else int(match[1]) * _FACTORS[match[2].upper()]
+    )
 
 
 def format_size(count: int) -> str:

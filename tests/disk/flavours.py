@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ringzero.disk import Disk, create_disk, open_disk
+from ringzero.disk import FORMATS, Disk, create_disk, open_disk
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,16 @@ class Flavour:
         shown = ",".join(f"{name}={value}" for name, value in self.options.items())
         return f"{self.format}({shown})" if shown else self.format
 
+    @property
+    def takes_backing(self) -> bool:
+        able = FORMATS.get(self.format).can_have_backing
+        return able and not {"preallocation", "data_file_raw"} & set(self.options)
+
+    @property
+    def blank(self) -> bool:
+        """Whether a new image has no data allocated."""
+        return not {"preallocation", "data_file_raw"} & set(self.options)
+
     def create(self, path: Path, size: int, **more) -> None:
         create_disk(path, self.format, size, options=self.options, **more)
 
@@ -29,4 +39,13 @@ class Flavour:
 FLAVOURS = [
     Flavour("raw"),
     Flavour("raw", {"preallocation": "falloc"}),
+    Flavour("qcow2"),
+    Flavour("qcow2", {"compat": "0.10"}),
+    Flavour("qcow2", {"cluster_size": "512"}),
+    Flavour("qcow2", {"cluster_size": "2M", "refcount_bits": "64"}),
+    Flavour("qcow2", {"cluster_size": "1K", "refcount_bits": "1"}),
+    Flavour("qcow2", {"extended_l2": "on", "compression_type": "zstd"}),
+    Flavour("qcow2", {"preallocation": "metadata"}),
+    Flavour("qcow2", {"data_file": "data"}),
+    Flavour("qcow2", {"data_file": "data", "data_file_raw": "on"}),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import platform
@@ -37,8 +38,13 @@ _MAX_BATCH: Final = 4096
 
 
 def native_available() -> bool:
-    """Whether this host can run the oracle."""
-    return platform.system() == "Linux" and platform.machine() == "x86_64"
+    """Whether this host can run the oracle: Linux 5.9 or later on x86-64 with FSGSBASE."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return False
+    hardware_capabilities_2, fsgsbase = 26, 2
+    getauxval = ctypes.CDLL(None).getauxval
+    getauxval.restype = ctypes.c_ulong
+    return bool(getauxval(hardware_capabilities_2) & fsgsbase)
 
 
 class Native:
@@ -100,7 +106,8 @@ class Native:
         completed = done if alive else current
         outcomes = self._unpack(cases[first : first + completed])
         if not alive:
-            self._stop()
+            if self._stop() == runtime.EXIT_BROKEN:
+                raise RuntimeError("the native runtime cannot set itself up on this host")
             outcomes.append(Outcome(cases[first + completed].state, CRASHED))
         return outcomes
 
@@ -136,12 +143,17 @@ class Native:
             os.close(image)
             theirs.close()
 
-    def _stop(self) -> None:
+    def _stop(self) -> int | None:
+        """End the child; its exit status, if there was one."""
         child, self._child = self._child, None
-        if child is not None:
+        if child is None:
+            return None
+        self._socket.close()
+        try:
+            return child.wait(timeout=1)
+        except subprocess.TimeoutExpired:
             child.kill()
-            child.wait()
-            self._socket.close()
+            return child.wait()
 
     def _unpack(self, cases: list[Case]) -> list[Outcome]:
         outcomes = []
@@ -161,6 +173,8 @@ class Native:
                 continue
             if case.mode != 64:
                 raw = _narrow(raw)
+            if address >> 63:
+                error &= ~1  # whether the host's kernel has a page there is not the guest's matter
             vector = SYSCALL if signum == runtime.SIGSYS else trap
             outcomes.append(Outcome(State(raw), vector, error, address, memory))
         return outcomes

@@ -62,6 +62,8 @@ PATCHES_AT: Final = 672
 _LARGEST_OUTPUT: Final = 0x8000
 """Above the size of a record in which every line of the window has changed."""
 
+EXIT_BROKEN: Final = 99
+"""Exit status when set-up failed or the program itself faulted."""
 SIGALRM: Final = 14
 SIGSYS: Final = 31
 
@@ -123,15 +125,14 @@ actions:
     syscall
     jmp actions
 actions_done:
-    # arch_prctl(ARCH_SET_FS, FS_BASE), arch_prctl(ARCH_SET_GS, GS_BASE)
-    mov eax, 158
-    mov edi, 0x1002
-    mov esi, {FS_BASE:#x}
-    syscall
-    mov eax, 158
-    mov edi, 0x1001
-    mov esi, {GS_BASE:#x}
-    syscall
+    # FS and GS with a flat selector, so that 32-bit code can use them, then their bases.
+    mov eax, 0x2b
+    mov fs, eax
+    mov gs, eax
+    mov eax, {FS_BASE:#x}
+    wrfsbase rax
+    mov eax, {GS_BASE:#x}
+    wrgsbase rax
     # prctl(PR_SET_PDEATHSIG, SIGKILL)
     mov eax, 157
     mov edi, 1
@@ -156,6 +157,9 @@ actions_done:
     mov eax, 0x2b
     mov ds, eax
     mov es, eax
+    # Have the read-only page present, so that a write to it says so in its error code.
+    mov eax, {RO_BASE:#x}
+    mov al, [rax]
 
 wait:
     movabs rbp, PRIVATE
@@ -387,7 +391,7 @@ leave:
     syscall
 broken:
     mov eax, 60
-    mov edi, 99
+    mov edi, {EXIT_BROKEN}
     syscall
 """
 

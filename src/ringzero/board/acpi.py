@@ -134,8 +134,8 @@ def dsdt(plan: AcpiPlan) -> bytes:
         for index, slot in enumerate(plan.slots)
     ]  # fmt: skip
     off = aml.integer(plan.sleep_type_off)
-    body = aml.scope("\\_SB", *devices) + aml.name(
-        "\\_S5", aml.package(off, aml.ZERO, aml.ZERO, aml.ZERO)
+    body = aml.scope("_SB", *devices) + aml.name(
+        "_S5", aml.package(off, aml.ZERO, aml.ZERO, aml.ZERO)
     )
     return table(b"DSDT", 2, body)
 

@@ -59,6 +59,9 @@ DEFAULT_INITRD_MAXIMUM = 0x7FFF_FFFF
 BOOT_CS, BOOT_DS = 0x10, 0x18
 # Descriptors of those: flat, 4 GiB, 64-bit code and data.
 GDT = struct.pack("<4Q", 0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF)
+# Real-mode code at the reset vector: mov al, 0xFE; out 0x64, al; hlt; jmp -3. On
+# hardware-reduced ACPI without EFI, Linux reboots by jumping here (reboot=bios).
+RESET_CODE = bytes.fromhex("b0fee664f4ebfd")
 PRESENT_WRITABLE = 3
 LARGE_PAGE = 0x80
 LARGE_PAGE_SIZE = 2 * MIB
@@ -77,7 +80,7 @@ def memory_map(memory: GuestMemory) -> list[E820Entry]:
     """Return the e820 map of a microvm with `memory`."""
     entries = [
         E820Entry(0, memmap.LOW_MEMORY_END, E820_RAM),
-        E820Entry(memmap.ACPI_TABLES, memmap.ACPI_TABLES_END - memmap.ACPI_TABLES, E820_ACPI),
+        E820Entry(memmap.ACPI_TABLES, memmap.HIGH_MEMORY - memmap.ACPI_TABLES, E820_ACPI),
     ]
     for region in memory.regions:
         base = max(region.base, memmap.HIGH_MEMORY)
@@ -129,6 +132,7 @@ def load(
         E820_ENTRY.pack_into(zero_page, offset, entry.base, entry.size, entry.kind)
     memory.write(memmap.BOOT_PARAMS, zero_page)
     memory.write(memmap.GDT_ADDRESS, GDT)
+    memory.write(memmap.RESET_STUB, RESET_CODE)
     return _enter(memory, kernel.entry)
 
 

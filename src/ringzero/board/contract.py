@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from ringzero.board.kernel import KernelImage
 from ringzero.core.bus import Bus, MsrBus
@@ -74,9 +74,6 @@ class Board(ABC):
     processors: tuple[Processor, ...]
     parts: dict[str, Device[Any]]
     serial: Serial
-
-    # The kernel command line that lets Linux find this board's console and skip what it lacks.
-    command_line: ClassVar[str] = ""
 
     @staticmethod
     @abstractmethod

@@ -39,9 +39,10 @@ PAGE_TABLES = 0x9000
 COMMAND_LINE = 0x20000
 # The end of usable low memory: where a PC's extended BIOS data area begins.
 LOW_MEMORY_END = 0x9FC00
-# The BIOS area; Linux looks for tables here, and RSDP comes by boot_params anyway.
+# The BIOS area: tables first; at its very end, where a PC's BIOS begins, the reset stub.
 ACPI_TABLES = 0xE0000
-ACPI_TABLES_END = 0x100000
+RESET_STUB = 0xFFFF0
+ACPI_TABLES_END = RESET_STUB
 HIGH_MEMORY = 0x100000
 
 # Less than this holds no kernel and no boot structures.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from ringzero.board import acpi, boot, memmap
 from ringzero.board.contract import BOARDS, Board, BoardParts, Processor
@@ -31,9 +31,6 @@ from ringzero.isa.x86.state import MP_UNINITIALIZED, CpuState
 @BOARDS.register("microvm")
 class Microvm(Board):
     """Built once per machine; `console` and `serial` are its ends for the host."""
-
-    # There is no PCI to scan, no keyboard controller to ask, and no timer to calibrate.
-    command_line: ClassVar[str] = "pci=off i8042.noaux i8042.nokbd tsc=reliable"
 
     ram_layout = staticmethod(memmap.ram_layout)
 

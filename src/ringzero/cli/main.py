@@ -18,8 +18,8 @@ from types import FrameType
 from typing import NoReturn
 
 import ringzero
-from ringzero.cli.verb import VERBS
-from ringzero.errors import ConfigError, NotFoundError, RingzeroError
+from ringzero.cli.verb import VERBS, Verb
+from ringzero.errors import ConfigError, InvalidValueError, NotFoundError, RingzeroError
 from ringzero.settings import DEBUG
 
 _EXAMPLES = """\
@@ -42,11 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
-    as_json = "--json" in words[: words.index("--") if "--" in words else len(words)]
+    # What stands behind "--" is a command for a guest, and none of ours to read.
+    cut = words.index("--") if "--" in words else len(words)
+    words, command = words[:cut], words[cut + 1 :] if cut < len(words) else None
     try:
-        return _run(words)
+        return _run(words, command)
     except RingzeroError as fault:
-        _report(fault, as_json)
+        _report(fault, "--json" in words)
         return fault.exit_code
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -70,12 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _INTERNAL
 
 
-def _run(words: list[str]) -> int:
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26)
+
+
+def _run(words: list[str], command: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="ringzero",
         description="Whole virtual machines on any Linux host, with KVM or without.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_formatter,
     )
     parser.add_argument(
         "--version", action="version", version=f"ringzero {ringzero.__version__}"
@@ -96,15 +102,19 @@ def _run(words: list[str]) -> int:
             help=verb.summary,
             description=verb.summary[0].upper() + verb.summary[1:] + ".",
             epilog=verb.examples and f"examples:\n{verb.examples}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_formatter,
         )
         verb.configure(sub)
-        sub.set_defaults(execute=verb.execute)
+        sub.set_defaults(chosen=verb)
     arguments = parser.parse_args(words)
     if arguments.verb is None:
         parser.print_help()
         return 0
-    return int(arguments.execute(arguments))
+    chosen: Verb = arguments.chosen
+    if command is not None and not chosen.takes_command:
+        raise InvalidValueError(f"`ringzero {arguments.verb}` takes no command after '--'")
+    arguments.command = command or []
+    return chosen.execute(arguments)
 
 
 def _report(fault: RingzeroError, as_json: bool) -> None:

@@ -117,9 +117,10 @@ def run(
             session = _Session(machine, config, deadline, log)
             if not config.agent:
                 return session.serial_only(on_stdio=serial == "stdio")
-            if words and not terminal:
-                return session.command(words)
-            return session.interactive(words)
+            if terminal or (not words and os.isatty(_STDIN)):
+                return session.interactive(words)
+            # Without a terminal the shell is one more command: it reads a script.
+            return session.command(words or ("sh",))
     finally:
         # A second Ctrl-C must not leave a machine behind.
         with contextlib.suppress(KeyboardInterrupt):
@@ -189,8 +190,8 @@ class _Session:
             if escape.ended:
                 self._ended.set()
 
+        self._machine.start()
         with self._raw_terminal(), Reader(_STDIN, typed, lambda: None):
-            self._machine.start()
             return self._code(self._wait_for_end())
 
     def command(self, words: Sequence[str]) -> int:
@@ -237,12 +238,12 @@ class _Session:
 
         if os.isatty(_STDIN):
             print(f"ringzero: {ESCAPE_HELP}", file=sys.stderr)
+        machine.start()
         with (
             self._raw_terminal(),
             on_resize(lambda: console.resize(*size(_STDOUT))),
-            Reader(_STDIN, typed, no_more),
+            Reader(_STDIN, typed, no_more, lambda: machine.agent.ready),
         ):
-            machine.start()
             return self._command_status(command, done)
 
     def _raw_terminal(self) -> contextlib.AbstractContextManager[None]:

@@ -23,10 +23,14 @@ from ringzero.registry import Registry
 
 
 class Verb(ABC):
-    """One command. `summary` is a line in the list; `examples` are shown in its help."""
+    """One command. `summary` is a line in the list; `examples` are shown in its help.
+
+    With `takes_command`, the words after "--" come as `arguments.command`.
+    """
 
     summary: ClassVar[str]
     examples: ClassVar[str] = ""
+    takes_command: ClassVar[bool] = False
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the verb's own arguments to `parser`."""

@@ -47,11 +47,12 @@ class Rtc(ByteDevice[RtcState]):
         self._now = now
         self._lock = threading.Lock()
         self._offset = 0
+        self._cmos = bytearray(CMOS_SIZE)
         self.reset()
 
     def reset(self) -> None:
+        """Set the control registers back; time and memory live on a battery."""
         self._index = 0
-        self._cmos = bytearray(CMOS_SIZE)
         self._cmos[REGISTER_A] = A_DEFAULT
         self._cmos[REGISTER_B] = B_24_HOURS
         self._cmos[REGISTER_D] = D_VALID

@@ -256,7 +256,7 @@ class Surroundings(ABC):
 
     @abstractmethod
     def create_storage(self, name: str) -> Storage:
-        """Make a further file of the image itself; it must not exist."""
+        """Make a further file of the image itself, empty; it may exist only when overwriting."""
 
 
 class Compression(ABC):

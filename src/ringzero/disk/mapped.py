@@ -142,6 +142,10 @@ class MappedDisk(Disk):
         """Whether granted space is known to read as zeroes (past the file's end, say)."""
         return host >= self.storage.size
 
+    def _clip(self, end: int) -> int:
+        """Return where the bytes of a cluster that ends at guest offset `end` stop."""
+        return end
+
     def _data_storage(self) -> Storage:
         """Where `_grant` gives space."""
         return self.storage
@@ -236,19 +240,20 @@ class MappedDisk(Disk):
         """Write `views` into granted clusters from `before` on, with the old bytes around them."""
         size = self.cluster_size
         start = index * size
-        after = count * size - before - total(views)
+        length = self._clip(start + count * size) - start
+        after = length - before - total(views)
         blank = self._grant_is_zero(host, count * size)
         head = self._old(start, before, blank) if before else []
-        tail = self._old(start + count * size - after, after, blank) if after else []
+        tail = self._old(start + length - after, after, blank) if after else []
         storage = self._data_storage()
         if head is not None and tail is not None:
             storage.write(host, [*head, *views, *tail])
         else:
             storage.write(host + (before if head is None else 0), [*(head or []), *views])
             if tail:
-                storage.write(host + count * size - after, tail)
-        if tail is None and storage.size < host + count * size:
-            storage.truncate(host + count * size)
+                storage.write(host + length - after, tail)
+        if tail is None and storage.size < host + length:
+            storage.truncate(host + length)
 
     def _old(self, offset: int, length: int, blank: bool) -> Views | None:
         """Return the bytes now in a range; None when they are zero and the new place is blank."""

@@ -64,6 +64,7 @@ class _Around(Surroundings):
     with_backing: bool = True
     # Identity (device, inode) of the files above, to find loops.
     above: tuple[tuple[int, int], ...] = ()
+    overwrite: bool = False
     made: list[Path] = field(default_factory=list)
 
     @property
@@ -111,16 +112,21 @@ class _Around(Surroundings):
         )
 
     def create_storage(self, name: str) -> Storage:
-        path = self._own_file(name)
-        storage = FileStorage(path, create=True, sync=self.rules.sync, lock=self.rules.lock)
-        self.made.append(path)
+        path = self._own_file(name, new=True)
+        exists = self.overwrite and path.exists()
+        storage = FileStorage(path, create=not exists, sync=self.rules.sync, lock=self.rules.lock)
+        if exists:
+            storage.truncate(0)
+        else:
+            self.made.append(path)
         return storage
 
-    def _own_file(self, name: str) -> Path:
+    def _own_file(self, name: str, *, new: bool = False) -> Path:
         assert self.path is not None
         name, _ = _plain_name(name, "raw")
         path = _beside(self.path, name)
-        _refuse_special(path, name, self.path, self._roots())
+        if not new or path.exists():
+            _refuse_special(path, name, self.path, self._roots())
         if not _below(path, self._roots()):
             raise DiskError(
                 f"{self.path} names a part outside its directory: {name}",
@@ -272,7 +278,8 @@ def create_disk(
     if exists and not overwrite:
         raise DiskError(f"{path} exists", hint="remove it first, or choose another name", path=path)
     storage = FileStorage(path, create=not exists, sync=sync)
-    around = _Around(path, False, Options((), {}, ""), _Rules((), True, sync))
+    rules = _Rules((), True, sync)
+    around = _Around(path, False, Options((), {}, ""), rules, overwrite=overwrite)
     try:
         if exists and not storage.is_device:
             storage.truncate(0)

@@ -153,9 +153,10 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
         os.write(self._wake_write, b"x")
-        if threading.current_thread() is not self._thread:
-            self._thread.join(1)
+        self._thread.join(1)
         os.close(self._wake_write)
+        if not self._thread.is_alive():
+            os.close(self._wake_read)
 
     def _pump(self) -> None:
         poller = select.poll()
@@ -179,7 +180,5 @@ class Reader:
         except OSError:
             # The terminal went away; that is the end of input.
             pass
-        finally:
-            os.close(self._wake_read)
         if not self._stopping.is_set():
             self._end()

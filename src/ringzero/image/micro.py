@@ -37,7 +37,7 @@ from ringzero.settings import CACHE_DIR, MIRROR
 # its devices, and the file systems that people have on their disks.
 MODULES = (
     *("virtio_mmio", "virtio_pci", "virtio_console", "virtio_blk", "virtio_rng", "virtio_net"),
-    *("virtio_balloon", "vmw_vsock_virtio_transport", "virtiofs"),
+    *("virtio_balloon", "vmw_vsock_virtio_transport", "virtiofs", "pvpanic_mmio"),
     *("ext4", "vfat", "nls_ascii", "nls_cp437", "isofs", "squashfs", "overlay", "loop"),
 )
 
@@ -55,6 +55,9 @@ COMMAND_LINE = (
 )
 
 _FORMAT = 1
+# Images of one name that are kept: the one in use, and the one before it, which
+# a machine may be starting from at this moment.
+_KEPT_IMAGES = 2
 
 
 @dataclass(frozen=True)
@@ -116,10 +119,11 @@ def ensure(
     with locked(cache / "images" / "lock"):
         found = None if refresh else _load(pointer, cache)
         if found is None:
-            digest = _build(recipe, cache, progress)
+            digest = _build(recipe, cache, progress, refresh)
             with atomic_file(pointer) as file:
                 file.write(json.dumps({"digest": digest}).encode())
             found = _load(pointer, cache)
+            _forget_old(recipe.name, cache)
     if found is None:
         raise GuestImageError(f"the image {recipe.name} vanished while it was built", path=pointer)
     return found
@@ -148,6 +152,14 @@ def remove(name: str, cache: Path | None = None) -> list[BootFiles]:
                         pointer.unlink()
             shutil.rmtree(cache / "images" / image.digest, ignore_errors=True)
     return chosen
+
+
+def _forget_old(name: str, cache: Path) -> None:
+    """Remove all but the newest images called `name`."""
+    same = [image for image in list_images(cache) if image.name == name]
+    same.sort(key=lambda image: image.initrd.stat().st_mtime, reverse=True)
+    for image in same[_KEPT_IMAGES:]:
+        shutil.rmtree(cache / "images" / image.digest, ignore_errors=True)
 
 
 def _pointer(recipe: Recipe, cache: Path) -> Path:
@@ -181,11 +193,13 @@ def _read(place: Path) -> BootFiles | None:
     return image if whole else None
 
 
-def _build(recipe: Recipe, cache: Path, progress: Progress) -> str:
+def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> str:
     """Put the image together and return its digest."""
     apt = Apt(
         architecture=recipe.architecture, suite=recipe.suite, cache=cache, progress=progress
     )
+    if refresh:
+        apt.refresh(max_age=0)
     kernel_name = _real_kernel(apt, recipe.kernel)
     packages = apt.resolve([kernel_name], dependencies=False)
     packages += apt.resolve(["busybox-static"], dependencies=False)
@@ -289,7 +303,7 @@ _ETC = {
     "etc/group": "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
     "etc/hostname": "micro\n",
     "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
-    "etc/profile": "export PS1='\\u@\\h:\\w\\$ '\n",
+    "etc/profile": "export PS1='root@\\h:\\w\\$ '\n",
     "etc/os-release": 'NAME="ringzero micro"\nID=ringzero\nPRETTY_NAME="ringzero micro"\n',
 }
 

@@ -15,8 +15,7 @@ virtio-console device with VIRTIO_CONSOLE_F_MULTIPORT (virtio 1.2 section 5.3):
 Control lines of the host:
 
     run ID INPUT TOKEN WORDS...            start a command; INPUT is 1 or 0
-    terminal ID ROWS COLUMNS TERM WORDS... the same on the console; without
-                                           words a login shell
+    terminal ID ROWS COLUMNS TERM WORDS... the same on the console
     ping ID | poweroff
 
 Control lines of the guest:
@@ -75,11 +74,15 @@ class Channels(Protocol):
     """What the agent needs of the console device: ports by their name."""
 
     def send(self, port: str, data: bytes) -> None:
-        """Deliver `data` to the guest on `port`, after what was sent before."""
+        """Queue `data` for the guest on `port`, after what was sent before; never blocks."""
         ...
 
     def connect(self, port: str, connected: bool) -> None:
-        """Tell the guest PORT_OPEN 1 or 0; 0 comes after all data sent before."""
+        """Tell the guest PORT_OPEN 1 or 0.
+
+        0 comes after the guest has taken all data sent before; a new 1 drops
+        what it has still not taken.
+        """
         ...
 
     def backlog(self, port: str) -> int:
@@ -304,7 +307,7 @@ class Agent:
     ) -> Command:
         """Start a command on the guest's console, or a login shell without `words`."""
         kind = term if term and all(c.isalnum() or c in "-+._" for c in term) else "linux"
-        text = _quoted(words) if words else ""
+        text = _quoted(words or ("sh", "-l"))
         request = f"terminal {{}} {int(rows)} {int(columns)} {kind} {text}\n"
         return self._enqueue(request, None, None, on_exit, False, False)
 

@@ -46,6 +46,8 @@ from ringzero.vm.state import MachineState, restore_parts, save_parts
 
 # The name that Linux gives port 0 of the console device is hvc0, whatever we call it.
 CONSOLE_PORT_NAME = "org.ringzero.console"
+# How every Linux begins its last words.
+PANIC_MARK = "Kernel panic - not syncing"
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,12 @@ class Machine:
         for processor in self.board.processors:
             vcpu = self._vm.create_vcpu(processor.index, processor.lapic)
             thread = VcpuThread(
-                self.control, vcpu, processor, self.board.pio, self._debugger.stopped_at
+                self.control,
+                vcpu,
+                processor,
+                self.board.pio,
+                self._shut_down,
+                self._debugger.stopped_at,
             )
             threads.append(thread)
         self.threads = threads
@@ -316,13 +323,20 @@ class Machine:
         self.control.finish(Exit(ExitReason.POWEROFF))
 
     def _rebooted(self) -> None:
-        # A kernel that panics without the panic device reboots, when told "panic=-1".
-        tail = self._serial_output.tail()
-        reason = ExitReason.PANIC if "Kernel panic - not syncing" in tail else ExitReason.REBOOT
-        self.control.finish(Exit(reason, tail if reason is ExitReason.PANIC else ""))
+        self._end_unless_panic(ExitReason.REBOOT, "")
+
+    def _shut_down(self, detail: str) -> None:
+        self._end_unless_panic(ExitReason.TRIPLE_FAULT, detail)
 
     def _panicked(self) -> None:
         self.control.finish(Exit(ExitReason.PANIC, self._serial_output.tail()))
+
+    def _end_unless_panic(self, reason: ExitReason, detail: str) -> None:
+        """End the run; a kernel that panicked without a driver for the panic device reboots."""
+        tail = self._serial_output.tail()
+        if PANIC_MARK in tail:
+            reason, detail = ExitReason.PANIC, tail
+        self.control.finish(Exit(reason, detail))
 
     # ---- commands in the guest --------------------------------------------
 

@@ -29,7 +29,7 @@ from ringzero.engine.contract import (
 )
 from ringzero.errors import EngineError
 from ringzero.isa.x86.state import MP_RUNNABLE, MP_UNINITIALIZED, CpuState, Segment
-from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.exit import Exit
 
 
 class Wanted(enum.Enum):
@@ -90,9 +90,10 @@ class RunControl:
 
 
 class VcpuThread:
-    """Runs one vCPU. `stopped_at(thread, address)` is asked at each debug stop.
+    """Runs one vCPU.
 
-    It returns True when the machine is to go on.
+    `shut_down(detail)` hears of a vCPU that cannot go on. `stopped_at(thread,
+    address)` is asked at each debug stop; True lets the machine go on.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class VcpuThread:
         vcpu: Vcpu,
         processor: Processor,
         pio: Bus,
+        shut_down: Callable[[str], None],
         stopped_at: Callable[[VcpuThread, int], bool],
     ) -> None:
         self.vcpu = vcpu
@@ -112,6 +114,7 @@ class VcpuThread:
         self._pio = pio
         self._mmio = processor.mmio
         self._msrs = processor.msrs
+        self._shut_down = shut_down
         self._stopped_at = stopped_at
         # An application processor waits for INIT and STARTUP (SDM vol. 3A, 9.4).
         self._waits_for_startup = False
@@ -237,7 +240,7 @@ class VcpuThread:
         self.vcpu.wait(None)
 
     def _shutdown(self, event: Shutdown) -> None:
-        self._control.finish(Exit(ExitReason.TRIPLE_FAULT, event.detail))
+        self._shut_down(event.detail)
 
     def _debug_stop(self, event: DebugStop) -> None:
         self.exits["debug"] += 1

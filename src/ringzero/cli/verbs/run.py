@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @VERBS.register("run")
 class Run(Verb):
     summary = "start a machine: the default Linux guest, or a kernel of your own"
+    takes_command = True
     examples = """\
   ringzero run                            a shell in the default guest
   ringzero run -- uname -a                one command; its output, its exit status
@@ -33,6 +34,7 @@ Ctrl-] q ends the machine.
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the flags."""
+        parser.usage = "ringzero run [FLAGS] [-- CMD ...]"
         add = parser.add_argument
         add("--kernel", metavar="FILE", help="bzImage or ELF vmlinux to boot directly")
         add("--initrd", metavar="FILE", help="initial RAM disk for the kernel")
@@ -66,7 +68,6 @@ Ctrl-] q ends the machine.
         add("-t", "--tty", action="store_true", help="give the command the guest's console")
         add("--stats", action="store_true", help="say on stderr where the time went")
         add("--json", action="store_true", help="statistics and errors as JSON")
-        add("command", metavar="-- CMD", nargs="*", help="command for the default guest")
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Build the machine's description, then hand over to `ringzero.cli.session`."""

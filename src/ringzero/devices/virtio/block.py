@@ -15,7 +15,7 @@ from typing import Protocol
 
 from ringzero.devices.virtio.device import VIRTIO_DEVICES, VirtioDevice
 from ringzero.devices.virtio.queue import Chain, QueueError
-from ringzero.errors import RingzeroError, StateError
+from ringzero.errors import StateError
 
 SECTOR = 512
 QUEUE_SIZE = 256
@@ -83,7 +83,7 @@ class Block(VirtioDevice[BlockState]):
             features |= FEATURE_DISCARD | FEATURE_WRITE_ZEROES
         super().__init__(queue_sizes=(QUEUE_SIZE,), features=features)
         self.errors = 0
-        self.last_error: RingzeroError | None = None
+        self.last_error: Exception | None = None
         self._disk = disk
         self._identity = identity.encode()[:ID_SIZE].ljust(ID_SIZE, b"\0")
         # All below is guarded by `_changed`.
@@ -181,7 +181,7 @@ class Block(VirtioDevice[BlockState]):
             status = self._execute(chain)
         except QueueError as fault:
             failure = fault.message
-        except RingzeroError as fault:
+        except Exception as fault:  # whatever befalls the disk, the guest gets an answer
             self.errors += 1
             self.last_error = fault
         finally:

@@ -50,6 +50,11 @@ class ConsoleState:
     control: tuple[bytes, ...]
 
 
+def receive_queue(port: int) -> int:
+    """Return the number of a port's receive queue; its transmit queue follows (5.3.2)."""
+    return 0 if port == 0 else 2 * port + 2
+
+
 class ConsolePort:
     """The host's side of one port.
 
@@ -84,7 +89,7 @@ class ConsolePort:
         with device.lock:
             taken = min(len(data), BACKLOG_SIZE - len(self.backlog))
             self.backlog += data[:taken]
-            device.feed(self)
+            device.transport.serve(receive_queue(self.index))
         return taken
 
     def connect_host(self, connected: bool) -> None:
@@ -100,7 +105,7 @@ class ConsolePort:
         with self._device.lock:
             self.held = held
             if not held:
-                self._device.drain(self)
+                self._device.transport.serve(receive_queue(self.index) + 1)
 
 
 @VIRTIO_DEVICES.register("console")
@@ -131,6 +136,7 @@ class Console(VirtioDevice[ConsoleState]):
                 self.transport.interrupt_config()
             elif self.ports[0].ready:
                 self._send_size()
+                self.transport.serve(CONTROL_RECEIVE)
 
     # ---- the transport's calls --------------------------------------------
 
@@ -161,16 +167,16 @@ class Console(VirtioDevice[ConsoleState]):
         else:
             port = self.ports[0 if index < 2 else (index - 2) // 2]
             if index & 1:
-                self.drain(port)
+                self._drain(port)
             else:
-                self.feed(port)
+                self._feed(port)
 
     # ---- data -------------------------------------------------------------
 
-    def drain(self, port: ConsolePort) -> None:
-        """Pass the guest's output of one port on; the lock is held."""
-        queue = self.queues[1 if port.index == 0 else 2 * port.index + 3]
-        if port.held or not queue.ready or not self.accepted:
+    def _drain(self, port: ConsolePort) -> None:
+        """Pass the guest's output of one port on."""
+        queue = self.queues[receive_queue(port.index) + 1]
+        if port.held:
             return
         for chain in queue.requests():
             left = MAX_REQUEST
@@ -182,9 +188,9 @@ class Console(VirtioDevice[ConsoleState]):
                 break
         self.complete(queue)
 
-    def feed(self, port: ConsolePort) -> None:
-        """Move waiting bytes into the guest's buffers; the lock is held."""
-        queue = self.queues[0 if port.index == 0 else 2 * port.index + 2]
+    def _feed(self, port: ConsolePort) -> None:
+        """Move waiting bytes into the guest's buffers."""
+        queue = self.queues[receive_queue(port.index)]
         backlog = port.backlog
         if not backlog or not queue.ready or not port.guest_open:
             return
@@ -210,12 +216,11 @@ class Console(VirtioDevice[ConsoleState]):
     def announce(self, port: ConsolePort) -> None:
         """Tell the guest whether the host's end of `port` is open; the lock is held."""
         self._send(port.index, PORT_OPEN, int(port.connected))
-        self._flush_control()
+        self.transport.serve(CONTROL_RECEIVE)
 
     def _send_size(self) -> None:
         # The specification has columns first, Linux reads rows first; Linux decides.
         self._send(0, RESIZE, 0, struct.pack("<HH", self._rows, self._columns))
-        self._flush_control()
 
     def _flush_control(self) -> None:
         queue = self.queues[CONTROL_RECEIVE]
@@ -259,7 +264,7 @@ class Console(VirtioDevice[ConsoleState]):
                 self._send(index, PORT_OPEN, 1)
         elif event == PORT_OPEN:
             self._set_open(port, bool(value))
-            self.feed(port)
+            self._feed(port)
 
     def _set_open(self, port: ConsolePort, flag: bool) -> None:
         if flag != port.guest_open:

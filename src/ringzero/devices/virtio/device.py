@@ -23,6 +23,10 @@ class Transport(Protocol):
         """Tell the driver that the configuration space changed."""
         ...
 
+    def serve(self, index: int) -> None:
+        """Call `notify(index)` for a reason on the host's side, if the driver is ready for it."""
+        ...
+
     def fail(self, reason: str) -> None:
         """Tell the driver that the device needs a reset; it is not served until then."""
         ...
@@ -33,7 +37,9 @@ class VirtioDevice(ABC, Generic[S]):
 
     `activate` once the driver is ready, `notify` when it offers buffers,
     `reset` at any time. The device calls `self.transport` when it has pushed
-    buffers that the driver wants to hear of (`complete` does it).
+    buffers that the driver wants to hear of (`complete` does it). Only within
+    `notify` may a method that touches a queue raise QueueError: what happens
+    on the host's side goes through `transport.serve`.
     """
 
     # Section 5: the number of the device type.

@@ -96,6 +96,10 @@ class VirtioMmio(Device[VirtioMmioState]):
             if self._status & DRIVER_OK:
                 self._interrupt(CONFIG_CHANGED)
 
+    def serve(self, index: int) -> None:
+        with self._lock:
+            self._notify(index)
+
     def fail(self, reason: str) -> None:
         with self._lock:
             self.failure = reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -52,18 +53,20 @@ class SoftVcpu(Vcpu):
         tlb = TLB_ENTRIES * TlbEntry.size
         jumps = JUMP_ENTRIES * JumpCacheEntry.size
         cpu_size = -(-Cpu.size // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._memory = mmap.mmap(-1, cpu_size + 2 * tlb + jumps)
+        self._memory = mmap.mmap(-1, cpu_size + 2 * tlb + 2 * jumps)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self.cpu = CpuView(self.address)
         cpu = self.cpu
         cpu.tlb_user = self.address + cpu_size
         cpu.tlb_kernel = cpu.tlb_user + tlb
         cpu.tlb = cpu.tlb_kernel
-        cpu.jump_cache = cpu.tlb_kernel + tlb
+        cpu.jump_user = cpu.tlb_kernel + tlb
+        cpu.jump_kernel = cpu.jump_user + jumps
+        cpu.jump_cache = cpu.jump_kernel
         cpu.tsc_deadline = NEVER
         cpu.slice = cpu.budget = SLICE
         cpu.index = index
-        self._fill_ff(cpu.tlb_user, 2 * tlb + jumps)
+        self._fill_ff(cpu.tlb_user, 2 * tlb + 2 * jumps)
         vm.engine.connect(self.address)
         vm.describe_memory(cpu)
         self._enter = vm.engine.run_interpreter
@@ -83,6 +86,7 @@ class SoftVcpu(Vcpu):
             x86.EXIT_MSR_WRITE: self._msr_write,
             x86.EXIT_CR8_READ: self._cr8_read,
             x86.EXIT_CR8_WRITE: self._cr8_write,
+            x86.EXIT_RANDOM: self._random,
             x86.EXIT_HALT: Halt,
             x86.EXIT_SHUTDOWN: self._shutdown,
             x86.EXIT_REQUEST: self._request,
@@ -174,6 +178,9 @@ class SoftVcpu(Vcpu):
     def _cr8_write(self) -> None:
         self._interrupts.set_task_priority(self.cpu.exit_value & 0xF)
         self.complete(0)
+
+    def _random(self) -> None:
+        self.complete(int.from_bytes(os.urandom(8), "little"))
 
     def _shutdown(self) -> Exit:
         return Shutdown(describe_shutdown(self.cpu, self.vm.memory))

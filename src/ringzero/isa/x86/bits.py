@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ringzero.isa.x86.cpu import ARITHMETIC_FLAGS, CF, RAX, RBX, RCX, RDX, ZF
+from ringzero.isa.x86.cpu import ARITHMETIC_FLAGS, CF, EXIT_RANDOM, RAX, RBX, RCX, RDX, ZF
+from ringzero.isa.x86.faults import external
 from ringzero.isa.x86.operation import Operation
 from ringzero.isa.x86.table import instruction
 from ringzero.native import i64, leading_zeros, select, staged, trailing_zeros, u32, u64, u128
@@ -105,3 +106,11 @@ def cmpxchg8b(m: Operation) -> None:
         m.set_status(select(low_old == low_expected, u64(ZF), u64(0)), ZF)
 
 
+
+
+@instruction("0F C7 /6:r : Rv")
+def rdrand(m: Operation) -> None:
+    """RDRAND: 64 bits from the host's own generator; it never runs dry, so CF is always 1."""
+    value = external(m.cpu, u32(EXIT_RANDOM), u64(0), u32(8), u64(0))
+    m.write(0, m.T(value))
+    m.set_status(u64(CF), ARITHMETIC_FLAGS)

@@ -60,7 +60,8 @@ MODE_16, MODE_32, MODE_64 = 0, 1, 2
     EXIT_TIMER,
     EXIT_CR8_WRITE,
     EXIT_CR8_READ,
-) = range(15)
+    EXIT_RANDOM,
+) = range(16)
 
 # Bits of `Cpu.requests`, looked at when the budget is spent. Each has a byte of its own,
 # because other threads set them from Python with plain byte stores.
@@ -147,6 +148,7 @@ class Insn(Struct):
     modrm = field(u8)
     address_size = field(u8)  # log2 of address size in bytes
     opcode = field(u8)  # last opcode byte
+    page_offset = field(u16)  # where in its page it lies (translator only)
 
 
 class Cpu(Struct):
@@ -161,6 +163,7 @@ class Cpu(Struct):
     cc_op = field(u32)
     cpl = field(u32)
     tlb = field(u64)  # host address of the TlbEntry array for the current privilege
+    jump_cache = field(u64)  # host address of the JumpCacheEntry array for it
     page_base = field(u64)  # guest-virtual address of the code page being run
     rip = field(u64)  # of the instruction being run
     next_rip = field(u64)  # of the one after it; handlers of jumps set it
@@ -249,7 +252,8 @@ class Cpu(Struct):
     code_pages = field(u64)
     # Which 2 MiB regions (hashed) had entries of large pages since the last flush.
     large_pages = field(u64, 4)
-    jump_cache = field(u64)  # host address of JumpCacheEntry records
+    jump_user = field(u64)
+    jump_kernel = field(u64)
     physical_mask = field(u64)  # valid physical address bits
     cpuid_table = field(u64)  # host address of CpuidEntry records
     cpuid_count = field(u32)
@@ -257,6 +261,14 @@ class Cpu(Struct):
 
     # --- the engine ---
     budget = field(u64)  # instructions left in this slice (signed)
+    # Host code that translated code jumps to (see jit.runtime), and what it leaves for it.
+    exit_code = field(u64)
+    slow_code = field(u64)
+    generic_code = field(u64)
+    resume = field(u64)  # host address to go on at after a slow or generic instruction
+    slow_offset = field(u64)  # in-page offset of the instruction to run slowly
+    generic_insn = field(u64)  # host address of the Insn to run by its handler
+    link_site = field(u64)  # host address of the jump to link to the next block, or 0
     slice = field(u64)  # instructions given to this slice
     engine = field(u64)  # host address of the engine's own struct (jit.dispatch)
     jump_buffer = field(u64, 8)

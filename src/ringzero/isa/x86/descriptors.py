@@ -229,6 +229,7 @@ def update_mode(cpu: Cpu) -> None:
         mode = u32(MODE_32)
     cpu.mode = mode
     cpu.tlb = cpu.tlb_user if cpu.cpl == 3 else cpu.tlb_kernel
+    cpu.jump_cache = cpu.jump_user if cpu.cpl == 3 else cpu.jump_kernel
     cpu.stop_block = 1
     update_segmented(cpu)
 

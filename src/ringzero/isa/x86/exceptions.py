@@ -128,15 +128,13 @@ def shut_down(cpu: Cpu) -> None:
 
 @native(inline="never")
 def deliver_interrupt(cpu: Cpu, vector: u32) -> None:
-    """Deliver an external interrupt between two instructions, the next at `rip`."""
-    deliver(cpu, vector, u32(0), u64(0), u32(EVENT_EXTERNAL), cpu.rip)
+    """Deliver an external interrupt between two instructions, the next at `rip`.
 
-
-@native(inline="never")
-def deliver_nmi(cpu: Cpu) -> None:
-    """Deliver an NMI; further ones are blocked until the next IRET (SDM vol. 3A, 6.7.1)."""
-    deliver(cpu, u32(NMI), u32(0), u64(0), u32(EVENT_EXTERNAL), cpu.rip)
-    cpu.nmi_blocked = 1
+    Vector 2 is an NMI: further ones are blocked until the next IRET (SDM vol. 3A, 6.7.1).
+    """
+    deliver(cpu, vector, 0, 0, EVENT_EXTERNAL, cpu.rip)
+    if vector == NMI:
+        cpu.nmi_blocked = 1
 
 
 @native(inline="never")

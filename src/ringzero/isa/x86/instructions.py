@@ -24,6 +24,10 @@ MODULES = (
     "sse_float",
     "sse_string",
     "mmx",
+    "x87_arithmetic",
+    "x87_move",
+    "x87_control",
+    "fpu_state",
     "cache_control",
 )
 

@@ -7,8 +7,6 @@ goes on after an instruction was abandoned (see faults.py).
 
 from __future__ import annotations
 
-from typing import Any
-
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import (
     CS,
@@ -41,7 +39,6 @@ from ringzero.native import (
     pointer,
     read_host_tsc,
     select,
-    staged,
     store,
     u32,
     u64,

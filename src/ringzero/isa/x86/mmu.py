@@ -266,16 +266,17 @@ def flush_tlb(cpu: Cpu) -> None:
 @native(inline="never")
 def flush_jump_cache(cpu: Cpu) -> None:
     """Forget which translated code belongs to which guest-virtual address."""
-    fill_memory(cpu.jump_cache, u8(0xFF), u64(JUMP_ENTRIES * JumpCacheEntry.size))
+    for table in (cpu.jump_user, cpu.jump_kernel):
+        fill_memory(table, u8(0xFF), u64(JUMP_ENTRIES * JumpCacheEntry.size))
 
 
 @staged
-def jump_entry(cpu: Any, va: Any) -> Any:
-    """Return the jump-cache entry that serves `va`."""
+def jump_entry(table: Any, va: Any) -> Any:
+    """Return the entry of a jump cache that serves `va`."""
     window = ((va >> 12) ^ (va >> (12 + JUMP_PAGE_BITS))) & ((1 << JUMP_PAGE_BITS) - 1)
     within = (va ^ (va >> JUMP_OFFSET_BITS)) & ((1 << JUMP_OFFSET_BITS) - 1)
     index = (window << JUMP_OFFSET_BITS) | within
-    return pointer(JumpCacheEntry, cpu.jump_cache + index * JumpCacheEntry.size)
+    return pointer(JumpCacheEntry, table + index * JumpCacheEntry.size)
 
 
 @native(inline="never")
@@ -290,9 +291,10 @@ def invalidate_page(cpu: Cpu, va: u64) -> None:
         entry.read = TLB_INVALID
         entry.write = TLB_INVALID
         entry.execute = TLB_INVALID
-    window = jump_entry(cpu, va & ~u64(PAGE_MASK))
-    start = u64(window) & ~u64((JumpCacheEntry.size << JUMP_OFFSET_BITS) - 1)
-    fill_memory(start, u8(0xFF), u64(JumpCacheEntry.size << JUMP_OFFSET_BITS))
+    for table in (cpu.jump_user, cpu.jump_kernel):
+        window = u64(jump_entry(table, va & ~u64(PAGE_MASK)))
+        start = table + ((window - table) & ~u64((JumpCacheEntry.size << JUMP_OFFSET_BITS) - 1))
+        fill_memory(start, u8(0xFF), u64(JumpCacheEntry.size << JUMP_OFFSET_BITS))
 
 
 @native(inline="never")

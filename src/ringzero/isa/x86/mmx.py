@@ -223,23 +223,27 @@ def maskmovq(m: Operation) -> None:
 
 @instruction("NP 0F 77", fpu=True)
 def emms(m: Operation) -> None:
-    "EMMS (Intel SDM vol. 2A)."
+    "EMMS (Intel SDM vol. 2A): all registers empty; processors set TOP to 0 too."
     check_pending(m)
+    m.cpu.ftop = u32(0)
     m.cpu.ftags = u8(0)
 
 
 # --- conversions between MMX integers and SSE floating point ----------------
+#
+# The change to MMX state comes before #XM, as processors have it.
 
 
 @instruction("NP 0F 2A /r : Vq Qq", fpu=True, sse=True)
 def cvtpi2ps(m: Operation) -> None:
-    "CVTPI2PS (Intel SDM vol. 2A)."
+    "CVTPI2PS (Intel SDM vol. 2A): a source in memory leaves the x87 state alone."
     check_pending(m)
     source = vector(m.read(1))
     mxcsr.begin(m)
     result = transform("cvtdq2ps", source)
+    if not m.is_memory(1):
+        mmx_enter(m)
     mxcsr.end(m)
-    mmx_enter(m)
     m.write(0, low(result))
 
 
@@ -259,6 +263,7 @@ def _to_mmx(mnemonic: str, encoding: str, size: str, host: str) -> None:
         source = read_aligned(m, 1) if size == "x" else vector(m.read(1))
         mxcsr.begin(m)
         result = transform(host, source)
+        mmx_enter(m)
         mxcsr.end(m)
         mmx_write(m, 0, low(result))
 

@@ -420,6 +420,9 @@ def popcnt(m: Operation) -> None:
     m.set_status(u64(value == 0) << 6, ARITHMETIC_FLAGS)
 
 
+_CRC_SUFFIX = {8: "b", 16: "w", 32: "l"}
+
+
 @instruction("F2 0F 38 F0 /r : Gd Eb", "F2 0F 38 F1 /r : Gd Ev", fast=True)
 def crc32(m: Operation) -> None:
     "CRC32 (Intel SDM vol. 2A)."
@@ -428,5 +431,5 @@ def crc32(m: Operation) -> None:
         result = host_asm(u64, "crc32q $2, $0", "=r,0,r", u64(m.read(0)), value)
         m.write(0, u32(result))
     else:
-        suffix = {8: "b", 16: "w", 32: "l"}[value.kind.bits]
-        m.write(0, host_asm(u32, f"crc32{suffix} $2, $0", "=r,0,r", m.read(0), value))
+        asm = f"crc32{_CRC_SUFFIX[value.kind.bits]} $2, $0"
+        m.write(0, host_asm(u32, asm, "=r,0,r", m.read(0), value))

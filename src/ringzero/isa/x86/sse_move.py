@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ringzero.isa.x86.cpu import DS, FS, MODE_64, RDI
+from ringzero.isa.x86.cpu import RDI
 from ringzero.isa.x86.operation import Operation
 from ringzero.isa.x86.sse_operands import (
     check_alignment,
@@ -228,22 +228,11 @@ def masked_store(m: Operation, value: Any, bits: Any, count: int) -> None:
 
     DS may be overridden; the address has the instruction's address size.
     """
-    cpu, insn = m.cpu, m.insn
-    number = u64(insn.segment_override)
-    base = u64(0)
-    if number == 0xFF:
-        if not m.long_mode():
-            base = cpu.seg[DS].base
-    elif (number >= FS) | (cpu.mode != MODE_64):
-        base = cpu.seg[number].base
-    address = base + (m.get(RDI, u64) & insn.address_mask)
-    if not m.long_mode():
-        address = address & 0xFFFFFFFF
     index = u64(0)
     rest = u128(value)
     while index < count:
         if ((bits >> index) & 1) != 0:
-            m.store(u8, address + index, u8(rest))
+            m.store(u8, m.string_address(RDI, index), u8(rest))
         rest = rest >> 8
         index += 1
 

@@ -114,7 +114,7 @@ def mmx_write(m: Operation, n: int, value: Any) -> None:
     mmx_enter(m)
     m.write(n, value)
     cpu: Cpu = m.cpu
-    store(u16, cpu.fpr.address(m.register_number(n)), u16(0xFFFF), 8)
+    store(u16, cpu.fpr.address(m.register_number(n) & 7), u16(0xFFFF), 8)
 
 
 # --- tables ----------------------------------------------------------------

@@ -1,0 +1,303 @@
+"""Verifying and mending: every host cluster is counted as often as it is referred to.
+
+`errors` are what may lose or mix data: counts that are too low, entries that
+make no sense, wrong COPIED flags. `leaks` are counts that are too high.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from ringzero.disk.contract import CheckReport, Repair
+from ringzero.disk.formats.qcow2.compressed import place_of
+from ringzero.disk.formats.qcow2.create import plan_refcounts, write_refcounts
+from ringzero.disk.formats.qcow2.header import CORRUPT, DIRTY
+from ringzero.disk.formats.qcow2.mapping import COMPRESSED, COPIED, OFFSET, ZERO
+from ringzero.disk.formats.qcow2.refcounts import REFTABLE_OFFSET, Refcounts
+from ringzero.disk.formats.qcow2.snapshots import read_table
+from ringzero.errors import DiskError, DiskFormatError
+
+if TYPE_CHECKING:
+    from ringzero.disk.formats.qcow2.disk import Qcow2Disk
+
+_COUNT_MAX = 0xFFFF_FFFF
+
+
+class Checker:
+    """One run over one image. The disk is quiet and its tables are written."""
+
+    def __init__(self, disk: Qcow2Disk) -> None:
+        self.disk = disk
+        self.header = disk.header
+        self.refcounts = disk.refcounts
+        self.per_block = disk.refcounts.per_block
+        self.report = CheckReport()
+        # References found, in pieces of `per_block` clusters.
+        self.found: dict[int, array[int]] = {}
+        self.broken_blocks = False
+        self.file_clusters = -(-disk.storage.size // disk.cluster_size)
+
+    def run(self, repair: Repair) -> CheckReport:
+        self._count_all()
+        mend = repair is Repair.ALL and (self.broken_blocks or self._uncounted())
+        if mend:
+            self._compare(Repair.ALL, rebuild=True)
+            self._rebuild()
+        else:
+            self._compare(repair, rebuild=False)
+        self._check_flags(repair)
+        if repair is not Repair.NOTHING:
+            self.disk._write_back()
+            self.disk._flush_storages()
+            self._clear_marks()
+        return self.report
+
+    # ---- counting ---------------------------------------------------------
+
+    def _refer(self, offset: int, length: int, times: int = 1) -> None:
+        """Count the clusters of a range of the file as referred to."""
+        bits = self.header.cluster_bits
+        for cluster in range(offset >> bits, ((offset + length - 1) >> bits) + 1):
+            index, place = divmod(cluster, self.per_block)
+            piece = self.found.get(index)
+            if piece is None:
+                piece = self.found[index] = array("I", bytes(4 * self.per_block))
+            piece[place] = min(_COUNT_MAX, piece[place] + times)
+
+    def _sound(self, offset: int, length: int, what: str) -> bool:
+        """Whether a range is aligned and in the file; if not, it is an error."""
+        end = self.file_clusters << self.header.cluster_bits
+        if offset & (self.disk.cluster_size - 1) == 0 and offset + length <= end:
+            return True
+        self.report.error(f"{what} is at {offset:#x}: not aligned or behind the end of the file")
+        return False
+
+    def _count_all(self) -> None:
+        header, size = self.header, self.disk.cluster_size
+        self._refer(0, size)
+        l1_tables = Counter({(header.l1_offset, header.l1_size): 1})
+        try:
+            entries, length = read_table(self.disk)
+        except DiskFormatError as fault:
+            self.report.error(fault.message)
+            entries, length = [], 0
+        if length:
+            self._refer(header.snapshots_offset, length)
+        l1_tables.update((entry.l1_offset, entry.l1_size) for entry in entries)
+        l2_tables: Counter[int] = Counter()
+        for (offset, count), times in l1_tables.items():
+            if count and self._sound(offset, count * 8, "an L1 table"):
+                self._refer(offset, count * 8, times)
+                for value in self._words(offset, count):
+                    if value & OFFSET:
+                        l2_tables[value & OFFSET] += times
+        for offset, times in l2_tables.items():
+            if self._sound(offset, size, "an L2 table"):
+                self._refer(offset, size, times)
+                self._count_table(offset, times)
+        self._count_bitmaps()
+        self._count_refcounts()
+
+    def _words(self, offset: int, count: int) -> array[int]:
+        items = array("Q")
+        items.frombytes(self.disk.storage.read(offset, count * 8))
+        items.byteswap()
+        return items
+
+    def _count_table(self, offset: int, times: int) -> None:
+        bits, size = self.header.cluster_bits, self.disk.cluster_size
+        external = self.disk.map.external
+        for entry in self._words(offset, size >> 3)[:: self.disk.map.words]:
+            if entry & COMPRESSED:
+                self.report.compressed_clusters += 1
+                self.report.allocated_clusters += 1
+                at, length = place_of(entry, bits)
+                if at + length > self.file_clusters << bits:
+                    self.report.error(f"a compressed cluster at {at:#x} is behind the file's end")
+                else:
+                    self._refer(at, length, times)
+            elif entry & OFFSET:
+                self.report.allocated_clusters += not entry & ZERO
+                if external:
+                    continue
+                host = entry & OFFSET
+                if self._sound(host, size, "a cluster"):
+                    self._refer(host, size, times)
+
+    def _count_bitmaps(self) -> None:
+        extension = self.header.bitmaps
+        if extension is None:
+            return
+        try:
+            bitmaps = self.disk.bitmaps.read()
+            self._refer(extension.directory_offset, extension.directory_size)
+            for bitmap in bitmaps:
+                if not bitmap.table_size:
+                    continue
+                table = self.disk.bitmaps.table(bitmap)
+                self._refer(bitmap.table_offset, bitmap.table_size * 8)
+                for entry in table.items:
+                    if entry & OFFSET and self._sound(
+                        entry & OFFSET, self.disk.cluster_size, "a bitmap's data"
+                    ):
+                        self._refer(entry & OFFSET, self.disk.cluster_size)
+        except DiskFormatError as fault:
+            self.report.error(fault.message)
+
+    def _count_refcounts(self) -> None:
+        header, size = self.header, self.disk.cluster_size
+        length = header.reftable_clusters * size
+        if not length or not self._sound(header.reftable_offset, length, "the refcount table"):
+            self.broken_blocks = True
+            return
+        self._refer(header.reftable_offset, length)
+        seen: set[int] = set()
+        for value in self.refcounts.table.items:
+            offset = value & REFTABLE_OFFSET
+            if not offset:
+                continue
+            if not self._sound(offset, size, "a refcount block"):
+                self.broken_blocks = True
+                continue
+            if offset in seen:
+                self.report.error(f"the refcount block at {offset:#x} is used twice")
+                self.broken_blocks = True
+            seen.add(offset)
+            self._refer(offset, size)
+
+    # ---- comparing --------------------------------------------------------
+
+    def _uncounted(self) -> bool:
+        """Whether clusters are in use that no refcount block covers."""
+        return any(any(p) and self._block(i) is None for i, p in self.found.items())
+
+    def _block(self, index: int) -> array[int] | None:
+        try:
+            block = self.refcounts.block(index)
+        except DiskError:
+            return None
+        return block.items if block is not None else None
+
+    def _compare(self, repair: Repair, *, rebuild: bool) -> None:
+        filled = {n for n, v in enumerate(self.refcounts.table.items) if v & REFTABLE_OFFSET}
+        for index in sorted(filled | set(self.found)):
+            wanted, stored = self.found.get(index), self._block(index)
+            used, counted = _used(wanted), _used(stored)
+            if used:
+                end = (index * self.per_block + used) << self.header.cluster_bits
+                self.report.image_end = max(self.report.image_end, end)
+            length = max(used, counted)
+            want = wanted[:length] if wanted is not None else array("I", bytes(4 * length))
+            have = stored[:length] if stored is not None else array("I", bytes(4 * length))
+            if want == have:
+                continue
+            for place in range(length):
+                if have[place] != want[place]:
+                    cluster = index * self.per_block + place
+                    self._mismatch(cluster, have[place], want[place], repair, rebuild)
+
+    def _mismatch(self, cluster: int, have: int, want: int, repair: Repair, rebuild: bool) -> None:
+        leak = have > want
+        fix = repair is Repair.ALL or (leak and repair is Repair.LEAKS)
+        fixable = fix and want <= self.refcounts.maximum
+        text = f"cluster {cluster} has refcount {have} and {want} references"
+        if leak:
+            self.report.leak(text, fixed=fixable)
+        else:
+            self.report.error(text, fixed=fixable)
+        if fixable and not rebuild:
+            self.refcounts.set(cluster, want)
+
+    def _rebuild(self) -> None:
+        """Write a whole new refcount structure behind the end of the file."""
+        header = self.header
+        length = max(self.file_clusters, (max(self.found) + 1) * self.per_block)
+        while length > self.file_clusters and not self._found(length - 1):
+            length -= 1
+        counts = [min(self._found(n), self.refcounts.maximum) for n in range(length)]
+        self._drop_old_structure(counts)
+        reftable, blocks = plan_refcounts(header, length)
+        counts += [1] * (reftable + blocks)
+        write_refcounts(self.disk.storage, header, counts, length, reftable, blocks)
+        self.disk.storage.flush()
+        header.reftable_offset = length << header.cluster_bits
+        header.reftable_clusters = reftable
+        header.write(self.disk.storage)
+        self.disk.storage.flush()
+        self.disk.refcounts = self.refcounts = Refcounts(self.disk.storage, header)
+        self.disk.map.refcounts = self.refcounts
+        self.report.errors_fixed = self.report.errors
+
+    def _found(self, cluster: int) -> int:
+        piece = self.found.get(cluster // self.per_block)
+        return piece[cluster % self.per_block] if piece is not None else 0
+
+    def _drop_old_structure(self, counts: list[int]) -> None:
+        header, bits = self.header, self.header.cluster_bits
+        old = [header.reftable_offset + (n << bits) for n in range(header.reftable_clusters)]
+        old += [value & REFTABLE_OFFSET for value in self.refcounts.table.items]
+        for offset in old:
+            cluster = offset >> bits
+            if offset and offset & (self.disk.cluster_size - 1) == 0 and cluster < len(counts):
+                counts[cluster] = max(0, counts[cluster] - 1)
+
+    # ---- flags ------------------------------------------------------------
+
+    def _check_flags(self, repair: Repair) -> None:
+        """A COPIED flag says that the refcount is exactly one."""
+        disk = self.disk
+        if disk.map.external:
+            return
+        bits, step = self.header.cluster_bits, disk.map.words
+        fix = repair is Repair.ALL
+        for number, l1_entry in enumerate(disk.map.l1.items):
+            offset = l1_entry & OFFSET
+            if not offset or not self._readable(offset):
+                continue
+            if self._wrong(l1_entry, offset >> bits):
+                self.report.error(f"L1 entry {number} has a wrong COPIED flag", fixed=fix)
+                if fix:
+                    disk.map.l1.set(number, l1_entry ^ COPIED)
+            table = disk.map.table(number)
+            assert table is not None
+            for place in range(0, len(table.items), step):
+                entry = table.items[place]
+                if entry & COMPRESSED or not entry & OFFSET:
+                    continue
+                if self._wrong(entry, (entry & OFFSET) >> bits):
+                    where = f"L2 entry {place // step} of table {number}"
+                    self.report.error(f"{where} has a wrong COPIED flag", fixed=fix)
+                    if fix:
+                        disk.map.retag(number, place, entry ^ COPIED)
+            if disk.map.crowded:
+                disk._write_back()
+
+    def _readable(self, offset: int) -> bool:
+        aligned = offset & (self.disk.cluster_size - 1) == 0
+        return aligned and offset < self.disk.storage.size
+
+    def _wrong(self, entry: int, cluster: int) -> bool:
+        try:
+            single = self.refcounts.get(cluster) == 1
+        except DiskError:
+            return False
+        return single != bool(entry & COPIED)
+
+    def _clear_marks(self) -> None:
+        """Take the dirty and corrupt marks away when nothing is wrong any more."""
+        header = self.header
+        if self.report.errors == self.report.errors_fixed and header.incompatible & (
+            DIRTY | CORRUPT
+        ):
+            header.incompatible &= ~(DIRTY | CORRUPT)
+            header.write(self.disk.storage)
+            self.disk.storage.flush()
+
+
+def _used(counts: array[int] | None) -> int:
+    """Return how many entries there are up to the last one that is not zero."""
+    if counts is None:
+        return 0
+    return -(-len(counts.tobytes().rstrip(b"\0")) // counts.itemsize)

@@ -1,0 +1,291 @@
+"""Random instructions on an engine and on the host CPU, compared.
+
+    python -m tests.oracle.fuzz --engine unicorn --seconds 20
+    python -m tests.oracle.fuzz --engine tests.jit.executors:Interpreter --only 'add,sh*' --seed 7
+
+An engine is a name below or `module:callable`, the callable giving an
+`Executor`. Every round makes one case of every chosen form, so that rare
+instructions get as much as common ones. The same seed gives the same cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from tests.oracle.cases import Generator, select_forms
+from tests.oracle.compare import comparable, compare, explain, vector_name
+from tests.oracle.encodings import disassemble
+from tests.oracle.isolate import Isolated
+from tests.oracle.model import (
+    FIXED_FLAGS,
+    FX_INIT,
+    GPR_NAMES,
+    Case,
+    Executor,
+    Outcome,
+    State,
+    fx_image,
+)
+from tests.oracle.native import Native
+
+ENGINES: Final = {
+    "native": "tests.oracle.native:Native",
+    "unicorn": "tests.oracle.unicorn_peer:Unicorn",
+}
+_BATCH: Final = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A case on which the engine differs, and both outcomes."""
+
+    case: Case
+    expected: Outcome
+    got: Outcome
+
+    def explain(self) -> str:
+        return explain(self.expected, self.got, self.case)
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run saw: counts per mnemonic, and the first mismatches of each."""
+
+    instances: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    wrong: Counter[str] = field(default_factory=Counter)
+    vectors: Counter[str] = field(default_factory=Counter)
+    encodings: set[tuple[object, ...]] = field(default_factory=set)
+    mismatches: list[Mismatch] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, case: Case, expected: Outcome, got: Outcome, keep: int) -> None:
+        """Count one case; keep the first `keep` mismatches of its mnemonic."""
+        name = case.mnemonic
+        self.instances[name] += 1
+        self.vectors[vector_name(expected.vector)] += 1
+        if not comparable(expected, got):
+            self.skipped[name] += 1
+        elif compare(expected, got, case):
+            self.wrong[name] += 1
+            if self.wrong[name] <= keep:
+                self.mismatches.append(Mismatch(case, expected, got))
+
+    def table(self, everything: bool = False) -> str:
+        """Per mnemonic: instances, mismatches, skipped; only the wrong ones unless asked."""
+        lines = [f"{'mnemonic':12} {'instances':>9} {'wrong':>7} {'skipped':>8}"]
+        for name in sorted(self.instances, key=lambda n: (-self.wrong[n], n)):
+            if everything or self.wrong[name] or self.skipped[name]:
+                lines.append(
+                    f"{name:12} {self.instances[name]:9} {self.wrong[name]:7}"
+                    f" {self.skipped[name]:8}"
+                )
+        total = self.instances.total()
+        lines.append(
+            f"{total} instances of {len(self.instances)} mnemonics in {self.seconds:.1f} s"
+            f" ({total / max(self.seconds, 1e-9):,.0f}/s), {self.wrong.total()} wrong in"
+            f" {len(self.wrong)} mnemonics, {self.skipped.total()} skipped"
+        )
+        lines.append("ended with: " + ", ".join(f"{k} {n}" for k, n in self.vectors.most_common()))
+        return "\n".join(lines)
+
+
+def case_batches(
+    seed: int, only: str | None = None, modes: tuple[int, ...] = (64, 32)
+) -> Iterator[list[Case]]:
+    """Endless batches; every round has one case of every form, in random order."""
+    forms = [form for mode in modes for form in select_forms(mode, only)]
+    if not forms:
+        raise ValueError(f"no instruction is called {only!r}")
+    generator = Generator(seed)
+    while True:
+        order = forms * max(1, _BATCH // len(forms) // 2)
+        generator.rng.shuffle(order)
+        for start in range(0, len(order), _BATCH):
+            yield [generator.case(form) for form in order[start : start + _BATCH]]
+
+
+def run_fuzz(
+    oracle: Executor,
+    engine: Executor,
+    seconds: float | None = None,
+    instances: int | None = None,
+    seed: int = 0,
+    only: str | None = None,
+    modes: tuple[int, ...] = (64, 32),
+    keep: int = 3,
+) -> Report:
+    """Compare until the time is over or so many instances have run."""
+    report = Report()
+    started = time.monotonic()
+    for batch in case_batches(seed, only, modes):
+        cases = batch
+        if instances is not None:
+            cases = batch[: instances - report.instances.total()]
+        expected = oracle.run(cases)
+        for case, want, have in zip(cases, expected, engine.run(cases), strict=True):
+            report.add(case, want, have, keep)
+        report.seconds = time.monotonic() - started
+        if seconds is not None and report.seconds >= seconds:
+            break
+        if instances is not None and report.instances.total() >= instances:
+            break
+    return report
+
+
+def shrink(mismatch: Mismatch, oracle: Executor, engine: Executor) -> Mismatch:
+    """The same mismatch with as many inputs as possible at their defaults."""
+    best = mismatch
+    goal = _signature(mismatch)
+    for simplify in _simplifications(mismatch.case):
+        case = simplify(best.case)
+        if case == best.case:
+            continue
+        candidate = Mismatch(case, oracle.run([case])[0], engine.run([case])[0])
+        if comparable(candidate.expected, candidate.got) and _signature(candidate) == goal:
+            best = candidate
+    return best
+
+
+def _signature(mismatch: Mismatch) -> tuple[str, ...]:
+    """Which things differ, without the values."""
+    lines = compare(mismatch.expected, mismatch.got, mismatch.case)
+    return tuple(line.split(":")[0] for line in lines if not line.startswith("memory"))
+
+
+def _simplifications(case: Case) -> Iterator[Callable[[Case], Case]]:
+    def change(case: Case, state: State) -> Case:
+        return Case(case.code, state, case.memory, case.mode, case.mnemonic)
+
+    yield lambda c: change(c, c.state.replace(fxsave=FX_INIT))
+    yield lambda c: change(c, c.state.replace(rflags=FIXED_FLAGS))
+    for number in range(16):
+        yield lambda c, n=number: change(c, c.state.replace(gpr={n: 0}))
+    for patch in case.memory:
+        yield lambda c, p=patch: Case(
+            c.code, c.state, tuple(m for m in c.memory if m != p), c.mode, c.mnemonic
+        )
+    for part in range(6):
+        yield lambda c, p=part: change(c, _simpler_fx(c.state, p))
+    for number in range(24):
+        yield lambda c, n=number: change(c, _without_vector(c.state, n))
+
+
+def _simpler_fx(state: State, part: int) -> State:
+    image = bytearray(state.fxsave)
+    start, end = ((0, 2), (2, 4), (4, 5), (24, 28), (32, 160), (160, 416))[part]
+    image[start:end] = FX_INIT[start:end]
+    return state.replace(fxsave=bytes(image))
+
+
+def _without_vector(state: State, number: int) -> State:
+    image = bytearray(state.fxsave)
+    image[32 + 16 * number : 48 + 16 * number] = bytes(16)
+    return state.replace(fxsave=bytes(image))
+
+
+def as_test(mismatch: Mismatch) -> str:
+    """The case as a test to paste."""
+    case = mismatch.case
+    state = case.state
+    gpr = {n: v for n, v in zip(GPR_NAMES, state.gpr, strict=True) if v}
+    arguments = ["{" + ", ".join(f'"{n}": {v:#x}' for n, v in gpr.items()) + "}"]
+    arguments.append(f"rip={state.rip:#x}")
+    if state.rflags != FIXED_FLAGS:
+        arguments.append(f"rflags={state.rflags:#x}")
+    if state.fxsave != FX_INIT:
+        arguments.append(f"fxsave={_fx_source(state)}")
+    memory = "".join(f'({a:#x}, bytes.fromhex("{c.hex()}")), ' for a, c in case.memory)
+    text = disassemble(case.code, state.rip, case.mode)
+    return f"""\
+def test_{case.mnemonic}_{case.code.hex()}(native: Executor, engine: Executor) -> None:
+    # {text}
+    case = Case(
+        bytes.fromhex("{case.code.hex()}"),
+        State.build({", ".join(arguments)}),
+        memory=({memory.rstrip() if memory else ""}),
+        mode={case.mode},
+        mnemonic="{case.mnemonic}",
+    )
+    assert not compare(native.run([case])[0], engine.run([case])[0], case)
+"""
+
+
+def _fx_source(state: State) -> str:
+    parts = [
+        f"{name}={value:#x}"
+        for name, value, default in (
+            ("fcw", state.fcw, 0x37F),
+            ("fsw", state.fsw, 0),
+            ("ftw", state.ftw, 0),
+            ("mxcsr", state.mxcsr, 0x1F80),
+        )
+        if value != default
+    ]
+    for name, values in (
+        ("st", [state.st(i) for i in range(8)]),
+        ("xmm", [state.xmm(i) for i in range(16)]),
+    ):
+        while values and not any(values[-1]):
+            values.pop()
+        if values:
+            parts.append(f"{name}=[" + ", ".join(
+                f'bytes.fromhex("{v.hex()}")' if any(v) else f"bytes({len(v)})" for v in values
+            ) + "]")  # fmt: skip
+    result = f"fx_image({', '.join(parts)})"
+    return result if eval(result, {"fx_image": fx_image}) == state.fxsave else (  # noqa: S307
+        f'bytes.fromhex("{state.fxsave.hex()}")'
+    )
+
+
+def load_engine(name: str) -> Callable[[], Executor]:
+    """The factory behind a name in `ENGINES` or a `module:callable`."""
+    module, _, attribute = ENGINES.get(name, name).partition(":")
+    factory: Callable[[], Executor] = getattr(importlib.import_module(module), attribute)
+    return factory
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 1 when something was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--engine", required=True, help=f"{', '.join(ENGINES)}, or module:callable")
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--instances", type=int, help="stop after so many")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="mnemonics, comma separated; a * at the end matches more")
+    parser.add_argument("--mode", choices=("64", "32", "both"), default="both")
+    parser.add_argument("--show", type=int, default=5, help="how many reproducers to print")
+    parser.add_argument("--all", action="store_true", help="list the right mnemonics too")
+    parser.add_argument("--in-process", action="store_true", help="do not isolate the engine")
+    options = parser.parse_args(arguments)
+    factory = load_engine(options.engine)
+    modes = (64, 32) if options.mode == "both" else (int(options.mode),)
+    engine = factory() if options.in_process else Isolated(factory, options.engine)
+    with Native() as oracle:
+        report = run_fuzz(
+            oracle, engine, options.seconds, options.instances, options.seed, options.only, modes
+        )
+        shown = set()
+        for mismatch in report.mismatches:
+            if len(shown) == options.show:
+                break
+            if mismatch.case.mnemonic in shown:
+                continue
+            shown.add(mismatch.case.mnemonic)
+            small = shrink(mismatch, oracle, engine)
+            print(small.explain(), as_test(small), sep="\n\n", end="\n\n")
+    print(report.table(options.all))
+    if isinstance(engine, Isolated):
+        engine.close()
+    return 1 if report.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
