@@ -175,7 +175,9 @@ def test_segment_loads_and_questions(guest, peer, source):
         patches = [
             (GDT + FREE, struct.pack("<QQ", random_descriptor(rng), 0)),
             (DATA, struct.pack("<QH", rng.getrandbits(32), selector)),
-            (DATA + 4, struct.pack("<H", selector)) if "rax" not in source else (DATA + 8, struct.pack("<H", selector)),
+            (DATA + 4, struct.pack("<H", selector))
+            if "rax" not in source
+            else (DATA + 8, struct.pack("<H", selector)),
         ]
         gpr = {"rcx": selector, "rbx": DATA, "rax": 0x1111_2222_3333_4444}
         vectors.add(compare(guest, peer, code, gpr, patches))
@@ -200,7 +202,12 @@ def test_far_jumps_and_calls(guest, peer, source):
         target = rng.choice((DATA + 0x100, DATA + 0x100, 0, rng.getrandbits(20)))
         patches = [
             (GDT + FREE, struct.pack("<QQ", descriptor, 0)),
-            (DATA, struct.pack("<QH", target, selector) if "rex64" in source else struct.pack("<IH", target, selector)),
+            (
+                DATA,
+                struct.pack("<QH", target, selector)
+                if "rex64" in source
+                else struct.pack("<IH", target, selector),
+            ),
             (DATA + 0x100, b"\xf4"),
             (0, b"\xf4"),
         ]

@@ -124,6 +124,8 @@ class Machine:
         self.serial.connect(self.board.serial.push)
         self.board.serial.on_room = self.serial.room
         self._vm.on_eoi = self.board.end_of_interrupt
+        for bell in self.board.doorbells():
+            self._vm.add_doorbell(bell.address, bell.width, bell.value, bell.ring)
         self._debugger = Debugger(self)
         self._make_threads()
         self._booted = kernel is None
@@ -246,9 +248,10 @@ class Machine:
         with self._freezing:
             self.control.set(Wanted.PAUSE)
             self.control.wait_parked()
+            # What was rung still reaches the devices; then they finish it.
+            self._vm.settle()
             for part in self.board.parts.values():
                 part.pause()
-            self._vm.settle()
 
     def resume(self) -> None:
         """Go on after `pause` or a breakpoint."""
