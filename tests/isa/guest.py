@@ -14,7 +14,6 @@ from typing import Any
 
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.soft.native import native_engine
-from ringzero.engine.soft.vcpu import SoftVcpu
 from ringzero.engine.soft.vm import SoftVm
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpuid import CpuidLeaf
@@ -130,8 +129,8 @@ class Guest:
         self.memory = GuestMemory([(0, SIZE)])
         self.vm = SoftVm(native_engine(), self.memory, cpuid or [], 1_000_000_000)
         self.interrupts = QuietInterrupts()
-        self.vcpu = SoftVcpu(self.vm, 0, self.interrupts)
-        self.cpu = self.vcpu.cpu
+        self.vcpu = self.vm.create_vcpu(0, self.interrupts)
+        self.cpu: Any = self.vcpu.cpu
         self._tables()
         self.state = CpuState(
             rip=CODE,
@@ -172,6 +171,7 @@ class Guest:
         self.q(GDT + TSS_SELECTOR, segment_descriptor(TSS, 0x67, 0x8B))
         for vector in range(256):
             self.gate(vector)
+        self.write(TSS + 0x66, b"\xff\xff")  # no I/O permission bitmap
         for n, pointer in enumerate((RSP0, RSP1, RSP2)):
             self.q(TSS + 4 + 8 * n, pointer)
         for n, pointer in enumerate(IST):

@@ -185,6 +185,12 @@ class HandlerOperation:
             return cpu + ((number & 7) << 4) + _FPR
         raise TypeError(f"operand {n} of {self.mnemonic} is no register that can be read")
 
+    def shift_count(self, n: int) -> Any:
+        return u64(self.read(n)) & (0x3F if self.size == 64 else 0x1F)
+
+    def is_nonzero(self, count: Any) -> Any:
+        return count != 0
+
     def register_number(self, n: int) -> Any:
         letter = self._form.operands[n].letter
         return u64(self.insn.reg if letter in "GSCDVP" else self.insn.rm)

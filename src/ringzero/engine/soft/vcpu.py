@@ -213,12 +213,13 @@ class SoftVcpu(Vcpu):
     def get_state(self) -> Any:
         from ringzero.isa.x86.state_io import read_state
 
-        return read_state(self.cpu)
+        return read_state(self.cpu, self.vm.engine.read_host_tsc(0))
 
     def set_state(self, state: Any) -> None:
         from ringzero.isa.x86.state_io import write_state
 
-        write_state(self.cpu, state)
+        write_state(self.cpu, state, self.vm.engine.read_host_tsc(0))
+        self.cpu.tsc_offset = self.vm.common_tsc_offset(self)
         self.flush()
 
     def debug(self, single_step: bool, breakpoints: tuple[int, ...] = ()) -> None:

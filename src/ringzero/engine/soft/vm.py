@@ -85,6 +85,20 @@ class SoftVm(Vm):
         vcpu.cpu.cpuid_table = ctypes.addressof(table)
         vcpu.cpu.cpuid_count = len(rows)
 
+    def common_tsc_offset(self, vcpu: SoftVcpu) -> int:
+        """Return the TSC offset for a vCPU whose own was just set.
+
+        It is another vCPU's when the two counters are less than a second apart:
+        then they are meant to be in step, and were only set one after the other.
+        """
+        wanted = int(vcpu.cpu.tsc_offset)
+        for other in self._vcpus:
+            offset = int(other.cpu.tsc_offset)
+            apart = (wanted - offset) & ((1 << 64) - 1)
+            if other is not vcpu and min(apart, (1 << 64) - apart) < self._tsc_hz:
+                return offset
+        return wanted
+
     def _written(self, gpa: int, count: int) -> None:
         """Drop translations of pages that a device wrote to."""
         if count <= 0:
@@ -103,7 +117,9 @@ class SoftVm(Vm):
         return self._tsc_hz
 
     def read_tsc(self) -> int:
-        return (self.engine.read_host_tsc(0) + self._tsc_offset) & ((1 << 64) - 1)
+        # A guest may set its TSC; all vCPUs are taken to agree with the first one's.
+        offset = self._vcpus[0].cpu.tsc_offset if self._vcpus else self._tsc_offset
+        return (self.engine.read_host_tsc(0) + offset) & ((1 << 64) - 1)
 
     def close(self) -> None:
         self._vcpus.clear()

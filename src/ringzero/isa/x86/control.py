@@ -15,6 +15,9 @@ from ringzero.native import select, staged, u16, u32, u64
 @staged
 def stack_mask(m: Operation) -> Any:
     """Return the mask of the stack pointer outside 64-bit mode: 32 or 16 bits by SS.B."""
+    if m.mode64 is not None:
+        # Translated code runs only while the segments are flat and 32 bits wide.
+        return u64(0xFFFFFFFF)
     big = (m.cpu.seg[SS].attributes & ATTR_DB) != 0
     return select(big, u64(0xFFFFFFFF), u64(0xFFFF))
 

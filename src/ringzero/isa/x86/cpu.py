@@ -265,6 +265,7 @@ class Cpu(Struct):
     exit_code = field(u64)
     slow_code = field(u64)
     generic_code = field(u64)
+    status_code = field(u64)  # flags.materialize_status
     resume = field(u64)  # host address to go on at after a slow or generic instruction
     slow_offset = field(u64)  # in-page offset of the instruction to run slowly
     generic_insn = field(u64)  # host address of the Insn to run by its handler

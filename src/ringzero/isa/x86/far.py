@@ -294,12 +294,8 @@ def return_to(
     else:
         set_segment(cpu, SS, stack_selector, stack)
     set_code_segment(cpu, selector, code, level)
-    if size == 2 and cpu.mode == MODE_64:
-        cpu.regs[RSP] = pointer & 0xFFFF
-    elif size == 8:
-        cpu.regs[RSP] = pointer
-    else:
-        set_stack_pointer(cpu, pointer)
+    # A 16-bit stack takes the low word only; the rest stays, as on processors.
+    set_stack_pointer(cpu, pointer)
     if outer:
         drop_inaccessible_segments(cpu)
 

@@ -179,6 +179,13 @@ def compute_status(cpu: Cpu) -> u64:
     return cpu.cc_src & ARITHMETIC_FLAGS
 
 
+@native(inline="never")
+def materialize_status(cpu: Cpu) -> None:
+    """Turn the lazy flags into STATUS form."""
+    cpu.cc_src = compute_status(cpu)
+    cpu.cc_op = STATUS
+
+
 @native
 def get_rflags(cpu: Cpu) -> u64:
     """Return the whole RFLAGS."""

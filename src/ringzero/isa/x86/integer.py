@@ -352,49 +352,7 @@ def _shift_forms(digit: int) -> list[str]:
 @staged
 def _count(m: Operation) -> Any:
     """The shift count, masked to 5 bits, or 6 for 64-bit operands."""
-    return u64(m.read(1)) & (0x3F if m.size == 64 else 0x1F)
-
-
-@instruction(*_shift_forms(4), *_shift_forms(6), rmw=True, fast=True)
-def shl(m: Operation) -> None:
-    """SHL, SAL (/6 is an undocumented alias)."""
-    count = _count(m)
-    value = u64(m.read(0))
-    if count != 0:
-        before = m.T(value << (count - 1))
-        result = m.T(before + before)
-        m.write(0, result)
-        m.set_flags(flags.SHL, result, before)
-    else:
-        _write_back(m)
-
-
-@instruction(*_shift_forms(5), rmw=True, fast=True)
-def shr(m: Operation) -> None:
-    """SHR."""
-    count = _count(m)
-    value = u64(m.read(0))
-    if count != 0:
-        before = value >> (count - 1)
-        result = m.T(before >> 1)
-        m.write(0, result)
-        m.set_flags(flags.SAR, result, m.T(before))
-    else:
-        _write_back(m)
-
-
-@instruction(*_shift_forms(7), rmw=True, fast=True)
-def sar(m: Operation) -> None:
-    """SAR."""
-    count = _count(m)
-    value = i64(m.S(m.read(0)))
-    if count != 0:
-        before = value >> (count - 1)
-        result = m.T(before >> 1)
-        m.write(0, result)
-        m.set_flags(flags.SAR, result, m.T(before))
-    else:
-        _write_back(m)
+    return m.shift_count(1)
 
 
 @staged
@@ -414,7 +372,7 @@ def rol(m: Operation) -> None:
     """ROL; OF is as for a count of 1."""
     count = _count(m)
     value = m.read(0)
-    if count != 0:
+    if m.is_nonzero(count):
         turn = count & (m.size - 1)
         back = (m.size - turn) & (m.size - 1)
         result = (value << turn) | (value >> back)
@@ -430,7 +388,7 @@ def ror(m: Operation) -> None:
     """ROR; OF is as for a count of 1."""
     count = _count(m)
     value = m.read(0)
-    if count != 0:
+    if m.is_nonzero(count):
         turn = count & (m.size - 1)
         back = (m.size - turn) & (m.size - 1)
         result = (value >> turn) | (value << back)
@@ -449,7 +407,7 @@ def rcl(m: Operation) -> None:
         count = count % (bits + 1)
     value = m.read(0)
     carry = m.flag(CF)
-    if count != 0:
+    if m.is_nonzero(count):
         # The operand with CF above it, as one number of width + 1 bits.
         whole = u128(value) | (u128(carry) << bits)
         n = u128(count)
@@ -471,7 +429,7 @@ def rcr(m: Operation) -> None:
         count = count % (bits + 1)
     value = m.read(0)
     carry = m.flag(CF)
-    if count != 0:
+    if m.is_nonzero(count):
         # The operand with CF above it, as one number of width + 1 bits.
         whole = u128(value) | (u128(carry) << bits)
         n = u128(count)
@@ -487,9 +445,9 @@ def rcr(m: Operation) -> None:
 def shld(m: Operation) -> None:
     """SHLD; a count above 16 of a 16-bit operand rotates the pair, as processors do."""
     bits = m.size
-    count = u64(m.read(2)) & (0x3F if bits == 64 else 0x1F)
+    count = m.shift_count(2)
     value, source = m.read(0), m.read(1)
-    if count != 0:
+    if m.is_nonzero(count):
         if bits == 16:
             pair = (u64(value) << 32) | (u64(source) << 16) | u64(source)
             result = u16((pair << count) >> 32)
@@ -508,9 +466,9 @@ def shld(m: Operation) -> None:
 def shrd(m: Operation) -> None:
     """SHRD; a count above 16 of a 16-bit operand rotates the pair, as processors do."""
     bits = m.size
-    count = u64(m.read(2)) & (0x3F if bits == 64 else 0x1F)
+    count = m.shift_count(2)
     value, source = m.read(0), m.read(1)
-    if count != 0:
+    if m.is_nonzero(count):
         if bits == 16:
             pair = (u64(value) << 32) | (u64(source) << 16) | u64(value)
             result = u16(pair >> count)
@@ -616,8 +574,8 @@ def _conditional(code: int, suffix: str) -> None:
         """SETcc."""
         m.write(0, u8(m.condition(code)))
 
-    instruction(f"0F {0x40 + code:02X} /r : Gv Ev", name="cmov" + suffix, fast=True)(cmov)
-    instruction(f"0F {0x90 + code:02X} /r : Eb", name="set" + suffix, fast=True)(setcc)
+    instruction(f"0F {0x40 + code:02X} /r : Gv Ev", name="cmov" + suffix, condition=code, fast=True)(cmov)
+    instruction(f"0F {0x90 + code:02X} /r : Eb", name="set" + suffix, condition=code, fast=True)(setcc)
 
 
 CONDITIONS = ("o", "no", "b", "ae", "e", "ne", "be", "a", "s", "ns", "p", "np", "l", "ge", "le", "g")
@@ -642,7 +600,7 @@ def cmpxchg(m: Operation) -> None:
     m.set_flags(flags.SUB, expected - old, old)
 
 
-@instruction("0F C0 /r : Eb Gb", "0F C1 /r : Ev Gv", rmw=True, lock=True, fast=True)
+@instruction("0F C0 /r : Eb Gb", "0F C1 /r : Ev Gv", rmw=True, lock=True)
 def xadd(m: Operation) -> None:
     """XADD."""
     old, source = m.read(0), m.read(1)

@@ -54,6 +54,12 @@ class Operation(Protocol):
     def effective_address(self, n: int) -> Any:
         """Return the address of memory operand `n` without the segment base (u64)."""
 
+    def shift_count(self, n: int) -> Any:
+        """Return operand `n` as a shift count (u64): masked to 5 bits, 6 for 64-bit operands."""
+
+    def is_nonzero(self, count: Any) -> Any:
+        """Return whether a shift count is not 0; known at generation time for some stencils."""
+
     def is_memory(self, n: int) -> bool:
         """Return (at generation time) whether operand `n` is memory in this variant."""
 

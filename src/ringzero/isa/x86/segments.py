@@ -393,10 +393,13 @@ def _visible(cpu: Any, selector: Any, attributes: Any) -> Any:
 
 @native(inline="never")
 def verify_segment(cpu: Cpu, selector: u32, write: u32) -> u64:
-    """VERR and VERW: return ZF (at its RFLAGS position), set when CPL may read (write) it."""
+    """VERR and VERW: return ZF (at its RFLAGS position), set when CPL may read (write) it.
+
+    Whether the segment is present does not matter (SDM vol. 2B, VERR).
+    """
     descriptor = query_descriptor(cpu, selector)
     attributes = descriptor_attributes(descriptor)
-    if attributes & (ATTR_S | ATTR_P) != ATTR_S | ATTR_P or not _visible(cpu, selector, attributes):
+    if attributes & ATTR_S == 0 or not _visible(cpu, selector, attributes):
         return u64(0)
     code = attributes & TYPE_CODE != 0
     if write != 0:

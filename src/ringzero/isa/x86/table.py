@@ -210,6 +210,7 @@ def instruction(*forms: str, name: str | None = None, **attributes: Any) -> Call
     sized       behaves by operand size though no operand says so
     fpu         needs CR0.EM = CR0.TS = 0 (#NM otherwise);  sse: and CR4.OSFXSR (#UD)
     privileged  #GP(0) when CPL is not 0
+    condition   the condition code (0-15) of a CMOVcc or SETcc
     fast        the translator compiles it into stencils with registers pinned
     """
 
