@@ -179,13 +179,7 @@ def test_compressed(kind, cluster_size, more, tmp_path, qemu_img, qemu_io):
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {"compat": "0.10"},
-        {"cluster_size": "512"},
-        {"extended_l2": "on"},
-        {"refcount_bits": "4"},
-    ],
+    [{}, {"compat": "0.10"}, {"cluster_size": "512"}, {"extended_l2": "on"}, {"refcount_bits": "4"}],
     ids=str,
 )
 @pytest.mark.parametrize("maker", ["ringzero", "qemu"])

@@ -271,9 +271,7 @@ def test_fault_of_the_double_fault_shuts_down(guest, how):
 def test_double_fault_runs_its_handler_and_can_return(guest):
     guest.gate(13, kind=0x10E)
     guest.gate(8, DATA)
-    guest.write(
-        DATA, bytes.fromhex("5b 48 c7 04 24") + struct.pack("<I", CODE + 0x40) + b"\x48\xcf"
-    )
+    guest.write(DATA, bytes.fromhex("5b 48 c7 04 24") + struct.pack("<I", CODE + 0x40) + b"\x48\xcf")
     guest.write(CODE + 0x40, b"\xf4")
     end = guest.run("mov eax, 0x200; mov ds, eax", rbx=1)
     assert end.vector is None and end.reg(x86.RBX) == 0
@@ -344,7 +342,7 @@ def test_page_fault_reports_error_code_and_address(user):
 def test_gate_helper_matches_the_manual():
     # Offset 15:0, selector, IST, type and DPL and P, offset 31:16, offset 63:32 (figure 6-8).
     raw = gate(0x1122334455667788, 0x10, 0xE, 3, 5)
-    assert raw.hex() == "8877100005ee66554433221100000000"
+    assert raw.hex() == "88771000" "05ee6655" "44332211" "00000000"
 
 
 def test_descriptor_helper_matches_the_manual():

@@ -240,11 +240,8 @@ def _fx_source(state: State) -> str:
                 f'bytes.fromhex("{v.hex()}")' if any(v) else f"bytes({len(v)})" for v in values
             ) + "]")  # fmt: skip
     result = f"fx_image({', '.join(parts)})"
-    return (
-        result
-        if eval(result, {"fx_image": fx_image}) == state.fxsave
-        # noqa: S307
-        else (f'bytes.fromhex("{state.fxsave.hex()}")')
+    return result if eval(result, {"fx_image": fx_image}) == state.fxsave else (  # noqa: S307
+        f'bytes.fromhex("{state.fxsave.hex()}")'
     )
 
 

@@ -36,7 +36,9 @@ FS_BASE: Final = DATA_BASE + 0x140
 GS_BASE: Final = DATA_BASE + 0x1180
 """Segment bases in every case, 64-bit mode only (32-bit code sees the same)."""
 
-GPR_NAMES: Final = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
+GPR_NAMES: Final = (
+    "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
+)
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 
 FLAG_BITS: Final = {

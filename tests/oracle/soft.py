@@ -82,7 +82,9 @@ class Soft:
         self.vcpu = SoftVcpu(self.vm, 0, NoInterrupts())
         self.cpu = self.vcpu.cpu
         self._enter = getattr(engine, entry)
-        self._gprs = (ctypes.c_uint64 * 16).from_address(self.vcpu.address + Cpu.offset_of("regs"))
+        self._gprs = (ctypes.c_uint64 * 16).from_address(
+            self.vcpu.address + Cpu.offset_of("regs")
+        )
         self._build_tables()
         self._mode = 0
 
@@ -194,14 +196,18 @@ class Soft:
     def _outcome(self, vector: int, code: bytearray, data: bytearray) -> Outcome:
         cpu = self.cpu
         pushed = 6 if vector in _WITH_CODE else 5
-        frame = struct.unpack(f"<{pushed}Q", self.memory.read(STACK_TOP - 8 * pushed, 8 * pushed))
+        frame = struct.unpack(
+            f"<{pushed}Q", self.memory.read(STACK_TOP - 8 * pushed, 8 * pushed)
+        )
         error = frame[0] if pushed == 6 else 0
         rip, _cs, rflags, rsp, _ss = frame[pushed - 5 :]
         gprs = list(self._gprs)
         gprs[4] = rsp
         address = self.vcpu.address
         top = cpu.ftop
-        st = [ctypes.string_at(address + Cpu.offset_of("fpr", (n + top) & 7), 10) for n in range(8)]
+        st = [
+            ctypes.string_at(address + Cpu.offset_of("fpr", (n + top) & 7), 10) for n in range(8)
+        ]
         xmm = ctypes.string_at(address + Cpu.offset_of("xmm"), 256)
         image = fx_image(
             cpu.fcw, (cpu.fsw | top << 11) & 0xFFFF, cpu.ftags, cpu.mxcsr, st,

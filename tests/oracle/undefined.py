@@ -41,7 +41,9 @@ _CONDITION_SETTERS: Final = frozenset(
 )
 """x87 instructions that define C0, C2 and C3 (FSIN and its kin only C2)."""
 _C2_ONLY: Final = frozenset(("fptan", "fsin", "fcos", "fsincos"))
-TRANSCENDENTAL: Final = frozenset("f2xm1 fyl2x fyl2xp1 fpatan fptan fsin fcos fsincos".split())
+TRANSCENDENTAL: Final = frozenset(
+    "f2xm1 fyl2x fyl2xp1 fpatan fptan fsin fcos fsincos".split()
+)
 APPROXIMATE: Final = frozenset("rcpps rcpss rsqrtps rsqrtss".split())
 
 

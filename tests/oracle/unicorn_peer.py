@@ -69,7 +69,9 @@ TIME_LIMIT: Final = 10_000_000
 """Microseconds for a program or a system case."""
 
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1 << 0, 1 << 8, 1 << 10, 1 << 11
-CR0_PE, CR0_MP, CR0_ET, CR0_NE, CR0_WP, CR0_AM, CR0_PG = (1 << n for n in (0, 1, 4, 5, 16, 18, 31))
+CR0_PE, CR0_MP, CR0_ET, CR0_NE, CR0_WP, CR0_AM, CR0_PG = (
+    1 << n for n in (0, 1, 4, 5, 16, 18, 31)
+)
 CR4_PAE, CR4_PGE, CR4_OSFXSR, CR4_OSXMMEXCPT = (1 << n for n in (5, 7, 9, 10))
 CR4_PCIDE, CR4_SMEP, CR4_SMAP = (1 << n for n in (17, 20, 21))
 CR0_LONG: Final = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG

@@ -109,10 +109,7 @@ class QemuMachine:
         for number, disk in enumerate(config.disks):
             read_only = "on" if disk.read_only else "off"
             arguments += [
-                *(
-                    "-drive",
-                    f"if=none,id=d{number},file={disk.path},readonly={read_only},format=raw",
-                ),
+                *("-drive", f"if=none,id=d{number},file={disk.path},readonly={read_only},format=raw"),
                 *("-device", f"virtio-blk-device,drive=d{number}"),
             ]
         if config.agent:
