@@ -75,7 +75,7 @@ def test_a_disk_is_read_and_written(tmp_path):
     disk.write_bytes(data + bytes(1 << 20))
     from ringzero.config.machine import DiskConfig
 
-    disks = (DiskConfig(path=disk),)
+    disks = (DiskConfig(path=disk, format="raw"),)
     with Machine(image="micro", engine="kvm", memory="256M", disks=disks) as machine:
         result = machine.run(
             "head -c 1048576 /dev/vda | sha256sum && "
