@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import platform
 import shutil
-import stat
-from pathlib import Path
 from typing import Any
 
 import ringzero
@@ -39,19 +36,16 @@ class Info(Verb):
         return 0
 
 
-def _line(value: Any) -> str:
-    """Return what a person wants to know of `value`; all of it is in the JSON."""
-    if isinstance(value, dict):
-        return ": ".join(map(str, value.values()))
-    return str(value)
-
-
 def collect() -> dict[str, dict[str, Any]]:
     """Return the facts by section, as plain values."""
+    from ringzero.engine import info as engine_info
     from ringzero.image.micro import list_images
     from ringzero.units import format_size
 
     cache = CACHE_DIR.get()
+    size = sum(
+        file.stat().st_size for file in cache.rglob("*") if file.is_file() and not file.is_symlink()
+    )
     return {
         "ringzero": {"version": ringzero.__version__, "python": platform.python_version()},
         "host": {
@@ -60,8 +54,8 @@ def collect() -> dict[str, dict[str, Any]]:
             "kvm": _kvm(),
             "apt-get": shutil.which("apt-get") or "not installed",
         },
-        "engines": _engines(),
-        "cache": {"directory": str(cache), "size": format_size(_size(cache))},
+        "engines": {**engine_info.engines(), "auto": engine_info.chosen()},
+        "cache": {"directory": str(cache), "size": format_size(size)},
         "images": {image.name: image.digest[:12] for image in list_images(cache)},
         "settings": {
             name: os.environ.get(name) or f"(not set) {setting.help}"
@@ -70,37 +64,14 @@ def collect() -> dict[str, dict[str, Any]]:
     }
 
 
-def _engines() -> dict[str, Any]:
-    """Return each engine's verdict on this host; nothing is compiled for it."""
-    from ringzero.engine import select
-    from ringzero.engine.contract import ENGINES
-    from ringzero.errors import RingzeroError
-
-    facts: dict[str, Any] = {}
-    for name in ENGINES.names():
-        try:
-            found = select.judge(ENGINES.get(name)())
-            facts[name] = {"usability": found.usability.value, "reason": found.reason}
-        except RingzeroError as fault:
-            facts[name] = {"usability": "unusable", "reason": fault.message}
-    try:
-        facts["auto"] = select.choose_auto()[1]
-    except RingzeroError as fault:
-        facts["auto"] = f"no engine: {fault.message}"
-    return facts
-
-
-def _size(directory: Path) -> int:
-    total = 0
-    for file in directory.rglob("*"):
-        # Others may be at work in the cache, and take files away.
-        with contextlib.suppress(OSError):
-            found = file.lstat()
-            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
-    return total
+def _line(value: Any) -> Any:
+    """Return what a reader gets of one fact; --json gives all of it."""
+    if isinstance(value, dict) and "usability" in value:
+        return f"{value['usability']}: {value['reason']}"
+    return value
 
 
 def _kvm() -> str:
-    if not Path("/dev/kvm").exists():
+    if not os.path.exists("/dev/kvm"):  # noqa: PTH110 - no Path is needed for it
         return "no /dev/kvm"
     return "present" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "present, not for you"
