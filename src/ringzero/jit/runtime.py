@@ -22,10 +22,9 @@ from ringzero.isa.x86.mmu import fetch_page, jump_entry
 from ringzero.isa.x86.mxcsr import MASKS
 from ringzero.jit.module import Module
 from ringzero.jit.stencil_ops import CONVENTION, PARAMETERS, PINNED
-from ringzero.jit.tables import COUNTERS, Block, Translator
-from ringzero.jit.translate import BLOCK_LIMIT, translate
+from ringzero.jit.tables import BLOCK_LIMIT, COUNTERS, Block, Translator
+from ringzero.jit.translate import translate
 from ringzero.native import (
-
     call_address,
     i64,
     load,

@@ -13,11 +13,11 @@ from ringzero.engine.contract import Vcpu, Vm
 from ringzero.engine.soft.native import NativeEngine
 from ringzero.engine.soft.vcpu import SoftVcpu
 from ringzero.errors import EngineError
+from ringzero.host.memory import ExecutableMemory
 from ringzero.isa.x86.cpu import CpuidEntry
 from ringzero.isa.x86.cpuid import CpuidLeaf, for_vcpu
 from ringzero.isa.x86.view import StructView
 from ringzero.jit.tables import COUNTERS, Translator
-from ringzero.host.memory import ExecutableMemory
 
 # MAXPHYADDR: as CPUID leaf 80000008h of the CPU models says.
 PHYSICAL_BITS = 48
@@ -97,8 +97,8 @@ class SoftVm(Vm):
         ]
         size = CpuidEntry.size // 4
         table = (ctypes.c_uint32 * (size * len(rows)))()
-        for number in range(len(rows)):
-            table[number * size : number * size + 6] = words[number * 6 : number * 6 + 6]
+        for number, word in enumerate(words):
+            table[number // 6 * size + number % 6] = word
         self._tables.append(table)
         vcpu.cpu.cpuid_table = ctypes.addressof(table)
         vcpu.cpu.cpuid_count = len(rows)
