@@ -621,7 +621,9 @@ def _conditional(code: int, suffix: str) -> None:
     instruction(sets, name="set" + suffix, condition=code, fast=True)(setcc)
 
 
-CONDITIONS = tuple("o no b ae e ne be a s ns p np l ge le g".split())
+CONDITIONS = (
+    "o", "no", "b", "ae", "e", "ne", "be", "a", "s", "ns", "p", "np", "l", "ge", "le", "g",
+)  # fmt: skip
 for _code, _suffix in enumerate(CONDITIONS):
     _conditional(_code, _suffix)
 
