@@ -228,7 +228,8 @@ class SoftVcpu(Vcpu):
     def statistics(self) -> dict[str, int]:
         cpu = self.cpu
         names = (
-            "tlb_misses", "walks", "slow", "exits", "exceptions", "interrupts", "unknown", "dropped",
+            "tlb_misses", "walks", "slow", "exits", "exceptions", "interrupts", "unknown",
+            "dropped",
         )  # fmt: skip
         translator = self.vm.translator
         work = ("blocks", "insns", "generic", "lookups", "cold", "links", "adopted", "flushes")
