@@ -371,6 +371,11 @@ class HandlerOperation:
                 raise_fault(self.cpu, u32(x86.UD))
             if (self.cpu.cr0 & x86.CR0_TS) != 0:
                 raise_fault(self.cpu, u32(x86.NM))
+        elif attributes.get("mmx"):
+            if (self.cpu.cr0 & x86.CR0_EM) != 0:
+                raise_fault(self.cpu, u32(x86.UD))
+            if (self.cpu.cr0 & x86.CR0_TS) != 0:
+                raise_fault(self.cpu, u32(x86.NM))
         elif attributes.get("fpu") and (self.cpu.cr0 & (x86.CR0_EM | x86.CR0_TS)) != 0:
             raise_fault(self.cpu, u32(x86.NM))
 

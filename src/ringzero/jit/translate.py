@@ -35,11 +35,9 @@ from ringzero.jit.tables import (
     NO_STENCIL,
     UNKNOWN_CC,
     Block,
-
     Hole,
     LoweringEntry,
     Stencil,
-
     Translator,
 )
 from ringzero.native import (
@@ -295,7 +293,8 @@ def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> 
         lowering_number = u32(load(u16, tr.lowering_index + (u64(index) << 1)))
         end = u32(END_NONE)
         if lowering_number != 0:
-            lowering = pointer(LoweringEntry, tr.lowerings + u64(lowering_number) * LoweringEntry.size)
+            where = tr.lowerings + u64(lowering_number) * LoweringEntry.size
+            lowering = pointer(LoweringEntry, where)
             end = u32(lowering.end)
             if end != END_JUMP and end != END_CONDITIONAL:
                 key = find_key(tr, insn, lowering)
