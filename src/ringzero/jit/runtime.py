@@ -24,7 +24,7 @@ from ringzero.isa.x86.mxcsr import MASKS
 from ringzero.jit.module import Module
 from ringzero.jit.stencil_ops import CONVENTION, PARAMETERS, PINNED
 from ringzero.jit.tables import BLOCK_LIMIT, COUNTERS, Block, Translator
-from ringzero.jit.translate import translate
+from ringzero.jit.translate import FPU_OFF, translate
 from ringzero.native import (
     boolean,
     call_address,
@@ -50,11 +50,16 @@ COLD_RUN = 64
 def must_step(cpu: Any) -> Any:
     """Whether the next instruction has to be interpreted: something watches each one."""
     odd = (cpu.rflags & x86.TF) | u64(cpu.shadow) | (cpu.dr[7] & 0xFF) | u64(cpu.single_step)
-    odd = odd | (cpu.cr0 & (x86.CR0_EM | x86.CR0_TS))
-    odd = odd | ((cpu.cr4 & x86.CR4_OSFXSR) ^ x86.CR4_OSFXSR)
     odd = odd | u64((cpu.mxcsr & MASKS) ^ MASKS)
     mode = cpu.mode
     return (odd != 0) | (mode == MODE_16) | ((mode != MODE_64) & (cpu.segmented != 0))
+
+
+@staged
+def code_mode(cpu: Any) -> Any:
+    """Return what a translation depends on beside its bytes: the mode, and FPU_OFF."""
+    off = (cpu.cr0 & (x86.CR0_EM | x86.CR0_TS)) | ((cpu.cr4 & x86.CR4_OSFXSR) ^ x86.CR4_OSFXSR)
+    return cpu.mode | select(off != 0, u32(FPU_OFF), u32(0))
 
 
 @native
@@ -64,9 +69,10 @@ def find_block(cpu: Cpu, page: u64, offset: u32) -> u64:
     if where == 0:
         return u64(0)
     entry = u64(pointer(CodePage, where).blocks[offset >> 6])
+    mode = code_mode(cpu)
     while entry != 0:
         block = pointer(Block, entry)
-        if block.offset == offset and block.mode == cpu.mode:
+        if block.offset == offset and block.mode == mode:
             return block.code
         entry = block.next
     return u64(0)
@@ -139,7 +145,7 @@ def find_code(cpu: Cpu, tr: Translator, va: u64) -> u64:
             if u32(count) < tr.hot:
                 store(u8, counter, count)
                 return u64(0)
-            code = translate(cpu, tr, host & ~u64(0xFFF), offset, cpu.mode)
+            code = translate(cpu, tr, host & ~u64(0xFFF), offset, code_mode(cpu))
             if code == 0:
                 return u64(0)
         known.address = tag
