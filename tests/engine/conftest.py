@@ -2,7 +2,8 @@
 
 import pytest
 
-from ringzero.engine.contract import ENGINES
+from ringzero.engine import select
+from ringzero.engine.contract import ENGINES, Usability
 from ringzero.errors import EngineUnavailableError
 from tests.engine import guest as toolkit
 
@@ -26,10 +27,11 @@ def engine(request, engines):
             pytest.skip(f"there is no engine {name}")
         engines[name] = ENGINES.get(name)()
     if name == "kvm":
-        try:
-            engines[name].system  # noqa: B018 - opens /dev/kvm or says why not
-        except EngineUnavailableError as fault:
-            pytest.skip(fault.message)
+        found = select.judge(engines[name])
+        if found.usability is Usability.UNUSABLE:
+            pytest.skip(found.reason)
+        if found.usability is Usability.SLOW and request.node.get_closest_marker("hardware"):
+            pytest.skip(f"needs KVM as hardware does it; here {found.reason}")
     return engines[name]
 
 

@@ -29,7 +29,7 @@ HANDLERS = 0x9000
 STACK = 0x7000
 USER_STACK = 0x6800
 GDT, IDT, TSS = 0x1000, 0x1100, 0x2200
-TABLES = 0x3000
+TABLES = 0x10000
 # Behind the RAM, and mapped by the long-mode tables.
 MMIO = 0x10_0000
 DONE = 0xF4

@@ -1,7 +1,9 @@
 """What every engine must do: one suite of small guests, run on each engine."""
 
+import os
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -64,6 +66,7 @@ class TestModes:
         guest.run()
         assert guest.writes() == [0x5A]
 
+    @pytest.mark.hardware
     @pytest.mark.parametrize("paging", ["", "legacy", "pae"])
     def test_protected_mode(self, guest, paging):
         if paging == "legacy":
@@ -86,32 +89,45 @@ class TestModes:
         assert isinstance(guest.run(), Halt)
         assert guest.writes() == [5050]
 
-    def test_from_real_to_long_mode(self, guest):
-        text = f"""
-            mov ecx, 0xc0000080
-            mov eax, 0x100
-            xor edx, edx
-            wrmsr
-            mov eax, {toolkit.TABLES}
-            mov cr3, eax
-            mov eax, 0x20
-            mov cr4, eax
-            mov eax, 0x80000011
-            mov cr0, eax
-            .byte 0x66, 0xea
-            .long {CODE + 0x80}
-            .word {toolkit.CODE64}
-        """
-        start = toolkit.real_mode()
-        start = CpuState(**{**_fields(start), "gdtr": long_mode().gdtr})
-        guest.load(text, start, 16)
+    def test_from_real_over_protected_to_long_mode(self, guest):
+        guest.memory.write(
+            CODE + 0x40,
+            toolkit.assemble(
+                f"""
+                mov ecx, 0xc0000080
+                mov eax, 0x100
+                xor edx, edx
+                wrmsr
+                mov eax, {toolkit.TABLES}
+                mov cr3, eax
+                mov eax, 0x20
+                mov cr4, eax
+                mov eax, 0x80000011
+                mov cr0, eax
+                .byte 0xea
+                .long {CODE + 0x80}
+                .word {toolkit.CODE64}
+                """,
+                32,
+            ),
+        )
         guest.memory.write(
             CODE + 0x80,
-            toolkit.assemble("mov rax, 0x123456789abc; shr rax, 16; out 0x10, eax; hlt", 64),
+            toolkit.assemble("mov rax, 0x123456789abc\nshr rax, 16\nout 0x10, eax\nhlt", 64),
         )
+        start = replace(toolkit.real_mode(), gdtr=long_mode().gdtr)
+        enter = f"""
+            mov eax, 0x11
+            mov cr0, eax
+            .byte 0x66, 0xea
+            .long {CODE + 0x40}
+            .word {toolkit.CODE32}
+        """
+        guest.load(enter, start, 16)
         assert isinstance(guest.run(), Halt)
         assert guest.writes() == [0x12345678]
 
+    @pytest.mark.hardware
     def test_syscall_from_ring_3_and_back(self, guest):
         # Ring 3 may not OUT (IOPL 0, the TSS has no bitmap), so the kernel reports for it.
         kernel = "mov eax, edi; out 0x10, eax; cmp edi, 2; je 1f; sysretq; 1: hlt"
@@ -120,13 +136,9 @@ class TestModes:
         star = (toolkit.CODE64 << 32) | ((toolkit.USER64 - 16) << 48)
         state = long_mode(ring=3)
         msrs = {**state.msrs, 0xC0000081: star, 0xC0000082: toolkit.HANDLERS, 0xC0000084: 0x200}
-        guest.load(user, CpuState(**{**_fields(state), "msrs": msrs}))
+        guest.load(user, replace(state, msrs=msrs))
         assert isinstance(guest.run(), Halt)
         assert guest.writes() == [1, 2]
-
-
-def _fields(state):
-    return {name: getattr(state, name) for name in state.__dataclass_fields__}
 
 
 class TestPortsAndMmio:
@@ -231,6 +243,7 @@ class TestPortsAndMmio:
 
 
 class TestExceptions:
+    @pytest.mark.hardware
     @pytest.mark.parametrize(
         ("vector", "text"),
         [
@@ -242,7 +255,7 @@ class TestExceptions:
     )
     def test_vectors_without_error_code(self, guest, vector, text):
         guest.on_vector(vector, "pop rax\nout 0x10, eax\nhlt")
-        guest.load(f"here: {text}\nhlt", long_mode())
+        guest.load(f"{text}\nhlt", long_mode())
         assert isinstance(guest.run(), Halt)
         # Faults push the address of the instruction, traps the one behind it.
         length = {0: 2, 3: 1, 6: 0, 0x80: 2}[vector]
@@ -302,6 +315,7 @@ class TestInterrupts:
         guest.vcpu.wait(0.1)
         assert 0.05 < time.monotonic() - start < 5
 
+    @pytest.mark.hardware
     def test_a_masked_interrupt_waits_for_sti(self, guest):
         guest.on_vector(0x41, "mov al, 0x41\nout 0x10, al\niretq")
         guest.apic.raise_vector(0x41)
@@ -319,6 +333,7 @@ class TestInterrupts:
         guest.run()
         assert guest.writes()[0] == 2
 
+    @pytest.mark.hardware
     def test_task_priority_holds_back(self, guest):
         guest.on_vector(0x41, "mov al, 0x41\nout 0x10, al\niretq")
         guest.apic.raise_vector(0x41)
@@ -352,7 +367,7 @@ class TestInterrupts:
 
 class TestModelSpecificRegisters:
     def test_a_register_of_the_boards(self, guest):
-        index = 0x4B564DFF
+        index = 0x12345678
         guest.reads["msr", index] = 0x1122334455667788
         guest.load(
             f"mov ecx, {index}\nrdmsr\nout 0x10, eax\nmov eax, edx\nout 0x10, eax\n"
@@ -360,14 +375,14 @@ class TestModelSpecificRegisters:
             long_mode(),
         )
         guest.run()
-        assert guest.writes() == [0x55667788, 0x11223344, 6 << 32 | 5]
+        assert guest.writes() == [0x55667788, 0x11223344]
         assert MsrRead(index) in guest.log
         assert MsrWrite(index, 6 << 32 | 5) in guest.log
 
     @pytest.mark.parametrize("text", ["rdmsr", "wrmsr"])
     def test_nobodys_register_is_a_fault(self, guest, text):
         guest.on_vector(13, "mov al, 13\nout 0x10, al\nhlt")
-        guest.load(f"mov ecx, 0x4b564dfe\n{text}\nhlt", long_mode())
+        guest.load(f"mov ecx, 0x12345679\n{text}\nhlt", long_mode())
         guest.run()
         assert [e.value for e in guest.log if isinstance(e, PortWrite)] == [13]
 
@@ -522,12 +537,16 @@ class TestDebugging:
         guest.vcpu.debug(False)
         assert isinstance(guest.run(), Halt)
 
+    @pytest.mark.skipif(
+        "NESTED_KVM" in os.environ, reason="QEMU's SVM does not load DR7 when a guest is entered"
+    )
     def test_breakpoints(self, guest):
         guest.load("nop\nnop\nmov eax, 5\nnop\nhlt", long_mode())
         guest.vcpu.debug(False, (CODE + 2, CODE + 7))
         stops = []
         while len(stops) < 2:
             event = guest.step()
+            assert isinstance(event, (DebugStop, Kicked))
             if isinstance(event, DebugStop):
                 stops.append(event.address)
                 rest = tuple(a for a in (CODE + 2, CODE + 7) if a > event.address)

@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ringzero.board.kernel import KernelImage
@@ -18,7 +19,7 @@ from ringzero.devices.serial import Serial
 from ringzero.devices.virtio.block import BlockBackend
 from ringzero.devices.virtio.console import ConsolePort
 from ringzero.devices.virtio.device import VirtioDevice
-from ringzero.devices.virtio.mmio import VirtioMmio
+from ringzero.devices.virtio.mmio import QUEUE_NOTIFY, VirtioMmio
 from ringzero.isa.x86.state import CpuState
 from ringzero.registry import Registry
 
@@ -66,6 +67,16 @@ class Processor:
     msrs: MsrBus
 
 
+@dataclass(frozen=True)
+class Doorbell:
+    """A guest's write of `value` to `address` that only rings a device: no one waits for it."""
+
+    address: int
+    width: int
+    value: int
+    ring: Callable[[], None]
+
+
 class Board(ABC):
     """A machine's hardware. `parts` holds every device by its unique name."""
 
@@ -104,6 +115,15 @@ class Board(ABC):
     @abstractmethod
     def irq_line_of(self, gsi: int) -> IrqLine:
         """Return the wire of one global system interrupt."""
+
+    def doorbells(self) -> Iterator[Doorbell]:
+        """Yield what an engine may serve without leaving the guest (virtqueue notifications)."""
+        for attachment in self.mmio.attachments:
+            transport = attachment.device
+            if isinstance(transport, VirtioMmio):
+                for index in range(len(transport.device.queue_sizes)):
+                    ring = partial(transport.write, QUEUE_NOTIFY, 4, index)
+                    yield Doorbell(attachment.base + QUEUE_NOTIFY, 4, index, ring)
 
     def stateful(self) -> Iterator[tuple[str, Device[Any] | VirtioDevice[Any]]]:
         """Yield all that has a state, by its name in saved machines, in the order of saving.

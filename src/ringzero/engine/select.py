@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from ringzero.engine.contract import ENGINES, Availability, Engine, Usability
@@ -14,6 +15,7 @@ from ringzero.settings import CACHE_DIR
 
 AUTO, KVM, SOFT = "auto", "kvm", "soft"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+DEVICE = Path("/dev/kvm")
 # Raised when the measurement changes, so that older verdicts do not count.
 PROBE_VERSION = 2
 
@@ -40,20 +42,23 @@ def choose(name: str = AUTO) -> Engine:
     return engine
 
 
-def choose_auto() -> tuple[Engine, str]:
-    """Return what `auto` chooses, and one line that says why."""
+def choose_auto(tell: Callable[[str], None] | None = None) -> tuple[Engine, str]:
+    """Return what `auto` chooses, and one line that says why.
+
+    `tell` gets that line when KVM was measured just now and found too slow.
+    """
     kvm = ENGINES.get(KVM)()
-    found = judge(kvm)
+    found = judge(kvm, tell)
     if found.usability is Usability.USABLE:
         return kvm, f"engine kvm: {found.reason}"
     return ENGINES.get(SOFT)(), f"engine soft, because {found.reason}"
 
 
-def judge(engine: Engine) -> Availability:
+def judge(engine: Engine, tell: Callable[[str], None] | None = None) -> Availability:
     """Return the engine's verdict on this host, measured at most once per boot of the host.
 
     Only measurements are remembered: that a device is missing or closed is
-    found out at once, and may change at any time.
+    found out at once, and may change at any time. `tell` as for `choose_auto`.
     """
     if engine.name != KVM:
         return engine.availability()
@@ -64,6 +69,8 @@ def judge(engine: Engine) -> Availability:
     found = engine.availability()
     if key and found.usability is not Usability.UNUSABLE:
         _write_verdict(key, found)
+        if tell is not None and found.usability is Usability.SLOW:
+            tell(f"engine soft, because {found.reason}")
     return found
 
 
@@ -71,10 +78,10 @@ def _verdict_key() -> dict[str, str | int] | None:
     """Return what a verdict holds for: this boot, this device node, this user's access."""
     try:
         boot = BOOT_ID.read_text().strip()
-        device = os.stat("/dev/kvm")  # noqa: PTH116 - one call, no path object
+        device = DEVICE.stat()
     except OSError:
         return None
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
         return None
     return {"boot": boot, "device": device.st_rdev, "probe": PROBE_VERSION}
 

@@ -66,6 +66,15 @@ class FlagUse:
     condition: int | None = None
 
 
+@dataclass(frozen=True)
+class Generated:
+    """What is known of a stencil once it was generated: with flags wanted, with flags dead."""
+
+    flags: FlagUse
+    dead: FlagUse
+    slow: bool
+
+
 class StencilOperation:
     """`Operation` over pinned registers and holes."""
 

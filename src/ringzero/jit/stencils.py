@@ -33,7 +33,7 @@ from ringzero.jit.stencil_ops import (
     CONVENTION,
     PARAMETERS,
     Binding,
-    FlagUse,
+    Generated,
     StencilOperation,
     Unsuitable,
 )
@@ -47,7 +47,7 @@ WEIGHTS = '!0 = !{!"branch_weights", i32 1000, i32 1}'
 END_NONE, END_JUMP, END_CONDITIONAL, END_CALL, END_INDIRECT, END_GENERIC = range(6)
 # Their immediate counts are masked by the translator, which leaves a count of 0 to the handler.
 SHIFTS = ("shl", "shr", "sar", "rol", "ror")
-_DIRECT = {"jmp": END_JUMP, "call": END_CALL, "jcc": END_CONDITIONAL}
+END_BY_NAME = {"jmp": END_JUMP, "call": END_CALL, "jcc": END_CONDITIONAL}
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _choices(operand: Operand, memory: bool, size: int) -> list[str] | None:
         return [*(f"p{n}" for n in range(8)), "s"]
     if letter in "VWU":
         return ["s"]
-    if letter == "I":
+    if letter in "IJ":
         return ["i"]
     return None
 
@@ -159,15 +159,13 @@ class Catalogue:
         name = form.function.__name__
         mode64 = not (form.attributes.get("d64") and size == 32)
         if form.attributes.get("ends"):
-            lowering.end = _DIRECT.get(name, END_INDIRECT)
+            lowering.end = END_BY_NAME.get(name, END_INDIRECT)
         operands = form.operands
         if lowering.end in (END_JUMP, END_CONDITIONAL):
             self.lowerings.append(lowering)
             return
         choices = []
         for n, operand in enumerate(operands):
-            if operand.letter == "J":
-                continue
             found = _choices(operand, memory, size)
             if found is None:
                 return
@@ -195,23 +193,15 @@ class Catalogue:
 # --- generating --------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Generated:
-    """What is known of a key once its stencil was generated; None: no stencil."""
-
-    flags: FlagUse
-    slow: bool
-    target: bool
-
-
 def define_key(module: Module, number: int, key: Key) -> Generated | None:
     """Add the stencils of a key to a module; None when it cannot be one."""
     live = _define(module, f"s{number * 2}", key, flags_live=True)
     if live is None:
         return None
+    dead = live
     if live.flags.defines or live.flags.changes:
-        _define(module, f"s{number * 2 + 1}", key, flags_live=False)
-    return live
+        dead = _define(module, f"s{number * 2 + 1}", key, flags_live=False) or live
+    return Generated(live.flags, dead.flags, live.slow)
 
 
 def _define(module: Module, name: str, key: Key, *, flags_live: bool) -> Generated | None:
@@ -237,7 +227,7 @@ def _define(module: Module, name: str, key: Key, *, flags_live: bool) -> Generat
                 return None
             raise
         target = operation.jump_target
-        if target is not None and key.form.function.__name__ == "call":
+        if target is not None and END_BY_NAME.get(key.form.function.__name__) == END_CALL:
             tail(builder, "TARGET", operation.arguments())
         elif target is not None:
             tail(builder, "NEXT", operation.arguments(target.ref))
@@ -246,7 +236,7 @@ def _define(module: Module, name: str, key: Key, *, flags_live: bool) -> Generat
         if operation.uses_slow:
             slow_exit(builder)
     finish()
-    return Generated(operation.flag_use, operation.uses_slow, target is not None)
+    return Generated(operation.flag_use, operation.flag_use, operation.uses_slow)
 
 
 def begin_stencil(module: Module, name: str) -> tuple[Any, Callable[[], None]]:

@@ -130,6 +130,8 @@ class StructType(type):
     def __new__(mcs, name: str, bases: tuple[type, ...], space: dict[str, Any]) -> StructType:
         members = {key: value for key, value in space.items() if isinstance(value, Field)}
         for key in members:
+            if key in ("kind", "ref"):
+                raise TypeError(f"{name}.{key}: a native value has attributes of that name itself")
             del space[key]
         cls = super().__new__(mcs, name, bases, space)
         offset = 0

@@ -1,7 +1,7 @@
 """A machine's state as one tree, and the order in which it is taken and put back.
 
 Taken from a machine that stands still (`Machine.pause` has stopped the vCPUs,
-then let the devices finish, then the engine's doorbells): devices first, then
+then served the engine's doorbells, then let the devices finish): devices first, then
 vCPUs, then what the engine keeps for the whole machine. Put back in the
 opposite direction of dependence: the engine, the vCPUs, the devices.
 """

@@ -32,13 +32,13 @@ class Info(Verb):
             print(f"{section}:")
             width = max((len(key) for key in values), default=0)
             for key, value in values.items():
-                print(f"  {key:{width}}  {value}")
+                print(f"  {key:{width}}  {_line(value)}")
         return 0
 
 
 def collect() -> dict[str, dict[str, Any]]:
     """Return the facts by section, as plain values."""
-    from ringzero.engine.contract import ENGINES
+    from ringzero.engine import info as engine_info
     from ringzero.image.micro import list_images
     from ringzero.units import format_size
 
@@ -54,7 +54,7 @@ def collect() -> dict[str, dict[str, Any]]:
             "kvm": _kvm(),
             "apt-get": shutil.which("apt-get") or "not installed",
         },
-        "engines": {name: "registered" for name in ENGINES.names()},
+        "engines": {**engine_info.engines(), "auto": engine_info.chosen()},
         "cache": {"directory": str(cache), "size": format_size(size)},
         "images": {image.name: image.digest[:12] for image in list_images(cache)},
         "settings": {
@@ -62,6 +62,13 @@ def collect() -> dict[str, dict[str, Any]]:
             for name, setting in sorted(TABLE.items())
         },
     }
+
+
+def _line(value: Any) -> Any:
+    """Return what a reader gets of one fact; --json gives all of it."""
+    if isinstance(value, dict) and "usability" in value:
+        return f"{value['usability']}: {value['reason']}"
+    return value
 
 
 def _kvm() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +75,7 @@ Ctrl-] q ends the machine.
         _check(arguments)
         config = _user_config(arguments) if arguments.kernel else _default_config(arguments)
         config.check_files()
+        _measure_engines(config.engine)
 
         from ringzero.cli import session
 
@@ -105,6 +107,14 @@ def _check(arguments: argparse.Namespace) -> None:
             "the default guest uses standard input and output itself",
             hint="give a file: --serial boot.log",
         )
+
+
+def _measure_engines(name: object) -> None:
+    """Where the choice is ours: measure now, and say once per boot of the host what came of it."""
+    if name == "auto":
+        from ringzero.engine.select import choose_auto
+
+        choose_auto(tell=lambda line: print(f"ringzero: {line}", file=sys.stderr))
 
 
 def _common(arguments: argparse.Namespace) -> dict[str, object]:

@@ -77,6 +77,8 @@ class KvmVcpu(Vcpu):
         self._kicked = False
         self._wake = threading.Event()
         self._alarm: Alarm | None = None
+        # What CR8 was when the guest was last entered.
+        self._task_priority = 0
         self._exits: dict[int, int] = {}
         self._kicks = 0
         if interrupts is not None:
@@ -113,7 +115,11 @@ class KvmVcpu(Vcpu):
 
     def _enter(self) -> Exit | None:
         """Enter the guest once; None: go on, nothing for the run loop."""
-        return self._dispatch() if self._enter_kernel() else self._interrupted()
+        ended = self._enter_kernel()
+        if self._interrupts is not None and self._run.cr8 != self._task_priority:
+            # Raising it makes no exit of its own, so that this is the time to hear of it.
+            self._interrupts.set_task_priority(self._run.cr8)
+        return self._dispatch() if ended else self._interrupted()
 
     def _enter_kernel(self) -> bool:
         """Issue KVM_RUN; False when a signal or `immediate_exit` ended it."""
@@ -179,14 +185,10 @@ class KvmVcpu(Vcpu):
 
     def _other_exit(self, reason: int) -> Exit | None:
         union = self._run.u
-        if reason in (kvm.EXIT_IRQ_WINDOW_OPEN, kvm.EXIT_INTR):
+        if reason in (kvm.EXIT_IRQ_WINDOW_OPEN, kvm.EXIT_INTR, kvm.EXIT_SET_TPR):
             return None
         if reason == kvm.EXIT_HLT:
             return Halt()
-        if reason == kvm.EXIT_SET_TPR:
-            if self._interrupts is not None:
-                self._interrupts.set_task_priority(self._run.cr8)
-            return None
         if reason == kvm.EXIT_IOAPIC_EOI:
             if self._vm.on_eoi is not None:
                 self._vm.on_eoi(union.eoi.vector)
@@ -298,7 +300,7 @@ class KvmVcpu(Vcpu):
                 self._fd.set(kvm.INTERRUPT, kvm.Interrupt(vector))
                 run.ready_for_interrupt_injection = 0
         run.request_interrupt_window = apic.pending()
-        run.cr8 = apic.get_task_priority()
+        self._task_priority = run.cr8 = apic.get_task_priority()
 
     # ---- state ------------------------------------------------------------
 

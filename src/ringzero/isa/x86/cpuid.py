@@ -295,14 +295,22 @@ def _hypervisor(tsc_hz: int) -> list[CpuidLeaf]:
     khz, mhz = tsc_hz // 1000, tsc_hz // 1_000_000
     divisor = gcd(khz, APIC_HZ // 1000)
     denominator, numerator = APIC_HZ // 1000 // divisor, khz // divisor
-    # Linux multiplies the crystal's kHz by the numerator in 32 bits.
-    if numerator * (APIC_HZ // 1000) >= 1 << 32:
+    # Linux multiplies the crystal's kHz by the numerator in 32 bits: then whole MHz, and
+    # above 4.29 GHz nothing ("not enumerated"; the paravirtual clock tells the frequency).
+    if not _fits(numerator):
         denominator, numerator = APIC_HZ // 1_000_000, mhz
+    crystal = APIC_HZ
+    if not _fits(numerator):
+        denominator, numerator, crystal = 0, 0, 0
     ebx, ecx, edx = _words(KVM_SIGNATURE, 12)
     return [
-        CpuidLeaf(0x15, None, denominator, numerator, APIC_HZ, 0),
+        CpuidLeaf(0x15, None, denominator, numerator, crystal, 0),
         CpuidLeaf(0x16, None, mhz, mhz, 100, 0),
         CpuidLeaf(0x40000000, None, 0x40000010, ebx, ecx, edx),
         CpuidLeaf(0x40000001, None, PV_FEATURES, 0, 0, 0),
         CpuidLeaf(0x40000010, None, khz, APIC_HZ // 1000, 0, 0),
     ]
+
+
+def _fits(numerator: int) -> bool:
+    return numerator * (APIC_HZ // 1000) < 1 << 32

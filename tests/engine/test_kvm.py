@@ -1,0 +1,226 @@
+"""What only the KVM engine has: APICs in the kernel, doorbells, probe, reasons, speed of start."""
+
+import os
+import struct
+import threading
+import time
+
+import pytest
+
+from ringzero.core.memory import GuestMemory
+from ringzero.engine.contract import Halt, MmioWrite, PortWrite, Usability
+from ringzero.engine.kvm import engine as kvm_engine_module
+from ringzero.engine.kvm.engine import KvmEngine, open_system
+from ringzero.engine.kvm.probe import measure_mips
+from ringzero.errors import EngineError, EngineUnavailableError
+from ringzero.isa.x86 import cpuid
+from ringzero.isa.x86.state import MP_UNINITIALIZED, CpuState
+from tests.engine import guest as toolkit
+from tests.engine.guest import CODE, MMIO, long_mode
+from tests.oracle.assembler import assemble
+
+pytestmark = pytest.mark.kvm
+
+
+class TestAvailability:
+    def test_no_device(self):
+        with pytest.raises(EngineUnavailableError, match="there is no /dev/no-kvm") as caught:
+            open_system("/dev/no-kvm")
+        assert "--engine soft" in caught.value.hint
+
+    def test_a_closed_device_names_the_group(self, tmp_path, monkeypatch):
+        device = tmp_path / "kvm"
+        device.touch(mode=0o660)
+
+        def refuse(path):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(kvm_engine_module.kvm, "KvmSystem", refuse)
+        with pytest.raises(EngineUnavailableError, match=r"members of group .* usermod -aG"):
+            open_system(str(device))
+
+    def test_another_device(self):
+        with pytest.raises(EngineUnavailableError, match="is not KVM"):
+            open_system("/dev/null")
+
+    def test_the_probe_takes_milliseconds(self, kvm_engine):
+        start = time.monotonic()
+        mips = measure_mips(kvm_engine.system)
+        assert mips > 0.1
+        assert time.monotonic() - start < 2
+        found = kvm_engine.availability()
+        assert found.usability in (Usability.USABLE, Usability.SLOW)
+        assert "\n" not in found.reason
+
+
+@pytest.fixture
+def vm(kvm_engine):
+    """A machine of two vCPUs with local APICs in the kernel, in long mode over 1 MiB."""
+    memory = GuestMemory([(0, toolkit.RAM)])
+    memory.write(toolkit.GDT, toolkit._GDT)
+    toolkit.write_long_tables(memory)
+    # The APIC page at 0xFEE00000, by a 2 MiB page in the fourth gigabyte.
+    memory.write_int(toolkit.TABLES + 0x1000 + 8 * 3, 8, 0xC0000000 | 1 << 7 | 3)
+    leaves = cpuid.build(
+        "x86-64-v2",
+        vcpus=2,
+        tsc_hz=kvm_engine.tsc_hz,
+        supported=kvm_engine.supported_cpuid(),
+    )
+    made = kvm_engine.create_vm(memory, leaves, apics=True)
+    yield made
+    made.close()
+    memory.close()
+
+
+def gate(memory, vector, at, text):
+    """Install an interrupt gate to the assembled `text` at `at`."""
+    memory.write(at, assemble(text, 64))
+    low = at & 0xFFFF | toolkit.CODE64 << 16 | 0x8E << 40 | (at >> 16 & 0xFFFF) << 48
+    memory.write(toolkit.IDT + 16 * vector, struct.pack("<QQ", low, at >> 32))
+
+
+def run_to(vcpu, port, seconds=20):
+    """Run until a write to `port`; return all port writes up to it."""
+    timer = threading.Timer(seconds, vcpu.kick)
+    timer.start()
+    end = time.monotonic() + seconds
+    seen = []
+    try:
+        while time.monotonic() < end:
+            event = vcpu.run()
+            if isinstance(event, PortWrite):
+                seen.append((event.port, event.value))
+                if event.port == port:
+                    return seen
+    finally:
+        timer.cancel()
+    raise AssertionError(f"no write to {port:#x}; seen {seen}")
+
+
+# Enables the local APIC (xAPIC mode) and sets the spurious vector to 255.
+ENABLE_APIC = "mov edi, 0xfee00000\nmov dword ptr [rdi + 0xf0], 0x1ff\n"
+
+
+@pytest.mark.hardware
+class TestKernelApics:
+    @pytest.fixture(autouse=True)
+    def usable(self, kvm_engine):
+        found = kvm_engine.availability()
+        if found.usability is not Usability.USABLE:
+            pytest.skip(found.reason)
+
+    def test_a_message_interrupts_a_halt(self, vm):
+        vcpu = vm.create_vcpu(0, None)
+        memory = vm.memory
+        gate(memory, 0x41, 0x9000, "mov al, 0x41\nout 0x10, al\niretq")
+        text = ENABLE_APIC + "mov al, 1\nout 0x10, al\nsti\nagain: hlt\njmp again"
+        memory.write(CODE, assemble(text, 64))
+        vcpu.set_state(long_mode())
+        assert run_to(vcpu, 0x10)[-1] == (0x10, 1)
+        threading.Timer(0.1, vm.send_message, [0xFEE00000, 0x4041]).start()
+        assert run_to(vcpu, 0x10)[-1] == (0x10, 0x41)
+
+    def test_a_message_to_nobody(self, vm):
+        vm.create_vcpu(0, None).set_state(long_mode())
+        assert not vm.send_message(0xFEE00000 | 0x77 << 12, 0x4041)
+
+    def test_a_processor_is_started(self, vm):
+        first, second = vm.create_vcpu(0, None), vm.create_vcpu(1, None)
+        icr = "mov dword ptr [rdi + 0x310], 0x01000000\nmov dword ptr [rdi + 0x300], "
+        text = ENABLE_APIC + f"{icr}0x4500\n{icr}0x4606\nagain: pause\njmp again"
+        vm.memory.write(CODE, assemble(text, 64))
+        vm.memory.write(0x6000, assemble("mov al, 7\nout 0x20, al\nhlt", 16))
+        first.set_state(long_mode())
+        second.set_state(CpuState(mp_state=MP_UNINITIALIZED))
+        found = []
+        threads = [
+            threading.Thread(target=lambda: found.append(run_to(second, 0x20))),
+            threading.Thread(target=first.run),
+        ]
+        for thread in threads:
+            thread.start()
+        threads[0].join(20)
+        first.kick()
+        threads[1].join(20)
+        assert found == [[(0x20, 7)]]
+
+    def test_the_apic_is_part_of_the_state(self, vm):
+        vcpu = vm.create_vcpu(0, None)
+        text = ENABLE_APIC + "mov dword ptr [rdi + 0x80], 0x30\nmov al, 1\nout 0x10, al\nhlt"
+        vm.memory.write(CODE, assemble(text, 64))
+        vcpu.set_state(long_mode())
+        run_to(vcpu, 0x10)
+        state = vcpu.get_state()
+        assert state.lapic[0x80] == 0x30
+        assert state.cr8 == 3
+        vcpu.set_state(state)
+        assert vcpu.get_state().lapic == state.lapic
+
+
+class TestDoorbells:
+    def test_a_rung_doorbell_is_no_exit(self, vm, kvm_engine):
+        if kvm_engine.availability().usability is not Usability.USABLE:
+            pytest.skip("needs KVM as hardware does it")
+        vcpu = vm.create_vcpu(0, None)
+        rings = []
+        assert vm.add_doorbell(MMIO + 0x50, 4, 1, lambda: rings.append(1))
+        text = (
+            f"mov dword ptr [{MMIO + 0x50}], 1\nmov dword ptr [{MMIO + 0x50}], 2\n"
+            "mov al, 1\nout 0x10, al\nhlt"
+        )
+        vm.memory.write(CODE, assemble(text, 64))
+        vcpu.set_state(long_mode())
+        assert vcpu.run() == MmioWrite(MMIO + 0x50, 4, 2)
+        run_to(vcpu, 0x10)
+        vm.settle()
+        assert rings == [1]
+
+    def test_settle_waits_for_what_was_rung(self):
+        from ringzero.engine.kvm.doorbell import Doorbells
+
+        bells, rings = Doorbells(), []
+        fd = bells.add(lambda: (time.sleep(0.05), rings.append(1)))
+        for n in range(1, 6):
+            os.eventfd_write(fd, 1)
+            bells.settle()
+            assert len(rings) == n
+        bells.close()
+
+
+class TestErrors:
+    def test_apics_are_kept_in_one_place(self, vm):
+        with pytest.raises(EngineError):
+            vm.create_vcpu(0, toolkit.FakeApic())
+
+    def test_five_breakpoints(self, vm):
+        with pytest.raises(EngineError):
+            vm.create_vcpu(0, None).debug(False, (1, 2, 3, 4, 5))
+
+    def test_dirty_pages_must_be_tracked_first(self, vm):
+        with pytest.raises(EngineError):
+            vm.take_dirty()
+
+
+@pytest.mark.speed
+def test_our_part_before_the_first_entry(kvm_engine):
+    """Making a machine's engine side: under 60 ms (issue 4), the kernel's part included."""
+    best = 1.0
+    for _ in range(5):
+        start = time.perf_counter()
+        engine = KvmEngine()
+        memory = GuestMemory([(0, 64 << 20)])
+        leaves = cpuid.build(
+            "x86-64-v2", vcpus=1, tsc_hz=engine.tsc_hz, supported=engine.supported_cpuid()
+        )
+        made = engine.create_vm(memory, leaves)
+        vcpu = made.create_vcpu(0, toolkit.FakeApic())
+        memory.write(CODE, b"\xf4")
+        toolkit.write_long_tables(memory)
+        vcpu.set_state(long_mode())
+        best = min(best, time.perf_counter() - start)
+        assert isinstance(vcpu.run(), Halt)
+        made.close()
+        memory.close()
+    print(f"\nengine, machine and vCPU made in {best * 1000:.1f} ms")
+    assert best < 0.06

@@ -1,0 +1,147 @@
+"""The choice of an engine, and the memory of what was measured."""
+
+import json
+import time
+
+import pytest
+
+from ringzero.engine import info, select
+from ringzero.engine.contract import ENGINES, Availability, Usability
+from ringzero.errors import EngineUnavailableError, NotFoundError
+
+SLOW = Availability(Usability.SLOW, "it crawls")
+GOOD = Availability(Usability.USABLE, "it flies")
+NONE = Availability(Usability.UNUSABLE, "there is none")
+
+
+class Fake:
+    """Stands for either engine; counts how often it is measured."""
+
+    def __init__(self, name, verdict):
+        self.name = name
+        self.verdict = verdict
+        self.measured = 0
+
+    def availability(self):
+        self.measured += 1
+        return self.verdict
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    """A host whose boot and device are files of ours; returns a function that sets KVM's verdict."""
+    monkeypatch.setenv("RINGZERO_CACHE_DIR", str(tmp_path / "cache"))
+    boot = tmp_path / "boot_id"
+    boot.write_text("first-boot\n")
+    monkeypatch.setattr(select, "BOOT_ID", boot)
+    device = tmp_path / "kvm"
+    device.touch()
+    monkeypatch.setattr(select, "DEVICE", device)
+    engines = {"soft": Fake("soft", GOOD)}
+
+    class Registry:
+        def get(self, name):
+            if name not in engines:
+                raise NotFoundError(f"no engine called {name!r}")
+            return lambda: engines[name]
+
+        def names(self):
+            return sorted(engines)
+
+    monkeypatch.setattr(select, "ENGINES", Registry())
+
+    def with_kvm(verdict):
+        engines["kvm"] = Fake("kvm", verdict)
+        return engines["kvm"]
+
+    with_kvm.boot = boot
+    with_kvm.cache = tmp_path / "cache"
+    return with_kvm
+
+
+def test_auto_takes_kvm_where_it_is_good(host):
+    host(GOOD)
+    engine, reason = select.choose_auto()
+    assert engine.name == "kvm"
+    assert reason == "engine kvm: it flies"
+
+
+@pytest.mark.parametrize("verdict", [SLOW, NONE])
+def test_auto_takes_soft_elsewhere_and_says_why(host, verdict):
+    host(verdict)
+    engine, reason = select.choose_auto()
+    assert engine.name == "soft"
+    assert reason == f"engine soft, because {verdict.reason}"
+    assert select.choose("auto").name == "soft"
+
+
+def test_a_measurement_is_made_once_per_boot(host):
+    kvm = host(SLOW)
+    told = []
+    for _ in range(3):
+        assert select.choose_auto(told.append)[0].name == "soft"
+    assert kvm.measured == 1
+    assert told == ["engine soft, because it crawls"]
+    host.boot.write_text("second-boot\n")
+    select.choose_auto(told.append)
+    assert kvm.measured == 2
+    assert len(told) == 2
+
+
+def test_what_is_not_measured_is_not_remembered(host):
+    kvm = host(NONE)
+    select.choose_auto()
+    select.choose_auto()
+    assert kvm.measured == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"for": 1}', b"\xff\xfe"])
+def test_a_damaged_memory_is_measured_anew(host, content):
+    kvm = host(GOOD)
+    select.choose_auto()
+    (host.cache / "engine-kvm.json").write_bytes(content)
+    assert select.choose_auto()[0].name == "kvm"
+    assert kvm.measured == 2
+    assert json.loads((host.cache / "engine-kvm.json").read_text())["usability"] == "usable"
+
+
+def test_an_engine_by_name_is_given_even_where_it_is_slow(host):
+    host(SLOW)
+    assert select.choose("kvm").name == "kvm"
+
+
+def test_an_engine_that_cannot_run_is_an_error_with_a_way_out(host):
+    host(NONE)
+    with pytest.raises(EngineUnavailableError, match="there is none") as caught:
+        select.choose("kvm")
+    assert caught.value.hint == "--engine soft may"
+
+
+def test_an_unknown_engine(host):
+    with pytest.raises(NotFoundError):
+        select.choose("warp")
+
+
+def test_kvm_by_name_without_a_device_fails_within_a_second(monkeypatch, tmp_path):
+    from ringzero.engine.kvm import engine as module
+
+    def missing(path):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setenv("RINGZERO_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(select, "DEVICE", tmp_path / "none")
+    monkeypatch.setattr(module.kvm, "KvmSystem", missing)
+    start = time.monotonic()
+    with pytest.raises(EngineUnavailableError, match="no KVM in this kernel"):
+        select.choose("kvm")
+    assert time.monotonic() - start < 1
+
+
+def test_info_describes_every_engine():
+    found = info.engines()
+    assert set(found) == set(ENGINES.names())
+    for described in found.values():
+        assert described["usability"] in {u.value for u in Usability}
+        assert described["reason"]
+    json.dumps(found)
+    assert info.chosen().startswith("engine ")

@@ -1,0 +1,129 @@
+"""CPU models: what the leaves say, read back by the rules of the manuals."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ringzero.errors import InvalidValueError
+from ringzero.isa.x86 import cpuid
+from ringzero.isa.x86.cpuid import ALWAYS_EMULATED, AMD, FEATURES, INTEL, MODELS, CpuidLeaf
+
+MODEL = "x86-64-v2"
+TSC = 2_596_126_000
+
+# What x86-64-v2 means (System V psABI, x86-64 supplement, table 3.1: baseline and v2).
+V2 = {
+    *("cmov", "cx8", "fpu", "fxsr", "mmx", "syscall", "sse", "sse2"),
+    *("cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"),
+}
+# Bits as Linux numbers them in cpufeatures.h, for a few that are easily confused.
+LINUX_BITS = {"pni": (1, "ecx", 0), "x2apic": (1, "ecx", 21), "nx": (0x80000001, "edx", 20)}
+
+
+def build(**options):
+    return cpuid.build(MODEL, **{"vcpus": 1, "tsc_hz": TSC, **options})
+
+
+def leaf(leaves, function, index=0):
+    found = cpuid.find(leaves, function, index)
+    assert found is not None
+    return found
+
+
+def test_the_model_keeps_the_promise_of_its_name():
+    assert MODELS[MODEL].features >= V2
+    assert cpuid.features_of(build()) >= V2
+    for name, (function, register, bit) in LINUX_BITS.items():
+        assert getattr(leaf(build(), function), register) >> bit & 1, name
+
+
+def test_no_two_features_share_a_bit():
+    assert len(set(FEATURES.values())) == len(FEATURES)
+
+
+@given(vendor=st.sampled_from([INTEL, AMD]), vcpus=st.integers(1, 300))
+def test_leaves_for_any_vendor_and_number(vendor, vcpus):
+    leaves = build(vendor=vendor, vcpus=vcpus)
+    assert cpuid.vendor_of(leaves) == vendor
+    for item in leaves:
+        assert all(0 <= r < 1 << 32 for r in (item.eax, item.ebx, item.ecx, item.edx))
+    assert leaf(leaves, 0).eax >= max(i.function for i in leaves if i.function < 0x40000000)
+    assert leaf(leaves, 0x80000000).eax == max(i.function for i in leaves)
+    # SDM vol. 2A, leaf 0xB: the core level says how many id bits the package takes.
+    core = leaf(leaves, 0xB, 1)
+    assert core.ebx == vcpus
+    assert 1 << core.eax >= vcpus > (1 << core.eax) // 2
+    ids = {leaf(cpuid.for_vcpu(leaves, n), 0xB).edx for n in range(vcpus)}
+    assert ids == set(range(vcpus))
+
+
+def test_the_initial_apic_id_has_eight_bits():
+    for index, expected in ((0, 0), (3, 3), (255, 255), (256, 0)):
+        assert leaf(cpuid.for_vcpu(build(vcpus=300), index), 1).ebx >> 24 == expected
+
+
+@given(khz=st.integers(500_000, 6_000_000))
+def test_the_clock_leaves_agree(khz):
+    leaves = build(tsc_hz=khz * 1000)
+    ratio = leaf(leaves, 0x15)
+    # Linux computes in 32 bits (native_calibrate_tsc).
+    assert ratio.ecx // 1000 * ratio.ebx < 1 << 32
+    if ratio.eax:
+        found = ratio.ecx * ratio.ebx / ratio.eax
+        assert abs(found - khz * 1000) <= 1_000_000
+    else:
+        assert khz > 4_294_000
+        assert ratio.ebx == ratio.ecx == 0
+    assert leaf(leaves, 0x40000010).eax == khz
+    assert leaf(leaves, 0x16).eax == khz // 1000
+
+
+def test_the_brand_string_reads_back():
+    words = [leaf(build(), 0x80000002 + n) for n in range(3)]
+    text = b"".join(r.to_bytes(4, "little") for w in words for r in (w.eax, w.ebx, w.ecx, w.edx))
+    assert text.rstrip(b"\0").decode() == MODELS[MODEL].brand
+
+
+def test_the_hypervisor_names_itself():
+    found = leaf(build(), 0x40000000)
+    letters = b"".join(r.to_bytes(4, "little") for r in (found.ebx, found.ecx, found.edx))
+    assert letters == b"KVMKVMKVM\0\0\0"
+    assert leaf(build(), 0x40000001).eax >> 24 & 1
+
+
+@given(lacking=st.sets(st.sampled_from(sorted(FEATURES))))
+def test_bounds_take_features_away(lacking):
+    bounds = []
+    for item in build():
+        registers = {r: getattr(item, r) for r in ("eax", "ebx", "ecx", "edx")}
+        for name in lacking:
+            function, index, register, bit = FEATURES[name]
+            if (function, index) == (item.function, item.index):
+                registers[register] &= ~(1 << bit)
+        bounds.append(CpuidLeaf(item.function, item.index, **registers))
+    found = cpuid.features_of(build(supported=bounds))
+    assert found == MODELS[MODEL].features - (lacking - ALWAYS_EMULATED)
+    assert set(cpuid.missing_features(MODEL, bounds)) == lacking - ALWAYS_EMULATED
+
+
+def test_without_xsave_there_is_no_leaf_for_it():
+    bounds = [
+        CpuidLeaf(i.function, i.index, i.eax, i.ebx, i.ecx & ~(1 << 26), i.edx)
+        if i.function == 1
+        else i
+        for i in build()
+    ]
+    assert cpuid.find(build(supported=bounds), 0xD) is None
+
+
+def test_the_hosts_own_model_needs_a_host():
+    with pytest.raises(InvalidValueError, match="host"):
+        cpuid.build("host", vcpus=1, tsc_hz=TSC)
+    leaves = cpuid.build("host", vcpus=2, tsc_hz=TSC, supported=build(vendor=AMD))
+    assert cpuid.vendor_of(leaves) == AMD
+    assert leaf(leaves, 0xB, 1).ebx == 2
+
+
+def test_an_unknown_model():
+    with pytest.raises(InvalidValueError, match="no CPU model"):
+        cpuid.build("i386", vcpus=1, tsc_hz=TSC)

@@ -1,0 +1,165 @@
+"""Whole machines on the KVM engine; for a host whose KVM is real (`make test-kvm`)."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from ringzero.core.state import to_tree
+from ringzero.engine import select
+from ringzero.engine.contract import ENGINES, Usability
+from ringzero.errors import RingzeroError
+from ringzero.vm.exit import ExitReason
+from ringzero.vm.machine import Machine
+
+pytestmark = [pytest.mark.kvm, pytest.mark.boot]
+BOOT_TIMEOUT = 120
+
+
+@pytest.fixture(scope="module", autouse=True)
+def real_kvm():
+    found = select.judge(ENGINES.get("kvm")())
+    if found.usability is not Usability.USABLE:
+        pytest.skip(found.reason)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def image(real_kvm):
+    from ringzero.image import micro
+
+    try:
+        return micro.ensure()
+    except RingzeroError as fault:
+        pytest.skip(f"no guest image: {fault.message}")
+
+
+def test_auto_chooses_kvm():
+    engine, reason = select.choose_auto()
+    assert engine.name == "kvm"
+    assert "million instructions" in reason
+
+
+def test_the_command_line_runs_a_command():
+    command = [sys.executable, "-m", "ringzero.cli.main", "run", "--engine", "kvm", "--"]
+    done = subprocess.run(
+        [*command, "uname", "-a"], capture_output=True, text=True, timeout=BOOT_TIMEOUT
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"Linux \S+ \S+ .* x86_64 GNU/Linux\n", done.stdout)
+
+
+def test_two_vcpus_come_up_and_work():
+    with Machine(image="micro", engine="kvm", memory="256M", cpus=2) as machine:
+        result = machine.run(
+            "nproc; (taskset 1 sh -c 'cat /proc/self/stat' & taskset 2 sh -c 'echo two'; wait) "
+            ">/dev/null; grep LOC /proc/interrupts",
+            timeout=BOOT_TIMEOUT,
+        )
+        lines = result.stdout.decode().splitlines()
+        assert lines[0] == "2"
+        timers = [int(word) for word in lines[-1].split()[1:3]]
+        assert all(timers)
+        spent = [machine.stats()[f"cpu{n}"]["exits"] for n in range(2)]
+        assert all(spent)
+
+
+def test_a_disk_is_read_and_written(tmp_path):
+    disk = tmp_path / "disk.img"
+    data = os.urandom(1 << 20)
+    disk.write_bytes(data + bytes(1 << 20))
+    from ringzero.config.machine import DiskConfig
+
+    disks = (DiskConfig(path=disk, format="raw"),)
+    with Machine(image="micro", engine="kvm", memory="256M", disks=disks) as machine:
+        result = machine.run(
+            "head -c 1048576 /dev/vda | sha256sum && "
+            "echo written | dd of=/dev/vda bs=1M seek=1 conv=notrunc,fsync 2>/dev/null",
+            timeout=BOOT_TIMEOUT,
+        )
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout.split()[0].decode() == hashlib.sha256(data).hexdigest()
+        # Notifications rang doorbells: the queues' own register was hardly an exit.
+        assert machine.stats()["cpu0"]["exits"] > 0
+    assert disk.read_bytes()[1 << 20 :][:8] == b"written\n"
+
+
+class Ticks:
+    """Collects "tick N" lines of the guest's serial line."""
+
+    def __init__(self, machine):
+        self.seen = []
+        self._text = b""
+        self._changed = threading.Condition()
+        machine.serial.on_output = self._receive
+
+    def _receive(self, data):
+        with self._changed:
+            self._text += data
+            self.seen = [int(n) for n in re.findall(rb"tick (\d+)\r?\n", self._text)]
+            self._changed.notify_all()
+
+    def wait(self, number):
+        with self._changed:
+            assert self._changed.wait_for(
+                lambda: self.seen and self.seen[-1] >= number, BOOT_TIMEOUT
+            ), f"seen {self.seen}, {self._text[-400:]}"
+
+
+LOOP = "sh -c 'i=0; while :; do i=$((i+1)); echo tick $i >/dev/ttyS0; sleep 0.05; done'"
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_a_running_machine_is_saved_and_goes_on_in_another(cpus):
+    fields = {"image": "micro", "engine": "kvm", "memory": "128M", "cpus": cpus}
+    with Machine(**fields) as first, Machine(**fields) as second:
+        before = Ticks(first)
+        first.run(f"{LOOP} </dev/null >/dev/null 2>&1 & true", timeout=BOOT_TIMEOUT)
+        before.wait(3)
+        first.pause()
+        state = first.save()
+        # What is saved is plain data.
+        tree = json.loads(json.dumps(state.tree))
+        assert tree == state.tree
+        second._memory.host.view[:] = first._memory.host.view
+        second.restore(state)
+        again = second.save().tree
+        assert _timeless(again) == _timeless(state.tree)
+        last = before.seen[-1]
+        after = Ticks(second)
+        second.start()
+        after.wait(last + 3)
+        assert after.seen[0] in (last, last + 1)
+        assert after.seen == list(range(after.seen[0], after.seen[-1] + 1))
+        # The first one can go on, too.
+        first.resume()
+        before.wait(last + 2)
+
+
+def _timeless(tree):
+    """The saved tree without what passes by itself or is kept by the kernel on the way."""
+    tree = to_tree(tree)
+    for cpu in tree["cpus"]:
+        cpu["tsc"] = 0
+        for index in ("59", "1760"):  # TSC_ADJUST, TSC_DEADLINE
+            cpu["msrs"].pop(index, None)
+        # Timer registers of the local APIC count down.
+        cpu["lapic"] = None
+    tree["engine"] = None
+    return tree
+
+
+def test_power_off_and_stop_are_prompt():
+    with Machine(image="micro", engine="kvm", memory="128M") as machine:
+        machine.run("true", timeout=BOOT_TIMEOUT)
+        start = time.monotonic()
+        machine.stop()
+        assert time.monotonic() - start < 5
+    with Machine(image="micro", engine="kvm", memory="128M") as machine:
+        machine.run("(sleep 0.2; poweroff -f) >/dev/null 2>&1 </dev/null & true", timeout=60)
+        assert machine.wait(60).reason is ExitReason.POWEROFF
