@@ -133,7 +133,7 @@ def _compile_all(names: list[str], work: Path, progress: Progress | None) -> Non
 def _first_finished(running: dict[str, subprocess.Popen[bytes]]) -> str:
     pids = {process.pid: name for name, process in running.items()}
     while True:
-        for name, process in running.items():
+        for process in running.values():
             try:
                 process.wait(timeout=0.02)
             except subprocess.TimeoutExpired:

@@ -148,7 +148,7 @@ class Machine:
         self.console = Console()
         self._serial_output = OutputBatch(self.serial.emit)
         self._closing.callback(self._serial_output.close)
-        port = ConsolePort(CONSOLE_PORT_NAME, lambda data: console_output.write(data))
+        port = ConsolePort(CONSOLE_PORT_NAME, lambda data: console_output.write(data))  # noqa: PLW0108 - bound below
         console_output = OutputBatch(
             self.console.emit, lambda: port.hold(True), lambda: port.hold(False)
         )
