@@ -1,8 +1,10 @@
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,23 @@ def test_interrupt(monkeypatch):
 
     monkeypatch.setattr(cli, "_run", interrupted)
     assert cli.main(["info"]) == 130
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.08, 0.12, 0.16, 0.2, 0.3, 0.4])
+def test_interrupt_at_any_moment(delay, tmp_path):
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ringzero", "info"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": SOURCE, "RINGZERO_CACHE_DIR": str(tmp_path)},
+    )
+    time.sleep(delay)
+    child.send_signal(signal.SIGINT)
+    complaint = child.communicate(timeout=60)[1]
+    # Before our first line runs, the interpreter itself may complain.
+    assert "ringzero/cli" not in complaint
+    assert child.returncode in (0, 1, 130, -signal.SIGINT)
 
 
 def test_errors_as_json():
