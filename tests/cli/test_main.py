@@ -12,6 +12,7 @@ import pytest
 import ringzero
 from ringzero.cli import main as cli
 from ringzero.cli.verb import VERBS
+from ringzero.settings import CACHE_DIR
 
 SOURCE = str(Path(ringzero.__file__).parents[1])
 
@@ -153,12 +154,11 @@ def test_start_takes_under_150_ms(words):
     assert best < 0.15
 
 
-def test_info(capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("RINGZERO_CACHE_DIR", str(tmp_path))
+def test_info(capsys):
     assert cli.main(["info"]) == 0
     text = capsys.readouterr().out
     assert ringzero.__version__ in text
-    assert str(tmp_path) in text
+    assert str(CACHE_DIR.get()) in text
     assert "RINGZERO_MIRROR" in text
 
 

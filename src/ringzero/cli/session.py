@@ -118,8 +118,8 @@ def run(
 
     `words` is the command for a guest with an agent; without one, such a guest
     gives a shell. `serial` is "stdio", a file name or None. Raises
-    TimeoutExpiredError when the guest runs longer than `timeout` seconds, GuestError when the guest ends
-    badly.
+    TimeoutExpiredError when the guest runs longer than `timeout` seconds,
+    GuestError when it ends badly.
     """
     machine = build(config)
     # What is compiled or opened before the guest can run is not the guest's time.
