@@ -35,7 +35,7 @@ bench: $(VENV)/.development ## measure speed, beside QEMU
 	$(BIN)/python -m pytest -m speed -s $(ARGS)
 
 fuzz: $(VENV)/.development ## run the fuzzers for longer (FUZZ=50)
-	RINGZERO_FUZZ=$(FUZZ) $(BIN)/python -m pytest --timeout 7200 -k "fuzz or hostile or damage or random or mutated" $(ARGS)
+	RINGZERO_FUZZ=$(FUZZ) $(BIN)/python -m pytest --timeout 7200 -k "fuzz or hostile or damage or random or mutated or kernels" $(ARGS)
 
 clean: ## remove what make has made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

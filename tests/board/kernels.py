@@ -52,7 +52,7 @@ def _sized(pack):
 
 
 COMPRESSIONS = {
-    "gzip": lambda data: gzip.compress(data),
+    "gzip": gzip.compress,
     "xz": _sized(lambda d: lzma.compress(d, check=lzma.CHECK_CRC32)),
     "lzma": _sized(lambda d: lzma.compress(d, lzma.FORMAT_ALONE)),
     "bzip2": _sized(bz2.compress),

@@ -1,6 +1,7 @@
 """The 64-bit boot protocol, field by field (Documentation/arch/x86/boot.rst, zero-page.rst)."""
 
 import struct
+from itertools import pairwise
 
 import pytest
 
@@ -79,7 +80,7 @@ def test_memory_map(size):
         assert memory.is_ram(base, length)
         assert base + length <= 3 * GIB or base >= 4 * GIB
     assert [kind for base, _, kind in found if base == memmap.ACPI_TABLES] == [3]
-    for (base, length, _), (following, _, _) in zip(found, found[1:], strict=False):
+    for (base, length, _), (following, _, _) in pairwise(found):
         assert base + length <= following
 
 

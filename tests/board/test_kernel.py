@@ -101,6 +101,8 @@ def test_payload_cache_is_used_and_a_damaged_one_is_not(tmp_path):
     assert parse_kernel(data, tmp_path) == first
     whole = kept.read_bytes()
     for damaged in (b"", whole[:10], whole[:-1], whole[:-1] + b"\xff", bytes(len(whole))):
+        # Replaced and not written to, as a mapping of it is in use.
+        kept.unlink()
         kept.write_bytes(damaged)
         assert parse_kernel(data, tmp_path) == first
         assert kept.read_bytes() == whole

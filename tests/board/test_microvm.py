@@ -15,16 +15,16 @@ def build(**more):
     told = BoardEvents(
         *(lambda name=name: events.append(name) for name in ("off", "reboot", "panic"))
     )
-    parts = dict(
-        cpus=2,
-        memory=memory,
-        clock=lambda: 1000,
-        tsc_hz=10**9,
-        events=told,
-        serial=lambda data: events.append(data),
-        ports=[ConsolePort("c", lambda data: None)],
-        disks=[MemoryDisk()],
-    )
+    parts = {
+        "cpus": 2,
+        "memory": memory,
+        "clock": lambda: 1000,
+        "tsc_hz": 10**9,
+        "events": told,
+        "serial": lambda data: events.append(data),
+        "ports": [ConsolePort("c", lambda data: None)],
+        "disks": [MemoryDisk()],
+    }
     return BOARDS.get("microvm")(BoardParts(**{**parts, **more})), events
 
 

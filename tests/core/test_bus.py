@@ -1,6 +1,6 @@
 import pytest
 
-from ringzero.core.bus import Bus, MsrBus
+from ringzero.core.bus import MEMO_LIMIT, Bus, MsrBus
 from ringzero.errors import DeviceError
 
 
@@ -67,3 +67,10 @@ def test_msrs():
     assert (attachment.reads, attachment.writes) == (1, 2)
     with pytest.raises(DeviceError):
         bus.attach("e", (0x12,), Recorder())
+
+
+def test_every_address_of_a_large_range():
+    bus = Bus("b")
+    bus.attach("d", 0, 3 * MEMO_LIMIT, Recorder(7))
+    assert all(bus.read(address, 1) == 7 for address in range(3 * MEMO_LIMIT))
+    assert bus.read(3 * MEMO_LIMIT, 1) == 0xFF

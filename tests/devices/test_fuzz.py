@@ -37,12 +37,15 @@ accesses = st.lists(
 
 @pytest.mark.parametrize("name", sorted(BUILDERS))
 @QUICK
-@given(data=accesses, msrs=st.lists(st.tuples(st.integers(0), st.integers(0, (1 << 64) - 1)), max_size=20))
+@given(
+    data=accesses,
+    msrs=st.lists(st.tuples(st.integers(0), st.integers(0, (1 << 64) - 1)), max_size=20),
+)
 def test_registers(name, data, msrs):
     specimen = BUILDERS[name]()
     try:
-        for is_write, offset, width, value in data:
-            offset %= max(specimen.size, 1)
+        for is_write, place, width, value in data:
+            offset = place % max(specimen.size, 1)
             if is_write:
                 specimen.device.write(offset, width, value & ((1 << 8 * width) - 1))
             else:
@@ -78,10 +81,15 @@ def scribble(generator: random.Random, driver) -> None:
             length = generator.choice((0, 1, 8, 16, 24, 512, 4096, 0x100000, 0xFFFFFFFF))
             flags = generator.choice((0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 0xFFFF))
             following = generator.choice((number + 1, generator.randrange(0x10000)))
-            driver.memory.write(queue.descriptors + 16 * number,
-                                struct.pack("<QIHH", address, length, flags, following & 0xFFFF))
-            driver.memory.write_int(queue.available + 4 + 2 * number, 2,
-                                    generator.choice((number, number, generator.randrange(0x10000))))
+            driver.memory.write(
+                queue.descriptors + 16 * number,
+                struct.pack("<QIHH", address, length, flags, following & 0xFFFF),
+            )
+            driver.memory.write_int(
+                queue.available + 4 + 2 * number,
+                2,
+                generator.choice((number, number, generator.randrange(0x10000))),
+            )
         driver.memory.write_int(queue.available, 2, generator.randrange(4))
         ahead = generator.choice((1, 3, queue.size, queue.size + 1, 0x8000))
         used = driver.memory.read_int(queue.used + 2, 2)
@@ -122,8 +130,12 @@ def test_virtqueues(name, seed):
 
 # Values that a damaged or forged saved machine may have in any field.
 values = st.one_of(
-    st.none(), st.booleans(), st.integers(-(1 << 70), 1 << 300), st.text(max_size=5),
-    st.lists(st.integers(0, 300), max_size=30), st.dictionaries(st.text(max_size=3), st.none()),
+    st.none(),
+    st.booleans(),
+    st.integers(-(1 << 70), 1 << 300),
+    st.text(max_size=5),
+    st.lists(st.integers(0, 300), max_size=30),
+    st.dictionaries(st.text(max_size=3), st.none()),
 )
 
 
@@ -146,7 +158,7 @@ def test_saved_states(name, data):
                 part.restore(from_tree(part.state_type, tree))
             except StateError:
                 continue
-            for offset in range(0, min(specimen.size, 0x200)):
+            for offset in range(min(specimen.size, 0x200)):
                 specimen.device.read(offset, 4)
                 specimen.device.write(offset, 4, 1)
             part.save()

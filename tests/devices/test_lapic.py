@@ -188,7 +188,7 @@ def test_mode_switches_11_12_5(apic):
 
 def test_interprocessor_interrupts():
     system = System(3)
-    a, b, c = system.lapics
+    a = system.lapics[0]
     a.write(0x310, 4, 1 << 24)
     a.write(0x300, 4, 0x4044)
 

@@ -21,13 +21,15 @@ class Flavour:
 
     @property
     def takes_backing(self) -> bool:
-        able = FORMATS.get(self.format).can_have_backing
+        # VHDX and VHD have parents of their own kind only; see their own tests.
+        able = FORMATS.get(self.format).can_have_backing and self.format == "qcow2"
         return able and not {"preallocation", "data_file_raw"} & set(self.options)
 
     @property
     def blank(self) -> bool:
         """Whether a new image has no data allocated."""
-        return not {"preallocation", "data_file_raw"} & set(self.options)
+        fixed = self.options.get("subformat") in ("fixed", "monolithicFlat", "twoGbMaxExtentFlat")
+        return not fixed and not {"preallocation", "data_file_raw"} & set(self.options)
 
     def create(self, path: Path, size: int, **more) -> None:
         create_disk(path, self.format, size, options=self.options, **more)
@@ -48,4 +50,12 @@ FLAVOURS = [
     Flavour("qcow2", {"preallocation": "metadata"}),
     Flavour("qcow2", {"data_file": "data"}),
     Flavour("qcow2", {"data_file": "data", "data_file_raw": "on"}),
+    Flavour("vmdk"),
+    Flavour("vmdk", {"zeroed_grain": "on"}),
+    Flavour("vmdk", {"subformat": "monolithicFlat"}),
+    Flavour("vmdk", {"subformat": "twoGbMaxExtentSparse"}),
+    Flavour("vmdk", {"subformat": "twoGbMaxExtentFlat"}),
+    Flavour("vhdx"),
+    Flavour("vhdx", {"block_size": "1M"}),
+    Flavour("vhdx", {"subformat": "fixed"}),
 ]

@@ -23,9 +23,7 @@ from tests.disk.flavours import FLAVOURS
 
 SIZE = 3 * 1024 * 1024 + 512
 every_flavour = pytest.mark.parametrize("flavour", FLAVOURS, ids=str)
-with_backing = pytest.mark.parametrize(
-    "flavour", [f for f in FLAVOURS if f.takes_backing], ids=str
-)
+with_backing = pytest.mark.parametrize("flavour", [f for f in FLAVOURS if f.takes_backing], ids=str)
 
 
 @pytest.fixture

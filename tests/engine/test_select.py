@@ -29,7 +29,7 @@ class Fake:
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
-    """A host whose boot and device are files of ours; gives a function to set KVM's verdict."""
+    """A host whose boot and device are files of ours; returns what sets KVM's verdict."""
     monkeypatch.setenv("RINGZERO_CACHE_DIR", str(tmp_path / "cache"))
     boot = tmp_path / "boot_id"
     boot.write_text("first-boot\n")

@@ -1,4 +1,4 @@
-"""The example of a user's own device: as it stands in the file, on a scripted engine and a guest."""
+"""The example of a device of one's own: as it stands in the file, scripted and in a guest."""
 
 import importlib.util
 from pathlib import Path

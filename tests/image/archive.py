@@ -62,9 +62,7 @@ def module(name, depends=""):
     sections += struct.pack("<IIQQQQIIQQ", 10, 3, 0, 0, start + len(info), len(names), 0, 0, 1, 0)
     ident = b"\x7fELF\x02\x01\x01" + bytes(9)
     table = start + len(info) + len(names)
-    head = struct.pack(
-        "<16sHHIQQQIHHHHHH", ident, 1, 62, 1, 0, 0, table, 0, 64, 0, 0, 64, 3, 2
-    )
+    head = struct.pack("<16sHHIQQQIHHHHHH", ident, 1, 62, 1, 0, 0, table, 0, 64, 0, 0, 64, 3, 2)
     return head + info + names + sections
 
 

@@ -12,7 +12,7 @@ import pytest
 from ringzero.errors import HostError, MissingToolError, NotFoundError
 from ringzero.image.packages import Apt
 from ringzero.image.sources import Source
-from tests.image.archive import control
+from tests.image.archive import Archive, control
 
 
 @pytest.fixture
@@ -86,6 +86,31 @@ def test_old_lists_serve_when_the_archive_is_away(filled, cache):
     filled.root.rename(filled.root.with_name("away"))
     Apt().refresh(max_age=0)
     assert Apt().resolve(["leaf"])
+
+
+def test_one_source_of_two_out_of_order(filled, cache, monkeypatch):
+    good = sources_of(filled)
+    bad = Source((f"file:{filled.root}/nothing-here",), ("test",), (("Trusted", "yes"),))
+    monkeypatch.setattr("ringzero.image.packages.debian_sources", lambda _=None: [good, bad])
+    assert [p.name for p in Apt().resolve(["leaf"])] == ["leaf"]
+
+
+def test_another_suite_is_preferred(filled, cache, tmp_path, monkeypatch):
+    other = Archive(tmp_path / "other", suite="other")
+    other.add(control("leaf", "1:0.5-1"), {})
+    other.publish()
+    monkeypatch.setattr(
+        "ringzero.image.packages.debian_sources",
+        lambda _=None: [sources_of(filled), sources_of(other)],
+    )
+    assert Apt().resolve(["leaf"])[0].version == "2:1.0+x-1"
+    # An older version too, because it was asked for; what it lacks comes from the usual one.
+    packages = Apt(suite="other").resolve(["leaf", "other"])
+    assert {p.version for p in packages} == {"1:0.5-1", "1.0-1"}
+
+
+def sources_of(archive):
+    return Source((archive.uri,), (archive.suite,), (("Trusted", "yes"),))
 
 
 def test_no_apt_on_this_machine(filled, cache, monkeypatch):

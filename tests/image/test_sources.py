@@ -67,7 +67,8 @@ def test_one_line_format(etc):
 
 def test_another_suite_comes_from_the_same_archive(etc):
     (etc / "sources.list.d" / "debian.sources").write_text(DEB822)
-    (source,) = debian_sources("trixie", etc=etc)
+    *usual, source = debian_sources("trixie", etc=etc)
+    assert usual == debian_sources(etc=etc)
     assert (source.uris, source.suites) == (("http://mirror.example/debian",), ("trixie",))
 
 
@@ -83,6 +84,7 @@ def test_mirror_setting(etc, monkeypatch):
     assert debian_sources(etc=etc)[0].suites == ("bookworm",)
     monkeypatch.setenv("RINGZERO_MIRROR", "file:/srv/debian trixie trixie-updates")
     assert debian_sources(etc=etc)[0].suites == ("trixie", "trixie-updates")
+    assert debian_sources("sid", etc=etc)[0].suites == ("trixie", "trixie-updates", "sid")
     monkeypatch.setenv("RINGZERO_MIRROR", "not a url")
     with pytest.raises(InvalidValueError):
         debian_sources(etc=etc)

@@ -81,7 +81,9 @@ def assemble(source: str, mode: int = 64) -> bytes:
     return assembler.assemble(source, mode)
 
 
-def gate(target: int, selector: int = KERNEL_CS, kind: int = 0xE, dpl: int = 0, ist: int = 0) -> bytes:
+def gate(
+    target: int, selector: int = KERNEL_CS, kind: int = 0xE, dpl: int = 0, ist: int = 0
+) -> bytes:
     """A 16-byte gate descriptor; `kind` with bit 8 (0x100) set is not present."""
     present = 0 if kind & 0x100 else 0x80
     low = (target & 0xFFFF) | selector << 16 | ist << 32 | (present | dpl << 5 | kind & 0x1F) << 40
@@ -191,7 +193,14 @@ class Guest:
             },
         ).with_gpr(rsp=USER_STACK)
 
-    def run(self, code: str | bytes = b"", *, mode: int = 64, answers: tuple[int | None, ...] = (), **regs: int) -> Ending:  # noqa: E501
+    def run(
+        self,
+        code: str | bytes = b"",
+        *,
+        mode: int = 64,
+        answers: tuple[int | None, ...] = (),
+        **regs: int,
+    ) -> Ending:
         """Run code at the state's RIP to its end; `answers` are for the exits on the way."""
         data = assemble(code, mode) if isinstance(code, str) else code
         base = self.state.cs.base if mode == 16 else 0
@@ -224,6 +233,4 @@ class Guest:
         coded = vector in WITH_CODE
         stack = self.cpu.regs[x86.RSP]
         words = struct.unpack(f"<{5 + coded}Q", self.memory.read(stack, 40 + 8 * coded))
-        return Ending(
-            vector, self.cpu, words[coded:], words[0] if coded else None, exits=exits
-        )
+        return Ending(vector, self.cpu, words[coded:], words[0] if coded else None, exits=exits)

@@ -248,6 +248,46 @@ def test_far_jump_beyond_the_limit(guest):
     assert guest.vector == 13 and guest.stack(2) == (0, CODE)
 
 
+@pytest.mark.parametrize(
+    ("access", "flags", "limit", "code", "good"),
+    [
+        (0x93, 0, 0xF, "mov ebx, es:[12]", True),
+        (0x93, 0, 0xF, "mov ebx, es:[13]", False),
+        (0x93, 0, 0xF, "mov es:[15], bl", True),
+        (0x93, 0, 0xF, "mov es:[16], bl", False),
+        (0x93, 0, 0xF, "lea ebx, es:[999]", True),
+        (0x93, 8, 0xF, "mov ebx, es:[0xfffc]", True),
+        (0x93, 8, 0xF, "mov ebx, es:[0xfffd]", False),
+        (0x91, 0, 0xF, "mov ebx, es:[0]", True),
+        (0x91, 0, 0xF, "mov es:[0], bl", False),
+        (0x91, 0, 0xF, "inc dword ptr es:[0]", False),
+        (0x9B, 0, 0xF, "mov ebx, es:[0]", True),
+        (0x9B, 0, 0xF, "mov es:[0], bl", False),
+        (0x97, 4, 0xFFF, "mov ebx, es:[0x1000]", True),
+        (0x97, 4, 0xFFF, "mov ebx, es:[0xfff]", False),
+        (0x97, 0, 0xFFF, "mov ebx, es:[0xfffd]", False),
+        (0x93, 0, 0xF, "mov edi, 8; mov ecx, 4; cld; rep stosw", True),
+        (0x93, 0, 0xF, "mov edi, 8; mov ecx, 5; cld; rep stosw", False),
+    ],
+)
+def test_segment_limits_and_rights(guest, access, flags, limit, code, good):
+    guest.q(GDT + FREE, segment_descriptor(DATA, limit, access, flags))
+    guest.run(f"mov es, eax; {code}; int 0x80", rax=FREE)
+    assert guest.vector == (0x80 if good else 13)
+    if not good:
+        assert guest.stack(1) == (0,)
+        assert guest.cpu.fault_vector == 13
+
+
+def test_null_and_stack_segments(guest):
+    guest.run("mov es, eax; mov ebx, es:[4]", rax=0)
+    assert guest.vector == 13
+    # 16 bytes of stack above ESP: the seventeenth is out of limits.
+    guest.q(GDT + FREE, segment_descriptor(0, KERNEL_STACK + 15, 0x93, 4))
+    guest.run("mov ss, eax; mov ebx, [esp + 12]; mov ebx, [esp + 13]", rax=FREE)
+    assert guest.vector == 12
+
+
 def test_segment_bases_count(guest):
     guest.q(GDT + FREE, segment_descriptor(DATA, 0xF, 0x93))
     guest.write(DATA, b"0123456789abcdef")

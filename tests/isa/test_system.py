@@ -316,7 +316,9 @@ def test_msrs_keep_what_is_written(guest, index, value):
 @pytest.mark.parametrize(
     ("index", "value"),
     [
-        *((number, NOT_CANONICAL) for number in (*msr.CANONICAL, msr.IA32_FS_BASE, msr.IA32_GS_BASE)),
+        *((number, NOT_CANONICAL) for number in msr.CANONICAL),
+        (msr.IA32_FS_BASE, NOT_CANONICAL),
+        (msr.IA32_GS_BASE, NOT_CANONICAL),
         *((number, 1 << 32) for number in msr.NARROW),
         (msr.IA32_EFER, EFER | 1 << 1),
         (msr.IA32_EFER, EFER & ~x86.EFER_LME),  # under paging
@@ -370,12 +372,14 @@ def test_a_refused_msr_is_gp(guest):
 )
 def test_in(guest, code, width, result):
     code = code if isinstance(code, bytes) else assemble(code)
-    end = guest.run(code + b"\xf4", rax=0x1111_1111_1111_1111, rdx=0xABCD_0CF8, answers=(0x12345678,))
+    before = {"rax": 0x1111_1111_1111_1111, "rdx": 0xABCD_0CF8}
+    end = guest.run(code + b"\xf4", answers=(0x12345678,), **before)
     assert end.exits == [PortRead(0xCF8, width)] and end.reg(x86.RAX) == result
 
 
 def test_out_and_immediate_ports(guest):
-    end = guest.run("out 0xe9, al; out dx, ax; out dx, eax; in al, 0xff; hlt", rax=0x12345678, rdx=0x3F8)
+    code = "out 0xe9, al; out dx, ax; out dx, eax; in al, 0xff; hlt"
+    end = guest.run(code, rax=0x12345678, rdx=0x3F8)
     assert end.exits == [
         PortWrite(0xE9, 1, 0x78), PortWrite(0x3F8, 2, 0x5678), PortWrite(0x3F8, 4, 0x12345678),
         PortRead(0xFF, 1),
@@ -504,7 +508,8 @@ def test_segment_registers_that_do_not_exist(guest, code):
 
 def test_lgdt_and_sgdt(guest):
     guest.write(DATA, b"\x34\x12" + (0xFFFF_8000_1234_5678).to_bytes(8, "little"))
-    end = guest.run("lgdt [rsi]; sgdt [rdi]; lidt [rsi]; sidt [rbx]; hlt", rsi=DATA, rdi=DATA + 16, rbx=DATA + 32)
+    code = "lgdt [rsi]; sgdt [rdi]; lidt [rsi]; sidt [rbx]; hlt"
+    end = guest.run(code, rsi=DATA, rdi=DATA + 16, rbx=DATA + 32)
     wanted = guest.memory.read(DATA, 10)
     assert guest.memory.read(DATA + 16, 10) == guest.memory.read(DATA + 32, 10) == wanted
     assert end.cpu.gdt_base == end.cpu.idt_base == 0xFFFF_8000_1234_5678
@@ -524,7 +529,8 @@ def test_fs_and_gs_bases(user):
     user.state = replace(user.state, cr4=CR4 | x86.CR4_FSGSBASE)
     code = "wrfsbase rax; wrgsbase eax; rdfsbase rbx; rdgsbase rcx; rdfsbase edx; ud2"
     end = user.run(code, rax=0x7FFF_1234_5678, rdx=ALL_ONES)
-    assert [end.reg(n) for n in (x86.RBX, x86.RCX, x86.RDX)] == [0x7FFF_1234_5678, 0x1234_5678, 0x1234_5678]
+    seen = [end.reg(n) for n in (x86.RBX, x86.RCX, x86.RDX)]
+    assert seen == [0x7FFF_1234_5678, 0x1234_5678, 0x1234_5678]
     assert fault(user.run("wrgsbase rax", rax=NOT_CANONICAL)) == GP0
 
 

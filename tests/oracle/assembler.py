@@ -24,6 +24,7 @@ def _target_machine() -> llvm.TargetMachine:
     return target.create_target_machine(features="+sse4.2,+popcnt,+cx16,+fsgsbase")
 
 
+@functools.cache
 def assemble(source: str, mode: int = 64, origin: int | None = None) -> bytes:
     """The bytes of `source`, in mode 64 or 32.
 

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from tests.oracle.encodings import Form, enumerate_forms, has_modrm
+from tests.oracle.encodings import Form, enumerate_forms, has_modrm, names
 from tests.oracle.model import (
     ARITH_FLAGS,
     CODE_BASE,
@@ -38,16 +38,16 @@ from tests.oracle.model import (
 )
 from tests.oracle.operands import Operands
 
-_LOCKABLE: Final = frozenset(
-    "add or adc sbb and sub xor not neg inc dec xchg xadd cmpxchg cmpxchg8b cmpxchg16b "
-    "bts btr btc".split()
+_LOCKABLE: Final = names(
+    "add or adc sbb and sub xor not neg inc dec xchg xadd cmpxchg cmpxchg8b cmpxchg16b bts btr btc"
 )
-_STACK: Final = frozenset("push pop call ret leave enter pushf pushfq popf popfq".split())
+_STACK: Final = names("push pop call ret leave enter pushf pushfq popf popfq")
 _STRING: Final = frozenset(
     op + size for op in ("movs", "cmps", "scas", "lods", "stos") for size in "bwdq"
 )
-_BIT_TESTS: Final = frozenset("bt bts btr btc".split())
-_FX_RESTORE: Final = frozenset("fxrstor fxrstor64 ldmxcsr".split())
+_BIT_TESTS: Final = names("bt bts btr btc")
+_FX_RESTORE: Final = names("fxrstor fxrstor64 ldmxcsr")
+_SHORT_BRANCHES: Final = frozenset((*range(0x70, 0x80), *range(0xE0, 0xE4), 0xEB))
 _SEGMENT_FS, _SEGMENT_GS = 0x64, 0x65
 
 
@@ -197,7 +197,7 @@ class _Builder:
         if rng.random() < 0.3:
             fill = bytes([gpr[RAX] & 0xFF]) * 64
             for address in (gpr[RDI], gpr[RSI]):
-                if DATA_BASE <= address - 32 and address + 32 <= DATA_BASE + DATA_SIZE:
+                if address - 32 >= DATA_BASE and address + 32 <= DATA_BASE + DATA_SIZE:
                     self.memory.append((address - 32, fill))
 
     def _immediate(self) -> bytes:
@@ -210,7 +210,9 @@ class _Builder:
         if opcode[0] in (0xA0, 0xA1, 0xA2, 0xA3) and not has_modrm(opcode):
             self.address = self._target()
             return (self.address & (1 << 8 * size) - 1).to_bytes(size, "little")
-        short = opcode[0] == 0xEB or opcode[0] & 0xF0 == 0x70 or 0xE0 <= opcode[0] <= 0xE3
+        short = (
+            opcode[0] == 0xEB or opcode[0] in range(0x70, 0x80) or opcode[0] in range(0xE0, 0xE4)
+        )
         if short and opcode[0] != 0x0F:
             return bytes([rng.randrange(0xF0)])  # not onto itself
         near = opcode in (b"\xe8", b"\xe9") or (opcode[0] == 0x0F and opcode[1] & 0xF0 == 0x80)
@@ -505,7 +507,7 @@ _SPECIAL: Final[dict[str, Callable[[_Builder], None]]] = {
 
 
 def select_forms(mode: int = 64, only: str | None = None) -> list[Form]:
-    """The forms of a mode; with `only` those whose mnemonic is in that comma list (* at the end)."""
+    """The forms of a mode; with `only` those in a comma list (a * at the end matches more)."""
     forms = enumerate_forms(mode)
     if not only:
         return list(forms)

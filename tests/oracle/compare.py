@@ -28,7 +28,7 @@ _FSW_BITS = ("IE", "DE", "ZE", "OE", "UE", "PE", "SF", "ES", "C0", "C1", "C2")
 
 
 def vector_name(vector: int) -> str:
-    """"#GP", or what a pseudo vector means."""
+    """ "#GP", or what a pseudo vector means."""
     names = {TIMED_OUT: "timed out", CRASHED: "crashed", UNSUPPORTED: "unsupported"}
     return VECTOR_NAMES.get(vector) or names.get(vector, f"vector {vector}")
 
@@ -49,9 +49,7 @@ def compare(expected: Outcome, got: Outcome, case: Case) -> list[str]:
     return list(_differences(expected, got, case, undefined(case)))
 
 
-def _differences(
-    expected: Outcome, got: Outcome, case: Case, undef: Undefined
-) -> Iterator[str]:
+def _differences(expected: Outcome, got: Outcome, case: Case, undef: Undefined) -> Iterator[str]:
     if expected.vector != got.vector:
         yield f"ends with {vector_name(expected.vector)}, got {vector_name(got.vector)}"
     elif (expected.error_code ^ got.error_code) & ~_host_specific(expected.vector):

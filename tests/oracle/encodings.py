@@ -11,20 +11,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import capstone
 from capstone import x86_const as x86
 
+
+def names(text: str) -> frozenset[str]:
+    """The words of a text, as a set."""
+    return frozenset(text.split())
+
+
 _FORBIDDEN_GROUPS: Final = frozenset(
     getattr(x86, "X86_GRP_" + name)
-    for name in """3DNOW ADX AES AVX AVX2 AVX512 BMI BMI2 BWI CDI DQI ERI F16C FMA FMA4 FSGSBASE
-    INT IRET PCLMUL PFI PRIVILEGE RTM SGX SHA SMAP SSE4A TBM VLX VM XOP""".split()
+    for name in names("""3DNOW ADX AES AVX AVX2 AVX512 BMI BMI2 BWI CDI DQI ERI F16C FMA FMA4
+    FSGSBASE INT IRET PCLMUL PFI PRIVILEGE RTM SGX SHA SMAP SSE4A TBM VLX VM XOP""")
 )
-_FORBIDDEN: Final = frozenset(
+_FORBIDDEN: Final = names(
     """
-    syscall sysenter sysexit sysret int int1 iret iretd iretq hlt
+    syscall sysenter sysexit sysret int iret iretd iretq hlt
     in out insb insw insd outsb outsw outsd
     ljmp lcall retf retfq
     rdtsc rdtscp rdpmc rdrand rdseed rdpid cpuid xgetbv xsetbv
@@ -47,12 +53,19 @@ _FORBIDDEN: Final = frozenset(
     pfrcpv pfrsqrtv feni8087_nop fdisi8087_nop fsetpm
     clts rdmsr wrmsr rdpkru wrpkru enclv prefetchwt1 fstpnce
     montmul xcryptcbc xcryptcfb xcryptctr xcryptecb xcryptofb xsha1 xsha256 xstore
-    """.split()
+    """
 )
 
+_BRANCHES: Final = frozenset(
+    [x86.X86_GRP_BRANCH_RELATIVE, x86.X86_GRP_CALL, x86.X86_GRP_JUMP, x86.X86_GRP_RET]
+)
+_TRAPS: Final = names("int1 int3 into")
+"""Members of Capstone's group of interrupts that stay inside the process."""
+
 _NO_MODRM_0F: Final = frozenset(
-    [0x05, 0x06, 0x07, 0x08, 0x09, 0x0B, 0x0E, 0x30, 0x31, 0x32, 0x33, 0x34, 0x35, 0x37, 0x77]
-    + [*range(0x80, 0x90), 0xA0, 0xA1, 0xA2, 0xA8, 0xA9, 0xAA, *range(0xC8, 0xD0)]
+    b"\x05\x06\x07\x08\x09\x0b\x0e\x30\x31\x32\x33\x34\x35\x37\x77\xa0\xa1\xa2\xa8\xa9\xaa"
+    + bytes(range(0x80, 0x90))
+    + bytes(range(0xC8, 0xD0))
 )
 _MODRM_1: Final = frozenset(
     [op for row in range(0, 0x40, 8) for op in range(row, row + 4)]
@@ -63,12 +76,11 @@ _NOT_OPCODES_1: Final = frozenset(
     [0x0F, 0x26, 0x2E, 0x36, 0x3E, *range(0x64, 0x68), 0xF0, 0xF2, 0xF3]
 )
 _ABSENT_64: Final = frozenset(
-    [0x06, 0x07, 0x0E, 0x16, 0x17, 0x1E, 0x1F, 0x27, 0x2F, 0x37, 0x3F, 0x60, 0x61, 0x62, 0x82]
-    + [0x9A, 0xC4, 0xC5, 0xCE, 0xD4, 0xD5, 0xD6, 0xEA, *range(0x40, 0x50)]
+    b"\x06\x07\x0e\x16\x17\x1e\x1f\x27\x2f\x37\x3f\x60\x61\x62\x82\x9a\xc4\xc5\xce\xd4\xd5\xd6\xea"
+    + bytes(range(0x40, 0x50))
 )
 _SEGMENT_LOADS: Final = frozenset(
-    [b"\x8e", b"\x07", b"\x17", b"\x1f", b"\x0f\xa1", b"\x0f\xa9", b"\x8c"]
-    + [b"\x06", b"\x0e", b"\x16", b"\x1e", b"\x0f\xa0", b"\x0f\xa8"]
+    bytes.fromhex(opcode) for opcode in names("8c 8e 06 07 0e 16 17 1e 1f 0fa0 0fa1 0fa8 0fa9")
 )
 """MOV and POP to segment registers; also their stores, as selectors are the host's."""
 _RM_SELECTS: Final = frozenset(
@@ -76,6 +88,10 @@ _RM_SELECTS: Final = frozenset(
 )
 """Opcodes in which the rm field of a register form chooses the instruction."""
 _PREFIXES: Final = (b"", b"\x66", b"\xf2", b"\xf3", b"\x66\xf2", b"\x66\xf3")
+
+
+UNDEFINED: Final = "undefined"
+"""The mnemonic of encodings that name no instruction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +138,23 @@ def enumerate_forms(mode: int = 64) -> tuple[Form, ...]:
     for opcode in _opcodes(mode):
         for form in _merge_registers(list(_probe_opcode(opcode, mode))):
             forms.setdefault((form.opcode, form.text, form.immediate), form)
+    for form in _unnamed(mode):
+        forms[form.opcode, form.text, form.digit] = form
     return tuple(forms.values())
+
+
+def _unnamed(mode: int) -> Iterator[Form]:
+    """What every CPU executes though Capstone does not decode it.
+
+    The second encodings of some x87 instructions, and the NOPs reserved for hints.
+    """
+    aliases = {(0xDC, 2): "fcom", (0xDC, 3): "fcomp", (0xDD, 1): "fxch", (0xDE, 2): "fcomp",
+               (0xDF, 1): "fxch", (0xDF, 2): "fstp", (0xDF, 3): "fstp"}  # fmt: skip
+    for (op, digit), mnemonic in aliases.items():
+        text = f"{mnemonic} (second encoding)"
+        yield Form(mnemonic, text, mode, b"", False, bytes([op]), False, digit, None, 0)
+    for op in (0x18, 0x1A, 0x1B, 0x1C, 0x1D, 0x1E):
+        yield Form("nop", "nop (hint)", mode, b"", False, bytes([0x0F, op]), False, None, None, 0)
 
 
 def _opcodes(mode: int) -> Iterator[bytes]:
@@ -149,60 +181,78 @@ def has_modrm(opcode: bytes) -> bool:
     return len(opcode) == 3 or opcode[1] not in _NO_MODRM_0F
 
 
-def _probe_opcode(opcode: bytes, mode: int) -> Iterator[Form]:
-    if opcode in _SEGMENT_LOADS:
-        return
+@functools.cache
+def undefined_forms(mode: int = 64) -> tuple[Form, ...]:
+    """Encodings that Capstone knows nothing of: they should raise #UD.
+
+    The host has the last word, as it may be newer than Capstone: where it does
+    not raise #UD, there is nothing to compare.
+    """
+    shapes = [shape for opcode in _opcodes(mode) for shape in _shapes(opcode, mode)]
+    if mode == 64:
+        rex_and_vex = {0x62, 0xC4, 0xC5, *range(0x40, 0x50)}
+        absent = [bytes([op]) for op in sorted(_ABSENT_64 - rex_and_vex)]
+        shapes += [
+            Form(UNDEFINED, "", mode, b"", False, opcode, None, None, None, 0) for opcode in absent
+        ]
+    hints = frozenset(form.opcode for form in _unnamed(mode))
+    return tuple(
+        shape
+        for shape in shapes
+        if len(shape.prefixes) < 2 and shape.opcode not in hints and _decode(shape) is None
+    )
+
+
+def _shapes(opcode: bytes, mode: int) -> Iterator[Form]:
+    """Every combination of prefixes, REX.W and ModRM fields that can matter."""
     for prefixes in _PREFIXES:
         for rex_w in (False, True) if mode == 64 else (False,):
-            if not has_modrm(opcode):
-                form = _probe(mode, prefixes, rex_w, opcode, None, None, None)
-                if form is not None:
-                    yield form
-                continue
-            for digit in range(8):
-                form = _probe(mode, prefixes, rex_w, opcode, True, digit, 3)
-                if form is not None:
-                    yield form
-                if opcode not in _RM_SELECTS:
-                    form = _probe(mode, prefixes, rex_w, opcode, False, digit, None)
-                    if form is not None:
-                        yield form
-                    continue
-                for rm in range(8):
-                    form = _probe(mode, prefixes, rex_w, opcode, False, digit, rm)
-                    if form is not None:
-                        yield form
+            fields: list[tuple[bool | None, int | None, int | None]] = [(None, None, None)]
+            if has_modrm(opcode):
+                rms = range(8) if opcode in _RM_SELECTS else (None,)
+                fields = [(True, digit, 3) for digit in range(8)]
+                fields += [(False, digit, rm) for digit in range(8) for rm in rms]
+            for memory, digit, rm in fields:
+                yield Form(UNDEFINED, "", mode, prefixes, rex_w, opcode, memory, digit, rm, 0)
 
 
-def _probe(
-    mode: int,
-    prefixes: bytes,
-    rex_w: bool,
-    opcode: bytes,
-    memory: bool | None,
-    digit: int | None,
-    rm: int | None,
-) -> Form | None:
-    rex = b"\x48" if rex_w else b""
-    head = prefixes + rex + opcode
-    if digit is not None:
-        head += bytes([(0 if memory else 0xC0) | digit << 3 | (rm or 0)])
-    for insn in disassembler(mode, detail=True).disasm(head + b"\x11" * 12, 0x1000, 1):
-        mnemonic = insn.insn_name()
-        groups = set(insn.groups)
-        if mnemonic in _FORBIDDEN or groups & _FORBIDDEN_GROUPS or insn.size < len(head):
-            return None
-        if b"\x66" in prefixes and groups & {x86.X86_GRP_BRANCH_RELATIVE, x86.X86_GRP_CALL,
-                                             x86.X86_GRP_JUMP, x86.X86_GRP_RET}:  # fmt: skip
-            return None  # AMD and Intel differ: the one truncates RIP, the other ignores 66
-        if mnemonic.startswith("v") or " " in mnemonic:
-            return None
-        text = f"{insn.mnemonic} {insn.op_str}".strip()
-        immediate = insn.size - len(head)
-        return Form(
-            mnemonic, text, mode, prefixes, rex_w, opcode, memory, digit, rm, immediate
-        )  # fmt: skip
-    return None
+def _head(shape: Form) -> bytes:
+    """The bytes up to the ModRM byte, with register 0 where any is allowed."""
+    head = shape.prefixes + (b"\x48" if shape.rex_w else b"") + shape.opcode
+    if shape.digit is not None:
+        head += bytes([(0 if shape.memory else 0xC0) | shape.digit << 3 | (shape.rm or 0)])
+    return head
+
+
+def _decode(shape: Form) -> capstone.CsInsn | None:
+    decoded = disassembler(shape.mode, detail=True).disasm(_head(shape) + b"\x11" * 12, 0x1000, 1)
+    return next(decoded, None)
+
+
+def _probe_opcode(opcode: bytes, mode: int) -> Iterator[Form]:
+    """The shapes of an opcode that may be executed natively, named."""
+    if opcode in _SEGMENT_LOADS:
+        return
+    for shape in _shapes(opcode, mode):
+        insn = _decode(shape)
+        if insn is None or not _wanted(shape, insn):
+            continue
+        yield replace(
+            shape,
+            mnemonic=insn.insn_name(),
+            text=f"{insn.mnemonic} {insn.op_str}".strip(),
+            immediate=insn.size - len(_head(shape)),
+        )
+
+
+def _wanted(shape: Form, insn: capstone.CsInsn) -> bool:
+    mnemonic = insn.insn_name()
+    groups = set(insn.groups)
+    if (mnemonic in _FORBIDDEN or groups & _FORBIDDEN_GROUPS) and mnemonic not in _TRAPS:
+        return False
+    if b"\x66" in shape.prefixes and groups & _BRANCHES:
+        return False  # AMD and Intel differ: the one truncates RIP, the other ignores 66
+    return insn.size >= len(_head(shape)) and mnemonic[0] != "v"
 
 
 def _merge_registers(forms: list[Form]) -> Iterator[Form]:
@@ -229,12 +279,6 @@ def _fold(forms: list[Form], field: str) -> list[Form]:
     first = forms[0]
     if field == "rm" and first.rm is None:
         return forms
-    if len(forms) != 8 or any(f.mnemonic != first.mnemonic for f in forms):
+    if len(forms) != 8 or any(form.mnemonic != first.mnemonic for form in forms):
         return forms
-    values = {
-        "mnemonic": first.mnemonic, "text": first.text, "mode": first.mode,
-        "prefixes": first.prefixes, "rex_w": first.rex_w, "opcode": first.opcode,
-        "memory": first.memory, "digit": first.digit, "rm": first.rm,
-        "immediate": first.immediate, field: None,
-    }  # fmt: skip
-    return [Form(**values)]  # type: ignore[arg-type]
+    return [replace(first, digit=None) if field == "digit" else replace(first, rm=None)]

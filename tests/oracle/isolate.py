@@ -64,26 +64,49 @@ class Isolated:
             self._start()
         with contextlib.suppress(EOFError, ConnectionError):
             self._pipe.send(cases)
-            if self._pipe.poll(self._patience):
+            if self._wait():
                 result: list[Outcome] | Exception = self._pipe.recv()
                 if isinstance(result, Exception):
                     raise result
                 return result
-        (at,) = struct.unpack_from("<Q", self._progress)
+        at = self._current()
         self.close()
         crashed = Outcome(cases[at].state, CRASHED)
         return [*self._run_chunk(cases[:at]), crashed, *self._run_chunk(cases[at + 1 :])]
 
+    def _current(self) -> int:
+        """The number, within its chunk, of the case that the child is at."""
+        return int(struct.unpack_from("<Q", self._progress)[0])
+
+    def _wait(self) -> bool:
+        """Until the child has something to say; false when one case takes too long."""
+        seen = -1
+        while not self._pipe.poll(self._patience):
+            if self._current() == seen:
+                return False
+            seen = self._current()
+        return True
+
     def _start(self) -> None:
+        """A new child; however long the executor takes to build, it is waited for."""
         self._pipe, theirs = _FORK.Pipe()
         self._child = _FORK.Process(target=self._serve, args=(theirs,), daemon=True)
         self._child.start()
         theirs.close()
+        fault: Exception | None = self._pipe.recv()
+        if fault is not None:
+            self.close()
+            raise fault
 
     def _serve(self, pipe: Connection) -> None:
-        """The child: batches in, outcomes (or the exception) out."""
+        """The child: None when ready, then batches in, outcomes (or the exception) out."""
         self._pipe.close()
-        executor = self._factory()
+        try:
+            executor = self._factory()
+        except Exception as fault:
+            pipe.send(fault)
+            return
+        pipe.send(None)
         with contextlib.suppress(EOFError):
             while True:
                 cases = pipe.recv()
@@ -92,7 +115,7 @@ class Isolated:
                     for number, case in enumerate(cases):
                         struct.pack_into("<Q", self._progress, 0, number)
                         outcomes += executor.run([case])
-                except Exception as error:  # noqa: BLE001
-                    pipe.send(error)
+                except Exception as fault:
+                    pipe.send(fault)
                     continue
                 pipe.send(outcomes)

@@ -37,8 +37,9 @@ GS_BASE: Final = DATA_BASE + 0x1180
 """Segment bases in every case, 64-bit mode only (32-bit code sees the same)."""
 
 GPR_NAMES: Final = (
-    "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
-)
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+)  # fmt: skip
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 
 FLAG_BITS: Final = {
@@ -165,6 +166,7 @@ class State:
 
 
 def fx_image(
+    *,
     fcw: int = 0x37F,
     fsw: int = 0,
     ftw: int = 0,
@@ -177,7 +179,7 @@ def fx_image(
         (
             struct.pack("<HHBBHQQII", fcw, fsw, ftw, 0, 0, 0, 0, mxcsr & 0xFFFF, 0),
             b"".join(value.ljust(16, b"\0") for value in st).ljust(128, b"\0"),
-            b"".join(xmm).ljust(256, b"\0"),
+            b"".join(value.ljust(16, b"\0") for value in xmm).ljust(256, b"\0"),
             bytes(96),
         )
     )

@@ -125,14 +125,6 @@ actions:
     syscall
     jmp actions
 actions_done:
-    # FS and GS with a flat selector, so that 32-bit code can use them, then their bases.
-    mov eax, 0x2b
-    mov fs, eax
-    mov gs, eax
-    mov eax, {FS_BASE:#x}
-    wrfsbase rax
-    mov eax, {GS_BASE:#x}
-    wrgsbase rax
     # prctl(PR_SET_PDEATHSIG, SIGKILL)
     mov eax, 157
     mov edi, 1
@@ -154,9 +146,6 @@ actions_done:
     syscall
     test eax, eax
     jnz broken
-    mov eax, 0x2b
-    mov ds, eax
-    mov es, eax
     # Have the read-only page present, so that a write to it says so in its error code.
     mov eax, {RO_BASE:#x}
     mov al, [rax]
@@ -220,6 +209,16 @@ patch_test:
     mov edi, {DATA_BASE:#x}
     mov ecx, {DATA_SIZE // 8}
     rep movsq
+    # Data segments: flat selectors, so that 32-bit code can use them, then the bases.
+    mov eax, 0x2b
+    mov ds, eax
+    mov es, eax
+    mov fs, eax
+    mov gs, eax
+    mov eax, {FS_BASE:#x}
+    wrfsbase rax
+    mov eax, {GS_BASE:#x}
+    wrgsbase rax
     # The IRETQ frame, then all registers.
     lea r15, [rbx + 16]
     mov rax, [r15 + 128]

@@ -182,4 +182,5 @@ class Operands:
             st = [self._vector()[:8] + b"\xff\xff" for _ in range(8)]
         else:
             st = [self._extended() for _ in range(8)]
-        return fx_image(fcw, fsw, ftw, mxcsr, st, [self._vector() for _ in range(16)])
+        xmm = [self._vector() for _ in range(16)]
+        return fx_image(fcw=fcw, fsw=fsw, ftw=ftw, mxcsr=mxcsr, st=st, xmm=xmm)

@@ -45,8 +45,9 @@ _CS = {64: 0x33, 32: 0x23}
 # Attributes as in Cpu.seg: present, DPL 3, code or data, accessed; L or D, and G.
 _CODE = {64: 0xFB | x86.ATTR_L | x86.ATTR_G, 32: 0xFB | x86.ATTR_DB | x86.ATTR_G}
 _DATA = 0xF3 | x86.ATTR_DB | x86.ATTR_G
-# No case takes this many instructions unless it loops for ever.
-LIMIT = 3_000_000
+# Instructions in a slice, and the time in TSC ticks after which a case counts as endless.
+LIMIT = 100_000
+PATIENCE = 1_000_000_000
 
 
 class NoInterrupts:
@@ -79,8 +80,11 @@ class Soft:
         engine = native_engine()
         self.memory = GuestMemory([(0, 1 << 20)])
         self.vm = SoftVm(engine, self.memory, [], 1_000_000_000)
-        self.vcpu = SoftVcpu(self.vm, 0, NoInterrupts())
+        vcpu = self.vm.create_vcpu(0, NoInterrupts())
+        assert isinstance(vcpu, SoftVcpu)
+        self.vcpu = vcpu
         self.cpu = self.vcpu.cpu
+        self.vm.translator.hot = 1
         self._enter = getattr(engine, entry)
         self._gprs = (ctypes.c_uint64 * 16).from_address(
             self.vcpu.address + Cpu.offset_of("regs")
@@ -163,7 +167,7 @@ class Soft:
         cpu.delivering = 0
         start = cpu.count_instructions
         cpu.budget = cpu.slice = LIMIT
-        cpu.tsc_deadline = 0
+        cpu.tsc_deadline = self.vm.read_tsc() + PATIENCE
         kind = self._enter(self.vcpu.address)
         if kind == x86.EXIT_TIMER:
             return Outcome(case.state, TIMED_OUT)

@@ -69,9 +69,7 @@ TIME_LIMIT: Final = 10_000_000
 """Microseconds for a program or a system case."""
 
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1 << 0, 1 << 8, 1 << 10, 1 << 11
-CR0_PE, CR0_MP, CR0_ET, CR0_NE, CR0_WP, CR0_AM, CR0_PG = (
-    1 << n for n in (0, 1, 4, 5, 16, 18, 31)
-)
+CR0_PE, CR0_MP, CR0_ET, CR0_NE, CR0_WP, CR0_AM, CR0_PG = (1 << n for n in (0, 1, 4, 5, 16, 18, 31))
 CR4_PAE, CR4_PGE, CR4_OSFXSR, CR4_OSXMMEXCPT = (1 << n for n in (5, 7, 9, 10))
 CR4_PCIDE, CR4_SMEP, CR4_SMAP = (1 << n for n in (17, 20, 21))
 CR0_LONG: Final = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG
@@ -241,12 +239,12 @@ class _Core:
         vectors = ctypes.string_at(self._xmm_at, 16 * _ZMM)
         slots = (((top + i) & 7) * 16 for i in range(8))
         return fx_image(
-            fcw,
-            fsw & ~0x3800 | top << 11,
-            sum(1 << i for i in range(8) if not empty[i]),
-            self.uc.reg_read(x86.UC_X86_REG_MXCSR),
-            [physical[slot : slot + 10] for slot in slots],
-            [vectors[i * _ZMM : i * _ZMM + 16] for i in range(16)],
+            fcw=fcw,
+            fsw=fsw & ~0x3800 | top << 11,
+            ftw=sum(1 << i for i in range(8) if not empty[i]),
+            mxcsr=self.uc.reg_read(x86.UC_X86_REG_MXCSR),
+            st=[physical[slot : slot + 10] for slot in slots],
+            xmm=[vectors[i * _ZMM : i * _ZMM + 16] for i in range(16)],
         )
 
     def _find_registers(self) -> int:
@@ -338,10 +336,10 @@ class Unicorn:
         """One level-1 table per 2 MiB region in use; identity mapping."""
         leaf = PRESENT | ACCESSED | DIRTY
         regions = {
-            CODE_BASE: {i: leaf | USER | WRITABLE for i in range(CODE_SIZE // PAGE)},
-            DATA_BASE: {i: leaf | USER | WRITABLE | NX for i in range(DATA_SIZE // PAGE)}
+            CODE_BASE: dict.fromkeys(range(CODE_SIZE // PAGE), leaf | USER | WRITABLE),
+            DATA_BASE: dict.fromkeys(range(DATA_SIZE // PAGE), leaf | USER | WRITABLE | NX)
             | {DATA_SIZE // PAGE: leaf | USER | NX},
-            _STUB: {i: leaf | WRITABLE for i in range(4)},
+            _STUB: dict.fromkeys(range(4), leaf | WRITABLE),
         }
         pointer = PRESENT | WRITABLE | USER | ACCESSED
         directory = {}

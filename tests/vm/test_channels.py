@@ -75,19 +75,47 @@ def test_receives_and_holds_a_flood():
     guest.channels.close()
 
 
-def test_batches_lines_and_flushes_the_rest_soon():
+def test_output_comes_in_batches_and_soon():
     calls = []
     batch = OutputBatch(calls.append)
     for byte in b"one\ntwo":
         batch.write(bytes((byte,)))
-    assert calls == [b"one\n"]
-    until(lambda: len(calls) == 2)
-    assert calls[1] == b"two" and batch.tail() == "one\ntwo"
-    batch.write(b"x" * 600)
-    assert len(calls) == 3
+    until(lambda: b"".join(calls) == b"one\ntwo")
+    assert len(calls) <= 3 and batch.tail() == "one\ntwo"
     batch.write(b"end")
     batch.close()
-    assert b"".join(calls) == b"one\ntwo" + b"x" * 600 + b"end"
+    assert b"".join(calls) == b"one\ntwoend"
+
+
+def test_a_reader_that_does_not_read_keeps_nobody():
+    gate = threading.Event()
+    batch = OutputBatch(lambda data: gate.wait(30))
+    batch.write(b"x")
+    time.sleep(0.05)
+    writer = threading.Thread(target=lambda: [batch.write(bytes(65536)) for _ in range(40)])
+    writer.start()
+    time.sleep(0.05)
+    assert writer.is_alive(), "the guest has to wait"
+    begin = time.monotonic()
+    batch.release()
+    writer.join(5)
+    assert not writer.is_alive()
+    batch.close()
+    assert time.monotonic() - begin < 5
+    gate.set()
+
+
+def test_full_and_room_are_told():
+    gate, told = threading.Event(), []
+    batch = OutputBatch(
+        lambda data: gate.wait(30), lambda: told.append("full"), lambda: told.append("room")
+    )
+    for _ in range(40):
+        batch.write(bytes(65536))
+    assert told == ["full"]
+    gate.set()
+    until(lambda: told == ["full", "room"])
+    batch.close()
 
 
 def test_line_keeps_early_output_and_unread_input():

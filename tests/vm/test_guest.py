@@ -1,4 +1,4 @@
-"""The real micro image, booted in QEMU: kernel, initrd, init and protocol, end to end."""
+"""The real micro image, booted: kernel, initrd, init and protocol, end to end."""
 
 import os
 import threading
@@ -8,13 +8,17 @@ import pytest
 
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import HostError
-from tests.vm.qemu import QEMU, QemuMachine
+from tests.vm.guests import MACHINES, build, missing
 
-pytestmark = [
-    pytest.mark.boot,
-    pytest.mark.peer,
-    pytest.mark.skipif(QEMU is None, reason="needs qemu-system-x86_64 (qemu-system-x86)"),
-]
+pytestmark = [pytest.mark.boot, pytest.mark.peer]
+
+
+@pytest.fixture(scope="module", params=MACHINES)
+def kind(request):
+    reason = missing(request.param)
+    if reason:
+        pytest.skip(reason)
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +43,9 @@ def config(image, **values):
 
 
 @pytest.fixture(scope="module")
-def guest(image):
-    with QemuMachine(config(image)) as machine:
-        assert machine.agent.wait_ready(60), machine.serial.data.decode(errors="replace")
+def guest(kind, image):
+    with build(kind, config(image)) as machine:
+        assert machine.agent.wait_ready(90), machine.serial_text
         yield machine
         assert machine.agent.faults == 0
 
@@ -114,10 +118,10 @@ def test_interrupt_is_not_ignored(guest):
 
 
 def test_terminal_has_a_size_and_a_name(guest):
-    before = len(guest.console.data)
+    before = len(guest.console_data)
     command = guest.agent.terminal("stty size; tty; exit 6", rows=33, columns=101)
     assert command.wait(30) == 6
-    assert b"33 101\r\n/dev/hvc0\r\n" in bytes(guest.console.data[before:])
+    assert b"33 101\r\n/dev/hvc0\r\n" in bytes(guest.console_data[before:])
 
 
 def test_environment(guest):
@@ -131,12 +135,12 @@ def test_no_warning_from_the_kernel(guest):
     assert not [line for line in levels if "WARNING" in line or "BUG" in line], levels
 
 
-def test_disks_and_power_off(image, tmp_path):
+def test_disks_and_power_off(kind, image, tmp_path):
     writable, fixed = tmp_path / "disk", tmp_path / "fixed"
     writable.write_bytes(bytes(1 << 20))
     fixed.write_bytes(b"fixed" + bytes((1 << 20) - 5))
     disks = [str(writable), f"{fixed},ro"]
-    with QemuMachine(config(image, disks=disks)) as machine:
+    with build(kind, config(image, disks=disks)) as machine:
         assert machine.run("printf hello >/dev/vda; head -c 5 /dev/vdb") == (0, b"fixed", b"")
         status, _, err = machine.run("echo x >/dev/vdb")
         assert status != 0

@@ -1,13 +1,24 @@
 """The run loop over a scripted engine: every exit goes where it belongs."""
 
+import gc
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from ringzero.devices.contract import Device
 from ringzero.engine.contract import (
-    DebugStop, Halt, Kicked, MmioRead, MmioWrite, MsrRead, MsrWrite, PortRead, PortWrite, Shutdown,
+    DebugStop,
+    Halt,
+    Kicked,
+    MmioRead,
+    MmioWrite,
+    MsrRead,
+    MsrWrite,
+    PortRead,
+    PortWrite,
+    Shutdown,
 )  # fmt: skip
 from ringzero.errors import DeviceError, InvalidValueError
 from ringzero.isa.x86.state import CpuState
@@ -144,6 +155,23 @@ def test_pause_and_resume():
         assert len(counts) > before
 
 
+def test_a_paused_machine_stands_still():
+    vm, _ = machine()
+    with vm:
+        vm.start()
+        vm.serial.write(b"before")
+        vm.pause()
+        first = vm.save().tree
+        vm.serial.write(b"typed meanwhile")
+        second = vm.save().tree
+        for name in first["devices"]:
+            if name != "serial":
+                assert first["devices"][name] == second["devices"][name]
+        assert first["devices"]["serial"]["received"] == second["devices"]["serial"]["received"]
+        vm.resume()
+        assert vm.save().tree["devices"]["serial"]["received"]
+
+
 def test_a_fault_of_ours_is_raised_to_the_waiter():
     def broken(vcpu):
         raise RuntimeError("engine bug")
@@ -182,6 +210,24 @@ def test_registers_and_memory():
             vm.memory[0:4] = b"too long"
 
 
+def mapped():
+    return Path("/proc/self/maps").read_text().count("guest-ram")
+
+
+def test_memory_goes_back_to_the_host_at_once():
+    before = mapped()
+    gc.disable()
+    try:
+        vm, _ = machine(agent=True)
+        vm.start()
+        vm.stop()
+        assert mapped() == before
+        with pytest.raises(InvalidValueError):
+            vm.memory[0]
+    finally:
+        gc.enable()
+
+
 def test_breakpoint_pauses_and_resume_goes_on():
     vm, engine = machine(DebugStop(0x2000), POWER_OFF)
     with vm:
@@ -195,6 +241,19 @@ def test_breakpoint_pauses_and_resume_goes_on():
         assert vm.wait(END).reason is ExitReason.POWEROFF
 
 
+def test_a_breakpoint_is_passed_by_a_single_step():
+    vm, engine = machine(DebugStop(0x2000), DebugStop(0x2001), DebugStop(0x3000), POWER_OFF)
+    vcpu, calls = engine.vm.vcpus[0], []
+    vcpu.debug = lambda step, addresses: calls.append((step, addresses))
+    with vm:
+        for address in (0x2000, 0x3000):
+            vm.debugger.hook(address, lambda m, cpu: None)
+        calls.clear()
+        vm.start()
+        vm.wait(END)
+    assert calls == [(True, (0x3000,)), (False, (0x2000, 0x3000)), (True, (0x2000,))]
+
+
 def test_hook_is_called_and_the_machine_goes_on():
     seen = []
     vm, _ = machine(DebugStop(0x3000), DebugStop(0x3000), POWER_OFF)
@@ -203,6 +262,15 @@ def test_hook_is_called_and_the_machine_goes_on():
         vm.start()
         assert vm.wait(END).reason is ExitReason.POWEROFF
     assert [m for m, _ in seen] == [vm, vm]
+
+
+def test_a_hook_may_stop_the_machine():
+    vm, engine = machine(DebugStop(0x3000), POWER_OFF)
+    with vm:
+        vm.debugger.hook(0x3000, lambda m, cpu: m.stop())
+        vm.start()
+        assert vm.wait(END).reason is ExitReason.STOPPED
+    assert engine.vm.closed
 
 
 def test_second_processor_waits_for_init_and_startup():
@@ -270,6 +338,42 @@ def test_a_device_of_ones_own():
             vm.attach("late", Doubler(), mmio=0xD3000000)
     assert engine.vm.vcpus[0].answers == [42, 8]
     assert vm.stats()["devices"]["doubler"] == {"reads": 1, "writes": 1}
+
+
+class Resuming(Doubler):
+    resumed = 0
+
+    def resume(self):
+        self.resumed += 1
+
+
+def test_restored_devices_go_on_at_start():
+    vm, _ = machine()
+    device = Resuming()
+    with vm:
+        vm.attach("doubler", device, mmio=0xD1000000)
+        vm.restore(vm.save())
+        with pytest.raises(InvalidValueError):
+            vm.resume()
+        assert device.resumed == 0
+        vm.start()
+        assert device.resumed == 1
+
+
+def test_a_hook_and_another_thread_look_at_registers():
+    looked = []
+
+    def look(m, cpu):
+        time.sleep(0.001)
+        looked.append(cpu.registers.rip)
+
+    vm, _ = machine(*[DebugStop(0x3000)] * 200, POWER_OFF)
+    with vm:
+        vm.debugger.hook(0x3000, look)
+        vm.start()
+        while vm.wait(0) is None:
+            vm.cpu.registers.rax = 1
+        assert len(looked) == 200
 
 
 def test_state_tree_round_trip():

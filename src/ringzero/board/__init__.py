@@ -1,1 +1,1 @@
-"""A machine's memory map, firmware tables and boot protocol. May import: the layers up to devices."""
+"""Memory map, firmware tables, boot protocol of a machine. May import: the layers up to devices."""

@@ -117,7 +117,7 @@ def load(
     zero_page = _zero_page(kernel)
     for segment in kernel.segments:
         memory.write(segment.address, segment.data)
-        _clear(memory, segment.address + len(segment.data), segment.size - len(segment.data))
+        memory.clear(segment.address + len(segment.data), segment.size - len(segment.data))
     if initrd:
         address = _place_initrd(kernel, len(initrd), low_end, zero_page)
         memory.write(address, initrd)
@@ -150,16 +150,6 @@ def _zero_page(kernel: KernelImage) -> bytearray:
     page[TYPE_OF_LOADER] = LOADER_UNDEFINED
     page[LOAD_FLAGS] |= LOADED_HIGH
     return page
-
-
-def _clear(memory: GuestMemory, address: int, size: int) -> None:
-    """Zero a range, without touching the host's untouched pages where RAM is still fresh."""
-    view = memory.view(address, size)
-    for start in range(0, size, MIB):
-        piece = view[start : start + MIB]
-        if any(piece[::PAGE_SIZE]) or piece.tobytes().strip(b"\0"):
-            piece[:] = bytes(len(piece))
-    memory.mark_written(address, size)
 
 
 def _place_initrd(kernel: KernelImage, size: int, low_end: int, zero_page: bytearray) -> int:

@@ -14,6 +14,8 @@ is used, because kernel files come from anywhere.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import mmap
 import re
 import struct
 import zlib
@@ -190,17 +192,14 @@ def _setup_version(data: bytes, setup_end: int) -> str | None:
     return text.split(b" ")[0].decode("ascii", "replace") or None
 
 
-def _unpacked(payload: bytes, cache: Path | None) -> bytes:
+def _unpacked(payload: bytes, cache: Path | None) -> bytes | memoryview:
     """Return the decompressed payload, from the cache where it is there and whole."""
     if cache is None:
         return decompress(payload)
     path = cache / (hashlib.sha256(payload).hexdigest()[:32] + ".vmlinux")
-    try:
-        kept = path.read_bytes()
-    except OSError:
-        kept = b""
+    kept = _mapped(path)
     # The checksum in front detects a damaged cache; crc32 runs at gigabytes per second.
-    if len(kept) > 4 and zlib.crc32(memoryview(kept)[4:]) == int.from_bytes(kept[:4], "little"):
+    if len(kept) > 4 and zlib.crc32(kept[4:]) == int.from_bytes(kept[:4], "little"):
         return kept[4:]
     vmlinux = decompress(payload)
     try:
@@ -213,21 +212,32 @@ def _unpacked(payload: bytes, cache: Path | None) -> bytes:
     return vmlinux
 
 
+def _mapped(path: Path) -> memoryview:
+    """Return the content of `path` without copying it, or nothing when there is none.
+
+    Files of the cache are replaced, never written to, so that a mapping stays whole.
+    """
+    try:
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError):
+        return memoryview(b"")
+
+
 def decompress(payload: bytes) -> bytes:
     """Return a bzImage payload decompressed; its first bytes tell the format.
 
     Raises GuestImageError for unknown formats, damage, and results beyond
     `MAX_KERNEL_SIZE`.
     """
-    for magic, name, unpack in _FORMATS:
-        if payload.startswith(magic):
-            break
-    else:
+    found = next((f for f in _FORMATS if payload.startswith(f[0])), None)
+    if found is None:
         raise GuestImageError(
             "unknown compression of the kernel's payload",
             hint="gzip, xz, lzma, bzip2, lz4, zstd and uncompressed payloads are known",
             seen=payload[:6].hex(),
         )
+    _, name, unpack = found
     try:
         result = unpack(payload)
     except GuestImageError:
@@ -268,7 +278,8 @@ def _zstd(payload: bytes) -> bytes:
     import zstandard
 
     stream = zstandard.ZstdDecompressor(max_window_size=MAX_KERNEL_SIZE).decompressobj()
-    parts, total = [], 0
+    parts: list[bytes] = []
+    total = 0
     # Fed in pieces, so that a bomb is seen before it fills the memory.
     for start in range(0, len(payload), MIB // 16):
         part = stream.decompress(payload[start : start + MIB // 16])
@@ -285,8 +296,8 @@ def _lz4(payload: bytes) -> bytes:
     """The "legacy" lz4 format: magic, then blocks of up to 8 MiB, each with its packed size."""
     from lz4 import block
 
-    parts, offset = [], 4
-    total = 0
+    parts: list[bytes] = []
+    offset, total = 4, 0
     while offset + 4 <= len(payload):
         size = int.from_bytes(payload[offset : offset + 4], "little")
         offset += 4
@@ -324,7 +335,11 @@ _FORMATS: tuple[tuple[bytes, str, Callable[[bytes], bytes]], ...] = (
 
 
 def _elf(
-    data: bytes, kind: str, setup_header: bytes, command_line_size: int, version: str | None
+    data: bytes | memoryview,
+    kind: str,
+    setup_header: bytes,
+    command_line_size: int,
+    version: str | None,
 ) -> KernelImage:
     if len(data) < _ELF_HEADER.size or data[:4] != b"\x7fELF":
         raise GuestImageError("the kernel's ELF header is cut short or missing", hint=_HINT)
@@ -370,7 +385,7 @@ def _check_layout(segments: list[Segment], entry: int) -> None:
     if not segments:
         raise GuestImageError("an ELF file without anything to load", hint=_HINT)
     ordered = sorted(segments, key=lambda segment: segment.address)
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in itertools.pairwise(ordered):
         if before.address + before.size > after.address:
             raise GuestImageError(
                 "ELF segments overlap", first=hex(before.address), second=hex(after.address)
@@ -379,6 +394,6 @@ def _check_layout(segments: list[Segment], entry: int) -> None:
         raise GuestImageError("the ELF entry point lies outside what is loaded", entry=hex(entry))
 
 
-def _banner(data: bytes) -> str:
+def _banner(data: bytes | memoryview) -> str:
     match = _BANNER.search(data)
     return match[1].decode("ascii", "replace") if match else "unknown"

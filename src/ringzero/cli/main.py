@@ -40,8 +40,10 @@ _INTERRUPTED = 128 + signal.SIGINT
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name); return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
+    if argv is None:
+        # The process is ours: its end by a signal runs every `finally`, too.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _leave)
     # What stands behind "--" is a command for a guest, and none of ours to read.
     cut = words.index("--") if "--" in words else len(words)
     words, command = words[:cut], words[cut + 1 :] if cut < len(words) else None
@@ -83,9 +85,7 @@ def _run(words: list[str], command: list[str] | None) -> int:
         epilog=_EXAMPLES,
         formatter_class=_formatter,
     )
-    parser.add_argument(
-        "--version", action="version", version=f"ringzero {ringzero.__version__}"
-    )
+    parser.add_argument("--version", action="version", version=f"ringzero {ringzero.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
     # A known verb is the only one loaded.
     named = words[0] if words and not words[0].startswith("-") else None

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from ringzero.config.machine import MachineConfig
@@ -148,23 +147,28 @@ class _Log:
 @contextlib.contextmanager
 def _serial(machine: Guest, serial: str | None) -> Iterator[_Log]:
     log = _Log()
-    if serial is None:
-        machine.serial.on_output = log.add
-        yield log
-        return
+    descriptor = None
     if serial == "stdio":
-        machine.serial.on_output = lambda data: (log.add(data), _write(_STDOUT, data))[0]
-        yield log
-        return
-    path = Path(serial)
+        descriptor = _STDOUT
+    elif serial is not None:
+        try:
+            descriptor = os.open(serial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
+        except OSError as fault:
+            raise host_error(fault, "write", serial) from fault
+
+    def take(data: bytes) -> None:
+        log.add(data)
+        if descriptor is not None:
+            _write(descriptor, data)
+
+    machine.serial.on_output = take
     try:
-        file = path.open("wb", buffering=0)
-    except OSError as fault:
-        raise host_error(fault, "write", path) from fault
-    with file:
-        machine.serial.on_output = lambda data: (log.add(data), file.write(data))[0]
         yield log
-        machine.serial.on_output = None
+    finally:
+        if descriptor is not None and descriptor != _STDOUT:
+            # The machine is stopped first: its last bytes belong into the file.
+            machine.stop()
+            os.close(descriptor)
 
 
 class _Session:

@@ -32,6 +32,7 @@ class Verb(ABC):
     examples: ClassVar[str] = ""
     takes_command: ClassVar[bool] = False
 
+    @abstractmethod
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the verb's own arguments to `parser`."""
 

@@ -1,1 +1,1 @@
-"""Frozen dataclasses that describe a machine. May import: the ground (errors, units, settings, registry)."""
+"""Frozen dataclasses that describe a machine. May import: the ground."""

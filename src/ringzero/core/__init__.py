@@ -1,1 +1,1 @@
-"""Guest memory, buses, interrupt lines and the state contract. May import: the ground, config, host."""
+"""Guest memory, buses, interrupt lines, the state contract. May import: ground, config, host."""

@@ -9,6 +9,10 @@ from typing import Protocol
 
 from ringzero.errors import DeviceError
 
+# Addresses whose attachment is remembered. Drivers use a few hundred registers;
+# the limit only bounds what a guest that walks through everything costs.
+MEMO_LIMIT = 4096
+
 
 class BusDevice(Protocol):
     """What a device shows to a bus. It sees offsets into its range, never addresses.
@@ -32,6 +36,9 @@ class Attachment:
     reads: int = 0
     writes: int = 0
 
+    def __post_init__(self) -> None:
+        self.end = self.base + self.size
+
 
 class Bus:
     """Routes an access to the device whose range holds it.
@@ -48,13 +55,15 @@ class Bus:
         self.unclaimed = 0
         self._bases: list[int] = []
         self._attachments: list[Attachment] = []
+        # Attachments are never taken away, so that what was found once stays true.
+        self._memo: dict[int, Attachment] = {}
 
     def attach(self, name: str, base: int, size: int, device: BusDevice) -> Attachment:
         """Give `device` the range of `size` at `base`; raises DeviceError on an overlap."""
         index = bisect_right(self._bases, base)
         neighbours = self._attachments[max(index - 1, 0) : index + 1]
         for other in neighbours:
-            if base < other.base + other.size and other.base < base + size:
+            if base < other.end and other.base < base + size:
                 raise DeviceError(f"{self.name}: {name} at {base:#x} overlaps {other.name}")
         attachment = Attachment(name, base, size, device)
         self._bases.insert(index, base)
@@ -63,12 +72,21 @@ class Bus:
 
     def find(self, address: int, width: int = 1) -> Attachment | None:
         """Return the attachment that holds `width` bytes at `address`, if any."""
+        attachment = self._memo.get(address)
+        if attachment is None:
+            attachment = self._search(address)
+            if attachment is None:
+                return None
+            if len(self._memo) >= MEMO_LIMIT:
+                self._memo.clear()
+            self._memo[address] = attachment
+        return attachment if address + width <= attachment.end else None
+
+    def _search(self, address: int) -> Attachment | None:
         index = bisect_right(self._bases, address) - 1
-        if index >= 0:
-            attachment = self._attachments[index]
-            if address + width <= attachment.base + attachment.size:
-                return attachment
-        return self.parent.find(address, width) if self.parent is not None else None
+        if index >= 0 and address < self._attachments[index].end:
+            return self._attachments[index]
+        return self.parent._search(address) if self.parent is not None else None
 
     def read(self, address: int, width: int) -> int:
         """Return what the guest reads with `width` bytes at `address`."""

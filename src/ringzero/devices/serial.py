@@ -60,6 +60,7 @@ class Serial(ByteDevice[SerialState]):
         self._output = output
         self._lock = threading.Lock()
         self._backlog = bytearray()
+        self._paused = False
         # Called (from a vCPU thread) when `push` takes bytes again.
         self.on_room: Callable[[], None] | None = None
         self.reset()
@@ -80,9 +81,21 @@ class Serial(ByteDevice[SerialState]):
         with self._lock:
             taken = min(len(data), BACKLOG_SIZE - len(self._backlog))
             self._backlog += data[:taken]
+            if not self._paused:
+                self._refill()
+                self._update()
+        return taken
+
+    def pause(self) -> None:
+        """Keep what is pushed from the receiver, so that its interrupt does not change."""
+        with self._lock:
+            self._paused = True
+
+    def resume(self) -> None:
+        with self._lock:
+            self._paused = False
             self._refill()
             self._update()
-        return taken
 
     def _refill(self) -> None:
         if self._mcr & MCR_LOOP:

@@ -250,6 +250,10 @@ class Surroundings(ABC):
     def open_backing(self, name: str, format: str | None) -> Disk | None:
         """Open the backing file read-only (None when the user asked for this layer alone)."""
 
+    def look_at(self, name: str, format: str | None) -> Disk:
+        """Open a file that is to become the backing file, to see what it is."""
+        raise DiskUnsupportedError(f"{name} cannot be looked at here")
+
     @abstractmethod
     def open_storage(self, name: str) -> Storage:
         """Open a further file of the image itself, with the image's own rights."""
@@ -267,6 +271,8 @@ class Compression(ABC):
     """
 
     unit: int
+    # Whether the image takes nothing but packed units, each once.
+    only: ClassVar[bool] = False
 
     @abstractmethod
     def pack(self, data: Buffer) -> bytes | None:
@@ -393,7 +399,10 @@ class Disk(ABC):
             self._write_zeroes(offset, length, unmap)
 
     def discard(self, offset: int, length: int) -> None:
-        """Say that a range is no longer needed. It then reads as zeroes or as before."""
+        """Say that a range is no longer needed. It then reads as zeroes or as before.
+
+        On a raw block device it reads as whatever the device makes of it.
+        """
         self._check_write(offset, length)
         if length:
             self._discard(offset, length)
@@ -550,7 +559,7 @@ class Disk(ABC):
             offset += run.length
 
     def _check_range(self, offset: int, length: int) -> None:
-        if offset < 0 or length < 0 or offset + length > self.size:
+        if not 0 <= offset <= offset + length <= self.size:
             raise InvalidValueError(
                 f"bytes {offset} to {offset + length} are not on a disk of {self.size} bytes",
                 offset=offset,

@@ -109,11 +109,24 @@ class MappedDisk(Disk):
 
     @abstractmethod
     def _unlink(self, index: int, count: int, kind: Kind) -> None:
-        """Make `count` clusters ZERO or ABSENT. Called with the gate closed, under `_alloc`.
+        """Make `count` units of `unlink_size` ZERO or ABSENT.
 
-        A format that cannot say ZERO over a backing file raises NotImplementedError;
-        zeroes are then written.
+        Called with the gate closed, under `_alloc`. A format that cannot say ZERO
+        over a backing file raises NotImplementedError; zeroes are then written.
         """
+
+    def _spot(self, offset: int, length: int, writing: bool) -> int | None:
+        """Return where a small range lies in `_data_storage`, when that is quickly told.
+
+        It must be plain data in one row, and for `writing` be writable there.
+        None sends the request the long way, by `_runs`.
+        """
+        return None
+
+    @property
+    def unlink_size(self) -> int:
+        """The unit in which `_unlink` works, in bytes: a cluster, or some of them."""
+        return self.cluster_size
 
     def _tables_dirty(self) -> bool:
         """Whether `_write_tables` has anything to do."""
@@ -156,6 +169,10 @@ class MappedDisk(Disk):
         length = total(views)
         self._gate.enter()
         try:
+            host = self._spot(offset, length, False)
+            if host is not None:
+                self._data_storage().read_into(host, views)
+                return
             done = 0
             for run in self._runs(offset, length):
                 part = views if run.length == length else cut(views, done, run.length)
@@ -193,6 +210,10 @@ class MappedDisk(Disk):
         length = total(views)
         self._gate.enter()
         try:
+            host = self._spot(offset, length, True)
+            if host is not None:
+                self._data_storage().write(host, views)
+                return
             done = 0
             while done < length:
                 for run in self._runs(offset + done, length - done):
@@ -285,7 +306,7 @@ class MappedDisk(Disk):
         self._clear(offset, length, Kind.ZERO)
 
     def _discard(self, offset: int, length: int) -> None:
-        size = self.cluster_size
+        size = self.unlink_size
         first, last = -(-offset // size), (offset + length) // size
         if offset + length == self.size:
             last = -(-self.size // size)
@@ -294,7 +315,7 @@ class MappedDisk(Disk):
 
     def _clear(self, offset: int, length: int, kind: Kind) -> None:
         """Make a range read as zeroes: whole clusters by the tables, their edges by writing."""
-        size = self.cluster_size
+        size = self.unlink_size
         end = offset + length
         first, last = -(-offset // size), end // size
         if end == self.size:

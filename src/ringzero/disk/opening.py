@@ -19,7 +19,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,9 @@ from ringzero.errors import (
 HEAD = 4096
 TAIL = 512
 
-# Long chains are legal and slow; more than this is a mistake or an attack.
-MAX_DEPTH = 256
+# Long chains are legal and slow; more than this is a mistake or an attack, and
+# each layer takes a few frames of the interpreter's stack.
+MAX_DEPTH = 100
 
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _KERNEL_TREES = ("/dev", "/proc", "/sys")
@@ -50,7 +51,8 @@ _KERNEL_TREES = ("/dev", "/proc", "/sys")
 class _Rules:
     """What holds for a whole chain while it is opened."""
 
-    roots: tuple[Path, ...]
+    # Resolved directories that names may lead to.
+    roots: tuple[str, ...]
     lock: bool
     sync: bool
 
@@ -81,27 +83,28 @@ class _Around(Surroundings):
                 f"{self.path}: more than {MAX_DEPTH} backing files below one another",
                 hint="flatten the chain with `ringzero disk convert`",
             )
-        path = _beside(self.path, name)
-        allowed_anywhere = _below(path, self._roots())
-        _refuse_special(path, name, self.path, self._roots())
+        path, status, near = self._judge(name)
+        if (status.st_dev, status.st_ino) in self.above:
+            raise DiskFormatError(
+                f"{self.path}: the backing file {name} is one of the layers above it",
+                hint="repair the chain with `ringzero disk rebase -u`",
+                path=path,
+            )
         storage = FileStorage(path, read_only=True, sync=False, lock=self.rules.lock)
         try:
-            status = os.fstat(storage.fd)
-            identity = (status.st_dev, status.st_ino)
-            if identity in self.above:
-                raise DiskFormatError(
-                    f"{self.path}: the backing file {name} is one of the layers above it",
-                    hint="repair the chain with `ringzero disk rebase -u`",
-                    path=path,
-                )
-            if not allowed_anywhere:
-                self._refuse_foreign(storage, status, name, format)
+            if not near:
+                self._refuse_foreign(storage, os.fstat(storage.fd), name, format)
             return _open_storage(
                 storage, path, format, {}, read_only=True, rules=self.rules, above=self.above
             )
         except BaseException:
             storage.close()
             raise
+
+    def look_at(self, name: str, format: str | None) -> Disk:
+        found = replace(self, with_backing=True).open_backing(name, format)
+        assert found is not None
+        return found
 
     def open_storage(self, name: str) -> Storage:
         return FileStorage(
@@ -125,9 +128,11 @@ class _Around(Surroundings):
         assert self.path is not None
         name, _ = _plain_name(name, "raw")
         path = _beside(self.path, name)
-        if not new or path.exists():
-            _refuse_special(path, name, self.path, self._roots())
-        if not _below(path, self._roots()):
+        if new and not path.exists():
+            near = self._is_near(os.path.realpath(path))
+        else:
+            path, _, near = self._judge(name)
+        if not near:
             raise DiskError(
                 f"{self.path} names a part outside its directory: {name}",
                 hint="allow the directory with RINGZERO_BACKING_DIRS if you trust the image",
@@ -135,14 +140,42 @@ class _Around(Surroundings):
             )
         return path
 
-    def _roots(self) -> tuple[Path, ...]:
+    def _judge(self, name: str) -> tuple[Path, os.stat_result, bool]:
+        """Return the path and state of a file named in the image, and whether it is near.
+
+        Refuses what is no regular file by its mode, before it is opened.
+        """
+        assert self.path is not None
+        path = _beside(self.path, name)
+        real = os.path.realpath(path)
+        try:
+            status = os.stat(real)  # noqa: PTH116 - a chain opens faster without a Path
+        except FileNotFoundError as fault:
+            raise NotFoundError(
+                f"{self.path} needs {name}, which does not exist",
+                hint="move the file back, or name another with `ringzero disk rebase -u -b`",
+                path=real,
+            ) from fault
+        except OSError as fault:
+            raise DiskError(f"{self.path} needs {name}: {fault.strerror}", path=real) from fault
+        special = not stat.S_ISREG(status.st_mode) or _is_below(real, _KERNEL_TREES)
+        # /dev/shm holds ordinary files.
+        special = special and not (stat.S_ISREG(status.st_mode) and _is_below(real, ("/dev/shm",)))
+        trusted = [root for root in self.rules.roots if _is_below(root, _KERNEL_TREES)]
+        if special and not _is_below(real, trusted):
+            raise DiskError(
+                f"{self.path} names a device or special file: {name}",
+                hint="devices are refused unless backing_roots names their directory",
+                path=real,
+            )
+        return path, status, self._is_near(real)
+
+    def _is_near(self, real: str) -> bool:
         assert self.path is not None
         # An image given by a link lives where the link leads, and where it is.
-        return (
-            self.path.resolve().parent,
-            self.path.absolute().parent.resolve(),
-            *self.rules.roots,
-        )
+        given = os.path.realpath(self.path.parent)
+        led = os.path.dirname(os.path.realpath(self.path))  # noqa: PTH120 - as above
+        return _is_below(real, (given, led, *self.rules.roots))
 
     def _refuse_foreign(
         self,
@@ -199,7 +232,7 @@ def open_disk(
     """
     path = Path(path)
     roots = (*map(Path, backing_roots), *settings.BACKING_DIRS.get())
-    rules = _Rules(tuple(root.resolve() for root in roots), lock, sync)
+    rules = _Rules(tuple(os.path.realpath(root) for root in roots), lock, sync)
     read_only = read_only or throw_away
     storage = FileStorage(path, read_only=read_only, sync=sync, lock=lock)
     try:
@@ -371,38 +404,9 @@ def _beside(image: Path, name: str) -> Path:
     return image.absolute().parent / name
 
 
-def _below(path: Path, roots: Sequence[Path]) -> bool:
-    real = path.resolve()
-    return any(real.is_relative_to(root) for root in roots)
-
-
-def _refuse_special(path: Path, name: str, image: Path, roots: Sequence[Path]) -> None:
-    """Refuse what is no regular file, by the mode of the file itself, before it is opened."""
-    real = path.resolve()
-    try:
-        mode = real.stat().st_mode
-    except FileNotFoundError as fault:
-        raise NotFoundError(
-            f"{image} needs {name}, which does not exist",
-            hint="move the file back, or name another with `ringzero disk rebase -u -b`",
-            path=real,
-        ) from fault
-    except OSError as fault:
-        raise DiskError(f"{image} needs {name}: {fault.strerror}", path=real) from fault
-    allowed = any(real.is_relative_to(root) and _in_kernel_tree(root) for root in roots)
-    if not allowed and (not stat.S_ISREG(mode) or _in_kernel_tree(real)):
-        raise DiskError(
-            f"{image} names a device or special file: {name}",
-            hint="devices are refused unless backing_roots names their directory",
-            path=real,
-        )
-
-
-def _in_kernel_tree(path: Path) -> bool:
-    # /dev/shm is ordinary memory-backed storage for files.
-    if path.is_relative_to("/dev/shm"):
-        return False
-    return any(path.is_relative_to(tree) for tree in _KERNEL_TREES)
+def _is_below(path: str, trees: Sequence[str]) -> bool:
+    """Whether a resolved path is one of `trees` or in one of them."""
+    return any(path == tree or path.startswith(tree.rstrip("/") + "/") for tree in trees)
 
 
 def _sync_directory(directory: Path) -> None:

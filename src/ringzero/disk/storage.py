@@ -82,7 +82,7 @@ class Storage(ABC):
 
     @abstractmethod
     def discard(self, offset: int, length: int) -> None:
-        """Give a range back to the host when it can; its bytes are then undefined."""
+        """Give a range back to the host when it can; a device's bytes are then undefined."""
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
         """Yield (length, has data) over a range; no data means it reads as zeroes."""
@@ -180,16 +180,16 @@ class FileStorage(Storage):
             raise _io_error(fault, "read", self.name, offset) from fault
 
     def write(self, offset: int, buffers: Buffers) -> None:
-        views = as_views(buffers)
+        views = buffers if type(buffers) is list else as_views(buffers)
         end = offset + total(views)
         try:
             at = offset
-            while views:
-                done = os.pwritev(self.fd, views[: blockfile.IOV_MAX], at)
-                at += done
-                if at == end:
-                    break
-                views = cut(views, done, end - at)
+            while at < end:
+                some = views if len(views) <= blockfile.IOV_MAX else views[: blockfile.IOV_MAX]
+                at += os.pwritev(self.fd, some, at)
+                if at < end:
+                    views = as_views(buffers)
+                    views = cut(views, at - offset, end - at)
         except OSError as fault:
             raise _io_error(fault, "write", self.name, offset) from fault
         if end > self._size:

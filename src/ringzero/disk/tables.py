@@ -91,6 +91,10 @@ class Table:
             part.byteswap()
         return part.tobytes()
 
+    def write_all(self) -> None:
+        """Write the whole table, for its second copy. Not flushed."""
+        self.storage.write(self.offset, self.to_bytes())
+
     def write_back(self) -> None:
         """Write the changed sectors. Not flushed."""
         if not self.dirty:

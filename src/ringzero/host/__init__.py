@@ -1,1 +1,1 @@
-"""The only code that talks to the operating system: mmap, ioctl, terminals. May import: the ground, config."""
+"""The only code that talks to the operating system. May import: the ground, config."""

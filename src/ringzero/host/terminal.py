@@ -93,8 +93,8 @@ def _restored_by_signals(restore: Callable[[], None]) -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        earlier[number] = signal.signal(number, handler)
+    for ending in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        earlier[ending] = signal.signal(ending, handler)
     try:
         yield
     finally:

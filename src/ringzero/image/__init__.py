@@ -1,1 +1,1 @@
-"""Guest images, put together from packages and cached by content. May import: everything but the faces."""
+"""Guest images, made of packages, cached by content. May import: everything but the faces."""

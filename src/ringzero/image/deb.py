@@ -54,11 +54,10 @@ def control(deb: Path) -> str:
 
 
 def _tar(deb: Path, stem: str) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    for name, content in members(deb):
-        if name == stem or name.startswith(stem + "."):
-            break
-    else:
+    found = next((m for m in members(deb) if m[0] == stem or m[0].startswith(stem + ".")), None)
+    if found is None:
         raise GuestImageError(f"{deb.name} has no {stem}", path=deb)
+    name, content = found
     try:
         with (
             _decompressed(io.BytesIO(content), name) as stream,
@@ -75,7 +74,7 @@ def _decompressed(raw: BinaryIO, name: str) -> IO[bytes]:
     if name.endswith(".xz"):
         return lzma.open(raw)
     if name.endswith(".gz"):
-        return gzip.open(raw)
+        return io.BytesIO(gzip.decompress(raw.read()))
     if name.endswith(".zst"):
         return io.BytesIO(_unzstd(raw))
     if name.endswith(".tar"):

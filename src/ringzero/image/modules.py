@@ -38,7 +38,7 @@ class Module:
 
 def canonical(name: str) -> str:
     """Return a module's name as the kernel knows it: without suffix, "-" as "_"."""
-    return name.rsplit("/", 1)[-1].split(".ko")[0].replace("-", "_")
+    return name.rsplit("/", 1)[-1].split(".ko", maxsplit=1)[0].replace("-", "_")
 
 
 def modinfo(module: bytes) -> dict[str, list[str]]:

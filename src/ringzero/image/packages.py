@@ -95,9 +95,10 @@ class Package:
 
 
 class Apt:
-    """Debian's archive for one guest architecture and, optionally, another suite.
+    """Debian's archive for one guest architecture.
 
-    `architecture` is Debian's name for it (amd64, i386, arm64). Every method
+    `architecture` is Debian's name for it (amd64, i386, arm64); packages of
+    `suite`, where it has them, are preferred to the machine's release. Every method
     may raise MissingToolError (no apt-get here), HostError (no network, disk
     full) and NotFoundError (no such package).
     """
@@ -113,8 +114,9 @@ class Apt:
         self.architecture = architecture
         self._progress = progress
         self._cache = cache if cache is not None else CACHE_DIR.get()
+        self._suite = suite
         self._sources = "\n".join(source.render() for source in debian_sources(suite))
-        key = hashlib.sha256(f"{architecture}\n{self._sources}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{architecture}\n{suite}\n{self._sources}".encode()).hexdigest()[:16]
         self._root = self._cache / "apt" / key
         self._pool = self._cache / "debs"
         self._fresh = False
@@ -140,7 +142,9 @@ class Apt:
                 except MissingToolError:
                     raise
                 except HostError:
-                    if age is None:
+                    # One source of several may be out of order: what the others
+                    # have given will do for now, and the next call tries again.
+                    if age is None and not any(self._root.glob("state/lists/*_Packages*")):
                         raise
                 else:
                     with atomic_file(stamp):
@@ -226,8 +230,11 @@ class Apt:
         root = str(self._root)
         if '"' in root or "\n" in root:
             raise HostError(f"apt cannot use a cache directory of this name: {root!r}")
+        configuration = _CONFIGURATION.format(root=root, architecture=self.architecture)
+        if self._suite is not None:
+            configuration += f'APT::Default-Release "{self._suite}";\n'
         texts = {
-            "apt.conf": _CONFIGURATION.format(root=root, architecture=self.architecture),
+            "apt.conf": configuration,
             "sources.list.d/ringzero.sources": self._sources,
             "state/status": "",
         }
@@ -323,8 +330,13 @@ def _failure(command: Sequence[str], complaints: str) -> HostError | NotFoundErr
     hint = None
     if re.search(r"No space left|not enough free space|Disk quota", complaints, re.IGNORECASE):
         hint = "the disk is full: free some space, or set RINGZERO_CACHE_DIR to another disk"
+    elif re.search(r"unexpected size|Hash Sum mismatch|Mirror sync", complaints):
+        hint = (
+            "the mirror is being updated or out of order: try again later, or set RINGZERO_MIRROR"
+        )
     elif re.search(
-        r"Could not (resolve|connect)|Temporary failure|Unable to connect|timed out|Failed to fetch",
+        r"Could not (resolve|connect)|Temporary failure|Unable to connect|timed out|"
+        r"Failed to fetch",
         complaints,
     ):
         hint = (

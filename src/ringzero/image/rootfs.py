@@ -101,9 +101,7 @@ class Rootfs:
         name = fields["Package"]
         if fields.get("Multi-Arch") == "same":
             name += ":" + fields["Architecture"]
-        self.add_file(
-            f"var/lib/dpkg/info/{name}.list", "".join(f"{n}\n" for n in names).encode()
-        )
+        self.add_file(f"var/lib/dpkg/info/{name}.list", "".join(f"{n}\n" for n in names).encode())
 
     def _add(self, entry: Entry) -> None:
         parent = str(PurePosixPath(entry.name).parent)

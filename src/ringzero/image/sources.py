@@ -23,7 +23,11 @@ _RELEASES = "bullseye|bookworm|trixie|forky|sid|unstable|testing|stable|oldstabl
 _SUITE = re.compile(rf"({_RELEASES})(-updates|-security|-backports|/updates)?")
 _ONE_LINE = re.compile(r"deb\s+(?:\[(?P<options>[^\]]*)\]\s*)?(?P<uri>\S+)\s+(?P<rest>.+)")
 # sources.list(5): the one-line options and their deb822 fields that matter here.
-_OPTIONS = {"signed-by": "Signed-By", "trusted": "Trusted", "check-valid-until": "Check-Valid-Until"}
+_OPTIONS = {
+    "signed-by": "Signed-By",
+    "trusted": "Trusted",
+    "check-valid-until": "Check-Valid-Until",
+}
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
@@ -49,14 +53,14 @@ class Source:
 def debian_sources(suite: str | None = None, etc: Path = Path("/etc/apt")) -> list[Source]:
     """Return the Debian sources to use.
 
-    `suite` asks for another release than the machine's ("trixie",
+    `suite` adds another release than the machine's ("trixie",
     "bookworm-backports"), from the same archive. Raises HostError when this
     machine's apt knows no Debian archive, InvalidValueError for a bad
     RINGZERO_MIRROR.
     """
     setting = MIRROR.get()
     if setting:
-        return [_from_setting(setting, suite)]
+        return _from_setting(setting, suite)
     found = [source for text in _machine_files(etc) for source in _parse(text)]
     if not found:
         raise HostError(
@@ -69,17 +73,18 @@ def debian_sources(suite: str | None = None, etc: Path = Path("/etc/apt")) -> li
         return found
     # The security archive has other suite names; the main one has every release.
     main = next((s for s in found if not any("security" in name for name in s.suites)), found[0])
-    return [Source(main.uris, (suite,), main.options)]
+    return [*found, Source(main.uris, (suite,), main.options)]
 
 
-def _from_setting(setting: str, suite: str | None) -> Source:
+def _from_setting(setting: str, suite: str | None) -> list[Source]:
     uri, *suites = setting.split()
     if not re.match(r"[a-z+]+:/", uri):
         raise InvalidValueError(
             f"RINGZERO_MIRROR={setting!r} is not a URL", hint="write URL, or URL and suites"
         )
     options = (("Signed-By", str(_KEYRING)),) if _KEYRING.exists() else ()
-    return Source((uri,), (suite,) if suite else tuple(suites) or (DEFAULT_SUITE,), options)
+    names = [*(suites or [DEFAULT_SUITE]), *([suite] if suite else [])]
+    return [Source((uri,), tuple(dict.fromkeys(names)), options)]
 
 
 def _machine_files(etc: Path) -> Iterator[tuple[str, str]]:

@@ -1,1 +1,1 @@
-"""Guest instruction sets, each instruction described once. Never sees LLVM. May import: the ground, core, native."""
+"""Guest instruction sets, described once; never sees LLVM. May import: ground, core, native."""

@@ -1,1 +1,1 @@
-"""Native code through LLVM: compiler, decoder, interpreter, translator, code cache. The only importer of llvmlite."""
+"""Native code through LLVM, whose only importer it is: compiler, decoder, translator, cache."""

@@ -68,14 +68,18 @@ def ensure(progress: Progress | None = None) -> EngineObjects:
 
 
 def _build(directory: Path, progress: Progress | None) -> list[str]:
-    from ringzero.jit import partitions
+    from ringzero.jit import partitions, stencil_unit
 
     names = partitions.names()
+    stencils = [f"stencils{n}" for n in range(stencil_unit.SHARES)]
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="building-", dir=directory.parent))
     try:
-        _compile_all(names, work, progress)
+        _compile_all([*stencils, *names], work, progress)
         _write_tables(names, work)
+        stencil_unit.assemble(work)
+        for name in stencils:
+            (work / f"{name}.json").unlink()
         (work / _COMPLETE).write_text(json.dumps({"units": names}))
         try:
             work.rename(directory)
@@ -129,7 +133,7 @@ def _compile_all(names: list[str], work: Path, progress: Progress | None) -> Non
 def _first_finished(running: dict[str, subprocess.Popen[bytes]]) -> str:
     pids = {process.pid: name for name, process in running.items()}
     while True:
-        for name, process in running.items():
+        for process in running.values():
             try:
                 process.wait(timeout=0.02)
             except subprocess.TimeoutExpired:

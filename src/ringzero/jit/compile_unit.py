@@ -7,12 +7,17 @@ import sys
 from pathlib import Path
 
 from ringzero.jit.partitions import compile_unit
+from ringzero.jit.stencil_unit import compile_share
 
 
 def main(name: str, directory: str) -> None:
     """Write NAME.o and NAME.places into the directory."""
-    unit = compile_unit(name)
     target = Path(directory)
+    if name.startswith("stencils"):
+        share = compile_share(int(name.removeprefix("stencils")))
+        (target / f"{name}.json").write_text(json.dumps(share))
+        return
+    unit = compile_unit(name)
     (target / f"{name}.o").write_bytes(unit.code)
     (target / f"{name}.places").write_text(json.dumps(unit.places))
 

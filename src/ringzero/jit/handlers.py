@@ -15,6 +15,7 @@ from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86 import flags as lazy
 from ringzero.isa.x86.cpu import ARITHMETIC_FLAGS, MODE_64, Cpu, Insn
 from ringzero.isa.x86.decoder import SLOTS
+from ringzero.isa.x86.descriptors import segment_address
 from ringzero.isa.x86.faults import raise_fault, raise_fault_code, raise_gp0
 from ringzero.isa.x86.mmu import check_canonical, probe_write, read_memory, write_memory
 from ringzero.isa.x86.table import Form
@@ -134,8 +135,8 @@ class HandlerOperation:
         kind = self._kind(n)
         if self.is_memory(n):
             if self._is_rmw(n):
-                return self._read_modify(kind, self.address(n))
-            return read_memory(self.cpu, kind, self.address(n))
+                return self._read_modify(kind, self._operand_address(n, kind, write=True))
+            return read_memory(self.cpu, kind, self._operand_address(n, kind))
         if operand.letter == "S":
             return u16(self.cpu.seg[u64(self.insn.reg)].selector)
         where = self._register_address(n, kind)
@@ -149,9 +150,10 @@ class HandlerOperation:
             return
         if self.is_memory(n):
             if self._is_rmw(n):
-                self._write_modified(value, self.address(n))
+                self._write_modified(value, self._operand_address(n, value.kind, write=True))
             else:
-                write_memory(self.cpu, self.address(n), value)
+                where = self._operand_address(n, value.kind, write=True)
+                write_memory(self.cpu, where, value)
             return
         if operand.letter in "EGZR" and value.kind == u32:
             value = u64(value)
@@ -221,14 +223,21 @@ class HandlerOperation:
         return address
 
     def address(self, n: int) -> Any:
-        return self._linear(self.effective_address(n))
+        return self._linear(self.effective_address(n), 1, write=False)
 
-    def _linear(self, offset: Any) -> Any:
-        linear = offset + load(u64, address_of(self.cpu) + u64(self.insn.segment))
-        return select(self.cpu.mode == MODE_64, linear, linear & 0xFFFFFFFF)
+    def _operand_address(self, n: int, kind: Any, *, write: bool = False) -> Any:
+        return self._linear(self.effective_address(n), kind.size, write)
+
+    @staged
+    def _linear(self, offset: Any, size: int, write: bool) -> Any:
+        """Return a linear address; outside 64-bit mode the segment is checked for `size` bytes."""
+        if self.cpu.mode == MODE_64:
+            return offset + load(u64, address_of(self.cpu) + u64(self.insn.segment))
+        return segment_address(self.cpu, self.insn.segment, offset, size, int(write))
 
     def string_address(self, register: int, offset: Any) -> Any:
-        return self._linear((self.cpu.regs[register] + offset) & self.insn.address_mask)
+        where = (self.cpu.regs[register] + offset) & self.insn.address_mask
+        return self._linear(where, 1, write=False)
 
     def displace(self, amount: Any) -> None:
         self._extra = amount
@@ -274,7 +283,7 @@ class HandlerOperation:
 
     @staged
     def exchange_pair(self, kind: Any, expected: Any, desired: Any) -> Any:
-        address = self.address(0)
+        address = self._operand_address(0, kind, write=True)
         if kind.size == 16 and (address & 15) != 0:
             raise_gp0(self.cpu)
         host = probe_write(self.cpu, address, u64(kind.size))
@@ -359,6 +368,11 @@ class HandlerOperation:
             raise_gp0(self.cpu)
         if attributes.get("sse"):
             if (self.cpu.cr0 & x86.CR0_EM) != 0 or (self.cpu.cr4 & x86.CR4_OSFXSR) == 0:
+                raise_fault(self.cpu, u32(x86.UD))
+            if (self.cpu.cr0 & x86.CR0_TS) != 0:
+                raise_fault(self.cpu, u32(x86.NM))
+        elif attributes.get("mmx"):
+            if (self.cpu.cr0 & x86.CR0_EM) != 0:
                 raise_fault(self.cpu, u32(x86.UD))
             if (self.cpu.cr0 & x86.CR0_TS) != 0:
                 raise_fault(self.cpu, u32(x86.NM))

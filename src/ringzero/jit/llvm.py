@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
 from collections.abc import Iterable
 from typing import Any
 
 import llvmlite.binding as llvm
 
 from ringzero.errors import EngineError
+from ringzero.settings import CACHE_DIR
 
 
 @functools.cache
@@ -54,6 +57,26 @@ def compile_object(ir: str, *, level: int = 2, relocation: str = "pic") -> bytes
     builder = llvm.create_pass_builder(machine, tuning)
     builder.getModulePassManager().run(module, builder)
     return bytes(machine.emit_object(module))
+
+
+def cached_object(ir: str, *, level: int = 2, relocation: str = "pic") -> bytes:
+    """As `compile_object`, but keep objects in the cache by the content of their IR.
+
+    So a change of one instruction compiles one unit anew and not the engine.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (host_identity(), str(level), relocation, ir):
+        digest.update(part.encode())
+    path = CACHE_DIR.get() / "objects" / digest.hexdigest()
+    try:
+        return path.read_bytes()
+    except OSError:
+        data = compile_object(ir, level=level, relocation=relocation)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.rename(path)
+    return data
 
 
 def assembly(ir: str, *, level: int = 2, relocation: str = "pic") -> str:

@@ -13,13 +13,15 @@ from ringzero.isa.x86.interpreter import interpret
 from ringzero.isa.x86.table import Form
 from ringzero.jit.entry import define_entry
 from ringzero.jit.handlers import define_handlers
-from ringzero.jit.llvm import compile_object
+from ringzero.jit.llvm import cached_object
 from ringzero.jit.module import Module
+from ringzero.jit.runtime import define_doors, run_blocks
 from ringzero.native.functions import NATIVE_FUNCTIONS
 
 _PACKAGE = "ringzero.isa.x86."
 # Symbols that Python calls, or takes the address of.
 RUN_INTERPRETER = "run_interpreter"
+RUN_TRANSLATOR = "run_translator"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Unit:
 
 def names() -> list[str]:
     """Return the names of all units, the slowest to compile first."""
-    return ["sse_integer", "integer", *(m for m in MODULES if m not in ("integer", "sse_integer")), "core"]
+    first = ["sse_integer", "integer"]
+    return [*first, *(m for m in MODULES if m not in first), "core"]
 
 
 def home_of(module: str) -> str:
@@ -55,6 +58,8 @@ def generate(name: str) -> tuple[Module, list[tuple[int, int]]]:
     places: list[tuple[int, int]] = []
     if name == "core":
         define_entry(module, RUN_INTERPRETER, interpret)
+        define_entry(module, RUN_TRANSLATOR, run_blocks)
+        define_doors(module)
     else:
         places = define_handlers(module, forms_of(name))
     for function in NATIVE_FUNCTIONS:
@@ -66,4 +71,4 @@ def generate(name: str) -> tuple[Module, list[tuple[int, int]]]:
 def compile_unit(name: str) -> Unit:
     """Generate and compile one unit."""
     module, places = generate(name)
-    return Unit(name, compile_object(module.text()), places)
+    return Unit(name, cached_object(module.text()), places)

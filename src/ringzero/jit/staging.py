@@ -310,7 +310,8 @@ class Execution:
 
     def _iterable(self, node: ast.For) -> Any:
         call = node.iter
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "range":
+        name = call.func if isinstance(call, ast.Call) else None
+        if isinstance(call, ast.Call) and isinstance(name, ast.Name) and name.id == "range":
             bounds = [self._eval(a) for a in call.args]
             if any(isinstance(b, Value) for b in bounds):
                 self._counted_loop(node, bounds)
@@ -457,7 +458,8 @@ class Execution:
         rest = self._logic(nodes[1:], conjunction)
         builder.depth -= 1
         if not builder.terminated:
-            builder.set_variable(slot, truth(rest) if isinstance(rest, Value) else as_value(bool(rest), Bool()))
+            known = truth(rest) if isinstance(rest, Value) else as_value(bool(rest), Bool())
+            builder.set_variable(slot, known)
         builder.start(done)
         return builder.get_variable(Bool(), slot)
 

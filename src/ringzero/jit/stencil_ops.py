@@ -19,7 +19,8 @@ from ringzero.isa.x86.cpu import ARITHMETIC_FLAGS, CF, TLB_ENTRIES, Cpu, TlbEntr
 from ringzero.isa.x86.table import Form
 from ringzero.jit.builder import FunctionBuilder
 from ringzero.native import load, signed, store, u32, u64, unsigned, v128
-from ringzero.native.values import Value, as_value
+from ringzero.native.types import Int
+from ringzero.native.values import Value, as_value, convert
 
 CONVENTION = "preserve_nonecc"
 # Order of the pinned GPRs as arguments: guest RCX lands in host RCX, which shifts want.
@@ -28,7 +29,7 @@ ARGUMENTS = ("cpu", "n", "t", *(f"g{n}" for n in PINNED))
 PARAMETERS = "ptr %cpu, " + ", ".join(f"i64 %{name}" for name in ARGUMENTS[1:])
 
 
-class Unsuitable(Exception):
+class Unsuitable(Exception):  # noqa: N818 - a fact about an instruction, not a fault
     """The instruction cannot be a stencil in this form; its handler is called instead."""
 
 
@@ -64,6 +65,15 @@ class FlagUse:
     needs_carry: bool = False
     needs_status: bool = False
     condition: int | None = None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What is known of a stencil once it was generated: with flags wanted, with flags dead."""
+
+    flags: FlagUse
+    dead: FlagUse
+    slow: bool
 
 
 class StencilOperation:
@@ -110,7 +120,9 @@ class StencilOperation:
     def hole(self, name: str) -> Value:
         """Return the value of a hole, 64 bits sign-extended from 32."""
         self._builder.module.declare(
-            name, f"@{name} = external hidden global i8, !absolute_symbol !{{i64 -2147483648, i64 2147483648}}"
+            name,
+            f"@{name} = external hidden global i8, "
+            "!absolute_symbol !{i64 -2147483648, i64 2147483648}",
         )
         return self._builder.emit(f"ptrtoint ptr @{name} to i64", u64)
 
@@ -146,10 +158,10 @@ class StencilOperation:
     def _set_pinned(self, number: int, value: Value) -> None:
         bits = value.kind.bits
         if bits >= 32:
-            self.set_register(number, u64(value))
+            self.set_register(number, convert(Int(64), value))
         else:
-            kept = self.register(number) & ~((1 << bits) - 1) & ((1 << 64) - 1)
-            self.set_register(number, kept | u64(value))
+            kept = self.register(number) & (~((1 << bits) - 1) & ((1 << 64) - 1))
+            self.set_register(number, kept | convert(Int(64), value))
 
     # --- operands ---
 
@@ -233,7 +245,7 @@ class StencilOperation:
         hit = builder.fresh("hit")
         builder.branch(tag == page, hit, "slow", ", !prof !0")
         builder.start(hit)
-        addend = load(u64, entry, TlbEntry.offset_of("addend"))
+        addend: Value = load(u64, entry, TlbEntry.offset_of("addend"))
         return va + addend
 
     def load(self, kind: Any, address: Any) -> Any:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ringzero.isa.x86 import flags as lazy
@@ -32,13 +33,15 @@ from ringzero.jit.staging import Execution, StagingError
 from ringzero.jit.stencil_ops import (
     CONVENTION,
     PARAMETERS,
+    PINNED,
     Binding,
-    FlagUse,
+    Generated,
     StencilOperation,
     Unsuitable,
 )
-from ringzero.native import load, signed, u32, u64, unsigned
-from ringzero.native.values import Value, building
+from ringzero.native import boolean, load, signed, store, u32, u64, unsigned
+from ringzero.native.types import Int
+from ringzero.native.values import Value, as_value, building, convert
 
 SLOT = 8  # class of a register that is not pinned
 CLASSES = 9
@@ -47,7 +50,7 @@ WEIGHTS = '!0 = !{!"branch_weights", i32 1000, i32 1}'
 END_NONE, END_JUMP, END_CONDITIONAL, END_CALL, END_INDIRECT, END_GENERIC = range(6)
 # Their immediate counts are masked by the translator, which leaves a count of 0 to the handler.
 SHIFTS = ("shl", "shr", "sar", "rol", "ror")
-_DIRECT = {"jmp": END_JUMP, "call": END_CALL, "jcc": END_CONDITIONAL}
+END_BY_NAME = {"jmp": END_JUMP, "call": END_CALL, "jcc": END_CONDITIONAL}
 
 
 @dataclass(frozen=True)
@@ -98,13 +101,13 @@ def _choices(operand: Operand, memory: bool, size: int) -> list[str] | None:
             operand.fixed
         )
     letter = operand.letter
-    if letter in "EW" and memory or letter == "M":
+    if (letter in "EW" and memory) or letter == "M":
         return ["m"]
     if letter in "EGZR":
         return [*(f"p{n}" for n in range(8)), "s"]
     if letter in "VWU":
         return ["s"]
-    if letter == "I":
+    if letter in "IJ":
         return ["i"]
     return None
 
@@ -159,15 +162,13 @@ class Catalogue:
         name = form.function.__name__
         mode64 = not (form.attributes.get("d64") and size == 32)
         if form.attributes.get("ends"):
-            lowering.end = _DIRECT.get(name, END_INDIRECT)
+            lowering.end = END_BY_NAME.get(name, END_INDIRECT)
         operands = form.operands
         if lowering.end in (END_JUMP, END_CONDITIONAL):
             self.lowerings.append(lowering)
             return
         choices = []
         for n, operand in enumerate(operands):
-            if operand.letter == "J":
-                continue
             found = _choices(operand, memory, size)
             if found is None:
                 return
@@ -195,23 +196,15 @@ class Catalogue:
 # --- generating --------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Generated:
-    """What is known of a key once its stencil was generated; None: no stencil."""
-
-    flags: FlagUse
-    slow: bool
-    target: bool
-
-
 def define_key(module: Module, number: int, key: Key) -> Generated | None:
     """Add the stencils of a key to a module; None when it cannot be one."""
     live = _define(module, f"s{number * 2}", key, flags_live=True)
     if live is None:
         return None
+    dead = live
     if live.flags.defines or live.flags.changes:
-        _define(module, f"s{number * 2 + 1}", key, flags_live=False)
-    return live
+        dead = _define(module, f"s{number * 2 + 1}", key, flags_live=False) or live
+    return Generated(live.flags, dead.flags, live.slow)
 
 
 def _define(module: Module, name: str, key: Key, *, flags_live: bool) -> Generated | None:
@@ -237,7 +230,7 @@ def _define(module: Module, name: str, key: Key, *, flags_live: bool) -> Generat
                 return None
             raise
         target = operation.jump_target
-        if target is not None and key.form.function.__name__ == "call":
+        if target is not None and END_BY_NAME.get(key.form.function.__name__) == END_CALL:
             tail(builder, "TARGET", operation.arguments())
         elif target is not None:
             tail(builder, "NEXT", operation.arguments(target.ref))
@@ -246,7 +239,7 @@ def _define(module: Module, name: str, key: Key, *, flags_live: bool) -> Generat
         if operation.uses_slow:
             slow_exit(builder)
     finish()
-    return Generated(operation.flag_use, operation.uses_slow, target is not None)
+    return Generated(operation.flag_use, operation.flag_use, operation.uses_slow)
 
 
 def begin_stencil(module: Module, name: str) -> tuple[Any, Callable[[], None]]:
@@ -271,8 +264,6 @@ def tail(builder: Any, name: str, arguments: str) -> None:
 
 def slow_exit(builder: Any) -> None:
     """Add the block for TLB misses: everything as it was at the start of the stencil."""
-    from ringzero.jit.stencil_ops import PINNED
-
     builder.start("slow")
     untouched = ", ".join(["ptr %cpu", "i64 %n", "i64 poison", *(f"i64 %g{n}" for n in PINNED)])
     tail(builder, "SLOW", untouched)
@@ -318,9 +309,6 @@ def _condition(m: Glue, code: int, cc_op: int) -> Any:
 
 
 def _as_boolean(value: Any) -> Any:
-    from ringzero.native import boolean
-    from ringzero.native.values import as_value
-
     return value if isinstance(value, Value) else as_value(value, boolean)
 
 
@@ -336,7 +324,7 @@ def glue() -> dict[str, Body]:
 
         def body(builder: Any, m: Glue) -> None:
             result = compute(m)
-            reference = u64(result).ref if result is not None else "poison"
+            reference = "poison" if result is None else convert(Int(64), result).ref
             tail(builder, "NEXT", m.arguments(reference))
 
         bodies[name] = body
@@ -355,22 +343,21 @@ def _gpr(m: Glue, number: int, hole: str) -> Any:
 
 
 def _addresses(plain: Callable[[str, Callable[[Glue], Any]], None]) -> None:
+    def based(base: int, m: Glue) -> Any:
+        return _gpr(m, base, "HB") + m.hole("HD")
+
+    def indexed(index: int, scale: int, m: Glue) -> Any:
+        return (_gpr(m, index, "HX") << scale) + m.hole("HD")
+
+    def both(base: int, index: int, scale: int, m: Glue) -> Any:
+        return _gpr(m, base, "HB") + (_gpr(m, index, "HX") << scale) + m.hole("HD")
+
     for base in range(CLASSES):
-        plain(f"ea.b{base}", lambda m, base=base: _gpr(m, base, "HB") + m.hole("HD"))
-        for index in range(CLASSES):
-            for scale in range(4):
-                plain(
-                    f"ea.b{base}.i{index}.s{scale}",
-                    lambda m, base=base, index=index, scale=scale: _gpr(m, base, "HB")
-                    + (_gpr(m, index, "HX") << scale)
-                    + m.hole("HD"),
-                )
-    for index in range(CLASSES):
-        for scale in range(4):
-            plain(
-                f"ea.i{index}.s{scale}",
-                lambda m, index=index, scale=scale: (_gpr(m, index, "HX") << scale) + m.hole("HD"),
-            )
+        plain(f"ea.b{base}", partial(based, base))
+        for index, scale in itertools.product(range(CLASSES), range(4)):
+            plain(f"ea.b{base}.i{index}.s{scale}", partial(both, base, index, scale))
+    for index, scale in itertools.product(range(CLASSES), range(4)):
+        plain(f"ea.i{index}.s{scale}", partial(indexed, index, scale))
     plain("ea.disp", lambda m: m.hole("HD"))
     plain("ea.rip", lambda m: m.cpu.page_base + m.hole("HD"))
     plain("ea.segment", lambda m: m.temporary + load(u64, u64(m.cpu) + m.hole("HS")))
@@ -421,18 +408,16 @@ def _flag_glue(
 
 
 def _moves(plain: Callable[[str, Callable[[Glue], Any]], None]) -> None:
-    def wide(m: Glue, number: int) -> None:
+    def wide(number: int, m: Glue) -> None:
         m._builder.module.declare("HQ", '@HQ = external hidden global i8, code_model "large"')
         value = m._builder.emit("ptrtoint ptr @HQ to i64", u64)
         if number < SLOT:
             m.set_register(number, value)
         else:
-            from ringzero.native import store
-
             store(u64, u64(m.cpu) + m.hole("H0"), value)
 
     for number in range(CLASSES):
-        plain(f"movabs.{number}", lambda m, number=number: wide(m, number))
+        plain(f"movabs.{number}", partial(wide, number))
 
 
 def _exits(bodies: dict[str, Body], plain: Callable[[str, Callable[[Glue], Any]], None]) -> None:
@@ -444,7 +429,7 @@ def _exits(bodies: dict[str, Body], plain: Callable[[str, Callable[[Glue], Any]]
         builder.ret(None)
 
     def head(builder: Any, m: Glue) -> None:
-        left = Value(u64, "%n") - m.hole("HC")
+        left: Any = Value(u64, "%n") - m.hole("HC")
         spent, go = builder.fresh("spent"), builder.fresh("go")
         builder.branch(signed(64)(left) < 0, spent, go, ", !prof !1")
         arguments = m.arguments().replace("i64 %n", f"i64 {left.ref}")

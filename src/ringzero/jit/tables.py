@@ -28,6 +28,8 @@ IMMEDIATE_NONE, IMMEDIATE_PLAIN, IMMEDIATE_SHIFT_32, IMMEDIATE_SHIFT_64 = range(
     DEFINES, CHANGES, CARRY_LIVE, CARRY_DEAD, STATUS_LIVE, STATUS_DEAD, TOUCHES_MEMORY, NO_SEGMENT,
 ) = (1 << n for n in range(8))  # fmt: skip
 
+# Entries (bytes) of the table that counts how often cold code was met.
+COUNTERS = 1 << 16
 # Guest instructions in one block at most; stubs and fix-ups follow from it.
 BLOCK_LIMIT = 48
 STUB_LIMIT = BLOCK_LIMIT * 3
@@ -47,7 +49,7 @@ class Hole(Struct):
     """A place in a stencil."""
 
     offset = field(u16)
-    kind = field(u8)
+    how = field(u8)
     what = field(u8)
     addend = field(i32)
 
@@ -67,7 +69,7 @@ class LoweringEntry(Struct):
 class Stub(Struct):
     """Code out of line, after the block."""
 
-    kind = field(u32)
+    purpose = field(u32)
     offset = field(u32)  # in-page offset it is about (signed, for targets outside the page)
     refund = field(u32)
     used = field(u32)
@@ -131,6 +133,7 @@ class Translator(Struct):
     lowerings = field(u64)
     lowering_index = field(u64)
     counters = field(u64)
+    hot = field(u32)  # a block met for this time is translated; until then it is interpreted
     out = field(u64)  # where code goes next; grows up
     data = field(u64)  # where data went last; grows down
     region_start = field(u64)

@@ -35,11 +35,9 @@ from ringzero.jit.tables import (
     NO_STENCIL,
     UNKNOWN_CC,
     Block,
-
     Hole,
     LoweringEntry,
     Stencil,
-
     Translator,
 )
 from ringzero.native import (
@@ -110,7 +108,7 @@ def fill_hole(tr: Translator, hole: Hole, to: u64) -> None:
         add_fixup(tr, site, tr.slow_stub - 1)
     else:
         value = tr.holes[u64(what)] + u64(i64(hole.addend))
-        kind = hole.kind
+        kind = hole.how
         if kind == tables.RELATIVE_32:
             store(u32, site, u32(value - site))
         elif kind == tables.ABSOLUTE_32:
@@ -137,7 +135,7 @@ def add_stub(tr: Translator, kind: u32, offset: u32, refund: u32) -> u32:
     """Reserve a stub and return its number."""
     number = tr.stub_count
     stub = tr.stubs[number]
-    stub.kind = kind
+    stub.purpose = kind
     stub.offset = offset
     stub.refund = refund
     stub.resume = 0
@@ -152,7 +150,7 @@ def emit_stubs(tr: Translator) -> None:
     while number < tr.stub_count:
         stub = tr.stubs[number]
         stub.address = tr.out
-        kind = stub.kind
+        kind = stub.purpose
         if stub.refund != 0:
             tr.holes[tables.HC] = u64(stub.refund)
             emit(tr, tr.glue.refund)
@@ -295,7 +293,8 @@ def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> 
         lowering_number = u32(load(u16, tr.lowering_index + (u64(index) << 1)))
         end = u32(END_NONE)
         if lowering_number != 0:
-            lowering = pointer(LoweringEntry, tr.lowerings + u64(lowering_number) * LoweringEntry.size)
+            where = tr.lowerings + u64(lowering_number) * LoweringEntry.size
+            lowering = pointer(LoweringEntry, where)
             end = u32(lowering.end)
             if end != END_JUMP and end != END_CONDITIONAL:
                 key = find_key(tr, insn, lowering)

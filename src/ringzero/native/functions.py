@@ -62,7 +62,7 @@ class StagedFunction(Generic[P, R]):
             return self
 
         def bound(*args: Any, **kwargs: Any) -> Any:
-            return self(instance, *args, **kwargs)  # type: ignore[arg-type]
+            return self(instance, *args, **kwargs)
 
         return bound
 

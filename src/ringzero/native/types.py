@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,18 @@ class Vec128:
 
 if TYPE_CHECKING:
     # To a type checker, values of the native language are plain ints.
-    u8 = u16 = u32 = u64 = u128 = i8 = i16 = i32 = i64 = i128 = int
-    boolean = bool
-    v128 = Any
+    u8: TypeAlias = int
+    u16: TypeAlias = int
+    u32: TypeAlias = int
+    u64: TypeAlias = int
+    u128: TypeAlias = int
+    i8: TypeAlias = int
+    i16: TypeAlias = int
+    i32: TypeAlias = int
+    i64: TypeAlias = int
+    i128: TypeAlias = int
+    boolean: TypeAlias = bool
+    v128: TypeAlias = Any
 else:
     u8, u16, u32, u64, u128 = (Int(n) for n in (8, 16, 32, 64, 128))
     i8, i16, i32, i64, i128 = (Int(n, signed=True) for n in (8, 16, 32, 64, 128))
@@ -121,6 +130,8 @@ class StructType(type):
     def __new__(mcs, name: str, bases: tuple[type, ...], space: dict[str, Any]) -> StructType:
         members = {key: value for key, value in space.items() if isinstance(value, Field)}
         for key in members:
+            if key in ("kind", "ref"):
+                raise TypeError(f"{name}.{key}: a native value has attributes of that name itself")
             del space[key]
         cls = super().__new__(mcs, name, bases, space)
         offset = 0

@@ -142,7 +142,8 @@ class Value:
     def __invert__(self) -> Value:
         if isinstance(self.kind, Bool):
             return self ^ True
-        return self ^ self.kind.mask
+        mask: int = self.kind.mask
+        return self ^ mask
 
     def __neg__(self) -> Value:
         return self._reflected("sub", 0)
@@ -193,7 +194,8 @@ class ArrayRef:
             if not 0 <= index < self.member.count:
                 raise IndexError(f"{self.member.name}[{index}]")
             return int(self.member.offset + index * size)
-        return convert(Int(64), index) * size + self.member.offset
+        offset: Value = convert(Int(64), index) * size + self.member.offset
+        return offset
 
     def __getitem__(self, index: Any) -> Any:
         kind = self.member.kind

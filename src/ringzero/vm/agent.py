@@ -46,6 +46,7 @@ import shlex
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from ringzero.errors import GuestError, InvalidValueError
@@ -90,35 +91,39 @@ class Channels(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Request:
+    """A control line, with "ID" and "TOKEN" to be filled in, and who takes the answers.
+
+    `piped` is False for a command on the console, which has no outputs of its own.
+    """
+
+    line: str
+    takes_input: bool = False
+    piped: bool = False
+    on_stdout: Output | None = None
+    on_stderr: Output | None = None
+    on_exit: Callable[[int], None] | None = None
+
+
 class Command:
     """A command in the guest, from the request to its end."""
 
-    def __init__(
-        self,
-        agent: Agent,
-        request: str,
-        number: int,
-        on_stdout: Output | None,
-        on_stderr: Output | None,
-        on_exit: Callable[[int], None] | None,
-        takes_input: bool,
-        piped: bool,
-    ) -> None:
+    def __init__(self, agent: Agent, number: int, request: _Request) -> None:
         self.number = number
         self.status: int | None = None
         self._agent = agent
         self._request = request
-        self._on_exit = on_exit
-        self._input_open = takes_input
+        self._input_open = request.takes_input
         self._early_input: list[bytes] = []
         self._started = False
         self._exit_status: int | None = None
         self._token = secrets.token_hex(16).encode()
+        token = self._token if request.piped else b""
         self._outputs = {
-            STDOUT: _Output(self._token if piped else b"", on_stdout),
-            STDERR: _Output(self._token if piped else b"", on_stderr),
+            STDOUT: _Output(token, request.on_stdout),
+            STDERR: _Output(token, request.on_stderr),
         }
-        self._takes_input = takes_input
         self._done = threading.Event()
 
     def write(self, data: bytes) -> None:
@@ -168,14 +173,17 @@ class Command:
     def _start(self) -> None:
         self._started = True
         channels = self._agent.channels
-        if self._takes_input:
+        takes_input = self._request.takes_input
+        if takes_input:
             channels.connect(STDIN, True)
             channels.send(STDIN, b"\ngo " + self._token + b"\n")
-        channels.send(CONTROL, self._request.replace("TOKEN", self._token.decode(), 1).encode())
+        line = self._request.line.replace("ID", str(self.number), 1)
+        line = line.replace("TOKEN", self._token.decode(), 1)
+        channels.send(CONTROL, line.encode())
         for data in self._early_input:
             channels.send(STDIN, data)
         self._early_input.clear()
-        if self._takes_input and not self._input_open:
+        if takes_input and not self._input_open:
             channels.connect(STDIN, False)
 
     def _receive(self, port: str, data: bytes) -> bool:
@@ -194,8 +202,8 @@ class Command:
             self._agent.channels.connect(STDIN, False)
         self.status = self._exit_status
         self._done.set()
-        if self._on_exit is not None:
-            self._on_exit(self.status)
+        if self._request.on_exit is not None:
+            self._request.on_exit(self.status)
         return True
 
     def _abandon(self) -> None:
@@ -225,8 +233,11 @@ class _Output:
             return
         # What may be the beginning of the token waits for the rest of it.
         keep = next(
-            (n for n in range(min(len(self._token) - 1, len(data)), 0, -1)
-             if self._token.startswith(data[-n:])),
+            (
+                n
+                for n in range(min(len(self._token) - 1, len(data)), 0, -1)
+                if self._token.startswith(data[-n:])
+            ),
             0,
         )
         self._held = data[len(data) - keep :]
@@ -293,8 +304,8 @@ class Agent:
         With `takes_input`, end it by `close_input`. Raises InvalidValueError
         for a command that cannot be sent (empty, NUL in it, over 256 KiB).
         """
-        request = f"run {{}} {int(takes_input)} TOKEN {_quoted(words)}\n"
-        return self._enqueue(request, on_stdout, on_stderr, on_exit, takes_input, True)
+        line = f"run ID {int(takes_input)} TOKEN {_quoted(words)}\n"
+        return self._enqueue(_Request(line, takes_input, True, on_stdout, on_stderr, on_exit))
 
     def terminal(
         self,
@@ -308,8 +319,8 @@ class Agent:
         """Start a command on the guest's console, or a login shell without `words`."""
         kind = term if term and all(c.isalnum() or c in "-+._" for c in term) else "linux"
         text = _quoted(words or ("sh", "-l"))
-        request = f"terminal {{}} {int(rows)} {int(columns)} {kind} {text}\n"
-        return self._enqueue(request, None, None, on_exit, False, False)
+        line = f"terminal ID {int(rows)} {int(columns)} {kind} {text}\n"
+        return self._enqueue(_Request(line, on_exit=on_exit))
 
     def poweroff(self) -> None:
         """Ask the guest to write everything to its disks and switch itself off."""
@@ -321,9 +332,10 @@ class Agent:
         with self.lock:
             if port == CONTROL:
                 self._receive_control(data)
-            elif port in (STDOUT, STDERR) and self._active is not None:
-                if self._active._receive(port, data):
-                    self._next()
+            elif port not in (STDOUT, STDERR) or self._active is None:
+                return
+            elif self._active._receive(port, data):
+                self._next()
 
     def close(self) -> None:
         """The guest is gone: everybody who waits is told."""
@@ -336,32 +348,16 @@ class Agent:
             self._active = None
             self._waiting.clear()
 
-    def _enqueue(
-        self,
-        request: str,
-        on_stdout: Output | None,
-        on_stderr: Output | None,
-        on_exit: Callable[[int], None] | None,
-        takes_input: bool,
-        piped: bool,
-    ) -> Command:
-        if len(request) > MAX_COMMAND:
+    def _enqueue(self, request: _Request) -> Command:
+        if len(request.line) > MAX_COMMAND:
             raise InvalidValueError(
-                f"the command is too long ({len(request)} bytes quoted, at most {MAX_COMMAND})",
+                f"the command is too long ({len(request.line)} bytes quoted, "
+                f"at most {MAX_COMMAND})",
                 hint="send it on standard input: ringzero run -- sh < script",
             )
         with self.lock:
             self._count += 1
-            command = Command(
-                self,
-                request.replace("{}", str(self._count), 1),
-                self._count,
-                on_stdout,
-                on_stderr,
-                on_exit,
-                takes_input,
-                piped,
-            )
+            command = Command(self, self._count, request)
             if self._closed:
                 command._abandon()
             else:

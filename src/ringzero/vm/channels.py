@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from ringzero.devices.virtio.console import ConsolePort
+from ringzero.vm.output import PATIENCE
 
 # Bytes from the guest that wait for the agent before the port is held.
 INBOUND_LIMIT = 1 << 20
@@ -50,7 +51,8 @@ class PortChannels:
             self._signalled = True
             self._wake.notify()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+            # A reader of the guest's output that does not read must not keep us.
+            self._thread.join(PATIENCE)
 
     def send(self, port: str, data: bytes) -> None:
         with self._wake:

@@ -27,6 +27,8 @@ class Debugger:
         self._hooks: dict[int, Hook] = {}
         # Where the machine last stopped, and which vCPU it was.
         self.stop: tuple[Cpu, int] | None = None
+        # vCPUs that stand on a breakpoint: they get past it by a single step without it.
+        self._standing: dict[VcpuThread, int] = {}
 
     def break_at(self, address: int) -> None:
         """Pause the machine when a vCPU comes to `address`. Raises EngineError if it cannot."""
@@ -65,19 +67,30 @@ class Debugger:
             raise InvalidValueError(f"an address has 64 bits, not {address:#x}")
         with self._machine.frozen():
             change()
-            addresses = tuple(sorted(self._breakpoints | set(self._hooks)))
             for thread in self._machine.threads:
-                thread.vcpu.debug(False, addresses)
+                self._arm(thread)
+
+    def _arm(self, thread: VcpuThread) -> None:
+        addresses = self._breakpoints | set(self._hooks)
+        standing = self._standing.get(thread)
+        if standing is not None:
+            addresses.discard(standing)
+        thread.vcpu.debug(standing is not None, tuple(sorted(addresses)))
 
     def stopped_at(self, thread: VcpuThread, address: int) -> bool:
         """Serve a debug stop on its vCPU's thread; True when the machine goes on."""
         cpu = self._machine.cpus[thread.processor.index]
         hook = self._hooks.get(address)
+        stops = address in self._breakpoints
+        if hook is not None or stops:
+            self._standing[thread] = address
+        else:
+            self._standing.pop(thread, None)
+        self._arm(thread)
         if hook is not None:
             hook(self._machine, cpu)
-        if address not in self._breakpoints:
-            return True
-        with self._machine.control.changed:
-            self.stop = (cpu, address)
-            self._machine.control.changed.notify_all()
-        return False
+        if stops:
+            with self._machine.control.changed:
+                self.stop = (cpu, address)
+                self._machine.control.changed.notify_all()
+        return not stops

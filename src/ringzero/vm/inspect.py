@@ -32,19 +32,24 @@ class MemoryAccess:
     def __getitem__(self, where: int | slice) -> Any:
         if isinstance(where, slice):
             start, stop = self._range(where)
-            return self._memory.read(start, stop - start)
-        return self._memory.read(where, 1)[0]
+            return self._open().read(start, stop - start)
+        return self._open().read(where, 1)[0]
 
     def __setitem__(self, where: int | slice, value: int | bytes) -> None:
         if isinstance(where, slice):
             start, stop = self._range(where)
             if isinstance(value, int) or len(value) != stop - start:
                 raise InvalidValueError(f"a range of {stop - start} bytes takes as many bytes")
-            self._memory.write(start, value)
+            self._open().write(start, value)
         elif isinstance(value, int) and 0 <= value <= 0xFF:
-            self._memory.write(where, bytes((value,)))
+            self._open().write(where, bytes((value,)))
         else:
             raise InvalidValueError("a byte is a number from 0 to 255")
+
+    def _open(self) -> GuestMemory:
+        if self._memory.host.fd < 0:
+            raise InvalidValueError("the machine was stopped, and its memory given back")
+        return self._memory
 
     def __len__(self) -> int:
         """Return the size of RAM in bytes, which is not its highest address."""

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,11 +25,12 @@ from ringzero.config.machine import MachineConfig
 from ringzero.core.memory import GuestMemory
 from ringzero.devices.contract import Device
 from ringzero.devices.virtio.console import ConsolePort
+from ringzero.devices.virtio.mmio import VirtioMmio
 from ringzero.engine.contract import Engine
 from ringzero.errors import (
     ConfigError,
     DeviceError,
-    EngineError,
+    GuestImageError,
     InvalidValueError,
     NotFoundError,
     TimeoutExpiredError,
@@ -95,7 +97,7 @@ class Machine:
         board_type = BOARDS.get(config.board)
         # Everything that can be wrong with files is found before memory is taken.
         kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels") if config.kernel else None
-        initrd = config.initrd.read_bytes() if config.initrd is not None else b""
+        initrd = _read_initrd(config.initrd) if config.initrd is not None else b""
         disks = self._open_disks()
         memory = GuestMemory(board_type.ram_layout(config.memory))
         self._closing.callback(memory.close)
@@ -146,7 +148,12 @@ class Machine:
         self.console = Console()
         self._serial_output = OutputBatch(self.serial.emit)
         self._closing.callback(self._serial_output.close)
-        port = ConsolePort(CONSOLE_PORT_NAME, self.console.emit)
+        port = ConsolePort(CONSOLE_PORT_NAME, lambda data: console_output.write(data))  # noqa: PLW0108 - bound below
+        console_output = OutputBatch(
+            self.console.emit, lambda: port.hold(True), lambda: port.hold(False)
+        )
+        self._console_output = console_output
+        self._closing.callback(console_output.close)
         port.on_room = self.console.room
         self.console.connect(port.push)
         self._ports = [port]
@@ -185,7 +192,7 @@ class Machine:
 
     @property
     def agent(self) -> Agent:
-        """The host's side of the guest's agent; EngineError-free only with `agent=True`."""
+        """The host's side of the guest's agent. Raises InvalidValueError where there is none."""
         if self._channels is None:
             raise InvalidValueError(
                 "this machine has no agent", hint="build it from an image, or with agent=True"
@@ -231,7 +238,10 @@ class Machine:
         self._started = True
         for thread in self.threads:
             thread.thread.start()
-        self.control.set(Wanted.RUN)
+        if self._channels is not None:
+            threading.Thread(target=self._abandon_commands, name="end", daemon=True).start()
+        # Devices whose state was restored go on with what they had in hand.
+        self.resume()
 
     def _boot(self) -> None:
         """Load the kernel unless that was done, or a state restored."""
@@ -254,7 +264,9 @@ class Machine:
                 part.pause()
 
     def resume(self) -> None:
-        """Go on after `pause` or a breakpoint."""
+        """Go on after `pause` or a breakpoint. Raises InvalidValueError before `start`."""
+        if not self._started:
+            raise InvalidValueError("the machine has not been started", hint="call start()")
         with self._freezing:
             for part in self.board.parts.values():
                 part.resume()
@@ -268,8 +280,12 @@ class Machine:
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """Keep the machine paused for a `with` block; it goes on afterwards if it ran before."""
+        if self._on_vcpu_thread():
+            # A hook calls: its own vCPU stands still, and nobody may wait for it here.
+            yield
+            return
         with self._freezing:
-            if not self.running or self._on_vcpu_thread():
+            if not self.running:
                 yield
                 return
             self.pause()
@@ -279,7 +295,7 @@ class Machine:
                 self.resume()
 
     def _on_vcpu_thread(self) -> bool:
-        """Whether a hook calls: its vCPU stands still already (others go on)."""
+        """Whether the caller is a hook, or a device."""
         return any(t.thread is threading.current_thread() for t in self.threads)
 
     def wait(self, timeout: float | None = None) -> Exit | None:
@@ -290,16 +306,22 @@ class Machine:
         if not self.control.wait_end(timeout):
             return None
         self._serial_output.flush()
+        self._console_output.flush()
         if self.control.failure is not None:
             raise self.control.failure
         return self.control.exit
 
     def stop(self) -> None:
-        """End the guest at once and free everything; may be called twice."""
-        if self._stopped:
+        """End the guest at once and free everything; may be called twice.
+
+        A hook only ends the guest by it: what its vCPU stands on is freed by the
+        next call, from another thread.
+        """
+        self.control.finish(Exit(ExitReason.STOPPED))
+        if self._stopped or self._on_vcpu_thread():
             return
         self._stopped = True
-        self.control.finish(Exit(ExitReason.STOPPED))
+        self._serial_output.release()
         for thread in self.threads:
             if thread.thread.is_alive():
                 thread.thread.join()
@@ -347,7 +369,7 @@ class Machine:
         self,
         command: str | Sequence[str | bytes],
         *,
-        input: bytes = b"",  # noqa: A002 - as in subprocess.run
+        input: bytes = b"",
         timeout: float | None = None,
     ) -> CommandResult:
         """Run a command in the guest: words, or a string for its shell.
@@ -366,8 +388,6 @@ class Machine:
             request.write(input)
             request.close_input()
         self.start()
-        watcher = threading.Thread(target=self._abandon_commands, name="end", daemon=True)
-        watcher.start()
         status = request.wait(timeout)
         if status is None:
             request.signal("KILL")
@@ -422,11 +442,17 @@ class Machine:
             f"cpu{thread.processor.index}": {**thread.vcpu.statistics(), **thread.exits}
             for thread in self.threads
         }
+        faults = {
+            name: part.failure
+            for name, part in self.board.parts.items()
+            if isinstance(part, VirtioMmio) and part.failure
+        }
         return {
             "engine": self._engine.name,
             **cpus,
             "devices": {name: c for name, c in devices.items() if c["reads"] or c["writes"]},
             "unclaimed": {name: count for name, count in unclaimed.items() if count},
+            "faults": faults,
         }
 
 
@@ -452,6 +478,15 @@ def _complete(
         command_line=f"{files.command_line} {added}".strip(),
         agent=True,
     )
+
+
+def _read_initrd(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as fault:
+        raise GuestImageError(
+            f"cannot read the initrd {path}: {fault.strerror}", hint="check the path", path=path
+        ) from fault
 
 
 def _boot_files(image: str) -> Any:

@@ -1,80 +1,113 @@
-"""Batching of what the guest prints byte by byte."""
+"""What the guest prints, passed on by a thread of its own, in batches.
+
+A vCPU that prints never waits for the terminal, and a reader that has stopped
+reading keeps nobody from stopping the machine.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 
-# Bytes that are passed on at once, without waiting for more.
-BATCH_SIZE = 512
-# How long the rest of a line may wait, in seconds: less than a person notices.
-DELAY = 0.01
+# How long output may wait for more of it, in seconds: less than a person notices,
+# and few enough wake-ups that they cost nothing beside a kernel's boot messages.
+DELAY = 0.005
+# Bytes that wait for the reader before the guest has to wait too.
+LIMIT = 1 << 20
+# How long `close` waits for a reader that does not read, in seconds.
+PATIENCE = 1.0
 
 
 class OutputBatch:
-    """Collects bytes and passes them on by line, by `BATCH_SIZE` or after `DELAY`.
+    """Collects bytes and calls `sink(data)` on its own thread, in order.
 
-    `sink(data)` is called from the vCPU's thread or from the batch's own,
-    one call at a time and in order. The last `kept` bytes stay for
-    explanations (`tail`).
+    When more than LIMIT bytes wait, it calls `on_full`, or makes `write` wait
+    where there is none; `on_room` is called when all was passed on after that.
+    The last `kept` bytes stay for explanations (`tail`).
     """
 
-    def __init__(self, sink: Callable[[bytes], None], kept: int = 4096) -> None:
-        self.sink = sink
+    def __init__(
+        self,
+        sink: Callable[[bytes], None],
+        on_full: Callable[[], None] | None = None,
+        on_room: Callable[[], None] | None = None,
+        *,
+        kept: int = 4096,
+    ) -> None:
+        self._sink = sink
+        self._on_full = on_full
+        self._on_room = on_room
         self._kept = kept
         self._tail = bytearray()
         self._buffer = bytearray()
-        self._lock = threading.Lock()
-        self._partial = threading.Event()
+        self._changed = threading.Condition()
+        self._passing = False
+        self._full = False
         self._closed = False
         self._thread: threading.Thread | None = None
 
     def write(self, data: bytes) -> None:
         """Take `data`; from any thread."""
-        with self._lock:
-            buffer = self._buffer
-            buffer += data
-            if data.endswith(b"\n") or len(buffer) >= BATCH_SIZE:
-                self._pass_on()
-            elif not self._partial.is_set():
-                if self._thread is None:
+        with self._changed:
+            first = not self._buffer
+            self._buffer += data
+            if first:
+                if self._thread is None and not self._closed:
                     self._thread = threading.Thread(target=self._work, name="output", daemon=True)
                     self._thread.start()
-                self._partial.set()
+                self._changed.notify_all()
+            if len(self._buffer) <= LIMIT or self._full or self._closed:
+                return
+            if self._on_full is None:
+                self._changed.wait_for(lambda: self._closed or len(self._buffer) <= LIMIT)
+                return
+            self._full = True
+        self._on_full()
 
-    def flush(self) -> None:
-        """Pass on what waits."""
-        with self._lock:
-            self._pass_on()
+    def flush(self, patience: float = PATIENCE) -> None:
+        """Return when all was passed on, or after `patience` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._buffer and not self._passing, patience)
 
     def tail(self) -> str:
         """Return the end of everything that was printed, for a person."""
-        with self._lock:
+        with self._changed:
             return (self._tail + self._buffer).decode("utf-8", "replace").replace("\r", "")
 
-    def _pass_on(self) -> None:
-        self._partial.clear()
-        if not self._buffer:
-            return
-        data = bytes(self._buffer)
-        self._buffer.clear()
-        self._tail += data
-        if len(self._tail) > 2 * self._kept:
-            del self._tail[: -self._kept]
-        self.sink(data)
+    def release(self) -> None:
+        """Let nobody wait in `write` any more; what comes then is still passed on if it can be."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Pass on what waits, as far as the reader takes it within PATIENCE, and end."""
+        self.flush()
+        self.release()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(PATIENCE)
 
     def _work(self) -> None:
         pause = threading.Event()
-        while not self._closed:
-            self._partial.wait()
-            pause.wait(DELAY)
-            self.flush()
-
-    def close(self) -> None:
-        """Pass on what waits and end the thread."""
-        self._closed = True
-        self._partial.set()
-        self.flush()
-        if self._thread is not None:
-            self._partial.set()
-            self._thread.join()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._buffer or self._closed)
+                if not self._buffer:
+                    return
+                closed = self._closed
+            if not closed:
+                pause.wait(DELAY)
+            with self._changed:
+                data = bytes(self._buffer)
+                self._buffer.clear()
+                self._tail += data[-self._kept :]
+                del self._tail[: -self._kept]
+                self._passing = True
+                full, self._full = self._full, False
+                self._changed.notify_all()
+            self._sink(data)
+            if full and self._on_room is not None:
+                self._on_room()
+            with self._changed:
+                self._passing = False
+                self._changed.notify_all()

@@ -165,9 +165,9 @@ class VcpuThread:
         running = Wanted.RUN
         try:
             while True:
-                if control.wanted is not running or self._waits_for_startup or self._init_received:
-                    if not self._look_around():
-                        return
+                interrupted = self._waits_for_startup or self._init_received
+                if (interrupted or control.wanted is not running) and not self._look_around():
+                    return
                 event = run()
                 handlers[event.__class__](event)
         except BaseException as failure:
@@ -191,7 +191,9 @@ class VcpuThread:
                 if control.wanted is Wanted.RUN and self._waits_for_startup and vector is not None:
                     self._waits_for_startup = False
                     self._startup_vector = None
-                    self.vcpu.set_state(startup_state(vector))
+                    state = startup_state(vector)
+                    # A processor's time-stamp counter goes on across INIT (SDM vol. 3B, 18.17).
+                    self.vcpu.set_state(replace(state, tsc=self.vcpu.get_state().tsc))
                 if control.wanted is Wanted.RUN and not self._waits_for_startup:
                     self.parked = False
                     return True

@@ -92,7 +92,7 @@ class Driver:
     def add(
         self, index: int, readable=(), writable=(), notify: bool = True, indirect: bool = False
     ):
-        """Offer one chain: `readable` are bytes, `writable` sizes; return the writable addresses."""
+        """Offer one chain: `readable` are bytes, `writable` sizes; return where the latter are."""
         queue = self.queues[index]
         buffers = []
         for data in readable:

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from ringzero.errors import DiskError
 from ringzero.devices.virtio.block import Block
+from ringzero.errors import DiskError
 from tests.devices.virtio.driver import EVENT_IDX, Driver
 
 READ, WRITE, FLUSH, GET_ID, DISCARD, ZEROES = 0, 1, 4, 8, 11, 13
@@ -20,6 +20,8 @@ class MemoryDisk:
         self.gate = threading.Event()
         self.gate.set()
         self.failing = False
+        self.delay = 0
+        self.threads = set()
         self.calls = []
 
     @property
@@ -27,7 +29,9 @@ class MemoryDisk:
         return len(self.data)
 
     def _enter(self, *call):
+        self.threads.add(threading.current_thread())
         self.gate.wait(10)
+        time.sleep(self.delay)
         self.calls.append(call)
         if self.failing:
             raise DiskError("the host's disk is gone")
@@ -184,7 +188,35 @@ def test_host_error_is_an_io_error(guest):
     assert guest.request(READ, 0, sizes=(512,))[0] == 0
 
 
+def test_slow_disks_and_large_requests_go_to_the_worker():
+    here = threading.current_thread()
+    guest = Guest(MemoryDisk(1 << 20))
+    guest.request(READ, 0, sizes=(512,))
+    assert guest.disk.threads == {here}, "a small request of a quick disk"
+    guest.disk.threads.clear()
+    guest.request(READ, 0, sizes=(1 << 17,))
+    guest.request(FLUSH, 0)
+    assert here not in guest.disk.threads
+    guest.disk.delay = 0.002
+    guest.request(READ, 0, sizes=(512,))
+    guest.disk.threads.clear()
+    guest.disk.delay = 0
+    for _ in range(5):
+        guest.request(READ, 0, sizes=(512,))
+    assert here not in guest.disk.threads, "it was slow a moment ago"
+    guest.block.close()
+
+
+def slow(guest):
+    """Make the device see a slow disk, so that the next requests go to its worker."""
+    guest.disk.delay = 0.002
+    guest.request(READ, 0, sizes=(512,))
+    guest.disk.delay = 0
+    guest.disk.calls.clear()
+
+
 def test_notification_does_not_wait_for_the_disk(guest):
+    slow(guest)
     guest.disk.gate.clear()
     start = time.monotonic()
     guest.offer(READ, 0, sizes=(512,))
@@ -195,6 +227,7 @@ def test_notification_does_not_wait_for_the_disk(guest):
 
 
 def test_reset_in_mid_request_leaves_memory_alone(guest):
+    slow(guest)
     guest.disk.gate.clear()
     guest.offer(READ, 1, sizes=(512,))
     guest.offer(READ, 1, sizes=(512,))
@@ -210,6 +243,7 @@ def test_reset_in_mid_request_leaves_memory_alone(guest):
 
 
 def test_pause_finishes_what_is_in_flight(guest):
+    slow(guest)
     guest.disk.gate.clear()
     for _ in range(3):
         guest.offer(READ, 0, sizes=(512,))

@@ -87,6 +87,18 @@ def test_interrupt_line_follows_status(driver):
     assert driver.edges == 2
 
 
+def test_reason_that_comes_before_the_acknowledgement_is_an_edge_of_its_own(driver):
+    driver.start()
+    driver.add(0, writable=[4])
+    seen = driver.read(0x60)
+    driver.transport.interrupt_config()
+    assert driver.edges == 1
+    driver.write(0x64, seen)
+    assert driver.edges == 2 and driver.read(0x60) == 2
+    driver.write(0x64, 2)
+    assert not driver.line.level
+
+
 def test_reset_takes_everything_back(driver):
     driver.start()
     driver.add(0, writable=[4])

@@ -51,8 +51,8 @@ class VirtioMmio(Device[VirtioMmioState]):
     """The window through which the guest reaches one virtio device.
 
     `irq` is edge-triggered: it rises when the first interrupt reason comes
-    and falls when the driver has acknowledged all of them, which drivers do
-    before they look at the queues.
+    and falls when the driver acknowledges, which drivers do before they look
+    at the queues; for reasons left over it rises again.
     """
 
     state_type = VirtioMmioState
@@ -67,6 +67,7 @@ class VirtioMmio(Device[VirtioMmioState]):
         device.transport = self
         # Why the device stopped serving a driver that broke the rules.
         self.failure: str | None = None
+        self._paused = False
         self._reset_registers()
 
     def _reset_registers(self) -> None:
@@ -98,7 +99,8 @@ class VirtioMmio(Device[VirtioMmioState]):
 
     def serve(self, index: int) -> None:
         with self._lock:
-            self._notify(index)
+            if not self._paused:
+                self._notify(index)
 
     def fail(self, reason: str) -> None:
         with self._lock:
@@ -159,8 +161,10 @@ class VirtioMmio(Device[VirtioMmioState]):
                 self._notify(value & 0xFFFF)
             elif offset == INTERRUPT_ACKNOWLEDGE:
                 self._interrupts &= ~value
-                if not self._interrupts:
-                    self._irq.set(False)
+                self._irq.set(False)
+                # A reason that came after the driver read the status needs an edge of its own.
+                if self._interrupts:
+                    self._irq.set(True)
             elif offset >= CONFIG:
                 self.device.write_config(offset - CONFIG, width, value)
             elif width == 4:
@@ -236,17 +240,24 @@ class VirtioMmio(Device[VirtioMmioState]):
     # ---- state ------------------------------------------------------------
 
     def pause(self) -> None:
+        with self._lock:
+            self._paused = True
         self.device.pause()
 
     def resume(self) -> None:
         self.device.resume()
         with self._lock:
-            # Buffers that the driver offered while nobody looked.
+            self._paused = False
+            # Buffers and input that were offered while nobody looked.
             for index in range(len(self._queues)):
                 self._notify(index)
 
     def close(self) -> None:
         self.device.close()
+        with self._lock:
+            # The queues' views would keep the guest's memory.
+            for queue in self._queues:
+                queue.reset()
 
     def save(self) -> VirtioMmioState:
         with self._lock:

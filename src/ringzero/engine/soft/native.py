@@ -1,4 +1,4 @@
-"""The compiled engine in this process: its entry points and the decoder's tables."""
+"""The compiled engine in this process: its entry points and its tables."""
 
 from __future__ import annotations
 
@@ -7,14 +7,33 @@ import functools
 import json
 from array import array
 from collections.abc import Callable
+from typing import Any
 
 from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.decoder import SLOTS, FormEntry
 from ringzero.jit import build
+from ringzero.jit.tables import Glue, Translator
 
 Entry = Callable[[int], int]
-# Functions that Python calls.
-ENTRIES = ("run_interpreter", "interpreter.host_tsc")
+# Functions that Python calls, and the doors by the member of Cpu that holds their address.
+RUN_INTERPRETER, RUN_TRANSLATOR = "run_interpreter", "run_translator"
+HOST_TSC = "interpreter.host_tsc"
+DOORS = {
+    "enter_code": "x_enter",
+    "exit_code": "x_exit",
+    "slow_code": "x_slow",
+    "generic_code": "x_generic",
+    "status_code": "flags.materialize_status",
+}
+# Tables of the translator: member of Translator, file.
+TABLES = {
+    "stencils": "stencils.bin",
+    "holes_table": "holes.bin",
+    "blob": "blob.bin",
+    "keys": "keys.bin",
+    "lowerings": "lowerings.bin",
+    "lowering_index": "lowering_index.bin",
+}
 
 
 class NativeEngine:
@@ -25,15 +44,22 @@ class NativeEngine:
         self._places = {
             name: json.loads(objects.read(f"{name}.places")) for name in objects.units
         }
-        tables = [f"handlers.{name}" for name, places in self._places.items() if places]
-        self.library = build.link(objects, [*ENTRIES, *tables])
-        self.run_interpreter: Entry = self._entry("run_interpreter")
+        handlers = [f"handlers.{name}" for name, places in self._places.items() if places]
+        symbols = [RUN_INTERPRETER, RUN_TRANSLATOR, HOST_TSC, *DOORS.values(), *handlers]
+        self.library = build.link(objects, symbols)
+        self.run_interpreter: Entry = self._entry(RUN_INTERPRETER)
+        self.run_translator: Entry = self._entry(RUN_TRANSLATOR)
         self.read_host_tsc: Entry = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(
-            self.library.address("interpreter.host_tsc")
+            self.library.address(HOST_TSC)
         )
         self._opcodes = ctypes.create_string_buffer(objects.read("opcodes.bin"))
         self._groups = ctypes.create_string_buffer(objects.read("groups.bin"))
         self._forms = self._linked_forms()
+        self._tables = {
+            member: ctypes.create_string_buffer(objects.read(file))
+            for member, file in TABLES.items()
+        }
+        self._glue = objects.read("glue.bin")
         self._mnemonics: list[str] | None = None
 
     def _entry(self, name: str) -> Entry:
@@ -63,13 +89,21 @@ class NativeEngine:
         return self._mnemonics
 
     def connect(self, address: int) -> None:
-        """Enter the decoder's tables in the Cpu struct at a host address."""
-        for name, where in (
-            ("opcode_table", ctypes.addressof(self._opcodes)),
-            ("group_table", ctypes.addressof(self._groups)),
-            ("form_table", self._forms.buffer_info()[0]),
-        ):
+        """Enter the decoder's tables and the doors in the Cpu struct at a host address."""
+        members = {
+            "opcode_table": ctypes.addressof(self._opcodes),
+            "group_table": ctypes.addressof(self._groups),
+            "form_table": self._forms.buffer_info()[0],
+            **{member: self.library.address(name) for member, name in DOORS.items()},
+        }
+        for name, where in members.items():
             ctypes.c_uint64.from_address(address + Cpu.offset_of(name)).value = where
+
+    def connect_translator(self, view: Any) -> None:
+        """Enter the translator's tables in a Translator struct, seen through a view."""
+        for member, buffer in self._tables.items():
+            setattr(view, member, ctypes.addressof(buffer))
+        ctypes.memmove(view.address + Translator.offset_of("glue"), self._glue, Glue.size)
 
 
 @functools.cache

@@ -69,7 +69,7 @@ class SoftVcpu(Vcpu):
         self._fill_ff(cpu.tlb_user, 2 * tlb + 2 * jumps)
         vm.engine.connect(self.address)
         vm.describe_memory(cpu)
-        self._enter = vm.engine.run_interpreter
+        self._enter = vm.engine.run_translator
         self._answers: list[int] = []
         self._pending_exit = x86.EXIT_NONE
         self._wake = threading.Event()

@@ -13,12 +13,19 @@ from ringzero.engine.contract import Vcpu, Vm
 from ringzero.engine.soft.native import NativeEngine
 from ringzero.engine.soft.vcpu import SoftVcpu
 from ringzero.errors import EngineError
+from ringzero.host.memory import ExecutableMemory
 from ringzero.isa.x86.cpu import CpuidEntry
 from ringzero.isa.x86.cpuid import CpuidLeaf, for_vcpu
+from ringzero.isa.x86.view import StructView
+from ringzero.jit.tables import COUNTERS, Translator
 
 # MAXPHYADDR: as CPUID leaf 80000008h of the CPU models says.
 PHYSICAL_BITS = 48
 ANY_SUBLEAF = 0xFFFFFFFF
+# Room for translated code and its records; when it is full, all is dropped and begun anew.
+CODE_SIZE = 64 << 20
+# Translating costs about as much as interpreting three times.
+HOT = 3
 
 
 class SoftVm(Vm):
@@ -35,6 +42,16 @@ class SoftVm(Vm):
         self._code_pages = mmap.mmap(-1, max(mmap.PAGESIZE, (memory.size >> PAGE_SHIFT) * 8))
         self.code_pages = ctypes.addressof(ctypes.c_char.from_buffer(self._code_pages))
         self._code_words = memoryview(self._code_pages).cast("Q")
+        self._code = ExecutableMemory(CODE_SIZE)
+        self._counters = ctypes.create_string_buffer(COUNTERS)
+        self._translator = ctypes.create_string_buffer(Translator.size)
+        self.translator = StructView(Translator, ctypes.addressof(self._translator))
+        engine.connect_translator(self.translator)
+        self.translator.counters = ctypes.addressof(self._counters)
+        self.translator.region_start = self.translator.out = self._code.address
+        self.translator.region_end = self.translator.data = self._code.address + CODE_SIZE
+        self.translator.hot = HOT
+        self.translator.code_pages_size = len(self._code_pages)
         self._tsc_offset = -engine.read_host_tsc(0)
         self._vcpus: list[SoftVcpu] = []
         self._tables: list[Any] = []
@@ -61,6 +78,7 @@ class SoftVm(Vm):
             cpu.ram_high_start, cpu.ram_high_end = high.base, high.end
             cpu.ram_high_addend = high.offset - high.base
         cpu.code_pages = self.code_pages
+        cpu.engine = self.translator.address
         cpu.physical_mask = (1 << PHYSICAL_BITS) - 1
 
     def _set_cpuid(self, vcpu: SoftVcpu, leaves: Iterable[CpuidLeaf]) -> None:
@@ -79,8 +97,8 @@ class SoftVm(Vm):
         ]
         size = CpuidEntry.size // 4
         table = (ctypes.c_uint32 * (size * len(rows)))()
-        for number in range(len(rows)):
-            table[number * size : number * size + 6] = words[number * 6 : number * 6 + 6]
+        for number, word in enumerate(words):
+            table[number // 6 * size + number % 6] = word
         self._tables.append(table)
         vcpu.cpu.cpuid_table = ctypes.addressof(table)
         vcpu.cpu.cpuid_count = len(rows)
@@ -123,3 +141,4 @@ class SoftVm(Vm):
 
     def close(self) -> None:
         self._vcpus.clear()
+        self._code.close()

@@ -28,9 +28,7 @@ DR7_ONES, DR7_ZEROS = 1 << 10, 0xD800
 @native
 def debug_active(cpu: Cpu) -> boolean:
     """Return whether instructions must be run one by one with the hooks here around them."""
-    return (
-        (cpu.rflags & (TF | RF)) | (cpu.dr[7] & DR7_ENABLED) | cpu.debug_pending
-    ) != 0
+    return ((cpu.rflags & (TF | RF)) | (cpu.dr[7] & DR7_ENABLED) | cpu.debug_pending) != 0
 
 
 @native(inline="never")

@@ -13,9 +13,6 @@ from typing import Any
 
 from ringzero.isa.x86.cpu import (
     DS,
-
-
-
     MODE_16,
     MODE_64,
     SS,
@@ -136,7 +133,8 @@ def immediates(form: Form) -> tuple[int, int]:
         elif operand.letter == "A":
             kinds += [IMM_Z, IMM_16]
         else:
-            kinds.append({"b": IMM_8, "bs": IMM_8, "w": IMM_16, "z": IMM_Z, "v": IMM_V}[operand.size])
+            sizes = {"b": IMM_8, "bs": IMM_8, "w": IMM_16, "z": IMM_Z, "v": IMM_V}
+            kinds.append(sizes[operand.size])
     kinds += [IMM_NONE] * (2 - len(kinds))
     return kinds[0], kinds[1]
 

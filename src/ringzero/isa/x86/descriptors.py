@@ -36,10 +36,22 @@ from ringzero.isa.x86.cpu import (
     TR,
     TS,
     Cpu,
+    Segment,
 )
-from ringzero.isa.x86.faults import raise_fault_code, raise_gp0
+from ringzero.isa.x86.faults import raise_fault_code, raise_gp0, raise_ss0
 from ringzero.isa.x86.mmu import read_system, write_system
-from ringzero.native import boolean, i64, native, staged, u8, u16, u32, u64
+from ringzero.native import (
+    address_of,
+    boolean,
+    i64,
+    native,
+    pointer,
+    staged,
+    u8,
+    u16,
+    u32,
+    u64,
+)
 
 # Bits of a code or data segment's type (SDM vol. 3A, table 3-1).
 TYPE_ACCESSED, TYPE_WRITABLE, TYPE_EXPAND_DOWN, TYPE_CODE = 1, 2, 4, 8
@@ -100,6 +112,13 @@ def is_null(selector: Any) -> Any:
 def is_code(attributes: Any) -> Any:
     """Return whether the attributes are those of a code segment."""
     return (attributes & (ATTR_S | TYPE_CODE)) == (ATTR_S | TYPE_CODE)
+
+
+@staged
+def is_expand_down(attributes: Any) -> Any:
+    """Return whether the attributes are those of an expand-down data segment."""
+    wanted = ATTR_S | TYPE_EXPAND_DOWN
+    return (attributes & (wanted | TYPE_CODE)) == wanted
 
 
 @staged
@@ -203,14 +222,15 @@ def set_null_stack(cpu: Cpu, cpl: u32) -> None:
 
 @native(inline="never")
 def update_segmented(cpu: Cpu) -> None:
-    """Recompute `Cpu.segmented`, which says that bases or limits matter."""
+    """Recompute `Cpu.segmented`, which says that bases, limits or rights matter."""
     result = u32(0)
     if cpu.mode != MODE_64:
         for number in (CS, SS, DS, ES):
-            if cpu.seg[number].base != 0 or cpu.seg[number].limit != 0xFFFFFFFF:
+            segment = cpu.seg[number]
+            if segment.base != 0 or segment.limit != 0xFFFFFFFF:
                 result = u32(1)
-            if cpu.seg[number].attributes & (ATTR_S | TYPE_CODE | TYPE_EXPAND_DOWN) == (
-                ATTR_S | TYPE_EXPAND_DOWN
+            if number != CS and (
+                not is_writable_data(segment.attributes) or is_expand_down(segment.attributes)
             ):
                 result = u32(1)
     if cpu.segmented != result:
@@ -384,11 +404,38 @@ def inner_stack_selector(cpu: Cpu, level: u32) -> u32:
 
 @native
 def within_limit(limit: u32, attributes: u32, offset: u64, size: u64) -> boolean:
-    """Return whether `size` bytes at a 32-bit `offset` lie in a segment (SDM vol. 3A, 5.3)."""
+    """Return whether `size` bytes at a 32-bit `offset` lie in a segment (SDM vol. 3A, 5.3).
+
+    An access that wraps at 4 GiB is let through in a 4 GiB segment, as the manual allows.
+    """
     last = offset + size - 1
-    if attributes & (ATTR_S | TYPE_CODE | TYPE_EXPAND_DOWN) == ATTR_S | TYPE_EXPAND_DOWN:
+    if limit == 0xFFFFFFFF:
+        return boolean(True)
+    if is_expand_down(attributes):
         top = u64(0xFFFF)
         if attributes & ATTR_DB:
             top = u64(0xFFFFFFFF)
         return offset > u64(limit) and last <= top
     return last <= u64(limit)
+
+
+@native(inline="never")
+def segment_address(cpu: Cpu, segment: u32, offset: u64, size: u64, write: u32) -> u64:
+    """Return the linear address of an operand outside 64-bit mode, its segment checked.
+
+    `segment` is the byte offset in Cpu of a segment register. #GP(0), or #SS(0) for
+    SS: beyond the limit, or a type that does not allow the access (SDM vol. 3A, 5.3, 5.4).
+    """
+    register = pointer(Segment, address_of(cpu) + u64(segment))
+    attributes = register.attributes
+    allowed = within_limit(register.limit, attributes, offset, size)
+    if protected_mode(cpu):
+        if write != 0:
+            allowed = allowed and is_writable_data(attributes)
+        allowed = allowed and attributes & ATTR_P != 0
+        allowed = allowed and attributes & (TYPE_CODE | TYPE_READABLE) != TYPE_CODE
+    if not allowed:
+        if segment == Cpu.offset_of("seg", SS):
+            raise_ss0(cpu)
+        raise_gp0(cpu)
+    return (register.base + offset) & 0xFFFFFFFF

@@ -355,6 +355,48 @@ def _count(m: Operation) -> Any:
     return m.shift_count(1)
 
 
+@instruction(*_shift_forms(4), *_shift_forms(6), rmw=True, fast=True)
+def shl(m: Operation) -> None:
+    """SHL, SAL (/6 is an undocumented alias)."""
+    count = _count(m)
+    value = u64(m.read(0))
+    if m.is_nonzero(count):
+        before = m.T(value << (count - 1))
+        result = m.T(before + before)
+        m.write(0, result)
+        m.set_flags(flags.SHL, result, before)
+    else:
+        _write_back(m)
+
+
+@instruction(*_shift_forms(5), rmw=True, fast=True)
+def shr(m: Operation) -> None:
+    """SHR."""
+    count = _count(m)
+    value = u64(m.read(0))
+    if m.is_nonzero(count):
+        before = value >> (count - 1)
+        result = m.T(before >> 1)
+        m.write(0, result)
+        m.set_flags(flags.SAR, result, m.T(before))
+    else:
+        _write_back(m)
+
+
+@instruction(*_shift_forms(7), rmw=True, fast=True)
+def sar(m: Operation) -> None:
+    """SAR."""
+    count = _count(m)
+    value = i64(m.S(m.read(0)))
+    if m.is_nonzero(count):
+        before = value >> (count - 1)
+        result = m.T(before >> 1)
+        m.write(0, result)
+        m.set_flags(flags.SAR, result, m.T(before))
+    else:
+        _write_back(m)
+
+
 @staged
 def _write_back(m: Operation) -> None:
     """A count of 0 still writes the operand: a 32-bit register is zero-extended."""
@@ -574,11 +616,14 @@ def _conditional(code: int, suffix: str) -> None:
         """SETcc."""
         m.write(0, u8(m.condition(code)))
 
-    instruction(f"0F {0x40 + code:02X} /r : Gv Ev", name="cmov" + suffix, condition=code, fast=True)(cmov)
-    instruction(f"0F {0x90 + code:02X} /r : Eb", name="set" + suffix, condition=code, fast=True)(setcc)
+    moves, sets = f"0F {0x40 + code:02X} /r : Gv Ev", f"0F {0x90 + code:02X} /r : Eb"
+    instruction(moves, name="cmov" + suffix, condition=code, fast=True)(cmov)
+    instruction(sets, name="set" + suffix, condition=code, fast=True)(setcc)
 
 
-CONDITIONS = ("o", "no", "b", "ae", "e", "ne", "be", "a", "s", "ns", "p", "np", "l", "ge", "le", "g")
+CONDITIONS = (
+    "o", "no", "b", "ae", "e", "ne", "be", "a", "s", "ns", "p", "np", "l", "ge", "le", "g",
+)  # fmt: skip
 for _code, _suffix in enumerate(CONDITIONS):
     _conditional(_code, _suffix)
 

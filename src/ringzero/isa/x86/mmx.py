@@ -53,7 +53,7 @@ def _binary(mnemonic: str, form: str, compute: Callable[[Any, Any], Any]) -> Non
         second = u64(m.read(1))
         mmx_write(m, 0, compute(m.read(0), second))
 
-    enter(mnemonic, [form], semantic, SDM, fpu=True)
+    enter(mnemonic, [form], semantic, SDM, mmx=True)
 
 
 def _lanewise(mnemonic: str) -> Callable[[Any, Any], Any]:
@@ -103,7 +103,7 @@ def _absolute(mnemonic: str, opcode: int) -> None:
         check_pending(m)
         mmx_write(m, 0, low(transform(mnemonic, vector(m.read(1)))))
 
-    enter(mnemonic, [f"NP 0F 38 {opcode:02X} /r : Pq Qq"], semantic, SDM, fpu=True)
+    enter(mnemonic, [f"NP 0F 38 {opcode:02X} /r : Pq Qq"], semantic, SDM, mmx=True)
 
 
 for _mnemonic, _opcode in ABSOLUTE_38.items():
@@ -116,14 +116,14 @@ def _shift_immediate(mnemonic: str, group: int, digit: int) -> None:
         count = vector(imm8(m, 1))
         mmx_write(m, 0, low(combine(mnemonic, vector(m.read(0)), count)))
 
-    enter(mnemonic, [f"NP 0F {group:02X} /{digit}:r : Nq Ib"], semantic, SDM, fpu=True)
+    enter(mnemonic, [f"NP 0F {group:02X} /{digit}:r : Nq Ib"], semantic, SDM, mmx=True)
 
 
 for _mnemonic, (_, _group, _digit) in SHIFTS.items():
     _shift_immediate(_mnemonic, _group, _digit)
 
 
-@instruction("NP 0F 70 /r : Pq Qq Ib", fpu=True)
+@instruction("NP 0F 70 /r : Pq Qq Ib", mmx=True)
 def pshufw(m: Operation) -> None:
     "PSHUFW (Intel SDM vol. 2B)."
     check_pending(m)
@@ -131,7 +131,7 @@ def pshufw(m: Operation) -> None:
     mmx_write(m, 0, low(combine("pshufb", vector(m.read(1)), control)))
 
 
-@instruction("NP 0F 3A 0F /r : Pq Qq Ib", name="palignr", fpu=True)
+@instruction("NP 0F 3A 0F /r : Pq Qq Ib", name="palignr", mmx=True)
 def palignr_mmx(m: Operation) -> None:
     "PALIGNR on MMX registers (Intel SDM vol. 2B)."
     check_pending(m)
@@ -140,7 +140,7 @@ def palignr_mmx(m: Operation) -> None:
     mmx_write(m, 0, u64(byte_shift_right(joined, imm8(m, 2))))
 
 
-@instruction("NP 0F C4 /r:r : Pq Rd Ib", "NP 0F C4 /r:m : Pq Mw Ib", name="pinsrw", fpu=True)
+@instruction("NP 0F C4 /r:r : Pq Rd Ib", "NP 0F C4 /r:m : Pq Mw Ib", name="pinsrw", mmx=True)
 def pinsrw_mmx(m: Operation) -> None:
     "PINSRW into an MMX register (Intel SDM vol. 2B)."
     check_pending(m)
@@ -149,7 +149,7 @@ def pinsrw_mmx(m: Operation) -> None:
     mmx_write(m, 0, (m.read(0) & ~(u64(0xFFFF) << shift)) | (element << shift))
 
 
-@instruction("NP 0F C5 /r:r : Gd Nq Ib", name="pextrw", fpu=True)
+@instruction("NP 0F C5 /r:r : Gd Nq Ib", name="pextrw", mmx=True)
 def pextrw_mmx(m: Operation) -> None:
     "PEXTRW from an MMX register (Intel SDM vol. 2B)."
     check_pending(m)
@@ -158,7 +158,7 @@ def pextrw_mmx(m: Operation) -> None:
     m.write(0, element)
 
 
-@instruction("NP 0F D7 /r:r : Gd Nq", name="pmovmskb", fpu=True)
+@instruction("NP 0F D7 /r:r : Gd Nq", name="pmovmskb", mmx=True)
 def pmovmskb_mmx(m: Operation) -> None:
     "PMOVMSKB of an MMX register (Intel SDM vol. 2B)."
     check_pending(m)
@@ -171,7 +171,7 @@ def pmovmskb_mmx(m: Operation) -> None:
 
 
 @instruction(
-    "NP 0F 6E /r : Pq Ey", "NP 0F 6F /r : Pq Qq", "F2 0F D6 /r:r : Pq Uq", name="movq", fpu=True
+    "NP 0F 6E /r : Pq Ey", "NP 0F 6F /r : Pq Qq", "F2 0F D6 /r:r : Pq Uq", name="movq", mmx=True
 )
 def movq_to_mmx(m: Operation) -> None:
     "MOVD, MOVQ, MOVDQ2Q into an MMX register (Intel SDM vol. 2B)."
@@ -179,7 +179,7 @@ def movq_to_mmx(m: Operation) -> None:
     mmx_write(m, 0, u64(m.read(1)))
 
 
-@instruction("NP 0F 7E /r : Ey Pq", name="movd", fpu=True)
+@instruction("NP 0F 7E /r : Ey Pq", name="movd", mmx=True)
 def movd_from_mmx(m: Operation) -> None:
     "MOVD, MOVQ from an MMX register (Intel SDM vol. 2B)."
     check_pending(m)
@@ -188,7 +188,7 @@ def movd_from_mmx(m: Operation) -> None:
     mmx_enter(m)
 
 
-@instruction("NP 0F 7F /r:m : Mq Pq", "NP 0F E7 /r:m : Mq Pq", name="movq", fpu=True)
+@instruction("NP 0F 7F /r:m : Mq Pq", "NP 0F E7 /r:m : Mq Pq", name="movq", mmx=True)
 def movq_store_mmx(m: Operation) -> None:
     "MOVQ, MOVNTQ to memory (Intel SDM vol. 2B)."
     check_pending(m)
@@ -196,14 +196,14 @@ def movq_store_mmx(m: Operation) -> None:
     mmx_enter(m)
 
 
-@instruction("NP 0F 7F /r:r : Nq Pq", name="movq", fpu=True)
+@instruction("NP 0F 7F /r:r : Nq Pq", name="movq", mmx=True)
 def movq_between_mmx(m: Operation) -> None:
     "MOVQ between MMX registers (Intel SDM vol. 2B)."
     check_pending(m)
     mmx_write(m, 0, m.read(1))
 
 
-@instruction("F3 0F D6 /r:r : Vx Nq", fpu=True, sse=True)
+@instruction("F3 0F D6 /r:r : Vx Nq", sse=True)
 def movq2dq(m: Operation) -> None:
     "MOVQ2DQ (Intel SDM vol. 2B)."
     check_pending(m)
@@ -212,7 +212,7 @@ def movq2dq(m: Operation) -> None:
     m.write(0, vector(value))
 
 
-@instruction("NP 0F F7 /r:r : Pq Nq", fpu=True)
+@instruction("NP 0F F7 /r:r : Pq Nq", mmx=True)
 def maskmovq(m: Operation) -> None:
     "MASKMOVQ (Intel SDM vol. 2B)."
     check_pending(m)
@@ -221,7 +221,7 @@ def maskmovq(m: Operation) -> None:
     mmx_enter(m)
 
 
-@instruction("NP 0F 77", fpu=True)
+@instruction("NP 0F 77", mmx=True)
 def emms(m: Operation) -> None:
     "EMMS (Intel SDM vol. 2A): all registers empty; processors set TOP to 0 too."
     check_pending(m)
@@ -234,10 +234,11 @@ def emms(m: Operation) -> None:
 # The change to MMX state comes before #XM, as processors have it.
 
 
-@instruction("NP 0F 2A /r : Vq Qq", fpu=True, sse=True)
+@instruction("NP 0F 2A /r : Vq Qq", sse=True)
 def cvtpi2ps(m: Operation) -> None:
     "CVTPI2PS (Intel SDM vol. 2A): a source in memory leaves the x87 state alone."
-    check_pending(m)
+    if not m.is_memory(1):
+        check_pending(m)
     source = vector(m.read(1))
     mxcsr.begin(m)
     result = transform("cvtdq2ps", source)
@@ -247,10 +248,11 @@ def cvtpi2ps(m: Operation) -> None:
     m.write(0, low(result))
 
 
-@instruction("66 0F 2A /r : Vx Qq", fpu=True, sse=True)
+@instruction("66 0F 2A /r : Vx Qq", sse=True)
 def cvtpi2pd(m: Operation) -> None:
     "CVTPI2PD (Intel SDM vol. 2A): a source in memory leaves the x87 state alone."
-    check_pending(m)
+    if not m.is_memory(1):
+        check_pending(m)
     result = host_asm(v128, "cvtdq2pd $1, $0", "=x,x", m.read(1))
     if not m.is_memory(1):
         mmx_enter(m)
@@ -267,7 +269,7 @@ def _to_mmx(mnemonic: str, encoding: str, size: str, host: str) -> None:
         mxcsr.end(m)
         mmx_write(m, 0, low(result))
 
-    enter(mnemonic, [f"{encoding} /r : Pq W{size}"], semantic, SDM, fpu=True, sse=True)
+    enter(mnemonic, [f"{encoding} /r : Pq W{size}"], semantic, SDM, sse=True)
 
 
 _to_mmx("cvttps2pi", "NP 0F 2C", "q", "cvttps2dq")

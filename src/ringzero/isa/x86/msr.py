@@ -28,7 +28,7 @@ from ringzero.isa.x86.faults import external, raise_gp0
 from ringzero.isa.x86.mmu import flush_tlb
 from ringzero.isa.x86.operation import Operation
 from ringzero.isa.x86.table import instruction
-from ringzero.native import host_asm, native, staged, u32, u64
+from ringzero.native import native, read_host_tsc, staged, u32, u64
 from ringzero.native.values import set_field
 
 IA32_TSC = 0x10
@@ -97,17 +97,9 @@ IGNORED = (IA32_BIOS_UPDT_TRIG, IA32_BIOS_SIGN_ID, IA32_MCG_STATUS)
 
 
 @native
-def host_tsc() -> u64:
-    """Return the host's time-stamp counter."""
-    return host_asm(
-        u64, "rdtsc\n\tshlq $$32, %rdx\n\torq %rdx, %rax", "={rax},~{rdx},~{flags}"
-    )
-
-
-@native
 def guest_tsc(cpu: Cpu) -> u64:
     """Return the guest's time-stamp counter."""
-    return host_tsc() + cpu.tsc_offset
+    return read_host_tsc() + cpu.tsc_offset
 
 
 @native(inline="never")
@@ -151,6 +143,12 @@ def check_pat(cpu: Cpu, value: u64) -> None:
 
 
 @staged
+def set_member(cpu: Any, name: str, value: Any) -> None:
+    """Store a member of Cpu whose name is known at generation time."""
+    set_field(cpu, name, value)
+
+
+@staged
 def _canonical_base(cpu: Any, value: Any) -> None:
     if not is_canonical(value):
         raise_gp0(cpu)
@@ -161,18 +159,18 @@ def write_msr(cpu: Cpu, index: u32, value: u64) -> None:
     """Write a model-specific register; what is not kept here goes to the outside."""
     for number, name in PLAIN.items():
         if index == number:
-            set_field(cpu, name, value)
+            set_member(cpu, name, value)
             return
     for number, name in CANONICAL.items():
         if index == number:
             _canonical_base(cpu, value)
-            set_field(cpu, name, value)
+            set_member(cpu, name, value)
             return
     for number, name in NARROW.items():
         if index == number:
             if value >> 32 != 0:
                 raise_gp0(cpu)
-            set_field(cpu, name, value)
+            set_member(cpu, name, value)
             return
     for number in IGNORED:
         if index == number:

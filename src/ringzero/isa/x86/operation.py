@@ -84,10 +84,10 @@ class Operation(Protocol):
         """Add `amount` bytes (u64) to the address of the memory operand."""
 
     def string_address(self, register: int, offset: Any) -> Any:
-        """Linear address of `register` + `offset` with the instruction's segment and address size."""
+        """Linear address of `register` + `offset`, with segment and address size applied."""
 
     def exchange_pair(self, kind: Any, expected: Any, desired: Any) -> Any:
-        """Compare-and-exchange the memory operand as a `kind` (u64, u128); return what was there."""
+        """Compare-and-exchange the memory operand as a `kind` (u64, u128); return the old one."""
 
     # --- flags ---
 

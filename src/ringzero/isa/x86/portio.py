@@ -144,7 +144,7 @@ def _make_ins(size: int) -> Any:
         if insn.rep == 0 or (cpu.regs[RCX] & insn.address_mask) != 0:
             port = u32(cpu.regs[RDX]) & 0xFFFF
             check_port(cpu, port, size)
-            target = destination_address(cpu, insn)
+            target = destination_address(cpu, insn, size, 1)
             # A port must not be read for memory that cannot take the value.
             probe_write(cpu, target, size)
             write_memory(cpu, target, T(port_in(cpu, port, size)))
@@ -161,7 +161,7 @@ def _make_outs(size: int) -> Any:
         if insn.rep == 0 or (cpu.regs[RCX] & insn.address_mask) != 0:
             port = u32(cpu.regs[RDX]) & 0xFFFF
             check_port(cpu, port, size)
-            value = read_memory(cpu, T, source_address(cpu, insn))
+            value = read_memory(cpu, T, source_address(cpu, insn, size))
             port_out(cpu, port, size, u64(value))
             _finish(cpu, insn, RSI, size)
 

@@ -108,9 +108,7 @@ def _push_pop(number: int, push_form: str, pop_form: str, **attributes: Any) -> 
             m.cpu.shadow = SHADOW_SS
         m.stop_block()
 
-    instruction(
-        pop_form, name="pop", sized=True, d64=True, d66=True, ends=True, **attributes
-    )(
+    instruction(pop_form, name="pop", sized=True, d64=True, d66=True, ends=True, **attributes)(
         pop_segment
     )
 
@@ -165,12 +163,12 @@ def _bases(number: int, name: str, read_digit: int, write_digit: int) -> None:
             m.fault(GP, 0)
         m.cpu.seg[number].base = base
 
-    instruction(
-        f"F3 0F AE /{read_digit}:r : Ry", name=f"rd{name}base", only64=True, sized=True
-    )(read_base)
-    instruction(
-        f"F3 0F AE /{write_digit}:r : Ry", name=f"wr{name}base", only64=True, sized=True
-    )(write_base)
+    instruction(f"F3 0F AE /{read_digit}:r : Ry", name=f"rd{name}base", only64=True, sized=True)(
+        read_base
+    )
+    instruction(f"F3 0F AE /{write_digit}:r : Ry", name=f"wr{name}base", only64=True, sized=True)(
+        write_base
+    )
 
 
 _bases(FS, "fs", 0, 2)
@@ -386,9 +384,7 @@ def _visible(cpu: Any, selector: Any, attributes: Any) -> Any:
     """Return whether CPL and RPL may know of a segment that is not conforming code."""
     conforming = ATTR_S | TYPE_CODE | TYPE_CONFORMING
     dpl = dpl_of(attributes)
-    return ((attributes & conforming) == conforming) | (
-        (cpu.cpl <= dpl) & ((selector & 3) <= dpl)
-    )
+    return ((attributes & conforming) == conforming) | ((cpu.cpl <= dpl) & ((selector & 3) <= dpl))
 
 
 @native(inline="never")

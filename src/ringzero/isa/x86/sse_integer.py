@@ -23,7 +23,6 @@ from ringzero.isa.x86.sse_operands import (
 )
 from ringzero.isa.x86.table import instruction
 from ringzero.native import host_asm, popcount, select, staged, u8, u16, u32, u64, u128, v128
-from ringzero.native.values import convert
 
 SDM = "Intel SDM vol. 2"
 
@@ -137,7 +136,7 @@ def byte_shift_right(value: Any, count: Any) -> Any:
 @instruction("66 0F 73 /3:r : Ux Ib", sse=True, fast=True)
 def psrldq(m: Operation) -> None:
     "PSRLDQ (Intel SDM vol. 2B)."
-    m.write(0, convert(v128, byte_shift_right(u128(m.read(0)), imm8(m, 1))))
+    m.write(0, v128(byte_shift_right(u128(m.read(0)), imm8(m, 1))))
 
 
 @instruction("66 0F 73 /7:r : Ux Ib", sse=True, fast=True)
@@ -145,7 +144,7 @@ def pslldq(m: Operation) -> None:
     "PSLLDQ (Intel SDM vol. 2B)."
     count = imm8(m, 1)
     shifted = u128(m.read(0)) << (u128(count & 15) << 3)
-    m.write(0, convert(v128, select(count < 16, shifted, u128(0))))
+    m.write(0, v128(select(count < 16, shifted, u128(0))))
 
 
 @instruction("66 0F 3A 0F /r : Vx Wx Ib", sse=True, fast=True)
@@ -158,7 +157,7 @@ def palignr(m: Operation) -> None:
     # For a count of 0 the first operand is shifted by all of its 128 bits, in two steps.
     joined = (second >> bits) | ((first << 8) << (u128(120) - bits))
     result = select(count < 16, joined, byte_shift_right(first, count - 16))
-    m.write(0, convert(v128, result))
+    m.write(0, v128(result))
 
 
 # --- shuffles by an immediate ----------------------------------------------
@@ -242,7 +241,7 @@ def lane_mask(imm: Any, bits: int) -> Any:
     lanes = u128(imm) * spread
     chosen = sum(1 << (lane * bits + lane) for lane in range(count))
     compare = {16: "pcmpeqw", 32: "pcmpeqd", 64: "pcmpeqq"}[bits]
-    return combine(compare, convert(v128, lanes & chosen), constant(chosen))
+    return combine(compare, v128(lanes & chosen), constant(chosen))
 
 
 def choose(mask: Any, yes: Any, no: Any) -> Any:
@@ -290,7 +289,7 @@ def insert_lane(m: Operation, element: Any, bits: int) -> None:
     shift = index * bits
     mask = u128((1 << bits) - 1) << shift
     old = u128(m.read(0))
-    m.write(0, convert(v128, (old & ~mask) | (u128(element) << shift)))
+    m.write(0, v128((old & ~mask) | (u128(element) << shift)))
 
 
 @staged
@@ -370,7 +369,7 @@ def insert_single(m: Operation, element: Any) -> None:
     mask = u128(0xFFFFFFFF) << shift
     merged = (u128(m.read(0)) & ~mask) | (u128(element) << shift)
     cleared = lane_mask(imm & 15, 32)
-    m.write(0, choose(cleared, constant(0), convert(v128, merged)))
+    m.write(0, choose(cleared, constant(0), v128(merged)))
 
 
 @instruction("66 0F 3A 21 /r:r : Vx Ux Ib", sse=True, fast=True)
@@ -395,8 +394,8 @@ def mpsadbw(m: Operation) -> None:
     first = m.read(0)
     imm = imm8(m, 2)
     # Bring the 4 bytes of the second and the 11 of the first operand to offset 0.
-    block = convert(v128, u128(second) >> (u128(imm & 3) << 5))
-    window = convert(v128, u128(first) >> (u128((imm >> 2) & 1) << 5))
+    block = v128(u128(second) >> (u128(imm & 3) << 5))
+    window = v128(u128(first) >> (u128((imm >> 2) & 1) << 5))
     m.write(0, host_asm(v128, "mpsadbw $$0, $2, $0", "=x,0,x", window, block))
 
 

@@ -13,19 +13,18 @@ from ringzero.isa.x86.cpu import CR0_NE, GP, MF, Cpu
 from ringzero.isa.x86.operation import Operation
 from ringzero.isa.x86.table import instruction
 from ringzero.native import host_asm, staged, store, u8, u16, u32, u64, u128, v128
-from ringzero.native.values import convert
 
 Semantic = Callable[[Operation], None]
 
 
 def vector(value: Any) -> Any:
     """Return an integer of up to 128 bits as a v128, zero-extended."""
-    return convert(v128, u128(value))
+    return v128(u128(value))
 
 
 def pair(low: Any, high: Any) -> Any:
     """Return the v128 of two u64 halves."""
-    return convert(v128, u128(low) | (u128(high) << 64))
+    return v128(u128(low) | (u128(high) << 64))
 
 
 def low(value: Any) -> Any:
@@ -40,7 +39,7 @@ def high(value: Any) -> Any:
 
 def constant(number: int) -> Any:
     """Return a v128 with a known content."""
-    return convert(v128, u128(number))
+    return v128(u128(number))
 
 
 def imm8(m: Operation, n: int) -> Any:

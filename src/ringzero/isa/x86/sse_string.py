@@ -26,7 +26,6 @@ from ringzero.native import (
     u128,
     v128,
 )
-from ringzero.native.values import convert
 
 
 @native(inline="never")
@@ -57,7 +56,7 @@ def count_elements(imm: Any) -> Any:
 @native
 def implicit_length(value: v128, imm: u8) -> u64:
     """Return the number of elements before the first that is zero."""
-    zero = convert(v128, u128(0))
+    zero = v128(u128(0))
     if (imm & 1) != 0:
         words = host_asm(v128, "pcmpeqw $2, $0", "=x,0,x", value, zero)
         bits = host_asm(u32, "pmovmskb $1, $0", "=r,x", words)

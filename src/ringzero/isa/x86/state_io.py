@@ -112,8 +112,8 @@ def _derive_mode(cpu: Any) -> None:
     flat = all(
         cpu.seg[n].base == 0
         and cpu.seg[n].limit == 0xFFFFFFFF
-        # Expand-down data: a type of 010x or 011x, with S.
-        and cpu.seg[n].attributes & 0x1C != 0x14
+        # Writable data that expands up: S, and a type of 001x.
+        and (n == x86.CS or cpu.seg[n].attributes & 0x1E == 0x12)
         for n in (x86.CS, x86.SS, x86.DS, x86.ES)
     )
     cpu.segmented = int(cpu.mode != x86.MODE_64 and not flat)
@@ -183,7 +183,7 @@ def write_xsave(cpu: Any, area: bytes) -> None:
 
 def read_state(cpu: Any, host_tsc: int = 0) -> CpuState:
     """Return the state of a `CpuView`; `host_tsc` is the host's time-stamp counter now."""
-    segments = {name: _read_segment(cpu.seg[n]) for n, name in enumerate(SEGMENTS)}
+    segments: dict[str, Any] = {name: _read_segment(cpu.seg[n]) for n, name in enumerate(SEGMENTS)}
     shadow = 0
     if cpu.shadow & SHADOW_STI:
         shadow |= state.SHADOW_STI

@@ -25,6 +25,7 @@ from ringzero.isa.x86.cpu import (
     Insn,
     TlbEntry,
 )
+from ringzero.isa.x86.descriptors import segment_address
 from ringzero.isa.x86.mmu import PAGE_MASK, probe_write, read_memory, write_memory
 from ringzero.isa.x86.operation import Operation
 from ringzero.isa.x86.table import instruction
@@ -48,23 +49,27 @@ YIELD = 1 << 16
 
 
 @staged
-def _linear(cpu: Any, base: Any, offset: Any) -> Any:
-    linear = base + offset
-    return select(cpu.mode == MODE_64, linear, linear & 0xFFFFFFFF)
+def source_address(cpu: Any, insn: Any, size: int) -> Any:
+    """Linear address of `size` bytes at DS:rSI, with segment override and address size."""
+    offset = cpu.regs[RSI] & insn.address_mask
+    if cpu.mode == MODE_64:
+        return offset + load(u64, address_of(cpu) + u64(insn.segment))
+    return segment_address(cpu, insn.segment, offset, size, 0)
 
 
 @staged
-def source_address(cpu: Any, insn: Any) -> Any:
-    """Linear address of DS:rSI, with segment override and address size."""
-    base = load(u64, address_of(cpu) + u64(insn.segment))
-    return _linear(cpu, base, cpu.regs[RSI] & insn.address_mask)
+def destination_address(cpu: Any, insn: Any, size: int, write: int) -> Any:
+    """Linear address of `size` bytes at ES:rDI, with address size."""
+    offset = cpu.regs[RDI] & insn.address_mask
+    if cpu.mode == MODE_64:
+        return offset
+    return segment_address(cpu, Cpu.offset_of("seg", ES), offset, size, write)
 
 
 @staged
-def destination_address(cpu: Any, insn: Any) -> Any:
-    """Linear address of ES:rDI, with address size."""
-    base = select(cpu.mode == MODE_64, u64(0), cpu.seg[ES].base)
-    return _linear(cpu, base, cpu.regs[RDI] & insn.address_mask)
+def _in_bulk(cpu: Any, insn: Any) -> Any:
+    """Whether a repetition may go page by page: no limit can lie inside a page."""
+    return insn.rep != 0 and (cpu.mode == MODE_64 or cpu.segmented == 0)
 
 
 @staged
@@ -119,10 +124,10 @@ def _make_movs(size: int) -> Any:
         step = _step(cpu, size)
         left = u64(YIELD)
         while insn.rep == 0 or (cpu.regs[RCX] & insn.address_mask) != 0:
-            source = source_address(cpu, insn)
-            target = destination_address(cpu, insn)
+            source = source_address(cpu, insn, size)
+            target = destination_address(cpu, insn, size, 1)
             done = u64(0)
-            if insn.rep != 0 and step == size:
+            if _in_bulk(cpu, insn) and step == size:
                 count = cpu.regs[RCX] & insn.address_mask
                 count = _smaller(count, _smaller(_room(source, size), _room(target, size)))
                 host = _readable(cpu, source)
@@ -157,9 +162,9 @@ def _make_stos(size: int) -> Any:
         value = T(cpu.regs[RAX])
         left = u64(YIELD)
         while insn.rep == 0 or (cpu.regs[RCX] & insn.address_mask) != 0:
-            target = destination_address(cpu, insn)
+            target = destination_address(cpu, insn, size, 1)
             done = u64(0)
-            if insn.rep != 0 and step == size:
+            if _in_bulk(cpu, insn) and step == size:
                 count = _smaller(cpu.regs[RCX] & insn.address_mask, _room(target, size))
                 if count > 1:
                     to = probe_write(cpu, target, count * size)
@@ -193,7 +198,7 @@ def _make_lods(size: int) -> Any:
         step = _step(cpu, size)
         left = u64(YIELD)
         while insn.rep == 0 or (cpu.regs[RCX] & insn.address_mask) != 0:
-            value = read_memory(cpu, T, source_address(cpu, insn))
+            value = read_memory(cpu, T, source_address(cpu, insn, size))
             if size == 8:
                 cpu.regs[RAX] = value
             elif size == 4:
@@ -223,8 +228,8 @@ def _make_compare(size: int, scan: bool) -> Any:
             if scan:
                 first = T(cpu.regs[RAX])
             else:
-                first = read_memory(cpu, T, source_address(cpu, insn))
-            second = read_memory(cpu, T, destination_address(cpu, insn))
+                first = read_memory(cpu, T, source_address(cpu, insn, size))
+            second = read_memory(cpu, T, destination_address(cpu, insn, size, 0))
             cpu.cc_dst = u64(first - second)
             cpu.cc_src = u64(second)
             cpu.cc_op = flags.cc_op(flags.SUB, size * 8)

@@ -208,7 +208,8 @@ def instruction(*forms: str, name: str | None = None, **attributes: Any) -> Call
     only64      does not exist outside 64-bit mode;  no64: does not exist in it
     ends        ends a translated block: a jump, or a change of mode, paging, flags
     sized       behaves by operand size though no operand says so
-    fpu         needs CR0.EM = CR0.TS = 0 (#NM otherwise);  sse: and CR4.OSFXSR (#UD)
+    fpu         needs CR0.EM = CR0.TS = 0 (#NM otherwise)
+    mmx, sse    the same, but #UD when CR0.EM is set;  sse: and when CR4.OSFXSR is not
     privileged  #GP(0) when CPL is not 0
     condition   the condition code (0-15) of a CMOVcc or SETcc
     fast        the translator compiles it into stencils with registers pinned

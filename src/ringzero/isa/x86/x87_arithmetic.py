@@ -20,7 +20,6 @@ from ringzero.isa.x86.x87_operands import (
     C2,
     C3,
     CONDITIONS,
-    INVALID,
     SECOND,
     invalid_masked,
     is_empty,
@@ -39,7 +38,7 @@ from ringzero.isa.x86.x87_operands import (
     start,
     unmasked,
 )
-from ringzero.native import staged, store, u16, u32, u64
+from ringzero.native import load, staged, store, u16, u32, u64
 
 SDM = "Intel SDM vol. 2A"
 # Condition codes of a comparison that has no answer.
@@ -63,6 +62,13 @@ def underflow(cpu: Cpu, conditions: int) -> None:
 
 
 @staged
+def no_remainder(cpu: Cpu, status: Any) -> Any:
+    """Return whether the host's remainder is a NaN, or was not computed."""
+    special = (load(u16, room(cpu), 8) & 0x7FFF) == 0x7FFF
+    return special | unmasked(cpu, status, BEFORE)
+
+
+@staged
 def operate(
     cpu: Cpu, name: str, dest: Any, source: Any, pops: bool = False, conditions: int = C1
 ) -> None:
@@ -81,7 +87,8 @@ def operate(
             slot(cpu, dest),
             slot(cpu, source),
         )
-        if conditions == CONDITIONS and (status & INVALID) != 0:
+        # Without a remainder there are no quotient bits: C0 and C3 stay.
+        if conditions == CONDITIONS and no_remainder(cpu, status):
             settle(cpu, status, C1 | C2)
         else:
             settle(cpu, status, conditions)
@@ -362,8 +369,8 @@ def _compare_eflags(name: str, form: str, pops: int) -> None:
         index = stack_index(m)
         if is_empty(cpu, 0) | is_empty(cpu, index):
             stack_fault(cpu, u32(0))
+            m.set_status(u64(ZF | PF | CF), ARITHMETIC_FLAGS)
             if invalid_masked(cpu):
-                m.set_status(u64(ZF | PF | CF), ARITHMETIC_FLAGS)
                 drop(cpu, pops)
         else:
             status = run_host(
@@ -374,9 +381,10 @@ def _compare_eflags(name: str, form: str, pops: int) -> None:
                 slot(cpu, index),
                 flags=True,
             )
-            settle(cpu, status)
+            # The condition codes stay, C1 too.
+            settle(cpu, status, 0)
+            m.set_status(u64(status >> 16) & (ZF | PF | CF), ARITHMETIC_FLAGS)
             if not unmasked(cpu, status, BEFORE):
-                m.set_status(u64(status >> 16) & (ZF | PF | CF), ARITHMETIC_FLAGS)
                 drop(cpu, pops)
 
     enter(name, [form], semantic, SDM, fpu=True)

@@ -235,6 +235,10 @@ def frstor(m: Operation) -> None:
     cpu = m.cpu
     address = m.address(0)
     base = address + environment_size(m)
+    # In order of address, so that a page fault is the one processors raise.
+    step = environment_size(m) // 7
+    for offset in range(0, 7 * step, step):
+        m.load(u16 if step == 2 else u32, address + offset)
     # To the scratch room first, so that a fault halfway changes nothing.
     for index in range(8):
         room = cpu.scratch.address(index)

@@ -23,6 +23,7 @@ from ringzero.isa.x86.x87_operands import (
     mark,
     note,
     pop,
+    probe_store,
     push,
     push_indefinite,
     room,
@@ -73,7 +74,8 @@ def _load_memory(mnemonic: str, form: str, host: str) -> None:
 # Loads a value that may be refused: TOP starts at 0 and stays there if it is, and
 # a constant takes its place on the host's stack.
 _FRESH = f"fninit\nfldcw {Cpu.offset_of('fcw')}($1)\n"
-_LOADED = f"testl $$0x3800, %eax\njne 4f\nfld1\n4:\nfstpt {AT_OPERAND}"
+_TOP = 0x3800
+_LOADED = f"testl $${_TOP:#x}, %eax\njne 4f\nfld1\n4:\nfstpt {AT_OPERAND}"
 
 
 @staged
@@ -90,7 +92,7 @@ def load_real(m: Operation, name: str) -> None:
     else:
         status = run_host(cpu, _FRESH + body, _LOADED)
         settle(cpu, status)
-        if not unmasked(cpu, status, BEFORE):
+        if (status & _TOP) != 0:
             push(cpu, room(cpu))
 
 
@@ -186,11 +188,14 @@ def store_result(m: Operation, host: str, kind: Any, indefinite: int, pops: bool
             m.write(0, kind(indefinite))
             if pops:
                 pop(cpu)
+        else:
+            probe_store(m, kind.size)
         stack_fault(cpu, u32(0))
     else:
         # FFREE: a popping conversion has left the value there if it was refused.
         status = run_host(cpu, f"fldt ($2)\n{host} {AT_OPERAND}", "ffree %st(0)", slot(cpu, 0))
         if unmasked(cpu, status, _NO_STORE):
+            probe_store(m, kind.size)
             settle(cpu, status)
         else:
             m.write(0, load(kind, room(cpu)))
@@ -234,6 +239,8 @@ def fstp_extended(m: Operation) -> None:
             write_indefinite(room(cpu))
             write_ten_bytes(m, room(cpu))
             pop(cpu)
+        else:
+            probe_store(m, 10)
         stack_fault(cpu, u32(0))
     else:
         write_ten_bytes(m, slot(cpu, 0))
@@ -253,10 +260,13 @@ def fbstp(m: Operation) -> None:
             write_indefinite(room(cpu))
             write_ten_bytes(m, room(cpu))
             pop(cpu)
+        else:
+            probe_store(m, 10)
         stack_fault(cpu, u32(0))
     else:
         status = run_host(cpu, f"fldt ($2)\nfbstp {AT_OPERAND}", "ffree %st(0)", slot(cpu, 0))
         if unmasked(cpu, status, _NO_STORE):
+            probe_store(m, 10)
             settle(cpu, status)
         else:
             write_ten_bytes(m, room(cpu))
@@ -310,12 +320,23 @@ def fst_register(m: Operation) -> None:
     store_register(m, False)
 
 
-@instruction(
-    "DD /3:r : F", "D9 /3:r : F", "DF /2:r : F", "DF /3:r : F", name="fstp", fpu=True
-)
+@instruction("DD /3:r : F", "DF /2:r : F", "DF /3:r : F", name="fstp", fpu=True)
 def fstp_register(m: Operation) -> None:
     "FSTP ST(i) and its aliases (Intel SDM vol. 2A; AMD APM vol. 3, table A-15)."
     store_register(m, True)
+
+
+@instruction("D9 /3:r : F", fpu=True)
+def fstpnce(m: Operation) -> None:
+    "FSTP ST(i) without a stack fault: an empty ST(0) is only popped (AMD APM vol. 3, A-15)."
+    cpu = m.cpu
+    if is_empty(cpu, 0):
+        start(m)
+        note(m)
+        cpu.fsw = cpu.fsw & ~u16(C1)
+        pop(cpu)
+    else:
+        store_register(m, True)
 
 
 @instruction("D9 /1:r : F", "DD /1:r : F", "DF /1:r : F", fpu=True)
@@ -357,9 +378,8 @@ def _conditional_move(mnemonic: str, form: str, mask: int, *, wanted: bool) -> N
             stack_fault(cpu, u32(0))
             if invalid_masked(cpu):
                 set_indefinite(cpu, 0)
-        else:
-            if ((m.get_status() & mask) != 0) == wanted:
-                copy_real(slot(cpu, 0), slot(cpu, index))
+        elif ((m.get_status() & mask) != 0) == wanted:
+            copy_real(slot(cpu, 0), slot(cpu, index))
 
     enter(mnemonic, [form], semantic, SDM, fpu=True)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.x86.cpu import Cpu
+from ringzero.isa.x86.mmu import probe_range
 from ringzero.isa.x86.operation import Operation
 from ringzero.isa.x86.sse_operands import check_pending
 from ringzero.native import address_of, host_asm, load, native, staged, store, u8, u16, u32, u64
@@ -192,6 +193,13 @@ def note(m: Operation) -> None:
 def stack_index(m: Operation, n: int = 0) -> Any:
     """Return i (u32) of the operand ST(i)."""
     return u32(m.register_number(n)) & 7
+
+
+@staged
+def probe_store(m: Operation, size: int) -> None:
+    """Raise the page fault that a store of `size` bytes would; it precedes x87 exceptions."""
+    cpu = m.cpu
+    probe_range(cpu, m.address(0), u64(size), u32(cpu.cpl == 3))
 
 
 # --- the host --------------------------------------------------------------

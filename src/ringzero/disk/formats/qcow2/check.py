@@ -220,7 +220,7 @@ class Checker:
         self._drop_old_structure(counts)
         reftable, blocks = plan_refcounts(header, length)
         counts += [1] * (reftable + blocks)
-        write_refcounts(self.disk.storage, header, counts, length, reftable, blocks)
+        write_refcounts(self.disk.storage, header, counts, length, (reftable, blocks))
         self.disk.storage.flush()
         header.reftable_offset = length << header.cluster_bits
         header.reftable_clusters = reftable

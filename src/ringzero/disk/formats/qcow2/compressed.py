@@ -1,4 +1,4 @@
-"""Compressed clusters: their descriptors, unpacking within bounds, packing ("Compressed Clusters Descriptor")."""
+"""Compressed clusters: finding, unpacking within bounds, packing ("Compressed Clusters")."""
 
 from __future__ import annotations
 
@@ -120,9 +120,8 @@ class Qcow2Compression(Compression):
         self.disk = disk
         self.unit = disk.cluster_size
         self.method = disk.header.compression
-        # Where the next one goes, and the end of the cluster that was taken for it.
+        # Where the next one goes, in the cluster `refcounts.open_cluster` if there is one.
         self._at = 0
-        self._end = 0
 
     def pack(self, data: Buffer) -> bytes | None:
         view = flat(data)
@@ -158,21 +157,21 @@ class Qcow2Compression(Compression):
         """Return where `length` bytes go, their clusters counted."""
         refcounts, bits = self.disk.refcounts, self.disk.header.cluster_bits
         at = self._at
+        opened = refcounts.open_cluster
         # What is shared counts once for each that shares it; narrow counts cannot.
-        shareable = at < self._end and self._room(at >> bits)
-        if shareable and at + length <= self._end:
-            refcounts.add(at >> bits, 1)
+        if opened is not None and refcounts.get(opened) >= refcounts.maximum:
+            opened = None
+        if opened is not None and at + length <= opened + 1 << bits:
+            refcounts.add(opened, 1)
         else:
             cluster, _ = refcounts.allocate(1)
-            start = cluster << bits
-            if shareable and start == self._end:
-                refcounts.add(at >> bits, 1)
+            if opened is not None and cluster == opened + 1:
+                refcounts.add(opened, 1)
             else:
-                at = start
-            self._end = start + self.unit
+                at = cluster << bits
+            refcounts.open_cluster = cluster
         self._at = at + length
+        # A full cluster has no room to share.
+        if self._at == (refcounts.open_cluster or 0) + 1 << bits:
+            refcounts.open_cluster = None
         return at
-
-    def _room(self, cluster: int) -> bool:
-        # Zero means that it has been released meanwhile.
-        return 0 < self.disk.refcounts.get(cluster) < self.disk.refcounts.maximum

@@ -103,7 +103,7 @@ def lay_out(storage: Storage, header: Header) -> None:
     header.l1_offset = (1 + reftable + blocks) * size
     used = 1 + reftable + blocks + l1_clusters
     storage.truncate(used * size)
-    write_refcounts(storage, header, [1] * used, 1, reftable, blocks)
+    write_refcounts(storage, header, [1] * used, 1, (reftable, blocks))
     storage.flush()
     header.write(storage)
 
@@ -124,9 +124,13 @@ def plan_refcounts(header: Header, others: int) -> tuple[int, int]:
 
 
 def write_refcounts(
-    storage: Storage, header: Header, counts: list[int], first: int, reftable: int, blocks: int
+    storage: Storage, header: Header, counts: list[int], first: int, plan: tuple[int, int]
 ) -> None:
-    """Write a refcount table at cluster `first` and its blocks behind it, holding `counts`."""
+    """Write a refcount table at cluster `first` and its blocks behind it, holding `counts`.
+
+    `plan` is what `plan_refcounts` gave.
+    """
+    reftable, blocks = plan
     size = header.cluster_size
     per_block = size * 8 // header.refcount_bits
     start = (first + reftable) * size

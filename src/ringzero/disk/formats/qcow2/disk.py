@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 from ringzero.disk.contract import (
     CheckReport,
@@ -69,7 +69,7 @@ class _Alone(Surroundings):
         self.read_only = False
         self.options = around.options
 
-    def open_backing(self, name: str, format: str | None) -> None:  # noqa: A002
+    def open_backing(self, name: str, format: str | None) -> None:
         return None
 
     def open_storage(self, name: str) -> Storage:
@@ -229,7 +229,7 @@ class Qcow2Disk(MappedDisk):
 
     def info(self) -> DiskInfo:
         header = self.header
-        specific = {
+        specific: dict[str, Any] = {
             "compat": "1.1" if header.version == 3 else "0.10",
             "compression-type": header.compression,
             "lazy-refcounts": bool(header.compatible & LAZY_REFCOUNTS),
@@ -264,7 +264,7 @@ class Qcow2Disk(MappedDisk):
         with self._gate.alone(), self._alloc:
             return Checker(self).run(repair)
 
-    def change_backing(self, name: str | None, format: str | None) -> None:  # noqa: A002
+    def change_backing(self, name: str | None, format: str | None) -> None:
         if self.read_only:
             raise self._read_only_error()
         with self._alloc:
@@ -304,6 +304,9 @@ class Qcow2Disk(MappedDisk):
 
     def _runs(self, offset: int, length: int) -> Iterator[Run]:
         return self.map.runs(offset, length)
+
+    def _spot(self, offset: int, length: int, writing: bool) -> int | None:
+        return self.map.spot(offset, length, writing)
 
     def _decompress(self, run: Run, offset: int, views: Views) -> None:
         assert run.host is not None
@@ -428,7 +431,8 @@ class Qcow2Disk(MappedDisk):
     # ---- writing ----------------------------------------------------------
 
     def _write(self, offset: int, views: Views) -> None:
-        self._touch(offset, total(views))
+        if self.header.bitmaps is not None:
+            self.bitmaps.touch(offset, total(views))
         super()._write(offset, views)
 
     def _write_new(self, offset: int, views: Views) -> None:

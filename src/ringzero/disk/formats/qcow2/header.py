@@ -197,12 +197,12 @@ class Header:
         if self.snapshot_count > MAX_SNAPSHOTS:
             raise _bad(storage, "nb_snapshots", self.snapshot_count, f"at most {MAX_SNAPSHOTS}")
         offsets = (
-            ("l1_table_offset", self.l1_offset, self.l1_size * 8),
+            ("l1_table_offset", self.l1_offset if self.l1_size else 0, self.l1_size * 8),
             ("refcount_table_offset", self.reftable_offset, 1),
             ("snapshots_offset", self.snapshots_offset if self.snapshot_count else 0, 0),
         )
         for name, offset, length in offsets:
-            if offset % self.cluster_size or offset + length > 1 << 63:
+            if offset % self.cluster_size or offset + length > storage.size:
                 raise _bad(storage, name, offset, "an aligned offset in the file")
 
     def _read_extensions(self, storage: Storage, start: int, end: int) -> None:

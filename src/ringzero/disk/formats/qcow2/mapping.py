@@ -62,6 +62,7 @@ class Mapping:
         self.words = 2 if header.extended else 1
         self.l2_shift = header.cluster_bits + header.l2_bits
         self.zero_flag = ZERO if header.version >= 3 else 0
+        self._index_mask = (1 << header.l2_bits) - 1
         self.limit = max(4, CACHE_BYTES // (self.cluster_size + _TABLE_OVERHEAD))
         self.l1 = Table.load(storage, header.l1_offset, header.l1_size, "Q", big_endian=True)
         self._cache: dict[int, Table] = {}
@@ -175,6 +176,24 @@ class Mapping:
         self.l1.write_back()
 
     # ---- looking up -------------------------------------------------------
+
+    def spot(self, offset: int, length: int, writing: bool) -> int | None:
+        """Return the host offset of a range of one cluster; see `MappedDisk._spot`."""
+        table = self._cache.get(offset >> self.l2_shift)
+        inside = self.cluster_size - 1
+        within = offset & inside
+        if table is None or within + length > self.cluster_size or self.words == 2:
+            return None
+        entry = table.items[(offset >> self.cluster_bits) & self._index_mask]
+        host = entry & OFFSET
+        if not host or host & inside or entry & (COMPRESSED | ZERO):
+            return None
+        if writing:
+            if not entry & COPIED or host >= self.data.size:
+                return None
+            if not self.l1.items[offset >> self.l2_shift] & COPIED:
+                return None
+        return host + within
 
     def runs(self, offset: int, length: int) -> Iterator[Run]:
         """Yield what this layer says about a guest range; see `Disk._runs`.

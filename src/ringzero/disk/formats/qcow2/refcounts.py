@@ -1,4 +1,4 @@
-"""Refcounts of host clusters, and the allocator that works on them (qcow2, "Host cluster management").
+"""Refcounts of host clusters, and the allocator on them ("Host cluster management").
 
 Changes stay in memory until `write_back`. A cluster that is given out is free
 in the image as it is on stable storage; one that is released keeps its count
@@ -91,6 +91,8 @@ class Refcounts:
         self._dirty: set[int] = set()
         # The search for a free cluster starts here; everything below is taken.
         self._cursor = 0
+        # The cluster that compressed data are being appended to, while it is in use.
+        self.open_cluster: int | None = None
         # A table that has outgrown its place: where the old one was (first, count).
         self._old_place: tuple[int, int] | None = None
 
@@ -106,9 +108,10 @@ class Refcounts:
         offset = self.table.items[index] & REFTABLE_OFFSET
         if not offset:
             return None
-        if offset % self.header.cluster_size:
+        if offset % self.header.cluster_size or offset >= self.storage.size:
             raise DiskFormatError(
-                f"{self.storage.name}: refcount block {index} is at {offset:#x}, not aligned",
+                f"{self.storage.name}: refcount block {index} is at {offset:#x}, "
+                "which is not aligned or behind the end of the file",
                 hint="run `ringzero disk check --repair all`",
                 path=self.storage.name,
             )
@@ -124,9 +127,7 @@ class Refcounts:
         """Make the refcount block `index` at the free cluster `cluster`."""
         offset = cluster << self.header.cluster_bits
         if self.bits < 8:
-            block: Table = PackedTable.blank_packed(
-                self.storage, offset, self.per_block, self.bits
-            )
+            block: Table = PackedTable.blank_packed(self.storage, offset, self.per_block, self.bits)
         else:
             code = _TYPECODES[self.bits]
             block = Table.blank(self.storage, offset, self.per_block, code, big_endian=True)
@@ -148,10 +149,9 @@ class Refcounts:
         """
         index, place = divmod(cluster, self.per_block)
         block = self.block(index)
-        if block is None:
-            block = self._make_block(index)
-        value = block.items[place] + change
-        if value < 0:
+        # What is counted once more has been counted before: its block is there.
+        value = block.items[place] + change if block is not None else -1
+        if block is None or value < 0:
             raise DiskFormatError(
                 f"{self.storage.name}: cluster {cluster} is used but has refcount 0",
                 hint="run `ringzero disk check --repair all`",
@@ -166,6 +166,8 @@ class Refcounts:
         block.set(place, value)
         self._dirty.add(index)
         if value == 0:
+            if cluster == self.open_cluster:
+                self.open_cluster = None
             self._cursor = min(self._cursor, cluster)
         return value
 
@@ -262,9 +264,7 @@ class Refcounts:
             place = self.table.offset >> self.header.cluster_bits
             for cluster in range(place, place + len(self.table.items) * 8 // size):
                 self.add(cluster, -1)
-        self.table = Table(
-            self.storage, start << self.header.cluster_bits, items, big_endian=True
-        )
+        self.table = Table(self.storage, start << self.header.cluster_bits, items, big_endian=True)
         self.table.mark(0, len(items))
         for number in range(blocks):
             self._new_block(first_block + number, start + clusters + number)

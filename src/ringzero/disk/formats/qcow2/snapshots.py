@@ -95,7 +95,8 @@ def read_table(disk: Qcow2Disk) -> tuple[list[Entry], int]:
     l1_bytes = 0
     for _ in range(header.snapshot_count):
         fixed = _ENTRY.unpack(storage.read(at, _ENTRY.size))
-        l1_offset, l1_size, id_size, name_size, date, date_ns, clock, state, extra_size = fixed
+        l1_offset, l1_size, id_size, name_size, *times, extra_size = fixed
+        date, date_ns, clock, state = times
         l1_bytes += l1_size * 8
         if (
             extra_size > _MAX_EXTRA
@@ -115,7 +116,15 @@ def read_table(disk: Qcow2Disk) -> tuple[list[Entry], int]:
         extra, rest = rest[:extra_size], rest[extra_size:]
         found.append(
             Entry(
-                l1_offset, l1_size, rest[:id_size], rest[id_size:], date, date_ns, clock, state, extra
+                l1_offset,
+                l1_size,
+                rest[:id_size],
+                rest[id_size:],
+                date,
+                date_ns,
+                clock,
+                state,
+                extra,
             )
         )
         at += -(-(_ENTRY.size + extra_size + id_size + name_size) // 8) * 8
@@ -194,7 +203,7 @@ class Qcow2Snapshots(Snapshots):
     # ---- the parts of a change --------------------------------------------
 
     @contextmanager
-    def _change(self) -> Iterator[list[Entry]]:
+    def _change(self) -> Iterator[Sequence[Entry]]:
         """Keep everybody out, mark the image dirty, hand out the table, and tidy up at the end."""
         disk = self.disk
         if disk.read_only:

@@ -1,0 +1,138 @@
+"""`ringzero disk convert`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ringzero.cli.disk_action import (
+    ACTIONS,
+    Action,
+    add_common,
+    format_name,
+    open_for,
+    options,
+    progress,
+    wants_json,
+)
+from ringzero.cli.verb import print_json
+from ringzero.errors import InvalidValueError
+from ringzero.units import format_size
+
+if TYPE_CHECKING:
+    from ringzero.disk import Disk
+
+Tell = Callable[[int], None]
+
+
+@ACTIONS.register("convert")
+class Convert(Action):
+    summary = "copy an image into another format"
+    examples = """\
+  ringzero disk convert -O vhdx disk.vmdk disk.vhdx
+  ringzero disk convert -O qcow2 -c -o compression_type=zstd disk.raw disk.qcow2
+  ringzero disk convert -O qcow2 -B base.qcow2 disk.raw overlay.qcow2
+  ringzero disk convert -n -O raw disk.qcow2 /dev/vg/volume
+
+After Ctrl-C the same command goes on where it was. A target that was not
+finished does not have its name yet.
+"""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument
+        add("-f", "--format", metavar="FMT", help="of the source (default: found by content)")
+        add("-O", "--target-format", metavar="FMT", default="raw", help="default: raw")
+        add("-o", "--options", metavar="NAME=VALUE,...", action="append", help="of the target")
+        add("-c", "--compress", action="store_true", help="compress the target")
+        add("-B", "--backing", metavar="FILE", help="make an overlay over FILE")
+        add("-F", "--backing-format", metavar="FMT", help="its format")
+        add("-S", "--sparse", metavar="SIZE", default="4k", help="shortest hole (0: none)")
+        add("-m", "--threads", metavar="N", type=int, help="default: the number of CPUs")
+        add("-n", "--no-create", action="store_true", help="write into a target that is there")
+        add("-t", "--cache", metavar="MODE", default="writeback", help="unsafe: do not flush")
+        add("-l", "--snapshot", metavar="NAME", help="convert this snapshot of the source")
+        add("--force", action="store_true", help="overwrite a target that is there")
+        add("source")
+        add("target")
+        add_common(parser, progress=True)
+
+    def execute(self, arguments: argparse.Namespace) -> int:
+        from ringzero.units import parse_size
+
+        if arguments.snapshot:
+            raise InvalidValueError(
+                "a snapshot cannot be converted directly",
+                hint="apply it to a copy first: `ringzero disk snapshot -a`",
+            )
+        sparse = parse_size(arguments.sparse)
+        threads = arguments.threads or os.cpu_count() or 1
+        if threads < 1 or sparse < 0 or sparse % 512:
+            raise InvalidValueError("-m and -S must be positive, -S a multiple of 512")
+        source, target = Path(arguments.source), Path(arguments.target)
+        if target.exists() and source.exists() and source.samefile(target):
+            raise InvalidValueError("source and target are the same file")
+        with open_for(arguments.source, arguments.format) as disk:
+            text = f"convert {source.name} to {target.name}"
+            with progress(arguments, text, disk.size) as tell:
+                if arguments.no_create:
+                    _into(disk, arguments, sparse, threads, tell)
+                    resumed = 0
+                else:
+                    resumed = _afresh(disk, arguments, sparse, threads, tell)
+        if resumed and not arguments.quiet:
+            print(f"went on at {format_size(resumed)}", file=sys.stderr)
+        if wants_json(arguments):
+            print_json({"source": str(source), "target": str(target), "resumed-at": resumed})
+        return 0
+
+
+def _afresh(
+    disk: Disk, arguments: argparse.Namespace, sparse: int, threads: int, tell: Tell
+) -> int:
+    from ringzero.disk.convert import Conversion
+
+    work = Conversion(
+        Path(arguments.target),
+        format_name(arguments.target_format) or "raw",
+        options=options(arguments.options),
+        backing=arguments.backing,
+        backing_format=format_name(arguments.backing_format),
+        compress=arguments.compress,
+        sparse=sparse,
+        threads=threads,
+        overwrite=arguments.force,
+        sync=arguments.cache != "unsafe",
+        on_progress=tell,
+    )
+    try:
+        work.run(disk)
+    except (KeyboardInterrupt, SystemExit):
+        print("ringzero: stopped; the same command goes on from here", file=sys.stderr)
+        raise
+    return work.resumed
+
+
+def _into(
+    disk: Disk, arguments: argparse.Namespace, sparse: int, threads: int, tell: Tell
+) -> None:
+    from ringzero.disk.copying import Copy
+
+    if arguments.backing or arguments.options:
+        raise InvalidValueError("-n takes neither -B nor -o: the target is there already")
+    kind = format_name(arguments.target_format)
+    with open_for(
+        arguments.target, kind, write=True, sync=arguments.cache != "unsafe"
+    ) as target:
+        if target.size < disk.size:
+            raise InvalidValueError(
+                f"the target has {target.size} bytes, the source {disk.size}",
+                hint="make the target larger with `ringzero disk resize`",
+            )
+        Copy(
+            disk, target, blank=False, sparse=sparse, compress=arguments.compress,
+            threads=threads, on_progress=tell,
+        ).run()  # fmt: skip

@@ -1,0 +1,63 @@
+"""`ringzero disk create`."""
+
+from __future__ import annotations
+
+import argparse
+
+from ringzero.cli.disk_action import ACTIONS, Action, add_common, format_name, options, wants_json
+from ringzero.cli.verb import print_json
+from ringzero.errors import InvalidValueError
+
+
+@ACTIONS.register("create")
+class Create(Action):
+    summary = "make an empty image, or an overlay over another one"
+    examples = """\
+  ringzero disk create -f qcow2 disk.qcow2 20G
+  ringzero disk create -f qcow2 -b base.vmdk overlay.qcow2
+  ringzero disk create -f vhdx -o subformat=fixed,block_size=1M disk.vhdx 1G
+  ringzero disk create -f vmdk -o help
+"""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument
+        add("-f", "--format", metavar="FMT", default="raw", help="default: raw")
+        add("-b", "--backing", metavar="FILE", help="the image that lies below this one")
+        add("-F", "--backing-format", metavar="FMT", help="its format (default: found by content)")
+        add("-u", "--unsafe", action="store_true", help="do not look at the backing file")
+        add("-o", "--options", metavar="NAME=VALUE,...", action="append", help="'-o help' lists")
+        add("--force", action="store_true", help="overwrite an image that is there")
+        add("filename", nargs="?")
+        add("size", nargs="?", help="for example 512M or 20G")
+        add_common(parser)
+
+    def execute(self, arguments: argparse.Namespace) -> int:
+        from ringzero.disk import FORMATS, create_disk
+        from ringzero.units import format_size, parse_size
+
+        kind = format_name(arguments.format) or "raw"
+        if "help" in (arguments.options or []):
+            print(f"options of {kind}:")
+            for option in FORMATS.get(kind).create_options:
+                print(f"  {option.name}={option.default}  {option.help}")
+            return 0
+        if arguments.filename is None:
+            raise InvalidValueError("no file name", hint="ringzero disk create FILE SIZE")
+        # Sizes are in whole sectors, rounded up as qemu-img does it.
+        size = None if arguments.size is None else -(-parse_size(arguments.size) // 512) * 512
+        create_disk(
+            arguments.filename,
+            kind,
+            size,
+            backing=arguments.backing,
+            backing_format=format_name(arguments.backing_format),
+            options=options(arguments.options),
+            overwrite=arguments.force,
+            check_backing=not arguments.unsafe,
+        )
+        if wants_json(arguments):
+            print_json({"filename": arguments.filename, "format": kind, "virtual-size": size})
+        elif not arguments.quiet:
+            what = f", {format_size(size)}" if size is not None else ""
+            print(f"made {arguments.filename} ({kind}{what})")
+        return 0

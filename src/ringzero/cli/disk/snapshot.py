@@ -1,0 +1,58 @@
+"""`ringzero disk snapshot`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+
+from ringzero.cli.disk_action import ACTIONS, Action, add_common, open_for, wants_json
+from ringzero.cli.verb import print_json
+from ringzero.errors import DiskUnsupportedError
+from ringzero.units import format_size
+
+
+@ACTIONS.register("snapshot")
+class Snapshots(Action):
+    summary = "list, make, apply and delete snapshots inside an image"
+    examples = """\
+  ringzero disk snapshot -c before-upgrade disk.qcow2
+  ringzero disk snapshot -l disk.qcow2
+  ringzero disk snapshot -a before-upgrade disk.qcow2
+"""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("-f", "--format", metavar="FMT", help="default: found by content")
+        which = parser.add_mutually_exclusive_group()
+        add = which.add_argument
+        add("-l", "--list", action="store_true", help="the default")
+        add("-c", "--create", metavar="NAME")
+        add("-a", "--apply", metavar="NAME")
+        add("-d", "--delete", metavar="NAME")
+        parser.add_argument("filename")
+        add_common(parser)
+
+    def execute(self, arguments: argparse.Namespace) -> int:
+        change = arguments.create or arguments.apply or arguments.delete
+        with open_for(arguments.filename, arguments.format, write=bool(change)) as disk:
+            snapshots = disk.snapshots
+            if snapshots is None:
+                raise DiskUnsupportedError(
+                    f"a {disk.format} image has no snapshots inside",
+                    hint="make an overlay instead: `ringzero disk create -f qcow2 -b FILE`",
+                )
+            if arguments.create:
+                snapshots.create(arguments.create)
+            elif arguments.apply:
+                snapshots.apply(arguments.apply)
+            elif arguments.delete:
+                snapshots.delete(arguments.delete)
+            found = list(snapshots.list())
+        if wants_json(arguments):
+            print_json([dataclasses.asdict(snapshot) for snapshot in found])
+        elif not change:
+            print(f"{'ID':<6}{'DATE':<21}{'VM SIZE':<11}TAG")
+            for one in found:
+                date = datetime.datetime.fromtimestamp(one.date).strftime("%Y-%m-%d %H:%M:%S")
+                print(f"{one.id:<6}{date:<21}{format_size(one.vm_state):<11}{one.name}")
+        return 0

@@ -1,0 +1,113 @@
+"""What an action of `ringzero disk` is, and what the actions share: options, output, progress."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ringzero.errors import InvalidValueError
+from ringzero.registry import Registry
+from ringzero.units import format_size
+
+if TYPE_CHECKING:
+    from ringzero.disk import Disk
+
+# What other programs call our formats.
+_ALIASES = {"vpc": "vhd"}
+
+
+class Action(ABC):
+    """One action. `summary` is a line in the list; `examples` are shown in its help."""
+
+    summary: ClassVar[str]
+    examples: ClassVar[str] = ""
+
+    @abstractmethod
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the action's own arguments to `parser`."""
+
+    @abstractmethod
+    def execute(self, arguments: argparse.Namespace) -> int:
+        """Do it; return the exit code. Raises RingzeroError."""
+
+
+ACTIONS: Registry[type[Action]] = Registry("disk command", "ringzero.cli.disk")
+
+
+def add_common(parser: argparse.ArgumentParser, *, progress: bool = False) -> None:
+    """Add the flags that every action has."""
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--output", choices=("human", "json"), help="as in qemu-img")
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    if progress:
+        parser.add_argument("-p", "--progress", action="store_true", help="always on; accepted")
+
+
+def wants_json(arguments: argparse.Namespace) -> bool:
+    """Whether the output is for a program."""
+    return bool(arguments.json or arguments.output == "json")
+
+
+def format_name(text: str | None) -> str | None:
+    """Return our name of a format that may have been given by another one's."""
+    return None if text is None else _ALIASES.get(text, text)
+
+
+def options(texts: list[str] | None) -> dict[str, str]:
+    """Return the pairs of `-o a=b,c=d`, given any number of times. ",," is a comma."""
+    found: dict[str, str] = {}
+    for text in texts or []:
+        for pair in text.replace(",,", "\0").split(","):
+            name, equals, value = pair.replace("\0", ",").partition("=")
+            if not name:
+                raise InvalidValueError(f"-o {text!r} has no name", hint="write -o name=value")
+            found[name] = value if equals else "on"
+    return found
+
+
+def open_for(
+    path: str,
+    format: str | None,
+    *,
+    write: bool = False,
+    **more: Any,
+) -> Disk:
+    """Open an image that the user named; raw is assumed for writing as qemu-img does not."""
+    from ringzero.disk import open_disk
+
+    return open_disk(path, format_name(format), read_only=not write, **more)
+
+
+@contextlib.contextmanager
+def progress(
+    arguments: argparse.Namespace, text: str, size: int
+) -> Iterator[Callable[[int], None]]:
+    """Show how far something of `size` bytes is, its rate, and the time left."""
+    from ringzero.host.progress import Progress
+
+    with Progress(enabled=not arguments.quiet).step(text) as step:
+        began = time.monotonic()
+        first: int | None = None
+
+        def tell(done: int) -> None:
+            nonlocal first
+            if first is None:
+                first = done
+            seconds = time.monotonic() - began
+            rate = (done - first) / seconds if seconds > 0 else 0.0
+            note = f"{format_size(int(rate))}/s"
+            if rate > 0:
+                note += f", {_duration((size - done) / rate)} left"
+            step.update(done / size if size else 1.0, note)
+
+        yield tell
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

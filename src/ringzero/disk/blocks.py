@@ -1,0 +1,308 @@
+"""What the formats share that map the disk in large blocks: VHDX, VHD and VDI.
+
+A block is in the file whole, or nowhere. Where blocks have a bitmap, it says
+which of a block's sectors this layer holds; the map of `MappedDisk` is then
+one of sectors, and a write to a sector that is not held goes into the block
+that is there already.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Iterator
+
+from ringzero.disk.contract import SECTOR, CheckReport, Kind, Repair, Run
+from ringzero.disk.mapped import MappedDisk
+from ringzero.disk.storage import Storage
+from ringzero.disk.vectors import Views
+from ringzero.errors import DiskFormatError
+
+# What `_block` says of a block that is nowhere.
+ZERO = -1
+ABSENT = -2
+
+_KINDS = {ZERO: Kind.ZERO, ABSENT: Kind.ABSENT}
+
+_ALL_ONES = re.compile(rb"\xff*")
+_ALL_ZEROES = re.compile(rb"\x00*")
+
+
+class BlockDisk(MappedDisk):
+    """A layer that maps the disk in blocks of `block_size` bytes.
+
+    `bitmapped` says whether blocks have bitmaps; it is known before the first request.
+    """
+
+    block_size: int
+    bitmapped: bool = False
+    # What one bit of a bitmap stands for, in bytes.
+    sector_size: int = SECTOR
+    # Whether the first sector of a bitmap's byte is its most significant bit.
+    high_bit_first: bool = False
+
+    def __init__(self, storage: Storage) -> None:
+        super().__init__(storage)
+        # Host offsets of blocks that no table in memory refers to any more:
+        # since the tables were last written, before it, and free to use.
+        self._forgotten: list[int] = []
+        self._settling: list[int] = []
+        self._free: list[int] = []
+        self._begun = False
+
+    # ---- what a format implements -----------------------------------------
+
+    @abstractmethod
+    def _block(self, index: int) -> int:
+        """Return the host offset of a block's bytes, or ZERO, or ABSENT; DiskFormatError.
+
+        The offset has been checked: it is in the file and no structure of the format lies there.
+        """
+
+    @abstractmethod
+    def _set_block(self, index: int, host: int) -> None:
+        """Enter a block in the table: a host offset, ZERO or ABSENT."""
+
+    @abstractmethod
+    def _new_block(self) -> int:
+        """Return the host offset of fresh space for the bytes of a block, at the file's end."""
+
+    def _bits(self, index: int) -> bytearray | None:
+        """Return the bitmap of a block that is in the file; None when all its sectors are held."""
+        return None
+
+    def _bits_changed(self, index: int) -> None:
+        """Take note that the bitmap of a block has changed."""
+
+    def _new_bits(self, index: int) -> None:
+        """Begin an empty bitmap for a block that has just been entered."""
+
+    def _begin_writing(self) -> None:
+        """Do what the format wants done before the first change of a session."""
+
+    # ---- mapping ----------------------------------------------------------
+
+    @property
+    def cluster_size(self) -> int:
+        return self.sector_size if self.bitmapped else self.block_size
+
+    def _runs(self, offset: int, length: int) -> Iterator[Run]:
+        size = self.block_size
+        end = offset + length
+        limit = -(-end // size)
+        while offset < end:
+            index = offset // size
+            entry = self._block(index)
+            bits = self._bits(index) if entry >= 0 and self.bitmapped else None
+            if bits is not None:
+                stop = min(end, (index + 1) * size)
+                yield from self._sector_runs(bits, entry, offset - index * size, stop - offset)
+                offset = stop
+                continue
+            after = index + 1
+            expected = entry
+            while after < limit:
+                if expected >= 0:
+                    expected += size
+                if self._block(after) != expected or (expected >= 0 and self.bitmapped):
+                    break
+                after += 1
+            run = min(after * size, end) - offset
+            if entry >= 0:
+                host = entry + offset - index * size
+                yield Run(run, Kind.DATA, host, self.storage, writable=True)
+            else:
+                yield Run(run, _KINDS[entry])
+            offset += run
+
+    def _sector_runs(self, bits: bytearray, host: int, start: int, length: int) -> Iterator[Run]:
+        """Yield the runs of one block between its bytes `start` and `start + length`."""
+        missing = Kind.ABSENT if self.can_have_backing and self.backing_name else Kind.ZERO
+        end = start + length
+        size = self.sector_size
+        while start < end:
+            held, stop = bit_run(
+                bits, start // size, -(-end // size), high_first=self.high_bit_first
+            )
+            run = min(stop * size, end) - start
+            if held:
+                yield Run(run, Kind.DATA, host + start, self.storage, writable=True)
+            else:
+                yield Run(run, missing)
+            start += run
+
+    def _spot(self, offset: int, length: int, writing: bool) -> int | None:
+        index, inside = divmod(offset, self.block_size)
+        if inside + length > self.block_size or self.bitmapped:
+            return None
+        host = self._block(index)
+        return None if host < 0 else host + inside
+
+    def _grant(self, index: int, count: int) -> tuple[int, int]:
+        if not self.bitmapped:
+            if self._free:
+                return self._free.pop(), 1
+            return self._new_block(), self._missing(index, count)
+        number, inside = divmod(index * self.sector_size, self.block_size)
+        room = min(count, (self.block_size - inside) // self.sector_size)
+        host = self._block(number)
+        if host < 0:
+            host = self._free[-1] if self._free else self._new_block()
+        return host + inside, room
+
+    def _missing(self, index: int, count: int) -> int:
+        """Return how many of `count` blocks from `index` on are nowhere, up to the first."""
+        for number in range(1, count):
+            if self._block(index + number) >= 0:
+                return number
+        return count
+
+    def _link(self, index: int, count: int, host: int) -> None:
+        if not self.bitmapped:
+            for number in range(count):
+                self._replace(index + number, host + number * self.block_size)
+            return
+        number, inside = divmod(index * self.sector_size, self.block_size)
+        if self._block(number) < 0:
+            start = host - inside
+            if self._free and self._free[-1] == start:
+                self._free.pop()
+            # The block is in the file whole, whatever part of it was written.
+            if self.storage.size < start + self.block_size:
+                self.storage.truncate(start + self.block_size)
+            was_zero = self._block(number) == ZERO
+            self._set_block(number, start)
+            self._new_bits(number)
+            bits = self._bits(number)
+            if bits is not None and was_zero and self.backing_name:
+                # The rest of the block must go on hiding the backing file.
+                bits[:] = b"\xff" * len(bits)
+                self._bits_changed(number)
+        bits = self._bits(number)
+        if bits is not None:
+            set_bits(bits, inside // self.sector_size, count, high_first=self.high_bit_first)
+            self._bits_changed(number)
+
+    def _replace(self, index: int, host: int) -> None:
+        old = self._block(index)
+        if old >= 0:
+            self._forgotten.append(old)
+        self._set_block(index, host)
+
+    @property
+    def unlink_size(self) -> int:
+        return self.block_size
+
+    def _unlink(self, index: int, count: int, kind: Kind) -> None:
+        self._begin()
+        for number in range(index, index + count):
+            self._replace(number, ZERO)
+
+    # ---- beginning, flushing, reusing -------------------------------------
+
+    def _begin(self) -> None:
+        if not self._begun:
+            with self._alloc:
+                if not self._begun:
+                    self._begin_writing()
+                    self._begun = True
+
+    def _write(self, offset: int, views: Views) -> None:
+        if not self._begun:
+            self._begin()
+        super()._write(offset, views)
+
+    def _has_forgotten(self) -> bool:
+        return bool(self._settling)
+
+    def _settle(self) -> None:
+        """Call at the end of `_write_tables`: what was forgotten is so for good once durable."""
+        self._settling += self._forgotten
+        self._forgotten = []
+
+    def _reclaim(self) -> None:
+        for host in self._settling:
+            # Zero, so that a later partial write need not fill the rest.
+            self.storage.write_zeroes(host, self.block_size)
+        self._free += self._settling
+        self._settling = []
+
+    def _grant_is_zero(self, host: int, length: int) -> bool:
+        # Fresh space is past the end, free space has been zeroed; a block that
+        # is there already holds anything.
+        return not self.bitmapped or host >= self.storage.size
+
+    # ---- checking ---------------------------------------------------------
+
+    def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
+        """Look for blocks outside the file, over structures, and over one another.
+
+        Nothing of that can be mended without guessing, so `repair` changes nothing.
+        """
+        if self.read_only and repair is not Repair.NOTHING:
+            raise self._read_only_error()
+        if not self.read_only:
+            self._flush()
+        report = CheckReport(total_clusters=-(-self.size // self.block_size))
+        owners: dict[int, int] = {}
+        with self._gate.alone(), self._alloc:
+            for index in range(report.total_clusters):
+                try:
+                    host = self._block(index)
+                except DiskFormatError as fault:
+                    report.error(fault.message)
+                    continue
+                if host < 0:
+                    continue
+                report.allocated_clusters += 1
+                report.image_end = max(report.image_end, host + self.block_size)
+                owners[host] = owners.get(host, -1) + 1
+                if owners[host]:
+                    report.error(f"the block at {host:#x} is used more than once")
+            last = -1
+            for host in sorted(owners):
+                if last >= 0 and host < last + self.block_size:
+                    report.error(f"the blocks at {last:#x} and {host:#x} overlap")
+                last = host
+        return report
+
+
+def bit_run(bits: bytearray, start: int, end: int, *, high_first: bool) -> tuple[bool, int]:
+    """Return (the bit `start`, the first index from there to `end` where another value stands)."""
+    held = _bit(bits, start, high_first)
+    at = start + 1
+    while at < end and at & 7:
+        if _bit(bits, at, high_first) != held:
+            return held, at
+        at += 1
+    if at < end:
+        pattern = _ALL_ONES if held else _ALL_ZEROES
+        found = pattern.match(bits, at >> 3, -(-end // 8))
+        assert found is not None
+        at = found.end() << 3
+        while at < end and _bit(bits, at, high_first) == held:
+            at += 1
+    return held, min(at, end)
+
+
+def set_bits(bits: bytearray, start: int, count: int, *, high_first: bool) -> None:
+    """Set `count` bits from `start` on."""
+    end = start + count
+    while start < end and start & 7:
+        bits[start >> 3] |= _mask(start, high_first)
+        start += 1
+    whole = (end - start) >> 3
+    if whole > 0:
+        bits[start >> 3 : (start >> 3) + whole] = b"\xff" * whole
+        start += whole << 3
+    while start < end:
+        bits[start >> 3] |= _mask(start, high_first)
+        start += 1
+
+
+def _mask(index: int, high_first: bool) -> int:
+    return 0x80 >> (index & 7) if high_first else 1 << (index & 7)
+
+
+def _bit(bits: bytearray, index: int, high_first: bool) -> bool:
+    return bool(bits[index >> 3] & _mask(index, high_first))

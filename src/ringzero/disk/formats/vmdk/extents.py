@@ -1,0 +1,489 @@
+"""The parts of a VMDK disk: sparse extents with grain tables, flat files, and nothing at all.
+
+Each is a `Disk` of its own; `VmdkDisk` puts them in a row.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import zlib
+from array import array
+from collections.abc import Iterator
+from typing import NoReturn, Self
+
+from ringzero.disk.contract import (
+    SECTOR,
+    CheckReport,
+    Disk,
+    DiskInfo,
+    Kind,
+    Repair,
+    Run,
+    Sample,
+    Surroundings,
+)
+from ringzero.disk.formats.vmdk.header import MARKERS, REDUNDANT, ZERO_GRAINS, Header
+from ringzero.disk.mapped import MappedDisk
+from ringzero.disk.paged import PagedTable
+from ringzero.disk.storage import Storage
+from ringzero.disk.tables import Table
+from ringzero.disk.vectors import Views, fill, fill_zeroes
+from ringzero.errors import DiskFormatError, DiskReadOnlyError, DiskUnsupportedError
+
+# Grain tables kept in memory; 512 entries of 4 bytes each, for 32 MiB of disk.
+_TABLES_KEPT = 4096
+_ZERO_GRAIN = 1
+# Grain tables point with 32 bits at sectors.
+_MAX_FILE = SECTOR << 32
+_UNPACKED_KEPT = 32
+
+
+class Part(Disk):
+    """What all extents have in common: they are opened by their disk alone."""
+
+    format = "vmdk"
+
+    @classmethod
+    def probe(cls, sample: Sample) -> int:
+        return 0
+
+    @classmethod
+    def open(cls, storage: Storage, around: Surroundings) -> Self:
+        raise NotImplementedError("an extent is opened by its disk")
+
+    def info(self) -> DiskInfo:
+        raise NotImplementedError("an extent is described by its disk")
+
+
+class FlatExtent(Part):
+    """`size` bytes of a file from the byte `start` on."""
+
+    def __init__(self, storage: Storage, start: int, size: int, *, read_only: bool) -> None:
+        if start + size > storage.size:
+            raise DiskFormatError(
+                f"{storage.name} is shorter than the descriptor says", path=storage.name
+            )
+        self.storage = storage
+        self.start = start
+        self.path = None
+        self.read_only = read_only
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def allocated(self) -> int:
+        return self.storage.allocated()
+
+    def _runs(self, offset: int, length: int) -> Iterator[Run]:
+        at = self.start + offset
+        for run, has_data in self.storage.extents(at, length):
+            yield Run(run, Kind.DATA if has_data else Kind.ZERO, at, self.storage, True)
+            at += run
+
+    def _read(self, offset: int, views: Views) -> None:
+        self.storage.read_into(self.start + offset, views)
+
+    def _write(self, offset: int, views: Views) -> None:
+        self.storage.write(self.start + offset, views)
+
+    def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+        self.storage.write_zeroes(self.start + offset, length, keep_space=not unmap)
+
+    def _discard(self, offset: int, length: int) -> None:
+        self.storage.discard(self.start + offset, length)
+
+    def _flush(self) -> None:
+        self.storage.flush()
+
+    def _close(self) -> None:
+        self.storage.close()
+
+
+class ZeroExtent(Part):
+    """`size` bytes that read as zeroes and take no others."""
+
+    def __init__(self, size: int) -> None:
+        self.path = None
+        self.read_only = True
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def allocated(self) -> int:
+        return 0
+
+    def _runs(self, offset: int, length: int) -> Iterator[Run]:
+        yield Run(length, Kind.ZERO)
+
+    def _read(self, offset: int, views: Views) -> None:
+        fill_zeroes(views)
+
+    def _write(self, offset: int, views: Views) -> None:
+        self._refuse()
+
+    def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+        """They are zeroes already."""
+
+    def _discard(self, offset: int, length: int) -> None:
+        """There is nothing to discard."""
+
+    def _flush(self) -> None:
+        """Nothing is ever written."""
+
+    def _close(self) -> None:
+        """Nothing is open."""
+
+    def _refuse(self) -> NoReturn:
+        raise DiskReadOnlyError("this part of the disk is a ZERO extent and cannot be written")
+
+
+class SparseExtent(Part, MappedDisk):
+    """A grain directory, its grain tables, and the grains, which are the clusters."""
+
+    can_have_backing = True
+
+    def __init__(self, storage: Storage, header: Header, *, read_only: bool) -> None:
+        super().__init__(storage)
+        self.header = header
+        self.path = None
+        self.read_only = read_only
+        self._size = header.capacity
+        self._grain = header.grain
+        self._span = header.per_table * header.grain
+        self._zero_grains = bool(header.flags & ZERO_GRAINS)
+        # Compressed extents are read as MARKED grains; without markers there is no length.
+        if header.compressed and not header.flags & MARKERS:
+            raise DiskUnsupportedError(
+                f"{storage.name}: compressed grains without markers", path=storage.name
+            )
+        self.directory = self._load_directory(header.directory)
+        self.redundant = (
+            self._load_directory(header.redundant)
+            if header.flags & REDUNDANT and header.redundant and not read_only
+            else None
+        )
+        self._tables: dict[int, Table] = {}
+        self._dirty: set[int] = set()
+        # Tables that are not in the file yet: they must be, before the directory names them.
+        self._new: set[int] = set()
+        self._forgotten: list[tuple[int, int]] = []
+        self._settling: list[tuple[int, int]] = []
+        self._free: list[int] = []
+        self._unpacked: dict[int, bytes] = {}
+        self._unpacked_lock = threading.Lock()
+
+    def limit(self, size: int) -> None:
+        """Use only the first `size` bytes."""
+        self._size = size
+
+    def forget_all(self) -> None:
+        """Make all grains absent."""
+        with self._gate.alone(), self._alloc:
+            for number in range(self.header.tables):
+                if self._table(number) is not None:
+                    table = self._table_to_change(number)
+                    for old in table.items:
+                        if old > _ZERO_GRAIN:
+                            self._forgotten.append((old * SECTOR, self._grain))
+                    table.fill(0, array("I", bytes(4 * len(table.items))))
+
+    def _load_directory(self, sector: int) -> PagedTable:
+        at = sector * SECTOR
+        count = self.header.tables
+        if not at or at + 4 * count > self.storage.size:
+            raise DiskFormatError(
+                f"{self.storage.name}: the grain directory is outside the file",
+                path=self.storage.name,
+                offset=at,
+            )
+        return PagedTable(self.storage, at, count, "I", big_endian=False)
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def cluster_size(self) -> int:
+        return self._grain
+
+    def allocated(self) -> int:
+        return self.storage.allocated()
+
+    # ---- tables -----------------------------------------------------------
+
+    def _table(self, number: int) -> Table | None:
+        found = self._tables.get(number)
+        if found is not None:
+            return found
+        sector = self.directory[number]
+        if not sector:
+            return None
+        found = self._read_table(sector)
+        if len(self._tables) >= _TABLES_KEPT:
+            clean = [n for n in list(self._tables) if n not in self._dirty]
+            for old in clean[: len(clean) // 2]:
+                self._tables.pop(old, None)
+        return self._tables.setdefault(number, found)
+
+    def _read_table(self, sector: int) -> Table:
+        at = sector * SECTOR
+        if at + self.header.per_table * 4 > self.storage.size:
+            raise DiskFormatError(
+                f"{self.storage.name}: a grain table is outside the file",
+                path=self.storage.name,
+                offset=at,
+            )
+        return Table.load(self.storage, at, self.header.per_table, "I", big_endian=False)
+
+    def _table_to_change(self, number: int) -> Table:
+        table = self._table(number)
+        if table is None:
+            length = self.header.per_table * 4
+            at = -(-self.storage.size // SECTOR) * SECTOR
+            copies = 2 if self.redundant is not None else 1
+            room = -(-length // SECTOR) * SECTOR
+            self._check_end(at + copies * room)
+            self.storage.truncate(at + copies * room)
+            table = Table.blank(self.storage, at, self.header.per_table, "I", big_endian=False)
+            self._tables[number] = table
+            self._new.add(number)
+            self.directory[number] = at // SECTOR
+            if self.redundant is not None:
+                self.redundant[number] = (at + room) // SECTOR
+        self._dirty.add(number)
+        return table
+
+    # ---- mapping ----------------------------------------------------------
+
+    def _runs(self, offset: int, length: int) -> Iterator[Run]:
+        end = offset + length
+        span = self._span
+        while offset < end:
+            number = offset // span
+            table = self._table(number)
+            if table is not None:
+                stop = min(end, (number + 1) * span)
+                yield from self._table_runs(table.items, number * span, offset, stop)
+            else:
+                last = (end - 1) // span
+                while number < last and not self.directory[number + 1]:
+                    number += 1
+                stop = min(end, (number + 1) * span)
+                yield Run(stop - offset, Kind.ABSENT)
+            offset = stop
+
+    def _table_runs(self, items: array[int], base: int, offset: int, end: int) -> Iterator[Run]:
+        grain = self._grain
+        sectors = grain // SECTOR
+        file_end = self.storage.size
+        compressed = self.header.compressed
+        index = (offset - base) // grain
+        last = (end - 1 - base) // grain
+        while index <= last:
+            entry = items[index]
+            stop = index + 1
+            if not entry or (entry == _ZERO_GRAIN and self._zero_grains):
+                kind = Kind.ZERO if entry else Kind.ABSENT
+                while stop <= last and items[stop] == entry:
+                    stop += 1
+            elif compressed:
+                kind = Kind.COMPRESSED
+            else:
+                kind = Kind.DATA
+                expected = entry + sectors
+                while stop <= last and items[stop] == expected:
+                    expected += sectors
+                    stop += 1
+            run_end = min(end, base + stop * grain)
+            length = run_end - offset
+            if kind is Kind.DATA:
+                host = entry * SECTOR + (offset - base) % grain
+                if entry * SECTOR >= file_end:
+                    raise self._outside(entry)
+                # A grain at the end may be cut short by the end of the disk.
+                writable = host + length <= file_end + grain
+                yield Run(length, kind, host, self.storage, writable)
+            elif kind is Kind.COMPRESSED:
+                yield Run(length, kind, entry, self.storage)
+            else:
+                yield Run(length, kind)
+            offset = run_end
+            index = stop
+
+    def _outside(self, entry: int) -> DiskFormatError:
+        return DiskFormatError(
+            f"{self.storage.name}: a grain is at {entry * SECTOR:#x}, outside the file",
+            path=self.storage.name,
+            offset=entry * SECTOR,
+        )
+
+    def _spot(self, offset: int, length: int, writing: bool) -> int | None:
+        table = self._tables.get(offset // self._span)
+        inside = offset % self._grain
+        if table is None or inside + length > self._grain or self.header.compressed:
+            return None
+        entry = table.items[offset % self._span // self._grain]
+        host = entry * SECTOR + inside
+        if entry <= 1 or host + length > self.storage.size:
+            return None
+        return host
+
+    def _check_end(self, end: int) -> None:
+        if end > _MAX_FILE:
+            raise DiskUnsupportedError(f"{self.storage.name}: a sparse extent has 2 TiB at most")
+
+    def _grant(self, index: int, count: int) -> tuple[int, int]:
+        if self._free:
+            return self._free.pop(), 1
+        grain = self._grain
+        host = -(-self.storage.size // grain) * grain
+        missing = 0
+        for run in self._runs(index * grain, min(count * grain, self.size - index * grain)):
+            if run.kind is Kind.DATA:
+                break
+            missing += -(-run.length // grain)
+        missing = max(1, missing)
+        self._check_end(host + missing * grain)
+        return host, missing
+
+    def _grant_is_zero(self, host: int, length: int) -> bool:
+        # Fresh grains are past the end, free ones have been zeroed.
+        return True
+
+    def _link(self, index: int, count: int, host: int) -> None:
+        per_table = self.header.per_table
+        sectors = self._grain // SECTOR
+        first = host // SECTOR
+        # The whole of a grain is in the file, also the last one of the disk.
+        if self.storage.size < host + count * self._grain:
+            self.storage.truncate(host + count * self._grain)
+        while count:
+            number, inside = divmod(index, per_table)
+            part = min(count, per_table - inside)
+            table = self._table_to_change(number)
+            for old in table.items[inside : inside + part]:
+                if old > _ZERO_GRAIN:
+                    self._forgotten.append((old * SECTOR, self._grain))
+            table.fill(inside, array("I", range(first, first + part * sectors, sectors)))
+            index, count, first = index + part, count - part, first + part * sectors
+
+    def _unlink(self, index: int, count: int, kind: Kind) -> None:
+        if self.backing_name is not None and not self._zero_grains:
+            raise NotImplementedError
+        value = _ZERO_GRAIN if self.backing_name is not None else 0
+        per_table = self.header.per_table
+        while count:
+            number, inside = divmod(index, per_table)
+            part = min(count, per_table - inside)
+            if self._table(number) is not None or value:
+                table = self._table_to_change(number)
+                for old in table.items[inside : inside + part]:
+                    if old > _ZERO_GRAIN:
+                        self._forgotten.append((old * SECTOR, self._grain))
+                table.fill(inside, array("I", [value]) * part)
+            index, count = index + part, count - part
+
+    # ---- flushing ---------------------------------------------------------
+
+    def _tables_dirty(self) -> bool:
+        return bool(self._dirty)
+
+    def _write_tables(self) -> None:
+        redundant = self.redundant
+        for number in sorted(self._dirty):
+            table = self._tables[number]
+            # The second copy first: one of the two is whole at any time.
+            if redundant is not None and redundant[number]:
+                Table(
+                    self.storage, redundant[number] * SECTOR, table.items, big_endian=False
+                ).write_all()
+            table.write_back()
+        self._dirty.clear()
+        if self._new:
+            self.storage.flush()
+            self._new.clear()
+            if redundant is not None:
+                redundant.write_back()
+            self.directory.write_back()
+        self._settling += self._forgotten
+        self._forgotten = []
+
+    def _has_forgotten(self) -> bool:
+        return bool(self._settling)
+
+    def _reclaim(self) -> None:
+        for host, length in self._settling:
+            self.storage.write_zeroes(host, length)
+            self._free.append(host)
+        self._settling = []
+
+    # ---- compressed grains ------------------------------------------------
+
+    def _decompress(self, run: Run, offset: int, views: Views) -> None:
+        assert run.host is not None
+        data = self._unpacked.get(run.host)
+        if data is None:
+            data = self._unpack(run.host)
+            with self._unpacked_lock:
+                while len(self._unpacked) >= _UNPACKED_KEPT:
+                    self._unpacked.pop(next(iter(self._unpacked)))
+                self._unpacked[run.host] = data
+        start = offset % self._grain
+        fill(views, memoryview(data)[start : start + run.length])
+
+    def _unpack(self, sector: int) -> bytes:
+        at = sector * SECTOR
+        if at + SECTOR > self.storage.size:
+            raise self._outside(sector)
+        head = self.storage.read(at, 12)
+        (length,) = struct.unpack_from("<I", head, 8)
+        # Deflate grows what it cannot shrink by a few bytes in a thousand.
+        if not 0 < length <= 2 * self._grain + SECTOR or at + 12 + length > self.storage.size:
+            raise DiskFormatError(
+                f"{self.storage.name}: the compressed grain at {at:#x} has {length} bytes",
+                path=self.storage.name,
+                offset=at,
+            )
+        try:
+            data = zlib.decompressobj().decompress(self.storage.read(at + 12, length), self._grain)
+        except zlib.error as fault:
+            raise DiskFormatError(
+                f"{self.storage.name}: the compressed grain at {at:#x} cannot be read: {fault}",
+                path=self.storage.name,
+                offset=at,
+            ) from fault
+        # The last grain of a disk may be stored short.
+        return data.ljust(self._grain, b"\0")
+
+    # ---- checking ---------------------------------------------------------
+
+    def inspect(self, report: CheckReport) -> None:
+        """Add what is wrong with this extent to `report`."""
+        owners: set[int] = set()
+        for number in range(self.header.tables):
+            try:
+                table = self._table(number)
+            except DiskFormatError as fault:
+                report.error(fault.message)
+                continue
+            for entry in table.items if table is not None else ():
+                if entry <= _ZERO_GRAIN and (not entry or self._zero_grains):
+                    continue
+                report.allocated_clusters += 1
+                report.compressed_clusters += self.header.compressed
+                report.image_end = max(report.image_end, entry * SECTOR + self._grain)
+                if entry * SECTOR >= self.storage.size:
+                    report.error(self._outside(entry).message)
+                elif entry in owners:
+                    report.error(f"the grain at {entry * SECTOR:#x} is used more than once")
+                owners.add(entry)
+
+    def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
+        report = CheckReport(total_clusters=-(-self.size // self._grain))
+        self.inspect(report)
+        return report

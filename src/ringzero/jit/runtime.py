@@ -1,0 +1,255 @@
+"""The run loop around translated code, and the doors between the two.
+
+Translated code keeps guest registers in host registers (see stencil_ops);
+everything else keeps them in the Cpu struct. The doors move them:
+
+    x_enter    from the run loop into a block
+    x_exit     from a block back to the run loop, which finds RIP in the struct
+    x_slow     run one instruction by the interpreter, then go on in the block
+    x_generic  run one instruction by its handler, already decoded, then go on
+
+They are IR written out, because the language has no calling conventions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ringzero.isa.x86 import cpu as x86
+from ringzero.isa.x86.cpu import EXIT_NONE, MODE_16, MODE_64, CodePage, Cpu, Insn
+from ringzero.isa.x86.interpreter import attend, begin, code_address, step
+from ringzero.isa.x86.mmu import fetch_page, jump_entry
+from ringzero.isa.x86.mxcsr import MASKS
+from ringzero.jit.module import Module
+from ringzero.jit.stencil_ops import CONVENTION, PARAMETERS, PINNED
+from ringzero.jit.tables import BLOCK_LIMIT, COUNTERS, Block, Translator
+from ringzero.jit.translate import translate
+from ringzero.native import (
+    call_address,
+    i64,
+    load,
+    native,
+    pointer,
+    select,
+    staged,
+    store,
+    u8,
+    u32,
+    u64,
+)
+
+# Distinguishes 32-bit code in jump-cache tags (bit 62 is 1 in no canonical user address).
+TAG_32 = 1 << 62
+# Instructions interpreted at most before cold code is looked at again.
+COLD_RUN = 64
+
+
+@staged
+def must_step(cpu: Any) -> Any:
+    """Whether the next instruction has to be interpreted: something watches each one."""
+    odd = (cpu.rflags & x86.TF) | u64(cpu.shadow) | (cpu.dr[7] & 0xFF) | u64(cpu.single_step)
+    odd = odd | (cpu.cr0 & (x86.CR0_EM | x86.CR0_TS))
+    odd = odd | ((cpu.cr4 & x86.CR4_OSFXSR) ^ x86.CR4_OSFXSR)
+    odd = odd | u64((cpu.mxcsr & MASKS) ^ MASKS)
+    mode = cpu.mode
+    return (odd != 0) | (mode == MODE_16) | ((mode != MODE_64) & (cpu.segmented != 0))
+
+
+@native
+def find_block(cpu: Cpu, page: u64, offset: u32) -> u64:
+    """Return the host address of a known block of a RAM page (by number), or 0."""
+    where = load(u64, cpu.code_pages + (page << 3))
+    if where == 0:
+        return u64(0)
+    entry = u64(pointer(CodePage, where).blocks[offset >> 6])
+    while entry != 0:
+        block = pointer(Block, entry)
+        if block.offset == offset and block.mode == cpu.mode:
+            return block.code
+        entry = block.next
+    return u64(0)
+
+
+@native(inline="never")
+def find_code(cpu: Cpu, tr: Translator, va: u64) -> u64:
+    """Return translated code for linear address `va`, or 0 when it is to be interpreted."""
+    tag = va | select(cpu.mode == MODE_64, u64(0), u64(TAG_32))
+    known = jump_entry(cpu.jump_cache, va)
+    code = u64(0)
+    if known.address == tag:
+        code = known.code
+    else:
+        tr.count_lookups += 1
+        host = fetch_page(cpu, va)
+        if host == 0:
+            return u64(0)
+        page = (host - cpu.ram) >> 12
+        offset = u32(va & 0xFFF)
+        code = find_block(cpu, page, offset)
+        if code == 0:
+            counter = tr.counters + ((page * 131 + (va & 0xFFF)) & (COUNTERS - 1))
+            count = load(u8, counter) + 1
+            if u32(count) < tr.hot:
+                store(u8, counter, count)
+                return u64(0)
+            code = translate(cpu, tr, host & ~u64(0xFFF), offset, cpu.mode)
+            if code == 0:
+                return u64(0)
+        known.address = tag
+        known.code = code
+    cpu.page_base = va & ~u64(0xFFF)
+    return code
+
+
+@native(inline="never")
+def run_cold(cpu: Cpu, tr: Translator) -> None:
+    """Interpret until the flow of control turns."""
+    tr.count_cold += 1
+    left = u32(COLD_RUN)
+    while left != 0:
+        left -= 1
+        cpu.stop_block = 0
+        before = cpu.rip
+        step(cpu)
+        if cpu.stop_block != 0 or cpu.rip != before + u64(cpu.insn.length):
+            return
+
+
+@native
+def run_blocks(cpu: Cpu) -> u32:
+    """Run until there is a reason to exit to Python: the translator's run loop."""
+    begin(cpu)
+    tr = pointer(Translator, cpu.engine)
+    cpu.link_site = 0
+    while True:
+        if cpu.requests != 0 or i64(cpu.budget) < BLOCK_LIMIT or cpu.halted != 0:
+            cpu.link_site = 0
+            reason = attend(cpu)
+            if reason != EXIT_NONE:
+                return reason
+        if must_step(cpu):
+            cpu.link_site = 0
+            step(cpu)
+            continue
+        code = find_code(cpu, tr, code_address(cpu))
+        if code == 0:
+            cpu.link_site = 0
+            run_cold(cpu, tr)
+            continue
+        if cpu.link_site != 0:
+            # The block before left by a direct jump inside its page: from now on it goes straight.
+            store(u32, cpu.link_site, u32(code - cpu.link_site - 4))
+            cpu.link_site = 0
+            tr.count_links += 1
+        cpu.stop_block = 0
+        call_address(cpu.enter_code, None, cpu, code)
+
+
+@native
+def slow_step(cpu: Cpu) -> u32:
+    """Interpret the instruction of a block that missed the TLB; 1 to leave the block."""
+    rip = cpu.page_base + cpu.slow_offset
+    cpu.rip = rip
+    cpu.count_slow += 1
+    cpu.stop_block = 0
+    # The block has paid for it already.
+    cpu.budget += 1
+    step(cpu)
+    left = (cpu.stop_block != 0) | (cpu.rip != rip + u64(cpu.insn.length)) | (cpu.resume == 0)
+    return u32(left)
+
+
+@native
+def generic_step(cpu: Cpu) -> u32:
+    """Run a decoded instruction of a block by its handler; 1 to leave the block."""
+    insn = pointer(Insn, cpu.generic_insn)
+    rip = cpu.page_base + u64(insn.page_offset)
+    following = rip + u64(insn.length)
+    cpu.rip = rip
+    cpu.next_rip = following
+    cpu.external_cursor = 0
+    cpu.stop_block = 0
+    call_address(insn.handler, None, cpu, insn)
+    cpu.rip = cpu.next_rip
+    cpu.external_done = 0
+    return u32((cpu.stop_block != 0) | (cpu.rip != following))
+
+
+_BUDGET = Cpu.offset_of("budget")
+_RESUME = Cpu.offset_of("resume")
+
+
+def _member(name: str, offset: int) -> str:
+    return f" %{name} = getelementptr i8, ptr %cpu, i64 {offset}"
+
+
+def _spill() -> list[str]:
+    lines = [_member("bp", _BUDGET), " store i64 %n, ptr %bp"]
+    for number in PINNED:
+        lines += [_member(f"p{number}", number * 8), f" store i64 %g{number}, ptr %p{number}"]
+    return lines
+
+
+def _reload() -> list[str]:
+    lines = [" %n2 = load i64, ptr %bp"]
+    lines += [f" %r{number} = load i64, ptr %p{number}" for number in PINNED]
+    return lines
+
+
+def _arguments() -> str:
+    parts = ["ptr %cpu", "i64 %n2", "i64 poison", *(f"i64 %r{n}" for n in PINNED)]
+    return ", ".join(parts)
+
+
+def _step_door(name: str, target: str) -> str:
+    return "\n".join(
+        [
+            f"define {CONVENTION} void @{name}({PARAMETERS}) nounwind {{",
+            *_spill(),
+            f" %leaves = call i32 @{target}(ptr %cpu)",
+            " %stop = icmp ne i32 %leaves, 0",
+            " br i1 %stop, label %out, label %on",
+            "out:",
+            " ret void",
+            "on:",
+            *_reload(),
+            _member("rp", _RESUME),
+            " %resume = load ptr, ptr %rp",
+            f" musttail call {CONVENTION} void %resume({_arguments()})",
+            " ret void",
+            "}",
+        ]
+    )
+
+
+def define_doors(module: Module) -> None:
+    """Add the doors to a module."""
+    for function in (slow_step, generic_step):
+        module.require(function)
+    addresses = [_member("bp", _BUDGET)]
+    addresses += [_member(f"p{number}", number * 8) for number in PINNED]
+    module.define(
+        "\n".join(
+            [
+                "define void @x_enter(ptr %cpu, i64 %code) nounwind {",
+                *addresses,
+                *_reload(),
+                " %where = inttoptr i64 %code to ptr",
+                f" call {CONVENTION} void %where({_arguments()})",
+                " ret void",
+                "}",
+            ]
+        )
+    )
+    module.define(
+        "\n".join(
+            [
+                f"define {CONVENTION} void @x_exit({PARAMETERS}) nounwind {{",
+                *_spill(),
+                " ret void",
+                "}",
+            ]
+        )
+    )
+    module.define(_step_door("x_slow", slow_step.name))
+    module.define(_step_door("x_generic", generic_step.name))

@@ -1,0 +1,326 @@
+"""`ringzero disk`: every action once as a user types it, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ringzero.cli.main import main
+from ringzero.disk import create_disk, open_disk
+
+SIZE = 8 << 20
+FORMATS = ["raw", "qcow2", "vmdk", "vhdx"]
+
+
+@pytest.fixture
+def disk(capsys, monkeypatch, tmp_path):
+    """Run `ringzero disk` in an empty directory; return (exit code, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        code = main(["disk", *map(str, words)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A raw image with data, zeroes, and holes; returns its bytes."""
+    dice = random.Random(5)
+    data = bytearray(SIZE)
+    for start, length in ((0, 5000), (1 << 20, 1 << 20), (5_000_000, 70_000), (SIZE - 512, 512)):
+        data[start : start + length] = dice.randbytes(length)
+    with (tmp_path / "source.raw").open("wb") as file:
+        file.truncate(SIZE)
+        for start in range(0, SIZE, 4096):
+            piece = data[start : start + 4096]
+            if any(piece):
+                file.seek(start)
+                file.write(piece)
+    return bytes(data)
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def contents(path, kind):
+    with open_disk(path, kind, read_only=True) as disk:
+        return disk.read(0, disk.size)
+
+
+def test_create_and_info(disk, tmp_path):
+    code, out, _ = disk("create", "-f", "qcow2", "-o", "cluster_size=4k", "base.qcow2", "10M")
+    assert (code, out) == (0, "made base.qcow2 (qcow2, 10 MiB)\n")
+    assert disk("create", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2")[0] == 0
+    _, out, _ = disk("info", "top.qcow2")
+    assert "backing file: base.qcow2 (qcow2)" in out
+    assert "backing file, depth 1: " in out
+    _, out, _ = disk("info", "--json", "top.qcow2")
+    assert json.loads(out)["backing-filename"] == "base.qcow2"
+    _, out, _ = disk("info", "--output", "json", "--backing-chain", "top.qcow2")
+    assert [layer["virtual-size"] for layer in json.loads(out)] == [10 << 20] * 2
+    assert json.loads(out)[1]["cluster-size"] == 4096
+
+
+def test_create_says_its_options(disk):
+    code, out, _ = disk("create", "-f", "vhdx", "-o", "help")
+    assert code == 0
+    assert "block_size" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "hint"),
+    [
+        (["create", "-f", "qcow2", "-o", "colour=red", "x", "1M"], 2, "has no option"),
+        (["create", "-f", "nonsense", "x", "1M"], 3, "no disk format"),
+        (["create", "x", "many"], 2, "not a size"),
+        (["info", "nowhere"], 3, "no file nowhere"),
+        (["convert", "nowhere", "x"], 3, "no file nowhere"),
+        (["resize", "source.raw", "1M"], 6, "no known format"),
+        (["resize", "-f", "raw", "source.raw", "1M"], 2, "would lose"),
+        (["snapshot", "-l", "source.raw"], 6, "no snapshots"),
+        (["dd", "if=source.raw"], 2, "of="),
+        (["convert", "source.raw", "source.raw"], 2, "same file"),
+        (["convert", "-c", "-O", "raw", "source.raw", "x"], 2, "not compressed"),
+        (["commit", "source.raw"], 2, "no backing file"),
+    ],
+)
+def test_mistakes_are_messages(disk, source, words, code, hint, tmp_path):
+    found, _, err = disk(*words)
+    assert found == code, err
+    assert hint in err
+    assert names(tmp_path) == ["source.raw"]
+
+
+@pytest.mark.parametrize("target", FORMATS)
+@pytest.mark.parametrize("origin", FORMATS)
+def test_convert_and_compare(disk, source, origin, target, tmp_path):
+    assert disk("convert", "-f", "raw", "-O", origin, "source.raw", "a")[0] == 0
+    assert disk("convert", "-O", target, "a", "b")[0] == 0
+    assert contents(tmp_path / "b", target)[:SIZE] == source
+    code, out, _ = disk("compare", "-f", "raw", "-F", target, "source.raw", "b")
+    assert (code, out) == (0, "Images are identical.\n")
+    with open_disk(tmp_path / "b", target, read_only=True) as image:
+        held = sum(e.length for e in image.block_status() if not e.reads_zero)
+        if target != "vhdx":
+            assert held < SIZE // 2
+    with open_disk(tmp_path / "b", target) as image:
+        image.write(3_000_000, b"!")
+    code, out, _ = disk("compare", "-f", "raw", "-F", target, "source.raw", "b")
+    assert (code, out) == (1, "Content mismatch at offset 3000000!\n")
+    assert names(tmp_path) == ["a", "b", "source.raw"]
+
+
+@pytest.mark.parametrize("kind", ["zlib", "zstd"])
+def test_convert_compressed(disk, source, kind, tmp_path):
+    words = ["convert", "-c", "-O", "qcow2", "-o", f"compression_type={kind}"]
+    assert disk(*words, "source.raw", "a")[0] == 0
+    assert contents(tmp_path / "a", "qcow2") == source
+    _, out, _ = disk("map", "--json", "a")
+    assert json.loads(out)
+    code, out, _ = disk("check", "a")
+    assert code == 0
+    assert "No errors were found" in out
+
+
+def test_convert_to_stream_optimized(disk, source, tmp_path):
+    words = ["convert", "-O", "vmdk", "-o", "subformat=streamOptimized"]
+    assert disk(*words, "source.raw", "a.vmdk")[0] == 0
+    assert contents(tmp_path / "a.vmdk", "vmdk") == source
+    assert disk("convert", "-O", "raw", "a.vmdk", "b.raw")[0] == 0
+    assert (tmp_path / "b.raw").read_bytes() == source
+
+
+def test_convert_to_several_files_leaves_only_those(disk, source, tmp_path):
+    words = ["convert", "-O", "vmdk", "-o", "subformat=monolithicFlat"]
+    assert disk(*words, "source.raw", "a.vmdk")[0] == 0
+    assert names(tmp_path) == ["a-flat.vmdk", "a.vmdk", "source.raw"]
+    assert contents(tmp_path / "a.vmdk", "vmdk") == source
+
+
+def test_convert_to_an_overlay_takes_only_what_differs(disk, source, tmp_path):
+    assert disk("convert", "-O", "qcow2", "source.raw", "base")[0] == 0
+    with (tmp_path / "source.raw").open("r+b") as file:
+        file.seek(2 << 20)
+        file.write(b"new")
+        file.seek(1 << 20)
+        file.write(bytes(70_000))
+    changed = (tmp_path / "source.raw").read_bytes()
+    words = ["convert", "-O", "qcow2", "-B", "base", "-F", "qcow2"]
+    assert disk(*words, "source.raw", "top")[0] == 0
+    assert contents(tmp_path / "top", "qcow2") == changed
+    with open_disk(tmp_path / "top", read_only=True) as image:
+        assert image.backing_name == "base"
+        held = sum(e.length for e in image.block_status(layers=1) if e.kind.value == "data")
+        assert 0 < held < 300_000
+
+
+def test_convert_into_what_is_there(disk, source, tmp_path):
+    (tmp_path / "there").write_bytes(b"\xff" * (SIZE + 4096))
+    assert disk("convert", "-n", "-O", "raw", "source.raw", "there")[0] == 0
+    assert (tmp_path / "there").read_bytes() == source + bytes(4096)
+
+
+def test_a_target_that_exists_is_not_overwritten_unasked(disk, source, tmp_path):
+    (tmp_path / "there").write_bytes(b"precious")
+    code, _, err = disk("convert", "-O", "qcow2", "source.raw", "there")
+    assert code == 6
+    assert "exists" in err
+    assert (tmp_path / "there").read_bytes() == b"precious"
+    assert disk("convert", "--force", "-O", "qcow2", "source.raw", "there")[0] == 0
+    assert contents(tmp_path / "there", "qcow2") == source
+
+
+def test_resize(disk, tmp_path):
+    create_disk(tmp_path / "a", "qcow2", SIZE)
+    assert disk("resize", "a", "+1M")[1] == "a: 9 MiB\n"
+    code, _, err = disk("resize", "a", "1M")
+    assert code == 2
+    assert "--shrink" in err
+    assert disk("resize", "--shrink", "a", "1M")[0] == 0
+    assert len(contents(tmp_path / "a", "qcow2")) == 1 << 20
+
+
+def test_map(disk, source):
+    disk("create", "-f", "qcow2", "-b", "source.raw", "-F", "raw", "top")
+    _, out, _ = disk("map", "--json", "top")
+    runs = json.loads(out)
+    assert sum(run["length"] for run in runs) == SIZE
+    assert {run["depth"] for run in runs if run["data"]} == {1}
+    _, out, _ = disk("map", "top")
+    assert "source.raw" in out
+
+
+def test_snapshots(disk, tmp_path):
+    create_disk(tmp_path / "a", "qcow2", SIZE)
+    with open_disk(tmp_path / "a") as image:
+        image.write(0, b"old")
+    assert disk("snapshot", "-c", "first", "a")[0] == 0
+    with open_disk(tmp_path / "a") as image:
+        image.write(0, b"new")
+    assert "first" in disk("snapshot", "-l", "a")[1]
+    assert disk("snapshot", "-a", "first", "a")[0] == 0
+    assert contents(tmp_path / "a", "qcow2")[:3] == b"old"
+    assert disk("snapshot", "-d", "first", "a")[0] == 0
+    assert disk("snapshot", "-a", "first", "a")[0] == 3
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vhdx"])
+def test_commit(disk, kind, tmp_path):
+    create_disk(tmp_path / "base", kind, SIZE)
+    with open_disk(tmp_path / "base") as image:
+        image.write(0, b"x" * 200_000)
+    create_disk(tmp_path / "top", kind, backing="base", backing_format=kind)
+    with open_disk(tmp_path / "top") as image:
+        image.write(100_000, b"y" * 300_000)
+        image.write_zeroes(0, 512)
+        expected = image.read(0, SIZE)
+    code, _, err = disk("commit", "top")
+    assert code == 0, err
+    assert contents(tmp_path / "base", kind)[:SIZE] == expected
+    assert contents(tmp_path / "top", kind)[:SIZE] == expected
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vhdx"])
+def test_rebase(disk, kind, tmp_path):
+    for name, byte in (("one", b"1"), ("two", b"2")):
+        create_disk(tmp_path / name, kind, SIZE)
+        with open_disk(tmp_path / name) as image:
+            image.write(0, byte * 200_000)
+            image.write(1_000_000, b"same" * 10_000)
+    create_disk(tmp_path / "top", kind, backing="one", backing_format=kind)
+    with open_disk(tmp_path / "top") as image:
+        image.write(50_000, b"top")
+        expected = image.read(0, SIZE)
+    code, _, err = disk("rebase", "-b", "two", "-F", kind, "top")
+    assert code == 0, err
+    assert contents(tmp_path / "top", kind)[:SIZE] == expected
+    with open_disk(tmp_path / "top", read_only=True) as image:
+        assert image.backing_name == "two"
+    (tmp_path / "two").rename(tmp_path / "moved")
+    assert disk("rebase", "-u", "-b", "moved", "-F", kind, "top")[0] == 0
+    assert contents(tmp_path / "top", kind)[:SIZE] == expected
+
+
+def test_rebase_to_nothing(disk, tmp_path):
+    create_disk(tmp_path / "base", "qcow2", SIZE)
+    with open_disk(tmp_path / "base") as image:
+        image.write(0, b"x" * 200_000)
+    create_disk(tmp_path / "top", "qcow2", backing="base", backing_format="qcow2")
+    assert disk("rebase", "-b", "", "top")[0] == 0
+    (tmp_path / "base").unlink()
+    assert contents(tmp_path / "top", "qcow2")[:200_000] == b"x" * 200_000
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_measure_is_not_less_than_the_image(disk, source, kind, tmp_path):
+    _, out, _ = disk("measure", "--json", "-O", kind, "source.raw")
+    needed = json.loads(out)["required"]
+    disk("convert", "-O", kind, "source.raw", "a")
+    size = (tmp_path / "a").stat().st_size if kind != "raw" else 0
+    assert size <= needed <= size + (2 << 20)
+
+
+def test_dd(disk, source, tmp_path):
+    assert disk("dd", "bs=4k", "skip=3", "count=100", "if=source.raw", "of=part")[0] == 0
+    assert (tmp_path / "part").read_bytes() == source[12_288 : 12_288 + 409_600]
+
+
+@pytest.mark.parametrize("words", [[], ["-w"], ["--random", "-d", "1"], ["-w", "-s", "1M"]])
+def test_bench(disk, words, tmp_path):
+    create_disk(tmp_path / "a", "qcow2", SIZE)
+    code, out, _ = disk("bench", "-c", "50", "--json", *words, "a")
+    assert code == 0
+    assert json.loads(out)["requests"] == 50
+
+
+def test_interrupted_conversion_goes_on(tmp_path):
+    """Ctrl-C in the middle: no target, then the same command finishes it."""
+    size = 1 << 30
+    source = tmp_path / "source.raw"
+    chunk = random.Random(1).randbytes(1 << 20)
+    with source.open("wb") as file:
+        for _ in range(200):
+            file.write(chunk)
+        file.truncate(size)
+    command = [
+        sys.executable, "-m", "ringzero", "disk", "convert", "-f", "raw", "-O", "qcow2",
+        "-m", "1", str(source), str(tmp_path / "target"),
+    ]  # fmt: skip
+    work = tmp_path / ".target.convert"
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (work / "target").exists() or (work / "target").stat().st_size < 8 << 20:
+        time.sleep(0.001)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert not (tmp_path / "target").exists()
+    note = json.loads((work / "progress.json").read_text())
+    assert 0 < note["done"] < size
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert "went on at" in done.stderr
+    assert not work.exists()
+    with open_disk(tmp_path / "target", read_only=True) as disk:
+        for at in range(0, 200 << 20, 1 << 20):
+            assert disk.read(at, 1 << 20) == chunk
+        assert disk.check().errors == 0
+
+
+def test_changed_source_starts_again(tmp_path, disk, source):
+    work = tmp_path / ".target.convert"
+    work.mkdir()
+    (work / "progress.json").write_text(json.dumps({"identity": "another", "done": 4096}))
+    (work / "target").write_bytes(b"rubbish")
+    assert disk("convert", "-O", "raw", "source.raw", "target")[0] == 0
+    assert (tmp_path / "target").read_bytes() == source

@@ -1,0 +1,163 @@
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ringzero
+from ringzero.cli import main as cli
+from ringzero.cli.verb import VERBS
+
+SOURCE = str(Path(ringzero.__file__).parents[1])
+
+
+def program(*words, **options):
+    environment = os.environ | {"PYTHONPATH": SOURCE} | options.pop("env", {})
+    command = [sys.executable, "-m", "ringzero", *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=environment, **options
+    )
+
+
+def test_help_names_every_command_with_examples(capsys):
+    assert cli.main([]) == 0
+    text = capsys.readouterr().out
+    for name, verb in VERBS:
+        assert name in text
+        assert verb.summary.split()[0] in text
+    assert "examples:" in text
+
+
+@pytest.mark.parametrize("name", VERBS.names())
+def test_every_command_has_help_with_examples(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([name, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert f"ringzero {name}" in text
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"ringzero {ringzero.__version__}\n"
+
+
+def test_unknown_command_is_told_with_a_guess(capsys):
+    assert cli.main(["runn"]) == 3
+    text = capsys.readouterr().err
+    assert "no command called 'runn'" in text
+    assert "did you mean 'run'" in text
+
+
+def test_command_words_where_none_belong(capsys):
+    assert cli.main(["info", "--", "x"]) == 2
+    assert "takes no command" in capsys.readouterr().err
+
+
+def test_a_fault_of_ours_is_no_traceback(monkeypatch, capsys):
+    monkeypatch.delenv("RINGZERO_DEBUG", raising=False)
+    monkeypatch.setattr(cli, "_run", lambda *_: 1 // 0)
+    assert cli.main(["info"]) == 70
+    text = capsys.readouterr().err
+    assert "internal error: ZeroDivisionError" in text
+    assert "Traceback" not in text
+    monkeypatch.setenv("RINGZERO_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["info"])
+
+
+def test_interrupt(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    assert cli.main(["info"]) == 130
+
+
+def test_errors_as_json():
+    done = program("run", "--json", "--memory", "lots")
+    assert done.returncode == 2
+    assert '"kind": "config"' in done.stderr
+
+
+def test_reader_that_goes_away():
+    environment = os.environ | {"PYTHONPATH": SOURCE}
+    done = subprocess.run(
+        f"{sys.executable} -m ringzero info | true",
+        shell=True,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+
+
+HEAVY = ("llvmlite", "zstandard", "lz4", "ringzero.vm.machine", "ringzero.image.packages")
+
+
+@pytest.mark.parametrize("statement", ["pass", "ringzero.cli.main.main([])"])
+def test_light_start(statement):
+    check = f"import sys; bad = [m for m in {HEAVY} if m in sys.modules]; print(bad)"
+    code = f"import ringzero.cli.main\n{statement}\n{check}"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": SOURCE},
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.speed
+@pytest.mark.parametrize("words", [("-c", "import ringzero"), ("-m", "ringzero", "--help")])
+def test_start_takes_under_150_ms(words):
+    # Processor time, and the best of several: the machine may be busy with other things.
+    best = 9.0
+    for _ in range(8):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(
+            [sys.executable, *words],
+            env=os.environ | {"PYTHONPATH": SOURCE},
+            stdout=subprocess.DEVNULL,
+            check=True,
+            timeout=60,
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert best < 0.15
+
+
+def test_info(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("RINGZERO_CACHE_DIR", str(tmp_path))
+    assert cli.main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert ringzero.__version__ in text
+    assert str(tmp_path) in text
+    assert "RINGZERO_MIRROR" in text
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completion():
+    code = program("completion", "bash").stdout
+    script = code + (
+        "COMP_WORDS=(ringzero run --me); COMP_CWORD=2; _ringzero; echo ${COMPREPLY[@]}\n"
+        "COMP_WORDS=(ringzero im); COMP_CWORD=1; _ringzero; echo ${COMPREPLY[@]}\n"
+        "COMP_WORDS=(ringzero image b); COMP_CWORD=2; _ringzero; echo ${COMPREPLY[@]}\n"
+        "COMP_WORDS=(ringzero run --engine s); COMP_CWORD=3; _ringzero; echo ${COMPREPLY[@]}\n"
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["--memory", "image", "build", "soft"]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_zsh_completion_is_read():
+    code = program("completion", "zsh").stdout
+    done = subprocess.run(["zsh", "-n"], input=code, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
