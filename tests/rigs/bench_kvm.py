@@ -75,22 +75,16 @@ def main() -> int:
         initrd.write_bytes(image.initrd.read_bytes() + _overlay())
         files = [str(image.kernel), str(initrd), str(disk)]
         # One more round for ringzero, not counted: it fills caches that a user has.
-        measure([sys.executable, "-c", OURS, *files, COMMAND_LINE + _board_line()])
+        measure([sys.executable, "-c", OURS, *files, COMMAND_LINE])
         for _ in range(arguments.rounds):
             results["qemu"].append(measure(_qemu(*files)))
             results["ringzero"].append(
-                measure([sys.executable, "-c", OURS, *files, COMMAND_LINE + _board_line()])
+                measure([sys.executable, "-c", OURS, *files, COMMAND_LINE])
             )
     table = report(results)
     if arguments.json:
         arguments.json.write_text(json.dumps(table, indent=1) + "\n")
     return 0
-
-
-def _board_line() -> str:
-    from ringzero.board.contract import BOARDS
-
-    return " " + BOARDS.get("microvm").command_line
 
 
 def _overlay() -> bytes:
