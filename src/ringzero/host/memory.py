@@ -77,12 +77,16 @@ class SharedMemory:
 _LOW_LIMIT = 1 << 31
 _MAP_32BIT = 0x40  # x86 Linux: map in the low 2 GiB
 _MAP_NORESERVE = 0x4000
+_MAP_FIXED_NOREPLACE = 0x100000
 
 
 class ExecutableMemory:
-    """`size` bytes of memory below 2 GiB that can be written and run. Raises HostError."""
+    """`size` bytes of memory below 2 GiB that can be written and run.
 
-    def __init__(self, size: int) -> None:
+    They lie at `wanted` where that is free, else anywhere. Raises HostError.
+    """
+
+    def __init__(self, size: int, wanted: int = 0) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.mmap.restype = ctypes.c_void_p
         libc.mmap.argtypes = [
@@ -94,7 +98,9 @@ class ExecutableMemory:
         self.size = size
         protection = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_32BIT | _MAP_NORESERVE
-        address = libc.mmap(None, size, protection, flags, -1, 0)
+        address = libc.mmap(wanted, size, protection, flags | _MAP_FIXED_NOREPLACE, -1, 0)
+        if address in (None, ctypes.c_void_p(-1).value):
+            address = libc.mmap(None, size, protection, flags, -1, 0)
         if address in (None, ctypes.c_void_p(-1).value) or address + size > _LOW_LIMIT:
             raise HostError(
                 "the host gives no executable memory for translated code",

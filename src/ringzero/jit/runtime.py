@@ -17,14 +17,16 @@ from typing import Any
 
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import EXIT_NONE, MODE_16, MODE_64, CodePage, Cpu, Insn
+from ringzero.isa.x86.decoder import FormEntry
 from ringzero.isa.x86.interpreter import attend, begin, code_address, step
-from ringzero.isa.x86.mmu import fetch_page, jump_entry
+from ringzero.isa.x86.mmu import fetch_page, jump_entry, protect_code
 from ringzero.isa.x86.mxcsr import MASKS
 from ringzero.jit.module import Module
 from ringzero.jit.stencil_ops import CONVENTION, PARAMETERS, PINNED
 from ringzero.jit.tables import BLOCK_LIMIT, COUNTERS, Block, Translator
-from ringzero.jit.translate import translate
+from ringzero.jit.translate import FPU_OFF, translate
 from ringzero.native import (
+    boolean,
     call_address,
     i64,
     load,
@@ -48,11 +50,16 @@ COLD_RUN = 64
 def must_step(cpu: Any) -> Any:
     """Whether the next instruction has to be interpreted: something watches each one."""
     odd = (cpu.rflags & x86.TF) | u64(cpu.shadow) | (cpu.dr[7] & 0xFF) | u64(cpu.single_step)
-    odd = odd | (cpu.cr0 & (x86.CR0_EM | x86.CR0_TS))
-    odd = odd | ((cpu.cr4 & x86.CR4_OSFXSR) ^ x86.CR4_OSFXSR)
     odd = odd | u64((cpu.mxcsr & MASKS) ^ MASKS)
     mode = cpu.mode
     return (odd != 0) | (mode == MODE_16) | ((mode != MODE_64) & (cpu.segmented != 0))
+
+
+@staged
+def code_mode(cpu: Any) -> Any:
+    """Return what a translation depends on beside its bytes: the mode, and FPU_OFF."""
+    off = (cpu.cr0 & (x86.CR0_EM | x86.CR0_TS)) | ((cpu.cr4 & x86.CR4_OSFXSR) ^ x86.CR4_OSFXSR)
+    return cpu.mode | select(off != 0, u32(FPU_OFF), u32(0))
 
 
 @native
@@ -62,12 +69,56 @@ def find_block(cpu: Cpu, page: u64, offset: u32) -> u64:
     if where == 0:
         return u64(0)
     entry = u64(pointer(CodePage, where).blocks[offset >> 6])
+    mode = code_mode(cpu)
     while entry != 0:
         block = pointer(Block, entry)
-        if block.offset == offset and block.mode == cpu.mode:
+        if block.offset == offset and block.mode == mode:
             return block.code
         entry = block.next
     return u64(0)
+
+
+@native
+def page_hash(page: u64) -> u64:
+    """Return a hash of the 4 KiB at a host address; contents are compared as well."""
+    value = u64(0x9E3779B97F4A7C15)
+    for word in range(u64(512)):
+        value = (value ^ load(u64, page + (word << 3))) * 0xFF51AFD7ED558CCD
+        value = value ^ (value >> 32)
+    return value
+
+
+@native
+def same_page(first: u64, second: u64) -> boolean:
+    """Return whether the 4 KiB at two host addresses are the same."""
+    for word in range(u64(512)):
+        if load(u64, first + (word << 3)) != load(u64, second + (word << 3)):
+            return u64(0) != 0
+    return u64(0) == 0
+
+
+@native(inline="never")
+def adopt_saved(cpu: Cpu, tr: Translator, page: u64) -> None:
+    """Take over translations of an earlier run for a RAM page with the same content."""
+    store(u8, cpu.code_sought + page, u8(1))
+    if tr.saved_table == 0:
+        return
+    host = cpu.ram + (page << 12)
+    wanted = page_hash(host)
+    slot = wanted & tr.saved_mask
+    while True:
+        index = u64(load(u32, tr.saved_table + (slot << 2)))
+        if index == 0:
+            return
+        index -= 1
+        alike = load(u64, tr.saved_hashes + (index << 3)) == wanted
+        if alike and same_page(host, tr.saved_contents + (index << 12)):
+            where = u64(load(u32, tr.saved_pages + (index << 2)))
+            store(u64, cpu.code_pages + (page << 3), where)
+            protect_code(cpu, host)
+            tr.count_adopted += 1
+            return
+        slot = (slot + 1) & tr.saved_mask
 
 
 @native(inline="never")
@@ -85,6 +136,8 @@ def find_code(cpu: Cpu, tr: Translator, va: u64) -> u64:
             return u64(0)
         page = (host - cpu.ram) >> 12
         offset = u32(va & 0xFFF)
+        if load(u8, cpu.code_sought + page) == 0:
+            adopt_saved(cpu, tr, page)
         code = find_block(cpu, page, offset)
         if code == 0:
             counter = tr.counters + ((page * 131 + (va & 0xFFF)) & (COUNTERS - 1))
@@ -92,7 +145,7 @@ def find_code(cpu: Cpu, tr: Translator, va: u64) -> u64:
             if u32(count) < tr.hot:
                 store(u8, counter, count)
                 return u64(0)
-            code = translate(cpu, tr, host & ~u64(0xFFF), offset, cpu.mode)
+            code = translate(cpu, tr, host & ~u64(0xFFF), offset, code_mode(cpu))
             if code == 0:
                 return u64(0)
         known.address = tag
@@ -169,7 +222,10 @@ def generic_step(cpu: Cpu) -> u32:
     cpu.next_rip = following
     cpu.external_cursor = 0
     cpu.stop_block = 0
-    call_address(insn.handler, None, cpu, insn)
+    slot = (u64(insn.op_size - 1) << 2) | (u64(insn.memory) << 1) | u64(insn.lock)
+    entry = pointer(FormEntry, cpu.form_table + u64(insn.form) * FormEntry.size)
+    # Not `insn.handler`: the record may come from an earlier run, the address not.
+    call_address(entry.handlers[slot], None, cpu, insn)
     cpu.rip = cpu.next_rip
     cpu.external_done = 0
     return u32((cpu.stop_block != 0) | (cpu.rip != following))

@@ -154,6 +154,13 @@ class Translator(Struct):
     cc = field(u32)
     mode = field(u32)
     glue = field(Glue)
+    # Translations of an earlier run (see engine.soft.translations): saved pages, a hash
+    # table of indices + 1 into them, their contents, their CodePages.
+    saved_table = field(u64)
+    saved_mask = field(u64)
+    saved_hashes = field(u64)
+    saved_contents = field(u64)
+    saved_pages = field(u64)
     # Counters for statistics.
     count_blocks = field(u64)
     count_insns = field(u64)
@@ -162,3 +169,4 @@ class Translator(Struct):
     count_lookups = field(u64)
     count_cold = field(u64)
     count_links = field(u64)
+    count_adopted = field(u64)

@@ -68,6 +68,9 @@ _FS = Cpu.offset_of("seg", 4)
 MASK_32 = 0xFFFFFFFF
 # Room that one block can need at most, code and data.
 BLOCK_ROOM = 64 << 10
+# Bit of a block's mode: SSE and x87 instructions go to their handlers, which fault.
+FPU_OFF = 4
+MODE_BITS = 3
 # Stub kinds.
 STUB_BUDGET, STUB_LINK, STUB_FAR, STUB_SLOW = range(4)
 
@@ -177,7 +180,7 @@ def emit_stubs(tr: Translator) -> None:
 def emit_far(tr: Any, offset: Any) -> None:
     """Append a jump to a target outside the page, by its offset from the page's start."""
     tr.holes[tables.HD] = u64(i64(i32(offset)))
-    if tr.mode == MODE_64:
+    if (tr.mode & MODE_BITS) == MODE_64:
         emit(tr, tr.glue.target)
         emit(tr, tr.glue.dispatch64)
     else:
@@ -188,7 +191,7 @@ def emit_far(tr: Any, offset: Any) -> None:
 @staged
 def emit_dispatch(tr: Any) -> None:
     """Append a jump to the address in the temporary."""
-    if tr.mode == MODE_64:
+    if (tr.mode & MODE_BITS) == MODE_64:
         emit(tr, tr.glue.dispatch64)
     else:
         emit(tr, tr.glue.dispatch32)
@@ -246,6 +249,9 @@ def find_key(tr: Translator, insn: Insn, lowering: LoweringEntry) -> u32:
                 if (byte & 1) != 0:
                     return u32(NO_STENCIL)
             key = key * CLASSES + select(number < SLOT, number, u32(SLOT))
+        vector = where == tables.OPERAND_XMM_REG or where == tables.OPERAND_XMM_RM
+        if vector and (tr.mode & FPU_OFF) != 0:
+            return u32(NO_STENCIL)
     if lowering.immediate != tables.IMMEDIATE_NONE:
         imm = insn.imm
         if lowering.immediate == tables.IMMEDIATE_PLAIN:
@@ -283,7 +289,7 @@ def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> 
                 store(u64, buffer, u64(0), word * 8)
             copy_memory(buffer, where, room)
             where = buffer
-        status = decode(cpu, insn, where, mode)
+        status = decode(cpu, insn, where, mode & MODE_BITS)
         length = u64(insn.length)
         if status != DECODED or length > room or length > MAX_LENGTH:
             break
@@ -379,7 +385,7 @@ def emit_address(tr: Translator, insn: Insn, segment: u32) -> None:
     if segment != 0 and insn.segment != _ZERO and insn.segment >= _FS:
         tr.holes[tables.HS] = u64(insn.segment)
         emit(tr, glue.ea_segment)
-        if tr.mode != MODE_64:
+        if (tr.mode & MODE_BITS) != MODE_64:
             emit(tr, glue.ea_mask32)
 
 
@@ -503,13 +509,13 @@ def link_last_target(tr: Translator) -> None:
 @native(inline="never")
 def translate(cpu: Cpu, tr: Translator, host_page: u64, start: u32, mode: u32) -> u64:
     """Translate the block at an in-page offset; return its host address, or 0 for none."""
+    tr.mode = mode
     count = decode_block(cpu, tr, host_page, start, mode)
     if count == 0:
         return u64(0)
     if tr.data - tr.out < BLOCK_ROOM:
         flush_code(cpu, tr)
     find_dead_flags(tr, count)
-    tr.mode = mode
     tr.stub_count = 0
     tr.fixup_count = 0
     tr.cc = UNKNOWN_CC

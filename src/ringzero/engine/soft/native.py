@@ -18,6 +18,7 @@ Entry = Callable[[int], int]
 # Functions that Python calls, and the doors by the member of Cpu that holds their address.
 RUN_INTERPRETER, RUN_TRANSLATOR = "run_interpreter", "run_translator"
 HOST_TSC = "interpreter.host_tsc"
+PAGE_HASH = "runtime.page_hash"
 DOORS = {
     "enter_code": "x_enter",
     "exit_code": "x_exit",
@@ -45,12 +46,15 @@ class NativeEngine:
             name: json.loads(objects.read(f"{name}.places")) for name in objects.units
         }
         handlers = [f"handlers.{name}" for name, places in self._places.items() if places]
-        symbols = [RUN_INTERPRETER, RUN_TRANSLATOR, HOST_TSC, *DOORS.values(), *handlers]
+        symbols = [RUN_INTERPRETER, RUN_TRANSLATOR, HOST_TSC, PAGE_HASH, *DOORS.values(), *handlers]
         self.library = build.link(objects, symbols)
         self.run_interpreter: Entry = self._entry(RUN_INTERPRETER)
         self.run_translator: Entry = self._entry(RUN_TRANSLATOR)
         self.read_host_tsc: Entry = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(
             self.library.address(HOST_TSC)
+        )
+        self.page_hash: Entry = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(
+            self.library.address(PAGE_HASH)
         )
         self._opcodes = ctypes.create_string_buffer(objects.read("opcodes.bin"))
         self._groups = ctypes.create_string_buffer(objects.read("groups.bin"))

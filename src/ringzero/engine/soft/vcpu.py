@@ -227,9 +227,15 @@ class SoftVcpu(Vcpu):
 
     def statistics(self) -> dict[str, int]:
         cpu = self.cpu
-        names = ("tlb_misses", "walks", "exits", "exceptions", "interrupts", "unknown", "dropped")
+        names = (
+            "tlb_misses", "walks", "slow", "exits", "exceptions", "interrupts", "unknown",
+            "dropped",
+        )  # fmt: skip
+        translator = self.vm.translator
+        work = ("blocks", "insns", "generic", "lookups", "cold", "links", "adopted", "flushes")
         counts = {name: int(getattr(cpu, f"count_{name}")) for name in names}
         return {
             "instructions": cpu.count_instructions + cpu.slice - cpu.budget,
             **counts,
+            **{f"translator_{name}": int(getattr(translator, f"count_{name}")) for name in work},
         }

@@ -11,6 +11,7 @@ from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import PAGE_SHIFT, GuestMemory
 from ringzero.engine.contract import Vcpu, Vm
 from ringzero.engine.soft.native import NativeEngine
+from ringzero.engine.soft.translations import Translations
 from ringzero.engine.soft.vcpu import SoftVcpu
 from ringzero.errors import EngineError
 from ringzero.host.memory import ExecutableMemory
@@ -24,6 +25,9 @@ PHYSICAL_BITS = 48
 ANY_SUBLEAF = 0xFFFFFFFF
 # Room for translated code and its records; when it is full, all is dropped and begun anew.
 CODE_SIZE = 64 << 20
+# Saved translations hold addresses, so they serve only where they were made: at an address
+# that position-independent programs leave free. A second machine in a process does without.
+CODE_BASE = 0x1000_0000
 # Translating costs about as much as interpreting three times.
 HOT = 3
 
@@ -42,7 +46,9 @@ class SoftVm(Vm):
         self._code_pages = mmap.mmap(-1, max(mmap.PAGESIZE, (memory.size >> PAGE_SHIFT) * 8))
         self.code_pages = ctypes.addressof(ctypes.c_char.from_buffer(self._code_pages))
         self._code_words = memoryview(self._code_pages).cast("Q")
-        self._code = ExecutableMemory(CODE_SIZE)
+        self._code = ExecutableMemory(CODE_SIZE, CODE_BASE)
+        # A byte per page of RAM: 1 when saved translations were looked for.
+        self._sought = ctypes.create_string_buffer(max(1, memory.size >> PAGE_SHIFT))
         self._counters = ctypes.create_string_buffer(COUNTERS)
         self._translator = ctypes.create_string_buffer(Translator.size)
         self.translator = StructView(Translator, ctypes.addressof(self._translator))
@@ -52,6 +58,9 @@ class SoftVm(Vm):
         self.translator.region_end = self.translator.data = self._code.address + CODE_SIZE
         self.translator.hot = HOT
         self.translator.code_pages_size = len(self._code_pages)
+        self._translations = Translations(engine, self.translator)
+        if self._code.address == CODE_BASE:
+            self._translations.load()
         self._tsc_offset = -engine.read_host_tsc(0)
         self._vcpus: list[SoftVcpu] = []
         self._tables: list[Any] = []
@@ -78,6 +87,7 @@ class SoftVm(Vm):
             cpu.ram_high_start, cpu.ram_high_end = high.base, high.end
             cpu.ram_high_addend = high.offset - high.base
         cpu.code_pages = self.code_pages
+        cpu.code_sought = ctypes.addressof(self._sought)
         cpu.engine = self.translator.address
         cpu.physical_mask = (1 << PHYSICAL_BITS) - 1
 
@@ -127,6 +137,7 @@ class SoftVm(Vm):
         if any(words[first : last + 1]):
             for page in range(first, last + 1):
                 words[page] = 0
+                self._sought[page] = b"\0"
             for vcpu in self._vcpus:
                 vcpu.flush()
 
@@ -140,5 +151,7 @@ class SoftVm(Vm):
         return (self.engine.read_host_tsc(0) + offset) & ((1 << 64) - 1)
 
     def close(self) -> None:
+        if self._code.address == CODE_BASE:
+            self._translations.save(self._code_words, self.memory)
         self._vcpus.clear()
         self._code.close()

@@ -250,6 +250,8 @@ class Cpu(Struct):
     tlb_kernel = field(u64)
     # Host address of a u64 per RAM page: 0, or the host address of its CodePage.
     code_pages = field(u64)
+    # Host address of a byte per RAM page: 1 when saved translations were looked for.
+    code_sought = field(u64)
     # Which 2 MiB regions (hashed) had entries of large pages since the last flush.
     large_pages = field(u64, 4)
     jump_user = field(u64)

@@ -384,6 +384,7 @@ def written_code(cpu: Cpu, host: u64, size: u64) -> None:
             last = u64(63)
         if (lines >> first) & ((u64(2) << (last - first)) - 1) != 0:
             store(u64, cpu.code_pages + ((offset >> 12) << 3), u64(0))
+            store(u8, cpu.code_sought + (offset >> 12), u8(0))
             cpu.count_dropped += 1
             cpu.stop_block = 1
             flush_jump_cache(cpu)

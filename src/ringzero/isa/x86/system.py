@@ -58,7 +58,7 @@ from ringzero.isa.x86.descriptors import (
     update_mode,
 )
 from ringzero.isa.x86.faults import external, raise_gp0, raise_ud
-from ringzero.isa.x86.mmu import flush_tlb, invalidate_page
+from ringzero.isa.x86.mmu import flush_jump_cache, flush_tlb, invalidate_page
 from ringzero.isa.x86.msr import guest_tsc
 from ringzero.isa.x86.operation import Operation
 from ringzero.isa.x86.table import instruction
@@ -77,8 +77,8 @@ CR4_BITS = (
 )  # fmt: skip
 
 # Changes of these make cached translations wrong (SDM vol. 3A, 4.10.4.1).
-CR0_TRANSLATION = CR0_PG | CR0_WP | CR0_PE
-CR4_TRANSLATION = CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP
+CR0_TRANSLATION = CR0_PG | CR0_WP | CR0_PE | CR0_EM | CR0_TS
+CR4_TRANSLATION = CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_OSFXSR
 
 # Bit 63 of a value for CR3 with CR4.PCIDE: keep the translations; it is not stored.
 CR3_KEEP = 1 << 63
@@ -204,6 +204,7 @@ def mov_to_control(m: Operation) -> None:
 def clts(m: Operation) -> None:
     """CLTS."""
     m.cpu.cr0 &= ~u64(CR0_TS)
+    flush_jump_cache(m.cpu)
     m.stop_block()
 
 

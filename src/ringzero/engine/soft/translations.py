@@ -1,0 +1,164 @@
+"""Translations kept on disk between runs, keyed by the content of the guest's code pages.
+
+One file per compiled engine holds the translated code and its records as they
+lie in memory, and for each page that was translated a copy of the guest page
+it was made from. A page of a later guest takes over a translation only when
+its 4 KiB are the same, byte for byte. The file is written beside its place
+and renamed; one that is damaged, foreign, or of another engine is ignored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import struct
+import tempfile
+import zlib
+from array import array
+from pathlib import Path
+from typing import Any
+
+from ringzero.core.memory import PAGE_SIZE, GuestMemory
+from ringzero.engine.soft.native import NativeEngine
+from ringzero.settings import CACHE_DIR
+
+_MAGIC = b"rztrans1"
+# Magic, engine key, region start, code bytes, data bytes, pages, table entries, CRC-32 of the rest.
+_HEADER = struct.Struct("<8s32sQQQQQI4x")
+# Writing costs about 0.1 s, so it must be worth it: this many blocks were translated anew.
+WORTH_SAVING = 400
+# A file that fills more of the region than this leaves new code no room: begin afresh.
+LARGEST = 3 / 4
+
+
+class Translations:
+    """The saved translations of one compiled engine, loaded into one machine's translator."""
+
+    def __init__(self, engine: NativeEngine, translator: Any) -> None:
+        self._engine = engine
+        self._translator = translator
+        self._key = engine.objects.key.encode().ljust(32, b"\0")
+        self._buffers: list[Any] = []
+        self._loaded_pages: dict[int, bytes] = {}
+
+    @property
+    def path(self) -> Path:
+        return CACHE_DIR.get() / "translations" / self._engine.objects.key
+
+    # --- loading ---
+
+    def load(self) -> bool:
+        """Put saved translations into the empty region; False when there are none to trust."""
+        data = self._read()
+        if data is None:
+            return False
+        tr = self._translator
+        _, _, _, code, records, pages, slots, _ = _HEADER.unpack_from(data)
+        view = memoryview(data)[_HEADER.size :]
+        parts = []
+        for size in (code, records, slots * 4, pages * 8, pages * 4, pages * PAGE_SIZE):
+            parts.append(view[:size])
+            view = view[size:]
+        ctypes.memmove(tr.region_start, bytes(parts[0]), code)
+        ctypes.memmove(tr.region_end - records, bytes(parts[1]), records)
+        tr.out = tr.region_start + code
+        tr.data = tr.region_end - records
+        for member, part in zip(
+            ("saved_table", "saved_hashes", "saved_pages", "saved_contents"), parts[2:], strict=True
+        ):
+            buffer = ctypes.create_string_buffer(bytes(part), max(1, len(part)))
+            self._buffers.append(buffer)
+            setattr(tr, member, ctypes.addressof(buffer))
+        tr.saved_mask = slots - 1
+        addresses = parts[4].cast("I")
+        contents = parts[5]
+        for number, address in enumerate(addresses):
+            page = contents[number * PAGE_SIZE : (number + 1) * PAGE_SIZE]
+            self._loaded_pages[address] = bytes(page)
+        return True
+
+    def _read(self) -> bytes | None:
+        """Return the file's bytes when it is ours, whole, and of this engine and region."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                return None
+            data = file.read()
+        if len(data) < _HEADER.size:
+            return None
+        magic, key, start, code, records, pages, slots, crc = _HEADER.unpack_from(data)
+        tr = self._translator
+        room = tr.region_end - tr.region_start
+        expected = code + records + slots * 4 + pages * (8 + 4 + PAGE_SIZE) + _HEADER.size
+        fits = code + records < room and slots & (slots - 1) == 0 and slots > pages
+        if (magic, key, start) != (_MAGIC, self._key, tr.region_start) or not fits:
+            return None
+        if len(data) != expected or zlib.crc32(memoryview(data)[_HEADER.size :]) != crc:
+            return None
+        return data
+
+    # --- saving ---
+
+    def save(self, code_pages: memoryview, memory: GuestMemory) -> None:
+        """Write what the region holds, when enough of it is new; a failure to write is no fault."""
+        tr = self._translator
+        if tr.count_blocks < WORTH_SAVING:
+            return
+        used = tr.out - tr.region_start + tr.region_end - tr.data
+        path = self.path
+        if used > LARGEST * (tr.region_end - tr.region_start):
+            path.unlink(missing_ok=True)
+            return
+        body = self._body(code_pages, memory)
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix="writing-")
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(body)
+                Path(temporary).rename(path)
+            except OSError:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+            self._forget_others(path)
+
+    def _forget_others(self, path: Path) -> None:
+        """Remove files of engines that no longer are, and unfinished ones."""
+        for other in path.parent.iterdir():
+            if other != path:
+                other.unlink(missing_ok=True)
+
+    def _body(self, code_pages: memoryview, memory: GuestMemory) -> bytes:
+        tr = self._translator
+        pages: dict[int, bytes] = dict(self._loaded_pages) if tr.count_flushes == 0 else {}
+        ram = memory.host.view
+        for number, address in enumerate(code_pages):
+            if address:
+                pages[address] = bytes(ram[number * PAGE_SIZE : (number + 1) * PAGE_SIZE])
+        hashes = array("Q")
+        for content in pages.values():
+            buffer = ctypes.create_string_buffer(content, PAGE_SIZE)
+            hashes.append(self._engine.page_hash(ctypes.addressof(buffer)))
+        slots = 1 << (2 * len(pages)).bit_length()
+        table = array("I", bytes(4 * slots))
+        for index, value in enumerate(hashes):
+            slot = value & (slots - 1)
+            while table[slot]:
+                slot = (slot + 1) & (slots - 1)
+            table[slot] = index + 1
+        code = ctypes.string_at(tr.region_start, tr.out - tr.region_start)
+        records = ctypes.string_at(tr.data, tr.region_end - tr.data)
+        rest = b"".join(
+            (code, records, table.tobytes(), hashes.tobytes(), array("I", pages).tobytes(),
+             *pages.values())
+        )  # fmt: skip
+        header = _HEADER.pack(
+            _MAGIC, self._key, tr.region_start, len(code), len(records), len(pages), slots,
+            zlib.crc32(rest),
+        )  # fmt: skip
+        return header + rest
