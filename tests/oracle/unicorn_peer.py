@@ -1,7 +1,7 @@
 """Unicorn as an oracle: user-mode cases like the host, and whole systems, which it cannot show.
 
 Unicorn (QEMU 5's TCG) does not deliver exceptions through the IDT: it stops at
-the first one. So a `SystemCase` runs supervisor code until an exception or HLT
+the first one, and it takes SYSCALL for a NOP. So a `SystemCase` runs supervisor code until an exception or HLT
 and shows which it was, with error code and CR2, before delivery.
 """
 
