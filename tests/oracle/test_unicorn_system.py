@@ -10,9 +10,7 @@ from tests.oracle.paging import Controls, access_case
 from tests.oracle.unicorn_peer import GDT, PRESENT, USER, WRITABLE, SystemCase, UnicornSystem
 
 CODE, STACK = 0x10000, 0x14000
-STAR, LSTAR, FMASK, GS_BASE, KERNEL_GS_BASE = (
-    0xC000_0081, 0xC000_0082, 0xC000_0084, 0xC000_0101, 0xC000_0102,
-)  # fmt: skip
+STAR, GS_BASE, KERNEL_GS_BASE = 0xC000_0081, 0xC000_0101, 0xC000_0102
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
 """Unicorn as an oracle: user-mode cases like the host, and whole systems, which it cannot show.
 
 Unicorn (QEMU 5's TCG) does not deliver exceptions through the IDT: it stops at
-the first one, and it takes SYSCALL for a NOP. So a `SystemCase` runs supervisor code until an exception or HLT
-and shows which it was, with error code and CR2, before delivery.
+the first one. So a `SystemCase` runs supervisor code until an exception or HLT
+and shows which it was, with error code and CR2, before delivery. SYSCALL is a
+NOP to Unicorn, and it stops with a crash of the process now and then.
 """
 
 from __future__ import annotations
