@@ -86,8 +86,9 @@ class Work:
             self.since = [set() for _ in before]
         elif action == "take":
             self.stamp += 1
-            disk.snapshots.create(str(self.stamp))
-            self.saved[str(self.stamp)] = list(self.current)
+            # Not a number, which could be the id of another one.
+            disk.snapshots.create(f"s{self.stamp}")
+            self.saved[f"s{self.stamp}"] = list(self.current)
         elif action == "apply" and self.saved:
             name = dice.choice(sorted(self.saved))
             for sector, value in enumerate(self.saved[name]):
