@@ -138,7 +138,7 @@ def crash_once(format_name, options, snapshots, seed):
 
 
 @pytest.mark.parametrize(("format_name", "options", "snapshots"), CRASHABLE, ids=str)
-def test_loss_of_power(format_name, options, snapshots):
+def test_random_loss_of_power(format_name, options, snapshots):
     for seed in range(25 * ROUNDS):
         try:
             crash_once(format_name, options, snapshots, seed)
