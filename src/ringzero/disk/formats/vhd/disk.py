@@ -320,8 +320,8 @@ class FixedVhd(VhdDisk):
         self.storage.write_zeroes(offset, length, keep_space=not unmap)
 
     def _discard(self, offset: int, length: int) -> None:
-        self._begin()
-        self.storage.discard(offset, length)
+        # A host's discard may leave anything; here it must be zero or as before.
+        self._write_zeroes(offset, length, unmap=True)
 
     def _tables_dirty(self) -> bool:
         return False
