@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 from itertools import pairwise
 
@@ -17,7 +18,7 @@ from ringzero.disk.tables import Table, ranges
 from ringzero.disk.vectors import as_views, cut, fill, fill_zeroes, is_zero, join, total, zero_views
 from ringzero.errors import DiskError, DiskReadOnlyError, InvalidValueError, NotFoundError
 from ringzero.host import blockfile
-from tests.disk.lossy import LossyStorage
+from tests.disk.lossy import LossyStorage, create_in, open_in
 
 
 @pytest.fixture(params=["file", "memory", "lossy"])
@@ -193,6 +194,37 @@ def test_ranges(numbers):
     found = list(ranges(sorted(numbers)))
     assert {n for first, count in found for n in range(first, first + count)} == numbers
     assert all(a + b < c for (a, b), (c, _) in pairwise(found))
+
+
+class Device(LossyStorage):
+    """As a block device: of one size, and full of old bytes."""
+
+    is_device = True
+
+    def __init__(self, size):
+        super().__init__(random.Random(1).randbytes(size))
+
+    def truncate(self, size):
+        raise DiskError("a device cannot be resized")
+
+
+@pytest.mark.parametrize("options", [{}, {"cluster_size": "512"}, {"extended_l2": "on"}], ids=str)
+def test_qcow2_in_a_block_device(options):
+    device = Device(3_000_000 // 512 * 512)
+    create_in(device, "qcow2", 2 << 20, options)
+    model = bytearray(2 << 20)
+    for turn in range(3):
+        disk = open_in(device, "qcow2")
+        assert disk.read(0, disk.size) == model
+        disk.write(70_000 * turn + 1000, b"x" * 60_000)
+        model[70_000 * turn + 1000 : 70_000 * turn + 61_000] = b"x" * 60_000
+        disk.flush()
+        assert disk.read(0, disk.size) == model
+        assert disk.check().clean
+        disk.close()
+    small = Device(65536)
+    with pytest.raises(DiskError):
+        create_in(small, "qcow2", 2 << 20, {})
 
 
 def test_gate_lets_one_alone_and_many_together():

@@ -102,7 +102,7 @@ class Qcow2Disk(MappedDisk):
             if not header.data_file:
                 raise DiskFormatError(f"{storage.name} does not say where its data file is")
             self.data = around.open_storage(header.data_file)
-        self.extends_at_flush = self.data is storage
+        self.extends_at_flush = self.data is storage and not storage.is_device
         try:
             self.refcounts = Refcounts(storage, header)
             self.map = Mapping(storage, self.data, header, self.refcounts, self._forget)
@@ -523,7 +523,7 @@ class Qcow2Disk(MappedDisk):
         self._settling += self._forgotten
         self._forgotten = []
         # QEMU reads whole clusters; the last one must be there in full.
-        if self.storage.size % self.cluster_size:
+        if self.storage.size % self.cluster_size and not self.storage.is_device:
             self.storage.truncate(-(-self.storage.size // self.cluster_size) * self.cluster_size)
         self.refcounts.write_blocks()
         self.map.write_new()
