@@ -165,7 +165,7 @@ class State:
         return State(bytes(raw))
 
 
-def fx_image(  # noqa: PLR0917 - the parts in the order in which the image has them
+def fx_image(
     fcw: int = 0x37F,
     fsw: int = 0,
     ftw: int = 0,
