@@ -62,6 +62,8 @@ def operation_size(form: Form, operand_size: int) -> int:
     if form.sized:
         return operand_size
     for operand in form.operands:
+        if operand.fixed in ("DX", "CL", "1"):
+            continue  # a port or a count says nothing of the operation's width
         if operand.letter in "EGMZIO" or operand.fixed:
             return operand.bits(operand_size) or operand_size
     return 32
