@@ -4,7 +4,10 @@ import pytest
 
 from tests.isa.guest import Guest
 
-BOTH = ("test_exceptions", "test_protected", "test_system", "test_debug", "test_syscalls")
+BOTH = (
+    "test_exceptions", "test_protected", "test_system", "test_debug", "test_syscalls",
+    "test_fuzz_system",
+)  # fmt: skip
 
 
 def pytest_generate_tests(metafunc):
