@@ -13,10 +13,10 @@ FUZZ ?= 50
 # Instructions that `make fuzz` compares with the host's CPU.
 INSTANCES ?= 1000000
 
-.PHONY: help run shell test lint bench fuzz clean
+.PHONY: help run shell test test-kvm lint bench bench-kvm fuzz clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 run: $(VENV)/.runtime ## start a real Linux guest and show it working
 	@$(BIN)/ringzero run -- sh -c "$(CMD)"
@@ -27,6 +27,21 @@ shell: $(VENV)/.runtime ## a shell in a guest (Ctrl-] q ends it)
 test: $(VENV)/.development ## run the tests
 	@tools/test-packages
 	$(BIN)/python -m pytest $(ARGS)
+
+# Runs COMMAND in a guest with a real /dev/kvm; the guest images come from a copy of the cache.
+RIG = $(BIN)/python tests/rigs/nested-kvm --timeout 1800 --out $(RIG_CACHE)
+RIG_CACHE := build/rig
+RIG_IMAGES = @mkdir -p $(RIG_CACHE) && \
+	RINGZERO_CACHE_DIR=$(RIG_CACHE) $(BIN)/python -c "from ringzero.image import micro; micro.ensure()"
+
+test-kvm: $(VENV)/.development ## test the KVM engine, under QEMU's emulation of KVM hardware
+	$(RIG_IMAGES)
+	$(RIG) --pip llvmlite --pip pytest --pip pytest-timeout --pip hypothesis -- \
+		env RINGZERO_CACHE_DIR=/out python3 -m pytest -m kvm tests/host tests/engine tests/vm $(ARGS)
+
+bench-kvm: $(VENV)/.development ## measure the KVM engine beside QEMU's, in the same rig
+	$(RIG_IMAGES)
+	$(RIG) --deb qemu-system-x86 -- env RINGZERO_CACHE_DIR=/out python3 tests/rigs/bench_kvm.py
 
 lint: $(VENV)/.development ## check style and types
 	$(BIN)/ruff check src tests

@@ -141,6 +141,11 @@ class FakeApic:
 
     def set_task_priority(self, value: int) -> None:
         self.priority = value
+        self._wake()
+
+    def arm(self, deadline: int, vector: int) -> None:
+        self.due, self.due_vector = deadline, vector
+        self._wake()
 
     def on_change(self, wake) -> None:
         self._wake = wake

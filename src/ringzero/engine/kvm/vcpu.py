@@ -362,9 +362,10 @@ class KvmVcpu(Vcpu):
         """Set the time-stamp counter, alike on all vCPUs that are to show about the same.
 
         A plain write of the MSR is taken by KVM, within a second of what it
-        expects, for an attempt to synchronize, and changes nothing.
+        expects, for an attempt to synchronize, and changes nothing; a write of 0
+        it takes for a fresh start, and synchronizes the vCPUs itself.
         """
-        old = self._fd.get_tsc_offset()
+        old = self._fd.get_tsc_offset() if value else None
         if old is None:
             self._fd.set_msrs({MSR_TSC: value})
         else:
