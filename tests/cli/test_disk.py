@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -94,11 +95,11 @@ def test_create_says_its_options(disk):
         (["commit", "source.raw"], 2, "no backing file"),
     ],
 )
-def test_mistakes_are_messages(disk, source, words, code, hint, tmp_path):
+def test_mistakes_are_messages(disk, source, words, code, hint):
     found, _, err = disk(*words)
     assert found == code, err
     assert hint in err
-    assert names(tmp_path) == ["source.raw"]
+    assert names(Path()) == ["source.raw"]
 
 
 @pytest.mark.parametrize("target", FORMATS)

@@ -93,6 +93,9 @@ def test_luks_is_refused_by_name(tmp_path):
     path.write_bytes(b"LUKS\xba\xbe\0\2".ljust(MIB, b"\0"))
     with pytest.raises(DiskUnsupportedError, match="LUKS"):
         open_disk(path)
+    with pytest.raises(DiskUnsupportedError):
+        create_disk(tmp_path / "new", "luks", MIB)
+    assert not (tmp_path / "new").exists()
 
 
 def test_corrupt_images_are_opened_for_reading_only(image):

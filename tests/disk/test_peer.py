@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from ringzero.disk import create_disk, open_disk
+from ringzero.disk.compare import compare
+from ringzero.disk.convert import Conversion
 from ringzero.errors import DiskUnsupportedError
 
 pytestmark = pytest.mark.peer
@@ -136,3 +138,31 @@ def test_made_by_qemu(variant, tmp_path, qemu_img, qemu_io):
     model.seen_by_qemu(path, variant, qemu_img)
     model.by_qemu(path, variant, qemu_io)
     model.seen_by_ringzero(path)
+
+
+PAIRS = ["raw", "qcow2", "vmdk", "vhdx", "vhd", "vdi"]
+
+
+@pytest.mark.parametrize("origin", PAIRS)
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_convert_between_formats(origin, step, tmp_path, qemu_img):
+    """qemu-img makes the source, ringzero converts it, qemu-img compares the two."""
+    target = PAIRS[(PAIRS.index(origin) + step) % len(PAIRS)]
+    dice = random.Random(step)
+    model = bytearray(SIZE)
+    for _ in range(6):
+        length = dice.choice([512, 70_144, 2_000_384])
+        offset = dice.randrange(0, SIZE - length) // 512 * 512
+        model[offset : offset + length] = dice.randbytes(length)
+    (tmp_path / "model").write_bytes(model)
+    theirs, ours = QEMU_NAMES.get(origin, origin), QEMU_NAMES.get(target, target)
+    flags = ["-o", "force_size=on"] if theirs == "vpc" else []
+    qemu_img("convert", "-f", "raw", "-O", theirs, *flags, tmp_path / "model", tmp_path / "a")
+    with open_disk(tmp_path / "a", origin, read_only=True) as source:
+        Conversion(tmp_path / "b", target, sync=False).run(source)
+    qemu_img("compare", "-f", "raw", "-F", ours, tmp_path / "model", tmp_path / "b")
+    with (
+        open_disk(tmp_path / "a", origin, read_only=True) as source,
+        open_disk(tmp_path / "b", target, read_only=True) as copy,
+    ):
+        assert compare(source, copy) is None

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from ringzero.disk import Repair, create_disk, open_disk
+from ringzero.disk import Kind, Repair, create_disk, open_disk
 from tests.disk.lossy import ROUNDS
 
 pytestmark = pytest.mark.peer
@@ -165,6 +165,10 @@ def test_compressed(kind, cluster_size, more, tmp_path, request):
             elif any(piece):
                 writer.store(at, packed)
     for path in (theirs, ours):
+        with open_disk(path, read_only=True) as disk:
+            kinds = {extent.kind for extent in disk.block_status()}
+            assert Kind.COMPRESSED in kinds
+            assert all(e.host is None for e in disk.block_status() if e.kind is Kind.COMPRESSED)
         model = Model(size, 6)
         model.bytes[:] = data
         model.seen_by_ringzero(path)

@@ -553,9 +553,8 @@ class Disk(ABC):
                     yield from below._status(offset, covered, depth + 1, layers)
             if covered < run.length:
                 path = run.storage.name if run.storage is not None else None
-                yield Extent(
-                    offset + covered, run.length - covered, run.kind, depth, run.host, path
-                )
+                host = run.host if run.kind is not Kind.COMPRESSED else None
+                yield Extent(offset + covered, run.length - covered, run.kind, depth, host, path)
             offset += run.length
 
     def _check_range(self, offset: int, length: int) -> None:

@@ -52,6 +52,11 @@ class Conversion:
         KeyboardInterrupt and SystemExit leave what can be continued.
         """
         target = self.target
+        if target.is_block_device():
+            raise InvalidValueError(
+                f"{target} is a device: nothing is made there",
+                hint="write into it with `ringzero disk convert -n`",
+            )
         if target.exists() and not self.overwrite:
             raise DiskError(
                 f"{target} exists", hint="remove it first, or choose another name", path=target

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from ringzero.disk.contract import Sample, Surroundings
+from ringzero.disk.contract import Options, Sample, Surroundings
 from ringzero.disk.formats.raw import RawDisk
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import Storage
@@ -18,10 +18,23 @@ class LuksDisk(RawDisk):
     """What cannot be opened."""
 
     format = "luks"
+    create_options = ()
+    open_options = ()
 
     @classmethod
     def probe(cls, sample: Sample) -> int:
         return 100 if sample.head.startswith(_MAGIC) else 0
+
+    @classmethod
+    def create(
+        cls,
+        storage: Storage,
+        size: int,
+        options: Options,
+        around: Surroundings,
+        backing: tuple[str, str] | None = None,
+    ) -> NoReturn:
+        raise DiskUnsupportedError("ringzero does not create encrypted images")
 
     @classmethod
     def open(cls, storage: Storage, around: Surroundings) -> NoReturn:

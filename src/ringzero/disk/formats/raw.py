@@ -9,7 +9,7 @@ first sector and have it believed at the next start.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Self
+from typing import ClassVar, Self
 
 from ringzero.disk.contract import (
     SECTOR,
@@ -33,12 +33,12 @@ class RawDisk(Disk):
     """A raw image, or the part of one between the options `offset` and `offset + size`."""
 
     format = "raw"
-    create_options = (
+    create_options: ClassVar[tuple[Option, ...]] = (
         Option.choice(
             "preallocation", ("off", "falloc", "full"), "off", "reserve the space at once"
         ),
     )
-    open_options = (
+    open_options: ClassVar[tuple[Option, ...]] = (
         Option.size("offset", 0, "where the disk begins in the file, in bytes"),
         Option.size("size", 0, "how long the disk is (0: to the end of the file)"),
     )
