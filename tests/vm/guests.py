@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tests.vm.qemu import QEMU, QemuMachine
 
-MACHINES = ["qemu"]
+MACHINES = ["qemu", "ringzero"]
 
 
 class OurMachine:

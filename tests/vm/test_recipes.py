@@ -13,6 +13,7 @@ from tests.vm.guests import MACHINES, build, missing
 pytestmark = [
     pytest.mark.boot,
     pytest.mark.peer,
+    pytest.mark.engine,
     pytest.mark.skipif(
         os.environ.get("RINGZERO_FUZZ", "1") == "1",
         reason="fetches 150 MB and boots four guests: run by `make fuzz`",
