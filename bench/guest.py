@@ -30,7 +30,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.vm import guests  # noqa: E402
-from tests.vm.test_recipes import TOOLS  # noqa: E402
 
 from ringzero.config.machine import MachineConfig  # noqa: E402 - after the path
 from ringzero.errors import RingzeroError  # noqa: E402
@@ -167,7 +166,7 @@ def bench_programs(chosen: list[str], rounds: int) -> dict[str, dict[str, float]
     names = [name for name in PROGRAMS if matches(name, chosen)]
     if not names:
         return {}
-    image = ensure(TOOLS, progress=Progress())
+    image = ensure(guests.TOOLS, progress=Progress())
     ours = time_programs("ringzero", image, names, rounds)
     theirs = time_programs("qemu", image, names, rounds)
     for name in names:

@@ -6,9 +6,19 @@
 
 from __future__ import annotations
 
+from ringzero.image.micro import Recipe
 from tests.vm.qemu import QEMU, QemuMachine
 
-MACHINES = ["qemu"]
+MACHINES = ["qemu", "ringzero"]
+# Real software for the guest, with all that it depends on.
+TOOLS = Recipe(
+    "tools",
+    packages=(
+        *("python3", "perl", "openssl", "sqlite3", "xz-utils", "gzip", "gawk", "coreutils"),
+        *("dpkg", "libc-bin"),
+    ),
+    foreign=("busybox-static:i386",),
+)
 
 
 class OurMachine:

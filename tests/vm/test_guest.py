@@ -10,7 +10,7 @@ from ringzero.config.machine import MachineConfig
 from ringzero.errors import HostError
 from tests.vm.guests import MACHINES, build, missing
 
-pytestmark = [pytest.mark.boot, pytest.mark.peer]
+pytestmark = [pytest.mark.boot, pytest.mark.peer, pytest.mark.engine]
 
 
 @pytest.fixture(scope="module", params=MACHINES)
@@ -139,7 +139,7 @@ def test_disks_and_power_off(kind, image, tmp_path):
     writable, fixed = tmp_path / "disk", tmp_path / "fixed"
     writable.write_bytes(bytes(1 << 20))
     fixed.write_bytes(b"fixed" + bytes((1 << 20) - 5))
-    disks = [str(writable), f"{fixed},ro"]
+    disks = [f"{writable},format=raw", f"{fixed},ro"]
     with build(kind, config(image, disks=disks)) as machine:
         assert machine.run("printf hello >/dev/vda; head -c 5 /dev/vdb") == (0, b"fixed", b"")
         status, _, err = machine.run("echo x >/dev/vdb")

@@ -8,11 +8,12 @@ from ringzero.board.kernel import load_kernel
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import HostError
 from ringzero.image.micro import Recipe, ensure
-from tests.vm.guests import MACHINES, build, missing
+from tests.vm.guests import MACHINES, TOOLS, build, missing
 
 pytestmark = [
     pytest.mark.boot,
     pytest.mark.peer,
+    pytest.mark.engine,
     pytest.mark.skipif(
         os.environ.get("RINGZERO_FUZZ", "1") == "1",
         reason="fetches 150 MB and boots four guests: run by `make fuzz`",
@@ -24,14 +25,6 @@ KERNELS = {
     "backports": Recipe("backports", suite="bookworm-backports"),
     "trixie": Recipe("trixie", suite="trixie"),
 }
-TOOLS = Recipe(
-    "tools",
-    packages=(
-        *("python3", "perl", "openssl", "sqlite3", "xz-utils", "gzip", "gawk", "coreutils"),
-        *("dpkg", "libc-bin"),
-    ),
-    foreign=("busybox-static:i386",),
-)
 
 
 @pytest.fixture(params=MACHINES)

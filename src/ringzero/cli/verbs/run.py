@@ -50,7 +50,8 @@ Ctrl-] q ends the machine.
             metavar="FILE[,ro]",
             action="append",
             default=[],
-            help="disk image to attach, read-only with ',ro' (repeatable)",
+            help="disk image to attach, read-only with ',ro'; raw ones that are written to "
+            "need ',format=raw' (repeatable)",
         )
         add("--memory", "-m", metavar="SIZE", default="512M", help="memory (default: 512M)")
         add("--cpus", metavar="N", type=int, default=1, help="virtual CPUs (default: 1)")
