@@ -7,7 +7,15 @@ import pytest
 
 from ringzero.isa.x86 import cpu as x86
 from tests.isa.guest import DATA, Guest
-from tests.isa.host_comparison import FUZZ, cases_of, form_of, forms_of, mismatches
+from tests.isa.host_comparison import (
+    FUZZ,
+    cases_of,
+    form_of,
+    forms_of,
+    interpreter,
+    mismatches,
+    translator,
+)
 from tests.oracle.native import native_available
 
 pytestmark = pytest.mark.engine
@@ -22,12 +30,13 @@ def guest():
 
 
 @needs_host
+@pytest.mark.parametrize("engine", [interpreter, translator])
 @pytest.mark.parametrize("mode", [64, 32])
 @pytest.mark.parametrize("module", MODULES)
-def test_random_cases_end_as_on_the_host(module, mode):
+def test_random_cases_end_as_on_the_host(module, mode, engine):
     cases = cases_of(module, mode, seed=mode + FUZZ, per_form=6 * FUZZ)
     assert len(cases) > 2
-    wrong = list(mismatches(cases))
+    wrong = list(mismatches(cases, engine()))
     assert not wrong, f"{len(wrong)} of {len(cases)}, the first:\n{wrong[0]}"
 
 

@@ -44,7 +44,7 @@ def guest():
 def test_random_cases_end_as_on_the_host(module, mode):
     cases = cases_of(module, mode, seed=mode + FUZZ, per_form=15 * FUZZ)
     assert len(cases) > 50
-    wrong = list(mismatches(cases))
+    wrong = list(mismatches(cases, interpreter()))
     assert not wrong, f"{len(wrong)} of {len(cases)}, the first:\n{wrong[0]}"
 
 
