@@ -10,6 +10,8 @@ CMD ?= echo; uname -a; echo; grep -m1 'model name' /proc/cpuinfo; free -m; echo;
 ARGS ?=
 # How much longer than in `make test` the fuzzers run.
 FUZZ ?= 50
+# Instructions that `make fuzz` compares with the host's CPU.
+INSTANCES ?= 1000000
 
 .PHONY: help run shell test lint bench fuzz clean
 
@@ -30,12 +32,17 @@ lint: $(VENV)/.development ## check style and types
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
 
-bench: $(VENV)/.development ## measure speed, beside QEMU
+bench: $(VENV)/.development ## measure speed beside the peers (ARGS are for each of bench/*.py)
 	@tools/test-packages
-	$(BIN)/python -m pytest -m speed -s $(ARGS)
+	@for bench in bench/*.py; do \
+		[ -e "$$bench" ] || continue; \
+		echo "$$bench"; $(BIN)/python "$$bench" $(ARGS) || exit 1; \
+	done
 
-fuzz: $(VENV)/.development ## run the fuzzers for longer (FUZZ=50)
+fuzz: $(VENV)/.development ## run the fuzzers for longer (FUZZ=50 INSTANCES=1000000)
 	RINGZERO_FUZZ=$(FUZZ) $(BIN)/python -m pytest --timeout 7200 -k "fuzz or hostile or damage or random or mutated or kernels" $(ARGS)
+	$(BIN)/python -m tests.oracle.fuzz --engine tests.oracle.soft:Soft --seconds 36000 \
+		--instances $(INSTANCES)
 
 clean: ## remove what make has made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,6 @@
 
 import sys
 
-from ringzero.cli.main import main
+from ringzero.cli.entry import main
 
 sys.exit(main())

@@ -29,7 +29,7 @@ class Flavour:
     def blank(self) -> bool:
         """Whether a new image has no data allocated."""
         fixed = self.options.get("subformat") in ("fixed", "monolithicFlat", "twoGbMaxExtentFlat")
-        return not fixed and not {"preallocation", "data_file_raw"} & set(self.options)
+        return not fixed and not {"preallocation", "data_file_raw", "static"} & set(self.options)
 
     def create(self, path: Path, size: int, **more) -> None:
         create_disk(path, self.format, size, options=self.options, **more)
@@ -55,6 +55,10 @@ FLAVOURS = [
     Flavour("vmdk", {"subformat": "monolithicFlat"}),
     Flavour("vmdk", {"subformat": "twoGbMaxExtentSparse"}),
     Flavour("vmdk", {"subformat": "twoGbMaxExtentFlat"}),
+    Flavour("vdi"),
+    Flavour("vdi", {"static": "on"}),
+    Flavour("vhd"),
+    Flavour("vhd", {"subformat": "fixed"}),
     Flavour("vhdx"),
     Flavour("vhdx", {"block_size": "1M"}),
     Flavour("vhdx", {"subformat": "fixed"}),

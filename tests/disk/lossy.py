@@ -12,7 +12,7 @@ from ringzero.disk.storage import Storage
 from ringzero.disk.vectors import as_views, fill
 
 # `make fuzz` sets it: how many times more rounds than the quick run.
-ROUNDS = int(os.environ.get("RINGZERO_TEST_ROUNDS", "1"))
+ROUNDS = int(os.environ.get("RINGZERO_FUZZ", "1"))
 
 
 class PowerLostError(Exception):

@@ -43,6 +43,11 @@ class Variant:
 
 
 VARIANTS = [
+    Variant("vdi"),
+    Variant("vdi", {"static": "on"}),
+    Variant("vhd", theirs={"force_size": "on"}),
+    Variant("vhd", {"subformat": "fixed"}, {"subformat": "fixed", "force_size": "on"}),
+    Variant("vhd", theirs={"subformat": "dynamic"}),
     Variant("vmdk"),
     Variant("vmdk", {"zeroed_grain": "on"}),
     Variant("vmdk", {"subformat": "monolithicFlat"}),

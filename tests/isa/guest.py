@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import struct
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.soft.native import native_engine
@@ -123,14 +123,23 @@ class Ending:
 
 
 class Guest:
-    """One vCPU and its memory."""
+    """One vCPU and its memory.
+
+    `entry` names the run loop; the translator translates from the first time on.
+    """
+
+    entry = "run_interpreter"
+    alive: ClassVar[list[Guest]] = []
 
     def __init__(self, cpuid: list[CpuidLeaf] | None = None) -> None:
         self.memory = GuestMemory([(0, SIZE)])
         self.vm = SoftVm(native_engine(), self.memory, cpuid or [], 1_000_000_000)
         self.interrupts = QuietInterrupts()
         self.vcpu = self.vm.create_vcpu(0, self.interrupts)
+        self.vcpu._enter = getattr(self.vm.engine, self.entry)
+        self.vm.translator.hot = 0
         self.cpu: Any = self.vcpu.cpu
+        Guest.alive.append(self)
         self._tables()
         self.state = CpuState(
             rip=CODE,
@@ -149,6 +158,10 @@ class Guest:
             cr4=CR4,
             efer=EFER,
         ).with_gpr(rsp=KERNEL_STACK)
+
+    def close(self) -> None:
+        """Give back what the host has too little of."""
+        self.vm.close()
 
     def write(self, address: int, data: bytes) -> None:
         self.memory.write(address, data)

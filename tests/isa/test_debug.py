@@ -93,6 +93,19 @@ def test_rep_traps_after_each_iteration_of_ins(guest):
     assert end.vector == 1 and end.saved["rip"] == CODE and end.reg(x86.RCX) == 1
 
 
+@pytest.mark.parametrize(
+    "code", ["rep movsb", "rep stosd", "rep lodsw", "repe cmpsb", "repne scasq"]
+)
+def test_rep_string_instructions_trap_after_each_element(guest, code):
+    guest.state = replace(guest.state, rflags=0x102)
+    source = f"{code}; hlt"
+    end = guest.run(source, rcx=2, rsi=DATA, rdi=DATA + 0x100, rax=1)
+    assert end.vector == 1 and end.saved["rip"] == CODE and end.reg(x86.RCX) == 1
+    end = guest.run(source, rcx=1)
+    assert end.vector == 1 and end.saved["rip"] == CODE + len(assemble(code))
+    assert end.reg(x86.RCX) == 0
+
+
 def test_syscall_with_tf_masked_does_not_trap(guest):
     guest.become_user()
     msrs = {msr.IA32_STAR: 0x23 << 48 | 8 << 32, msr.IA32_LSTAR: CODE, msr.IA32_FMASK: x86.TF}

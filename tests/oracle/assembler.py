@@ -30,7 +30,8 @@ def assemble(source: str, mode: int = 64, origin: int | None = None) -> bytes:
 
     Branches must stay inside `source`. With `origin` the symbol `ORIGIN` is
     that address and `here` is the first byte: the absolute address of a
-    label is `label - here + ORIGIN`.
+    label is `label - here + ORIGIN` in a data directive; code takes it with
+    LEA from RIP. A mistake in `source` ends the process with LLVM's message.
     """
     lines = [".intel_syntax noprefix", f".code{mode}", "here:"]
     if origin is not None:

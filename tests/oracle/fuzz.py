@@ -164,7 +164,7 @@ def shrink(mismatch: Mismatch, oracle: Executor, engine: Executor) -> Mismatch:
 def _signature(mismatch: Mismatch) -> tuple[str, ...]:
     """Which things differ, without the values."""
     lines = compare(mismatch.expected, mismatch.got, mismatch.case)
-    return tuple(line.split(":")[0] for line in lines if not line.startswith("memory"))
+    return tuple(sorted({line.split(":")[0].split(" at ")[0] for line in lines}))
 
 
 def _simplifications(case: Case) -> Iterator[Callable[[Case], Case]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import mmap
 import multiprocessing
 import struct
@@ -101,6 +102,7 @@ class Isolated:
     def _serve(self, pipe: Connection) -> None:
         """The child: None when ready, then batches in, outcomes (or the exception) out."""
         self._pipe.close()
+        faulthandler.disable()
         try:
             executor = self._factory()
         except Exception as fault:

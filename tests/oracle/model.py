@@ -166,7 +166,6 @@ class State:
 
 
 def fx_image(
-    *,
     fcw: int = 0x37F,
     fsw: int = 0,
     ftw: int = 0,

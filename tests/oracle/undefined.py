@@ -45,6 +45,13 @@ _CONDITION_SETTERS: Final = names(
 _C2_ONLY: Final = frozenset(("fptan", "fsin", "fcos", "fsincos"))
 TRANSCENDENTAL: Final = names("f2xm1 fyl2x fyl2xp1 fpatan fptan fsin fcos fsincos")
 APPROXIMATE: Final = names("rcpps rcpss rsqrtps rsqrtss")
+_LARGE_OPERANDS: Final = {
+    **dict.fromkeys(names("fxsave fxsave64 fxrstor fxrstor64"), 512),
+    **dict.fromkeys(names("fnsave frstor"), 108),
+    **dict.fromkeys(names("fnstenv fldenv"), 28),
+}
+"""Bytes of operands of which CPUs touch the parts in different orders: AMD's begin FXSAVE and
+FXRSTOR with the last byte."""
 
 
 @dataclass(slots=True)
@@ -52,7 +59,8 @@ class Undefined:
     """What a comparison leaves out.
 
     `flags` and `fsw` are masks; `registers` are GPR numbers; `memory` are
-    (address, length) ranges; `x87_ulp` and `single_error` are the tolerances
+    (address, length) ranges; a #PF may name any of the first `fault_span` bytes
+    of an operand too large for one access; `x87_ulp` and `single_error` are the tolerances
     for results that the manual gives only approximately.
     """
 
@@ -60,6 +68,7 @@ class Undefined:
     fsw: int = 0
     registers: set[int] = field(default_factory=set)
     memory: list[tuple[int, int]] = field(default_factory=list)
+    fault_span: int = 1
     x87_ulp: int = 0
     single_error: float = 0.0
 
@@ -108,6 +117,7 @@ def undefined(case: Case) -> Undefined:
         result.single_error = 1.5 * 2**-11  # each of the two may be off by 1.5 * 2^-12
     elif mnemonic in ("fxsave", "fxsave64", "fnsave", "fnstenv"):
         _x87_pointers(case, result)
+    result.fault_span = _LARGE_OPERANDS.get(mnemonic, 1)
     if mnemonic[0] == "f" or mnemonic in ("emms", "wait"):
         result.fsw = C0 | C2 | C3
         if mnemonic in _CONDITION_SETTERS:

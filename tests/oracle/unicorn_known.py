@@ -45,6 +45,8 @@ def known_deviation(case: Case, expected: Outcome, got: Outcome) -> str | None:
         return "jumps to non-canonical addresses"
     if mnemonic in ("shld", "shrd", "rcl", "rcr"):
         return "counts above the operand size in immediates and rotates through CF"
+    if mnemonic == "nop" and b"\x0f\x18" in case.code:
+        return "refuses PREFETCH with a register operand"
     if mnemonic == "clflush":
         return "does not check the address of CLFLUSH"
     if mnemonic == "neg" and _LOCK in head:

@@ -2,7 +2,8 @@
 
 Unicorn (QEMU 5's TCG) does not deliver exceptions through the IDT: it stops at
 the first one. So a `SystemCase` runs supervisor code until an exception or HLT
-and shows which it was, with error code and CR2, before delivery.
+and shows which it was, with error code and CR2, before delivery. SYSCALL is a
+NOP to Unicorn, and it stops with a crash of the process now and then.
 """
 
 from __future__ import annotations

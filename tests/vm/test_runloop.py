@@ -88,6 +88,11 @@ def test_triple_fault_keeps_the_detail():
     assert result.reason is ExitReason.TRIPLE_FAULT and "0x1234" in result.error().message
 
 
+def test_linux_may_reboot_by_a_triple_fault():
+    text = [PortWrite(0x3F8, 1, byte) for byte in b"[ 9.1] reboot: Restarting system\n"]
+    assert run(*text, Shutdown("rip=0"))[0].reason is ExitReason.REBOOT
+
+
 def test_mmio_write_reaches_the_local_apic_and_interrupts():
     def expect(vcpu):
         assert vcpu.taken == [0x77]

@@ -1,4 +1,4 @@
-"""The entry of the command line: find the verb, run it, turn errors into messages.
+"""The command line: find the verb, run it, turn errors into messages.
 
 Exit codes: 0 good; the command's own status from `ringzero run -- CMD`; 2 a
 wrong flag or value; 124 timeout; 125 the guest failed; 130 Ctrl-C; others as
@@ -138,7 +138,3 @@ def _report(fault: RingzeroError, as_json: bool) -> None:
 def _leave(number: int, _: FrameType | None) -> NoReturn:
     """Turn a signal into an exception, so that every `finally` runs."""
     raise SystemExit(128 + number)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -85,10 +85,22 @@ class Guest(Protocol):
 
 
 def _machine(config: MachineConfig) -> Guest:
+    from ringzero.engine import select
     from ringzero.vm.machine import Machine
 
+    if select.choose(config.engine).name == "soft":
+        _compile_engine()
     machine: Guest = Machine(config)
     return machine
+
+
+def _compile_engine() -> None:
+    """Compile the software engine where the cache has none, which takes a while, with progress."""
+    from ringzero.host.progress import Progress
+    from ringzero.jit import build
+
+    with Progress().step("compiling the software engine, once on this machine") as step:
+        build.ensure(lambda done, total, units: step.update(done / total, units))
 
 
 def run(
@@ -106,11 +118,12 @@ def run(
 
     `words` is the command for a guest with an agent; without one, such a guest
     gives a shell. `serial` is "stdio", a file name or None. Raises
-    TimeoutExpiredError after `timeout` seconds, GuestError when the guest ends
-    badly.
+    TimeoutExpiredError when the guest runs longer than `timeout` seconds,
+    GuestError when it ends badly.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
     machine = build(config)
+    # What is compiled or opened before the guest can run is not the guest's time.
+    deadline = None if timeout is None else time.monotonic() + timeout
     try:
         with _serial(machine, serial) as log:
             session = _Session(machine, config, deadline, log)

@@ -133,10 +133,12 @@ class BlockDisk(MappedDisk):
 
     def _spot(self, offset: int, length: int, writing: bool) -> int | None:
         index, inside = divmod(offset, self.block_size)
-        if inside + length > self.block_size or self.bitmapped:
+        if inside + length > self.block_size:
             return None
         host = self._block(index)
-        return None if host < 0 else host + inside
+        if host < 0 or (self.bitmapped and self._bits(index) is not None):
+            return None
+        return host + inside
 
     def _grant(self, index: int, count: int) -> tuple[int, int]:
         if not self.bitmapped:

@@ -72,6 +72,10 @@ class MappedDisk(Disk):
     The constructor of a format calls `super().__init__(storage)`.
     """
 
+    # Whether `_write_tables` makes the file cover the last cluster in full, so
+    # that zeroes at its end need not be written with each request.
+    extends_at_flush = False
+
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self._gate = Gate()
@@ -215,6 +219,9 @@ class MappedDisk(Disk):
                 self._data_storage().write(host, views)
                 return
             done = 0
+            if offset % self.cluster_size + length <= self.cluster_size:
+                # A small request that has no spot most likely has no cluster yet.
+                done = self._write_some_new(offset, views, 0, length)
             while done < length:
                 for run in self._runs(offset + done, length - done):
                     part = views if run.length == length else cut(views, done, run.length)
@@ -263,10 +270,16 @@ class MappedDisk(Disk):
         start = index * size
         length = self._clip(start + count * size) - start
         after = length - before - total(views)
+        storage = self._data_storage()
+        if not before and not after:
+            storage.write(host, views)
+            return
         blank = self._grant_is_zero(host, count * size)
+        if blank and self.extends_at_flush and self._known_zero(start, length):
+            storage.write(host + before, views)
+            return
         head = self._old(start, before, blank) if before else []
         tail = self._old(start + length - after, after, blank) if after else []
-        storage = self._data_storage()
         if head is not None and tail is not None:
             storage.write(host, [*head, *views, *tail])
         else:
@@ -293,8 +306,9 @@ class MappedDisk(Disk):
         return [old]
 
     def _known_zero(self, offset: int, length: int) -> bool:
+        length = min(length, self.size - offset)
         end = self.backing.size if self.backing is not None else 0
-        for run in self._runs(offset, length) if length else ():
+        for run in self._runs(offset, length) if length > 0 else ():
             if run.kind is not Kind.ZERO and (run.kind is not Kind.ABSENT or offset < end):
                 return False
             offset += run.length

@@ -46,6 +46,8 @@ class Storage(ABC):
 
     name: str
     read_only: bool
+    # Whether it has its size for ever and old bytes in it, as a device.
+    is_device: bool = False
 
     @property
     @abstractmethod
@@ -67,6 +69,11 @@ class Storage(ABC):
     @abstractmethod
     def truncate(self, size: int) -> None:
         """Make the storage `size` bytes long; new bytes are zero."""
+
+    def reach(self, size: int) -> None:
+        """Make the storage at least `size` bytes long; DiskError on a device that is too small."""
+        if size > self.size:
+            self.truncate(size)
 
     def read(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset`."""

@@ -355,6 +355,20 @@ class EnableCap(Struct):
     ]
 
 
+class DeviceAttr(Struct):
+    _fields_ = [
+        ("flags", c_uint32),
+        ("group", c_uint32),
+        ("attr", c_uint64),
+        ("addr", c_uint64),
+    ]
+
+
+# On a vCPU's descriptor: what is added to the host's TSC (Linux 5.16).
+VCPU_TSC_CTRL = 0
+VCPU_TSC_OFFSET = 0
+
+
 class DirtyLog(Struct):
     _fields_ = [("slot", c_uint32), ("padding", c_uint32), ("dirty_bitmap", c_uint64)]
 
@@ -574,6 +588,8 @@ SET_XSAVE = _iow(0xA5, ctypes.sizeof(Xsave))
 GET_XCRS = _ior(0xA6, ctypes.sizeof(Xcrs))
 SET_XCRS = _iow(0xA7, ctypes.sizeof(Xcrs))
 KVMCLOCK_CTRL = _io(0xAD)
+SET_DEVICE_ATTR = _iow(0xE1, ctypes.sizeof(DeviceAttr))
+GET_DEVICE_ATTR = _iow(0xE2, ctypes.sizeof(DeviceAttr))
 
 # --- capabilities ------------------------------------------------------------------------------
 
@@ -768,12 +784,30 @@ class KvmVcpuFd(KvmFd):
             rest = rest[done + 1 :]
         return refused
 
+    def get_tsc_offset(self) -> int | None:
+        """Return what is added to the host's TSC, modulo 2^64; None where KVM cannot say."""
+        value = c_uint64()
+        try:
+            self.pass_struct(GET_DEVICE_ATTR, _tsc_offset(value))
+        except OSError:
+            return None
+        return value.value
+
+    def set_tsc_offset(self, offset: int) -> None:
+        """Set what is added to the host's TSC, modulo 2^64; raises HostError."""
+        value = c_uint64(offset)
+        self.set(SET_DEVICE_ATTR, _tsc_offset(value))
+
     def set_signal_mask(self, blocked: set[int]) -> None:
         """Block exactly these signals while in KVM_RUN; any other ends it with EINTR."""
         bits = sum(1 << number - 1 for number in blocked)
         mask = SignalMask(len=8)
         mask.sigset[:] = bits.to_bytes(8, "little")
         self.set(SET_SIGNAL_MASK, mask)
+
+
+def _tsc_offset(value: c_uint64) -> DeviceAttr:
+    return DeviceAttr(group=VCPU_TSC_CTRL, attr=VCPU_TSC_OFFSET, addr=ctypes.addressof(value))
 
 
 class CoalescedPage:

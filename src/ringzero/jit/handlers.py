@@ -62,6 +62,8 @@ def operation_size(form: Form, operand_size: int) -> int:
     if form.sized:
         return operand_size
     for operand in form.operands:
+        if operand.fixed in ("DX", "CL", "1"):
+            continue  # a port or a count says nothing of the operation's width
         if operand.letter in "EGMZIO" or operand.fixed:
             return operand.bits(operand_size) or operand_size
     return 32
@@ -242,12 +244,21 @@ class HandlerOperation:
     def displace(self, amount: Any) -> None:
         self._extra = amount
 
-    def load(self, kind: Any, address: Any) -> Any:
+    def load(self, kind: Any, address: Any, aligned: bool = False) -> Any:
+        if aligned:
+            self._require_aligned(address, kind.size)
         return read_memory(self.cpu, kind, self._truncated(address))
 
-    def store(self, kind: Any, address: Any, value: Any) -> None:
+    def store(self, kind: Any, address: Any, value: Any, aligned: bool = False) -> None:
         assert value.kind == kind
+        if aligned:
+            self._require_aligned(address, kind.size)
         write_memory(self.cpu, self._truncated(address), value)
+
+    @staged
+    def _require_aligned(self, address: Any, size: int) -> None:
+        if (address & (size - 1)) != 0:
+            raise_gp0(self.cpu)
 
     def _truncated(self, address: Any) -> Any:
         return select(self.cpu.mode == MODE_64, address, address & 0xFFFFFFFF)

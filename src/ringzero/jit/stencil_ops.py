@@ -233,10 +233,17 @@ class StencilOperation:
     def exchange_pair(self, kind: Any, expected: Any, desired: Any) -> Any:
         raise Unsuitable("atomic")
 
-    def _translated(self, va: Value, size: int, *, write: bool) -> Value:
-        """Return the host address behind `va`, leaving to the slow path on a TLB miss."""
+    def _translated(self, va: Value, size: int, *, write: bool, aligned: bool = False) -> Value:
+        """Return the host address behind `va`, leaving to the slow path on a TLB miss.
+
+        With `aligned` an address that is no multiple of `size` goes there too.
+        """
         builder = self._builder
         self.uses_slow = True
+        if aligned:
+            multiple = builder.fresh("aligned")
+            builder.branch((va & (size - 1)) == 0, multiple, "slow", ", !prof !0")
+            builder.start(multiple)
         offset = (va >> 12 - 5) & ((TLB_ENTRIES - 1) << 5)
         assert TlbEntry.size == 32
         entry = self.cpu.tlb + offset
@@ -248,11 +255,13 @@ class StencilOperation:
         addend: Value = load(u64, entry, TlbEntry.offset_of("addend"))
         return va + addend
 
-    def load(self, kind: Any, address: Any) -> Any:
-        return load(kind, self._translated(address, kind.size, write=False))
+    def load(self, kind: Any, address: Any, aligned: bool = False) -> Any:
+        host = self._translated(address, kind.size, write=False, aligned=aligned)
+        return load(kind, host)
 
-    def store(self, kind: Any, address: Any, value: Any) -> None:
-        store(kind, self._translated(address, kind.size, write=True), value)
+    def store(self, kind: Any, address: Any, value: Any, aligned: bool = False) -> None:
+        host = self._translated(address, kind.size, write=True, aligned=aligned)
+        store(kind, host, value)
 
     # --- flags ---
 

@@ -50,6 +50,8 @@ from ringzero.vm.state import MachineState, restore_parts, save_parts
 CONSOLE_PORT_NAME = "org.ringzero.console"
 # How every Linux begins its last words.
 PANIC_MARK = "Kernel panic - not syncing"
+# What Linux says before it reboots, by a triple fault if it was told reboot=t.
+RESTART_MARK = "reboot: Restarting system"
 
 
 @dataclass(frozen=True)
@@ -361,6 +363,8 @@ class Machine:
         tail = self._serial_output.tail()
         if PANIC_MARK in tail:
             reason, detail = ExitReason.PANIC, tail
+        elif RESTART_MARK in tail[-200:]:
+            reason, detail = ExitReason.REBOOT, ""
         self.control.finish(Exit(reason, detail))
 
     # ---- commands in the guest --------------------------------------------

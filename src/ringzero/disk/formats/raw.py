@@ -78,7 +78,7 @@ class RawDisk(Disk):
         around: Surroundings,
         backing: tuple[str, str] | None = None,
     ) -> None:
-        storage.truncate(size)
+        storage.reach(size)
         if options["preallocation"] == "full":
             Storage.write_zeroes(storage, 0, size)
         elif options["preallocation"] == "falloc" and isinstance(storage, FileStorage):

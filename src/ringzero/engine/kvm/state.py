@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 
 from ringzero.errors import StateError
 from ringzero.host import kvm
@@ -41,9 +41,13 @@ _LAST = (x86.MSR_TSC_DEADLINE,)
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr")
 
 
+# Hyper-V's synthetic registers: the guest is not shown that interface.
+_HYPER_V = range(0x40000000, 0x40000200)
+
+
 def saved_msrs(listed: list[int]) -> list[int]:
     """Return which of the MSRs that KVM lists belong into `CpuState.msrs`."""
-    return [index for index in listed if index not in _NOT_SAVED]
+    return [index for index in listed if index not in _NOT_SAVED and index not in _HYPER_V]
 
 
 def _from_segment(segment: kvm.Segment) -> Segment:
@@ -146,8 +150,18 @@ def _event(events: kvm.VcpuEvents) -> PendingEvent | None:
     return None
 
 
-def write(vcpu: kvm.KvmVcpuFd, state: CpuState, *, apic: bool, xcrs: bool) -> None:
-    """Make `vcpu` what `state` says; raises HostError or StateError. Flags as for `read`."""
+def write(
+    vcpu: kvm.KvmVcpuFd,
+    state: CpuState,
+    set_tsc: Callable[[int], None],
+    *,
+    apic: bool,
+    xcrs: bool,
+) -> None:
+    """Make `vcpu` what `state` says; raises HostError or StateError.
+
+    `set_tsc` sets its time-stamp counter. Flags as for `read`.
+    """
     if len(state.xsave) > XSAVE_SIZE or len(state.xsave) < x86.XSAVE_BASE_SIZE:
         raise StateError("XSAVE area of a size that KVM does not take", seen=len(state.xsave))
     if state.mp_state not in _MP_NUMBERS:
@@ -188,7 +202,8 @@ def write(vcpu: kvm.KvmVcpuFd, state: CpuState, *, apic: bool, xcrs: bool) -> No
         for index, value in state.msrs.items()
         if index not in late and index != x86.MSR_APIC_BASE
     }
-    refused = vcpu.set_msrs({x86.MSR_TSC: state.tsc, **early})
+    set_tsc(state.tsc)
+    refused = vcpu.set_msrs(early)
     # A register that this KVM lacks may be left at zero: it was never used.
     if lost := [hex(index) for index in refused if early.get(index)]:
         raise StateError(f"this KVM does not take MSRs {', '.join(lost)}")
@@ -224,13 +239,3 @@ def _to_events(state: CpuState) -> kvm.VcpuEvents:
     else:
         raise StateError(f"no such event: {event.kind!r}")
     return events
-
-
-def comparable(state: CpuState) -> CpuState:
-    """Return `state` without what passes by itself: the TSC, and what hangs on it."""
-    timeless = {
-        index: value
-        for index, value in state.msrs.items()
-        if index not in (x86.MSR_TSC_DEADLINE, x86.MSR_TSC_ADJUST)
-    }
-    return replace(state, tsc=0, msrs=timeless)

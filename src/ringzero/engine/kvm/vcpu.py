@@ -335,7 +335,8 @@ class KvmVcpu(Vcpu):
         self._answer = None
         if self._unfinished:
             self.finish_access()
-        translate.write(self._fd, state, apic=self._vm.apics, xcrs=self._vm.xcrs)
+        vm = self._vm
+        translate.write(self._fd, state, self._set_tsc, apic=vm.apics, xcrs=vm.xcrs)
 
     def debug(self, single_step: bool, breakpoints: tuple[int, ...] = ()) -> None:
         if len(breakpoints) > 4:
@@ -356,6 +357,20 @@ class KvmVcpu(Vcpu):
     def read_tsc(self) -> int:
         """Return the guest's time-stamp counter; the vCPU must not be running."""
         return self._fd.get_msrs([MSR_TSC])[MSR_TSC]
+
+    def _set_tsc(self, value: int) -> None:
+        """Set the time-stamp counter, alike on all vCPUs that are to show about the same.
+
+        A plain write of the MSR is taken by KVM, within a second of what it
+        expects, for an attempt to synchronize, and changes nothing.
+        """
+        old = self._fd.get_tsc_offset()
+        if old is None:
+            self._fd.set_msrs({MSR_TSC: value})
+        else:
+            self._fd.set_tsc_offset(self._vm.common_tsc_offset(old + value - self.read_tsc()))
+        if self.index == 0:
+            self._vm.follow_tsc(self)
 
     def set_cpuid(self, leaves: Iterable[CpuidLeaf]) -> None:
         """Say what CPUID shows; before the first `run`."""

@@ -24,6 +24,7 @@ from ringzero.isa.x86.state import MSR_APIC_BASE, MSR_TSC_DEADLINE
 TSS_ADDRESS = 0xFFFBD000
 IDENTITY_MAP_ADDRESS = 0xFFFBC000
 IOAPIC_PINS = 24
+MASK_64 = (1 << 64) - 1
 # Registers that a board's own local APIC keeps.
 APIC_MSRS = (MSR_APIC_BASE, MSR_TSC_DEADLINE)
 
@@ -48,6 +49,7 @@ class KvmVm(Vm):
         self._leaves = tuple(leaves)
         self._tsc_hz = tsc_hz
         self._tsc_origin = (0, 0)
+        self._tsc_offsets: list[int] = []
         self._vcpus: list[KvmVcpu] = []
         self._doorbells: Doorbells | None = None
         self._closed = False
@@ -134,7 +136,7 @@ class KvmVm(Vm):
         vcpu.set_cpuid(x86_cpuid.for_vcpu(self._leaves, index))
         self._vcpus.append(vcpu)
         if index == 0:
-            self._read_tsc_origin()
+            self.follow_tsc(vcpu)
         return vcpu
 
     @property
@@ -145,6 +147,23 @@ class KvmVm(Vm):
         # Without an ioctl on a vCPU, which would wait for it to leave the guest.
         tsc, then = self._tsc_origin
         return tsc + (time.monotonic_ns() - then) * self._tsc_hz // 1_000_000_000
+
+    def follow_tsc(self, vcpu: KvmVcpu) -> None:
+        """Let `read_tsc` go on from what `vcpu` shows now."""
+        self._tsc_origin = (vcpu.read_tsc(), time.monotonic_ns())
+
+    def common_tsc_offset(self, wanted: int) -> int:
+        """Return the offset that the machine's vCPUs share if `wanted` is about the same.
+
+        The counters of several vCPUs were read one after the other: what is
+        less than a second apart was equal.
+        """
+        wanted &= MASK_64
+        for known in self._tsc_offsets:
+            if min((wanted - known) & MASK_64, (known - wanted) & MASK_64) < self._tsc_hz:
+                return known
+        self._tsc_offsets.append(wanted)
+        return wanted
 
     # ---- interrupts and notifications -------------------------------------
 
@@ -188,12 +207,8 @@ class KvmVm(Vm):
             if not isinstance(clock, int) or not 0 <= clock < 1 << 63:
                 raise StateError("the saved machine's KVM clock is no number of nanoseconds")
             self.fd.set(kvm.SET_CLOCK, kvm.ClockData(clock=clock))
-        self._read_tsc_origin()
-
-    def _read_tsc_origin(self) -> None:
-        for vcpu in self._vcpus:
-            if vcpu.index == 0:
-                self._tsc_origin = (vcpu.read_tsc(), time.monotonic_ns())
+        # The vCPUs are given their states next; they agree on a new offset.
+        self._tsc_offsets.clear()
 
     def close(self) -> None:
         if self._closed:

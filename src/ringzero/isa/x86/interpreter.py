@@ -126,6 +126,15 @@ def step_watched(cpu: Cpu) -> None:
         check_debug(cpu)
 
 
+@native
+def step_one(cpu: Cpu) -> None:
+    """Run the instruction at RIP, whether or not the guest debugs."""
+    if debug_active(cpu):
+        step_watched(cpu)
+    else:
+        step(cpu)
+
+
 @native(inline="never")
 def attend(cpu: Cpu) -> u32:
     """Serve requests, timer and interrupts; return why to exit to Python, or EXIT_NONE."""
@@ -163,10 +172,7 @@ def interpret(cpu: Cpu) -> u32:
             reason = attend(cpu)
             if reason != EXIT_NONE:
                 return reason
-        if debug_active(cpu):
-            step_watched(cpu)
-        else:
-            step(cpu)
+        step_one(cpu)
 
 
 @native
@@ -178,10 +184,7 @@ def begin(cpu: Cpu) -> None:
     if cpu.external_done != 0:
         # A delivery that reached for a device was abandoned; its instruction begins anew.
         cpu.delivering = 0
-        if debug_active(cpu):
-            step_watched(cpu)
-        else:
-            step(cpu)
+        step_one(cpu)
     if cpu.inject != 0:
         vector = cpu.inject - 1
         cpu.inject = 0

@@ -74,11 +74,14 @@ class Operation(Protocol):
 
     # --- guest memory, by linear address ---
 
-    def load(self, kind: Any, address: Any) -> Any:
-        """Load a `kind` (u8..u64, v128) with the current privilege; may fault."""
+    def load(self, kind: Any, address: Any, aligned: bool = False) -> Any:
+        """Load a `kind` (u8..u64, v128) with the current privilege; may fault.
 
-    def store(self, kind: Any, address: Any, value: Any) -> None:
-        """Store a `kind`; may fault."""
+        With `aligned`, an address that is no multiple of the size is #GP(0).
+        """
+
+    def store(self, kind: Any, address: Any, value: Any, aligned: bool = False) -> None:
+        """Store a `kind`; may fault, as `load` does."""
 
     def displace(self, amount: Any) -> None:
         """Add `amount` bytes (u64) to the address of the memory operand."""

@@ -15,6 +15,7 @@ from ringzero.isa.x86.sse_operands import (
     enter,
     high,
     imm8,
+    literal,
     low,
     pair,
     read_aligned,
@@ -195,14 +196,14 @@ def pshufd(m: Operation) -> None:
 @instruction("F2 0F 70 /r : Vx Wx Ib", sse=True, fast=True)
 def pshuflw(m: Operation) -> None:
     "PSHUFLW (Intel SDM vol. 2B)."
-    control = pair(word_control(imm8(m, 2), 0), u64(0x0F0E0D0C0B0A0908))
+    control = pair(word_control(imm8(m, 2), 0), literal(0x0F0E0D0C0B0A0908))
     m.write(0, combine("pshufb", read_aligned(m, 1), control))
 
 
 @instruction("F3 0F 70 /r : Vx Wx Ib", sse=True, fast=True)
 def pshufhw(m: Operation) -> None:
     "PSHUFHW (Intel SDM vol. 2B)."
-    control = pair(u64(0x0706050403020100), word_control(imm8(m, 2), 8))
+    control = pair(literal(0x0706050403020100), word_control(imm8(m, 2), 8))
     m.write(0, combine("pshufb", read_aligned(m, 1), control))
 
 
@@ -241,7 +242,8 @@ def lane_mask(imm: Any, bits: int) -> Any:
     lanes = u128(imm) * spread
     chosen = sum(1 << (lane * bits + lane) for lane in range(count))
     compare = {16: "pcmpeqw", 32: "pcmpeqd", 64: "pcmpeqq"}[bits]
-    return combine(compare, v128(lanes & chosen), constant(chosen))
+    known = constant(chosen)
+    return combine(compare, v128(lanes) & known, known)
 
 
 def choose(mask: Any, yes: Any, no: Any) -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 from ringzero.isa.x86.cpu import RDI
 from ringzero.isa.x86.operation import Operation
 from ringzero.isa.x86.sse_operands import (
-    check_alignment,
     enter,
     high,
     low,
@@ -21,7 +20,7 @@ from ringzero.isa.x86.sse_operands import (
     write_aligned,
 )
 from ringzero.isa.x86.table import instruction
-from ringzero.native import host_asm, staged, u8, u32, u64, u128, v128
+from ringzero.native import host_asm, staged, u8, u32, u64, u128
 
 # --- whole registers -------------------------------------------------------
 
@@ -83,9 +82,7 @@ _non_temporal("movntdq", "66 0F E7 /r:m : Mx Vx")
 @instruction("66 0F 38 2A /r:m : Vx Mx", sse=True, fast=True)
 def movntdqa(m: Operation) -> None:
     "MOVNTDQA (Intel SDM vol. 2B)."
-    address = m.address(1)
-    check_alignment(m, address)
-    m.write(0, m.load(v128, address))
+    m.write(0, read_aligned(m, 1))
 
 
 @instruction("NP 0F C3 /r:m : My Gy", sse=True, fast=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ringzero.isa.x86.cpu import CR0_NE, GP, MF, Cpu
+from ringzero.isa.x86.cpu import CR0_NE, MF, Cpu
 from ringzero.isa.x86.operation import Operation
 from ringzero.isa.x86.table import instruction
 from ringzero.native import host_asm, staged, store, u8, u16, u32, u64, u128, v128
@@ -37,9 +37,20 @@ def high(value: Any) -> Any:
     return u64(u128(value) >> 64)
 
 
+def literal(number: int) -> Any:
+    """Return a u64 that is loaded as an immediate.
+
+    LLVM would put vectors of constants into a pool beside the code, which
+    stencils (copied without it) could not reach.
+    """
+    return host_asm(u64, f"movabsq $${number:#x}, $0", "=r")
+
+
 def constant(number: int) -> Any:
     """Return a v128 with a known content."""
-    return v128(u128(number))
+    if number == 0:
+        return v128(u128(0))
+    return pair(literal(number & (1 << 64) - 1), literal(number >> 64))
 
 
 def imm8(m: Operation, n: int) -> Any:
@@ -47,30 +58,17 @@ def imm8(m: Operation, n: int) -> Any:
     return u8(m.read(n))
 
 
-@staged
-def check_alignment(m: Operation, address: Any) -> None:
-    """Raise #GP(0) unless a 128-bit operand is aligned (SDM vol. 1, section 4.1.1)."""
-    if (address & 15) != 0:
-        m.fault(GP, 0)
-
-
-@staged
 def read_aligned(m: Operation, n: int) -> Any:
-    """Read the 128-bit operand `n`; in memory it must be aligned."""
+    """Read the 128-bit operand `n`; in memory it must be aligned (SDM vol. 1, section 4.1.1)."""
     if m.is_memory(n):
-        address = m.address(n)
-        check_alignment(m, address)
-        return m.load(v128, address)
+        return m.load(v128, m.address(n), aligned=True)
     return m.read(n)
 
 
-@staged
 def write_aligned(m: Operation, n: int, value: Any) -> None:
     """Write the 128-bit operand `n`; in memory it must be aligned."""
     if m.is_memory(n):
-        address = m.address(n)
-        check_alignment(m, address)
-        m.store(v128, address, value)
+        m.store(v128, m.address(n), value, aligned=True)
     else:
         m.write(n, value)
 

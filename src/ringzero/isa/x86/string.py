@@ -20,6 +20,7 @@ from ringzero.isa.x86.cpu import (
     RCX,
     RDI,
     RSI,
+    TF,
     TLB_ENTRIES,
     Cpu,
     Insn,
@@ -68,8 +69,22 @@ def destination_address(cpu: Any, insn: Any, size: int, write: int) -> Any:
 
 @staged
 def _in_bulk(cpu: Any, insn: Any) -> Any:
-    """Whether a repetition may go page by page: no limit can lie inside a page."""
-    return insn.rep != 0 and (cpu.mode == MODE_64 or cpu.segmented == 0)
+    """Whether a repetition may go page by page: no limit inside a page, no single-stepping."""
+    whole = cpu.mode == MODE_64 or cpu.segmented == 0
+    return insn.rep != 0 and whole and (cpu.rflags & TF) == 0
+
+
+@staged
+def _allowance(cpu: Any) -> Any:
+    """How many elements may be done at once; one while single-stepping."""
+    return select((cpu.rflags & TF) != 0, u64(1), u64(YIELD))
+
+
+@staged
+def _yield(cpu: Any, insn: Any) -> None:
+    """Stay on the instruction when the count is not spent."""
+    if (cpu.regs[RCX] & insn.address_mask) != 0:
+        cpu.next_rip = cpu.rip
 
 
 @staged
@@ -122,7 +137,7 @@ def _make_movs(size: int) -> Any:
 
     def movs_elements(cpu: Cpu, insn: Insn) -> None:
         step = _step(cpu, size)
-        left = u64(YIELD)
+        left = _allowance(cpu)
         while insn.rep == 0 or (cpu.regs[RCX] & insn.address_mask) != 0:
             source = source_address(cpu, insn, size)
             target = destination_address(cpu, insn, size, 1)
@@ -145,8 +160,8 @@ def _make_movs(size: int) -> Any:
             _finish(cpu, insn, done)
             if insn.rep == 0:
                 return
-            if left < done:
-                cpu.next_rip = cpu.rip
+            if left <= done:
+                _yield(cpu, insn)
                 return
             left -= done
 
@@ -160,7 +175,7 @@ def _make_stos(size: int) -> Any:
     def stos_elements(cpu: Cpu, insn: Insn) -> None:
         step = _step(cpu, size)
         value = T(cpu.regs[RAX])
-        left = u64(YIELD)
+        left = _allowance(cpu)
         while insn.rep == 0 or (cpu.regs[RCX] & insn.address_mask) != 0:
             target = destination_address(cpu, insn, size, 1)
             done = u64(0)
@@ -182,8 +197,8 @@ def _make_stos(size: int) -> Any:
             _finish(cpu, insn, done)
             if insn.rep == 0:
                 return
-            if left < done:
-                cpu.next_rip = cpu.rip
+            if left <= done:
+                _yield(cpu, insn)
                 return
             left -= done
 
@@ -196,7 +211,7 @@ def _make_lods(size: int) -> Any:
 
     def lods_elements(cpu: Cpu, insn: Insn) -> None:
         step = _step(cpu, size)
-        left = u64(YIELD)
+        left = _allowance(cpu)
         while insn.rep == 0 or (cpu.regs[RCX] & insn.address_mask) != 0:
             value = read_memory(cpu, T, source_address(cpu, insn, size))
             if size == 8:
@@ -211,7 +226,7 @@ def _make_lods(size: int) -> Any:
             if insn.rep == 0:
                 return
             if left == 0:
-                cpu.next_rip = cpu.rip
+                _yield(cpu, insn)
                 return
 
     lods_elements.__name__ = lods_elements.__qualname__ = f"lods{size}"
@@ -223,7 +238,7 @@ def _make_compare(size: int, scan: bool) -> Any:
 
     def compare_elements(cpu: Cpu, insn: Insn) -> None:
         step = _step(cpu, size)
-        left = u64(YIELD)
+        left = _allowance(cpu)
         while insn.rep == 0 or (cpu.regs[RCX] & insn.address_mask) != 0:
             if scan:
                 first = T(cpu.regs[RAX])
@@ -243,7 +258,7 @@ def _make_compare(size: int, scan: bool) -> Any:
             if (first == second) != (insn.rep == 0xF3):
                 return
             if left == 0:
-                cpu.next_rip = cpu.rip
+                _yield(cpu, insn)
                 return
 
     name = "scas" if scan else "cmps"

@@ -151,7 +151,9 @@ class Qcow2Compression(Compression):
             disk.storage.write(at, packed)
             split = 62 - (disk.header.cluster_bits - 8)
             sectors = (at + len(packed) - 1) // SECTOR - at // SECTOR
-            disk.link_entry(offset >> disk.header.cluster_bits, COMPRESSED | sectors << split | at)
+            disk.link_entry(
+                offset >> disk.header.cluster_bits, COMPRESSED | sectors << split | at, 0
+            )
 
     def _place(self, length: int) -> int:
         """Return where `length` bytes go, their clusters counted."""

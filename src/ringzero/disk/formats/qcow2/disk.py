@@ -102,6 +102,7 @@ class Qcow2Disk(MappedDisk):
             if not header.data_file:
                 raise DiskFormatError(f"{storage.name} does not say where its data file is")
             self.data = around.open_storage(header.data_file)
+        self.extends_at_flush = self.data is storage and not storage.is_device
         try:
             self.refcounts = Refcounts(storage, header)
             self.map = Mapping(storage, self.data, header, self.refcounts, self._forget)
@@ -337,8 +338,11 @@ class Qcow2Disk(MappedDisk):
         return first << self.header.cluster_bits, found
 
     def _link(self, index: int, count: int, host: int) -> None:
+        if count == 1:
+            self.link_entry(index, host | COPIED, ALL_ALLOCATED)
+            return
         size = self.cluster_size
-        per_table = 1 << self.header.l2_bits
+        per_table = 1 << self.map.l2_bits
         words = self.map.words
         while count:
             number, place = divmod(index, per_table)
@@ -357,15 +361,15 @@ class Qcow2Disk(MappedDisk):
                     self._forget(entry)
             index, count, host = index + part, count - part, host + part * size
 
-    def link_entry(self, index: int, entry: int) -> None:
-        """Enter one L2 entry as it is (a compressed cluster)."""
-        number, place = divmod(index, 1 << self.header.l2_bits)
+    def link_entry(self, index: int, entry: int, bitmap: int) -> None:
+        """Enter one L2 entry as it is, with its bitmap where entries are extended."""
+        number, place = divmod(index, 1 << self.map.l2_bits)
         table = self.map.table_to_change(number)
         place *= self.map.words
         old = table.items[place]
         table.set(place, entry)
         if self.map.words == 2:
-            table.set(place + 1, 0)
+            table.set(place + 1, bitmap)
         if old:
             self._forget(old)
 
@@ -373,7 +377,7 @@ class Qcow2Disk(MappedDisk):
         hides = self.backing is not None or self.backing_name is not None
         if hides and self.header.version < 3:
             raise NotImplementedError
-        per_table = 1 << self.header.l2_bits
+        per_table = 1 << self.map.l2_bits
         words = self.map.words
         while count:
             number, place = divmod(index, per_table)
@@ -449,7 +453,7 @@ class Qcow2Disk(MappedDisk):
     def _write_subclusters(self, offset: int, views: Views) -> None:
         """Write bytes of one cluster with extended entries; copies only subclusters."""
         index = offset // self.cluster_size
-        number, place = divmod(index, 1 << self.header.l2_bits)
+        number, place = divmod(index, 1 << self.map.l2_bits)
         table = self.map.table(number)
         entry = table.items[2 * place] if table is not None else 0
         bitmap = table.items[2 * place + 1] if table is not None else 0
@@ -519,7 +523,7 @@ class Qcow2Disk(MappedDisk):
         self._settling += self._forgotten
         self._forgotten = []
         # QEMU reads whole clusters; the last one must be there in full.
-        if self.storage.size % self.cluster_size:
+        if self.storage.size % self.cluster_size and not self.storage.is_device:
             self.storage.truncate(-(-self.storage.size // self.cluster_size) * self.cluster_size)
         self.refcounts.write_blocks()
         self.map.write_new()
@@ -567,7 +571,7 @@ class Qcow2Disk(MappedDisk):
     def _cut_off(self, size: int) -> None:
         """Forget all clusters behind the new end."""
         first = -(-size // self.cluster_size)
-        per_table = 1 << self.header.l2_bits
+        per_table = 1 << self.map.l2_bits
         edge = -(-first // per_table)
         self._empty(edge)
         table = self.map.table(first // per_table) if first % per_table else None

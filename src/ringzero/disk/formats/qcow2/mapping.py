@@ -62,7 +62,8 @@ class Mapping:
         self.words = 2 if header.extended else 1
         self.l2_shift = header.cluster_bits + header.l2_bits
         self.zero_flag = ZERO if header.version >= 3 else 0
-        self._index_mask = (1 << header.l2_bits) - 1
+        self.l2_bits = header.l2_bits
+        self._index_mask = (1 << self.l2_bits) - 1
         self.limit = max(4, CACHE_BYTES // (self.cluster_size + _TABLE_OVERHEAD))
         self.l1 = Table.load(storage, header.l1_offset, header.l1_size, "Q", big_endian=True)
         self._cache: dict[int, Table] = {}
@@ -228,7 +229,7 @@ class Mapping:
         # File offsets from here on are not there yet; a write must not make a huge file.
         file_end = data.size + inside & ~inside
         l1_copied = self.l1.items[offset >> self.l2_shift] & COPIED
-        first = (offset >> self.l2_shift) << self.header.l2_bits
+        first = (offset >> self.l2_shift) << self.l2_bits
         index = (offset >> bits) - first
         last = ((end - 1) >> bits) - first
         while index <= last:
@@ -273,7 +274,7 @@ class Mapping:
         inside = self.cluster_size - 1
         file_end = self.data.size + inside & ~inside
         l1_copied = self.l1.items[offset >> self.l2_shift] & COPIED
-        mask = (1 << self.header.l2_bits) - 1
+        mask = (1 << self.l2_bits) - 1
         held: Run | None = None
         while offset < end:
             index = (offset >> self.cluster_bits) & mask

@@ -190,13 +190,17 @@ class Refcounts:
             except ValueError:
                 self._cursor = (index + 1) * self.per_block
                 continue
-            limit = min(self.per_block, place + wanted)
+            self._dirty.add(index)
             stop = place + 1
+            if wanted == 1:
+                block.set(place, 1)
+                self._cursor = index * self.per_block + stop
+                return index * self.per_block + place, 1
+            limit = min(self.per_block, place + wanted)
             items = block.items
             while stop < limit and not items[stop]:
                 stop += 1
             block.fill(place, array(items.typecode, [1]) * (stop - place))
-            self._dirty.add(index)
             self._cursor = index * self.per_block + stop
             return index * self.per_block + place, stop - place
 

@@ -93,7 +93,8 @@ class FlatExtent(Part):
         self.storage.write_zeroes(self.start + offset, length, keep_space=not unmap)
 
     def _discard(self, offset: int, length: int) -> None:
-        self.storage.discard(self.start + offset, length)
+        # A host's discard may leave anything; here it must be zero or as before.
+        self.storage.write_zeroes(self.start + offset, length)
 
     def _flush(self) -> None:
         self.storage.flush()
@@ -171,8 +172,9 @@ class SparseExtent(Part, MappedDisk):
         self._dirty: set[int] = set()
         # Tables that are not in the file yet: they must be, before the directory names them.
         self._new: set[int] = set()
-        self._forgotten: list[tuple[int, int]] = []
-        self._settling: list[tuple[int, int]] = []
+        # Host offsets, as in `BlockDisk`.
+        self._forgotten: list[int] = []
+        self._settling: list[int] = []
         self._free: list[int] = []
         self._unpacked: dict[int, bytes] = {}
         self._unpacked_lock = threading.Lock()
@@ -187,9 +189,7 @@ class SparseExtent(Part, MappedDisk):
             for number in range(self.header.tables):
                 if self._table(number) is not None:
                     table = self._table_to_change(number)
-                    for old in table.items:
-                        if old > _ZERO_GRAIN:
-                            self._forgotten.append((old * SECTOR, self._grain))
+                    self._forget(table.items)
                     table.fill(0, array("I", bytes(4 * len(table.items))))
 
     def _load_directory(self, sector: int) -> PagedTable:
@@ -366,9 +366,7 @@ class SparseExtent(Part, MappedDisk):
             number, inside = divmod(index, per_table)
             part = min(count, per_table - inside)
             table = self._table_to_change(number)
-            for old in table.items[inside : inside + part]:
-                if old > _ZERO_GRAIN:
-                    self._forgotten.append((old * SECTOR, self._grain))
+            self._forget(table.items[inside : inside + part])
             table.fill(inside, array("I", range(first, first + part * sectors, sectors)))
             index, count, first = index + part, count - part, first + part * sectors
 
@@ -382,11 +380,16 @@ class SparseExtent(Part, MappedDisk):
             part = min(count, per_table - inside)
             if self._table(number) is not None or value:
                 table = self._table_to_change(number)
-                for old in table.items[inside : inside + part]:
-                    if old > _ZERO_GRAIN:
-                        self._forgotten.append((old * SECTOR, self._grain))
+                self._forget(table.items[inside : inside + part])
                 table.fill(inside, array("I", [value]) * part)
             index, count = index + part, count - part
+
+    def _forget(self, entries: array[int]) -> None:
+        """Note the grains that no table points at any more; those outside the file are not ours."""
+        size = self.storage.size
+        for entry in entries:
+            if entry > _ZERO_GRAIN and entry * SECTOR + self._grain <= size:
+                self._forgotten.append(entry * SECTOR)
 
     # ---- flushing ---------------------------------------------------------
 
@@ -398,10 +401,10 @@ class SparseExtent(Part, MappedDisk):
         for number in sorted(self._dirty):
             table = self._tables[number]
             # The second copy first: one of the two is whole at any time.
-            if redundant is not None and redundant[number]:
-                Table(
-                    self.storage, redundant[number] * SECTOR, table.items, big_endian=False
-                ).write_all()
+            second = redundant[number] * SECTOR if redundant is not None else 0
+            # A damaged redundant directory must not lead out of the file.
+            if second and second + 4 * self.header.per_table <= self.storage.size:
+                Table(self.storage, second, table.items, big_endian=False).write_all()
             table.write_back()
         self._dirty.clear()
         if self._new:
@@ -417,9 +420,9 @@ class SparseExtent(Part, MappedDisk):
         return bool(self._settling)
 
     def _reclaim(self) -> None:
-        for host, length in self._settling:
-            self.storage.write_zeroes(host, length)
-            self._free.append(host)
+        for host in self._settling:
+            self.storage.write_zeroes(host, self._grain)
+        self._free += self._settling
         self._settling = []
 
     # ---- compressed grains ------------------------------------------------

@@ -1,0 +1,222 @@
+"""Machines side by side with QEMU's TCG: a named table of ratios (above 1: ringzero is faster).
+
+    python bench/guest.py                    all rows
+    python bench/guest.py start sort         rows whose name contains one of the words
+    python bench/guest.py --json out.json --compare before.json
+
+Both sides boot the same kernel, initrd and command line and run the same work,
+one right after the other, on one CPU; the better of `--rounds` runs counts. "start" rows
+go from the start of the process to the end of `true` in the guest: warm with what
+earlier runs left in the cache, cold without the kept translations and the unpacked kernel (the
+engine itself stays compiled). QEMU is told the TSC's frequency, as ringzero tells its guest.
+Peak memory is that of the host process, less the guest's RAM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.vm import guests  # noqa: E402
+from tests.vm.test_recipes import TOOLS  # noqa: E402
+
+from ringzero.config.machine import MachineConfig  # noqa: E402 - after the path
+from ringzero.errors import RingzeroError  # noqa: E402
+from ringzero.host.progress import Progress  # noqa: E402
+from ringzero.image.micro import MICRO, BootFiles, ensure  # noqa: E402
+from ringzero.settings import CACHE_DIR  # noqa: E402
+from ringzero.units import MIB  # noqa: E402
+
+MEMORY = 1024 * MIB
+# What a cold start may still find in the cache: it is no trace of an earlier guest.
+KEPT_WHEN_COLD = ("images", "engine", "objects")
+
+# Each prints something, which both sides must print alike.
+PROGRAMS = {
+    "python loop": "python3 -c 'print(sum(i * i % 7 for i in range(1000000)))'",
+    "python json": (
+        "python3 -c 'import json; d = [{str(i): [i, i / 3]} for i in range(20000)];"
+        " print(len(json.dumps(json.loads(json.dumps(d)))))'"
+    ),
+    "perl regex": (
+        "perl -e '$s = q(the quick brown fox ) x 20000; $n = 0;"
+        " $n++ while $s =~ /\\b(\\w)\\w*(\\w)\\b/g; print qq($n\\n)'"
+    ),
+    "openssl sha256": "head -c 30000000 /dev/zero | openssl sha256 -r",
+    "openssl aes": (
+        "head -c 8000000 /dev/zero | openssl enc -aes-128-cbc -K 00 -iv 00 2>/dev/null | md5sum"
+    ),
+    "sqlite": (
+        "sqlite3 :memory: 'create table t(a, b); with recursive c(x) as (select 1 union all"
+        " select x + 1 from c where x < 200000) insert into t select x, x * 7919 % 10007 from c;"
+        " select sum(a), count(distinct b) from t where b > 500'"
+    ),
+    "xz": "seq 150000 | xz -1 | md5sum",
+    "gzip": "seq 600000 | gzip -n | gzip -dc | md5sum",
+    "gawk": "seq 400000 | gawk '{ s += $1 % 13; w[$1 % 97]++ } END { print s, length(w) }'",
+    "sort": "seq 200000 | rev | LC_ALL=C sort | md5sum",
+    "shell forks": "i=0; while [ $i -lt 100 ]; do /usr/bin/true; i=$((i + 1)); done; echo $i",
+    "dpkg": "for i in 1 2 3 4 5; do dpkg -l; done | md5sum",
+}
+
+
+def config(image: BootFiles, memory: int = MEMORY) -> MachineConfig:
+    """Return the machine that both sides run."""
+    return MachineConfig.create(
+        kernel=image.kernel,
+        initrd=image.initrd,
+        command_line=image.command_line,
+        memory=memory,
+        agent=True,
+    )
+
+
+def start_ringzero(cache: Path) -> float:
+    """Return the seconds of `ringzero run -- true`, as a process of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "RINGZERO_CACHE_DIR": str(cache)}
+    began = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "ringzero", "run", "--memory", "256M", "--", "true"],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        check=True,
+        timeout=600,
+    )
+    return time.perf_counter() - began
+
+
+def start_qemu(image: BootFiles) -> float:
+    """Return the seconds from the start of QEMU's process to the end of `true`."""
+    began = time.perf_counter()
+    with guests.build("qemu", config(image, 256 * MIB)) as machine:
+        status = machine.run(["true"], timeout=600)[0]
+        taken = time.perf_counter() - began
+    if status != 0:
+        raise RuntimeError("QEMU's guest did not come up")
+    return taken
+
+
+def cold_cache(place: Path) -> Path:
+    """Make a cache in `place` that holds only what a cold start may find; return it."""
+    cache = place / "cold"
+    shutil.rmtree(cache, ignore_errors=True)
+    cache.mkdir(parents=True)
+    for name in KEPT_WHEN_COLD:
+        if (CACHE_DIR.get() / name).exists():
+            (cache / name).symlink_to(CACHE_DIR.get() / name)
+    return cache
+
+
+def time_programs(kind: str, image: BootFiles, names: list[str], rounds: int) -> dict:
+    """Run the programs in one guest; return for each the best seconds and what it printed."""
+    results = {}
+    with guests.build(kind, config(image)) as machine:
+        if not machine.agent.wait_ready(600):
+            raise RuntimeError(f"{kind}: the guest did not come up")
+        for name in names:
+            best, printed = math.inf, b""
+            for _ in range(rounds):
+                began = time.perf_counter()
+                status, printed, complaint = machine.run(PROGRAMS[name], timeout=600)
+                best = min(best, time.perf_counter() - began)
+                if status != 0:
+                    raise RuntimeError(f"{kind}: {name} failed: {complaint.decode()}")
+            results[name] = {"seconds": best, "printed": printed.decode(errors="replace")}
+            print(f"  {kind:9} {name:16} {best:8.3f} s", flush=True)
+    return results
+
+
+def bench_starts(chosen: list[str], rounds: int) -> dict[str, dict[str, float]]:
+    """Return the rows about starting."""
+    names = [name for name in ("start warm", "start cold") if matches(name, chosen)]
+    rows: dict[str, dict[str, float]] = {}
+    if not names:
+        return rows
+    image = ensure(MICRO, progress=Progress())
+    start_ringzero(CACHE_DIR.get())
+    with tempfile.TemporaryDirectory() as place:
+        for name in names:
+            ours, theirs = math.inf, math.inf
+            for _ in range(rounds):
+                warm = name == "start warm"
+                cache = CACHE_DIR.get() if warm else cold_cache(Path(place))
+                ours = min(ours, start_ringzero(cache))
+                theirs = min(theirs, start_qemu(image))
+            rows[name] = {"ringzero": ours, "qemu": theirs}
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    print(
+        f"  peak memory of any child process: {peak / MIB:.0f} MiB, guest RAM of 256 MiB included"
+    )
+    return rows
+
+
+def bench_programs(chosen: list[str], rounds: int) -> dict[str, dict[str, float]]:
+    """Return the rows about programs; raises RuntimeError where the two print different things."""
+    names = [name for name in PROGRAMS if matches(name, chosen)]
+    if not names:
+        return {}
+    image = ensure(TOOLS, progress=Progress())
+    ours = time_programs("ringzero", image, names, rounds)
+    theirs = time_programs("qemu", image, names, rounds)
+    for name in names:
+        if ours[name]["printed"] != theirs[name]["printed"]:
+            raise RuntimeError(f"{name}: the guests print different things")
+    return {
+        name: {"ringzero": ours[name]["seconds"], "qemu": theirs[name]["seconds"]} for name in names
+    }
+
+
+def matches(name: str, words: list[str]) -> bool:
+    """Tell whether the row `name` was asked for."""
+    return not words or any(word in name for word in words)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", help="rows whose name contains one of these")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--compare", type=Path, help="an earlier --json file")
+    options = parser.parse_args()
+    reason = guests.missing("qemu")
+    if reason:
+        print(f"bench/guest.py: {reason}")
+        return 0
+    try:
+        rows = bench_starts(options.words, options.rounds)
+        rows |= bench_programs(options.words, options.rounds)
+    except (RingzeroError, RuntimeError, subprocess.SubprocessError) as fault:
+        print(f"bench/guest.py: {fault}", file=sys.stderr)
+        return 1
+    before = json.loads(options.compare.read_text()) if options.compare else {}
+    print(f"\n{'':18}{'ringzero':>10}{'QEMU':>10}{'ratio':>8}")
+    for name, row in rows.items():
+        ratio = row["qemu"] / row["ringzero"]
+        line = f"{name:18}{row['ringzero']:9.3f}s{row['qemu']:9.3f}s{ratio:8.2f}"
+        if name in before:
+            change = row["ringzero"] / before[name]["ringzero"]
+            line += f"   ringzero took {before[name]['ringzero']:.3f}s before ({change:.2f})"
+        print(line)
+    programs = [row["qemu"] / row["ringzero"] for name, row in rows.items() if name in PROGRAMS]
+    if programs:
+        mean = math.exp(sum(map(math.log, programs)) / len(programs))
+        print(f"geometric mean of {len(programs)} programs: {mean:.2f} of QEMU's speed")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,369 @@
+"""The VHD disk: fixed images are raw with a footer; others have blocks, each behind its bitmap.
+
+The footer stands at the end, where the next block goes. It is overwritten by
+that block and written anew when the tables are; meanwhile its copy at the
+front holds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Self
+
+from ringzero.disk.blocks import ABSENT, ZERO, BlockDisk
+from ringzero.disk.contract import (
+    SECTOR,
+    CheckReport,
+    Disk,
+    DiskInfo,
+    Kind,
+    Option,
+    Options,
+    Repair,
+    Run,
+    Sample,
+    Surroundings,
+)
+from ringzero.disk.formats.vhd.structures import (
+    COOKIE,
+    DIFFERENCING,
+    DYNAMIC,
+    EPOCH,
+    FIXED,
+    HEADER_SIZE,
+    MAX_BLOCK,
+    TYPES,
+    Footer,
+    Header,
+    geometry,
+    locators_for,
+    read_footer,
+)
+from ringzero.disk.paged import PagedTable
+from ringzero.disk.registry import FORMATS
+from ringzero.disk.storage import FileStorage, Storage
+from ringzero.disk.vectors import Views
+from ringzero.errors import DiskFormatError, DiskUnsupportedError, InvalidValueError
+from ringzero.units import GIB, MIB
+
+_FREE = 0xFFFF_FFFF
+# "The maximum size of a virtual hard disk": what 32 bits of sectors reach.
+_MAX_SIZE = 2040 * GIB
+_BLOCK = 2 * MIB
+# Room for a parent locator, so that a longer name can take its place.
+_LOCATOR_ROOM = 4096
+_BITMAPS_KEPT = 4096
+
+
+@FORMATS.register("vhd")
+class VhdDisk(BlockDisk):
+    """An open VHD image, dynamic or differencing; `FixedVhd` is the other kind."""
+
+    format = "vhd"
+    can_have_backing = True
+    bitmapped = True
+    high_bit_first = True
+    create_options = (
+        Option.choice("subformat", ("dynamic", "fixed"), "dynamic", "grow as needed or not"),
+        Option.size("block_size", _BLOCK, "bytes in a block, a power of two"),
+        Option.flag("force_size", True, "accepted: sizes are never rounded to cylinders"),
+        Option.choice("preallocation", ("off", "falloc", "full"), "off", "for subformat=fixed"),
+    )
+
+    def __init__(self, storage: Storage, footer: Footer, around: Surroundings) -> None:
+        super().__init__(storage)
+        self.footer = footer
+        self.path = around.path
+        self.read_only = around.read_only
+        self._around = around
+
+    def _load(self) -> None:
+        storage = self.storage
+        self.header = header = Header.read(storage, self.footer.size)
+        self.block_size = header.block_size
+        bits = self.block_size // SECTOR // 8
+        self._bitmap_room = -(-bits // SECTOR) * SECTOR
+        self.table = PagedTable(storage, header.table_offset, header.entries, "I", big_endian=True)
+        # None: all sectors are held.
+        self._bitmaps: dict[int, bytearray | None] = {}
+        self._bitmaps_dirty: set[int] = set()
+        self._floor = header.table_offset + 4 * header.entries
+        whole = storage.size - SECTOR
+        has_footer = whole >= 0 and storage.read(whole, SECTOR)[:8] == COOKIE
+        self._end = max(-(-self._floor // SECTOR) * SECTOR, whole if has_footer else storage.size)
+        if self.footer.kind == DIFFERENCING:
+            self.backing_name, self.backing_format = header.find_parent(storage), "vhd"
+            self.backing = self._around.open_backing(self.backing_name, "vhd")
+            if self.backing is not None:
+                self._check_parent(self.backing)
+
+    def _check_parent(self, parent: Disk) -> None:
+        assert isinstance(parent, VhdDisk)
+        if parent.footer.unique != self.header.parent:
+            parent.close()
+            raise DiskFormatError(
+                f"{self.storage.name}: its parent {self.backing_name} is another image than "
+                "the one it was made for",
+                hint="if it is the right one, link it again with `ringzero disk rebase -u`",
+                path=self.storage.name,
+            )
+
+    @classmethod
+    def probe(cls, sample: Sample) -> int:
+        if sample.head.startswith(COOKIE):
+            return 100
+        footer = Footer.parse(sample.tail, sample.name) if COOKIE in sample.tail[:8] else None
+        return 90 if footer is not None and footer.kind == FIXED else 0
+
+    @classmethod
+    def open(cls, storage: Storage, around: Surroundings) -> Self:
+        footer = read_footer(storage)
+        kind = FixedVhd if footer.kind == FIXED else VhdDisk
+        disk = kind(storage, footer, around)
+        disk._load()
+        return disk  # type: ignore[return-value]
+
+    @classmethod
+    def create(
+        cls,
+        storage: Storage,
+        size: int,
+        options: Options,
+        around: Surroundings,
+        backing: tuple[str, str] | None = None,
+    ) -> None:
+        block = options["block_size"]
+        if size > _MAX_SIZE:
+            raise InvalidValueError("a VHD disk has 2040G at most", hint="use VHDX")
+        if block & (block - 1) or not 512 * 1024 <= block <= MAX_BLOCK:
+            raise InvalidValueError("block_size is a power of two, 512K to 256M")
+        if options["subformat"] == "fixed":
+            if backing is not None:
+                raise InvalidValueError("a fixed image has no backing file")
+            storage.truncate(size)
+            if options["preallocation"] == "full":
+                Storage.write_zeroes(storage, 0, size)
+            elif options["preallocation"] == "falloc" and isinstance(storage, FileStorage):
+                storage.preallocate(0, size)
+            storage.write(size, Footer.make(size, FIXED).to_bytes())
+            return
+        if options["preallocation"] != "off":
+            raise InvalidValueError("preallocation needs subformat=fixed")
+        footer = Footer.make(size, DYNAMIC if backing is None else DIFFERENCING)
+        table = SECTOR + HEADER_SIZE
+        header = Header(table, -(-size // block), block)
+        if backing is not None:
+            header.table_offset = table + 2 * _LOCATOR_ROOM
+            _link(storage, header, around, *backing)
+        room = max(SECTOR, -(-4 * header.entries // SECTOR) * SECTOR)
+        storage.write(header.table_offset, b"\xff" * room)
+        storage.write(SECTOR, header.to_bytes())
+        storage.write(header.table_offset + room, footer.to_bytes())
+        storage.write(0, footer.to_bytes())
+
+    # ---- what it is -------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        return self.footer.size
+
+    def info(self) -> DiskInfo:
+        fixed = self.footer.kind == FIXED
+        return DiskInfo(
+            filename=self.storage.name,
+            format=self.format,
+            virtual_size=self.size,
+            actual_size=self.storage.allocated(),
+            cluster_size=None if fixed else self.block_size,
+            backing_filename=self.backing_name,
+            backing_format=self.backing_format,
+            specific={
+                "subformat": TYPES[self.footer.kind],
+                "uuid": str(self.footer.unique),
+                "creator": self.footer.creator.decode("latin-1").strip("\0 "),
+            },
+        )
+
+    def change_backing(self, name: str | None, format: str | None) -> None:
+        if self.read_only:
+            raise self._read_only_error()
+        if name is None or self.footer.kind != DIFFERENCING:
+            raise DiskUnsupportedError(
+                "a VHD image cannot gain or lose its parent", hint="convert it instead"
+            )
+        with self._alloc:
+            _link(self.storage, self.header, self._around, name, format or "vhd")
+            self.storage.flush()
+            self.storage.write(SECTOR, self.header.to_bytes())
+            self.storage.flush()
+        self.backing_name = name
+
+    # ---- mapping ----------------------------------------------------------
+
+    def _block(self, index: int) -> int:
+        entry = self.table[index]
+        if entry == _FREE:
+            return ABSENT if self.backing_name is not None else ZERO
+        host = entry * SECTOR
+        if host < self._floor or host >= self.storage.size:
+            raise DiskFormatError(
+                f"{self.storage.name}: a block is at {host:#x}, "
+                "outside the file or over its structures",
+                path=self.storage.name,
+                offset=host,
+            )
+        return host + self._bitmap_room
+
+    def _set_block(self, index: int, host: int) -> None:
+        self._bitmaps_dirty.discard(index)
+        self._bitmaps.pop(index, None)
+        if host < 0:
+            self.table[index] = _FREE
+            return
+        self.table[index] = (host - self._bitmap_room) // SECTOR
+        self._end = max(self._end, host + self.block_size)
+
+    def _new_block(self) -> int:
+        host = self._end + self._bitmap_room
+        if (host + self.block_size) // SECTOR >= _FREE:
+            raise DiskUnsupportedError("a VHD file has 2 TiB at most", hint="use VHDX")
+        return host
+
+    def _bits(self, index: int) -> bytearray | None:
+        if index in self._bitmaps:
+            return self._bitmaps[index]
+        at = self.table[index] * SECTOR
+        length = self.block_size // SECTOR // 8
+        raw = self.storage.read(at, length)
+        found = None if raw.count(0xFF) == length else bytearray(raw)
+        if len(self._bitmaps) >= _BITMAPS_KEPT:
+            clean = [n for n in list(self._bitmaps) if n not in self._bitmaps_dirty]
+            for old in clean[: len(clean) // 2]:
+                self._bitmaps.pop(old, None)
+        return self._bitmaps.setdefault(index, found)
+
+    def _new_bits(self, index: int) -> None:
+        length = self.block_size // SECTOR // 8
+        # The space is fresh and zero, so without a parent all of it is held.
+        fill = b"\0" if self.backing_name is not None else b"\xff"
+        self._bitmaps[index] = bytearray(fill * length)
+        self._bitmaps_dirty.add(index)
+
+    def _bits_changed(self, index: int) -> None:
+        self._bitmaps_dirty.add(index)
+
+    def _unlink(self, index: int, count: int, kind: Kind) -> None:
+        if self.backing_name is not None:
+            # There is no way to say "zero" but to hold zeroes.
+            raise NotImplementedError
+        super()._unlink(index, count, kind)
+
+    # ---- writing ----------------------------------------------------------
+
+    def _begin_writing(self) -> None:
+        if self.footer.saved_state:
+            raise DiskUnsupportedError(f"{self.storage.name} belongs to a suspended machine")
+
+    def _tables_dirty(self) -> bool:
+        return self.table.dirty or bool(self._bitmaps_dirty)
+
+    def _write_tables(self) -> None:
+        full = b"\xff" * (self.block_size // SECTOR // 8)
+        for index in sorted(self._bitmaps_dirty):
+            bits = self._bitmaps[index]
+            if bits is not None:
+                self.storage.write(self.table[index] * SECTOR, bytes(bits))
+                if bits == full:
+                    self._bitmaps[index] = None
+        self._bitmaps_dirty.clear()
+        if self.table.dirty:
+            self.storage.write(self._end, self.footer.to_bytes())
+            self.storage.flush()
+            self.table.write_back()
+        self._settle()
+
+
+class FixedVhd(VhdDisk):
+    """The bytes of the disk, and a footer."""
+
+    bitmapped = False
+
+    def _load(self) -> None:
+        self.block_size = MIB
+        if self.footer.size + SECTOR - 1 > self.storage.size:
+            raise DiskFormatError(
+                f"{self.storage.name} is shorter than its footer says", path=self.storage.name
+            )
+
+    def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
+        raise DiskUnsupportedError("fixed VHD images have nothing to check")
+
+    def _block(self, index: int) -> int:
+        return index * self.block_size
+
+    def _spot(self, offset: int, length: int, writing: bool) -> int | None:
+        return offset
+
+    def _runs(self, offset: int, length: int) -> Iterator[Run]:
+        for run, has_data in self.storage.extents(offset, length):
+            yield Run(run, Kind.DATA if has_data else Kind.ZERO, offset, self.storage, True)
+            offset += run
+
+    def _write(self, offset: int, views: Views) -> None:
+        self._begin()
+        self.storage.write(offset, views)
+
+    def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+        self._begin()
+        self.storage.write_zeroes(offset, length, keep_space=not unmap)
+
+    def _discard(self, offset: int, length: int) -> None:
+        # A host's discard may leave anything; here it must be zero or as before.
+        self._write_zeroes(offset, length, unmap=True)
+
+    def _tables_dirty(self) -> bool:
+        return False
+
+    def _resize(self, size: int) -> None:
+        if size > _MAX_SIZE:
+            raise InvalidValueError("a VHD disk has 2040G at most", hint="use VHDX")
+        with self._gate.alone(), self._alloc:
+            old = self.size
+            self.footer.size = self.footer.original = size
+            self.footer.geometry = geometry(size)
+            # A file always ends with one whole footer, at either size.
+            self.storage.write(size, self.footer.to_bytes())
+            self.storage.flush()
+            if size < old:
+                self.storage.truncate(size + SECTOR)
+            else:
+                self.storage.write_zeroes(old, min(SECTOR, size - old))
+            self.storage.flush()
+
+
+def _link(
+    storage: Storage, header: Header, around: Surroundings, name: str, kind: str
+) -> None:
+    """Enter the parent `name` in a header, and its locators before the block table."""
+    if kind != "vhd":
+        raise InvalidValueError(
+            f"the parent of a VHD image is a VHD image, not {kind}",
+            hint="use qcow2 for an overlay over another format",
+        )
+    with around.look_at(name, kind) as parent:
+        assert isinstance(parent, VhdDisk)
+        header.parent = parent.footer.unique
+        header.parent_time = int(time.time()) - EPOCH
+    assert around.path is not None
+    relative = os.path.relpath(name, around.path.absolute().parent) if name[0] == "/" else name
+    header.parent_name = relative
+    header.locators = []
+    at = header.table_offset - 2 * _LOCATOR_ROOM
+    for code, data in locators_for(name, relative):
+        if len(data) > _LOCATOR_ROOM or at < SECTOR + HEADER_SIZE:
+            raise DiskUnsupportedError("there is no room for so long a name")
+        storage.write(at, data.ljust(_LOCATOR_ROOM, b"\0"))
+        header.locators.append((code, _LOCATOR_ROOM, len(data), at))
+        at += _LOCATOR_ROOM

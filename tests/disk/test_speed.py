@@ -1,0 +1,33 @@
+"""The bench of disks as a test: the ratios that the project promises (`make bench`)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.speed, pytest.mark.peer]
+
+BENCH = Path(__file__).parents[2] / "bench" / "disk.py"
+
+
+@pytest.mark.parametrize(
+    ("words", "least"),
+    [
+        (["raw sequential", "qcow2 sequential"], 0.8),
+        (["raw 4k", "qcow2 4k"], 0.5),
+        (["chain"], 0.5),
+    ],
+    ids=str,
+)
+def test_ratio_to_the_peer(words, least, tmp_path, request):
+    if "speed" not in request.config.getoption("markexpr"):
+        pytest.skip("takes minutes: make bench")
+    table = tmp_path / "rows.json"
+    subprocess.run([sys.executable, BENCH, *words, "--json", table], check=True, timeout=280)
+    rows = json.loads(table.read_text())
+    slow = {name: round(row["ratio"], 2) for name, row in rows.items() if row["ratio"] < least}
+    assert not slow, slow
