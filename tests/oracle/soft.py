@@ -148,8 +148,8 @@ class Soft:
         self._segment(x86.CS, _CS[mode], 0, 0xFFFFFFFF, _CODE[mode])
         for number in (x86.DS, x86.ES, x86.SS):
             self._segment(number, 0x2B, 0, 0xFFFFFFFF, _DATA)
-        self._segment(x86.FS, 0x2B, FS_BASE if mode == 64 else 0, 0xFFFFFFFF, _DATA)
-        self._segment(x86.GS, 0x2B, GS_BASE if mode == 64 else 0, 0xFFFFFFFF, _DATA)
+        self._segment(x86.FS, 0x2B, FS_BASE, 0xFFFFFFFF, _DATA)
+        self._segment(x86.GS, 0x2B, GS_BASE, 0xFFFFFFFF, _DATA)
 
     # --- one case ---
 
@@ -189,6 +189,7 @@ class Soft:
         cpu.ftop = top
         cpu.ftags = state.ftw
         cpu.mxcsr = state.mxcsr
+        cpu.fpu_opcode = cpu.fpu_ip = cpu.fpu_dp = 0
         address = self.vcpu.address
         for n in range(8):
             where = address + Cpu.offset_of("fpr", (n + top) & 7)
