@@ -1,7 +1,7 @@
 """Random instructions on an engine and on the host CPU, compared.
 
     python -m tests.oracle.fuzz --engine unicorn --seconds 20
-    python -m tests.oracle.fuzz --engine tests.jit.executors:Interpreter --only 'add,sh*' --seed 7
+    python -m tests.oracle.fuzz --engine interpreter --only 'add,sh*' --seed 7
 
 An engine is a name below or `module:callable`, the callable giving an
 `Executor`. Every round makes one case of every chosen form, so that rare
@@ -39,6 +39,8 @@ from tests.oracle.native import Native
 ENGINES: Final = {
     "native": "tests.oracle.native:Native",
     "unicorn": "tests.oracle.unicorn_peer:Unicorn",
+    "interpreter": "tests.oracle.soft:interpreter",
+    "translator": "tests.oracle.soft:translator",
 }
 _BATCH: Final = 2048
 

@@ -86,9 +86,7 @@ class Soft:
         self.cpu = self.vcpu.cpu
         self.vm.translator.hot = 1
         self._enter = getattr(engine, entry)
-        self._gprs = (ctypes.c_uint64 * 16).from_address(
-            self.vcpu.address + Cpu.offset_of("regs")
-        )
+        self._gprs = (ctypes.c_uint64 * 16).from_address(self.vcpu.address + Cpu.offset_of("regs"))
         self._build_tables()
         self._mode = 0
 
@@ -150,8 +148,8 @@ class Soft:
         self._segment(x86.CS, _CS[mode], 0, 0xFFFFFFFF, _CODE[mode])
         for number in (x86.DS, x86.ES, x86.SS):
             self._segment(number, 0x2B, 0, 0xFFFFFFFF, _DATA)
-        self._segment(x86.FS, 0x2B, FS_BASE if mode == 64 else 0, 0xFFFFFFFF, _DATA)
-        self._segment(x86.GS, 0x2B, GS_BASE if mode == 64 else 0, 0xFFFFFFFF, _DATA)
+        self._segment(x86.FS, 0x2B, FS_BASE, 0xFFFFFFFF, _DATA)
+        self._segment(x86.GS, 0x2B, GS_BASE, 0xFFFFFFFF, _DATA)
 
     # --- one case ---
 
@@ -191,6 +189,7 @@ class Soft:
         cpu.ftop = top
         cpu.ftags = state.ftw
         cpu.mxcsr = state.mxcsr
+        cpu.fpu_opcode = cpu.fpu_ip = cpu.fpu_dp = 0
         address = self.vcpu.address
         for n in range(8):
             where = address + Cpu.offset_of("fpr", (n + top) & 7)
@@ -200,25 +199,35 @@ class Soft:
     def _outcome(self, vector: int, code: bytearray, data: bytearray) -> Outcome:
         cpu = self.cpu
         pushed = 6 if vector in _WITH_CODE else 5
-        frame = struct.unpack(
-            f"<{pushed}Q", self.memory.read(STACK_TOP - 8 * pushed, 8 * pushed)
-        )
+        frame = struct.unpack(f"<{pushed}Q", self.memory.read(STACK_TOP - 8 * pushed, 8 * pushed))
         error = frame[0] if pushed == 6 else 0
         rip, _cs, rflags, rsp, _ss = frame[pushed - 5 :]
         gprs = list(self._gprs)
         gprs[4] = rsp
         address = self.vcpu.address
         top = cpu.ftop
-        st = [
-            ctypes.string_at(address + Cpu.offset_of("fpr", (n + top) & 7), 10) for n in range(8)
-        ]
+        st = [ctypes.string_at(address + Cpu.offset_of("fpr", (n + top) & 7), 10) for n in range(8)]
         xmm = ctypes.string_at(address + Cpu.offset_of("xmm"), 256)
         image = fx_image(
-            cpu.fcw, (cpu.fsw | top << 11) & 0xFFFF, cpu.ftags, cpu.mxcsr, st,
-            [xmm[n * 16 : n * 16 + 16] for n in range(16)],
-        )  # fmt: skip
+            fcw=cpu.fcw,
+            fsw=(cpu.fsw | top << 11) & 0xFFFF,
+            ftw=cpu.ftags,
+            mxcsr=cpu.mxcsr,
+            st=st,
+            xmm=[xmm[n * 16 : n * 16 + 16] for n in range(16)],
+        )
         state = State.build(gprs, rip, rflags & ~0x10000 | FIXED_FLAGS, image)
         memory = changed_lines(CODE_BASE, code, self.memory.read(CODE, len(code)))
         memory += changed_lines(DATA_BASE, data, self.memory.read(DATA, len(data)))
         cr2 = cpu.cr2 if vector == 14 else 0
         return Outcome(state, vector, error, cr2, tuple(memory))
+
+
+def interpreter() -> Soft:
+    """The interpreter alone."""
+    return Soft("run_interpreter")
+
+
+def translator() -> Soft:
+    """The translator, which translates every block before it runs."""
+    return Soft("run_translator")

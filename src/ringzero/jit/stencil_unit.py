@@ -9,6 +9,7 @@ from typing import Any
 
 from ringzero.errors import EngineError
 from ringzero.isa.x86.decoder import SLOTS
+from ringzero.isa.x86.instructions import all_forms
 from ringzero.jit import tables
 from ringzero.jit.elf import R_8, R_16, R_32, R_32S, R_64, R_PC32, R_PLT32, Function, read_functions
 from ringzero.jit.llvm import cached_object
@@ -183,8 +184,8 @@ def _write_lowerings(
 ) -> None:
     keys = array("I")
     entries = bytearray(LoweringEntry.size)
-    highest = max(low.form.index for low in catalogue.lowerings) + 1
-    index = array("H", bytes(2 * SLOTS * highest))
+    # The translator looks up every form, those without a lowering included.
+    index = array("H", bytes(2 * SLOTS * len(all_forms())))
     number = 0
     for lowering in catalogue.lowerings:
         base = len(keys)
