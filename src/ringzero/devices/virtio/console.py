@@ -219,8 +219,9 @@ class Console(VirtioDevice[ConsoleState]):
         self.transport.serve(CONTROL_RECEIVE)
 
     def _send_size(self) -> None:
-        # The specification has columns first, Linux reads rows first; Linux decides.
-        self._send(0, RESIZE, 0, struct.pack("<HH", self._rows, self._columns))
+        # Columns first (virtio 1.2, 5.3.6.2). Linux before 6.15, and stable kernels of that
+        # time, read rows first.
+        self._send(0, RESIZE, 0, struct.pack("<HH", self._columns, self._rows))
 
     def _flush_control(self) -> None:
         queue = self.queues[CONTROL_RECEIVE]
