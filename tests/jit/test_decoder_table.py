@@ -70,7 +70,7 @@ def test_every_form_is_reached(forms, tables):
 def test_overlap_is_an_error(forms):
     twin = next(form for form in forms if form.mnemonic == "cpuid")
     copy = dataclasses.replace(twin, index=len(forms))
-    with pytest.raises(Exception, match="overlapping encodings: cpuid .*cpuid") as caught:
+    with pytest.raises(Exception, match=r"overlapping encodings: cpuid .*cpuid") as caught:
         build_tables([*forms, copy])
     assert type(caught.value).__name__ == "TableError"
 
@@ -78,5 +78,5 @@ def test_overlap_is_an_error(forms):
 def test_overlap_at_one_modrm_is_an_error(forms):
     group = next(f for f in forms if f.mnemonic == "jmp" and f.text.startswith("FF /4"))
     copy = dataclasses.replace(group, index=len(forms))
-    with pytest.raises(Exception, match="overlapping encodings: .* at ModRM"):
+    with pytest.raises(Exception, match=r"overlapping encodings: .* at ModRM"):
         build_tables([*forms, copy])

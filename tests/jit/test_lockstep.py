@@ -49,8 +49,10 @@ def test_single_random_instructions(engines, mode):
 
 
 # What leaves a straight line of code, or needs a register that those before it have changed.
-_NOT_IN_LINES = ("j", "call", "ret", "loop", "fxrstor", "frstor", "fldenv", "ldmxcsr", "int", "enter",
-                 "leave", "popf", "std")  # fmt: skip
+_NOT_IN_LINES = (
+    "j", "call", "ret", "loop", "fxrstor", "frstor", "fldenv", "ldmxcsr", "int", "enter", "leave",
+    "popf", "std",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", [64, 32])
