@@ -9,7 +9,7 @@ from ringzero.core.memory import GuestMemory
 from ringzero.errors import HostError
 
 pytestmark = [pytest.mark.engine, pytest.mark.boot]
-SCRIPT = "uname -a; seq 2000 | sha256sum; awk 'BEGIN { print 2 ^ 0.5 }'; dmesg | wc -l"
+SCRIPT = "uname -a; seq 2000 | sha256sum; awk 'BEGIN { print 1 / 3 }'; dmesg | wc -l"
 
 
 @pytest.fixture(scope="module")
