@@ -37,7 +37,10 @@ def _describe(name: str) -> dict[str, Any]:
 
 
 def _offers(engine: Engine) -> dict[str, Any]:
-    offers: dict[str, Any] = {"tsc_hz": engine.tsc_hz, "local_apics": engine.keeps_apics}
+    offers: dict[str, Any] = {"local_apics": engine.keeps_apics}
+    if engine.keeps_apics:
+        # The software engine measures the frequency with compiled code; info compiles none.
+        offers["tsc_hz"] = engine.tsc_hz
     bounds = engine.supported_cpuid()
     if bounds is not None:
         offers["vendor"] = cpuid.vendor_of(bounds)

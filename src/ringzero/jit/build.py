@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ Progress = Callable[[int, int, str], None]
 # Packages whose source decides the generated code.
 _SOURCES = ("native", "isa", "jit")
 _COMPLETE = "complete.json"
+# Seconds after which a build is taken to have died, and an engine or object to be of no use.
+BUILDING_AGE = 3600
+UNUSED_AGE = 14 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,20 @@ def _build(directory: Path, progress: Progress | None) -> list[str]:
                 work.rename(directory)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    _sweep(directory)
     return names
+
+
+def _sweep(used: Path) -> None:
+    """Remove engines and objects that nobody has made or used for long, and builds cut short."""
+    now = time.time()
+    for path in (*used.parent.iterdir(), *(used.parent.parent / "objects").glob("*")):
+        age = BUILDING_AGE if path.name.startswith("building-") else UNUSED_AGE
+        try:
+            if path != used and now - path.stat().st_mtime > age:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError:
+            continue  # somebody else was faster, or uses it
 
 
 def _compile_all(names: list[str], work: Path, progress: Progress | None) -> None:

@@ -53,7 +53,7 @@ def test_ports_are_announced_named_and_opened(guest):
         guest.control(port, 3, 1)
     assert guest.messages(20) == [
         struct.pack("<IHH", 0, 4, 1),
-        struct.pack("<IHHHH", 0, 5, 0, 40, 100),
+        struct.pack("<IHHHH", 0, 5, 0, 100, 40),
         struct.pack("<IHH", 0, 7, 1) + b"console",
         struct.pack("<IHH", 0, 6, 1),
         struct.pack("<IHH", 1, 7, 1) + b"agent",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import stat
 import struct
 import tempfile
 import zlib
@@ -80,15 +81,21 @@ class Translations:
 
     def _read(self) -> bytes | None:
         """Return the file's bytes when it is ours, whole, and of this engine and region."""
+        # Not to wait for the other end, should the file be a FIFO.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(self.path, flags)
         except OSError:
             return None
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
-            if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            ours = status.st_uid == os.geteuid() and not status.st_mode & 0o022
+            if not (ours and stat.S_ISREG(status.st_mode)):
                 return None
-            data = file.read()
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data = file.read()
+        finally:
+            os.close(descriptor)
         if len(data) < _HEADER.size:
             return None
         magic, key, start, code, records, pages, slots, crc = _HEADER.unpack_from(data)

@@ -1,0 +1,166 @@
+"""Saved translations: used when ours and whole, otherwise as if they were not there."""
+
+import os
+
+import pytest
+
+import ringzero
+from ringzero.core.memory import GuestMemory
+from ringzero.errors import HostError
+
+pytestmark = [pytest.mark.engine, pytest.mark.boot]
+SCRIPT = "uname -a; seq 2000 | sha256sum; awk 'BEGIN { print 1 / 3 }'; dmesg | wc -l"
+
+
+@pytest.fixture(scope="module")
+def image():
+    from ringzero.image.micro import ensure
+
+    try:
+        return ensure()
+    except HostError as fault:
+        pytest.skip(f"needs Debian packages: {fault.message}")
+
+
+@pytest.fixture(scope="module")
+def native():
+    from ringzero.engine.soft.engine import host_tsc_hz
+    from ringzero.engine.soft.native import native_engine
+
+    host_tsc_hz()
+    return native_engine()
+
+
+@pytest.fixture
+def cache(native, tmp_path, monkeypatch):
+    """An empty cache, but for the engine, which is loaded already."""
+    monkeypatch.setenv("RINGZERO_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def boot(image):
+    """Boot, run SCRIPT; return its output and the translator's counters."""
+    with ringzero.Machine(
+        kernel=image.kernel,
+        initrd=image.initrd,
+        command_line=image.command_line,
+        memory="128M",
+        agent=True,
+        engine="soft",
+    ) as machine:
+        result = machine.run(SCRIPT, timeout=120)
+        translator = machine._vm.translator
+        counts = (translator.count_adopted, translator.count_blocks)
+    assert result.exit_code == 0
+    return result.stdout, *counts
+
+
+@pytest.fixture(scope="module")
+def saved(native, image, tmp_path_factory):
+    """What a first boot gives: output, blocks translated, and the file it leaves."""
+    directory = tmp_path_factory.mktemp("saved")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RINGZERO_CACHE_DIR", str(directory))
+        output, adopted, blocks = boot(image)
+    assert adopted == 0
+    (file,) = (directory / "translations").iterdir()
+    assert file.stat().st_mode & 0o077 == 0
+    return output, blocks, file.read_bytes()
+
+
+@pytest.fixture
+def place(cache, native):
+    """Where the file goes, in a directory that is there."""
+    path = cache / "translations" / native.objects.key
+    path.parent.mkdir(mode=0o700)
+    return path
+
+
+def write(path, data, mode=0o600):
+    path.write_bytes(data)
+    path.chmod(mode)
+
+
+def loads(native):
+    """Whether a new machine takes over what is saved."""
+    from ringzero.engine.soft.vm import SoftVm
+
+    vm = SoftVm(native, GuestMemory([(0, 1 << 20)]), [], 1_000_000_000)
+    used = vm.translator.out != vm.translator.region_start
+    vm.close()
+    return used
+
+
+def test_second_machine_adopts(saved, place, image):
+    output, blocks, data = saved
+    write(place, data)
+    again, adopted, anew = boot(image)
+    first_lines, second_lines = output.splitlines(), again.splitlines()
+    assert second_lines[:3] == first_lines[:3]
+    assert adopted > 100
+    assert anew < blocks / 2
+
+
+def test_whole_file_loads(saved, place, native):
+    write(place, saved[2])
+    assert loads(native)
+
+
+def test_nothing_saved(cache, native):
+    assert not loads(native)
+
+
+@pytest.mark.parametrize("where", [0, 8, 12, 41, 48, 60, 70, 80, 88, 96, 5000, -5000, -1])
+def test_a_flipped_bit(saved, place, native, where):
+    data = bytearray(saved[2])
+    data[where] ^= 0x10
+    write(place, data)
+    assert not loads(native)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 95, 96, 4096, -1, -4096])
+def test_a_short_file(saved, place, native, keep):
+    write(place, saved[2][:keep])
+    assert not loads(native)
+
+
+def test_a_long_file(saved, place, native):
+    write(place, saved[2] + b"\0")
+    assert not loads(native)
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_others_may_write_it(saved, place, native, mode):
+    write(place, saved[2], mode)
+    assert not loads(native)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_somebody_elses(saved, place, native):
+    write(place, saved[2])
+    os.chown(place, 12345, 12345)
+    assert not loads(native)
+
+
+def test_a_symbolic_link(saved, place, native):
+    target = place.parent / "elsewhere"
+    write(target, saved[2])
+    place.symlink_to(target)
+    assert not loads(native)
+
+
+def test_a_directory_in_its_place(place, native):
+    place.mkdir()
+    assert not loads(native)
+
+
+def test_a_pipe_in_its_place(place, native):
+    os.mkfifo(place, 0o600)
+    assert not loads(native)
+
+
+def test_a_damaged_file_is_replaced(saved, place, image, native):
+    write(place, saved[2][:-1])
+    _, adopted, _ = boot(image)
+    assert adopted == 0
+    assert loads(native)
