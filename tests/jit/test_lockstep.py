@@ -50,13 +50,8 @@ def test_single_random_instructions(engines, mode):
 
 # What leaves a straight line of code, or needs a register that those before it have changed.
 _NOT_IN_LINES = (
-<<<<<<< HEAD
-    "j", "call", "ret", "loop", "fxrstor", "frstor", "fldenv", "ldmxcsr", "int", "enter",
-    "leave", "popf", "std",
-=======
     "j", "call", "ret", "loop", "fxrstor", "frstor", "fldenv", "ldmxcsr", "int", "enter", "leave",
     "popf", "std",
->>>>>>> boot
 )  # fmt: skip
 
 
