@@ -359,9 +359,11 @@ class TestInterrupts:
         guest.load("sti\nhlt", long_mode())
         guest.apic.due = guest.vm.read_tsc() + guest.vm.tsc_hz // 20
         guest.run()
-        while not guest.apic.pending():
+        # On a busy host the timer may have been due before HLT was reached.
+        while not (guest.apic.pending() or guest.writes()):
             guest.vcpu.wait(5)
-        assert isinstance(guest.run(), Halt)
+        if not guest.writes():
+            assert isinstance(guest.run(), Halt)
         assert guest.writes() == [0x42]
 
 
