@@ -16,9 +16,9 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpu import EXIT_NONE, MODE_16, MODE_64, CodePage, Cpu, Insn
+from ringzero.isa.x86.cpu import EXIT_DEBUG, EXIT_NONE, MODE_16, MODE_64, CodePage, Cpu, Insn
 from ringzero.isa.x86.decoder import FormEntry
-from ringzero.isa.x86.interpreter import attend, begin, code_address, step, step_one
+from ringzero.isa.x86.interpreter import attend, begin, code_address, step, step_one, stop_here
 from ringzero.isa.x86.mmu import fetch_page, jump_entry, protect_code
 from ringzero.isa.x86.mxcsr import MASKS
 from ringzero.jit.module import Module
@@ -182,6 +182,8 @@ def run_blocks(cpu: Cpu) -> u32:
                 return reason
         if must_step(cpu):
             cpu.link_site = 0
+            if cpu.single_step != 0 and stop_here(cpu):
+                return u32(EXIT_DEBUG)
             step_one(cpu)
             continue
         code = find_code(cpu, tr, code_address(cpu))

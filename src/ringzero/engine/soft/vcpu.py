@@ -6,11 +6,13 @@ import ctypes
 import mmap
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ringzero.core.irq import LocalInterrupts
 from ringzero.engine.contract import (
+    DebugStop,
     Exit,
     Halt,
     Kicked,
@@ -24,6 +26,7 @@ from ringzero.engine.contract import (
     Vcpu,
 )
 from ringzero.engine.soft.report import describe_shutdown
+from ringzero.errors import EngineError
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import JUMP_ENTRIES, TLB_ENTRIES, Cpu, JumpCacheEntry, TlbEntry
 from ringzero.isa.x86.interpreter import NEVER
@@ -64,14 +67,16 @@ class SoftVcpu(Vcpu):
         cpu.jump_kernel = cpu.jump_user + jumps
         cpu.jump_cache = cpu.jump_kernel
         cpu.tsc_deadline = NEVER
+        cpu.reported = x86.NOT_REPORTED
         cpu.slice = cpu.budget = SLICE
         cpu.index = index
         self._fill_ff(cpu.tlb_user, 2 * tlb + 2 * jumps)
         vm.engine.connect(self.address)
         vm.describe_memory(cpu)
         self._enter = vm.engine.run_translator
-        self._answers: list[int] = []
         self._pending_exit = x86.EXIT_NONE
+        # What the next run() returns, found while an access was finished.
+        self._early: Exit | None = None
         self._wake = threading.Event()
         self._flags = {
             offset: ctypes.c_uint8.from_address(self.address + offset)
@@ -87,8 +92,9 @@ class SoftVcpu(Vcpu):
             x86.EXIT_CR8_READ: self._cr8_read,
             x86.EXIT_CR8_WRITE: self._cr8_write,
             x86.EXIT_RANDOM: self._random,
-            x86.EXIT_HALT: Halt,
+            x86.EXIT_HALT: self._halt,
             x86.EXIT_SHUTDOWN: self._shutdown,
+            x86.EXIT_DEBUG: self._debug_stop,
             x86.EXIT_REQUEST: self._request,
             x86.EXIT_INTERRUPT: self._interrupt,
             x86.EXIT_TIMER: self._timer,
@@ -103,15 +109,35 @@ class SoftVcpu(Vcpu):
     # --- running ---
 
     def run(self) -> Exit:
-        cpu = self.cpu
+        if self._early is not None:
+            early, self._early = self._early, None
+            return early
         if self._pending_exit in _WRITES:
             self.complete(0)
+        elif self._pending_exit != x86.EXIT_NONE:
+            raise EngineError("a vCPU cannot run before its read is answered", vcpu=self.index)
+        deadline = self._interrupts.deadline()
+        self.cpu.tsc_deadline = NEVER if deadline is None else deadline
         while True:
-            kind = self._enter(self.address)
-            cpu.count_exits += 1
-            result = self._kind_handlers[kind]()
+            result = self._run_once()
             if result is not None:
                 return result
+
+    def _run_once(self) -> Exit | None:
+        kind = self._enter(self.address)
+        self.cpu.count_exits += 1
+        return self._kind_handlers[kind]()
+
+    def _finish_access(self) -> None:
+        """Run an instruction whose outside access was answered to its end, and no further."""
+        if self._pending_exit in _WRITES:
+            self.complete(0)
+        cpu = self.cpu
+        while (cpu.external_done or cpu.refuse) and self._early is None:
+            # Native code looks at requests when the instruction is complete. If it has
+            # another access, that is what the next run() returns; else that is Kicked.
+            self._flags[_KICK].value = 1
+            self._early = self._run_once()
 
     def complete(self, value: int | None) -> None:
         cpu = self.cpu
@@ -129,13 +155,22 @@ class SoftVcpu(Vcpu):
         self._wake.set()
 
     def wait(self, timeout: float | None) -> None:
-        deadline = self.cpu.tsc_deadline
-        if deadline != NEVER:
-            left = max(0, deadline - self.vm.read_tsc()) / self.vm.tsc_hz
-            timeout = left if timeout is None else min(timeout, left)
-        if not (self._flags[_INTERRUPT].value or self._flags[_KICK].value):
-            self._wake.wait(timeout)
-        self._wake.clear()
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            self._wake.clear()
+            if self._interrupts.pending() or self._flags[_KICK].value:
+                return
+            pause = None if end is None else end - time.monotonic()
+            deadline = self._interrupts.deadline()
+            if deadline is not None:
+                due = (deadline - self.vm.read_tsc()) / self.vm.tsc_hz
+                if due <= 0:
+                    self._timer()
+                    return
+                pause = due if pause is None else min(pause, due)
+            if pause is not None and pause <= 0:
+                return
+            self._wake.wait(pause)
 
     def flush(self) -> None:
         """Make the vCPU forget translations before it goes on; from any thread."""
@@ -177,13 +212,22 @@ class SoftVcpu(Vcpu):
 
     def _cr8_write(self) -> None:
         self._interrupts.set_task_priority(self.cpu.exit_value & 0xF)
+        self._interrupts_changed()
         self.complete(0)
 
     def _random(self) -> None:
         self.complete(int.from_bytes(os.urandom(8), "little"))
 
+    def _halt(self) -> Exit:
+        # As with KVM: who runs a vCPU again after Halt means it to go on behind HLT.
+        self.cpu.halted = 0
+        return Halt()
+
     def _shutdown(self) -> Exit:
         return Shutdown(describe_shutdown(self.cpu, self.vm.memory))
+
+    def _debug_stop(self) -> Exit:
+        return DebugStop(self.cpu.exit_address)
 
     def _request(self) -> Exit:
         return Kicked()
@@ -213,17 +257,36 @@ class SoftVcpu(Vcpu):
     def get_state(self) -> Any:
         from ringzero.isa.x86.state_io import read_state
 
+        self._finish_access()
         return read_state(self.cpu, self.vm.engine.read_host_tsc(0))
 
     def set_state(self, state: Any) -> None:
         from ringzero.isa.x86.state_io import write_state
 
+        self._pending_exit = x86.EXIT_NONE
+        self._early = None
+        self.cpu.refuse = 0
         write_state(self.cpu, state, self.vm.engine.read_host_tsc(0))
         self.cpu.tsc_offset = self.vm.common_tsc_offset(self)
         self.flush()
 
     def debug(self, single_step: bool, breakpoints: tuple[int, ...] = ()) -> None:
-        raise NotImplementedError
+        if len(breakpoints) > x86.HOST_BREAKPOINTS:
+            raise EngineError(
+                "too many breakpoints", limit=x86.HOST_BREAKPOINTS, asked=len(breakpoints)
+            )
+        self._finish_access()
+        cpu = self.cpu
+        for number, address in enumerate(breakpoints):
+            cpu.breakpoints[number] = address
+        cpu.single_step = (1 << len(breakpoints)) - 1 | (x86.HOST_STEP if single_step else 0)
+        linear = (cpu.seg[x86.CS].base + cpu.rip) & 0xFFFFFFFF
+        here = cpu.rip if cpu.mode == x86.MODE_64 else linear
+        # A step ends behind the instruction at RIP; what was reported before and left is new.
+        if single_step:
+            cpu.reported = here
+        elif cpu.reported != here:
+            cpu.reported = x86.NOT_REPORTED
 
     def statistics(self) -> dict[str, int]:
         cpu = self.cpu

@@ -69,6 +69,13 @@ REQUEST_KICK = 1 << 0
 REQUEST_INTERRUPT = 1 << 8
 REQUEST_FLUSH = 1 << 16
 
+# Bits of `Cpu.single_step`, what the host's debugger asks for: stop at `breakpoints[n]` (bits
+# 0-3), or at every instruction.
+HOST_BREAKPOINTS = 4
+HOST_STEP = 1 << HOST_BREAKPOINTS
+# `Cpu.reported` when the debugger has been told of no instruction.
+NOT_REPORTED = (1 << 64) - 1
+
 # A soft TLB has this many entries; its index is taken from the page number.
 TLB_BITS = 10
 TLB_ENTRIES = 1 << TLB_BITS
@@ -277,7 +284,10 @@ class Cpu(Struct):
     engine = field(u64)  # host address of the engine's own struct (jit.dispatch)
     jump_buffer = field(u64, 8)
     leave_code = field(u32)
-    single_step = field(u32)  # the host's debugger wants control after each instruction
+    single_step = field(u32)  # HOST_STEP and the host debugger's breakpoints in force
+    breakpoints = field(u64, HOST_BREAKPOINTS)  # linear addresses
+    # Linear address of the instruction that the debugger was told of: it runs next, unreported.
+    reported = field(u64)
 
     # --- counters (see Vcpu.statistics) ---
     count_instructions = field(u64)

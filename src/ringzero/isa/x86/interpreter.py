@@ -10,13 +10,17 @@ from __future__ import annotations
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import (
     CS,
+    EXIT_DEBUG,
     EXIT_HALT,
     EXIT_INTERRUPT,
     EXIT_NONE,
     EXIT_REQUEST,
     EXIT_SHUTDOWN,
     EXIT_TIMER,
+    HOST_BREAKPOINTS,
+    HOST_STEP,
     MODE_64,
+    NOT_REPORTED,
     REQUEST_FLUSH,
     REQUEST_INTERRUPT,
     REQUEST_KICK,
@@ -30,6 +34,7 @@ from ringzero.isa.x86.faults import LEAVE_EXIT, leave, raise_gp0, raise_ud
 from ringzero.isa.x86.mmu import fetch_page, flush_tlb
 from ringzero.native import (
     address_of,
+    boolean,
     call_address,
     copy_memory,
     fetch,
@@ -136,6 +141,23 @@ def step_one(cpu: Cpu) -> None:
 
 
 @native(inline="never")
+def stop_here(cpu: Cpu) -> boolean:
+    """Return whether the host's debugger is to be told of the instruction at RIP first."""
+    address = code_address(cpu)
+    if cpu.reported == address:
+        cpu.reported = NOT_REPORTED
+        return u64(0) != 0
+    wanted = cpu.single_step & HOST_STEP
+    for n in range(HOST_BREAKPOINTS):
+        if cpu.breakpoints[n] == address:
+            wanted = wanted | (cpu.single_step & (1 << n))
+    if wanted != 0:
+        cpu.reported = address
+        cpu.exit_address = address
+    return wanted != 0
+
+
+@native(inline="never")
 def attend(cpu: Cpu) -> u32:
     """Serve requests, timer and interrupts; return why to exit to Python, or EXIT_NONE."""
     cpu.count_instructions += cpu.slice - cpu.budget
@@ -172,6 +194,8 @@ def interpret(cpu: Cpu) -> u32:
             reason = attend(cpu)
             if reason != EXIT_NONE:
                 return reason
+        if cpu.single_step != 0 and stop_here(cpu):
+            return u32(EXIT_DEBUG)
         step_one(cpu)
 
 
