@@ -69,6 +69,12 @@ class SoftVm(Vm):
     def create_vcpu(self, index: int, interrupts: LocalInterrupts | None) -> Vcpu:
         if interrupts is None:
             raise EngineError("the software engine takes its local APICs from the board")
+        if index > 0:
+            # Translations are shared by all vCPUs, and dropping them is not yet made to wait
+            # for the others.
+            raise EngineError(
+                "the software engine runs one virtual CPU for now", hint="start it with --cpus 1"
+            )
         vcpu = SoftVcpu(self, index, interrupts)
         vcpu.cpu.tsc_offset = self._tsc_offset
         self._set_cpuid(vcpu, for_vcpu(self._leaves, index))
