@@ -73,6 +73,8 @@ def test_restored_on_every_way_out(screen, action, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": SOURCE},
+        # Background jobs of a shell ignore SIGINT, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert child.stdout.read(3) == b"raw"
     if number is not None:

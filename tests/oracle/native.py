@@ -118,7 +118,9 @@ class Native:
         seen = -1
         try:
             self._socket.send(b"g")
-            while not select.select([self._socket], [], [], self._patience)[0]:
+            ready = select.poll()
+            ready.register(self._socket, select.POLLIN)
+            while not ready.poll(self._patience * 1000):
                 current = struct.unpack_from("<Q", self._shared, 8)[0]
                 if current == seen:
                     struct.pack_into("<Q", self._shared, 16, current)

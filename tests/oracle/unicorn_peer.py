@@ -61,7 +61,7 @@ _ZMM: Final = 64
 """Distance between vector registers in `CPUX86State`."""
 _X87_HEAD: Final = struct.Struct("<IHH8B4x")
 """fpstt, fpus, fpuc, fptags: they lie right before the x87 registers."""
-_LARGEST_HEAP: Final = 1 << 27
+_LARGEST_HEAP: Final = 4 << 30
 """Mappings above this are code buffers and guest memory."""
 
 STEP_LIMIT: Final = 20_000
@@ -257,7 +257,7 @@ class _Core:
             for line in Path("/proc/self/maps").read_text().splitlines():
                 span, rights = line.split()[:2]
                 start, end = (int(part, 16) for part in span.split("-"))
-                if not rights.startswith("rw-") or end - start > _LARGEST_HEAP:
+                if rights != "rw-p" or end - start > _LARGEST_HEAP:
                     continue
                 memory.seek(start)
                 content = memory.read(end - start)

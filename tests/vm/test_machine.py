@@ -157,6 +157,8 @@ def test_ctrl_c_ends_a_busy_machine():
         env=os.environ | {"PYTHONPATH": SOURCE},
         stdout=subprocess.PIPE,
         text=True,
+        # Background jobs of a shell ignore SIGINT, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert child.stdout.readline() == "running\n"
     time.sleep(0.3)

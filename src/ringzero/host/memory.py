@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import weakref
 
 from ringzero.errors import HostError
 
@@ -94,7 +95,6 @@ class ExecutableMemory:
             ctypes.c_long,
         ]  # fmt: skip
         libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-        self._munmap = libc.munmap
         self.size = size
         protection = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_32BIT | _MAP_NORESERVE
@@ -108,9 +108,9 @@ class ExecutableMemory:
                 size=size,
             )
         self.address: int = address
+        # Whoever forgets to close must not use up the little that there is below 2 GiB.
+        self._release = weakref.finalize(self, libc.munmap, address, size)
 
     def close(self) -> None:
         """Give the memory back."""
-        if self.address:
-            self._munmap(self.address, self.size)
-            self.address = 0
+        self._release()
