@@ -236,7 +236,8 @@ def test_reset_in_mid_request_leaves_memory_alone(guest):
     snapshot = guest.driver.memory.read(0, guest.driver.memory.size)
     time.sleep(0.05)
     assert guest.driver.memory.read(0, guest.driver.memory.size) == snapshot
-    assert len(guest.disk.calls) == 1
+    # None when the reset came before the worker had taken the first request.
+    assert len(guest.disk.calls) <= 1
     guest.driver.queues.clear()
     guest.driver.start()
     assert guest.request(READ, 0, sizes=(512,))[0] == 0
