@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 CMD ?= echo; uname -a; echo; grep -m1 'model name' /proc/cpuinfo; free -m; echo; echo 'A real Linux is running.'
 # More for pytest: make test ARGS="-k kernel -x"
 ARGS ?=
+# Some tests wait for other processes, and shared machines stall: a failure counts when it
+# comes three times. The summary names what was run again.
+RERUNS := --reruns 2 --reruns-delay 1
 # How much longer than in `make test` the fuzzers run.
 FUZZ ?= 50
 # Instructions that `make fuzz` compares with the host's CPU.
@@ -26,7 +29,7 @@ shell: $(VENV)/.runtime ## a shell in a guest (Ctrl-] q ends it)
 
 test: $(VENV)/.development ## run the tests
 	@tools/test-packages
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(RERUNS) $(ARGS)
 
 # Runs COMMAND in a guest with a real /dev/kvm; the guest images come from a copy of the cache.
 RIG = $(BIN)/python tests/rigs/nested-kvm --timeout 1800 --out $(RIG_CACHE)
