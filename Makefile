@@ -10,6 +10,7 @@ CMD ?= echo; uname -a; echo; grep -m1 'model name' /proc/cpuinfo; free -m; echo;
 ARGS ?=
 # Some tests wait for other processes, and shared machines stall: a failure counts when it
 # comes three times. The summary names what was run again.
+ALONE := tests/engine/test_translations.py
 RERUNS := --reruns 2 --reruns-delay 1
 # How much longer than in `make test` the fuzzers run.
 FUZZ ?= 50
