@@ -179,7 +179,7 @@ class TestCommandLine:
 @pytest.mark.parametrize("delay", [0.0, 0.4])
 def test_a_program_that_forgets_its_machine_ends_cleanly(delay):
     script = (
-        "import ringzero, time; vm = ringzero.Machine(image='micro', engine='soft', memory='64M');"
+        "import ringzero, time; vm = ringzero.Machine(image='micro', engine='soft', memory='128M');"
         f" vm.start(); time.sleep({delay})"
     )
     ended = subprocess.run(
