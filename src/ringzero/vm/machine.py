@@ -35,7 +35,6 @@ from ringzero.errors import (
     DeviceError,
     GuestImageError,
     InvalidValueError,
-    NotFoundError,
     TimeoutExpiredError,
 )
 from ringzero.settings import CACHE_DIR
@@ -43,6 +42,7 @@ from ringzero.vm.agent import PORTS, STDIN, Agent
 from ringzero.vm.channels import PortChannels
 from ringzero.vm.debugger import Debugger
 from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.images import IMAGES, BootFiles
 from ringzero.vm.inspect import Cpu, MemoryAccess
 from ringzero.vm.line import Console, Line
 from ringzero.vm.output import OutputBatch
@@ -517,17 +517,12 @@ def _read_initrd(path: Path) -> bytes:
         ) from fault
 
 
-def _boot_files(image: str) -> Any:
+def _boot_files(image: str) -> BootFiles:
     """Return kernel, initrd and command line of the image called `image`.
 
-    Images are a layer above this one, so that the module is found by its
-    name, as a registry finds a plug-in.
+    Raises NotFoundError with the known names, and what making the image raises.
     """
-    import importlib
-
-    if image != "micro":
-        raise NotFoundError(f"no image called {image!r}", hint="known: micro")
-    return importlib.import_module("ringzero.image.micro").ensure()
+    return IMAGES.get(image)()
 
 
 def _choose_engine(name: str) -> Engine:
