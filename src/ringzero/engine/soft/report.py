@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.core.memory import GuestMemory
+from ringzero.isa.x86.cpu import UNKNOWN_KINDS
 from ringzero.isa.x86.state import GPR_NAMES
+
+
+def unknown_instructions(cpu: Any) -> dict[str, int]:
+    """Return how often each encoding raised #UD that no instruction has, by its bytes."""
+    found = {}
+    for n in range(UNKNOWN_KINDS):
+        record = cpu.unknown[n]
+        if record.length:
+            code = record.code.to_bytes(8, "little")[: record.length]
+            found[code.hex(" ")] = int(record.count)
+    return found
 
 
 def describe_shutdown(cpu: Any, memory: GuestMemory) -> str:
@@ -19,7 +31,7 @@ def describe_shutdown(cpu: Any, memory: GuestMemory) -> str:
         f"cr0={cpu.cr0:#x} cr2={cpu.cr2:#x} cr3={cpu.cr3:#x} cr4={cpu.cr4:#x} "
         f"efer={cpu.efer:#x} cpl={cpu.cpl}"
     )
-    code = bytes(((cpu.unknown_bytes[n // 8]) >> (n % 8 * 8)) & 0xFF for n in range(16))
-    if any(code):
-        lines.append(f"last unknown instruction: {code.hex(' ')}")
+    unknown = unknown_instructions(cpu)
+    if unknown:
+        lines.append("unknown instructions: " + ", ".join(unknown))
     return "\n".join(lines)
