@@ -13,11 +13,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ringzero.config.machine import MachineConfig
 from ringzero.host.memory import MemoryImage
 from ringzero.vm.state import MachineState
+
+if TYPE_CHECKING:
+    from ringzero.disk.instant import InstantDisk
 
 GENERATION_SIZE = 16
 
@@ -36,18 +39,6 @@ class Identity:
     now: int | None = field(default_factory=time.time_ns)
 
 
-class DiskInstant(Protocol):
-    """The content of a disk at one instant."""
-
-    def open(self) -> Any:
-        """Return a new disk with this content, whose writes are its own and thrown away."""
-        ...
-
-    def close(self) -> None:
-        """Let go of it; disks that were opened stay good."""
-        ...
-
-
 @dataclass(frozen=True)
 class Seed:
     """Configuration, state, memory and disks of a machine at `taken`, UTC in nanoseconds.
@@ -59,7 +50,7 @@ class Seed:
     config: MachineConfig
     state: MachineState
     memory: MemoryImage
-    disks: Sequence[DiskInstant] = ()
+    disks: Sequence[InstantDisk] = ()
     taken: int = field(default_factory=time.time_ns)
     code: Any = None
 
