@@ -11,9 +11,11 @@ ended, by the guest or by `stop`. Built machines hold memory and threads until
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +37,7 @@ from ringzero.errors import (
     GuestImageError,
     InvalidValueError,
     NotFoundError,
+    RingzeroError,
     StateError,
     TimeoutExpiredError,
 )
@@ -127,6 +130,7 @@ class Machine:
             if seed is not None:
                 self._grow(seed)
             undo.pop_all()
+        _LIVING.add(self)
 
     # ---- building ---------------------------------------------------------
 
@@ -146,6 +150,8 @@ class Machine:
             memory, _cpuid(self._engine, config.cpus), apics=self._engine.keeps_apics
         )
         self._closing.callback(self._vm.close)
+        if seed is not None:
+            self._vm.adopt(seed.code)
         self._make_lines()
         self.board: Board = board_type(
             BoardParts(
@@ -519,8 +525,9 @@ class Machine:
                 instant = disk.instant()
                 undo.callback(instant.close)
                 disks.append(instant)
+            code = self._vm.share()
             undo.pop_all()
-        return Seed(self.config, state, memory, disks, taken)
+        return Seed(self.config, state, memory, disks, taken, code)
 
     def fork(self, count: int = 1, *, start: bool = False) -> list[Self]:
         """Return `count` copies of this machine, as it is now; each is stopped on its own.
@@ -575,6 +582,18 @@ class Machine:
             "unclaimed": {name: count for name, count in unclaimed.items() if count},
             "faults": faults,
         }
+
+
+# Machines that nobody has stopped yet.
+_LIVING: weakref.WeakSet[Machine] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Stop what was forgotten: memory must not go while a guest runs in it."""
+    for machine in list(_LIVING):
+        with contextlib.suppress(RingzeroError):
+            machine.stop()
 
 
 def _complete(
