@@ -68,7 +68,7 @@ _MAX_LINE = 4096
 MAX_COMMAND = 256 * 1024
 _SIGNALS = frozenset(("HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP"))
 
-Output = Callable[[bytes], None]
+Output = Callable[[bytes], object]
 
 
 class Channels(Protocol):
@@ -88,6 +88,10 @@ class Channels(Protocol):
 
     def backlog(self, port: str) -> int:
         """Return how many bytes sent on `port` the guest has not taken yet."""
+        ...
+
+    def hold(self, port: str, held: bool) -> None:
+        """Stop (True) or go on (False) taking what the guest sends on `port`."""
         ...
 
 
@@ -116,7 +120,7 @@ class Command:
         self._request = request
         self._input_open = request.takes_input
         self._early_input: list[bytes] = []
-        self._started = False
+        self._started = self._held = False
         self._exit_status: int | None = None
         self._token = secrets.token_hex(16).encode()
         token = self._token if request.piped else b""
@@ -159,6 +163,17 @@ class Command:
             if self._started and self.status is None:
                 self._agent.channels.send(SIGNAL, name.encode() + b"\n")
 
+    def hold_output(self, held: bool) -> None:
+        """Have the command wait (True) in its writes, or go on (False); nothing is lost."""
+        with self._agent.lock:
+            if self._started and self.status is None and held != self._held:
+                self._hold(held)
+
+    def wait_quietly(self, timeout: float) -> int | None:
+        """Wait for the end; None when `timeout` seconds are over or the guest went away."""
+        self._done.wait(timeout)
+        return self.status
+
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the end; return the exit status, or None when `timeout` seconds are over.
 
@@ -186,6 +201,11 @@ class Command:
         if takes_input and not self._input_open:
             channels.connect(STDIN, False)
 
+    def _hold(self, held: bool) -> None:
+        self._held = held
+        for port in self._outputs:
+            self._agent.channels.hold(port, held)
+
     def _receive(self, port: str, data: bytes) -> bool:
         self._outputs[port].feed(data)
         return self._finished()
@@ -197,6 +217,8 @@ class Command:
     def _finished(self) -> bool:
         if self._exit_status is None or not all(o.complete for o in self._outputs.values()):
             return False
+        if self._held:
+            self._hold(False)
         if self._input_open:
             self._input_open = False
             self._agent.channels.connect(STDIN, False)
