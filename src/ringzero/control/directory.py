@@ -77,7 +77,7 @@ class Claim:
 
     def discard(self) -> None:
         """Remove a machine that never came to be."""
-        self.directory._remove()
+        self.directory.discard()
         self.release()
 
 
@@ -273,7 +273,7 @@ class MachineDirectory:
                 raise not_found(self.name, self.path.parent) from None
             if isinstance(fault, FileNotFoundError):
                 # Not one that we made; nobody can be running it.
-                self._remove()
+                self.discard()
                 return
             raise host_error(fault, "open", self.path / LOCK) from fault
         try:
@@ -285,7 +285,7 @@ class MachineDirectory:
             # Between the two somebody else may have removed it and used the name again.
             if not self._is_mine(lock):
                 raise not_found(self.name, self.path.parent)
-            self._remove()
+            self.discard()
         finally:
             os.close(lock)
 
@@ -295,8 +295,8 @@ class MachineDirectory:
         except OSError:
             return False
 
-    def _remove(self) -> None:
-        """Take the name away, then the files; the caller has the lock."""
+    def discard(self) -> None:
+        """Take the name away, then the files; the caller has the lock. Raises HostError."""
         old = self.path.with_name(f"{_OLD}{_random()}")
         try:
             self.path.rename(old)
@@ -360,6 +360,7 @@ def create(
     timeout: float | None = None,
     serial: str | None = None,
     foreground: bool = False,
+    remove: bool = False,
     parent: str = "",
     where: Path | None = None,
 ) -> Claim:
@@ -382,6 +383,7 @@ def create(
             timeout=timeout,
             serial=None if serial is None else str(Path(serial).absolute()),
             foreground=foreground,
+            remove=remove,
             parent=parent,
         )
 

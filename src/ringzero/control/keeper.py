@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from ringzero.control import actions  # noqa: F401 - fills the table
@@ -240,6 +240,13 @@ class Keeper:
                 for hear in self._hearers:
                     hear(result)
             return self.result
+
+    def conclude(self, otherwise: ExitRecord) -> ExitRecord:
+        """Write down how the guest ended; `otherwise` if its user has ended it just so."""
+        found = self.machine.wait(0)
+        if found is None or found.reason is ExitReason.STOPPED:
+            return self.finish(self._stopping or otherwise)
+        return self.finish(replace(self._explain(found), exit_code=otherwise.exit_code))
 
     def on_end(self, hear: Callable[[ExitRecord], None]) -> None:
         """Have `hear` called with the exit record at the end, or now if that was before."""

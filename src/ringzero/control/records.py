@@ -71,7 +71,8 @@ class MachineRecord(Record):
 
     `created` is in seconds since 1970. `command` runs in the guest and its end
     is the machine's; `timeout` (seconds) and `serial` (a file) are those of
-    `ringzero run`. `foreground` says that a terminal's command holds the machine.
+    `ringzero run`. `foreground` says that a terminal's command holds the machine,
+    `remove` that the directory goes away at its end.
     """
 
     name: str
@@ -83,6 +84,7 @@ class MachineRecord(Record):
     timeout: float | None = None
     serial: str | None = None
     foreground: bool = False
+    remove: bool = False
     parent: str = ""
     format: int = FORMAT
 

@@ -105,6 +105,8 @@ def keep(keeper: Keeper, reporter: Reporter) -> int:
     keeper.close()
     if watcher.ident:
         watcher.join(1.0)
+    if keeper.record.remove:
+        keeper.directory.discard()
     return result.exit_code
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ringzero.cli.verb import VERBS, Verb, print_json
 from ringzero.errors import InvalidValueError
@@ -14,6 +14,7 @@ from ringzero.settings import ENGINE
 
 if TYPE_CHECKING:
     from ringzero.config.machine import MachineConfig
+    from ringzero.control.directory import Claim
 
 
 @VERBS.register("run")
@@ -71,6 +72,7 @@ Ctrl-] q ends the machine.
         add("-t", "--tty", action="store_true", help="give the command the guest's console")
         add("-d", "--detach", action="store_true", help="leave the machine running; print its name")
         add("--name", metavar="NAME", help="what `ps`, `exec`, `stop` and others call the machine")
+        add("--rm", action="store_true", help="remove a named machine's directory at its end")
         add("--no-wait", action="store_true", help="with -d: do not wait until the guest is up")
         add("--stats", action="store_true", help="say on stderr where the time went")
         add("--json", action="store_true", help="statistics and errors as JSON")
@@ -86,15 +88,17 @@ Ctrl-] q ends the machine.
 
         from ringzero.cli import session
 
-        return session.run(
-            config,
-            words=arguments.command,
-            terminal=arguments.tty,
-            serial=arguments.serial or ("stdio" if arguments.kernel else None),
-            timeout=arguments.timeout,
-            stats=arguments.stats,
-            as_json=arguments.json,
-        )
+        how: dict[str, Any] = {
+            "words": arguments.command,
+            "terminal": arguments.tty,
+            "serial": arguments.serial or ("stdio" if arguments.kernel else None),
+            "timeout": arguments.timeout,
+            "stats": arguments.stats,
+            "as_json": arguments.json,
+        }
+        if arguments.name is None:
+            return session.run(config, **how)
+        return _named(arguments, config, how)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -116,6 +120,8 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.detach and arguments.stats:
         raise InvalidValueError("--stats with -d", hint="`ringzero inspect NAME` has them")
+    if arguments.rm and not (arguments.detach or arguments.name):
+        raise InvalidValueError("--rm without --name or -d")
     if arguments.no_wait and not arguments.detach:
         raise InvalidValueError("--no-wait without -d")
     if arguments.name is not None:
@@ -129,19 +135,37 @@ def _check(arguments: argparse.Namespace) -> None:
         )
 
 
-def _detach(arguments: argparse.Namespace, config: MachineConfig) -> int:
-    """Start the machine in a process of its own, and print its name when the guest is up."""
+def _claim(arguments: argparse.Namespace, config: MachineConfig, foreground: bool) -> Claim:
+    """Make the machine's directory."""
     from ringzero.control import directory
-    from ringzero.control.launch import launch
 
-    claim = directory.create(
+    return directory.create(
         arguments.name,
         config,
         image="" if arguments.kernel else config.name,
         command=tuple(arguments.command),
         timeout=arguments.timeout,
-        serial=arguments.serial,
+        serial=None if arguments.serial == "stdio" else arguments.serial,
+        foreground=foreground,
+        remove=arguments.rm,
     )
+
+
+def _named(arguments: argparse.Namespace, config: MachineConfig, how: dict[str, Any]) -> int:
+    """Run the machine here, where others can find it by its name."""
+    from ringzero.cli import session
+    from ringzero.control.foreground import Foreground
+
+    with Foreground(_claim(arguments, config, foreground=True)) as foreground:
+        code = session.run(config, **how, wrap=foreground.keep)
+        return foreground.conclude(code)
+
+
+def _detach(arguments: argparse.Namespace, config: MachineConfig) -> int:
+    """Start the machine in a process of its own, and print its name when the guest is up."""
+    from ringzero.control.launch import launch
+
+    claim = _claim(arguments, config, foreground=False)
     found = launch(claim, wait=not arguments.no_wait)
     if arguments.json:
         print_json(found.summary())
