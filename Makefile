@@ -8,10 +8,11 @@ BIN := $(VENV)/bin
 CMD ?= echo; uname -a; echo; grep -m1 'model name' /proc/cpuinfo; free -m; echo; echo 'A real Linux is running.'
 # More for pytest: make test ARGS="-k kernel -x"
 ARGS ?=
-# Some tests wait for other processes, and shared machines stall: a failure counts when it
-# comes three times. The summary names what was run again.
+# Saved translations serve the first machine of a process: their tests have one of their own.
 ALONE := tests/engine/test_translations.py
-RERUNS := --reruns 2 --reruns-delay 1
+# How often a failing test is run again. Zero, but for .ci/run: shared machines stall, and some
+# tests wait for other processes. The summary names what was run again.
+RERUNS ?= 0
 # How much longer than in `make test` the fuzzers run.
 FUZZ ?= 50
 # Instructions that `make fuzz` compares with the host's CPU.
@@ -30,9 +31,8 @@ shell: $(VENV)/.runtime ## a shell in a guest (Ctrl-] q ends it)
 
 test: $(VENV)/.development ## run the tests
 	@tools/test-packages
-	@# Saved translations serve the first machine of a process: their tests have one of their own.
-	$(BIN)/python -m pytest $(RERUNS) -q $(ALONE)
-	$(BIN)/python -m pytest $(RERUNS) --ignore=$(ALONE) $(ARGS)
+	$(BIN)/python -m pytest --reruns $(RERUNS) -q $(ALONE)
+	$(BIN)/python -m pytest --reruns $(RERUNS) --ignore=$(ALONE) $(ARGS)
 
 # Runs COMMAND in a guest with a real /dev/kvm; the guest images come from a copy of the cache.
 RIG = $(BIN)/python tests/rigs/nested-kvm --timeout 1800 --out $(RIG_CACHE)
@@ -50,7 +50,8 @@ bench-kvm: $(VENV)/.development ## measure the KVM engine beside QEMU's, in the 
 	$(RIG) --deb qemu-system-x86 -- env RINGZERO_CACHE_DIR=/out python3 tests/rigs/bench_kvm.py
 
 lint: $(VENV)/.development ## check style and types
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
 bench: $(VENV)/.development ## measure speed beside the peers (ARGS are for each of bench/*.py)

@@ -48,6 +48,8 @@ def _xdg_cache() -> Path:
 CACHE_DIR = Setting(
     "RINGZERO_CACHE_DIR", Path, _xdg_cache, "directory for compiled engines, translations, images"
 )
+
+
 def _paths(text: str) -> tuple[Path, ...]:
     return tuple(Path(name) for name in text.split(os.pathsep) if name)
 

@@ -78,9 +78,7 @@ def main() -> int:
         measure([sys.executable, "-c", OURS, *files, COMMAND_LINE])
         for _ in range(arguments.rounds):
             results["qemu"].append(measure(_qemu(*files)))
-            results["ringzero"].append(
-                measure([sys.executable, "-c", OURS, *files, COMMAND_LINE])
-            )
+            results["ringzero"].append(measure([sys.executable, "-c", OURS, *files, COMMAND_LINE]))
     table = report(results)
     if arguments.json:
         arguments.json.write_text(json.dumps(table, indent=1) + "\n")

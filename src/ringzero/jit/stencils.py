@@ -155,9 +155,7 @@ class Catalogue:
                         continue
                     self._add(form, size, memory, known)
 
-    def _add(
-        self, form: Form, size: int, memory: bool, known: dict[tuple[Any, ...], int]
-    ) -> None:
+    def _add(self, form: Form, size: int, memory: bool, known: dict[tuple[Any, ...], int]) -> None:
         lowering = Lowering(form, size, memory)
         name = form.function.__name__
         mode64 = not (form.attributes.get("d64") and size == 32)
@@ -277,9 +275,7 @@ class Glue(StencilOperation):
 
     def __init__(self, builder: Any) -> None:
         form = all_forms()[0]
-        super().__init__(
-            builder, form, 64, (), memory=False, mode64=True, flags_live=True
-        )
+        super().__init__(builder, form, 64, (), memory=False, mode64=True, flags_live=True)
 
     def flag_inputs(self, cc_op: int) -> tuple[int, Any, Any, Any]:
         """Return kind, dst, src, aux of the last operation, known to be `cc_op`."""

@@ -145,9 +145,7 @@ class VdiDisk(BlockDisk):
         self.block_size = header.block_size
         self._around = around
         self._stride = header.block_size + header.extra
-        self.table = PagedTable(
-            storage, header.map_offset, header.blocks, "I", big_endian=False
-        )
+        self.table = PagedTable(storage, header.map_offset, header.blocks, "I", big_endian=False)
         self._next: int | None = None
         self._header_dirty = False
         if header.kind == _DIFFERENCING:
@@ -366,9 +364,7 @@ class VdiDisk(BlockDisk):
             self._write_back()
             fresh = blocks - header.blocks
             if fresh > 0:
-                self.storage.write(
-                    header.map_offset + 4 * header.blocks, b"\xff" * (4 * fresh)
-                )
+                self.storage.write(header.map_offset + 4 * header.blocks, b"\xff" * (4 * fresh))
                 self.storage.flush()
                 header.blocks = blocks
             header.size = size

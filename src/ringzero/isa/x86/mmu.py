@@ -202,9 +202,7 @@ def translate(cpu: Cpu, va: u64, access: u32, user: u32) -> u64:
 
 
 @staged
-def check_rights(
-    cpu: Any, va: Any, access: Any, user: Any, rights: Any, no_execute: Any
-) -> None:
+def check_rights(cpu: Any, va: Any, access: Any, user: Any, rights: Any, no_execute: Any) -> None:
     """Raise #PF unless the combined rights of a walk allow the access (SDM 4.6)."""
     allowed = (access != EXECUTE) | (no_execute == 0)
     user_page = (rights & PTE_U) != 0

@@ -343,9 +343,7 @@ class FixedVhd(VhdDisk):
             self.storage.flush()
 
 
-def _link(
-    storage: Storage, header: Header, around: Surroundings, name: str, kind: str
-) -> None:
+def _link(storage: Storage, header: Header, around: Surroundings, name: str, kind: str) -> None:
     """Enter the parent `name` in a header, and its locators before the block table."""
     if kind != "vhd":
         raise InvalidValueError(

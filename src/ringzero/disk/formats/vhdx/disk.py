@@ -117,9 +117,7 @@ class VhdxDisk(BlockDisk):
             raise DiskFormatError(f"{storage.name} is no VHDX image", path=storage.name)
         header = Header.read(storage)
         if header.log_guid != NIL:
-            writes, size = pending(
-                storage, header.log_offset, header.log_length, header.log_guid
-            )
+            writes, size = pending(storage, header.log_offset, header.log_length, header.log_guid)
             if around.read_only:
                 storage = Replayed(storage, writes, size)
             else:

@@ -438,9 +438,7 @@ def _sparse(storage: Storage, header: Header, line: ExtentLine, read_only: bool)
     return part
 
 
-def _open_extent(
-    line: ExtentLine, around: Surroundings
-) -> FlatExtent | ZeroExtent | SparseExtent:
+def _open_extent(line: ExtentLine, around: Surroundings) -> FlatExtent | ZeroExtent | SparseExtent:
     size = line.sectors * SECTOR
     if line.kind == "ZERO":
         return ZeroExtent(size)
