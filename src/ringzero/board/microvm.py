@@ -95,9 +95,10 @@ class Microvm(Board):
         self._add_port("pvpanic", memmap.PVPANIC_BASE, 1, Pvpanic(events.panic))
         power = Power(events.power_off, events.reboot)
         self._add_port("power", memmap.POWER_BASE, memmap.POWER_SIZE, power)
-        self.parts["vmgenid"] = VmGenerationId(
+        self._generation = VmGenerationId(
             parts.memory, memmap.GENERATION_ID, self.irq_line_of(memmap.EVENT_GSI)
         )
+        self.parts["vmgenid"] = self._generation
 
     def _add_port(self, name: str, base: int, size: int, device: Device[Any]) -> None:
         self.pio.attach(name, base, size, device)
@@ -106,6 +107,9 @@ class Microvm(Board):
     def resize_console(self, columns: int, rows: int) -> None:
         if self.console is not None:
             self.console.resize(columns, rows)
+
+    def renew_generation(self, identifier: bytes) -> None:
+        self._generation.renew(identifier)
 
     def irq_line(self) -> IrqLine:
         return self.irq_line_of(self._take_gsi())

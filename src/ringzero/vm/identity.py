@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ringzero.errors import InvalidValueError
 
@@ -39,11 +39,19 @@ _LEFT_ALONE = -1
 
 @dataclass(frozen=True)
 class Identity:
-    """A generation identifier, entropy, and a host name or None for the one that there is."""
+    """What a clone is given before its first instruction.
 
-    generation: bytes
-    entropy: bytes
+    `name` is that of the machine and of its guest; None keeps the one that
+    there is. `generation` is its VM generation identifier, `entropy` new seed
+    for its random numbers. `now` is UTC in nanoseconds: to this its wall clock
+    is set, never back; None lets it go on from where the original's stood.
+    Raises InvalidValueError.
+    """
+
     name: str | None = None
+    generation: bytes = field(default_factory=lambda: os.urandom(GENERATION_SIZE))
+    entropy: bytes = field(default_factory=lambda: os.urandom(ENTROPY_SIZE), repr=False)
+    now: int | None = field(default_factory=time.time_ns)
 
     def __post_init__(self) -> None:
         if len(self.generation) != GENERATION_SIZE or len(self.entropy) != ENTROPY_SIZE:
@@ -54,14 +62,9 @@ class Identity:
                 hint="give the copy a shorter name",
             )
 
-    @classmethod
-    def fresh(cls, name: str | None = None) -> Identity:
-        """Return an identity that no other machine has. Raises InvalidValueError for `name`."""
-        return cls(os.urandom(GENERATION_SIZE), os.urandom(ENTROPY_SIZE), name)
-
-    def record(self, now_ns: int | None = None) -> bytes:
-        """Return the record for the guest; `now_ns` is UTC in nanoseconds, by default now."""
-        seconds, rest = divmod(time.time_ns() if now_ns is None else now_ns, _NANOSECONDS)
+    def record(self, clock: int | None = None) -> bytes:
+        """Return the record for the guest, which sets its wall clock to `clock` nanoseconds."""
+        seconds, rest = (0, _LEFT_ALONE) if clock is None else divmod(clock, _NANOSECONDS)
         name = b"" if self.name is None else self.name.encode()
         length = _LEFT_ALONE if self.name is None else len(name)
         packed = _RECORD.pack(

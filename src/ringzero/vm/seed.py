@@ -8,7 +8,6 @@ is, whatever they do.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,22 +17,6 @@ from typing import Any, Protocol, Self
 from ringzero.config.machine import MachineConfig
 from ringzero.host.memory import MemoryImage
 from ringzero.vm.state import MachineState
-
-GENERATION_SIZE = 16
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a clone is given before its first instruction.
-
-    `generation` is its VM generation ID: 16 random bytes. `now` is UTC in
-    nanoseconds: to this its clocks are set, never back; None lets them go on
-    from where the original's stood.
-    """
-
-    name: str | None = None
-    generation: bytes = field(default_factory=lambda: os.urandom(GENERATION_SIZE))
-    now: int | None = field(default_factory=time.time_ns)
 
 
 class DiskInstant(Protocol):
