@@ -11,6 +11,7 @@ virtio-console device with VIRTIO_CONSOLE_F_MULTIPORT (virtio 1.2 section 5.3):
     org.ringzero.stdin      host to guest: bytes
     org.ringzero.stdout     guest to host: bytes
     org.ringzero.stderr     guest to host: bytes
+    org.ringzero.identity   host to guest: who a copied machine is (ringzero/vm/identity.py)
 
 Control lines of the host:
 
@@ -23,6 +24,7 @@ Control lines of the guest:
     ready 1 RELEASE     the guest takes commands; 1 is the protocol's version
     exit ID STATUS      the command ended
     pong ID
+    adopted             the guest of a copied machine has taken its identity
 
 WORDS are quoted for the shell, in printable ASCII. One command runs at a time.
 
@@ -131,13 +133,17 @@ class CommandState:
 
 @dataclass(frozen=True)
 class AgentState:
-    """What the guest believes. `line` is the beginning of its next control line."""
+    """What the guest believes. `line` is the beginning of its next control line.
+
+    `adoptions` is how many identities it was given and has not answered.
+    """
 
     ready: bool
     release: str
     line: bytes
     count: int
     active: CommandState | None
+    adoptions: int
 
 
 # How long a clone waits between two attempts to end its original's command, in seconds: the
@@ -353,6 +359,7 @@ class Agent:
         self._waiting: deque[Command] = deque()
         self._active: Command | None = None
         self._count = 0
+        self._adoptions = 0
 
     @property
     def ready(self) -> bool:
@@ -401,6 +408,11 @@ class Agent:
         line = f"terminal ID {int(rows)} {int(columns)} {kind} {text}\n"
         return self._enqueue(_Request(line, on_exit=on_exit))
 
+    def await_adoption(self) -> None:
+        """Start no command until the guest has taken the identity that it is given now."""
+        with self.lock:
+            self._adoptions += 1
+
     def poweroff(self) -> None:
         """Ask the guest to write everything to its disks and switch itself off."""
         with self.lock:
@@ -433,7 +445,9 @@ class Agent:
         """Return what the guest believes; commands that it has not been told of stay here."""
         with self.lock:
             active = self._active._save() if self._active is not None else None
-            return AgentState(self.ready, self.release, self._line, self._count, active)
+            return AgentState(
+                self.ready, self.release, self._line, self._count, active, self._adoptions
+            )
 
     def restore(self, state: AgentState) -> None:
         """Speak to a copy of the guest that `state` was saved with.
@@ -454,6 +468,7 @@ class Agent:
             self.release = state.release[:128]
             self._line = state.line
             self._count = state.count
+            self._adoptions = max(0, state.adoptions)
             if state.ready:
                 self._ready.set()
             else:
@@ -495,7 +510,7 @@ class Agent:
         self._next_if_idle()
 
     def _next_if_idle(self) -> None:
-        if self._active is None and self._waiting and self.ready:
+        if self._active is None and self._waiting and self.ready and not self._adoptions:
             self._active = self._waiting.popleft()
             self._active._start()
 
@@ -526,6 +541,9 @@ class Agent:
                     self._next()
             case ["pong", _]:
                 pass
+            case ["adopted"] if self._adoptions:
+                self._adoptions -= 1
+                self._next_if_idle()
             case _:
                 self.faults += 1
 

@@ -43,11 +43,12 @@ from ringzero.vm.agent import PORTS, STDIN, Agent
 from ringzero.vm.channels import PortChannels
 from ringzero.vm.debugger import Debugger
 from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.identity import Identity
 from ringzero.vm.inspect import Cpu, MemoryAccess
 from ringzero.vm.line import Console, Line
 from ringzero.vm.output import OutputBatch
 from ringzero.vm.runloop import RunControl, VcpuThread, Wanted
-from ringzero.vm.seed import Identity, Seed
+from ringzero.vm.seed import Seed
 from ringzero.vm.state import AgentLink, MachineState, restore_parts, save_parts
 
 if TYPE_CHECKING:
@@ -55,6 +56,12 @@ if TYPE_CHECKING:
 
 # The name that Linux gives port 0 of the console device is hvc0, whatever we call it.
 CONSOLE_PORT_NAME = "org.ringzero.console"
+# Where ringzero's own guests wait to be told who a copy is (`ringzero.vm.identity`).
+IDENTITY_PORT = "org.ringzero.identity"
+# The longest time, in nanoseconds, by which a clone's time-stamp counter is moved on. Linux
+# makes up for every tick that it missed: 1.4 s of work for 20 minutes, minutes for days.
+# Beyond this, its monotonic time goes on where it stood and only the wall clock is set.
+LONGEST_STEP = 10 * 1_000_000_000
 # How every Linux begins its last words.
 PANIC_MARK = "Kernel panic - not syncing"
 # What Linux says before it reboots, by a triple fault if it was told reboot=t.
@@ -120,7 +127,9 @@ class Machine:
         self._closing = contextlib.ExitStack()
         self.control = RunControl()
         self._freezing = threading.RLock()
-        self._started = self._stopped = False
+        self._started = self._stopped = self._newborn = False
+        # By how much a clone's wall clock, once it is set, is ahead of the host's.
+        self._clock_ahead: int | None = None
         with contextlib.ExitStack() as undo:
             undo.callback(self._closing.close)
             self._build(engine, seed)
@@ -193,11 +202,28 @@ class Machine:
 
     def _grow(self, seed: Seed) -> None:
         """Become what the seed holds, as somebody else."""
-        now = self.identity.now
-        state = seed.state
-        if now is not None:
-            state = state.advanced(max(0, now - seed.taken), self._vm.tsc_hz)
+        now, state = self.identity.now, seed.state
+        stood_still = 0 if now is None else max(0, now - seed.taken)
+        if stood_still <= LONGEST_STEP:
+            state = state.advanced(stood_still, self._vm.tsc_hz)
+        elif now is not None:
+            self._clock_ahead = now - time.time_ns()
         self._restore(state)
+        self.board.renew_generation(self.identity.generation)
+        self._newborn = True
+
+    def _introduce(self) -> None:
+        """Tell the guest of a clone who it is; its vCPUs have not run yet."""
+        self._newborn = False
+        if self._channels is None:
+            return
+        if self._identity_port.guest_open:
+            self._agent.await_adoption()
+        ahead = self._clock_ahead
+        # A guest that has not come so far yet finds the record when it has.
+        self._identity_port.push(
+            self.identity.record(None if ahead is None else time.time_ns() + ahead)
+        )
 
     def _make_lines(self) -> None:
         self.serial = Line()
@@ -219,7 +245,8 @@ class Machine:
             self._agent = Agent(channels)
             channels.receive = self._agent.receive
             self._channels = channels
-            self._ports += channels.ports
+            self._identity_port = ConsolePort(IDENTITY_PORT, lambda data: None)
+            self._ports += [*channels.ports, self._identity_port]
             self._closing.callback(self._agent.close)
             self._closing.callback(channels.close)
 
@@ -290,6 +317,8 @@ class Machine:
         if self._started:
             return
         self._boot()
+        if self._newborn:
+            self._introduce()
         self._started = True
         for thread in self.threads:
             thread.thread.start()
