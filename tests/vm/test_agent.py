@@ -24,6 +24,9 @@ class Recorder:
     def backlog(self, port):
         return 7
 
+    def hold(self, port, held):
+        self.sent.append((port, ("hold", held)))
+
     @property
     def control(self):
         lines = [data.decode() for port, data in self.sent if port == CONTROL]
@@ -139,7 +142,7 @@ def test_terminal(agent, channels):
 def test_signals(agent, channels):
     command = agent.run(["sleep", "9"])
     command.signal("TERM")
-    assert channels.sent[-1] == (SIGNAL, b"TERM\n")
+    assert channels.sent[-1] == (SIGNAL, b"TERM 1\n")
     with pytest.raises(InvalidValueError):
         command.signal("TERM; reboot")
 

@@ -84,7 +84,8 @@ class Guest(Protocol):
         ...
 
 
-def _machine(config: MachineConfig) -> Guest:
+def build_machine(config: MachineConfig) -> Guest:
+    """Build the machine, compiling the engine first where that was never done, with progress."""
     from ringzero.engine import select
     from ringzero.vm.machine import Machine
 
@@ -112,16 +113,18 @@ def run(
     timeout: float | None = None,
     stats: bool = False,
     as_json: bool = False,
-    build: Callable[[MachineConfig], Guest] = _machine,
+    build: Callable[[MachineConfig], Guest] = build_machine,
+    wrap: Callable[[Guest], Guest] = lambda machine: machine,
 ) -> int:
     """Run the machine of `config` to its end and return the exit code.
 
     `words` is the command for a guest with an agent; without one, such a guest
-    gives a shell. `serial` is "stdio", a file name or None. Raises
+    gives a shell. `serial` is "stdio", a file name or None. `wrap` puts something
+    between the session and the machine. Raises
     TimeoutExpiredError when the guest runs longer than `timeout` seconds,
     GuestError when it ends badly.
     """
-    machine = build(config)
+    machine = wrap(build(config))
     # What is compiled or opened before the guest can run is not the guest's time.
     deadline = None if timeout is None else time.monotonic() + timeout
     try:

@@ -29,7 +29,7 @@ from pathlib import Path
 from ringzero.errors import GuestImageError, NotFoundError
 from ringzero.host.files import atomic_directory, atomic_file, locked
 from ringzero.host.progress import QUIET, Progress
-from ringzero.image import deb
+from ringzero.image import deb, identity
 from ringzero.image.modules import Module, canonical, dependency_file, with_dependencies
 from ringzero.image.packages import Apt
 from ringzero.image.rootfs import Rootfs
@@ -98,7 +98,8 @@ class Recipe:
 
     def digest(self) -> str:
         """Return a hash of everything here that shapes the image, except package versions."""
-        inputs = [asdict(self), MODULES, _init().decode(), _FORMAT, MIRROR.get()]
+        guest = [_init().decode(), identity.build().hex()]
+        inputs = [asdict(self), MODULES, guest, _FORMAT, MIRROR.get()]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -296,6 +297,7 @@ def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
     tree.add_device("dev/console", "c", 5, 1, mode=0o600)
     tree.add_device("dev/null", "c", 1, 3, mode=0o666)
     tree.add_file("init", _init(), mode=0o755)
+    tree.add_file("sbin/identity", identity.build(), mode=0o755)
     busybox = tree["bin/busybox"].data
     for applet in applets(busybox):
         if f"bin/{applet}" not in tree and f"sbin/{applet}" not in tree:

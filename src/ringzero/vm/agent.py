@@ -7,10 +7,11 @@ virtio-console device with VIRTIO_CONSOLE_F_MULTIPORT (virtio 1.2 section 5.3):
     port 0                  the console /dev/hvc0; its size follows the
                             user's terminal (VIRTIO_CONSOLE_RESIZE)
     org.ringzero.control    lines of text, both ways
-    org.ringzero.signal     host to guest: names of signals, a line each
+    org.ringzero.signal     host to guest: NAME ID, a line for each signal
     org.ringzero.stdin      host to guest: bytes
     org.ringzero.stdout     guest to host: bytes
     org.ringzero.stderr     guest to host: bytes
+    org.ringzero.identity   host to guest: who a copied machine is (ringzero/vm/identity.py)
 
 Control lines of the host:
 
@@ -23,6 +24,7 @@ Control lines of the guest:
     ready 1 RELEASE     the guest takes commands; 1 is the protocol's version
     exit ID STATUS      the command ended
     pong ID
+    adopted             the guest of a copied machine has taken its identity
 
 WORDS are quoted for the shell, in printable ASCII. One command runs at a time.
 
@@ -49,7 +51,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ringzero.errors import GuestError, InvalidValueError
+from ringzero.errors import GuestError, InvalidValueError, StateError
 
 PORTS = (
     "org.ringzero.control",
@@ -68,7 +70,7 @@ _MAX_LINE = 4096
 MAX_COMMAND = 256 * 1024
 _SIGNALS = frozenset(("HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP"))
 
-Output = Callable[[bytes], None]
+Output = Callable[[bytes], object]
 
 
 class Channels(Protocol):
@@ -90,6 +92,10 @@ class Channels(Protocol):
         """Return how many bytes sent on `port` the guest has not taken yet."""
         ...
 
+    def hold(self, port: str, held: bool) -> None:
+        """Stop (True) or go on (False) taking what the guest sends on `port`."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Request:
@@ -106,6 +112,45 @@ class _Request:
     on_exit: Callable[[int], None] | None = None
 
 
+@dataclass(frozen=True)
+class OutputState:
+    """One output of a command: whether its token has come, and what may be a token's beginning."""
+
+    complete: bool
+    held: bytes
+
+
+@dataclass(frozen=True)
+class CommandState:
+    """A command that runs in the guest: enough to know its end."""
+
+    number: int
+    token: bytes
+    outputs: tuple[OutputState, OutputState]
+    exit_status: int | None
+    input_open: bool
+
+
+@dataclass(frozen=True)
+class AgentState:
+    """What the guest believes. `line` is the beginning of its next control line.
+
+    `adoptions` is how many identities it was given and has not answered.
+    """
+
+    ready: bool
+    release: str
+    line: bytes
+    count: int
+    active: CommandState | None
+    adoptions: int
+
+
+# How long a clone waits between two attempts to end its original's command, in seconds: the
+# guest may not yet have started it.
+_INSIST = 0.1
+
+
 class Command:
     """A command in the guest, from the request to its end."""
 
@@ -116,7 +161,7 @@ class Command:
         self._request = request
         self._input_open = request.takes_input
         self._early_input: list[bytes] = []
-        self._started = False
+        self._started = self._held = False
         self._exit_status: int | None = None
         self._token = secrets.token_hex(16).encode()
         token = self._token if request.piped else b""
@@ -157,7 +202,18 @@ class Command:
             raise InvalidValueError(f"no signal called {name!r}")
         with self._agent.lock:
             if self._started and self.status is None:
-                self._agent.channels.send(SIGNAL, name.encode() + b"\n")
+                self._agent.channels.send(SIGNAL, f"{name} {self.number}\n".encode())
+
+    def hold_output(self, held: bool) -> None:
+        """Have the command wait (True) in its writes, or go on (False); nothing is lost."""
+        with self._agent.lock:
+            if self._started and self.status is None and held != self._held:
+                self._hold(held)
+
+    def wait_quietly(self, timeout: float) -> int | None:
+        """Wait for the end; None when `timeout` seconds are over or the guest went away."""
+        self._done.wait(timeout)
+        return self.status
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the end; return the exit status, or None when `timeout` seconds are over.
@@ -186,6 +242,11 @@ class Command:
         if takes_input and not self._input_open:
             channels.connect(STDIN, False)
 
+    def _hold(self, held: bool) -> None:
+        self._held = held
+        for port in self._outputs:
+            self._agent.channels.hold(port, held)
+
     def _receive(self, port: str, data: bytes) -> bool:
         self._outputs[port].feed(data)
         return self._finished()
@@ -197,6 +258,8 @@ class Command:
     def _finished(self) -> bool:
         if self._exit_status is None or not all(o.complete for o in self._outputs.values()):
             return False
+        if self._held:
+            self._hold(False)
         if self._input_open:
             self._input_open = False
             self._agent.channels.connect(STDIN, False)
@@ -205,6 +268,28 @@ class Command:
         if self._request.on_exit is not None:
             self._request.on_exit(self.status)
         return True
+
+    def _save(self) -> CommandState:
+        out, err = (self._outputs[port] for port in (STDOUT, STDERR))
+        return CommandState(
+            self.number,
+            self._token,
+            (OutputState(out.complete, out.held), OutputState(err.complete, err.held)),
+            self._exit_status,
+            self._input_open,
+        )
+
+    @classmethod
+    def _orphan(cls, agent: Agent, state: CommandState) -> Command:
+        """Return the command of another machine, of which `agent`'s is a copy, to see it end."""
+        command = cls(agent, state.number, _Request("", state.input_open))
+        command._started = True
+        command._token = state.token
+        command._exit_status = state.exit_status
+        for port, saved in zip((STDOUT, STDERR), state.outputs, strict=True):
+            output = command._outputs[port] = _Output(state.token, None)
+            output.complete, output.held = saved.complete, saved.held
+        return command
 
     def _abandon(self) -> None:
         for output in self._outputs.values():
@@ -218,17 +303,17 @@ class _Output:
     def __init__(self, token: bytes, sink: Output | None) -> None:
         self._token = token
         self._sink = sink
-        self._held = b""
+        self.held = b""
         self.complete = not token
 
     def feed(self, data: bytes) -> None:
         if self.complete:
             return
-        data = self._held + data
+        data = self.held + data
         at = data.find(self._token)
         if at >= 0:
             self.complete = True
-            self._held = b""
+            self.held = b""
             self._emit(data[:at])
             return
         # What may be the beginning of the token waits for the rest of it.
@@ -240,11 +325,11 @@ class _Output:
             ),
             0,
         )
-        self._held = data[len(data) - keep :]
+        self.held = data[len(data) - keep :]
         self._emit(data[: len(data) - keep])
 
     def flush(self) -> None:
-        held, self._held = self._held, b""
+        held, self.held = self.held, b""
         self._emit(held)
 
     def _emit(self, data: bytes) -> None:
@@ -274,6 +359,7 @@ class Agent:
         self._waiting: deque[Command] = deque()
         self._active: Command | None = None
         self._count = 0
+        self._adoptions = 0
 
     @property
     def ready(self) -> bool:
@@ -322,6 +408,11 @@ class Agent:
         line = f"terminal ID {int(rows)} {int(columns)} {kind} {text}\n"
         return self._enqueue(_Request(line, on_exit=on_exit))
 
+    def await_adoption(self) -> None:
+        """Start no command until the guest has taken the identity that it is given now."""
+        with self.lock:
+            self._adoptions += 1
+
     def poweroff(self) -> None:
         """Ask the guest to write everything to its disks and switch itself off."""
         with self.lock:
@@ -348,6 +439,55 @@ class Agent:
             self._active = None
             self._waiting.clear()
 
+    # ---- state ------------------------------------------------------------
+
+    def save(self) -> AgentState:
+        """Return what the guest believes; commands that it has not been told of stay here."""
+        with self.lock:
+            active = self._active._save() if self._active is not None else None
+            return AgentState(
+                self.ready, self.release, self._line, self._count, active, self._adoptions
+            )
+
+    def restore(self, state: AgentState) -> None:
+        """Speak to a copy of the guest that `state` was saved with.
+
+        Commands belong to the machine that started them: one that runs in the
+        copy is killed, and what it still prints is thrown away. Raises StateError.
+        """
+        active = state.active
+        if len(state.line) > _MAX_LINE or (
+            active and max(len(o.held) for o in active.outputs) > 64
+        ):
+            raise StateError("the saved agent holds more than the protocol knows")
+        with self.lock:
+            for command in (self._active, *self._waiting):
+                if command is not None:
+                    command._abandon()
+            self._waiting.clear()
+            self.release = state.release[:128]
+            self._line = state.line
+            self._count = state.count
+            self._adoptions = max(0, state.adoptions)
+            if state.ready:
+                self._ready.set()
+            else:
+                self._ready.clear()
+            self._active = Command._orphan(self, active) if active is not None else None
+            if self._active is not None and not self._active._finished():
+                self._insist(self._active)
+            else:
+                self._active = None
+
+    def _insist(self, command: Command) -> None:
+        """Kill a command that nobody waits for, until it is gone."""
+        with self.lock:
+            if self._active is command and not self._closed:
+                command.signal("KILL")
+                again = threading.Timer(_INSIST, self._insist, (command,))
+                again.daemon = True
+                again.start()
+
     def _enqueue(self, request: _Request) -> Command:
         if len(request.line) > MAX_COMMAND:
             raise InvalidValueError(
@@ -370,7 +510,7 @@ class Agent:
         self._next_if_idle()
 
     def _next_if_idle(self) -> None:
-        if self._active is None and self._waiting and self.ready:
+        if self._active is None and self._waiting and self.ready and not self._adoptions:
             self._active = self._waiting.popleft()
             self._active._start()
 
@@ -401,6 +541,9 @@ class Agent:
                     self._next()
             case ["pong", _]:
                 pass
+            case ["adopted"] if self._adoptions:
+                self._adoptions -= 1
+                self._next_if_idle()
             case _:
                 self.faults += 1
 
