@@ -95,9 +95,7 @@ class Conversion:
         for layer in source.chain():
             if layer.path is not None:
                 status = layer.path.stat()
-                facts.append(
-                    [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
-                )
+                facts.append([status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns])
         return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
 
     def _resume(self, work: Path, identity: str) -> int:

@@ -18,9 +18,7 @@ def commit(top: Disk, base: Disk, *, on_progress: Progress = lambda done: None) 
     `base` is the same file as one of the layers below `top`, opened for
     writing. Flushed when it returns; `top` is not changed.
     """
-    depth = next(
-        (n for n, layer in enumerate(top.chain()) if n and _same(layer, base)), None
-    )
+    depth = next((n for n, layer in enumerate(top.chain()) if n and _same(layer, base)), None)
     if depth is None:
         raise InvalidValueError(f"{base.path} is not a backing file of {top.path}")
     if top.size > base.size:

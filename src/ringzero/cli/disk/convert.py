@@ -116,17 +116,13 @@ def _afresh(
     return work.resumed
 
 
-def _into(
-    disk: Disk, arguments: argparse.Namespace, sparse: int, threads: int, tell: Tell
-) -> None:
+def _into(disk: Disk, arguments: argparse.Namespace, sparse: int, threads: int, tell: Tell) -> None:
     from ringzero.disk.copying import Copy
 
     if arguments.backing or arguments.options:
         raise InvalidValueError("-n takes neither -B nor -o: the target is there already")
     kind = format_name(arguments.target_format)
-    with open_for(
-        arguments.target, kind, write=True, sync=arguments.cache != "unsafe"
-    ) as target:
+    with open_for(arguments.target, kind, write=True, sync=arguments.cache != "unsafe") as target:
         if target.size < disk.size:
             raise InvalidValueError(
                 f"the target has {target.size} bytes, the source {disk.size}",

@@ -30,9 +30,7 @@ class Map(Action):
 
     def execute(self, arguments: argparse.Namespace) -> int:
         as_json = wants_json(arguments)
-        with open_for(
-            arguments.filename, arguments.format, lock=not arguments.force_share
-        ) as disk:
+        with open_for(arguments.filename, arguments.format, lock=not arguments.force_share) as disk:
             start = parse_size(arguments.start_offset)
             length = disk.size - start
             if arguments.max_length is not None:

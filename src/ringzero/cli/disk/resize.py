@@ -44,4 +44,3 @@ class Resize(Action):
         elif not arguments.quiet:
             print(f"{arguments.filename}: {format_size(size)}")
         return 0
-

@@ -338,6 +338,15 @@ class VmdkDisk(Disk):
             part._read(inside, cut(views, done, piece))
             done += piece
 
+    def _read_cached(self, offset: int, views: Views) -> bool:
+        # Requests that span extents are few.
+        single = len(self.parts) == 1 and self._stream is None
+        return single and self.parts[0]._read_cached(offset, views)
+
+    def _announce(self, offset: int, views: Views) -> None:
+        if len(self.parts) == 1:
+            self.parts[0]._announce(offset, views)
+
     def _write(self, offset: int, views: Views) -> None:
         self._begin()
         if len(self.parts) == 1:
@@ -438,9 +447,7 @@ def _sparse(storage: Storage, header: Header, line: ExtentLine, read_only: bool)
     return part
 
 
-def _open_extent(
-    line: ExtentLine, around: Surroundings
-) -> FlatExtent | ZeroExtent | SparseExtent:
+def _open_extent(line: ExtentLine, around: Surroundings) -> FlatExtent | ZeroExtent | SparseExtent:
     size = line.sectors * SECTOR
     if line.kind == "ZERO":
         return ZeroExtent(size)

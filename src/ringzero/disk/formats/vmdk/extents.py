@@ -28,7 +28,7 @@ from ringzero.disk.mapped import MappedDisk
 from ringzero.disk.paged import PagedTable
 from ringzero.disk.storage import Storage
 from ringzero.disk.tables import Table
-from ringzero.disk.vectors import Views, fill, fill_zeroes
+from ringzero.disk.vectors import Views, fill, fill_zeroes, total
 from ringzero.errors import DiskFormatError, DiskReadOnlyError, DiskUnsupportedError
 
 # Grain tables kept in memory; 512 entries of 4 bytes each, for 32 MiB of disk.
@@ -85,6 +85,12 @@ class FlatExtent(Part):
 
     def _read(self, offset: int, views: Views) -> None:
         self.storage.read_into(self.start + offset, views)
+
+    def _read_cached(self, offset: int, views: Views) -> bool:
+        return self.storage.read_cached(self.start + offset, views)
+
+    def _announce(self, offset: int, views: Views) -> None:
+        self.storage.announce(self.start + offset, total(views))
 
     def _write(self, offset: int, views: Views) -> None:
         self.storage.write(self.start + offset, views)
