@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 # What nearly all file systems allocate in.
 _HOST_BLOCK = 4096
 
+# What tables leave behind when they move; not worth a word.
+_SCRAP = 16384
+
 Range = tuple[int, int]
 
 
@@ -44,11 +47,12 @@ def gaps(taken: Iterable[Range], start: int, end: int) -> Iterator[Range]:
 def data_in(storage: Storage, start: int, end: int) -> int:
     """Return how many bytes of a range of the file take room on the host.
 
-    The edges may belong to a host block that is in use, and count for nothing.
+    The edges may belong to a host block that is in use, and count for nothing; nor do scraps.
     """
     start = -(-start // _HOST_BLOCK) * _HOST_BLOCK
     there = max(0, min(end, storage.size) // _HOST_BLOCK * _HOST_BLOCK - start)
-    return sum(length for length, has_data in storage.extents(start, there) if has_data)
+    found = sum(length for length, has_data in storage.extents(start, there) if has_data)
+    return found if found > _SCRAP else 0
 
 
 def copy_bytes(storage: Storage, source: int, target: int, length: int) -> None:

@@ -263,6 +263,10 @@ class Surroundings(ABC):
     def create_storage(self, name: str) -> Storage:
         """Make a further file of the image itself, empty; it may exist only when overwriting."""
 
+    def remove_storage(self, name: str) -> None:
+        """Remove a file of the image itself that it no longer names."""
+        raise DiskUnsupportedError(f"{name} cannot be removed here")
+
 
 class Compression(ABC):
     """Writing compressed clusters, for formats that have them.

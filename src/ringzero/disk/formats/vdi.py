@@ -261,7 +261,6 @@ class VdiDisk(BlockDisk):
                 surplus = self.header.allocated - wanted
                 report.leak(text, surplus, fixed=repair is not Repair.NOTHING)
             if report.errors_fixed or report.leaks_fixed:
-                self._begin()
                 self.header.allocated, self._next = wanted, wanted
                 self._unused = None
                 self._free.clear()
