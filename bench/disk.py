@@ -113,13 +113,13 @@ def ours(
     with open_disk(path, format_name, read_only=not writing, sync=False) as disk:
         if depth == 1:
             call = disk.write if writing else disk.read_into
-            buffer = memoryview(bytearray(size))
+            buffer = memoryview(bytearray(b"\1") * size)
             begun = time.perf_counter()
             for at in offsets(size, count):
                 call(at, buffer)
             return time.perf_counter() - begun
         send = disk.write_batch if writing else disk.read_batch
-        buffers = [memoryview(bytearray(size)) for _ in range(depth)]
+        buffers = [memoryview(bytearray(b"\1") * size) for _ in range(depth)]
         begun = time.perf_counter()
         places = offsets(size, count)
         while batch := list(zip(islice(places, depth), buffers, strict=False)):

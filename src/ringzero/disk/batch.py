@@ -2,14 +2,15 @@
 
 One thread is enough to keep a host's disk busy: it takes from the page cache
 what is there, tells the host about all the rest, and then waits for one after
-the other. Threads only pay for requests so large that copying takes the time.
+the other. A second thread only pays for copying megabytes out of the cache;
+writes to one file wait for each other in the host anyway.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -30,23 +31,29 @@ _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
 
 
-def read(disk: Disk, requests: Sequence[Checked], sizes: int) -> None:
-    """Fill the buffers of all requests, which have been checked; `sizes` is their bytes in all."""
-    _share(lambda part: _read_some(disk, part), requests, sizes)
+def _after_fork() -> None:
+    """Forget the threads, which the child does not have."""
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()
 
 
-def write(disk: Disk, requests: Sequence[Checked], sizes: int) -> None:
-    """Write all requests, which have been checked and do not depend on one another."""
-
-    def some(part: Sequence[Checked]) -> None:
-        for offset, views in part:
-            disk._write(offset, views)
-
-    _share(some, requests, sizes)
+os.register_at_fork(after_in_child=_after_fork)
 
 
-def _read_some(disk: Disk, requests: Sequence[Checked]) -> None:
-    waiting = [(at, views) for at, views in requests if not disk._read_cached(at, views)]
+def read(disk: Disk, requests: Sequence[Checked], length: int) -> None:
+    """Fill the buffers of all requests, which have been checked; `length` is their sum."""
+    count = len(requests)
+    if count > 1 and length >= count * _LARGE:
+        half = count // 2
+        other = _helpers().submit(_read_cached, disk, requests[half:])
+        try:
+            waiting = _read_cached(disk, requests[:half])
+        finally:
+            # The buffers are the caller's again when this returns, whatever happened.
+            rest = other.result()
+        waiting += rest
+    else:
+        waiting = _read_cached(disk, requests)
     if len(waiting) > 1:
         for offset, views in waiting:
             disk._announce(offset, views)
@@ -54,20 +61,9 @@ def _read_some(disk: Disk, requests: Sequence[Checked]) -> None:
         disk._read(offset, views)
 
 
-def _share(
-    call: Callable[[Sequence[Checked]], None], requests: Sequence[Checked], sizes: int
-) -> None:
-    """Call `call` with all requests, or with one half here and one in another thread."""
-    count = len(requests)
-    if count < 2 or sizes < count * _LARGE:
-        call(requests)
-        return
-    half = count // 2
-    other = _helpers().submit(call, requests[half:])
-    try:
-        call(requests[:half])
-    finally:
-        other.result()
+def _read_cached(disk: Disk, requests: Sequence[Checked]) -> list[Checked]:
+    """Do the reads that need not wait for the host's disk; return the others."""
+    return [(at, views) for at, views in requests if not disk._read_cached(at, views)]
 
 
 def _helpers() -> ThreadPoolExecutor:

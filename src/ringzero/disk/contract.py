@@ -246,6 +246,8 @@ class Surroundings(ABC):
     path: Path | None
     read_only: bool
     options: Options
+    # False: the user asked for this layer alone.
+    with_backing: bool = True
 
     @abstractmethod
     def open_backing(self, name: str, format: str | None) -> Disk | None:
@@ -406,7 +408,7 @@ class Disk(ABC):
         sizes = [total(views) for _, views in checked]
         for (offset, _), length in zip(checked, sizes, strict=True):
             self._check_range(offset, length)
-        batch.read(self, checked, sum(sizes))
+        batch.read(self, [request for request in checked if request[1]], sum(sizes))
 
     def write_batch(self, requests: Sequence[batch.Request]) -> None:
         """Do several writes, (offset, buffers) each, in no order; raises what `write` raises."""
@@ -414,7 +416,9 @@ class Disk(ABC):
         sizes = [total(views) for _, views in checked]
         for (offset, _), length in zip(checked, sizes, strict=True):
             self._check_write(offset, length)
-        batch.write(self, checked, sum(sizes))
+        for (offset, views), length in zip(checked, sizes, strict=True):
+            if length:
+                self._write(offset, views)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
         """Make a range read as zeroes; with `unmap`, its space may be given back."""

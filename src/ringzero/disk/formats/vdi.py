@@ -163,9 +163,12 @@ class VdiDisk(BlockDisk):
             name = comment.removeprefix(_PARENT_COMMENT).decode("utf-8", "replace")
         self.backing_name, self.backing_format = name or f"{{{self.header.parent}}}", "vdi"
         if not name:
+            if not self._around.with_backing:
+                return
             raise DiskUnsupportedError(
                 f"{self.storage.name} does not say which file its parent {self.header.parent} is",
-                hint="say it with the option parent=FILE",
+                hint="write it into the image with `ringzero disk rebase -u -b FILE`, "
+                "or say it with the option parent=FILE (`--open parent=FILE`)",
                 path=self.storage.name,
             )
         self.backing = self._around.open_backing(name, "vdi")
@@ -373,13 +376,16 @@ class VdiDisk(BlockDisk):
         self._begin()
         old = self.size
         with self._gate.alone(), self._alloc:
-            for index in range(blocks, -(-old // self.block_size)):
-                # A block that is in the file stays there, for the next writer of its number.
-                if self._block(index) >= 0:
-                    self._unused = None
+            cut = range(blocks, -(-old // self.block_size))
+            gone = [host for index in cut if (host := self._block(index)) >= 0]
+            for index in cut:
                 self.table[index] = _FREE
             self._write_back()
             self.storage.flush()
+            if gone:
+                header.allocated = self._highest()
+                self._next, self._unused = None, None
+                self._free.clear()
             if blocks > (header.data_offset - header.map_offset) // 4:
                 self._move_map(blocks)
             elif blocks > header.blocks:
@@ -390,6 +396,8 @@ class VdiDisk(BlockDisk):
             self.storage.write(0, header.to_bytes())
             self.storage.flush()
             self.table = PagedTable(self.storage, header.map_offset, blocks, "I", big_endian=False)
+            for host in gone:
+                self.storage.write_zeroes(host, self.block_size)
         self._zero_new(old, size)
 
     def _move_map(self, blocks: int) -> None:

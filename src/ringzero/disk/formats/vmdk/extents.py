@@ -641,6 +641,8 @@ class SparseExtent(Part, MappedDisk):
         """Add what is wrong with this extent to `report`, and mend it."""
         report.total_clusters += -(-self.size // self._grain)
         with self._gate.alone(), self._alloc:
+            if not self.read_only:
+                self._write_back()
             ExtentChecker(self, repair, report).run()
             if report.errors_fixed:
                 self._unsafe.clear()
