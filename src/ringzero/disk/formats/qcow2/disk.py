@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 from ringzero.disk.contract import (
@@ -57,7 +58,7 @@ from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import FileStorage, Storage
 from ringzero.disk.tables import ranges
 from ringzero.disk.vectors import Views, cut, fill, total
-from ringzero.errors import DiskFormatError, DiskUnsupportedError
+from ringzero.errors import DiskFormatError, DiskUnsupportedError, InvalidValueError
 
 
 class _Alone(Surroundings):
@@ -88,6 +89,7 @@ class Qcow2Disk(MappedDisk):
     create_options = CREATE_OPTIONS
     open_options = (
         Option.flag("for_repair", False, "open an image that is marked corrupt, to repair it"),
+        Option("snapshot", str, None, "show the disk as this internal snapshot has it, read-only"),
     )
 
     def __init__(self, storage: Storage, header: Header, around: Surroundings) -> None:
@@ -135,7 +137,15 @@ class Qcow2Disk(MappedDisk):
                 hint="repair it with `ringzero disk check --repair all`, or open it read-only",
                 path=storage.name,
             )
+        shown = around.options["snapshot"]
+        if shown and not around.read_only:
+            raise InvalidValueError(
+                "a snapshot is only opened for reading",
+                hint="apply it with `ringzero disk snapshot -a`, or convert it with -l",
+            )
         disk = cls(storage, header, around)
+        if shown:
+            disk._show(shown)
         if not around.read_only and not for_repair:
             try:
                 disk._begin_writing()
@@ -146,6 +156,17 @@ class Qcow2Disk(MappedDisk):
                     disk.data.close()
                 raise
         return disk
+
+    def _show(self, which: str) -> None:
+        """Let the disk read as an internal snapshot has it."""
+        try:
+            self.snapshots.show(which)
+        except BaseException:
+            if self.backing is not None:
+                self.backing.close()
+            if self.data is not self.storage:
+                self.data.close()
+            raise
 
     def _begin_writing(self) -> None:
         header = self.header
@@ -260,10 +281,22 @@ class Qcow2Disk(MappedDisk):
     def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
         if self.read_only and repair is not Repair.NOTHING:
             raise self._read_only_error()
-        if not self.read_only:
-            self._flush()
-        with self._gate.alone(), self._alloc:
+        if self.read_only:
             return Checker(self).run(repair)
+        with self.at_rest():
+            return Checker(self).run(repair)
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Keep everybody out, with all tables written and nothing left to be released."""
+        with self._flushing, self._gate.alone(), self._alloc:
+            self._write_back()
+            self._flush_storages()
+            settled, self._settling = self._settling, []
+            self._release(settled)
+            self._write_back()
+            self._flush_storages()
+            yield
 
     def change_backing(self, name: str | None, format: str | None) -> None:
         if self.read_only:
