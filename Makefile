@@ -15,8 +15,10 @@ ALONE := tests/engine/test_translations.py
 RERUNS ?= 0
 # How much longer than in `make test` the fuzzers run.
 FUZZ ?= 50
-# Instructions that `make fuzz` compares with the host's CPU.
+# Instructions that `make fuzz` compares with the host's CPU, on each run loop, and their seed.
 INSTANCES ?= 1000000
+SEED ?= 0
+FUZZ_CASES = --seconds 36000 --instances $(INSTANCES) --seed $(SEED)
 
 .PHONY: help run shell test test-kvm lint bench bench-kvm fuzz clean
 
@@ -61,10 +63,12 @@ bench: $(VENV)/.development ## measure speed beside the peers (ARGS are for each
 		echo "$$bench"; $(BIN)/python "$$bench" $(ARGS) || exit 1; \
 	done
 
-fuzz: $(VENV)/.development ## run the fuzzers for longer (FUZZ=50 INSTANCES=1000000)
+fuzz: $(VENV)/.development ## run the fuzzers for longer (FUZZ=50 INSTANCES=1000000 SEED=0)
 	RINGZERO_FUZZ=$(FUZZ) $(BIN)/python -m pytest --timeout 7200 -k "fuzz or hostile or damage or random or mutated or kernels" $(ARGS)
-	$(BIN)/python -m tests.oracle.fuzz --engine tests.oracle.soft:Soft --seconds 36000 \
-		--instances $(INSTANCES)
+	@# Both run loops at once, one core each; a seed names the cases, so that a run can be repeated.
+	@$(BIN)/python -m tests.oracle.fuzz --engine interpreter $(FUZZ_CASES) & first=$$!; \
+	$(BIN)/python -m tests.oracle.fuzz --engine translator $(FUZZ_CASES); second=$$?; \
+	wait $$first && exit $$second
 
 clean: ## remove what make has made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
