@@ -98,7 +98,7 @@ class Recipe:
 
     def digest(self) -> str:
         """Return a hash of everything here that shapes the image, except package versions."""
-        inputs = [asdict(self), MODULES, _init().decode(), _FORMAT, MIRROR.get()]
+        inputs = [asdict(self), MODULES, _init().decode(), COMMAND_LINE, _FORMAT, MIRROR.get()]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -230,7 +230,7 @@ def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> st
         foreign = other.resolve([base], dependencies=False)
         packages += foreign
         paths += other.download(foreign)
-    inputs = json.dumps([recipe.digest(), [p.sha256 for p in packages], COMMAND_LINE])
+    inputs = json.dumps([recipe.digest(), [p.sha256 for p in packages]])
     digest = hashlib.sha256(inputs.encode()).hexdigest()[:24]
     place = cache / "images" / digest
     if _read(place) is not None:

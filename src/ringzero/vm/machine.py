@@ -35,10 +35,11 @@ from ringzero.errors import (
     TimeoutExpiredError,
 )
 from ringzero.settings import CACHE_DIR
+from ringzero.units import format_size
 from ringzero.vm.agent import PORTS, STDIN, Agent
 from ringzero.vm.channels import PortChannels
 from ringzero.vm.debugger import Debugger
-from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.exit import PANIC_MARK, Exit, ExitReason
 from ringzero.vm.images import IMAGES, BootFiles
 from ringzero.vm.inspect import Cpu, MemoryAccess
 from ringzero.vm.line import Console, Line
@@ -48,8 +49,6 @@ from ringzero.vm.state import MachineState, restore_parts, save_parts
 
 # The name that Linux gives port 0 of the console device is hvc0, whatever we call it.
 CONSOLE_PORT_NAME = "org.ringzero.console"
-# How every Linux begins its last words.
-PANIC_MARK = "Kernel panic - not syncing"
 # What Linux says before it reboots, by a triple fault if it was told reboot=t.
 RESTART_MARK = "reboot: Restarting system"
 
@@ -99,7 +98,7 @@ class Machine:
         board_type = BOARDS.get(config.board)
         # Everything that can be wrong with files is found before memory is taken.
         kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels") if config.kernel else None
-        initrd = _read_initrd(config.initrd) if config.initrd is not None else b""
+        initrd = _read_initrd(config.initrd, config.memory) if config.initrd is not None else b""
         disks = self._open_disks()
         memory = GuestMemory(board_type.ram_layout(config.memory))
         self._closing.callback(memory.close)
@@ -484,8 +483,17 @@ def _complete(
     )
 
 
-def _read_initrd(path: Path) -> bytes:
+def _read_initrd(path: Path, memory: int) -> bytes:
     try:
+        size = path.stat().st_size
+        if size > memory:
+            # Not read first: it may be a disk image by mistake, and take a minute.
+            raise GuestImageError(
+                f"the initrd {path} of {format_size(size)} does not fit into "
+                f"{format_size(memory)} of memory",
+                hint="give the machine more memory (--memory) or a smaller initrd",
+                path=path,
+            )
         return path.read_bytes()
     except OSError as fault:
         raise GuestImageError(
