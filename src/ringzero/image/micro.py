@@ -99,7 +99,7 @@ class Recipe:
     def digest(self) -> str:
         """Return a hash of everything here that shapes the image, except package versions."""
         guest = [_init().decode(), identity.build().hex()]
-        inputs = [asdict(self), MODULES, guest, _FORMAT, MIRROR.get()]
+        inputs = [asdict(self), MODULES, guest, COMMAND_LINE, _FORMAT, MIRROR.get()]
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -231,7 +231,7 @@ def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> st
         foreign = other.resolve([base], dependencies=False)
         packages += foreign
         paths += other.download(foreign)
-    inputs = json.dumps([recipe.digest(), [p.sha256 for p in packages], COMMAND_LINE])
+    inputs = json.dumps([recipe.digest(), [p.sha256 for p in packages]])
     digest = hashlib.sha256(inputs.encode()).hexdigest()[:24]
     place = cache / "images" / digest
     if _read(place) is not None:

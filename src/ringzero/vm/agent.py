@@ -68,7 +68,7 @@ VERSION = 1
 _MAX_LINE = 4096
 # The shell reads a line byte by byte into memory; more belongs on stdin.
 MAX_COMMAND = 256 * 1024
-_SIGNALS = frozenset(("HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP"))
+_SIGNALS = frozenset(("HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP", "PIPE"))
 
 Output = Callable[[bytes], object]
 

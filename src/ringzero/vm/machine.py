@@ -41,10 +41,11 @@ from ringzero.errors import (
     TimeoutExpiredError,
 )
 from ringzero.settings import CACHE_DIR
+from ringzero.units import format_size
 from ringzero.vm.agent import PORTS, STDIN, Agent
 from ringzero.vm.channels import PortChannels
 from ringzero.vm.debugger import Debugger
-from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.exit import PANIC_MARK, Exit, ExitReason
 from ringzero.vm.identity import Identity
 from ringzero.vm.images import IMAGES, BootFiles
 from ringzero.vm.inspect import Cpu, MemoryAccess
@@ -65,8 +66,6 @@ IDENTITY_PORT = "org.ringzero.identity"
 # makes up for every tick that it missed: 1.4 s of work for 20 minutes, minutes for days.
 # Beyond this, its monotonic time goes on where it stood and only the wall clock is set.
 LONGEST_STEP = 10 * 1_000_000_000
-# How every Linux begins its last words.
-PANIC_MARK = "Kernel panic - not syncing"
 # What Linux says before it reboots, by a triple fault if it was told reboot=t.
 RESTART_MARK = "reboot: Restarting system"
 
@@ -659,11 +658,20 @@ def _read_boot_files(config: MachineConfig) -> tuple[KernelImage | None, bytes]:
     if config.kernel is None:
         return None, b""
     kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels")
-    return kernel, _read_initrd(config.initrd) if config.initrd is not None else b""
+    return kernel, _read_initrd(config.initrd, config.memory) if config.initrd is not None else b""
 
 
-def _read_initrd(path: Path) -> bytes:
+def _read_initrd(path: Path, memory: int) -> bytes:
     try:
+        size = path.stat().st_size
+        if size > memory:
+            # Not read first: it may be a disk image by mistake, and take a minute.
+            raise GuestImageError(
+                f"the initrd {path} of {format_size(size)} does not fit into "
+                f"{format_size(memory)} of memory",
+                hint="give the machine more memory (--memory) or a smaller initrd",
+                path=path,
+            )
         return path.read_bytes()
     except OSError as fault:
         raise GuestImageError(

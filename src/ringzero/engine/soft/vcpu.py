@@ -25,7 +25,7 @@ from ringzero.engine.contract import (
     Shutdown,
     Vcpu,
 )
-from ringzero.engine.soft.report import describe_shutdown
+from ringzero.engine.shutdown import describe
 from ringzero.errors import EngineError
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import (
@@ -234,7 +234,12 @@ class SoftVcpu(Vcpu):
         return Halt()
 
     def _shutdown(self) -> Exit:
-        return Shutdown(describe_shutdown(self.cpu, self.vm.memory))
+        from ringzero.isa.x86.state_io import read_state
+
+        cpu = self.cpu
+        code = f" (error code {cpu.fault_code:#x})" if cpu.fault_has_code else ""
+        first = f"the last exception was {cpu.fault_vector}{code}"
+        return Shutdown(f"{first}\n{describe(read_state(cpu, 0), self.vm.memory)}")
 
     def _debug_stop(self) -> Exit:
         return DebugStop(self.cpu.exit_address)
