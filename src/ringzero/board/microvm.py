@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ringzero.board import acpi, boot, memmap
 from ringzero.board.contract import BOARDS, Board, BoardParts, Processor
@@ -19,13 +20,15 @@ from ringzero.devices.power import RESET_VALUE, SLEEP_TYPE_OFF, Power
 from ringzero.devices.pvpanic import Pvpanic
 from ringzero.devices.rtc import Rtc
 from ringzero.devices.serial import Serial
-from ringzero.devices.virtio.block import Block
 from ringzero.devices.virtio.console import Console
 from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.devices.virtio.mmio import WINDOW_SIZE, VirtioMmio
 from ringzero.devices.virtio.rng import Rng
 from ringzero.errors import DeviceError
 from ringzero.isa.x86.state import MP_UNINITIALIZED, CpuState
+
+if TYPE_CHECKING:
+    from ringzero.devices.virtio.block import BlockBackend
 
 
 @BOARDS.register("microvm")
@@ -48,7 +51,13 @@ class Microvm(Board):
             self.console = Console(list(parts.ports), parts.columns, parts.rows)
             self.add_virtio("console", self.console)
         self.add_virtio("rng", Rng())
-        for number, disk in enumerate(parts.disks):
+        if parts.disks:
+            self._add_disks(parts.disks)
+
+    def _add_disks(self, disks: Sequence[BlockBackend]) -> None:
+        from ringzero.devices.virtio.block import Block
+
+        for number, disk in enumerate(disks):
             self.add_virtio(f"disk{number}", Block(disk, identity=f"disk{number}"))
 
     def _build_interrupts(self, parts: BoardParts) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ringzero.errors import GuestAddressError
 from ringzero.host.memory import SharedMemory
+from ringzero.records import record
 
 PAGE_SIZE = 4096
 PAGE_SHIFT = 12
@@ -18,7 +18,7 @@ BULK = 256 * 1024
 WriteListener = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
+@record
 class RamRegion:
     """`size` bytes of RAM at guest-physical `base`, at `offset` of the host mapping."""
 

@@ -10,7 +10,6 @@ an equal state.
 from __future__ import annotations
 
 import base64
-import dataclasses
 from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from ringzero.errors import StateError
@@ -32,6 +31,8 @@ class Stateful(Protocol[S]):
 
 def to_tree(state: Any) -> Any:
     """Turn a state dataclass into JSON-ready values (bytes become base64 text)."""
+    import dataclasses
+
     if dataclasses.is_dataclass(state) and not isinstance(state, type):
         return {f.name: to_tree(getattr(state, f.name)) for f in dataclasses.fields(state)}
     if isinstance(state, bytes):
@@ -51,6 +52,8 @@ def from_tree(kind: Any, tree: Any, where: str = "state") -> Any:
     Every fault in `tree` (missing or unknown field, wrong type) raises
     StateError that names the field, because saved state is untrusted input.
     """
+    import dataclasses
+
     origin, arguments = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(tree, dict):

@@ -10,16 +10,16 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import GuestMemory
 from ringzero.errors import EngineError
+from ringzero.records import record
 from ringzero.registry import Registry
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PortRead:
     """IN or INS of `width` bytes; answer with `complete`."""
 
@@ -27,7 +27,7 @@ class PortRead:
     width: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PortWrite:
     """OUT or OUTS of `width` bytes."""
 
@@ -36,7 +36,7 @@ class PortWrite:
     value: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MmioRead:
     """A load of `width` bytes from a guest-physical address that is not RAM; answer it."""
 
@@ -44,7 +44,7 @@ class MmioRead:
     width: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MmioWrite:
     """A store of `width` bytes to a guest-physical address that is not RAM."""
 
@@ -53,14 +53,14 @@ class MmioWrite:
     value: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MsrRead:
     """RDMSR of a register the engine does not keep; answer with `complete`, or None for #GP."""
 
     index: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MsrWrite:
     """WRMSR of a register the engine does not keep; `complete(None)` gives #GP.
 
@@ -71,26 +71,26 @@ class MsrWrite:
     value: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Halt:
     """HLT with nothing pending; run again after `Vcpu.wait`."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Shutdown:
     """The vCPU cannot go on (triple fault); `detail` describes its last state."""
 
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DebugStop:
     """A breakpoint, hook or single step of the host's debugger was reached."""
 
     address: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Kicked:
     """`Vcpu.kick` was called, or the engine wants the run loop to look around."""
 
@@ -117,7 +117,7 @@ class Usability(enum.Enum):
     UNUSABLE = "unusable"
 
 
-@dataclass(frozen=True)
+@record
 class Availability:
     """Whether an engine can serve here, and the one-line reason for the user."""
 

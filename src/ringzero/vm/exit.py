@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 from ringzero.errors import GuestError, GuestPanicError, TripleFaultError
+from ringzero.records import record
 
 
 class ExitReason(enum.Enum):
@@ -18,7 +18,7 @@ class ExitReason(enum.Enum):
     STOPPED = "stopped"
 
 
-@dataclass(frozen=True)
+@record
 class Exit:
     """The end of a run: the reason, and what is known about it (registers, last lines)."""
 

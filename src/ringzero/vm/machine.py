@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +34,8 @@ from ringzero.errors import (
     NotFoundError,
     TimeoutExpiredError,
 )
+from ringzero.host.files import map_file
+from ringzero.records import record
 from ringzero.settings import CACHE_DIR
 from ringzero.vm.agent import PORTS, STDIN, Agent
 from ringzero.vm.channels import PortChannels
@@ -54,7 +55,7 @@ PANIC_MARK = "Kernel panic - not syncing"
 RESTART_MARK = "reboot: Restarting system"
 
 
-@dataclass(frozen=True)
+@record
 class CommandResult:
     """What a command in the guest printed, and its exit status."""
 
@@ -99,7 +100,7 @@ class Machine:
         board_type = BOARDS.get(config.board)
         # Everything that can be wrong with files is found before memory is taken.
         kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels") if config.kernel else None
-        initrd = _read_initrd(config.initrd) if config.initrd is not None else b""
+        initrd = _read_initrd(config.initrd) if config.initrd is not None else memoryview(b"")
         disks = self._open_disks()
         memory = GuestMemory(board_type.ram_layout(config.memory))
         self._closing.callback(memory.close)
@@ -136,6 +137,8 @@ class Machine:
         self._kernel, self._initrd = kernel, initrd
 
     def _open_disks(self) -> list[Any]:
+        if not self.config.disks:
+            return []
         from ringzero.disk import open_disk
 
         return [
@@ -252,7 +255,7 @@ class Machine:
         states = self.board.boot(self._kernel, self.config.command_line, self._initrd)
         for thread, state in zip(self.threads, states, strict=True):
             thread.set_state(state)
-        self._kernel, self._initrd = None, b""
+        self._kernel, self._initrd = None, memoryview(b"")
         self._booted = True
 
     def pause(self) -> None:
@@ -451,8 +454,11 @@ class Machine:
             for name, part in self.board.parts.items()
             if isinstance(part, VirtioMmio) and part.failure
         }
+        entry = self.control.first_entry
         return {
             "engine": self._engine.name,
+            # What our own process took before the guest ran at all.
+            "cpu_ms_before_guest": round(entry[1] * 1000, 1) if entry else None,
             **cpus,
             "devices": {name: c for name, c in devices.items() if c["reads"] or c["writes"]},
             "unclaimed": {name: count for name, count in unclaimed.items() if count},
@@ -484,9 +490,9 @@ def _complete(
     )
 
 
-def _read_initrd(path: Path) -> bytes:
+def _read_initrd(path: Path) -> memoryview:
     try:
-        return path.read_bytes()
+        return map_file(path)[0]
     except OSError as fault:
         raise GuestImageError(
             f"cannot read the initrd {path}: {fault.strerror}", hint="check the path", path=path

@@ -9,7 +9,6 @@ opposite direction of dependence: the engine, the vCPUs, the devices.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ringzero.board.contract import Board
@@ -17,13 +16,14 @@ from ringzero.core.state import from_tree, to_tree
 from ringzero.engine.contract import Vm
 from ringzero.errors import StateError
 from ringzero.isa.x86.state import CpuState
+from ringzero.records import record
 from ringzero.vm.runloop import VcpuThread
 
 # Raised by one whenever a saved tree of before can no longer be read.
 VERSION = 1
 
 
-@dataclass(frozen=True)
+@record
 class MachineState:
     """`tree` is JSON-ready: version, devices by name, vCPUs in order, the engine's part."""
 
