@@ -79,6 +79,18 @@ class Doorbell:
     ring: Callable[[], None]
 
 
+@record
+class Latch:
+    """A register in which a guest's write only leaves a value: it may be told of it later.
+
+    `port` says whether `address` is a port or a memory address; `size` is in bytes.
+    """
+
+    port: bool
+    address: int
+    size: int
+
+
 class Board(ABC):
     """A machine's hardware. `parts` holds every device by its unique name."""
 
@@ -126,6 +138,10 @@ class Board(ABC):
                 for index in range(len(transport.device.queue_sizes)):
                     ring = partial(transport.write, QUEUE_NOTIFY, 4, index)
                     yield Doorbell(attachment.base + QUEUE_NOTIFY, 4, index, ring)
+
+    def latches(self) -> Iterator[Latch]:
+        """Yield the registers whose writes an engine may gather."""
+        yield from ()
 
     def stateful(self) -> Iterator[tuple[str, Device[Any] | VirtioDevice[Any]]]:
         """Yield all that has a state, by its name in saved machines, in the order of saving.

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ringzero.board import acpi, boot, memmap
-from ringzero.board.contract import BOARDS, Board, BoardParts, Processor
+from ringzero.board.contract import BOARDS, Board, BoardParts, Latch, Processor
 from ringzero.board.kernel import KernelImage
 from ringzero.core.bus import Bus, MsrBus
 from ringzero.core.irq import IrqLine
 from ringzero.devices import kvmclock, lapic
 from ringzero.devices.contract import Device
 from ringzero.devices.i8042 import I8042
-from ringzero.devices.ioapic import IOAPIC_SIZE, Ioapic
+from ringzero.devices.ioapic import IOAPIC_SIZE, SELECT, Ioapic
 from ringzero.devices.kvmclock import Kvmclock
 from ringzero.devices.lapic import ApicBus, Lapic, MessageBus
 from ringzero.devices.power import RESET_VALUE, SLEEP_TYPE_OFF, Power
@@ -89,6 +89,12 @@ class Microvm(Board):
             processors.append(Processor(index, apic, local, msrs))
             self.parts[f"lapic{index}"] = apic
         return tuple(processors)
+
+    def latches(self) -> Iterator[Latch]:
+        yield Latch(False, memmap.IOAPIC_BASE + SELECT, 4)
+        # The clock's index; and that of a PCI bus, which is not there, but is looked for.
+        yield Latch(True, memmap.RTC_BASE, 1)
+        yield Latch(True, memmap.PCI_ADDRESS, 4)
 
     def end_of_interrupt(self, vector: int) -> None:
         for listener in self._bus.eoi_listeners:

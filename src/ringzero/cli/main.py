@@ -50,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = words.index("--") if "--" in words else len(words)
     words, command = words[:cut], words[cut + 1 :] if cut < len(words) else None
     try:
-        return _run(words, command)
+        code = _run(words, command)
+        # Here, and not at the interpreter's end: a reader that went away is no fault.
+        sys.stdout.flush()
+        return code
     except RingzeroError as fault:
         _report(fault, "--json" in words)
         return fault.exit_code

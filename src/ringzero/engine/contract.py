@@ -19,38 +19,58 @@ from ringzero.records import record
 from ringzero.registry import Registry
 
 
-@record
-class PortRead:
+class _Access:
+    """A port or MMIO access; made so often that it is no record, but the same to its users."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self._values()}"
+
+    def _values(self) -> tuple[int, ...]:
+        return tuple(getattr(self, name) for name in type(self).__slots__)
+
+
+class PortRead(_Access):
     """IN or INS of `width` bytes; answer with `complete`."""
 
-    port: int
-    width: int
+    __slots__ = ("port", "width")
+
+    def __init__(self, port: int, width: int) -> None:
+        self.port, self.width = port, width
 
 
-@record
-class PortWrite:
+class PortWrite(_Access):
     """OUT or OUTS of `width` bytes."""
 
-    port: int
-    width: int
-    value: int
+    __slots__ = ("port", "value", "width")
+
+    def __init__(self, port: int, width: int, value: int) -> None:
+        self.port, self.width, self.value = port, width, value
 
 
-@record
-class MmioRead:
+class MmioRead(_Access):
     """A load of `width` bytes from a guest-physical address that is not RAM; answer it."""
 
-    address: int
-    width: int
+    __slots__ = ("address", "width")
+
+    def __init__(self, address: int, width: int) -> None:
+        self.address, self.width = address, width
 
 
-@record
-class MmioWrite:
+class MmioWrite(_Access):
     """A store of `width` bytes to a guest-physical address that is not RAM."""
 
-    address: int
-    width: int
-    value: int
+    __slots__ = ("address", "value", "width")
+
+    def __init__(self, address: int, width: int, value: int) -> None:
+        self.address, self.width, self.value = address, width, value
 
 
 @record
@@ -201,8 +221,20 @@ class Vm(ABC):
         """
         return False
 
+    def gather_writes(
+        self, port: bool, address: int, size: int, write: Callable[[int, int, int], None]
+    ) -> bool:
+        """Ask that a guest's writes to `size` bytes at a port or MMIO address make no exit.
+
+        For registers in which a write only leaves a value, as an index register:
+        `write(address, width, value)` is called later, in order, before any other
+        access of the machine comes out of `run`, and by `settle`. Returns False
+        where the engine has no such thing; then they come out of `run` as any other.
+        """
+        return False
+
     def settle(self) -> None:  # noqa: B027 - an engine without doorbells has nothing to do
-        """With vCPUs stopped: return when every doorbell that was rung has been served."""
+        """With vCPUs stopped: return when all that was rung or gathered has been served."""
 
     def track_dirty(self, enabled: bool) -> None:
         """Begin or end to note which pages vCPUs write; raises EngineError if it cannot."""

@@ -131,6 +131,9 @@ class Machine:
         self._vm.on_eoi = self.board.end_of_interrupt
         for bell in self.board.doorbells():
             self._vm.add_doorbell(bell.address, bell.width, bell.value, bell.ring)
+        for latch in self.board.latches():
+            bus = self.board.pio if latch.port else self.board.mmio
+            self._vm.gather_writes(latch.port, latch.address, latch.size, bus.write)
         self._debugger = Debugger(self)
         self._make_threads()
         self._booted = kernel is None
