@@ -22,7 +22,7 @@ from ringzero.registry import Registry
 class _Access:
     """A port or MMIO access; made so often that it is no record, but the same to its users."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self._values() == other._values()
