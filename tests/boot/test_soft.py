@@ -173,3 +173,18 @@ class TestCommandLine:
 
     def test_timeout(self):
         assert ringzero_run("--timeout", "3", "--", "sleep", "100").returncode == 124
+
+
+@pytest.mark.usefixtures("image")
+@pytest.mark.parametrize("delay", [0.0, 0.4])
+def test_a_program_that_forgets_its_machine_ends_cleanly(delay):
+    script = (
+        "import ringzero, time; vm = ringzero.Machine(image='micro', engine='soft', memory='128M');"
+        f" vm.start(); time.sleep({delay})"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")

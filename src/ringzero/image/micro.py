@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,18 +49,20 @@ MODULES = (
 # init_on_alloc=0   Debian clears every page twice otherwise
 # tsc=reliable      no watchdog and no calibration against other timers
 # no_timer_check    no wait for legacy timer interrupts
-# panic=-1 reboot=t a panic ends the machine at once, by triple fault if nothing else
+# panic=-1          a panic ends the machine at once
+# reboot=a          by the reset register that the ACPI tables name
 # nokaslr           the same addresses in every boot, for caches of translated code
 # cryptomgr.notests no self-tests of ciphers while a disk's modules load
 COMMAND_LINE = (
     "console=ttyS0 quiet mitigations=off init_on_alloc=0 tsc=reliable no_timer_check "
-    "nokaslr panic=-1 reboot=t rcupdate.rcu_expedited=1 cryptomgr.notests ringzero.agent"
+    "nokaslr panic=-1 reboot=a rcupdate.rcu_expedited=1 cryptomgr.notests ringzero.agent"
 )
 
 _FORMAT = 1
-# Images of one name that are kept: the one in use, and the one before it, which
-# a machine may be starting from at this moment.
-_KEPT_IMAGES = 2
+_MANIFEST = "manifest.json"
+# An image that no recipe leads to is kept for this long after its last use, in seconds: a
+# machine may be starting from it, and two versions of ringzero may share one cache.
+_UNUSED_AGE = 86400
 
 
 @record
@@ -122,6 +126,7 @@ def ensure(
     if not refresh:
         found = _load(pointer, cache)
         if found is not None:
+            _mark_used(found)
             return found
     with locked(cache / "images" / "lock"):
         found = None if refresh else _load(pointer, cache)
@@ -139,7 +144,7 @@ def ensure(
 def list_images(cache: Path | None = None) -> list[BootFiles]:
     """Return the images in the cache, by name."""
     cache = cache if cache is not None else CACHE_DIR.get()
-    manifests = sorted((cache / "images").glob("*/manifest.json"))
+    manifests = sorted((cache / "images").glob(f"*/{_MANIFEST}"))
     images = [image for path in manifests if (image := _read(path.parent)) is not None]
     return sorted(images, key=lambda image: (image.name, image.digest))
 
@@ -162,11 +167,21 @@ def remove(name: str, cache: Path | None = None) -> list[BootFiles]:
 
 
 def _forget_old(name: str, cache: Path) -> None:
-    """Remove all but the newest images called `name`."""
-    same = [image for image in list_images(cache) if image.name == name]
-    same.sort(key=lambda image: image.initrd.stat().st_mtime, reverse=True)
-    for image in same[_KEPT_IMAGES:]:
-        _remove_tree(cache / "images" / image.digest)
+    """Remove the images called `name` that have not been used for a day."""
+    now = time.time()
+    for image in list_images(cache):
+        if image.name != name:
+            continue
+        place = cache / "images" / image.digest
+        with contextlib.suppress(OSError):
+            if now - (place / _MANIFEST).stat().st_mtime > _UNUSED_AGE:
+                _remove_tree(place)
+
+
+def _mark_used(image: BootFiles) -> None:
+    """Note that the image is in use, which keeps it from being removed for a day."""
+    with contextlib.suppress(OSError):
+        os.utime(image.kernel.parent / _MANIFEST)
 
 
 def _remove_tree(place: Path) -> None:
@@ -190,7 +205,7 @@ def _load(pointer: Path, cache: Path) -> BootFiles | None:
 
 def _read(place: Path) -> BootFiles | None:
     try:
-        manifest = json.loads((place / "manifest.json").read_text())
+        manifest = json.loads((place / _MANIFEST).read_text())
         image = BootFiles(
             name=manifest["name"],
             digest=place.name,
@@ -250,7 +265,7 @@ def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> st
             "packages": [f"{p.name}={p.version}" for p in packages],
             "sizes": {n: (work / n).stat().st_size for n in ("vmlinuz", "initrd")},
         }
-        (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        (work / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return digest
 
 

@@ -569,9 +569,11 @@ def register_block(
 
 @native(inline="never")
 def flush_code(cpu: Cpu, tr: Translator) -> None:
-    """Drop all translations: the region is full."""
+    """Drop all translations, those of earlier runs with them: the region is full."""
     fill_memory(cpu.code_pages, u8(0), tr.code_pages_size)
     flush_jump_cache(cpu)
     tr.out = tr.region_start
     tr.data = tr.region_end
+    # What was saved lay in the region, too.
+    tr.saved_table = u64(0)
     tr.count_flushes += 1

@@ -11,8 +11,11 @@ ended, by the guest or by `stop`. Built machines hold memory and threads until
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +34,6 @@ from ringzero.errors import (
     DeviceError,
     GuestImageError,
     InvalidValueError,
-    NotFoundError,
     TimeoutExpiredError,
 )
 from ringzero.host.files import map_file
@@ -41,6 +43,7 @@ from ringzero.vm.agent import PORTS, STDIN, Agent
 from ringzero.vm.channels import PortChannels
 from ringzero.vm.debugger import Debugger
 from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.images import IMAGES, BootFiles
 from ringzero.vm.inspect import Cpu, MemoryAccess
 from ringzero.vm.line import Console, Line
 from ringzero.vm.output import OutputBatch
@@ -53,6 +56,24 @@ CONSOLE_PORT_NAME = "org.ringzero.console"
 PANIC_MARK = "Kernel panic - not syncing"
 # What Linux says before it reboots, by a triple fault if it was told reboot=t.
 RESTART_MARK = "reboot: Restarting system"
+
+# Guest code runs in threads of its own, which may not outlive what they run in.
+_RUNNING: weakref.WeakSet[Machine] = weakref.WeakSet()
+
+
+@functools.cache
+def _stop_all_at_exit() -> None:
+    """Stop the machines that a program forgot before the interpreter takes itself down.
+
+    What is registered last runs first: a machine calls this once it is built, when
+    all that it stands on has registered its own end.
+    """
+    atexit.register(_stop_all)
+
+
+def _stop_all() -> None:
+    for machine in list(_RUNNING):
+        machine.stop()
 
 
 @record
@@ -244,6 +265,8 @@ class Machine:
             return
         self._boot()
         self._started = True
+        _RUNNING.add(self)
+        _stop_all_at_exit()
         for thread in self.threads:
             thread.thread.start()
         if self._channels is not None:
@@ -329,6 +352,7 @@ class Machine:
         if self._stopped or self._on_vcpu_thread():
             return
         self._stopped = True
+        _RUNNING.discard(self)
         self._serial_output.release()
         for thread in self.threads:
             if thread.thread.is_alive():
@@ -502,17 +526,12 @@ def _read_initrd(path: Path) -> memoryview:
         ) from fault
 
 
-def _boot_files(image: str) -> Any:
+def _boot_files(image: str) -> BootFiles:
     """Return kernel, initrd and command line of the image called `image`.
 
-    Images are a layer above this one, so that the module is found by its
-    name, as a registry finds a plug-in.
+    Raises NotFoundError with the known names, and what making the image raises.
     """
-    import importlib
-
-    if image != "micro":
-        raise NotFoundError(f"no image called {image!r}", hint="known: micro")
-    return importlib.import_module("ringzero.image.micro").ensure()
+    return IMAGES.get(image)()
 
 
 def _choose_engine(name: str) -> Engine:
