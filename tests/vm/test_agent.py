@@ -139,7 +139,7 @@ def test_terminal(agent, channels):
 def test_signals(agent, channels):
     command = agent.run(["sleep", "9"])
     command.signal("TERM")
-    assert channels.sent[-1] == (SIGNAL, b"TERM\n")
+    assert channels.sent[-1] == (SIGNAL, b"TERM 1\n")
     with pytest.raises(InvalidValueError):
         command.signal("TERM; reboot")
 

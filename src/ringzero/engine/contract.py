@@ -271,6 +271,8 @@ class Engine(ABC):
     name: str
     # Whether `create_vm` can be asked for local APICs inside the engine.
     keeps_apics: ClassVar[bool] = False
+    # Whether guests run faster in large pages, which costs a machine's first fork a copy.
+    likes_large_pages: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -7,7 +7,7 @@ virtio-console device with VIRTIO_CONSOLE_F_MULTIPORT (virtio 1.2 section 5.3):
     port 0                  the console /dev/hvc0; its size follows the
                             user's terminal (VIRTIO_CONSOLE_RESIZE)
     org.ringzero.control    lines of text, both ways
-    org.ringzero.signal     host to guest: names of signals, a line each
+    org.ringzero.signal     host to guest: NAME ID, a line for each signal
     org.ringzero.stdin      host to guest: bytes
     org.ringzero.stdout     guest to host: bytes
     org.ringzero.stderr     guest to host: bytes
@@ -47,7 +47,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ringzero.errors import GuestError, InvalidValueError
+from ringzero.errors import GuestError, InvalidValueError, StateError
 from ringzero.records import record
 
 PORTS = (
@@ -105,6 +105,41 @@ class _Request:
     on_exit: Callable[[int], None] | None = None
 
 
+@record
+class OutputState:
+    """One output of a command: whether its token has come, and what may be a token's beginning."""
+
+    complete: bool
+    held: bytes
+
+
+@record
+class CommandState:
+    """A command that runs in the guest: enough to know its end."""
+
+    number: int
+    token: bytes
+    outputs: tuple[OutputState, OutputState]
+    exit_status: int | None
+    input_open: bool
+
+
+@record
+class AgentState:
+    """What the guest believes. `line` is the beginning of its next control line."""
+
+    ready: bool
+    release: str
+    line: bytes
+    count: int
+    active: CommandState | None
+
+
+# How long a clone waits between two attempts to end its original's command, in seconds: the
+# guest may not yet have started it.
+_INSIST = 0.1
+
+
 class Command:
     """A command in the guest, from the request to its end."""
 
@@ -156,7 +191,7 @@ class Command:
             raise InvalidValueError(f"no signal called {name!r}")
         with self._agent.lock:
             if self._started and self.status is None:
-                self._agent.channels.send(SIGNAL, name.encode() + b"\n")
+                self._agent.channels.send(SIGNAL, f"{name} {self.number}\n".encode())
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the end; return the exit status, or None when `timeout` seconds are over.
@@ -205,6 +240,28 @@ class Command:
             self._request.on_exit(self.status)
         return True
 
+    def _save(self) -> CommandState:
+        out, err = (self._outputs[port] for port in (STDOUT, STDERR))
+        return CommandState(
+            self.number,
+            self._token,
+            (OutputState(out.complete, out.held), OutputState(err.complete, err.held)),
+            self._exit_status,
+            self._input_open,
+        )
+
+    @classmethod
+    def _orphan(cls, agent: Agent, state: CommandState) -> Command:
+        """Return the command of another machine, of which `agent`'s is a copy, to see it end."""
+        command = cls(agent, state.number, _Request("", state.input_open))
+        command._started = True
+        command._token = state.token
+        command._exit_status = state.exit_status
+        for port, saved in zip((STDOUT, STDERR), state.outputs, strict=True):
+            output = command._outputs[port] = _Output(state.token, None)
+            output.complete, output.held = saved.complete, saved.held
+        return command
+
     def _abandon(self) -> None:
         for output in self._outputs.values():
             output.flush()
@@ -217,17 +274,17 @@ class _Output:
     def __init__(self, token: bytes, sink: Output | None) -> None:
         self._token = token
         self._sink = sink
-        self._held = b""
+        self.held = b""
         self.complete = not token
 
     def feed(self, data: bytes) -> None:
         if self.complete:
             return
-        data = self._held + data
+        data = self.held + data
         at = data.find(self._token)
         if at >= 0:
             self.complete = True
-            self._held = b""
+            self.held = b""
             self._emit(data[:at])
             return
         # What may be the beginning of the token waits for the rest of it.
@@ -239,11 +296,11 @@ class _Output:
             ),
             0,
         )
-        self._held = data[len(data) - keep :]
+        self.held = data[len(data) - keep :]
         self._emit(data[: len(data) - keep])
 
     def flush(self) -> None:
-        held, self._held = self._held, b""
+        held, self.held = self.held, b""
         self._emit(held)
 
     def _emit(self, data: bytes) -> None:
@@ -346,6 +403,52 @@ class Agent:
                     command._abandon()
             self._active = None
             self._waiting.clear()
+
+    # ---- state ------------------------------------------------------------
+
+    def save(self) -> AgentState:
+        """Return what the guest believes; commands that it has not been told of stay here."""
+        with self.lock:
+            active = self._active._save() if self._active is not None else None
+            return AgentState(self.ready, self.release, self._line, self._count, active)
+
+    def restore(self, state: AgentState) -> None:
+        """Speak to a copy of the guest that `state` was saved with.
+
+        Commands belong to the machine that started them: one that runs in the
+        copy is killed, and what it still prints is thrown away. Raises StateError.
+        """
+        active = state.active
+        if len(state.line) > _MAX_LINE or (
+            active and max(len(o.held) for o in active.outputs) > 64
+        ):
+            raise StateError("the saved agent holds more than the protocol knows")
+        with self.lock:
+            for command in (self._active, *self._waiting):
+                if command is not None:
+                    command._abandon()
+            self._waiting.clear()
+            self.release = state.release[:128]
+            self._line = state.line
+            self._count = state.count
+            if state.ready:
+                self._ready.set()
+            else:
+                self._ready.clear()
+            self._active = Command._orphan(self, active) if active is not None else None
+            if self._active is not None and not self._active._finished():
+                self._insist(self._active)
+            else:
+                self._active = None
+
+    def _insist(self, command: Command) -> None:
+        """Kill a command that nobody waits for, until it is gone."""
+        with self.lock:
+            if self._active is command and not self._closed:
+                command.signal("KILL")
+                again = threading.Timer(_INSIST, self._insist, (command,))
+                again.daemon = True
+                again.start()
 
     def _enqueue(self, request: _Request) -> Command:
         if len(request.line) > MAX_COMMAND:

@@ -9,13 +9,33 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from ringzero.devices.virtio.console import ConsolePort
+from ringzero.errors import StateError
+from ringzero.records import record
 from ringzero.vm.output import PATIENCE
 
 # Bytes from the guest that wait for the agent before the port is held.
 INBOUND_LIMIT = 1 << 20
+
+
+@record
+class OutboundState:
+    """Bytes for the guest, or (where `connected` is not None) a change of the connection."""
+
+    port: str
+    data: bytes = b""
+    connected: bool | None = None
+
+
+@record
+class ChannelsState:
+    """What is on its way, in order: (port, bytes) from the guest, and what is for the guest."""
+
+    inbound: tuple[tuple[str, bytes], ...]
+    outbound: tuple[OutboundState, ...]
 
 
 class PortChannels:
@@ -38,6 +58,8 @@ class PortChannels:
         self._outbound_size = dict.fromkeys(names, 0)
         for port in self.ports:
             port.on_room = self._signal
+        # Held while bytes are between the two sides.
+        self._carrying = threading.RLock()
         self._thread = threading.Thread(target=self._work, name="agent", daemon=True)
 
     def start(self) -> None:
@@ -92,20 +114,73 @@ class PortChannels:
             with self._wake:
                 while not self._signalled:
                     self._wake.wait()
-                self._signalled = False
-                closed = self._closed
-                inbound = list(self._inbound)
-                self._inbound.clear()
-                self._inbound_size = 0
-            if self.receive is not None:
-                for name, data in inbound:
-                    self.receive(name, data)
-            if closed:
-                return
-            for port in self.ports:
-                if port.held:
-                    port.hold(False)
-                self._push(port)
+            with self._carrying:
+                if self._carry():
+                    return
+
+    def _carry(self) -> bool:
+        """Carry what there is; True when nothing is to be carried any more."""
+        with self._wake:
+            self._signalled = False
+            closed = self._closed
+            inbound = list(self._inbound)
+            self._inbound.clear()
+            self._inbound_size = 0
+        if self.receive is not None:
+            for name, data in inbound:
+                self.receive(name, data)
+        if closed:
+            return True
+        for port in self.ports:
+            if port.held:
+                port.hold(False)
+            self._push(port)
+        return False
+
+    # ---- state ------------------------------------------------------------
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Carry nothing for the time of a `with` block. Raises StateError."""
+        if not self._carrying.acquire(timeout=PATIENCE):
+            raise StateError(
+                "the output of a command in the guest is not being read",
+                hint="the function that takes a command's output must not block",
+            )
+        try:
+            yield
+        finally:
+            self._carrying.release()
+
+    def save(self) -> ChannelsState:
+        """Return what is on its way; within `still`."""
+        with self._wake:
+            outbound = tuple(
+                OutboundState(name, connected=item)
+                if isinstance(item, bool)
+                else OutboundState(name, item)
+                for name, queue in self._outbound.items()
+                for item in queue
+            )
+            return ChannelsState(tuple(self._inbound), outbound)
+
+    def restore(self, state: ChannelsState) -> None:
+        """Put back what was on its way. Raises StateError."""
+        names = {item.port for item in state.outbound} | {name for name, _ in state.inbound}
+        if not names <= self._outbound.keys():
+            raise StateError("the saved machine has other channels", seen=", ".join(sorted(names)))
+        with self._wake:
+            for name, queue in self._outbound.items():
+                queue.clear()
+                self._outbound_size[name] = 0
+            for item in state.outbound:
+                self._outbound[item.port].append(
+                    item.data if item.connected is None else item.connected
+                )
+                self._outbound_size[item.port] += len(item.data)
+            self._inbound = deque(state.inbound)
+            self._inbound_size = sum(len(data) for _, data in state.inbound)
+        self._signal()
 
     def _push(self, port: ConsolePort) -> None:
         queue = self._outbound[port.name]

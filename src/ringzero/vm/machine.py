@@ -15,16 +15,18 @@ import atexit
 import contextlib
 import functools
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ringzero.board.contract import BOARDS, Board, BoardEvents, BoardParts
-from ringzero.board.kernel import load_kernel
+from ringzero.board.kernel import KernelImage, load_kernel
 from ringzero.config.machine import MachineConfig
 from ringzero.core.memory import GuestMemory
+from ringzero.core.state import from_tree, to_tree
 from ringzero.devices.contract import Device
 from ringzero.devices.virtio.console import ConsolePort
 from ringzero.devices.virtio.mmio import VirtioMmio
@@ -34,10 +36,11 @@ from ringzero.errors import (
     DeviceError,
     GuestImageError,
     InvalidValueError,
+    StateError,
     TimeoutExpiredError,
 )
 from ringzero.host.files import map_file
-from ringzero.records import record
+from ringzero.records import record, replace
 from ringzero.settings import CACHE_DIR
 from ringzero.vm.agent import PORTS, STDIN, Agent
 from ringzero.vm.channels import PortChannels
@@ -48,7 +51,11 @@ from ringzero.vm.inspect import Cpu, MemoryAccess
 from ringzero.vm.line import Console, Line
 from ringzero.vm.output import OutputBatch
 from ringzero.vm.runloop import RunControl, VcpuThread, Wanted
-from ringzero.vm.state import MachineState, restore_parts, save_parts
+from ringzero.vm.seed import Identity, Seed
+from ringzero.vm.state import AgentLink, MachineState, restore_parts, save_parts
+
+if TYPE_CHECKING:
+    from ringzero.disk.instant import LiveDisk
 
 # The name that Linux gives port 0 of the console device is hvc0, whatever we call it.
 CONSOLE_PORT_NAME = "org.ringzero.console"
@@ -104,30 +111,63 @@ class Machine:
     ) -> None:
         if isinstance(engine, str):
             fields["engine"] = engine
-        self.config = _complete(config, image, fields)
+        self._create(
+            _complete(config, image, fields), engine if isinstance(engine, Engine) else None
+        )
+
+    @classmethod
+    def from_seed(
+        cls, seed: Seed, identity: Identity | None = None, *, engine: Engine | None = None
+    ) -> Self:
+        """Return a paused copy of the machine that `seed` was taken from.
+
+        Raises StateError where the seed does not fit (another engine, other
+        devices), and what building a machine raises. The seed stays the caller's.
+        """
+        identity = identity or Identity()
+        config = seed.config if identity.name is None else replace(seed.config, name=identity.name)
+        machine = cls.__new__(cls)
+        machine._create(config, engine, seed, identity)
+        return machine
+
+    def _create(
+        self,
+        config: MachineConfig,
+        engine: Engine | None,
+        seed: Seed | None = None,
+        identity: Identity | None = None,
+    ) -> None:
+        self.config = config
+        self.identity = identity or Identity(config.name)
         self._closing = contextlib.ExitStack()
         self.control = RunControl()
         self._freezing = threading.RLock()
         self._started = self._stopped = False
         with contextlib.ExitStack() as undo:
             undo.callback(self._closing.close)
-            self._build(engine if isinstance(engine, Engine) else None)
+            self._build(engine, seed)
+            if seed is not None:
+                self._grow(seed)
             undo.pop_all()
 
     # ---- building ---------------------------------------------------------
 
-    def _build(self, engine: Engine | None) -> None:
+    def _build(self, engine: Engine | None, seed: Seed | None) -> None:
         config = self.config
         board_type = BOARDS.get(config.board)
         # Everything that can be wrong with files is found before memory is taken.
-        kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels") if config.kernel else None
-        initrd = _read_initrd(config.initrd) if config.initrd is not None else memoryview(b"")
-        disks = self._open_disks()
-        memory = GuestMemory(board_type.ram_layout(config.memory))
+        kernel, initrd = (None, memoryview(b"")) if seed is not None else _read_boot_files(config)
+        disks = self._open_disks() if seed is None else self._grow_disks(seed)
+        self.disks = tuple(disks)
+        self._engine = engine if engine is not None else _choose_engine(config.engine)
+        memory = GuestMemory(
+            board_type.ram_layout(config.memory),
+            seed.memory if seed else None,
+            large_pages=self._engine.likes_large_pages,
+        )
         self._closing.callback(memory.close)
         self.memory = MemoryAccess(memory)
         self._memory = memory
-        self._engine = engine if engine is not None else _choose_engine(config.engine)
         self._vm = self._engine.create_vm(
             memory, _cpuid(self._engine, config.cpus), apics=self._engine.keeps_apics
         )
@@ -160,17 +200,35 @@ class Machine:
         self._booted = kernel is None
         self._kernel, self._initrd = kernel, initrd
 
-    def _open_disks(self) -> list[Any]:
+    def _open_disks(self) -> list[LiveDisk]:
         if not self.config.disks:
             return []
         from ringzero.disk import open_disk
+        from ringzero.disk.instant import LiveDisk
 
-        return [
-            self._closing.enter_context(
-                open_disk(disk.path, format=disk.format, read_only=disk.read_only)
-            )
-            for disk in self.config.disks
-        ]
+        disks = []
+        for disk in self.config.disks:
+            opened = open_disk(disk.path, format=disk.format, read_only=disk.read_only)
+            live = LiveDisk(opened)
+            self._closing.callback(live.close)
+            disks.append(live)
+        return disks
+
+    def _grow_disks(self, seed: Seed) -> list[LiveDisk]:
+        disks = []
+        for instant in seed.disks:
+            disk = instant.grow()
+            self._closing.callback(disk.close)
+            disks.append(disk)
+        return disks
+
+    def _grow(self, seed: Seed) -> None:
+        """Become what the seed holds, as somebody else."""
+        now = self.identity.now
+        state = seed.state
+        if now is not None:
+            state = state.advanced(max(0, now - seed.taken), self._vm.tsc_hz)
+        self._restore(state)
 
     def _make_lines(self) -> None:
         self.serial = Line()
@@ -191,7 +249,6 @@ class Machine:
             channels = PortChannels(PORTS, closed=(STDIN,))
             self._agent = Agent(channels)
             channels.receive = self._agent.receive
-            channels.start()
             self._channels = channels
             self._ports += channels.ports
             self._closing.callback(self._agent.close)
@@ -270,6 +327,7 @@ class Machine:
         for thread in self.threads:
             thread.thread.start()
         if self._channels is not None:
+            self._channels.start()
             threading.Thread(target=self._abandon_commands, name="end", daemon=True).start()
         # Devices whose state was restored go on with what they had in hand.
         self.resume()
@@ -445,13 +503,76 @@ class Machine:
     def save(self) -> MachineState:
         """Return the state of everything but memory and disks, as plain data."""
         with self.frozen():
+            return self._save()
+
+    def _save(self) -> MachineState:
+        if self._channels is None:
             return save_parts(self.board, self.threads, self._vm)
+        with self._channels.still():
+            state = save_parts(self.board, self.threads, self._vm)
+            agent = AgentLink(self._agent.save(), self._channels.save())
+        return MachineState({**state.tree, "agent": to_tree(agent)})
 
     def restore(self, state: MachineState) -> None:
         """Put a saved state back, instead of booting. Raises StateError."""
         with self.frozen():
-            restore_parts(state, self.board, self.threads, self._vm)
-            self._booted = True
+            self._restore(state)
+
+    def _restore(self, state: MachineState) -> None:
+        agent = state.tree.get("agent") if isinstance(state.tree, dict) else None
+        if (agent is None) != (self._channels is None):
+            raise StateError("only one of the saved machine and this one has an agent")
+        link = from_tree(AgentLink, agent, "agent") if agent is not None else None
+        restore_parts(state, self.board, self.threads, self._vm)
+        if link is not None and self._channels is not None:
+            with self._channels.still():
+                self._channels.restore(link.channels)
+                self._agent.restore(link.agent)
+        self._booted = True
+
+    def seed(self) -> Seed:
+        """Return what the machine is now, for clones to grow from; close it after use.
+
+        The guest stands still for some milliseconds and goes on where it was. Raises
+        InvalidValueError when the guest has ended, StateError, HostError.
+        """
+        if self._stopped or self.control.wanted is Wanted.END:
+            raise InvalidValueError("the guest has ended; there is nothing to copy")
+        if self._on_vcpu_thread():
+            raise InvalidValueError(
+                "a hook cannot copy its machine", hint="pause in the hook, copy outside of it"
+            )
+        with self.frozen(), contextlib.ExitStack() as undo:
+            self._boot()
+            state = self._save()
+            taken = time.time_ns()
+            memory = self._memory.host.freeze()
+            undo.callback(memory.close)
+            disks = []
+            for disk in self.disks:
+                instant = disk.instant()
+                undo.callback(instant.close)
+                disks.append(instant)
+            undo.pop_all()
+        return Seed(self.config, state, memory, disks, taken)
+
+    def fork(self, count: int = 1, *, start: bool = False) -> list[Self]:
+        """Return `count` copies of this machine, as it is now; each is stopped on its own.
+
+        They share all memory and disk content that none of them writes to.
+        `start` lets them run at once. Raises as `seed` and `from_seed` do.
+        """
+        children: list[Self] = []
+        with contextlib.ExitStack() as undo, self.seed() as seed:
+            for _ in range(count):
+                child = type(self).from_seed(seed, engine=self._engine)
+                undo.callback(child.stop)
+                children.append(child)
+            if start:
+                for child in children:
+                    child.start()
+            undo.pop_all()
+        return children
 
     # ---- statistics -------------------------------------------------------
 
@@ -515,6 +636,15 @@ def _complete(
         command_line=f"{files.command_line} {added}".strip(),
         agent=True,
     )
+
+
+def _read_boot_files(config: MachineConfig) -> tuple[KernelImage | None, memoryview]:
+    """Return the kernel, if there is one, and the initrd."""
+    nothing = memoryview(b"")
+    if config.kernel is None:
+        return None, nothing
+    kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels")
+    return kernel, _read_initrd(config.initrd) if config.initrd is not None else nothing
 
 
 def _read_initrd(path: Path) -> memoryview:

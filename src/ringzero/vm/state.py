@@ -17,17 +17,49 @@ from ringzero.engine.contract import Vm
 from ringzero.errors import StateError
 from ringzero.isa.x86.state import CpuState
 from ringzero.records import record
+from ringzero.vm.agent import AgentState
+from ringzero.vm.channels import ChannelsState
 from ringzero.vm.runloop import VcpuThread
 
 # Raised by one whenever a saved tree of before can no longer be read.
-VERSION = 1
+VERSION = 2
+NANOSECONDS = 1_000_000_000
+MASK_64 = (1 << 64) - 1
 
 
 @record
 class MachineState:
-    """`tree` is JSON-ready: version, devices by name, vCPUs in order, the engine's part."""
+    """`tree` is JSON-ready: version, devices by name, vCPUs in order, the engine's part.
+
+    Under "agent" it holds an AgentLink, where the machine has an agent.
+    """
 
     tree: dict[str, Any]
+
+    def advanced(self, nanoseconds: int, tsc_hz: int) -> MachineState:
+        """Return the state with its clocks moved on, as if the guest had stood still for so long.
+
+        Time-stamp counters and what is derived from them (the paravirtual clock, timers) move
+        together; the guest's RTC follows the host's clock anyway. Raises StateError.
+        """
+        ticks = nanoseconds * tsc_hz // NANOSECONDS
+        cpus = self.tree.get("cpus")
+        try:
+            moved = [{**cpu, "tsc": cpu["tsc"] + ticks & MASK_64} for cpu in cpus or ()]
+            engine = self.tree.get("engine")
+            if engine is not None:
+                engine = {**engine, "clock": engine["clock"] + nanoseconds}
+        except (TypeError, KeyError) as fault:
+            raise StateError("the saved machine has no clock") from fault
+        return MachineState({**self.tree, "cpus": moved, "engine": engine})
+
+
+@record
+class AgentLink:
+    """The host's end of the guest's agent, and what is between the two."""
+
+    agent: AgentState
+    channels: ChannelsState
 
 
 def save_parts(board: Board, threads: Sequence[VcpuThread], vm: Vm) -> MachineState:
