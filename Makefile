@@ -38,7 +38,7 @@ test: $(VENV)/.development ## run the tests
 
 # Runs COMMAND in a guest with a real /dev/kvm; the guest images come from a copy of the cache.
 RIG = $(BIN)/python tests/rigs/nested-kvm --timeout 1800 --out $(RIG_CACHE)
-RIG_CACHE := build/rig
+RIG_CACHE := $(CURDIR)/build/rig
 RIG_IMAGES = @mkdir -p $(RIG_CACHE) && \
 	RINGZERO_CACHE_DIR=$(RIG_CACHE) $(BIN)/python -c "from ringzero.image import micro; micro.ensure()"
 

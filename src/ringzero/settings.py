@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from ringzero.errors import InvalidValueError
+from ringzero.records import record
 
 T = TypeVar("T")
 
 TABLE: dict[str, Setting[object]] = {}
 
 
-@dataclass(frozen=True)
+@record
 class Setting(Generic[T]):
     """One environment variable: its name, how its text is read, its default, its help."""
 

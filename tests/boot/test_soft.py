@@ -3,6 +3,8 @@
 import hashlib
 import math
 import os
+import subprocess
+import sys
 import time
 
 import pytest

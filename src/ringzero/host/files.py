@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +56,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     On any exception, KeyboardInterrupt included, nothing remains. OSError
     (disk full, read-only) becomes HostError with a hint.
     """
+    import tempfile
+
     make_directory(path.parent)
     sweep(path.parent)
     temporary = None
@@ -83,6 +84,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
     When `path` exists by then (somebody else was first), that one stays.
     """
+    import shutil
+    import tempfile
+
     make_directory(path.parent)
     sweep(path.parent)
     temporary = None
@@ -101,6 +105,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 def sweep(directory: Path) -> None:
     """Remove unfinished entries that killed processes left in `directory` long ago."""
+    import shutil
+
     now = time.time()
     for entry in directory.glob(_PARTIAL + "*"):
         with contextlib.suppress(OSError):
@@ -110,6 +116,18 @@ def sweep(directory: Path) -> None:
                 shutil.rmtree(entry, ignore_errors=True)
             else:
                 entry.unlink()
+
+
+def map_file(path: Path) -> tuple[memoryview, os.stat_result]:
+    """Return a file's content without reading it, and its status; raises OSError.
+
+    The file must not be cut shorter while the content is in use.
+    """
+    with path.open("rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        if status.st_size == 0:
+            return memoryview(b""), status
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), status
 
 
 @contextlib.contextmanager

@@ -16,24 +16,24 @@ cache asks nobody anything.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ringzero.errors import GuestImageError, NotFoundError
 from ringzero.host.files import atomic_directory, atomic_file, locked
 from ringzero.host.progress import QUIET, Progress
-from ringzero.image import deb, identity
-from ringzero.image.modules import Module, canonical, dependency_file, with_dependencies
-from ringzero.image.packages import Apt
-from ringzero.image.rootfs import Rootfs
+from ringzero.image import identity
+from ringzero.records import record
 from ringzero.settings import CACHE_DIR, MIRROR
+
+if TYPE_CHECKING:
+    from ringzero.image.modules import Module
+    from ringzero.image.packages import Apt
+    from ringzero.image.rootfs import Rootfs
 
 # Modules that a guest of this system can make use of: the virtio drivers of
 # its devices, and the file systems that people have on their disks.
@@ -66,7 +66,7 @@ _MANIFEST = "manifest.json"
 _UNUSED_AGE = 86400
 
 
-@dataclass(frozen=True)
+@record
 class BootFiles:
     """What a direct boot needs: kernel and initrd files, command line, and what they are."""
 
@@ -79,7 +79,7 @@ class BootFiles:
     size: int
 
 
-@dataclass(frozen=True)
+@record
 class Recipe:
     """What an image is made of.
 
@@ -98,9 +98,15 @@ class Recipe:
 
     def digest(self) -> str:
         """Return a hash of everything here that shapes the image, except package versions."""
+        import hashlib
+
+        return hashlib.sha256(self.inputs().encode()).hexdigest()[:16]
+
+    def inputs(self) -> str:
+        """Return everything here that shapes the image, except package versions."""
         guest = [_init().decode(), identity.build().hex()]
-        inputs = [asdict(self), MODULES, guest, COMMAND_LINE, _FORMAT, MIRROR.get()]
-        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+        inputs = [vars(self), MODULES, guest, COMMAND_LINE, _FORMAT, MIRROR.get()]
+        return json.dumps(inputs, sort_keys=True)
 
 
 MICRO = Recipe("micro")
@@ -158,7 +164,7 @@ def remove(name: str, cache: Path | None = None) -> list[BootFiles]:
                 with contextlib.suppress(OSError, ValueError, KeyError):
                     if json.loads(pointer.read_text())["digest"] == image.digest:
                         pointer.unlink()
-            shutil.rmtree(cache / "images" / image.digest, ignore_errors=True)
+            _remove_tree(cache / "images" / image.digest)
     return chosen
 
 
@@ -171,13 +177,19 @@ def _forget_old(name: str, cache: Path) -> None:
         place = cache / "images" / image.digest
         with contextlib.suppress(OSError):
             if now - (place / _MANIFEST).stat().st_mtime > _UNUSED_AGE:
-                shutil.rmtree(place, ignore_errors=True)
+                _remove_tree(place)
 
 
 def _mark_used(image: BootFiles) -> None:
     """Note that the image is in use, which keeps it from being removed for a day."""
     with contextlib.suppress(OSError):
         os.utime(image.kernel.parent / _MANIFEST)
+
+
+def _remove_tree(place: Path) -> None:
+    import shutil
+
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def _pointer(recipe: Recipe, cache: Path) -> Path:
@@ -213,6 +225,10 @@ def _read(place: Path) -> BootFiles | None:
 
 def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> str:
     """Put the image together and return its digest."""
+    import hashlib
+
+    from ringzero.image.packages import Apt
+
     apt = Apt(architecture=recipe.architecture, suite=recipe.suite, cache=cache, progress=progress)
     if refresh:
         apt.refresh(max_age=0)
@@ -236,7 +252,7 @@ def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> st
     place = cache / "images" / digest
     if _read(place) is not None:
         return digest
-    shutil.rmtree(place, ignore_errors=True)
+    _remove_tree(place)
     with progress.step(f"building the image {recipe.name}"), atomic_directory(place) as work:
         kernel, modules = _split_kernel(paths[0])
         tree = _tree(paths[1 : len(paths) - len(recipe.foreign)], modules)
@@ -265,6 +281,9 @@ def _real_kernel(apt: Apt, name: str) -> str:
 
 def _split_kernel(package: Path) -> tuple[bytes, dict[str, Module]]:
     """Return the kernel file and all modules of a Debian kernel package."""
+    from ringzero.image import deb
+    from ringzero.image.modules import Module, canonical
+
     kernel = b""
     modules: dict[str, Module] = {}
     for info, data in deb.files(package):
@@ -289,6 +308,9 @@ def _plain(path: str, data: bytes) -> bytes:
 
 
 def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
+    from ringzero.image.modules import dependency_file, with_dependencies
+    from ringzero.image.rootfs import Rootfs
+
     tree = Rootfs()
     for path in packages:
         tree.add_package(path)
@@ -327,6 +349,8 @@ _ETC = {
 
 def _add_foreign(tree: Rootfs, path: Path) -> None:
     """Put the programs of another architecture's package into /opt/<architecture>."""
+    from ringzero.image import deb
+
     architecture = path.stem.rsplit("_", 1)[-1]
     for info, data in deb.files(path):
         name = info.name.removeprefix("./")
@@ -349,4 +373,4 @@ def applets(busybox: bytes) -> list[str]:
 
 
 def _init() -> bytes:
-    return (resources.files("ringzero.image") / "guest" / "init").read_bytes()
+    return (Path(__file__).parent / "guest" / "init").read_bytes()

@@ -43,15 +43,14 @@ command) and hands what follows to the command. The host's disconnect
 
 from __future__ import annotations
 
-import secrets
-import shlex
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from ringzero.errors import GuestError, InvalidValueError, StateError
+from ringzero.records import record
 
 PORTS = (
     "org.ringzero.control",
@@ -97,7 +96,7 @@ class Channels(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@record
 class _Request:
     """A control line, with "ID" and "TOKEN" to be filled in, and who takes the answers.
 
@@ -112,7 +111,7 @@ class _Request:
     on_exit: Callable[[int], None] | None = None
 
 
-@dataclass(frozen=True)
+@record
 class OutputState:
     """One output of a command: whether its token has come, and what may be a token's beginning."""
 
@@ -120,7 +119,7 @@ class OutputState:
     held: bytes
 
 
-@dataclass(frozen=True)
+@record
 class CommandState:
     """A command that runs in the guest: enough to know its end."""
 
@@ -131,7 +130,7 @@ class CommandState:
     input_open: bool
 
 
-@dataclass(frozen=True)
+@record
 class AgentState:
     """What the guest believes. `line` is the beginning of its next control line.
 
@@ -163,7 +162,7 @@ class Command:
         self._early_input: list[bytes] = []
         self._started = self._held = False
         self._exit_status: int | None = None
-        self._token = secrets.token_hex(16).encode()
+        self._token = os.urandom(16).hex().encode()
         token = self._token if request.piped else b""
         self._outputs = {
             STDOUT: _Output(token, request.on_stdout),
@@ -566,6 +565,8 @@ def quote(word: str | bytes) -> str:
     if b"\0" in data:
         raise InvalidValueError("a command's word cannot hold a NUL character")
     if all(0x20 <= byte < 0x7F for byte in data):
+        import shlex
+
         return shlex.quote(data.decode("ascii"))
     safe = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ./-_=:,+@%"
     # An octal escape has at most three digits, so that a digit may follow it.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 from ringzero.errors import GuestError, GuestPanicError, TripleFaultError
+from ringzero.records import record
 
 # How every Linux begins its last words.
 PANIC_MARK = "Kernel panic - not syncing"
@@ -21,7 +21,7 @@ class ExitReason(enum.Enum):
     STOPPED = "stopped"
 
 
-@dataclass(frozen=True)
+@record
 class Exit:
     """The end of a run: the reason, and what is known about it (registers, last lines)."""
 

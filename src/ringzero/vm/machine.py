@@ -18,7 +18,6 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -40,6 +39,8 @@ from ringzero.errors import (
     StateError,
     TimeoutExpiredError,
 )
+from ringzero.host.files import map_file
+from ringzero.records import record, replace
 from ringzero.settings import CACHE_DIR
 from ringzero.units import format_size
 from ringzero.vm.agent import PORTS, STDIN, Agent
@@ -88,7 +89,7 @@ def _stop_all() -> None:
         machine.stop()
 
 
-@dataclass(frozen=True)
+@record
 class CommandResult:
     """What a command in the guest printed, and its exit status."""
 
@@ -163,14 +164,18 @@ class Machine:
         config = self.config
         board_type = BOARDS.get(config.board)
         # Everything that can be wrong with files is found before memory is taken.
-        kernel, initrd = (None, b"") if seed is not None else _read_boot_files(config)
+        kernel, initrd = (None, memoryview(b"")) if seed is not None else _read_boot_files(config)
         disks = self._open_disks() if seed is None else self._grow_disks(seed)
         self.disks = tuple(disks)
-        memory = GuestMemory(board_type.ram_layout(config.memory), seed.memory if seed else None)
+        self._engine = engine if engine is not None else _choose_engine(config.engine)
+        memory = GuestMemory(
+            board_type.ram_layout(config.memory),
+            seed.memory if seed else None,
+            large_pages=self._engine.likes_large_pages,
+        )
         self._closing.callback(memory.close)
         self.memory = MemoryAccess(memory)
         self._memory = memory
-        self._engine = engine if engine is not None else _choose_engine(config.engine)
         self._vm = self._engine.create_vm(
             memory, _cpuid(self._engine, config.cpus), apics=self._engine.keeps_apics
         )
@@ -195,12 +200,17 @@ class Machine:
         self._vm.on_eoi = self.board.end_of_interrupt
         for bell in self.board.doorbells():
             self._vm.add_doorbell(bell.address, bell.width, bell.value, bell.ring)
+        for latch in self.board.latches():
+            bus = self.board.pio if latch.port else self.board.mmio
+            self._vm.gather_writes(latch.port, latch.address, latch.size, bus.write)
         self._debugger = Debugger(self)
         self._make_threads()
         self._booted = kernel is None
         self._kernel, self._initrd = kernel, initrd
 
     def _open_disks(self) -> list[LiveDisk]:
+        if not self.config.disks:
+            return []
         from ringzero.disk import open_disk
         from ringzero.disk.instant import LiveDisk
 
@@ -357,7 +367,7 @@ class Machine:
         states = self.board.boot(self._kernel, self.config.command_line, self._initrd)
         for thread, state in zip(self.threads, states, strict=True):
             thread.set_state(state)
-        self._kernel, self._initrd = None, b""
+        self._kernel, self._initrd = None, memoryview(b"")
         self._booted = True
 
     def pause(self) -> None:
@@ -620,8 +630,11 @@ class Machine:
             for name, part in self.board.parts.items()
             if isinstance(part, VirtioMmio) and part.failure
         }
+        entry = self.control.first_entry
         return {
             "engine": self._engine.name,
+            # What our own process took before the guest ran at all.
+            "cpu_ms_before_guest": round(entry[1] * 1000, 1) if entry else None,
             **cpus,
             "devices": {name: c for name, c in devices.items() if c["reads"] or c["writes"]},
             "unclaimed": {name: count for name, count in unclaimed.items() if count},
@@ -653,15 +666,16 @@ def _complete(
     )
 
 
-def _read_boot_files(config: MachineConfig) -> tuple[KernelImage | None, bytes]:
+def _read_boot_files(config: MachineConfig) -> tuple[KernelImage | None, memoryview]:
     """Return the kernel, if there is one, and the initrd."""
+    nothing = memoryview(b"")
     if config.kernel is None:
-        return None, b""
+        return None, nothing
     kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels")
-    return kernel, _read_initrd(config.initrd, config.memory) if config.initrd is not None else b""
+    return kernel, _read_initrd(config.initrd, config.memory) if config.initrd else nothing
 
 
-def _read_initrd(path: Path, memory: int) -> bytes:
+def _read_initrd(path: Path, memory: int) -> memoryview:
     try:
         size = path.stat().st_size
         if size > memory:
@@ -672,7 +686,7 @@ def _read_initrd(path: Path, memory: int) -> bytes:
                 hint="give the machine more memory (--memory) or a smaller initrd",
                 path=path,
             )
-        return path.read_bytes()
+        return map_file(path)[0]
     except OSError as fault:
         raise GuestImageError(
             f"cannot read the initrd {path}: {fault.strerror}", hint="check the path", path=path
