@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -119,7 +120,10 @@ def ours(
                 call(at, buffer)
             return time.perf_counter() - begun
         send = disk.write_batch if writing else disk.read_batch
-        buffers = [memoryview(bytearray(b"\1") * size) for _ in range(depth)]
+        # In one piece and written to, as the peer's.
+        whole = memoryview(mmap.mmap(-1, depth * size))
+        whole[:] = b"\1" * len(whole)
+        buffers = [whole[at : at + size] for at in range(0, len(whole), size)]
         begun = time.perf_counter()
         places = offsets(size, count)
         while batch := list(zip(islice(places, depth), buffers, strict=False)):

@@ -128,6 +128,32 @@ def test_discarded_blocks_are_used_again_at_once_and_later(kind, options, block,
     assert check(path, kind).clean
 
 
+@pytest.mark.parametrize("options", [{}, {"zeroed_grain": "on"}], ids=str)
+def test_discarded_grains_are_used_again_at_once_and_later(options, tmp_path):
+    path = tmp_path / "disk.vmdk"
+    size = 64 * MIB
+    create_disk(path, "vmdk", size, options=options)
+    data = random.Random(3).randbytes(MIB)
+    lengths = []
+    for turn in range(4):
+        with open_disk(path, "vmdk") as disk:
+            for at in range(0, 40 * MIB, MIB):
+                disk.write(at, data)
+            assert disk.read(39 * MIB, MIB) == data
+            disk.flush()
+            disk.discard(0, size)
+            disk.flush()
+            if turn == 1:
+                # In the same session.
+                disk.write(0, data * 40)
+                assert disk.read(0, 40 * MIB) == data * 40
+                disk.discard(0, size)
+        lengths.append(path.stat().st_size)
+        assert path.stat().st_blocks * 512 < 4 * MIB
+        assert check(path, "vmdk").clean
+    assert lengths == lengths[:1] * 4
+
+
 def test_vhd_footers_are_mended(tmp_path):
     path = tmp_path / "disk.vhd"
     model = make(path, "vhd", {})

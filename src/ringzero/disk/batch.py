@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from ringzero.disk.vectors import Buffers, Views
+from ringzero.disk.vectors import Buffers, Views, total
 from ringzero.units import MIB
 
 if TYPE_CHECKING:
@@ -43,20 +43,27 @@ os.register_at_fork(after_in_child=_after_fork)
 def read(disk: Disk, requests: Sequence[Checked], length: int) -> None:
     """Fill the buffers of all requests, which have been checked; `length` is their sum."""
     count = len(requests)
-    if count > 1 and length >= count * _LARGE:
-        half = count // 2
+    if count < 2 or length < count * _LARGE:
+        waiting = _read_cached(disk, requests)
+    elif disk._read_cached(*requests[0]):
+        half = (count + 1) // 2
         other = _helpers().submit(_read_cached, disk, requests[half:])
         try:
-            waiting = _read_cached(disk, requests[:half])
+            waiting = _read_cached(disk, requests[1:half])
         finally:
             # The buffers are the caller's again when this returns, whatever happened.
             rest = other.result()
         waiting += rest
     else:
-        waiting = _read_cached(disk, requests)
+        # In order and from one thread, or the host would not read ahead.
+        waiting = list(requests)
     if len(waiting) > 1:
+        expected = -1
         for offset, views in waiting:
-            disk._announce(offset, views)
+            # What goes on where the one before ends, the host reads ahead by itself.
+            if offset != expected:
+                disk._announce(offset, views)
+            expected = offset + total(views)
     for offset, views in waiting:
         disk._read(offset, views)
 

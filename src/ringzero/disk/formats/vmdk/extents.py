@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Iterator
 from typing import NoReturn, Self
 
+from ringzero.disk.blockcheck import gaps
 from ringzero.disk.contract import (
     SECTOR,
     CheckReport,
@@ -40,6 +41,8 @@ _ZERO_GRAIN = 1
 # Grain tables point with 32 bits at sectors.
 _MAX_FILE = SECTOR << 32
 _UNPACKED_KEPT = 32
+# How much of a file may be holes before they are looked for.
+_HOLLOW = 16 << 20
 # 1 PiB of disk, far more than 32 bits of sectors can hold: what an image may make us look through.
 _MAX_TABLES = 32 << 20
 
@@ -198,6 +201,8 @@ class SparseExtent(Part, MappedDisk):
         self._forgotten: list[int] = []
         self._settling: list[int] = []
         self._free: list[int] = []
+        # Space that was nobody's when this session needed the first grain; not zeroed yet.
+        self._unused: list[int] | None = None
         self._unpacked: dict[int, bytes] = {}
         self._unpacked_lock = threading.Lock()
 
@@ -506,7 +511,7 @@ class SparseExtent(Part, MappedDisk):
             raise DiskUnsupportedError(f"{self.storage.name}: a sparse extent has 2 TiB at most")
 
     def _grant(self, index: int, count: int) -> tuple[int, int]:
-        if self._free:
+        if self._has_free():
             return self._free.pop(), 1
         grain = self._grain
         host = -(-self.storage.size // grain) * grain
@@ -518,6 +523,36 @@ class SparseExtent(Part, MappedDisk):
         missing = max(1, missing)
         self._check_end(host + missing * grain)
         return host, missing
+
+    def _has_free(self) -> bool:
+        """Whether a grain is free, after looking for space that earlier sessions have left."""
+        if self._free:
+            return True
+        if self._unused is None:
+            data = self.storage.size - self.header.overhead * SECTOR
+            # Reading all tables pays when most of the file is holes.
+            hollow = data > 2 * self.storage.allocated() + _HOLLOW
+            self._unused = self._find_unused() if hollow else []
+        if not self._unused:
+            return False
+        host = self._unused.pop()
+        self.storage.write_zeroes(host, self._grain)
+        self._free.append(host)
+        return True
+
+    def _find_unused(self) -> list[int]:
+        """Return where whole grains fit into space that nothing names, the lowest last."""
+        grain, limit = self._grain, self.storage.size // SECTOR
+        taken = [(host, host + grain) for host in self.pending()]
+        for number in range(self.header.tables):
+            table = self._tables.get(number) or self._table_of(self.directory, number)
+            entries = table.items if table is not None else ()
+            taken += [(e * SECTOR, e * SECTOR + grain) for e in entries if 1 < e < limit]
+        start = self.header.overhead * SECTOR
+        found: list[int] = []
+        for low, high in gaps([*taken, *self._structures()], start, self.storage.size):
+            found += range(-(-low // grain) * grain, high - grain + 1, grain)
+        return found[::-1]
 
     def _grant_is_zero(self, host: int, length: int) -> bool:
         # Fresh grains are past the end, free ones have been zeroed.
