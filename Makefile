@@ -17,8 +17,10 @@ RERUNS ?= 0
 FUZZ ?= 50
 # Instructions that `make fuzz` compares with the host's CPU.
 INSTANCES ?= 1000000
+# Seconds of mixed work in `make soak`.
+SOAK ?= 600
 
-.PHONY: help run shell test test-kvm lint bench bench-kvm fuzz clean
+.PHONY: help run shell test test-kvm lint bench bench-kvm fuzz soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -65,6 +67,9 @@ fuzz: $(VENV)/.development ## run the fuzzers for longer (FUZZ=50 INSTANCES=1000
 	RINGZERO_FUZZ=$(FUZZ) $(BIN)/python -m pytest --timeout 7200 -k "fuzz or hostile or damage or random or mutated or kernels" $(ARGS)
 	$(BIN)/python -m tests.oracle.fuzz --engine tests.oracle.soft:Soft --seconds 36000 \
 		--instances $(INSTANCES)
+
+soak: $(VENV)/.development ## mixed work in a guest for SOAK=600 seconds, every result checked
+	RINGZERO_SOAK=$(SOAK) $(BIN)/python -m pytest -s tests/boot/test_soak.py
 
 clean: ## remove what make has made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
