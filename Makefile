@@ -64,7 +64,7 @@ bench: $(VENV)/.development ## measure speed beside the peers (ARGS are for each
 	done
 
 fuzz: $(VENV)/.development ## run the fuzzers for longer (FUZZ=50 INSTANCES=1000000)
-	RINGZERO_FUZZ=$(FUZZ) $(BIN)/python -m pytest --timeout 7200 -k "fuzz or hostile or damage or random or mutated or kernels" $(ARGS)
+	RINGZERO_FUZZ=$(FUZZ) $(BIN)/python -m pytest --timeout 7200 -k "fuzz or hostile or damage or random or mutated or kernels or boot" $(ARGS)
 	$(BIN)/python -m tests.oracle.fuzz --engine tests.oracle.soft:Soft --seconds 36000 \
 		--instances $(INSTANCES)
 

@@ -1,6 +1,6 @@
 """Mixed work for a while, every result checked, and then the kernel's own opinion.
 
-RINGZERO_SOAK=600 makes it ten minutes (`make soak`).
+`make soak` runs it for RINGZERO_SOAK=600 seconds.
 """
 
 import os
@@ -15,7 +15,7 @@ from tests.boot import soak_guest
 from tests.vm.guests import TOOLS
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]
-SECONDS = float(os.environ.get("RINGZERO_SOAK", "4"))
+SECONDS = float(os.environ.get("RINGZERO_SOAK", "0"))
 # What a kernel says when something is wrong with the machine, or took too long.
 COMPLAINTS = (
     *("WARNING", "BUG:", "Oops", "Call Trace", "general protection", "stall", "lockup"),
@@ -34,6 +34,7 @@ def test_complaints_are_seen():
     assert complaints(log) == ["[ 2.0] watchdog: BUG: soft lockup - CPU#0 stuck for 22s!"]
 
 
+@pytest.mark.skipif(SECONDS == 0, reason="runs for RINGZERO_SOAK seconds: `make soak`")
 @pytest.mark.timeout(SECONDS * 2 + 300)
 def test_mixed_work(tmp_path):
     try:
