@@ -124,7 +124,7 @@ def linked_cache(place):
 SMALL_DISK = """
 mount -t tmpfs -o size=$1,mode=700 none "$2" || exit 99
 for name in "$3"/*; do
-    case $name in *images | *kernels | *translations) ;; *) ln -s "$name" "$2";; esac
+    case $name in *images | *kernels | *translations) ;; *) ln -s "$name" "$2" ;; esac
 done
 shift 3
 exec "$@"
