@@ -60,6 +60,13 @@ def kill(keeper: Keeper) -> dict[str, Any]:
     return asdict(keeper.end(ExitRecord("killed", "by `kill`", 137, time.time())))
 
 
+@action("fork", "make running copies of the machine; return their names")
+def fork(keeper: Keeper, count: int = 1, name: str = "") -> list[str]:
+    from ringzero.control import fork as forking
+
+    return forking.fork(keeper, forking.names(keeper.name, count, name), free=not name)
+
+
 @action("wait", "answer when the machine has ended", streams=True)
 def wait(keeper: Keeper, call: Call) -> None:
     keeper.on_end(lambda record: call.finish(asdict(record)))

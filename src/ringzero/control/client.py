@@ -41,6 +41,8 @@ from ringzero.errors import ControlError, ProtocolError, from_dict
 # How long a machine's process may take to answer a plain action, in seconds. It answers in
 # milliseconds unless the host swaps or its disk hangs.
 ANSWER = 30.0
+# How long many copies on a busy host may take, in seconds.
+_FORK = 120.0
 _READ = 256 * 1024
 # How long a process may take to be gone after it said that the machine has ended, in seconds.
 _GONE = 10.0
@@ -197,6 +199,12 @@ class RemoteMachine:
     def resume(self) -> None:
         """Let the guest go on."""
         self.call("resume")
+
+    def fork(self, count: int = 1, name: str = "") -> list[RemoteMachine]:
+        """Return `count` running copies; `name` is a pattern with "%" for their number."""
+        with self.session(_FORK) as session:
+            made = session.call("fork", count=count, name=name)
+        return [RemoteMachine(directory.find(n, self.directory.path.parent)) for n in made]
 
     def stop(self, timeout: float = 10.0) -> ExitRecord:
         """Have the guest switch itself off, or end it after `timeout` seconds; wait for that."""

@@ -75,6 +75,13 @@ class Claim:
         """Close this process's hold; the lock is free when no process has it open."""
         os.close(self.lock)
 
+    def end_process(self) -> None:
+        """End the process that the claim was handed on to, if it is there."""
+        process = self.directory.process()
+        if process is not None and process.pid != os.getpid():
+            process.identity.signal(9)
+            process.identity.wait(_DEATH)
+
     def discard(self) -> None:
         """Remove a machine that never came to be."""
         self.directory.discard()
@@ -258,6 +265,11 @@ class MachineDirectory:
                 )
             time.sleep(_PAUSE)
 
+    def write_end(self, record: ExitRecord) -> None:
+        """Note how the machine ended; called by its process."""
+        with contextlib.suppress(HostError):
+            record.write(self.path / EXIT)
+
     def write_death(self, record: ExitRecord) -> None:
         """Note how a machine ended whose process could not do so itself."""
         if not self.alive and not (self.path / EXIT).exists():
@@ -363,10 +375,12 @@ def create(
     remove: bool = False,
     parent: str = "",
     where: Path | None = None,
+    again: Callable[[str], str] | None = None,
 ) -> Claim:
     """Make a machine's directory and claim it; without a name it gets a free one.
 
-    Raises ConflictError when the name is taken, HostError.
+    Where the name is taken, `again` gives the next one to try, or ConflictError
+    is raised. Raises HostError.
     """
     where = where or root()
     _make_root(where)
@@ -387,16 +401,21 @@ def create(
             parent=parent,
         )
 
-    if name is not None:
-        return _claim(where, check_name(name), record)
-    taken = {entry.name for entry in machines(where)}
-    number = 1
+    if name is None:
+        name, again = f"{config.name[:50]}-1", next_number
     while True:
-        chosen = f"{config.name[:50]}-{number}"
-        number += 1
-        if chosen not in taken:
-            with contextlib.suppress(ConflictError):
-                return _claim(where, chosen, record)
+        try:
+            return _claim(where, check_name(name), record)
+        except ConflictError:
+            if again is None:
+                raise
+            name = again(name)
+
+
+def next_number(name: str) -> str:
+    """Return the name with the number at its end raised by one."""
+    head = name.rstrip("0123456789")
+    return f"{head}{int(name[len(head) :] or 0) + 1}"
 
 
 def _claim(where: Path, name: str, record: Callable[[str], MachineRecord]) -> Claim:

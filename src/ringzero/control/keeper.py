@@ -7,6 +7,7 @@ ends it in order, and writes down how it ended.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ from ringzero.errors import (
 from ringzero.host.process import ProcessIdentity, oom_kills, own_cgroup
 from ringzero.vm.agent import Agent, Command
 from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.identity import Identity
 
 # How long a guest may take to write its disks and switch itself off, in seconds.
 SHUTDOWN = 10.0
@@ -113,6 +115,18 @@ class Guest(Protocol):
         """Where the time went."""
         ...
 
+    def seed(self) -> Any:
+        """Return what the machine is now, for copies to grow from; it is to be closed."""
+        ...
+
+    def grow(self, seed: Any, identity: Identity) -> Any:
+        """Return a paused copy, in this process or one forked from it."""
+        ...
+
+    def keep_from_children(self) -> None:
+        """Leave the machine's memory out of processes forked from now on."""
+        ...
+
 
 class Keeper:
     """One living machine: its directory, its lines, its socket, its end.
@@ -125,6 +139,7 @@ class Keeper:
         self.machine = machine
         self.directory = claim.directory
         self.name = claim.directory.name
+        self._lock_descriptor = claim.lock
         self.record = claim.directory.machine()
         self._log = LogFile(self.directory.path / CONSOLE_LOG)
         self.console = Hub(machine.console.write, machine.console.resize, self._log.write)
@@ -267,6 +282,12 @@ class Keeper:
         self.server.close(fault)
         self.machine.stop()
         self._log.close()
+
+    def leave(self) -> None:
+        """In a forked process: let go of what is the original's alone, its lock before all."""
+        os.close(self._lock_descriptor)
+        self.server.leave()
+        self._log.leave()
 
     # ---- the console ------------------------------------------------------
 

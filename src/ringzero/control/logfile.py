@@ -42,6 +42,11 @@ class LogFile:
                 os.close(self._descriptor)
             self._descriptor = -1
 
+    def leave(self) -> None:
+        """In a forked process: close the descriptor, whatever another thread was about."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
     def _open(self) -> None:
         self._descriptor = -1
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC

@@ -186,6 +186,10 @@ class Connection:
         """Send bytes; waits for the client. Raises OSError."""
         self._link.sendall(data)
 
+    def leave(self) -> None:
+        """Close this process's end without a word."""
+        self._link.close()
+
     def shut(self) -> None:
         """End the connection from another thread."""
         with contextlib.suppress(OSError):
@@ -274,6 +278,12 @@ class Server:
             while connection.busy and thread.is_alive() and time.monotonic() < deadline:
                 thread.join(0.01)
             connection.shut()
+
+    def leave(self) -> None:
+        """In a forked process: let go of the socket and its clients, which stay the original's."""
+        self._listener.close()
+        for connection in list(self._connections):
+            connection.leave()
 
     def _accept(self) -> None:
         while True:

@@ -73,7 +73,7 @@ def run(claim: Claim, reporter: Reporter, build: Build) -> int:
         record = directory.machine()
         machine = build(record.machine_config(), reporter)
     except Exception as fault:
-        error = fault if isinstance(fault, RingzeroError) else _internal(fault)
+        error = fault if isinstance(fault, RingzeroError) else internal(fault)
         with contextlib.suppress(RingzeroError):
             ended = ExitRecord("not-built", error.message, error.exit_code, time.time())
             ended.write(directory.path / EXIT)
@@ -163,5 +163,6 @@ def _serial_file(keeper: Keeper) -> Any:
         yield
 
 
-def _internal(fault: Exception) -> ControlError:
+def internal(fault: BaseException) -> ControlError:
+    """Return the error for a fault of ours."""
     return ControlError(f"internal error: {type(fault).__name__}: {fault}")

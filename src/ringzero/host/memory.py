@@ -27,6 +27,7 @@ _LARGE_PAGE = 2 << 20
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 _MADV_DONTNEED = 4
+_MADV_DONTFORK = 10
 # ioctl PAGEMAP_SCAN (Linux 6.7; Documentation/admin-guide/mm/pagemap.rst).
 _PAGEMAP_SCAN = 0xC0606610
 _SCAN = struct.Struct("<12Q")
@@ -285,6 +286,13 @@ class HostMemory:
         for first, last in self.changed(start, end) if self.private and start < end else ():
             if first < end and start < last:
                 yield max(first, start), min(last, end)
+
+    def keep_from_children(self) -> None:
+        """Leave the mapping out of processes forked from now on, until the next `freeze`.
+
+        A child costs nothing for it, and must not touch it; images can be mapped there.
+        """
+        _LIBC.madvise(self.address, self.size, _MADV_DONTFORK)
 
     def close(self) -> None:
         """Give the memory back; where views of it are left, with the last of them."""

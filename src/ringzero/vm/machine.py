@@ -584,6 +584,17 @@ class Machine:
             undo.pop_all()
         return Seed(self.config, state, memory, disks, taken)
 
+    def grow(self, seed: Seed, identity: Identity) -> Self:
+        """Return a paused copy from `seed`, on this machine's engine.
+
+        It may be called in a forked process, whose only machine the copy is then.
+        """
+        return type(self).from_seed(seed, identity, engine=self._engine)
+
+    def keep_from_children(self) -> None:
+        """Leave this machine's memory out of processes forked from now on; after `seed`."""
+        self._memory.host.keep_from_children()
+
     def fork(self, count: int = 1, *, start: bool = False) -> list[Self]:
         """Return `count` copies of this machine, as it is now; each is stopped on its own.
 
