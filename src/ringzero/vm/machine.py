@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ringzero.board.contract import BOARDS, Board, BoardEvents, BoardParts
 from ringzero.board.kernel import KernelImage, load_kernel
@@ -50,6 +50,9 @@ from ringzero.vm.output import OutputBatch
 from ringzero.vm.runloop import RunControl, VcpuThread, Wanted
 from ringzero.vm.seed import Seed
 from ringzero.vm.state import AgentLink, MachineState, restore_parts, save_parts
+
+if TYPE_CHECKING:
+    from ringzero.disk.instant import LiveDisk
 
 # The name that Linux gives port 0 of the console device is hvc0, whatever we call it.
 CONSOLE_PORT_NAME = "org.ringzero.console"
@@ -142,6 +145,7 @@ class Machine:
         # Everything that can be wrong with files is found before memory is taken.
         kernel, initrd = (None, b"") if seed is not None else _read_boot_files(config)
         disks = self._open_disks() if seed is None else self._grow_disks(seed)
+        self.disks = tuple(disks)
         memory = GuestMemory(board_type.ram_layout(config.memory), seed.memory if seed else None)
         self._closing.callback(memory.close)
         self.memory = MemoryAccess(memory)
@@ -176,20 +180,22 @@ class Machine:
         self._booted = kernel is None
         self._kernel, self._initrd = kernel, initrd
 
-    def _open_disks(self) -> list[Any]:
+    def _open_disks(self) -> list[LiveDisk]:
         from ringzero.disk import open_disk
+        from ringzero.disk.instant import LiveDisk
 
-        return [
-            self._closing.enter_context(
-                open_disk(disk.path, format=disk.format, read_only=disk.read_only)
-            )
-            for disk in self.config.disks
-        ]
+        disks = []
+        for disk in self.config.disks:
+            opened = open_disk(disk.path, format=disk.format, read_only=disk.read_only)
+            live = LiveDisk(opened)
+            self._closing.callback(live.close)
+            disks.append(live)
+        return disks
 
-    def _grow_disks(self, seed: Seed) -> list[Any]:
+    def _grow_disks(self, seed: Seed) -> list[LiveDisk]:
         disks = []
         for instant in seed.disks:
-            disk = instant.open()
+            disk = instant.grow()
             self._closing.callback(disk.close)
             disks.append(disk)
         return disks
@@ -537,8 +543,13 @@ class Machine:
             taken = time.time_ns()
             memory = self._memory.host.freeze()
             undo.callback(memory.close)
+            disks = []
+            for disk in self.disks:
+                instant = disk.instant()
+                undo.callback(instant.close)
+                disks.append(instant)
             undo.pop_all()
-        return Seed(self.config, state, memory, (), taken)
+        return Seed(self.config, state, memory, disks, taken)
 
     def fork(self, count: int = 1, *, start: bool = False) -> list[Self]:
         """Return `count` copies of this machine, as it is now; each is stopped on its own.

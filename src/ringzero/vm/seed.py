@@ -12,23 +12,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ringzero.config.machine import MachineConfig
 from ringzero.host.memory import MemoryImage
 from ringzero.vm.state import MachineState
 
-
-class DiskInstant(Protocol):
-    """The content of a disk at one instant."""
-
-    def open(self) -> Any:
-        """Return a new disk with this content, whose writes are its own and thrown away."""
-        ...
-
-    def close(self) -> None:
-        """Let go of it; disks that were opened stay good."""
-        ...
+if TYPE_CHECKING:
+    from ringzero.disk.instant import InstantDisk
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,7 @@ class Seed:
     config: MachineConfig
     state: MachineState
     memory: MemoryImage
-    disks: Sequence[DiskInstant] = ()
+    disks: Sequence[InstantDisk] = ()
     taken: int = field(default_factory=time.time_ns)
     code: Any = None
 
