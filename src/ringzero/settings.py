@@ -40,9 +40,17 @@ class Setting(Generic[T]):
             ) from fault
 
 
+def _xdg(variable: str, default: str) -> Path:
+    base = os.environ.get(variable)
+    return (Path(base) if base else Path.home() / default) / "ringzero"
+
+
 def _xdg_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ringzero"
+    return _xdg("XDG_CACHE_HOME", ".cache")
+
+
+def _xdg_data() -> Path:
+    return _xdg("XDG_DATA_HOME", ".local/share")
 
 
 CACHE_DIR = Setting(
@@ -59,6 +67,12 @@ BACKING_DIRS = Setting(
     _paths,
     lambda: (),
     "directories, separated by colons, that names in disk images may lead to",
+)
+DATA_DIR = Setting(
+    "RINGZERO_DATA_DIR",
+    lambda text: Path(text).absolute(),
+    _xdg_data,
+    "directory for what is kept: snapshots",
 )
 DEBUG = Setting(
     "RINGZERO_DEBUG",

@@ -110,7 +110,7 @@ def test_the_guest_never_notices(relay, seed):
         # From the first instructions after a hop to long after it.
         time.sleep(generator.choice((0.001, 0.02, 0.3)) * generator.random())
         relay.hop()
-    status, out, err = relay.run(
+    _, out, err = relay.run(
         "rm /run/go; for part in disk memory timer tick tock; do until [ -s /tmp/$part ]; do "
         "sleep 0.01; done; done; cat /tmp/disk /tmp/memory /tmp/timer /tmp/tick /tmp/tock; "
         "cat /tmp/faults"
