@@ -57,7 +57,9 @@ from ringzero.vm.seed import Seed
 from ringzero.vm.state import AgentLink, MachineState, restore_parts, save_parts
 
 if TYPE_CHECKING:
-    from ringzero.disk.instant import LiveDisk
+    from ringzero.disk.instant import InstantDisk, LiveDisk
+    from ringzero.vm.snapshot import Snapshot
+    from ringzero.vm.store import Store
 
 # The name that Linux gives port 0 of the console device is hvc0, whatever we call it.
 CONSOLE_PORT_NAME = "org.ringzero.console"
@@ -136,14 +138,33 @@ class Machine:
         machine._create(config, engine, seed, identity)
         return machine
 
+    @classmethod
+    def on_disks(
+        cls,
+        config: MachineConfig,
+        disks: Sequence[InstantDisk],
+        identity: Identity | None = None,
+        *,
+        engine: Engine | None = None,
+    ) -> Self:
+        """Return a machine that boots on disks of its own with the content of `disks`."""
+        if identity is not None and identity.name is not None:
+            config = replace(config, name=identity.name)
+        machine = cls.__new__(cls)
+        machine._create(config, engine, None, identity, disks)
+        return machine
+
     def _create(
         self,
         config: MachineConfig,
         engine: Engine | None,
         seed: Seed | None = None,
         identity: Identity | None = None,
+        disks: Sequence[InstantDisk] | None = None,
     ) -> None:
         self.config = config
+        # Identifiers of the snapshots that the machine comes from, the latest first.
+        self.lineage: tuple[str, ...] = ()
         self.identity = identity or Identity(config.name)
         self._closing = contextlib.ExitStack()
         self.control = RunControl()
@@ -153,19 +174,21 @@ class Machine:
         self._clock_ahead: int | None = None
         with contextlib.ExitStack() as undo:
             undo.callback(self._closing.close)
-            self._build(engine, seed)
+            self._build(engine, seed, seed.disks if seed is not None else disks)
             if seed is not None:
                 self._grow(seed)
             undo.pop_all()
 
     # ---- building ---------------------------------------------------------
 
-    def _build(self, engine: Engine | None, seed: Seed | None) -> None:
+    def _build(
+        self, engine: Engine | None, seed: Seed | None, instants: Sequence[InstantDisk] | None
+    ) -> None:
         config = self.config
         board_type = BOARDS.get(config.board)
         # Everything that can be wrong with files is found before memory is taken.
         kernel, initrd = (None, memoryview(b"")) if seed is not None else _read_boot_files(config)
-        disks = self._open_disks() if seed is None else self._grow_disks(seed)
+        disks = self._open_disks() if instants is None else self._grow_disks(instants)
         self.disks = tuple(disks)
         self._engine = engine if engine is not None else _choose_engine(config.engine)
         memory = GuestMemory(
@@ -222,9 +245,9 @@ class Machine:
             disks.append(live)
         return disks
 
-    def _grow_disks(self, seed: Seed) -> list[LiveDisk]:
+    def _grow_disks(self, instants: Sequence[InstantDisk]) -> list[LiveDisk]:
         disks = []
-        for instant in seed.disks:
+        for instant in instants:
             disk = instant.grow()
             self._closing.callback(disk.close)
             disks.append(disk)
@@ -605,6 +628,7 @@ class Machine:
         with contextlib.ExitStack() as undo, self.seed() as seed:
             for _ in range(count):
                 child = type(self).from_seed(seed, engine=self._engine)
+                child.lineage = self.lineage
                 undo.callback(child.stop)
                 children.append(child)
             if start:
@@ -612,6 +636,21 @@ class Machine:
                     child.start()
             undo.pop_all()
         return children
+
+    def snapshot(self, name: str, *, memory: bool = True, store: Store | None = None) -> Snapshot:
+        """Save the machine as it is now under a name of its own; it runs on meanwhile.
+
+        `memory` False saves the disks only. Raises InvalidValueError where the name is
+        taken, and what `seed` raises.
+        """
+        from ringzero.vm.store import Store
+
+        return (store or Store()).save(self, name, memory=memory)
+
+    @property
+    def engine_name(self) -> str:
+        """The name of the CPU engine that the machine runs on."""
+        return self._engine.name
 
     # ---- statistics -------------------------------------------------------
 
