@@ -563,6 +563,12 @@ def translate(cpu: Cpu, tr: Translator, host_page: u64, start: u32, mode: u32) -
     return entry
 
 
+@staged
+def is_own(tr: Any, address: Any) -> Any:
+    """Whether translated code or a record lies in the space that only this machine uses."""
+    return address - tr.region_start < tr.region_end - tr.region_start
+
+
 @native(inline="never")
 def register_block(
     cpu: Cpu, tr: Translator, host_page: u64, start: u32, end: u32, mode: u32, entry: u64
@@ -576,6 +582,12 @@ def register_block(
         fill_memory(where, u8(0), u64(CodePage.size))
         store(u64, slot, where)
         protect_code(cpu, host_page)
+    elif not is_own(tr, where):
+        # Other machines, whose page may differ where no code is, have the same list of blocks.
+        tr.data = (tr.data - CodePage.size) & ~u64(15)
+        copy_memory(tr.data, where, u64(CodePage.size))
+        where = tr.data
+        store(u64, slot, where)
     page = pointer(CodePage, where)
     first, last = u64(start) >> 6, (u64(end) - 1) >> 6
     page.lines |= ((u64(2) << (last - first)) - 1) << first

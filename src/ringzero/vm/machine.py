@@ -36,6 +36,7 @@ from ringzero.errors import (
     DeviceError,
     GuestImageError,
     InvalidValueError,
+    RingzeroError,
     StateError,
     TimeoutExpiredError,
 )
@@ -178,6 +179,7 @@ class Machine:
             if seed is not None:
                 self._grow(seed)
             undo.pop_all()
+        _LIVING.add(self)
 
     # ---- building ---------------------------------------------------------
 
@@ -203,6 +205,8 @@ class Machine:
             memory, _cpuid(self._engine, config.cpus), apics=self._engine.keeps_apics
         )
         self._closing.callback(self._vm.close)
+        if seed is not None:
+            self._vm.adopt(seed.code)
         self._make_lines()
         self.board: Board = board_type(
             BoardParts(
@@ -604,8 +608,9 @@ class Machine:
                 instant = disk.instant()
                 undo.callback(instant.close)
                 disks.append(instant)
+            code = self._vm.share()
             undo.pop_all()
-        return Seed(self.config, state, memory, disks, taken)
+        return Seed(self.config, state, memory, disks, taken, code)
 
     def grow(self, seed: Seed, identity: Identity) -> Self:
         """Return a paused copy from `seed`, on this machine's engine.
@@ -690,6 +695,18 @@ class Machine:
             "unclaimed": {name: count for name, count in unclaimed.items() if count},
             "faults": faults,
         }
+
+
+# Machines that nobody has stopped yet.
+_LIVING: weakref.WeakSet[Machine] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Stop what was forgotten: memory must not go while a guest runs in it."""
+    for machine in list(_LIVING):
+        with contextlib.suppress(RingzeroError):
+            machine.stop()
 
 
 def _complete(

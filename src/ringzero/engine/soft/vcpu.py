@@ -136,6 +136,7 @@ class SoftVcpu(Vcpu):
     def _run_once(self) -> Exit | None:
         kind = self._enter(self.address)
         self.cpu.count_exits += 1
+        self.vm.space.look()
         return self._kind_handlers[kind]()
 
     def _finish_access(self) -> None:
