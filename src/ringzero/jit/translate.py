@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import MODE_64, CodePage, Cpu, Insn
 from ringzero.isa.x86.decoder import DECODED, ENDS, MAX_LENGTH, SLOTS, FormEntry, decode
 from ringzero.isa.x86.flags import STATUS
@@ -64,13 +65,17 @@ _ZERO = Cpu.offset_of("zero")
 _REGS = Cpu.offset_of("regs")
 _NEXT_RIP = Cpu.offset_of("next_rip")
 _XMM = Cpu.offset_of("xmm")
-_FS = Cpu.offset_of("seg", 4)
+_FS, _GS = Cpu.offset_of("seg", x86.FS), Cpu.offset_of("seg", x86.GS)
 MASK_32 = 0xFFFFFFFF
 # Room that one block can need at most, code and data.
 BLOCK_ROOM = 64 << 10
-# Bit of a block's mode: SSE and x87 instructions go to their handlers, which fault.
+# Bits of a block's mode: SSE and x87 instructions go to their handlers, which fault;
+# accesses by FS and GS (`Cpu.limited`) to theirs, which check limit and rights.
 FPU_OFF = 4
+FS_OFF, GS_OFF = x86.FS_LIMITED << 3, x86.GS_LIMITED << 3
 MODE_BITS = 3
+# `Translator.branch` behind the last instruction of a block, which does not branch.
+NO_BRANCH = PAGE
 # Stub kinds.
 STUB_BUDGET, STUB_LINK, STUB_FAR, STUB_SLOW = range(4)
 
@@ -142,6 +147,7 @@ def add_stub(tr: Translator, kind: u32, offset: u32, refund: u32) -> u32:
     stub.offset = offset
     stub.refund = refund
     stub.resume = 0
+    stub.branch = tr.branch
     tr.stub_count = number + 1
     return number
 
@@ -166,6 +172,7 @@ def emit_stubs(tr: Translator) -> None:
         elif kind == STUB_LINK:
             emit(tr, tr.glue.leave_linked)
         else:
+            tr.holes[tables.HF] = u64(stub.branch)
             emit_far(tr, stub.offset)
         number += 1
     index = u32(0)
@@ -214,6 +221,7 @@ def emit_goto(tr: Translator, offset: u32) -> None:
         # A link replaces the displacement of this jump.
         link_stub(tr)
     else:
+        tr.holes[tables.HF] = u64(tr.branch)
         emit_far(tr, offset)
 
 
@@ -263,6 +271,11 @@ def find_key(tr: Translator, insn: Insn, lowering: LoweringEntry) -> u32:
             if insn.imm == 0:
                 return u32(NO_STENCIL)
     if (lowering.flags & tables.TOUCHES_MEMORY) != 0:
+        if (lowering.flags & tables.NO_SEGMENT) == 0:
+            off = select(insn.segment == _FS, u32(FS_OFF), u32(0))
+            off = select(insn.segment == _GS, u32(GS_OFF), off)
+            if (tr.mode & off) != 0:
+                return u32(NO_STENCIL)
         if insn.address_mask == 0xFFFF or insn.disp != u64(i64(i32(insn.disp))):
             return u32(NO_STENCIL)
         if insn.base == _NEXT_RIP:
@@ -356,8 +369,11 @@ def _class_of(offset: Any) -> Any:
 
 
 @native(inline="never")
-def emit_address(tr: Translator, insn: Insn, segment: u32) -> None:
-    """Append what computes the address of the memory operand into the temporary."""
+def emit_address(tr: Translator, insn: Insn, segment: u32, span: u32) -> None:
+    """Append what computes the address of the memory operand into the temporary.
+
+    `segment` is 0 for LEA; `span` is the distance to the operand's last byte.
+    """
     glue = tr.glue
     tr.holes[tables.HD] = insn.disp
     base, index = insn.base, insn.index
@@ -384,9 +400,11 @@ def emit_address(tr: Translator, insn: Insn, segment: u32) -> None:
     # Translated code runs with flat ES, CS, SS and DS; FS and GS have bases.
     if segment != 0 and insn.segment != _ZERO and insn.segment >= _FS:
         tr.holes[tables.HS] = u64(insn.segment)
-        emit(tr, glue.ea_segment)
-        if (tr.mode & MODE_BITS) != MODE_64:
-            emit(tr, glue.ea_mask32)
+        if (tr.mode & MODE_BITS) == MODE_64:
+            emit(tr, glue.ea_segment)
+        else:
+            tr.holes[tables.HD] = u64(span)
+            emit(tr, glue.ea_segment32)
 
 
 @native
@@ -439,7 +457,7 @@ def emit_stencil(tr: Translator, insn: Insn, lowering: LoweringEntry, live: u32,
             slot += 1
         elif where == tables.OPERAND_MEMORY:
             segment = u32((flags & tables.NO_SEGMENT) == 0)
-            emit_address(tr, insn, segment)
+            emit_address(tr, insn, segment, u32(lowering.span))
     tr.holes[tables.HI] = insn.imm
     tr.holes[tables.HN] = u64(insn.page_offset) + u64(insn.length)
     number = key * 2
@@ -456,6 +474,7 @@ def emit_insn(tr: Translator, number: u32, count: u32) -> u32:
     insn = tr.insns[number]
     index = tr.lowering[number]
     tr.slow_stub = 0
+    tr.branch = u32(insn.page_offset)
     if index == 0:
         emit_generic(tr, insn)
         return u32(0)
@@ -478,6 +497,7 @@ def emit_insn(tr: Translator, number: u32, count: u32) -> u32:
         link_last_target(tr)
     elif end == END_INDIRECT:
         emit_stencil(tr, insn, lowering, u32(1), tr.key[number])
+        tr.holes[tables.HF] = u64(tr.branch)
         emit_dispatch(tr)
     else:
         emit_stencil(tr, insn, lowering, u32(tr.live[number]), tr.key[number])
@@ -532,6 +552,7 @@ def translate(cpu: Cpu, tr: Translator, host_page: u64, start: u32, mode: u32) -
     last = tr.insns[count - 1]
     end = u32(last.page_offset) + u32(last.length)
     if ended == 0:
+        tr.branch = NO_BRANCH
         emit_goto(tr, end)
     emit_stubs(tr)
     # Blocks begin at 16-byte boundaries.
@@ -581,9 +602,11 @@ def register_block(
 
 @native(inline="never")
 def flush_code(cpu: Cpu, tr: Translator) -> None:
-    """Drop all translations: the region is full."""
+    """Drop all translations, those of earlier runs with them: the region is full."""
     fill_memory(cpu.code_pages, u8(0), tr.code_pages_size)
     flush_jump_cache(cpu)
     tr.out = tr.region_start
     tr.data = tr.region_end
+    # What was saved lay in the region, too.
+    tr.saved_table = u64(0)
     tr.count_flushes += 1

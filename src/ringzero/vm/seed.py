@@ -8,38 +8,21 @@ is, whatever they do.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ringzero.config.machine import MachineConfig
 from ringzero.host.memory import MemoryImage
+from ringzero.records import field, record
 from ringzero.vm.state import MachineState
 
 if TYPE_CHECKING:
     from ringzero.disk.instant import InstantDisk
 
-GENERATION_SIZE = 16
 
-
-@dataclass(frozen=True)
-class Identity:
-    """What a clone is given before its first instruction.
-
-    `generation` is its VM generation ID: 16 random bytes. `now` is UTC in
-    nanoseconds: to this its clocks are set, never back; None lets them go on
-    from where the original's stood.
-    """
-
-    name: str | None = None
-    generation: bytes = field(default_factory=lambda: os.urandom(GENERATION_SIZE))
-    now: int | None = field(default_factory=time.time_ns)
-
-
-@dataclass(frozen=True)
+@record
 class Seed:
     """Configuration, state, memory and disks of a machine at `taken`, UTC in nanoseconds.
 

@@ -9,7 +9,6 @@ opposite direction of dependence: the engine, the vCPUs, the devices.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ringzero.board.contract import Board
@@ -17,6 +16,7 @@ from ringzero.core.state import from_tree, to_tree
 from ringzero.engine.contract import Vm
 from ringzero.errors import StateError
 from ringzero.isa.x86.state import CpuState
+from ringzero.records import record
 from ringzero.vm.agent import AgentState
 from ringzero.vm.channels import ChannelsState
 from ringzero.vm.runloop import VcpuThread
@@ -27,7 +27,7 @@ NANOSECONDS = 1_000_000_000
 MASK_64 = (1 << 64) - 1
 
 
-@dataclass(frozen=True)
+@record
 class MachineState:
     """`tree` is JSON-ready: version, devices by name, vCPUs in order, the engine's part.
 
@@ -54,7 +54,7 @@ class MachineState:
         return MachineState({**self.tree, "cpus": moved, "engine": engine})
 
 
-@dataclass(frozen=True)
+@record
 class AgentLink:
     """The host's end of the guest's agent, and what is between the two."""
 

@@ -109,6 +109,12 @@ class Translations:
             return None
         if len(data) != expected or zlib.crc32(memoryview(data)[_HEADER.size :]) != crc:
             return None
+        addresses = array("I", data[len(data) - pages * (4 + PAGE_SIZE) :][: pages * 4])
+        if (
+            pages
+            and not tr.region_end - records <= min(addresses) <= max(addresses) < tr.region_end
+        ):
+            return None
         return data
 
     # --- saving ---

@@ -7,16 +7,16 @@ leaves from Linux Documentation/virt/kvm/x86/cpuid.rst.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from math import gcd
 
 from ringzero.errors import InvalidValueError
+from ringzero.records import record, replace
 
 INTEL, AMD = "GenuineIntel", "AuthenticAMD"
 KVM_SIGNATURE = "KVMKVMKVM"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CpuidLeaf:
     """One answer of CPUID; `index` is the subleaf (ECX) or None where ECX is ignored."""
 
@@ -91,7 +91,7 @@ APIC_HZ = 1_000_000_000
 VIRTUAL_BITS = 48
 
 
-@dataclass(frozen=True)
+@record
 class CpuModel:
     """A named set of features; `signatures` gives leaf 1 EAX for each vendor."""
 

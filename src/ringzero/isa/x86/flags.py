@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ringzero.isa.x86.alignment import select_tlb
 from ringzero.isa.x86.cpu import ARITHMETIC_FLAGS, CF, OF, PF, SF, ZF, Cpu
 from ringzero.native import native, popcount, select, sign, signed, staged, u8, u64, unsigned
 
@@ -199,3 +200,5 @@ def set_rflags(cpu: Cpu, value: u64, mask: u64) -> None:
     cpu.rflags = all_flags & ~u64(ARITHMETIC_FLAGS) | 2
     cpu.cc_src = all_flags & ARITHMETIC_FLAGS
     cpu.cc_op = STATUS
+    if cpu.cpl == 3:
+        select_tlb(cpu)
