@@ -40,6 +40,7 @@ from ringzero.isa.x86.cpu import (
 )
 from ringzero.isa.x86.faults import raise_fault_code, raise_gp0, raise_ss0
 from ringzero.isa.x86.mmu import read_system, write_system
+from ringzero.isa.x86.open_pages import close_pages
 from ringzero.native import (
     address_of,
     boolean,
@@ -250,6 +251,8 @@ def update_mode(cpu: Cpu) -> None:
     cpu.mode = mode
     cpu.tlb = cpu.tlb_user if cpu.cpl == 3 else cpu.tlb_kernel
     cpu.jump_cache = cpu.jump_user if cpu.cpl == 3 else cpu.jump_kernel
+    if cpu.cpl == 3 and cpu.open_count != 0:
+        close_pages(cpu)
     cpu.stop_block = 1
     update_segmented(cpu)
 
