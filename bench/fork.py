@@ -123,7 +123,7 @@ def bench_forks(vm: Machine) -> dict[str, float]:
         with child:
             until_running(child)
             first.append((time.perf_counter() - begin) * MILLI)
-            answer.append(timed(lambda: child.run("true")))
+            answer.append(timed(lambda child=child: child.run("true")))
     children: list[Machine] = []
     in_turn = timed(lambda: [children.extend(vm.fork(start=True)) for _ in range(100)])
     for child in children:
@@ -153,7 +153,7 @@ def bench_crowd(vm: Machine, forks: int) -> dict[str, float]:
     work, wall = time.process_time(), time.perf_counter()
     time.sleep(SETTLE)
     work, wall = time.process_time() - work, time.perf_counter() - wall
-    answer = statistics.median(timed(lambda: c.run("true")) for c in children[:: forks // 10])
+    answer = statistics.median(timed(lambda c=c: c.run("true")) for c in children[:: forks // 10])
     for child in children:
         child.stop()
     vm.resume()

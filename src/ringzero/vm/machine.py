@@ -89,7 +89,8 @@ def _stop_all_at_exit() -> None:
 
 def _stop_all() -> None:
     for machine in list(_RUNNING):
-        machine.stop()
+        with contextlib.suppress(RingzeroError):
+            machine.stop()
 
 
 @record
@@ -179,7 +180,6 @@ class Machine:
             if seed is not None:
                 self._grow(seed)
             undo.pop_all()
-        _LIVING.add(self)
 
     # ---- building ---------------------------------------------------------
 
@@ -695,18 +695,6 @@ class Machine:
             "unclaimed": {name: count for name, count in unclaimed.items() if count},
             "faults": faults,
         }
-
-
-# Machines that nobody has stopped yet.
-_LIVING: weakref.WeakSet[Machine] = weakref.WeakSet()
-
-
-@atexit.register
-def _stop_all() -> None:
-    """Stop what was forgotten: memory must not go while a guest runs in it."""
-    for machine in list(_LIVING):
-        with contextlib.suppress(RingzeroError):
-            machine.stop()
 
 
 def _complete(

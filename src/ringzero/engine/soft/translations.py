@@ -110,10 +110,7 @@ class Translations:
         if len(data) != expected or zlib.crc32(memoryview(data)[_HEADER.size :]) != crc:
             return None
         addresses = array("I", data[len(data) - pages * (4 + PAGE_SIZE) :][: pages * 4])
-        if (
-            pages
-            and not tr.region_end - records <= min(addresses) <= max(addresses) < tr.region_end
-        ):
+        if pages and not self._end - records <= min(addresses) <= max(addresses) < self._end:
             return None
         return data
 
