@@ -159,8 +159,6 @@ def find_code(cpu: Cpu, tr: Translator, va: u64) -> u64:
                 store(u8, counter, count)
                 return u64(0)
             code = translate(cpu, tr, host & ~u64(0xFFF), offset, code_mode(cpu))
-            if code == 0:
-                return u64(0)
         known.address = tag
         known.code = code
     cpu.page_base = va & ~u64(0xFFF)

@@ -88,7 +88,8 @@ def _stop_all_at_exit() -> None:
 
 def _stop_all() -> None:
     for machine in list(_RUNNING):
-        machine.stop()
+        with contextlib.suppress(RingzeroError):
+            machine.stop()
 
 
 @record
