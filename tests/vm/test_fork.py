@@ -5,14 +5,16 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from ringzero.core.memory import PAGE_SIZE
-from ringzero.errors import InvalidValueError
+from ringzero.errors import InvalidValueError, StateError
 from ringzero.host import memory as host_memory
+from ringzero.vm.identity import Identity
 from ringzero.vm.machine import Machine
-from ringzero.vm.seed import Identity
+from ringzero.vm.state import MachineState
 from tests.engine.fake import FakeEngine
 from tests.vm.test_machine import SOURCE
 
@@ -138,6 +140,30 @@ def test_clocks_step_to_now():
         for before, after in zip(seed.state.tree["cpus"], moved.tree["cpus"], strict=True):
             assert after["tsc"] == before["tsc"] + 3_000_000
         assert seed.state.advanced(0, 1_000_000).tree == seed.state.tree
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"features": ["avx512f", "fpu"]}, "avx512f"),
+        ({"tsc_hz": 1_234_567_890}, "frequency"),
+        ({"tsc_hz": "fast"}, "tsc_hz"),
+        ({"features": None}, "features"),
+    ],
+)
+def test_another_processor_is_refused(change, words):
+    with Machine(engine=FakeEngine(), memory="32M") as vm, vm.seed() as seed:
+        tree = seed.state.tree
+        other = replace(
+            seed, state=MachineState({**tree, "processor": {**tree["processor"], **change}})
+        )
+        with pytest.raises(StateError, match=words):
+            Machine.from_seed(other, engine=FakeEngine())
+        missing = replace(
+            seed, state=MachineState({k: v for k, v in tree.items() if k != "processor"})
+        )
+        with pytest.raises(StateError, match="processor"):
+            Machine.from_seed(missing, engine=FakeEngine())
 
 
 def test_forgotten_forks_do_not_keep_the_interpreter():

@@ -54,7 +54,7 @@ from ringzero.vm.line import Console, Line
 from ringzero.vm.output import OutputBatch
 from ringzero.vm.runloop import RunControl, VcpuThread, Wanted
 from ringzero.vm.seed import Seed
-from ringzero.vm.state import AgentLink, MachineState, restore_parts, save_parts
+from ringzero.vm.state import AgentLink, MachineState, ProcessorKind, restore_parts, save_parts
 
 if TYPE_CHECKING:
     from ringzero.disk.instant import InstantDisk, LiveDisk
@@ -88,8 +88,7 @@ def _stop_all_at_exit() -> None:
 
 def _stop_all() -> None:
     for machine in list(_RUNNING):
-        with contextlib.suppress(RingzeroError):
-            machine.stop()
+        machine.stop()
 
 
 @record
@@ -200,9 +199,9 @@ class Machine:
         self._closing.callback(memory.close)
         self.memory = MemoryAccess(memory)
         self._memory = memory
-        self._vm = self._engine.create_vm(
-            memory, _cpuid(self._engine, config.cpus), apics=self._engine.keeps_apics
-        )
+        leaves = _cpuid(self._engine, config.cpus)
+        self._vm = self._engine.create_vm(memory, leaves, apics=self._engine.keeps_apics)
+        self._processor = ProcessorKind.of(leaves, self._vm.tsc_hz)
         self._closing.callback(self._vm.close)
         if seed is not None:
             self._vm.adopt(seed.code)
@@ -560,12 +559,14 @@ class Machine:
             return self._save()
 
     def _save(self) -> MachineState:
+        kind = {"processor": to_tree(self._processor)}
         if self._channels is None:
-            return save_parts(self.board, self.threads, self._vm)
+            state = save_parts(self.board, self.threads, self._vm)
+            return MachineState({**state.tree, **kind})
         with self._channels.still():
             state = save_parts(self.board, self.threads, self._vm)
             agent = AgentLink(self._agent.save(), self._channels.save())
-        return MachineState({**state.tree, "agent": to_tree(agent)})
+        return MachineState({**state.tree, **kind, "agent": to_tree(agent)})
 
     def restore(self, state: MachineState) -> None:
         """Put a saved state back, instead of booting. Raises StateError."""
@@ -576,6 +577,8 @@ class Machine:
         agent = state.tree.get("agent") if isinstance(state.tree, dict) else None
         if (agent is None) != (self._channels is None):
             raise StateError("only one of the saved machine and this one has an agent")
+        kind = state.tree.get("processor") if isinstance(state.tree, dict) else None
+        from_tree(ProcessorKind, kind, "processor").check(self._processor)
         link = from_tree(AgentLink, agent, "agent") if agent is not None else None
         restore_parts(state, self.board, self.threads, self._vm)
         if link is not None and self._channels is not None:
