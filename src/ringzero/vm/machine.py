@@ -169,7 +169,7 @@ class Machine:
         self.memory = MemoryAccess(memory)
         self._memory = memory
         self._vm = self._engine.create_vm(
-            memory, _cpuid(self._engine, config.cpus), apics=self._engine.keeps_apics
+            memory, _cpuid(self._engine, config), apics=self._engine.keeps_apics
         )
         self._closing.callback(self._vm.close)
         self._make_lines()
@@ -670,9 +670,12 @@ def _choose_engine(name: str) -> Engine:
     return select.choose(name)
 
 
-def _cpuid(engine: Engine, cpus: int) -> tuple[Any, ...]:
+def _cpuid(engine: Engine, config: MachineConfig) -> tuple[Any, ...]:
     from ringzero.isa.x86 import cpuid
 
     return cpuid.build(
-        "x86-64-v2", vcpus=cpus, tsc_hz=engine.tsc_hz, supported=engine.supported_cpuid()
+        config.cpu,
+        vcpus=config.cpus,
+        tsc_hz=engine.tsc_hz,
+        supported=engine.supported_cpuid(),
     )

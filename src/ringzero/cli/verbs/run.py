@@ -63,6 +63,13 @@ Ctrl-] q ends the machine.
             "need ',format=raw' (repeatable)",
         )
         add("--memory", "-m", metavar="SIZE", default="512M", help="memory (default: 512M)")
+        add(
+            "--cpu",
+            metavar="MODEL",
+            default=None,
+            help="CPU model: x86-64-v2 (default), the same with -intel or -amd, which look alike "
+            "on every engine, or host (KVM only)",
+        )
         add("--cpus", metavar="N", type=int, default=1, help="virtual CPUs (default: 1)")
         add(
             "--engine",
@@ -134,6 +141,7 @@ def _common(arguments: argparse.Namespace) -> dict[str, object]:
         "memory": arguments.memory,
         "cpus": arguments.cpus,
         "engine": arguments.engine or ENGINE.get(),
+        **({"cpu": arguments.cpu} if arguments.cpu else {}),
         "disks": arguments.disk,
     }
 

@@ -26,6 +26,8 @@ TSS_ADDRESS = 0xFFFBD000
 IDENTITY_MAP_ADDRESS = 0xFFFBC000
 IOAPIC_PINS = 24
 MASK_64 = (1 << 64) - 1
+# Of a message's data (SDM vol. 3A, 11.11.2).
+LEVEL_TRIGGERED = 1 << 15
 # Registers that a board's own local APIC keeps.
 APIC_MSRS = (MSR_APIC_BASE, MSR_TSC_DEADLINE)
 
@@ -53,6 +55,8 @@ class KvmVm(Vm):
         self._tsc_offsets: list[int] = []
         self._vcpus: list[KvmVcpu] = []
         self._doorbells: Doorbells | None = None
+        self._level_messages: list[tuple[int, int]] = []
+        self._routing = threading.Lock()
         self.gathered: kvm.CoalescedPage | None = None
         self._gatherers: list[tuple[bool, int, int, Callable[[int, int, int], None]]] = []
         self._delivering = threading.Lock()
@@ -172,7 +176,31 @@ class KvmVm(Vm):
 
     # ---- interrupts and notifications -------------------------------------
 
+    def _list_level_message(self, address: int, data: int) -> None:
+        """Let KVM tell of the end of this interrupt.
+
+        It does so (KVM_EXIT_IOAPIC_EOI) for vectors of level-triggered messages that
+        the routing table has for a pin of the I/O APIC, which is outside the kernel.
+        """
+        with self._routing:
+            if (address, data) in self._level_messages:
+                return
+            # A pin that was programmed anew leaves its old message behind.
+            self._level_messages = [*self._level_messages, (address, data)][-IOAPIC_PINS:]
+            count = len(self._level_messages)
+            table = kvm.array_of(kvm.IrqRoutingHeader, kvm.IrqRoutingEntry, count)
+            table.header.nr = count
+            for pin, message in enumerate(self._level_messages):
+                entry = table.entries[pin]
+                entry.gsi, entry.type = pin, kvm.IRQ_ROUTING_MSI
+                entry.u.msi.address_lo = message[0] & 0xFFFFFFFF
+                entry.u.msi.address_hi = message[0] >> 32
+                entry.u.msi.data = message[1] & 0xFFFFFFFF
+            self.fd.set(kvm.SET_GSI_ROUTING, table)
+
     def send_message(self, address: int, data: int) -> bool:
+        if data & LEVEL_TRIGGERED and (address, data) not in self._level_messages:
+            self._list_level_message(address, data)
         message = kvm.Msi(
             address_lo=address & 0xFFFFFFFF, address_hi=address >> 32, data=data & 0xFFFFFFFF
         )
