@@ -90,6 +90,7 @@ Ctrl-] q ends the machine.
     def execute(self, arguments: argparse.Namespace) -> int:
         """Build the machine's description, then hand over to `ringzero.cli.session`."""
         _check(arguments)
+        _refuse_missing_kvm(arguments.engine or ENGINE.get())
         config = _user_config(arguments) if arguments.kernel else _default_config(arguments)
         config.check_files()
         _measure_engines(config.engine)
@@ -126,6 +127,14 @@ def _check(arguments: argparse.Namespace) -> None:
             "the default guest uses standard input and output itself",
             hint="give a file: --serial boot.log",
         )
+
+
+def _refuse_missing_kvm(name: str) -> None:
+    """Where KVM is asked for and cannot be had: say so before an image is made for it."""
+    if name == "kvm":
+        from ringzero.engine import select
+
+        select.choose(name)
 
 
 def _measure_engines(name: object) -> None:
