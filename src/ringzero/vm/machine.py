@@ -605,8 +605,10 @@ class Machine:
         entry = self.control.first_entry
         return {
             "engine": self._engine.name,
-            # What our own process took before the guest ran at all.
+            # What our own process took before the guest ran at all; and when that was, by
+            # CLOCK_MONOTONIC in seconds.
             "cpu_ms_before_guest": round(entry[1] * 1000, 1) if entry else None,
+            "guest_entered_at": entry[0] if entry else None,
             **cpus,
             "devices": {name: c for name, c in devices.items() if c["reads"] or c["writes"]},
             "unclaimed": {name: count for name, count in unclaimed.items() if count},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ from ringzero.errors import InvalidValueError
 from ringzero.settings import ENGINE
 
 if TYPE_CHECKING:
+    import argparse
+
     from ringzero.config.machine import MachineConfig
 
 _DEFAULT_IMAGE = "micro"
