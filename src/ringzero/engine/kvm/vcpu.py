@@ -205,6 +205,9 @@ class KvmVcpu(Vcpu):
         union = self._run.u
         if reason in (kvm.EXIT_IRQ_WINDOW_OPEN, kvm.EXIT_INTR, kvm.EXIT_SET_TPR):
             return None
+        if reason == kvm.EXIT_DIRTY_RING_FULL:
+            self._vm.collect_dirty()
+            return None
         if reason == kvm.EXIT_HLT:
             return Halt()
         if reason == kvm.EXIT_IOAPIC_EOI:

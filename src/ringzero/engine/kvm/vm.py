@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -32,6 +33,18 @@ LEVEL_TRIGGERED = 1 << 15
 APIC_MSRS = (MSR_APIC_BASE, MSR_TSC_DEADLINE)
 
 
+def _check_dirty_ring(system: kvm.KvmSystem, entries: int) -> None:
+    entry = ctypes.sizeof(kvm.DirtyGfn)
+    least, most = mmap.PAGESIZE // entry, system.check(kvm.CAP_DIRTY_LOG_RING) // entry
+    if entries & (entries - 1) or not least <= entries <= most:
+        raise EngineError(
+            f"a dirty ring of {entries} entries cannot be had",
+            hint=f"give a power of two from {least} to {most}"
+            if most
+            else "this KVM has none: leave dirty_ring out",
+        )
+
+
 class KvmVm(Vm):
     """Implements the contract; made by `KvmEngine.create_vm`."""
 
@@ -42,7 +55,10 @@ class KvmVm(Vm):
         leaves: Iterable[CpuidLeaf],
         tsc_hz: int,
         apics: bool,
+        dirty_ring: int = 0,
     ) -> None:
+        if dirty_ring:
+            _check_dirty_ring(system, dirty_ring)
         self.system = system
         self.memory = memory
         self.apics = apics
@@ -69,6 +85,12 @@ class KvmVm(Vm):
             flags = kvm.X2APIC_API_USE_32BIT_IDS | kvm.X2APIC_API_DISABLE_BROADCAST_QUIRK
             self._enable(kvm.CAP_X2APIC_API, flags)
         self._divert_msrs()
+        self._dirty_ring_size = dirty_ring * ctypes.sizeof(kvm.DirtyGfn)
+        self._dirty_rings: list[kvm.DirtyRing] = []
+        self._written: set[int] = set()
+        self._collecting = threading.Lock()
+        if dirty_ring:
+            self._enable(kvm.CAP_DIRTY_LOG_RING, self._dirty_ring_size)
         self._map_memory()
 
     # ---- memory -----------------------------------------------------------
@@ -91,9 +113,22 @@ class KvmVm(Vm):
         self._tracking = enabled
         self._map_memory()
 
+    def collect_dirty(self) -> None:
+        """Take what the rings hold; where one is full, its vCPU cannot go on before."""
+        regions = self.memory.regions
+        with self._collecting:
+            for ring in self._dirty_rings:
+                for slot, page in ring.collect():
+                    self._written.add(regions[slot].base // PAGE_SIZE + page)
+            self.fd.call(kvm.RESET_DIRTY_RINGS)
+
     def take_dirty(self) -> list[int]:
         if not self._tracking:
             raise EngineError("dirty pages were not being tracked")
+        if self._dirty_ring_size:
+            self.collect_dirty()
+            found, self._written = sorted(self._written), set()
+            return found
         pages: list[int] = []
         for slot, region in enumerate(self.memory.regions):
             count = region.size // PAGE_SIZE
@@ -144,6 +179,8 @@ class KvmVm(Vm):
         vcpu.set_cpuid(x86_cpuid.for_vcpu(self._leaves, index))
         self._vcpus.append(vcpu)
         self._open_ring(vcpu)
+        if self._dirty_ring_size:
+            self._dirty_rings.append(kvm.DirtyRing(vcpu.descriptor, self._dirty_ring_size))
         if index == 0:
             self.follow_tsc(vcpu)
         return vcpu
