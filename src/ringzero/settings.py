@@ -40,9 +40,23 @@ class Setting(Generic[T]):
             ) from fault
 
 
+def _xdg(variable: str, default: str) -> Path:
+    """Return our part of a base directory (XDG Base Directory Specification 0.8)."""
+    base = os.environ.get(variable)
+    # A relative path there is to be ignored, says the specification.
+    return (Path(base) if base and base.startswith("/") else Path.home() / default) / "ringzero"
+
+
 def _xdg_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ringzero"
+    return _xdg("XDG_CACHE_HOME", ".cache")
+
+
+def _xdg_machines() -> Path:
+    return _xdg("XDG_STATE_HOME", ".local/state") / "machines"
+
+
+def _xdg_data() -> Path:
+    return _xdg("XDG_DATA_HOME", ".local/share")
 
 
 CACHE_DIR = Setting(
@@ -60,6 +74,12 @@ BACKING_DIRS = Setting(
     lambda: (),
     "directories, separated by colons, that names in disk images may lead to",
 )
+DATA_DIR = Setting(
+    "RINGZERO_DATA_DIR",
+    lambda text: Path(text).absolute(),
+    _xdg_data,
+    "directory for what is kept: snapshots",
+)
 DEBUG = Setting(
     "RINGZERO_DEBUG",
     int,
@@ -69,4 +89,10 @@ DEBUG = Setting(
 ENGINE = Setting("RINGZERO_ENGINE", str, lambda: "auto", "CPU engine: auto, soft, kvm")
 MIRROR = Setting(
     "RINGZERO_MIRROR", str, lambda: "", "Debian mirror (default: this machine's own apt sources)"
+)
+MACHINES_DIR = Setting(
+    "RINGZERO_MACHINES_DIR",
+    lambda text: Path(text).absolute(),
+    _xdg_machines,
+    "directory with one directory for each named machine",
 )

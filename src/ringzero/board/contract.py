@@ -123,6 +123,10 @@ class Board(ABC):
         """Tell the guest the size of its terminal, in characters."""
 
     @abstractmethod
+    def renew_generation(self, identifier: bytes) -> None:
+        """Give a copied machine another VM generation identifier, of 16 bytes, and tell it."""
+
+    @abstractmethod
     def irq_line(self) -> IrqLine:
         """Return a free interrupt line for a further device; raises DeviceError."""
 

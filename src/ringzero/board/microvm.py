@@ -24,6 +24,7 @@ from ringzero.devices.virtio.console import Console
 from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.devices.virtio.mmio import WINDOW_SIZE, VirtioMmio
 from ringzero.devices.virtio.rng import Rng
+from ringzero.devices.vmgenid import VmGenerationId
 from ringzero.errors import DeviceError
 from ringzero.isa.x86.state import MP_UNINITIALIZED, CpuState
 
@@ -109,6 +110,10 @@ class Microvm(Board):
         self._add_port("pvpanic", memmap.PVPANIC_BASE, 1, Pvpanic(events.panic))
         power = Power(events.power_off, events.reboot)
         self._add_port("power", memmap.POWER_BASE, memmap.POWER_SIZE, power)
+        self._generation = VmGenerationId(
+            parts.memory, memmap.GENERATION_ID, self.irq_line_of(memmap.EVENT_GSI)
+        )
+        self.parts["vmgenid"] = self._generation
 
     def _add_port(self, name: str, base: int, size: int, device: Device[Any]) -> None:
         self.pio.attach(name, base, size, device)
@@ -117,6 +122,9 @@ class Microvm(Board):
     def resize_console(self, columns: int, rows: int) -> None:
         if self.console is not None:
             self.console.resize(columns, rows)
+
+    def renew_generation(self, identifier: bytes) -> None:
+        self._generation.renew(identifier)
 
     def irq_line(self) -> IrqLine:
         return self.irq_line_of(self._take_gsi())
@@ -157,6 +165,8 @@ class Microvm(Board):
             serial=(memmap.COM1_BASE, memmap.COM1_SIZE, memmap.COM1_GSI),
             rtc=(memmap.RTC_BASE, memmap.RTC_SIZE),
             panic_port=memmap.PVPANIC_BASE,
+            generation_id=memmap.GENERATION_ID,
+            event_gsi=memmap.EVENT_GSI,
             slots=self._slots,
         )
         rsdp, tables = acpi.build(plan, memmap.ACPI_TABLES, memmap.ACPI_TABLES_END)

@@ -58,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except RingzeroError as fault:
-        _report(fault, "--json" in words)
+        # Without anybody to tell, the exit code tells.
+        with contextlib.suppress(OSError):
+            _report(fault, "--json" in words)
         return fault.exit_code
     except KeyboardInterrupt:
         return _INTERRUPTED

@@ -26,7 +26,8 @@ MAXIMUM_COMMAND_LINE = 2047
 # virtio over MMIO: one interrupt line and one page for each device.
 MAXIMUM_DISKS = 16
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+# What machines, boards, engines and disk formats may be called.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _PAGE = 4096
 
 
@@ -60,7 +61,7 @@ class DiskConfig:
 
     def faults(self) -> list[str]:
         """Return what is wrong with this description, for a list of all faults."""
-        if self.format is not None and not _NAME.fullmatch(self.format):
+        if self.format is not None and not NAME.fullmatch(self.format):
             return [f"disk {self.path}: no format is called {self.format!r}"]
         return []
 
@@ -131,7 +132,7 @@ class MachineConfig:
     def faults(self) -> list[str]:
         """Return everything that is wrong with this description."""
         found = []
-        if not _NAME.fullmatch(self.name):
+        if not NAME.fullmatch(self.name):
             found.append(f"name {self.name!r}: use letters, digits, '_', '.' and '-'")
         if not MINIMUM_MEMORY <= self.memory <= MAXIMUM_MEMORY:
             found.append(
@@ -145,7 +146,7 @@ class MachineConfig:
         found += [
             f"no {noun} is called {value!r}"
             for noun, value in (("board", self.board), ("engine", self.engine), ("CPU", self.cpu))
-            if not _NAME.fullmatch(value)
+            if not NAME.fullmatch(value)
         ]
         if self.kernel is None and self.initrd is not None:
             found.append("an initrd without a kernel")

@@ -247,6 +247,19 @@ class Vm(ABC):
         """Return the numbers of the guest pages that vCPUs wrote since the last call, sorted."""
         raise EngineError("this engine does not track dirty pages")
 
+    def share(self) -> Any:
+        """With vCPUs stopped: return what clones in this process may take over, or None.
+
+        It has `close`, and stays good whatever becomes of this machine.
+        """
+        return None
+
+    def adopt(self, code: Any) -> None:  # noqa: B027 - an engine without anything to share
+        """Before the first vCPU is made: take over what the original's `share` returned.
+
+        None is nothing to take over.
+        """
+
     def save(self) -> Any:
         """Return what the engine keeps for the whole machine, as plain state, or None."""
         return None

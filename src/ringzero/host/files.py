@@ -18,6 +18,10 @@ from typing import BinaryIO
 
 from ringzero.errors import HostError
 
+CACHE_HINT = (
+    "the disk is full: free some space (`ringzero image ls` shows what the cache "
+    "holds) or set RINGZERO_CACHE_DIR to another disk"
+)
 # What an unfinished file or directory is called until it is renamed.
 _PARTIAL = ".partial-"
 # Age in seconds after which an unfinished entry cannot belong to a live
@@ -28,11 +32,8 @@ _ABANDONED = 86400
 def host_error(fault: OSError, action: str, path: Path | str) -> HostError:
     """Return the HostError that tells a user what `fault` means for `action`."""
     hint = None
-    if fault.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = (
-            "the disk is full: free some space (`ringzero image ls` shows what the cache "
-            "holds) or set RINGZERO_CACHE_DIR to another disk"
-        )
+    if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        hint = CACHE_HINT
     elif fault.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         hint = "set RINGZERO_CACHE_DIR to a directory that you can write to"
     reason = fault.strerror or str(fault)

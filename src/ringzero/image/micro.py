@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from ringzero.errors import GuestImageError, NotFoundError
 from ringzero.host.files import atomic_directory, atomic_file, locked
 from ringzero.host.progress import QUIET, Progress
+from ringzero.image import identity
 from ringzero.records import record
 from ringzero.settings import CACHE_DIR, MIRROR
 
@@ -104,7 +105,8 @@ class Recipe:
 
     def inputs(self) -> str:
         """Return everything here that shapes the image, except package versions."""
-        inputs = [vars(self), MODULES, _init().decode(), _FORMAT, MIRROR.get()]
+        guest = [_init().decode(), identity.build().hex()]
+        inputs = [vars(self), MODULES, guest, COMMAND_LINE, _FORMAT, MIRROR.get()]
         return json.dumps(inputs, sort_keys=True)
 
 
@@ -251,7 +253,7 @@ def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> st
         foreign = other.resolve([base], dependencies=False)
         packages += foreign
         paths += other.download(foreign)
-    inputs = json.dumps([recipe.digest(), [p.sha256 for p in packages], COMMAND_LINE])
+    inputs = json.dumps([recipe.digest(), [p.sha256 for p in packages]])
     digest = hashlib.sha256(inputs.encode()).hexdigest()[:24]
     place = cache / "images" / digest
     if _read(place) is not None:
@@ -323,6 +325,7 @@ def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
     tree.add_device("dev/console", "c", 5, 1, mode=0o600)
     tree.add_device("dev/null", "c", 1, 3, mode=0o666)
     tree.add_file("init", _init(), mode=0o755)
+    tree.add_file("sbin/identity", identity.build(), mode=0o755)
     busybox = tree["bin/busybox"].data
     for applet in applets(busybox):
         if f"bin/{applet}" not in tree and f"sbin/{applet}" not in tree:

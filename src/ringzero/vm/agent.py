@@ -11,6 +11,7 @@ virtio-console device with VIRTIO_CONSOLE_F_MULTIPORT (virtio 1.2 section 5.3):
     org.ringzero.stdin      host to guest: bytes
     org.ringzero.stdout     guest to host: bytes
     org.ringzero.stderr     guest to host: bytes
+    org.ringzero.identity   host to guest: who a copied machine is (ringzero/vm/identity.py)
 
 Control lines of the host:
 
@@ -23,6 +24,7 @@ Control lines of the guest:
     ready 1 RELEASE     the guest takes commands; 1 is the protocol's version
     exit ID STATUS      the command ended
     pong ID
+    adopted             the guest of a copied machine has taken its identity
 
 WORDS are quoted for the shell, in printable ASCII. One command runs at a time.
 
@@ -65,9 +67,9 @@ VERSION = 1
 _MAX_LINE = 4096
 # The shell reads a line byte by byte into memory; more belongs on stdin.
 MAX_COMMAND = 256 * 1024
-_SIGNALS = frozenset(("HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP"))
+_SIGNALS = frozenset(("HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP", "PIPE"))
 
-Output = Callable[[bytes], None]
+Output = Callable[[bytes], object]
 
 
 class Channels(Protocol):
@@ -87,6 +89,10 @@ class Channels(Protocol):
 
     def backlog(self, port: str) -> int:
         """Return how many bytes sent on `port` the guest has not taken yet."""
+        ...
+
+    def hold(self, port: str, held: bool) -> None:
+        """Stop (True) or go on (False) taking what the guest sends on `port`."""
         ...
 
 
@@ -126,13 +132,17 @@ class CommandState:
 
 @record
 class AgentState:
-    """What the guest believes. `line` is the beginning of its next control line."""
+    """What the guest believes. `line` is the beginning of its next control line.
+
+    `adoptions` is how many identities it was given and has not answered.
+    """
 
     ready: bool
     release: str
     line: bytes
     count: int
     active: CommandState | None
+    adoptions: int
 
 
 # How long a clone waits between two attempts to end its original's command, in seconds: the
@@ -150,7 +160,7 @@ class Command:
         self._request = request
         self._input_open = request.takes_input
         self._early_input: list[bytes] = []
-        self._started = False
+        self._started = self._held = False
         self._exit_status: int | None = None
         self._token = os.urandom(16).hex().encode()
         token = self._token if request.piped else b""
@@ -193,6 +203,17 @@ class Command:
             if self._started and self.status is None:
                 self._agent.channels.send(SIGNAL, f"{name} {self.number}\n".encode())
 
+    def hold_output(self, held: bool) -> None:
+        """Have the command wait (True) in its writes, or go on (False); nothing is lost."""
+        with self._agent.lock:
+            if self._started and self.status is None and held != self._held:
+                self._hold(held)
+
+    def wait_quietly(self, timeout: float) -> int | None:
+        """Wait for the end; None when `timeout` seconds are over or the guest went away."""
+        self._done.wait(timeout)
+        return self.status
+
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the end; return the exit status, or None when `timeout` seconds are over.
 
@@ -220,6 +241,11 @@ class Command:
         if takes_input and not self._input_open:
             channels.connect(STDIN, False)
 
+    def _hold(self, held: bool) -> None:
+        self._held = held
+        for port in self._outputs:
+            self._agent.channels.hold(port, held)
+
     def _receive(self, port: str, data: bytes) -> bool:
         self._outputs[port].feed(data)
         return self._finished()
@@ -231,6 +257,8 @@ class Command:
     def _finished(self) -> bool:
         if self._exit_status is None or not all(o.complete for o in self._outputs.values()):
             return False
+        if self._held:
+            self._hold(False)
         if self._input_open:
             self._input_open = False
             self._agent.channels.connect(STDIN, False)
@@ -330,6 +358,7 @@ class Agent:
         self._waiting: deque[Command] = deque()
         self._active: Command | None = None
         self._count = 0
+        self._adoptions = 0
 
     @property
     def ready(self) -> bool:
@@ -378,6 +407,11 @@ class Agent:
         line = f"terminal ID {int(rows)} {int(columns)} {kind} {text}\n"
         return self._enqueue(_Request(line, on_exit=on_exit))
 
+    def await_adoption(self) -> None:
+        """Start no command until the guest has taken the identity that it is given now."""
+        with self.lock:
+            self._adoptions += 1
+
     def poweroff(self) -> None:
         """Ask the guest to write everything to its disks and switch itself off."""
         with self.lock:
@@ -410,7 +444,9 @@ class Agent:
         """Return what the guest believes; commands that it has not been told of stay here."""
         with self.lock:
             active = self._active._save() if self._active is not None else None
-            return AgentState(self.ready, self.release, self._line, self._count, active)
+            return AgentState(
+                self.ready, self.release, self._line, self._count, active, self._adoptions
+            )
 
     def restore(self, state: AgentState) -> None:
         """Speak to a copy of the guest that `state` was saved with.
@@ -431,6 +467,7 @@ class Agent:
             self.release = state.release[:128]
             self._line = state.line
             self._count = state.count
+            self._adoptions = max(0, state.adoptions)
             if state.ready:
                 self._ready.set()
             else:
@@ -472,7 +509,7 @@ class Agent:
         self._next_if_idle()
 
     def _next_if_idle(self) -> None:
-        if self._active is None and self._waiting and self.ready:
+        if self._active is None and self._waiting and self.ready and not self._adoptions:
             self._active = self._waiting.popleft()
             self._active._start()
 
@@ -503,6 +540,9 @@ class Agent:
                     self._next()
             case ["pong", _]:
                 pass
+            case ["adopted"] if self._adoptions:
+                self._adoptions -= 1
+                self._next_if_idle()
             case _:
                 self.faults += 1
 

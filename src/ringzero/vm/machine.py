@@ -36,31 +36,40 @@ from ringzero.errors import (
     DeviceError,
     GuestImageError,
     InvalidValueError,
+    RingzeroError,
     StateError,
     TimeoutExpiredError,
 )
 from ringzero.host.files import map_file
 from ringzero.records import record, replace
 from ringzero.settings import CACHE_DIR
+from ringzero.units import format_size
 from ringzero.vm.agent import PORTS, STDIN, Agent
 from ringzero.vm.channels import PortChannels
 from ringzero.vm.debugger import Debugger
-from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.exit import PANIC_MARK, Exit, ExitReason
+from ringzero.vm.identity import Identity
 from ringzero.vm.images import IMAGES, BootFiles
 from ringzero.vm.inspect import Cpu, MemoryAccess
 from ringzero.vm.line import Console, Line
 from ringzero.vm.output import OutputBatch
 from ringzero.vm.runloop import RunControl, VcpuThread, Wanted
-from ringzero.vm.seed import Identity, Seed
+from ringzero.vm.seed import Seed
 from ringzero.vm.state import AgentLink, MachineState, restore_parts, save_parts
 
 if TYPE_CHECKING:
-    from ringzero.disk.instant import LiveDisk
+    from ringzero.disk.instant import InstantDisk, LiveDisk
+    from ringzero.vm.snapshot import Snapshot
+    from ringzero.vm.store import Store
 
 # The name that Linux gives port 0 of the console device is hvc0, whatever we call it.
 CONSOLE_PORT_NAME = "org.ringzero.console"
-# How every Linux begins its last words.
-PANIC_MARK = "Kernel panic - not syncing"
+# Where ringzero's own guests wait to be told who a copy is (`ringzero.vm.identity`).
+IDENTITY_PORT = "org.ringzero.identity"
+# The longest time, in nanoseconds, by which a clone's time-stamp counter is moved on. Linux
+# makes up for every tick that it missed: 1.4 s of work for 20 minutes, minutes for days.
+# Beyond this, its monotonic time goes on where it stood and only the wall clock is set.
+LONGEST_STEP = 10 * 1_000_000_000
 # What Linux says before it reboots, by a triple fault if it was told reboot=t.
 RESTART_MARK = "reboot: Restarting system"
 
@@ -80,7 +89,8 @@ def _stop_all_at_exit() -> None:
 
 def _stop_all() -> None:
     for machine in list(_RUNNING):
-        machine.stop()
+        with contextlib.suppress(RingzeroError):
+            machine.stop()
 
 
 @record
@@ -130,34 +140,57 @@ class Machine:
         machine._create(config, engine, seed, identity)
         return machine
 
+    @classmethod
+    def on_disks(
+        cls,
+        config: MachineConfig,
+        disks: Sequence[InstantDisk],
+        identity: Identity | None = None,
+        *,
+        engine: Engine | None = None,
+    ) -> Self:
+        """Return a machine that boots on disks of its own with the content of `disks`."""
+        if identity is not None and identity.name is not None:
+            config = replace(config, name=identity.name)
+        machine = cls.__new__(cls)
+        machine._create(config, engine, None, identity, disks)
+        return machine
+
     def _create(
         self,
         config: MachineConfig,
         engine: Engine | None,
         seed: Seed | None = None,
         identity: Identity | None = None,
+        disks: Sequence[InstantDisk] | None = None,
     ) -> None:
         self.config = config
+        # Identifiers of the snapshots that the machine comes from, the latest first.
+        self.lineage: tuple[str, ...] = ()
         self.identity = identity or Identity(config.name)
         self._closing = contextlib.ExitStack()
         self.control = RunControl()
         self._freezing = threading.RLock()
-        self._started = self._stopped = False
+        self._started = self._stopped = self._newborn = False
+        # By how much a clone's wall clock, once it is set, is ahead of the host's.
+        self._clock_ahead: int | None = None
         with contextlib.ExitStack() as undo:
             undo.callback(self._closing.close)
-            self._build(engine, seed)
+            self._build(engine, seed, seed.disks if seed is not None else disks)
             if seed is not None:
                 self._grow(seed)
             undo.pop_all()
 
     # ---- building ---------------------------------------------------------
 
-    def _build(self, engine: Engine | None, seed: Seed | None) -> None:
+    def _build(
+        self, engine: Engine | None, seed: Seed | None, instants: Sequence[InstantDisk] | None
+    ) -> None:
         config = self.config
         board_type = BOARDS.get(config.board)
         # Everything that can be wrong with files is found before memory is taken.
         kernel, initrd = (None, memoryview(b"")) if seed is not None else _read_boot_files(config)
-        disks = self._open_disks() if seed is None else self._grow_disks(seed)
+        disks = self._open_disks() if instants is None else self._grow_disks(instants)
         self.disks = tuple(disks)
         self._engine = engine if engine is not None else _choose_engine(config.engine)
         memory = GuestMemory(
@@ -172,6 +205,8 @@ class Machine:
             memory, _cpuid(self._engine, config), apics=self._engine.keeps_apics
         )
         self._closing.callback(self._vm.close)
+        if seed is not None:
+            self._vm.adopt(seed.code)
         self._make_lines()
         self.board: Board = board_type(
             BoardParts(
@@ -214,9 +249,9 @@ class Machine:
             disks.append(live)
         return disks
 
-    def _grow_disks(self, seed: Seed) -> list[LiveDisk]:
+    def _grow_disks(self, instants: Sequence[InstantDisk]) -> list[LiveDisk]:
         disks = []
-        for instant in seed.disks:
+        for instant in instants:
             disk = instant.grow()
             self._closing.callback(disk.close)
             disks.append(disk)
@@ -224,11 +259,28 @@ class Machine:
 
     def _grow(self, seed: Seed) -> None:
         """Become what the seed holds, as somebody else."""
-        now = self.identity.now
-        state = seed.state
-        if now is not None:
-            state = state.advanced(max(0, now - seed.taken), self._vm.tsc_hz)
+        now, state = self.identity.now, seed.state
+        stood_still = 0 if now is None else max(0, now - seed.taken)
+        if stood_still <= LONGEST_STEP:
+            state = state.advanced(stood_still, self._vm.tsc_hz)
+        elif now is not None:
+            self._clock_ahead = now - time.time_ns()
         self._restore(state)
+        self.board.renew_generation(self.identity.generation)
+        self._newborn = True
+
+    def _introduce(self) -> None:
+        """Tell the guest of a clone who it is; its vCPUs have not run yet."""
+        self._newborn = False
+        if self._channels is None:
+            return
+        if self._identity_port.guest_open:
+            self._agent.await_adoption()
+        ahead = self._clock_ahead
+        # A guest that has not come so far yet finds the record when it has.
+        self._identity_port.push(
+            self.identity.record(None if ahead is None else time.time_ns() + ahead)
+        )
 
     def _make_lines(self) -> None:
         self.serial = Line()
@@ -250,7 +302,8 @@ class Machine:
             self._agent = Agent(channels)
             channels.receive = self._agent.receive
             self._channels = channels
-            self._ports += channels.ports
+            self._identity_port = ConsolePort(IDENTITY_PORT, lambda data: None)
+            self._ports += [*channels.ports, self._identity_port]
             self._closing.callback(self._agent.close)
             self._closing.callback(channels.close)
 
@@ -321,6 +374,8 @@ class Machine:
         if self._started:
             return
         self._boot()
+        if self._newborn:
+            self._introduce()
         self._started = True
         _RUNNING.add(self)
         _stop_all_at_exit()
@@ -553,8 +608,20 @@ class Machine:
                 instant = disk.instant()
                 undo.callback(instant.close)
                 disks.append(instant)
+            code = self._vm.share()
             undo.pop_all()
-        return Seed(self.config, state, memory, disks, taken)
+        return Seed(self.config, state, memory, disks, taken, code)
+
+    def grow(self, seed: Seed, identity: Identity) -> Self:
+        """Return a paused copy from `seed`, on this machine's engine.
+
+        It may be called in a forked process, whose only machine the copy is then.
+        """
+        return type(self).from_seed(seed, identity, engine=self._engine)
+
+    def keep_from_children(self) -> None:
+        """Leave this machine's memory out of processes forked from now on; after `seed`."""
+        self._memory.host.keep_from_children()
 
     def fork(self, count: int = 1, *, start: bool = False) -> list[Self]:
         """Return `count` copies of this machine, as it is now; each is stopped on its own.
@@ -566,6 +633,7 @@ class Machine:
         with contextlib.ExitStack() as undo, self.seed() as seed:
             for _ in range(count):
                 child = type(self).from_seed(seed, engine=self._engine)
+                child.lineage = self.lineage
                 undo.callback(child.stop)
                 children.append(child)
             if start:
@@ -573,6 +641,21 @@ class Machine:
                     child.start()
             undo.pop_all()
         return children
+
+    def snapshot(self, name: str, *, memory: bool = True, store: Store | None = None) -> Snapshot:
+        """Save the machine as it is now under a name of its own; it runs on meanwhile.
+
+        `memory` False saves the disks only. Raises InvalidValueError where the name is
+        taken, and what `seed` raises.
+        """
+        from ringzero.vm.store import Store
+
+        return (store or Store()).save(self, name, memory=memory)
+
+    @property
+    def engine_name(self) -> str:
+        """The name of the CPU engine that the machine runs on."""
+        return self._engine.name
 
     # ---- statistics -------------------------------------------------------
 
@@ -646,11 +729,20 @@ def _read_boot_files(config: MachineConfig) -> tuple[KernelImage | None, memoryv
     if config.kernel is None:
         return None, nothing
     kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels")
-    return kernel, _read_initrd(config.initrd) if config.initrd is not None else nothing
+    return kernel, _read_initrd(config.initrd, config.memory) if config.initrd else nothing
 
 
-def _read_initrd(path: Path) -> memoryview:
+def _read_initrd(path: Path, memory: int) -> memoryview:
     try:
+        size = path.stat().st_size
+        if size > memory:
+            # Not read first: it may be a disk image by mistake, and take a minute.
+            raise GuestImageError(
+                f"the initrd {path} of {format_size(size)} does not fit into "
+                f"{format_size(memory)} of memory",
+                hint="give the machine more memory (--memory) or a smaller initrd",
+                path=path,
+            )
         return map_file(path)[0]
     except OSError as fault:
         raise GuestImageError(

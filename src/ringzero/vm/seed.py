@@ -8,7 +8,6 @@ is, whatever they do.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -21,22 +20,6 @@ from ringzero.vm.state import MachineState
 
 if TYPE_CHECKING:
     from ringzero.disk.instant import InstantDisk
-
-GENERATION_SIZE = 16
-
-
-@record
-class Identity:
-    """What a clone is given before its first instruction.
-
-    `generation` is its VM generation ID: 16 random bytes. `now` is UTC in
-    nanoseconds: to this its clocks are set, never back; None lets them go on
-    from where the original's stood.
-    """
-
-    name: str | None = None
-    generation: bytes = field(default_factory=lambda: os.urandom(GENERATION_SIZE))
-    now: int | None = field(default_factory=time.time_ns)
 
 
 @record

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ringzero.cli.verb import VERBS, Verb
+from ringzero.cli.verb import VERBS, Verb, print_json
 from ringzero.errors import InvalidValueError
 from ringzero.settings import ENGINE
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import argparse
 
     from ringzero.config.machine import MachineConfig
+    from ringzero.control.directory import Claim
 
 _DEFAULT_IMAGE = "micro"
 
@@ -31,6 +32,7 @@ class Run(Verb):
   ringzero run --image full -- uname -r   a guest with another kernel
   ringzero run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
   ringzero run --disk data.img,ro --memory 1G -- mount /dev/vda /mnt
+  ringzero run -d --name web              a machine that stays; see ps, exec, console, stop
 
 The default guest is put together from Debian's packages at the first run and
 kept in the cache. In an interactive session Ctrl-] is the escape key:
@@ -85,6 +87,10 @@ Ctrl-] q ends the machine.
             help="where the serial line goes (default: stdio with --kernel, else nowhere)",
         )
         add("-t", "--tty", action="store_true", help="give the command the guest's console")
+        add("-d", "--detach", action="store_true", help="leave the machine running; print its name")
+        add("--name", metavar="NAME", help="what `ps`, `exec`, `stop` and others call the machine")
+        add("--rm", action="store_true", help="remove a named machine's directory at its end")
+        add("--no-wait", action="store_true", help="with -d: do not wait until the guest is up")
         add("--stats", action="store_true", help="say on stderr where the time went")
         add("--json", action="store_true", help="statistics and errors as JSON")
 
@@ -94,19 +100,23 @@ Ctrl-] q ends the machine.
         _refuse_missing_kvm(arguments.engine or ENGINE.get())
         config = _user_config(arguments) if arguments.kernel else _default_config(arguments)
         config.check_files()
+        if arguments.detach:
+            return _detach(arguments, config)
         _measure_engines(config.engine)
 
         from ringzero.cli import session
 
-        return session.run(
-            config,
-            words=arguments.command,
-            terminal=arguments.tty,
-            serial=arguments.serial or ("stdio" if arguments.kernel else None),
-            timeout=arguments.timeout,
-            stats=arguments.stats,
-            as_json=arguments.json,
-        )
+        how: dict[str, Any] = {
+            "words": arguments.command,
+            "terminal": arguments.tty,
+            "serial": arguments.serial or ("stdio" if arguments.kernel else None),
+            "timeout": arguments.timeout,
+            "stats": arguments.stats,
+            "as_json": arguments.json,
+        }
+        if arguments.name is None:
+            return session.run(config, **how)
+        return _named(arguments, config, how)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -123,6 +133,21 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InvalidValueError("-t without a command", hint="ringzero run -t -- CMD")
     if arguments.timeout is not None and not arguments.timeout > 0:
         raise InvalidValueError(f"a timeout of {arguments.timeout} seconds makes no sense")
+    if arguments.detach and (arguments.tty or arguments.serial == "stdio"):
+        raise InvalidValueError(
+            "a machine that is detached has no terminal",
+            hint="attach to it later: `ringzero console NAME`",
+        )
+    if arguments.detach and arguments.stats:
+        raise InvalidValueError("--stats with -d", hint="`ringzero inspect NAME` has them")
+    if arguments.rm and not (arguments.detach or arguments.name):
+        raise InvalidValueError("--rm without --name or -d")
+    if arguments.no_wait and not arguments.detach:
+        raise InvalidValueError("--no-wait without -d")
+    if arguments.name is not None:
+        from ringzero.control.directory import check_name
+
+        check_name(arguments.name)
     if arguments.serial == "stdio" and not arguments.kernel:
         raise InvalidValueError(
             "the default guest uses standard input and output itself",
@@ -136,6 +161,45 @@ def _refuse_missing_kvm(name: str) -> None:
         from ringzero.engine import select
 
         select.choose(name)
+
+
+def _claim(arguments: argparse.Namespace, config: MachineConfig, foreground: bool) -> Claim:
+    """Make the machine's directory."""
+    from ringzero.control import directory
+
+    return directory.create(
+        arguments.name,
+        config,
+        image="" if arguments.kernel else config.name,
+        command=tuple(arguments.command),
+        timeout=arguments.timeout,
+        serial=None if arguments.serial == "stdio" else arguments.serial,
+        foreground=foreground,
+        remove=arguments.rm,
+    )
+
+
+def _named(arguments: argparse.Namespace, config: MachineConfig, how: dict[str, Any]) -> int:
+    """Run the machine here, where others can find it by its name."""
+    from ringzero.cli import session
+    from ringzero.control.foreground import Foreground
+
+    with Foreground(_claim(arguments, config, foreground=True)) as foreground:
+        code = session.run(config, **how, wrap=foreground.keep)
+        return foreground.conclude(code)
+
+
+def _detach(arguments: argparse.Namespace, config: MachineConfig) -> int:
+    """Start the machine in a process of its own, and print its name when the guest is up."""
+    from ringzero.control.launch import launch
+
+    claim = _claim(arguments, config, foreground=False)
+    found = launch(claim, wait=not arguments.no_wait)
+    if arguments.json:
+        print_json(found.summary())
+    else:
+        print(found.name)
+    return 0
 
 
 def _measure_engines(name: object) -> None:
