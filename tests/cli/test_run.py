@@ -65,7 +65,7 @@ def test_kvm_where_there_is_none_is_told_at_once(machines, capfd, monkeypatch):
     error = json.loads(capfd.readouterr().err)["error"]
     assert error["kind"] == "engine-unavailable"
     assert "there is no /dev/kvm" in error["message"]
-    assert "soft" in error["hint"]
+    assert "--engine" in error["hint"]
 
 
 def test_command_words_are_not_ours_to_read(machines, capfd):

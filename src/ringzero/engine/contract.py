@@ -314,5 +314,5 @@ class Engine(ABC):
 
 
 ENGINES: Registry[type[Engine]] = Registry(
-    "engine", "ringzero.engine", support=("contract", "info", "select")
+    "engine", "ringzero.engine", support=("contract", "info", "select", "shutdown")
 )

@@ -10,7 +10,6 @@ from typing import Any
 
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.contract import ENGINES, Availability, Engine, Usability, Vm
-from ringzero.engine.kvm.probe import USEFUL_MIPS, measure_mips
 from ringzero.engine.kvm.vm import KvmVm
 from ringzero.errors import EngineUnavailableError, RingzeroError
 from ringzero.host import kvm
@@ -68,6 +67,8 @@ class KvmEngine(Engine):
         )
 
     def availability(self) -> Availability:
+        from ringzero.engine.kvm.probe import USEFUL_MIPS, measure_mips
+
         try:
             mips = measure_mips(self.system)
         except RingzeroError as fault:

@@ -28,13 +28,13 @@ from ringzero.engine.contract import (
     Vcpu,
 )
 from ringzero.engine.kvm import state as translate
-from ringzero.engine.kvm.alarm import Alarm
 from ringzero.errors import EngineError
 from ringzero.host import kvm
 from ringzero.isa.x86.cpuid import CpuidLeaf
 from ringzero.isa.x86.state import MSR_TSC, CpuState
 
 if TYPE_CHECKING:
+    from ringzero.engine.kvm.alarm import Alarm
     from ringzero.engine.kvm.vm import KvmVm
 
 # Ends KVM_RUN from another thread. It is blocked everywhere but within KVM_RUN, so that it
@@ -312,6 +312,8 @@ class KvmVcpu(Vcpu):
             apic.expire()
         elif due is not None:
             if self._alarm is None:
+                from ringzero.engine.kvm.alarm import Alarm
+
                 self._alarm = Alarm(self._nudge)
             self._alarm.set(due)
         run = self._run
