@@ -125,14 +125,14 @@ class TestKernelApics:
     def test_the_end_of_a_level_triggered_interrupt_is_told(self, vm):
         vcpu, ended = vm.create_vcpu(0, None), []
         vm.on_eoi = ended.append
-        for vector in (0x41, 0x52):
+        for vector in (0x41, 0x52, 0x63):
             handler = f"mov al, {vector}\nout 0x10, al\nmov dword ptr [rdi + 0xb0], 0\niretq"
             gate(vm.memory, vector, 0x9000 + vector, handler)
         text = ENABLE_APIC + "mov al, 1\nout 0x10, al\nsti\nagain: hlt\njmp again"
         vm.memory.write(CODE, assemble(text, 64))
         vcpu.set_state(long_mode())
         run_to(vcpu, 0x10)
-        for vector, trigger in ((0x41, 0xC000), (0x52, 0xC000), (0x41, 0xC000), (0x52, 0x4000)):
+        for vector, trigger in ((0x41, 0xC000), (0x52, 0xC000), (0x41, 0xC000), (0x63, 0x4000)):
             assert vm.send_message(0xFEE00000, trigger | vector)
             assert run_to(vcpu, 0x10)[-1] == (0x10, vector)
             threading.Timer(0.3, vcpu.kick).start()
