@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ringzero.errors import ConfigError, InvalidValueError
+from ringzero.records import field_names, record
 from ringzero.units import MIB, format_size, parse_size
 
 # Less does not hold a stock kernel's decompressed code and data.
@@ -31,7 +31,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _PAGE = 4096
 
 
-@dataclass(frozen=True)
+@record
 class DiskConfig:
     """A disk image: `format` None means that the content tells."""
 
@@ -70,7 +70,7 @@ class DiskConfig:
         return _file_faults("disk", self.path, writable=not self.read_only, device=True)
 
 
-@dataclass(frozen=True)
+@record
 class MachineConfig:
     """One machine. Sizes are in bytes.
 
@@ -102,7 +102,7 @@ class MachineConfig:
         Raises ConfigError with all faults: unknown fields, unreadable sizes, and
         what `faults` finds.
         """
-        known = {field.name for field in fields(cls)}
+        known = field_names(cls)
         faults = [f"no field is called {name!r}" for name in values if name not in known]
         clean: dict[str, Any] = {}
         for name, value in values.items():

@@ -54,14 +54,13 @@ command) and hands what follows to the command. The host's disconnect
 
 from __future__ import annotations
 
-import secrets
-import shlex
+import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ringzero.errors import GuestError, InvalidValueError, StateError
+from ringzero.records import record, replace
 
 PORTS = (
     "org.ringzero.control",
@@ -84,7 +83,7 @@ VERSION = 1
 _MAX_LINE = 4096
 # The shell reads a line byte by byte into memory; more belongs on stdin.
 MAX_COMMAND = 256 * 1024
-_SIGNALS = frozenset(("HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP"))
+_SIGNALS = frozenset(("HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP", "PIPE"))
 
 Output = Callable[[bytes], object]
 
@@ -131,7 +130,7 @@ def port_name(base: str, slot: int) -> str:
     return f"{base}.{slot}" if slot else base
 
 
-@dataclass(frozen=True)
+@record
 class _Request:
     """A control line, with "ID", "TOKEN" and "LINE" to be filled in, and who takes the answers.
 
@@ -150,7 +149,7 @@ class _Request:
     on_exit: Callable[[int], None] | None = None
 
 
-@dataclass(frozen=True)
+@record
 class OutputState:
     """One output of a command: whether its token has come, and what may be a token's beginning."""
 
@@ -158,7 +157,7 @@ class OutputState:
     held: bytes
 
 
-@dataclass(frozen=True)
+@record
 class CommandState:
     """A command that runs in the guest: enough to know its end."""
 
@@ -171,7 +170,7 @@ class CommandState:
     kept: bool
 
 
-@dataclass(frozen=True)
+@record
 class SlotState:
     """What the guest believes of a slot. `line` is the beginning of its next control line."""
 
@@ -180,7 +179,7 @@ class SlotState:
     active: CommandState | None
 
 
-@dataclass(frozen=True)
+@record
 class AgentState:
     """What the guest believes.
 
@@ -211,7 +210,7 @@ class Command:
         self._slot = -1
         self._held = False
         self._exit_status: int | None = None
-        self._token = secrets.token_hex(16).encode()
+        self._token = os.urandom(16).hex().encode()
         token = self._token if request.piped else b""
         self._outputs = {
             STDOUT: _Output(token, request.on_stdout),
@@ -740,6 +739,8 @@ def quote(word: str | bytes) -> str:
     if b"\0" in data:
         raise InvalidValueError("a command's word cannot hold a NUL character")
     if all(0x20 <= byte < 0x7F for byte in data):
+        import shlex
+
         return shlex.quote(data.decode("ascii"))
     safe = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ./-_=:,+@%"
     # An octal escape has at most three digits, so that a digit may follow it.

@@ -11,17 +11,17 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from ringzero.devices.virtio.console import ConsolePort
 from ringzero.errors import StateError
+from ringzero.records import record
 from ringzero.vm.output import PATIENCE
 
 # Bytes from the guest that wait for the agent before the port is held.
 INBOUND_LIMIT = 1 << 20
 
 
-@dataclass(frozen=True)
+@record
 class OutboundState:
     """Bytes for the guest, or (where `connected` is not None) a change of the connection."""
 
@@ -30,7 +30,7 @@ class OutboundState:
     connected: bool | None = None
 
 
-@dataclass(frozen=True)
+@record
 class ChannelsState:
     """What is on its way, in order: (port, bytes) from the guest, and what is for the guest."""
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ringzero.config.machine import MachineConfig
     from ringzero.control.directory import Claim
 
+_DEFAULT_IMAGE = "micro"
+
 
 @VERBS.register("run")
 class Run(Verb):
@@ -26,6 +28,7 @@ class Run(Verb):
   ringzero run -- uname -a                one command; its output, its exit status
   echo hi | ringzero run -- cat           standard input goes to the command
   ringzero run -t -- vi                   a command that wants a terminal
+  ringzero run --image full -- uname -r   a guest with another kernel
   ringzero run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
   ringzero run --disk data.img,ro --memory 1G -- mount /dev/vda /mnt
   ringzero run -d --name web              a machine that stays; see ps, exec, console, stop
@@ -40,6 +43,12 @@ Ctrl-] q ends the machine.
         parser.usage = "ringzero run [FLAGS] [-- CMD ...]"
         add = parser.add_argument
         add("--kernel", metavar="FILE", help="bzImage or ELF vmlinux to boot directly")
+        add(
+            "--image",
+            metavar="NAME",
+            default=None,
+            help="guest: micro (default), full (Debian's full kernel), backports (a newer one)",
+        )
         add("--initrd", metavar="FILE", help="initial RAM disk for the kernel")
         add(
             "--append",
@@ -107,6 +116,8 @@ def _check(arguments: argparse.Namespace) -> None:
             "a command can only be run in the default guest, not with --kernel",
             hint="leave --kernel out, or let your own initrd run the command",
         )
+    if arguments.kernel and arguments.image:
+        raise InvalidValueError("--image has a kernel of its own", hint="give it or --kernel")
     if arguments.initrd and not arguments.kernel:
         raise InvalidValueError("--initrd without --kernel")
     if arguments.tty and not arguments.command:
@@ -206,12 +217,12 @@ def _user_config(arguments: argparse.Namespace) -> MachineConfig:
 def _default_config(arguments: argparse.Namespace) -> MachineConfig:
     from ringzero.config.machine import MachineConfig
     from ringzero.host.progress import Progress
-    from ringzero.image.micro import ensure
+    from ringzero.vm.images import IMAGES
 
     # Faults of the flags are told before anything is downloaded.
     common = _common(arguments)
     MachineConfig.create(**common)
-    image = ensure(progress=Progress())
+    image = IMAGES.get(arguments.image or _DEFAULT_IMAGE)(progress=Progress())
     return MachineConfig.create(
         **common,
         name=image.name,
