@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from ringzero.errors import InvalidValueError
+from ringzero.records import record
 
 T = TypeVar("T")
 
 TABLE: dict[str, Setting[object]] = {}
 
 
-@dataclass(frozen=True)
+@record
 class Setting(Generic[T]):
     """One environment variable: its name, how its text is read, its default, its help."""
 
@@ -41,12 +41,18 @@ class Setting(Generic[T]):
 
 
 def _xdg(variable: str, default: str) -> Path:
+    """Return our part of a base directory (XDG Base Directory Specification 0.8)."""
     base = os.environ.get(variable)
-    return (Path(base) if base else Path.home() / default) / "ringzero"
+    # A relative path there is to be ignored, says the specification.
+    return (Path(base) if base and base.startswith("/") else Path.home() / default) / "ringzero"
 
 
 def _xdg_cache() -> Path:
     return _xdg("XDG_CACHE_HOME", ".cache")
+
+
+def _xdg_machines() -> Path:
+    return _xdg("XDG_STATE_HOME", ".local/state") / "machines"
 
 
 def _xdg_data() -> Path:
@@ -83,4 +89,10 @@ DEBUG = Setting(
 ENGINE = Setting("RINGZERO_ENGINE", str, lambda: "auto", "CPU engine: auto, soft, kvm")
 MIRROR = Setting(
     "RINGZERO_MIRROR", str, lambda: "", "Debian mirror (default: this machine's own apt sources)"
+)
+MACHINES_DIR = Setting(
+    "RINGZERO_MACHINES_DIR",
+    lambda text: Path(text).absolute(),
+    _xdg_machines,
+    "directory with one directory for each named machine",
 )

@@ -88,6 +88,9 @@ class FakeMachine:
     def backlog(self, port):
         return 0
 
+    def hold(self, port, held):
+        pass
+
     def _control(self, line):
         verb, *rest = line.split(maxsplit=5 if line.startswith("terminal") else 4)
         if verb == "poweroff":

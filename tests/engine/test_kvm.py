@@ -188,6 +188,72 @@ class TestDoorbells:
         bells.close()
 
 
+class TestGatheredWrites:
+    """Registers whose writes are told later: an I/O APIC's index, for one."""
+
+    TEXT = f"""
+        mov ecx, {{rounds}}
+        again:
+        mov dword ptr [{MMIO + 0x100}], ecx
+        mov eax, ecx
+        out 0x70, al
+        loop again
+        mov dword ptr [{MMIO + 0x110}], 7
+        mov al, 1
+        out 0x10, al
+        mov byte ptr [{MMIO + 0x100}], 9
+        end: jmp end
+    """
+
+    @pytest.fixture
+    def seen(self, vm):
+        """What arrives late, in order."""
+        found = []
+        late = lambda *write: found.append(write)  # noqa: E731 - two uses
+        assert vm.gather_writes(False, MMIO + 0x100, 4, late)
+        assert vm.gather_writes(True, 0x70, 1, late)
+        return found
+
+    def start(self, vm, rounds):
+        vcpu = vm.create_vcpu(0, None)
+        vm.memory.write(CODE, assemble(self.TEXT.format(rounds=rounds), 64))
+        vcpu.set_state(long_mode())
+        return vcpu
+
+    def test_they_arrive_in_order_before_the_next_access(self, vm, seen):
+        vcpu = self.start(vm, 3)
+        assert vcpu.run() == MmioWrite(MMIO + 0x110, 4, 7)
+        expected = [((MMIO + 0x100, 4, n), (0x70, 1, n)) for n in (3, 2, 1)]
+        assert seen == [write for pair in expected for write in pair]
+        assert vcpu.statistics()["exits"] == 1
+        assert vcpu.run() == PortWrite(0x10, 1, 1)
+
+    def test_more_than_the_ring_holds(self, vm, seen):
+        vcpu = self.start(vm, 500)
+        exits = []
+        while not exits or exits[-1] != MmioWrite(MMIO + 0x110, 4, 7):
+            event = vcpu.run()
+            exits.append(event)
+            if isinstance(event, (MmioWrite, PortWrite)) and len(exits) < 999:
+                # A full ring makes an exit, and what it holds comes first.
+                key = event.address if isinstance(event, MmioWrite) else event.port
+                seen.append((key, event.width, event.value))
+        assert len(exits) < 20
+        assert [value & 0xFF for _, _, value in seen[:-1]] == [
+            n & 0xFF for n in range(500, 0, -1) for _ in range(2)
+        ]
+
+    def test_settle_passes_on_the_rest(self, vm, seen):
+        vcpu = self.start(vm, 1)
+        while vcpu.run() != PortWrite(0x10, 1, 1):
+            pass
+        seen.clear()
+        threading.Timer(0.2, vcpu.kick).start()
+        assert isinstance(vcpu.run(), Kicked)
+        vm.settle()
+        assert seen == [(MMIO + 0x100, 1, 9)]
+
+
 class TestErrors:
     def test_apics_are_kept_in_one_place(self, vm):
         with pytest.raises(EngineError):

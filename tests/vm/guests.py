@@ -22,7 +22,7 @@ MACHINES = ["qemu", "ringzero", "forked", *(("restored", "snapshotted") if FUZZI
 TOOLS = Recipe(
     "tools",
     packages=(
-        *("python3", "perl", "openssl", "sqlite3", "xz-utils", "gzip", "gawk", "coreutils"),
+        *("python3", "perl", "openssl", "sqlite3", "xz-utils", "gzip", "gawk", "mawk", "coreutils"),
         *("dpkg", "libc-bin"),
     ),
     foreign=("busybox-static:i386",),

@@ -24,6 +24,9 @@ class Recorder:
     def backlog(self, port):
         return 7
 
+    def hold(self, port, held):
+        self.sent.append((port, ("hold", held)))
+
     @property
     def control(self):
         lines = [data.decode() for port, data in self.sent if port == CONTROL]

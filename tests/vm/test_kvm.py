@@ -46,7 +46,7 @@ def test_auto_chooses_kvm():
 
 
 def test_the_command_line_runs_a_command():
-    command = [sys.executable, "-m", "ringzero.cli.main", "run", "--engine", "kvm", "--"]
+    command = [sys.executable, "-m", "ringzero", "run", "--engine", "kvm", "--"]
     done = subprocess.run(
         [*command, "uname", "-a"], capture_output=True, text=True, timeout=BOOT_TIMEOUT
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ringzero.board import aml
 from ringzero.errors import DeviceError
+from ringzero.records import record
 
 OEM_ID = b"RZERO "
 OEM_TABLE_ID = b"MICROVM "
@@ -33,7 +33,7 @@ GENERATION_CHANGED = 0x80
 MAX_SHORT_APIC_ID = 254
 
 
-@dataclass(frozen=True)
+@record
 class MmioSlot:
     """A virtio device at `base` with interrupt `gsi`."""
 
@@ -42,7 +42,7 @@ class MmioSlot:
     gsi: int
 
 
-@dataclass(frozen=True)
+@record
 class AcpiPlan:
     """What the tables tell: processors, controllers, registers and devices of a board.
 

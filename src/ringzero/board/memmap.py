@@ -21,6 +21,8 @@ IOAPIC_BASE = 0xFEC0_0000
 COM1_BASE, COM1_SIZE = 0x3F8, 8
 RTC_BASE, RTC_SIZE = 0x70, 2
 I8042_COMMAND = 0x64
+# CONFIG_ADDRESS of PCI's first configuration mechanism.
+PCI_ADDRESS = 0xCF8
 # Where QEMU has pvpanic; the driver reads it from ACPI.
 PVPANIC_BASE = 0x505
 POWER_BASE, POWER_SIZE = 0x600, 3

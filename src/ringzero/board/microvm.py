@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ringzero.board import acpi, boot, memmap
-from ringzero.board.contract import BOARDS, Board, BoardParts, Processor
+from ringzero.board.contract import BOARDS, Board, BoardParts, Latch, Processor
 from ringzero.board.kernel import KernelImage
 from ringzero.core.bus import Bus, MsrBus
 from ringzero.core.irq import IrqLine
 from ringzero.devices import kvmclock, lapic
 from ringzero.devices.contract import Device
 from ringzero.devices.i8042 import I8042
-from ringzero.devices.ioapic import IOAPIC_SIZE, Ioapic
+from ringzero.devices.ioapic import IOAPIC_SIZE, SELECT, Ioapic
 from ringzero.devices.kvmclock import Kvmclock
 from ringzero.devices.lapic import ApicBus, Lapic, MessageBus
 from ringzero.devices.power import RESET_VALUE, SLEEP_TYPE_OFF, Power
 from ringzero.devices.pvpanic import Pvpanic
 from ringzero.devices.rtc import Rtc
 from ringzero.devices.serial import Serial
-from ringzero.devices.virtio.block import Block
 from ringzero.devices.virtio.console import Console
 from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.devices.virtio.mmio import WINDOW_SIZE, VirtioMmio
@@ -27,6 +27,9 @@ from ringzero.devices.virtio.rng import Rng
 from ringzero.devices.vmgenid import VmGenerationId
 from ringzero.errors import DeviceError
 from ringzero.isa.x86.state import MP_UNINITIALIZED, CpuState
+
+if TYPE_CHECKING:
+    from ringzero.devices.virtio.block import BlockBackend
 
 
 @BOARDS.register("microvm")
@@ -49,7 +52,13 @@ class Microvm(Board):
             self.console = Console(list(parts.ports), parts.columns, parts.rows)
             self.add_virtio("console", self.console)
         self.add_virtio("rng", Rng())
-        for number, disk in enumerate(parts.disks):
+        if parts.disks:
+            self._add_disks(parts.disks)
+
+    def _add_disks(self, disks: Sequence[BlockBackend]) -> None:
+        from ringzero.devices.virtio.block import Block
+
+        for number, disk in enumerate(disks):
             self.add_virtio(f"disk{number}", Block(disk, identity=f"disk{number}"))
 
     def _build_interrupts(self, parts: BoardParts) -> None:
@@ -81,6 +90,12 @@ class Microvm(Board):
             processors.append(Processor(index, apic, local, msrs))
             self.parts[f"lapic{index}"] = apic
         return tuple(processors)
+
+    def latches(self) -> Iterator[Latch]:
+        yield Latch(False, memmap.IOAPIC_BASE + SELECT, 4)
+        # The clock's index; and that of a PCI bus, which is not there, but is looked for.
+        yield Latch(True, memmap.RTC_BASE, 1)
+        yield Latch(True, memmap.PCI_ADDRESS, 4)
 
     def end_of_interrupt(self, vector: int) -> None:
         for listener in self._bus.eoi_listeners:

@@ -32,6 +32,8 @@ examples:
 `ringzero COMMAND --help` tells about one command.
 """
 
+# Of help where standard output is no terminal, in characters.
+_WIDTH = 80
 # sysexits.h EX_SOFTWARE: an internal fault.
 _INTERNAL = 70
 _INTERRUPTED = 128 + signal.SIGINT
@@ -48,9 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = words.index("--") if "--" in words else len(words)
     words, command = words[:cut], words[cut + 1 :] if cut < len(words) else None
     try:
-        return _run(words, command)
+        code = _run(words, command)
+        # Here, and not at the interpreter's end: a reader that went away is no fault.
+        sys.stdout.flush()
+        return code
     except RingzeroError as fault:
-        _report(fault, "--json" in words)
+        # Without anybody to tell, the exit code tells.
+        with contextlib.suppress(OSError):
+            _report(fault, "--json" in words)
         return fault.exit_code
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -75,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26)
+    # Left to itself, the formatter loads much in order to find the width.
+    width = os.get_terminal_size(1).columns if os.isatty(1) else _WIDTH
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=width - 2)
 
 
 def _run(words: list[str], command: list[str] | None) -> int:
@@ -89,7 +98,7 @@ def _run(words: list[str], command: list[str] | None) -> int:
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
     # A known verb is the only one loaded.
     named = words[0] if words and not words[0].startswith("-") else None
-    if named is not None and named not in VERBS.names():
+    if named is not None and named not in VERBS:
         close = [name for name in VERBS.names() if name.startswith(named[:2])]
         raise NotFoundError(
             f"no command called {named!r}",

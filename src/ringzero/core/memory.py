@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ringzero.errors import GuestAddressError, StateError
 from ringzero.host.memory import HostMemory, MemoryImage
+from ringzero.records import record
 
 PAGE_SIZE = 4096
 PAGE_SHIFT = 12
@@ -18,7 +18,7 @@ BULK = 256 * 1024
 WriteListener = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
+@record
 class RamRegion:
     """`size` bytes of RAM at guest-physical `base`, at `offset` of the host mapping."""
 
@@ -36,12 +36,19 @@ class GuestMemory:
 
     `layout` lists (base, size) pairs, page-aligned, ascending, not overlapping;
     `image` is what it begins as, a copy of a frozen machine's memory of that layout.
+    `large_pages` as for HostMemory.
     Every access outside RAM raises GuestAddressError: addresses come from the
     guest and are never trusted. Whoever writes through `view` says so with
     `mark_written` once the bytes are there, so that engines drop stale code.
     """
 
-    def __init__(self, layout: list[tuple[int, int]], image: MemoryImage | None = None) -> None:
+    def __init__(
+        self,
+        layout: list[tuple[int, int]],
+        image: MemoryImage | None = None,
+        *,
+        large_pages: bool = False,
+    ) -> None:
         offset = 0
         regions: list[RamRegion] = []
         for base, size in layout:
@@ -55,7 +62,7 @@ class GuestMemory:
         self.size = offset
         if image is not None and image.size != offset:
             raise StateError("the saved memory has another size", expected=offset, seen=image.size)
-        self.host = HostMemory("guest-ram", offset, image)
+        self.host = HostMemory("guest-ram", offset, image, large_pages=large_pages)
         self._bases = [region.base for region in regions]
         self._listeners: list[WriteListener] = []
 

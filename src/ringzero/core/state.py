@@ -10,7 +10,6 @@ an equal state.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import functools
 from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
@@ -33,6 +32,8 @@ class Stateful(Protocol[S]):
 
 def to_tree(state: Any) -> Any:
     """Turn a state dataclass into JSON-ready values (bytes become base64 text)."""
+    import dataclasses
+
     if dataclasses.is_dataclass(state) and not isinstance(state, type):
         return {f.name: to_tree(getattr(state, f.name)) for f in dataclasses.fields(state)}
     if isinstance(state, bytes):
@@ -49,6 +50,8 @@ def to_tree(state: Any) -> Any:
 @functools.cache
 def _field_types(kind: type[Any]) -> dict[str, Any]:
     """Return the types of a dataclass's fields; finding them takes a while."""
+    import dataclasses
+
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
@@ -59,6 +62,8 @@ def from_tree(kind: Any, tree: Any, where: str = "state") -> Any:
     Every fault in `tree` (missing or unknown field, wrong type) raises
     StateError that names the field, because saved state is untrusted input.
     """
+    import dataclasses
+
     origin, arguments = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(tree, dict):

@@ -185,6 +185,29 @@ class MappedDisk(Disk):
         finally:
             self._gate.leave()
 
+    def _read_cached(self, offset: int, views: Views) -> bool:
+        self._gate.enter()
+        try:
+            host = self._spot(offset, total(views), False)
+            if host is not None:
+                return self._data_storage().read_cached(host, views)
+            run = self._only_run(offset, total(views))
+            if run is None or run.storage is None or run.host is None:
+                return False
+            return run.storage.read_cached(run.host, views)
+        finally:
+            self._gate.leave()
+
+    def _announce(self, offset: int, views: Views) -> None:
+        run = self._only_run(offset, total(views))
+        if run is not None and run.storage is not None and run.host is not None:
+            run.storage.announce(run.host, run.length)
+
+    def _only_run(self, offset: int, length: int) -> Run | None:
+        """Return the run of a range that is plain data in one row, or None."""
+        run = next(iter(self._runs(offset, length)))
+        return run if run.kind is Kind.DATA and run.length == length else None
+
     def _read_run(self, run: Run, offset: int, views: Views) -> None:
         if run.kind is Kind.DATA:
             assert run.storage is not None

@@ -94,6 +94,13 @@ class OverlayDisk(MappedDisk):
                 yield Run(run, Kind.DATA, host, self.storage, writable=True)
             offset += run
 
+    def _spot(self, offset: int, length: int, writing: bool) -> int | None:
+        index, inside = divmod(offset, self.cluster_size)
+        entry = self._map.get(index, _ZERO)
+        if entry == _ZERO or inside + length > self.cluster_size:
+            return None
+        return entry + inside
+
     def _grant(self, index: int, count: int) -> tuple[int, int]:
         if self._free:
             return self._free.pop(), 1

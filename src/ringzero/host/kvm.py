@@ -823,6 +823,10 @@ class CoalescedPage:
         self._ring = CoalescedRing.from_buffer(page)
         self._entries = (CoalescedEntry * count).from_buffer(page, ctypes.sizeof(CoalescedRing))
 
+    def waiting(self) -> bool:
+        """Return whether there are gathered writes."""
+        return bool(self._ring.first != self._ring.last)
+
     def drain(self) -> list[tuple[bool, int, int, int]]:
         """Take the gathered writes: (is it a port, address, width, value), oldest first."""
         writes = []

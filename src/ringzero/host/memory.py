@@ -12,19 +12,22 @@ import struct
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Self
 
 from ringzero.errors import HostError
+from ringzero.records import record
 
 PAGE = mmap.PAGESIZE
 # Up to this much that a machine changed since its base is copied into each clone, at about a
 # microsecond per page; of more, a new base is made, once, which costs as much as the whole.
 COPY_LIMIT = 4 << 20
 
+# What a processor maps as one where address and content are aligned to it.
+_LARGE_PAGE = 2 << 20
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 _MADV_DONTNEED = 4
+_MADV_DONTFORK = 10
 # ioctl PAGEMAP_SCAN (Linux 6.7; Documentation/admin-guide/mm/pagemap.rst).
 _PAGEMAP_SCAN = 0xC0606610
 _SCAN = struct.Struct("<12Q")
@@ -98,7 +101,7 @@ class MemoryBase:
             start = stop
 
 
-@dataclass(frozen=True)
+@record
 class MemoryImage:
     """The content of a memory at one instant: a base, and copies of what differs from it.
 
@@ -127,29 +130,49 @@ class HostMemory:
     It begins as zeroes, shared by all who map `fd`; or as a private copy of an
     `image`, of which it shares all pages that it does not write to. `freeze`
     makes it private in place. Pages take no host memory until they are
-    touched. `view` is the whole mapping. Raises HostError.
+    touched. `view` is the whole mapping.
+
+    With `large_pages` it begins as memory of this process alone, to which the host
+    gives pages of 2 MiB; then the first `freeze` copies what was touched. Raises HostError.
     """
 
-    def __init__(self, name: str, size: int, image: MemoryImage | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        image: MemoryImage | None = None,
+        *,
+        large_pages: bool = False,
+    ) -> None:
         self.size = size
+        self._anonymous = large_pages and image is None
         fd = -1
         try:
             if image is None:
                 fd = os.memfd_create(name, os.MFD_CLOEXEC)
                 os.ftruncate(fd, size)
             # Reserves the addresses; mmap objects of a file would keep a descriptor each.
-            self._map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+            self._map = mmap.mmap(
+                -1, size + _LARGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+            )
         except (OSError, ValueError, OverflowError) as cause:
             if fd >= 0:
                 os.close(fd)
             raise _no_memory(name, size) from cause
         self.base = image.base.hold() if image else MemoryBase(fd, size, owned=True)
-        self.private = image is not None
-        self.view = memoryview(self._map)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self.private = image is not None or self._anonymous
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        lead = -start % _LARGE_PAGE
+        self.address = start + lead
+        self.view = memoryview(self._map)[lead : lead + size]
         self._closed = False
         try:
-            self._place()
+            if self._anonymous:
+                # Advice: a host without such pages is slower, and that is all.
+                with contextlib.suppress(OSError):
+                    self._map.madvise(mmap.MADV_HUGEPAGE)
+            else:
+                self._place()
             for offset, data in image.changed if image else ():
                 self.view[offset : offset + len(data)] = data
         except BaseException:
@@ -186,6 +209,12 @@ class HostMemory:
             self._place()
             return MemoryImage(self.base.hold())
         changed = self.changed()
+        if self._anonymous:
+            for start, end in changed:
+                _write_all(self.base.fd, self.view[start:end], start)
+            self._anonymous = False
+            self._place()
+            return MemoryImage(self.base.hold())
         if not changed:
             return MemoryImage(self.base.hold())
         if self.base.sole:
@@ -213,15 +242,20 @@ class HostMemory:
         self._place()
         old.release()
 
-    def changed(self) -> list[tuple[int, int]]:
-        """Return (start, end) of the pages, as runs, that differ from the base or may do so."""
+    def changed(self, first: int = 0, last: int | None = None) -> list[tuple[int, int]]:
+        """Return (start, end) of the pages, as runs, that differ from the base or may do so.
+
+        Those between `first` and `last` only, which are rounded to whole pages.
+        """
+        first, last = first & -PAGE, -(-(self.size if last is None else last) // PAGE) * PAGE
         if not self.private:
-            return list(self.base.extents(0, self.size))
+            return list(self.base.extents(first, last))
         descriptor = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            found = scan_pages(descriptor, self.address, self.size)
+            where = self.address + first, last - first
+            found = scan_pages(descriptor, *where)
             if found is None:
-                found = read_pages(descriptor, self.address, self.size)
+                found = read_pages(descriptor, *where)
         finally:
             os.close(descriptor)
         return [(start - self.address, end - self.address) for start, end in found]
@@ -249,9 +283,16 @@ class HostMemory:
             self.view[start:stop] = bytes(stop - start)
 
     def _changed_within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        for first, last in self.changed() if self.private else ():
+        for first, last in self.changed(start, end) if self.private and start < end else ():
             if first < end and start < last:
                 yield max(first, start), min(last, end)
+
+    def keep_from_children(self) -> None:
+        """Leave the mapping out of processes forked from now on, until the next `freeze`.
+
+        A child costs nothing for it, and must not touch it; images can be mapped there.
+        """
+        _LIBC.madvise(self.address, self.size, _MADV_DONTFORK)
 
     def close(self) -> None:
         """Give the memory back; where views of it are left, with the last of them."""
@@ -334,22 +375,24 @@ _MAP_FIXED_NOREPLACE = 0x100000
 class ExecutableMemory:
     """`size` bytes of memory below 2 GiB that can be written and run.
 
-    They lie at `wanted` where that is free, else anywhere. Raises HostError.
+    They lie at `wanted` where that is free, else anywhere, and are then `elsewhere` bytes if that
+    is given. Raises HostError.
     """
 
-    def __init__(self, size: int, wanted: int = 0) -> None:
-        self.size = size
+    def __init__(self, size: int, wanted: int = 0, elsewhere: int | None = None) -> None:
         protection = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_32BIT | _MAP_NORESERVE
         address = _LIBC.mmap(wanted, size, protection, flags | _MAP_FIXED_NOREPLACE, -1, 0)
         if address in (None, _FAILED):
+            size = elsewhere or size
             address = _LIBC.mmap(None, size, protection, flags, -1, 0)
-        if address in (None, ctypes.c_void_p(-1).value) or address + size > _LOW_LIMIT:
+        if address in (None, _FAILED) or address + size > _LOW_LIMIT:
             raise HostError(
                 "the host gives no executable memory for translated code",
                 hint="is a security policy (SELinux, grsecurity) forbidding writable code?",
                 size=size,
             )
+        self.size = size
         self.address: int = address
         # Whoever forgets to close must not use up the little that there is below 2 GiB.
         self._release = weakref.finalize(self, _LIBC.munmap, address, size)

@@ -43,15 +43,14 @@ command) and hands what follows to the command. The host's disconnect
 
 from __future__ import annotations
 
-import secrets
-import shlex
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from ringzero.errors import GuestError, InvalidValueError, StateError
+from ringzero.records import record
 
 PORTS = (
     "org.ringzero.control",
@@ -68,9 +67,9 @@ VERSION = 1
 _MAX_LINE = 4096
 # The shell reads a line byte by byte into memory; more belongs on stdin.
 MAX_COMMAND = 256 * 1024
-_SIGNALS = frozenset(("HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP"))
+_SIGNALS = frozenset(("HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP", "PIPE"))
 
-Output = Callable[[bytes], None]
+Output = Callable[[bytes], object]
 
 
 class Channels(Protocol):
@@ -92,8 +91,12 @@ class Channels(Protocol):
         """Return how many bytes sent on `port` the guest has not taken yet."""
         ...
 
+    def hold(self, port: str, held: bool) -> None:
+        """Stop (True) or go on (False) taking what the guest sends on `port`."""
+        ...
 
-@dataclass(frozen=True)
+
+@record
 class _Request:
     """A control line, with "ID" and "TOKEN" to be filled in, and who takes the answers.
 
@@ -108,7 +111,7 @@ class _Request:
     on_exit: Callable[[int], None] | None = None
 
 
-@dataclass(frozen=True)
+@record
 class OutputState:
     """One output of a command: whether its token has come, and what may be a token's beginning."""
 
@@ -116,7 +119,7 @@ class OutputState:
     held: bytes
 
 
-@dataclass(frozen=True)
+@record
 class CommandState:
     """A command that runs in the guest: enough to know its end."""
 
@@ -127,7 +130,7 @@ class CommandState:
     input_open: bool
 
 
-@dataclass(frozen=True)
+@record
 class AgentState:
     """What the guest believes. `line` is the beginning of its next control line.
 
@@ -157,9 +160,9 @@ class Command:
         self._request = request
         self._input_open = request.takes_input
         self._early_input: list[bytes] = []
-        self._started = False
+        self._started = self._held = False
         self._exit_status: int | None = None
-        self._token = secrets.token_hex(16).encode()
+        self._token = os.urandom(16).hex().encode()
         token = self._token if request.piped else b""
         self._outputs = {
             STDOUT: _Output(token, request.on_stdout),
@@ -200,6 +203,17 @@ class Command:
             if self._started and self.status is None:
                 self._agent.channels.send(SIGNAL, f"{name} {self.number}\n".encode())
 
+    def hold_output(self, held: bool) -> None:
+        """Have the command wait (True) in its writes, or go on (False); nothing is lost."""
+        with self._agent.lock:
+            if self._started and self.status is None and held != self._held:
+                self._hold(held)
+
+    def wait_quietly(self, timeout: float) -> int | None:
+        """Wait for the end; None when `timeout` seconds are over or the guest went away."""
+        self._done.wait(timeout)
+        return self.status
+
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the end; return the exit status, or None when `timeout` seconds are over.
 
@@ -227,6 +241,11 @@ class Command:
         if takes_input and not self._input_open:
             channels.connect(STDIN, False)
 
+    def _hold(self, held: bool) -> None:
+        self._held = held
+        for port in self._outputs:
+            self._agent.channels.hold(port, held)
+
     def _receive(self, port: str, data: bytes) -> bool:
         self._outputs[port].feed(data)
         return self._finished()
@@ -238,6 +257,8 @@ class Command:
     def _finished(self) -> bool:
         if self._exit_status is None or not all(o.complete for o in self._outputs.values()):
             return False
+        if self._held:
+            self._hold(False)
         if self._input_open:
             self._input_open = False
             self._agent.channels.connect(STDIN, False)
@@ -544,6 +565,8 @@ def quote(word: str | bytes) -> str:
     if b"\0" in data:
         raise InvalidValueError("a command's word cannot hold a NUL character")
     if all(0x20 <= byte < 0x7F for byte in data):
+        import shlex
+
         return shlex.quote(data.decode("ascii"))
     safe = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ./-_=:,+@%"
     # An octal escape has at most three digits, so that a digit may follow it.

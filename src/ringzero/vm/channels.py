@@ -11,17 +11,17 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from ringzero.devices.virtio.console import ConsolePort
 from ringzero.errors import StateError
+from ringzero.records import record
 from ringzero.vm.output import PATIENCE
 
 # Bytes from the guest that wait for the agent before the port is held.
 INBOUND_LIMIT = 1 << 20
 
 
-@dataclass(frozen=True)
+@record
 class OutboundState:
     """Bytes for the guest, or (where `connected` is not None) a change of the connection."""
 
@@ -30,7 +30,7 @@ class OutboundState:
     connected: bool | None = None
 
 
-@dataclass(frozen=True)
+@record
 class ChannelsState:
     """What is on its way, in order: (port, bytes) from the guest, and what is for the guest."""
 
@@ -51,6 +51,8 @@ class PortChannels:
         self._wake = threading.Condition()
         self._signalled = False
         self._closed = False
+        # Ports whose reader wants no more for now.
+        self._held: set[str] = set()
         self._inbound: deque[tuple[str, bytes]] = deque()
         self._inbound_size = 0
         # For each port, bytes to send and changes of the connection, in order.
@@ -91,6 +93,15 @@ class PortChannels:
         """Return how many bytes for `port` the guest has not yet taken."""
         return self._outbound_size[port] + len(self._by_name[port].backlog)
 
+    def hold(self, port: str, held: bool) -> None:
+        """Stop (True) or go on (False) taking what the guest sends on `port`."""
+        with self._wake:
+            if held:
+                self._held.add(port)
+            else:
+                self._held.discard(port)
+        self._signal()
+
     def _signal(self) -> None:
         with self._wake:
             self._signalled = True
@@ -123,6 +134,7 @@ class PortChannels:
         with self._wake:
             self._signalled = False
             closed = self._closed
+            held = set(self._held)
             inbound = list(self._inbound)
             self._inbound.clear()
             self._inbound_size = 0
@@ -132,8 +144,8 @@ class PortChannels:
         if closed:
             return True
         for port in self.ports:
-            if port.held:
-                port.hold(False)
+            if port.held != (port.name in held):
+                port.hold(not port.held)
             self._push(port)
         return False
 

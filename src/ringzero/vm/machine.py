@@ -11,11 +11,13 @@ ended, by the guest or by `stop`. Built machines hold memory and threads until
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -34,22 +36,25 @@ from ringzero.errors import (
     DeviceError,
     GuestImageError,
     InvalidValueError,
-    NotFoundError,
     StateError,
     TimeoutExpiredError,
 )
+from ringzero.host.files import map_file
+from ringzero.records import record, replace
 from ringzero.settings import CACHE_DIR
+from ringzero.units import format_size
 from ringzero.vm.agent import PORTS, STDIN, Agent
 from ringzero.vm.channels import PortChannels
 from ringzero.vm.debugger import Debugger
-from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.exit import PANIC_MARK, Exit, ExitReason
 from ringzero.vm.identity import Identity
+from ringzero.vm.images import IMAGES, BootFiles
 from ringzero.vm.inspect import Cpu, MemoryAccess
 from ringzero.vm.line import Console, Line
 from ringzero.vm.output import OutputBatch
 from ringzero.vm.runloop import RunControl, VcpuThread, Wanted
 from ringzero.vm.seed import Seed
-from ringzero.vm.state import AgentLink, MachineState, restore_parts, save_parts
+from ringzero.vm.state import AgentLink, MachineState, ProcessorKind, restore_parts, save_parts
 
 if TYPE_CHECKING:
     from ringzero.disk.instant import InstantDisk, LiveDisk
@@ -64,13 +69,29 @@ IDENTITY_PORT = "org.ringzero.identity"
 # makes up for every tick that it missed: 1.4 s of work for 20 minutes, minutes for days.
 # Beyond this, its monotonic time goes on where it stood and only the wall clock is set.
 LONGEST_STEP = 10 * 1_000_000_000
-# How every Linux begins its last words.
-PANIC_MARK = "Kernel panic - not syncing"
 # What Linux says before it reboots, by a triple fault if it was told reboot=t.
 RESTART_MARK = "reboot: Restarting system"
 
+# Guest code runs in threads of its own, which may not outlive what they run in.
+_RUNNING: weakref.WeakSet[Machine] = weakref.WeakSet()
 
-@dataclass(frozen=True)
+
+@functools.cache
+def _stop_all_at_exit() -> None:
+    """Stop the machines that a program forgot before the interpreter takes itself down.
+
+    What is registered last runs first: a machine calls this once it is built, when
+    all that it stands on has registered its own end.
+    """
+    atexit.register(_stop_all)
+
+
+def _stop_all() -> None:
+    for machine in list(_RUNNING):
+        machine.stop()
+
+
+@record
 class CommandResult:
     """What a command in the guest printed, and its exit status."""
 
@@ -166,18 +187,24 @@ class Machine:
         config = self.config
         board_type = BOARDS.get(config.board)
         # Everything that can be wrong with files is found before memory is taken.
-        kernel, initrd = (None, b"") if seed is not None else _read_boot_files(config)
+        kernel, initrd = (None, memoryview(b"")) if seed is not None else _read_boot_files(config)
         disks = self._open_disks() if instants is None else self._grow_disks(instants)
         self.disks = tuple(disks)
-        memory = GuestMemory(board_type.ram_layout(config.memory), seed.memory if seed else None)
+        self._engine = engine if engine is not None else _choose_engine(config.engine)
+        memory = GuestMemory(
+            board_type.ram_layout(config.memory),
+            seed.memory if seed else None,
+            large_pages=self._engine.likes_large_pages,
+        )
         self._closing.callback(memory.close)
         self.memory = MemoryAccess(memory)
         self._memory = memory
-        self._engine = engine if engine is not None else _choose_engine(config.engine)
-        self._vm = self._engine.create_vm(
-            memory, _cpuid(self._engine, config.cpus), apics=self._engine.keeps_apics
-        )
+        leaves = _cpuid(self._engine, config.cpus)
+        self._vm = self._engine.create_vm(memory, leaves, apics=self._engine.keeps_apics)
+        self._processor = ProcessorKind.of(leaves, self._vm.tsc_hz)
         self._closing.callback(self._vm.close)
+        if seed is not None:
+            self._vm.adopt(seed.code)
         self._make_lines()
         self.board: Board = board_type(
             BoardParts(
@@ -198,12 +225,17 @@ class Machine:
         self._vm.on_eoi = self.board.end_of_interrupt
         for bell in self.board.doorbells():
             self._vm.add_doorbell(bell.address, bell.width, bell.value, bell.ring)
+        for latch in self.board.latches():
+            bus = self.board.pio if latch.port else self.board.mmio
+            self._vm.gather_writes(latch.port, latch.address, latch.size, bus.write)
         self._debugger = Debugger(self)
         self._make_threads()
         self._booted = kernel is None
         self._kernel, self._initrd = kernel, initrd
 
     def _open_disks(self) -> list[LiveDisk]:
+        if not self.config.disks:
+            return []
         from ringzero.disk import open_disk
         from ringzero.disk.instant import LiveDisk
 
@@ -343,6 +375,8 @@ class Machine:
         if self._newborn:
             self._introduce()
         self._started = True
+        _RUNNING.add(self)
+        _stop_all_at_exit()
         for thread in self.threads:
             thread.thread.start()
         if self._channels is not None:
@@ -358,7 +392,7 @@ class Machine:
         states = self.board.boot(self._kernel, self.config.command_line, self._initrd)
         for thread, state in zip(self.threads, states, strict=True):
             thread.set_state(state)
-        self._kernel, self._initrd = None, b""
+        self._kernel, self._initrd = None, memoryview(b"")
         self._booted = True
 
     def pause(self) -> None:
@@ -429,6 +463,7 @@ class Machine:
         if self._stopped or self._on_vcpu_thread():
             return
         self._stopped = True
+        _RUNNING.discard(self)
         self._serial_output.release()
         for thread in self.threads:
             if thread.thread.is_alive():
@@ -524,12 +559,14 @@ class Machine:
             return self._save()
 
     def _save(self) -> MachineState:
+        kind = {"processor": to_tree(self._processor)}
         if self._channels is None:
-            return save_parts(self.board, self.threads, self._vm)
+            state = save_parts(self.board, self.threads, self._vm)
+            return MachineState({**state.tree, **kind})
         with self._channels.still():
             state = save_parts(self.board, self.threads, self._vm)
             agent = AgentLink(self._agent.save(), self._channels.save())
-        return MachineState({**state.tree, "agent": to_tree(agent)})
+        return MachineState({**state.tree, **kind, "agent": to_tree(agent)})
 
     def restore(self, state: MachineState) -> None:
         """Put a saved state back, instead of booting. Raises StateError."""
@@ -540,6 +577,8 @@ class Machine:
         agent = state.tree.get("agent") if isinstance(state.tree, dict) else None
         if (agent is None) != (self._channels is None):
             raise StateError("only one of the saved machine and this one has an agent")
+        kind = state.tree.get("processor") if isinstance(state.tree, dict) else None
+        from_tree(ProcessorKind, kind, "processor").check(self._processor)
         link = from_tree(AgentLink, agent, "agent") if agent is not None else None
         restore_parts(state, self.board, self.threads, self._vm)
         if link is not None and self._channels is not None:
@@ -571,8 +610,20 @@ class Machine:
                 instant = disk.instant()
                 undo.callback(instant.close)
                 disks.append(instant)
+            code = self._vm.share()
             undo.pop_all()
-        return Seed(self.config, state, memory, disks, taken)
+        return Seed(self.config, state, memory, disks, taken, code)
+
+    def grow(self, seed: Seed, identity: Identity) -> Self:
+        """Return a paused copy from `seed`, on this machine's engine.
+
+        It may be called in a forked process, whose only machine the copy is then.
+        """
+        return type(self).from_seed(seed, identity, engine=self._engine)
+
+    def keep_from_children(self) -> None:
+        """Leave this machine's memory out of processes forked from now on; after `seed`."""
+        self._memory.host.keep_from_children()
 
     def fork(self, count: int = 1, *, start: bool = False) -> list[Self]:
         """Return `count` copies of this machine, as it is now; each is stopped on its own.
@@ -636,8 +687,11 @@ class Machine:
             for name, part in self.board.parts.items()
             if isinstance(part, VirtioMmio) and part.failure
         }
+        entry = self.control.first_entry
         return {
             "engine": self._engine.name,
+            # What our own process took before the guest ran at all.
+            "cpu_ms_before_guest": round(entry[1] * 1000, 1) if entry else None,
             **cpus,
             "devices": {name: c for name, c in devices.items() if c["reads"] or c["writes"]},
             "unclaimed": {name: count for name, count in unclaimed.items() if count},
@@ -669,34 +723,39 @@ def _complete(
     )
 
 
-def _read_boot_files(config: MachineConfig) -> tuple[KernelImage | None, bytes]:
+def _read_boot_files(config: MachineConfig) -> tuple[KernelImage | None, memoryview]:
     """Return the kernel, if there is one, and the initrd."""
+    nothing = memoryview(b"")
     if config.kernel is None:
-        return None, b""
+        return None, nothing
     kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels")
-    return kernel, _read_initrd(config.initrd) if config.initrd is not None else b""
+    return kernel, _read_initrd(config.initrd, config.memory) if config.initrd else nothing
 
 
-def _read_initrd(path: Path) -> bytes:
+def _read_initrd(path: Path, memory: int) -> memoryview:
     try:
-        return path.read_bytes()
+        size = path.stat().st_size
+        if size > memory:
+            # Not read first: it may be a disk image by mistake, and take a minute.
+            raise GuestImageError(
+                f"the initrd {path} of {format_size(size)} does not fit into "
+                f"{format_size(memory)} of memory",
+                hint="give the machine more memory (--memory) or a smaller initrd",
+                path=path,
+            )
+        return map_file(path)[0]
     except OSError as fault:
         raise GuestImageError(
             f"cannot read the initrd {path}: {fault.strerror}", hint="check the path", path=path
         ) from fault
 
 
-def _boot_files(image: str) -> Any:
+def _boot_files(image: str) -> BootFiles:
     """Return kernel, initrd and command line of the image called `image`.
 
-    Images are a layer above this one, so that the module is found by its
-    name, as a registry finds a plug-in.
+    Raises NotFoundError with the known names, and what making the image raises.
     """
-    import importlib
-
-    if image != "micro":
-        raise NotFoundError(f"no image called {image!r}", hint="known: micro")
-    return importlib.import_module("ringzero.image.micro").ensure()
+    return IMAGES.get(image)()
 
 
 def _choose_engine(name: str) -> Engine:

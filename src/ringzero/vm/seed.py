@@ -10,19 +10,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ringzero.config.machine import MachineConfig
 from ringzero.host.memory import MemoryImage
+from ringzero.records import field, record
 from ringzero.vm.state import MachineState
 
 if TYPE_CHECKING:
     from ringzero.disk.instant import InstantDisk
 
 
-@dataclass(frozen=True)
+@record
 class Seed:
     """Configuration, state, memory and disks of a machine at `taken`, UTC in nanoseconds.
 

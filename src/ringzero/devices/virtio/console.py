@@ -9,10 +9,10 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ringzero.devices.virtio.device import VIRTIO_DEVICES, VirtioDevice
 from ringzero.errors import DeviceError, StateError
+from ringzero.records import record
 
 FEATURE_SIZE, FEATURE_MULTIPORT, FEATURE_EMERGENCY_WRITE = 1, 2, 4
 DEVICE_READY, PORT_ADD, PORT_READY, CONSOLE_PORT = 0, 1, 3, 4
@@ -30,7 +30,7 @@ MAX_REQUEST = 1024 * 1024
 MAX_PENDING_CONTROL = 1024
 
 
-@dataclass(frozen=True)
+@record
 class PortState:
     """Whether the guest knows the port, who has it open, and bytes that wait for the guest."""
 
@@ -40,7 +40,7 @@ class PortState:
     backlog: bytes
 
 
-@dataclass(frozen=True)
+@record
 class ConsoleState:
     """The terminal's size, the ports, control messages that wait for the guest's buffers."""
 

@@ -24,7 +24,7 @@ from ringzero.disk.contract import (
 )
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import FileStorage, Storage, Window
-from ringzero.disk.vectors import Views
+from ringzero.disk.vectors import Views, total
 from ringzero.errors import DiskFormatError, InvalidValueError
 
 
@@ -99,6 +99,12 @@ class RawDisk(Disk):
 
     def _read(self, offset: int, views: Views) -> None:
         self.storage.read_into(offset, views)
+
+    def _read_cached(self, offset: int, views: Views) -> bool:
+        return self.storage.read_cached(offset, views)
+
+    def _announce(self, offset: int, views: Views) -> None:
+        self.storage.announce(offset, total(views))
 
     def _write(self, offset: int, views: Views) -> None:
         self.storage.write(offset, views)

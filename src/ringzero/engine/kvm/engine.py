@@ -25,6 +25,7 @@ class KvmEngine(Engine):
 
     name = "kvm"
     keeps_apics = True
+    likes_large_pages = True
 
     def __init__(self) -> None:
         self._system: kvm.KvmSystem | None = None

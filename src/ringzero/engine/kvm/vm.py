@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -52,6 +53,9 @@ class KvmVm(Vm):
         self._tsc_offsets: list[int] = []
         self._vcpus: list[KvmVcpu] = []
         self._doorbells: Doorbells | None = None
+        self.gathered: kvm.CoalescedPage | None = None
+        self._gatherers: list[tuple[bool, int, int, Callable[[int, int, int], None]]] = []
+        self._delivering = threading.Lock()
         self._closed = False
         self._tracking = False
         self.fd.call_wide(kvm.SET_TSS_ADDR, TSS_ADDRESS)
@@ -135,6 +139,7 @@ class KvmVm(Vm):
         vcpu = KvmVcpu(self, index, interrupts)
         vcpu.set_cpuid(x86_cpuid.for_vcpu(self._leaves, index))
         self._vcpus.append(vcpu)
+        self._open_ring(vcpu)
         if index == 0:
             self.follow_tsc(vcpu)
         return vcpu
@@ -190,7 +195,36 @@ class KvmVm(Vm):
         self.fd.set(kvm.IOEVENTFD, request)
         return True
 
+    def gather_writes(
+        self, port: bool, address: int, size: int, write: Callable[[int, int, int], None]
+    ) -> bool:
+        if not self.system.check(kvm.CAP_COALESCED_PIO if port else kvm.CAP_COALESCED_MMIO):
+            return False
+        zone = kvm.CoalescedZone(addr=address, size=size, pio=port)
+        self.fd.set(kvm.REGISTER_COALESCED_MMIO, zone)
+        self._gatherers.append((port, address, address + size, write))
+        return True
+
+    def _open_ring(self, vcpu: KvmVcpu) -> None:
+        """Find the ring of gathered writes, which every vCPU's mapping shows."""
+        offset = self.system.check(kvm.CAP_COALESCED_MMIO)
+        if offset and self.gathered is None:
+            self.gathered = kvm.CoalescedPage(vcpu.descriptor, offset)
+
+    def deliver_gathered(self) -> None:
+        """Pass on the gathered writes; returns when those before this moment have arrived."""
+        ring = self.gathered
+        if ring is None:
+            return
+        # Whoever comes second waits until the first has passed on what it took.
+        with self._delivering:
+            for port, address, width, value in ring.drain():
+                for of_port, start, end, write in self._gatherers:
+                    if of_port == port and start <= address < end:
+                        write(address, width, value)
+
     def settle(self) -> None:
+        self.deliver_gathered()
         if self._doorbells is not None:
             self._doorbells.settle()
 
@@ -216,6 +250,8 @@ class KvmVm(Vm):
         self._closed = True
         if self._doorbells is not None:
             self._doorbells.close()
+        # It looks at a vCPU's mapping.
+        self.gathered = None
         for vcpu in self._vcpus:
             vcpu.close()
         self.fd.close()

@@ -7,16 +7,16 @@ leaves from Linux Documentation/virt/kvm/x86/cpuid.rst.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from math import gcd
 
 from ringzero.errors import InvalidValueError
+from ringzero.records import record, replace
 
 INTEL, AMD = "GenuineIntel", "AuthenticAMD"
 KVM_SIGNATURE = "KVMKVMKVM"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CpuidLeaf:
     """One answer of CPUID; `index` is the subleaf (ECX) or None where ECX is ignored."""
 
@@ -60,6 +60,8 @@ FEATURES: dict[str, tuple[int, int | None, str, int]] = {
     "xsave": (1, None, "ecx", 26),
     "rdrand": (1, None, "ecx", 30),
     "hypervisor": (1, None, "ecx", 31),
+    # The APIC timer never stops: without it Linux keeps ticking when idle.
+    "arat": (6, None, "eax", 2),
     "fsgsbase": (7, 0, "ebx", 0),
     "smep": (7, 0, "ebx", 7),
     "erms": (7, 0, "ebx", 9),
@@ -75,7 +77,7 @@ FEATURES: dict[str, tuple[int, int | None, str, int]] = {
 }
 
 # KVM gives these whatever the host's CPU has, and older kernels do not list them.
-ALWAYS_EMULATED = frozenset({"hypervisor", "x2apic", "tsc_deadline_timer"})
+ALWAYS_EMULATED = frozenset({"hypervisor", "x2apic", "tsc_deadline_timer", "arat"})
 # Bits of leaf 1 EDX that an AMD CPU repeats in leaf 0x80000001 EDX (APM vol. 3, E.4.2).
 AMD_REPEATED = 0x0183F3FF
 
@@ -89,7 +91,7 @@ APIC_HZ = 1_000_000_000
 VIRTUAL_BITS = 48
 
 
-@dataclass(frozen=True)
+@record
 class CpuModel:
     """A named set of features; `signatures` gives leaf 1 EAX for each vendor."""
 
@@ -239,6 +241,7 @@ def _model_leaves(
     for index, (kind, level, ways, sets) in enumerate(caches):
         put(4, index, kind | level << 5 | 1 << 8, (ways - 1) << 22 | 63, sets - 1, 0)
     put(4, len(caches), 0, 0, 0, 0)
+    put(6, None, 0, 0, 0, 0)
     put(7, 0, 0, 0, 0, 0)
     if "xsave" in features:
         put(0xD, 0, XSTATE_MASK, XSTATE_SIZE, XSTATE_SIZE, 0)
