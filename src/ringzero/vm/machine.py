@@ -43,7 +43,15 @@ from ringzero.host.files import map_file
 from ringzero.records import record, replace
 from ringzero.settings import CACHE_DIR
 from ringzero.units import format_size
-from ringzero.vm.agent import PORTS, STDIN, Agent
+from ringzero.vm.agent import (
+    MAX_SLOTS,
+    PORTS,
+    STDIN,
+    TTY,
+    Agent,
+    port_name,
+    slot_ports,
+)
 from ringzero.vm.channels import PortChannels
 from ringzero.vm.debugger import Debugger
 from ringzero.vm.exit import PANIC_MARK, Exit, ExitReason
@@ -296,7 +304,13 @@ class Machine:
         self._ports = [port]
         self._channels: PortChannels | None = None
         if self.config.agent:
-            channels = PortChannels(PORTS, closed=(STDIN,))
+            further = range(1, MAX_SLOTS)
+            channels = PortChannels(
+                PORTS,
+                closed=[port_name(STDIN, slot) for slot in range(MAX_SLOTS)],
+                slots=[slot_ports(slot) for slot in further],
+                terminals=[port_name(TTY, slot) for slot in further],
+            )
             self._agent = Agent(channels)
             channels.receive = self._agent.receive
             self._channels = channels
