@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import PAGE_SHIFT, GuestMemory
@@ -19,6 +19,10 @@ from ringzero.isa.x86.cpu import CpuidEntry
 from ringzero.isa.x86.cpuid import CpuidLeaf, for_vcpu
 from ringzero.isa.x86.view import StructView
 from ringzero.jit.tables import COUNTERS, Translator
+from ringzero.settings import DEBUG
+
+if TYPE_CHECKING:
+    from ringzero.engine.soft.reveal import Revealer
 
 # MAXPHYADDR: as CPUID leaf 80000008h of the CPU models says.
 PHYSICAL_BITS = 48
@@ -30,6 +34,8 @@ CODE_SIZE = 64 << 20
 CODE_BASE = 0x1000_0000
 # Translating costs about as much as interpreting three times.
 HOT = 3
+# The lowest level of RINGZERO_DEBUG that is about translated code.
+LEAST_REVEALING = 2
 
 
 class SoftVm(Vm):
@@ -45,7 +51,7 @@ class SoftVm(Vm):
         # A u64 per page of RAM: the CodePage of its translations.
         self._code_pages = mmap.mmap(-1, max(mmap.PAGESIZE, (memory.size >> PAGE_SHIFT) * 8))
         self.code_pages = ctypes.addressof(ctypes.c_char.from_buffer(self._code_pages))
-        self._code_words = memoryview(self._code_pages).cast("Q")
+        self.code_words = memoryview(self._code_pages).cast("Q")
         self._code = ExecutableMemory(CODE_SIZE, CODE_BASE)
         # A byte per page of RAM: 1 when saved translations were looked for.
         self._sought = ctypes.create_string_buffer(max(1, memory.size >> PAGE_SHIFT))
@@ -58,9 +64,10 @@ class SoftVm(Vm):
         self.translator.region_end = self.translator.data = self._code.address + CODE_SIZE
         self.translator.hot = HOT
         self.translator.code_pages_size = len(self._code_pages)
-        self._translations = Translations(engine, self.translator)
+        self.translations = Translations(engine, self.translator)
         if self._code.address == CODE_BASE:
-            self._translations.load()
+            self.translations.load()
+        self.revealer = self._make_revealer()
         self._tsc_offset = -engine.read_host_tsc(0)
         self._vcpus: list[SoftVcpu] = []
         self._tables: list[Any] = []
@@ -139,7 +146,7 @@ class SoftVm(Vm):
             return
         first = self.memory.offset_of(gpa, count) >> PAGE_SHIFT
         last = (self.memory.offset_of(gpa, count) + count - 1) >> PAGE_SHIFT
-        words = self._code_words
+        words = self.code_words
         if any(words[first : last + 1]):
             for page in range(first, last + 1):
                 words[page] = 0
@@ -156,8 +163,18 @@ class SoftVm(Vm):
         offset = self._vcpus[0].cpu.tsc_offset if self._vcpus else self._tsc_offset
         return (self.engine.read_host_tsc(0) + offset) & ((1 << 64) - 1)
 
+    def _make_revealer(self) -> Revealer | None:
+        """Return what describes translated blocks, where RINGZERO_DEBUG asks for that."""
+        if DEBUG.get() < LEAST_REVEALING:
+            return None
+        from ringzero.engine.soft.reveal import Revealer, Wanted
+
+        return Revealer(self, Wanted.from_settings())
+
     def close(self) -> None:
+        if self.revealer is not None and self._vcpus:
+            self.revealer.look(self._vcpus[0].cpu)
         if self._code.address == CODE_BASE:
-            self._translations.save(self._code_words, self.memory)
+            self.translations.save(self.code_words, self.memory)
         self._vcpus.clear()
         self._code.close()
