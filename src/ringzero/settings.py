@@ -55,6 +55,10 @@ def _xdg_machines() -> Path:
     return _xdg("XDG_STATE_HOME", ".local/state") / "machines"
 
 
+def _xdg_data() -> Path:
+    return _xdg("XDG_DATA_HOME", ".local/share")
+
+
 CACHE_DIR = Setting(
     "RINGZERO_CACHE_DIR", Path, _xdg_cache, "directory for compiled engines, translations, images"
 )
@@ -69,6 +73,12 @@ BACKING_DIRS = Setting(
     _paths,
     lambda: (),
     "directories, separated by colons, that names in disk images may lead to",
+)
+DATA_DIR = Setting(
+    "RINGZERO_DATA_DIR",
+    lambda text: Path(text).absolute(),
+    _xdg_data,
+    "directory for what is kept: snapshots",
 )
 DEBUG = Setting(
     "RINGZERO_DEBUG",

@@ -1,5 +1,6 @@
 """Instants of a disk: whatever is written afterwards, they read as they were."""
 
+import os
 import random
 import threading
 
@@ -136,3 +137,56 @@ def test_reading_beside_a_writer(live):
         finally:
             ended.set()
             writer.join()
+
+
+def test_another_process_reads(live):
+    """What the original overwrites after a fork, or after newer instants, a child still reads."""
+    live.write(0, b"\1" * SIZE)
+    old = live.instant()
+    live.write(CLUSTER, b"\2" * CLUSTER)
+    with live.instant() as instant:
+        chain = [(old, b"\1" * SIZE)]
+        chain.append((instant, b"\1" * CLUSTER + b"\2" * CLUSTER + b"\1" * (SIZE - 2 * CLUSTER)))
+        readers = [one.share() for one, _ in chain]
+        children = []
+        for one, content in chain:
+            go, wait = os.pipe(), os.pipe()
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    os.write(wait[1], b"x")
+                    os.read(go[0], 1)
+                    disk = one.grow()
+                    status = 0 if disk.disk.read(0, SIZE) == content else 2
+                    os.write(wait[1], b"x")
+                    os.read(go[0], 1)
+                finally:
+                    os._exit(status)
+            children.append((child, go, wait))
+        for one in readers:
+            one.complete()
+        for _, _, wait in children:
+            os.read(wait[0], 1)
+        dice = random.Random(1)
+        model = bytearray(live.disk.read(0, SIZE))
+        newer = []
+        for _ in range(40):
+            newer.append((live.instant(), bytes(model)))
+            change(live, model, dice)
+        for _, go, wait in children:
+            os.write(go[1], b"x")
+            os.read(wait[0], 1)
+            os.write(go[1], b"x")
+        for child, go, wait in children:
+            assert os.waitpid(child, 0)[1] == 0
+            for end in (*go, *wait):
+                os.close(end)
+        assert old.read(0, SIZE) == b"\1" * SIZE
+    old.close()
+    for one, content in newer:
+        assert one.read(0, SIZE) == content
+        one.close()
+    # The readers are gone: nothing is kept for them any more.
+    live.write(0, b"x" * 512)
+    assert not live._readers and live._newest is None

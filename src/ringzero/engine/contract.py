@@ -22,7 +22,7 @@ from ringzero.registry import Registry
 class _Access:
     """A port or MMIO access; made so often that it is no record, but the same to its users."""
 
-    __slots__: tuple[str, ...] = ()
+    __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self._values() == other._values()
@@ -31,10 +31,13 @@ class _Access:
         return hash(self._values())
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}{self._values()}"
+        names: tuple[str, ...] = type(self).__slots__
+        shown = ", ".join(f"{name}={getattr(self, name):#x}" for name in names)
+        return f"{type(self).__name__}({shown})"
 
     def _values(self) -> tuple[int, ...]:
-        return tuple(getattr(self, name) for name in type(self).__slots__)
+        names: tuple[str, ...] = type(self).__slots__
+        return tuple(getattr(self, name) for name in names)
 
 
 class PortRead(_Access):
@@ -244,6 +247,19 @@ class Vm(ABC):
         """Return the numbers of the guest pages that vCPUs wrote since the last call, sorted."""
         raise EngineError("this engine does not track dirty pages")
 
+    def share(self) -> Any:
+        """With vCPUs stopped: return what clones in this process may take over, or None.
+
+        It has `close`, and stays good whatever becomes of this machine.
+        """
+        return None
+
+    def adopt(self, code: Any) -> None:  # noqa: B027 - an engine without anything to share
+        """Before the first vCPU is made: take over what the original's `share` returned.
+
+        None is nothing to take over.
+        """
+
     def save(self) -> Any:
         """Return what the engine keeps for the whole machine, as plain state, or None."""
         return None
@@ -298,5 +314,5 @@ class Engine(ABC):
 
 
 ENGINES: Registry[type[Engine]] = Registry(
-    "engine", "ringzero.engine", support=("contract", "info", "select")
+    "engine", "ringzero.engine", support=("contract", "info", "select", "shutdown")
 )

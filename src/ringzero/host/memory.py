@@ -375,22 +375,24 @@ _MAP_FIXED_NOREPLACE = 0x100000
 class ExecutableMemory:
     """`size` bytes of memory below 2 GiB that can be written and run.
 
-    They lie at `wanted` where that is free, else anywhere. Raises HostError.
+    They lie at `wanted` where that is free, else anywhere, and are then `elsewhere` bytes if that
+    is given. Raises HostError.
     """
 
-    def __init__(self, size: int, wanted: int = 0) -> None:
-        self.size = size
+    def __init__(self, size: int, wanted: int = 0, elsewhere: int | None = None) -> None:
         protection = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_32BIT | _MAP_NORESERVE
         address = _LIBC.mmap(wanted, size, protection, flags | _MAP_FIXED_NOREPLACE, -1, 0)
         if address in (None, _FAILED):
+            size = elsewhere or size
             address = _LIBC.mmap(None, size, protection, flags, -1, 0)
-        if address in (None, ctypes.c_void_p(-1).value) or address + size > _LOW_LIMIT:
+        if address in (None, _FAILED) or address + size > _LOW_LIMIT:
             raise HostError(
                 "the host gives no executable memory for translated code",
                 hint="is a security policy (SELinux, grsecurity) forbidding writable code?",
                 size=size,
             )
+        self.size = size
         self.address: int = address
         # Whoever forgets to close must not use up the little that there is below 2 GiB.
         self._release = weakref.finalize(self, _LIBC.munmap, address, size)

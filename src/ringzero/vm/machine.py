@@ -43,7 +43,15 @@ from ringzero.host.files import map_file
 from ringzero.records import record, replace
 from ringzero.settings import CACHE_DIR
 from ringzero.units import format_size
-from ringzero.vm.agent import PORTS, STDIN, Agent
+from ringzero.vm.agent import (
+    MAX_SLOTS,
+    PORTS,
+    STDIN,
+    TTY,
+    Agent,
+    port_name,
+    slot_ports,
+)
 from ringzero.vm.channels import PortChannels
 from ringzero.vm.debugger import Debugger
 from ringzero.vm.exit import PANIC_MARK, Exit, ExitReason
@@ -54,10 +62,12 @@ from ringzero.vm.line import Console, Line
 from ringzero.vm.output import OutputBatch
 from ringzero.vm.runloop import RunControl, VcpuThread, Wanted
 from ringzero.vm.seed import Seed
-from ringzero.vm.state import AgentLink, MachineState, restore_parts, save_parts
+from ringzero.vm.state import AgentLink, MachineState, ProcessorKind, restore_parts, save_parts
 
 if TYPE_CHECKING:
-    from ringzero.disk.instant import LiveDisk
+    from ringzero.disk.instant import InstantDisk, LiveDisk
+    from ringzero.vm.snapshot import Snapshot
+    from ringzero.vm.store import Store
 
 # The name that Linux gives port 0 of the console device is hvc0, whatever we call it.
 CONSOLE_PORT_NAME = "org.ringzero.console"
@@ -136,14 +146,33 @@ class Machine:
         machine._create(config, engine, seed, identity)
         return machine
 
+    @classmethod
+    def on_disks(
+        cls,
+        config: MachineConfig,
+        disks: Sequence[InstantDisk],
+        identity: Identity | None = None,
+        *,
+        engine: Engine | None = None,
+    ) -> Self:
+        """Return a machine that boots on disks of its own with the content of `disks`."""
+        if identity is not None and identity.name is not None:
+            config = replace(config, name=identity.name)
+        machine = cls.__new__(cls)
+        machine._create(config, engine, None, identity, disks)
+        return machine
+
     def _create(
         self,
         config: MachineConfig,
         engine: Engine | None,
         seed: Seed | None = None,
         identity: Identity | None = None,
+        disks: Sequence[InstantDisk] | None = None,
     ) -> None:
         self.config = config
+        # Identifiers of the snapshots that the machine comes from, the latest first.
+        self.lineage: tuple[str, ...] = ()
         self.identity = identity or Identity(config.name)
         self._closing = contextlib.ExitStack()
         self.control = RunControl()
@@ -153,19 +182,21 @@ class Machine:
         self._clock_ahead: int | None = None
         with contextlib.ExitStack() as undo:
             undo.callback(self._closing.close)
-            self._build(engine, seed)
+            self._build(engine, seed, seed.disks if seed is not None else disks)
             if seed is not None:
                 self._grow(seed)
             undo.pop_all()
 
     # ---- building ---------------------------------------------------------
 
-    def _build(self, engine: Engine | None, seed: Seed | None) -> None:
+    def _build(
+        self, engine: Engine | None, seed: Seed | None, instants: Sequence[InstantDisk] | None
+    ) -> None:
         config = self.config
         board_type = BOARDS.get(config.board)
         # Everything that can be wrong with files is found before memory is taken.
         kernel, initrd = (None, memoryview(b"")) if seed is not None else _read_boot_files(config)
-        disks = self._open_disks() if seed is None else self._grow_disks(seed)
+        disks = self._open_disks() if instants is None else self._grow_disks(instants)
         self.disks = tuple(disks)
         self._engine = engine if engine is not None else _choose_engine(config.engine)
         memory = GuestMemory(
@@ -176,10 +207,12 @@ class Machine:
         self._closing.callback(memory.close)
         self.memory = MemoryAccess(memory)
         self._memory = memory
-        self._vm = self._engine.create_vm(
-            memory, _cpuid(self._engine, config.cpus), apics=self._engine.keeps_apics
-        )
+        leaves = _cpuid(self._engine, config)
+        self._vm = self._engine.create_vm(memory, leaves, apics=self._engine.keeps_apics)
+        self._processor = ProcessorKind.of(leaves, self._vm.tsc_hz)
         self._closing.callback(self._vm.close)
+        if seed is not None:
+            self._vm.adopt(seed.code)
         self._make_lines()
         self.board: Board = board_type(
             BoardParts(
@@ -222,9 +255,9 @@ class Machine:
             disks.append(live)
         return disks
 
-    def _grow_disks(self, seed: Seed) -> list[LiveDisk]:
+    def _grow_disks(self, instants: Sequence[InstantDisk]) -> list[LiveDisk]:
         disks = []
-        for instant in seed.disks:
+        for instant in instants:
             disk = instant.grow()
             self._closing.callback(disk.close)
             disks.append(disk)
@@ -271,7 +304,13 @@ class Machine:
         self._ports = [port]
         self._channels: PortChannels | None = None
         if self.config.agent:
-            channels = PortChannels(PORTS, closed=(STDIN,))
+            further = range(1, MAX_SLOTS)
+            channels = PortChannels(
+                PORTS,
+                closed=[port_name(STDIN, slot) for slot in range(MAX_SLOTS)],
+                slots=[slot_ports(slot) for slot in further],
+                terminals=[port_name(TTY, slot) for slot in further],
+            )
             self._agent = Agent(channels)
             channels.receive = self._agent.receive
             self._channels = channels
@@ -534,12 +573,14 @@ class Machine:
             return self._save()
 
     def _save(self) -> MachineState:
+        kind = {"processor": to_tree(self._processor)}
         if self._channels is None:
-            return save_parts(self.board, self.threads, self._vm)
+            state = save_parts(self.board, self.threads, self._vm)
+            return MachineState({**state.tree, **kind})
         with self._channels.still():
             state = save_parts(self.board, self.threads, self._vm)
             agent = AgentLink(self._agent.save(), self._channels.save())
-        return MachineState({**state.tree, "agent": to_tree(agent)})
+        return MachineState({**state.tree, **kind, "agent": to_tree(agent)})
 
     def restore(self, state: MachineState) -> None:
         """Put a saved state back, instead of booting. Raises StateError."""
@@ -550,6 +591,8 @@ class Machine:
         agent = state.tree.get("agent") if isinstance(state.tree, dict) else None
         if (agent is None) != (self._channels is None):
             raise StateError("only one of the saved machine and this one has an agent")
+        kind = state.tree.get("processor") if isinstance(state.tree, dict) else None
+        from_tree(ProcessorKind, kind, "processor").check(self._processor)
         link = from_tree(AgentLink, agent, "agent") if agent is not None else None
         restore_parts(state, self.board, self.threads, self._vm)
         if link is not None and self._channels is not None:
@@ -581,8 +624,9 @@ class Machine:
                 instant = disk.instant()
                 undo.callback(instant.close)
                 disks.append(instant)
+            code = self._vm.share()
             undo.pop_all()
-        return Seed(self.config, state, memory, disks, taken)
+        return Seed(self.config, state, memory, disks, taken, code)
 
     def grow(self, seed: Seed, identity: Identity) -> Self:
         """Return a paused copy from `seed`, on this machine's engine.
@@ -605,6 +649,7 @@ class Machine:
         with contextlib.ExitStack() as undo, self.seed() as seed:
             for _ in range(count):
                 child = type(self).from_seed(seed, engine=self._engine)
+                child.lineage = self.lineage
                 undo.callback(child.stop)
                 children.append(child)
             if start:
@@ -612,6 +657,21 @@ class Machine:
                     child.start()
             undo.pop_all()
         return children
+
+    def snapshot(self, name: str, *, memory: bool = True, store: Store | None = None) -> Snapshot:
+        """Save the machine as it is now under a name of its own; it runs on meanwhile.
+
+        `memory` False saves the disks only. Raises InvalidValueError where the name is
+        taken, and what `seed` raises.
+        """
+        from ringzero.vm.store import Store
+
+        return (store or Store()).save(self, name, memory=memory)
+
+    @property
+    def engine_name(self) -> str:
+        """The name of the CPU engine that the machine runs on."""
+        return self._engine.name
 
     # ---- statistics -------------------------------------------------------
 
@@ -644,8 +704,10 @@ class Machine:
         entry = self.control.first_entry
         return {
             "engine": self._engine.name,
-            # What our own process took before the guest ran at all.
+            # What our own process took before the guest ran at all; and when that was, by
+            # CLOCK_MONOTONIC in seconds.
             "cpu_ms_before_guest": round(entry[1] * 1000, 1) if entry else None,
+            "guest_entered_at": entry[0] if entry else None,
             **cpus,
             "devices": {name: c for name, c in devices.items() if c["reads"] or c["writes"]},
             "unclaimed": {name: count for name, count in unclaimed.items() if count},
@@ -718,9 +780,12 @@ def _choose_engine(name: str) -> Engine:
     return select.choose(name)
 
 
-def _cpuid(engine: Engine, cpus: int) -> tuple[Any, ...]:
+def _cpuid(engine: Engine, config: MachineConfig) -> tuple[Any, ...]:
     from ringzero.isa.x86 import cpuid
 
     return cpuid.build(
-        "x86-64-v2", vcpus=cpus, tsc_hz=engine.tsc_hz, supported=engine.supported_cpuid()
+        config.cpu,
+        vcpus=config.cpus,
+        tsc_hz=engine.tsc_hz,
+        supported=engine.supported_cpuid(),
     )

@@ -94,7 +94,7 @@ class Revealer:
         # Where host code begins, sorted: a block ends where the next one begins.
         saved: set[int] = set()
         self._starts = sorted(
-            block.code for page in vm.translations.loaded for block in _blocks_of(page, saved)
+            block.code for page in vm.saved_pages for block in _blocks_of(page, saved)
         )
 
     def look(self, cpu: Any) -> None:
@@ -105,7 +105,7 @@ class Revealer:
             return
         self._seen_at = now
         found = []
-        for number, page in enumerate(self._vm.code_words):
+        for number, page in enumerate(self._vm.space.words):
             if page:
                 found += [(number, block) for block in _blocks_of(page, self._seen)]
         self._starts = sorted({*self._starts, *(block.code for _, block in found)})

@@ -136,6 +136,7 @@ class SoftVcpu(Vcpu):
     def _run_once(self) -> Exit | None:
         kind = self._enter(self.address)
         self.cpu.count_exits += 1
+        self.vm.space.look()
         if self.vm.revealer is not None:
             self.vm.revealer.look(self.cpu)
         return self._kind_handlers[kind]()

@@ -61,9 +61,9 @@ def _grow(disk: VmdkDisk, wanted: list[int]) -> None:
         raise
     _describe(disk, lines)
     disk.add_parts(fresh)
-    part = disk.parts[last]
-    if isinstance(part, SparseExtent) and wanted[last] > old:
-        part._zero_new(old, wanted[last])
+    grown = disk.parts[last]
+    if isinstance(grown, SparseExtent) and wanted[last] > old:
+        grown._zero_new(old, wanted[last])
 
 
 def _shrink(disk: VmdkDisk, wanted: list[int]) -> None:
@@ -104,7 +104,8 @@ def _new_part(
             storage.truncate(length)
             storage.flush()
             return FlatExtent(storage, 0, length, read_only=False), line
-        lay_sparse(storage, length, zeroed_grain=first.zero_grains)
+        zeroed_grain = isinstance(first, SparseExtent) and first.zero_grains
+        lay_sparse(storage, length, zeroed_grain=zeroed_grain)
         storage.flush()
         return SparseExtent(storage, Header.read(storage), read_only=False), line
     except BaseException:
