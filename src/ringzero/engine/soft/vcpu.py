@@ -139,6 +139,8 @@ class SoftVcpu(Vcpu):
         kind = self._enter(self.address)
         self.cpu.count_exits += 1
         self.vm.space.look()
+        if self.vm.revealer is not None:
+            self.vm.revealer.look(self.cpu)
         return self._kind_handlers[kind]()
 
     def _finish_access(self) -> None:
