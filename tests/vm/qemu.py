@@ -208,6 +208,12 @@ class QemuMachine:
     def backlog(self, port):
         return self._input.backlog if port == STDIN and self._input is not None else 0
 
+    def hold(self, port, held):
+        pass
+
+    def extend(self, slot):
+        return False
+
     # For tests.
 
     def run(self, words, data=None, timeout=60):

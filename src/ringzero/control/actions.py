@@ -80,6 +80,10 @@ def execute(
     call: Call,
     words: list[str],
     stdin: bool = False,
+    tty: bool = False,
+    rows: int = 24,
+    columns: int = 80,
+    term: str = "linux",
 ) -> None:
     if not keeper.machine.config.agent:
         raise ConflictError(
@@ -91,13 +95,28 @@ def execute(
             f"machine {keeper.name!r} is paused", hint=f"`ringzero resume {keeper.name}`"
         )
     agent = keeper.machine.agent
-    command = agent.run(
-        words,
-        takes_input=stdin,
-        on_stdout=lambda data: call.write(STDOUT, data),
-        on_stderr=lambda data: call.write(STDERR, data),
-        on_exit=lambda status: call.finish({"status": status}),
-    )
+
+    def over(status: int) -> None:
+        call.finish({"status": status})
+
+    if tty:
+        rows, columns = _size(rows, columns)
+        command = agent.terminal(
+            words,
+            rows=rows,
+            columns=columns,
+            term=term,
+            on_output=lambda data: call.write(STDOUT, data),
+            on_exit=over,
+        )
+    else:
+        command = agent.run(
+            words,
+            takes_input=stdin,
+            on_stdout=lambda data: call.write(STDOUT, data),
+            on_stderr=lambda data: call.write(STDERR, data),
+            on_exit=over,
+        )
     call.on_pressure = command.hold_output
     _serve_command(call, command)
 
@@ -110,6 +129,8 @@ def _serve_command(call: Call, command: Command) -> None:
                 _take_input(call, command, frame)
             elif frame.content.get("event") == "signal":
                 command.signal(str(frame.content.get("name")))
+            elif frame.content.get("event") == "resize":
+                command.resize(*_event_size(frame))
     finally:
         if command.status is None:
             command.close_input()

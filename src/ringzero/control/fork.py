@@ -29,7 +29,7 @@ from ringzero.control.directory import VMM_LOG, Claim
 from ringzero.control.keeper import Keeper
 from ringzero.control.records import ExitRecord
 from ringzero.control.report import Reporter
-from ringzero.control.vmm import internal, keep
+from ringzero.control.vmm import internal, keep, take_over
 from ringzero.errors import ConflictError, ControlError, InvalidValueError, RingzeroError, from_dict
 from ringzero.host.process import set_title
 from ringzero.vm.identity import Identity
@@ -95,6 +95,7 @@ def _claim_all(keeper: Keeper, wanted: Sequence[str], *, free: bool) -> list[Cla
                     name,
                     keeper.machine.config,
                     image=record.image,
+                    command=record.command,
                     parent=keeper.name,
                     where=where,
                     again=directory.next_number if free else None,
@@ -172,6 +173,7 @@ def _live(origin: Keeper, seed: Any, claim: Claim, reporter: Reporter) -> int:
     except BaseException:
         machine.stop()
         raise
+    take_over(keeper)
     return keep(keeper, reporter)
 
 

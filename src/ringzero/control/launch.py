@@ -23,7 +23,7 @@ def launch(
     *,
     wait: bool = True,
     progress: Progress | None = None,
-    program: Sequence[str] = PROGRAM,
+    program: Sequence[str] | None = None,
 ) -> MachineDirectory:
     """Start the process of a machine whose directory is claimed; return when the guest is up.
 
@@ -33,7 +33,7 @@ def launch(
     directory = claim.directory
     reading, writing = os.pipe2(os.O_CLOEXEC)
     try:
-        _spawn(claim, writing, program)
+        _spawn(claim, writing, program or PROGRAM)
     except BaseException:
         os.close(reading)
         claim.discard()

@@ -28,12 +28,13 @@ class LogFile:
     def write(self, data: bytes) -> None:
         """Append `data`; from any thread."""
         with self._lock, contextlib.suppress(OSError):
+            if self._descriptor < 0:
+                return
             if self._size and self._size + len(data) > self._limit:
                 self._path.replace(previous(self._path))
                 os.close(self._descriptor)
                 self._open()
-            if self._descriptor >= 0:
-                self._size += os.write(self._descriptor, data)
+            self._size += os.write(self._descriptor, data)
 
     def close(self) -> None:
         """Close the file; what is written afterwards is dropped."""

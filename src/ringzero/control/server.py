@@ -155,6 +155,7 @@ class Connection:
         self._owner = owner
         self._name = name
         self._decoder = Decoder()
+        self._frames: deque[Frame] = deque()
         self.call: Call | None = None
         self.busy = False
 
@@ -171,8 +172,13 @@ class Connection:
                 self.send(encode_message({"error": fault.to_dict()}))
 
     def frames(self, *, patient: bool = False) -> Iterator[Frame]:
-        """Yield frames until the client leaves; a `patient` reader waits long between them."""
+        """Yield frames until the client leaves; a `patient` reader waits long between them.
+
+        A reader within a reader goes on where the outer one stands.
+        """
         while True:
+            while self._frames:
+                yield self._frames.popleft()
             self._link.settimeout(None if patient and not self._decoder.pending else PATIENCE)
             try:
                 data = self._link.recv(_READ)
@@ -180,7 +186,7 @@ class Connection:
                 return
             if not data:
                 return
-            yield from self._decoder.feed(data)
+            self._frames.extend(self._decoder.feed(data))
 
     def send(self, data: bytes) -> None:
         """Send bytes; waits for the client. Raises OSError."""

@@ -121,22 +121,37 @@ def _report_up(keeper: Keeper, reporter: Reporter) -> None:
             detail = f": {result.reason}\n{result.detail}" if result is not None else ""
             reporter.fail(GuestError("the guest ended before it could run anything" + detail))
             return
-        if keeper.record.command:
+        if keeper.record.command and not keeper.record.parent:
             _run_command(keeper)
     reporter.up()
 
 
 def _run_command(keeper: Keeper) -> None:
     """Run the machine's command in the guest; its end is the machine's."""
+    over = _end_with(keeper)
+    keeper.machine.agent.run(
+        keeper.record.command,
+        on_stdout=keeper.log,
+        on_stderr=keeper.log,
+        on_exit=over,
+        kept=True,
+    )
 
+
+def take_over(keeper: Keeper) -> None:
+    """In a copy of a machine: its command, if it has one, is the copy's too."""
+    if keeper.machine.config.agent:
+        for command in keeper.machine.agent.kept:
+            command.redirect(on_stdout=keeper.log, on_stderr=keeper.log, on_exit=_end_with(keeper))
+
+
+def _end_with(keeper: Keeper) -> Callable[[int], None]:
     def over(status: int) -> None:
         text = f"its command ended with status {status}"
         keeper.expect(ExitRecord("command", text, status, time.time()))
         threading.Thread(target=_finish, args=(keeper,), daemon=True).start()
 
-    keeper.machine.agent.run(
-        keeper.record.command, on_stdout=keeper.log, on_stderr=keeper.log, on_exit=over
-    )
+    return over
 
 
 def _finish(keeper: Keeper) -> None:

@@ -16,7 +16,6 @@ _PR_SET_NAME = 15
 # proc(5), /proc/PID/stat: field 3 is the first behind the name in parentheses; 22 is the
 # time of the start since the host's boot, in clock ticks.
 _STATE_FIELD, _START_FIELD = 3, 22
-_ZOMBIE = "Z"
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,10 @@ class ProcessIdentity:
             return True
 
     def wait(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds for the end of the process; whether it has ended."""
+        """Wait up to `timeout` seconds for the end of the process; whether it has ended.
+
+        It has when its last thread has: until then its files are open, its locks held.
+        """
         descriptor = self._open()
         if descriptor is None:
             return True
@@ -62,7 +64,11 @@ class ProcessIdentity:
             os.close(descriptor)
 
     def exists(self) -> bool:
-        """Whether the process runs."""
+        """Whether any thread of the process runs."""
+        return not self.wait(0)
+
+    def _is_current(self) -> bool:
+        """Whether the number still means this process, which may have ended."""
         return self.boot == boot_id() and _start_time(self.pid) == self.started
 
     def _open(self) -> int | None:
@@ -72,7 +78,7 @@ class ProcessIdentity:
         except (OSError, OverflowError, ValueError):
             return None
         # Looked at after the descriptor is held: the number cannot be given away between the two.
-        if self.exists():
+        if self._is_current():
             return descriptor
         os.close(descriptor)
         return None
@@ -92,8 +98,6 @@ def _start_time(pid: int) -> int | None:
         text = (_PROC / str(pid) / "stat").read_text()
         # The name in parentheses may hold anything, parentheses and spaces too.
         fields = text.rpartition(")")[2].split()
-        if fields[0] == _ZOMBIE:
-            return None
         return int(fields[_START_FIELD - _STATE_FIELD])
     except (OSError, ValueError, IndexError):
         return None

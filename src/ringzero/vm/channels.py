@@ -41,10 +41,28 @@ class ChannelsState:
 class PortChannels:
     """Implements `ringzero.vm.agent.Channels` over `ports`; `receive` is the agent's."""
 
-    def __init__(self, names: Sequence[str], closed: Sequence[str]) -> None:
-        """Make a port for each of `names`; the host's end of those in `closed` is shut."""
+    def __init__(
+        self,
+        names: Sequence[str],
+        closed: Sequence[str],
+        slots: Sequence[Sequence[str]] = (),
+        terminals: Sequence[str] = (),
+    ) -> None:
+        """Make a port for each of `names`, and for each of those in `slots`, which appear later.
+
+        The host's end of those in `closed` is shut; those in `terminals` are terminals.
+        """
+        self._slots = [tuple(slot) for slot in slots]
+        later = [name for slot in self._slots for name in slot]
         self.ports = [
-            ConsolePort(name, self._collector(name), connected=name not in closed) for name in names
+            ConsolePort(
+                name,
+                self._collector(name),
+                connected=name not in closed,
+                present=name in names,
+                terminal=name in terminals,
+            )
+            for name in (*names, *later)
         ]
         self.receive: Callable[[str, bytes], None] | None = None
         self._by_name = {port.name: port for port in self.ports}
@@ -56,8 +74,8 @@ class PortChannels:
         self._inbound: deque[tuple[str, bytes]] = deque()
         self._inbound_size = 0
         # For each port, bytes to send and changes of the connection, in order.
-        self._outbound: dict[str, deque[bytes | bool]] = {name: deque() for name in names}
-        self._outbound_size = dict.fromkeys(names, 0)
+        self._outbound: dict[str, deque[bytes | bool]] = {port.name: deque() for port in self.ports}
+        self._outbound_size = dict.fromkeys(self._outbound, 0)
         for port in self.ports:
             port.on_room = self._signal
         # Held while bytes are between the two sides.
@@ -101,6 +119,18 @@ class PortChannels:
             else:
                 self._held.discard(port)
         self._signal()
+
+    def extend(self, slot: int) -> bool:
+        """Have the ports of the `slot`th further slot appear; False where there are none."""
+        if not 0 < slot <= len(self._slots):
+            return False
+        for name in self._slots[slot - 1]:
+            self._by_name[name].appear()
+        return True
+
+    def resize(self, port: str, rows: int, columns: int) -> None:
+        """Tell the guest the size of a terminal."""
+        self._by_name[port].resize(rows, columns)
 
     def _signal(self) -> None:
         with self._wake:

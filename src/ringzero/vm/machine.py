@@ -43,7 +43,15 @@ from ringzero.host.files import map_file
 from ringzero.records import record, replace
 from ringzero.settings import CACHE_DIR
 from ringzero.units import format_size
-from ringzero.vm.agent import PORTS, STDIN, Agent
+from ringzero.vm.agent import (
+    MAX_SLOTS,
+    PORTS,
+    STDIN,
+    TTY,
+    Agent,
+    port_name,
+    slot_ports,
+)
 from ringzero.vm.channels import PortChannels
 from ringzero.vm.debugger import Debugger
 from ringzero.vm.exit import PANIC_MARK, Exit, ExitReason
@@ -199,7 +207,7 @@ class Machine:
         self._closing.callback(memory.close)
         self.memory = MemoryAccess(memory)
         self._memory = memory
-        leaves = _cpuid(self._engine, config.cpus)
+        leaves = _cpuid(self._engine, config)
         self._vm = self._engine.create_vm(memory, leaves, apics=self._engine.keeps_apics)
         self._processor = ProcessorKind.of(leaves, self._vm.tsc_hz)
         self._closing.callback(self._vm.close)
@@ -296,7 +304,13 @@ class Machine:
         self._ports = [port]
         self._channels: PortChannels | None = None
         if self.config.agent:
-            channels = PortChannels(PORTS, closed=(STDIN,))
+            further = range(1, MAX_SLOTS)
+            channels = PortChannels(
+                PORTS,
+                closed=[port_name(STDIN, slot) for slot in range(MAX_SLOTS)],
+                slots=[slot_ports(slot) for slot in further],
+                terminals=[port_name(TTY, slot) for slot in further],
+            )
             self._agent = Agent(channels)
             channels.receive = self._agent.receive
             self._channels = channels
@@ -690,8 +704,10 @@ class Machine:
         entry = self.control.first_entry
         return {
             "engine": self._engine.name,
-            # What our own process took before the guest ran at all.
+            # What our own process took before the guest ran at all; and when that was, by
+            # CLOCK_MONOTONIC in seconds.
             "cpu_ms_before_guest": round(entry[1] * 1000, 1) if entry else None,
+            "guest_entered_at": entry[0] if entry else None,
             **cpus,
             "devices": {name: c for name, c in devices.items() if c["reads"] or c["writes"]},
             "unclaimed": {name: count for name, count in unclaimed.items() if count},
@@ -764,9 +780,12 @@ def _choose_engine(name: str) -> Engine:
     return select.choose(name)
 
 
-def _cpuid(engine: Engine, cpus: int) -> tuple[Any, ...]:
+def _cpuid(engine: Engine, config: MachineConfig) -> tuple[Any, ...]:
     from ringzero.isa.x86 import cpuid
 
     return cpuid.build(
-        "x86-64-v2", vcpus=cpus, tsc_hz=engine.tsc_hz, supported=engine.supported_cpuid()
+        config.cpu,
+        vcpus=config.cpus,
+        tsc_hz=engine.tsc_hz,
+        supported=engine.supported_cpuid(),
     )
