@@ -67,7 +67,9 @@ class Fake(FakeMachine):
 class Seed:
     def __init__(self, config):
         self.config = config
-        self.disks = ()
+
+    def share(self):
+        return []
 
     def __enter__(self):
         return self

@@ -122,7 +122,7 @@ def _fork_middle(keeper: Keeper, claims: Sequence[Claim], report: int) -> int:
     # At the fork no device may be at work, and no lock of a disk held.
     with machine.frozen(), machine.seed() as seed:
         machine.keep_from_children()
-        readers = [disk.share() for disk in seed.disks]
+        readers = seed.share()
         try:
             number = os.fork()
             if number == 0:

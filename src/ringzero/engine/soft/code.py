@@ -67,6 +67,10 @@ class SharedCode:
     saved: tuple[int, ...]
     owner: Any
 
+    def share(self) -> None:
+        """Be good in processes forked from now on; arenas are private memory, and copied there."""
+        self.tables.share()
+
     def close(self) -> None:
         """Let go of the arenas; clones keep theirs."""
         self.tables.close()
