@@ -47,7 +47,7 @@ RIG_IMAGES = @mkdir -p $(RIG_CACHE) && \
 test-kvm: $(VENV)/.development ## test the KVM engine, under QEMU's emulation of KVM hardware
 	$(RIG_IMAGES)
 	$(RIG) --pip llvmlite --pip pytest --pip pytest-timeout --pip hypothesis -- \
-		env RINGZERO_CACHE_DIR=/out python3 -m pytest -m kvm tests/host tests/engine tests/vm $(ARGS)
+		env RINGZERO_CACHE_DIR=/out python3 -m pytest -m "kvm and not engine and not speed" tests/host tests/engine tests/vm $(ARGS)
 
 bench-kvm: $(VENV)/.development ## measure the KVM engine beside QEMU's, in the same rig
 	$(RIG_IMAGES)

@@ -217,6 +217,22 @@ def fresh_writes(directory: Path, wanted: Callable[[str], bool]) -> Iterator[Row
             yield request_row(title, size, count, mine, theirs)
 
 
+def holes(directory: Path, wanted: Callable[[str], bool]) -> Iterator[Row]:
+    """Reading where nothing was ever written, as a guest does that looks for file systems."""
+    for format_name in FORMATS:
+        path = directory / f"empty.{format_name}"
+        for depth in (1, 16):
+            title = f"{format_name} 4k random read d{depth} empty"
+            if not wanted(title):
+                continue
+            create_disk(path, format_name, SIZE, overwrite=True)
+            load = {"size": SMALL, "count": SMALL_COUNT, "writing": False, "depth": depth}
+            mine = min(ours(path, format_name, **load) for _ in range(ROUNDS))
+            theirs = min(peer(path, format_name, **load) for _ in range(ROUNDS))
+            yield request_row(title, SMALL, SMALL_COUNT, mine, theirs)
+        path.unlink(missing_ok=True)
+
+
 def chain(directory: Path, wanted: Callable[[str], bool]) -> Iterator[Row]:
     """Opening a chain of 10, in processor time; the peer's is what it adds to one layer's."""
     title = f"qcow2 open chain of {CHAIN}"
@@ -317,7 +333,7 @@ def timed(command: list[str], source: Path, out: Path, cold: bool) -> float:
     return took
 
 
-TABLE = (requests, fresh_writes, chain, convert)
+TABLE = (requests, holes, fresh_writes, chain, convert)
 
 
 def main() -> None:

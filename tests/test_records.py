@@ -73,6 +73,16 @@ def test_each_object_has_its_own_default():
     assert Point(1).tags is not Point(1).tags
 
 
+def test_a_secret_is_not_shown():
+    @record
+    class Secret:
+        name: str
+        key: bytes = records.field(default_factory=lambda: b"s3cret", repr=False)
+
+    assert repr(Secret("n")) == f"{Secret.__qualname__}(name='n')"
+    assert Secret("n") != Secret("n", b"other")
+
+
 def test_inheritance_and_replace():
     named = Named(1, name="q")
     assert (named.x, named.name, named.sum) == (1, "q", 3)

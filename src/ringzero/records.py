@@ -20,13 +20,14 @@ T = TypeVar("T")
 class _Factory:
     """A default that is made anew for each object."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
+    def __init__(self, make: Callable[[], Any], shown: bool) -> None:
         self.make = make
+        self.shown = shown
 
 
-def field(*, default_factory: Callable[[], T]) -> T:
-    """As in `dataclasses`: the default of a field, made for each object."""
-    return _Factory(default_factory)  # type: ignore[return-value]
+def field(*, default_factory: Callable[[], T], repr: bool = True) -> T:
+    """As in `dataclasses`: the default of a field, made for each object; secrets hide in repr."""
+    return _Factory(default_factory, repr)  # type: ignore[return-value]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -93,7 +94,12 @@ def _values(self: Any) -> tuple[Any, ...]:
 
 
 def _repr(self: Any) -> str:
-    shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__match_args__)
+    kind = type(self)
+    shown = ", ".join(
+        f"{name}={getattr(self, name)!r}"
+        for name in self.__match_args__
+        if getattr(getattr(kind, name, None), "shown", True)
+    )
     return f"{type(self).__qualname__}({shown})"
 
 

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from ringzero.disk import OverlayDisk, create_disk, open_disk
+from ringzero.disk.mapped import SPOT_ABSENT
 
 MIB = 1 << 20
 SIZE = 32 * MIB
@@ -71,7 +72,7 @@ def test_small_requests_reach_what_was_written_at_once(base):
     with open_disk(path, throw_away=True) as disk:
         disk.write(7 * MIB + 512, b"here" * 128)
         assert disk._spot(7 * MIB + 512, 512, True) is not None
-        assert disk._spot(8 * MIB, 512, False) is None
+        assert disk._spot(8 * MIB, 512, False) == SPOT_ABSENT
         model[7 * MIB + 512 : 7 * MIB + 1024] = b"here" * 128
         for at in range(7 * MIB - 512, 7 * MIB + 4096, 512):
             assert disk.read(at, 512) == model[at : at + 512]

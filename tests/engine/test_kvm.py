@@ -8,11 +8,12 @@ import time
 import pytest
 
 from ringzero.core.memory import GuestMemory
-from ringzero.engine.contract import Halt, Kicked, MmioWrite, PortWrite, Usability
+from ringzero.engine.contract import Halt, Kicked, MmioWrite, PortWrite, Shutdown, Usability
 from ringzero.engine.kvm import engine as kvm_engine_module
 from ringzero.engine.kvm.engine import KvmEngine, open_system
 from ringzero.engine.kvm.probe import measure_mips
 from ringzero.errors import EngineError, EngineUnavailableError
+from ringzero.host import kvm
 from ringzero.isa.x86 import cpuid
 from ringzero.isa.x86.state import MP_UNINITIALIZED, CpuState
 from tests.engine import guest as toolkit
@@ -120,6 +121,23 @@ class TestKernelApics:
         assert run_to(vcpu, 0x10)[-1] == (0x10, 1)
         threading.Timer(0.1, vm.send_message, [0xFEE00000, 0x4041]).start()
         assert run_to(vcpu, 0x10)[-1] == (0x10, 0x41)
+
+    def test_the_end_of_a_level_triggered_interrupt_is_told(self, vm):
+        vcpu, ended = vm.create_vcpu(0, None), []
+        vm.on_eoi = ended.append
+        for vector in (0x41, 0x52, 0x63):
+            handler = f"mov al, {vector}\nout 0x10, al\nmov dword ptr [rdi + 0xb0], 0\niretq"
+            gate(vm.memory, vector, 0x9000 + vector, handler)
+        text = ENABLE_APIC + "mov al, 1\nout 0x10, al\nsti\nagain: hlt\njmp again"
+        vm.memory.write(CODE, assemble(text, 64))
+        vcpu.set_state(long_mode())
+        run_to(vcpu, 0x10)
+        for vector, trigger in ((0x41, 0xC000), (0x52, 0xC000), (0x41, 0xC000), (0x63, 0x4000)):
+            assert vm.send_message(0xFEE00000, trigger | vector)
+            assert run_to(vcpu, 0x10)[-1] == (0x10, vector)
+            threading.Timer(0.3, vcpu.kick).start()
+            assert isinstance(vcpu.run(), Kicked)
+        assert ended == [0x41, 0x52, 0x41]
 
     def test_a_message_to_nobody(self, vm):
         vm.create_vcpu(0, None).set_state(long_mode())
@@ -252,6 +270,51 @@ class TestGatheredWrites:
         assert isinstance(vcpu.run(), Kicked)
         vm.settle()
         assert seen == [(MMIO + 0x100, 1, 9)]
+
+
+class TestDirtyRing:
+    @pytest.fixture
+    def ringed(self, kvm_engine):
+        if not kvm_engine.system.check(kvm.CAP_DIRTY_LOG_RING):
+            pytest.skip("this KVM has no dirty ring")
+        guest = toolkit.build(KvmEngine(dirty_ring=1024))
+        toolkit.write_long_tables(guest.memory)
+        yield guest
+        guest.vm.close()
+        guest.memory.close()
+
+    def test_what_was_written_is_told_once(self, ringed):
+        ringed.vm.track_dirty(True)
+        text = "mov [0x5000], al\nmov [0x5fff], al\nmov [0x20000], al\nout 0xf4, al\n"
+        ringed.load(text + "mov [0x21000], al\nhlt", long_mode())
+        ringed.run()
+        assert {5, 0x20} <= set(ringed.vm.take_dirty())
+        ringed.run()
+        again = ringed.vm.take_dirty()
+        assert 0x21 in again
+        assert 0x20 not in again
+
+    def test_more_pages_than_entries(self, ringed):
+        """The ring fills up again and again: no exit for the run loop comes of it."""
+        ringed.vm.track_dirty(True)
+        seen = set()
+        for _ in range(8):
+            # Each round writes 200 pages, which are then clean again.
+            text = "mov ecx, 200\nmov edi, 0x20000\nagain: mov [rdi], al\nadd edi, 4096\nloop again"
+            ringed.load(text + "\nhlt", long_mode())
+            ringed.run()
+            if _ % 2:
+                found = set(ringed.vm.take_dirty())
+                assert set(range(0x20, 0x20 + 200)) <= found
+                seen |= found
+        assert not any(isinstance(event, Shutdown) for event in ringed.log)
+
+    def test_a_size_that_cannot_be(self, kvm_engine):
+        for entries in (3, 1, 1 << 30):
+            memory = GuestMemory([(0, toolkit.RAM)])
+            with pytest.raises(EngineError, match="dirty"):
+                KvmEngine(dirty_ring=entries).create_vm(memory, ())
+            memory.close()
 
 
 class TestErrors:

@@ -9,6 +9,7 @@ import pytest
 
 from ringzero.engine import select
 from ringzero.engine.contract import ENGINES, Kicked, Usability
+from ringzero.isa.x86 import cpuid
 from tests.engine import guest as toolkit
 from tests.engine.guest import long_mode
 from tests.engine.programs import ADDRESS_MSRS, DATA, DATA_SIZE, Generator
@@ -69,6 +70,33 @@ def outcome(guest, text, ring, data):
     found["stack"] = guest.memory.read(toolkit.STACK - 0x800, 0x800)
     found["exits"] = [repr(event) for event in guest.quiet()]
     return found
+
+
+def test_a_model_with_a_vendor_looks_the_same():
+    """Every leaf of it, as the CPUID instruction shows it."""
+    model, engines = "x86-64-v2-intel", [ENGINES.get(name)() for name in ("soft", "kvm")]
+    if select.judge(engines[1]).usability is not Usability.USABLE:
+        pytest.skip("a KVM that emulates ring 0 shows the host's CPUID there")
+    supported = engines[1].supported_cpuid()
+    # 0x15, 0x16 and KVM's own tell frequencies, which each engine measures.
+    leaves = cpuid.build(model, vcpus=1, tsc_hz=10**9, supported=supported)
+    places = [(n.function, n.index or 0) for n in leaves if n.function & 0x40000010 == 0]
+    lines = []
+    for function, index in places:
+        lines += [f"mov eax, {function}", f"mov ecx, {index}", "cpuid", "out 0x10, eax"]
+        for register in ("ebx", "ecx", "edx"):
+            lines += [f"mov eax, {register}", "out 0x10, eax"]
+    seen = []
+    for engine in engines:
+        guest = toolkit.build(engine, model, supported)
+        toolkit.write_long_tables(guest.memory)
+        guest.load("\n".join([*lines, "out 0xf4, al"]), long_mode())
+        guest.run()
+        seen.append(guest.writes())
+        guest.vm.close()
+        guest.memory.close()
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 4 * len(places)
 
 
 @pytest.mark.parametrize("ring", [0, 3])

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from pathlib import Path
 
 from ringzero.image.micro import Recipe
 from tests.vm.qemu import QEMU, QemuMachine
 
 FUZZING = os.environ.get("RINGZERO_FUZZ", "1") != "1"
-MACHINES = ["qemu", "ringzero", "forked", *(("restored",) if FUZZING else ())]
+MACHINES = ["qemu", "ringzero", "forked", *(("restored", "snapshotted") if FUZZING else ())]
 # Real software for the guest, with all that it depends on.
 TOOLS = Recipe(
     "tools",
@@ -117,7 +119,20 @@ def restored(machine):
     return successor
 
 
-FOLLOW = {"forked": forked, "restored": restored}
+def snapshotted(machine):
+    """Return a machine that goes on from a snapshot of `machine`, which is stopped."""
+    from ringzero.vm.store import Store
+
+    with tempfile.TemporaryDirectory() as place:
+        store = Store(Path(place))
+        machine.pause()
+        snapshot = machine.snapshot("hop", store=store)
+        machine.stop()
+        # The files are gone before the machine runs: what it needs of them is open.
+        return snapshot.restore()
+
+
+FOLLOW = {"forked": forked, "restored": restored, "snapshotted": snapshotted}
 
 
 def missing(name):

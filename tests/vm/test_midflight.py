@@ -75,7 +75,7 @@ done
 PARTS = ("disk", "memory", "timer", "tick", "tock")
 
 
-@pytest.fixture(params=sorted(FOLLOW))
+@pytest.fixture(params=sorted(FOLLOW) if FUZZ > 1 else ["forked", "snapshotted"])
 def relay(request, tmp_path):
     from ringzero.image.micro import ensure
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from bench import start
 
 from ringzero.engine import select
 from ringzero.engine.contract import ENGINES, Usability
@@ -18,7 +19,8 @@ NOT_LOADED = {
 LOAD = """
 import json, sys
 import ringzero.vm.machine, ringzero.board.microvm, ringzero.engine.kvm.engine
-import ringzero.image.micro
+import ringzero.cli.main, ringzero.cli.flags, ringzero.cli.verbs.run, ringzero.cli.session
+import ringzero.image.catalog.micro
 print(json.dumps(sorted(sys.modules)))
 """
 # The part of the process, in CPU time, with everything in the cache (issue 4).
@@ -30,18 +32,6 @@ def test_a_start_loads_no_more_than_it_needs():
     done = subprocess.run([sys.executable, "-S", "-c", LOAD], capture_output=True, check=True)
     loaded = set(json.loads(done.stdout))
     assert not loaded & NOT_LOADED
-
-
-def before_guest(engine):
-    """Start the default guest; return the milliseconds of CPU time until it first runs."""
-    # The first entry is all that is asked for, so that it needs no KVM that runs Linux.
-    done = subprocess.run(
-        [sys.executable, "-m", "ringzero", "run", "--engine", engine, "--timeout", "0.001",
-         "--stats", "--json", "--", "true"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    stats = json.loads(done.stderr.splitlines()[0])["stats"]
-    return stats["cpu_ms_before_guest"]
 
 
 @pytest.mark.speed
@@ -61,8 +51,8 @@ def test_our_part_before_the_guest(engine):
         micro.ensure()
     except RingzeroError as fault:
         pytest.skip(f"no guest image: {fault.message}")
-    before_guest(engine)
-    best = min(before_guest(engine) for _ in range(TRIES))
+    start.before_guest(engine)
+    best = min(start.before_guest(engine)[1] for _ in range(TRIES))
     print(f"\n{engine}: {best:.1f} ms of CPU time before the guest first ran")
     if engine == "kvm":
         assert best < LIMIT_MS

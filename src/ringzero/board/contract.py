@@ -159,5 +159,7 @@ class Board(ABC):
 
 
 BOARDS: Registry[type[Board]] = Registry(
-    "board", "ringzero.board", support=("acpi", "aml", "boot", "contract", "kernel", "memmap")
+    "board",
+    "ringzero.board",
+    support=("acpi", "aml", "boot", "contract", "kernel", "kernelcache", "memmap"),
 )

@@ -10,11 +10,10 @@ from ringzero.board.contract import BOARDS, Board, BoardParts, Latch, Processor
 from ringzero.board.kernel import KernelImage
 from ringzero.core.bus import Bus, MsrBus
 from ringzero.core.irq import IrqLine
-from ringzero.devices import kvmclock, lapic
+from ringzero.devices import lapic
 from ringzero.devices.contract import Device
 from ringzero.devices.i8042 import I8042
 from ringzero.devices.ioapic import IOAPIC_SIZE, SELECT, Ioapic
-from ringzero.devices.kvmclock import Kvmclock
 from ringzero.devices.lapic import ApicBus, Lapic, MessageBus
 from ringzero.devices.power import RESET_VALUE, SLEEP_TYPE_OFF, Power
 from ringzero.devices.pvpanic import Pvpanic
@@ -77,7 +76,10 @@ class Microvm(Board):
         self.parts["ioapic"] = self.ioapic
 
     def _own_processors(self, parts: BoardParts, bus: ApicBus) -> tuple[Processor, ...]:
-        clock = Kvmclock(parts.memory, parts.cpus, parts.clock, parts.tsc_hz, parts.now)
+        # The engine may keep it, as it does local APICs.
+        from ringzero.devices import kvmclock
+
+        clock = kvmclock.Kvmclock(parts.memory, parts.cpus, parts.clock, parts.tsc_hz, parts.now)
         self.parts["kvmclock"] = clock
         processors = []
         for index in range(parts.cpus):

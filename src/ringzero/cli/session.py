@@ -14,7 +14,6 @@ from typing import Any, Protocol
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import GuestError, HostError, TimeoutExpiredError
 from ringzero.host.files import host_error
-from ringzero.host.terminal import ESCAPE_HELP, EscapeFilter, Reader, on_resize, raw_mode, size
 from ringzero.vm.agent import Agent, Command
 from ringzero.vm.exit import Exit, ExitReason
 
@@ -234,6 +233,8 @@ class _Session:
         if not on_stdio:
             self._machine.start()
             return self._code(self._wait_for_end())
+        from ringzero.host.terminal import EscapeFilter, Reader
+
         escape = EscapeFilter()
 
         def typed(data: bytes) -> None:
@@ -260,12 +261,17 @@ class _Session:
         self._machine.start()
         with contextlib.ExitStack() as stack:
             if takes_input:
+                # Loaded while the guest runs already.
+                from ringzero.host.terminal import Reader
+
                 ready = lambda: command.backlog < _INPUT_AHEAD  # noqa: E731 - read as an argument
                 stack.enter_context(Reader(_STDIN, command.write, command.close_input, ready))
             return self._command_status(command, done)
 
     def interactive(self, words: Sequence[str]) -> int:
         """Give the user's terminal to a shell, or to the command `words`, on the console."""
+        from ringzero.host.terminal import ESCAPE_HELP, EscapeFilter, Reader, on_resize, size
+
         machine, escape, done = self._machine, EscapeFilter(), threading.Event()
         console = machine.console
         console.on_output = self._stdout.write
@@ -299,6 +305,8 @@ class _Session:
             return self._command_status(command, done)
 
     def _raw_terminal(self) -> contextlib.AbstractContextManager[None]:
+        from ringzero.host.terminal import raw_mode
+
         return raw_mode(_STDIN)
 
     def _command_status(self, command: Command, done: threading.Event) -> int:

@@ -76,7 +76,8 @@ class MachineConfig:
 
     `kernel` is booted directly, with `initrd` and `command_line`; `agent` adds
     the ports by which ringzero's own guests take commands
-    (`ringzero.vm.agent`). `board` and `engine` are names in their registries.
+    (`ringzero.vm.agent`). `board` and `engine` are names in their registries;
+    `cpu` is a model of `ringzero.isa.x86.cpuid`, or "host".
     """
 
     name: str = "machine"
@@ -84,6 +85,7 @@ class MachineConfig:
     cpus: int = 1
     board: str = "microvm"
     engine: str = "auto"
+    cpu: str = "x86-64-v2"
     kernel: Path | None = None
     initrd: Path | None = None
     command_line: str = ""
@@ -143,7 +145,7 @@ class MachineConfig:
             found.append(f"{self.cpus} CPUs are outside 1 to {MAXIMUM_CPUS}")
         found += [
             f"no {noun} is called {value!r}"
-            for noun, value in (("board", self.board), ("engine", self.engine))
+            for noun, value in (("board", self.board), ("engine", self.engine), ("CPU", self.cpu))
             if not NAME.fullmatch(value)
         ]
         if self.kernel is None and self.initrd is not None:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ringzero.core.irq import IrqLine
 from ringzero.core.memory import GuestMemory
 from ringzero.devices.contract import DEVICES, Device
 from ringzero.errors import StateError
+from ringzero.records import record
 
 IDENTIFIER_SIZE = 16
 
 
-@dataclass(frozen=True)
+@record
 class VmGenerationIdState:
     """The identifier, as it lies in guest memory unless the guest wrote over it."""
 

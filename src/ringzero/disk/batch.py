@@ -44,12 +44,12 @@ def read(disk: Disk, requests: Sequence[Checked], length: int) -> None:
     """Fill the buffers of all requests, which have been checked; `length` is their sum."""
     count = len(requests)
     if count < 2 or length < count * _LARGE:
-        waiting = _read_cached(disk, requests)
-    elif disk._read_cached(*requests[0]):
+        waiting = disk._read_ready(requests)
+    elif not disk._read_ready(requests[:1]):
         half = (count + 1) // 2
-        other = _helpers().submit(_read_cached, disk, requests[half:])
+        other = _helpers().submit(disk._read_ready, requests[half:])
         try:
-            waiting = _read_cached(disk, requests[1:half])
+            waiting = disk._read_ready(requests[1:half])
         finally:
             # The buffers are the caller's again when this returns, whatever happened.
             rest = other.result()
@@ -66,11 +66,6 @@ def read(disk: Disk, requests: Sequence[Checked], length: int) -> None:
             expected = offset + total(views)
     for offset, views in waiting:
         disk._read(offset, views)
-
-
-def _read_cached(disk: Disk, requests: Sequence[Checked]) -> list[Checked]:
-    """Do the reads that need not wait for the host's disk; return the others."""
-    return [(at, views) for at, views in requests if not disk._read_cached(at, views)]
 
 
 def _helpers() -> ThreadPoolExecutor:

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 
 from ringzero.disk.blockcheck import BlockChecker, Range, copy_bytes, gaps
 from ringzero.disk.contract import SECTOR, CheckReport, Kind, Repair, Run
-from ringzero.disk.mapped import MappedDisk
+from ringzero.disk.mapped import SPOT_ABSENT, SPOT_ZERO, MappedDisk
 from ringzero.disk.storage import Storage
 from ringzero.disk.vectors import Views
 from ringzero.errors import DiskFormatError
 
 # What `_block` says of a block that is nowhere.
-ZERO = -1
-ABSENT = -2
+ZERO = SPOT_ZERO
+ABSENT = SPOT_ABSENT
 
 _KINDS = {ZERO: Kind.ZERO, ABSENT: Kind.ABSENT}
 
@@ -143,7 +143,9 @@ class BlockDisk(MappedDisk):
         if inside + length > self.block_size:
             return None
         host = self._block(index)
-        if host < 0 or (self.bitmapped and self._bits(index) is not None):
+        if host < 0:
+            return None if writing else host
+        if self.bitmapped and self._bits(index) is not None:
             return None
         return host + inside
 

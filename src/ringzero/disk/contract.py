@@ -404,11 +404,18 @@ class Disk(ABC):
 
         Raises what `read_into` raises; nothing is read when one is outside the disk.
         """
-        checked = [(offset, as_views(buffers)) for offset, buffers in requests]
-        sizes = [total(views) for _, views in checked]
-        for (offset, _), length in zip(checked, sizes, strict=True):
-            self._check_range(offset, length)
-        batch.read(self, [request for request in checked if request[1]], sum(sizes))
+        size = self.size
+        checked: list[batch.Checked] = []
+        sum_of_lengths = 0
+        for offset, buffers in requests:
+            views = as_views(buffers)
+            length = total(views)
+            if not 0 <= offset <= offset + length <= size:
+                self._check_range(offset, length)
+            if length:
+                checked.append((offset, views))
+                sum_of_lengths += length
+        batch.read(self, checked, sum_of_lengths)
 
     def write_batch(self, requests: Sequence[batch.Request]) -> None:
         """Do several writes, (offset, buffers) each, in no order; raises what `write` raises."""
@@ -539,9 +546,9 @@ class Disk(ABC):
     @abstractmethod
     def _read(self, offset: int, views: Views) -> None: ...
 
-    def _read_cached(self, offset: int, views: Views) -> bool:
-        """Fill `views` if that needs no waiting for the host's disk; False when it may."""
-        return False
+    def _read_ready(self, requests: Sequence[batch.Checked]) -> list[batch.Checked]:
+        """Do the reads that need not wait for the host's disk; return the others."""
+        return list(requests)
 
     def _announce(self, offset: int, views: Views) -> None:
         """Tell the host that `_read` of this range comes soon. Costs little, promises nothing."""

@@ -12,6 +12,8 @@ Views = list[memoryview]
 # the loop over it costs nothing, small enough to stay in the CPU's cache.
 _ZEROES = memoryview(bytes(256 * 1024))
 _BLANK = bytearray(256 * 1024)
+# What is asked for most often.
+_PAGE = bytes(4096)
 
 
 def as_views(buffers: Buffers) -> Views:
@@ -55,6 +57,9 @@ def cut(views: Views, start: int, length: int) -> Views:
 def fill_zeroes(views: Views) -> None:
     """Fill `views` with zeroes."""
     for view in views:
+        if len(view) == len(_PAGE):
+            view[:] = _PAGE
+            continue
         for start in range(0, len(view), len(_ZEROES)):
             piece = view[start : start + len(_ZEROES)]
             piece[:] = _ZEROES[: len(piece)]

@@ -22,7 +22,7 @@ from ringzero.registry import Registry
 class _Access:
     """A port or MMIO access; made so often that it is no record, but the same to its users."""
 
-    __slots__: tuple[str, ...] = ()
+    __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self._values() == other._values()
@@ -31,10 +31,13 @@ class _Access:
         return hash(self._values())
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}{self._values()}"
+        names: tuple[str, ...] = type(self).__slots__
+        shown = ", ".join(f"{name}={getattr(self, name):#x}" for name in names)
+        return f"{type(self).__name__}({shown})"
 
     def _values(self) -> tuple[int, ...]:
-        return tuple(getattr(self, name) for name in type(self).__slots__)
+        names: tuple[str, ...] = type(self).__slots__
+        return tuple(getattr(self, name) for name in names)
 
 
 class PortRead(_Access):
@@ -311,5 +314,5 @@ class Engine(ABC):
 
 
 ENGINES: Registry[type[Engine]] = Registry(
-    "engine", "ringzero.engine", support=("contract", "info", "select")
+    "engine", "ringzero.engine", support=("contract", "info", "select", "shutdown")
 )

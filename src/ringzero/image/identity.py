@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from ringzero.records import record
 from ringzero.vm import identity
 
 # System calls of x86-64 Linux (arch/x86/entry/syscalls/syscall_64.tbl).
@@ -29,14 +29,14 @@ RECORD = 0x50_0000
 PAGE = 0x1000
 
 
-@dataclass(frozen=True)
+@record
 class Field:
     """An argument that is read from memory, 32 bits at `address`."""
 
     address: int
 
 
-@dataclass(frozen=True)
+@record
 class Call:
     """One system call; with `result`, the program ends unless the call returns that."""
 

@@ -15,6 +15,7 @@ cache asks nobody anything.
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import json
 import os
@@ -124,19 +125,20 @@ def ensure(
     `refresh` asks the archive for newer packages. Raises what `Apt` raises.
     """
     cache = cache if cache is not None else CACHE_DIR.get()
-    pointer = _pointer(recipe, cache)
+    inputs = recipe.inputs()
+    pointer = _pointer(recipe.name, inputs, cache)
     if not refresh:
-        found = _load(pointer, cache)
+        found = _load(pointer, inputs, cache)
         if found is not None:
             _mark_used(found)
             return found
     with locked(cache / "images" / "lock"):
-        found = None if refresh else _load(pointer, cache)
+        found = None if refresh else _load(pointer, inputs, cache)
         if found is None:
             digest = _build(recipe, cache, progress, refresh)
             with atomic_file(pointer) as file:
-                file.write(json.dumps({"digest": digest}).encode())
-            found = _load(pointer, cache)
+                file.write(json.dumps({"digest": digest, "recipe": inputs}).encode())
+            found = _load(pointer, inputs, cache)
             _forget_old(recipe.name, cache)
     if found is None:
         raise GuestImageError(f"the image {recipe.name} vanished while it was built", path=pointer)
@@ -192,14 +194,18 @@ def _remove_tree(place: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
 
 
-def _pointer(recipe: Recipe, cache: Path) -> Path:
-    return cache / "images" / f"{recipe.name}-{recipe.digest()}.json"
+def _pointer(name: str, inputs: str, cache: Path) -> Path:
+    # No cryptographic hash, whose library takes milliseconds to load: `_load` compares.
+    return cache / "images" / f"{name}-{binascii.crc32(inputs.encode()):08x}.json"
 
 
-def _load(pointer: Path, cache: Path) -> BootFiles | None:
+def _load(pointer: Path, inputs: str, cache: Path) -> BootFiles | None:
     """Return the image that `pointer` names, or None when anything about it is amiss."""
     try:
-        digest = json.loads(pointer.read_text())["digest"]
+        found = json.loads(pointer.read_text())
+        if found["recipe"] != inputs:
+            return None
+        digest = found["digest"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return _read(cache / "images" / str(digest))

@@ -19,9 +19,9 @@ from __future__ import annotations
 import os
 import struct
 import time
-from dataclasses import dataclass, field
 
 from ringzero.errors import InvalidValueError
+from ringzero.records import field, record
 
 ENTROPY_SIZE = 64
 # uname(2): the longest name that Linux takes.
@@ -37,7 +37,7 @@ _NANOSECONDS = 1_000_000_000
 _LEFT_ALONE = -1
 
 
-@dataclass(frozen=True)
+@record
 class Identity:
     """What a clone is given before its first instruction.
 

@@ -207,7 +207,7 @@ class Machine:
         self._closing.callback(memory.close)
         self.memory = MemoryAccess(memory)
         self._memory = memory
-        leaves = _cpuid(self._engine, config.cpus)
+        leaves = _cpuid(self._engine, config)
         self._vm = self._engine.create_vm(memory, leaves, apics=self._engine.keeps_apics)
         self._processor = ProcessorKind.of(leaves, self._vm.tsc_hz)
         self._closing.callback(self._vm.close)
@@ -704,8 +704,10 @@ class Machine:
         entry = self.control.first_entry
         return {
             "engine": self._engine.name,
-            # What our own process took before the guest ran at all.
+            # What our own process took before the guest ran at all; and when that was, by
+            # CLOCK_MONOTONIC in seconds.
             "cpu_ms_before_guest": round(entry[1] * 1000, 1) if entry else None,
+            "guest_entered_at": entry[0] if entry else None,
             **cpus,
             "devices": {name: c for name, c in devices.items() if c["reads"] or c["writes"]},
             "unclaimed": {name: count for name, count in unclaimed.items() if count},
@@ -778,9 +780,12 @@ def _choose_engine(name: str) -> Engine:
     return select.choose(name)
 
 
-def _cpuid(engine: Engine, cpus: int) -> tuple[Any, ...]:
+def _cpuid(engine: Engine, config: MachineConfig) -> tuple[Any, ...]:
     from ringzero.isa.x86 import cpuid
 
     return cpuid.build(
-        "x86-64-v2", vcpus=cpus, tsc_hz=engine.tsc_hz, supported=engine.supported_cpuid()
+        config.cpu,
+        vcpus=config.cpus,
+        tsc_hz=engine.tsc_hz,
+        supported=engine.supported_cpuid(),
     )

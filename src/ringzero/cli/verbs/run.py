@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ from ringzero.errors import InvalidValueError
 from ringzero.settings import ENGINE
 
 if TYPE_CHECKING:
+    import argparse
+
     from ringzero.config.machine import MachineConfig
     from ringzero.control.directory import Claim
 
@@ -65,6 +66,13 @@ Ctrl-] q ends the machine.
             "need ',format=raw' (repeatable)",
         )
         add("--memory", "-m", metavar="SIZE", default="512M", help="memory (default: 512M)")
+        add(
+            "--cpu",
+            metavar="MODEL",
+            default=None,
+            help="CPU model: x86-64-v2 (default), the same with -intel or -amd, which look alike "
+            "on every engine, or host (KVM only)",
+        )
         add("--cpus", metavar="N", type=int, default=1, help="virtual CPUs (default: 1)")
         add(
             "--engine",
@@ -89,6 +97,7 @@ Ctrl-] q ends the machine.
     def execute(self, arguments: argparse.Namespace) -> int:
         """Build the machine's description, then hand over to `ringzero.cli.session`."""
         _check(arguments)
+        _refuse_missing_kvm(arguments.engine or ENGINE.get())
         config = _user_config(arguments) if arguments.kernel else _default_config(arguments)
         config.check_files()
         if arguments.detach:
@@ -146,6 +155,14 @@ def _check(arguments: argparse.Namespace) -> None:
         )
 
 
+def _refuse_missing_kvm(name: str) -> None:
+    """Where KVM is asked for and cannot be had: say so before an image is made for it."""
+    if name == "kvm":
+        from ringzero.engine import select
+
+        select.choose(name)
+
+
 def _claim(arguments: argparse.Namespace, config: MachineConfig, foreground: bool) -> Claim:
     """Make the machine's directory."""
     from ringzero.control import directory
@@ -198,6 +215,7 @@ def _common(arguments: argparse.Namespace) -> dict[str, object]:
         "memory": arguments.memory,
         "cpus": arguments.cpus,
         "engine": arguments.engine or ENGINE.get(),
+        **({"cpu": arguments.cpu} if arguments.cpu else {}),
         "disks": arguments.disk,
     }
 

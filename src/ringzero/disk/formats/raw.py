@@ -8,9 +8,10 @@ first sector and have it believed at the next start.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Self
 
+from ringzero.disk.batch import Checked
 from ringzero.disk.contract import (
     SECTOR,
     Disk,
@@ -100,8 +101,9 @@ class RawDisk(Disk):
     def _read(self, offset: int, views: Views) -> None:
         self.storage.read_into(offset, views)
 
-    def _read_cached(self, offset: int, views: Views) -> bool:
-        return self.storage.read_cached(offset, views)
+    def _read_ready(self, requests: Sequence[Checked]) -> list[Checked]:
+        read_cached = self.storage.read_cached
+        return [request for request in requests if not read_cached(*request)]
 
     def _announce(self, offset: int, views: Views) -> None:
         self.storage.announce(offset, total(views))

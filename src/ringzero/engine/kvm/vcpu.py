@@ -28,13 +28,13 @@ from ringzero.engine.contract import (
     Vcpu,
 )
 from ringzero.engine.kvm import state as translate
-from ringzero.engine.kvm.alarm import Alarm
 from ringzero.errors import EngineError
 from ringzero.host import kvm
 from ringzero.isa.x86.cpuid import CpuidLeaf
 from ringzero.isa.x86.state import MSR_TSC, CpuState
 
 if TYPE_CHECKING:
+    from ringzero.engine.kvm.alarm import Alarm
     from ringzero.engine.kvm.vm import KvmVm
 
 # Ends KVM_RUN from another thread. It is blocked everywhere but within KVM_RUN, so that it
@@ -205,6 +205,9 @@ class KvmVcpu(Vcpu):
         union = self._run.u
         if reason in (kvm.EXIT_IRQ_WINDOW_OPEN, kvm.EXIT_INTR, kvm.EXIT_SET_TPR):
             return None
+        if reason == kvm.EXIT_DIRTY_RING_FULL:
+            self._vm.collect_dirty()
+            return None
         if reason == kvm.EXIT_HLT:
             return Halt()
         if reason == kvm.EXIT_IOAPIC_EOI:
@@ -309,6 +312,8 @@ class KvmVcpu(Vcpu):
             apic.expire()
         elif due is not None:
             if self._alarm is None:
+                from ringzero.engine.kvm.alarm import Alarm
+
                 self._alarm = Alarm(self._nudge)
             self._alarm.set(due)
         run = self._run

@@ -93,26 +93,37 @@ VIRTUAL_BITS = 48
 
 @record
 class CpuModel:
-    """A named set of features; `signatures` gives leaf 1 EAX for each vendor."""
+    """A named set of features; `signatures` gives leaf 1 EAX for each vendor.
+
+    `vendor` None means the host's where that shows through (KVM), else Intel.
+    """
 
     name: str
     features: frozenset[str]
     signatures: dict[str, int]
     brand: str
+    vendor: str | None = None
 
 
 HOST = "host"
 
+_V2 = CpuModel(
+    "x86-64-v2",
+    # Everything in the table above: it lists what the software engine implements.
+    frozenset(FEATURES),
+    # Intel: family 6, model 26 (Nehalem, the first v2 part). AMD: family 15, model 107,
+    # for which Linux tries no model-specific registers.
+    {INTEL: 0x000106A3, AMD: 0x00060FB1},
+    "ringzero x86-64-v2",
+)
 MODELS: dict[str, CpuModel] = {
-    "x86-64-v2": CpuModel(
-        "x86-64-v2",
-        # Everything in the table above: it lists what the software engine implements.
-        frozenset(FEATURES),
-        # Intel: family 6, model 26 (Nehalem, the first v2 part). AMD: family 15, model 107,
-        # for which Linux tries no model-specific registers.
-        {INTEL: 0x000106A3, AMD: 0x00060FB1},
-        "ringzero x86-64-v2",
-    ),
+    model.name: model
+    for model in (
+        _V2,
+        # The same on every engine and host that has the features.
+        replace(_V2, name="x86-64-v2-intel", vendor=INTEL),
+        replace(_V2, name="x86-64-v2-amd", vendor=AMD),
+    )
 }
 
 
@@ -128,8 +139,8 @@ def build(
     """Return the leaves of `model` for a machine with `vcpus` CPUs.
 
     `supported` bounds the features (what KVM can give); the model "host" takes
-    all of it and so needs it. The vendor is by default that of `supported`,
-    else Intel. What differs from CPU to CPU is added by `for_vcpu`. Raises
+    all of it and so needs it. The vendor is by default the model's, that of
+    `supported`, or Intel. What differs from CPU to CPU is added by `for_vcpu`. Raises
     InvalidValueError for an unknown model.
     """
     bounds = {(leaf.function, leaf.index): leaf for leaf in supported or ()}
@@ -209,7 +220,7 @@ def _model_leaves(
     vendor: str | None,
     physical_bits: int,
 ) -> dict[tuple[int, int | None], CpuidLeaf]:
-    vendor = vendor or vendor_of(bounds.values()) or INTEL
+    vendor = vendor or model.vendor or vendor_of(bounds.values()) or INTEL
     if vendor not in model.signatures:
         vendor = INTEL
     features = model.features & _present(bounds) if bounds else model.features

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from ringzero.disk.contract import Kind, Run
 from ringzero.disk.formats.qcow2.header import EXTERNAL_DATA, Header
 from ringzero.disk.formats.qcow2.refcounts import Refcounts
+from ringzero.disk.mapped import SPOT_ABSENT
 from ringzero.disk.storage import Storage
 from ringzero.disk.tables import Table
 from ringzero.errors import DiskFormatError
@@ -185,9 +186,16 @@ class Mapping:
         table = self._cache.get(offset >> self.l2_shift)
         inside = self.cluster_size - 1
         within = offset & inside
-        if table is None or within + length > self.cluster_size or self.words == 2:
+        if within + length > self.cluster_size:
+            return None
+        if table is None:
+            known = writing or self.l1.items[offset >> self.l2_shift] & OFFSET
+            return None if known else SPOT_ABSENT
+        if self.words == 2:
             return None
         entry = table.items[(offset >> self.cluster_bits) & self._index_mask]
+        if not entry and not writing:
+            return SPOT_ABSENT
         host = entry & OFFSET
         if not host or host & inside or entry & (COMPRESSED | ZERO):
             return None

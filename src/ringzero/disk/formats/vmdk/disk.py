@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Self
 
+from ringzero.disk.batch import Checked
 from ringzero.disk.contract import (
     SECTOR,
     CheckReport,
@@ -366,10 +367,10 @@ class VmdkDisk(Disk):
             part._read(inside, cut(views, done, piece))
             done += piece
 
-    def _read_cached(self, offset: int, views: Views) -> bool:
-        # Requests that span extents are few.
-        single = len(self.parts) == 1 and self._stream is None
-        return single and self.parts[0]._read_cached(offset, views)
+    def _read_ready(self, requests: Sequence[Checked]) -> list[Checked]:
+        if len(self.parts) > 1 or self._stream is not None:
+            return list(requests)
+        return self.parts[0]._read_ready(requests)
 
     def _announce(self, offset: int, views: Views) -> None:
         if len(self.parts) == 1:

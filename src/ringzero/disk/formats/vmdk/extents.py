@@ -9,9 +9,10 @@ import struct
 import threading
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NoReturn, Self
 
+from ringzero.disk.batch import Checked
 from ringzero.disk.blockcheck import gaps
 from ringzero.disk.contract import (
     SECTOR,
@@ -28,7 +29,7 @@ from ringzero.disk.formats.vmdk.check import ExtentChecker
 from ringzero.disk.formats.vmdk.header import MARKERS, REDUNDANT, ZERO_GRAINS, Header
 from ringzero.disk.formats.vmdk.layout import Layout
 from ringzero.disk.formats.vmdk.stream import sector_numbers
-from ringzero.disk.mapped import MappedDisk
+from ringzero.disk.mapped import SPOT_ABSENT, MappedDisk
 from ringzero.disk.paged import PagedTable
 from ringzero.disk.storage import Storage
 from ringzero.disk.tables import Table
@@ -105,8 +106,9 @@ class FlatExtent(Part):
     def _read(self, offset: int, views: Views) -> None:
         self.storage.read_into(self.start + offset, views)
 
-    def _read_cached(self, offset: int, views: Views) -> bool:
-        return self.storage.read_cached(self.start + offset, views)
+    def _read_ready(self, requests: Sequence[Checked]) -> list[Checked]:
+        read_cached, start = self.storage.read_cached, self.start
+        return [(at, views) for at, views in requests if not read_cached(start + at, views)]
 
     def _announce(self, offset: int, views: Views) -> None:
         self.storage.announce(self.start + offset, total(views))
@@ -502,6 +504,8 @@ class SparseExtent(Part, MappedDisk):
             return None
         entry = table.items[offset % self._span // self._grain]
         host = entry * SECTOR + inside
+        if not entry and not writing:
+            return SPOT_ABSENT
         if entry <= 1 or host + length > self.storage.size or entry in self._unsafe:
             return None
         return host
