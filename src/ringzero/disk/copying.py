@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from ringzero.disk.contract import Compression, Disk, Kind
-from ringzero.disk.vectors import fill_zeroes, is_zero
+from ringzero.disk.vectors import aligned_buffer, fill_zeroes, is_zero
 from ringzero.units import KIB, MIB
 
 # Large enough to make the interpreter's share small, small enough for the
@@ -110,13 +110,13 @@ class _Copier:
         # Buffers for what is read ahead of the threads.
         self._free: SimpleQueue[memoryview] = SimpleQueue()
         for _ in range(plan.threads + 1):
-            self._free.put(memoryview(bytearray(self.window)))
+            self._free.put(aligned_buffer(self.window))
 
     def buffer(self) -> memoryview:
         """Return the calling thread's own buffer of one window."""
         found: memoryview | None = getattr(self._local, "buffer", None)
         if found is None:
-            found = self._local.buffer = memoryview(bytearray(self.window))
+            found = self._local.buffer = aligned_buffer(self.window)
         return found
 
     def load(self, piece: Piece) -> memoryview | None:
