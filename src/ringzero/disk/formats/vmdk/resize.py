@@ -61,9 +61,9 @@ def _grow(disk: VmdkDisk, wanted: list[int]) -> None:
         raise
     _describe(disk, lines)
     disk.add_parts(fresh)
-    part = disk.parts[last]
-    if isinstance(part, SparseExtent) and wanted[last] > old:
-        part._zero_new(old, wanted[last])
+    grown = disk.parts[last]
+    if isinstance(grown, SparseExtent) and wanted[last] > old:
+        grown._zero_new(old, wanted[last])
 
 
 def _shrink(disk: VmdkDisk, wanted: list[int]) -> None:
@@ -95,16 +95,17 @@ def _new_part(
 ) -> tuple[FlatExtent | SparseExtent, ExtentLine]:
     first = disk.parts[0]
     flat = isinstance(first, FlatExtent)
+    zeroed = isinstance(first, SparseExtent) and first.zero_grains
     assert disk.path is not None
     name = part_name(disk.path, number, flat)
     storage = disk.around.create_storage(name)
     try:
         line = ExtentLine("RW", length // SECTOR, "FLAT" if flat else "SPARSE", name)
-        if isinstance(first, FlatExtent):
+        if flat:
             storage.truncate(length)
             storage.flush()
             return FlatExtent(storage, 0, length, read_only=False), line
-        lay_sparse(storage, length, zeroed_grain=first.zero_grains)
+        lay_sparse(storage, length, zeroed_grain=zeroed)
         storage.flush()
         return SparseExtent(storage, Header.read(storage), read_only=False), line
     except BaseException:
