@@ -5,40 +5,46 @@
     python bench/guest.py --json out.json --compare before.json
 
 Both sides boot the same kernel, initrd and command line and run the same work,
-one right after the other, on one CPU; the better of `--rounds` runs counts. "start" rows
+in turn, on one CPU; the best of `--rounds` runs counts. "start" rows
 go from the start of the process to the end of `true` in the guest: warm with what
 earlier runs left in the cache, cold without the kept translations and the unpacked kernel (the
 engine itself stays compiled). QEMU is told the TSC's frequency, as ringzero tells its guest.
-Peak memory is that of the host process, less the guest's RAM.
+"peak memory" is that of the host process over all programs, without the guest's RAM.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.vm import guests  # noqa: E402
+from tests.vm.peak_memory import PeakMemory  # noqa: E402
 
 from ringzero.config.machine import MachineConfig  # noqa: E402 - after the path
-from ringzero.errors import RingzeroError  # noqa: E402
+from ringzero.errors import GuestError, RingzeroError  # noqa: E402
 from ringzero.host.progress import Progress  # noqa: E402
 from ringzero.image.micro import MICRO, BootFiles, ensure  # noqa: E402
 from ringzero.settings import CACHE_DIR  # noqa: E402
 from ringzero.units import MIB  # noqa: E402
 
 MEMORY = 1024 * MIB
+KINDS = ("ringzero", "qemu")
+PEAK_ROW = "peak memory"
+# Seconds for one start or one program: twenty times what the slowest takes.
+PATIENCE = 60
 # What a cold start may still find in the cache: it is no trace of an earlier guest.
 KEPT_WHEN_COLD = ("images", "engine", "objects")
 
@@ -91,7 +97,7 @@ def start_ringzero(cache: Path) -> float:
         env=environment,
         stdin=subprocess.DEVNULL,
         check=True,
-        timeout=600,
+        timeout=PATIENCE,
     )
     return time.perf_counter() - began
 
@@ -100,11 +106,8 @@ def start_qemu(image: BootFiles) -> float:
     """Return the seconds from the start of QEMU's process to the end of `true`."""
     began = time.perf_counter()
     with guests.build("qemu", config(image, 256 * MIB)) as machine:
-        status = machine.run(["true"], timeout=600)[0]
-        taken = time.perf_counter() - began
-    if status != 0:
-        raise RuntimeError("QEMU's guest did not come up")
-    return taken
+        run(machine, "qemu", "true")
+        return time.perf_counter() - began
 
 
 def cold_cache(place: Path) -> Path:
@@ -118,23 +121,22 @@ def cold_cache(place: Path) -> Path:
     return cache
 
 
-def time_programs(kind: str, image: BootFiles, names: list[str], rounds: int) -> dict:
-    """Run the programs in one guest; return for each the best seconds and what it printed."""
-    results = {}
-    with guests.build(kind, config(image)) as machine:
-        if not machine.agent.wait_ready(600):
-            raise RuntimeError(f"{kind}: the guest did not come up")
-        for name in names:
-            best, printed = math.inf, b""
-            for _ in range(rounds):
-                began = time.perf_counter()
-                status, printed, complaint = machine.run(PROGRAMS[name], timeout=600)
-                best = min(best, time.perf_counter() - began)
-                if status != 0:
-                    raise RuntimeError(f"{kind}: {name} failed: {complaint.decode()}")
-            results[name] = {"seconds": best, "printed": printed.decode(errors="replace")}
-            print(f"  {kind:9} {name:16} {best:8.3f} s", flush=True)
-    return results
+def run(machine: Any, kind: str, command: str) -> bytes:
+    """Run a command in a guest; return what it printed. Raises RuntimeError when it fails."""
+    try:
+        status, printed, complaint = machine.run(command, timeout=PATIENCE)
+    except GuestError as fault:
+        raise RuntimeError(f"{kind}: {fault}: {machine.serial_text[-2000:]}") from fault
+    if status != 0:
+        raise RuntimeError(f"{kind}: {command!r} failed: {complaint.decode(errors='replace')}")
+    return printed
+
+
+def time_program(machine: Any, kind: str, name: str) -> tuple[float, bytes]:
+    """Run one program; return its seconds and what it printed."""
+    began = time.perf_counter()
+    printed = run(machine, kind, PROGRAMS[name])
+    return time.perf_counter() - began, printed
 
 
 def bench_starts(chosen: list[str], rounds: int) -> dict[str, dict[str, float]]:
@@ -154,32 +156,61 @@ def bench_starts(chosen: list[str], rounds: int) -> dict[str, dict[str, float]]:
                 ours = min(ours, start_ringzero(cache))
                 theirs = min(theirs, start_qemu(image))
             rows[name] = {"ringzero": ours, "qemu": theirs}
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    print(
-        f"  peak memory of any child process: {peak / MIB:.0f} MiB, guest RAM of 256 MiB included"
-    )
     return rows
 
 
 def bench_programs(chosen: list[str], rounds: int) -> dict[str, dict[str, float]]:
-    """Return the rows about programs; raises RuntimeError where the two print different things."""
+    """Return the rows about programs, and that about memory.
+
+    Raises RuntimeError where the two print different things.
+    """
     names = [name for name in PROGRAMS if matches(name, chosen)]
+    rows: dict[str, dict[str, float]] = {}
     if not names:
-        return {}
+        return rows
     image = ensure(guests.TOOLS, progress=Progress())
-    ours = time_programs("ringzero", image, names, rounds)
-    theirs = time_programs("qemu", image, names, rounds)
-    for name in names:
-        if ours[name]["printed"] != theirs[name]["printed"]:
-            raise RuntimeError(f"{name}: the guests print different things")
-    return {
-        name: {"ringzero": ours[name]["seconds"], "qemu": theirs[name]["seconds"]} for name in names
-    }
+    with contextlib.ExitStack() as stack:
+        machines = {kind: stack.enter_context(guests.build(kind, config(image))) for kind in KINDS}
+        peaks = {
+            kind: stack.enter_context(PeakMemory(process_of(machine), MEMORY))
+            for kind, machine in machines.items()
+        }
+        for kind, machine in machines.items():
+            if not machine.agent.wait_ready(PATIENCE):
+                raise RuntimeError(f"{kind}: the guest did not come up")
+        for name in names:
+            rows[name] = dict.fromkeys(KINDS, math.inf)
+            printed = {}
+            for _ in range(rounds):
+                for kind, machine in machines.items():
+                    taken, printed[kind] = time_program(machine, kind, name)
+                    rows[name][kind] = min(rows[name][kind], taken)
+            if printed["ringzero"] != printed["qemu"]:
+                raise RuntimeError(f"{name}: the guests print different things")
+            print(show(name, rows[name]), flush=True)
+    rows[PEAK_ROW] = {kind: peak.bytes / MIB for kind, peak in peaks.items()}
+    return rows
+
+
+def process_of(machine: Any) -> int:
+    """Return the id of the process that runs a machine of `guests`."""
+    process = getattr(machine, "process", None)
+    return os.getpid() if process is None else process.pid
 
 
 def matches(name: str, words: list[str]) -> bool:
     """Tell whether the row `name` was asked for."""
     return not words or any(word in name for word in words)
+
+
+def show(name: str, row: dict[str, float], before: dict[str, float] | None = None) -> str:
+    """Return a row as text: both sides, how many times better ringzero is, the change."""
+    unit, digits = ("MiB", 0) if name == PEAK_ROW else ("s", 3)
+    ours, theirs = row["ringzero"], row["qemu"]
+    line = f"{name:18}{ours:10.{digits}f}{theirs:10.{digits}f} {unit:3}{theirs / ours:6.2f}"
+    if before is not None:
+        line += f"   before {before['ringzero']:.{digits}f} (x {ours / before['ringzero']:.2f})"
+    return line
 
 
 def main() -> int:
@@ -202,12 +233,7 @@ def main() -> int:
     before = json.loads(options.compare.read_text()) if options.compare else {}
     print(f"\n{'':18}{'ringzero':>10}{'QEMU':>10}{'ratio':>8}")
     for name, row in rows.items():
-        ratio = row["qemu"] / row["ringzero"]
-        line = f"{name:18}{row['ringzero']:9.3f}s{row['qemu']:9.3f}s{ratio:8.2f}"
-        if name in before:
-            change = row["ringzero"] / before[name]["ringzero"]
-            line += f"   ringzero took {before[name]['ringzero']:.3f}s before ({change:.2f})"
-        print(line)
+        print(show(name, row, before.get(name)))
     programs = [row["qemu"] / row["ringzero"] for name, row in rows.items() if name in PROGRAMS]
     if programs:
         mean = math.exp(sum(map(math.log, programs)) / len(programs))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from ringzero.errors import InvalidValueError
+from ringzero.records import record
 
 T = TypeVar("T")
 
 TABLE: dict[str, Setting[object]] = {}
 
 
-@dataclass(frozen=True)
+@record
 class Setting(Generic[T]):
     """One environment variable: its name, how its text is read, its default, its help."""
 
@@ -40,14 +40,30 @@ class Setting(Generic[T]):
             ) from fault
 
 
+def _xdg(variable: str, default: str) -> Path:
+    """Return our part of a base directory (XDG Base Directory Specification 0.8)."""
+    base = os.environ.get(variable)
+    # A relative path there is to be ignored, says the specification.
+    return (Path(base) if base and base.startswith("/") else Path.home() / default) / "ringzero"
+
+
 def _xdg_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ringzero"
+    return _xdg("XDG_CACHE_HOME", ".cache")
+
+
+def _xdg_machines() -> Path:
+    return _xdg("XDG_STATE_HOME", ".local/state") / "machines"
+
+
+def _xdg_data() -> Path:
+    return _xdg("XDG_DATA_HOME", ".local/share")
 
 
 CACHE_DIR = Setting(
     "RINGZERO_CACHE_DIR", Path, _xdg_cache, "directory for compiled engines, translations, images"
 )
+
+
 def _paths(text: str) -> tuple[Path, ...]:
     return tuple(Path(name) for name in text.split(os.pathsep) if name)
 
@@ -58,6 +74,12 @@ BACKING_DIRS = Setting(
     lambda: (),
     "directories, separated by colons, that names in disk images may lead to",
 )
+DATA_DIR = Setting(
+    "RINGZERO_DATA_DIR",
+    lambda text: Path(text).absolute(),
+    _xdg_data,
+    "directory for what is kept: snapshots",
+)
 DEBUG = Setting(
     "RINGZERO_DEBUG",
     int,
@@ -67,4 +89,10 @@ DEBUG = Setting(
 ENGINE = Setting("RINGZERO_ENGINE", str, lambda: "auto", "CPU engine: auto, soft, kvm")
 MIRROR = Setting(
     "RINGZERO_MIRROR", str, lambda: "", "Debian mirror (default: this machine's own apt sources)"
+)
+MACHINES_DIR = Setting(
+    "RINGZERO_MACHINES_DIR",
+    lambda text: Path(text).absolute(),
+    _xdg_machines,
+    "directory with one directory for each named machine",
 )

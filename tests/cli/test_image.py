@@ -16,7 +16,7 @@ def test_build(machines, capsys):
     assert "micro  000000000000  5 B" in capsys.readouterr().out
     assert main(["image", "build", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["packages"] == ["busybox=1"]
-    assert main(["image", "build", "other"]) == 2
+    assert main(["image", "build", "other"]) == 3
 
 
 def test_list_and_remove_nothing(capsys):

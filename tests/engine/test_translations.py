@@ -2,11 +2,14 @@
 
 import gc
 import os
+import struct
+import zlib
 
 import pytest
 
 import ringzero
-from ringzero.core.memory import GuestMemory
+from ringzero.core.memory import PAGE_SIZE, GuestMemory
+from ringzero.engine.soft.translations import _HEADER
 from ringzero.errors import HostError
 
 pytestmark = [pytest.mark.engine, pytest.mark.boot]
@@ -39,8 +42,11 @@ def cache(native, tmp_path, monkeypatch):
     return tmp_path
 
 
-def boot(image):
-    """Boot, run SCRIPT; return its output and the translator's counters."""
+def boot(image, room=None):
+    """Boot, run SCRIPT; return its output and the translator's counters.
+
+    `room` bytes are left for new code before everything is dropped.
+    """
     # A machine that an earlier test forgot would hold the place that saved code needs.
     gc.collect()
     with ringzero.Machine(
@@ -51,8 +57,11 @@ def boot(image):
         agent=True,
         engine="soft",
     ) as machine:
-        result = machine.run(SCRIPT, timeout=120)
         translator = machine._vm.translator
+        if room is not None:
+            translator.out = translator.data - room
+        result = machine.run(SCRIPT, timeout=120)
+        assert (translator.count_flushes > 0) == (room is not None)
         counts = (translator.count_adopted, translator.count_blocks)
     assert result.exit_code == 0
     return result.stdout, *counts
@@ -89,6 +98,7 @@ def loads(native):
     from ringzero.engine.soft.vm import SoftVm
 
     vm = SoftVm(native, GuestMemory([(0, 1 << 20)]), [], 1_000_000_000)
+    vm.adopt(None)
     used = vm.translator.out != vm.translator.region_start
     vm.close()
     return used
@@ -102,6 +112,26 @@ def test_second_machine_adopts(saved, place, image):
     assert second_lines[:3] == first_lines[:3]
     assert adopted > 100
     assert anew < blocks / 2
+
+
+def test_full_region(saved, place, image, native):
+    """Saved code that was dropped is not adopted any more, nor saved again."""
+    output, _, data = saved
+    write(place, data)
+    again, _, _ = boot(image, room=2 << 20)
+    assert again.splitlines()[:3] == output.splitlines()[:3]
+    assert place.read_bytes() != data
+    assert loads(native)
+    assert boot(image)[0].splitlines()[:3] == output.splitlines()[:3]
+
+
+def test_a_page_outside_the_records(saved, place, native):
+    data = bytearray(saved[2])
+    pages = _HEADER.unpack_from(data)[5]
+    struct.pack_into("<I", data, len(data) - pages * (4 + PAGE_SIZE), 0x1000_0000)
+    struct.pack_into("<I", data, _HEADER.size - 8, zlib.crc32(data[_HEADER.size :]))
+    write(place, data)
+    assert not loads(native)
 
 
 def test_whole_file_loads(saved, place, native):

@@ -15,6 +15,7 @@ from ringzero.board.kernel import load_kernel
 from ringzero.errors import GuestImageError, NotFoundError
 from ringzero.image import cpio, micro
 from ringzero.image.modules import Module, dependency_file, modinfo, with_dependencies
+from ringzero.vm.images import IMAGES
 from tests.board.kernels import bzimage, elf
 from tests.image.archive import BUSYBOX, control, module
 
@@ -164,3 +165,27 @@ def test_modinfo_of_nonsense():
     for cut in range(0, len(whole), 7):
         with contextlib.suppress(GuestImageError):
             modinfo(whole[:cut])
+
+
+def test_images_of_old_versions_go_when_nobody_uses_them(guest, cache):
+    """Another version of ringzero in one cache keeps its image while it starts from it."""
+    first = micro.ensure()
+    guest.add(control("busybox-static", "1:1.36-1"), {"bin/busybox": b"\0[\0[[\0new\0\0"})
+    guest.publish()
+    micro.ensure(refresh=True)
+    assert first.kernel.exists()
+    long_ago = time.time() - 100_000
+    os.utime(first.kernel.parent / "manifest.json", (long_ago, long_ago))
+    guest.add(control("busybox-static", "1:1.37-1"), {"bin/busybox": b"\0[\0[[\0newer\0\0"})
+    guest.publish()
+    last = micro.ensure(refresh=True)
+    assert not first.kernel.exists()
+    assert len(micro.list_images()) == 2
+    os.utime(last.kernel.parent / "manifest.json", (long_ago, long_ago))
+    assert micro.ensure() == last
+    assert time.time() - (last.kernel.parent / "manifest.json").stat().st_mtime < 60
+
+
+def test_every_image_of_the_catalogue_has_a_maker():
+    assert {"micro", "full", "backports"} <= set(IMAGES.names())
+    assert all(callable(make) for _, make in IMAGES)

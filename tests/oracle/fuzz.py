@@ -23,6 +23,7 @@ from typing import Final
 from tests.oracle.cases import Generator, select_forms
 from tests.oracle.compare import comparable, compare, explain, vector_name
 from tests.oracle.encodings import UNDEFINED, disassemble, undefined_forms
+from tests.oracle.excluded import exclusion
 from tests.oracle.isolate import Isolated
 from tests.oracle.model import (
     FIXED_FLAGS,
@@ -43,6 +44,8 @@ ENGINES: Final = {
     "translator": "tests.oracle.soft:translator",
 }
 _BATCH: Final = 2048
+Exclude = Callable[[Case, Outcome, Outcome], str | None]
+"""Gives the reason why a difference does not count, or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,9 @@ class Report:
     wrong: Counter[str] = field(default_factory=Counter)
     vectors: Counter[str] = field(default_factory=Counter)
     encodings: set[tuple[object, ...]] = field(default_factory=set)
+    excluded: Counter[str] = field(default_factory=Counter)
     mismatches: list[Mismatch] = field(default_factory=list)
+    exclude: Exclude = field(default=lambda *_: None)
     seconds: float = 0.0
 
     def add(self, case: Case, expected: Outcome, got: Outcome, keep: int) -> None:
@@ -77,6 +82,10 @@ class Report:
         if not comparable(expected, got) or (name == UNDEFINED and expected.vector != UD):
             self.skipped[name] += 1
         elif compare(expected, got, case):
+            reason = self.exclude(case, expected, got)
+            if reason is not None:
+                self.excluded[reason] += 1
+                return
             self.wrong[name] += 1
             if self.wrong[name] <= keep:
                 self.mismatches.append(Mismatch(case, expected, got))
@@ -96,6 +105,7 @@ class Report:
             f" ({total / max(self.seconds, 1e-9):,.0f}/s), {self.wrong.total()} wrong in"
             f" {len(self.wrong)} mnemonics, {self.skipped.total()} skipped"
         )
+        lines += [f"excluded {n}: {reason}" for reason, n in self.excluded.most_common()]
         lines.append("ended with: " + ", ".join(f"{k} {n}" for k, n in self.vectors.most_common()))
         return "\n".join(lines)
 
@@ -128,9 +138,10 @@ def run_fuzz(
     only: str | None = None,
     modes: tuple[int, ...] = (64, 32),
     keep: int = 3,
+    exclude: Exclude = lambda *_: None,
 ) -> Report:
     """Compare until the time is over or so many instances have run."""
-    report = Report()
+    report = Report(exclude=exclude)
     started = time.monotonic()
     for batch in case_batches(seed, only, modes):
         cases = batch
@@ -280,6 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
             seed=options.seed,
             only=options.only,
             modes=modes,
+            exclude=exclusion,
         )
         shown = set()
         for mismatch in report.mismatches:

@@ -17,6 +17,7 @@ from ringzero.engine.soft.vcpu import SoftVcpu
 from ringzero.engine.soft.vm import SoftVm
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import Cpu
+from ringzero.isa.x86.state_io import select_tlb
 from tests.oracle.model import (
     CODE_BASE,
     CODE_SIZE,
@@ -39,7 +40,7 @@ CODE, DATA = 0x10000, 0x20000
 # A guest-physical address beyond RAM, and where handlers appear to lie.
 NOWHERE, HANDLERS = 0xF000_0000, 0x50000
 HANDLER_SIZE = 16
-P, W, U = 1, 2, 4
+P, W, U, NX = 1, 2, 4, 1 << 63
 _WITH_CODE = frozenset((8, 10, 11, 12, 13, 14, 17))
 _CS = {64: 0x33, 32: 0x23}
 # Attributes as in Cpu.seg: present, DPL 3, code or data, accessed; L or D, and G.
@@ -110,7 +111,7 @@ class Soft:
         for page in range(CODE_SIZE >> 12):
             write(code + page * 8, 8, CODE + (page << 12) | P | W | U)
         for page in range(5):
-            write(data + page * 8, 8, DATA + (page << 12) | P | U | (W if page < 4 else 0))
+            write(data + page * 8, 8, DATA + (page << 12) | P | U | NX | (W if page < 4 else 0))
         # Selector 8: 64-bit kernel code; 0x23, 0x33, 0x2B: user.
         for number, descriptor in (
             (1, 0x00AF9B000000FFFF),
@@ -142,7 +143,6 @@ class Soft:
     def _enter_user(self, mode: int) -> None:
         cpu = self.cpu
         cpu.cpl = 3
-        cpu.tlb = cpu.tlb_user
         cpu.mode = x86.MODE_64 if mode == 64 else x86.MODE_32
         cpu.segmented = 0
         self._segment(x86.CS, _CS[mode], 0, 0xFFFFFFFF, _CODE[mode])
@@ -161,6 +161,7 @@ class Soft:
         cpu = self.cpu
         self._enter_user(case.mode)
         self._load(case.state)
+        select_tlb(cpu)
         cpu.fault_vector = 0
         cpu.delivering = 0
         start = cpu.count_instructions

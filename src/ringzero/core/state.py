@@ -10,7 +10,7 @@ an equal state.
 from __future__ import annotations
 
 import base64
-import dataclasses
+import functools
 from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from ringzero.errors import StateError
@@ -32,6 +32,8 @@ class Stateful(Protocol[S]):
 
 def to_tree(state: Any) -> Any:
     """Turn a state dataclass into JSON-ready values (bytes become base64 text)."""
+    import dataclasses
+
     if dataclasses.is_dataclass(state) and not isinstance(state, type):
         return {f.name: to_tree(getattr(state, f.name)) for f in dataclasses.fields(state)}
     if isinstance(state, bytes):
@@ -45,22 +47,32 @@ def to_tree(state: Any) -> Any:
     raise StateError(f"a state may not hold a {type(state).__name__}")
 
 
+@functools.cache
+def _field_types(kind: type[Any]) -> dict[str, Any]:
+    """Return the types of a dataclass's fields; finding them takes a while."""
+    import dataclasses
+
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
 def from_tree(kind: Any, tree: Any, where: str = "state") -> Any:
     """Rebuild a value of type `kind` from what `to_tree` made of it.
 
     Every fault in `tree` (missing or unknown field, wrong type) raises
     StateError that names the field, because saved state is untrusted input.
     """
+    import dataclasses
+
     origin, arguments = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(tree, dict):
             raise StateError(f"{where}: expected fields of {kind.__name__}")
-        hints = get_type_hints(kind)
-        names = {f.name for f in dataclasses.fields(kind)}
-        if set(tree) != names:
-            odd = ", ".join(sorted(set(tree) ^ names))
+        hints = _field_types(kind)
+        if tree.keys() != hints.keys():
+            odd = ", ".join(sorted(set(tree) ^ set(hints)))
             raise StateError(f"{where}: missing or unknown fields: {odd}")
-        return kind(**{n: from_tree(hints[n], tree[n], f"{where}.{n}") for n in names})
+        return kind(**{n: from_tree(hint, tree[n], f"{where}.{n}") for n, hint in hints.items()})
     if kind is bytes and isinstance(tree, str):
         try:
             return base64.b64decode(tree, validate=True)

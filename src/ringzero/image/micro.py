@@ -15,23 +15,26 @@ cache asks nobody anything.
 
 from __future__ import annotations
 
+import binascii
 import contextlib
-import hashlib
 import json
-import shutil
+import os
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ringzero.errors import GuestImageError, NotFoundError
 from ringzero.host.files import atomic_directory, atomic_file, locked
 from ringzero.host.progress import QUIET, Progress
-from ringzero.image import deb
-from ringzero.image.modules import Module, canonical, dependency_file, with_dependencies
-from ringzero.image.packages import Apt
-from ringzero.image.rootfs import Rootfs
+from ringzero.image import identity
+from ringzero.records import record
 from ringzero.settings import CACHE_DIR, MIRROR
+
+if TYPE_CHECKING:
+    from ringzero.image.modules import Module
+    from ringzero.image.packages import Apt
+    from ringzero.image.rootfs import Rootfs
 
 # Modules that a guest of this system can make use of: the virtio drivers of
 # its devices, and the file systems that people have on their disks.
@@ -48,21 +51,23 @@ MODULES = (
 # init_on_alloc=0   Debian clears every page twice otherwise
 # tsc=reliable      no watchdog and no calibration against other timers
 # no_timer_check    no wait for legacy timer interrupts
-# panic=-1 reboot=t a panic ends the machine at once, by triple fault if nothing else
+# panic=-1          a panic ends the machine at once
+# reboot=a          by the reset register that the ACPI tables name
 # nokaslr           the same addresses in every boot, for caches of translated code
 # cryptomgr.notests no self-tests of ciphers while a disk's modules load
 COMMAND_LINE = (
     "console=ttyS0 quiet mitigations=off init_on_alloc=0 tsc=reliable no_timer_check "
-    "nokaslr panic=-1 reboot=t rcupdate.rcu_expedited=1 cryptomgr.notests ringzero.agent"
+    "nokaslr panic=-1 reboot=a rcupdate.rcu_expedited=1 cryptomgr.notests ringzero.agent"
 )
 
 _FORMAT = 1
-# Images of one name that are kept: the one in use, and the one before it, which
-# a machine may be starting from at this moment.
-_KEPT_IMAGES = 2
+_MANIFEST = "manifest.json"
+# An image that no recipe leads to is kept for this long after its last use, in seconds: a
+# machine may be starting from it, and two versions of ringzero may share one cache.
+_UNUSED_AGE = 86400
 
 
-@dataclass(frozen=True)
+@record
 class BootFiles:
     """What a direct boot needs: kernel and initrd files, command line, and what they are."""
 
@@ -75,7 +80,7 @@ class BootFiles:
     size: int
 
 
-@dataclass(frozen=True)
+@record
 class Recipe:
     """What an image is made of.
 
@@ -94,8 +99,15 @@ class Recipe:
 
     def digest(self) -> str:
         """Return a hash of everything here that shapes the image, except package versions."""
-        inputs = [asdict(self), MODULES, _init().decode(), _FORMAT, MIRROR.get()]
-        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+        import hashlib
+
+        return hashlib.sha256(self.inputs().encode()).hexdigest()[:16]
+
+    def inputs(self) -> str:
+        """Return everything here that shapes the image, except package versions."""
+        guest = [_init().decode(), identity.build().hex()]
+        inputs = [vars(self), MODULES, guest, COMMAND_LINE, _FORMAT, MIRROR.get()]
+        return json.dumps(inputs, sort_keys=True)
 
 
 MICRO = Recipe("micro")
@@ -113,18 +125,20 @@ def ensure(
     `refresh` asks the archive for newer packages. Raises what `Apt` raises.
     """
     cache = cache if cache is not None else CACHE_DIR.get()
-    pointer = _pointer(recipe, cache)
+    inputs = recipe.inputs()
+    pointer = _pointer(recipe.name, inputs, cache)
     if not refresh:
-        found = _load(pointer, cache)
+        found = _load(pointer, inputs, cache)
         if found is not None:
+            _mark_used(found)
             return found
     with locked(cache / "images" / "lock"):
-        found = None if refresh else _load(pointer, cache)
+        found = None if refresh else _load(pointer, inputs, cache)
         if found is None:
             digest = _build(recipe, cache, progress, refresh)
             with atomic_file(pointer) as file:
-                file.write(json.dumps({"digest": digest}).encode())
-            found = _load(pointer, cache)
+                file.write(json.dumps({"digest": digest, "recipe": inputs}).encode())
+            found = _load(pointer, inputs, cache)
             _forget_old(recipe.name, cache)
     if found is None:
         raise GuestImageError(f"the image {recipe.name} vanished while it was built", path=pointer)
@@ -134,7 +148,7 @@ def ensure(
 def list_images(cache: Path | None = None) -> list[BootFiles]:
     """Return the images in the cache, by name."""
     cache = cache if cache is not None else CACHE_DIR.get()
-    manifests = sorted((cache / "images").glob("*/manifest.json"))
+    manifests = sorted((cache / "images").glob(f"*/{_MANIFEST}"))
     images = [image for path in manifests if (image := _read(path.parent)) is not None]
     return sorted(images, key=lambda image: (image.name, image.digest))
 
@@ -152,26 +166,46 @@ def remove(name: str, cache: Path | None = None) -> list[BootFiles]:
                 with contextlib.suppress(OSError, ValueError, KeyError):
                     if json.loads(pointer.read_text())["digest"] == image.digest:
                         pointer.unlink()
-            shutil.rmtree(cache / "images" / image.digest, ignore_errors=True)
+            _remove_tree(cache / "images" / image.digest)
     return chosen
 
 
 def _forget_old(name: str, cache: Path) -> None:
-    """Remove all but the newest images called `name`."""
-    same = [image for image in list_images(cache) if image.name == name]
-    same.sort(key=lambda image: image.initrd.stat().st_mtime, reverse=True)
-    for image in same[_KEPT_IMAGES:]:
-        shutil.rmtree(cache / "images" / image.digest, ignore_errors=True)
+    """Remove the images called `name` that have not been used for a day."""
+    now = time.time()
+    for image in list_images(cache):
+        if image.name != name:
+            continue
+        place = cache / "images" / image.digest
+        with contextlib.suppress(OSError):
+            if now - (place / _MANIFEST).stat().st_mtime > _UNUSED_AGE:
+                _remove_tree(place)
 
 
-def _pointer(recipe: Recipe, cache: Path) -> Path:
-    return cache / "images" / f"{recipe.name}-{recipe.digest()}.json"
+def _mark_used(image: BootFiles) -> None:
+    """Note that the image is in use, which keeps it from being removed for a day."""
+    with contextlib.suppress(OSError):
+        os.utime(image.kernel.parent / _MANIFEST)
 
 
-def _load(pointer: Path, cache: Path) -> BootFiles | None:
+def _remove_tree(place: Path) -> None:
+    import shutil
+
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _pointer(name: str, inputs: str, cache: Path) -> Path:
+    # No cryptographic hash, whose library takes milliseconds to load: `_load` compares.
+    return cache / "images" / f"{name}-{binascii.crc32(inputs.encode()):08x}.json"
+
+
+def _load(pointer: Path, inputs: str, cache: Path) -> BootFiles | None:
     """Return the image that `pointer` names, or None when anything about it is amiss."""
     try:
-        digest = json.loads(pointer.read_text())["digest"]
+        found = json.loads(pointer.read_text())
+        if found["recipe"] != inputs:
+            return None
+        digest = found["digest"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return _read(cache / "images" / str(digest))
@@ -179,7 +213,7 @@ def _load(pointer: Path, cache: Path) -> BootFiles | None:
 
 def _read(place: Path) -> BootFiles | None:
     try:
-        manifest = json.loads((place / "manifest.json").read_text())
+        manifest = json.loads((place / _MANIFEST).read_text())
         image = BootFiles(
             name=manifest["name"],
             digest=place.name,
@@ -197,6 +231,10 @@ def _read(place: Path) -> BootFiles | None:
 
 def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> str:
     """Put the image together and return its digest."""
+    import hashlib
+
+    from ringzero.image.packages import Apt
+
     apt = Apt(architecture=recipe.architecture, suite=recipe.suite, cache=cache, progress=progress)
     if refresh:
         apt.refresh(max_age=0)
@@ -215,12 +253,12 @@ def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> st
         foreign = other.resolve([base], dependencies=False)
         packages += foreign
         paths += other.download(foreign)
-    inputs = json.dumps([recipe.digest(), [p.sha256 for p in packages], COMMAND_LINE])
+    inputs = json.dumps([recipe.digest(), [p.sha256 for p in packages]])
     digest = hashlib.sha256(inputs.encode()).hexdigest()[:24]
     place = cache / "images" / digest
     if _read(place) is not None:
         return digest
-    shutil.rmtree(place, ignore_errors=True)
+    _remove_tree(place)
     with progress.step(f"building the image {recipe.name}"), atomic_directory(place) as work:
         kernel, modules = _split_kernel(paths[0])
         tree = _tree(paths[1 : len(paths) - len(recipe.foreign)], modules)
@@ -235,7 +273,7 @@ def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> st
             "packages": [f"{p.name}={p.version}" for p in packages],
             "sizes": {n: (work / n).stat().st_size for n in ("vmlinuz", "initrd")},
         }
-        (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        (work / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return digest
 
 
@@ -249,6 +287,9 @@ def _real_kernel(apt: Apt, name: str) -> str:
 
 def _split_kernel(package: Path) -> tuple[bytes, dict[str, Module]]:
     """Return the kernel file and all modules of a Debian kernel package."""
+    from ringzero.image import deb
+    from ringzero.image.modules import Module, canonical
+
     kernel = b""
     modules: dict[str, Module] = {}
     for info, data in deb.files(package):
@@ -273,6 +314,9 @@ def _plain(path: str, data: bytes) -> bytes:
 
 
 def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
+    from ringzero.image.modules import dependency_file, with_dependencies
+    from ringzero.image.rootfs import Rootfs
+
     tree = Rootfs()
     for path in packages:
         tree.add_package(path)
@@ -281,6 +325,7 @@ def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
     tree.add_device("dev/console", "c", 5, 1, mode=0o600)
     tree.add_device("dev/null", "c", 1, 3, mode=0o666)
     tree.add_file("init", _init(), mode=0o755)
+    tree.add_file("sbin/identity", identity.build(), mode=0o755)
     busybox = tree["bin/busybox"].data
     for applet in applets(busybox):
         if f"bin/{applet}" not in tree and f"sbin/{applet}" not in tree:
@@ -310,6 +355,8 @@ _ETC = {
 
 def _add_foreign(tree: Rootfs, path: Path) -> None:
     """Put the programs of another architecture's package into /opt/<architecture>."""
+    from ringzero.image import deb
+
     architecture = path.stem.rsplit("_", 1)[-1]
     for info, data in deb.files(path):
         name = info.name.removeprefix("./")
@@ -332,4 +379,4 @@ def applets(busybox: bytes) -> list[str]:
 
 
 def _init() -> bytes:
-    return (resources.files("ringzero.image") / "guest" / "init").read_bytes()
+    return (Path(__file__).parent / "guest" / "init").read_bytes()

@@ -162,9 +162,7 @@ class FunctionBuilder:
 
     def select(self, condition: Value, yes: Value, no: Value) -> Value:
         name = llvm_type(yes.kind)
-        return self.emit(
-            f"select i1 {condition.ref}, {name} {yes.ref}, {name} {no.ref}", yes.kind
-        )
+        return self.emit(f"select i1 {condition.ref}, {name} {yes.ref}, {name} {no.ref}", yes.kind)
 
     def intrinsic(self, name: str, kind: Any, arguments: Sequence[Value]) -> Value:
         to = llvm_type(kind)

@@ -15,9 +15,14 @@ from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86 import flags as lazy
 from ringzero.isa.x86.cpu import ARITHMETIC_FLAGS, MODE_64, Cpu, Insn
 from ringzero.isa.x86.decoder import SLOTS
-from ringzero.isa.x86.descriptors import segment_address
+from ringzero.isa.x86.descriptors import (
+    check_near_target,
+    is_canonical,
+    not_canonical,
+    segment_address,
+)
 from ringzero.isa.x86.faults import raise_fault, raise_fault_code, raise_gp0
-from ringzero.isa.x86.mmu import check_canonical, probe_write, read_memory, write_memory
+from ringzero.isa.x86.mmu import probe_write, read_memory, write_memory
 from ringzero.isa.x86.table import Form
 from ringzero.jit.builder import FunctionBuilder
 from ringzero.jit.module import Module
@@ -224,22 +229,25 @@ class HandlerOperation:
             address = (address + self._extra) & insn.address_mask
         return address
 
-    def address(self, n: int) -> Any:
-        return self._linear(self.effective_address(n), 1, write=False)
+    def address(self, n: int, size: int = 1, alignment: int = 1) -> Any:
+        return self._linear(self.effective_address(n), size, False, alignment)
 
     def _operand_address(self, n: int, kind: Any, *, write: bool = False) -> Any:
         return self._linear(self.effective_address(n), kind.size, write)
 
     @staged
-    def _linear(self, offset: Any, size: int, write: bool) -> Any:
-        """Return a linear address; outside 64-bit mode the segment is checked for `size` bytes."""
+    def _linear(self, offset: Any, size: int, write: bool, alignment: int = 1) -> Any:
+        """Return the linear address of `size` bytes; their segment or canonicality is checked."""
         if self.cpu.mode == MODE_64:
-            return offset + load(u64, address_of(self.cpu) + u64(self.insn.segment))
-        return segment_address(self.cpu, self.insn.segment, offset, size, int(write))
+            linear = offset + load(u64, address_of(self.cpu) + u64(self.insn.segment))
+            if size != 0 and not (is_canonical(linear) and is_canonical(linear + (size - 1))):
+                not_canonical(self.cpu, self.insn, u32((linear & (alignment - 1)) == 0))
+            return linear
+        return segment_address(self.cpu, self.insn.segment, offset, max(size, 1), int(write))
 
     def string_address(self, register: int, offset: Any) -> Any:
         where = (self.cpu.regs[register] + offset) & self.insn.address_mask
-        return self._linear(where, 1, write=False)
+        return self._linear(where, 1, False)
 
     def displace(self, amount: Any) -> None:
         self._extra = amount
@@ -354,10 +362,14 @@ class HandlerOperation:
     @staged
     def branch(self, condition: Any, target: Any) -> None:
         if condition:
+            check_near_target(self.cpu, target)
             self.cpu.next_rip = target
 
     def check_target(self, target: Any) -> None:
-        check_canonical(self.cpu, target)
+        check_near_target(self.cpu, target)
+
+    def check_call_target(self, target: Any) -> None:
+        check_near_target(self.cpu, target)
 
     def fault(self, vector: int, code: Any = None) -> None:
         if code is None:

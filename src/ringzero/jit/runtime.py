@@ -18,14 +18,24 @@ from typing import Any
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import EXIT_DEBUG, EXIT_NONE, MODE_16, MODE_64, CodePage, Cpu, Insn
 from ringzero.isa.x86.decoder import FormEntry
-from ringzero.isa.x86.interpreter import attend, begin, code_address, step, step_one, stop_here
+from ringzero.isa.x86.descriptors import is_canonical
+from ringzero.isa.x86.interpreter import (
+    attend,
+    begin,
+    code_address,
+    fetch_decode,
+    step,
+    step_one,
+    stop_here,
+)
 from ringzero.isa.x86.mmu import fetch_page, jump_entry, protect_code
 from ringzero.isa.x86.mxcsr import MASKS
 from ringzero.jit.module import Module
 from ringzero.jit.stencil_ops import CONVENTION, PARAMETERS, PINNED
 from ringzero.jit.tables import BLOCK_LIMIT, COUNTERS, Block, Translator
-from ringzero.jit.translate import FPU_OFF, translate
+from ringzero.jit.translate import FPU_OFF, FS_OFF, NO_BRANCH, is_own, translate
 from ringzero.native import (
+    address_of,
     boolean,
     call_address,
     i64,
@@ -42,6 +52,8 @@ from ringzero.native import (
 
 # Distinguishes 32-bit code in jump-cache tags (bit 62 is 1 in no canonical user address).
 TAG_32 = 1 << 62
+# Opcodes of near branches that move the stack pointer.
+RET_RELEASE, RET, CALL_RELATIVE = 0xC2, 0xC3, 0xE8
 # Instructions interpreted at most before cold code is looked at again.
 COLD_RUN = 64
 
@@ -57,9 +69,10 @@ def must_step(cpu: Any) -> Any:
 
 @staged
 def code_mode(cpu: Any) -> Any:
-    """Return what a translation depends on beside its bytes: the mode, and FPU_OFF."""
+    """Return what a translation depends on beside its bytes: the mode, FPU_OFF, FS_OFF, GS_OFF."""
     off = (cpu.cr0 & (x86.CR0_EM | x86.CR0_TS)) | ((cpu.cr4 & x86.CR4_OSFXSR) ^ x86.CR4_OSFXSR)
-    return cpu.mode | select(off != 0, u32(FPU_OFF), u32(0))
+    limited = select(cpu.mode == MODE_64, u32(0), cpu.limited * FS_OFF)
+    return cpu.mode | select(off != 0, u32(FPU_OFF), u32(0)) | limited
 
 
 @native
@@ -146,8 +159,6 @@ def find_code(cpu: Cpu, tr: Translator, va: u64) -> u64:
                 store(u8, counter, count)
                 return u64(0)
             code = translate(cpu, tr, host & ~u64(0xFFF), offset, code_mode(cpu))
-            if code == 0:
-                return u64(0)
         known.address = tag
         known.code = code
     cpu.page_base = va & ~u64(0xFFF)
@@ -166,6 +177,27 @@ def run_cold(cpu: Cpu, tr: Translator) -> None:
         step(cpu)
         if cpu.stop_block != 0 or cpu.rip != before + u64(cpu.insn.length):
             return
+
+
+@native(inline="never")
+def retake_branch(cpu: Cpu) -> None:
+    """Let the interpreter take a near branch again that left for an address not canonical.
+
+    The branch is to raise #GP(0) at its own address with nothing done, but translated
+    code looks at a target only when it is nowhere to be found. RSP goes back; a call
+    by register or memory has looked before it pushed (`check_call_target`).
+    """
+    if cpu.branch_offset == NO_BRANCH:
+        return
+    cpu.rip = cpu.page_base + cpu.branch_offset
+    insn = pointer(Insn, address_of(cpu) + Cpu.offset_of("insn"))
+    fetch_decode(cpu, insn, cpu.rip)
+    if insn.opcode == RET or insn.opcode == RET_RELEASE:
+        cpu.regs[x86.RSP] -= 8 + (insn.imm & 0xFFFF)
+    elif insn.opcode == CALL_RELATIVE:
+        cpu.regs[x86.RSP] += 8
+    cpu.budget += 1
+    step(cpu)
 
 
 @native
@@ -192,12 +224,16 @@ def run_blocks(cpu: Cpu) -> u32:
             run_cold(cpu, tr)
             continue
         if cpu.link_site != 0:
-            # The block before left by a direct jump inside its page: from now on it goes straight.
-            store(u32, cpu.link_site, u32(code - cpu.link_site - 4))
+            # The block before left by a direct jump inside its page: from now on it goes straight,
+            # unless its code is shared with other machines.
+            if is_own(tr, cpu.link_site):
+                store(u32, cpu.link_site, u32(code - cpu.link_site - 4))
+                tr.count_links += 1
             cpu.link_site = 0
-            tr.count_links += 1
         cpu.stop_block = 0
         call_address(cpu.enter_code, None, cpu, code)
+        if not is_canonical(cpu.rip):
+            retake_branch(cpu)
 
 
 @native

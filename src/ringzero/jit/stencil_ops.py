@@ -16,6 +16,7 @@ from typing import Any
 
 from ringzero.isa.x86 import flags as lazy
 from ringzero.isa.x86.cpu import ARITHMETIC_FLAGS, CF, TLB_ENTRIES, Cpu, TlbEntry
+from ringzero.isa.x86.descriptors import is_canonical
 from ringzero.isa.x86.table import Form
 from ringzero.jit.builder import FunctionBuilder
 from ringzero.native import load, signed, store, u32, u64, unsigned, v128
@@ -221,7 +222,7 @@ class StencilOperation:
     def effective_address(self, n: int) -> Any:
         return self.temporary
 
-    def address(self, n: int) -> Any:
+    def address(self, n: int, size: int = 1, alignment: int = 1) -> Any:
         return self.temporary
 
     def displace(self, amount: Any) -> None:
@@ -334,7 +335,14 @@ class StencilOperation:
         raise Unsuitable("conditional jumps have stencils of their own")
 
     def check_target(self, target: Any) -> None:
-        """A target that is not canonical misses the jump cache and faults at its fetch."""
+        """A target that is not canonical misses the jump cache: see `runtime.retake_branch`."""
+
+    def check_call_target(self, target: Any) -> None:
+        if self.mode64:
+            self.uses_slow = True
+            canonical = self._builder.fresh("canonical")
+            self._builder.branch(is_canonical(target), canonical, "slow", ", !prof !0")
+            self._builder.start(canonical)
 
     def fault(self, vector: int, code: Any = None) -> None:
         raise Unsuitable("raises exceptions")

@@ -234,8 +234,11 @@ def _describe(entry: bytearray, lowering: Lowering, fact: list[Any]) -> None:
             wide = lowering.size == 64
             immediate = tables.IMMEDIATE_SHIFT_64 if wide else tables.IMMEDIATE_SHIFT_32
     _put(entry, 0, LoweringEntry, "immediate", immediate)
-    for n in range(len(lowering.form.operands)):
-        _put(entry, 0, LoweringEntry, "operands", _operand_code(lowering, n), n)
+    for n, operand in enumerate(lowering.form.operands):
+        code = _operand_code(lowering, n)
+        _put(entry, 0, LoweringEntry, "operands", code, n)
+        if code == tables.OPERAND_MEMORY and operand.letter != "M":
+            _put(entry, 0, LoweringEntry, "span", operand.bits(lowering.size) // 8 - 1)
 
 
 def _has_address(lowering: Lowering) -> bool:
@@ -273,6 +276,7 @@ def _write_glue(work: Path, numbers: dict[str, int]) -> None:
             put("jcc", f"jcc.{code}.{op}", code * 44 + op)
     for member, name in (
         ("ea_disp", "ea.disp"), ("ea_rip", "ea.rip"), ("ea_segment", "ea.segment"),
+        ("ea_segment32", "ea.segment32"),
         ("ea_mask32", "ea.mask32"), ("status_any", "status.any"), ("head", "head"),
         ("refund", "refund"), ("leave", "leave"), ("leave_linked", "leave.linked"),
         ("slow", "slow"), ("generic", "generic"), ("goto", "goto"),

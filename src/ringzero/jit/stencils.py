@@ -145,7 +145,9 @@ class Catalogue:
         self.lowerings: list[Lowering] = []
         known: dict[tuple[Any, ...], int] = {}
         for form in all_forms():
-            if not form.attributes.get("fast") or any(o.letter in "PQNO" for o in form.operands):
+            if not form.attributes.get("fast") or any(
+                o.letter in tuple("PQNO") for o in form.operands
+            ):
                 continue
             for size in _sizes(form):
                 for memory in (False, True):
@@ -155,9 +157,7 @@ class Catalogue:
                         continue
                     self._add(form, size, memory, known)
 
-    def _add(
-        self, form: Form, size: int, memory: bool, known: dict[tuple[Any, ...], int]
-    ) -> None:
+    def _add(self, form: Form, size: int, memory: bool, known: dict[tuple[Any, ...], int]) -> None:
         lowering = Lowering(form, size, memory)
         name = form.function.__name__
         mode64 = not (form.attributes.get("d64") and size == 32)
@@ -277,9 +277,7 @@ class Glue(StencilOperation):
 
     def __init__(self, builder: Any) -> None:
         form = all_forms()[0]
-        super().__init__(
-            builder, form, 64, (), memory=False, mode64=True, flags_live=True
-        )
+        super().__init__(builder, form, 64, (), memory=False, mode64=True, flags_live=True)
 
     def flag_inputs(self, cc_op: int) -> tuple[int, Any, Any, Any]:
         """Return kind, dst, src, aux of the last operation, known to be `cc_op`."""
@@ -329,7 +327,7 @@ def glue() -> dict[str, Body]:
 
         bodies[name] = body
 
-    _addresses(plain)
+    _addresses(plain, bodies)
     _flag_glue(plain, bodies)
     _moves(plain)
     _exits(bodies, plain)
@@ -342,7 +340,9 @@ def _gpr(m: Glue, number: int, hole: str) -> Any:
     return load(u64, u64(m.cpu) + m.hole(hole))
 
 
-def _addresses(plain: Callable[[str, Callable[[Glue], Any]], None]) -> None:
+def _addresses(
+    plain: Callable[[str, Callable[[Glue], Any]], None], bodies: dict[str, Body]
+) -> None:
     def based(base: int, m: Glue) -> Any:
         return _gpr(m, base, "HB") + m.hole("HD")
 
@@ -362,6 +362,18 @@ def _addresses(plain: Callable[[str, Callable[[Glue], Any]], None]) -> None:
     plain("ea.rip", lambda m: m.cpu.page_base + m.hole("HD"))
     plain("ea.segment", lambda m: m.temporary + load(u64, u64(m.cpu) + m.hole("HS")))
     plain("ea.mask32", lambda m: u64(u32(m.temporary)))
+
+    def segment32(builder: Any, m: Glue) -> None:
+        """Add the base of a 4 GiB segment to an operand that does not wrap in it."""
+        inside = builder.fresh("inside")
+        builder.branch((m.temporary + m.hole("HD")) >> 32 == 0, inside, "slow", ", !prof !0")
+        builder.start(inside)
+        linear = m.temporary + load(u64, u64(m.cpu) + m.hole("HS"))
+        result = convert(Int(64), u32(linear))
+        tail(builder, "NEXT", m.arguments(result.ref))
+        slow_exit(builder)
+
+    bodies["ea.segment32"] = segment32
 
 
 def _flag_glue(
@@ -489,6 +501,8 @@ def _exits(bodies: dict[str, Body], plain: Callable[[str, Callable[[Glue], Any]]
             builder.ret(None)
             builder.start(miss)
             m._put("rip", target)
+            if not key_bit:
+                m._put("branch_offset", m.hole("HF"))
             through(builder, m, "exit_code")
 
         return body

@@ -7,11 +7,11 @@ from ringzero.native import Struct, field, i32, u8, u16, u32, u64
 
 # What a hole is filled with (index into Translator.holes), by the symbol that stands for it.
 HOLES = (
-    "H0", "H1", "HI", "HN", "HD", "HB", "HX", "HS", "HC", "HO", "HR", "HG", "HQ",
+    "H0", "H1", "HI", "HN", "HD", "HB", "HX", "HS", "HC", "HO", "HR", "HG", "HQ", "HF",
     "NEXT", "TARGET", "SLOW",
 )  # fmt: skip
 (
-    H0, H1, HI, HN, HD, HB, HX, HS, HC, HO, HR, HG, HQ, NEXT, TARGET, SLOW,
+    H0, H1, HI, HN, HD, HB, HX, HS, HC, HO, HR, HG, HQ, HF, NEXT, TARGET, SLOW,
 ) = range(len(HOLES))  # fmt: skip
 # How it is filled.
 RELATIVE_32, ABSOLUTE_32, ABSOLUTE_64, ABSOLUTE_8, ABSOLUTE_16 = range(5)
@@ -64,6 +64,7 @@ class LoweringEntry(Struct):
     operands = field(u8, 4)
     result = field(u8)
     condition = field(u8)
+    span = field(u8)  # from the first to the last byte of the memory operand
 
 
 class Stub(Struct):
@@ -72,7 +73,7 @@ class Stub(Struct):
     purpose = field(u32)
     offset = field(u32)  # in-page offset it is about (signed, for targets outside the page)
     refund = field(u32)
-    used = field(u32)
+    branch = field(u32)  # in-page offset of the branch that it serves, or NO_BRANCH
     resume = field(u64)
     address = field(u64)
 
@@ -102,6 +103,7 @@ class Glue(Struct):
     ea_disp = field(u32)
     ea_rip = field(u32)
     ea_segment = field(u32)
+    ea_segment32 = field(u32)
     ea_mask32 = field(u32)
     # By cc_op (44 of them).
     carry = field(u32, 44)
@@ -150,9 +152,11 @@ class Translator(Struct):
     target_stub = field(u32)
     fixups = field(Fixup, FIXUP_LIMIT)
     fixup_count = field(u32)
-    current = field(u32)
+    branch = field(u32)  # in-page offset of the current instruction
     cc = field(u32)
     mode = field(u32)
+    block_end = field(u32)  # in-page offset behind the block
+    unfinished = field(u32)  # 1: the instruction there is no part of the page's code
     glue = field(Glue)
     # Translations of an earlier run (see engine.soft.translations): saved pages, a hash
     # table of indices + 1 into them, their contents, their CodePages.

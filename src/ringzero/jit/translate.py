@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import MODE_64, CodePage, Cpu, Insn
 from ringzero.isa.x86.decoder import DECODED, ENDS, MAX_LENGTH, SLOTS, FormEntry, decode
 from ringzero.isa.x86.flags import STATUS
@@ -64,13 +65,17 @@ _ZERO = Cpu.offset_of("zero")
 _REGS = Cpu.offset_of("regs")
 _NEXT_RIP = Cpu.offset_of("next_rip")
 _XMM = Cpu.offset_of("xmm")
-_FS = Cpu.offset_of("seg", 4)
+_FS, _GS = Cpu.offset_of("seg", x86.FS), Cpu.offset_of("seg", x86.GS)
 MASK_32 = 0xFFFFFFFF
 # Room that one block can need at most, code and data.
 BLOCK_ROOM = 64 << 10
-# Bit of a block's mode: SSE and x87 instructions go to their handlers, which fault.
+# Bits of a block's mode: SSE and x87 instructions go to their handlers, which fault;
+# accesses by FS and GS (`Cpu.limited`) to theirs, which check limit and rights.
 FPU_OFF = 4
+FS_OFF, GS_OFF = x86.FS_LIMITED << 3, x86.GS_LIMITED << 3
 MODE_BITS = 3
+# `Translator.branch` behind the last instruction of a block, which does not branch.
+NO_BRANCH = PAGE
 # Stub kinds.
 STUB_BUDGET, STUB_LINK, STUB_FAR, STUB_SLOW = range(4)
 
@@ -142,6 +147,7 @@ def add_stub(tr: Translator, kind: u32, offset: u32, refund: u32) -> u32:
     stub.offset = offset
     stub.refund = refund
     stub.resume = 0
+    stub.branch = tr.branch
     tr.stub_count = number + 1
     return number
 
@@ -166,6 +172,7 @@ def emit_stubs(tr: Translator) -> None:
         elif kind == STUB_LINK:
             emit(tr, tr.glue.leave_linked)
         else:
+            tr.holes[tables.HF] = u64(stub.branch)
             emit_far(tr, stub.offset)
         number += 1
     index = u32(0)
@@ -214,6 +221,7 @@ def emit_goto(tr: Translator, offset: u32) -> None:
         # A link replaces the displacement of this jump.
         link_stub(tr)
     else:
+        tr.holes[tables.HF] = u64(tr.branch)
         emit_far(tr, offset)
 
 
@@ -263,6 +271,11 @@ def find_key(tr: Translator, insn: Insn, lowering: LoweringEntry) -> u32:
             if insn.imm == 0:
                 return u32(NO_STENCIL)
     if (lowering.flags & tables.TOUCHES_MEMORY) != 0:
+        if (lowering.flags & tables.NO_SEGMENT) == 0:
+            off = select(insn.segment == _FS, u32(FS_OFF), u32(0))
+            off = select(insn.segment == _GS, u32(GS_OFF), off)
+            if (tr.mode & off) != 0:
+                return u32(NO_STENCIL)
         if insn.address_mask == 0xFFFF or insn.disp != u64(i64(i32(insn.disp))):
             return u32(NO_STENCIL)
         if insn.base == _NEXT_RIP:
@@ -274,9 +287,13 @@ def find_key(tr: Translator, insn: Insn, lowering: LoweringEntry) -> u32:
 
 @native(inline="never")
 def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> u32:
-    """Decode the block at in-page offset `start` of the page at a host address; return its size."""
+    """Decode the block at in-page offset `start` of the page at a host address; return its size.
+
+    Notes where it ends, and whether what follows is left to the interpreter.
+    """
     at = u64(start)
     count = u32(0)
+    tr.unfinished = 0
     while count < BLOCK_LIMIT:
         if at >= PAGE:
             break
@@ -292,6 +309,7 @@ def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> 
         status = decode(cpu, insn, where, mode & MODE_BITS)
         length = u64(insn.length)
         if status != DECODED or length > room or length > MAX_LENGTH:
+            tr.unfinished = 1
             break
         insn.page_offset = u16(at)
         slot = (u32(insn.op_size - 1) << 2) | (u32(insn.memory) << 1) | u32(insn.lock)
@@ -315,6 +333,7 @@ def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> 
         form = pointer(FormEntry, cpu.form_table + u64(insn.form) * FormEntry.size)
         if (form.flags & ENDS) != 0:
             break
+    tr.block_end = u32(at)
     return count
 
 
@@ -356,8 +375,11 @@ def _class_of(offset: Any) -> Any:
 
 
 @native(inline="never")
-def emit_address(tr: Translator, insn: Insn, segment: u32) -> None:
-    """Append what computes the address of the memory operand into the temporary."""
+def emit_address(tr: Translator, insn: Insn, segment: u32, span: u32) -> None:
+    """Append what computes the address of the memory operand into the temporary.
+
+    `segment` is 0 for LEA; `span` is the distance to the operand's last byte.
+    """
     glue = tr.glue
     tr.holes[tables.HD] = insn.disp
     base, index = insn.base, insn.index
@@ -384,9 +406,11 @@ def emit_address(tr: Translator, insn: Insn, segment: u32) -> None:
     # Translated code runs with flat ES, CS, SS and DS; FS and GS have bases.
     if segment != 0 and insn.segment != _ZERO and insn.segment >= _FS:
         tr.holes[tables.HS] = u64(insn.segment)
-        emit(tr, glue.ea_segment)
-        if (tr.mode & MODE_BITS) != MODE_64:
-            emit(tr, glue.ea_mask32)
+        if (tr.mode & MODE_BITS) == MODE_64:
+            emit(tr, glue.ea_segment)
+        else:
+            tr.holes[tables.HD] = u64(span)
+            emit(tr, glue.ea_segment32)
 
 
 @native
@@ -439,7 +463,7 @@ def emit_stencil(tr: Translator, insn: Insn, lowering: LoweringEntry, live: u32,
             slot += 1
         elif where == tables.OPERAND_MEMORY:
             segment = u32((flags & tables.NO_SEGMENT) == 0)
-            emit_address(tr, insn, segment)
+            emit_address(tr, insn, segment, u32(lowering.span))
     tr.holes[tables.HI] = insn.imm
     tr.holes[tables.HN] = u64(insn.page_offset) + u64(insn.length)
     number = key * 2
@@ -451,11 +475,12 @@ def emit_stencil(tr: Translator, insn: Insn, lowering: LoweringEntry, live: u32,
 
 
 @native(inline="never")
-def emit_insn(tr: Translator, number: u32, count: u32) -> u32:
+def emit_insn(tr: Translator, number: u32, paid: u32) -> u32:
     """Append one instruction of the block; return 1 when it ended the block."""
     insn = tr.insns[number]
     index = tr.lowering[number]
     tr.slow_stub = 0
+    tr.branch = u32(insn.page_offset)
     if index == 0:
         emit_generic(tr, insn)
         return u32(0)
@@ -468,7 +493,7 @@ def emit_insn(tr: Translator, number: u32, count: u32) -> u32:
         emit_goto(tr, target)
     elif end == END_CONDITIONAL:
         cc = know_flags(tr)
-        set_target(tr, target, count - number - 1)
+        set_target(tr, target, paid - number - 1)
         emit(tr, tr.glue.jcc[u32(insn.opcode & 0xF) * 44 + cc])
         link_stub(tr)
         ended = u32(0)
@@ -478,6 +503,7 @@ def emit_insn(tr: Translator, number: u32, count: u32) -> u32:
         link_last_target(tr)
     elif end == END_INDIRECT:
         emit_stencil(tr, insn, lowering, u32(1), tr.key[number])
+        tr.holes[tables.HF] = u64(tr.branch)
         emit_dispatch(tr)
     else:
         emit_stencil(tr, insn, lowering, u32(tr.live[number]), tr.key[number])
@@ -508,11 +534,11 @@ def link_last_target(tr: Translator) -> None:
 
 @native(inline="never")
 def translate(cpu: Cpu, tr: Translator, host_page: u64, start: u32, mode: u32) -> u64:
-    """Translate the block at an in-page offset; return its host address, or 0 for none."""
+    """Translate the block at an in-page offset; return its host address."""
     tr.mode = mode
     count = decode_block(cpu, tr, host_page, start, mode)
-    if count == 0:
-        return u64(0)
+    # An instruction that reaches into the next page, or is none, ends the block interpreted.
+    paid = count + tr.unfinished
     if tr.data - tr.out < BLOCK_ROOM:
         flush_code(cpu, tr)
     find_dead_flags(tr, count)
@@ -521,25 +547,35 @@ def translate(cpu: Cpu, tr: Translator, host_page: u64, start: u32, mode: u32) -
     tr.cc = UNKNOWN_CC
     entry = tr.out
     tr.slow_stub = 0
-    tr.target_stub = add_stub(tr, u32(STUB_BUDGET), start, count)
-    tr.holes[tables.HC] = u64(count)
+    tr.target_stub = add_stub(tr, u32(STUB_BUDGET), start, paid)
+    tr.holes[tables.HC] = u64(paid)
     emit(tr, tr.glue.head)
     ended = u32(0)
     number = u32(0)
     while number < count:
-        ended = emit_insn(tr, number, count)
+        ended = emit_insn(tr, number, paid)
         number += 1
-    last = tr.insns[count - 1]
-    end = u32(last.page_offset) + u32(last.length)
     if ended == 0:
-        emit_goto(tr, end)
+        tr.branch = NO_BRANCH
+        if tr.unfinished != 0:
+            tr.holes[tables.HO] = u64(tr.block_end)
+            tr.holes[tables.HR] = u64(0)
+            emit(tr, tr.glue.slow)
+        else:
+            emit_goto(tr, tr.block_end)
     emit_stubs(tr)
     # Blocks begin at 16-byte boundaries.
     tr.out = (tr.out + 15) & ~u64(15)
-    register_block(cpu, tr, host_page, start, end, mode, entry)
+    register_block(cpu, tr, host_page, start, tr.block_end + tr.unfinished, mode, entry)
     tr.count_blocks += 1
     tr.count_insns += u64(count)
     return entry
+
+
+@staged
+def is_own(tr: Any, address: Any) -> Any:
+    """Whether translated code or a record lies in the space that only this machine uses."""
+    return address - tr.region_start < tr.region_end - tr.region_start
 
 
 @native(inline="never")
@@ -555,6 +591,12 @@ def register_block(
         fill_memory(where, u8(0), u64(CodePage.size))
         store(u64, slot, where)
         protect_code(cpu, host_page)
+    elif not is_own(tr, where):
+        # Other machines, whose page may differ where no code is, have the same list of blocks.
+        tr.data = (tr.data - CodePage.size) & ~u64(15)
+        copy_memory(tr.data, where, u64(CodePage.size))
+        where = tr.data
+        store(u64, slot, where)
     page = pointer(CodePage, where)
     first, last = u64(start) >> 6, (u64(end) - 1) >> 6
     page.lines |= ((u64(2) << (last - first)) - 1) << first
@@ -569,9 +611,11 @@ def register_block(
 
 @native(inline="never")
 def flush_code(cpu: Cpu, tr: Translator) -> None:
-    """Drop all translations: the region is full."""
+    """Drop all translations, those of earlier runs with them: the region is full."""
     fill_memory(cpu.code_pages, u8(0), tr.code_pages_size)
     flush_jump_cache(cpu)
     tr.out = tr.region_start
     tr.data = tr.region_end
+    # What was saved lay in the region, too.
+    tr.saved_table = u64(0)
     tr.count_flushes += 1

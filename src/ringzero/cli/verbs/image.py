@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from ringzero.cli.verb import VERBS, Verb, print_json
-from ringzero.errors import InvalidValueError
 
 
 @VERBS.register("image")
@@ -14,6 +14,7 @@ class Image(Verb):
     examples = """\
   ringzero image build                the default guest, if it is not there yet
   ringzero image build --refresh      the same from the newest Debian packages
+  ringzero image build full           as micro, with the kernel of real machines
   ringzero image ls
   ringzero image rm micro
 """
@@ -36,13 +37,11 @@ class Image(Verb):
         from ringzero.image import micro
 
         if arguments.action == "build":
-            if arguments.name != micro.MICRO.name:
-                raise InvalidValueError(
-                    f"no image called {arguments.name!r} can be built", hint="known: micro"
-                )
             from ringzero.host.progress import Progress
+            from ringzero.vm.images import IMAGES
 
-            images = [micro.ensure(progress=Progress(), refresh=arguments.refresh)]
+            make = IMAGES.get(arguments.name)
+            images: list[Any] = [make(progress=Progress(), refresh=arguments.refresh)]
         elif arguments.action == "ls":
             images = micro.list_images()
         else:
@@ -51,7 +50,7 @@ class Image(Verb):
         return 0
 
 
-def _show(images: list, as_json: bool) -> None:  # type: ignore[type-arg]
+def _show(images: list[Any], as_json: bool) -> None:
     from dataclasses import asdict
 
     from ringzero.units import format_size

@@ -42,9 +42,7 @@ class NativeEngine:
 
     def __init__(self, objects: build.EngineObjects) -> None:
         self.objects = objects
-        self._places = {
-            name: json.loads(objects.read(f"{name}.places")) for name in objects.units
-        }
+        self._places = {name: json.loads(objects.read(f"{name}.places")) for name in objects.units}
         handlers = [f"handlers.{name}" for name, places in self._places.items() if places]
         symbols = [RUN_INTERPRETER, RUN_TRANSLATOR, HOST_TSC, PAGE_HASH, *DOORS.values(), *handlers]
         self.library = build.link(objects, symbols)

@@ -25,10 +25,17 @@ from ringzero.engine.contract import (
     Shutdown,
     Vcpu,
 )
-from ringzero.engine.soft.report import describe_shutdown
+from ringzero.engine.shutdown import describe
 from ringzero.errors import EngineError
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpu import JUMP_ENTRIES, TLB_ENTRIES, Cpu, JumpCacheEntry, TlbEntry
+from ringzero.isa.x86.cpu import (
+    JUMP_ENTRIES,
+    JUMP_NEVER_FIRST,
+    TLB_ENTRIES,
+    Cpu,
+    JumpCacheEntry,
+    TlbEntry,
+)
 from ringzero.isa.x86.interpreter import NEVER
 from ringzero.isa.x86.view import CpuView
 
@@ -56,21 +63,24 @@ class SoftVcpu(Vcpu):
         tlb = TLB_ENTRIES * TlbEntry.size
         jumps = JUMP_ENTRIES * JumpCacheEntry.size
         cpu_size = -(-Cpu.size // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._memory = mmap.mmap(-1, cpu_size + 2 * tlb + 2 * jumps)
+        self._memory = mmap.mmap(-1, cpu_size + 3 * tlb + 2 * jumps)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self.cpu = CpuView(self.address)
         cpu = self.cpu
         cpu.tlb_user = self.address + cpu_size
         cpu.tlb_kernel = cpu.tlb_user + tlb
         cpu.tlb = cpu.tlb_kernel
-        cpu.jump_user = cpu.tlb_kernel + tlb
+        cpu.tlb_checked = cpu.tlb_kernel + tlb
+        cpu.jump_user = cpu.tlb_checked + tlb
         cpu.jump_kernel = cpu.jump_user + jumps
         cpu.jump_cache = cpu.jump_kernel
         cpu.tsc_deadline = NEVER
         cpu.reported = x86.NOT_REPORTED
         cpu.slice = cpu.budget = SLICE
         cpu.index = index
-        self._fill_ff(cpu.tlb_user, 2 * tlb + 2 * jumps)
+        self._fill_ff(cpu.tlb_user, 3 * tlb + 2 * jumps)
+        for table in (cpu.jump_user, cpu.jump_kernel):
+            ctypes.c_uint64.from_address(table).value = JUMP_NEVER_FIRST
         vm.engine.connect(self.address)
         vm.describe_memory(cpu)
         self._enter = vm.engine.run_translator
@@ -126,6 +136,7 @@ class SoftVcpu(Vcpu):
     def _run_once(self) -> Exit | None:
         kind = self._enter(self.address)
         self.cpu.count_exits += 1
+        self.vm.space.look()
         return self._kind_handlers[kind]()
 
     def _finish_access(self) -> None:
@@ -224,7 +235,12 @@ class SoftVcpu(Vcpu):
         return Halt()
 
     def _shutdown(self) -> Exit:
-        return Shutdown(describe_shutdown(self.cpu, self.vm.memory))
+        from ringzero.isa.x86.state_io import read_state
+
+        cpu = self.cpu
+        code = f" (error code {cpu.fault_code:#x})" if cpu.fault_has_code else ""
+        first = f"the last exception was {cpu.fault_vector}{code}"
+        return Shutdown(f"{first}\n{describe(read_state(cpu, 0), self.vm.memory)}")
 
     def _debug_stop(self) -> Exit:
         return DebugStop(self.cpu.exit_address)

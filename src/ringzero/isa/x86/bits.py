@@ -50,9 +50,9 @@ def _bit_instructions() -> None:
             _bit_operation(m, operation)
 
         writes = operation != BT
-        instruction(
-            f"0F BA /{digit} : Ev Ib", name=name, rmw=writes, lock=writes, fast=True
-        )(by_immediate)
+        instruction(f"0F BA /{digit} : Ev Ib", name=name, rmw=writes, lock=writes, fast=True)(
+            by_immediate
+        )
         instruction(f"0F {register} /r:r : Ev Gv", name=name, rmw=writes, fast=True)(by_immediate)
         instruction(f"0F {register} /r:m : Ev Gv", name=name, rmw=writes, lock=writes)(in_memory)
 
@@ -104,8 +104,6 @@ def cmpxchg8b(m: Operation) -> None:
             m.set(RAX, u32(low_old))
             m.set(RDX, u32(low_old >> 32))
         m.set_status(select(low_old == low_expected, u64(ZF), u64(0)), ZF)
-
-
 
 
 @instruction("0F C7 /6:r : Rv")

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ringzero.isa.x86.cpu import ATTR_DB, RBP, RCX, RSP, SS
+from ringzero.isa.x86.alignment import check_alignment
+from ringzero.isa.x86.cpu import ATTR_DB, RBP, RCX, RSP, SS, Cpu
+from ringzero.isa.x86.descriptors import (
+    is_canonical,
+    near_target_allowed,
+    segment_address,
+)
 from ringzero.isa.x86.faults import raise_ss0
 from ringzero.isa.x86.integer import CONDITIONS
+from ringzero.isa.x86.mmu import probe_range
 from ringzero.isa.x86.operation import Operation
 from ringzero.isa.x86.table import instruction
 from ringzero.native import select, staged, u16, u32, u64
@@ -23,32 +30,40 @@ def stack_mask(m: Operation) -> Any:
 
 
 @staged
-def check_stack(m: Operation, pointer: Any) -> None:
-    """Raise #SS(0) for a stack address that is not canonical; the fast path never has one."""
-    if m.checked:
-        top = pointer >> 47
-        if m.long_mode() and top != 0 and top != 0x1FFFF:
+def stack_address(m: Operation, pointer: Any, size: int, *, write: bool) -> Any:
+    """Return the linear address of `size` bytes of the stack at the stack pointer's value.
+
+    Raises #SS(0) where they are not canonical or beyond the limit of SS; translated
+    code comes to its slow path with such an address.
+    """
+    if m.long_mode():
+        if m.checked and not (is_canonical(pointer) and is_canonical(pointer + (size - 1))):
             raise_ss0(m.cpu)
+        return pointer
+    if m.checked:
+        segment = Cpu.offset_of("seg", SS)
+        return segment_address(m.cpu, segment, pointer & stack_mask(m), size, int(write))
+    return (m.cpu.seg[SS].base + (pointer & stack_mask(m))) & 0xFFFFFFFF
 
 
 @staged
 def stack_load(m: Operation, kind: Any, pointer: Any) -> Any:
     """Load from the stack at the value `pointer` of the stack pointer."""
-    check_stack(m, pointer)
-    if m.long_mode():
-        return m.load(kind, pointer)
-    return m.load(kind, (m.cpu.seg[SS].base + (pointer & stack_mask(m))) & 0xFFFFFFFF)
+    return m.load(kind, stack_address(m, pointer, kind.size, write=False))
 
 
 @staged
 def stack_store(m: Operation, pointer: Any, value: Any) -> None:
     """Store to the stack at the value `pointer` of the stack pointer."""
-    check_stack(m, pointer)
-    if m.long_mode():
-        m.store(value.kind, pointer, value)
-    else:
-        where = (m.cpu.seg[SS].base + (pointer & stack_mask(m))) & 0xFFFFFFFF
-        m.store(value.kind, where, value)
+    m.store(value.kind, stack_address(m, pointer, value.kind.size, write=True), value)
+
+
+@staged
+def stack_probe(m: Operation, kind: Any, pointer: Any) -> None:
+    """Raise what a store to the stack would, and store nothing (handlers only)."""
+    where = stack_address(m, pointer, kind.size, write=True)
+    check_alignment(m.cpu, where, kind.size, 1)
+    probe_range(m.cpu, where, u64(kind.size), u32(m.cpu.cpl == 3))
 
 
 @staged
@@ -156,8 +171,8 @@ def enter(m: Operation) -> None:
         pointer -= size
         stack_store(m, pointer, m.T(frame))
     pointer -= u64(m.insn.imm) & 0xFFFF
-    # The new top must be writable (SDM: "a page fault occurs at the final push").
-    stack_store(m, pointer, stack_load(m, m.T, pointer))
+    # The new top must be writable (SDM vol. 2A, ENTER: "a write to the final stack pointer").
+    stack_probe(m, m.T, pointer)
     m.set(RBP, m.T(frame))
     set_stack_pointer(m, pointer)
 
@@ -182,7 +197,9 @@ def wrap(m: Operation, target: Any) -> Any:
 @instruction("E9 : Jz", "EB : Jb", d64=True, sized=True, ends=True, fast=True)
 def jmp(m: Operation) -> None:
     """JMP, relative."""
-    m.jump(relative(m, 0))
+    target = relative(m, 0)
+    m.check_target(target)
+    m.jump(target)
 
 
 @instruction("FF /4 : Ev", d64=True, ends=True, fast=True, name="jmp")
@@ -193,10 +210,19 @@ def jmp_indirect(m: Operation) -> None:
     m.jump(target)
 
 
+@staged
+def _check_stack_first(m: Operation, target: Any) -> None:
+    """For a call to nowhere: what is wrong with the stack is raised before that."""
+    if m.checked and not near_target_allowed(m.cpu, target):
+        stack_probe(m, m.T, m.get(RSP, u64) - m.T.size)
+
+
 @instruction("E8 : Jz", d64=True, sized=True, ends=True, fast=True)
 def call(m: Operation) -> None:
     """CALL, relative."""
     target = relative(m, 0)
+    _check_stack_first(m, target)
+    m.check_target(target)
     push_value(m, m.T(m.next_rip))
     m.jump(target)
 
@@ -205,7 +231,8 @@ def call(m: Operation) -> None:
 def call_indirect(m: Operation) -> None:
     """CALL, near indirect."""
     target = u64(m.read(0))
-    m.check_target(target)
+    _check_stack_first(m, target)
+    m.check_call_target(target)
     push_value(m, m.T(m.next_rip))
     m.jump(target)
 
@@ -288,7 +315,7 @@ def jrcxz(m: Operation) -> None:
 @instruction("62 /r:m : Gv M", no64=True)
 def bound(m: Operation) -> None:
     """BOUND: #BR when the index lies outside the two bounds in memory."""
-    where = m.address(1)
+    where = m.address(1, 2 * m.T.size)
     index = m.S(m.read(0))
     low = m.S(m.load(m.T, where))
     high = m.S(m.load(m.T, where + m.T.size))

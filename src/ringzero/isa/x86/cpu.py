@@ -40,6 +40,9 @@ MF, ALIGNMENT, MC, XM = range(16, 20)
 ATTR_TYPE, ATTR_S, ATTR_DPL_SHIFT, ATTR_P = 0xF, 1 << 4, 5, 1 << 7
 ATTR_AVL, ATTR_L, ATTR_DB, ATTR_G = (1 << n for n in (12, 13, 14, 15))
 
+# Bits of `Cpu.limited`.
+FS_LIMITED, GS_LIMITED = 1, 2
+
 # `Cpu.mode`: how code is decoded.
 MODE_16, MODE_32, MODE_64 = 0, 1, 2
 
@@ -85,6 +88,10 @@ TLB_INVALID = 1 << 0
 TLB_MMIO = 1 << 1
 TLB_CODE = 1 << 2
 
+# User pages that the kernel's TLB holds at once while RFLAGS.AC suspends SMAP: a copy of some
+# length has source and destination in two pages each.
+OPEN_PAGES = 8
+
 # Outside accesses that one instruction can make before it is complete (a 16-byte
 # MMIO move takes two, MOVS from device to device two, FXSAVE to a device is refused).
 EXTERNAL_LIMIT = 8
@@ -118,6 +125,8 @@ class JumpCacheEntry(Struct):
 JUMP_PAGE_BITS = 6
 JUMP_OFFSET_BITS = 6
 JUMP_ENTRIES = 1 << (JUMP_PAGE_BITS + JUMP_OFFSET_BITS)
+# An address that the first entry never serves: it belongs to the second.
+JUMP_NEVER_FIRST = 1
 
 
 class Segment(Struct):
@@ -207,6 +216,8 @@ class Cpu(Struct):
     mode = field(u32)  # MODE_16, MODE_32, MODE_64
     # Nonzero when data segments have a base or limit that translated code does not apply.
     segmented = field(u32)
+    # FS_LIMITED and GS_LIMITED: the segment is not writable data of 4 GiB.
+    limited = field(u32)
     # Blocks interrupts for one instruction after STI, MOV SS, POP SS (1: STI, 2: SS).
     shadow = field(u32)
     halted = field(u32)
@@ -255,12 +266,17 @@ class Cpu(Struct):
     ram_high_addend = field(u64)  # offset in the mapping of ram_high_start, minus it
     tlb_user = field(u64)
     tlb_kernel = field(u64)
+    # Entries that never match, used while every access must have its alignment checked.
+    tlb_checked = field(u64)
     # Host address of a u64 per RAM page: 0, or the host address of its CodePage.
     code_pages = field(u64)
     # Host address of a byte per RAM page: 1 when saved translations were looked for.
     code_sought = field(u64)
     # Which 2 MiB regions (hashed) had entries of large pages since the last flush.
     large_pages = field(u64, 4)
+    # Entries of the kernel's TLB made under RFLAGS.AC (see open_pages.py).
+    open_entries = field(u64, OPEN_PAGES)
+    open_count = field(u32)
     jump_user = field(u64)
     jump_kernel = field(u64)
     physical_mask = field(u64)  # valid physical address bits
@@ -277,6 +293,7 @@ class Cpu(Struct):
     generic_code = field(u64)
     status_code = field(u64)  # flags.materialize_status
     resume = field(u64)  # host address to go on at after a slow or generic instruction
+    branch_offset = field(u64)  # in-page offset of the branch that found no code, or NO_BRANCH
     slow_offset = field(u64)  # in-page offset of the instruction to run slowly
     generic_insn = field(u64)  # host address of the Insn to run by its handler
     link_site = field(u64)  # host address of the jump to link to the next block, or 0

@@ -248,9 +248,7 @@ def decode_memory(cpu: Cpu, insn: Insn, p: u64, modrm: u64, rex: u64, mode: u32)
         if mode == MODE_64:
             insn.segment = _ZERO
         else:
-            insn.segment = (
-                select(stack, u32(SS * Segment.size), u32(DS * Segment.size)) + _SEGMENTS
-            )
+            insn.segment = select(stack, u32(SS * Segment.size), u32(DS * Segment.size)) + _SEGMENTS
     return used
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ringzero.isa.x86.alignment import select_tlb
 from ringzero.isa.x86.cpu import (
     ATTR_DB,
     ATTR_DPL_SHIFT,
@@ -24,28 +25,35 @@ from ringzero.isa.x86.cpu import (
     EFER_LMA,
     ES,
     FS,
+    FS_LIMITED,
     GP,
     GS,
+    GS_LIMITED,
     LDTR,
     MODE_16,
     MODE_32,
     MODE_64,
     NP,
+    RBP,
+    RSP,
     SS,
     SS_FAULT,
     TR,
     TS,
     Cpu,
+    Insn,
     Segment,
 )
 from ringzero.isa.x86.faults import raise_fault_code, raise_gp0, raise_ss0
-from ringzero.isa.x86.mmu import read_system, write_system
+from ringzero.isa.x86.mmu import flush_jump_cache, read_system, write_system
+from ringzero.isa.x86.open_pages import close_pages
 from ringzero.native import (
     address_of,
     boolean,
     i64,
     native,
     pointer,
+    select,
     staged,
     u8,
     u16,
@@ -222,7 +230,7 @@ def set_null_stack(cpu: Cpu, cpl: u32) -> None:
 
 @native(inline="never")
 def update_segmented(cpu: Cpu) -> None:
-    """Recompute `Cpu.segmented`, which says that bases, limits or rights matter."""
+    """Recompute `Cpu.segmented` and `Cpu.limited`: where bases, limits or rights matter."""
     result = u32(0)
     if cpu.mode != MODE_64:
         for number in (CS, SS, DS, ES):
@@ -236,6 +244,18 @@ def update_segmented(cpu: Cpu) -> None:
     if cpu.segmented != result:
         cpu.segmented = result
         cpu.stop_block = 1
+    limited = u32(0)
+    for number, bit in ((FS, FS_LIMITED), (GS, GS_LIMITED)):
+        segment = cpu.seg[number]
+        attributes = segment.attributes
+        whole = segment.limit == 0xFFFFFFFF and attributes & ATTR_P != 0
+        if not whole or not is_writable_data(attributes) or is_expand_down(attributes):
+            limited = limited | bit
+    if cpu.limited != limited:
+        # Translations know by their mode which of the two they need not check.
+        cpu.limited = limited
+        cpu.stop_block = 1
+        flush_jump_cache(cpu)
 
 
 @native(inline="never")
@@ -248,8 +268,10 @@ def update_mode(cpu: Cpu) -> None:
     elif attributes & ATTR_DB:
         mode = u32(MODE_32)
     cpu.mode = mode
-    cpu.tlb = cpu.tlb_user if cpu.cpl == 3 else cpu.tlb_kernel
+    select_tlb(cpu)
     cpu.jump_cache = cpu.jump_user if cpu.cpl == 3 else cpu.jump_kernel
+    if cpu.cpl == 3 and cpu.open_count != 0:
+        close_pages(cpu)
     cpu.stop_block = 1
     update_segmented(cpu)
 
@@ -406,17 +428,41 @@ def inner_stack_selector(cpu: Cpu, level: u32) -> u32:
 def within_limit(limit: u32, attributes: u32, offset: u64, size: u64) -> boolean:
     """Return whether `size` bytes at a 32-bit `offset` lie in a segment (SDM vol. 3A, 5.3).
 
-    An access that wraps at 4 GiB is let through in a 4 GiB segment, as the manual allows.
+    An access that wraps at 4 GiB is beyond the limit of a 4 GiB segment too.
     """
     last = offset + size - 1
-    if limit == 0xFFFFFFFF:
-        return boolean(True)
     if is_expand_down(attributes):
         top = u64(0xFFFF)
         if attributes & ATTR_DB:
             top = u64(0xFFFFFFFF)
         return offset > u64(limit) and last <= top
     return last <= u64(limit)
+
+
+@native(noreturn=True)
+def not_canonical(cpu: Cpu, insn: Insn, aligned: u32) -> None:
+    """Raise what an operand in 64-bit mode does whose address is not canonical.
+
+    #SS(0) when RSP or RBP is the base and no FS or GS prefix counts, else #GP(0)
+    (SDM vol. 1, 3.7.4); #GP(0) too when it should be aligned and is not.
+    """
+    on_stack = insn.base == Cpu.offset_of("regs", RSP) or insn.base == Cpu.offset_of("regs", RBP)
+    if on_stack and insn.segment == Cpu.offset_of("zero") and aligned != 0:
+        raise_ss0(cpu)
+    raise_gp0(cpu)
+
+
+@staged
+def near_target_allowed(cpu: Any, target: Any) -> Any:
+    """Return whether a near branch's target is canonical, or within CS outside 64-bit mode."""
+    return select(cpu.mode == MODE_64, is_canonical(target), target <= u64(cpu.seg[CS].limit))
+
+
+@native
+def check_near_target(cpu: Cpu, target: u64) -> None:
+    """Raise #GP(0) for a near branch to a target that is not allowed."""
+    if not near_target_allowed(cpu, target):
+        raise_gp0(cpu)
 
 
 @native(inline="never")

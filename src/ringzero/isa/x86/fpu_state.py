@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.x86 import mxcsr
+from ringzero.isa.x86.alignment import check_alignment
 from ringzero.isa.x86.cpu import CR0_TS, CR4_OSXSAVE, GP, NM, RAX, RCX, RDX, UD, Cpu
 from ringzero.isa.x86.operation import Operation
 from ringzero.isa.x86.sse_operands import constant
@@ -34,8 +35,13 @@ def xmm_count(m: Operation) -> Any:
 
 @staged
 def aligned_address(m: Operation, mask: int) -> Any:
-    """Return the address of the memory operand; #GP(0) when it has bits of `mask`."""
-    address = m.address(0)
+    """Return the address of the memory operand; #GP(0) when it has bits of `mask`.
+
+    Where alignment is checked, #AC(0) comes first for one that is no multiple of 4,
+    as on AMD processors; the manual leaves it open (SDM vol. 2A, FXSAVE).
+    """
+    address = m.address(0, 1, mask + 1)
+    check_alignment(m.cpu, address, 4, 1)
     if (address & mask) != 0:
         m.fault(GP, 0)
     return address

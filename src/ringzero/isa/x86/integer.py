@@ -775,4 +775,3 @@ def lahf(m: Operation) -> None:
     """LAHF."""
     flags_byte = u16(u8(m.get_status() | 2))
     m.set(RAX, (m.get(RAX, u16) & 0xFF) | (flags_byte << 8))
-

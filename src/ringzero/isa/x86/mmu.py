@@ -11,11 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.x86 import cpu as x86
+from ringzero.isa.x86.alignment import check_alignment
 from ringzero.isa.x86.breakpoints import DR7_ENABLED, match_data, watches_page
 from ringzero.isa.x86.cpu import (
     EXIT_MMIO_READ,
     EXIT_MMIO_WRITE,
     JUMP_ENTRIES,
+    JUMP_NEVER_FIRST,
     JUMP_OFFSET_BITS,
     JUMP_PAGE_BITS,
     TLB_ENTRIES,
@@ -26,6 +28,7 @@ from ringzero.isa.x86.cpu import (
     TlbEntry,
 )
 from ringzero.isa.x86.faults import external, raise_fault_code, raise_gp0
+from ringzero.isa.x86.open_pages import note_open_page
 from ringzero.native import (
     fetch,
     fill_memory,
@@ -195,16 +198,21 @@ def translate(cpu: Cpu, va: u64, access: u32, user: u32) -> u64:
     if user == 0 and user_page:
         executable = executable & ((cpu.cr4 & x86.CR4_SMEP) == 0)
         if (cpu.cr4 & x86.CR4_SMAP) != 0:
-            # Depends on RFLAGS.AC at each access, so it is never cached.
-            return physical
+            if not smap_suspended(cpu):
+                return physical
+            note_open_page(cpu, u64(tlb_entry(cpu, va, user)))
     fill_tlb(cpu, va, physical, u32(1), u32(writable), u32(executable), user)
     return physical
 
 
 @staged
-def check_rights(
-    cpu: Any, va: Any, access: Any, user: Any, rights: Any, no_execute: Any
-) -> None:
+def smap_suspended(cpu: Any) -> Any:
+    """Whether RFLAGS.AC opens user pages to the supervisor; not to its accesses from CPL 3."""
+    return ((cpu.rflags & x86.AC) != 0) & (cpu.cpl != 3)
+
+
+@staged
+def check_rights(cpu: Any, va: Any, access: Any, user: Any, rights: Any, no_execute: Any) -> None:
     """Raise #PF unless the combined rights of a walk allow the access (SDM 4.6)."""
     allowed = (access != EXECUTE) | (no_execute == 0)
     user_page = (rights & PTE_U) != 0
@@ -214,10 +222,8 @@ def check_rights(
     else:
         allowed = allowed & ((access != WRITE) | can_write | ((cpu.cr0 & x86.CR0_WP) == 0))
         smep = ((cpu.cr4 & x86.CR4_SMEP) != 0) & user_page & (access == EXECUTE)
-        # Implicit supervisor accesses (descriptor tables) from CPL 3 ignore AC.
-        overridden = ((cpu.rflags & x86.AC) != 0) & (cpu.cpl != 3)
         smap = ((cpu.cr4 & x86.CR4_SMAP) != 0) & user_page & (access != EXECUTE)
-        allowed = allowed & ~smep & ~(smap & ~overridden)
+        allowed = allowed & ~smep & ~(smap & ~smap_suspended(cpu))
     if not allowed:
         page_fault(cpu, va, access, user, PF_PRESENT)
 
@@ -267,7 +273,18 @@ def flush_tlb(cpu: Cpu) -> None:
 def flush_jump_cache(cpu: Cpu) -> None:
     """Forget which translated code belongs to which guest-virtual address."""
     for table in (cpu.jump_user, cpu.jump_kernel):
-        fill_memory(table, u8(0xFF), u64(JUMP_ENTRIES * JumpCacheEntry.size))
+        forget_jumps(table, table, u64(JUMP_ENTRIES * JumpCacheEntry.size))
+
+
+@staged
+def forget_jumps(table: Any, start: Any, size: Any) -> None:
+    """Empty `size` bytes of a jump cache from the host address `start` on.
+
+    All ones is the address of an empty entry, and of one byte of guest memory, which
+    the first entry serves: so that one is emptied with an address that it cannot have.
+    """
+    fill_memory(start, u8(0xFF), size)
+    pointer(JumpCacheEntry, table).address = JUMP_NEVER_FIRST
 
 
 @staged
@@ -294,7 +311,7 @@ def invalidate_page(cpu: Cpu, va: u64) -> None:
     for table in (cpu.jump_user, cpu.jump_kernel):
         window = u64(jump_entry(table, va & ~u64(PAGE_MASK)))
         start = table + ((window - table) & ~u64((JumpCacheEntry.size << JUMP_OFFSET_BITS) - 1))
-        fill_memory(start, u8(0xFF), u64(JumpCacheEntry.size << JUMP_OFFSET_BITS))
+        forget_jumps(table, start, u64(JumpCacheEntry.size << JUMP_OFFSET_BITS))
 
 
 @native(inline="never")
@@ -323,6 +340,7 @@ def load_slow(cpu: Cpu, va: u64, size: u64, user: u32) -> u64:
     """Load 1 to 8 bytes that the TLB did not serve."""
     cpu.count_tlb_misses += 1
     check_canonical(cpu, va)
+    check_alignment(cpu, va, size, user)
     last = va + size - 1
     if (cpu.dr[7] & DR7_ENABLED) != 0:
         match_data(cpu, va, size, 0)
@@ -395,6 +413,7 @@ def store_slow(cpu: Cpu, va: u64, value: u64, size: u64, user: u32) -> None:
     """Store 1 to 8 bytes that the TLB did not serve."""
     cpu.count_tlb_misses += 1
     check_canonical(cpu, va)
+    check_alignment(cpu, va, size, user)
     last = va + size - 1
     if (cpu.dr[7] & DR7_ENABLED) != 0:
         match_data(cpu, va, size, 1)
@@ -432,6 +451,8 @@ def _make_load(kind: Any, system: bool) -> Any:
             return load(kind, va + entry.addend)
         user = u32(0) if system else u32(cpu.cpl == 3)
         if size == 16:
+            check_canonical(cpu, va)
+            check_alignment(cpu, va, 16, user)
             low = u128(load_slow(cpu, va, 8, user))
             high = u128(load_slow(cpu, va + 8, 8, user))
             return kind(low | (high << 64))
@@ -454,6 +475,8 @@ def _make_store(kind: Any, system: bool) -> Any:
             user = u32(0) if system else u32(cpu.cpl == 3)
             if size == 16:
                 whole = u128(value)
+                check_canonical(cpu, va)
+                check_alignment(cpu, va, 16, user)
                 probe_range(cpu, va, 16, user)
                 store_slow(cpu, va, u64(whole), 8, user)
                 store_slow(cpu, va + 8, u64(whole >> 64), 8, user)
@@ -510,16 +533,20 @@ def probe_write(cpu: Cpu, va: u64, size: u64) -> u64:
     """Return the host address for reading and writing `size` bytes at `va`, or 0.
 
     0 means that it must be done in pieces: across pages, on a device, on a page
-    with translated code. Faults as a write does.
+    with translated code. Faults as a write does; `size` is a power of two while
+    alignment is checked.
     """
     entry = pointer(TlbEntry, cpu.tlb + ((va >> 12) & (TLB_ENTRIES - 1)) * TlbEntry.size)
     page = (va + size - 1) & ~u64(PAGE_MASK)
     if entry.write == page:
         return va + entry.addend
     user = u32(cpu.cpl == 3)
+    check_canonical(cpu, va)
+    check_alignment(cpu, va, size, user)
     probe_range(cpu, va, size, user)
-    if entry.write == page:
-        return va + entry.addend
+    filled = tlb_entry(cpu, va, user)
+    if filled.write == page:
+        return va + filled.addend
     return u64(0)
 
 

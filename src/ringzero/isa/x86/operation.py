@@ -48,8 +48,12 @@ class Operation(Protocol):
     def write(self, n: int, value: Any) -> None:
         """Store operand `n`; a 32-bit GPR is zero-extended to 64, XMM upper bits stay."""
 
-    def address(self, n: int) -> Any:
-        """Return the linear address (u64, segment base added) of memory operand `n`."""
+    def address(self, n: int, size: int = 1, alignment: int = 1) -> Any:
+        """Return the linear address (u64, segment base added) of memory operand `n`.
+
+        Its first `size` bytes are checked against the segment, or to be canonical (0: neither).
+        `alignment` is the power of two whose violation the caller will report.
+        """
 
     def effective_address(self, n: int) -> Any:
         """Return the address of memory operand `n` without the segment base (u64)."""
@@ -119,7 +123,14 @@ class Operation(Protocol):
         """Continue at `target` (u64) instead."""
 
     def check_target(self, target: Any) -> None:
-        """Raise #GP(0) in long mode when a branch target (u64) is not canonical."""
+        """Raise #GP(0) when a branch target (u64) is not canonical or beyond CS.
+
+        In translated code the run loop finds that out and takes the branch again
+        (`retake_branch`): so nothing but registers may change between here and `jump`.
+        """
+
+    def check_call_target(self, target: Any) -> None:
+        """Raise the same, here and now: for branches that write memory."""
 
     def branch(self, condition: Any, target: Any) -> None:
         """Jump when the boolean `condition` holds."""

@@ -124,7 +124,7 @@ _push_pop(GS, "0F A8", "0F A9")
 def _load_pointer(number: int, name: str, form: str, **attributes: Any) -> None:
     def load_far_pointer(m: Operation) -> None:
         """LDS, LES, LFS, LGS, LSS: a far pointer from memory."""
-        where = m.address(1)
+        where = m.address(1, m.T.size + 2)
         offset = m.load(m.T, where)
         load_segment(m.cpu, number, u32(m.load(u16, where + m.T.size)))
         m.write(0, offset)
@@ -187,13 +187,19 @@ def _check_umip(m: Operation) -> None:
 @staged
 def _store_table(m: Operation, limit: Any, base: Any) -> None:
     _check_umip(m)
-    where = m.address(0)
+    where = m.address(0, 6)
+    store_bytes(m, where, limit, 2)
     if m.long_mode():
-        m.store(u16, where, u16(limit))
-        m.store(u64, where + 2, base)
+        store_bytes(m, where + 2, base, 8)
     else:
-        m.store(u16, where, u16(limit))
-        m.store(u32, where + 2, u32(base))
+        store_bytes(m, where + 2, base, 4)
+
+
+@staged
+def store_bytes(m: Operation, where: Any, value: Any, count: int) -> None:
+    """Store byte by byte: SGDT and SIDT are not checked for alignment (nor on AMD processors)."""
+    for n in range(count):
+        m.store(u8, where + n, u8(value >> (8 * n)))
 
 
 @staged

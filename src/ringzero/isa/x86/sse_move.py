@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ringzero.isa.x86.alignment import check_alignment
 from ringzero.isa.x86.cpu import RDI
 from ringzero.isa.x86.operation import Operation
 from ringzero.isa.x86.sse_operands import (
@@ -225,6 +226,7 @@ def masked_store(m: Operation, value: Any, bits: Any, count: int) -> None:
 
     DS may be overridden; the address has the instruction's address size.
     """
+    check_alignment(m.cpu, m.string_address(RDI, u64(0)), 8, 1)
     index = u64(0)
     rest = u128(value)
     while index < count:

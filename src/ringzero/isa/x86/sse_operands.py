@@ -61,7 +61,7 @@ def imm8(m: Operation, n: int) -> Any:
 def read_aligned(m: Operation, n: int) -> Any:
     """Read the 128-bit operand `n`; in memory it must be aligned (SDM vol. 1, section 4.1.1)."""
     if m.is_memory(n):
-        return m.load(v128, m.address(n), aligned=True)
+        return m.load(v128, m.address(n, 16, 16), aligned=True)
     return m.read(n)
 
 

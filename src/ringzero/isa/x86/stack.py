@@ -69,7 +69,7 @@ def push_onto(
 def push_flat(cpu: Cpu, pointer: u64, size: u32, value: u64, level: u32) -> u64:
     """Push on a 64-bit stack; return the new stack pointer. #SS(0) when it is not canonical."""
     pointer -= u64(size)
-    if not is_canonical(pointer):
+    if not (is_canonical(pointer) and is_canonical(pointer + u64(size) - 1)):
         raise_fault_code(cpu, SS_FAULT, 0)
     store_stack(cpu, pointer, size, value, level)
     return pointer
@@ -94,7 +94,7 @@ def peek(cpu: Cpu, pointer: u64, size: u32) -> u64:
     """Return 2, 4 or 8 bytes at the value `pointer` of the current stack pointer."""
     address = u64(pointer)
     if cpu.mode == MODE_64:
-        if not is_canonical(address):
+        if not (is_canonical(address) and is_canonical(address + u64(size) - 1)):
             raise_fault_code(cpu, SS_FAULT, 0)
     else:
         attributes = cpu.seg[SS].attributes

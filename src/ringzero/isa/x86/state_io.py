@@ -99,6 +99,16 @@ def _write_segment(segment: Any, value: Segment) -> None:
     segment.attributes = value.attributes & 0xFF | (value.attributes & 0xF00) << 4
 
 
+def select_tlb(cpu: Any) -> None:
+    """Choose the TLB, as `alignment.select_tlb` does."""
+    if cpu.cpl != 3:
+        cpu.tlb = cpu.tlb_kernel
+    elif cpu.rflags & x86.AC and cpu.cr0 & x86.CR0_AM:
+        cpu.tlb = cpu.tlb_checked
+    else:
+        cpu.tlb = cpu.tlb_user
+
+
 def _derive_mode(cpu: Any) -> None:
     """Set what follows from segments and control registers, as `descriptors.update_mode` does."""
     protected = cpu.cr0 & x86.CR0_PE
@@ -108,7 +118,8 @@ def _derive_mode(cpu: Any) -> None:
         cpu.mode = x86.MODE_64
     else:
         cpu.mode = x86.MODE_32 if code & x86.ATTR_DB else x86.MODE_16
-    cpu.tlb = cpu.tlb_user if cpu.cpl == 3 else cpu.tlb_kernel
+    select_tlb(cpu)
+    cpu.jump_cache = cpu.jump_user if cpu.cpl == 3 else cpu.jump_kernel
     flat = all(
         cpu.seg[n].base == 0
         and cpu.seg[n].limit == 0xFFFFFFFF
@@ -117,6 +128,12 @@ def _derive_mode(cpu: Any) -> None:
         for n in (x86.CS, x86.SS, x86.DS, x86.ES)
     )
     cpu.segmented = int(cpu.mode != x86.MODE_64 and not flat)
+    cpu.limited = sum(
+        bit
+        for n, bit in ((x86.FS, x86.FS_LIMITED), (x86.GS, x86.GS_LIMITED))
+        # Present, and writable data as above.
+        if cpu.seg[n].limit != 0xFFFFFFFF or cpu.seg[n].attributes & 0x9E != 0x92
+    )
     cpu.stop_block = 1
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.x86 import flags
+from ringzero.isa.x86.alignment import alignment_checked
 from ringzero.isa.x86.cpu import (
     DF,
     ES,
@@ -69,9 +70,10 @@ def destination_address(cpu: Any, insn: Any, size: int, write: int) -> Any:
 
 @staged
 def _in_bulk(cpu: Any, insn: Any) -> Any:
-    """Whether a repetition may go page by page: no limit inside a page, no single-stepping."""
+    """Whether a repetition may go page by page: nothing has to look at its elements."""
     whole = cpu.mode == MODE_64 or cpu.segmented == 0
-    return insn.rep != 0 and whole and (cpu.rflags & TF) == 0
+    stepwise = (cpu.rflags & TF) != 0 or alignment_checked(cpu)
+    return insn.rep != 0 and whole and not stepwise
 
 
 @staged

@@ -234,7 +234,7 @@ def lmsw(m: Operation) -> None:
 @instruction("0F 01 /7:m : M", privileged=True, ends=True)
 def invlpg(m: Operation) -> None:
     """INVLPG: an address that is not canonical is ignored."""
-    invalidate_page(m.cpu, m.address(0))
+    invalidate_page(m.cpu, m.address(0, 0))
     m.stop_block()
 
 

@@ -124,9 +124,7 @@ class Form:
 
     @property
     def may_be_memory(self) -> bool:
-        return self.has_modrm and self.restrict != "r" and (
-            self.exact is None or self.exact < 0xC0
-        )
+        return self.has_modrm and self.restrict != "r" and (self.exact is None or self.exact < 0xC0)
 
     @property
     def may_be_register(self) -> bool:

@@ -223,8 +223,9 @@ def fnsave(m: Operation) -> None:
     base = address + environment_size(m)
     for index in range(8):
         slot = cpu.fpr.address((cpu.ftop + index) & 7)
-        m.store(u64, base + 10 * index, load(u64, slot))
-        m.store(u16, base + (10 * index + 8), load(u16, slot, 8))
+        # Halfwords: where alignment is checked, that of the whole image is enough.
+        for part in range(0, 10, 2):
+            m.store(u16, base + (10 * index + part), load(u16, slot, part))
     reset_fpu(cpu)
 
 
@@ -242,8 +243,8 @@ def frstor(m: Operation) -> None:
     # To the scratch room first, so that a fault halfway changes nothing.
     for index in range(8):
         room = cpu.scratch.address(index)
-        store(u64, room, m.load(u64, base + 10 * index))
-        store(u16, room, m.load(u16, base + (10 * index + 8)), 8)
+        for part in range(0, 10, 2):
+            store(u16, room, m.load(u16, base + (10 * index + part)), part)
     load_environment(m, address)
     for index in range(8):
         slot = cpu.fpr.address((cpu.ftop + index) & 7)

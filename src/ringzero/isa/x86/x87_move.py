@@ -116,7 +116,7 @@ _load_memory("fild", "DF /5:m : Mq", "fildll")
 @staged
 def read_ten_bytes(m: Operation) -> None:
     """Read the 80-bit memory operand to `OPERAND`."""
-    address = m.address(0)
+    address = m.address(0, 10)
     mantissa = m.load(u64, address)
     exponent = m.load(u16, address + 8)
     room_address = room(m.cpu)
@@ -127,7 +127,7 @@ def read_ten_bytes(m: Operation) -> None:
 @staged
 def write_ten_bytes(m: Operation, source: Any) -> None:
     """Write the 80 bits at a host address to the memory operand."""
-    address = m.address(0)
+    address = m.address(0, 10)
     mantissa = load(u64, source)
     exponent = load(u16, source, 8)
     m.store(u64, address, mantissa)

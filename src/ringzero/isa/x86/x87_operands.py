@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ringzero.isa.x86.alignment import check_alignment
 from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.mmu import probe_range
 from ringzero.isa.x86.operation import Operation
@@ -199,7 +200,9 @@ def stack_index(m: Operation, n: int = 0) -> Any:
 def probe_store(m: Operation, size: int) -> None:
     """Raise the page fault that a store of `size` bytes would; it precedes x87 exceptions."""
     cpu = m.cpu
-    probe_range(cpu, m.address(0), u64(size), u32(cpu.cpl == 3))
+    where = m.address(0, size)
+    check_alignment(cpu, where, min(size, 8), 1)
+    probe_range(cpu, where, u64(size), u32(cpu.cpl == 3))
 
 
 # --- the host --------------------------------------------------------------

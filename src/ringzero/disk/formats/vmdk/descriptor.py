@@ -140,8 +140,8 @@ def with_extents(raw: bytes, extents: Sequence[ExtentLine], sectors: int) -> byt
         elif not done:
             lines += map(str, extents)
             done = True
-    matches = [found for line in lines if (found := _FIELD.fullmatch(line))]
-    fields: dict[str, str] = {found[1]: found[2] for found in matches}
+    matches = filter(None, map(_FIELD.fullmatch, lines))
+    fields = {found[1]: found[2] for found in matches}
     track = [fields.get(f"ddb.geometry.{name}", "").strip('"') for name in ("heads", "sectors")]
     if all(value.isdecimal() and int(value) for value in track):
         cylinders = sectors // (int(track[0]) * int(track[1]))

@@ -95,17 +95,17 @@ def _new_part(
 ) -> tuple[FlatExtent | SparseExtent, ExtentLine]:
     first = disk.parts[0]
     flat = isinstance(first, FlatExtent)
-    zeroed = isinstance(first, SparseExtent) and first.zero_grains
     assert disk.path is not None
     name = part_name(disk.path, number, flat)
     storage = disk.around.create_storage(name)
     try:
         line = ExtentLine("RW", length // SECTOR, "FLAT" if flat else "SPARSE", name)
-        if flat:
+        if isinstance(first, FlatExtent):
             storage.truncate(length)
             storage.flush()
             return FlatExtent(storage, 0, length, read_only=False), line
-        lay_sparse(storage, length, zeroed_grain=zeroed)
+        zeroed_grain = isinstance(first, SparseExtent) and first.zero_grains
+        lay_sparse(storage, length, zeroed_grain=zeroed_grain)
         storage.flush()
         return SparseExtent(storage, Header.read(storage), read_only=False), line
     except BaseException:
