@@ -54,7 +54,7 @@ _PLAIN = frozenset((int, str, bool, float, type(None)))
 
 
 @functools.cache
-def _field_names(kind: type[Any]) -> tuple[str, ...] | None:
+def _field_names(kind: Any) -> tuple[str, ...] | None:
     """Return the names of a dataclass's fields; None for anything else."""
     import dataclasses
 
