@@ -19,8 +19,10 @@ FUZZ ?= 50
 INSTANCES ?= 1000000
 SEED ?= 0
 FUZZ_CASES = --seconds 36000 --instances $(INSTANCES) --seed $(SEED)
+# Seconds of mixed work in `make soak`.
+SOAK ?= 600
 
-.PHONY: help run shell test test-kvm lint bench bench-kvm fuzz clean
+.PHONY: help run shell test test-kvm lint bench bench-kvm fuzz soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -38,14 +40,14 @@ test: $(VENV)/.development ## run the tests
 
 # Runs COMMAND in a guest with a real /dev/kvm; the guest images come from a copy of the cache.
 RIG = $(BIN)/python tests/rigs/nested-kvm --timeout 1800 --out $(RIG_CACHE)
-RIG_CACHE := build/rig
+RIG_CACHE := $(CURDIR)/build/rig
 RIG_IMAGES = @mkdir -p $(RIG_CACHE) && \
 	RINGZERO_CACHE_DIR=$(RIG_CACHE) $(BIN)/python -c "from ringzero.image import micro; micro.ensure()"
 
 test-kvm: $(VENV)/.development ## test the KVM engine, under QEMU's emulation of KVM hardware
 	$(RIG_IMAGES)
 	$(RIG) --pip llvmlite --pip pytest --pip pytest-timeout --pip hypothesis -- \
-		env RINGZERO_CACHE_DIR=/out python3 -m pytest -m kvm tests/host tests/engine tests/vm $(ARGS)
+		env RINGZERO_CACHE_DIR=/out python3 -m pytest -m "kvm and not engine and not speed" tests/host tests/engine tests/vm $(ARGS)
 
 bench-kvm: $(VENV)/.development ## measure the KVM engine beside QEMU's, in the same rig
 	$(RIG_IMAGES)
@@ -64,11 +66,14 @@ bench: $(VENV)/.development ## measure speed beside the peers (ARGS are for each
 	done
 
 fuzz: $(VENV)/.development ## run the fuzzers for longer (FUZZ=50 INSTANCES=1000000 SEED=0)
-	RINGZERO_FUZZ=$(FUZZ) $(BIN)/python -m pytest --timeout 7200 -k "fuzz or hostile or damage or random or mutated or kernels" $(ARGS)
+	RINGZERO_FUZZ=$(FUZZ) $(BIN)/python -m pytest --timeout 7200 -k "fuzz or hostile or damage or random or mutated or kernels or boot" $(ARGS)
 	@# Both run loops at once, one core each; a seed names the cases, so that a run can be repeated.
 	@$(BIN)/python -m tests.oracle.fuzz --engine interpreter $(FUZZ_CASES) & first=$$!; \
 	$(BIN)/python -m tests.oracle.fuzz --engine translator $(FUZZ_CASES); second=$$?; \
 	wait $$first && exit $$second
+
+soak: $(VENV)/.development ## mixed work in a guest for SOAK=600 seconds, every result checked
+	RINGZERO_SOAK=$(SOAK) $(BIN)/python -m pytest -s tests/boot/test_soak.py
 
 clean: ## remove what make has made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

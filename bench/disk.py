@@ -1,29 +1,32 @@
 """Disks side by side with qemu-img 7.2: a named table of ratios (above 1: ringzero is faster).
 
-    python bench/disk.py                 all rows, about two minutes
+    python bench/disk.py                 all rows, about seven minutes
     python bench/disk.py qcow2 chain     rows whose name contains one of the words
     python bench/disk.py --json out.json --compare before.json
 
 Both sides use the same file, the same sizes and the same order of offsets, one
-right after the other, and the better of a few runs counts. "cold" rows drop the file
-from the page cache first. "d16" rows hand over 16 requests at a time: from
-16 threads when the cache is cold, and one after the other in one thread, as a
-virtqueue is drained, when it is warm.
+right after the other, and the better of a few rounds counts. "cold" rows drop the file
+from the page cache first. "d16" rows have 16 requests in flight: ours are handed over 16 at a
+time (`read_batch`, `write_batch`), as a virtqueue is drained. Converting is timed from the
+start of either command to its end, and neither waits for the host's disk (`-t unsafe`); warm
+rows of it are timed in /dev/shm when there is room.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice, pairwise
 from pathlib import Path
 
 from ringzero.disk import create_disk, open_disk
@@ -31,20 +34,53 @@ from ringzero.units import GIB, KIB, MIB
 
 # Short turns: on a busy machine one of them is undisturbed.
 SIZE = 256 * MIB
-CONVERT_SIZE = 1 * GIB
+CONVERT_SIZE = 4 * GIB
 BIG = 2 * MIB
 SMALL = 4 * KIB
 # Coprime to the number of 4 KiB blocks: visits blocks far apart, none twice.
 STRIDE = SMALL * 7919
 SMALL_COUNT = 10_000
-COLD_COUNT = 1_000
+COLD_COUNT = 2_000
 # The machine is shared: the sides take turns, and the best turn of each counts.
-ROUNDS = 8
+ROUNDS = 3
+# One turn takes seconds, and few of them are disturbed from begin to end.
+CONVERT_ROUNDS = 2
+CHAIN = 10
+FORMATS = ("raw", "qcow2", "vmdk", "vhdx", "vdi", "vhd")
+# What the peer calls it.
+PEER_NAMES = {"vhd": "vpc"}
+
+# (name, bytes of a request, whether it writes, how many at a time, cold)
+LOADS = [
+    (
+        f"{size_name} {'write' if writing else 'read'} d{depth} {'cold' if cold else 'warm'}",
+        size,
+        writing,
+        depth,
+        cold,
+    )
+    for size_name, size in (("sequential", BIG), ("4k random", SMALL))
+    for writing in (False, True)
+    for depth in (1, 16)
+    for cold in (False, True)
+]
+
+# Warm conversions are timed in memory when there is room for source and target, so that
+# they do not depend on how busy the host's disk is.
+MEMORY = Path("/dev/shm")
+MEMORY_ROOM = 2 * CONVERT_SIZE
+
+# Every pair of the four, and the way in and out for the others.
+PAIRS = [
+    *((a, b, False) for a in FORMATS[:4] for b in FORMATS[:4] if a != b),
+    *((a, b, False) for c in FORMATS[4:] for a, b in (("raw", c), (c, "raw"))),
+    ("raw", "qcow2", True),
+]
 
 
 @dataclass
 class Row:
-    """One measurement: work done and seconds taken, by each side."""
+    """One measurement: work done per second, by each side."""
 
     name: str
     unit: str
@@ -78,29 +114,33 @@ def offsets(size: int, count: int) -> Iterator[int]:
         at = (at + (size if size == BIG else STRIDE)) % SIZE
 
 
+def pages(size: int) -> memoryview:
+    """Return a buffer that begins on a page and has been written to, as the peer's."""
+    found = memoryview(mmap.mmap(-1, size))
+    found[:] = b"\1" * size
+    return found
+
+
 def ours(
-    path: Path, format_name: str, *, size: int, count: int, writing: bool, threads: int
+    path: Path, format_name: str, *, size: int, count: int, writing: bool, depth: int
 ) -> float:
     """Return the seconds for `count` requests of `size` bytes through the contract."""
     with open_disk(path, format_name, read_only=not writing, sync=False) as disk:
-        call = disk.write if writing else disk.read_into
-        if threads == 1:
-            buffer = memoryview(bytearray(size))
+        if depth == 1:
+            call = disk.write if writing else disk.read_into
+            buffer = pages(size)
             begun = time.perf_counter()
             for at in offsets(size, count):
                 call(at, buffer)
             return time.perf_counter() - begun
-        work = list(offsets(size, count))
-
-        def part(number: int) -> None:
-            buffer = memoryview(bytearray(size))
-            for at in work[number::threads]:
-                call(at, buffer)
-
-        with ThreadPoolExecutor(threads) as pool:
-            begun = time.perf_counter()
-            list(pool.map(part, range(threads)))
-            return time.perf_counter() - begun
+        send = disk.write_batch if writing else disk.read_batch
+        whole = pages(depth * size)
+        buffers = [whole[at : at + size] for at in range(0, len(whole), size)]
+        begun = time.perf_counter()
+        places = offsets(size, count)
+        while batch := list(zip(islice(places, depth), buffers, strict=False)):
+            send(batch)
+        return time.perf_counter() - begun
 
 
 def peer(
@@ -115,10 +155,11 @@ def peer(
 ) -> float:
     """Return the seconds that `qemu-img bench` takes for the same, by its faster I/O engine."""
     best = float("inf")
+    name = PEER_NAMES.get(format_name, format_name)
     for engine in ("threads", "io_uring"):
         if before is not None:
             before()
-        command = ["qemu-img", "bench", "-f", format_name, "-c", str(count), "-d", str(depth)]
+        command = ["qemu-img", "bench", "-f", name, "-c", str(count), "-d", str(depth)]
         command += ["-s", str(size), "-S", str(size if size == BIG else STRIDE)]
         command += ["-t", "unsafe" if writing else "writeback", "-i", engine]
         command += ["-w"] if writing else []
@@ -130,33 +171,21 @@ def peer(
 
 def requests(directory: Path, wanted: Callable[[str], bool]) -> Iterator[Row]:
     """Sequential and random requests through the contract, warm and cold."""
-    for format_name in ("raw", "qcow2", "vmdk", "vhdx"):
+    for format_name in FORMATS:
         path = directory / f"disk.{format_name}"
-        for name, size, writing, depth, cold in (
-            ("sequential read warm", BIG, False, 1, False),
-            ("sequential read cold", BIG, False, 1, True),
-            ("sequential rewrite", BIG, True, 1, False),
-            ("4k read d1 warm", SMALL, False, 1, False),
-            ("4k read d16 warm", SMALL, False, 16, False),
-            ("4k read d1 cold", SMALL, False, 1, True),
-            ("4k read d16 cold", SMALL, False, 16, True),
-            ("4k write d1", SMALL, True, 1, False),
-            ("4k write d16", SMALL, True, 16, False),
-        ):
+        for name, size, writing, depth, cold in LOADS:
             title = f"{format_name} {name}"
             if not wanted(title):
                 continue
             if not path.exists():
                 fill(path, format_name)
             count = SIZE // BIG if size == BIG else COLD_COUNT if cold else SMALL_COUNT
+            before = partial(drop_cache, path) if cold else None
             mine = theirs = float("inf")
             for _ in range(ROUNDS):
-                if cold:
-                    drop_cache(path)
-                threads = depth if cold else 1
-                took = ours(
-                    path, format_name, size=size, count=count, writing=writing, threads=threads
-                )
+                if before is not None:
+                    before()
+                took = ours(path, format_name, size=size, count=count, writing=writing, depth=depth)
                 mine = min(mine, took)
                 took = peer(
                     path,
@@ -165,87 +194,145 @@ def requests(directory: Path, wanted: Callable[[str], bool]) -> Iterator[Row]:
                     count=count,
                     writing=writing,
                     depth=depth,
-                    before=partial(drop_cache, path) if cold else None,
+                    before=before,
                 )
                 theirs = min(theirs, took)
-            scale = count * size / 1e9 if size == BIG else count / 1000
-            yield Row(title, "GB/s" if size == BIG else "kIOPS", scale / mine, scale / theirs)
+            yield request_row(title, size, count, mine, theirs)
         path.unlink(missing_ok=True)
 
 
+def request_row(title: str, size: int, count: int, mine: float, theirs: float) -> Row:
+    scale = count * size / 1e9 if size == BIG else count / 1000
+    return Row(title, "GB/s" if size == BIG else "kIOPS", scale / mine, scale / theirs)
+
+
 def fresh_writes(directory: Path, wanted: Callable[[str], bool]) -> Iterator[Row]:
-    """Sequential writing into a new image, which has to allocate."""
-    for format_name in ("raw", "qcow2", "vmdk", "vhdx"):
-        title = f"{format_name} sequential write new"
-        if not wanted(title):
-            continue
+    """Writing into a new image, which has to allocate."""
+    for format_name in FORMATS:
         path = directory / f"new.{format_name}"
-        mine = theirs = float("inf")
-        count = SIZE // BIG
-        for _ in range(ROUNDS):
+        for name, size in (("sequential", BIG), ("4k random", SMALL)):
+            title = f"{format_name} {name} write new"
+            if not wanted(title):
+                continue
+            mine = theirs = float("inf")
+            count = SIZE // BIG if size == BIG else COLD_COUNT
+            before = partial(create_disk, path, format_name, SIZE, overwrite=True)
+            for _ in range(ROUNDS):
+                before()
+                took = ours(path, format_name, size=size, count=count, writing=True, depth=1)
+                mine = min(mine, took)
+                took = peer(
+                    path, format_name, size=size, count=count, writing=True, depth=1, before=before
+                )
+                theirs = min(theirs, took)
+            path.unlink()
+            yield request_row(title, size, count, mine, theirs)
+
+
+def holes(directory: Path, wanted: Callable[[str], bool]) -> Iterator[Row]:
+    """Reading where nothing was ever written, as a guest does that looks for file systems."""
+    for format_name in FORMATS:
+        path = directory / f"empty.{format_name}"
+        for depth in (1, 16):
+            title = f"{format_name} 4k random read d{depth} empty"
+            if not wanted(title):
+                continue
             create_disk(path, format_name, SIZE, overwrite=True)
-            took = ours(path, format_name, size=BIG, count=count, writing=True, threads=1)
-            mine = min(mine, took)
-            took = peer(
-                path,
-                format_name,
-                size=BIG,
-                count=count,
-                writing=True,
-                depth=1,
-                before=partial(create_disk, path, format_name, SIZE, overwrite=True),
-            )
-            theirs = min(theirs, took)
-        path.unlink()
-        yield Row(title, "GB/s", SIZE / 1e9 / mine, SIZE / 1e9 / theirs)
+            load = {"size": SMALL, "count": SMALL_COUNT, "writing": False, "depth": depth}
+            mine = min(ours(path, format_name, **load) for _ in range(ROUNDS))
+            theirs = min(peer(path, format_name, **load) for _ in range(ROUNDS))
+            yield request_row(title, SMALL, SMALL_COUNT, mine, theirs)
+        path.unlink(missing_ok=True)
 
 
 def chain(directory: Path, wanted: Callable[[str], bool]) -> Iterator[Row]:
     """Opening a chain of 10, in processor time; the peer's is what it adds to one layer's."""
-    if not wanted("qcow2 open chain of 10"):
+    title = f"qcow2 open chain of {CHAIN}"
+    if not wanted(title):
         return
-    create_disk(directory / "layer0", "qcow2", SIZE)
-    for n in range(1, 10):
-        create_disk(directory / f"layer{n}", "qcow2", backing=f"layer{n - 1}")
+    layers = [directory / f"layer{n}" for n in range(CHAIN)]
+    create_disk(layers[0], "qcow2", SIZE)
+    for below, layer in pairwise(layers):
+        create_disk(layer, "qcow2", backing=below.name)
 
-    def qemu(name: str) -> float:
+    def qemu(path: Path, cold: bool) -> float:
         """Return the processor seconds that opening takes, with the start of the program."""
-        command = ["qemu-io", "-r", "-f", "qcow2", "-c", "quit", str(directory / name)]
-        before = os.times()
+        command = ["qemu-io", "-r", "-f", "qcow2", "-c", "quit", str(path)]
+        spent = 0.0
         for _ in range(20):
+            if cold:
+                drop_all()
+            before = os.times()
             subprocess.run(command, capture_output=True, check=True)
-        after = os.times()
-        spent = after.children_user + after.children_system
-        return (spent - before.children_user - before.children_system) / 20
+            after = os.times()
+            spent += after.children_user + after.children_system
+            spent -= before.children_user + before.children_system
+        return spent / 20
 
-    peer_seconds = max(qemu("layer9") - qemu("layer0"), 1e-4) * 10 / 9
-    begun = time.process_time()
-    for _ in range(50):
-        open_disk(directory / "layer9", read_only=True).close()
-    mine = (time.process_time() - begun) / 50
-    yield Row("qcow2 open chain of 10", "per CPU s", 1 / mine, 1 / peer_seconds)
+    def drop_all() -> None:
+        for layer in layers:
+            drop_cache(layer)
+
+    def mine(cold: bool) -> float:
+        spent = 0.0
+        for _ in range(50):
+            if cold:
+                drop_all()
+            begun = time.process_time()
+            open_disk(layers[-1], read_only=True).close()
+            spent += time.process_time() - begun
+        return spent / 50
+
+    for cold in (False, True):
+        added = max(qemu(layers[-1], cold) - qemu(layers[0], cold), 1e-4) * CHAIN / (CHAIN - 1)
+        name = f"{title} {'cold' if cold else 'warm'}"
+        yield Row(name, "per CPU s", 1 / mine(cold), 1 / added)
 
 
 def convert(directory: Path, wanted: Callable[[str], bool]) -> Iterator[Row]:
     """Converting a half-full image between every pair of formats, by both command lines."""
-    formats = ("raw", "qcow2", "vmdk", "vhdx")
-    pairs = [(a, b, False) for a in formats for b in formats if a != b]
-    for source, target, compressed in [*pairs, ("raw", "qcow2", True)]:
-        title = f"convert {source} to {target}{' compressed' if compressed else ''}"
-        if not wanted(title):
-            continue
+    for cold in (False, True):
+        place = directory
+        if not cold and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_ROOM:
+            place = Path(tempfile.mkdtemp(dir=MEMORY))
+        try:
+            yield from convert_in(place, wanted, cold)
+        finally:
+            if place != directory:
+                shutil.rmtree(place)
+
+
+def convert_in(directory: Path, wanted: Callable[[str], bool], cold: bool) -> Iterator[Row]:
+    held: Path | None = None
+    for source, target, compressed in sorted(PAIRS, key=lambda pair: FORMATS.index(pair[0])):
         path = directory / f"half.{source}"
-        if not path.exists():
-            half_full(path, source)
         out = directory / f"out.{target}"
+        title = f"convert {source} to {target}{' compressed' if compressed else ''}"
+        title += " cold" if cold else " warm"
+        # Packing takes all the time there is; where the bytes come from does not matter.
+        if not wanted(title) or (compressed and cold):
+            continue
+        if held != path:
+            if held is not None:
+                held.unlink()
+            half_full(path, source)
+            held = path
         flags = ["-c"] if compressed else []
-        command = ["convert", *flags, "-f", source, "-O", target, str(path), str(out)]
         mine = theirs = float("inf")
-        for _ in range(2):
-            python = [sys.executable, "-m", "ringzero.cli.main", "disk"]
-            mine = min(mine, timed([*python, *command], out))
-            theirs = min(theirs, timed(["qemu-img", *command], out))
+        for _ in range(1 if compressed else CONVERT_ROUNDS):
+            python = [sys.executable, "-m", "ringzero", "disk"]
+            command = convert_command(flags, source, target, path, out)
+            mine = min(mine, timed([*python, *command], path, out, cold))
+            names = [PEER_NAMES.get(name, name) for name in (source, target)]
+            command = convert_command(flags, names[0], names[1], path, out)
+            theirs = min(theirs, timed(["qemu-img", *command], path, out, cold))
         yield Row(title, "GB/s", CONVERT_SIZE / 1e9 / mine, CONVERT_SIZE / 1e9 / theirs)
+    if held is not None:
+        held.unlink()
+
+
+def convert_command(flags: list[str], source: str, target: str, path: Path, out: Path) -> list[str]:
+    return ["convert", *flags, "-t", "unsafe", "-f", source, "-O", target, str(path), str(out)]
 
 
 def half_full(path: Path, format_name: str) -> None:
@@ -256,18 +343,22 @@ def half_full(path: Path, format_name: str) -> None:
             disk.write(at, block)
 
 
-def timed(command: list[str], out: Path) -> float:
+def timed(command: list[str], source: Path, out: Path, cold: bool) -> float:
     out.unlink(missing_ok=True)
+    if cold:
+        # The host must not be busy with what the turn before has written.
+        os.sync()
+        drop_cache(source)
     begun = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     took = time.perf_counter() - begun
-    if done.returncode:
+    if done.returncode or not out.exists():
         raise SystemExit(f"{' '.join(command)}: {done.stdout}{done.stderr}")
     out.unlink(missing_ok=True)
     return took
 
 
-TABLE = (requests, fresh_writes, chain, convert)
+TABLE = (requests, holes, fresh_writes, chain, convert)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """ringzero: whole virtual machines on any Linux host, from one `pip install`.
 
-`Machine` is the public entry; it is loaded when first asked for, so that
-`import ringzero` stays light.
+`Machine` is the public entry (`AsyncMachine` for asyncio); they are loaded when first asked
+for, so that `import ringzero` stays light.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from ringzero.errors import RingzeroError
 
 if TYPE_CHECKING:
+    from ringzero.vm.aio import AsyncMachine
     from ringzero.vm.machine import Machine
 
 __version__ = "0.1.0"
-__all__ = ["Machine", "RingzeroError", "__version__"]
+__all__ = ["AsyncMachine", "Machine", "RingzeroError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from ringzero.vm.machine import Machine
 
         return Machine
+    if name == "AsyncMachine":
+        from ringzero.vm.aio import AsyncMachine
+
+        return AsyncMachine
     raise AttributeError(f"module 'ringzero' has no attribute {name!r}")

@@ -20,6 +20,9 @@
     ├── GuestError              the guest itself ended badly
     │   ├── TripleFaultError
     │   └── GuestPanicError
+    ├── ControlError            a machine's process that cannot be spoken with
+    │   └── ProtocolError       bytes on a machine's socket that break its protocol
+    ├── ConflictError           a name that is taken, a machine in the wrong state
     └── TimeoutExpiredError     the time that the user allowed is over
 
 Every error has a stable `kind` (for programs), a message and a `hint` (for
@@ -29,6 +32,7 @@ the exit code with which the command line ends.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 
@@ -68,6 +72,9 @@ class ConfigError(RingzeroError):
     def __init__(self, faults: list[str], *, hint: str | None = None, **context: Any) -> None:
         super().__init__("; ".join(faults), hint=hint, **context)
         self.faults = faults
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"faults": self.faults}
 
 
 class NotFoundError(RingzeroError):
@@ -149,6 +156,46 @@ class GuestPanicError(GuestError):
     kind = "guest-panic"
 
 
+class ControlError(RingzeroError):
+    kind = "control"
+    exit_code = 10
+
+
+class ProtocolError(ControlError):
+    kind = "protocol"
+
+
+class ConflictError(RingzeroError):
+    kind = "conflict"
+    exit_code = 11
+
+
 class TimeoutExpiredError(RingzeroError):
     kind = "timeout"
     exit_code = 124  # as timeout(1)
+
+
+def from_dict(data: dict[str, Any]) -> RingzeroError:
+    """Return the error that another process put into plain data (`RingzeroError.to_dict`).
+
+    What is missing or of an unknown kind becomes a RingzeroError: the data may
+    come from a newer version, or from nobody of ours.
+    """
+    kind, hint, context = data.get("kind"), data.get("hint"), data.get("context")
+    message = str(data.get("message", "an error without a message"))
+    hint = None if hint is None else str(hint)
+    found = next((c for c in _tree(RingzeroError) if c.kind == kind), RingzeroError)
+    clean = {str(key): value for key, value in context.items()} if isinstance(context, dict) else {}
+    for name in ("message", "hint", "faults"):
+        clean.pop(name, None)
+    if issubclass(found, ConfigError):
+        faults = data.get("faults")
+        lines = [str(line) for line in faults] if isinstance(faults, list) and faults else [message]
+        return found(lines, hint=hint, **clean)
+    return found(message, hint=hint, **clean)
+
+
+def _tree(root: type[RingzeroError]) -> Iterator[type[RingzeroError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _tree(child)

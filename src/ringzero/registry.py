@@ -15,7 +15,6 @@ so that nothing is loaded that is not used:
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -55,16 +54,29 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """Return the plug-in called `name`; raises NotFoundError with the known names."""
-        if name not in self._items and name in self.names():
-            importlib.import_module(f"{self.package}.{name}")
-        try:
-            return self._items[name]
-        except KeyError:
+        if name not in self:
             known = ", ".join(self.names())
-            raise NotFoundError(f"no {self.noun} called {name!r}", hint=f"known: {known}") from None
+            raise NotFoundError(f"no {self.noun} called {name!r}", hint=f"known: {known}")
+        return self._items[name]
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether there is a plug-in called `name`, which is loaded by this."""
+        if name in self._items:
+            return True
+        if not name.isidentifier() or name.startswith("_") or name in self.support:
+            return False
+        module = f"{self.package}.{name}"
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as fault:
+            if fault.name != module:
+                raise
+        return name in self._items
 
     def names(self) -> list[str]:
         """Return all names, loaded or not, sorted."""
+        import pkgutil
+
         package = importlib.import_module(self.package)
         found = {
             module.name

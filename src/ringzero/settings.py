@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from ringzero.errors import InvalidValueError
+from ringzero.records import record
 
 T = TypeVar("T")
 
 TABLE: dict[str, Setting[object]] = {}
 
 
-@dataclass(frozen=True)
+@record
 class Setting(Generic[T]):
     """One environment variable: its name, how its text is read, its default, its help."""
 
@@ -40,9 +40,23 @@ class Setting(Generic[T]):
             ) from fault
 
 
+def _xdg(variable: str, default: str) -> Path:
+    """Return our part of a base directory (XDG Base Directory Specification 0.8)."""
+    base = os.environ.get(variable)
+    # A relative path there is to be ignored, says the specification.
+    return (Path(base) if base and base.startswith("/") else Path.home() / default) / "ringzero"
+
+
 def _xdg_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ringzero"
+    return _xdg("XDG_CACHE_HOME", ".cache")
+
+
+def _xdg_machines() -> Path:
+    return _xdg("XDG_STATE_HOME", ".local/state") / "machines"
+
+
+def _xdg_data() -> Path:
+    return _xdg("XDG_DATA_HOME", ".local/share")
 
 
 CACHE_DIR = Setting(
@@ -60,13 +74,48 @@ BACKING_DIRS = Setting(
     lambda: (),
     "directories, separated by colons, that names in disk images may lead to",
 )
+DATA_DIR = Setting(
+    "RINGZERO_DATA_DIR",
+    lambda text: Path(text).absolute(),
+    _xdg_data,
+    "directory for what is kept: snapshots",
+)
 DEBUG = Setting(
     "RINGZERO_DEBUG",
     int,
     lambda: 0,
-    "0-4: 1 events, 2 decoded guest blocks, 3 LLVM IR, 4 host code",
+    "0-4: 1 tracebacks, 2 translated guest blocks, 3 their LLVM IR, too, 4 their host code, too",
+)
+
+
+def _addresses(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    return int(first, 16), int(last or first, 16)
+
+
+DEBUG_AT = Setting(
+    "RINGZERO_DEBUG_AT",
+    _addresses,
+    lambda: (0, (1 << 64) - 1),
+    "ADDRESS or FIRST-LAST, hexadecimal, linear or physical: reveal the blocks there",
+)
+DEBUG_COUNT = Setting("RINGZERO_DEBUG_COUNT", int, lambda: 100, "blocks to reveal at most")
+
+
+def _path(text: str) -> Path | None:
+    return Path(text)
+
+
+DEBUG_DIR = Setting(
+    "RINGZERO_DEBUG_DIR", _path, lambda: None, "directory for what is revealed (default: stderr)"
 )
 ENGINE = Setting("RINGZERO_ENGINE", str, lambda: "auto", "CPU engine: auto, soft, kvm")
 MIRROR = Setting(
     "RINGZERO_MIRROR", str, lambda: "", "Debian mirror (default: this machine's own apt sources)"
+)
+MACHINES_DIR = Setting(
+    "RINGZERO_MACHINES_DIR",
+    lambda text: Path(text).absolute(),
+    _xdg_machines,
+    "directory with one directory for each named machine",
 )

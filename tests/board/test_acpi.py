@@ -19,6 +19,8 @@ PLAN = acpi.AcpiPlan(
     serial=(0x3F8, 8, 4),
     rtc=(0x70, 2),
     panic_port=0x505,
+    generation_id=0xFE000,
+    event_gsi=3,
     slots=[acpi.MmioSlot(0xD0000000 + 0x1000 * n, 0x1000, 5 + n) for n in range(18)],
 )
 
@@ -105,6 +107,8 @@ def test_acpica_reads_the_tables(tmp_path):
     assert dsdt.count('"ACPI0007"') == 3
     assert 'EisaId ("PNP0501")' in dsdt and 'EisaId ("PNP0B00")' in dsdt
     assert '"QEMU0001"' in dsdt
+    assert '"VM_Gen_Counter"' in dsdt and '"ACPI0013"' in dsdt
+    assert "Notify (VGEN, 0x80)" in dsdt and "Method (_EVT, 1, Serialized)" in dsdt
     assert "0xD0011000" in dsdt and "0x00000016" in dsdt
     assert "Hardware Reduced (V5) : 1" in text["facp"]
     assert "Reset Register Supported (V2) : 1" in text["facp"]

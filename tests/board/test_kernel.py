@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ringzero.board import kernelcache
 from ringzero.board.kernel import decompress, load_kernel, parse_kernel
 from ringzero.errors import GuestImageError
 from tests.board.kernels import COMPRESSIONS, bzimage, elf
@@ -94,23 +95,85 @@ def test_a_bomb_is_stopped(monkeypatch):
             decompress(COMPRESSIONS[name](bytes(9 << 20)))
 
 
-def test_payload_cache_is_used_and_a_damaged_one_is_not(tmp_path):
-    data = bzimage(COMPRESSIONS["xz"](elf()))
-    first = parse_kernel(data, tmp_path)
-    (kept,) = tmp_path.glob("*.vmlinux")
-    assert parse_kernel(data, tmp_path) == first
-    whole = kept.read_bytes()
-    for damaged in (b"", whole[:10], whole[:-1], whole[:-1] + b"\xff", bytes(len(whole))):
+@pytest.fixture
+def kernel_file(tmp_path, monkeypatch):
+    """A kernel with a hole in it, in a file that counts as settled at once."""
+    monkeypatch.setattr(kernelcache, "_SETTLED", 0)
+    path = tmp_path / "vmlinuz"
+    content = b"\x0f\x0b" * 2048 + bytes(40 * 4096) + b"end"
+    segments = [(0x1000000, content, 1 << 20), (0x2000000, bytes(8192), 8192)]
+    path.write_bytes(bzimage(COMPRESSIONS["xz"](elf(segments))))
+    return path
+
+
+def memory_of(image):
+    """What lies where, zeros left out."""
+    found = {}
+    for segment in image.segments:
+        for at, byte in enumerate(bytes(segment.data)):
+            if byte:
+                found[segment.address + at] = byte
+    return found
+
+
+def test_the_next_start_reads_the_unpacked_kernel_only(kernel_file, tmp_path, monkeypatch):
+    plain = load_kernel(kernel_file)
+    first = load_kernel(kernel_file, tmp_path / "cache")
+    assert memory_of(first) == memory_of(plain)
+    assert first.highest == plain.highest
+    assert first.lowest == plain.lowest
+    assert sum(len(s.data) for s in first.segments) < 3 * 4096
+    monkeypatch.setattr("ringzero.board.kernel.parse_kernel", None)
+    assert load_kernel(kernel_file, tmp_path / "cache") == first
+
+
+def test_a_changed_kernel_is_read_again(kernel_file, tmp_path):
+    load_kernel(kernel_file, tmp_path / "cache")
+    kernel_file.write_bytes(b"?" * kernel_file.stat().st_size)
+    with pytest.raises(GuestImageError):
+        load_kernel(kernel_file, tmp_path / "cache")
+
+
+def test_a_kernel_that_may_still_change_is_not_kept(kernel_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernelcache, "_SETTLED", 3600 * 10**9)
+    load_kernel(kernel_file, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_damaged_cache_is_not_used(kernel_file, tmp_path):
+    first = load_kernel(kernel_file, tmp_path / "cache")
+    (kept,) = (tmp_path / "cache").iterdir()
+    whole, status = kept.read_bytes(), kept.stat()
+    length = (1 << 40).to_bytes(8, "little")
+    damaged = [
+        # Written to: the time of modification tells.
+        (whole[:-1] + b"\xff", None),
+        (b"", status), (whole[:10], status), (whole[:-4096], status), (bytes(len(whole)), status),
+        (length + whole[8:], status), (whole[:8] + b"[" + whole[9:], status),
+    ]  # fmt: skip
+    for content, times in damaged:
         # Replaced and not written to, as a mapping of it is in use.
         kept.unlink()
-        kept.write_bytes(damaged)
-        assert parse_kernel(data, tmp_path) == first
+        kept.write_bytes(content)
+        if times:
+            os.utime(kept, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert load_kernel(kernel_file, tmp_path / "cache") == first
         assert kept.read_bytes() == whole
 
 
-def test_without_room_for_the_cache_the_kernel_still_loads(tmp_path):
+def test_the_cache_keeps_the_newest_kernels(kernel_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernelcache, "_KEPT", 2)
+    for number in range(4):
+        copy = tmp_path / f"copy{number}"
+        copy.write_bytes(kernel_file.read_bytes())
+        load_kernel(copy, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert kernelcache.recall(copy.stat(), tmp_path / "cache") is not None
+
+
+def test_without_room_for_the_cache_the_kernel_still_loads(kernel_file, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    assert parse_kernel(bzimage(COMPRESSIONS["gzip"](elf())), tmp_path / "file").entry == 0x1000000
+    assert load_kernel(kernel_file, tmp_path / "file").entry == 0x1000000
 
 
 def _never_worse_than_an_error(data):

@@ -10,20 +10,12 @@ import time
 import pytest
 
 import ringzero
-from ringzero.errors import HostError, RingzeroError
+from ringzero.errors import RingzeroError
 from ringzero.image.micro import Recipe, ensure
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]
 WAIT = 120
 DISK_SIZE = 1 << 20
-
-
-@pytest.fixture(scope="session")
-def image():
-    try:
-        return ensure()
-    except HostError as fault:
-        pytest.skip(f"needs Debian packages: {fault.message}")
 
 
 @pytest.fixture(scope="session")
@@ -154,25 +146,6 @@ def test_32_bit_programs():
         assert status == 0
         assert out.split()[0].decode() == hashlib.sha256(data).hexdigest()
         assert run(vm, [narrow[0], "awk", "BEGIN { print 1 / 3 }"])[1] == b"0.333333\n"
-
-
-def ringzero_run(*arguments, **keywords):
-    return subprocess.run(
-        [sys.executable, "-m", "ringzero", "run", "--engine", "soft", *arguments],
-        capture_output=True,
-        timeout=WAIT,
-        **keywords,
-    )
-
-
-@pytest.mark.usefixtures("image")
-class TestCommandLine:
-    def test_status_and_streams(self):
-        done = ringzero_run("--", "sh", "-c", "cat; echo err >&2; exit 7", input=b"\x00\xff")
-        assert (done.returncode, done.stdout, done.stderr) == (7, b"\x00\xff", b"err\n")
-
-    def test_timeout(self):
-        assert ringzero_run("--timeout", "3", "--", "sleep", "100").returncode == 124
 
 
 @pytest.mark.usefixtures("image")

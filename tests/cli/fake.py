@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 
-from ringzero.vm.agent import CONTROL, STDERR, STDIN, STDOUT, Agent
+from ringzero.vm.agent import CONTROL, SIGNAL, STDERR, STDIN, STDOUT, Agent
 from ringzero.vm.exit import Exit, ExitReason
 
 
@@ -78,6 +78,8 @@ class FakeMachine:
     def send(self, port, data):
         if port == STDIN:
             self._input.append(data)
+        elif port == SIGNAL and data == b"poweroff\n":
+            self.end(Exit(ExitReason.POWEROFF))
         elif port == CONTROL:
             threading.Thread(target=self._control, args=(data.decode(),), daemon=True).start()
 
@@ -88,13 +90,17 @@ class FakeMachine:
     def backlog(self, port):
         return 0
 
+    def hold(self, port, held):
+        pass
+
+    def extend(self, slot):
+        return False
+
     def _control(self, line):
-        verb, *rest = line.split(maxsplit=5 if line.startswith("terminal") else 4)
-        if verb == "poweroff":
-            self.end(Exit(ExitReason.POWEROFF))
-        elif verb == "terminal":
-            self.console.say(f"terminal {rest[1:3]} {rest[4]}\r\n".encode())
-            if "stay" not in rest[4]:
+        verb, *rest = line.split(maxsplit=6 if line.startswith("terminal") else 4)
+        if verb == "terminal":
+            self.console.say(f"terminal {rest[2:4]} {rest[5]}\r\n".encode())
+            if "stay" not in rest[5]:
                 self.agent.receive(CONTROL, f"exit {rest[0]} 4\n".encode())
         elif verb == "run":
             self._run(rest[0], rest[1] == "1", rest[2].encode(), shlex.split(rest[3]))

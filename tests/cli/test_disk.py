@@ -215,6 +215,50 @@ def test_snapshots(disk, tmp_path):
     assert disk("snapshot", "-a", "first", "a")[0] == 3
 
 
+def test_convert_a_snapshot(disk, tmp_path):
+    create_disk(tmp_path / "a", "qcow2", SIZE)
+    with open_disk(tmp_path / "a") as image:
+        image.write(0, b"old" * 100_000)
+        image.snapshots.create("first")
+        image.write(50_000, b"new")
+        image.resize(2 * SIZE)
+        image.snapshots.create("second")
+    for name, kind in (("first", "raw"), ("snapshot.name=first", "vhdx"), ("1", "qcow2")):
+        code, _, err = disk("convert", "-l", name, "-O", kind, "a", "then")
+        assert code == 0, err
+        assert contents(tmp_path / "then", kind) == (b"old" * 100_000).ljust(SIZE, b"\0")
+        (tmp_path / "then").unlink()
+    assert disk("convert", "-l", "second", "-O", "raw", "a", "then")[0] == 0
+    assert (tmp_path / "then").read_bytes()[49_999:50_003] == b"lnew"
+    code, _, err = disk("convert", "-l", "third", "-O", "raw", "a", "other")
+    assert code == 3
+    assert "first" in err
+    assert disk("convert", "-l", "first", "-O", "raw", "-f", "raw", "a", "other")[0] == 2
+    assert disk("resize", "--open", "snapshot=first", "a", "+1M")[0] == 2
+    assert names(tmp_path) == ["a", "then"]
+
+
+def test_a_vdi_image_that_does_not_name_its_parent(disk, tmp_path):
+    create_disk(tmp_path / "base.vdi", "vdi", SIZE)
+    with open_disk(tmp_path / "base.vdi") as image:
+        image.write(0, b"below")
+    create_disk(tmp_path / "top.vdi", "vdi", backing="base.vdi")
+    with (tmp_path / "top.vdi").open("r+b") as file:
+        # The comment of the header, where ringzero keeps the name; VirtualBox has none.
+        file.seek(84)
+        file.write(bytes(256))
+    code, _, err = disk("info", "top.vdi")
+    assert code != 0
+    assert "--open parent=FILE" in err
+    code, out, _ = disk("info", "--open", "parent=base.vdi", "top.vdi")
+    assert code == 0
+    assert "backing file: base.vdi" in out
+    assert disk("convert", "--open", "parent=base.vdi", "-O", "raw", "top.vdi", "all")[0] == 0
+    assert (tmp_path / "all").read_bytes()[:5] == b"below"
+    assert disk("rebase", "-u", "-b", "base.vdi", "-F", "vdi", "top.vdi")[0] == 0
+    assert contents(tmp_path / "top.vdi", "vdi")[:5] == b"below"
+
+
 @pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vhdx"])
 def test_commit(disk, kind, tmp_path):
     create_disk(tmp_path / "base", kind, SIZE)

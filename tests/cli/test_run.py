@@ -1,14 +1,17 @@
+import errno
 import io
 import json
 import os
 import pty
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from ringzero.cli import session
 from ringzero.cli.main import main
+from ringzero.image import micro
 from ringzero.vm.exit import Exit, ExitReason
 from tests.cli.fake import FakeMachine
 
@@ -44,6 +47,25 @@ def test_command_with_streams_and_status(machines, capfdbinary):
     assert (out, err) == (b"a\0\xff", b"e\n")
     assert machines[0].stopped == 1
     assert machines[0].config.agent
+
+
+def test_kvm_where_there_is_none_is_told_at_once(machines, capfd, monkeypatch):
+    def no_image(*_, **__):
+        raise AssertionError("an image is made for a machine that cannot run")
+
+    def no_device(_):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(micro, "ensure", no_image)
+    monkeypatch.setattr("ringzero.host.kvm.KvmSystem", no_device)
+    monkeypatch.setattr("ringzero.engine.select.DEVICE", Path("/dev/no-kvm"))
+    start = time.monotonic()
+    assert main(["run", "--engine", "kvm", "--json", "--", "true"]) == 7
+    assert time.monotonic() - start < 1
+    error = json.loads(capfd.readouterr().err)["error"]
+    assert error["kind"] == "engine-unavailable"
+    assert "there is no /dev/kvm" in error["message"]
+    assert "--engine" in error["hint"]
 
 
 def test_command_words_are_not_ours_to_read(machines, capfd):

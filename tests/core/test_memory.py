@@ -1,3 +1,4 @@
+import contextlib
 import os
 
 import pytest
@@ -8,11 +9,39 @@ from ringzero.errors import GuestAddressError
 MIB = 1 << 20
 
 
-@pytest.fixture
-def memory():
-    memory = GuestMemory([(0, 2 * MIB), (16 * MIB, 2 * MIB)])
+LAYOUT = [(0, 2 * MIB), (16 * MIB, 2 * MIB)]
+
+
+@pytest.fixture(params=["shared", "private"])
+def memory(request):
+    """Memory as the software engine begins with it, and as KVM does."""
+    memory = GuestMemory(LAYOUT, large_pages=request.param == "private")
     yield memory
     memory.close()
+
+
+def test_large_pages_can_be_mapped_as_such(memory):
+    assert memory.host.address % (2 * MIB) == 0
+
+
+def test_a_frozen_memory_and_its_copy_go_apart(memory):
+    memory.write(MIB, b"before")
+    memory.write(16 * MIB, b"also")
+    address = memory.host.address
+    for round_ in (b"first!", b"second"):
+        with contextlib.closing(memory.host.freeze()) as image:
+            copy = GuestMemory(LAYOUT, image)
+        assert memory.host.address == address
+        expected = memory.read(MIB, 6)
+        assert copy.read(MIB, 6) == expected
+        assert copy.read(16 * MIB, 4) == b"also"
+        memory.write(MIB, round_)
+        assert copy.read(MIB, 6) == expected
+        copy.write(MIB, b"copied")
+        copy.write(2 * MIB - 4096, b"new")
+        assert memory.read(MIB, 6) == round_
+        assert memory.read(2 * MIB - 4096, 3) == bytes(3)
+        copy.close()
 
 
 @pytest.mark.parametrize("size", [1, 100, BULK - 1, BULK, MIB + 3])
@@ -44,7 +73,7 @@ def test_what_is_not_ram(memory, gpa, count):
 
 
 def touched(memory):
-    return os.stat(memory.host.fd).st_blocks * 512
+    return sum(end - start for start, end in memory.host.changed())
 
 
 def test_clear_leaves_untouched_pages_alone(memory):

@@ -26,6 +26,7 @@ from ringzero.devices.serial import Serial
 from ringzero.devices.virtio.block import Block
 from ringzero.devices.virtio.console import Console, ConsolePort
 from ringzero.devices.virtio.rng import Rng
+from ringzero.devices.vmgenid import VmGenerationId
 from tests.devices.virtio.driver import Driver
 from tests.devices.virtio.test_block import MemoryDisk
 
@@ -139,6 +140,14 @@ def kvmclock() -> Specimen:
     )
 
 
+def vmgenid() -> Specimen:
+    levels: list[bool] = []
+    line = IrqLine(levels.append)
+    memory = GuestMemory([(0, 1 << 16)])
+    device = VmGenerationId(memory, 0x8000, line, lambda count: bytes(range(count)))
+    return _legacy("vmgenid", device, 0, _nothing, line=line, levels=levels, memory=memory)
+
+
 def _virtio(name: str, device: Any, work: Callable[[Driver], None]) -> Specimen:
     driver = Driver(device)
     return Specimen(
@@ -194,5 +203,8 @@ def console() -> Specimen:
 
 BUILDERS: dict[str, Callable[[], Specimen]] = {
     maker.__name__: maker
-    for maker in (serial, rtc, power, pvpanic, i8042, lapic, ioapic, kvmclock, rng, block, console)
+    for maker in (
+        *(serial, rtc, power, pvpanic, i8042, lapic, ioapic, kvmclock, vmgenid),
+        *(rng, block, console),
+    )
 }

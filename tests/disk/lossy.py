@@ -90,6 +90,12 @@ class LossyStorage(Storage):
     def discard(self, offset, length):
         self.write(offset, [self.discarded * length])
 
+    def extents(self, offset, length):
+        # What is zero is a hole, as after punching on a host.
+        for start in range(offset, offset + length, 4096):
+            count = min(4096, offset + length - start)
+            yield count, any(self.now[start : start + count])
+
     def close(self):
         pass
 

@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 
-from ringzero.disk import create_disk, open_disk
+from ringzero.disk import Repair, create_disk, open_disk
 from ringzero.disk.crc32c import crc32c
 from ringzero.disk.formats.vhdx.log import Replayed
 from ringzero.disk.storage import FileStorage
@@ -65,6 +65,13 @@ def resealed(kind: str, content: bytearray) -> bytearray:
     return content
 
 
+def mend(disk) -> None:
+    """Repair an image; what is mended stays so."""
+    if disk.size < 1 << 36 and disk.check(Repair.ALL).clean:
+        again = disk.check()
+        assert again.errors == 0, again.messages
+
+
 def exercise(content: bytes, kind: str, dice: random.Random) -> None:
     """Do everything with an image; nothing but a RingzeroError may come of it."""
     read_only = dice.random() < 0.5
@@ -77,6 +84,10 @@ def exercise(content: bytes, kind: str, dice: random.Random) -> None:
         lambda d: d.write(0, b"z" * min(d.size, 70_000)),
         lambda d: d.write_zeroes(0, min(d.size, 200_000)),
         lambda d: d.flush(),
+        mend,
+        lambda d: d.size < 1 << 36 and d.resize(d.size + 5 * MIB),
+        lambda d: d.write(max(0, d.size - 70_000), b"z" * min(d.size, 70_000)),
+        lambda d: d.resize(MIB),
         lambda d: d.close(),
     ]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from pathlib import Path
@@ -90,6 +91,34 @@ def test_scattered_buffers(flavour, image):
             memory[position] = 0
         disk.read_into(12_345, pieces)
         assert bytes(memory) == data
+
+
+@every_flavour
+def test_batches(flavour, image):
+    dice = random.Random(8)
+    model = bytearray(SIZE)
+    requests = []
+    for at in range(0, SIZE - 70_000, 100_000):
+        data = dice.randbytes(dice.choice([512, 4096, 65_536]))
+        model[at : at + len(data)] = data
+        requests.append((at, [data[:100], data[100:]]))
+    with flavour.open(image) as disk:
+        disk.write_batch(requests)
+        disk.write_batch([])
+        with pytest.raises(InvalidValueError):
+            disk.write_batch([(0, b"x" * 512), (SIZE, b"x")])
+    with flavour.open(image, read_only=True) as disk:
+        for size in (5 * 512, SIZE // 5):
+            buffers = [bytearray(size) for _ in range(0, SIZE, size)]
+            # Dropped from the cache the second time, where there is a file.
+            for _ in range(2):
+                disk.read_batch([(n * size, buffer) for n, buffer in enumerate(buffers)])
+                assert b"".join(buffers) == model
+                for name in image.parent.iterdir():
+                    with name.open("rb") as file:
+                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with pytest.raises(InvalidValueError):
+            disk.read_batch([(0, bytearray(512)), (SIZE - 1, bytearray(2))])
 
 
 @every_flavour

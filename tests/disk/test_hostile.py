@@ -10,7 +10,7 @@ import zlib
 
 import pytest
 
-from ringzero.disk import create_disk, open_disk
+from ringzero.disk import Repair, create_disk, open_disk
 from ringzero.errors import (
     DiskError,
     DiskFormatError,
@@ -135,6 +135,52 @@ def test_l2_entry_far_away_makes_no_huge_file(image):
         assert disk.read(0, 512) == b"x" * 512
         assert disk.read(512, 512) == bytes(512)
     assert image.stat().st_size < 10 * MIB
+
+
+METADATA = {
+    "the header": lambda disk: 0,
+    "the L1 table": lambda disk: disk.header.l1_offset,
+    "the L2 table": lambda disk: disk.map.table(0).offset,
+    "the refcount table": lambda disk: disk.header.reftable_offset,
+    "a refcount block": lambda disk: disk.refcounts.table.items[0],
+    "the snapshots": lambda disk: disk.header.snapshots_offset,
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_data_never_lands_on_metadata(name, image):
+    """An L2 entry that leads there, and counts that call it free."""
+    with open_disk(image) as disk:
+        disk.snapshots.create("one")
+        disk.write(0, b"own" * 100_000)
+    with open_disk(image, read_only=True) as disk:
+        table, place = disk.map.table(0).offset, METADATA[name](disk)
+        block = disk.refcounts.table.items[0]
+    whole = image.read_bytes()
+    # Without the offset (the header) an entry says that nothing is there.
+    if place:
+        patched(image, table + 8, struct.pack(">Q", 1 << 63 | place))
+        before = image.read_bytes()
+        with open_disk(image) as disk, pytest.raises(DiskFormatError, match="over the metadata"):
+            disk.write(65536 + 512, b"x" * 512)
+        with open_disk(image) as disk, pytest.raises(DiskFormatError, match="over the metadata"):
+            disk.write(65536, b"x" * 65536)
+        assert image.read_bytes() == before
+    image.write_bytes(whole)
+    patched(image, block + 2 * (place >> 16), bytes(2))
+    with open_disk(image) as disk, pytest.raises(DiskFormatError, match="over the metadata"):
+        for at in range(8, 60):
+            disk.write(at * 65536, b"x" * 65536)
+    now = image.read_bytes()
+    assert now[place : place + 512] == whole[place : place + 512] or name in (
+        # These change with the writes before.
+        "the L2 table",
+        "a refcount block",
+    )
+    with open_disk(image, options={"for_repair": True}) as disk:
+        assert disk.check(Repair.ALL).clean
+    with open_disk(image) as disk:
+        assert disk.read(0, 300_000) == b"own" * 100_000
 
 
 def test_compressed_bombs_are_bounded(tmp_path):

@@ -10,10 +10,19 @@ from hypothesis import strategies as st
 
 from ringzero.disk import create_disk, open_disk
 from ringzero.errors import DiskUnsupportedError
-from tests.disk.flavours import FLAVOURS
+from tests.disk.flavours import FLAVOURS, Flavour
 from tests.disk.lossy import ROUNDS
 
-TOPS = [flavour for flavour in FLAVOURS if flavour.takes_backing]
+ANY = [flavour for flavour in FLAVOURS if flavour.takes_backing]
+# Parents of these are of their own kind.
+OWN = [
+    Flavour("vmdk"),
+    Flavour("vmdk", {"zeroed_grain": "on"}),
+    Flavour("vdi"),
+    Flavour("vhd", {"block_size": "512K"}),
+    Flavour("vhdx", {"block_size": "1M"}),
+]
+TOPS = [*ANY, *OWN]
 ACTIONS = (
     *("write", "write", "write", "zero", "discard", "compress", "flush", "reopen"),
     *("snapshot", "apply", "delete", "resize", "layer", "read", "copy-on-read"),
@@ -23,12 +32,17 @@ ACTIONS = (
 class Chain:
     """Images on one another, the top one open, and what it must read as."""
 
-    def __init__(self, directory, plan):
+    def __init__(self, directory, plan, top):
         self.directory = directory
         self.plan = plan
         self.layers = 0
         self.snapshots = {}
-        base = plan.draw(st.sampled_from([f for f in FLAVOURS if f.blank and not f.options]))
+        bases = [f for f in FLAVOURS if f.blank and not f.options]
+        self.tops = ANY
+        if top in OWN:
+            bases = [f for f in bases if f.format == top.format]
+            self.tops = [f for f in OWN if f.format == top.format]
+        base = plan.draw(st.sampled_from(bases))
         self.add(base, size=512 * plan.draw(st.integers(1, 1500)))
 
     def add(self, flavour, size=None):
@@ -93,7 +107,7 @@ class Chain:
             disk.close()
             self.open(copy_on_read=True)
         elif action == "layer" and self.layers < 4:
-            self.add(draw(st.sampled_from(TOPS)))
+            self.add(draw(st.sampled_from(self.tops)))
         elif action == "resize":
             self.resize(512 * draw(st.integers(1, 2000)))
         elif action in ("snapshot", "apply", "delete") and disk.snapshots is not None:
@@ -156,7 +170,7 @@ class Chain:
 )
 @given(plan=st.data())
 def test_random_chain(top, plan, tmp_path_factory):
-    chain = Chain(tmp_path_factory.mktemp("chain"), plan)
+    chain = Chain(tmp_path_factory.mktemp("chain"), plan, top)
     try:
         chain.step(100)
         chain.add(top)

@@ -102,7 +102,10 @@ class Model:
                 report = disk.check()
             except DiskUnsupportedError:
                 return
-            assert (report.errors, report.leaks) == (0, 0), report.messages
+            assert report.errors == 0, report.messages
+            # QEMU leaves the grains that it marks as zero where they are.
+            zeroed = disk.format == "vmdk" and getattr(disk.parts[0], "zero_grains", False)
+            assert report.leaks == 0 or zeroed, report.messages
 
     def seen_by_qemu(self, path, variant, qemu_img):
         model = path.with_suffix(".model")

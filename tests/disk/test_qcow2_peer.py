@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import time
 
 import pytest
 
 from ringzero.disk import Kind, Repair, create_disk, open_disk
+from ringzero.errors import DiskLockedError
 from tests.disk.lossy import ROUNDS
 
 pytestmark = pytest.mark.peer
@@ -305,7 +308,12 @@ def test_bitmaps_stay_true(tmp_path, qemu_img, qemu_io):
     qemu_img("bitmap", "--add", "--disable", "-g", "4K", path, "off")
     with open_disk(path) as disk:
         disk.write(1_000_000, b"x" * 200_000)
-        assert "No errors" not in qemu_img("check", "-U", path, check=False) or True
+        disk.flush()
+        # "in use": what it holds is not to be relied on until the disk is closed.
+        told = json.loads(qemu_img("info", "-U", "--output=json", path))
+        flags = {b["name"]: b["flags"] for b in told["format-specific"]["data"]["bitmaps"]}
+        assert "in-use" in flags["on"]
+        assert "in-use" not in flags["off"]
     model.bytes[1_000_000:1_200_000] = b"x" * 200_000
     model.seen_by_qemu(path, qemu_img)
     model.seen_by_ringzero(path)
@@ -374,3 +382,31 @@ def test_locks_are_those_of_qemu(tmp_path, qemu_img, qemu_io):
     with open_disk(path, read_only=True):
         qemu_img("info", path)
         assert "lock" in qemu_io("-c", "write 0 512", path, check=False)
+    for flags, readable in (([], False), (["-r"], True)):
+        command = ["qemu-io", *flags, "-f", "qcow2", "-c", "sleep 20000", str(path)]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as holder:
+            try:
+                wait_for_lock(path)
+                with pytest.raises(DiskLockedError, match="in use"):
+                    open_disk(path)
+                if readable:
+                    open_disk(path, read_only=True).close()
+                else:
+                    with pytest.raises(DiskLockedError, match="in use"):
+                        open_disk(path, read_only=True)
+                    open_disk(path, read_only=True, lock=False).close()
+            finally:
+                holder.kill()
+    open_disk(path).close()
+
+
+def wait_for_lock(path):
+    """Wait until another process has the image open."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            open_disk(path).close()
+        except DiskLockedError:
+            return
+        time.sleep(0.01)
+    raise AssertionError("nobody has locked the image")

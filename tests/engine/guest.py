@@ -230,14 +230,20 @@ class Guest:
         return [event for event in self.log if not isinstance(event, Kicked)]
 
 
-def build(engine) -> Guest:
-    """Make a guest with tables for every mode in its memory."""
+def build(engine, model="x86-64-v2", supported=None) -> Guest:
+    """Make a guest with tables for every mode in its memory.
+
+    `supported` bounds its CPU's features, if not the engine itself.
+    """
     memory = GuestMemory([(0, RAM)])
     memory.write(GDT, _GDT)
     # RSP0 of the TSS.
     memory.write(TSS + 4, struct.pack("<Q", STACK))
     leaves = cpuid.build(
-        "x86-64-v2", vcpus=1, tsc_hz=engine.tsc_hz, supported=engine.supported_cpuid()
+        model,
+        vcpus=1,
+        tsc_hz=engine.tsc_hz,
+        supported=supported or engine.supported_cpuid(),
     )
     vm = engine.create_vm(memory, leaves)
     apic = FakeApic()

@@ -89,6 +89,7 @@ class TestModes:
         assert isinstance(guest.run(), Halt)
         assert guest.writes() == [5050]
 
+    @pytest.mark.skipif("NESTED_KVM" in os.environ, reason="QEMU's SVM may hang with it")
     def test_from_real_over_protected_to_long_mode(self, guest):
         guest.memory.write(
             CODE + 0x40,

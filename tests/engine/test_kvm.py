@@ -8,11 +8,12 @@ import time
 import pytest
 
 from ringzero.core.memory import GuestMemory
-from ringzero.engine.contract import Halt, Kicked, MmioWrite, PortWrite, Usability
+from ringzero.engine.contract import Halt, Kicked, MmioWrite, PortWrite, Shutdown, Usability
 from ringzero.engine.kvm import engine as kvm_engine_module
 from ringzero.engine.kvm.engine import KvmEngine, open_system
 from ringzero.engine.kvm.probe import measure_mips
 from ringzero.errors import EngineError, EngineUnavailableError
+from ringzero.host import kvm
 from ringzero.isa.x86 import cpuid
 from ringzero.isa.x86.state import MP_UNINITIALIZED, CpuState
 from tests.engine import guest as toolkit
@@ -121,6 +122,23 @@ class TestKernelApics:
         threading.Timer(0.1, vm.send_message, [0xFEE00000, 0x4041]).start()
         assert run_to(vcpu, 0x10)[-1] == (0x10, 0x41)
 
+    def test_the_end_of_a_level_triggered_interrupt_is_told(self, vm):
+        vcpu, ended = vm.create_vcpu(0, None), []
+        vm.on_eoi = ended.append
+        for vector in (0x41, 0x52, 0x63):
+            handler = f"mov al, {vector}\nout 0x10, al\nmov dword ptr [rdi + 0xb0], 0\niretq"
+            gate(vm.memory, vector, 0x9000 + vector, handler)
+        text = ENABLE_APIC + "mov al, 1\nout 0x10, al\nsti\nagain: hlt\njmp again"
+        vm.memory.write(CODE, assemble(text, 64))
+        vcpu.set_state(long_mode())
+        run_to(vcpu, 0x10)
+        for vector, trigger in ((0x41, 0xC000), (0x52, 0xC000), (0x41, 0xC000), (0x63, 0x4000)):
+            assert vm.send_message(0xFEE00000, trigger | vector)
+            assert run_to(vcpu, 0x10)[-1] == (0x10, vector)
+            threading.Timer(0.3, vcpu.kick).start()
+            assert isinstance(vcpu.run(), Kicked)
+        assert ended == [0x41, 0x52, 0x41]
+
     def test_a_message_to_nobody(self, vm):
         vm.create_vcpu(0, None).set_state(long_mode())
         assert not vm.send_message(0xFEE00000 | 0x77 << 12, 0x4041)
@@ -186,6 +204,117 @@ class TestDoorbells:
             bells.settle()
             assert len(rings) == n
         bells.close()
+
+
+class TestGatheredWrites:
+    """Registers whose writes are told later: an I/O APIC's index, for one."""
+
+    TEXT = f"""
+        mov ecx, {{rounds}}
+        again:
+        mov dword ptr [{MMIO + 0x100}], ecx
+        mov eax, ecx
+        out 0x70, al
+        loop again
+        mov dword ptr [{MMIO + 0x110}], 7
+        mov al, 1
+        out 0x10, al
+        mov byte ptr [{MMIO + 0x100}], 9
+        end: jmp end
+    """
+
+    @pytest.fixture
+    def seen(self, vm):
+        """What arrives late, in order."""
+        found = []
+        late = lambda *write: found.append(write)  # noqa: E731 - two uses
+        assert vm.gather_writes(False, MMIO + 0x100, 4, late)
+        assert vm.gather_writes(True, 0x70, 1, late)
+        return found
+
+    def start(self, vm, rounds):
+        vcpu = vm.create_vcpu(0, None)
+        vm.memory.write(CODE, assemble(self.TEXT.format(rounds=rounds), 64))
+        vcpu.set_state(long_mode())
+        return vcpu
+
+    def test_they_arrive_in_order_before_the_next_access(self, vm, seen):
+        vcpu = self.start(vm, 3)
+        assert vcpu.run() == MmioWrite(MMIO + 0x110, 4, 7)
+        expected = [((MMIO + 0x100, 4, n), (0x70, 1, n)) for n in (3, 2, 1)]
+        assert seen == [write for pair in expected for write in pair]
+        assert vcpu.statistics()["exits"] == 1
+        assert vcpu.run() == PortWrite(0x10, 1, 1)
+
+    def test_more_than_the_ring_holds(self, vm, seen):
+        vcpu = self.start(vm, 500)
+        exits = []
+        while not exits or exits[-1] != MmioWrite(MMIO + 0x110, 4, 7):
+            event = vcpu.run()
+            exits.append(event)
+            if isinstance(event, (MmioWrite, PortWrite)) and len(exits) < 999:
+                # A full ring makes an exit, and what it holds comes first.
+                key = event.address if isinstance(event, MmioWrite) else event.port
+                seen.append((key, event.width, event.value))
+        assert len(exits) < 20
+        assert [value & 0xFF for _, _, value in seen[:-1]] == [
+            n & 0xFF for n in range(500, 0, -1) for _ in range(2)
+        ]
+
+    def test_settle_passes_on_the_rest(self, vm, seen):
+        vcpu = self.start(vm, 1)
+        while vcpu.run() != PortWrite(0x10, 1, 1):
+            pass
+        seen.clear()
+        threading.Timer(0.2, vcpu.kick).start()
+        assert isinstance(vcpu.run(), Kicked)
+        vm.settle()
+        assert seen == [(MMIO + 0x100, 1, 9)]
+
+
+class TestDirtyRing:
+    @pytest.fixture
+    def ringed(self, kvm_engine):
+        if not kvm_engine.system.check(kvm.CAP_DIRTY_LOG_RING):
+            pytest.skip("this KVM has no dirty ring")
+        guest = toolkit.build(KvmEngine(dirty_ring=1024))
+        toolkit.write_long_tables(guest.memory)
+        yield guest
+        guest.vm.close()
+        guest.memory.close()
+
+    def test_what_was_written_is_told_once(self, ringed):
+        ringed.vm.track_dirty(True)
+        text = "mov [0x5000], al\nmov [0x5fff], al\nmov [0x20000], al\nout 0xf4, al\n"
+        ringed.load(text + "mov [0x21000], al\nhlt", long_mode())
+        ringed.run()
+        assert {5, 0x20} <= set(ringed.vm.take_dirty())
+        ringed.run()
+        again = ringed.vm.take_dirty()
+        assert 0x21 in again
+        assert 0x20 not in again
+
+    def test_more_pages_than_entries(self, ringed):
+        """The ring fills up again and again: no exit for the run loop comes of it."""
+        ringed.vm.track_dirty(True)
+        seen = set()
+        for _ in range(8):
+            # Each round writes 200 pages, which are then clean again.
+            text = "mov ecx, 200\nmov edi, 0x20000\nagain: mov [rdi], al\nadd edi, 4096\nloop again"
+            ringed.load(text + "\nhlt", long_mode())
+            ringed.run()
+            if _ % 2:
+                found = set(ringed.vm.take_dirty())
+                assert set(range(0x20, 0x20 + 200)) <= found
+                seen |= found
+        assert not any(isinstance(event, Shutdown) for event in ringed.log)
+
+    def test_a_size_that_cannot_be(self, kvm_engine):
+        for entries in (3, 1, 1 << 30):
+            memory = GuestMemory([(0, toolkit.RAM)])
+            with pytest.raises(EngineError, match="dirty"):
+                KvmEngine(dirty_ring=entries).create_vm(memory, ())
+            memory.close()
 
 
 class TestErrors:

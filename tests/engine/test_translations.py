@@ -98,6 +98,7 @@ def loads(native):
     from ringzero.engine.soft.vm import SoftVm
 
     vm = SoftVm(native, GuestMemory([(0, 1 << 20)]), [], 1_000_000_000)
+    vm.adopt(None)
     used = vm.translator.out != vm.translator.region_start
     vm.close()
     return used

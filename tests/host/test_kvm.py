@@ -12,7 +12,7 @@ import pytest
 
 from ringzero.errors import HostError
 from ringzero.host import kvm
-from ringzero.host.memory import SharedMemory
+from ringzero.host.memory import HostMemory
 
 SIZES = {
     "kvm_userspace_memory_region": 32,
@@ -221,7 +221,7 @@ class TestOnThisHost:
     def test_a_blocked_signal_ends_run_and_stays_pending(self, kvm_system):
         vm = kvm_system.create_vm()
         # Shadow paging has no pages of its own (ENOSPC) while there is no memory.
-        ram = SharedMemory("test", 1 << 20)
+        ram = HostMemory("test", 1 << 20)
         region = kvm.UserspaceMemoryRegion(memory_size=ram.size, userspace_addr=ram.address)
         vm.set(kvm.SET_USER_MEMORY_REGION, region)
         vcpu = kvm.KvmVcpuFd(kvm_system, vm, 0)

@@ -61,6 +61,16 @@ def test_leaves_for_any_vendor_and_number(vendor, vcpus):
     assert ids == set(range(vcpus))
 
 
+@pytest.mark.parametrize(("name", "vendor"), [("intel", INTEL), ("amd", AMD)])
+def test_a_model_with_a_vendor_is_the_same_wherever_its_features_are(name, vendor):
+    model = f"{MODEL}-{name}"
+    alone = cpuid.build(model, vcpus=2, tsc_hz=TSC)
+    assert cpuid.vendor_of(alone) == vendor
+    for host in (INTEL, AMD):
+        bounds = build(vendor=host, physical_bits=46)
+        assert cpuid.build(model, vcpus=2, tsc_hz=TSC, supported=bounds) == alone
+
+
 def test_the_initial_apic_id_has_eight_bits():
     for index, expected in ((0, 0), (3, 3), (255, 255), (256, 0)):
         assert leaf(cpuid.for_vcpu(build(vcpus=300), index), 1).ebx >> 24 == expected
@@ -161,7 +171,7 @@ def test_what_is_promised_is_there(feature):
     assert feature in MODELS[MODEL].features
     guest = Guest(cpuid=list(cpuid.for_vcpu(build(), 0)))
     try:
-        cr4 = guest.state.cr4 | x86.CR4_FSGSBASE | x86.CR4_OSXSAVE
+        cr4 = guest.state.cr4 | x86.CR4_FSGSBASE | x86.CR4_OSXSAVE | x86.CR4_SMAP
         guest.state = replace(guest.state, cr4=cr4)
         where = {"rax": 0, "rbx": DATA, "rcx": 0x10 if feature == "msr" else 0}
         assert guest.run(f"{USES[feature]}; hlt", **where).vector is None

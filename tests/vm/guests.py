@@ -1,20 +1,28 @@
 """The machines that guest tests run on, behind one interface.
 
-`MACHINES` names them: QEMU as the peer, and our own Machine. The tests ask for
-`wait_ready`, `run`, `console_data`, `serial_text` and what both machines have.
+`MACHINES` names them: QEMU as the peer, our own Machine, and our own Machine
+that is another one at every step: before each use of its agent it is forked
+(or saved, and restored into a new one) and given up. The tests ask for
+`wait_ready`, `run`, `console_data`, `serial_text` and what all machines have.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
+from pathlib import Path
+
 from ringzero.image.micro import Recipe
 from tests.vm.qemu import QEMU, QemuMachine
 
-MACHINES = ["qemu", "ringzero"]
+FUZZING = os.environ.get("RINGZERO_FUZZ", "1") != "1"
+MACHINES = ["qemu", "ringzero", "forked", *(("restored", "snapshotted") if FUZZING else ())]
 # Real software for the guest, with all that it depends on.
 TOOLS = Recipe(
     "tools",
     packages=(
-        *("python3", "perl", "openssl", "sqlite3", "xz-utils", "gzip", "gawk", "coreutils"),
+        *("python3", "perl", "openssl", "sqlite3", "xz-utils", "gzip", "gawk", "mawk", "coreutils"),
         *("dpkg", "libc-bin"),
     ),
     foreign=("busybox-static:i386",),
@@ -27,16 +35,22 @@ class OurMachine:
     def __init__(self, config):
         from ringzero.vm.machine import Machine
 
-        self._machine = Machine(config)
-        self.agent = self._machine.agent
         self.console_data = bytearray()
-        self._serial = bytearray()
-        self._machine.console.on_output = self.console_data.extend
-        self._machine.serial.on_output = self._serial.extend
+        self.serial_data = bytearray()
+        self._take(Machine(config))
+
+    def _take(self, machine):
+        self._machine = machine
+        machine.console.on_output = self.console_data.extend
+        machine.serial.on_output = self.serial_data.extend
+
+    @property
+    def agent(self):
+        return self._machine.agent
 
     @property
     def serial_text(self):
-        return self._serial.decode(errors="replace")
+        return self.serial_data.decode(errors="replace")
 
     def run(self, words, data=None, timeout=120):
         out, err = bytearray(), bytearray()
@@ -59,6 +73,68 @@ class OurMachine:
         self._machine.stop()
 
 
+class RelayedMachine(OurMachine):
+    """Goes on in a copy of itself, made by `follow(machine)`, at every use of the agent."""
+
+    def __init__(self, config, follow):
+        super().__init__(config)
+        self._follow = follow
+        self.hops = 0
+
+    def hop(self):
+        """Give the machine up for a copy of it."""
+        successor = self._follow(self._machine)
+        self._take(successor)
+        successor.start()
+        self.hops += 1
+
+    @property
+    def agent(self):
+        if self._machine.running:
+            self.hop()
+        return self._machine.agent
+
+
+def forked(machine):
+    """Return a fork of `machine`, which is stopped."""
+    machine.pause()
+    (child,) = machine.fork()
+    machine.stop()
+    return child
+
+
+def restored(machine):
+    """Return a new machine with the state of `machine`, as JSON, and its memory; stop that one."""
+    from ringzero.vm.machine import Machine
+    from ringzero.vm.state import MachineState
+
+    machine.pause()
+    tree = json.dumps(machine.save().tree)
+    memory = [(base, machine.memory[base : base + size]) for base, size in machine.memory.regions]
+    machine.stop()
+    successor = Machine(machine.config)
+    for base, data in memory:
+        successor.memory[base : base + len(data)] = data
+    successor.restore(MachineState(json.loads(tree)))
+    return successor
+
+
+def snapshotted(machine):
+    """Return a machine that goes on from a snapshot of `machine`, which is stopped."""
+    from ringzero.vm.store import Store
+
+    with tempfile.TemporaryDirectory() as place:
+        store = Store(Path(place))
+        machine.pause()
+        snapshot = machine.snapshot("hop", store=store)
+        machine.stop()
+        # The files are gone before the machine runs: what it needs of them is open.
+        return snapshot.restore()
+
+
+FOLLOW = {"forked": forked, "restored": restored, "snapshotted": snapshotted}
+
+
 def missing(name):
     """Return why the machine `name` cannot run here, or None."""
     if name == "qemu" and QEMU is None:
@@ -68,4 +144,6 @@ def missing(name):
 
 def build(name, config):
     """Return a machine, to be started by `with`."""
+    if name in FOLLOW:
+        return RelayedMachine(config, FOLLOW[name])
     return {"qemu": QemuMachine, "ringzero": OurMachine}[name](config)

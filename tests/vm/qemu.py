@@ -91,6 +91,8 @@ class QemuMachine:
         self.serial = Line()
         self.console = Line()
         self.process = None
+        # Further arguments of the command line.
+        self.extra = []
         self._place = tempfile.TemporaryDirectory(prefix="rzq")
         self._sockets = {}
         self._threads = []
@@ -127,7 +129,7 @@ class QemuMachine:
                 device = f"virtserialport,chardev=c{number},nr={number},name={name}"
                 arguments += ["-device", device]
         arguments += ["-chardev", f"socket,id=ser,path={place}/serial,server=on,wait=on"]
-        arguments += ["-serial", "chardev:ser"]
+        arguments += ["-serial", "chardev:ser", *self.extra]
         with (place / "errors").open("wb") as errors:
             self.process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stderr=errors)
         # QEMU waits for the serial line's peer, so it is last.
@@ -205,6 +207,12 @@ class QemuMachine:
 
     def backlog(self, port):
         return self._input.backlog if port == STDIN and self._input is not None else 0
+
+    def hold(self, port, held):
+        pass
+
+    def extend(self, slot):
+        return False
 
     # For tests.
 

@@ -6,14 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringzero.errors import GuestError, InvalidValueError
-from ringzero.vm.agent import CONTROL, SIGNAL, STDERR, STDIN, STDOUT, Agent, quote
+from ringzero.vm.agent import CONTROL, PORTS, SIGNAL, STDERR, STDIN, STDOUT, TTY, Agent, quote
 
 
 class Recorder:
     """Channels that keep what was sent."""
 
-    def __init__(self):
+    def __init__(self, slots=0):
         self.sent = []
+        self.slots = slots
 
     def send(self, port, data):
         self.sent.append((port, data))
@@ -23,6 +24,16 @@ class Recorder:
 
     def backlog(self, port):
         return 7
+
+    def hold(self, port, held):
+        self.sent.append((port, ("hold", held)))
+
+    def extend(self, slot):
+        self.sent.append(("extend", slot))
+        return slot <= self.slots
+
+    def resize(self, port, rows, columns):
+        self.sent.append((port, (rows, columns)))
 
     @property
     def control(self):
@@ -128,10 +139,83 @@ def test_commands_run_one_after_the_other(agent, channels):
     assert channels.control[1][3] != channels.control[0][3]
 
 
+def test_commands_side_by_side():
+    """A second slot is asked for once, and its command runs while the first one does."""
+    channels = Recorder(slots=2)
+    agent = Agent(channels)
+    agent.receive(CONTROL, b"ready 1 x\n")
+    got = []
+    first = agent.run(["one"])
+    second, third = (agent.run([n], on_stdout=got.append, takes_input=True) for n in ("two", "3"))
+    asked = [sent for sent in channels.sent if sent[0] in ("extend", SIGNAL)]
+    assert asked == [("extend", 1), (SIGNAL, b"slot 1\n")]
+    agent.receive(f"{CONTROL}.1", b"ready 1 x\n")
+    words = next(data.split() for port, data in channels.sent if port == f"{CONTROL}.1")
+    assert words[:3] == [b"run", b"2", b"1"]
+    assert channels.sent[-1] == (SIGNAL, b"slot 2\n")
+    second.write(b"in")
+    assert channels.sent[-1] == (f"{STDIN}.1", b"in")
+    # What belongs to another slot's command changes nothing.
+    agent.receive(STDOUT, b"of the first")
+    agent.receive(CONTROL, b"exit 2 0\n")
+    for base in (STDOUT, STDERR):
+        agent.receive(f"{base}.1", b"out" + words[3])
+    agent.receive(f"{CONTROL}.1", b"exit 2 6\n")
+    assert (second.status, got, agent.faults) == (6, [b"out"], 1)
+    assert (first.status, third.status) == (None, None)
+    # The slot that is free takes the next one.
+    assert [d.split()[1] for p, d in channels.sent if p == f"{CONTROL}.1"] == [b"2", b"3"]
+
+
+def test_a_terminal_of_its_own():
+    channels = Recorder(slots=5)
+    agent = Agent(channels)
+    agent.receive(CONTROL, b"ready 1 x\n")
+    got = []
+    command = agent.terminal(["vi"], rows=30, columns=90, on_output=got.append)
+    command.write(b"early")
+    agent.receive(f"{CONTROL}.1", b"ready 1 x\n")
+    assert channels.sent[-3:] == [
+        (f"{TTY}.1", (30, 90)),
+        (f"{CONTROL}.1", b"terminal 1 hvc1 30 90 linux vi\n"),
+        (f"{TTY}.1", b"early"),
+    ]
+    command.resize(50, 120)
+    assert channels.sent[-1] == (f"{TTY}.1", (50, 120))
+    command.hold_output(True)
+    assert channels.sent[-1] == (f"{TTY}.1", ("hold", True))
+    agent.receive(f"{TTY}.1", b"screen")
+    agent.receive(f"{CONTROL}.1", b"exit 1 0\n")
+    assert (got, command.status) == ([b"screen"], 0)
+    assert channels.sent[-1] == (f"{TTY}.1", ("hold", False))
+
+
+def test_a_copy_ends_the_commands_of_the_original_but_for_those_that_it_keeps():
+    channels = Recorder(slots=5)
+    agent = Agent(channels)
+    agent.receive(CONTROL, b"ready 1 x\n")
+    agent.run(["server"], kept=True)
+    agent.run(["session"])
+    agent.receive(f"{CONTROL}.1", b"ready 1 x\n")
+    copy = Agent(Recorder(slots=5))
+    copy.restore(agent.save())
+    assert copy.save() == agent.save()
+    assert copy.channels.sent == [(SIGNAL, b"KILL 2\n")]
+    (kept,) = copy.kept
+    out, ends = [], []
+    kept.redirect(on_stdout=out.append, on_exit=ends.append)
+    token = channels.control[0][3].encode()
+    copy.receive(STDOUT, b"served" + token)
+    copy.receive(STDERR, token)
+    copy.receive(CONTROL, b"exit 1 0\n")
+    assert (out, ends) == ([b"served"], [0])
+    copy.close()
+
+
 def test_terminal(agent, channels):
     done = []
     agent.terminal(rows=40, columns=100, term="xterm;reboot", on_exit=done.append)
-    assert channels.sent[0][1] == b"terminal 1 40 100 linux sh -l\n"
+    assert channels.sent[0][1] == b"terminal 1 hvc0 40 100 linux sh -l\n"
     agent.receive(CONTROL, b"exit 1 3\n")
     assert done == [3]
 
@@ -139,7 +223,7 @@ def test_terminal(agent, channels):
 def test_signals(agent, channels):
     command = agent.run(["sleep", "9"])
     command.signal("TERM")
-    assert channels.sent[-1] == (SIGNAL, b"TERM\n")
+    assert channels.sent[-1] == (SIGNAL, b"TERM 1\n")
     with pytest.raises(InvalidValueError):
         command.signal("TERM; reboot")
 
@@ -176,11 +260,19 @@ def test_senseless_lines_are_counted_and_ignored(agent, line):
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.sampled_from([CONTROL, STDOUT, STDERR, STDIN, "?"]), st.binary())))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([*PORTS, f"{CONTROL}.1", f"{STDOUT}.1", f"{TTY}.1", f"{TTY}.9", "?"]),
+            st.binary(),
+        )
+    )
+)
 def test_a_hostile_guest_breaks_nothing(messages):
-    agent = Agent(Recorder())
+    agent = Agent(Recorder(slots=3))
     agent.receive(CONTROL, b"ready 1 x\n")
     agent.run(["x"], takes_input=True)
+    agent.terminal(on_output=lambda data: None)
     for port, data in messages:
         agent.receive(port, data)
 

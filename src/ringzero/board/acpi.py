@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ringzero.board import aml
 from ringzero.errors import DeviceError
+from ringzero.records import record
 
 OEM_ID = b"RZERO "
 OEM_TABLE_ID = b"MICROVM "
@@ -27,11 +27,13 @@ ACCESS_BYTE = 1
 
 MADT_REVISION = 5
 LAPIC_ENABLED = 1
+# "Status change" of a virtual machine's generation identifier (Microsoft's paper of that name).
+GENERATION_CHANGED = 0x80
 # Table 5.23: identifiers below 255 go into the short form.
 MAX_SHORT_APIC_ID = 254
 
 
-@dataclass(frozen=True)
+@record
 class MmioSlot:
     """A virtio device at `base` with interrupt `gsi`."""
 
@@ -40,11 +42,13 @@ class MmioSlot:
     gsi: int
 
 
-@dataclass(frozen=True)
+@record
 class AcpiPlan:
     """What the tables tell: processors, controllers, registers and devices of a board.
 
     `power_port` is the sleep-control register; sleep status and reset follow.
+    `generation_id` is where the generation identifier lies in memory, `event_gsi` the
+    interrupt by which the board says that it changed.
     """
 
     cpus: int
@@ -56,6 +60,8 @@ class AcpiPlan:
     serial: tuple[int, int, int]
     rtc: tuple[int, int]
     panic_port: int
+    generation_id: int
+    event_gsi: int
     slots: Sequence[MmioSlot]
 
 
@@ -125,6 +131,8 @@ def dsdt(plan: AcpiPlan) -> bytes:
                 aml.interrupt(serial_gsi)),
         _device("RTC", "PNP0B00", 0, aml.io_ports(*plan.rtc)),
         _device("PEVT", "QEMU0001", 0, aml.io_ports(plan.panic_port, 1)),
+        _generation_id(plan),
+        _events(plan),
     ]  # fmt: skip
     devices += [_device(f"CP{cpu:02X}", "ACPI0007", cpu) for cpu in range(plan.cpus)]
     # "LNRO0005" is the name under which Linux knows virtio over MMIO.
@@ -138,6 +146,33 @@ def dsdt(plan: AcpiPlan) -> bytes:
         "_S5", aml.package(off, aml.ZERO, aml.ZERO, aml.ZERO)
     )
     return table(b"DSDT", 2, body)
+
+
+def _generation_id(plan: AcpiPlan) -> bytes:
+    """Return the device of the VM generation identifier, under the names that systems look for."""
+    address = aml.package(
+        aml.integer(plan.generation_id & 0xFFFF_FFFF), aml.integer(plan.generation_id >> 32)
+    )
+    return aml.device(
+        "VGEN",
+        aml.name("_HID", aml.string("RZRO0001")),
+        # The paper's name is longer than ACPI allows; Hyper-V gives the short one beside it.
+        aml.name("_CID", aml.package(aml.string("VM_Gen_Counter"), aml.string("VMGENCTR"))),
+        aml.name("_DDN", aml.string("VM_Gen_Counter")),
+        aml.name("ADDR", address),
+    )
+
+
+def _events(plan: AcpiPlan) -> bytes:
+    """Return the generic event device (5.6.9): interrupts that become notifications."""
+    changed = aml.notify("VGEN", GENERATION_CHANGED)
+    return aml.device(
+        "GED",
+        aml.name("_HID", aml.string("ACPI0013")),
+        aml.name("_UID", aml.ZERO),
+        aml.name("_CRS", aml.resources(aml.interrupt(plan.event_gsi))),
+        aml.method("_EVT", 1, aml.if_equal(aml.ARG0, aml.integer(plan.event_gsi), changed)),
+    )
 
 
 def _device(name: str, hardware_id: str, unique: int, *resources: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 ZERO, ONE = b"\x00", b"\x01"
+ARG0 = b"\x68"
 
 
 def integer(value: int) -> bytes:
@@ -78,6 +79,22 @@ def scope(path: str, *body: bytes) -> bytes:
 def device(path: str, *body: bytes) -> bytes:
     """Return Device(path) {body}."""
     return b"\x5b\x82" + _length(_path(path) + b"".join(body))
+
+
+def method(path: str, arguments: int, *body: bytes) -> bytes:
+    """Return Method(path, arguments, Serialized) {body} (20.2.5.2)."""
+    serialized = 1 << 3
+    return b"\x14" + _length(_path(path) + bytes((arguments | serialized,)) + b"".join(body))
+
+
+def if_equal(left: bytes, right: bytes, *body: bytes) -> bytes:
+    """Return If (left == right) {body} (20.2.5.3, 20.2.5.4)."""
+    return b"\xa0" + _length(b"\x93" + left + right + b"".join(body))
+
+
+def notify(path: str, value: int) -> bytes:
+    """Return Notify(path, value) (20.2.5.3)."""
+    return b"\x86" + _path(path) + integer(value)
 
 
 def resources(*items: bytes) -> bytes:

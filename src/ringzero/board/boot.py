@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 
 from ringzero.board import memmap
 from ringzero.board.kernel import KernelImage
@@ -27,6 +26,7 @@ from ringzero.isa.x86.state import (
     Table,
     flat_segment,
 )
+from ringzero.records import record
 from ringzero.units import GIB, MIB, format_size
 
 # struct boot_params (Documentation/arch/x86/zero-page.rst) and, from 0x1F1 on, the setup header.
@@ -67,7 +67,7 @@ LARGE_PAGE = 0x80
 LARGE_PAGE_SIZE = 2 * MIB
 
 
-@dataclass(frozen=True)
+@record
 class E820Entry:
     """One range of the memory map that Linux gets."""
 

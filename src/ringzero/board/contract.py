@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringzero.board.kernel import KernelImage
 from ringzero.core.bus import Bus, MsrBus
@@ -16,15 +15,18 @@ from ringzero.core.memory import GuestMemory
 from ringzero.devices.contract import Device
 from ringzero.devices.lapic import Lapic
 from ringzero.devices.serial import Serial
-from ringzero.devices.virtio.block import BlockBackend
 from ringzero.devices.virtio.console import ConsolePort
 from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.devices.virtio.mmio import QUEUE_NOTIFY, VirtioMmio
 from ringzero.isa.x86.state import CpuState
+from ringzero.records import record
 from ringzero.registry import Registry
 
+if TYPE_CHECKING:
+    from ringzero.devices.virtio.block import BlockBackend
 
-@dataclass(frozen=True)
+
+@record
 class BoardEvents:
     """Whom the board tells of what the guest does; called on the vCPU's thread."""
 
@@ -33,7 +35,7 @@ class BoardEvents:
     panic: Callable[[], None]
 
 
-@dataclass(frozen=True)
+@record
 class BoardParts:
     """What a board is built from. `clock` is the guest's TSC, at `tsc_hz`.
 
@@ -53,11 +55,11 @@ class BoardParts:
     disks: Sequence[BlockBackend] = ()
     columns: int = 80
     rows: int = 25
-    now: Callable[[], float] = field(default=time.time)
+    now: Callable[[], float] = time.time
     messages: Callable[[int, int], bool] | None = None
 
 
-@dataclass(frozen=True)
+@record
 class Processor:
     """What belongs to one vCPU: its view of the buses, and its local APIC if it is ours."""
 
@@ -67,7 +69,7 @@ class Processor:
     msrs: MsrBus
 
 
-@dataclass(frozen=True)
+@record
 class Doorbell:
     """A guest's write of `value` to `address` that only rings a device: no one waits for it."""
 
@@ -75,6 +77,18 @@ class Doorbell:
     width: int
     value: int
     ring: Callable[[], None]
+
+
+@record
+class Latch:
+    """A register in which a guest's write only leaves a value: it may be told of it later.
+
+    `port` says whether `address` is a port or a memory address; `size` is in bytes.
+    """
+
+    port: bool
+    address: int
+    size: int
 
 
 class Board(ABC):
@@ -109,6 +123,10 @@ class Board(ABC):
         """Tell the guest the size of its terminal, in characters."""
 
     @abstractmethod
+    def renew_generation(self, identifier: bytes) -> None:
+        """Give a copied machine another VM generation identifier, of 16 bytes, and tell it."""
+
+    @abstractmethod
     def irq_line(self) -> IrqLine:
         """Return a free interrupt line for a further device; raises DeviceError."""
 
@@ -125,6 +143,10 @@ class Board(ABC):
                     ring = partial(transport.write, QUEUE_NOTIFY, 4, index)
                     yield Doorbell(attachment.base + QUEUE_NOTIFY, 4, index, ring)
 
+    def latches(self) -> Iterator[Latch]:
+        """Yield the registers whose writes an engine may gather."""
+        yield from ()
+
     def stateful(self) -> Iterator[tuple[str, Device[Any] | VirtioDevice[Any]]]:
         """Yield all that has a state, by its name in saved machines, in the order of saving.
 
@@ -137,5 +159,7 @@ class Board(ABC):
 
 
 BOARDS: Registry[type[Board]] = Registry(
-    "board", "ringzero.board", support=("acpi", "aml", "boot", "contract", "kernel", "memmap")
+    "board",
+    "ringzero.board",
+    support=("acpi", "aml", "boot", "contract", "kernel", "kernelcache", "memmap"),
 )

@@ -13,18 +13,15 @@ is used, because kernel files come from anywhere.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import mmap
 import re
 import struct
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from ringzero.errors import GuestImageError, RingzeroError
-from ringzero.host.files import atomic_file
+from ringzero.board import kernelcache
+from ringzero.errors import GuestImageError
+from ringzero.records import record, replace
 from ringzero.units import MIB, format_size
 
 # No kernel comes near this; more is a damaged or hostile file.
@@ -64,7 +61,7 @@ _MAX_ADDRESS = 1 << 46
 _HINT = "give a bzImage (vmlinuz) or an uncompressed 64-bit ELF vmlinux"
 
 
-@dataclass(frozen=True)
+@record
 class Segment:
     """One piece of the kernel: `data` goes to physical `address`, zeros up to `size` bytes."""
 
@@ -73,7 +70,7 @@ class Segment:
     size: int
 
 
-@dataclass(frozen=True)
+@record
 class KernelImage:
     """A kernel ready to be loaded.
 
@@ -113,12 +110,15 @@ class KernelImage:
 def load_kernel(path: Path, cache: Path | None = None) -> KernelImage:
     """Read the kernel file `path`.
 
-    With `cache` (a directory), a decompressed payload is kept there by the
-    content of the file, so that the next start need not decompress it. Raises
+    With `cache` (a directory), the unpacked kernel is kept there, so that the
+    next start need not read the file again (`board.kernelcache`). Raises
     GuestImageError for anything that is no bootable x86-64 kernel.
     """
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if cache is not None and (kept := kernelcache.recall(status, cache)) is not None:
+            return kept
+        size = status.st_size
         if size > MAX_KERNEL_SIZE:
             raise GuestImageError(
                 f"{path} is too large for a kernel ({format_size(size)})", hint=_HINT
@@ -129,25 +129,29 @@ def load_kernel(path: Path, cache: Path | None = None) -> KernelImage:
             f"cannot read the kernel {path}: {fault.strerror}", hint="check the path", path=path
         ) from fault
     try:
-        return parse_kernel(data, cache)
+        image = parse_kernel(data)
     except GuestImageError as fault:
         raise GuestImageError(
             f"{path}: {fault.message}", hint=fault.hint, path=path, **fault.context
         ) from fault
+    if cache is not None:
+        image = replace(image, segments=kernelcache.sparse(image.segments))
+        kernelcache.remember(status, image, cache)
+    return image
 
 
-def parse_kernel(data: bytes, cache: Path | None = None) -> KernelImage:
+def parse_kernel(data: bytes) -> KernelImage:
     """As `load_kernel`, for the content of a kernel file."""
     if data[:4] == b"\x7fELF":
         return _elf(data, "vmlinux", b"", _DEFAULT_CMDLINE, None)
     if len(data) >= _HEADER_END and data[_HEADER_MAGIC : _HEADER_MAGIC + 4] == b"HdrS":
-        return _bzimage(data, cache)
+        return _bzimage(data)
     if not data:
         raise GuestImageError("the kernel file is empty", hint=_HINT)
     raise GuestImageError("not a Linux kernel", hint=_HINT, seen=data[:4].hex())
 
 
-def _bzimage(data: bytes, cache: Path | None) -> KernelImage:
+def _bzimage(data: bytes) -> KernelImage:
     def u16(offset: int) -> int:
         return int.from_bytes(data[offset : offset + 2], "little")
 
@@ -173,7 +177,7 @@ def _bzimage(data: bytes, cache: Path | None) -> KernelImage:
             expected=start + length,
             seen=len(data),
         )
-    vmlinux = _unpacked(data[start : start + length], cache)
+    vmlinux = decompress(data[start : start + length])
     return _elf(
         vmlinux,
         "bzImage",
@@ -190,38 +194,6 @@ def _setup_version(data: bytes, setup_end: int) -> str | None:
         return None
     text = data[start : min(setup_end, start + 512)].split(b"\0")[0]
     return text.split(b" ")[0].decode("ascii", "replace") or None
-
-
-def _unpacked(payload: bytes, cache: Path | None) -> bytes | memoryview:
-    """Return the decompressed payload, from the cache where it is there and whole."""
-    if cache is None:
-        return decompress(payload)
-    path = cache / (hashlib.sha256(payload).hexdigest()[:32] + ".vmlinux")
-    kept = _mapped(path)
-    # The checksum in front detects a damaged cache; crc32 runs at gigabytes per second.
-    if len(kept) > 4 and zlib.crc32(kept[4:]) == int.from_bytes(kept[:4], "little"):
-        return kept[4:]
-    vmlinux = decompress(payload)
-    try:
-        with atomic_file(path) as file:
-            file.write(zlib.crc32(vmlinux).to_bytes(4, "little"))
-            file.write(vmlinux)
-    except RingzeroError:
-        # Without room for the cache the next start is slower, and that is all.
-        return vmlinux
-    return vmlinux
-
-
-def _mapped(path: Path) -> memoryview:
-    """Return the content of `path` without copying it, or nothing when there is none.
-
-    Files of the cache are replaced, never written to, so that a mapping stays whole.
-    """
-    try:
-        with path.open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError):
-        return memoryview(b"")
 
 
 def decompress(payload: bytes) -> bytes:
@@ -256,6 +228,8 @@ def _too_large() -> GuestImageError:
 
 
 def _gzip(payload: bytes) -> bytes:
+    import zlib
+
     stream = zlib.decompressobj(wbits=31)
     return _finish(stream.decompress(payload, MAX_KERNEL_SIZE), stream.eof)
 

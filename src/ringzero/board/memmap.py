@@ -21,12 +21,16 @@ IOAPIC_BASE = 0xFEC0_0000
 COM1_BASE, COM1_SIZE = 0x3F8, 8
 RTC_BASE, RTC_SIZE = 0x70, 2
 I8042_COMMAND = 0x64
+# CONFIG_ADDRESS of PCI's first configuration mechanism.
+PCI_ADDRESS = 0xCF8
 # Where QEMU has pvpanic; the driver reads it from ACPI.
 PVPANIC_BASE = 0x505
 POWER_BASE, POWER_SIZE = 0x600, 3
 
 # Interrupt lines (global system interrupts = I/O APIC pins).
 COM1_GSI = 4
+# ACPI events; a pin that the PC's second serial port would have.
+EVENT_GSI = 3
 # Pins 0-15 are ISA's by habit; drivers treat those above as shareable and free.
 VIRTIO_FIRST_GSI, VIRTIO_LAST_GSI = 5, 23
 
@@ -42,7 +46,10 @@ LOW_MEMORY_END = 0x9FC00
 # The BIOS area: tables first; at its very end, where a PC's BIOS begins, the reset stub.
 ACPI_TABLES = 0xE0000
 RESET_STUB = 0xFFFF0
-ACPI_TABLES_END = RESET_STUB
+# A page of its own below that, as the paper on generation identifiers asks for; it lies in
+# what the memory map calls ACPI's, so that no system takes it for its own.
+GENERATION_ID = 0xFE000
+ACPI_TABLES_END = GENERATION_ID
 HIGH_MEMORY = 0x100000
 
 # Less than this holds no kernel and no boot structures.

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ringzero.board import acpi, boot, memmap
-from ringzero.board.contract import BOARDS, Board, BoardParts, Processor
+from ringzero.board.contract import BOARDS, Board, BoardParts, Latch, Processor
 from ringzero.board.kernel import KernelImage
 from ringzero.core.bus import Bus, MsrBus
 from ringzero.core.irq import IrqLine
-from ringzero.devices import kvmclock, lapic
+from ringzero.devices import lapic
 from ringzero.devices.contract import Device
 from ringzero.devices.i8042 import I8042
-from ringzero.devices.ioapic import IOAPIC_SIZE, Ioapic
-from ringzero.devices.kvmclock import Kvmclock
+from ringzero.devices.ioapic import IOAPIC_SIZE, SELECT, Ioapic
 from ringzero.devices.lapic import ApicBus, Lapic, MessageBus
 from ringzero.devices.power import RESET_VALUE, SLEEP_TYPE_OFF, Power
 from ringzero.devices.pvpanic import Pvpanic
 from ringzero.devices.rtc import Rtc
 from ringzero.devices.serial import Serial
-from ringzero.devices.virtio.block import Block
 from ringzero.devices.virtio.console import Console
 from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.devices.virtio.mmio import WINDOW_SIZE, VirtioMmio
 from ringzero.devices.virtio.rng import Rng
+from ringzero.devices.vmgenid import VmGenerationId
 from ringzero.errors import DeviceError
 from ringzero.isa.x86.state import MP_UNINITIALIZED, CpuState
+
+if TYPE_CHECKING:
+    from ringzero.devices.virtio.block import BlockBackend
 
 
 @BOARDS.register("microvm")
@@ -48,7 +51,13 @@ class Microvm(Board):
             self.console = Console(list(parts.ports), parts.columns, parts.rows)
             self.add_virtio("console", self.console)
         self.add_virtio("rng", Rng())
-        for number, disk in enumerate(parts.disks):
+        if parts.disks:
+            self._add_disks(parts.disks)
+
+    def _add_disks(self, disks: Sequence[BlockBackend]) -> None:
+        from ringzero.devices.virtio.block import Block
+
+        for number, disk in enumerate(disks):
             self.add_virtio(f"disk{number}", Block(disk, identity=f"disk{number}"))
 
     def _build_interrupts(self, parts: BoardParts) -> None:
@@ -67,7 +76,10 @@ class Microvm(Board):
         self.parts["ioapic"] = self.ioapic
 
     def _own_processors(self, parts: BoardParts, bus: ApicBus) -> tuple[Processor, ...]:
-        clock = Kvmclock(parts.memory, parts.cpus, parts.clock, parts.tsc_hz, parts.now)
+        # The engine may keep it, as it does local APICs.
+        from ringzero.devices import kvmclock
+
+        clock = kvmclock.Kvmclock(parts.memory, parts.cpus, parts.clock, parts.tsc_hz, parts.now)
         self.parts["kvmclock"] = clock
         processors = []
         for index in range(parts.cpus):
@@ -80,6 +92,12 @@ class Microvm(Board):
             processors.append(Processor(index, apic, local, msrs))
             self.parts[f"lapic{index}"] = apic
         return tuple(processors)
+
+    def latches(self) -> Iterator[Latch]:
+        yield Latch(False, memmap.IOAPIC_BASE + SELECT, 4)
+        # The clock's index; and that of a PCI bus, which is not there, but is looked for.
+        yield Latch(True, memmap.RTC_BASE, 1)
+        yield Latch(True, memmap.PCI_ADDRESS, 4)
 
     def end_of_interrupt(self, vector: int) -> None:
         for listener in self._bus.eoi_listeners:
@@ -94,6 +112,10 @@ class Microvm(Board):
         self._add_port("pvpanic", memmap.PVPANIC_BASE, 1, Pvpanic(events.panic))
         power = Power(events.power_off, events.reboot)
         self._add_port("power", memmap.POWER_BASE, memmap.POWER_SIZE, power)
+        self._generation = VmGenerationId(
+            parts.memory, memmap.GENERATION_ID, self.irq_line_of(memmap.EVENT_GSI)
+        )
+        self.parts["vmgenid"] = self._generation
 
     def _add_port(self, name: str, base: int, size: int, device: Device[Any]) -> None:
         self.pio.attach(name, base, size, device)
@@ -102,6 +124,9 @@ class Microvm(Board):
     def resize_console(self, columns: int, rows: int) -> None:
         if self.console is not None:
             self.console.resize(columns, rows)
+
+    def renew_generation(self, identifier: bytes) -> None:
+        self._generation.renew(identifier)
 
     def irq_line(self) -> IrqLine:
         return self.irq_line_of(self._take_gsi())
@@ -142,6 +167,8 @@ class Microvm(Board):
             serial=(memmap.COM1_BASE, memmap.COM1_SIZE, memmap.COM1_GSI),
             rtc=(memmap.RTC_BASE, memmap.RTC_SIZE),
             panic_port=memmap.PVPANIC_BASE,
+            generation_id=memmap.GENERATION_ID,
+            event_gsi=memmap.EVENT_GSI,
             slots=self._slots,
         )
         rsdp, tables = acpi.build(plan, memmap.ACPI_TABLES, memmap.ACPI_TABLES_END)

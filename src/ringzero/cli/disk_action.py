@@ -38,8 +38,17 @@ class Action(ABC):
 ACTIONS: Registry[type[Action]] = Registry("disk command", "ringzero.cli.disk")
 
 
-def add_common(parser: argparse.ArgumentParser, *, progress: bool = False) -> None:
-    """Add the flags that every action has."""
+def add_common(
+    parser: argparse.ArgumentParser, *, progress: bool = False, opens: bool = False
+) -> None:
+    """Add the flags that every action has, and those of the ones that open an image."""
+    if opens:
+        parser.add_argument(
+            "--open",
+            metavar="NAME=VALUE,...",
+            action="append",
+            help="how to open the image, such as parent=BASE.vdi or offset=1M",
+        )
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("--output", choices=("human", "json"), help="as in qemu-img")
     parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")

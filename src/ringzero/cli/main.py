@@ -7,7 +7,6 @@ in `ringzero.errors`; 70 a fault in ringzero itself.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -15,12 +14,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import ringzero
+from ringzero.cli import flags
 from ringzero.cli.verb import VERBS, Verb
 from ringzero.errors import ConfigError, InvalidValueError, NotFoundError, RingzeroError
 from ringzero.settings import DEBUG
+
+if TYPE_CHECKING:
+    import argparse
 
 _EXAMPLES = """\
 examples:
@@ -32,6 +35,8 @@ examples:
 `ringzero COMMAND --help` tells about one command.
 """
 
+# Of help where standard output is no terminal, in characters.
+_WIDTH = 80
 # sysexits.h EX_SOFTWARE: an internal fault.
 _INTERNAL = 70
 _INTERRUPTED = 128 + signal.SIGINT
@@ -48,9 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = words.index("--") if "--" in words else len(words)
     words, command = words[:cut], words[cut + 1 :] if cut < len(words) else None
     try:
-        return _run(words, command)
+        code = _run(words, command)
+        # Here, and not at the interpreter's end: a reader that went away is no fault.
+        sys.stdout.flush()
+        return code
     except RingzeroError as fault:
-        _report(fault, "--json" in words)
+        # Without anybody to tell, the exit code tells.
+        with contextlib.suppress(OSError):
+            _report(fault, "--json" in words)
         return fault.exit_code
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -60,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
     except Exception as fault:  # a fault of ours is a message too, never a traceback
-        if DEBUG.get() > 0:
+        if _debugging():
             raise
         place = fault.__traceback__
         while place is not None and place.tb_next is not None:
@@ -75,10 +85,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26)
+    import argparse
+
+    # Left to itself, the formatter loads much in order to find the width.
+    width = os.get_terminal_size(1).columns if os.isatty(1) else _WIDTH
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=width - 2)
 
 
 def _run(words: list[str], command: list[str] | None) -> int:
+    # A known verb is the only one loaded.
+    named = words[0] if words and not words[0].startswith("-") else None
+    if named is not None and named in VERBS:
+        verb = VERBS.get(named)()
+        arguments = flags.parse(verb, words[1:])
+        if arguments is not None:
+            return _execute(verb, named, arguments, command)
+    return _run_parsed(words, named, command)
+
+
+def _execute(
+    verb: Verb, name: str, arguments: argparse.Namespace, command: list[str] | None
+) -> int:
+    if command is not None and not verb.takes_command:
+        raise InvalidValueError(f"`ringzero {name}` takes no command after '--'")
+    arguments.command = command or []
+    return verb.execute(arguments)
+
+
+def _run_parsed(words: list[str], named: str | None, command: list[str] | None) -> int:
+    """Run what needs argparse: help, positional words, and all that is wrong."""
+    import argparse
+
     parser = argparse.ArgumentParser(
         prog="ringzero",
         description="Whole virtual machines on any Linux host, with KVM or without.",
@@ -87,9 +124,7 @@ def _run(words: list[str], command: list[str] | None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"ringzero {ringzero.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
-    # A known verb is the only one loaded.
-    named = words[0] if words and not words[0].startswith("-") else None
-    if named is not None and named not in VERBS.names():
+    if named is not None and named not in VERBS:
         close = [name for name in VERBS.names() if name.startswith(named[:2])]
         raise NotFoundError(
             f"no command called {named!r}",
@@ -110,11 +145,15 @@ def _run(words: list[str], command: list[str] | None) -> int:
     if arguments.verb is None:
         parser.print_help()
         return 0
-    chosen: Verb = arguments.chosen
-    if command is not None and not chosen.takes_command:
-        raise InvalidValueError(f"`ringzero {arguments.verb}` takes no command after '--'")
-    arguments.command = command or []
-    return chosen.execute(arguments)
+    return _execute(arguments.chosen, arguments.verb, arguments, command)
+
+
+def _debugging() -> bool:
+    """Whether RINGZERO_DEBUG is set, be it to nonsense."""
+    try:
+        return DEBUG.get() > 0
+    except InvalidValueError:
+        return False
 
 
 def _report(fault: RingzeroError, as_json: bool) -> None:
@@ -130,7 +169,7 @@ def _report(fault: RingzeroError, as_json: bool) -> None:
         print(f"ringzero: error: {fault.message}", file=sys.stderr)
     if fault.hint:
         print(f"  hint: {fault.hint}", file=sys.stderr)
-    if DEBUG.get() > 0:
+    if _debugging():
         for key, value in fault.context.items():
             print(f"  {key}: {value}", file=sys.stderr)
 

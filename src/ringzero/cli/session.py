@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from ringzero.config.machine import MachineConfig
-from ringzero.errors import GuestError, TimeoutExpiredError
+from ringzero.errors import GuestError, HostError, TimeoutExpiredError
 from ringzero.host.files import host_error
-from ringzero.host.terminal import ESCAPE_HELP, EscapeFilter, Reader, on_resize, raw_mode, size
 from ringzero.vm.agent import Agent, Command
 from ringzero.vm.exit import Exit, ExitReason
 
@@ -28,6 +27,9 @@ _SHUTDOWN = 10.0
 # A guest that reboots ends the run, because a direct boot cannot begin again
 # by itself; this code lets a script tell it from a power-off.
 _REBOOT_CODE = 3
+# How long a command may go on after the reader of its output has gone, in seconds: one that
+# writes is told by SIGPIPE, as it would be on the host, and may have something to tidy up.
+_AFTER_PIPE = 2.0
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
@@ -84,7 +86,8 @@ class Guest(Protocol):
         ...
 
 
-def _machine(config: MachineConfig) -> Guest:
+def build_machine(config: MachineConfig) -> Guest:
+    """Build the machine, compiling the engine first where that was never done, with progress."""
     from ringzero.engine import select
     from ringzero.vm.machine import Machine
 
@@ -112,16 +115,18 @@ def run(
     timeout: float | None = None,
     stats: bool = False,
     as_json: bool = False,
-    build: Callable[[MachineConfig], Guest] = _machine,
+    build: Callable[[MachineConfig], Guest] = build_machine,
+    wrap: Callable[[Guest], Guest] = lambda machine: machine,
 ) -> int:
     """Run the machine of `config` to its end and return the exit code.
 
     `words` is the command for a guest with an agent; without one, such a guest
-    gives a shell. `serial` is "stdio", a file name or None. Raises
+    gives a shell. `serial` is "stdio", a file name or None. `wrap` puts something
+    between the session and the machine. Raises
     TimeoutExpiredError when the guest runs longer than `timeout` seconds,
     GuestError when it ends badly.
     """
-    machine = build(config)
+    machine = wrap(build(config))
     # What is compiled or opened before the guest can run is not the guest's time.
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
@@ -141,13 +146,46 @@ def run(
             _print_stats(machine.stats(), as_json)
 
 
+class _Outlet:
+    """A descriptor of ours for the guest's output; after a failure it takes no more."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        self.descriptor = descriptor
+        self.fault: OSError | None = None
+        self._name = name
+
+    def write(self, data: bytes) -> None:
+        """Write all of `data`; never raises."""
+        if self.fault is None:
+            try:
+                _write(self.descriptor, data)
+            except OSError as fault:
+                self.fault = fault
+
+    @property
+    def broken(self) -> bool:
+        """Whether whoever read is gone."""
+        return isinstance(self.fault, BrokenPipeError)
+
+    def check(self) -> None:
+        """Raise HostError when output was lost because of the host."""
+        if self.fault is not None and not self.broken:
+            text = self.fault.strerror or str(self.fault)
+            raise HostError(
+                f"cannot write {self._name}: {text}", hint="what the guest wrote since is lost"
+            ) from self.fault
+
+
 class _Log:
-    """The last part of what the guest said on its serial line."""
+    """The guest's serial line: the end of what it said, and all of it to `outlet`."""
 
     def __init__(self) -> None:
+        self.outlet: _Outlet | None = None
         self._data = bytearray()
 
     def add(self, data: bytes) -> None:
+        if self.outlet is not None:
+            self.outlet.write(data)
         self._data += data
         if len(self._data) > 2 * _KEPT_LOG:
             del self._data[:-_KEPT_LOG]
@@ -160,28 +198,23 @@ class _Log:
 @contextlib.contextmanager
 def _serial(machine: Guest, serial: str | None) -> Iterator[_Log]:
     log = _Log()
-    descriptor = None
     if serial == "stdio":
-        descriptor = _STDOUT
+        log.outlet = _Outlet(_STDOUT, "standard output")
     elif serial is not None:
         try:
             descriptor = os.open(serial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
         except OSError as fault:
             raise host_error(fault, "write", serial) from fault
-
-    def take(data: bytes) -> None:
-        log.add(data)
-        if descriptor is not None:
-            _write(descriptor, data)
-
-    machine.serial.on_output = take
+        log.outlet = _Outlet(descriptor, serial)
+    machine.serial.on_output = log.add
     try:
         yield log
     finally:
-        if descriptor is not None and descriptor != _STDOUT:
+        if log.outlet is not None and log.outlet.descriptor != _STDOUT:
             # The machine is stopped first: its last bytes belong into the file.
             machine.stop()
-            os.close(descriptor)
+            os.close(log.outlet.descriptor)
+            log.outlet.check()
 
 
 class _Session:
@@ -192,6 +225,7 @@ class _Session:
         self._config = config
         self._deadline = deadline
         self._log = log
+        self._stdout = log.outlet or _Outlet(_STDOUT, "standard output")
         self._ended = threading.Event()
 
     def serial_only(self, *, on_stdio: bool) -> int:
@@ -199,6 +233,8 @@ class _Session:
         if not on_stdio:
             self._machine.start()
             return self._code(self._wait_for_end())
+        from ringzero.host.terminal import EscapeFilter, Reader
+
         escape = EscapeFilter()
 
         def typed(data: bytes) -> None:
@@ -218,22 +254,27 @@ class _Session:
         command = self._machine.agent.run(
             words,
             takes_input=takes_input,
-            on_stdout=lambda data: _write(_STDOUT, data),
-            on_stderr=lambda data: _write(_STDERR, data),
+            on_stdout=self._stdout.write,
+            on_stderr=_Outlet(_STDERR, "standard error").write,
             on_exit=lambda _: done.set(),
         )
         self._machine.start()
         with contextlib.ExitStack() as stack:
             if takes_input:
+                # Loaded while the guest runs already.
+                from ringzero.host.terminal import Reader
+
                 ready = lambda: command.backlog < _INPUT_AHEAD  # noqa: E731 - read as an argument
                 stack.enter_context(Reader(_STDIN, command.write, command.close_input, ready))
             return self._command_status(command, done)
 
     def interactive(self, words: Sequence[str]) -> int:
         """Give the user's terminal to a shell, or to the command `words`, on the console."""
+        from ringzero.host.terminal import ESCAPE_HELP, EscapeFilter, Reader, on_resize, size
+
         machine, escape, done = self._machine, EscapeFilter(), threading.Event()
         console = machine.console
-        console.on_output = lambda data: _write(_STDOUT, data)
+        console.on_output = self._stdout.write
         rows, columns = size(_STDOUT)
         console.resize(rows, columns)
         command = machine.agent.terminal(
@@ -264,13 +305,24 @@ class _Session:
             return self._command_status(command, done)
 
     def _raw_terminal(self) -> contextlib.AbstractContextManager[None]:
+        from ringzero.host.terminal import raw_mode
+
         return raw_mode(_STDIN)
 
     def _command_status(self, command: Command, done: threading.Event) -> int:
         """Wait for the command's end, the guest's end or the user's; return the exit code."""
+        told: float | None = None
         while not done.is_set():
             if self._ended.is_set():
                 return 0
+            self._stdout.check()
+            if self._stdout.broken:
+                if told is None:
+                    told = time.monotonic()
+                    command.signal("PIPE")
+                elif time.monotonic() - told > _AFTER_PIPE:
+                    self._write_disks()
+                    raise BrokenPipeError
             ended = self._machine.wait(self._slice())
             if ended is not None and not done.is_set():
                 self._raise_bad(ended)
@@ -284,13 +336,21 @@ class _Session:
                 )
             if self._over():
                 raise self._timeout()
+        self._write_disks()
+        self._stdout.check()
+        return command.status if command.status is not None else GuestError.exit_code
+
+    def _write_disks(self) -> None:
+        """Let the guest write what it holds back for its disks."""
         if any(not disk.read_only for disk in self._config.disks):
             self._machine.agent.poweroff()
             self._machine.wait(_SHUTDOWN)
-        return command.status if command.status is not None else GuestError.exit_code
 
     def _wait_for_end(self) -> Exit:
         while True:
+            self._stdout.check()
+            if self._stdout.broken:
+                raise BrokenPipeError
             ended = self._machine.wait(self._slice())
             if ended is not None:
                 return ended
@@ -312,12 +372,14 @@ class _Session:
 
     def _said(self) -> str:
         tail = self._log.tail()
-        return f"; the guest's last words:\n{tail}" if tail and self._config.agent else ""
+        return f"\nthe guest's last words:\n{tail}" if tail and self._config.agent else ""
 
     def _raise_bad(self, ended: Exit) -> None:
         error = ended.error()
         if error is not None:
-            raise type(error)(error.message + self._said()) from None
+            # The end of the serial output need not be said twice.
+            text = ended.panic if ended.reason is ExitReason.PANIC else error.message
+            raise type(error)(text + self._said()) from None
 
     def _code(self, ended: Exit) -> int:
         self._raise_bad(ended)
@@ -336,15 +398,13 @@ def _can_read_stdin() -> bool:
 
 
 def _write(descriptor: int, data: bytes) -> None:
-    """Write all of `data`; a reader that went away is not the guest's concern."""
+    """Write all of `data`; raises OSError."""
     view = memoryview(data)
     while view:
         try:
             view = view[os.write(descriptor, view) :]
         except BlockingIOError:
             time.sleep(0.001)
-        except OSError:
-            return
 
 
 def _print_stats(stats: Mapping[str, Any], as_json: bool) -> None:

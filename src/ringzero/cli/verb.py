@@ -13,13 +13,15 @@ Its module imports nothing heavy; that is done inside `execute`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ringzero.registry import Registry
+
+if TYPE_CHECKING:
+    import argparse
 
 
 class Verb(ABC):

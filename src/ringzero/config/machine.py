@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ringzero.errors import ConfigError, InvalidValueError
+from ringzero.records import field_names, record
 from ringzero.units import MIB, format_size, parse_size
 
 # Less does not hold a stock kernel's decompressed code and data.
@@ -26,11 +26,12 @@ MAXIMUM_COMMAND_LINE = 2047
 # virtio over MMIO: one interrupt line and one page for each device.
 MAXIMUM_DISKS = 16
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+# What machines, boards, engines and disk formats may be called.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _PAGE = 4096
 
 
-@dataclass(frozen=True)
+@record
 class DiskConfig:
     """A disk image: `format` None means that the content tells."""
 
@@ -60,7 +61,7 @@ class DiskConfig:
 
     def faults(self) -> list[str]:
         """Return what is wrong with this description, for a list of all faults."""
-        if self.format is not None and not _NAME.fullmatch(self.format):
+        if self.format is not None and not NAME.fullmatch(self.format):
             return [f"disk {self.path}: no format is called {self.format!r}"]
         return []
 
@@ -69,13 +70,14 @@ class DiskConfig:
         return _file_faults("disk", self.path, writable=not self.read_only, device=True)
 
 
-@dataclass(frozen=True)
+@record
 class MachineConfig:
     """One machine. Sizes are in bytes.
 
     `kernel` is booted directly, with `initrd` and `command_line`; `agent` adds
     the ports by which ringzero's own guests take commands
-    (`ringzero.vm.agent`). `board` and `engine` are names in their registries.
+    (`ringzero.vm.agent`). `board` and `engine` are names in their registries;
+    `cpu` is a model of `ringzero.isa.x86.cpuid`, or "host".
     """
 
     name: str = "machine"
@@ -83,6 +85,7 @@ class MachineConfig:
     cpus: int = 1
     board: str = "microvm"
     engine: str = "auto"
+    cpu: str = "x86-64-v2"
     kernel: Path | None = None
     initrd: Path | None = None
     command_line: str = ""
@@ -101,7 +104,7 @@ class MachineConfig:
         Raises ConfigError with all faults: unknown fields, unreadable sizes, and
         what `faults` finds.
         """
-        known = {field.name for field in fields(cls)}
+        known = field_names(cls)
         faults = [f"no field is called {name!r}" for name in values if name not in known]
         clean: dict[str, Any] = {}
         for name, value in values.items():
@@ -129,7 +132,7 @@ class MachineConfig:
     def faults(self) -> list[str]:
         """Return everything that is wrong with this description."""
         found = []
-        if not _NAME.fullmatch(self.name):
+        if not NAME.fullmatch(self.name):
             found.append(f"name {self.name!r}: use letters, digits, '_', '.' and '-'")
         if not MINIMUM_MEMORY <= self.memory <= MAXIMUM_MEMORY:
             found.append(
@@ -142,8 +145,8 @@ class MachineConfig:
             found.append(f"{self.cpus} CPUs are outside 1 to {MAXIMUM_CPUS}")
         found += [
             f"no {noun} is called {value!r}"
-            for noun, value in (("board", self.board), ("engine", self.engine))
-            if not _NAME.fullmatch(value)
+            for noun, value in (("board", self.board), ("engine", self.engine), ("CPU", self.cpu))
+            if not NAME.fullmatch(value)
         ]
         if self.kernel is None and self.initrd is not None:
             found.append("an initrd without a kernel")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from ringzero.errors import DeviceError
@@ -25,19 +24,15 @@ class BusDevice(Protocol):
     def write(self, offset: int, width: int, value: int) -> None: ...
 
 
-@dataclass
 class Attachment:
     """A device's place on a bus, with the counts that `--stats` shows."""
 
-    name: str
-    base: int
-    size: int
-    device: BusDevice = field(repr=False)
-    reads: int = 0
-    writes: int = 0
+    __slots__ = ("base", "device", "end", "name", "reads", "size", "writes")
 
-    def __post_init__(self) -> None:
-        self.end = self.base + self.size
+    def __init__(self, name: str, base: int, size: int, device: BusDevice) -> None:
+        self.name, self.base, self.size, self.end = name, base, size, base + size
+        self.device = device
+        self.reads = self.writes = 0
 
 
 class Bus:
@@ -124,14 +119,12 @@ class MsrDevice(Protocol):
         ...
 
 
-@dataclass
 class MsrAttachment:
     """A device's model-specific registers, with the counts that `--stats` shows."""
 
-    name: str
-    device: MsrDevice = field(repr=False)
-    reads: int = 0
-    writes: int = 0
+    def __init__(self, name: str, device: MsrDevice) -> None:
+        self.name, self.device = name, device
+        self.reads = self.writes = 0
 
 
 class MsrBus:

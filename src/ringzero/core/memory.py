@@ -1,13 +1,13 @@
-"""Guest-physical memory: RAM regions over one shared mapping."""
+"""Guest-physical memory: RAM regions over one mapping."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from ringzero.errors import GuestAddressError
-from ringzero.host.memory import SharedMemory
+from ringzero.errors import GuestAddressError, StateError
+from ringzero.host.memory import HostMemory, MemoryImage
+from ringzero.records import record
 
 PAGE_SIZE = 4096
 PAGE_SHIFT = 12
@@ -18,7 +18,7 @@ BULK = 256 * 1024
 WriteListener = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
+@record
 class RamRegion:
     """`size` bytes of RAM at guest-physical `base`, at `offset` of the host mapping."""
 
@@ -34,13 +34,21 @@ class RamRegion:
 class GuestMemory:
     """RAM as the guest's devices and loaders see it, addressed by guest-physical address.
 
-    `layout` lists (base, size) pairs, page-aligned, ascending, not overlapping.
+    `layout` lists (base, size) pairs, page-aligned, ascending, not overlapping;
+    `image` is what it begins as, a copy of a frozen machine's memory of that layout.
+    `large_pages` as for HostMemory.
     Every access outside RAM raises GuestAddressError: addresses come from the
     guest and are never trusted. Whoever writes through `view` says so with
     `mark_written` once the bytes are there, so that engines drop stale code.
     """
 
-    def __init__(self, layout: list[tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        layout: list[tuple[int, int]],
+        image: MemoryImage | None = None,
+        *,
+        large_pages: bool = False,
+    ) -> None:
         offset = 0
         regions: list[RamRegion] = []
         for base, size in layout:
@@ -52,7 +60,9 @@ class GuestMemory:
             offset += size
         self.regions = tuple(regions)
         self.size = offset
-        self.host = SharedMemory("guest-ram", offset)
+        if image is not None and image.size != offset:
+            raise StateError("the saved memory has another size", expected=offset, seen=image.size)
+        self.host = HostMemory("guest-ram", offset, image, large_pages=large_pages)
         self._bases = [region.base for region in regions]
         self._listeners: list[WriteListener] = []
 

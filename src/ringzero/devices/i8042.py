@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ringzero.devices.contract import DEVICES, ByteDevice
+from ringzero.records import record
 
 # IBM PC/AT Technical Reference: pulse output line 0, which is wired to the CPU's reset.
 COMMAND_RESET = 0xFE
 
 
-@dataclass(frozen=True)
+@record
 class I8042State:
     """Nothing: no keyboard is connected."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 
 from ringzero.core.irq import IrqLine
 from ringzero.devices.contract import DEVICES, Device
 from ringzero.devices.lapic import EXTINT, FIXED, LOWEST, NMI, InterruptBus
 from ringzero.errors import StateError
+from ringzero.records import record
 
 IOAPIC_SIZE = 0x1000
 PINS = 24
@@ -22,7 +22,7 @@ WRITABLE_HIGH = 0xFF00_0000
 MASK_32 = 0xFFFF_FFFF
 
 
-@dataclass(frozen=True)
+@record
 class IoapicState:
     """Index register, identity, redirection table, pin levels and edges held back by a mask."""
 

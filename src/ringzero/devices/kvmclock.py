@@ -11,11 +11,11 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ringzero.core.memory import GuestMemory
 from ringzero.devices.contract import DEVICES, Device
 from ringzero.errors import StateError
+from ringzero.records import record
 
 MSR_WALL_CLOCK_OLD, MSR_SYSTEM_TIME_OLD = 0x11, 0x12
 MSR_WALL_CLOCK, MSR_SYSTEM_TIME = 0x4B56_4D00, 0x4B56_4D01
@@ -44,7 +44,7 @@ def tsc_scale(tsc_hz: int) -> tuple[int, int]:
     return min(scaled, (1 << 32) - 1), shift
 
 
-@dataclass(frozen=True)
+@record
 class KvmclockState:
     """What each vCPU wrote to its MSRs; the TSC at which the clock read 0; page versions."""
 

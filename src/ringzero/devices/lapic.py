@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from ringzero.devices.contract import DEVICES, Device
 from ringzero.errors import StateError
+from ringzero.records import record
 
 APIC_BASE_ADDRESS = 0xFEE0_0000
 APIC_SIZE = 0x1000
@@ -115,7 +115,7 @@ class ApicBus:
         return True
 
 
-@dataclass(frozen=True)
+@record
 class LapicState:
     """Architectural registers; vectors as 256-bit numbers; `deadline` in guest TSC."""
 

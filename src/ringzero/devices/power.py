@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ringzero.devices.contract import DEVICES, ByteDevice
+from ringzero.records import record
 
 SLEEP_CONTROL, SLEEP_STATUS, RESET = 0, 1, 2
 SLEEP_ENABLE = 0x20
@@ -15,7 +15,7 @@ SLEEP_TYPE_OFF = 5
 RESET_VALUE = 1
 
 
-@dataclass(frozen=True)
+@record
 class PowerState:
     """The sleep-control register as last written, without SLP_EN, which reads as 0."""
 

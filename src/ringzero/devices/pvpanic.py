@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ringzero.devices.contract import DEVICES, ByteDevice
+from ringzero.records import record
 
 PANICKED, CRASH_LOADED = 1, 2
 
 
-@dataclass(frozen=True)
+@record
 class PvpanicState:
     """Nothing: the device only passes events on."""
 

@@ -6,14 +6,13 @@ clock; 0x0A-0x0D control; the rest is memory.
 
 from __future__ import annotations
 
-import calendar
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ringzero.devices.contract import DEVICES, ByteDevice
 from ringzero.errors import StateError
+from ringzero.records import record
 
 CMOS_SIZE = 128
 SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY = 0, 2, 4, 6, 7, 8, 9, 0x32
@@ -28,7 +27,7 @@ PM = 0x80
 FIRST_YEAR, LAST_YEAR = 1970, 9999
 
 
-@dataclass(frozen=True)
+@record
 class RtcState:
     """Index register, memory, and the guest's time minus the host's, in seconds."""
 
@@ -134,6 +133,8 @@ class Rtc(ByteDevice[RtcState]):
         if not (FIRST_YEAR <= year <= LAST_YEAR and 1 <= month <= 12 and 1 <= day <= 31):
             return
         moment = (year, month, day, hour, decode(cmos[MINUTES]), decode(cmos[SECONDS]))
+        import calendar
+
         self._offset = calendar.timegm(moment) - int(self._now())
 
     def save(self) -> RtcState:
@@ -143,6 +144,8 @@ class Rtc(ByteDevice[RtcState]):
     def restore(self, state: RtcState) -> None:
         if len(state.cmos) != CMOS_SIZE or not 0 <= state.index < CMOS_SIZE:
             raise StateError("rtc: the memory has another size", expected=CMOS_SIZE)
+        import calendar
+
         earliest, latest = (calendar.timegm((y, 1, 1, 0, 0, 0)) for y in (FIRST_YEAR, LAST_YEAR))
         if not earliest <= int(self._now()) + state.offset <= latest:
             raise StateError("rtc: the time is out of range", offset=state.offset)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ringzero.core.irq import IrqLine
 from ringzero.devices.contract import DEVICES, ByteDevice
 from ringzero.errors import StateError
+from ringzero.records import record
 
 FIFO_SIZE = 16
 # Bytes from the host that wait for room in the FIFO before `push` takes no more.
@@ -29,7 +29,7 @@ MSR_CONNECTED = 0xB0
 TRIGGER_LEVELS = {0x00: 1, 0x40: 4, 0x80: 8, 0xC0: 14}
 
 
-@dataclass(frozen=True)
+@record
 class SerialState:
     """Registers, the receive FIFO and the host's bytes behind it."""
 

@@ -12,15 +12,16 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterator
 
+from ringzero.disk.blockcheck import BlockChecker, Range, copy_bytes, gaps
 from ringzero.disk.contract import SECTOR, CheckReport, Kind, Repair, Run
-from ringzero.disk.mapped import MappedDisk
+from ringzero.disk.mapped import SPOT_ABSENT, SPOT_ZERO, MappedDisk
 from ringzero.disk.storage import Storage
 from ringzero.disk.vectors import Views
 from ringzero.errors import DiskFormatError
 
 # What `_block` says of a block that is nowhere.
-ZERO = -1
-ABSENT = -2
+ZERO = SPOT_ZERO
+ABSENT = SPOT_ABSENT
 
 _KINDS = {ZERO: Kind.ZERO, ABSENT: Kind.ABSENT}
 
@@ -40,6 +41,10 @@ class BlockDisk(MappedDisk):
     sector_size: int = SECTOR
     # Whether the first sector of a bitmap's byte is its most significant bit.
     high_bit_first: bool = False
+    # How many bytes before its data belong to a block: a bitmap, or what a format adds.
+    block_lead: int = 0
+    # Where a block may begin in the file.
+    block_alignment: int = SECTOR
 
     def __init__(self, storage: Storage) -> None:
         super().__init__(storage)
@@ -48,6 +53,8 @@ class BlockDisk(MappedDisk):
         self._forgotten: list[int] = []
         self._settling: list[int] = []
         self._free: list[int] = []
+        # Space that was nobody's when this session needed the first block; not zeroed yet.
+        self._unused: list[int] | None = None
         self._begun = False
 
     # ---- what a format implements -----------------------------------------
@@ -136,21 +143,46 @@ class BlockDisk(MappedDisk):
         if inside + length > self.block_size:
             return None
         host = self._block(index)
-        if host < 0 or (self.bitmapped and self._bits(index) is not None):
+        if host < 0:
+            return None if writing else host
+        if self.bitmapped and self._bits(index) is not None:
             return None
         return host + inside
 
     def _grant(self, index: int, count: int) -> tuple[int, int]:
         if not self.bitmapped:
-            if self._free:
+            if self._has_free():
                 return self._free.pop(), 1
             return self._new_block(), self._missing(index, count)
         number, inside = divmod(index * self.sector_size, self.block_size)
         room = min(count, (self.block_size - inside) // self.sector_size)
         host = self._block(number)
         if host < 0:
-            host = self._free[-1] if self._free else self._new_block()
+            host = self._free[-1] if self._has_free() else self._new_block()
         return host + inside, room
+
+    def _has_free(self) -> bool:
+        """Whether a block is free, after looking for space that earlier sessions have left."""
+        if self._free:
+            return True
+        if self._unused is None:
+            # The lowest is taken first.
+            self._unused = list(self._find_unused())[::-1]
+        if not self._unused:
+            return False
+        host = self._unused.pop()
+        # Zero, as everything in `_free` is.
+        self.storage.write_zeroes(host, self.block_size)
+        self._free.append(host)
+        return True
+
+    def _find_unused(self) -> Iterator[int]:
+        """Yield where whole blocks fit into space that nothing names."""
+        unit = self.block_lead + self.block_size
+        for start, end in self._gaps():
+            first = -(-start // self.block_alignment) * self.block_alignment
+            for at in range(first, end - unit + 1, unit):
+                yield at + self.block_lead
 
     def _missing(self, index: int, count: int) -> int:
         """Return how many of `count` blocks from `index` on are nowhere, up to the first."""
@@ -236,37 +268,66 @@ class BlockDisk(MappedDisk):
 
     # ---- checking ---------------------------------------------------------
 
-    def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
-        """Look for blocks outside the file, over structures, and over one another.
+    def _structures(self) -> Iterator[Range]:
+        """Yield the (start, end) of everything in the file that is no block."""
+        raise NotImplementedError
 
-        Nothing of that can be mended without guessing, so `repair` changes nothing.
-        """
+    def _block_end(self) -> int:
+        """Return where the last block that is in the file may end."""
+        return self.storage.size
+
+    def _block_start(self) -> int | None:
+        """Return from where on the file holds blocks; None: from the first one that is there."""
+        return None
+
+    def _gaps(self) -> Iterator[Range]:
+        """Yield the space for blocks that nothing names."""
+        unit = self.block_lead + self.block_size
+        pending = (*self._forgotten, *self._settling, *self._free)
+        starts = [host - self.block_lead for host in (*self._hosts(), *pending)]
+        first = self._block_start()
+        if first is None:
+            first = min(starts, default=self._block_end())
+        taken = [*((start, start + unit) for start in starts), *self._structures()]
+        yield from gaps(taken, first, self._block_end())
+
+    def _hosts(self) -> Iterator[int]:
+        """Yield where blocks are; those that lead nowhere are left out."""
+        for index in range(-(-self.size // self.block_size)):
+            try:
+                host = self._block(index)
+            except DiskFormatError:
+                continue
+            if host >= 0:
+                yield host
+
+    def _give_up(self, index: int) -> None:
+        """Take a block that leads nowhere out of the table."""
+        self._set_block(index, ABSENT if self.backing_name is not None else ZERO)
+
+    def _move_block(self, index: int) -> None:
+        """Give a block a place of its own, and leave the old one to whoever shares it."""
+        old = self._block(index)
+        bits = self._bits(index) if self.bitmapped else None
+        host = self._new_block()
+        copy_bytes(self.storage, old, host, self.block_size)
+        self.storage.reach(host + self.block_size)
+        self._set_block(index, host)
+        if self.bitmapped:
+            self._new_bits(index)
+            fresh = self._bits(index)
+            if fresh is not None:
+                fresh[:] = b"\xff" * len(fresh) if bits is None else bits
+                self._bits_changed(index)
+
+    def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
+        """Look for blocks that lead nowhere or share space, and for space that nobody uses."""
         if self.read_only and repair is not Repair.NOTHING:
             raise self._read_only_error()
         if not self.read_only:
             self._flush()
-        report = CheckReport(total_clusters=-(-self.size // self.block_size))
-        owners: dict[int, int] = {}
         with self._gate.alone(), self._alloc:
-            for index in range(report.total_clusters):
-                try:
-                    host = self._block(index)
-                except DiskFormatError as fault:
-                    report.error(fault.message)
-                    continue
-                if host < 0:
-                    continue
-                report.allocated_clusters += 1
-                report.image_end = max(report.image_end, host + self.block_size)
-                owners[host] = owners.get(host, -1) + 1
-                if owners[host]:
-                    report.error(f"the block at {host:#x} is used more than once")
-            last = -1
-            for host in sorted(owners):
-                if last >= 0 and host < last + self.block_size:
-                    report.error(f"the blocks at {last:#x} and {host:#x} overlap")
-                last = host
-        return report
+            return BlockChecker(self, repair).run()
 
 
 def bit_run(bits: bytearray, start: int, end: int, *, high_first: bool) -> tuple[bool, int]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
 
+from ringzero.disk import batch
 from ringzero.disk.storage import Storage
 from ringzero.disk.vectors import Buffer, Buffers, Views, as_views, cut, fill_zeroes, total
 from ringzero.errors import DiskReadOnlyError, DiskUnsupportedError, InvalidValueError
@@ -245,6 +246,8 @@ class Surroundings(ABC):
     path: Path | None
     read_only: bool
     options: Options
+    # False: the user asked for this layer alone.
+    with_backing: bool = True
 
     @abstractmethod
     def open_backing(self, name: str, format: str | None) -> Disk | None:
@@ -261,6 +264,10 @@ class Surroundings(ABC):
     @abstractmethod
     def create_storage(self, name: str) -> Storage:
         """Make a further file of the image itself, empty; it may exist only when overwriting."""
+
+    def remove_storage(self, name: str) -> None:
+        """Remove a file of the image itself that it no longer names."""
+        raise DiskUnsupportedError(f"{name} cannot be removed here")
 
 
 class Compression(ABC):
@@ -392,6 +399,34 @@ class Disk(ABC):
         if length:
             self._write(offset, views)
 
+    def read_batch(self, requests: Sequence[batch.Request]) -> None:
+        """Do several reads, (offset, buffers) each, as if all were in flight together.
+
+        Raises what `read_into` raises; nothing is read when one is outside the disk.
+        """
+        size = self.size
+        checked: list[batch.Checked] = []
+        sum_of_lengths = 0
+        for offset, buffers in requests:
+            views = as_views(buffers)
+            length = total(views)
+            if not 0 <= offset <= offset + length <= size:
+                self._check_range(offset, length)
+            if length:
+                checked.append((offset, views))
+                sum_of_lengths += length
+        batch.read(self, checked, sum_of_lengths)
+
+    def write_batch(self, requests: Sequence[batch.Request]) -> None:
+        """Do several writes, (offset, buffers) each, in no order; raises what `write` raises."""
+        checked = [(offset, as_views(buffers)) for offset, buffers in requests]
+        sizes = [total(views) for _, views in checked]
+        for (offset, _), length in zip(checked, sizes, strict=True):
+            self._check_write(offset, length)
+        for (offset, views), length in zip(checked, sizes, strict=True):
+            if length:
+                self._write(offset, views)
+
     def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
         """Make a range read as zeroes; with `unmap`, its space may be given back."""
         self._check_write(offset, length)
@@ -510,6 +545,14 @@ class Disk(ABC):
 
     @abstractmethod
     def _read(self, offset: int, views: Views) -> None: ...
+
+    def _read_ready(self, requests: Sequence[batch.Checked]) -> list[batch.Checked]:
+        """Do the reads that need not wait for the host's disk; return the others."""
+        return list(requests)
+
+    def _announce(self, offset: int, views: Views) -> None:
+        """Tell the host that `_read` of this range comes soon. Costs little, promises nothing."""
+        return
 
     @abstractmethod
     def _write(self, offset: int, views: Views) -> None: ...

@@ -36,6 +36,8 @@ class Conversion:
     target: Path
     format: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    # How the source was opened: part of what it is.
+    opening: Mapping[str, Any] = field(default_factory=dict)
     backing: str | None = None
     backing_format: str | None = None
     compress: bool = False
@@ -90,7 +92,8 @@ class Conversion:
     def _identity(self, source: Disk) -> str:
         """Return a digest of the source's files and of what is to become of them."""
         facts: list[Any] = [
-            self.format, sorted(self.options.items()), self.backing, self.compress, source.size,
+            self.format, sorted(self.options.items()), sorted(self.opening.items()),
+            self.backing, self.compress, source.size,
         ]  # fmt: skip
         for layer in source.chain():
             if layer.path is not None:

@@ -20,48 +20,61 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from ringzero.disk.batch import Checked
 from ringzero.disk.contract import Disk, Kind, Run
 from ringzero.disk.storage import Storage
 from ringzero.disk.vectors import Views, cut, fill_zeroes, total, zero_views
+
+# What `_spot` says of a small range that is not plain data.
+SPOT_ZERO = -1  # it reads as zeroes
+SPOT_ABSENT = -2  # this layer says nothing
 
 
 class Gate:
     """Many may be inside at a time, or one alone."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._inside = 0
+        self._changed = threading.Condition(threading.Lock())
+        # One for each who is inside. Appending and popping need no lock.
+        self._inside: list[None] = []
         self._closed = False
 
     def enter(self) -> None:
-        with self._lock:
+        self._inside.append(None)
+        if self._closed:
+            self._enter_later()
+
+    def _enter_later(self) -> None:
+        self.leave()
+        with self._changed:
             while self._closed:
                 self._changed.wait()
-            self._inside += 1
+            # Whoever closes it next holds the lock, and finds us inside.
+            self._inside.append(None)
 
     def leave(self) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._closed and not self._inside:
+        self._inside.pop()
+        if self._closed:
+            with self._changed:
                 self._changed.notify_all()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Wait until nobody is inside, and keep everybody out meanwhile."""
-        with self._lock:
+        with self._changed:
             while self._closed:
                 self._changed.wait()
             self._closed = True
+            # Who has come in before seeing this leaves, and says so.
             while self._inside:
                 self._changed.wait()
         try:
             yield
         finally:
-            with self._lock:
+            with self._changed:
                 self._closed = False
                 self._changed.notify_all()
 
@@ -123,6 +136,7 @@ class MappedDisk(Disk):
         """Return where a small range lies in `_data_storage`, when that is quickly told.
 
         It must be plain data in one row, and for `writing` be writable there.
+        For reading also SPOT_ZERO or SPOT_ABSENT, when all of the range is so.
         None sends the request the long way, by `_runs`.
         """
         return None
@@ -175,7 +189,7 @@ class MappedDisk(Disk):
         try:
             host = self._spot(offset, length, False)
             if host is not None:
-                self._data_storage().read_into(host, views)
+                self._read_spot(host, offset, views)
                 return
             done = 0
             for run in self._runs(offset, length):
@@ -184,6 +198,56 @@ class MappedDisk(Disk):
                 done += run.length
         finally:
             self._gate.leave()
+
+    def _read_spot(self, host: int, offset: int, views: Views) -> None:
+        """Fill `views` as `_spot` has said."""
+        if host >= 0:
+            self._data_storage().read_into(host, views)
+        elif host == SPOT_ZERO or self.backing is None:
+            fill_zeroes(views)
+        else:
+            self._read_backing(offset, views)
+            if self.copy_on_read:
+                self._keep(offset, views)
+
+    def _read_ready(self, requests: Sequence[Checked]) -> list[Checked]:
+        waiting: list[Checked] = []
+        spot, read_cached = self._spot, self._data_storage().read_cached
+        self._gate.enter()
+        try:
+            for request in requests:
+                offset, views = request
+                host = spot(offset, total(views), False)
+                if host is None:
+                    if not self._read_row(offset, views):
+                        waiting.append(request)
+                elif host >= 0:
+                    if not read_cached(host, views):
+                        waiting.append(request)
+                elif host == SPOT_ZERO or self.backing is None:
+                    fill_zeroes(views)
+                else:
+                    waiting.append(request)
+        finally:
+            self._gate.leave()
+        return waiting
+
+    def _read_row(self, offset: int, views: Views) -> bool:
+        """Read a range that is data in one row, if the host has it in memory."""
+        run = self._only_run(offset, total(views))
+        if run is None or run.storage is None or run.host is None:
+            return False
+        return run.storage.read_cached(run.host, views)
+
+    def _announce(self, offset: int, views: Views) -> None:
+        run = self._only_run(offset, total(views))
+        if run is not None and run.storage is not None and run.host is not None:
+            run.storage.announce(run.host, run.length)
+
+    def _only_run(self, offset: int, length: int) -> Run | None:
+        """Return the run of a range that is plain data in one row, or None."""
+        run = next(iter(self._runs(offset, length)))
+        return run if run.kind is Kind.DATA and run.length == length else None
 
     def _read_run(self, run: Run, offset: int, views: Views) -> None:
         if run.kind is Kind.DATA:

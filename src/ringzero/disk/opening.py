@@ -124,6 +124,10 @@ class _Around(Surroundings):
             self.made.append(path)
         return storage
 
+    def remove_storage(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._own_file(name).unlink()
+
     def _own_file(self, name: str, *, new: bool = False) -> Path:
         assert self.path is not None
         name, _ = _plain_name(name, "raw")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NoReturn, Self
 
 from ringzero.disk.contract import Disk, DiskInfo, Kind, Run, Sample, Surroundings
-from ringzero.disk.mapped import MappedDisk
+from ringzero.disk.mapped import SPOT_ABSENT, SPOT_ZERO, MappedDisk
 from ringzero.disk.storage import MemoryStorage, Storage
 from ringzero.units import KIB
 
@@ -93,6 +93,16 @@ class OverlayDisk(MappedDisk):
                 host = entry + offset - index * size
                 yield Run(run, Kind.DATA, host, self.storage, writable=True)
             offset += run
+
+    def _spot(self, offset: int, length: int, writing: bool) -> int | None:
+        index, inside = divmod(offset, self.cluster_size)
+        if inside + length > self.cluster_size:
+            return None
+        entry = self._map.get(index)
+        if entry is None or entry == _ZERO:
+            spot = SPOT_ABSENT if entry is None else SPOT_ZERO
+            return None if writing else spot
+        return entry + inside
 
     def _grant(self, index: int, count: int) -> tuple[int, int]:
         if self._free:

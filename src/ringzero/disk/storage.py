@@ -58,6 +58,14 @@ class Storage(ABC):
     def read_into(self, offset: int, views: Views) -> None:
         """Fill `views` from `offset`; bytes past the end read as zeroes."""
 
+    def read_cached(self, offset: int, views: Views) -> bool:
+        """Fill `views` if the bytes are in the host's memory; False when that is not known."""
+        return False
+
+    def announce(self, offset: int, length: int) -> None:
+        """Tell the host that a range will be read soon."""
+        return
+
     @abstractmethod
     def write(self, offset: int, buffers: Buffers) -> None:
         """Write `buffers` at `offset`, growing the storage as needed."""
@@ -186,6 +194,19 @@ class FileStorage(Storage):
         except OSError as fault:
             raise _io_error(fault, "read", self.name, offset) from fault
 
+    def read_cached(self, offset: int, views: Views) -> bool:
+        if len(views) > blockfile.IOV_MAX:
+            return False
+        try:
+            return os.preadv(self.fd, views, offset, os.RWF_NOWAIT) == total(views)
+        except OSError:
+            # Not cached, or the file system cannot tell. A real fault comes again.
+            return False
+
+    def announce(self, offset: int, length: int) -> None:
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_WILLNEED)
+
     def write(self, offset: int, buffers: Buffers) -> None:
         views = buffers if type(buffers) is list else as_views(buffers)
         end = offset + total(views)
@@ -304,6 +325,13 @@ class Window(Storage):
     def read_into(self, offset: int, views: Views) -> None:
         self._check(offset, total(views))
         self.whole.read_into(self.start + offset, views)
+
+    def read_cached(self, offset: int, views: Views) -> bool:
+        self._check(offset, total(views))
+        return self.whole.read_cached(self.start + offset, views)
+
+    def announce(self, offset: int, length: int) -> None:
+        self.whole.announce(self.start + offset, length)
 
     def write(self, offset: int, buffers: Buffers) -> None:
         views = as_views(buffers)

@@ -10,57 +10,80 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import GuestMemory
 from ringzero.errors import EngineError
+from ringzero.records import record
 from ringzero.registry import Registry
 
 
-@dataclass(frozen=True, slots=True)
-class PortRead:
+class _Access:
+    """A port or MMIO access; made so often that it is no record, but the same to its users."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        names: tuple[str, ...] = type(self).__slots__
+        shown = ", ".join(f"{name}={getattr(self, name):#x}" for name in names)
+        return f"{type(self).__name__}({shown})"
+
+    def _values(self) -> tuple[int, ...]:
+        names: tuple[str, ...] = type(self).__slots__
+        return tuple(getattr(self, name) for name in names)
+
+
+class PortRead(_Access):
     """IN or INS of `width` bytes; answer with `complete`."""
 
-    port: int
-    width: int
+    __slots__ = ("port", "width")
+
+    def __init__(self, port: int, width: int) -> None:
+        self.port, self.width = port, width
 
 
-@dataclass(frozen=True, slots=True)
-class PortWrite:
+class PortWrite(_Access):
     """OUT or OUTS of `width` bytes."""
 
-    port: int
-    width: int
-    value: int
+    __slots__ = ("port", "value", "width")
+
+    def __init__(self, port: int, width: int, value: int) -> None:
+        self.port, self.width, self.value = port, width, value
 
 
-@dataclass(frozen=True, slots=True)
-class MmioRead:
+class MmioRead(_Access):
     """A load of `width` bytes from a guest-physical address that is not RAM; answer it."""
 
-    address: int
-    width: int
+    __slots__ = ("address", "width")
+
+    def __init__(self, address: int, width: int) -> None:
+        self.address, self.width = address, width
 
 
-@dataclass(frozen=True, slots=True)
-class MmioWrite:
+class MmioWrite(_Access):
     """A store of `width` bytes to a guest-physical address that is not RAM."""
 
-    address: int
-    width: int
-    value: int
+    __slots__ = ("address", "value", "width")
+
+    def __init__(self, address: int, width: int, value: int) -> None:
+        self.address, self.width, self.value = address, width, value
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MsrRead:
     """RDMSR of a register the engine does not keep; answer with `complete`, or None for #GP."""
 
     index: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MsrWrite:
     """WRMSR of a register the engine does not keep; `complete(None)` gives #GP.
 
@@ -71,26 +94,26 @@ class MsrWrite:
     value: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Halt:
     """HLT with nothing pending; run again after `Vcpu.wait`."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Shutdown:
     """The vCPU cannot go on (triple fault); `detail` describes its last state."""
 
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DebugStop:
     """A breakpoint, hook or single step of the host's debugger was reached."""
 
     address: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Kicked:
     """`Vcpu.kick` was called, or the engine wants the run loop to look around."""
 
@@ -117,7 +140,7 @@ class Usability(enum.Enum):
     UNUSABLE = "unusable"
 
 
-@dataclass(frozen=True)
+@record
 class Availability:
     """Whether an engine can serve here, and the one-line reason for the user."""
 
@@ -201,8 +224,20 @@ class Vm(ABC):
         """
         return False
 
+    def gather_writes(
+        self, port: bool, address: int, size: int, write: Callable[[int, int, int], None]
+    ) -> bool:
+        """Ask that a guest's writes to `size` bytes at a port or MMIO address make no exit.
+
+        For registers in which a write only leaves a value, as an index register:
+        `write(address, width, value)` is called later, in order, before any other
+        access of the machine comes out of `run`, and by `settle`. Returns False
+        where the engine has no such thing; then they come out of `run` as any other.
+        """
+        return False
+
     def settle(self) -> None:  # noqa: B027 - an engine without doorbells has nothing to do
-        """With vCPUs stopped: return when every doorbell that was rung has been served."""
+        """With vCPUs stopped: return when all that was rung or gathered has been served."""
 
     def track_dirty(self, enabled: bool) -> None:
         """Begin or end to note which pages vCPUs write; raises EngineError if it cannot."""
@@ -211,6 +246,20 @@ class Vm(ABC):
     def take_dirty(self) -> list[int]:
         """Return the numbers of the guest pages that vCPUs wrote since the last call, sorted."""
         raise EngineError("this engine does not track dirty pages")
+
+    def share(self) -> Any:
+        """With vCPUs stopped: return what clones in this process may take over, or None.
+
+        It has `hold`, which returns another of it, and `close`, and stays good whatever
+        becomes of this machine.
+        """
+        return None
+
+    def adopt(self, code: Any) -> None:  # noqa: B027 - an engine without anything to share
+        """Before the first vCPU is made: take over what the original's `share` returned.
+
+        None is nothing to take over.
+        """
 
     def save(self) -> Any:
         """Return what the engine keeps for the whole machine, as plain state, or None."""
@@ -239,6 +288,8 @@ class Engine(ABC):
     name: str
     # Whether `create_vm` can be asked for local APICs inside the engine.
     keeps_apics: ClassVar[bool] = False
+    # Whether guests run faster in large pages, which costs a machine's first fork a copy.
+    likes_large_pages: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -264,5 +315,5 @@ class Engine(ABC):
 
 
 ENGINES: Registry[type[Engine]] = Registry(
-    "engine", "ringzero.engine", support=("contract", "info", "select")
+    "engine", "ringzero.engine", support=("contract", "info", "select", "shutdown")
 )

@@ -46,13 +46,20 @@ def _offers(engine: Engine) -> dict[str, Any]:
         offers["vendor"] = cpuid.vendor_of(bounds)
         offers["cpu_features"] = sorted(cpuid.features_of(bounds))
         offers["missing_features"] = {
-            model: cpuid.missing_features(model, bounds) for model in cpuid.MODELS
+            # Those with a vendor of their own have the features of the one without.
+            name: cpuid.missing_features(name, bounds)
+            for name, model in cpuid.MODELS.items()
+            if model.vendor is None
         }
+    else:
+        offers["max_vcpus"] = 1
+        offers["cpu_features"] = sorted(cpuid.MODELS["x86-64-v2"].features)
     system = getattr(engine, "system", None)
     if isinstance(system, kvm.KvmSystem):
         offers["api_version"] = system.api_version()
         offers["max_vcpus"] = system.check(kvm.CAP_MAX_VCPUS)
         offers["memory_slots"] = system.check(kvm.CAP_NR_MEMSLOTS)
+        offers["gathered_writes"] = bool(system.check(kvm.CAP_COALESCED_PIO))
         offers["dirty_ring"] = bool(system.check(kvm.CAP_DIRTY_LOG_RING))
         offers["msr_exits"] = bool(system.check(kvm.CAP_X86_USER_SPACE_MSR))
     return offers

@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,10 @@ from typing import BinaryIO
 
 from ringzero.errors import HostError
 
+CACHE_HINT = (
+    "the disk is full: free some space (`ringzero image ls` shows what the cache "
+    "holds) or set RINGZERO_CACHE_DIR to another disk"
+)
 # What an unfinished file or directory is called until it is renamed.
 _PARTIAL = ".partial-"
 # Age in seconds after which an unfinished entry cannot belong to a live
@@ -29,11 +32,8 @@ _ABANDONED = 86400
 def host_error(fault: OSError, action: str, path: Path | str) -> HostError:
     """Return the HostError that tells a user what `fault` means for `action`."""
     hint = None
-    if fault.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = (
-            "the disk is full: free some space (`ringzero image ls` shows what the cache "
-            "holds) or set RINGZERO_CACHE_DIR to another disk"
-        )
+    if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        hint = CACHE_HINT
     elif fault.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         hint = "set RINGZERO_CACHE_DIR to a directory that you can write to"
     reason = fault.strerror or str(fault)
@@ -56,6 +56,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     On any exception, KeyboardInterrupt included, nothing remains. OSError
     (disk full, read-only) becomes HostError with a hint.
     """
+    import tempfile
+
     make_directory(path.parent)
     sweep(path.parent)
     temporary = None
@@ -82,6 +84,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
     When `path` exists by then (somebody else was first), that one stays.
     """
+    import shutil
+    import tempfile
+
     make_directory(path.parent)
     sweep(path.parent)
     temporary = None
@@ -100,6 +105,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 def sweep(directory: Path) -> None:
     """Remove unfinished entries that killed processes left in `directory` long ago."""
+    import shutil
+
     now = time.time()
     for entry in directory.glob(_PARTIAL + "*"):
         with contextlib.suppress(OSError):
@@ -109,6 +116,18 @@ def sweep(directory: Path) -> None:
                 shutil.rmtree(entry, ignore_errors=True)
             else:
                 entry.unlink()
+
+
+def map_file(path: Path) -> tuple[memoryview, os.stat_result]:
+    """Return a file's content without reading it, and its status; raises OSError.
+
+    The file must not be cut shorter while the content is in use.
+    """
+    with path.open("rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        if status.st_size == 0:
+            return memoryview(b""), status
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), status
 
 
 @contextlib.contextmanager

@@ -810,6 +810,28 @@ def _tsc_offset(value: c_uint64) -> DeviceAttr:
     return DeviceAttr(group=VCPU_TSC_CTRL, attr=VCPU_TSC_OFFSET, addr=ctypes.addressof(value))
 
 
+class DirtyRing:
+    """A vCPU's ring of the pages that it wrote, `size` bytes long (api.rst, 8.29)."""
+
+    def __init__(self, vcpu: KvmVcpuFd, size: int) -> None:
+        try:
+            self._map = mmap.mmap(vcpu.fd, size, offset=DIRTY_LOG_PAGE_OFFSET * mmap.PAGESIZE)
+        except OSError as cause:
+            raise HostError(f"KVM gives no dirty ring: {cause.strerror}") from cause
+        count = size // ctypes.sizeof(DirtyGfn)
+        self._entries = (DirtyGfn * count).from_buffer(self._map)
+        self._next = 0
+
+    def collect(self) -> list[tuple[int, int]]:
+        """Return (slot, page in the slot) of the pages written; RESET_DIRTY_RINGS then."""
+        found = []
+        while (entry := self._entries[self._next]).flags & DIRTY_GFN_F_DIRTY:
+            found.append((entry.slot & 0xFFFF, entry.offset))
+            entry.flags = DIRTY_GFN_F_RESET
+            self._next = (self._next + 1) % len(self._entries)
+        return found
+
+
 class CoalescedPage:
     """The ring of writes that KVM gathered instead of exiting, seen through a vCPU's mapping.
 
@@ -822,6 +844,10 @@ class CoalescedPage:
         count = (mmap.PAGESIZE - ctypes.sizeof(CoalescedRing)) // ctypes.sizeof(CoalescedEntry)
         self._ring = CoalescedRing.from_buffer(page)
         self._entries = (CoalescedEntry * count).from_buffer(page, ctypes.sizeof(CoalescedRing))
+
+    def waiting(self) -> bool:
+        """Return whether there are gathered writes."""
+        return bool(self._ring.first != self._ring.last)
 
     def drain(self) -> list[tuple[bool, int, int, int]]:
         """Take the gathered writes: (is it a port, address, width, value), oldest first."""

@@ -1,49 +1,279 @@
-"""Memory from the operating system: shared, sparse, with a known host address."""
+"""Memory from the operating system: sparse, with a known host address, copied on write."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import mmap
 import os
+import struct
+import threading
 import weakref
+from collections.abc import Iterator
+from typing import Self
 
 from ringzero.errors import HostError
+from ringzero.records import record
+
+PAGE = mmap.PAGESIZE
+# Up to this much that a machine changed since its base is copied into each clone, at about a
+# microsecond per page; of more, a new base is made, once, which costs as much as the whole.
+COPY_LIMIT = 4 << 20
+
+# What a processor maps as one where address and content are aligned to it.
+_LARGE_PAGE = 2 << 20
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
+_MADV_DONTNEED = 4
+_MADV_DONTFORK = 10
+# ioctl PAGEMAP_SCAN (Linux 6.7; Documentation/admin-guide/mm/pagemap.rst).
+_PAGEMAP_SCAN = 0xC0606610
+_SCAN = struct.Struct("<12Q")
+_IS_FILE, _IS_PRESENT, _IS_SWAPPED = 1 << 2, 1 << 3, 1 << 4
+_SCAN_REGIONS = 512
+# Highest byte of an entry of /proc/PID/pagemap: present, swapped, page of a file.
+_ANONYMOUS = bytes(int(bool(byte & 0xC0) and not byte & 0x20) for byte in range(256))
 
 
-class SharedMemory:
-    """`size` bytes of zeroed memory behind a memfd, mapped once.
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
+        ctypes.c_long,
+    ]  # fmt: skip
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
 
-    `fd` can be mapped again (by KVM, a forked machine, a helper process);
-    `view` is the whole mapping; `address` is where it lies in this process.
-    Pages take no host memory until they are touched. Raises HostError.
+
+_LIBC = _libc()
+_FAILED = ctypes.c_void_p(-1).value
+
+
+class MemoryBase:
+    """A descriptor whose bytes many mappings look at; closed when the last holder lets go.
+
+    `owned` says that nobody else knows the descriptor, so that a single holder may write to it.
     """
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, fd: int, size: int, *, owned: bool) -> None:
+        self.fd = fd
         self.size = size
+        self.owned = owned
+        self._holders = 1
+        self._lock = threading.Lock()
+
+    def hold(self) -> Self:
+        """Count one more holder."""
+        with self._lock:
+            self._holders += 1
+        return self
+
+    def release(self) -> None:
+        """Count one holder less."""
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                os.close(self.fd)
+                self.fd = -1
+
+    @property
+    def sole(self) -> bool:
+        """Whether there is one holder only, which may write."""
+        return self.owned and self._holders == 1
+
+    def extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield (start, end) of what is no hole."""
+        while start < end:
+            try:
+                start = os.lseek(self.fd, start, os.SEEK_DATA)
+            except OSError as fault:
+                if fault.errno == errno.ENXIO:  # nothing but holes from here on
+                    return
+                raise
+            if start >= end:
+                return
+            stop = min(os.lseek(self.fd, start, os.SEEK_HOLE), end)
+            yield start, stop
+            start = stop
+
+
+@record
+class MemoryImage:
+    """The content of a memory at one instant: a base, and copies of what differs from it.
+
+    `changed` holds (offset, bytes), in pages. Whoever has an image closes it.
+    """
+
+    base: MemoryBase
+    changed: tuple[tuple[int, bytes], ...] = ()
+
+    @property
+    def size(self) -> int:
+        return self.base.size
+
+    def share(self) -> None:
+        """Be good in processes forked from now on, which hold the base without being counted."""
+        self.base.owned = False
+
+    def hold(self) -> MemoryImage:
+        """Return another image of the same content, to be closed on its own."""
+        return MemoryImage(self.base.hold(), self.changed)
+
+    def close(self) -> None:
+        """Let go of the base."""
+        self.base.release()
+
+
+class HostMemory:
+    """`size` bytes of memory, mapped once, at one address for life.
+
+    It begins as zeroes, shared by all who map `fd`; or as a private copy of an
+    `image`, of which it shares all pages that it does not write to. `freeze`
+    makes it private in place. Pages take no host memory until they are
+    touched. `view` is the whole mapping.
+
+    With `large_pages` it begins as memory of this process alone, to which the host
+    gives pages of 2 MiB; then the first `freeze` copies what was touched. Raises HostError.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        image: MemoryImage | None = None,
+        *,
+        large_pages: bool = False,
+    ) -> None:
+        self.size = size
+        self._anonymous = large_pages and image is None
+        fd = -1
         try:
-            self.fd = os.memfd_create(name, os.MFD_CLOEXEC)
-            os.ftruncate(self.fd, size)
-            self._map = mmap.mmap(self.fd, size)
+            if image is None:
+                fd = os.memfd_create(name, os.MFD_CLOEXEC)
+                os.ftruncate(fd, size)
+            # Reserves the addresses; mmap objects of a file would keep a descriptor each.
+            self._map = mmap.mmap(
+                -1, size + _LARGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+            )
         except (OSError, ValueError, OverflowError) as cause:
-            raise HostError(
-                f"no {size} bytes of memory for {name}",
-                hint="give the machine less --memory",
-                size=size,
-            ) from cause
-        self.view = memoryview(self._map)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+            if fd >= 0:
+                os.close(fd)
+            raise _no_memory(name, size) from cause
+        self.base = image.base.hold() if image else MemoryBase(fd, size, owned=True)
+        self.private = image is not None or self._anonymous
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        lead = -start % _LARGE_PAGE
+        self.address = start + lead
+        self.view = memoryview(self._map)[lead : lead + size]
+        self._closed = False
+        try:
+            if self._anonymous:
+                # Advice: a host without such pages is slower, and that is all.
+                with contextlib.suppress(OSError):
+                    self._map.madvise(mmap.MADV_HUGEPAGE)
+            else:
+                self._place()
+            for offset, data in image.changed if image else ():
+                self.view[offset : offset + len(data)] = data
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def fd(self) -> int:
+        """What the memory is mapped from; -1 once it was given back."""
+        return -1 if self._closed else self.base.fd
+
+    def _place(self) -> None:
+        """Map the base over whatever is mapped now."""
+        how = mmap.MAP_PRIVATE | _MAP_NORESERVE if self.private else mmap.MAP_SHARED
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        flags = how | _MAP_FIXED
+        got = _LIBC.mmap(self.address, self.size, protection, flags, self.base.fd, 0)
+        if got != self.address:
+            raise _no_memory("a copy of a machine", self.size)
+
+    def freeze(self) -> MemoryImage:
+        """Return the content as it is now; it goes on as a private copy of that.
+
+        Nobody may read or write meanwhile. Address and views stay good. Raises HostError.
+        """
+        try:
+            return self._freeze()
+        except OSError as cause:
+            raise _no_memory("a copy of a machine", self.size) from cause
+
+    def _freeze(self) -> MemoryImage:
+        if not self.private:
+            self.private = True
+            self._place()
+            return MemoryImage(self.base.hold())
+        changed = self.changed()
+        if self._anonymous:
+            for start, end in changed:
+                _write_all(self.base.fd, self.view[start:end], start)
+            self._anonymous = False
+            self._place()
+            return MemoryImage(self.base.hold())
+        if not changed:
+            return MemoryImage(self.base.hold())
+        if self.base.sole:
+            # No clone is left: what changed becomes part of the base.
+            for start, end in changed:
+                _write_all(self.base.fd, self.view[start:end], start)
+                _LIBC.madvise(self.address + start, end - start, _MADV_DONTNEED)
+            return MemoryImage(self.base.hold())
+        if sum(end - start for start, end in changed) <= COPY_LIMIT:
+            copies = tuple((start, bytes(self.view[start:end])) for start, end in changed)
+            return MemoryImage(self.base.hold(), copies)
+        self._new_base(changed)
+        return MemoryImage(self.base.hold())
+
+    def _new_base(self, changed: list[tuple[int, int]]) -> None:
+        fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, self.size)
+            for start, end in [*self.base.extents(0, self.size), *changed]:
+                _write_all(fd, self.view[start:end], start)
+        except BaseException:
+            os.close(fd)
+            raise
+        old, self.base = self.base, MemoryBase(fd, self.size, owned=True)
+        self._place()
+        old.release()
+
+    def changed(self, first: int = 0, last: int | None = None) -> list[tuple[int, int]]:
+        """Return (start, end) of the pages, as runs, that differ from the base or may do so.
+
+        Those between `first` and `last` only, which are rounded to whole pages.
+        """
+        first, last = first & -PAGE, -(-(self.size if last is None else last) // PAGE) * PAGE
+        if not self.private:
+            return list(self.base.extents(first, last))
+        descriptor = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            where = self.address + first, last - first
+            found = scan_pages(descriptor, *where)
+            if found is None:
+                found = read_pages(descriptor, *where)
+        finally:
+            os.close(descriptor)
+        return [(start - self.address, end - self.address) for start, end in found]
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Copy `data` to `offset`; for much data twice as quick as through `view`.
 
         Pages that were never touched cost no page fault each. Raises HostError.
         """
-        rest = memoryview(data)
+        if self.private:
+            self.view[offset : offset + len(data)] = data
+            return
         try:
-            while rest:
-                count = os.pwrite(self.fd, rest, offset)
-                offset, rest = offset + count, rest[count:]
+            _write_all(self.base.fd, data, offset)
         except OSError as cause:
             raise HostError(
                 f"the host has no memory for the guest: {cause.strerror}",
@@ -53,63 +283,123 @@ class SharedMemory:
     def clear(self, offset: int, count: int) -> None:
         """Make `count` bytes zero; pages that were never touched stay so."""
         end = offset + count
-        while offset < end:
-            try:
-                start = os.lseek(self.fd, offset, os.SEEK_DATA)
-            except OSError:  # ENXIO: nothing but holes from here on
-                return
-            if start >= end:
-                return
-            offset = min(os.lseek(self.fd, start, os.SEEK_HOLE), end)
-            self.view[start:offset] = bytes(offset - start)
+        for start, stop in [*self.base.extents(offset, end), *self._changed_within(offset, end)]:
+            self.view[start:stop] = bytes(stop - start)
+
+    def _changed_within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        for first, last in self.changed(start, end) if self.private and start < end else ():
+            if first < end and start < last:
+                yield max(first, start), min(last, end)
+
+    def keep_from_children(self) -> None:
+        """Leave the mapping out of processes forked from now on, until the next `freeze`.
+
+        A child costs nothing for it, and must not touch it; images can be mapped there.
+        """
+        _LIBC.madvise(self.address, self.size, _MADV_DONTFORK)
 
     def close(self) -> None:
         """Give the memory back; where views of it are left, with the last of them."""
-        if self.fd < 0:
+        if self._closed:
             return
-        os.close(self.fd)
-        self.fd = -1
+        self._closed = True
+        self.base.release()
         with contextlib.suppress(BufferError):
             self.view.release()
             self._map.close()
 
 
+def _no_memory(name: str, size: int) -> HostError:
+    return HostError(
+        f"no {size} bytes of memory for {name}",
+        hint="give the machine less --memory",
+        size=size,
+    )
+
+
+def _write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        count = os.pwrite(fd, rest, offset)
+        offset, rest = offset + count, rest[count:]
+
+
+def scan_pages(pagemap: int, address: int, size: int) -> list[tuple[int, int]] | None:
+    """Return the runs of anonymous pages of a private mapping, as host addresses.
+
+    By an ioctl that Linux has since 6.7; None where there is none.
+    """
+    regions = (ctypes.c_uint64 * (3 * _SCAN_REGIONS))()
+    runs: list[tuple[int, int]] = []
+    at, end = address, address + size
+    while at < end:
+        argument = bytearray(
+            _SCAN.pack(
+                _SCAN.size, 0, at, end, 0, ctypes.addressof(regions), _SCAN_REGIONS, 0,
+                _IS_FILE, _IS_FILE, _IS_PRESENT | _IS_SWAPPED, 0,
+            )
+        )  # fmt: skip
+        try:
+            count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
+        except OSError as fault:
+            if fault.errno in (errno.ENOTTY, errno.EINVAL):
+                return None
+            raise
+        at = _SCAN.unpack(argument)[4]
+        for index in range(0, 3 * count, 3):
+            start, stop = regions[index], regions[index + 1]
+            if runs and runs[-1][1] == start:
+                runs[-1] = runs[-1][0], stop
+            else:
+                runs.append((start, stop))
+    return runs
+
+
+def read_pages(pagemap: int, address: int, size: int) -> list[tuple[int, int]]:
+    """As `scan_pages`, from the table itself."""
+    entries = os.pread(pagemap, size // PAGE * 8, address // PAGE * 8)
+    kinds = entries[7::8].translate(_ANONYMOUS)
+    runs = []
+    start = kinds.find(1)
+    while start >= 0:
+        stop = kinds.find(0, start)
+        if stop < 0:
+            stop = len(kinds)
+        runs.append((address + start * PAGE, address + stop * PAGE))
+        start = kinds.find(1, stop)
+    return runs
+
+
 # Translated code refers to itself by 31-bit absolute addresses.
 _LOW_LIMIT = 1 << 31
 _MAP_32BIT = 0x40  # x86 Linux: map in the low 2 GiB
-_MAP_NORESERVE = 0x4000
 _MAP_FIXED_NOREPLACE = 0x100000
 
 
 class ExecutableMemory:
     """`size` bytes of memory below 2 GiB that can be written and run.
 
-    They lie at `wanted` where that is free, else anywhere. Raises HostError.
+    They lie at `wanted` where that is free, else anywhere, and are then `elsewhere` bytes if that
+    is given. Raises HostError.
     """
 
-    def __init__(self, size: int, wanted: int = 0) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.mmap.restype = ctypes.c_void_p
-        libc.mmap.argtypes = [
-            ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
-            ctypes.c_long,
-        ]  # fmt: skip
-        libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-        self.size = size
+    def __init__(self, size: int, wanted: int = 0, elsewhere: int | None = None) -> None:
         protection = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_32BIT | _MAP_NORESERVE
-        address = libc.mmap(wanted, size, protection, flags | _MAP_FIXED_NOREPLACE, -1, 0)
-        if address in (None, ctypes.c_void_p(-1).value):
-            address = libc.mmap(None, size, protection, flags, -1, 0)
-        if address in (None, ctypes.c_void_p(-1).value) or address + size > _LOW_LIMIT:
+        address = _LIBC.mmap(wanted, size, protection, flags | _MAP_FIXED_NOREPLACE, -1, 0)
+        if address in (None, _FAILED):
+            size = elsewhere or size
+            address = _LIBC.mmap(None, size, protection, flags, -1, 0)
+        if address in (None, _FAILED) or address + size > _LOW_LIMIT:
             raise HostError(
                 "the host gives no executable memory for translated code",
                 hint="is a security policy (SELinux, grsecurity) forbidding writable code?",
                 size=size,
             )
+        self.size = size
         self.address: int = address
         # Whoever forgets to close must not use up the little that there is below 2 GiB.
-        self._release = weakref.finalize(self, libc.munmap, address, size)
+        self._release = weakref.finalize(self, _LIBC.munmap, address, size)
 
     def close(self) -> None:
         """Give the memory back."""

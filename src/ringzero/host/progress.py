@@ -8,7 +8,6 @@ under a second, and `QUIET` shows nothing at all.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import threading
 import time
@@ -50,6 +49,8 @@ class Progress:
             return
         with self._lock, contextlib.suppress(OSError, ValueError):
             if self._terminal:
+                import shutil
+
                 width = shutil.get_terminal_size().columns - 1
                 self._stream.write("\r\x1b[K" + text[:width])
                 self._drawn = True

@@ -11,11 +11,9 @@ import atexit
 import contextlib
 import os
 import select
-import shutil
 import signal
 import termios
 import threading
-import tty
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -70,6 +68,8 @@ def raw_mode(descriptor: int) -> Iterator[None]:
     atexit.register(restore)
     with _restored_by_signals(restore):
         try:
+            import tty
+
             tty.setraw(descriptor, termios.TCSADRAIN)
             yield
         finally:
@@ -108,6 +108,8 @@ def size(descriptor: int) -> tuple[int, int]:
         columns, rows = os.get_terminal_size(descriptor)
         if rows > 0 and columns > 0:
             return rows, columns
+    import shutil
+
     fallback = shutil.get_terminal_size()
     return fallback.lines, fallback.columns
 

@@ -15,25 +15,26 @@ cache asks nobody anything.
 
 from __future__ import annotations
 
+import binascii
 import contextlib
-import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ringzero.errors import GuestImageError, NotFoundError
 from ringzero.host.files import atomic_directory, atomic_file, locked
 from ringzero.host.progress import QUIET, Progress
-from ringzero.image import deb
-from ringzero.image.modules import Module, canonical, dependency_file, with_dependencies
-from ringzero.image.packages import Apt
-from ringzero.image.rootfs import Rootfs
+from ringzero.image import identity
+from ringzero.records import record
 from ringzero.settings import CACHE_DIR, MIRROR
+
+if TYPE_CHECKING:
+    from ringzero.image.modules import Module
+    from ringzero.image.packages import Apt
+    from ringzero.image.rootfs import Rootfs
 
 # Modules that a guest of this system can make use of: the virtio drivers of
 # its devices, and the file systems that people have on their disks.
@@ -66,7 +67,7 @@ _MANIFEST = "manifest.json"
 _UNUSED_AGE = 86400
 
 
-@dataclass(frozen=True)
+@record
 class BootFiles:
     """What a direct boot needs: kernel and initrd files, command line, and what they are."""
 
@@ -79,7 +80,7 @@ class BootFiles:
     size: int
 
 
-@dataclass(frozen=True)
+@record
 class Recipe:
     """What an image is made of.
 
@@ -98,8 +99,15 @@ class Recipe:
 
     def digest(self) -> str:
         """Return a hash of everything here that shapes the image, except package versions."""
-        inputs = [asdict(self), MODULES, _init().decode(), _FORMAT, MIRROR.get()]
-        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+        import hashlib
+
+        return hashlib.sha256(self.inputs().encode()).hexdigest()[:16]
+
+    def inputs(self) -> str:
+        """Return everything here that shapes the image, except package versions."""
+        guest = [_init().decode(), identity.build().hex()]
+        inputs = [vars(self), MODULES, guest, COMMAND_LINE, _FORMAT, MIRROR.get()]
+        return json.dumps(inputs, sort_keys=True)
 
 
 MICRO = Recipe("micro")
@@ -117,19 +125,20 @@ def ensure(
     `refresh` asks the archive for newer packages. Raises what `Apt` raises.
     """
     cache = cache if cache is not None else CACHE_DIR.get()
-    pointer = _pointer(recipe, cache)
+    inputs = recipe.inputs()
+    pointer = _pointer(recipe.name, inputs, cache)
     if not refresh:
-        found = _load(pointer, cache)
+        found = _load(pointer, inputs, cache)
         if found is not None:
             _mark_used(found)
             return found
     with locked(cache / "images" / "lock"):
-        found = None if refresh else _load(pointer, cache)
+        found = None if refresh else _load(pointer, inputs, cache)
         if found is None:
             digest = _build(recipe, cache, progress, refresh)
             with atomic_file(pointer) as file:
-                file.write(json.dumps({"digest": digest}).encode())
-            found = _load(pointer, cache)
+                file.write(json.dumps({"digest": digest, "recipe": inputs}).encode())
+            found = _load(pointer, inputs, cache)
             _forget_old(recipe.name, cache)
     if found is None:
         raise GuestImageError(f"the image {recipe.name} vanished while it was built", path=pointer)
@@ -157,7 +166,7 @@ def remove(name: str, cache: Path | None = None) -> list[BootFiles]:
                 with contextlib.suppress(OSError, ValueError, KeyError):
                     if json.loads(pointer.read_text())["digest"] == image.digest:
                         pointer.unlink()
-            shutil.rmtree(cache / "images" / image.digest, ignore_errors=True)
+            _remove_tree(cache / "images" / image.digest)
     return chosen
 
 
@@ -170,7 +179,7 @@ def _forget_old(name: str, cache: Path) -> None:
         place = cache / "images" / image.digest
         with contextlib.suppress(OSError):
             if now - (place / _MANIFEST).stat().st_mtime > _UNUSED_AGE:
-                shutil.rmtree(place, ignore_errors=True)
+                _remove_tree(place)
 
 
 def _mark_used(image: BootFiles) -> None:
@@ -179,14 +188,24 @@ def _mark_used(image: BootFiles) -> None:
         os.utime(image.kernel.parent / _MANIFEST)
 
 
-def _pointer(recipe: Recipe, cache: Path) -> Path:
-    return cache / "images" / f"{recipe.name}-{recipe.digest()}.json"
+def _remove_tree(place: Path) -> None:
+    import shutil
+
+    shutil.rmtree(place, ignore_errors=True)
 
 
-def _load(pointer: Path, cache: Path) -> BootFiles | None:
+def _pointer(name: str, inputs: str, cache: Path) -> Path:
+    # No cryptographic hash, whose library takes milliseconds to load: `_load` compares.
+    return cache / "images" / f"{name}-{binascii.crc32(inputs.encode()):08x}.json"
+
+
+def _load(pointer: Path, inputs: str, cache: Path) -> BootFiles | None:
     """Return the image that `pointer` names, or None when anything about it is amiss."""
     try:
-        digest = json.loads(pointer.read_text())["digest"]
+        found = json.loads(pointer.read_text())
+        if found["recipe"] != inputs:
+            return None
+        digest = found["digest"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return _read(cache / "images" / str(digest))
@@ -212,6 +231,10 @@ def _read(place: Path) -> BootFiles | None:
 
 def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> str:
     """Put the image together and return its digest."""
+    import hashlib
+
+    from ringzero.image.packages import Apt
+
     apt = Apt(architecture=recipe.architecture, suite=recipe.suite, cache=cache, progress=progress)
     if refresh:
         apt.refresh(max_age=0)
@@ -230,12 +253,12 @@ def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> st
         foreign = other.resolve([base], dependencies=False)
         packages += foreign
         paths += other.download(foreign)
-    inputs = json.dumps([recipe.digest(), [p.sha256 for p in packages], COMMAND_LINE])
+    inputs = json.dumps([recipe.digest(), [p.sha256 for p in packages]])
     digest = hashlib.sha256(inputs.encode()).hexdigest()[:24]
     place = cache / "images" / digest
     if _read(place) is not None:
         return digest
-    shutil.rmtree(place, ignore_errors=True)
+    _remove_tree(place)
     with progress.step(f"building the image {recipe.name}"), atomic_directory(place) as work:
         kernel, modules = _split_kernel(paths[0])
         tree = _tree(paths[1 : len(paths) - len(recipe.foreign)], modules)
@@ -264,6 +287,9 @@ def _real_kernel(apt: Apt, name: str) -> str:
 
 def _split_kernel(package: Path) -> tuple[bytes, dict[str, Module]]:
     """Return the kernel file and all modules of a Debian kernel package."""
+    from ringzero.image import deb
+    from ringzero.image.modules import Module, canonical
+
     kernel = b""
     modules: dict[str, Module] = {}
     for info, data in deb.files(package):
@@ -288,6 +314,9 @@ def _plain(path: str, data: bytes) -> bytes:
 
 
 def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
+    from ringzero.image.modules import dependency_file, with_dependencies
+    from ringzero.image.rootfs import Rootfs
+
     tree = Rootfs()
     for path in packages:
         tree.add_package(path)
@@ -296,6 +325,7 @@ def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
     tree.add_device("dev/console", "c", 5, 1, mode=0o600)
     tree.add_device("dev/null", "c", 1, 3, mode=0o666)
     tree.add_file("init", _init(), mode=0o755)
+    tree.add_file("sbin/identity", identity.build(), mode=0o755)
     busybox = tree["bin/busybox"].data
     for applet in applets(busybox):
         if f"bin/{applet}" not in tree and f"sbin/{applet}" not in tree:
@@ -325,6 +355,8 @@ _ETC = {
 
 def _add_foreign(tree: Rootfs, path: Path) -> None:
     """Put the programs of another architecture's package into /opt/<architecture>."""
+    from ringzero.image import deb
+
     architecture = path.stem.rsplit("_", 1)[-1]
     for info, data in deb.files(path):
         name = info.name.removeprefix("./")
@@ -347,4 +379,4 @@ def applets(busybox: bytes) -> list[str]:
 
 
 def _init() -> bytes:
-    return (resources.files("ringzero.image") / "guest" / "init").read_bytes()
+    return (Path(__file__).parent / "guest" / "init").read_bytes()

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ringzero
-from ringzero.errors import EngineError
+from ringzero.errors import EngineError, HostError
+from ringzero.host.files import CACHE_HINT, host_error
 from ringzero.jit.llvm import Library, host_identity
 from ringzero.settings import CACHE_DIR
 
@@ -30,6 +31,8 @@ Progress = Callable[[int, int, str], None]
 # Packages whose source decides the generated code.
 _SOURCES = ("native", "isa", "jit")
 _COMPLETE = "complete.json"
+# Exit code of a unit's compiler when the host refuses a file (sysexits.h, EX_IOERR).
+NO_ROOM = 74
 # Seconds after which a build is taken to have died, and an engine or object to be of no use.
 BUILDING_AGE = 3600
 UNUSED_AGE = 14 * 24 * 3600
@@ -76,9 +79,10 @@ def _build(directory: Path, progress: Progress | None) -> list[str]:
 
     names = partitions.names()
     stencils = [f"stencils{n}" for n in range(stencil_unit.SHARES)]
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="building-", dir=directory.parent))
+    work = None
     try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix="building-", dir=directory.parent))
         _compile_all([*stencils, *names], work, progress)
         _write_tables(names, work)
         stencil_unit.assemble(work)
@@ -92,8 +96,11 @@ def _build(directory: Path, progress: Progress | None) -> list[str]:
             if not (directory / _COMPLETE).exists():
                 shutil.rmtree(directory, ignore_errors=True)
                 work.rename(directory)
+    except OSError as fault:
+        raise host_error(fault, "write", directory) from fault
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
     _sweep(directory)
     return names
 
@@ -132,6 +139,11 @@ def _compile_all(names: list[str], work: Path, progress: Progress | None) -> Non
             name = _first_finished(running)
             process = running.pop(name)
             _, complaint = process.communicate()
+            if process.returncode == NO_ROOM:
+                reason = complaint.decode(errors="replace").strip()
+                raise HostError(
+                    f"cannot write the compiled engine to {work}: {reason}", hint=CACHE_HINT
+                )
             if process.returncode != 0:
                 raise EngineError(
                     f"compiling the engine failed in unit {name}",

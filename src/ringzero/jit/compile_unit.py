@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from ringzero.jit.build import NO_ROOM
 from ringzero.jit.partitions import compile_unit
 from ringzero.jit.stencil_unit import compile_share
 
@@ -23,4 +24,8 @@ def main(name: str, directory: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    try:
+        main(sys.argv[1], sys.argv[2])
+    except OSError as fault:
+        print(fault.strerror or fault, file=sys.stderr)
+        sys.exit(NO_ROOM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -72,10 +73,15 @@ def cached_object(ir: str, *, level: int = 2, relocation: str = "pic") -> bytes:
         return path.read_bytes()
     except OSError:
         data = compile_object(ir, level=level, relocation=relocation)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.rename(path)
+    # Without room for it, the next build takes longer, and that is all.
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        try:
+            temporary.write_bytes(data)
+            temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return data
 
 

@@ -33,7 +33,7 @@ from ringzero.isa.x86.mxcsr import MASKS
 from ringzero.jit.module import Module
 from ringzero.jit.stencil_ops import CONVENTION, PARAMETERS, PINNED
 from ringzero.jit.tables import BLOCK_LIMIT, COUNTERS, Block, Translator
-from ringzero.jit.translate import FPU_OFF, FS_OFF, NO_BRANCH, translate
+from ringzero.jit.translate import FPU_OFF, FS_OFF, NO_BRANCH, is_own, translate
 from ringzero.native import (
     address_of,
     boolean,
@@ -159,8 +159,6 @@ def find_code(cpu: Cpu, tr: Translator, va: u64) -> u64:
                 store(u8, counter, count)
                 return u64(0)
             code = translate(cpu, tr, host & ~u64(0xFFF), offset, code_mode(cpu))
-            if code == 0:
-                return u64(0)
         known.address = tag
         known.code = code
     cpu.page_base = va & ~u64(0xFFF)
@@ -226,10 +224,12 @@ def run_blocks(cpu: Cpu) -> u32:
             run_cold(cpu, tr)
             continue
         if cpu.link_site != 0:
-            # The block before left by a direct jump inside its page: from now on it goes straight.
-            store(u32, cpu.link_site, u32(code - cpu.link_site - 4))
+            # The block before left by a direct jump inside its page: from now on it goes straight,
+            # unless its code is shared with other machines.
+            if is_own(tr, cpu.link_site):
+                store(u32, cpu.link_site, u32(code - cpu.link_site - 4))
+                tr.count_links += 1
             cpu.link_site = 0
-            tr.count_links += 1
         cpu.stop_block = 0
         call_address(cpu.enter_code, None, cpu, code)
         if not is_canonical(cpu.rip):

@@ -145,7 +145,9 @@ class Catalogue:
         self.lowerings: list[Lowering] = []
         known: dict[tuple[Any, ...], int] = {}
         for form in all_forms():
-            if not form.attributes.get("fast") or any(o.letter in "PQNO" for o in form.operands):
+            if not form.attributes.get("fast") or any(
+                o.letter in tuple("PQNO") for o in form.operands
+            ):
                 continue
             for size in _sizes(form):
                 for memory in (False, True):

@@ -155,6 +155,8 @@ class Translator(Struct):
     branch = field(u32)  # in-page offset of the current instruction
     cc = field(u32)
     mode = field(u32)
+    block_end = field(u32)  # in-page offset behind the block
+    unfinished = field(u32)  # 1: the instruction there is no part of the page's code
     glue = field(Glue)
     # Translations of an earlier run (see engine.soft.translations): saved pages, a hash
     # table of indices + 1 into them, their contents, their CodePages.

@@ -287,9 +287,13 @@ def find_key(tr: Translator, insn: Insn, lowering: LoweringEntry) -> u32:
 
 @native(inline="never")
 def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> u32:
-    """Decode the block at in-page offset `start` of the page at a host address; return its size."""
+    """Decode the block at in-page offset `start` of the page at a host address; return its size.
+
+    Notes where it ends, and whether what follows is left to the interpreter.
+    """
     at = u64(start)
     count = u32(0)
+    tr.unfinished = 0
     while count < BLOCK_LIMIT:
         if at >= PAGE:
             break
@@ -305,6 +309,7 @@ def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> 
         status = decode(cpu, insn, where, mode & MODE_BITS)
         length = u64(insn.length)
         if status != DECODED or length > room or length > MAX_LENGTH:
+            tr.unfinished = 1
             break
         insn.page_offset = u16(at)
         slot = (u32(insn.op_size - 1) << 2) | (u32(insn.memory) << 1) | u32(insn.lock)
@@ -328,6 +333,7 @@ def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> 
         form = pointer(FormEntry, cpu.form_table + u64(insn.form) * FormEntry.size)
         if (form.flags & ENDS) != 0:
             break
+    tr.block_end = u32(at)
     return count
 
 
@@ -469,7 +475,7 @@ def emit_stencil(tr: Translator, insn: Insn, lowering: LoweringEntry, live: u32,
 
 
 @native(inline="never")
-def emit_insn(tr: Translator, number: u32, count: u32) -> u32:
+def emit_insn(tr: Translator, number: u32, paid: u32) -> u32:
     """Append one instruction of the block; return 1 when it ended the block."""
     insn = tr.insns[number]
     index = tr.lowering[number]
@@ -487,7 +493,7 @@ def emit_insn(tr: Translator, number: u32, count: u32) -> u32:
         emit_goto(tr, target)
     elif end == END_CONDITIONAL:
         cc = know_flags(tr)
-        set_target(tr, target, count - number - 1)
+        set_target(tr, target, paid - number - 1)
         emit(tr, tr.glue.jcc[u32(insn.opcode & 0xF) * 44 + cc])
         link_stub(tr)
         ended = u32(0)
@@ -528,11 +534,11 @@ def link_last_target(tr: Translator) -> None:
 
 @native(inline="never")
 def translate(cpu: Cpu, tr: Translator, host_page: u64, start: u32, mode: u32) -> u64:
-    """Translate the block at an in-page offset; return its host address, or 0 for none."""
+    """Translate the block at an in-page offset; return its host address."""
     tr.mode = mode
     count = decode_block(cpu, tr, host_page, start, mode)
-    if count == 0:
-        return u64(0)
+    # An instruction that reaches into the next page, or is none, ends the block interpreted.
+    paid = count + tr.unfinished
     if tr.data - tr.out < BLOCK_ROOM:
         flush_code(cpu, tr)
     find_dead_flags(tr, count)
@@ -541,26 +547,35 @@ def translate(cpu: Cpu, tr: Translator, host_page: u64, start: u32, mode: u32) -
     tr.cc = UNKNOWN_CC
     entry = tr.out
     tr.slow_stub = 0
-    tr.target_stub = add_stub(tr, u32(STUB_BUDGET), start, count)
-    tr.holes[tables.HC] = u64(count)
+    tr.target_stub = add_stub(tr, u32(STUB_BUDGET), start, paid)
+    tr.holes[tables.HC] = u64(paid)
     emit(tr, tr.glue.head)
     ended = u32(0)
     number = u32(0)
     while number < count:
-        ended = emit_insn(tr, number, count)
+        ended = emit_insn(tr, number, paid)
         number += 1
-    last = tr.insns[count - 1]
-    end = u32(last.page_offset) + u32(last.length)
     if ended == 0:
         tr.branch = NO_BRANCH
-        emit_goto(tr, end)
+        if tr.unfinished != 0:
+            tr.holes[tables.HO] = u64(tr.block_end)
+            tr.holes[tables.HR] = u64(0)
+            emit(tr, tr.glue.slow)
+        else:
+            emit_goto(tr, tr.block_end)
     emit_stubs(tr)
     # Blocks begin at 16-byte boundaries.
     tr.out = (tr.out + 15) & ~u64(15)
-    register_block(cpu, tr, host_page, start, end, mode, entry)
+    register_block(cpu, tr, host_page, start, tr.block_end + tr.unfinished, mode, entry)
     tr.count_blocks += 1
     tr.count_insns += u64(count)
     return entry
+
+
+@staged
+def is_own(tr: Any, address: Any) -> Any:
+    """Whether translated code or a record lies in the space that only this machine uses."""
+    return address - tr.region_start < tr.region_end - tr.region_start
 
 
 @native(inline="never")
@@ -576,6 +591,12 @@ def register_block(
         fill_memory(where, u8(0), u64(CodePage.size))
         store(u64, slot, where)
         protect_code(cpu, host_page)
+    elif not is_own(tr, where):
+        # Other machines, whose page may differ where no code is, have the same list of blocks.
+        tr.data = (tr.data - CodePage.size) & ~u64(15)
+        copy_memory(tr.data, where, u64(CodePage.size))
+        where = tr.data
+        store(u64, slot, where)
     page = pointer(CodePage, where)
     first, last = u64(start) >> 6, (u64(end) - 1) >> 6
     page.lines |= ((u64(2) << (last - first)) - 1) << first

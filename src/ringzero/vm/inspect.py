@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager
-from dataclasses import fields, replace
 from typing import Any
 
 from ringzero.core.memory import GuestMemory
 from ringzero.errors import InvalidValueError
 from ringzero.isa.x86.state import GPR_NAMES, CpuState
+from ringzero.records import replace
 from ringzero.vm.runloop import VcpuThread
 
 # Registers of CpuState that are plain numbers.
 _CONTROL_NAMES = tuple(
-    field.name for field in fields(CpuState) if field.type in ("int", int) and field.name != "tsc"
+    name for name, kind in CpuState.__annotations__.items() if kind == "int" and name != "tsc"
 )
 
 Frozen = Callable[[], AbstractContextManager[None]]
@@ -96,7 +96,7 @@ class Registers(MutableMapping[str, int]):
             if name in GPR_NAMES:
                 self._cpu.state = state.with_gpr(**{name: value})
             else:
-                self._cpu.state = replace(state, **{name: value})  # type: ignore[arg-type]
+                self._cpu.state = replace(state, **{name: value})
 
     def __getattr__(self, name: str) -> int:
         try:

@@ -15,17 +15,18 @@ import atexit
 import contextlib
 import functools
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ringzero.board.contract import BOARDS, Board, BoardEvents, BoardParts
-from ringzero.board.kernel import load_kernel
+from ringzero.board.kernel import KernelImage, load_kernel
 from ringzero.config.machine import MachineConfig
 from ringzero.core.memory import GuestMemory
+from ringzero.core.state import from_tree, to_tree
 from ringzero.devices.contract import Device
 from ringzero.devices.virtio.console import ConsolePort
 from ringzero.devices.virtio.mmio import VirtioMmio
@@ -35,24 +36,49 @@ from ringzero.errors import (
     DeviceError,
     GuestImageError,
     InvalidValueError,
+    StateError,
     TimeoutExpiredError,
 )
+from ringzero.host.files import map_file
+from ringzero.records import record, replace
 from ringzero.settings import CACHE_DIR
-from ringzero.vm.agent import PORTS, STDIN, Agent
+from ringzero.units import format_size
+from ringzero.vm.agent import (
+    MAX_SLOTS,
+    PORTS,
+    STDIN,
+    TTY,
+    Agent,
+    port_name,
+    slot_ports,
+)
 from ringzero.vm.channels import PortChannels
 from ringzero.vm.debugger import Debugger
-from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.exit import PANIC_MARK, Exit, ExitReason
+from ringzero.vm.identity import Identity
 from ringzero.vm.images import IMAGES, BootFiles
 from ringzero.vm.inspect import Cpu, MemoryAccess
 from ringzero.vm.line import Console, Line
 from ringzero.vm.output import OutputBatch
 from ringzero.vm.runloop import RunControl, VcpuThread, Wanted
-from ringzero.vm.state import MachineState, restore_parts, save_parts
+from ringzero.vm.seed import Seed
+from ringzero.vm.state import AgentLink, MachineState, ProcessorKind, restore_parts, save_parts
 
+if TYPE_CHECKING:
+    from ringzero.disk.instant import InstantDisk, LiveDisk
+    from ringzero.vm.snapshot import Snapshot
+    from ringzero.vm.store import Store
+
+# The longest that `start` waits for a vCPU to enter the guest, in seconds.
+_FIRST_ENTRY = 0.1
 # The name that Linux gives port 0 of the console device is hvc0, whatever we call it.
 CONSOLE_PORT_NAME = "org.ringzero.console"
-# How every Linux begins its last words.
-PANIC_MARK = "Kernel panic - not syncing"
+# Where ringzero's own guests wait to be told who a copy is (`ringzero.vm.identity`).
+IDENTITY_PORT = "org.ringzero.identity"
+# The longest time, in nanoseconds, by which a clone's time-stamp counter is moved on. Linux
+# makes up for every tick that it missed: 1.4 s of work for 20 minutes, minutes for days.
+# Beyond this, its monotonic time goes on where it stood and only the wall clock is set.
+LONGEST_STEP = 10 * 1_000_000_000
 # What Linux says before it reboots, by a triple fault if it was told reboot=t.
 RESTART_MARK = "reboot: Restarting system"
 
@@ -75,7 +101,7 @@ def _stop_all() -> None:
         machine.stop()
 
 
-@dataclass(frozen=True)
+@record
 class CommandResult:
     """What a command in the guest printed, and its exit status."""
 
@@ -103,34 +129,92 @@ class Machine:
     ) -> None:
         if isinstance(engine, str):
             fields["engine"] = engine
-        self.config = _complete(config, image, fields)
+        self._create(
+            _complete(config, image, fields), engine if isinstance(engine, Engine) else None
+        )
+
+    @classmethod
+    def from_seed(
+        cls, seed: Seed, identity: Identity | None = None, *, engine: Engine | None = None
+    ) -> Self:
+        """Return a paused copy of the machine that `seed` was taken from.
+
+        Raises StateError where the seed does not fit (another engine, other
+        devices), and what building a machine raises. The seed stays the caller's.
+        """
+        identity = identity or Identity()
+        config = seed.config if identity.name is None else replace(seed.config, name=identity.name)
+        machine = cls.__new__(cls)
+        machine._create(config, engine, seed, identity)
+        return machine
+
+    @classmethod
+    def on_disks(
+        cls,
+        config: MachineConfig,
+        disks: Sequence[InstantDisk],
+        identity: Identity | None = None,
+        *,
+        engine: Engine | None = None,
+    ) -> Self:
+        """Return a machine that boots on disks of its own with the content of `disks`."""
+        if identity is not None and identity.name is not None:
+            config = replace(config, name=identity.name)
+        machine = cls.__new__(cls)
+        machine._create(config, engine, None, identity, disks)
+        return machine
+
+    def _create(
+        self,
+        config: MachineConfig,
+        engine: Engine | None,
+        seed: Seed | None = None,
+        identity: Identity | None = None,
+        disks: Sequence[InstantDisk] | None = None,
+    ) -> None:
+        self.config = config
+        # Identifiers of the snapshots that the machine comes from, the latest first.
+        self.lineage: tuple[str, ...] = ()
+        self.identity = identity or Identity(config.name)
         self._closing = contextlib.ExitStack()
         self.control = RunControl()
         self._freezing = threading.RLock()
-        self._started = self._stopped = False
+        self._started = self._stopped = self._newborn = False
+        # By how much a clone's wall clock, once it is set, is ahead of the host's.
+        self._clock_ahead: int | None = None
         with contextlib.ExitStack() as undo:
             undo.callback(self._closing.close)
-            self._build(engine if isinstance(engine, Engine) else None)
+            self._build(engine, seed, seed.disks if seed is not None else disks)
+            if seed is not None:
+                self._grow(seed)
             undo.pop_all()
 
     # ---- building ---------------------------------------------------------
 
-    def _build(self, engine: Engine | None) -> None:
+    def _build(
+        self, engine: Engine | None, seed: Seed | None, instants: Sequence[InstantDisk] | None
+    ) -> None:
         config = self.config
         board_type = BOARDS.get(config.board)
         # Everything that can be wrong with files is found before memory is taken.
-        kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels") if config.kernel else None
-        initrd = _read_initrd(config.initrd) if config.initrd is not None else b""
-        disks = self._open_disks()
-        memory = GuestMemory(board_type.ram_layout(config.memory))
+        kernel, initrd = (None, memoryview(b"")) if seed is not None else _read_boot_files(config)
+        disks = self._open_disks() if instants is None else self._grow_disks(instants)
+        self.disks = tuple(disks)
+        self._engine = engine if engine is not None else _choose_engine(config.engine)
+        memory = GuestMemory(
+            board_type.ram_layout(config.memory),
+            seed.memory if seed else None,
+            large_pages=self._engine.likes_large_pages,
+        )
         self._closing.callback(memory.close)
         self.memory = MemoryAccess(memory)
         self._memory = memory
-        self._engine = engine if engine is not None else _choose_engine(config.engine)
-        self._vm = self._engine.create_vm(
-            memory, _cpuid(self._engine, config.cpus), apics=self._engine.keeps_apics
-        )
+        leaves = _cpuid(self._engine, config)
+        self._vm = self._engine.create_vm(memory, leaves, apics=self._engine.keeps_apics)
+        self._processor = ProcessorKind.of(leaves, self._vm.tsc_hz)
         self._closing.callback(self._vm.close)
+        if seed is not None:
+            self._vm.adopt(seed.code)
         self._make_lines()
         self.board: Board = board_type(
             BoardParts(
@@ -151,20 +235,60 @@ class Machine:
         self._vm.on_eoi = self.board.end_of_interrupt
         for bell in self.board.doorbells():
             self._vm.add_doorbell(bell.address, bell.width, bell.value, bell.ring)
+        for latch in self.board.latches():
+            bus = self.board.pio if latch.port else self.board.mmio
+            self._vm.gather_writes(latch.port, latch.address, latch.size, bus.write)
         self._debugger = Debugger(self)
         self._make_threads()
         self._booted = kernel is None
         self._kernel, self._initrd = kernel, initrd
 
-    def _open_disks(self) -> list[Any]:
+    def _open_disks(self) -> list[LiveDisk]:
+        if not self.config.disks:
+            return []
         from ringzero.disk import open_disk
+        from ringzero.disk.instant import LiveDisk
 
-        return [
-            self._closing.enter_context(
-                open_disk(disk.path, format=disk.format, read_only=disk.read_only)
-            )
-            for disk in self.config.disks
-        ]
+        disks = []
+        for disk in self.config.disks:
+            opened = open_disk(disk.path, format=disk.format, read_only=disk.read_only)
+            live = LiveDisk(opened)
+            self._closing.callback(live.close)
+            disks.append(live)
+        return disks
+
+    def _grow_disks(self, instants: Sequence[InstantDisk]) -> list[LiveDisk]:
+        disks = []
+        for instant in instants:
+            disk = instant.grow()
+            self._closing.callback(disk.close)
+            disks.append(disk)
+        return disks
+
+    def _grow(self, seed: Seed) -> None:
+        """Become what the seed holds, as somebody else."""
+        now, state = self.identity.now, seed.state
+        stood_still = 0 if now is None else max(0, now - seed.taken)
+        if stood_still <= LONGEST_STEP:
+            state = state.advanced(stood_still, self._vm.tsc_hz)
+        elif now is not None:
+            self._clock_ahead = now - time.time_ns()
+        self._restore(state)
+        self.board.renew_generation(self.identity.generation)
+        self._newborn = True
+
+    def _introduce(self) -> None:
+        """Tell the guest of a clone who it is; its vCPUs have not run yet."""
+        self._newborn = False
+        if self._channels is None:
+            return
+        if self._identity_port.guest_open:
+            self._agent.await_adoption()
+        ahead = self._clock_ahead
+        # A guest that has not come so far yet finds the record when it has.
+        self._identity_port.push(
+            self.identity.record(None if ahead is None else time.time_ns() + ahead)
+        )
 
     def _make_lines(self) -> None:
         self.serial = Line()
@@ -182,12 +306,18 @@ class Machine:
         self._ports = [port]
         self._channels: PortChannels | None = None
         if self.config.agent:
-            channels = PortChannels(PORTS, closed=(STDIN,))
+            further = range(1, MAX_SLOTS)
+            channels = PortChannels(
+                PORTS,
+                closed=[port_name(STDIN, slot) for slot in range(MAX_SLOTS)],
+                slots=[slot_ports(slot) for slot in further],
+                terminals=[port_name(TTY, slot) for slot in further],
+            )
             self._agent = Agent(channels)
             channels.receive = self._agent.receive
-            channels.start()
             self._channels = channels
-            self._ports += channels.ports
+            self._identity_port = ConsolePort(IDENTITY_PORT, lambda data: None)
+            self._ports += [*channels.ports, self._identity_port]
             self._closing.callback(self._agent.close)
             self._closing.callback(channels.close)
 
@@ -258,15 +388,20 @@ class Machine:
         if self._started:
             return
         self._boot()
+        if self._newborn:
+            self._introduce()
         self._started = True
         _RUNNING.add(self)
         _stop_all_at_exit()
         for thread in self.threads:
             thread.thread.start()
         if self._channels is not None:
+            self._channels.start()
             threading.Thread(target=self._abandon_commands, name="end", daemon=True).start()
         # Devices whose state was restored go on with what they had in hand.
         self.resume()
+        # The vCPU first: what we do next would keep the interpreter's lock from it.
+        self.control.entered.wait(_FIRST_ENTRY)
 
     def _boot(self) -> None:
         """Load the kernel unless that was done, or a state restored."""
@@ -275,7 +410,7 @@ class Machine:
         states = self.board.boot(self._kernel, self.config.command_line, self._initrd)
         for thread, state in zip(self.threads, states, strict=True):
             thread.set_state(state)
-        self._kernel, self._initrd = None, b""
+        self._kernel, self._initrd = None, memoryview(b"")
         self._booted = True
 
     def pause(self) -> None:
@@ -439,13 +574,110 @@ class Machine:
     def save(self) -> MachineState:
         """Return the state of everything but memory and disks, as plain data."""
         with self.frozen():
-            return save_parts(self.board, self.threads, self._vm)
+            return self._save()
+
+    def _save(self) -> MachineState:
+        kind = {"processor": to_tree(self._processor)}
+        if self._channels is None:
+            state = save_parts(self.board, self.threads, self._vm)
+            return MachineState({**state.tree, **kind})
+        with self._channels.still():
+            state = save_parts(self.board, self.threads, self._vm)
+            agent = AgentLink(self._agent.save(), self._channels.save())
+        return MachineState({**state.tree, **kind, "agent": to_tree(agent)})
 
     def restore(self, state: MachineState) -> None:
         """Put a saved state back, instead of booting. Raises StateError."""
         with self.frozen():
-            restore_parts(state, self.board, self.threads, self._vm)
-            self._booted = True
+            self._restore(state)
+
+    def _restore(self, state: MachineState) -> None:
+        agent = state.tree.get("agent") if isinstance(state.tree, dict) else None
+        if (agent is None) != (self._channels is None):
+            raise StateError("only one of the saved machine and this one has an agent")
+        kind = state.tree.get("processor") if isinstance(state.tree, dict) else None
+        from_tree(ProcessorKind, kind, "processor").check(self._processor)
+        link = from_tree(AgentLink, agent, "agent") if agent is not None else None
+        restore_parts(state, self.board, self.threads, self._vm)
+        if link is not None and self._channels is not None:
+            with self._channels.still():
+                self._channels.restore(link.channels)
+                self._agent.restore(link.agent)
+        self._booted = True
+
+    def seed(self) -> Seed:
+        """Return what the machine is now, for clones to grow from; close it after use.
+
+        The guest stands still for some milliseconds and goes on where it was. Raises
+        InvalidValueError when the guest has ended, StateError, HostError.
+        """
+        if self._stopped or self.control.wanted is Wanted.END:
+            raise InvalidValueError("the guest has ended; there is nothing to copy")
+        if self._on_vcpu_thread():
+            raise InvalidValueError(
+                "a hook cannot copy its machine", hint="pause in the hook, copy outside of it"
+            )
+        with self.frozen(), contextlib.ExitStack() as undo:
+            self._boot()
+            state = self._save()
+            taken = time.time_ns()
+            memory = self._memory.host.freeze()
+            undo.callback(memory.close)
+            disks = []
+            for disk in self.disks:
+                instant = disk.instant()
+                undo.callback(instant.close)
+                disks.append(instant)
+            code = self._vm.share()
+            undo.pop_all()
+        return Seed(self.config, state, memory, disks, taken, code)
+
+    def grow(self, seed: Seed, identity: Identity) -> Self:
+        """Return a paused copy from `seed`, on this machine's engine.
+
+        It may be called in a forked process, whose only machine the copy is then.
+        """
+        copy = type(self).from_seed(seed, identity, engine=self._engine)
+        copy.lineage = self.lineage
+        return copy
+
+    def keep_from_children(self) -> None:
+        """Leave this machine's memory out of processes forked from now on; after `seed`."""
+        self._memory.host.keep_from_children()
+
+    def fork(self, count: int = 1, *, start: bool = False) -> list[Self]:
+        """Return `count` copies of this machine, as it is now; each is stopped on its own.
+
+        They share all memory and disk content that none of them writes to.
+        `start` lets them run at once. Raises as `seed` and `from_seed` do.
+        """
+        children: list[Self] = []
+        with contextlib.ExitStack() as undo, self.seed() as seed:
+            for _ in range(count):
+                child = type(self).from_seed(seed, engine=self._engine)
+                child.lineage = self.lineage
+                undo.callback(child.stop)
+                children.append(child)
+            if start:
+                for child in children:
+                    child.start()
+            undo.pop_all()
+        return children
+
+    def snapshot(self, name: str, *, memory: bool = True, store: Store | None = None) -> Snapshot:
+        """Save the machine as it is now under a name of its own; it runs on meanwhile.
+
+        `memory` False saves the disks only. Raises InvalidValueError where the name is
+        taken, and what `seed` raises.
+        """
+        from ringzero.vm.store import Store
+
+        return (store or Store()).save(self, name, memory=memory)
+
+    @property
+    def engine_name(self) -> str:
+        """The name of the CPU engine that the machine runs on."""
+        return self._engine.name
 
     # ---- statistics -------------------------------------------------------
 
@@ -475,8 +707,13 @@ class Machine:
             for name, part in self.board.parts.items()
             if isinstance(part, VirtioMmio) and part.failure
         }
+        entry = self.control.first_entry
         return {
             "engine": self._engine.name,
+            # What our own process took before the guest ran at all; and when that was, by
+            # CLOCK_MONOTONIC in seconds.
+            "cpu_ms_before_guest": round(entry[1] * 1000, 1) if entry else None,
+            "guest_entered_at": entry[0] if entry else None,
             **cpus,
             "devices": {name: c for name, c in devices.items() if c["reads"] or c["writes"]},
             "unclaimed": {name: count for name, count in unclaimed.items() if count},
@@ -508,9 +745,27 @@ def _complete(
     )
 
 
-def _read_initrd(path: Path) -> bytes:
+def _read_boot_files(config: MachineConfig) -> tuple[KernelImage | None, memoryview]:
+    """Return the kernel, if there is one, and the initrd."""
+    nothing = memoryview(b"")
+    if config.kernel is None:
+        return None, nothing
+    kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels")
+    return kernel, _read_initrd(config.initrd, config.memory) if config.initrd else nothing
+
+
+def _read_initrd(path: Path, memory: int) -> memoryview:
     try:
-        return path.read_bytes()
+        size = path.stat().st_size
+        if size > memory:
+            # Not read first: it may be a disk image by mistake, and take a minute.
+            raise GuestImageError(
+                f"the initrd {path} of {format_size(size)} does not fit into "
+                f"{format_size(memory)} of memory",
+                hint="give the machine more memory (--memory) or a smaller initrd",
+                path=path,
+            )
+        return map_file(path)[0]
     except OSError as fault:
         raise GuestImageError(
             f"cannot read the initrd {path}: {fault.strerror}", hint="check the path", path=path
@@ -531,9 +786,12 @@ def _choose_engine(name: str) -> Engine:
     return select.choose(name)
 
 
-def _cpuid(engine: Engine, cpus: int) -> tuple[Any, ...]:
+def _cpuid(engine: Engine, config: MachineConfig) -> tuple[Any, ...]:
     from ringzero.isa.x86 import cpuid
 
     return cpuid.build(
-        "x86-64-v2", vcpus=cpus, tsc_hz=engine.tsc_hz, supported=engine.supported_cpuid()
+        config.cpu,
+        vcpus=config.cpus,
+        tsc_hz=engine.tsc_hz,
+        supported=engine.supported_cpuid(),
     )

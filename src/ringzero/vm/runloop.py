@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import enum
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from ringzero.board.contract import Processor
@@ -29,6 +29,7 @@ from ringzero.engine.contract import (
 )
 from ringzero.errors import EngineError
 from ringzero.isa.x86.state import MP_RUNNABLE, MP_UNINITIALIZED, CpuState, Segment
+from ringzero.records import replace
 from ringzero.vm.exit import Exit
 
 
@@ -50,6 +51,11 @@ class RunControl:
         # A fault of ours on a vCPU's thread; it is raised to whoever waits.
         self.failure: BaseException | None = None
         self.threads: list[VcpuThread] = []
+        # When a vCPU first entered the guest: by CLOCK_MONOTONIC, and in CPU time of this
+        # process, both in seconds.
+        self.first_entry: tuple[float, float] | None = None
+        # Set by then, or when it will not come to that.
+        self.entered = threading.Event()
 
     def set(self, wanted: Wanted) -> None:
         """Tell every thread what to do; from any thread. END is final."""
@@ -164,6 +170,11 @@ class VcpuThread:
         handlers = self._handlers
         running = Wanted.RUN
         try:
+            if not self._look_around():
+                return
+            if control.first_entry is None:
+                control.first_entry = time.monotonic(), time.process_time()
+                control.entered.set()
             while True:
                 interrupted = self._waits_for_startup or self._init_received
                 if (interrupted or control.wanted is not running) and not self._look_around():
@@ -173,6 +184,7 @@ class VcpuThread:
         except BaseException as failure:
             control.fail(failure)
         finally:
+            control.entered.set()
             with control.changed:
                 self.parked = True
                 control.changed.notify_all()

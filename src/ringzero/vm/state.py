@@ -8,26 +8,92 @@ opposite direction of dependence: the engine, the vCPUs, the devices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ringzero.board.contract import Board
 from ringzero.core.state import from_tree, to_tree
 from ringzero.engine.contract import Vm
 from ringzero.errors import StateError
+from ringzero.isa.x86.cpuid import CpuidLeaf, features_of
 from ringzero.isa.x86.state import CpuState
+from ringzero.records import record
+from ringzero.vm.agent import AgentState
+from ringzero.vm.channels import ChannelsState
 from ringzero.vm.runloop import VcpuThread
 
 # Raised by one whenever a saved tree of before can no longer be read.
-VERSION = 1
+VERSION = 3
+# How far, in parts of a million, the frequencies of two hosts' time-stamp counters may be apart:
+# what Linux guests take for a drift of their clock, and time synchronization makes good.
+TSC_TOLERANCE = 250
+NANOSECONDS = 1_000_000_000
+MASK_64 = (1 << 64) - 1
 
 
-@dataclass(frozen=True)
+@record
 class MachineState:
-    """`tree` is JSON-ready: version, devices by name, vCPUs in order, the engine's part."""
+    """`tree` is JSON-ready: version, devices by name, vCPUs in order, the engine's part.
+
+    Under "processor" it holds a ProcessorKind; under "agent" an AgentLink, where the machine
+    has an agent.
+    """
 
     tree: dict[str, Any]
+
+    def advanced(self, nanoseconds: int, tsc_hz: int) -> MachineState:
+        """Return the state with its clocks moved on, as if the guest had stood still for so long.
+
+        Time-stamp counters and what is derived from them (the paravirtual clock, timers) move
+        together; the guest's RTC follows the host's clock anyway. Raises StateError.
+        """
+        ticks = nanoseconds * tsc_hz // NANOSECONDS
+        cpus = self.tree.get("cpus")
+        try:
+            moved = [{**cpu, "tsc": cpu["tsc"] + ticks & MASK_64} for cpu in cpus or ()]
+            engine = self.tree.get("engine")
+            if engine is not None:
+                engine = {**engine, "clock": engine["clock"] + nanoseconds}
+        except (TypeError, KeyError) as fault:
+            raise StateError("the saved machine has no clock") from fault
+        return MachineState({**self.tree, "cpus": moved, "engine": engine})
+
+
+@record
+class ProcessorKind:
+    """What a guest has found out of its processors and relies on: features, the TSC's hertz."""
+
+    features: tuple[str, ...]
+    tsc_hz: int
+
+    @classmethod
+    def of(cls, leaves: Iterable[CpuidLeaf], tsc_hz: int) -> ProcessorKind:
+        """Return the kind that a guest sees by these leaves of CPUID."""
+        return cls(tuple(sorted(features_of(leaves))), tsc_hz)
+
+    def check(self, here: ProcessorKind) -> None:
+        """Raise StateError unless a guest of this kind can go on `here`."""
+        missing = sorted(set(self.features) - set(here.features))
+        if missing:
+            raise StateError(
+                f"the saved machine's processor has what this one has not: {', '.join(missing)}",
+                hint="restore it on the engine and by the version of ringzero that saved it",
+            )
+        if abs(self.tsc_hz - here.tsc_hz) * 1_000_000 > here.tsc_hz * TSC_TOLERANCE:
+            raise StateError(
+                "the saved machine's time-stamp counter has another frequency",
+                hint="its guest's clock would go wrong; restore it on the host that saved it",
+                expected=self.tsc_hz,
+                seen=here.tsc_hz,
+            )
+
+
+@record
+class AgentLink:
+    """The host's end of the guest's agent, and what is between the two."""
+
+    agent: AgentState
+    channels: ChannelsState
 
 
 def save_parts(board: Board, threads: Sequence[VcpuThread], vm: Vm) -> MachineState:

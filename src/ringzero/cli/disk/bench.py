@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ringzero.cli.disk_action import ACTIONS, Action, add_common, open_for, wants_json
+from ringzero.cli.disk_action import ACTIONS, Action, add_common, open_for, options, wants_json
 from ringzero.cli.verb import print_json
 from ringzero.units import format_size, parse_size
 
@@ -30,7 +30,7 @@ class Bench(Action):
         add("--random", action="store_true", help="in random order")
         add("--flush-interval", type=int, default=0, metavar="N", help="flush every N requests")
         add("filename")
-        add_common(parser)
+        add_common(parser, opens=True)
 
     def execute(self, arguments: argparse.Namespace) -> int:
         from ringzero.disk.bench import Load, run
@@ -46,7 +46,12 @@ class Bench(Action):
             random=arguments.random,
             flush_interval=arguments.flush_interval,
         )
-        with open_for(arguments.filename, arguments.format, write=arguments.write) as disk:
+        with open_for(
+            arguments.filename,
+            arguments.format,
+            write=arguments.write,
+            options=options(arguments.open),
+        ) as disk:
             timing = run(disk, load)
         if wants_json(arguments):
             print_json(timing.to_dict())

@@ -36,6 +36,7 @@ class Convert(Action):
   ringzero disk convert -O vhdx disk.vmdk disk.vhdx
   ringzero disk convert -O qcow2 -c -o compression_type=zstd disk.raw disk.qcow2
   ringzero disk convert -O qcow2 -B base.qcow2 disk.raw overlay.qcow2
+  ringzero disk convert -l before-upgrade disk.qcow2 then.raw
   ringzero disk convert -n -O raw disk.qcow2 /dev/vg/volume
 
 After Ctrl-C the same command goes on where it was. A target that was not
@@ -58,16 +59,11 @@ finished does not have its name yet.
         add("--force", action="store_true", help="overwrite a target that is there")
         add("source")
         add("target")
-        add_common(parser, progress=True)
+        add_common(parser, progress=True, opens=True)
 
     def execute(self, arguments: argparse.Namespace) -> int:
         from ringzero.units import parse_size
 
-        if arguments.snapshot:
-            raise InvalidValueError(
-                "a snapshot cannot be converted directly",
-                hint="apply it to a copy first: `ringzero disk snapshot -a`",
-            )
         sparse = parse_size(arguments.sparse)
         threads = arguments.threads or os.cpu_count() or 1
         if threads < 1 or sparse < 0 or sparse % 512:
@@ -75,14 +71,17 @@ finished does not have its name yet.
         source, target = Path(arguments.source), Path(arguments.target)
         if target.exists() and source.exists() and source.samefile(target):
             raise InvalidValueError("source and target are the same file")
-        with open_for(arguments.source, arguments.format) as disk:
+        opening = options(arguments.open)
+        if arguments.snapshot:
+            opening["snapshot"] = arguments.snapshot.removeprefix("snapshot.name=")
+        with open_for(arguments.source, arguments.format, options=opening) as disk:
             text = f"convert {source.name} to {target.name}"
             with progress(arguments, text, disk.size) as tell:
                 if arguments.no_create:
                     _into(disk, arguments, sparse, threads, tell)
                     resumed = 0
                 else:
-                    resumed = _afresh(disk, arguments, sparse, threads, tell)
+                    resumed = _afresh(disk, arguments, opening, sparse, threads, tell)
         if resumed and not arguments.quiet:
             print(f"went on at {format_size(resumed)}", file=sys.stderr)
         if wants_json(arguments):
@@ -91,7 +90,12 @@ finished does not have its name yet.
 
 
 def _afresh(
-    disk: Disk, arguments: argparse.Namespace, sparse: int, threads: int, tell: Tell
+    disk: Disk,
+    arguments: argparse.Namespace,
+    opening: dict[str, str],
+    sparse: int,
+    threads: int,
+    tell: Tell,
 ) -> int:
     from ringzero.disk.convert import Conversion
 
@@ -99,6 +103,7 @@ def _afresh(
         Path(arguments.target),
         format_name(arguments.target_format) or "raw",
         options=options(arguments.options),
+        opening=opening,
         backing=arguments.backing,
         backing_format=format_name(arguments.backing_format),
         compress=arguments.compress,

@@ -6,7 +6,7 @@ import argparse
 import datetime
 from typing import TYPE_CHECKING, Any
 
-from ringzero.cli.disk_action import ACTIONS, Action, add_common, open_for, wants_json
+from ringzero.cli.disk_action import ACTIONS, Action, add_common, open_for, options, wants_json
 from ringzero.cli.verb import print_json
 from ringzero.units import format_size
 
@@ -29,7 +29,7 @@ class Info(Action):
         add("--top", action="store_true", help="this layer alone")
         add("-U", "--force-share", action="store_true", help="even while somebody is writing to it")
         add("filename")
-        add_common(parser)
+        add_common(parser, opens=True)
 
     def execute(self, arguments: argparse.Namespace) -> int:
         with open_for(
@@ -37,6 +37,7 @@ class Info(Action):
             arguments.format,
             backing=not arguments.top,
             lock=not arguments.force_share,
+            options=options(arguments.open),
         ) as disk:
             layers = [layer.info() for layer in disk.chain()]
         if wants_json(arguments):

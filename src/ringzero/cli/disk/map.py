@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ringzero.cli.disk_action import ACTIONS, Action, add_common, open_for, wants_json
+from ringzero.cli.disk_action import ACTIONS, Action, add_common, open_for, options, wants_json
 from ringzero.units import parse_size
 
 if TYPE_CHECKING:
@@ -26,11 +26,16 @@ class Map(Action):
         add("-l", "--max-length", metavar="SIZE")
         add("-U", "--force-share", action="store_true", help="even while somebody is writing to it")
         add("filename")
-        add_common(parser)
+        add_common(parser, opens=True)
 
     def execute(self, arguments: argparse.Namespace) -> int:
         as_json = wants_json(arguments)
-        with open_for(arguments.filename, arguments.format, lock=not arguments.force_share) as disk:
+        with open_for(
+            arguments.filename,
+            arguments.format,
+            lock=not arguments.force_share,
+            options=options(arguments.open),
+        ) as disk:
             start = parse_size(arguments.start_offset)
             length = disk.size - start
             if arguments.max_length is not None:

@@ -31,7 +31,7 @@ class Measuring(Action):
         add("-o", "--options", metavar="NAME=VALUE,...", action="append", help="of the target")
         add("--size", metavar="SIZE", help="of a new and empty disk")
         add("filename", nargs="?")
-        add_common(parser)
+        add_common(parser, opens=True)
 
     def execute(self, arguments: argparse.Namespace) -> int:
         import contextlib
@@ -43,7 +43,9 @@ class Measuring(Action):
         with contextlib.ExitStack() as stack:
             source = None
             if arguments.filename is not None:
-                source = stack.enter_context(open_for(arguments.filename, arguments.format))
+                source = stack.enter_context(
+                    open_for(arguments.filename, arguments.format, options=options(arguments.open))
+                )
             found = measure(
                 format_name(arguments.target_format) or "raw",
                 -(-wanted_size(source, size) // 512) * 512,

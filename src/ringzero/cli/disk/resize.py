@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ringzero.cli.disk_action import ACTIONS, Action, add_common, open_for, wants_json
+from ringzero.cli.disk_action import ACTIONS, Action, add_common, open_for, options, wants_json
 from ringzero.cli.verb import print_json
 from ringzero.errors import InvalidValueError
 
@@ -23,14 +23,16 @@ class Resize(Action):
         add("--shrink", action="store_true", help="allow what would cut off data")
         add("filename")
         add("size", help="20G, or +10G, or -10G")
-        add_common(parser)
+        add_common(parser, opens=True)
 
     def execute(self, arguments: argparse.Namespace) -> int:
         from ringzero.units import format_size, parse_size
 
         text = arguments.size
         change = parse_size(text.lstrip("+-"))
-        with open_for(arguments.filename, arguments.format, write=True) as disk:
+        with open_for(
+            arguments.filename, arguments.format, write=True, options=options(arguments.open)
+        ) as disk:
             size = {"+": disk.size + change, "-": disk.size - change}.get(text[0], change)
             size = -(-size // 512) * 512
             if size < disk.size and not arguments.shrink:

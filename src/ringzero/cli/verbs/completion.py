@@ -1,4 +1,4 @@
-"""`ringzero completion`: shell code that completes verbs, flags and files."""
+"""`ringzero completion`: shell code that completes verbs, flags, files and machines' names."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ _ringzero() {{
 {cases}
         esac
     fi
+    case ${{COMP_WORDS[1]}} in
+        {named}) words+=" $(ringzero ps -aq 2>/dev/null)" ;;
+    esac
     case $previous in
         --engine) words="auto soft kvm" ;;
         --kernel|--initrd|--disk|--serial) compopt -o default 2>/dev/null; return ;;
@@ -41,13 +44,17 @@ class Completion(Verb):
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Print the code."""
-        cases = []
+        cases, named = [], []
         for name, verb in VERBS:
             parser = argparse.ArgumentParser(prog=name)
             verb().configure(parser)
             words = " ".join(_words(parser))
             cases.append(f'            {name}) words="{words}" ;;')
-        code = _BASH.format(verbs=" ".join(VERBS.names()), cases="\n".join(cases))
+            if any(action.dest == "machine" for action in parser._actions):
+                named.append(name)
+        code = _BASH.format(
+            verbs=" ".join(VERBS.names()), cases="\n".join(cases), named="|".join(named)
+        )
         if arguments.shell == "zsh":
             code = "#compdef ringzero\nautoload -U +X bashcompinit && bashcompinit\n" + code
         print(code, end="")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
+import resource
 import shutil
+import stat
+from pathlib import Path
 from typing import Any
 
 import ringzero
@@ -32,7 +36,10 @@ class Info(Verb):
             print(f"{section}:")
             width = max((len(key) for key in values), default=0)
             for key, value in values.items():
-                print(f"  {key:{width}}  {_line(value)}")
+                first, *rest = _lines(value)
+                print(f"  {key:{width}}  {first}")
+                for line in rest:
+                    print(f"  {'':{width}}  {line}")
         return 0
 
 
@@ -43,19 +50,23 @@ def collect() -> dict[str, dict[str, Any]]:
     from ringzero.units import format_size
 
     cache = CACHE_DIR.get()
-    size = sum(
-        file.stat().st_size for file in cache.rglob("*") if file.is_file() and not file.is_symlink()
-    )
     return {
-        "ringzero": {"version": ringzero.__version__, "python": platform.python_version()},
+        "ringzero": {"version": ringzero.__version__, **_versions()},
         "host": {
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-            "cpus": os.cpu_count(),
+            "processor": _proc("cpuinfo", "model name"),
+            "cpus": len(os.sched_getaffinity(0)),
+            "memory": _proc("meminfo", "MemTotal"),
+            "memory available": _proc("meminfo", "MemAvailable"),
+            "open files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             "kvm": _kvm(),
             "apt-get": shutil.which("apt-get") or "not installed",
         },
         "engines": {**engine_info.engines(), "auto": engine_info.chosen()},
-        "cache": {"directory": str(cache), "size": format_size(size)},
+        "cache": {
+            "directory": str(cache),
+            **{name: format_size(size) for name, size in _sizes(cache).items()},
+        },
         "images": {image.name: image.digest[:12] for image in list_images(cache)},
         "settings": {
             name: os.environ.get(name) or f"(not set) {setting.help}"
@@ -64,11 +75,62 @@ def collect() -> dict[str, dict[str, Any]]:
     }
 
 
-def _line(value: Any) -> Any:
-    """Return what a reader gets of one fact; --json gives all of it."""
-    if isinstance(value, dict) and "usability" in value:
-        return f"{value['usability']}: {value['reason']}"
-    return value
+def _lines(value: Any) -> list[str]:
+    """Return what a reader gets of one fact; --json gives the same as plain values."""
+    if not (isinstance(value, dict) and "usability" in value):
+        return [str(value)]
+    lines = [f"{value['usability']}: {value['reason']}"]
+    for key, fact in value.items():
+        if key in ("usability", "reason"):
+            continue
+        if isinstance(fact, dict):
+            # Models that lack nothing are no news.
+            fact = "; ".join(f"{name}: {' '.join(of)}" for name, of in fact.items() if of)  # noqa: PLW2901 - its text
+        elif isinstance(fact, list):
+            fact = " ".join(fact)  # noqa: PLW2901 - its text
+        if fact not in ("", None):
+            lines.append(f"{key.replace('_', ' ')}: {fact}")
+    return lines
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that ringzero needs."""
+    from importlib import metadata
+
+    found = {"python": platform.python_version()}
+    for name in ("llvmlite", "zstandard", "lz4"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _proc(name: str, field: str) -> str:
+    """Return the first value of `field` in /proc/`name`, or "unknown"."""
+    try:
+        lines = Path("/proc", name).read_text().splitlines()
+    except OSError:
+        return "unknown"
+    values = (line.partition(":")[2].strip() for line in lines if line.startswith(field))
+    return next(values, "unknown")
+
+
+def _sizes(cache: Path) -> dict[str, int]:
+    """Return the bytes in the cache: all of them, and by its directories."""
+    sizes = {"size": 0}
+    for file in sorted(cache.rglob("*")):
+        with contextlib.suppress(OSError):
+            status = file.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                continue
+            # As it lies on the disk: images may have holes.
+            size = status.st_blocks * 512
+            sizes["size"] += size
+            first = file.relative_to(cache).parts
+            if len(first) > 1:
+                sizes[first[0]] = sizes.get(first[0], 0) + size
+    return sizes
 
 
 def _kvm() -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ringzero.cli.verb import VERBS, Verb
+from ringzero.cli.verb import VERBS, Verb, print_json
 from ringzero.errors import InvalidValueError
 from ringzero.settings import ENGINE
 
 if TYPE_CHECKING:
+    import argparse
+
     from ringzero.config.machine import MachineConfig
+    from ringzero.control.directory import Claim
 
 _DEFAULT_IMAGE = "micro"
 
@@ -30,6 +32,7 @@ class Run(Verb):
   ringzero run --image full -- uname -r   a guest with another kernel
   ringzero run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
   ringzero run --disk data.img,ro --memory 1G -- mount /dev/vda /mnt
+  ringzero run -d --name web              a machine that stays; see ps, exec, console, stop
 
 The default guest is put together from Debian's packages at the first run and
 kept in the cache. In an interactive session Ctrl-] is the escape key:
@@ -63,6 +66,13 @@ Ctrl-] q ends the machine.
             "need ',format=raw' (repeatable)",
         )
         add("--memory", "-m", metavar="SIZE", default="512M", help="memory (default: 512M)")
+        add(
+            "--cpu",
+            metavar="MODEL",
+            default=None,
+            help="CPU model: x86-64-v2 (default), the same with -intel or -amd, which look alike "
+            "on every engine, or host (KVM only)",
+        )
         add("--cpus", metavar="N", type=int, default=1, help="virtual CPUs (default: 1)")
         add(
             "--engine",
@@ -77,27 +87,36 @@ Ctrl-] q ends the machine.
             help="where the serial line goes (default: stdio with --kernel, else nowhere)",
         )
         add("-t", "--tty", action="store_true", help="give the command the guest's console")
+        add("-d", "--detach", action="store_true", help="leave the machine running; print its name")
+        add("--name", metavar="NAME", help="what `ps`, `exec`, `stop` and others call the machine")
+        add("--rm", action="store_true", help="remove a named machine's directory at its end")
+        add("--no-wait", action="store_true", help="with -d: do not wait until the guest is up")
         add("--stats", action="store_true", help="say on stderr where the time went")
         add("--json", action="store_true", help="statistics and errors as JSON")
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Build the machine's description, then hand over to `ringzero.cli.session`."""
         _check(arguments)
+        _refuse_missing_kvm(arguments.engine or ENGINE.get())
         config = _user_config(arguments) if arguments.kernel else _default_config(arguments)
         config.check_files()
+        if arguments.detach:
+            return _detach(arguments, config)
         _measure_engines(config.engine)
 
         from ringzero.cli import session
 
-        return session.run(
-            config,
-            words=arguments.command,
-            terminal=arguments.tty,
-            serial=arguments.serial or ("stdio" if arguments.kernel else None),
-            timeout=arguments.timeout,
-            stats=arguments.stats,
-            as_json=arguments.json,
-        )
+        how: dict[str, Any] = {
+            "words": arguments.command,
+            "terminal": arguments.tty,
+            "serial": arguments.serial or ("stdio" if arguments.kernel else None),
+            "timeout": arguments.timeout,
+            "stats": arguments.stats,
+            "as_json": arguments.json,
+        }
+        if arguments.name is None:
+            return session.run(config, **how)
+        return _named(arguments, config, how)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -114,11 +133,73 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InvalidValueError("-t without a command", hint="ringzero run -t -- CMD")
     if arguments.timeout is not None and not arguments.timeout > 0:
         raise InvalidValueError(f"a timeout of {arguments.timeout} seconds makes no sense")
+    if arguments.detach and (arguments.tty or arguments.serial == "stdio"):
+        raise InvalidValueError(
+            "a machine that is detached has no terminal",
+            hint="attach to it later: `ringzero console NAME`",
+        )
+    if arguments.detach and arguments.stats:
+        raise InvalidValueError("--stats with -d", hint="`ringzero inspect NAME` has them")
+    if arguments.rm and not (arguments.detach or arguments.name):
+        raise InvalidValueError("--rm without --name or -d")
+    if arguments.no_wait and not arguments.detach:
+        raise InvalidValueError("--no-wait without -d")
+    if arguments.name is not None:
+        from ringzero.control.directory import check_name
+
+        check_name(arguments.name)
     if arguments.serial == "stdio" and not arguments.kernel:
         raise InvalidValueError(
             "the default guest uses standard input and output itself",
             hint="give a file: --serial boot.log",
         )
+
+
+def _refuse_missing_kvm(name: str) -> None:
+    """Where KVM is asked for and cannot be had: say so before an image is made for it."""
+    if name == "kvm":
+        from ringzero.engine import select
+
+        select.choose(name)
+
+
+def _claim(arguments: argparse.Namespace, config: MachineConfig, foreground: bool) -> Claim:
+    """Make the machine's directory."""
+    from ringzero.control import directory
+
+    return directory.create(
+        arguments.name,
+        config,
+        image="" if arguments.kernel else config.name,
+        command=tuple(arguments.command),
+        timeout=arguments.timeout,
+        serial=None if arguments.serial == "stdio" else arguments.serial,
+        foreground=foreground,
+        remove=arguments.rm,
+    )
+
+
+def _named(arguments: argparse.Namespace, config: MachineConfig, how: dict[str, Any]) -> int:
+    """Run the machine here, where others can find it by its name."""
+    from ringzero.cli import session
+    from ringzero.control.foreground import Foreground
+
+    with Foreground(_claim(arguments, config, foreground=True)) as foreground:
+        code = session.run(config, **how, wrap=foreground.keep)
+        return foreground.conclude(code)
+
+
+def _detach(arguments: argparse.Namespace, config: MachineConfig) -> int:
+    """Start the machine in a process of its own, and print its name when the guest is up."""
+    from ringzero.control.launch import launch
+
+    claim = _claim(arguments, config, foreground=False)
+    found = launch(claim, wait=not arguments.no_wait)
+    if arguments.json:
+        print_json(found.summary())
+    else:
+        print(found.name)
+    return 0
 
 
 def _measure_engines(name: object) -> None:
@@ -134,6 +215,7 @@ def _common(arguments: argparse.Namespace) -> dict[str, object]:
         "memory": arguments.memory,
         "cpus": arguments.cpus,
         "engine": arguments.engine or ENGINE.get(),
+        **({"cpu": arguments.cpu} if arguments.cpu else {}),
         "disks": arguments.disk,
     }
 

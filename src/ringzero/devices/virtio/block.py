@@ -13,12 +13,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from ringzero.devices.virtio.device import VIRTIO_DEVICES, VirtioDevice
 from ringzero.devices.virtio.queue import Chain, QueueError
 from ringzero.errors import StateError
+from ringzero.records import record
 
 SECTOR = 512
 QUEUE_SIZE = 256
@@ -68,7 +68,7 @@ class BlockBackend(Protocol):
     def flush(self) -> None: ...
 
 
-@dataclass(frozen=True)
+@record
 class BlockState:
     """The disk's size in bytes: a machine is only restored over the same disk."""
 

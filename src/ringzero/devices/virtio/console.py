@@ -9,10 +9,10 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ringzero.devices.virtio.device import VIRTIO_DEVICES, VirtioDevice
 from ringzero.errors import DeviceError, StateError
+from ringzero.records import record
 
 FEATURE_SIZE, FEATURE_MULTIPORT, FEATURE_EMERGENCY_WRITE = 1, 2, 4
 DEVICE_READY, PORT_ADD, PORT_READY, CONSOLE_PORT = 0, 1, 3, 4
@@ -30,17 +30,21 @@ MAX_REQUEST = 1024 * 1024
 MAX_PENDING_CONTROL = 1024
 
 
-@dataclass(frozen=True)
+@record
 class PortState:
-    """Whether the guest knows the port, who has it open, and bytes that wait for the guest."""
+    """Whether the guest knows the port, who has it open, bytes that wait for the guest.
+
+    `present` says that the port has appeared.
+    """
 
     ready: bool
     connected: bool
     guest_open: bool
     backlog: bytes
+    present: bool
 
 
-@dataclass(frozen=True)
+@record
 class ConsoleState:
     """The terminal's size, the ports, control messages that wait for the guest's buffers."""
 
@@ -61,12 +65,24 @@ class ConsolePort:
     `output(data)` is called with what the guest writes, on a vCPU's thread
     and under the device's lock: it hands the bytes on and must not wait.
     `on_open(flag)` and `on_room()` tell, likewise, that the guest opened or
-    closed the port, and that `push` takes bytes again.
+    closed the port, and that `push` takes bytes again. A port that is not
+    `present` is kept from the guest until `appear`; a `terminal` is one of its
+    hvc terminals.
     """
 
-    def __init__(self, name: str, output: Callable[[bytes], None], connected: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        output: Callable[[bytes], None],
+        connected: bool = True,
+        *,
+        present: bool = True,
+        terminal: bool = False,
+    ) -> None:
         self.name = name
         self.output = output
+        self.present = present
+        self.terminal = terminal
         # Whether the host's end is open; the guest reads end of file where it is not.
         self.connected = connected
         self.on_open: Callable[[bool], None] | None = None
@@ -91,6 +107,21 @@ class ConsolePort:
             self.backlog += data[:taken]
             device.transport.serve(receive_queue(self.index))
         return taken
+
+    def appear(self) -> None:
+        """Let the guest see the port; may be called twice."""
+        device = self._device
+        with device.lock:
+            if not self.present:
+                self.present = True
+                device.announce_new(self)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the guest the size of this terminal, in characters."""
+        device = self._device
+        with device.lock:
+            if self.ready:
+                device.send_size(self.index, columns, rows)
 
     def connect_host(self, connected: bool) -> None:
         """Tell the guest that the host opened (True) or closed (False) its end."""
@@ -135,8 +166,7 @@ class Console(VirtioDevice[ConsoleState]):
             if not self.accepted & FEATURE_MULTIPORT:
                 self.transport.interrupt_config()
             elif self.ports[0].ready:
-                self._send_size()
-                self.transport.serve(CONTROL_RECEIVE)
+                self.send_size(0, self._columns, self._rows)
 
     # ---- the transport's calls --------------------------------------------
 
@@ -218,10 +248,18 @@ class Console(VirtioDevice[ConsoleState]):
         self._send(port.index, PORT_OPEN, int(port.connected))
         self.transport.serve(CONTROL_RECEIVE)
 
-    def _send_size(self) -> None:
+    def announce_new(self, port: ConsolePort) -> None:
+        """Tell a guest that has asked for ports of a new one; the lock is held."""
+        if any(other.ready for other in self.ports):
+            self._send(port.index, PORT_ADD, 1)
+            self.transport.serve(CONTROL_RECEIVE)
+
+    def send_size(self, port: int, columns: int, rows: int) -> None:
+        """Tell the guest the size of a terminal; the lock is held."""
         # Columns first (virtio 1.2, 5.3.6.2). Linux before 6.15, and stable kernels of that
         # time, read rows first.
-        self._send(0, RESIZE, 0, struct.pack("<HH", self._columns, self._rows))
+        self._send(port, RESIZE, 0, struct.pack("<HH", columns & 0xFFFF, rows & 0xFFFF))
+        self.transport.serve(CONTROL_RECEIVE)
 
     def _flush_control(self) -> None:
         queue = self.queues[CONTROL_RECEIVE]
@@ -250,16 +288,18 @@ class Console(VirtioDevice[ConsoleState]):
         if event == DEVICE_READY:
             if value:
                 for port in self.ports:
-                    self._send(port.index, PORT_ADD, 1)
+                    if port.present:
+                        self._send(port.index, PORT_ADD, 1)
             return
-        if index >= len(self.ports):
+        if index >= len(self.ports) or not self.ports[index].present:
             return
         port = self.ports[index]
         if event == PORT_READY and value:
             port.ready = True
+            if index == 0 or port.terminal:
+                self._send(index, CONSOLE_PORT, 1)
             if index == 0:
-                self._send(0, CONSOLE_PORT, 1)
-                self._send_size()
+                self._send(0, RESIZE, 0, struct.pack("<HH", self._columns, self._rows))
             self._send(index, PORT_NAME, 1, port.name.encode())
             if port.connected:
                 self._send(index, PORT_OPEN, 1)
@@ -278,7 +318,8 @@ class Console(VirtioDevice[ConsoleState]):
     def save(self) -> ConsoleState:
         with self.lock:
             ports = tuple(
-                PortState(p.ready, p.connected, p.guest_open, bytes(p.backlog)) for p in self.ports
+                PortState(p.ready, p.connected, p.guest_open, bytes(p.backlog), p.present)
+                for p in self.ports
             )
             return ConsoleState(self._columns, self._rows, ports, tuple(self._control))
 
@@ -295,3 +336,4 @@ class Console(VirtioDevice[ConsoleState]):
                 port.connected = saved.connected
                 port.guest_open = saved.guest_open
                 port.backlog[:] = saved.backlog
+                port.present = saved.present

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ringzero.core.irq import IrqLine
@@ -11,6 +10,7 @@ from ringzero.devices.contract import Device
 from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.devices.virtio.queue import QueueError, QueueState, Virtqueue
 from ringzero.errors import StateError
+from ringzero.records import record
 
 WINDOW_SIZE = 0x1000
 MAGIC, MMIO_VERSION = 0x74726976, 2
@@ -33,7 +33,7 @@ USED_BUFFER, CONFIG_CHANGED = 1, 2
 MASK_32 = 0xFFFF_FFFF
 
 
-@dataclass(frozen=True)
+@record
 class VirtioMmioState:
     """Registers of the transport and its queues; the device saves itself."""
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ringzero.core.memory import GuestMemory
 from ringzero.errors import DeviceError, GuestAddressError, StateError
+from ringzero.records import record
 
 MAX_QUEUE_SIZE = 32768
 # Section 2.7.4: all descriptors of a chain together are at most 2^32 bytes.
@@ -90,7 +90,7 @@ class Chain:
         return done
 
 
-@dataclass(frozen=True)
+@record
 class QueueState:
     """What the driver set up, and how far the device got."""
 

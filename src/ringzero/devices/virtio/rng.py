@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ringzero.devices.virtio.device import VIRTIO_DEVICES, VirtioDevice
+from ringzero.records import record
 
 # One request gets at most this much, so that a guest cannot hold a vCPU
 # thread with a buffer of gigabytes; Linux asks for 64 bytes or less.
 MAX_REQUEST = 64 * 1024
 
 
-@dataclass(frozen=True)
+@record
 class RngState:
     """Nothing: entropy must not be the same twice."""
 

@@ -8,9 +8,10 @@ first sector and have it believed at the next start.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Self
 
+from ringzero.disk.batch import Checked
 from ringzero.disk.contract import (
     SECTOR,
     Disk,
@@ -24,7 +25,7 @@ from ringzero.disk.contract import (
 )
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import FileStorage, Storage, Window
-from ringzero.disk.vectors import Views
+from ringzero.disk.vectors import Views, total
 from ringzero.errors import DiskFormatError, InvalidValueError
 
 
@@ -99,6 +100,13 @@ class RawDisk(Disk):
 
     def _read(self, offset: int, views: Views) -> None:
         self.storage.read_into(offset, views)
+
+    def _read_ready(self, requests: Sequence[Checked]) -> list[Checked]:
+        read_cached = self.storage.read_cached
+        return [request for request in requests if not read_cached(*request)]
+
+    def _announce(self, offset: int, views: Views) -> None:
+        self.storage.announce(offset, total(views))
 
     def _write(self, offset: int, views: Views) -> None:
         self.storage.write(offset, views)

@@ -12,11 +12,15 @@ that ringzero makes have the name in their comment; for others the option
 from __future__ import annotations
 
 import struct
+import sys
 import uuid
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Self
 from uuid import UUID
 
+from ringzero.disk.blockcheck import Range
 from ringzero.disk.blocks import ABSENT, ZERO, BlockDisk
 from ringzero.disk.contract import (
     SECTOR,
@@ -145,6 +149,7 @@ class VdiDisk(BlockDisk):
         self.block_size = header.block_size
         self._around = around
         self._stride = header.block_size + header.extra
+        self.block_lead = header.extra
         self.table = PagedTable(storage, header.map_offset, header.blocks, "I", big_endian=False)
         self._next: int | None = None
         self._header_dirty = False
@@ -158,9 +163,12 @@ class VdiDisk(BlockDisk):
             name = comment.removeprefix(_PARENT_COMMENT).decode("utf-8", "replace")
         self.backing_name, self.backing_format = name or f"{{{self.header.parent}}}", "vdi"
         if not name:
+            if not self._around.with_backing:
+                return
             raise DiskUnsupportedError(
                 f"{self.storage.name} does not say which file its parent {self.header.parent} is",
-                hint="say it with the option parent=FILE",
+                hint="write it into the image with `ringzero disk rebase -u -b FILE`, "
+                "or say it with the option parent=FILE (`--open parent=FILE`)",
                 path=self.storage.name,
             )
         self.backing = self._around.open_backing(name, "vdi")
@@ -249,23 +257,29 @@ class VdiDisk(BlockDisk):
         report = super().check(repair)
         with self._alloc:
             wanted = self._highest()
+            text = f"the header counts {self.header.allocated} blocks, but {wanted} are in use"
             if self.header.allocated < wanted:
-                report.error(
-                    f"the header counts {self.header.allocated} blocks, but {wanted} are in use",
-                    fixed=repair is Repair.ALL,
-                )
+                report.error(text, fixed=repair is Repair.ALL)
             elif self.header.allocated > wanted:
-                report.leak(
-                    f"the header counts {self.header.allocated} blocks, but {wanted} are in use",
-                    self.header.allocated - wanted,
-                    fixed=repair is not Repair.NOTHING,
-                )
-            mend = report.errors_fixed or report.leaks_fixed
-            if mend:
+                surplus = self.header.allocated - wanted
+                report.leak(text, surplus, fixed=repair is not Repair.NOTHING)
+            if report.errors_fixed or report.leaks_fixed:
                 self.header.allocated, self._next = wanted, wanted
+                self._unused = None
+                self._free.clear()
                 self.storage.write(0, self.header.to_bytes())
                 self.storage.flush()
         return report
+
+    def _structures(self) -> Iterator[Range]:
+        yield 0, self.header.data_offset
+
+    def _block_start(self) -> int:
+        return self.header.data_offset
+
+    def _block_end(self) -> int:
+        counted = max(self.header.allocated, self._highest())
+        return min(self.header.data_offset + counted * self._stride, self.storage.size)
 
     def _highest(self) -> int:
         """Return one more than the highest block number in use."""
@@ -353,27 +367,72 @@ class VdiDisk(BlockDisk):
     def _resize(self, size: int) -> None:
         header = self.header
         blocks = -(-size // self.block_size)
-        room = (header.data_offset - header.map_offset) // 4
-        if header.kind == _FIXED or size < self.size or blocks > room:
+        if header.kind == _FIXED:
             raise DiskUnsupportedError(
-                "this VDI image cannot be resized so far", hint="convert it into a larger one"
+                "a fixed VDI image cannot be resized", hint="convert it into a larger one"
             )
+        if blocks >= _ZEROED or 4 * blocks >= 1 << 31:
+            raise InvalidValueError(f"{size} bytes are too many for a VDI image")
         self._begin()
         old = self.size
         with self._gate.alone(), self._alloc:
+            cut = range(blocks, -(-old // self.block_size))
+            gone = [host for index in cut if (host := self._block(index)) >= 0]
+            for index in cut:
+                self.table[index] = _FREE
             self._write_back()
-            fresh = blocks - header.blocks
-            if fresh > 0:
+            self.storage.flush()
+            if gone:
+                header.allocated = self._highest()
+                self._next, self._unused = None, None
+                self._free.clear()
+            if blocks > (header.data_offset - header.map_offset) // 4:
+                self._move_map(blocks)
+            elif blocks > header.blocks:
+                fresh = blocks - header.blocks
                 self.storage.write(header.map_offset + 4 * header.blocks, b"\xff" * (4 * fresh))
                 self.storage.flush()
-                header.blocks = blocks
-            header.size = size
+            header.size, header.blocks = size, blocks
             self.storage.write(0, header.to_bytes())
             self.storage.flush()
-            self.table = PagedTable(
-                self.storage, header.map_offset, header.blocks, "I", big_endian=False
-            )
+            self.table = PagedTable(self.storage, header.map_offset, blocks, "I", big_endian=False)
+            for host in gone:
+                self.storage.write_zeroes(host, self.block_size)
         self._zero_new(old, size)
+
+    def _move_map(self, blocks: int) -> None:
+        """Make room for a longer map, and prepare the header for it; the map is durable then.
+
+        Data follow the map. So the first blocks move to the end, the new map takes their
+        place, and all numbers are less by as many as there were.
+        """
+        header = self.header
+        away = -(-4 * blocks // self._stride)
+        by_number = {self.table[n]: n for n in range(header.blocks) if self.table[n] < away}
+        for number in sorted(by_number):
+            self._move_block(by_number[number])
+        self._write_back()
+        self.storage.flush()
+        at = header.data_offset
+        self.storage.reach(at + away * self._stride)
+        for start in range(0, blocks, MIB):
+            stop = min(start + MIB, blocks)
+            known = range(start, max(start, min(stop, header.blocks)))
+            part = array("I", [_shifted(self.table[n], away) for n in known])
+            part.extend(array("I", [_FREE]) * (stop - start - len(part)))
+            if sys.byteorder == "big":
+                part.byteswap()
+            self.storage.write(at + 4 * start, part.tobytes())
+        self.storage.flush()
+        header.map_offset, header.data_offset = at, at + away * self._stride
+        header.allocated = max(0, header.allocated - away)
+        self._next, self._unused = None, None
+        self._free.clear()
+
+
+def _shifted(entry: int, away: int) -> int:
+    """Return the map entry of a block when `away` blocks before it are gone."""
+    return entry - away if entry < _ZEROED else entry
 
 
 def _link(header: Header, around: Surroundings, name: str, kind: str) -> None:

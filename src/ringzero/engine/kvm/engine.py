@@ -10,7 +10,6 @@ from typing import Any
 
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.contract import ENGINES, Availability, Engine, Usability, Vm
-from ringzero.engine.kvm.probe import USEFUL_MIPS, measure_mips
 from ringzero.engine.kvm.vm import KvmVm
 from ringzero.errors import EngineUnavailableError, RingzeroError
 from ringzero.host import kvm
@@ -21,12 +20,19 @@ HINT = "--engine soft needs no KVM"
 
 @ENGINES.register("kvm")
 class KvmEngine(Engine):
-    """Guests run by the host's CPU. Making one opens nothing; `availability` measures."""
+    """Guests run by the host's CPU. Making one opens nothing; `availability` measures.
+
+    Pages that guests write are noted in a bitmap of all their memory, or, with
+    `dirty_ring`, in rings of that many entries (a power of two) for each vCPU:
+    what they cost grows with what was written, and not with the memory.
+    """
 
     name = "kvm"
     keeps_apics = True
+    likes_large_pages = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, dirty_ring: int = 0) -> None:
+        self._dirty_ring = dirty_ring
         self._system: kvm.KvmSystem | None = None
         self._tsc_hz: int | None = None
 
@@ -61,6 +67,8 @@ class KvmEngine(Engine):
         )
 
     def availability(self) -> Availability:
+        from ringzero.engine.kvm.probe import USEFUL_MIPS, measure_mips
+
         try:
             mips = measure_mips(self.system)
         except RingzeroError as fault:
@@ -75,7 +83,7 @@ class KvmEngine(Engine):
         )
 
     def create_vm(self, memory: GuestMemory, cpuid: Iterable[Any], *, apics: bool = False) -> Vm:
-        return KvmVm(self.system, memory, cpuid, self.tsc_hz, apics)
+        return KvmVm(self.system, memory, cpuid, self.tsc_hz, apics, self._dirty_ring)
 
 
 def open_system(path: str = kvm.DEVICE) -> kvm.KvmSystem:

@@ -28,13 +28,13 @@ from ringzero.engine.contract import (
     Vcpu,
 )
 from ringzero.engine.kvm import state as translate
-from ringzero.engine.kvm.alarm import Alarm
 from ringzero.errors import EngineError
 from ringzero.host import kvm
 from ringzero.isa.x86.cpuid import CpuidLeaf
 from ringzero.isa.x86.state import MSR_TSC, CpuState
 
 if TYPE_CHECKING:
+    from ringzero.engine.kvm.alarm import Alarm
     from ringzero.engine.kvm.vm import KvmVm
 
 # Ends KVM_RUN from another thread. It is blocked everywhere but within KVM_RUN, so that it
@@ -45,6 +45,8 @@ _IO = struct.Struct("<BBHIQ")
 _MMIO = struct.Struct("<Q8sIB")
 _UNION = kvm.Run.u.offset
 _MMIO_DATA = _UNION + 8
+# Widths that are one access.
+_WHOLE = (4, 1, 2, 8)
 
 _EXIT_NAMES = {
     value: name.removeprefix("EXIT_").lower()
@@ -62,6 +64,7 @@ class KvmVcpu(Vcpu):
         self.index = index
         self._vm = vm
         self._fd = kvm.KvmVcpuFd(vm.system, vm.fd, index)
+        self.descriptor = self._fd
         self._run = self._fd.run
         self._data = self._fd.data
         self._interrupts = interrupts
@@ -138,6 +141,9 @@ class KvmVcpu(Vcpu):
     def _dispatch(self) -> Exit | None:
         reason = self._run.exit_reason
         self._exits[reason] = self._exits.get(reason, 0) + 1
+        ring = self._vm.gathered
+        if ring is not None and ring.waiting():
+            self._vm.deliver_gathered()
         if reason == kvm.EXIT_IO:
             return self._port_access()
         if reason == kvm.EXIT_MMIO:
@@ -154,6 +160,13 @@ class KvmVcpu(Vcpu):
     def _port_access(self) -> Exit:
         direction, width, port, count, offset = _IO.unpack_from(self._data, _UNION)
         self._unfinished = True
+        if count == 1:
+            if direction == kvm.EXIT_IO_IN:
+                self._answer, self._answer_at = PortRead(port, width), offset
+                return self._answer
+            return PortWrite(
+                port, width, int.from_bytes(self._data[offset : offset + width], "little")
+            )
         for at in range(offset, offset + width * count, width):
             if direction == kvm.EXIT_IO_IN:
                 self._queue.append((PortRead(port, width), at))
@@ -165,6 +178,11 @@ class KvmVcpu(Vcpu):
     def _memory_access(self) -> Exit:
         address, data, length, is_write = _MMIO.unpack_from(self._data, _UNION)
         self._unfinished = True
+        if length in _WHOLE:
+            if is_write:
+                return MmioWrite(address, length, int.from_bytes(data[:length], "little"))
+            self._answer, self._answer_at = MmioRead(address, length), _MMIO_DATA
+            return self._answer
         done = 0
         while done < length:
             # KVM splits at pages, so that 3 or 5 bytes may come; buses carry powers of two.
@@ -186,6 +204,9 @@ class KvmVcpu(Vcpu):
     def _other_exit(self, reason: int) -> Exit | None:
         union = self._run.u
         if reason in (kvm.EXIT_IRQ_WINDOW_OPEN, kvm.EXIT_INTR, kvm.EXIT_SET_TPR):
+            return None
+        if reason == kvm.EXIT_DIRTY_RING_FULL:
+            self._vm.collect_dirty()
             return None
         if reason == kvm.EXIT_HLT:
             return Halt()
@@ -291,6 +312,8 @@ class KvmVcpu(Vcpu):
             apic.expire()
         elif due is not None:
             if self._alarm is None:
+                from ringzero.engine.kvm.alarm import Alarm
+
                 self._alarm = Alarm(self._nudge)
             self._alarm.set(due)
         run = self._run

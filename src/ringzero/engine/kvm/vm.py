@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -25,8 +27,22 @@ TSS_ADDRESS = 0xFFFBD000
 IDENTITY_MAP_ADDRESS = 0xFFFBC000
 IOAPIC_PINS = 24
 MASK_64 = (1 << 64) - 1
+# Of a message's data (SDM vol. 3A, 11.11.2).
+LEVEL_TRIGGERED = 1 << 15
 # Registers that a board's own local APIC keeps.
 APIC_MSRS = (MSR_APIC_BASE, MSR_TSC_DEADLINE)
+
+
+def _check_dirty_ring(system: kvm.KvmSystem, entries: int) -> None:
+    entry = ctypes.sizeof(kvm.DirtyGfn)
+    least, most = mmap.PAGESIZE // entry, system.check(kvm.CAP_DIRTY_LOG_RING) // entry
+    if entries & (entries - 1) or not least <= entries <= most:
+        raise EngineError(
+            f"a dirty ring of {entries} entries cannot be had",
+            hint=f"give a power of two from {least} to {most}"
+            if most
+            else "this KVM has none: leave dirty_ring out",
+        )
 
 
 class KvmVm(Vm):
@@ -39,7 +55,10 @@ class KvmVm(Vm):
         leaves: Iterable[CpuidLeaf],
         tsc_hz: int,
         apics: bool,
+        dirty_ring: int = 0,
     ) -> None:
+        if dirty_ring:
+            _check_dirty_ring(system, dirty_ring)
         self.system = system
         self.memory = memory
         self.apics = apics
@@ -52,6 +71,11 @@ class KvmVm(Vm):
         self._tsc_offsets: list[int] = []
         self._vcpus: list[KvmVcpu] = []
         self._doorbells: Doorbells | None = None
+        self._level_messages: list[tuple[int, int]] = []
+        self._routing = threading.Lock()
+        self.gathered: kvm.CoalescedPage | None = None
+        self._gatherers: list[tuple[bool, int, int, Callable[[int, int, int], None]]] = []
+        self._delivering = threading.Lock()
         self._closed = False
         self._tracking = False
         self.fd.call_wide(kvm.SET_TSS_ADDR, TSS_ADDRESS)
@@ -61,6 +85,12 @@ class KvmVm(Vm):
             flags = kvm.X2APIC_API_USE_32BIT_IDS | kvm.X2APIC_API_DISABLE_BROADCAST_QUIRK
             self._enable(kvm.CAP_X2APIC_API, flags)
         self._divert_msrs()
+        self._dirty_ring_size = dirty_ring * ctypes.sizeof(kvm.DirtyGfn)
+        self._dirty_rings: list[kvm.DirtyRing] = []
+        self._written: set[int] = set()
+        self._collecting = threading.Lock()
+        if dirty_ring:
+            self._enable(kvm.CAP_DIRTY_LOG_RING, self._dirty_ring_size)
         self._map_memory()
 
     # ---- memory -----------------------------------------------------------
@@ -83,9 +113,22 @@ class KvmVm(Vm):
         self._tracking = enabled
         self._map_memory()
 
+    def collect_dirty(self) -> None:
+        """Take what the rings hold; where one is full, its vCPU cannot go on before."""
+        regions = self.memory.regions
+        with self._collecting:
+            for ring in self._dirty_rings:
+                for slot, page in ring.collect():
+                    self._written.add(regions[slot].base // PAGE_SIZE + page)
+            self.fd.call(kvm.RESET_DIRTY_RINGS)
+
     def take_dirty(self) -> list[int]:
         if not self._tracking:
             raise EngineError("dirty pages were not being tracked")
+        if self._dirty_ring_size:
+            self.collect_dirty()
+            found, self._written = sorted(self._written), set()
+            return found
         pages: list[int] = []
         for slot, region in enumerate(self.memory.regions):
             count = region.size // PAGE_SIZE
@@ -135,6 +178,9 @@ class KvmVm(Vm):
         vcpu = KvmVcpu(self, index, interrupts)
         vcpu.set_cpuid(x86_cpuid.for_vcpu(self._leaves, index))
         self._vcpus.append(vcpu)
+        self._open_ring(vcpu)
+        if self._dirty_ring_size:
+            self._dirty_rings.append(kvm.DirtyRing(vcpu.descriptor, self._dirty_ring_size))
         if index == 0:
             self.follow_tsc(vcpu)
         return vcpu
@@ -167,7 +213,31 @@ class KvmVm(Vm):
 
     # ---- interrupts and notifications -------------------------------------
 
+    def _list_level_message(self, address: int, data: int) -> None:
+        """Let KVM tell of the end of this interrupt.
+
+        It does so (KVM_EXIT_IOAPIC_EOI) for vectors of level-triggered messages that
+        the routing table has for a pin of the I/O APIC, which is outside the kernel.
+        """
+        with self._routing:
+            if (address, data) in self._level_messages:
+                return
+            # A pin that was programmed anew leaves its old message behind.
+            self._level_messages = [*self._level_messages, (address, data)][-IOAPIC_PINS:]
+            count = len(self._level_messages)
+            table = kvm.array_of(kvm.IrqRoutingHeader, kvm.IrqRoutingEntry, count)
+            table.header.nr = count
+            for pin, message in enumerate(self._level_messages):
+                entry = table.entries[pin]
+                entry.gsi, entry.type = pin, kvm.IRQ_ROUTING_MSI
+                entry.u.msi.address_lo = message[0] & 0xFFFFFFFF
+                entry.u.msi.address_hi = message[0] >> 32
+                entry.u.msi.data = message[1] & 0xFFFFFFFF
+            self.fd.set(kvm.SET_GSI_ROUTING, table)
+
     def send_message(self, address: int, data: int) -> bool:
+        if data & LEVEL_TRIGGERED and (address, data) not in self._level_messages:
+            self._list_level_message(address, data)
         message = kvm.Msi(
             address_lo=address & 0xFFFFFFFF, address_hi=address >> 32, data=data & 0xFFFFFFFF
         )
@@ -190,7 +260,36 @@ class KvmVm(Vm):
         self.fd.set(kvm.IOEVENTFD, request)
         return True
 
+    def gather_writes(
+        self, port: bool, address: int, size: int, write: Callable[[int, int, int], None]
+    ) -> bool:
+        if not self.system.check(kvm.CAP_COALESCED_PIO if port else kvm.CAP_COALESCED_MMIO):
+            return False
+        zone = kvm.CoalescedZone(addr=address, size=size, pio=port)
+        self.fd.set(kvm.REGISTER_COALESCED_MMIO, zone)
+        self._gatherers.append((port, address, address + size, write))
+        return True
+
+    def _open_ring(self, vcpu: KvmVcpu) -> None:
+        """Find the ring of gathered writes, which every vCPU's mapping shows."""
+        offset = self.system.check(kvm.CAP_COALESCED_MMIO)
+        if offset and self.gathered is None:
+            self.gathered = kvm.CoalescedPage(vcpu.descriptor, offset)
+
+    def deliver_gathered(self) -> None:
+        """Pass on the gathered writes; returns when those before this moment have arrived."""
+        ring = self.gathered
+        if ring is None:
+            return
+        # Whoever comes second waits until the first has passed on what it took.
+        with self._delivering:
+            for port, address, width, value in ring.drain():
+                for of_port, start, end, write in self._gatherers:
+                    if of_port == port and start <= address < end:
+                        write(address, width, value)
+
     def settle(self) -> None:
+        self.deliver_gathered()
         if self._doorbells is not None:
             self._doorbells.settle()
 
@@ -216,6 +315,8 @@ class KvmVm(Vm):
         self._closed = True
         if self._doorbells is not None:
             self._doorbells.close()
+        # It looks at a vCPU's mapping.
+        self.gathered = None
         for vcpu in self._vcpus:
             vcpu.close()
         self.fd.close()

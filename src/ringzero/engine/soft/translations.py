@@ -17,6 +17,7 @@ import struct
 import tempfile
 import zlib
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,20 @@ LARGEST = 3 / 4
 class Translations:
     """The saved translations of one compiled engine, loaded into one machine's translator."""
 
-    def __init__(self, engine: NativeEngine, translator: Any) -> None:
+    def __init__(self, engine: NativeEngine, translator: Any, size: int) -> None:
+        """Serve a region of `size` bytes that `translator` has and nobody has used yet."""
+        self._start: int = translator.region_start
+        self._end: int = translator.region_start + size
         self._engine = engine
         self._translator = translator
         self._key = engine.objects.key.encode().ljust(32, b"\0")
         self._buffers: list[Any] = []
         self._loaded_pages: dict[int, bytes] = {}
+
+    @property
+    def loaded(self) -> Iterable[int]:
+        """Addresses of the CodePages that were loaded."""
+        return self._loaded_pages.keys()
 
     @property
     def path(self) -> Path:
@@ -61,10 +70,10 @@ class Translations:
         for size in (code, records, slots * 4, pages * 8, pages * 4, pages * PAGE_SIZE):
             parts.append(view[:size])
             view = view[size:]
-        ctypes.memmove(tr.region_start, bytes(parts[0]), code)
-        ctypes.memmove(tr.region_end - records, bytes(parts[1]), records)
-        tr.out = tr.region_start + code
-        tr.data = tr.region_end - records
+        ctypes.memmove(self._start, bytes(parts[0]), code)
+        ctypes.memmove(self._end - records, bytes(parts[1]), records)
+        tr.out = self._start + code
+        tr.data = self._end - records
         for member, part in zip(
             ("saved_table", "saved_hashes", "saved_pages", "saved_contents"), parts[2:], strict=True
         ):
@@ -99,19 +108,15 @@ class Translations:
         if len(data) < _HEADER.size:
             return None
         magic, key, start, code, records, pages, slots, crc = _HEADER.unpack_from(data)
-        tr = self._translator
-        room = tr.region_end - tr.region_start
+        room = self._end - self._start
         expected = code + records + slots * 4 + pages * (8 + 4 + PAGE_SIZE) + _HEADER.size
         fits = code + records < room and slots & (slots - 1) == 0 and slots > pages
-        if (magic, key, start) != (_MAGIC, self._key, tr.region_start) or not fits:
+        if (magic, key, start) != (_MAGIC, self._key, self._start) or not fits:
             return None
         if len(data) != expected or zlib.crc32(memoryview(data)[_HEADER.size :]) != crc:
             return None
         addresses = array("I", data[len(data) - pages * (4 + PAGE_SIZE) :][: pages * 4])
-        if (
-            pages
-            and not tr.region_end - records <= min(addresses) <= max(addresses) < tr.region_end
-        ):
+        if pages and not self._end - records <= min(addresses) <= max(addresses) < self._end:
             return None
         return data
 
@@ -122,9 +127,9 @@ class Translations:
         tr = self._translator
         if tr.count_blocks < WORTH_SAVING:
             return
-        used = tr.out - tr.region_start + tr.region_end - tr.data
+        used = tr.out - self._start + self._end - tr.data
         path = self.path
-        if used > LARGEST * (tr.region_end - tr.region_start):
+        if used > LARGEST * (self._end - self._start):
             path.unlink(missing_ok=True)
             return
         body = self._body(code_pages, memory)
@@ -164,14 +169,14 @@ class Translations:
             while table[slot]:
                 slot = (slot + 1) & (slots - 1)
             table[slot] = index + 1
-        code = ctypes.string_at(tr.region_start, tr.out - tr.region_start)
-        records = ctypes.string_at(tr.data, tr.region_end - tr.data)
+        code = ctypes.string_at(self._start, tr.out - self._start)
+        records = ctypes.string_at(tr.data, self._end - tr.data)
         rest = b"".join(
             (code, records, table.tobytes(), hashes.tobytes(), array("I", pages).tobytes(),
              *pages.values())
         )  # fmt: skip
         header = _HEADER.pack(
-            _MAGIC, self._key, tr.region_start, len(code), len(records), len(pages), slots,
+            _MAGIC, self._key, self._start, len(code), len(records), len(pages), slots,
             zlib.crc32(rest),
         )  # fmt: skip
         return header + rest

@@ -25,7 +25,8 @@ from ringzero.engine.contract import (
     Shutdown,
     Vcpu,
 )
-from ringzero.engine.soft.report import describe_shutdown, unknown_instructions
+from ringzero.engine.shutdown import describe
+from ringzero.engine.soft.report import unknown_instructions
 from ringzero.errors import EngineError
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import (
@@ -137,6 +138,9 @@ class SoftVcpu(Vcpu):
     def _run_once(self) -> Exit | None:
         kind = self._enter(self.address)
         self.cpu.count_exits += 1
+        self.vm.space.look()
+        if self.vm.revealer is not None:
+            self.vm.revealer.look(self.cpu)
         return self._kind_handlers[kind]()
 
     def _finish_access(self) -> None:
@@ -237,7 +241,14 @@ class SoftVcpu(Vcpu):
         return Halt()
 
     def _shutdown(self) -> Exit:
-        return Shutdown(describe_shutdown(self.cpu, self.vm.memory))
+        from ringzero.isa.x86.state_io import read_state
+
+        cpu = self.cpu
+        code = f" (error code {cpu.fault_code:#x})" if cpu.fault_has_code else ""
+        first = f"the last exception was {cpu.fault_vector}{code}"
+        if unknown := unknown_instructions(cpu):
+            first += f"; unknown instructions: {', '.join(unknown)}"
+        return Shutdown(f"{first}\n{describe(read_state(cpu, 0), self.vm.memory)}")
 
     def _debug_stop(self) -> Exit:
         return DebugStop(self.cpu.exit_address)

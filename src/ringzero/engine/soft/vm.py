@@ -5,31 +5,32 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import PAGE_SHIFT, GuestMemory
 from ringzero.engine.contract import Vcpu, Vm
+from ringzero.engine.soft.code import CODE_SIZE, CodeSpace, SharedCode
 from ringzero.engine.soft.native import NativeEngine
 from ringzero.engine.soft.translations import Translations
 from ringzero.engine.soft.vcpu import SoftVcpu
 from ringzero.errors import EngineError
-from ringzero.host.memory import ExecutableMemory
 from ringzero.isa.x86.cpu import CpuidEntry
 from ringzero.isa.x86.cpuid import CpuidLeaf, for_vcpu
 from ringzero.isa.x86.view import StructView
 from ringzero.jit.tables import COUNTERS, Translator
+from ringzero.settings import DEBUG
+
+if TYPE_CHECKING:
+    from ringzero.engine.soft.reveal import Revealer
 
 # MAXPHYADDR: as CPUID leaf 80000008h of the CPU models says.
 PHYSICAL_BITS = 48
 ANY_SUBLEAF = 0xFFFFFFFF
-# Room for translated code and its records; when it is full, all is dropped and begun anew.
-CODE_SIZE = 64 << 20
-# Saved translations hold addresses, so they serve only where they were made: at an address
-# that position-independent programs leave free. A second machine in a process does without.
-CODE_BASE = 0x1000_0000
 # Translating costs about as much as interpreting three times.
 HOT = 3
+# The lowest level of RINGZERO_DEBUG that is about translated code.
+LEAST_REVEALING = 2
 
 
 class SoftVm(Vm):
@@ -42,31 +43,24 @@ class SoftVm(Vm):
         self.memory = memory
         self._leaves = tuple(cpuid)
         self._tsc_hz = tsc_hz
-        # A u64 per page of RAM: the CodePage of its translations.
-        self._code_pages = mmap.mmap(-1, max(mmap.PAGESIZE, (memory.size >> PAGE_SHIFT) * 8))
-        self.code_pages = ctypes.addressof(ctypes.c_char.from_buffer(self._code_pages))
-        self._code_words = memoryview(self._code_pages).cast("Q")
-        self._code = ExecutableMemory(CODE_SIZE, CODE_BASE)
-        # A byte per page of RAM: 1 when saved translations were looked for.
-        self._sought = ctypes.create_string_buffer(max(1, memory.size >> PAGE_SHIFT))
-        self._counters = ctypes.create_string_buffer(COUNTERS)
-        self._translator = ctypes.create_string_buffer(Translator.size)
-        self.translator = StructView(Translator, ctypes.addressof(self._translator))
+        # Touched by what runs only, as most machines of a process are idle clones.
+        self._work = mmap.mmap(-1, COUNTERS + Translator.size)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._work))
+        self.translator = StructView(Translator, address + COUNTERS)
         engine.connect_translator(self.translator)
-        self.translator.counters = ctypes.addressof(self._counters)
-        self.translator.region_start = self.translator.out = self._code.address
-        self.translator.region_end = self.translator.data = self._code.address + CODE_SIZE
+        self.translator.counters = address
         self.translator.hot = HOT
-        self.translator.code_pages_size = len(self._code_pages)
-        self._translations = Translations(engine, self.translator)
-        if self._code.address == CODE_BASE:
-            self._translations.load()
+        self._space: CodeSpace | None = None
+        self._translations: Translations | None = None
+        # Describes translated blocks, where RINGZERO_DEBUG asks for that.
+        self.revealer: Revealer | None = None
         self._tsc_offset = -engine.read_host_tsc(0)
         self._vcpus: list[SoftVcpu] = []
         self._tables: list[Any] = []
         memory.listen(self._written)
 
     def create_vcpu(self, index: int, interrupts: LocalInterrupts | None) -> Vcpu:
+        self._open_space(None)
         if interrupts is None:
             raise EngineError("the software engine takes its local APICs from the board")
         if index > 0:
@@ -81,6 +75,39 @@ class SoftVm(Vm):
         self._vcpus.append(vcpu)
         return vcpu
 
+    # ---- translated code --------------------------------------------------
+
+    def _open_space(self, shared: SharedCode | None) -> None:
+        if self._space is not None:
+            return
+        self._space = CodeSpace(self.translator, self.memory.size >> PAGE_SHIFT, shared)
+        if self._space.main:
+            self._translations = Translations(self.engine, self.translator, CODE_SIZE)
+            self._translations.load()
+            self._space.owner = self._translations
+        if DEBUG.get() >= LEAST_REVEALING:
+            from ringzero.engine.soft.reveal import Revealer, Wanted
+
+            self.revealer = Revealer(self, Wanted.from_settings())
+
+    @property
+    def saved_pages(self) -> Iterable[int]:
+        """Addresses of the CodePages of earlier runs that were loaded."""
+        return self._translations.loaded if self._translations is not None else ()
+
+    def share(self) -> SharedCode:
+        return self.space.share()
+
+    def adopt(self, code: Any) -> None:
+        self._open_space(code if isinstance(code, SharedCode) else None)
+
+    @property
+    def space(self) -> CodeSpace:
+        """Where translated code lies; there is none before the first vCPU."""
+        if self._space is None:
+            raise EngineError("the machine has no vCPU")
+        return self._space
+
     def describe_memory(self, cpu: Any) -> None:
         """Tell native code where RAM is: one region from 0, perhaps one above 4 GiB."""
         regions = self.memory.regions
@@ -92,8 +119,8 @@ class SoftVm(Vm):
             high = regions[1]
             cpu.ram_high_start, cpu.ram_high_end = high.base, high.end
             cpu.ram_high_addend = high.offset - high.base
-        cpu.code_pages = self.code_pages
-        cpu.code_sought = ctypes.addressof(self._sought)
+        cpu.code_pages = self.space.words_address
+        cpu.code_sought = self.space.sought_address
         cpu.engine = self.translator.address
         cpu.physical_mask = (1 << PHYSICAL_BITS) - 1
 
@@ -139,11 +166,13 @@ class SoftVm(Vm):
             return
         first = self.memory.offset_of(gpa, count) >> PAGE_SHIFT
         last = (self.memory.offset_of(gpa, count) + count - 1) >> PAGE_SHIFT
-        words = self._code_words
+        if self._space is None:
+            return
+        words = self._space.words
         if any(words[first : last + 1]):
             for page in range(first, last + 1):
                 words[page] = 0
-                self._sought[page] = b"\0"
+                self._space.sought[page] = 0
             for vcpu in self._vcpus:
                 vcpu.flush()
 
@@ -157,7 +186,11 @@ class SoftVm(Vm):
         return (self.engine.read_host_tsc(0) + offset) & ((1 << 64) - 1)
 
     def close(self) -> None:
-        if self._code.address == CODE_BASE:
-            self._translations.save(self._code_words, self.memory)
+        if self.revealer is not None and self._vcpus:
+            self.revealer.look(self._vcpus[0].cpu)
         self._vcpus.clear()
-        self._code.close()
+        if self._space is None:
+            return
+        if self._translations is not None:
+            self._translations.save(self._space.words, self.memory)
+        self._space.close()

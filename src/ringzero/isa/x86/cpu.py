@@ -90,6 +90,10 @@ TLB_INVALID = 1 << 0
 TLB_MMIO = 1 << 1
 TLB_CODE = 1 << 2
 
+# User pages that the kernel's TLB holds at once while RFLAGS.AC suspends SMAP: a copy of some
+# length has source and destination in two pages each.
+OPEN_PAGES = 8
+
 # Outside accesses that one instruction can make before it is complete (a 16-byte
 # MMIO move takes two, MOVS from device to device two, FXSAVE to a device is refused).
 EXTERNAL_LIMIT = 8
@@ -283,6 +287,9 @@ class Cpu(Struct):
     code_sought = field(u64)
     # Which 2 MiB regions (hashed) had entries of large pages since the last flush.
     large_pages = field(u64, 4)
+    # Entries of the kernel's TLB made under RFLAGS.AC (see open_pages.py).
+    open_entries = field(u64, OPEN_PAGES)
+    open_count = field(u32)
     jump_user = field(u64)
     jump_kernel = field(u64)
     physical_mask = field(u64)  # valid physical address bits

@@ -7,16 +7,16 @@ leaves from Linux Documentation/virt/kvm/x86/cpuid.rst.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from math import gcd
 
 from ringzero.errors import InvalidValueError
+from ringzero.records import record, replace
 
 INTEL, AMD = "GenuineIntel", "AuthenticAMD"
 KVM_SIGNATURE = "KVMKVMKVM"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CpuidLeaf:
     """One answer of CPUID; `index` is the subleaf (ECX) or None where ECX is ignored."""
 
@@ -61,6 +61,8 @@ FEATURES: dict[str, tuple[int, int | None, str, int]] = {
     "xsave": (1, None, "ecx", 26),
     "rdrand": (1, None, "ecx", 30),
     "hypervisor": (1, None, "ecx", 31),
+    # The APIC timer never stops: without it Linux keeps ticking when idle.
+    "arat": (6, None, "eax", 2),
     "fsgsbase": (7, 0, "ebx", 0),
     "smep": (7, 0, "ebx", 7),
     "erms": (7, 0, "ebx", 9),
@@ -76,7 +78,7 @@ FEATURES: dict[str, tuple[int, int | None, str, int]] = {
 }
 
 # KVM gives these whatever the host's CPU has, and older kernels do not list them.
-ALWAYS_EMULATED = frozenset({"hypervisor", "x2apic", "tsc_deadline_timer"})
+ALWAYS_EMULATED = frozenset({"hypervisor", "x2apic", "tsc_deadline_timer", "arat"})
 # Bits of leaf 1 EDX that an AMD CPU repeats in leaf 0x80000001 EDX (APM vol. 3, E.4.2).
 AMD_REPEATED = 0x0183F3FF
 
@@ -90,29 +92,40 @@ APIC_HZ = 1_000_000_000
 VIRTUAL_BITS = 48
 
 
-@dataclass(frozen=True)
+@record
 class CpuModel:
-    """A named set of features; `signatures` gives leaf 1 EAX for each vendor."""
+    """A named set of features; `signatures` gives leaf 1 EAX for each vendor.
+
+    `vendor` None means the host's where that shows through (KVM), else Intel.
+    """
 
     name: str
     features: frozenset[str]
     signatures: dict[str, int]
     brand: str
+    vendor: str | None = None
 
 
 HOST = "host"
 
+_V2 = CpuModel(
+    "x86-64-v2",
+    # The table above lists what the software engine implements. MONITOR is not among
+    # what guests are offered: MWAIT ends with interrupts only, where HLT does as well.
+    frozenset(FEATURES) - {"monitor"},
+    # Intel: family 6, model 26 (Nehalem, the first v2 part). AMD: family 15, model 107,
+    # for which Linux tries no model-specific registers.
+    {INTEL: 0x000106A3, AMD: 0x00060FB1},
+    "ringzero x86-64-v2",
+)
 MODELS: dict[str, CpuModel] = {
-    "x86-64-v2": CpuModel(
-        "x86-64-v2",
-        # The table above lists what the software engine implements. MONITOR is not among
-        # what guests are offered: MWAIT ends with interrupts only, where HLT does as well.
-        frozenset(FEATURES) - {"monitor"},
-        # Intel: family 6, model 26 (Nehalem, the first v2 part). AMD: family 15, model 107,
-        # for which Linux tries no model-specific registers.
-        {INTEL: 0x000106A3, AMD: 0x00060FB1},
-        "ringzero x86-64-v2",
-    ),
+    model.name: model
+    for model in (
+        _V2,
+        # The same on every engine and host that has the features.
+        replace(_V2, name="x86-64-v2-intel", vendor=INTEL),
+        replace(_V2, name="x86-64-v2-amd", vendor=AMD),
+    )
 }
 
 
@@ -128,8 +141,8 @@ def build(
     """Return the leaves of `model` for a machine with `vcpus` CPUs.
 
     `supported` bounds the features (what KVM can give); the model "host" takes
-    all of it and so needs it. The vendor is by default that of `supported`,
-    else Intel. What differs from CPU to CPU is added by `for_vcpu`. Raises
+    all of it and so needs it. The vendor is by default the model's, that of
+    `supported`, or Intel. What differs from CPU to CPU is added by `for_vcpu`. Raises
     InvalidValueError for an unknown model.
     """
     bounds = {(leaf.function, leaf.index): leaf for leaf in supported or ()}
@@ -209,7 +222,7 @@ def _model_leaves(
     vendor: str | None,
     physical_bits: int,
 ) -> dict[tuple[int, int | None], CpuidLeaf]:
-    vendor = vendor or vendor_of(bounds.values()) or INTEL
+    vendor = vendor or model.vendor or vendor_of(bounds.values()) or INTEL
     if vendor not in model.signatures:
         vendor = INTEL
     features = model.features & _present(bounds) if bounds else model.features
@@ -241,6 +254,7 @@ def _model_leaves(
     for index, (kind, level, ways, sets) in enumerate(caches):
         put(4, index, kind | level << 5 | 1 << 8, (ways - 1) << 22 | 63, sets - 1, 0)
     put(4, len(caches), 0, 0, 0, 0)
+    put(6, None, 0, 0, 0, 0)
     put(7, 0, 0, 0, 0, 0)
     if "xsave" in features:
         put(0xD, 0, XSTATE_MASK, XSTATE_SIZE, XSTATE_SIZE, 0)

@@ -46,6 +46,7 @@ from ringzero.isa.x86.cpu import (
 )
 from ringzero.isa.x86.faults import raise_fault_code, raise_gp0, raise_ss0
 from ringzero.isa.x86.mmu import flush_jump_cache, read_system, write_system
+from ringzero.isa.x86.open_pages import close_pages
 from ringzero.native import (
     address_of,
     boolean,
@@ -269,6 +270,8 @@ def update_mode(cpu: Cpu) -> None:
     cpu.mode = mode
     select_tlb(cpu)
     cpu.jump_cache = cpu.jump_user if cpu.cpl == 3 else cpu.jump_kernel
+    if cpu.cpl == 3 and cpu.open_count != 0:
+        close_pages(cpu)
     cpu.stop_block = 1
     update_segmented(cpu)
 

@@ -28,6 +28,7 @@ from ringzero.isa.x86.cpu import (
     TlbEntry,
 )
 from ringzero.isa.x86.faults import external, raise_fault_code, raise_gp0
+from ringzero.isa.x86.open_pages import note_open_page
 from ringzero.native import (
     fetch,
     fill_memory,
@@ -196,10 +197,17 @@ def translate(cpu: Cpu, va: u64, access: u32, user: u32) -> u64:
     if user == 0 and user_page:
         executable = executable & ((cpu.cr4 & x86.CR4_SMEP) == 0)
         if (cpu.cr4 & x86.CR4_SMAP) != 0:
-            # Depends on RFLAGS.AC at each access, so it is never cached.
-            return physical
+            if not smap_suspended(cpu):
+                return physical
+            note_open_page(cpu, u64(tlb_entry(cpu, va, user)))
     fill_tlb(cpu, va, physical, u32(1), u32(writable), u32(executable), user)
     return physical
+
+
+@staged
+def smap_suspended(cpu: Any) -> Any:
+    """Whether RFLAGS.AC opens user pages to the supervisor; not to its accesses from CPL 3."""
+    return ((cpu.rflags & x86.AC) != 0) & (cpu.cpl != 3)
 
 
 @staged
@@ -213,10 +221,8 @@ def check_rights(cpu: Any, va: Any, access: Any, user: Any, rights: Any, no_exec
     else:
         allowed = allowed & ((access != WRITE) | can_write | ((cpu.cr0 & x86.CR0_WP) == 0))
         smep = ((cpu.cr4 & x86.CR4_SMEP) != 0) & user_page & (access == EXECUTE)
-        # Implicit supervisor accesses (descriptor tables) from CPL 3 ignore AC.
-        overridden = ((cpu.rflags & x86.AC) != 0) & (cpu.cpl != 3)
         smap = ((cpu.cr4 & x86.CR4_SMAP) != 0) & user_page & (access != EXECUTE)
-        allowed = allowed & ~smep & ~(smap & ~overridden)
+        allowed = allowed & ~smep & ~(smap & ~smap_suspended(cpu))
     if not allowed:
         page_fault(cpu, va, access, user, PF_PRESENT)
 

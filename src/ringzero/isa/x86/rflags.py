@@ -24,6 +24,7 @@ from ringzero.isa.x86.cpu import (
     VM,
     Cpu,
 )
+from ringzero.isa.x86.open_pages import close_pages
 from ringzero.isa.x86.operation import Operation
 from ringzero.isa.x86.table import instruction
 from ringzero.native import native, staged, u32, u64
@@ -108,6 +109,7 @@ def clac(m: Operation) -> None:
     """CLAC: #UD without CR4.SMAP or above CPL 0."""
     _check_access_control(m)
     m.cpu.rflags &= ~u64(AC)
+    close_pages(m.cpu)
 
 
 @instruction("NP 0F 01 =CB")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from ringzero.records import field, record, replace
 
 # Order of `CpuState.gpr`: the register numbers of ModRM and REX.
 GPR_NAMES = (
@@ -62,7 +62,7 @@ SHADOW_MOV_SS = 1
 SHADOW_STI = 2
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Segment:
     """A segment register with its hidden part; `limit` is in bytes, scaled by G already."""
 
@@ -76,7 +76,7 @@ class Segment:
         return bool(self.attributes & ATTR_PRESENT)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Table:
     """GDTR or IDTR."""
 
@@ -84,7 +84,7 @@ class Table:
     limit: int = 0xFFFF
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PendingEvent:
     """An event whose delivery has begun and must be finished before the next instruction.
 
@@ -111,7 +111,7 @@ _DATA16 = 0x93  # present, data, read/write, accessed
 _CODE16 = 0x9B  # present, code, execute/read, accessed
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CpuState:
     """Everything that one vCPU is; the defaults are the state after RESET (SDM vol. 3A, 10.1.1).
 

@@ -119,6 +119,7 @@ def _derive_mode(cpu: Any) -> None:
     else:
         cpu.mode = x86.MODE_32 if code & x86.ATTR_DB else x86.MODE_16
     select_tlb(cpu)
+    cpu.jump_cache = cpu.jump_user if cpu.cpl == 3 else cpu.jump_kernel
     flat = all(
         cpu.seg[n].base == 0
         and cpu.seg[n].limit == 0xFFFFFFFF

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 from ringzero.disk.contract import (
@@ -50,14 +51,14 @@ from ringzero.disk.formats.qcow2.mapping import (
     ZERO,
     Mapping,
 )
-from ringzero.disk.formats.qcow2.refcounts import Refcounts
-from ringzero.disk.formats.qcow2.snapshots import Qcow2Snapshots
+from ringzero.disk.formats.qcow2.refcounts import REFTABLE_OFFSET, Refcounts
+from ringzero.disk.formats.qcow2.snapshots import Qcow2Snapshots, read_table
 from ringzero.disk.mapped import MappedDisk
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import FileStorage, Storage
 from ringzero.disk.tables import ranges
 from ringzero.disk.vectors import Views, cut, fill, total
-from ringzero.errors import DiskFormatError, DiskUnsupportedError
+from ringzero.errors import DiskFormatError, DiskUnsupportedError, InvalidValueError
 
 
 class _Alone(Surroundings):
@@ -88,6 +89,7 @@ class Qcow2Disk(MappedDisk):
     create_options = CREATE_OPTIONS
     open_options = (
         Option.flag("for_repair", False, "open an image that is marked corrupt, to repair it"),
+        Option("snapshot", str, None, "show the disk as this internal snapshot has it, read-only"),
     )
 
     def __init__(self, storage: Storage, header: Header, around: Surroundings) -> None:
@@ -135,7 +137,15 @@ class Qcow2Disk(MappedDisk):
                 hint="repair it with `ringzero disk check --repair all`, or open it read-only",
                 path=storage.name,
             )
+        shown = around.options["snapshot"]
+        if shown and not around.read_only:
+            raise InvalidValueError(
+                "a snapshot is only opened for reading",
+                hint="apply it with `ringzero disk snapshot -a`, or convert it with -l",
+            )
         disk = cls(storage, header, around)
+        if shown:
+            disk._show(shown)
         if not around.read_only and not for_repair:
             try:
                 disk._begin_writing()
@@ -146,6 +156,17 @@ class Qcow2Disk(MappedDisk):
                     disk.data.close()
                 raise
         return disk
+
+    def _show(self, which: str) -> None:
+        """Let the disk read as an internal snapshot has it."""
+        try:
+            self.snapshots.show(which)
+        except BaseException:
+            if self.backing is not None:
+                self.backing.close()
+            if self.data is not self.storage:
+                self.data.close()
+            raise
 
     def _begin_writing(self) -> None:
         header = self.header
@@ -160,6 +181,7 @@ class Qcow2Disk(MappedDisk):
                     + "; ".join(report.messages[:3]),
                     path=self.storage.name,
                 )
+        self.watch()
 
     @classmethod
     def create(
@@ -260,10 +282,62 @@ class Qcow2Disk(MappedDisk):
     def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
         if self.read_only and repair is not Repair.NOTHING:
             raise self._read_only_error()
-        if not self.read_only:
-            self._flush()
-        with self._gate.alone(), self._alloc:
+        if self.read_only:
             return Checker(self).run(repair)
+        with self.at_rest():
+            return Checker(self).run(repair)
+
+    def watch(self) -> None:
+        """Find the clusters that hold metadata; nothing is written over them from now on.
+
+        Those that QEMU watches too ("overlap-check=cached"): both headers' tables, the
+        refcounts, the active L1 and L2 tables, and the snapshots' table and L1 tables.
+        """
+        header, bits = self.header, self.header.cluster_bits
+        tables = self._snapshot_tables()
+        tables += [(0, 1), (header.l1_offset, 8 * header.l1_size)]
+        tables.append((header.reftable_offset, header.reftable_clusters << bits))
+        guard = {
+            (entry & mask) >> bits
+            for items, mask in (
+                (self.map.l1.items, OFFSET),
+                (self.refcounts.table.items, REFTABLE_OFFSET),
+            )
+            for entry in items
+            if entry & mask
+        }
+        for offset, length in tables:
+            if length:
+                guard.update(range(offset >> bits, ((offset + length - 1) >> bits) + 1))
+        self.refcounts.guard = guard
+
+    def _snapshot_tables(self) -> list[tuple[int, int]]:
+        """Return the (offset, length) of the snapshots' tables."""
+        try:
+            entries, length = read_table(self)
+        except DiskFormatError:
+            # `check` says what is wrong with it.
+            return []
+        tables = [(entry.l1_offset, 8 * entry.l1_size) for entry in entries]
+        return [*tables, (self.header.snapshots_offset, length)]
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Keep everybody out, with all tables written and nothing left to be released."""
+        with self._flushing, self._gate.alone(), self._alloc:
+            self._write_back()
+            self._flush_storages()
+            settled, self._settling = self._settling, []
+            self._release(settled)
+            self._write_back()
+            self._flush_storages()
+            # Tables come and go while the image is worked on as a whole.
+            watched, self.refcounts.guard = bool(self.refcounts.guard), set()
+            try:
+                yield
+            finally:
+                if watched:
+                    self.watch()
 
     def change_backing(self, name: str | None, format: str | None) -> None:
         if self.read_only:
@@ -298,7 +372,9 @@ class Qcow2Disk(MappedDisk):
             for entry in table.items[::step]:
                 if entry:
                     self._forget(entry)
-            self._forget(self.map.l1.items[number] & OFFSET)
+            offset = self.map.l1.items[number] & OFFSET
+            self.refcounts.guard.discard(offset >> self.header.cluster_bits)
+            self._forget(offset)
             self.map.drop_table(number)
 
     # ---- mapping ----------------------------------------------------------
@@ -425,6 +501,9 @@ class Qcow2Disk(MappedDisk):
             if self.map.external and not entry & COMPRESSED and entry & COPIED:
                 continue
             for cluster in self._clusters_of(entry):
+                if cluster in self.refcounts.guard:
+                    # Another table names it as its own; better lost than given out.
+                    continue
                 if self.refcounts.get(cluster) and self.refcounts.add(cluster, -1) == 0:
                     free.append(cluster)
         self._unpacker.forget()
@@ -608,7 +687,11 @@ class Qcow2Disk(MappedDisk):
         header.write(self.storage)
         self.storage.flush()
         self.map.replace_l1(items, offset)
+        guard = self.refcounts.guard
+        if guard:
+            guard.update(range(first, first + count))
         for cluster in range(old_first, old_first + max(1, -(-old_size * 8 // size))):
+            guard.discard(cluster)
             self.refcounts.add(cluster, -1)
 
     def _close(self) -> None:

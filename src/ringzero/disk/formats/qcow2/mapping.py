@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from ringzero.disk.contract import Kind, Run
 from ringzero.disk.formats.qcow2.header import EXTERNAL_DATA, Header
 from ringzero.disk.formats.qcow2.refcounts import Refcounts
+from ringzero.disk.mapped import SPOT_ABSENT
 from ringzero.disk.storage import Storage
 from ringzero.disk.tables import Table
 from ringzero.errors import DiskFormatError
@@ -115,6 +116,7 @@ class Mapping:
                 self._dirty.add(number)
             return table
         cluster, _ = self.refcounts.allocate(1)
+        self.refcounts.guard.add(cluster)
         offset = cluster << self.cluster_bits
         if table is None:
             items = array("Q", bytes(self.cluster_size))
@@ -123,6 +125,7 @@ class Mapping:
             items = array("Q", [value & ~COPIED for value in table.items])
             if self.words == 2:
                 items[1::2] = table.items[1::2]
+            self.refcounts.guard.discard((entry & OFFSET) >> self.cluster_bits)
             self.forget(entry & OFFSET)
         table = Table(self.storage, offset, items, big_endian=True)
         table.mark(0, len(items))
@@ -183,9 +186,16 @@ class Mapping:
         table = self._cache.get(offset >> self.l2_shift)
         inside = self.cluster_size - 1
         within = offset & inside
-        if table is None or within + length > self.cluster_size or self.words == 2:
+        if within + length > self.cluster_size:
+            return None
+        if table is None:
+            known = writing or self.l1.items[offset >> self.l2_shift] & OFFSET
+            return None if known else SPOT_ABSENT
+        if self.words == 2:
             return None
         entry = table.items[(offset >> self.cluster_bits) & self._index_mask]
+        if not entry and not writing:
+            return SPOT_ABSENT
         host = entry & OFFSET
         if not host or host & inside or entry & (COMPRESSED | ZERO):
             return None
@@ -193,6 +203,8 @@ class Mapping:
             if not entry & COPIED or host >= self.data.size:
                 return None
             if not self.l1.items[offset >> self.l2_shift] & COPIED:
+                return None
+            if host >> self.cluster_bits in self.refcounts.guard and not self.external:
                 return None
         return host + within
 
@@ -261,6 +273,8 @@ class Mapping:
                 writable = bool(l1_copied and entry & COPIED) and (
                     host + length <= file_end or self.external
                 )
+                if writable:
+                    self._keep_off(host, length)
                 yield Run(length, kind, host, data, writable)
             elif kind is Kind.COMPRESSED:
                 yield Run(length, kind, entry, self.storage)
@@ -289,6 +303,8 @@ class Mapping:
                     writable = bool(l1_copied and entry & COPIED) and (
                         host + run.length <= file_end or self.external
                     )
+                    if writable:
+                        self._keep_off(host, run.length)
                     run = Run(run.length, Kind.DATA, host, self.data, writable)
             offset += run.length
             if held is None:
@@ -324,6 +340,14 @@ class Mapping:
         if state != 1 or host & inside or not (host or self.external):
             raise self._misaligned(offset, host)
         return Run(length, Kind.DATA, host + (offset & inside))
+
+    def _keep_off(self, host: int, length: int) -> None:
+        """Raise DiskFormatError when data in place would lie over metadata."""
+        guard = self.refcounts.guard
+        first = host >> self.cluster_bits
+        last = (host + length - 1) >> self.cluster_bits
+        if guard and not self.external and not guard.isdisjoint(range(first, last + 1)):
+            raise self.refcounts.over_metadata(first)
 
     def _misaligned(self, offset: int, host: int) -> DiskFormatError:
         return DiskFormatError(

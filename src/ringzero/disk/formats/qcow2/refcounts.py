@@ -93,6 +93,9 @@ class Refcounts:
         self._cursor = 0
         # The cluster that compressed data are being appended to, while it is in use.
         self.open_cluster: int | None = None
+        # Clusters that hold metadata, over which nothing is written and which nothing frees;
+        # empty until the disk is to be written. See `Qcow2Disk.watch`.
+        self.guard: set[int] = set()
         # A table that has outgrown its place: where the old one was (first, count).
         self._old_place: tuple[int, int] | None = None
 
@@ -134,6 +137,7 @@ class Refcounts:
         self._blocks[index] = block
         self._dirty.add(index)
         self.table.set(index, offset)
+        self.guard.add(cluster)
         return block
 
     def get(self, cluster: int) -> int:
@@ -178,7 +182,26 @@ class Refcounts:
     # ---- allocation -------------------------------------------------------
 
     def allocate(self, wanted: int) -> tuple[int, int]:
-        """Take up to `wanted` free clusters in a row; return (first, how many), at least one."""
+        """Take up to `wanted` free clusters in a row; return (first, how many), at least one.
+
+        Raises DiskFormatError when one of them holds metadata: the counts are wrong.
+        """
+        first, count = self._take(wanted)
+        if self.guard and not self.guard.isdisjoint(range(first, first + count)):
+            raise self.over_metadata(first)
+        return first, count
+
+    def over_metadata(self, cluster: int) -> DiskFormatError:
+        """Return the error for a cluster that is about to be overwritten and must not be."""
+        return DiskFormatError(
+            f"{self.storage.name}: data would be written over the metadata at or behind "
+            f"{cluster << self.header.cluster_bits:#x}",
+            hint="run `ringzero disk check --repair all`",
+            path=self.storage.name,
+            offset=cluster << self.header.cluster_bits,
+        )
+
+    def _take(self, wanted: int) -> tuple[int, int]:
         while True:
             index, place = divmod(self._cursor, self.per_block)
             block = self.block(index)
@@ -267,11 +290,13 @@ class Refcounts:
             # The table in between was never written: its clusters are free again.
             place = self.table.offset >> self.header.cluster_bits
             for cluster in range(place, place + len(self.table.items) * 8 // size):
+                self.guard.discard(cluster)
                 self.add(cluster, -1)
         self.table = Table(self.storage, start << self.header.cluster_bits, items, big_endian=True)
         self.table.mark(0, len(items))
         for number in range(blocks):
             self._new_block(first_block + number, start + clusters + number)
+        self.guard.update(range(start, start + clusters))
         for cluster in range(start, start + clusters + blocks):
             block = self._blocks[cluster // self.per_block]
             block.items[cluster % self.per_block] = 1
@@ -307,4 +332,5 @@ class Refcounts:
         first, count = self._old_place
         self._old_place = None
         for cluster in range(first, first + count):
+            self.guard.discard(cluster)
             self.add(cluster, -1)

@@ -171,20 +171,34 @@ class Qcow2Snapshots(Snapshots):
             self._write_table([*entries, entry])
         return entry.public()
 
+    def show(self, which: str) -> None:
+        """Let the disk, which is open read-only, read as the snapshot has it."""
+        disk = self.disk
+        entry = _find(read_table(disk)[0], which)
+        size, active = self._active_of(entry)
+        disk.header.size = size
+        disk.map.replace_l1(active, entry.l1_offset)
+
+    def _active_of(self, entry: Entry) -> tuple[int, array[int]]:
+        """Return the size and the L1 table that the disk has with a snapshot applied."""
+        disk = self.disk
+        size = disk.size if entry.disk_size is None else entry.disk_size
+        if size % 512 or disk.header.l1_needed(size) > MAX_L1_BYTES // 8:
+            raise DiskFormatError(f"snapshot {entry.name!r} is of an impossible size: {size}")
+        items = self._l1_of(entry)
+        active = array("Q", [value & ~COPIED for value in items])
+        needed = max(len(items), disk.header.l1_needed(size))
+        active.extend(array("Q", bytes(8 * (needed - len(items)))))
+        return size, active
+
     def apply(self, which: str) -> None:
         disk = self.disk
         disk._touch(0, disk.size)
         with self._change() as entries:
             entry = _find(entries, which)
-            size = disk.size if entry.disk_size is None else entry.disk_size
-            if size % 512 or disk.header.l1_needed(size) > MAX_L1_BYTES // 8:
-                raise DiskFormatError(f"snapshot {which} is of an impossible size: {size}")
-            items = self._l1_of(entry)
-            self._count(items, 1)
+            size, active = self._active_of(entry)
+            self._count(self._l1_of(entry), 1)
             old = disk.map.l1.items
-            needed = max(len(items), disk.header.l1_needed(size))
-            active = array("Q", [value & ~COPIED for value in items])
-            active.extend(array("Q", bytes(8 * (needed - len(items)))))
             disk.header.size = size
             disk.switch_l1(active)
             self._count(old, -1)
@@ -210,8 +224,7 @@ class Qcow2Snapshots(Snapshots):
             raise disk._read_only_error()
         if disk.map.external:
             raise DiskUnsupportedError("an image with an external data file has no snapshots")
-        disk._flush()
-        with disk._gate.alone(), disk._alloc:
+        with disk.at_rest():
             entries, _ = read_table(disk)
             self._mark(True)
             try:

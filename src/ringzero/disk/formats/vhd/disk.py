@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Self
 
+from ringzero.disk.blockcheck import Range
 from ringzero.disk.blocks import ABSENT, ZERO, BlockDisk
 from ringzero.disk.contract import (
     SECTOR,
@@ -37,7 +38,6 @@ from ringzero.disk.formats.vhd.structures import (
     TYPES,
     Footer,
     Header,
-    geometry,
     locators_for,
     read_footer,
 )
@@ -84,20 +84,36 @@ class VhdDisk(BlockDisk):
         self.header = header = Header.read(storage, self.footer.size)
         self.block_size = header.block_size
         bits = self.block_size // SECTOR // 8
-        self._bitmap_room = -(-bits // SECTOR) * SECTOR
+        self.block_lead = -(-bits // SECTOR) * SECTOR
         self.table = PagedTable(storage, header.table_offset, header.entries, "I", big_endian=True)
         # None: all sectors are held.
         self._bitmaps: dict[int, bytearray | None] = {}
         self._bitmaps_dirty: set[int] = set()
-        self._floor = header.table_offset + 4 * header.entries
+        self._taken = sorted(self._places())
+        # Blocks that begin below this one may lie over structures.
+        self._floor = max(end for _, end in self._taken)
         whole = storage.size - SECTOR
         has_footer = whole >= 0 and storage.read(whole, SECTOR)[:8] == COOKIE
-        self._end = max(-(-self._floor // SECTOR) * SECTOR, whole if has_footer else storage.size)
+        end = whole if has_footer else -(-storage.size // SECTOR) * SECTOR
+        # Where the footer is, or belongs.
+        self._end = max(-(-self._floor // SECTOR) * SECTOR, end)
         if self.footer.kind == DIFFERENCING:
             self.backing_name, self.backing_format = header.find_parent(storage), "vhd"
             self.backing = self._around.open_backing(self.backing_name, "vhd")
             if self.backing is not None:
                 self._check_parent(self.backing)
+
+    def _places(self) -> Iterator[Range]:
+        """Yield the (start, end) of the headers, the block table and the parent locators."""
+        header = self.header
+        yield 0, SECTOR + HEADER_SIZE
+        table = -(-4 * header.entries // SECTOR) * SECTOR
+        yield header.table_offset, header.table_offset + table
+        for _, room, length, at in header.locators:
+            # Writers disagree on whether the room is in sectors or in bytes.
+            size = -(-max(length, room if room >= SECTOR else room * SECTOR) // SECTOR) * SECTOR
+            if at + size <= self.storage.size:
+                yield at, at + size
 
     def _check_parent(self, parent: Disk) -> None:
         assert isinstance(parent, VhdDisk)
@@ -206,15 +222,29 @@ class VhdDisk(BlockDisk):
         entry = self.table[index]
         if entry == _FREE:
             return ABSENT if self.backing_name is not None else ZERO
-        host = entry * SECTOR
-        if host < self._floor or host >= self.storage.size:
+        start = entry * SECTOR
+        end = start + self.block_lead + self.block_size
+        # Some writers leave the end of the last block out; only reading can do with that.
+        limit = self.storage.size + self.block_size if self.read_only else self._end
+        if end > limit or start < self._floor or start >= self.storage.size:
+            self._check_place(start, end, limit)
+        return start + self.block_lead
+
+    def _check_place(self, start: int, end: int, limit: int) -> None:
+        over = any(start < high and low < end for low, high in self._taken)
+        if over or end > limit or start >= self.storage.size:
             raise DiskFormatError(
-                f"{self.storage.name}: a block is at {host:#x}, "
+                f"{self.storage.name}: a block is at {start:#x}, "
                 "outside the file or over its structures",
                 path=self.storage.name,
-                offset=host,
+                offset=start,
             )
-        return host + self._bitmap_room
+
+    def _structures(self) -> Iterator[Range]:
+        yield from self._taken
+
+    def _block_end(self) -> int:
+        return self._end
 
     def _set_block(self, index: int, host: int) -> None:
         self._bitmaps_dirty.discard(index)
@@ -222,11 +252,11 @@ class VhdDisk(BlockDisk):
         if host < 0:
             self.table[index] = _FREE
             return
-        self.table[index] = (host - self._bitmap_room) // SECTOR
+        self.table[index] = (host - self.block_lead) // SECTOR
         self._end = max(self._end, host + self.block_size)
 
     def _new_block(self) -> int:
-        host = self._end + self._bitmap_room
+        host = self._end + self.block_lead
         if (host + self.block_size) // SECTOR >= _FREE:
             raise DiskUnsupportedError("a VHD file has 2 TiB at most", hint="use VHDX")
         return host
@@ -279,10 +309,80 @@ class VhdDisk(BlockDisk):
                     self._bitmaps[index] = None
         self._bitmaps_dirty.clear()
         if self.table.dirty:
-            self.storage.write(self._end, self.footer.to_bytes())
+            self._write_last_footer()
             self.storage.flush()
             self.table.write_back()
         self._settle()
+
+    def _write_last_footer(self) -> None:
+        self.storage.write(self._end, self.footer.to_bytes())
+
+    # ---- checking, resizing -----------------------------------------------
+
+    def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
+        report = super().check(repair)
+        good = self.footer.to_bytes()
+        with self._alloc:
+            front = Footer.parse(self.storage.read(0, SECTOR), self.storage.name)
+            mend = repair is not Repair.NOTHING
+            if front is None or front.to_bytes() != good:
+                report.error("the copy of the footer is damaged", fixed=repair is Repair.ALL)
+                if repair is Repair.ALL:
+                    self.storage.write(0, good)
+            last = Footer.parse(self.storage.read(self._end, SECTOR), self.storage.name)
+            if last is None:
+                # What a crash leaves; the copy at the front holds.
+                report.leak("the footer at the end is missing or damaged", fixed=mend)
+                if mend:
+                    self._write_last_footer()
+            if mend:
+                self.storage.flush()
+        return report
+
+    def _resize(self, size: int) -> None:
+        if size > _MAX_SIZE:
+            raise InvalidValueError("a VHD disk has 2040G at most", hint="use VHDX")
+        self._begin()
+        old = self.size
+        entries = -(-size // self.block_size)
+        with self._gate.alone(), self._alloc:
+            for index in range(entries, -(-old // self.block_size)):
+                self._replace(index, ABSENT)
+            self._write_back()
+            self._flush_storages()
+            if entries > self.header.entries:
+                self._move_table(entries)
+            self.footer.resize(size)
+            # The one at the end is read first; the other one while that is torn.
+            self._write_last_footer()
+            self.storage.flush()
+            self.storage.write(0, self.footer.to_bytes())
+            self.storage.flush()
+        # What was cut off by an earlier change of size may still be in the last block.
+        edge = min(size, -(-old // self.block_size) * self.block_size)
+        if old < edge:
+            self._write_over(old, edge - old)
+        self._zero_new(old, size)
+
+    def _move_table(self, entries: int) -> None:
+        """Put a longer block table at the end of the file; durable when it returns."""
+        room = -(-4 * entries // SECTOR) * SECTOR
+        at = self._end
+        old = self.header
+        self.storage.write(at + room, self.footer.to_bytes())
+        for start in range(0, room, MIB):
+            here = self.storage.read(old.table_offset + start, min(MIB, room - start))
+            there = max(0, min(len(here), 4 * old.entries - start))
+            self.storage.write(at + start, here[:there].ljust(len(here), b"\xff"))
+        self._end = at + room
+        self.storage.flush()
+        old.table_offset, old.entries = at, entries
+        # Where the table is changes with one sector.
+        self.storage.write(SECTOR, old.to_bytes())
+        self.storage.flush()
+        self.table = PagedTable(self.storage, at, entries, "I", big_endian=True)
+        self._taken = sorted(self._places())
+        self._floor = max(end for _, end in self._taken)
 
 
 class FixedVhd(VhdDisk):
@@ -331,8 +431,7 @@ class FixedVhd(VhdDisk):
             raise InvalidValueError("a VHD disk has 2040G at most", hint="use VHDX")
         with self._gate.alone(), self._alloc:
             old = self.size
-            self.footer.size = self.footer.original = size
-            self.footer.geometry = geometry(size)
+            self.footer.resize(size)
             # A file always ends with one whole footer, at either size.
             self.storage.write(size, self.footer.to_bytes())
             self.storage.flush()

@@ -86,6 +86,13 @@ class Footer:
             raise DiskFormatError(f"{name}: a disk of {size} bytes", path=name)
         return cls(size, kind, original, created, creator, UUID(bytes=unique), shape, saved)
 
+    def resize(self, size: int) -> None:
+        """Take another size, which is the one that counts and not its geometry's."""
+        self.size = self.original = size
+        self.geometry = geometry(size)
+        if self.creator in _BY_GEOMETRY:
+            self.creator = _CREATOR
+
     def to_bytes(self) -> bytes:
         offset = _NOWHERE if self.kind == FIXED else SECTOR
         fields = (

@@ -7,12 +7,14 @@ durable. An open image names its log in the header; `close` takes the name out.
 
 from __future__ import annotations
 
+import bisect
 import os
 import struct
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Self
 
+from ringzero.disk.blockcheck import Range
 from ringzero.disk.blocks import ABSENT, ZERO, BlockDisk
 from ringzero.disk.contract import Disk, DiskInfo, Kind, Options, Sample, Surroundings
 from ringzero.disk.formats.vhdx.create import CREATE_OPTIONS, lay_out, make_metadata
@@ -54,6 +56,7 @@ class VhdxDisk(BlockDisk):
     format = "vhdx"
     can_have_backing = True
     create_options = CREATE_OPTIONS
+    block_alignment = MIB
 
     def __init__(
         self, storage: Storage, header: Header, metadata: Metadata, around: Surroundings
@@ -92,6 +95,14 @@ class VhdxDisk(BlockDisk):
         log = Region(self.header.log_offset, self.header.log_length)
         self._taken = [log, *self._regions.values()]
         self._taken_end = max(region.end for region in self._taken)
+        # Sorted: where the sector bitmap blocks are, over which nothing may be written.
+        guarded = self.bitmapped and not self.read_only
+        self._bitmap_hosts = self._find_bitmaps() if guarded else []
+
+    def _find_bitmaps(self) -> list[int]:
+        each = self.chunk_ratio + 1
+        entries = (self.table[n] for n in range(self.chunk_ratio, len(self.table), each))
+        return sorted(entry & _OFFSET for entry in entries if entry & 7 == _BITMAP_PRESENT)
 
     def _check_linkage(self, parent: Disk) -> None:
         expected = {
@@ -222,7 +233,7 @@ class VhdxDisk(BlockDisk):
         state = entry & 7
         if state in (_FULL, _PARTIAL):
             host = entry & _OFFSET
-            if host < self._taken_end or host >= self.storage.size:
+            if host < self._taken_end or host >= self.storage.size or self._bitmap_hosts:
                 self._check_host(host)
             return host
         if not self.bitmapped or state in (_ZERO, _UNMAPPED):
@@ -231,8 +242,12 @@ class VhdxDisk(BlockDisk):
 
     def _check_host(self, host: int) -> None:
         end = host + self.block_size
-        if not MIB <= host < self.storage.size or any(
-            host < region.end and region.offset < end for region in self._taken
+        place = bisect.bisect_left(self._bitmap_hosts, host)
+        over_bitmap = place < len(self._bitmap_hosts) and self._bitmap_hosts[place] < end
+        if (
+            not MIB <= host < self.storage.size
+            or over_bitmap
+            or any(host < region.end and region.offset < end for region in self._taken)
         ):
             raise DiskFormatError(
                 f"{self.storage.name}: a block is at {host:#x}, "
@@ -240,6 +255,16 @@ class VhdxDisk(BlockDisk):
                 path=self.storage.name,
                 offset=host,
             )
+
+    def _block_start(self) -> int:
+        return MIB
+
+    def _structures(self) -> Iterator[Range]:
+        yield 0, MIB
+        for region in self._taken:
+            yield region.offset, region.end
+        for host in self._find_bitmaps() if self.bitmapped else ():
+            yield host, host + MIB
 
     def _set_block(self, index: int, host: int) -> None:
         if host >= 0:
@@ -264,9 +289,14 @@ class VhdxDisk(BlockDisk):
         if entry & 7 != _BITMAP_PRESENT:
             return 0, length
         host = entry & _OFFSET
-        if host < MIB or host + MIB > self.storage.size:
+        outside = host < MIB or host + MIB > self.storage.size
+        if outside or any(
+            host < region.end and region.offset < host + MIB for region in self._taken
+        ):
             raise DiskFormatError(
-                f"{self.storage.name}: a sector bitmap is outside the file", path=self.storage.name
+                f"{self.storage.name}: a sector bitmap is outside the file or over its structures",
+                path=self.storage.name,
+                offset=host,
             )
         return host + inside * length, length
 
@@ -296,6 +326,7 @@ class VhdxDisk(BlockDisk):
             self.storage.truncate(host + MIB)
             chunk = index // self.chunk_ratio
             self.table[chunk * (self.chunk_ratio + 1) + self.chunk_ratio] = host | _BITMAP_PRESENT
+            bisect.insort(self._bitmap_hosts, host)
         self._bitmaps[index] = bytearray(self.block_size // self.sector_size // 8)
         self._bitmaps_dirty.add(index)
 

@@ -279,6 +279,10 @@ class Replayed(Storage):
     def _refuse(self) -> NoReturn:
         raise DiskReadOnlyError(f"{self.name} is open read-only", path=self.name)
 
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        # What a log holds are structures, which are data in the file as well.
+        return self.below.extents(offset, length)
+
     def allocated(self) -> int:
         return self.below.allocated()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import uuid
 from dataclasses import dataclass, field
+from itertools import pairwise
 from uuid import UUID
 
 from ringzero.disk.crc32c import crc32c
@@ -146,6 +147,9 @@ def read_regions(storage: Storage) -> dict[UUID, Region]:
                     f"{storage.name} needs the region {guid}, which is not known",
                     path=storage.name,
                 )
+            # Nothing of ours may come to lie there.
+            if offset + length <= storage.size:
+                regions[guid] = Region(offset, length)
             continue
         if guid in regions:
             raise DiskFormatError(f"{storage.name}: two regions {guid}", path=storage.name)
@@ -156,10 +160,10 @@ def read_regions(storage: Storage) -> dict[UUID, Region]:
                 offset=offset,
             )
         regions[guid] = Region(offset, length)
-    if len(regions) != 2:
+    if not {BAT, METADATA} <= regions.keys():
         raise DiskFormatError(f"{storage.name}: a region is missing", path=storage.name)
-    first, second = sorted(regions.values(), key=lambda region: region.offset)
-    if first.end > second.offset:
+    row = sorted(regions.values(), key=lambda region: region.offset)
+    if any(first.end > second.offset for first, second in pairwise(row)):
         raise DiskFormatError(f"{storage.name}: its regions overlap", path=storage.name)
     return regions
 

@@ -45,9 +45,9 @@ CREATE_OPTIONS = (
 
 # The room that VMware leaves for the descriptor inside a sparse extent.
 _DESCRIPTOR_SECTORS = 20
-_SPLIT = 2 * GIB
+SPLIT = 2 * GIB
 # What 32 bits of sectors reach, less what the tables take.
-_MAX_SPARSE = 2047 * GIB
+MAX_SPARSE = 2047 * GIB
 
 
 def fresh_cid() -> int:
@@ -69,7 +69,7 @@ def lay_out(
         raise InvalidValueError(f"a {subformat} image has no backing file")
     if options["preallocation"] != "off" and not flat:
         raise InvalidValueError("preallocation needs a flat subformat")
-    if not flat and not split and size > _MAX_SPARSE:
+    if not flat and not split and size > MAX_SPARSE:
         raise InvalidValueError(
             f"{subformat} has 2047G at most", hint="use twoGbMaxExtentSparse, or another format"
         )
@@ -83,11 +83,13 @@ def lay_out(
     assert around.path is not None
     if not flat and not split:
         descriptor.extents = [ExtentLine("RW", size // SECTOR, "SPARSE", around.path.name)]
-        _sparse(storage, size, options, descriptor.to_bytes())
+        stream = subformat == "streamOptimized"
+        zeroed = options["zeroed_grain"]
+        lay_sparse(storage, size, descriptor.to_bytes(), zeroed_grain=zeroed, stream=stream)
         return
-    for number, start in enumerate(range(0, size, _SPLIT) if split else [0], 1):
-        length = min(_SPLIT, size - start) if split else size
-        name = _part_name(around.path, number if split else None, flat)
+    for number, start in enumerate(range(0, size, SPLIT) if split else [0], 1):
+        length = min(SPLIT, size - start) if split else size
+        name = part_name(around.path, number if split else None, flat)
         descriptor.extents.append(
             ExtentLine("RW", length // SECTOR, "FLAT" if flat else "SPARSE", name)
         )
@@ -96,14 +98,15 @@ def lay_out(
             if flat:
                 _flat(part, length, options["preallocation"])
             else:
-                _sparse(part, length, options, b"")
+                lay_sparse(part, length, zeroed_grain=options["zeroed_grain"])
             part.flush()
         finally:
             part.close()
     storage.write(0, descriptor.to_bytes())
 
 
-def _part_name(path: Path, number: int | None, flat: bool) -> str:
+def part_name(path: Path, number: int | None, flat: bool) -> str:
+    """Return the name of the file of one extent of the disk `path`."""
     end = "flat" if number is None else f"{'f' if flat else 's'}{number:03}"
     return f"{path.stem}-{end}{path.suffix or '.vmdk'}"
 
@@ -116,16 +119,24 @@ def _flat(storage: Storage, size: int, preallocation: str) -> None:
         storage.preallocate(0, size)
 
 
-def _sparse(storage: Storage, size: int, options: Options, descriptor: bytes) -> None:
+def lay_sparse(
+    storage: Storage,
+    size: int,
+    descriptor: bytes = b"",
+    *,
+    zeroed_grain: bool = False,
+    stream: bool = False,
+) -> None:
+    """Write an empty sparse extent, with the descriptor of its disk where that is inside."""
     header = Header(size)
     header.descriptor_offset, header.descriptor_size = 1, _DESCRIPTOR_SECTORS
     if len(descriptor) > _DESCRIPTOR_SECTORS * SECTOR:
         raise InvalidValueError("the names are too long for a VMDK descriptor")
     grain = header.grain // SECTOR
     at = 1 + _DESCRIPTOR_SECTORS
-    if options["zeroed_grain"]:
+    if zeroed_grain:
         header.version, header.flags = 2, header.flags | ZERO_GRAINS
-    if options["subformat"] == "streamOptimized":
+    if stream:
         header.version, header.flags = 3, LINE_ENDS_VALID | COMPRESSED | MARKERS
         header.overhead = -(-at // grain) * grain
         storage.truncate(header.overhead * SECTOR)

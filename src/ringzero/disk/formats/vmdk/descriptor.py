@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ringzero.disk.contract import SECTOR
@@ -126,3 +127,26 @@ def with_cid(raw: bytes, cid: int) -> bytes:
         raw,
         count=1,
     )
+
+
+def with_extents(raw: bytes, extents: Sequence[ExtentLine], sectors: int) -> bytes:
+    """Return the text with other extents, and the cylinders of a disk of `sectors`."""
+    text = raw.decode("utf-8", "surrogateescape")
+    lines: list[str] = []
+    done = False
+    for line in text.splitlines():
+        if not _EXTENT.fullmatch(line):
+            lines.append(line)
+        elif not done:
+            lines += map(str, extents)
+            done = True
+    matches = filter(None, map(_FIELD.fullmatch, lines))
+    fields = {found[1]: found[2] for found in matches}
+    track = [fields.get(f"ddb.geometry.{name}", "").strip('"') for name in ("heads", "sectors")]
+    if all(value.isdecimal() and int(value) for value in track):
+        cylinders = sectors // (int(track[0]) * int(track[1]))
+        lines = [
+            re.sub(r'^(\s*ddb\.geometry\.cylinders\s*=\s*)"?\d+"?', rf'\1"{cylinders}"', line)
+            for line in lines
+        ]
+    return "\n".join([*lines, ""]).encode("utf-8", "surrogateescape")

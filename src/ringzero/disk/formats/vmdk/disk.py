@@ -5,10 +5,11 @@ from __future__ import annotations
 import bisect
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Self
 
+from ringzero.disk.batch import Checked
 from ringzero.disk.contract import (
     SECTOR,
     CheckReport,
@@ -32,6 +33,7 @@ from ringzero.disk.formats.vmdk.descriptor import (
 )
 from ringzero.disk.formats.vmdk.extents import FlatExtent, Part, SparseExtent, ZeroExtent
 from ringzero.disk.formats.vmdk.header import MAGIC, Header
+from ringzero.disk.formats.vmdk.resize import resize
 from ringzero.disk.formats.vmdk.stream import StreamWriter
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import Storage
@@ -112,13 +114,12 @@ class VmdkDisk(Disk):
         self.read_only = around.read_only
         self.descriptor = descriptor
         self.parts = parts
-        self._around = around
+        self.around = around
         # Where the descriptor is in `storage`: offset and room, in bytes.
-        self._place = place
-        self._starts = [0]
-        for part in parts[:-1]:
-            self._starts.append(self._starts[-1] + part.size)
-        self._size = self._starts[-1] + parts[-1].size
+        self.place = place
+        self._starts: list[int] = []
+        self._size = 0
+        self._lay_in_a_row()
         self._begun = threading.Event()
         self._beginning = threading.Lock()
         self._stream: StreamWriter | None = None
@@ -130,7 +131,7 @@ class VmdkDisk(Disk):
     def _open_parent(self, descriptor: Descriptor) -> None:
         assert descriptor.parent_name is not None
         self.backing_name, self.backing_format = descriptor.parent_name, "vmdk"
-        self.backing = self._around.open_backing(descriptor.parent_name, "vmdk")
+        self.backing = self.around.open_backing(descriptor.parent_name, "vmdk")
         if self.backing is not None:
             assert isinstance(self.backing, VmdkDisk)
             if self.backing.descriptor.cid != descriptor.parent_cid:
@@ -261,15 +262,17 @@ class VmdkDisk(Disk):
         )
 
     def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
-        """Look for grains outside the file and grains used twice; neither can be mended."""
+        """Look for grains and tables that lead nowhere or share space, and for stale copies."""
         if self.read_only and repair is not Repair.NOTHING:
             raise self._read_only_error()
         self.flush()
         report = CheckReport()
         for part in self.parts:
             if isinstance(part, SparseExtent):
-                report.total_clusters += -(-part.size // part.cluster_size)
-                part.inspect(report)
+                part.inspect(repair, report)
+        if report.errors_fixed:
+            self._begin()
+            self.storage.flush()
         return report
 
     def change_backing(self, name: str | None, format: str | None) -> None:
@@ -281,22 +284,48 @@ class VmdkDisk(Disk):
         else:
             if any(not isinstance(part, SparseExtent) for part in self.parts):
                 raise DiskUnsupportedError("a flat VMDK image has no backing file")
-            descriptor.parent_cid = parent_cid(self._around, name, format or "vmdk")
+            descriptor.parent_cid = parent_cid(self.around, name, format or "vmdk")
             descriptor.parent_name = name
-        self._write_descriptor(descriptor.to_bytes())
+        self.write_descriptor(descriptor.to_bytes())
         self.storage.flush()
         self.backing_name, self.backing_format = name, "vmdk" if name else None
 
-    def _write_descriptor(self, data: bytes) -> None:
-        offset, room = self._place
+    def write_descriptor(self, data: bytes) -> None:
+        """Write the text that describes the disk where it was. Not flushed."""
+        offset, room = self.place
         if offset == 0:
             self.storage.write(0, data)
             self.storage.truncate(len(data))
-            self._place = 0, len(data)
+            self.place = 0, len(data)
             return
         if len(data) > room:
             raise DiskUnsupportedError("there is no room for so long a name in the descriptor")
         self.storage.write(offset, data.ljust(room, b"\0"))
+
+    def _resize(self, size: int) -> None:
+        resize(self, size)
+
+    def add_parts(self, parts: Sequence[FlatExtent | SparseExtent]) -> None:
+        """Put further extents behind the others, which may have changed their sizes."""
+        self.parts += parts
+        self._lay_in_a_row()
+        self._lend_backing()
+
+    def drop_parts(self, count: int) -> None:
+        """Let go of all extents but the first `count`."""
+        gone = self.parts[count:]
+        self._size = sum(part.size for part in self.parts[:count])
+        del self._starts[count:]
+        del self.parts[count:]
+        for part in gone:
+            part.close()
+
+    def _lay_in_a_row(self) -> None:
+        starts = [0]
+        for part in self.parts:
+            starts.append(starts[-1] + part.size)
+        self._size = starts.pop()
+        self._starts = starts
 
     def make_empty(self) -> None:
         if self.read_only:
@@ -337,6 +366,15 @@ class VmdkDisk(Disk):
         for part, inside, piece in self._pieces(offset, total(views)):
             part._read(inside, cut(views, done, piece))
             done += piece
+
+    def _read_ready(self, requests: Sequence[Checked]) -> list[Checked]:
+        if len(self.parts) > 1 or self._stream is not None:
+            return list(requests)
+        return self.parts[0]._read_ready(requests)
+
+    def _announce(self, offset: int, views: Views) -> None:
+        if len(self.parts) == 1:
+            self.parts[0]._announce(offset, views)
 
     def _write(self, offset: int, views: Views) -> None:
         self._begin()
@@ -391,8 +429,8 @@ class VmdkDisk(Disk):
         with self._beginning:
             if not self._begun.is_set():
                 cid = fresh_cid()
-                raw = with_cid(self.storage.read(*self._place), cid)
-                self.storage.write(self._place[0], raw[: self._place[1]])
+                raw = with_cid(self.storage.read(*self.place), cid)
+                self.storage.write(self.place[0], raw[: self.place[1]])
                 self.descriptor.cid = cid
                 self._begun.set()
 

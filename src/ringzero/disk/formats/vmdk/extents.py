@@ -9,9 +9,11 @@ import struct
 import threading
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NoReturn, Self
 
+from ringzero.disk.batch import Checked
+from ringzero.disk.blockcheck import gaps
 from ringzero.disk.contract import (
     SECTOR,
     CheckReport,
@@ -23,12 +25,15 @@ from ringzero.disk.contract import (
     Sample,
     Surroundings,
 )
+from ringzero.disk.formats.vmdk.check import ExtentChecker
 from ringzero.disk.formats.vmdk.header import MARKERS, REDUNDANT, ZERO_GRAINS, Header
-from ringzero.disk.mapped import MappedDisk
+from ringzero.disk.formats.vmdk.layout import Layout
+from ringzero.disk.formats.vmdk.stream import sector_numbers
+from ringzero.disk.mapped import SPOT_ABSENT, MappedDisk
 from ringzero.disk.paged import PagedTable
 from ringzero.disk.storage import Storage
 from ringzero.disk.tables import Table
-from ringzero.disk.vectors import Views, fill, fill_zeroes
+from ringzero.disk.vectors import Views, fill, fill_zeroes, total
 from ringzero.errors import DiskFormatError, DiskReadOnlyError, DiskUnsupportedError
 
 # Grain tables kept in memory; 512 entries of 4 bytes each, for 32 MiB of disk.
@@ -37,6 +42,10 @@ _ZERO_GRAIN = 1
 # Grain tables point with 32 bits at sectors.
 _MAX_FILE = SECTOR << 32
 _UNPACKED_KEPT = 32
+# How much of a file may be holes before they are looked for.
+_HOLLOW = 16 << 20
+# 1 PiB of disk, far more than 32 bits of sectors can hold: what an image may make us look through.
+_MAX_TABLES = 32 << 20
 
 
 class Part(Disk):
@@ -77,6 +86,17 @@ class FlatExtent(Part):
     def allocated(self) -> int:
         return self.storage.allocated()
 
+    def stretch(self, size: int) -> None:
+        """Make it longer, durably."""
+        self.storage.reach(self.start + size)
+        self.storage.flush()
+        self._size = size
+
+    def cut(self, size: int) -> None:
+        """Make it shorter; nothing refers to the rest any more."""
+        self._size = size
+        self.storage.truncate(self.start + size)
+
     def _runs(self, offset: int, length: int) -> Iterator[Run]:
         at = self.start + offset
         for run, has_data in self.storage.extents(at, length):
@@ -85,6 +105,13 @@ class FlatExtent(Part):
 
     def _read(self, offset: int, views: Views) -> None:
         self.storage.read_into(self.start + offset, views)
+
+    def _read_ready(self, requests: Sequence[Checked]) -> list[Checked]:
+        read_cached, start = self.storage.read_cached, self.start
+        return [(at, views) for at, views in requests if not read_cached(start + at, views)]
+
+    def _announce(self, offset: int, views: Views) -> None:
+        self.storage.announce(self.start + offset, total(views))
 
     def _write(self, offset: int, views: Views) -> None:
         self.storage.write(self.start + offset, views)
@@ -156,18 +183,18 @@ class SparseExtent(Part, MappedDisk):
         self._size = header.capacity
         self._grain = header.grain
         self._span = header.per_table * header.grain
-        self._zero_grains = bool(header.flags & ZERO_GRAINS)
+        self.zero_grains = bool(header.flags & ZERO_GRAINS)
         # Compressed extents are read as MARKED grains; without markers there is no length.
         if header.compressed and not header.flags & MARKERS:
             raise DiskUnsupportedError(
                 f"{storage.name}: compressed grains without markers", path=storage.name
             )
-        self.directory = self._load_directory(header.directory)
-        self.redundant = (
-            self._load_directory(header.redundant)
-            if header.flags & REDUNDANT and header.redundant and not read_only
-            else None
-        )
+        self.directory: PagedTable
+        self.redundant: PagedTable | None
+        self._layout: Layout | None
+        self._load_directories()
+        # Entries of tables in memory whose grains lie over structures.
+        self._unsafe: set[int] = set()
         self._tables: dict[int, Table] = {}
         self._dirty: set[int] = set()
         # Tables that are not in the file yet: they must be, before the directory names them.
@@ -176,12 +203,86 @@ class SparseExtent(Part, MappedDisk):
         self._forgotten: list[int] = []
         self._settling: list[int] = []
         self._free: list[int] = []
+        # Space that was nobody's when this session needed the first grain; not zeroed yet.
+        self._unused: list[int] | None = None
         self._unpacked: dict[int, bytes] = {}
         self._unpacked_lock = threading.Lock()
 
     def limit(self, size: int) -> None:
         """Use only the first `size` bytes."""
         self._size = size
+
+    def stretch(self, size: int) -> None:
+        """Make it longer, durably, with a longer directory where that is needed."""
+        header = self.header
+        with self._gate.alone(), self._alloc:
+            self._write_back()
+            self.storage.flush()
+            before = header.tables
+            header.capacity = size
+            if header.tables > before:
+                self._move_directories(before)
+            # Where the directories are, and how long, changes with one sector.
+            self.storage.write(0, header.to_bytes())
+            self.storage.flush()
+            self._size = size
+            self._load_directories()
+
+    def _move_directories(self, known: int) -> None:
+        """Write longer directories, with empty tables, to the end; durable when it returns."""
+        header, storage = self.header, self.storage
+        table = -(-header.per_table * 4 // SECTOR)
+        fresh = header.tables - known
+        directory = -(-header.tables * 4 // SECTOR)
+        at = -(-storage.size // SECTOR)
+        for old in (self.redundant, self.directory):
+            if old is None:
+                continue
+            first = at + directory
+            end = first + fresh * table
+            self._check_end(end * SECTOR)
+            storage.truncate(end * SECTOR)
+            sectors = array("I", [old[number] for number in range(known)])
+            sectors.extend(range(first, end, table))
+            storage.write(at * SECTOR, sector_numbers(sectors))
+            if old is self.directory:
+                header.directory = at
+            else:
+                header.redundant = at
+            at = end
+        storage.flush()
+
+    def cut(self, size: int) -> None:
+        """Make it shorter; the descriptor says so already."""
+        header = self.header
+        with self._gate.alone(), self._alloc:
+            self._size = size
+            first = -(-size // self._grain)
+            count = -(-header.capacity // self._grain) - first
+            self._clear_entries(first, count, 0)
+            self._write_back()
+            self.storage.flush()
+            before = header.tables
+            header.capacity = size
+            self.storage.write(0, header.to_bytes())
+            self.storage.flush()
+            self._drop_tables(header.tables, before)
+            self._tables = {n: t for n, t in self._tables.items() if n < header.tables}
+            self._load_directories()
+
+    def _drop_tables(self, first: int, end: int) -> None:
+        """Give back the space of empty tables that the directory no longer reaches."""
+        room = -(-4 * self.header.per_table // SECTOR)
+        for directory in (self.directory, self.redundant):
+            numbers = range(first, end) if directory is not None else ()
+            sectors = sorted(directory[number] for number in numbers)  # type: ignore[index]
+            start = at = 0
+            for sector in [*sectors, 0]:
+                if at and sector != at:
+                    self.storage.write_zeroes(start * SECTOR, (at - start) * SECTOR)
+                if sector != at:
+                    start = sector
+                at = sector + room if sector else 0
 
     def forget_all(self) -> None:
         """Make all grains absent."""
@@ -192,10 +293,23 @@ class SparseExtent(Part, MappedDisk):
                     self._forget(table.items)
                     table.fill(0, array("I", bytes(4 * len(table.items))))
 
+    def _load_directories(self) -> None:
+        header = self.header
+        self.directory = self._load_directory(header.directory)
+        self.redundant = None
+        if header.flags & REDUNDANT and header.redundant not in (0, header.directory):
+            try:
+                self.redundant = self._load_directory(header.redundant)
+            except DiskFormatError:
+                # Reading does without.
+                if not self.read_only:
+                    raise
+        self._layout = None
+
     def _load_directory(self, sector: int) -> PagedTable:
         at = sector * SECTOR
         count = self.header.tables
-        if not at or at + 4 * count > self.storage.size:
+        if not at or at + 4 * count > self.storage.size or count > _MAX_TABLES:
             raise DiskFormatError(
                 f"{self.storage.name}: the grain directory is outside the file",
                 path=self.storage.name,
@@ -220,17 +334,22 @@ class SparseExtent(Part, MappedDisk):
         found = self._tables.get(number)
         if found is not None:
             return found
-        sector = self.directory[number]
-        if not sector:
+        found = self._table_of(self.directory, number)
+        if found is None:
             return None
-        found = self._read_table(sector)
+        if not self.read_only:
+            self._unsafe |= self._structures().unsafe(found.items)
         if len(self._tables) >= _TABLES_KEPT:
             clean = [n for n in list(self._tables) if n not in self._dirty]
             for old in clean[: len(clean) // 2]:
                 self._tables.pop(old, None)
         return self._tables.setdefault(number, found)
 
-    def _read_table(self, sector: int) -> Table:
+    def _table_of(self, directory: PagedTable | None, number: int) -> Table | None:
+        """Read the grain table that a directory names."""
+        sector = directory[number] if directory is not None else 0
+        if not sector:
+            return None
         at = sector * SECTOR
         if at + self.header.per_table * 4 > self.storage.size:
             raise DiskFormatError(
@@ -240,23 +359,69 @@ class SparseExtent(Part, MappedDisk):
             )
         return Table.load(self.storage, at, self.header.per_table, "I", big_endian=False)
 
+    def _structures(self) -> Layout:
+        if self._layout is None:
+            self._layout = Layout(self)
+        return self._layout
+
     def _table_to_change(self, number: int) -> Table:
+        layout = self._structures()
+        if layout.overlap:
+            raise DiskFormatError(
+                f"{self.storage.name}: its structures lie over one another",
+                hint="open it read-only, and convert it",
+                path=self.storage.name,
+            )
         table = self._table(number)
         if table is None:
-            length = self.header.per_table * 4
-            at = -(-self.storage.size // SECTOR) * SECTOR
-            copies = 2 if self.redundant is not None else 1
-            room = -(-length // SECTOR) * SECTOR
-            self._check_end(at + copies * room)
-            self.storage.truncate(at + copies * room)
-            table = Table.blank(self.storage, at, self.header.per_table, "I", big_endian=False)
+            table = self._make_table(number)
             self._tables[number] = table
-            self._new.add(number)
-            self.directory[number] = at // SECTOR
-            if self.redundant is not None:
-                self.redundant[number] = (at + room) // SECTOR
         self._dirty.add(number)
         return table
+
+    def _make_table(self, number: int) -> Table:
+        """Return a new empty grain table at the end of the file, with its second copy."""
+        length = self.header.per_table * 4
+        at = -(-self.storage.size // SECTOR) * SECTOR
+        copies = 2 if self.redundant is not None else 1
+        room = -(-length // SECTOR) * SECTOR
+        self._check_end(at + copies * room)
+        self.storage.truncate(at + copies * room)
+        self._new.add(number)
+        self.directory[number] = at // SECTOR
+        if self.redundant is not None:
+            self.redundant[number] = (at + room) // SECTOR
+        self._structures().add(at, at + copies * room)
+        return Table.blank(self.storage, at, self.header.per_table, "I", big_endian=False)
+
+    # ---- mending, for `check` ---------------------------------------------
+
+    def replace_table(self, number: int, content: Table | None) -> None:
+        """Take a table that is broken out of the directory, and put `content` in its place."""
+        self._tables.pop(number, None)
+        self.directory[number] = 0
+        table = self._table_to_change(number)
+        if content is not None:
+            table.fill(0, content.items)
+
+    def set_entry(self, number: int, place: int, entry: int) -> None:
+        """Change one entry; the grain that it named is not touched."""
+        self._table_to_change(number).set(place, entry)
+
+    def renew_copy(self, number: int, table: Table) -> None:
+        """Write the second copy of a table, somewhere else when it is outside the file."""
+        assert self.redundant is not None
+        room = -(-4 * self.header.per_table // SECTOR) * SECTOR
+        at = self.redundant[number] * SECTOR
+        if not at or at + room > self.storage.size:
+            at = -(-self.storage.size // SECTOR) * SECTOR
+            self.storage.truncate(at + room)
+            self.redundant[number] = at // SECTOR
+        Table(self.storage, at, table.items, big_endian=False).write_all()
+
+    def pending(self) -> list[int]:
+        """Return the host offsets of grains that are free, or will be."""
+        return [*self._forgotten, *self._settling, *self._free]
 
     # ---- mapping ----------------------------------------------------------
 
@@ -287,7 +452,7 @@ class SparseExtent(Part, MappedDisk):
         while index <= last:
             entry = items[index]
             stop = index + 1
-            if not entry or (entry == _ZERO_GRAIN and self._zero_grains):
+            if not entry or (entry == _ZERO_GRAIN and self.zero_grains):
                 kind = Kind.ZERO if entry else Kind.ABSENT
                 while stop <= last and items[stop] == entry:
                     stop += 1
@@ -305,6 +470,8 @@ class SparseExtent(Part, MappedDisk):
                 host = entry * SECTOR + (offset - base) % grain
                 if entry * SECTOR >= file_end:
                     raise self._outside(entry)
+                if self._unsafe and not self._unsafe.isdisjoint(items[index:stop]):
+                    raise self._over_structures(entry)
                 # A grain at the end may be cut short by the end of the disk.
                 writable = host + length <= file_end + grain
                 yield Run(length, kind, host, self.storage, writable)
@@ -322,6 +489,14 @@ class SparseExtent(Part, MappedDisk):
             offset=entry * SECTOR,
         )
 
+    def _over_structures(self, entry: int) -> DiskFormatError:
+        return DiskFormatError(
+            f"{self.storage.name}: a grain at {entry * SECTOR:#x} lies over its structures",
+            hint="mend it with `ringzero disk repair`",
+            path=self.storage.name,
+            offset=entry * SECTOR,
+        )
+
     def _spot(self, offset: int, length: int, writing: bool) -> int | None:
         table = self._tables.get(offset // self._span)
         inside = offset % self._grain
@@ -329,7 +504,9 @@ class SparseExtent(Part, MappedDisk):
             return None
         entry = table.items[offset % self._span // self._grain]
         host = entry * SECTOR + inside
-        if entry <= 1 or host + length > self.storage.size:
+        if not entry and not writing:
+            return SPOT_ABSENT
+        if entry <= 1 or host + length > self.storage.size or entry in self._unsafe:
             return None
         return host
 
@@ -338,7 +515,7 @@ class SparseExtent(Part, MappedDisk):
             raise DiskUnsupportedError(f"{self.storage.name}: a sparse extent has 2 TiB at most")
 
     def _grant(self, index: int, count: int) -> tuple[int, int]:
-        if self._free:
+        if self._has_free():
             return self._free.pop(), 1
         grain = self._grain
         host = -(-self.storage.size // grain) * grain
@@ -350,6 +527,36 @@ class SparseExtent(Part, MappedDisk):
         missing = max(1, missing)
         self._check_end(host + missing * grain)
         return host, missing
+
+    def _has_free(self) -> bool:
+        """Whether a grain is free, after looking for space that earlier sessions have left."""
+        if self._free:
+            return True
+        if self._unused is None:
+            data = self.storage.size - self.header.overhead * SECTOR
+            # Reading all tables pays when most of the file is holes.
+            hollow = data > 2 * self.storage.allocated() + _HOLLOW
+            self._unused = self._find_unused() if hollow else []
+        if not self._unused:
+            return False
+        host = self._unused.pop()
+        self.storage.write_zeroes(host, self._grain)
+        self._free.append(host)
+        return True
+
+    def _find_unused(self) -> list[int]:
+        """Return where whole grains fit into space that nothing names, the lowest last."""
+        grain, limit = self._grain, self.storage.size // SECTOR
+        taken = [(host, host + grain) for host in self.pending()]
+        for number in range(self.header.tables):
+            table = self._tables.get(number) or self._table_of(self.directory, number)
+            entries = table.items if table is not None else ()
+            taken += [(e * SECTOR, e * SECTOR + grain) for e in entries if 1 < e < limit]
+        start = self.header.overhead * SECTOR
+        found: list[int] = []
+        for low, high in gaps([*taken, *self._structures()], start, self.storage.size):
+            found += range(-(-low // grain) * grain, high - grain + 1, grain)
+        return found[::-1]
 
     def _grant_is_zero(self, host: int, length: int) -> bool:
         # Fresh grains are past the end, free ones have been zeroed.
@@ -371,11 +578,14 @@ class SparseExtent(Part, MappedDisk):
             index, count, first = index + part, count - part, first + part * sectors
 
     def _unlink(self, index: int, count: int, kind: Kind) -> None:
-        if self.backing_name is not None and not self._zero_grains:
+        if self.backing_name is not None and not self.zero_grains:
             raise NotImplementedError
-        value = _ZERO_GRAIN if self.backing_name is not None else 0
+        self._clear_entries(index, count, _ZERO_GRAIN if self.backing_name is not None else 0)
+
+    def _clear_entries(self, index: int, count: int, value: int) -> None:
+        """Set the entries of grains to `value`, and forget what they named."""
         per_table = self.header.per_table
-        while count:
+        while count > 0:
             number, inside = divmod(index, per_table)
             part = min(count, per_table - inside)
             if self._table(number) is not None or value:
@@ -388,7 +598,8 @@ class SparseExtent(Part, MappedDisk):
         """Note the grains that no table points at any more; those outside the file are not ours."""
         size = self.storage.size
         for entry in entries:
-            if entry > _ZERO_GRAIN and entry * SECTOR + self._grain <= size:
+            inside = entry > _ZERO_GRAIN and entry * SECTOR + self._grain <= size
+            if inside and entry not in self._unsafe:
                 self._forgotten.append(entry * SECTOR)
 
     # ---- flushing ---------------------------------------------------------
@@ -465,28 +676,17 @@ class SparseExtent(Part, MappedDisk):
 
     # ---- checking ---------------------------------------------------------
 
-    def inspect(self, report: CheckReport) -> None:
-        """Add what is wrong with this extent to `report`."""
-        owners: set[int] = set()
-        for number in range(self.header.tables):
-            try:
-                table = self._table(number)
-            except DiskFormatError as fault:
-                report.error(fault.message)
-                continue
-            for entry in table.items if table is not None else ():
-                if entry <= _ZERO_GRAIN and (not entry or self._zero_grains):
-                    continue
-                report.allocated_clusters += 1
-                report.compressed_clusters += self.header.compressed
-                report.image_end = max(report.image_end, entry * SECTOR + self._grain)
-                if entry * SECTOR >= self.storage.size:
-                    report.error(self._outside(entry).message)
-                elif entry in owners:
-                    report.error(f"the grain at {entry * SECTOR:#x} is used more than once")
-                owners.add(entry)
+    def inspect(self, repair: Repair, report: CheckReport) -> None:
+        """Add what is wrong with this extent to `report`, and mend it."""
+        report.total_clusters += -(-self.size // self._grain)
+        with self._gate.alone(), self._alloc:
+            if not self.read_only:
+                self._write_back()
+            ExtentChecker(self, repair, report).run()
+            if report.errors_fixed:
+                self._unsafe.clear()
 
     def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
-        report = CheckReport(total_clusters=-(-self.size // self._grain))
-        self.inspect(report)
+        report = CheckReport()
+        self.inspect(repair, report)
         return report

@@ -1,0 +1,76 @@
+"""`ringzero ps`: the named machines of this user."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ringzero.cli.machines import add_json, ago, one_line, table
+from ringzero.cli.verb import VERBS, Verb, print_json
+
+
+@VERBS.register("ps")
+class Ps(Verb):
+    summary = "list the machines"
+    examples = """\
+  ringzero ps                 those that run
+  ringzero ps -a              those that ended, too, and how
+  ringzero ps -a --json
+  ringzero rm $(ringzero ps -aq --status ended)
+"""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the flags."""
+        parser.add_argument("-a", "--all", action="store_true", help="those that ended, too")
+        parser.add_argument("-q", "--quiet", action="store_true", help="print names only")
+        parser.add_argument(
+            "--status",
+            choices=("starting", "running", "paused", "stopping", "ended", "dead"),
+            help="only those in this state",
+        )
+        add_json(parser)
+
+    def execute(self, arguments: argparse.Namespace) -> int:
+        """Print them. No process is asked: the directories tell."""
+        from ringzero.control.directory import machines
+
+        found = [machine.summary() for machine in machines()]
+        if arguments.status:
+            found = [facts for facts in found if facts["status"] == arguments.status]
+        elif not arguments.all:
+            found = [facts for facts in found if "exit" not in facts]
+        if arguments.json:
+            print_json(found)
+        elif arguments.quiet:
+            for facts in found:
+                print(facts["name"])
+        else:
+            table(
+                ("NAME", "STATUS", "FOR", "PID", "CPUS", "MEMORY", "ENGINE", "RUNS"),
+                [_row(facts) for facts in found],
+            )
+        return 0
+
+
+def _row(facts: dict[str, Any]) -> tuple[str, ...]:
+    from ringzero.units import format_size
+
+    config = facts["config"]
+    what = facts["image"] or str(config.get("kernel") or "?")
+    if facts["command"]:
+        what += ": " + " ".join(facts["command"])
+    status = facts["status"]
+    if "exit" in facts:
+        ended = facts["exit"]
+        why = ended["detail"] if status == "dead" else ended["reason"]
+        status += f" ({ended['exit_code']}: {one_line(why, 50)})"
+    return (
+        facts["name"],
+        status,
+        ago(facts["since"]),
+        str(facts["pid"] or "-"),
+        str(config.get("cpus", "?")),
+        format_size(config["memory"]) if isinstance(config.get("memory"), int) else "?",
+        facts["engine"] or "-",
+        one_line(what, 40),
+    )

@@ -1,0 +1,29 @@
+"""`ringzero wait`: wait for a machine's end."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from ringzero.cli.machines import add_json, add_name, named
+from ringzero.cli.verb import VERBS, Verb, print_json
+
+
+@VERBS.register("wait")
+class Wait(Verb):
+    summary = "wait for a machine's end, and end with its exit code"
+    examples = "  ringzero run -d --name job -- make test; ringzero wait job\n"
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the name."""
+        add_json(parser)
+        add_name(parser)
+
+    def execute(self, arguments: argparse.Namespace) -> int:
+        """Wait; say how it ended."""
+        record = named(arguments).wait()
+        if arguments.json:
+            print_json(asdict(record))
+        else:
+            print(f"{record.reason}: {record.detail}" if record.detail else record.reason)
+        return record.exit_code

@@ -1,0 +1,373 @@
+"""The keeper of a machine: what stands between a `Machine` and those who ask for it.
+
+It keeps the machine's directory up to date, has its lines shared and logged,
+ends it in order, and writes down how it ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from typing import Any, Protocol
+
+from ringzero.control import actions  # noqa: F401 - fills the table
+from ringzero.control.directory import (
+    CONSOLE_LOG,
+    EXIT,
+    PROCESS,
+    STATUS,
+    Claim,
+    MachineDirectory,
+)
+from ringzero.control.hub import Hub
+from ringzero.control.logfile import LogFile
+from ringzero.control.records import ExitRecord, ProcessRecord, Status, StatusRecord
+from ringzero.control.server import Server
+from ringzero.errors import (
+    ConflictError,
+    GuestError,
+    HostError,
+    RingzeroError,
+    TimeoutExpiredError,
+)
+from ringzero.host.process import ProcessIdentity, oom_kills, own_cgroup
+from ringzero.vm.agent import Agent, Command
+from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.identity import Identity
+
+# How long a guest may take to write its disks and switch itself off, in seconds.
+SHUTDOWN = 10.0
+# What is kept of the serial line to explain a bad end, in lines.
+_LAST_LINES = 20
+_EXIT_CODES = {
+    ExitReason.REBOOT: 3,
+    ExitReason.PANIC: GuestError.exit_code,
+    ExitReason.TRIPLE_FAULT: GuestError.exit_code,
+}
+
+
+class Line(Protocol):
+    """A byte channel of the machine."""
+
+    on_output: Callable[[bytes], None] | None
+
+    def write(self, data: bytes) -> None:
+        """Send what the user types."""
+        ...
+
+
+class Console(Line, Protocol):
+    """The virtio console, which has a size."""
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the guest the size of the user's terminal."""
+        ...
+
+
+class Guest(Protocol):
+    """What the keeper needs of `ringzero.vm.machine.Machine`."""
+
+    @property
+    def config(self) -> Any:
+        """The machine's description."""
+        ...
+
+    @property
+    def agent(self) -> Agent:
+        """The protocol with ringzero's own guests."""
+        ...
+
+    @property
+    def serial(self) -> Line:
+        """The first serial line."""
+        ...
+
+    @property
+    def console(self) -> Console:
+        """The virtio console (hvc0)."""
+        ...
+
+    def start(self) -> None:
+        """Let the guest run."""
+        ...
+
+    def pause(self) -> None:
+        """Stop the guest; returns when its state stands still."""
+        ...
+
+    def resume(self) -> None:
+        """Let the guest go on."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> Exit | None:
+        """Wait for the end of the guest; None when `timeout` seconds are over."""
+        ...
+
+    def stop(self) -> None:
+        """End the guest at once, and free everything."""
+        ...
+
+    def stats(self) -> Mapping[str, Any]:
+        """Where the time went."""
+        ...
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Keep the machine paused for a `with` block."""
+        ...
+
+    def seed(self) -> Any:
+        """Return what the machine is now, for copies to grow from; it is to be closed."""
+        ...
+
+    def grow(self, seed: Any, identity: Identity) -> Any:
+        """Return a paused copy, in this process or one forked from it."""
+        ...
+
+    def snapshot(self, name: str, *, memory: bool = True, store: Any = None) -> Any:
+        """Save the machine as it is now under a name, while it runs on."""
+        ...
+
+    def keep_from_children(self) -> None:
+        """Leave the machine's memory out of processes forked from now on."""
+        ...
+
+
+class Keeper:
+    """One living machine: its directory, its lines, its socket, its end.
+
+    Made with the claim on the directory. `close` frees the machine and the
+    socket; the claim is the caller's to release, as the last thing.
+    """
+
+    def __init__(self, machine: Guest, claim: Claim) -> None:
+        self.machine = machine
+        self.directory = claim.directory
+        self.name = claim.directory.name
+        self._lock_descriptor = claim.lock
+        self.record = claim.directory.machine()
+        self._log = LogFile(self.directory.path / CONSOLE_LOG)
+        self.console = Hub(machine.console.write, machine.console.resize, self._log.write)
+        self.serial = Hub(machine.serial.write, None, self._log.write)
+        self._status = Status.STARTING
+        self._changing = threading.RLock()
+        self._stopping: ExitRecord | None = None
+        self._shell: Command | None = None
+        self._hearers: list[Callable[[ExitRecord], None]] = []
+        self.ended = threading.Event()
+        self.result: ExitRecord | None = None
+        write_process(self.directory)
+        self._write_status()
+        self.server = Server(self.directory, self)
+
+    # ---- life -------------------------------------------------------------
+
+    def start(self) -> None:
+        """Let the guest run and answer on the socket."""
+        self.machine.console.on_output = self.console.feed
+        self.machine.serial.on_output = self.serial.feed
+        self.server.start()
+        self.machine.start()
+        with self._changing:
+            self._set(Status.RUNNING)
+
+    def log(self, data: bytes) -> None:
+        """Add bytes to what the machine said."""
+        self._log.write(data)
+
+    @property
+    def status(self) -> Status:
+        """What the machine is doing."""
+        return self._status
+
+    def pause(self) -> None:
+        """Stop the guest until `resume`. Raises ConflictError."""
+        with self._changing:
+            if self._status is Status.PAUSED:
+                raise ConflictError(f"machine {self.name!r} is paused already")
+            self._require(Status.RUNNING)
+            self.machine.pause()
+            self._set(Status.PAUSED)
+
+    def resume(self) -> None:
+        """Let the guest go on. Raises ConflictError."""
+        with self._changing:
+            if self._status is Status.RUNNING:
+                raise ConflictError(f"machine {self.name!r} is not paused")
+            self._require(Status.PAUSED)
+            self.machine.resume()
+            self._set(Status.RUNNING)
+
+    def stop(self, timeout: float = SHUTDOWN) -> ExitRecord:
+        """Have the guest switch itself off; end it after `timeout` seconds; wait for the end."""
+        with self._changing:
+            if self._status is Status.PAUSED:
+                self.machine.resume()
+            self._set(Status.STOPPING)
+        asked = self.ask_power_off()
+        if asked and self.ended.wait(timeout):
+            return self._await_result()
+        detail = "by `stop`" if not asked else f"by `stop`: it did not end in {timeout:g} seconds"
+        return self.end(ExitRecord("stopped", detail, 0, time.time()))
+
+    def ask_power_off(self) -> bool:
+        """Ask the guest to switch itself off; False where nobody in it would listen."""
+        if not self.machine.config.agent or not self.machine.agent.ready:
+            return False
+        self.machine.agent.poweroff()
+        return True
+
+    def end(self, why: ExitRecord) -> ExitRecord:
+        """End the guest at once; `why` becomes its exit record, if nothing was before."""
+        self.expect(why)
+        self.machine.stop()
+        return self._await_result()
+
+    def expect(self, why: ExitRecord) -> None:
+        """Say what the exit record will be once the machine is stopped from outside."""
+        with self._changing:
+            if self._stopping is None:
+                self._stopping = why
+            self._set(Status.STOPPING)
+
+    def wait(self) -> ExitRecord:
+        """Wait for the end of the guest, and write it down; called by one thread."""
+        deadline = None
+        if self.record.timeout is not None:
+            deadline = time.monotonic() + self.record.timeout
+        try:
+            found = self._wait_exit(deadline)
+            if found is None:
+                text = "the time allowed by --timeout is over"
+                self.expect(ExitRecord("timeout", text, TimeoutExpiredError.exit_code, time.time()))
+                self.machine.stop()
+                found = self.machine.wait(SHUTDOWN) or Exit(ExitReason.STOPPED)
+            result = self._explain(found)
+        except RingzeroError as fault:
+            result = ExitRecord("fault", fault.message, fault.exit_code, time.time())
+        except Exception as fault:
+            result = ExitRecord("fault", f"{type(fault).__name__}: {fault}", 70, time.time())
+        return self.finish(result)
+
+    def finish(self, result: ExitRecord) -> ExitRecord:
+        """Write the end down; the first one counts."""
+        with self._changing:
+            if self.result is None:
+                self.result = result
+                with contextlib.suppress(HostError):
+                    result.write(self.directory.path / EXIT)
+                self.ended.set()
+                for hear in self._hearers:
+                    hear(result)
+            return self.result
+
+    def conclude(self, otherwise: ExitRecord) -> ExitRecord:
+        """Write down how the guest ended; `otherwise` if its user has ended it just so."""
+        found = self.machine.wait(0)
+        if found is None or found.reason is ExitReason.STOPPED:
+            return self.finish(self._stopping or otherwise)
+        return self.finish(replace(self._explain(found), exit_code=otherwise.exit_code))
+
+    def on_end(self, hear: Callable[[ExitRecord], None]) -> None:
+        """Have `hear` called with the exit record at the end, or now if that was before."""
+        with self._changing:
+            if self.result is not None:
+                hear(self.result)
+            else:
+                self._hearers.append(hear)
+
+    def close(self) -> None:
+        """Free the machine and the socket."""
+        record = self.result or self.finish(
+            self._stopping or ExitRecord("stopped", "", 0, time.time())
+        )
+        fault = record.error() or GuestError(
+            f"machine {self.name!r} ended ({record.reason}) before that did"
+        )
+        self.server.close(fault)
+        self.machine.stop()
+        self._log.close()
+
+    def leave(self) -> None:
+        """In a forked process: let go of what is the original's alone, its lock before all."""
+        os.close(self._lock_descriptor)
+        self.server.leave()
+        self._log.leave()
+
+    # ---- the console ------------------------------------------------------
+
+    def ensure_shell(self, rows: int, columns: int) -> None:
+        """Have a login shell on the console, where the guest's agent can give one."""
+        with self._changing:
+            if not self.machine.config.agent or self.record.foreground:
+                return
+            if self._shell is None or self._shell.status is not None:
+                self._shell = self.machine.agent.terminal(rows=rows, columns=columns)
+
+    # ---- about it ---------------------------------------------------------
+
+    def inspect(self) -> dict[str, Any]:
+        """Return everything about the machine, as plain data."""
+        facts = self.directory.summary()
+        config = self.machine.config
+        facts["agent"] = (
+            {"ready": self.machine.agent.ready, "kernel": self.machine.agent.release}
+            if config.agent
+            else None
+        )
+        facts["watchers"] = {"console": self.console.watchers, "serial": self.serial.watchers}
+        facts["stats"] = dict(self.machine.stats())
+        return facts
+
+    # ---- inside -----------------------------------------------------------
+
+    def _await_result(self) -> ExitRecord:
+        # Whoever sits in `wait` writes it down; a moment after the machine's end.
+        self.ended.wait(SHUTDOWN)
+        return self.finish(self._stopping or ExitRecord("stopped", "", 0, time.time()))
+
+    def _wait_exit(self, deadline: float | None) -> Exit | None:
+        while True:
+            left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
+            found = self.machine.wait(max(0.0, left))
+            if found is not None or (deadline is not None and time.monotonic() >= deadline):
+                return found
+
+    def _explain(self, found: Exit) -> ExitRecord:
+        now = time.time()
+        if found.reason is ExitReason.STOPPED:
+            return self._stopping or ExitRecord("stopped", "", 0, now)
+        error = found.error()
+        detail = error.message if error is not None else ""
+        if error is not None:
+            said = self.serial.tail(8192).decode("utf-8", "replace").replace("\r", "")
+            lines = [line for line in said.splitlines()[-_LAST_LINES:] if line.strip()]
+            detail = "\n".join([detail.split("\n")[0], *lines])
+        return ExitRecord(found.reason.value, detail, _EXIT_CODES.get(found.reason, 0), now)
+
+    def _require(self, status: Status) -> None:
+        if self._status is not status:
+            raise ConflictError(
+                f"machine {self.name!r} is {self._status.value}, not {status.value}"
+            )
+
+    def _set(self, status: Status) -> None:
+        """Change the status; from STOPPING there is no way back. The lock is held."""
+        if self._status is not Status.STOPPING and self._status is not status:
+            self._status = status
+            self._write_status()
+
+    def _write_status(self) -> None:
+        engine = str(self.machine.stats().get("engine", ""))
+        StatusRecord(self._status.value, time.time(), engine).write(self.directory.path / STATUS)
+
+
+def write_process(directory: MachineDirectory) -> None:
+    """Write down that the calling process runs the machine. Raises HostError."""
+    own, cgroup = ProcessIdentity.own(), own_cgroup()
+    record = ProcessRecord(**asdict(own), cgroup=cgroup, oom_kills=oom_kills(cgroup))
+    record.write(directory.path / PROCESS)

@@ -1,0 +1,151 @@
+"""Where a machine's translated code lies, and how clones come to share it.
+
+Code and its records lie in an arena below 2 GiB: code grows up, records grow
+down, and the space between is the machine's own. When a machine is cloned, all
+that it has translated is handed to the clones, and from then on nobody writes
+to it: every machine goes on in space of its own, the original in what is left
+between, a clone in a small arena that grows with its needs. Two rules keep
+that safe, both in `ringzero.jit`: a page's list of blocks that lies outside the
+machine's own space is copied before a block is added to it, and a jump outside
+of it is never linked. A machine that drops a page's code, because the page was
+written to, only clears its own table.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Any, Self
+
+from ringzero.host.memory import ExecutableMemory, HostMemory, MemoryImage
+from ringzero.jit.tables import Translator
+from ringzero.records import record, replace
+
+# Room for translated code and its records; when it is full, all is dropped and begun anew.
+CODE_SIZE = 64 << 20
+# Saved translations hold addresses, so they serve only where they were made: at an address
+# that position-independent programs leave free. A second machine in a process does without.
+CODE_BASE = 0x1000_0000
+# What a second machine, and a clone, begin with: address space below 2 GiB is scarce. An idle
+# Linux and a few commands need some 300 KiB beside what a clone has from its original.
+FIRST_ARENA, CLONE_ARENA = 8 << 20, 512 << 10
+GROWTH = 4
+# Members of Translator that lead to translations of an earlier run.
+SAVED = ("saved_table", "saved_mask", "saved_hashes", "saved_contents", "saved_pages")
+
+
+class Arena:
+    """Executable memory with several holders, given back by the last."""
+
+    def __init__(self, size: int, wanted: int = 0, elsewhere: int | None = None) -> None:
+        self._memory = ExecutableMemory(size, wanted, elsewhere)
+        self.start = self._memory.address
+        self.end = self.start + self._memory.size
+        self._holders = 1
+        self._lock = threading.Lock()
+
+    def hold(self) -> Self:
+        """Count one more holder."""
+        with self._lock:
+            self._holders += 1
+        return self
+
+    def release(self) -> None:
+        """Count one holder less."""
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                self._memory.close()
+
+
+@record
+class SharedCode:
+    """What clones take over: arenas, the tables of pages, saved translations (and their owner)."""
+
+    arenas: tuple[Arena, ...]
+    tables: MemoryImage
+    saved: tuple[int, ...]
+    owner: Any
+
+    def hold(self) -> SharedCode:
+        """Return the same for another holder, to be closed on its own."""
+        for arena in self.arenas:
+            arena.hold()
+        return replace(self, tables=self.tables.hold())
+
+    def share(self) -> None:
+        """Be good in processes forked from now on; arenas are private memory, and copied there."""
+        self.tables.share()
+
+    def close(self) -> None:
+        """Let go of the arenas; clones keep theirs."""
+        self.tables.close()
+        for arena in self.arenas:
+            arena.release()
+
+
+class CodeSpace:
+    """One machine's translated code: the translator's region, and the tables of pages.
+
+    `words` holds, for each of RAM's `pages` pages, the address of its CodePage or 0; `sought` a
+    byte for each: 1 when saved translations were looked for.
+    """
+
+    def __init__(self, translator: Any, pages: int, shared: SharedCode | None = None) -> None:
+        self._translator = translator
+        self.owner = shared.owner if shared is not None else None
+        self.tables = HostMemory("code-pages", pages * 9, shared.tables if shared else None)
+        self.words_address = self.tables.address
+        self.sought_address = self.tables.address + pages * 8
+        self.words = self.tables.view[: pages * 8].cast("Q")
+        self.sought = self.tables.view[pages * 8 :]
+        translator.code_pages_size = pages * 8
+        self._arenas: list[Arena] = []
+        # Read at every exit, so not through the view.
+        self._out, self._data = (
+            ctypes.c_uint64.from_address(translator.address + Translator.offset_of(name))
+            for name in ("out", "data")
+        )
+        self.main = False
+        if shared is None:
+            arena = Arena(CODE_SIZE, CODE_BASE, FIRST_ARENA)
+            self.main = arena.start == CODE_BASE
+        else:
+            self._arenas += [arena.hold() for arena in shared.arenas]
+            for member, value in zip(SAVED, shared.saved, strict=True):
+                setattr(translator, member, value)
+            arena = Arena(CLONE_ARENA)
+        self._use(arena)
+
+    def _use(self, arena: Arena) -> None:
+        self._arenas.append(arena)
+        self._room = arena.end - arena.start
+        translator = self._translator
+        translator.region_start = translator.out = arena.start
+        translator.region_end = translator.data = arena.end
+
+    def look(self) -> None:
+        """Go on in a larger arena when this one is nearly full; no vCPU may run native code."""
+        if (self._data.value - self._out.value) * 4 < self._room < CODE_SIZE:
+            self._use(Arena(min(self._room * GROWTH, CODE_SIZE)))
+
+    def share(self) -> SharedCode:
+        """Hand everything on to clones, and go on in what is left; the machine stands still."""
+        translator = self._translator
+        translator.region_start = translator.out
+        translator.region_end = translator.data
+        return SharedCode(
+            tuple(arena.hold() for arena in self._arenas),
+            self.tables.freeze(),
+            tuple(getattr(translator, member) for member in SAVED),
+            self.owner,
+        )
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.words.release()
+        self.sought.release()
+        self.tables.close()
+        for arena in self._arenas:
+            arena.release()
+        self._arenas.clear()

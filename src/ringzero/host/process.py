@@ -1,0 +1,133 @@
+"""Processes of this host: who one is beyond its number, why it may have died, how to signal it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+_CGROUPS = Path("/sys/fs/cgroup")
+# prctl(2): the name that ps(1) and top(1) show, at most 15 bytes.
+_PR_SET_NAME = 15
+# proc(5), /proc/PID/stat: field 3 is the first behind the name in parentheses; 22 is the
+# time of the start since the host's boot, in clock ticks.
+_STATE_FIELD, _START_FIELD = 3, 22
+
+
+@dataclass(frozen=True)
+class ProcessIdentity:
+    """A process of one boot of this host. No other ever has the same three values."""
+
+    pid: int
+    started: int
+    boot: str
+
+    @classmethod
+    def own(cls) -> ProcessIdentity:
+        """Return the calling process's."""
+        pid = os.getpid()
+        return cls(pid, _start_time(pid) or 0, boot_id())
+
+    def signal(self, number: int) -> bool:
+        """Send a signal to this very process; False where it is gone.
+
+        Raises PermissionError.
+        """
+        with contextlib.ExitStack() as stack:
+            descriptor = self._open()
+            if descriptor is None:
+                return False
+            stack.callback(os.close, descriptor)
+            try:
+                signal.pidfd_send_signal(descriptor, number)
+            except ProcessLookupError:
+                return False
+            return True
+
+    def wait(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for the end of the process; whether it has ended.
+
+        It has when its last thread has: until then its files are open, its locks held.
+        """
+        descriptor = self._open()
+        if descriptor is None:
+            return True
+        try:
+            poller = select.poll()
+            poller.register(descriptor, select.POLLIN)
+            return bool(poller.poll(max(0.0, timeout) * 1000))
+        finally:
+            os.close(descriptor)
+
+    def exists(self) -> bool:
+        """Whether any thread of the process runs."""
+        return not self.wait(0)
+
+    def _is_current(self) -> bool:
+        """Whether the number still means this process, which may have ended."""
+        return self.boot == boot_id() and _start_time(self.pid) == self.started
+
+    def _open(self) -> int | None:
+        """Return a pidfd, which cannot come to mean another process; None if this one is gone."""
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except (OSError, OverflowError, ValueError):
+            return None
+        # Looked at after the descriptor is held: the number cannot be given away between the two.
+        if self._is_current():
+            return descriptor
+        os.close(descriptor)
+        return None
+
+
+def boot_id() -> str:
+    """Return what the kernel calls its present boot."""
+    try:
+        return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> int | None:
+    """Return when a process started, in clock ticks after the boot; None where none runs."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text()
+        # The name in parentheses may hold anything, parentheses and spaces too.
+        fields = text.rpartition(")")[2].split()
+        return int(fields[_START_FIELD - _STATE_FIELD])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def own_cgroup() -> str:
+    """Return the calling process's control group (version 2) below its root; "" without one."""
+    try:
+        lines = (_PROC / "self/cgroup").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line[3:] for line in lines if line.startswith("0::/")), "")
+
+
+def oom_kills(cgroup: str) -> int | None:
+    """Return how many processes the kernel has killed in `cgroup` for want of memory."""
+    try:
+        text = (_CGROUPS / cgroup.lstrip("/") / "memory.events").read_text()
+    except OSError:
+        return None
+    for line in text.splitlines():
+        name, _, count = line.partition(" ")
+        if name == "oom_kill" and count.isdecimal():
+            return int(count)
+    return None
+
+
+def set_title(text: str) -> None:
+    """Give the calling process the name that ps(1) shows; it is cut at 15 bytes."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, text.encode()[:15], 0, 0, 0)

@@ -1,0 +1,154 @@
+"""`AsyncMachine`: a machine for programs built on asyncio.
+
+    async with ringzero.AsyncMachine(image="micro") as vm:
+        await vm.run("prepare")
+        children = await vm.fork(8)
+        results = await asyncio.gather(*(child.run("work") for child in children))
+
+Every method is `Machine`'s of the same name, on a thread of its own: any number may be
+awaited at once, and none keeps the event loop waiting. What has no asynchronous form is
+found at `machine`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from ringzero.errors import TimeoutExpiredError
+from ringzero.vm.exit import Exit
+from ringzero.vm.machine import CommandResult, Machine
+
+if TYPE_CHECKING:
+    from ringzero.vm.snapshot import Snapshot
+
+T = TypeVar("T")
+
+
+async def in_thread(action: Callable[[], T]) -> T:
+    """Return what `action` returns, from a thread of its own; a cancelled one still ends."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, failure: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if failure is not None:
+            future.set_exception(failure)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def work() -> None:
+        result, failure = None, None
+        try:
+            result = action()
+        except BaseException as fault:
+            failure = fault
+        # A loop that has ended has nobody who waits.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=work, name="await", daemon=True).start()
+    return await future
+
+
+class AsyncMachine:
+    """A `Machine` whose methods are awaited; made from the same arguments, or around one.
+
+    It is built when the `async with` block is entered, or with the first method.
+    """
+
+    def __init__(self, machine: Machine | None = None, **fields: Any) -> None:
+        self._made = machine
+        self._fields = fields
+        self._making = asyncio.Lock()
+
+    @property
+    def machine(self) -> Machine:
+        """The machine itself. Raises RuntimeError before it was built."""
+        if self._made is None:
+            raise RuntimeError("the machine is built by `async with`, or by its first method")
+        return self._made
+
+    async def _get(self) -> Machine:
+        async with self._making:
+            if self._made is None:
+                self._made = await in_thread(lambda: Machine(**self._fields))
+            return self._made
+
+    async def __aenter__(self) -> Self:
+        await self._get()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Boot, and let the guest run."""
+        await in_thread((await self._get()).start)
+
+    async def pause(self) -> None:
+        """Stop the vCPUs and let requests in flight end."""
+        await in_thread((await self._get()).pause)
+
+    async def resume(self) -> None:
+        """Go on after `pause`."""
+        await in_thread((await self._get()).resume)
+
+    async def stop(self) -> None:
+        """End the guest and free everything."""
+        if self._made is not None:
+            # Also when the caller is being cancelled.
+            await asyncio.shield(in_thread(self._made.stop))
+
+    async def wait(self, timeout: float | None = None) -> Exit | None:
+        """Wait for the end of the run."""
+        machine = await self._get()
+        return await in_thread(lambda: machine.wait(timeout))
+
+    async def run(
+        self,
+        command: str | Sequence[str | bytes],
+        *,
+        input: bytes = b"",
+        timeout: float | None = None,
+    ) -> CommandResult:
+        """Run a command in the guest. It is killed when the caller is cancelled."""
+        machine = await self._get()
+        out, err = bytearray(), bytearray()
+        await in_thread(machine.start)
+        request = machine.agent.run(
+            command, takes_input=bool(input), on_stdout=out.extend, on_stderr=err.extend
+        )
+        if input:
+            request.write(input)
+            request.close_input()
+        try:
+            status = await in_thread(lambda: request.wait(timeout))
+        except asyncio.CancelledError:
+            request.signal("KILL")
+            raise
+        if status is None:
+            request.signal("KILL")
+            raise TimeoutExpiredError(f"the command did not end within {timeout} seconds")
+        return CommandResult(bytes(out), bytes(err), status)
+
+    async def fork(self, count: int = 1, *, start: bool = False) -> list[AsyncMachine]:
+        """Return copies of the machine as it is now."""
+        machine = await self._get()
+        children = await in_thread(lambda: machine.fork(count, start=start))
+        return [AsyncMachine(child) for child in children]
+
+    async def snapshot(self, name: str, *, memory: bool = True) -> Snapshot:
+        """Save the machine as it is now under a name."""
+        machine = await self._get()
+        return await in_thread(lambda: machine.snapshot(name, memory=memory))

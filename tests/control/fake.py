@@ -1,0 +1,119 @@
+"""Machines without a guest for the control layer, in this process and in processes of their own.
+
+`python -m tests.control.fake DIRECTORY LOCK REPORT` is a machine's process that
+runs a fake. Its kernel's name says what goes wrong with it.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+
+from ringzero.config.machine import MachineConfig
+from ringzero.control import directory, vmm
+from ringzero.control.launch import launch
+from ringzero.errors import GuestImageError
+from ringzero.host.progress import QUIET
+from ringzero.vm.exit import Exit, ExitReason
+from tests.cli.fake import FakeMachine
+
+PROGRAM = (sys.executable, "-m", "tests.control.fake")
+
+
+class Fake(FakeMachine):
+    """A FakeMachine that can be paused and copied, and prints what is typed."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.paused = False
+        self.stubborn = config.command_line.strip() == "stubborn"
+        self.console.write = lambda data: self.console.say(b"<" + data + b">")
+        self.serial.write = lambda data: self.serial.say(data)
+
+    def pause(self):
+        self.paused = True
+
+    def resume(self):
+        self.paused = False
+
+    def stop(self):
+        if self._exit is None:
+            self.end(Exit(ExitReason.STOPPED))
+        self.agent.close()
+
+    def end(self, how):
+        if self.stubborn and how.reason is ExitReason.POWEROFF:
+            return
+        super().end(how)
+
+    def stats(self):
+        return {"engine": "fake"}
+
+    def frozen(self):
+        return contextlib.nullcontext()
+
+    def seed(self):
+        return Seed(self.config)
+
+    def grow(self, seed, identity):
+        return Fake(seed.config)
+
+    def keep_from_children(self):
+        pass
+
+
+class Seed:
+    def __init__(self, config):
+        self.config = config
+
+    def share(self):
+        return []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def close(self):
+        pass
+
+
+def build(config, reporter):
+    match config.command_line.strip():
+        case "bad":
+            raise GuestImageError("not a kernel", hint="give a kernel")
+        case "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "silent":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "slow":
+            reporter.say(step="slowly")
+            time.sleep(60)
+        case "panic":
+            machine = Fake(config)
+            machine.boots = False
+            machine.serial_output = b"Kernel panic - not syncing: no init\n"
+            machine.ending = Exit(ExitReason.PANIC)
+            return machine
+        case "brief":
+            machine = Fake(config)
+            threading.Timer(0.3, machine.end, (Exit(ExitReason.POWEROFF),)).start()
+            return machine
+    return Fake(config)
+
+
+def config(line="", **more):
+    return MachineConfig.create(kernel="/dev/null", command_line=line, agent=True, **more)
+
+
+def start(name, line="", *, wait=True, **more):
+    """Start a fake machine's process; return its directory."""
+    claim = directory.create(name, config(line), **more)
+    return launch(claim, wait=wait, progress=QUIET, program=PROGRAM)
+
+
+if __name__ == "__main__":
+    sys.exit(vmm.main(sys.argv[1:], build))

@@ -1,0 +1,416 @@
+"""Machines in processes of their own, with a fake guest: life, clients good and bad, death."""
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import struct
+import threading
+import time
+
+import pytest
+
+from ringzero.control import client, directory, server
+from ringzero.control.directory import SOCKET, Status
+from ringzero.control.protocol import Decoder, encode_data, encode_message
+from ringzero.errors import (
+    ConflictError,
+    ControlError,
+    GuestError,
+    GuestImageError,
+    InvalidValueError,
+    NotFoundError,
+)
+from tests.control.fake import start
+
+pytestmark = pytest.mark.usefixtures("root")
+# Rounds of a loop that kills at random moments, and how many of them `make fuzz` adds.
+ROUNDS = 16 * int(os.environ.get("RINGZERO_FUZZ", "1"))
+
+
+def until(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_life():
+    web = start("web")
+    machine = client.machine("web")
+    process = web.process()
+    assert os.getsid(process.pid) != os.getsid(0)
+    assert web.status() is Status.RUNNING
+    facts = machine.inspect()
+    assert (facts["name"], facts["status"], facts["engine"]) == ("web", "running", "fake")
+    assert facts["agent"]["ready"]
+    done = machine.run(["sh", "-c", "echo out; echo err >&2; exit 3"])
+    assert (done.stdout, done.stderr, done.exit_code) == (b"out\n", b"err\n", 3)
+    assert machine.run(["cat"], b"input\0").stdout == b"input\0"
+    machine.pause()
+    assert web.status() is Status.PAUSED
+    with pytest.raises(ConflictError, match="paused"):
+        machine.run(["true"])
+    with pytest.raises(ConflictError, match="paused already"):
+        machine.pause()
+    machine.resume()
+    with pytest.raises(ConflictError, match="not paused"):
+        machine.resume()
+    with pytest.raises(ConflictError, match="running"):
+        machine.remove()
+    record = machine.stop()
+    assert (record.reason, record.exit_code) == ("poweroff", 0)
+    assert web.status() is Status.ENDED
+    assert not process.identity.exists()
+    assert not (web.path / SOCKET).exists()
+    with pytest.raises(ConflictError, match="does not run: poweroff"):
+        machine.pause()
+    assert machine.inspect()["exit"]["reason"] == "poweroff"
+    machine.remove()
+    with pytest.raises(NotFoundError):
+        client.machine("web")
+
+
+@pytest.mark.parametrize(("line", "error"), [("bad", GuestImageError), ("silent", ControlError)])
+def test_a_machine_that_cannot_be_built_leaves_nothing(line, error):
+    with pytest.raises(error) as caught:
+        start("web", line)
+    if line == "bad":
+        assert (caught.value.message, caught.value.hint) == ("not a kernel", "give a kernel")
+    assert directory.machines() == []
+
+
+def test_a_process_that_crashes_says_why():
+    with pytest.raises(ControlError, match="Segmentation fault"):
+        start("web", "crash")
+
+
+def test_a_guest_that_panics_stays_to_be_looked_at():
+    with pytest.raises(GuestError, match="panic"):
+        start("web", "panic")
+    web = directory.find("web")
+    until(lambda: not web.alive)
+    assert web.exit().reason == "panic"
+    assert "no init" in web.exit().detail
+    assert "no init" in web.tail("console.log", 1000)
+    assert web.exit().exit_code == 125
+
+
+def test_a_stubborn_guest_is_ended():
+    web = start("web", "stubborn")
+    record = client.machine("web").stop(0.2)
+    assert record.reason == "stopped"
+    assert "did not end in 0.2 seconds" in record.detail
+    assert not web.alive
+
+
+def test_signals_of_the_process():
+    web = start("web")
+    pid = web.process().pid
+    for harmless in (signal.SIGINT, signal.SIGHUP):
+        os.kill(pid, harmless)
+    time.sleep(0.1)
+    assert web.alive
+    os.kill(pid, signal.SIGTERM)
+    assert web.wait_end(10)
+    assert web.exit().reason == "poweroff"
+
+
+def test_a_command_that_is_the_machine():
+    start("job", command=("sh", "-c", "echo made; exit 7"))
+    record = client.machine("job").wait()
+    assert (record.reason, record.exit_code) == ("command", 7)
+    assert directory.find("job").tail("console.log", 100).endswith("made\n")
+    start("gone", command=("true",), remove=True)
+    until(lambda: [m.name for m in directory.machines()] == ["job"])
+
+
+def test_a_time_limit():
+    start("web", timeout=0.3)
+    record = client.machine("web").wait()
+    assert (record.reason, record.exit_code) == ("timeout", 124)
+
+
+def test_who_waits_hears_of_the_end():
+    start("web")
+    machine, ends = client.machine("web"), []
+
+    def run_forever():
+        try:
+            machine.run(["sleep", "30"])
+        except GuestError as fault:
+            ends.append(fault.message)
+
+    threads = [
+        threading.Thread(target=lambda: ends.append(machine.wait().reason)),
+        threading.Thread(target=run_forever),
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    assert machine.kill().reason == "killed"
+    for thread in threads:
+        thread.join(10)
+    assert sorted(ends) == ["killed", "machine 'web' ended (killed) before that did"]
+
+
+def test_a_process_that_hangs_is_killed_all_the_same():
+    web = start("web")
+    os.kill(web.process().pid, signal.SIGSTOP)
+    assert client.machine("web").kill().exit_code == 137
+    assert web.exit().reason == "killed"
+
+
+class Console:
+    """An attached console on a thread."""
+
+    def __init__(self, machine, **how):
+        self.session = machine.session()
+        self.data = bytearray()
+        self.begun = threading.Event()
+        self.thread = threading.Thread(target=self._run, args=(how,), daemon=True)
+        self.thread.start()
+        assert self.begun.wait(5)
+
+    def _run(self, how):
+        def take(_, data):
+            self.data.extend(data)
+
+        with contextlib.suppress(ControlError, GuestError):
+            self.session.stream("console", how, take, self.begun.set)
+
+    def leave(self):
+        self.session.send(b"")
+        self.thread.join(5)
+        self.session.close()
+
+
+def test_several_watch_one_console():
+    start("web")
+    machine = client.machine("web")
+    first, second = Console(machine), Console(machine, watch=True)
+    until(lambda: b"terminal" in first.data)
+    first.session.send(b"hello")
+    second.session.send(b"not me")
+    until(lambda: b"<hello>" in first.data and b"<hello>" in second.data)
+    third = Console(machine)
+    until(lambda: b"<hello>" in third.data)
+    assert machine.inspect()["watchers"]["console"] == 3
+    for console in (first, second, third):
+        assert b"not me" not in console.data
+        console.leave()
+    until(lambda: machine.inspect()["watchers"]["console"] == 0)
+    assert b"<hello>" in (directory.find("web").path / "console.log").read_bytes()
+    with pytest.raises(InvalidValueError, match="no line"), machine.session() as session:
+        session.stream("console", {"line": "tape"}, lambda *_: None)
+
+
+def test_hostile_clients_hurt_nobody():
+    web = start("web")
+    machine = client.machine("web")
+    chance = random.Random(5)
+    request = encode_message({"version": 1, "action": "exec", "arguments": {"words": ["true"]}})
+    bad = [
+        os.urandom(64),
+        b"\xff" * 9,
+        struct.pack("!IB", 1 << 31, 1),
+        request[: len(request) // 2],
+        encode_data(0, b"x"),
+        encode_message({}),
+        encode_message({"version": 1}),
+        encode_message({"version": 99, "action": "inspect"}),
+        encode_message({"version": 1, "action": ["kill"], "arguments": []}),
+        encode_message({"version": 1, "action": "exec", "arguments": {"words": "ls"}}),
+        encode_message({"version": 1, "action": "exec", "arguments": {"words": []}}),
+        encode_message({"version": 1, "action": "exec", "arguments": {"words": ["a\0"]}}),
+        encode_message({"version": 1, "action": "stop", "arguments": {"timeout": -1}}),
+        encode_message({"version": 1, "action": "fork", "arguments": {"count": 10**9}}),
+        encode_message({"version": 1, "action": "fork", "arguments": {"name": "../x"}}),
+        request + encode_message({"event": "signal", "name": "TERM; reboot"}),
+        request + encode_message({"event": "resize", "rows": -1, "columns": "x"}),
+        request + encode_data(7, b"x"),
+    ]
+    held = []
+    for number in range(60):
+        link = web.connect()
+        held.append(link)
+        link.sendall(bad[number % len(bad)])
+        if chance.random() < 0.8:
+            link.close()
+    assert machine.run(["echo", "fine"]).stdout == b"fine\n"
+    for link in held:
+        link.close()
+    assert web.status() is Status.RUNNING
+    assert web.tail("vmm.log", 10_000) == ""
+
+
+def test_too_many_clients_are_turned_away():
+    web = start("web")
+    links = [web.connect() for _ in range(server.MAX_CONNECTIONS)]
+    for link in links:
+        assert link.recv(1)
+    with pytest.raises(ControlError, match="ended the conversation"):
+        client.machine("web").inspect()
+    for link in links:
+        link.close()
+
+    def answers():
+        try:
+            return client.machine("web").inspect()
+        except ControlError:
+            return None
+
+    until(answers)
+
+
+def test_a_client_that_does_not_read_keeps_nobody():
+    """Others go on meanwhile, and with it gone."""
+    start("web")
+    machine = client.machine("web")
+    slow = machine.session()
+    slow._request("exec", {"words": ["head", "-c", "50000000", "/dev/zero"]})
+    time.sleep(0.3)
+    assert machine.inspect()["status"] == "running"
+    slow.close()
+    assert machine.run(["echo", "next"]).stdout == b"next\n"
+
+
+def test_output_for_a_client_that_does_not_read_is_bounded_and_whole():
+    ours, theirs = socket.socketpair()
+    call = server.Call(server.Connection(ours, None, "web"))
+    pressure = []
+    call.on_pressure = pressure.append
+    sent = 0
+    while call.write(1, bytes(60_000)):
+        sent += 60_000
+        assert sent < 10 * server.HIGH
+    assert pressure == [True]
+    call.finish("done")
+    call.finish("too late")
+    decoder, got = Decoder(), []
+    while data := theirs.recv(1 << 20):
+        got += decoder.feed(data)
+    assert pressure == [True, False]
+    assert b"".join(frame.content for frame in got[:-1]) == bytes(sent)
+    assert got[-1].content == {"result": "done"}
+    call.close()
+    theirs.close()
+    ours.close()
+
+
+def test_other_users_are_turned_away(monkeypatch):
+    web = start("web")
+    assert (web.path / SOCKET).stat().st_mode & 0o777 == 0o600
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert server._is_ours(ours)
+
+        class Link:
+            """A socket whose peer has the user number `uid`."""
+
+            def __init__(self, uid):
+                self.uid = uid
+
+            def getsockopt(self, *_):
+                return struct.pack("@iII", 1, self.uid, 0)
+
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+        assert [server._is_ours(Link(uid)) for uid in (0, 1000, 1001)] == [True, True, False]
+
+
+def test_fork():
+    start("web")
+    machine = client.machine("web")
+    machine.run(["true"])
+    copies = machine.fork(3)
+    assert [copy.name for copy in copies] == ["web-1", "web-2", "web-3"]
+    pids = {copy.directory.process().pid for copy in copies}
+    assert len(pids) == 3
+    assert machine.kill().reason == "killed"
+    for copy in copies:
+        assert copy.directory.machine().parent == "web"
+        assert copy.run(["echo", copy.name]).stdout == f"{copy.name}\n".encode()
+    (again,) = copies[0].fork(name="other")
+    assert again.run(["echo", "x"]).exit_code == 0
+    with pytest.raises(ConflictError, match="taken"):
+        copies[0].fork(2, "web-%")
+    with pytest.raises(InvalidValueError, match="no pattern"):
+        copies[0].fork(2, "web")
+    assert copies[1].fork(1)[0].name == "web-2-1"
+    assert copies[2].stop().reason == "poweroff"
+    names = [m.name for m in directory.machines() if m.alive]
+    assert names == ["other", "web-1", "web-2", "web-2-1"]
+
+
+def test_kill_at_random_moments():
+    """Whatever is killed whenever: `ps` tells the truth, and the next start works."""
+    chance = random.Random(os.urandom(8))
+    for number in range(ROUNDS):
+        web = start("web", wait=False)
+        time.sleep(chance.random() * 0.25)
+        process = web.process()
+        if process is not None:
+            process.identity.signal(signal.SIGKILL)
+            assert process.identity.wait(5)
+            assert web.status() is Status.DEAD
+            assert web.exit().reason == "died"
+            with pytest.raises(ConflictError):
+                client.machine("web").pause()
+            client.machine("web").remove()
+        else:
+            client.machine("web").remove(force=True)
+        assert directory.machines() == [], f"round {number}"
+
+
+def test_kill_while_copies_are_made():
+    chance = random.Random(os.urandom(8))
+    for _ in range(max(2, ROUNDS // 8)):
+        web = start("web")
+        made = threading.Thread(target=_fork_quietly, daemon=True)
+        made.start()
+        time.sleep(chance.random() * 0.1)
+        web.process().identity.signal(signal.SIGKILL)
+        made.join(20)
+        assert not made.is_alive()
+        for machine in client.machines():
+            # Those that were made live on; the others are dead, and say so.
+            if machine.directory.alive and machine.directory.wait_end(0.3) is False:
+                assert machine.run(["true"]).exit_code == 0
+            machine.remove(force=True)
+        assert directory.machines() == []
+
+
+def _fork_quietly():
+    with contextlib.suppress(ControlError, ConflictError):
+        client.machine("web").fork(4)
+
+
+def test_remove_while_starting():
+    web = start("web", "slow", wait=False)
+    assert web.status() is Status.STARTING
+    with pytest.raises(ConflictError, match="starting"):
+        client.machine("web").remove()
+    with pytest.raises(ConflictError, match="still starting"):
+        client.machine("web").pause()
+    client.machine("web").remove(force=True)
+    assert directory.machines() == []
+
+
+def test_a_stale_socket_is_replaced(root):
+    web = start("web")
+    web.process().identity.signal(signal.SIGKILL)
+    until(lambda: not web.alive)
+    assert (web.path / SOCKET).exists()
+    client.machine("web").remove()
+    start("web")
+    assert client.machine("web").inspect()["status"] == "running"
+
+
+def test_a_long_path_is_no_trouble(tmp_path, monkeypatch):
+    """A socket's address has 108 bytes (unix(7)); directories may be deeper."""
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    monkeypatch.setenv("RINGZERO_MACHINES_DIR", str(deep))
+    start("web")
+    assert client.machine("web").run(["echo", "x"]).stdout == b"x\n"
+    client.machine("web").remove(force=True)

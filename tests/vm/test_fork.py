@@ -1,0 +1,339 @@
+"""Forks of running machines: what is shared, what is each one's own, and what they cost."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from ringzero.core.memory import PAGE_SIZE
+from ringzero.errors import InvalidValueError, StateError
+from ringzero.host import memory as host_memory
+from ringzero.vm.identity import Identity
+from ringzero.vm.machine import Machine
+from ringzero.vm.state import MachineState
+from tests.engine.fake import FakeEngine
+from tests.vm.test_machine import SOURCE
+
+MIB = 1 << 20
+
+
+# ---- memory -------------------------------------------------------------------
+
+
+@pytest.fixture(params=["ioctl", "table"])
+def scan(request, monkeypatch):
+    """Both ways to find the pages that were written to."""
+    if request.param == "table":
+        monkeypatch.setattr(host_memory, "scan_pages", lambda *_: None)
+
+
+def copy_of(memory):
+    image = memory.freeze()
+    copy = host_memory.HostMemory("copy", memory.size, image)
+    image.close()
+    return copy
+
+
+def test_frozen_memory_is_shared_until_written(scan):
+    first = host_memory.HostMemory("test", 16 * MIB)
+    first.view[5000:5004] = b"base"
+    address = first.address
+    second = copy_of(first)
+    assert first.address == address and second.view[5000:5004] == b"base"
+    first.view[5000:5002] = b"FI"
+    second.view[5002:5004] = b"SE"
+    assert bytes(first.view[5000:5004]) == b"FIse" and bytes(second.view[5000:5004]) == b"baSE"
+    page = PAGE_SIZE
+    assert first.changed() == [(page, 2 * page)]
+    # A third copy while the second lives: the first's change comes along.
+    third = copy_of(first)
+    assert bytes(third.view[5000:5004]) == b"FIse"
+    assert third.view[MIB : MIB + 4] == bytes(4)
+    first.close()
+    second.close()
+    assert bytes(third.view[5000:5004]) == b"FIse"
+    third.close()
+
+
+@pytest.mark.parametrize("changed", [1, host_memory.COPY_LIMIT // PAGE_SIZE + 1])
+def test_freezing_again(scan, changed):
+    """Few changes are copied, many make a new base; without copies left they become the base."""
+    first = host_memory.HostMemory("test", 64 * MIB)
+    first.view[: 32 * MIB] = b"\1" * (32 * MIB)
+    copies = [copy_of(first)]
+    for number in range(2, 6):
+        for page in range(0, changed * PAGE_SIZE, PAGE_SIZE):
+            first.view[page + number] = number
+        copies.append(copy_of(first))
+    for number, copy in enumerate(copies, 1):
+        last = (changed - 1) * PAGE_SIZE
+        expected = bytes(n if 2 <= n <= number else 1 for n in range(8))
+        assert bytes(copy.view[last : last + 8]) == expected
+        assert copy.view[40 * MIB] == 0
+        copy.close()
+    base = first.base
+    first.view[100] = 100
+    last = copy_of(first)
+    assert first.base is base and first.changed() == [] and last.view[100] == 100
+    last.close()
+    first.close()
+
+
+def test_everything_is_given_back():
+    before = len(os.listdir("/proc/self/fd"))
+    first = host_memory.HostMemory("test", MIB)
+    copies = [copy_of(first) for _ in range(20)]
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    for memory in [first, *copies]:
+        memory.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_store_and_clear_in_private_memory():
+    first = host_memory.HostMemory("test", 16 * MIB)
+    first.store(100, b"x" * MIB)
+    copy = copy_of(first)
+    first.store(200, b"y" * MIB)
+    first.clear(100, 50)
+    copy.clear(2 * MIB, MIB)
+    assert copy.changed() == []
+    copy.clear(0, 16 * MIB)
+    assert not any(copy.view[: 2 * MIB])
+    assert bytes(first.view[98:152]) == bytes(52) + b"xx"
+    assert first.view[200 + MIB - 1] == ord("y")
+    first.close()
+    copy.close()
+
+
+# ---- machines without a guest ---------------------------------------------------
+
+
+def test_an_ended_machine_has_no_forks():
+    with Machine(engine=FakeEngine(), memory="32M") as vm:
+        vm.stop()
+        with pytest.raises(InvalidValueError, match="ended"):
+            vm.fork()
+
+
+def test_a_fork_of_what_never_ran():
+    with Machine(engine=FakeEngine(), memory="32M", name="old") as vm:
+        vm.memory[0x5000:0x5006] = b"before"
+        (child,) = vm.fork()
+        with child:
+            vm.memory[0x5000:0x5006] = b"after!"
+            assert child.memory[0x5000:0x5006] == b"before"
+            assert child.save().tree["devices"].keys() == vm.save().tree["devices"].keys()
+        with (
+            vm.seed() as seed,
+            Machine.from_seed(seed, Identity("new"), engine=FakeEngine()) as one,
+        ):
+            assert one.config.name == "new" and vm.config.name == "old"
+
+
+def test_clocks_step_to_now():
+    with Machine(engine=FakeEngine(), memory="32M") as vm, vm.seed() as seed:
+        moved = seed.state.advanced(3_000_000_000, 1_000_000)
+        for before, after in zip(seed.state.tree["cpus"], moved.tree["cpus"], strict=True):
+            assert after["tsc"] == before["tsc"] + 3_000_000
+        assert seed.state.advanced(0, 1_000_000).tree == seed.state.tree
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"features": ["avx512f", "fpu"]}, "avx512f"),
+        ({"tsc_hz": 1_234_567_890}, "frequency"),
+        ({"tsc_hz": "fast"}, "tsc_hz"),
+        ({"features": None}, "features"),
+    ],
+)
+def test_another_processor_is_refused(change, words):
+    with Machine(engine=FakeEngine(), memory="32M") as vm, vm.seed() as seed:
+        tree = seed.state.tree
+        other = replace(
+            seed, state=MachineState({**tree, "processor": {**tree["processor"], **change}})
+        )
+        with pytest.raises(StateError, match=words):
+            Machine.from_seed(other, engine=FakeEngine())
+        missing = replace(
+            seed, state=MachineState({k: v for k, v in tree.items() if k != "processor"})
+        )
+        with pytest.raises(StateError, match="processor"):
+            Machine.from_seed(missing, engine=FakeEngine())
+
+
+def test_forgotten_forks_do_not_keep_the_interpreter():
+    code = (
+        "from ringzero.vm.machine import Machine\n"
+        "vm = Machine(memory='32M', engine='soft')\n"
+        "vm.memory[0:200] = b'\\xeb\\xfe' * 100\n"
+        "children = vm.fork(3, start=True)\n"
+        "print(len(children))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": SOURCE},
+        capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, b"3\n"), done.stderr
+
+
+# ---- a guest --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A booted guest with a disk."""
+    from ringzero.errors import HostError
+    from ringzero.image.micro import ensure
+
+    try:
+        ensure()
+    except HostError as fault:
+        pytest.skip(f"needs Debian packages: {fault.message}")
+    disk = tmp_path_factory.mktemp("fork") / "disk"
+    disk.write_bytes(bytes(16 * MIB))
+    with Machine(image="micro", memory="256M", engine="soft", disks=[f"{disk},format=raw"]) as vm:
+        vm.run("true")
+        vm.disk_file = disk
+        yield vm
+
+
+@pytest.fixture
+def fork(original):
+    """Make one fork, which is stopped with the test."""
+    made = []
+
+    def make(vm=original):
+        made.extend(vm.fork())
+        return made[-1]
+
+    yield make
+    for child in made:
+        child.stop()
+
+
+def text(vm, command):
+    result = vm.run(command, timeout=60)
+    assert result.exit_code == 0, result
+    return result.stdout.decode().strip()
+
+
+guest = [pytest.mark.engine, pytest.mark.boot]
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+class TestGuest:
+    pytestmark = guest
+
+    @pytest.fixture
+    def child(self, fork, depth):
+        child = fork()
+        for _ in range(depth - 1):
+            child.start()
+            child = fork(child)
+        return child
+
+    def test_each_goes_its_own_way(self, original, child):
+        text(original, "echo parent >/tmp/mine")
+        text(child, "test ! -e /tmp/mine; echo child >/tmp/mine")
+        assert text(original, "cat /tmp/mine") == "parent"
+        assert text(child, "cat /tmp/mine") == "child"
+        assert text(original, "rm /tmp/mine; dmesg | tail -3 | grep -ci bug || true") == "0"
+
+    def test_disks_part_at_the_fork(self, original, fork, child, depth):
+        def put(vm, at, word):
+            text(vm, f"echo {word} | dd of=/dev/vda bs=4k seek={at} conv=notrunc,fsync 2>&1")
+
+        def get(vm, at):
+            return text(vm, f"dd if=/dev/vda bs=4k skip={at} count=1 iflag=direct 2>/dev/null |"
+                            " head -n 1 | tr -d '\\0'")  # fmt: skip
+
+        put(original, 0, "one")
+        late = fork()
+        put(original, 0, "two")
+        put(original, 700, "three")
+        put(child, 1, "child")
+        put(late, 2, "late")
+        assert [get(original, n) for n in (0, 1, 2, 700)] == ["two", "", "", "three"]
+        assert [get(late, n) for n in (0, 1, 2, 700)] == ["one", "", "late", ""]
+        assert get(child, 1) == "child" and get(child, 2) == "" and get(child, 700) == ""
+        # What the original flushed is in its image, and nothing of the others.
+        data = original.disk_file.read_bytes()
+        assert data[:4] == b"two\n" and data[700 * 4096 :][:6] == b"three\n"
+        assert not any(data[4096:12288])
+        text(original, "dd if=/dev/zero of=/dev/vda bs=1M count=4 conv=notrunc,fsync 2>&1")
+
+    def test_commands_belong_to_the_original(self, original, fork, depth):
+        out = []
+        command = original.agent.run(
+            "echo begun; read line; echo $line", takes_input=True, on_stdout=out.append
+        )
+        while b"".join(out) != b"begun\n":
+            time.sleep(0.01)
+        child = fork()
+        for _ in range(depth - 1):
+            child.start()
+            child = fork(child)
+        result = child.run("echo child", timeout=60)
+        assert (result.stdout, result.stderr, result.exit_code) == (b"child\n", b"", 0)
+        command.write(b"ended\n")
+        assert command.wait(60) == 0
+        assert b"".join(out) == b"begun\nended\n"
+
+    def test_time_goes_on(self, child):
+        host = time.time()
+        assert abs(float(text(child, "date +%s")) - host) < 2
+        first = float(text(child, "cut -d' ' -f1 /proc/uptime"))
+        assert float(text(child, "cut -d' ' -f1 /proc/uptime")) >= first
+        assert (
+            text(child, "dmesg | grep -ci 'lockup\\|stall\\|clocksource.*unstable' || true") == "0"
+        )
+
+
+class TestCost:
+    pytestmark = guest
+
+    def test_code_is_shared(self, original, fork):
+        """What the original has translated, a fork does not translate again."""
+        text(original, "seq 100 | sort -n | tail -1")
+        text(original, "seq 100 | sort -n | tail -1")
+        child = fork()
+        text(child, "seq 100 | sort -n | tail -1")
+        assert child.stats()["cpu0"]["translator_blocks"] < 2000
+        # And it goes on sharing when it has to grow.
+        text(child, "for a in awk sed grep tar vi bc; do $a --help; done >/dev/null 2>&1; true")
+        assert text(child, "seq 100 | sort -n | tail -1") == "100"
+
+    def test_a_page_that_differs_runs_its_own_code(self, original, fork):
+        """Two forks put different programs at the same place."""
+        one, two = fork(), fork()
+        for child, word in ((one, "first"), (two, "other")):
+            text(child, f"printf '#!/bin/sh\\necho {word}\\n' >/tmp/program; chmod +x /tmp/program")
+        assert text(one, "/tmp/program") == "first"
+        assert text(two, "/tmp/program") == "other"
+
+    def test_forks_at_once_from_a_busy_machine(self, original):
+        ended = threading.Event()
+        sums = []
+
+        def work():
+            while not ended.is_set():
+                sums.append(text(original, "seq 3000 | md5sum"))
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        try:
+            for _ in range(5):
+                children = original.fork(3, start=True)
+                found = {text(child, "seq 3000 | md5sum") for child in children}
+                for child in children:
+                    child.stop()
+                assert len(found) == 1
+        finally:
+            ended.set()
+            worker.join()
+        assert len(set(sums)) == 1 and {sums[0]} == found

@@ -1,0 +1,58 @@
+"""What our own process costs before the guest runs: imports, building, loading the kernel."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from bench import start
+
+from ringzero.engine import select
+from ringzero.engine.contract import ENGINES, Usability
+from ringzero.errors import RingzeroError
+
+# Modules that the way to the first instruction does not need; each costs milliseconds.
+NOT_LOADED = {
+    "argparse", "dataclasses", "datetime", "hashlib", "inspect", "llvmlite", "shutil",
+    "subprocess", "tarfile", "tempfile", "ringzero.disk", "ringzero.image.packages", "ringzero.jit",
+}  # fmt: skip
+LOAD = """
+import json, sys
+import ringzero.vm.machine, ringzero.board.microvm, ringzero.engine.kvm.engine
+import ringzero.cli.main, ringzero.cli.flags, ringzero.cli.verbs.run, ringzero.cli.session
+import ringzero.image.catalog.micro
+print(json.dumps(sorted(sys.modules)))
+"""
+# The part of the process, in CPU time, with everything in the cache (issue 4).
+LIMIT_MS = 60
+TRIES = 12
+
+
+def test_a_start_loads_no_more_than_it_needs():
+    done = subprocess.run([sys.executable, "-S", "-c", LOAD], capture_output=True, check=True)
+    loaded = set(json.loads(done.stdout))
+    assert not loaded & NOT_LOADED
+
+
+@pytest.mark.speed
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param("kvm", marks=pytest.mark.kvm),
+        pytest.param("soft", marks=pytest.mark.engine),
+    ],
+)
+def test_our_part_before_the_guest(engine):
+    if select.judge(ENGINES.get(engine)()).usability is Usability.UNUSABLE:
+        pytest.skip(f"no engine {engine} here")
+    from ringzero.image import micro
+
+    try:
+        micro.ensure()
+    except RingzeroError as fault:
+        pytest.skip(f"no guest image: {fault.message}")
+    start.before_guest(engine)
+    best = min(start.before_guest(engine)[1] for _ in range(TRIES))
+    print(f"\n{engine}: {best:.1f} ms of CPU time before the guest first ran")
+    if engine == "kvm":
+        assert best < LIMIT_MS
