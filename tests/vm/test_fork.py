@@ -14,6 +14,7 @@ from ringzero.errors import InvalidValueError, StateError
 from ringzero.host import memory as host_memory
 from ringzero.vm.identity import Identity
 from ringzero.vm.machine import Machine
+from ringzero.vm.runloop import startup_state
 from ringzero.vm.state import MachineState
 from tests.engine.fake import FakeEngine
 from tests.vm.test_machine import SOURCE
@@ -114,6 +115,8 @@ def test_store_and_clear_in_private_memory():
 
 def test_an_ended_machine_has_no_forks():
     with Machine(engine=FakeEngine(), memory="32M") as vm:
+        with pytest.raises(InvalidValueError, match="0 copies"):
+            vm.fork(0)
         vm.stop()
         with pytest.raises(InvalidValueError, match="ended"):
             vm.fork()
@@ -179,6 +182,51 @@ def test_forgotten_forks_do_not_keep_the_interpreter():
         capture_output=True, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, b"3\n"), done.stderr
+
+
+# Real mode, at 0x1000: count at 0x2000, for ever.
+COUNTER = bytes.fromhex("ff060020 ebfa")
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param("soft", marks=pytest.mark.engine), pytest.param("kvm", marks=pytest.mark.kvm)],
+)
+def test_running_forks_on_every_engine(engine, request):
+    """Each counts on from where the original was, in memory of its own."""
+    if engine == "kvm":
+        request.getfixturevalue("kvm_system")
+
+    def count(vm):
+        return int.from_bytes(vm.memory[0x2000:0x2002], "little")
+
+    def counts_on(vm):
+        before = count(vm)
+        end = time.monotonic() + 20
+        while count(vm) == before:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+    with Machine(engine=engine, memory="32M") as vm:
+        vm.memory[0x1000:0x1006] = COUNTER
+        vm.cpu.state = replace(startup_state(0), rip=0x1000)
+        vm.start()
+        counts_on(vm)
+        generations = [vm]
+        for _ in range(4):
+            (child,) = generations[-1].fork(start=True)
+            generations.append(child)
+            counts_on(child)
+            counts_on(vm)
+        for number, one in enumerate(generations):
+            one.pause()
+            one.memory[0x2000:0x2002] = bytes([number, 0])
+        assert [count(one) for one in generations] == list(range(5))
+        for one in generations:
+            one.resume()
+            counts_on(one)
+        for one in generations:
+            one.stop()
 
 
 # ---- a guest --------------------------------------------------------------------
