@@ -33,7 +33,7 @@ class Stateful(Protocol[S]):
 
 def to_tree(state: Any) -> Any:
     """Turn a state dataclass into JSON-ready values (bytes become base64 text)."""
-    kind = type(state)
+    kind: Any = type(state)
     if kind in _PLAIN:
         return state
     if kind is tuple or kind is list:
@@ -54,7 +54,7 @@ _PLAIN = frozenset((int, str, bool, float, type(None)))
 
 
 @functools.cache
-def _field_names(kind: type[Any]) -> tuple[str, ...] | None:
+def _field_names(kind: Any) -> tuple[str, ...] | None:
     """Return the names of a dataclass's fields; None for anything else."""
     import dataclasses
 
@@ -123,7 +123,7 @@ def _misfit(kind: Any, tree: Any) -> _MisfitError:
     return _MisfitError(f"expected {kind}, found {type(tree).__name__}")
 
 
-def _record_reader(kind: type[Any]) -> Callable[[Any], Any]:
+def _record_reader(kind: Any) -> Callable[[Any], Any]:
     hints = get_type_hints(kind)
     readers = {name: _reader(hints[name]) for name in _field_names(kind) or ()}
 
