@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from ringzero.core.memory import PAGE_SIZE
+from ringzero.engine.soft import code
 from ringzero.errors import InvalidValueError, StateError
 from ringzero.host import memory as host_memory
 from ringzero.vm.identity import Identity
@@ -170,7 +171,7 @@ def test_another_processor_is_refused(change, words):
 
 
 def test_forgotten_forks_do_not_keep_the_interpreter():
-    code = (
+    program = (
         "from ringzero.vm.machine import Machine\n"
         "vm = Machine(memory='32M', engine='soft')\n"
         "vm.memory[0:200] = b'\\xeb\\xfe' * 100\n"
@@ -178,7 +179,7 @@ def test_forgotten_forks_do_not_keep_the_interpreter():
         "print(len(children))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": SOURCE},
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": SOURCE},
         capture_output=True, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, b"3\n"), done.stderr
@@ -355,6 +356,17 @@ class TestCost:
         # And it goes on sharing when it has to grow.
         text(child, "for a in awk sed grep tar vi bc; do $a --help; done >/dev/null 2>&1; true")
         assert text(child, "seq 100 | sort -n | tail -1") == "100"
+
+    def test_generations_find_room_for_code(self, original, fork, monkeypatch):
+        """Whoever is forked often goes on in new space before the old is full."""
+        monkeypatch.setattr(code, "CLONE_ARENA", code.LEAST)
+        child = fork()
+        for round_ in range(6):
+            child.start()
+            text(child, f"awk 'BEGIN {{ print {round_} }}'; seq {round_}00 | sort -rn | tail -1")
+            child = fork(child)
+        assert text(child, "seq 100 | sort -n | tail -1") == "100"
+        assert child.stats()["cpu0"]["translator_flushes"] == 0
 
     def test_a_page_that_differs_runs_its_own_code(self, original, fork):
         """Two forks put different programs at the same place."""
