@@ -651,6 +651,8 @@ class Machine:
         They share all memory and disk content that none of them writes to.
         `start` lets them run at once. Raises as `seed` and `from_seed` do.
         """
+        if count < 1:
+            raise InvalidValueError(f"{count} copies of a machine are not possible")
         children: list[Self] = []
         with contextlib.ExitStack() as undo, self.seed() as seed:
             for _ in range(count):
