@@ -128,6 +128,10 @@ class Guest(Protocol):
         """Return a paused copy, in this process or one forked from it."""
         ...
 
+    def snapshot(self, name: str, *, memory: bool = True, store: Any = None) -> Any:
+        """Save the machine as it is now under a name, while it runs on."""
+        ...
+
     def keep_from_children(self) -> None:
         """Leave the machine's memory out of processes forked from now on."""
         ...
