@@ -69,7 +69,7 @@ def main() -> int:
         runs = [measure() for _ in range(arguments.rounds)]
         wall, cpu = (min(run[n] for run in runs) for n in range(2))
         table[name] = {"wall_ms": wall, "cpu_ms": cpu}
-        print(f"start, {name:12}  {wall:7.1f} ms by the clock  {cpu:7.1f} ms of CPU")
+        print(f"start, {name:12}  {wall:7.1f} ms by the clock  {cpu:7.1f} ms of CPU", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(table, indent=1) + "\n")
     return 0

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
@@ -113,6 +114,10 @@ class Guest(Protocol):
 
     def stats(self) -> Mapping[str, Any]:
         """Where the time went."""
+        ...
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Keep the machine paused for a `with` block."""
         ...
 
     def seed(self) -> Any:

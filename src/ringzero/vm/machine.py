@@ -69,6 +69,8 @@ if TYPE_CHECKING:
     from ringzero.vm.snapshot import Snapshot
     from ringzero.vm.store import Store
 
+# The longest that `start` waits for a vCPU to enter the guest, in seconds.
+_FIRST_ENTRY = 0.1
 # The name that Linux gives port 0 of the console device is hvc0, whatever we call it.
 CONSOLE_PORT_NAME = "org.ringzero.console"
 # Where ringzero's own guests wait to be told who a copy is (`ringzero.vm.identity`).
@@ -399,6 +401,8 @@ class Machine:
             threading.Thread(target=self._abandon_commands, name="end", daemon=True).start()
         # Devices whose state was restored go on with what they had in hand.
         self.resume()
+        # The vCPU first: what we do next would keep the interpreter's lock from it.
+        self.control.entered.wait(_FIRST_ENTRY)
 
     def _boot(self) -> None:
         """Load the kernel unless that was done, or a state restored."""

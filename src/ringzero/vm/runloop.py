@@ -54,6 +54,8 @@ class RunControl:
         # When a vCPU first entered the guest: by CLOCK_MONOTONIC, and in CPU time of this
         # process, both in seconds.
         self.first_entry: tuple[float, float] | None = None
+        # Set by then, or when it will not come to that.
+        self.entered = threading.Event()
 
     def set(self, wanted: Wanted) -> None:
         """Tell every thread what to do; from any thread. END is final."""
@@ -172,6 +174,7 @@ class VcpuThread:
                 return
             if control.first_entry is None:
                 control.first_entry = time.monotonic(), time.process_time()
+                control.entered.set()
             while True:
                 interrupted = self._waits_for_startup or self._init_received
                 if (interrupted or control.wanted is not running) and not self._look_around():
@@ -181,6 +184,7 @@ class VcpuThread:
         except BaseException as failure:
             control.fail(failure)
         finally:
+            control.entered.set()
             with control.changed:
                 self.parked = True
                 control.changed.notify_all()

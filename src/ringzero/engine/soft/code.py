@@ -73,6 +73,10 @@ class SharedCode:
             arena.hold()
         return replace(self, tables=self.tables.hold())
 
+    def share(self) -> None:
+        """Be good in processes forked from now on; arenas are private memory, and copied there."""
+        self.tables.share()
+
     def close(self) -> None:
         """Let go of the arenas; clones keep theirs."""
         self.tables.close()
