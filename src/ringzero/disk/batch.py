@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from ringzero.disk.vectors import Buffers, Views, total
 from ringzero.units import MIB
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from ringzero.disk.contract import Disk
 
 # One request of a batch: where on the disk, and the buffers to fill or to write.
@@ -72,5 +73,8 @@ def _helpers() -> ThreadPoolExecutor:
     global _pool
     with _pool_lock:
         if _pool is None:
+            # It brings logging with it, which opening a disk does not need.
+            from concurrent.futures import ThreadPoolExecutor
+
             _pool = ThreadPoolExecutor(os.cpu_count() or 1, "ringzero-batch")
         return _pool
