@@ -234,7 +234,7 @@ def holes(directory: Path, wanted: Callable[[str], bool]) -> Iterator[Row]:
     for format_name in FORMATS:
         path = directory / f"empty.{format_name}"
         for depth in (1, 16):
-            title = f"{format_name} 4k random read d{depth} empty"
+            title = f"{format_name} 4k hole read d{depth}"
             if not wanted(title):
                 continue
             create_disk(path, format_name, SIZE, overwrite=True)
