@@ -84,7 +84,30 @@ DEBUG = Setting(
     "RINGZERO_DEBUG",
     int,
     lambda: 0,
-    "0-4: 1 events, 2 decoded guest blocks, 3 LLVM IR, 4 host code",
+    "0-4: 1 tracebacks, 2 translated guest blocks, 3 their LLVM IR, too, 4 their host code, too",
+)
+
+
+def _addresses(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    return int(first, 16), int(last or first, 16)
+
+
+DEBUG_AT = Setting(
+    "RINGZERO_DEBUG_AT",
+    _addresses,
+    lambda: (0, (1 << 64) - 1),
+    "ADDRESS or FIRST-LAST, hexadecimal, linear or physical: reveal the blocks there",
+)
+DEBUG_COUNT = Setting("RINGZERO_DEBUG_COUNT", int, lambda: 100, "blocks to reveal at most")
+
+
+def _path(text: str) -> Path | None:
+    return Path(text)
+
+
+DEBUG_DIR = Setting(
+    "RINGZERO_DEBUG_DIR", _path, lambda: None, "directory for what is revealed (default: stderr)"
 )
 ENGINE = Setting("RINGZERO_ENGINE", str, lambda: "auto", "CPU engine: auto, soft, kvm")
 MIRROR = Setting(

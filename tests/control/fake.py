@@ -4,6 +4,7 @@
 runs a fake. Its kernel's name says what goes wrong with it.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -50,6 +51,9 @@ class Fake(FakeMachine):
     def stats(self):
         return {"engine": "fake"}
 
+    def frozen(self):
+        return contextlib.nullcontext()
+
     def seed(self):
         return Seed(self.config)
 
@@ -63,6 +67,9 @@ class Fake(FakeMachine):
 class Seed:
     def __init__(self, config):
         self.config = config
+
+    def share(self):
+        return []
 
     def __enter__(self):
         return self

@@ -26,7 +26,7 @@ from tests.control.fake import start
 
 pytestmark = pytest.mark.usefixtures("root")
 # Rounds of a loop that kills at random moments, and how many of them `make fuzz` adds.
-ROUNDS = 24 * int(os.environ.get("RINGZERO_FUZZ", "1"))
+ROUNDS = 16 * int(os.environ.get("RINGZERO_FUZZ", "1"))
 
 
 def until(condition, seconds=10):

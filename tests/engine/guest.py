@@ -110,6 +110,7 @@ class FakeApic:
         self.priority = 0
         self.due: int | None = None
         self.due_vector = 0
+        self.nmi = False
         self._wake = lambda: None
 
     def raise_vector(self, vector: int) -> None:
@@ -126,8 +127,16 @@ class FakeApic:
                 return vector
         return None
 
+    def raise_nmi(self) -> None:
+        self.nmi = True
+        self._wake()
+
+    def nmi_pending(self) -> bool:
+        return self.nmi
+
     def take_nmi(self) -> bool:
-        return False
+        waiting, self.nmi = self.nmi, False
+        return waiting
 
     def deadline(self) -> int | None:
         return self.due

@@ -55,12 +55,20 @@ class QuietInterrupts:
     """A local APIC that keeps only CR8."""
 
     priority = 0
+    nmi = False
 
     def pending(self) -> bool:
         return False
 
     def acknowledge(self) -> int | None:
         return None
+
+    def nmi_pending(self) -> bool:
+        return self.nmi
+
+    def take_nmi(self) -> bool:
+        waiting, self.nmi = self.nmi, False
+        return waiting
 
     def deadline(self) -> int | None:
         return None
@@ -73,7 +81,12 @@ class QuietInterrupts:
     def set_task_priority(self, value: int) -> None:
         self.priority = value
 
-    def on_change(self, wake) -> None: ...
+    def raise_nmi(self) -> None:
+        self.nmi = True
+        self.wake()
+
+    def on_change(self, wake) -> None:
+        self.wake = wake
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from ringzero.engine.contract import PortWrite
+from ringzero.errors import StateError
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.state import CpuState, Segment, Table
 from tests.isa.guest import (
@@ -424,3 +425,47 @@ def test_leaving_64_bit_mode_through_compatibility_mode():
     assert end.vector is None and end.reg(x86.RBX) == 7
     assert end.cpu.efer & x86.EFER_LMA == 0 and end.cpu.efer & x86.EFER_LME
     assert end.cpu.mode == x86.MODE_32
+
+
+# --- what this engine has not: virtual-8086 mode, hardware task switches ---
+
+
+def test_iret_to_virtual_8086_mode_is_refused(guest):
+    guest.run(f"push {2 | x86.VM:#x}; push {CS32}; push {CODE}; iretd")
+    assert guest.vector == 13
+    assert guest.stack(2) == (0, CODE + 12)
+
+
+def test_a_state_in_virtual_8086_mode_is_refused(guest):
+    with pytest.raises(StateError, match="virtual-8086"):
+        guest.vcpu.set_state(replace(guest.state, rflags=2 | x86.VM))
+
+
+def test_popf_does_not_enter_virtual_8086_mode(guest):
+    end = guest.run(f"push {2 | x86.VM:#x}; popfd; hlt")
+    assert end.cpu.rflags & x86.VM == 0
+
+
+@pytest.mark.parametrize("kind", [0x89, 0x8B, 0x85, 0x81])
+@pytest.mark.parametrize("code", ["jmp", "call"])
+def test_far_transfers_to_tasks_are_refused(guest, code, kind):
+    """To an available and a busy TSS, a task gate and a 16-bit TSS."""
+    guest.q(GDT + FREE, segment_descriptor(TSS, 0x67, kind))
+    opcode = {"jmp": "ea", "call": "9a"}[code]
+    guest.run(bytes.fromhex(opcode + "00000000") + struct.pack("<H", FREE))
+    assert guest.vector == 13
+    assert guest.stack(2) == (FREE, CODE)
+
+
+def test_task_gates_of_the_idt_are_refused(guest):
+    guest.gate(0x80, kind=5, dpl=3)
+    guest.run("int 0x80")
+    assert guest.vector == 13
+    assert guest.stack(2) == (0x80 * 8 | 2, CODE)
+
+
+def test_a_return_to_the_task_before_is_refused(guest):
+    guest.state = replace(guest.state, rflags=2 | x86.NT)
+    guest.run("iretd")
+    assert guest.vector == 13
+    assert guest.stack(2) == (0, CODE)

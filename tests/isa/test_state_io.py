@@ -63,7 +63,7 @@ def xsave(data: bytes) -> bytes:
         CpuState,
         gpr=st.tuples(*[U64] * 16),
         rip=U64,
-        rflags=st.integers(0, (1 << 22) - 1).map(lambda f: f | 2),
+        rflags=st.integers(0, (1 << 22) - 1).map(lambda f: f & ~x86.VM | 2),
         cs=SEGMENT, ds=SEGMENT, es=SEGMENT, fs=SEGMENT, gs=SEGMENT, ss=SEGMENT, ldtr=SEGMENT,
         tr=SEGMENT, gdtr=TABLE, idtr=TABLE,
         cr0=U64, cr2=U64, cr3=U64, cr4=U64, efer=U64,

@@ -175,7 +175,8 @@ def test_a_terminal_of_its_own():
     command = agent.terminal(["vi"], rows=30, columns=90, on_output=got.append)
     command.write(b"early")
     agent.receive(f"{CONTROL}.1", b"ready 1 x\n")
-    assert channels.sent[-2:] == [
+    assert channels.sent[-3:] == [
+        (f"{TTY}.1", (30, 90)),
         (f"{CONTROL}.1", b"terminal 1 hvc1 30 90 linux vi\n"),
         (f"{TTY}.1", b"early"),
     ]

@@ -45,10 +45,11 @@ def texts(store):
     found = {}
     for snapshot in store.all()[0]:
         with snapshot.seed() as value:
-            memory = content(value.memory)[0x1F00000:].rstrip(b"\0")
+            blocks = dict(blobs.memory_blocks(value.memory))
+            memory = blocks[0x1F00000].rstrip(b"\0")
             disk = bytes(value.disks[0].read(0, DISK)).rstrip(b"\0")
             state = value.state.tree["devices"]["serial"]["text"].encode()
-            assert content(value.memory)[0x1000:0x100B] == b"same in all"[:11]
+            assert blocks[0][0x1000:0x100B] == b"same in all"
         assert memory == disk == state
         found[snapshot.name] = memory
     return found
@@ -221,14 +222,11 @@ def test_damaged_files_are_refused_with_words(store, tmp_path, which, how):
     else:
         path.write_bytes({"short": data[:-7], "empty": b"", "long": data + b"x" * 4096}[how])
     with pytest.raises(RingzeroError) as caught:
-        assert store.get("two").check() == []
         store.get("two").seed().close()
     assert caught.value.message
-    if which == MANIFEST:
-        assert "two" in store.names()
-    else:
-        with pytest.raises((RingzeroError, AssertionError)):
-            assert store.get("two").check() == []
+    assert "two" in store.names(), "it can be removed"
+    if which != MANIFEST:
+        assert store.get("two").check()
 
 
 def test_nothing_is_freed_while_a_snapshot_cannot_be_read(store, tmp_path):
@@ -262,7 +260,7 @@ JSON = st.recursive(
 
 
 @settings(
-    max_examples=60 * FUZZ,
+    max_examples=25 * FUZZ,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -289,7 +287,7 @@ def test_hostile_manifests(store, tmp_path, data):
     Snapshot(path.parent, store.blobs, manifest).check()
 
 
-@settings(max_examples=100 * FUZZ, deadline=None,
+@settings(max_examples=50 * FUZZ, deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(
     head=st.tuples(
@@ -379,7 +377,7 @@ def test_kill_at_any_moment(tmp_path):
     generator = random.Random(11)
     store = Store(tmp_path / "snapshots")
     expected: dict[str, bytes] = {}
-    for turn in range(4 * FUZZ):
+    for turn in range(3 * FUZZ):
         child = subprocess.Popen(
             [sys.executable, "-c", WORKER, str(tmp_path), str(turn)],
             env=environment, stdout=subprocess.PIPE, text=True,

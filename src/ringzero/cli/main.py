@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
     except Exception as fault:  # a fault of ours is a message too, never a traceback
-        if DEBUG.get() > 0:
+        if _debugging():
             raise
         place = fault.__traceback__
         while place is not None and place.tb_next is not None:
@@ -148,6 +148,14 @@ def _run_parsed(words: list[str], named: str | None, command: list[str] | None) 
     return _execute(arguments.chosen, arguments.verb, arguments, command)
 
 
+def _debugging() -> bool:
+    """Whether RINGZERO_DEBUG is set, be it to nonsense."""
+    try:
+        return DEBUG.get() > 0
+    except InvalidValueError:
+        return False
+
+
 def _report(fault: RingzeroError, as_json: bool) -> None:
     if as_json:
         json.dump({"error": fault.to_dict()}, sys.stderr)
@@ -161,7 +169,7 @@ def _report(fault: RingzeroError, as_json: bool) -> None:
         print(f"ringzero: error: {fault.message}", file=sys.stderr)
     if fault.hint:
         print(f"  hint: {fault.hint}", file=sys.stderr)
-    if DEBUG.get() > 0:
+    if _debugging():
         for key, value in fault.context.items():
             print(f"  {key}: {value}", file=sys.stderr)
 

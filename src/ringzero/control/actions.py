@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ringzero.control.protocol import STDERR, STDIN, STDOUT, Data, Message
@@ -65,6 +66,14 @@ def fork(keeper: Keeper, count: int = 1, name: str = "") -> list[str]:
     from ringzero.control import fork as forking
 
     return forking.fork(keeper, forking.names(keeper.name, count, name), free=not name)
+
+
+@action("snapshot", "save the machine as it is now; return the snapshot's identifier")
+def snapshot(keeper: Keeper, name: str, store: str, memory: bool = True) -> str:
+    from ringzero.vm.store import Store
+
+    saved: str = keeper.machine.snapshot(name, memory=memory, store=Store(Path(store))).identifier
+    return saved
 
 
 @action("wait", "answer when the machine has ended", streams=True)

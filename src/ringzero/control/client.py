@@ -43,6 +43,8 @@ from ringzero.errors import ControlError, ProtocolError, from_dict
 ANSWER = 30.0
 # How long many copies on a busy host may take, in seconds.
 _FORK = 120.0
+# How long memory and disks may take to be written, in seconds: an hour is 200 GB on a slow disk.
+_SAVE = 3600.0
 _READ = 256 * 1024
 # How long a process may take to be gone after it said that the machine has ended, in seconds.
 _GONE = 10.0
@@ -205,6 +207,11 @@ class RemoteMachine:
         with self.session(_FORK) as session:
             made = session.call("fork", count=count, name=name)
         return [RemoteMachine(directory.find(n, self.directory.path.parent)) for n in made]
+
+    def snapshot(self, name: str, store: Path, *, memory: bool = True) -> str:
+        """Have the machine saved as it is now; return the snapshot's identifier."""
+        with self.session(_SAVE) as session:
+            return str(session.call("snapshot", name=name, store=str(store), memory=memory))
 
     def stop(self, timeout: float = 10.0) -> ExitRecord:
         """Have the guest switch itself off, or end it after `timeout` seconds; wait for that."""

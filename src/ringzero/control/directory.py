@@ -374,6 +374,7 @@ def create(
     foreground: bool = False,
     remove: bool = False,
     parent: str = "",
+    snapshot: str = "",
     where: Path | None = None,
     again: Callable[[str], str] | None = None,
 ) -> Claim:
@@ -399,6 +400,7 @@ def create(
             foreground=foreground,
             remove=remove,
             parent=parent,
+            snapshot=snapshot,
         )
 
     if name is None:

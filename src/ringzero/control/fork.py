@@ -30,7 +30,7 @@ from ringzero.control.keeper import Keeper
 from ringzero.control.records import ExitRecord
 from ringzero.control.report import Reporter
 from ringzero.control.vmm import internal, keep, take_over
-from ringzero.errors import ConflictError, ControlError, InvalidValueError, RingzeroError, from_dict
+from ringzero.errors import ControlError, InvalidValueError, RingzeroError, from_dict
 from ringzero.host.process import set_title
 from ringzero.vm.identity import Identity
 
@@ -67,11 +67,6 @@ def fork(keeper: Keeper, wanted: Sequence[str], *, free: bool) -> list[str]:
     With `free`, a name that is taken is made another by a higher number. All
     come to be, or none. Raises ConflictError, HostError.
     """
-    if any(not disk.read_only for disk in keeper.machine.config.disks):
-        raise ConflictError(
-            "a machine with a disk that it writes to cannot be copied into other processes yet",
-            hint="attach its disk with ',ro', or fork it in Python: vm.fork()",
-        )
     claims = _claim_all(keeper, wanted, free=free)
     try:
         _fork_all(keeper, claims)
@@ -111,16 +106,31 @@ def _claim_all(keeper: Keeper, wanted: Sequence[str], *, free: bool) -> list[Cla
 def _fork_all(keeper: Keeper, claims: Sequence[Claim]) -> None:
     reading, writing = os.pipe2(os.O_CLOEXEC)
     try:
-        with keeper.machine.seed() as seed:
-            keeper.machine.keep_from_children()
-            middle = os.fork()
-            if middle == 0:
-                _make_processes(keeper, seed, claims, writing)
-        os.close(writing)
+        try:
+            middle = _fork_middle(keeper, claims, writing)
+        finally:
+            os.close(writing)
         os.waitpid(middle, 0)
         _await_all(reading, len(claims))
     finally:
         os.close(reading)
+
+
+def _fork_middle(keeper: Keeper, claims: Sequence[Claim], report: int) -> int:
+    """Fork the process that forks the copies; return its number."""
+    machine = keeper.machine
+    # At the fork no device may be at work, and no lock of a disk held.
+    with machine.frozen(), machine.seed() as seed:
+        machine.keep_from_children()
+        readers = seed.share()
+        try:
+            number = os.fork()
+            if number == 0:
+                _make_processes(keeper, seed, claims, report)
+        finally:
+            for reader in readers:
+                reader.complete()
+    return number
 
 
 def _make_processes(keeper: Keeper, seed: Any, claims: Sequence[Claim], report: int) -> NoReturn:

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
@@ -115,12 +116,20 @@ class Guest(Protocol):
         """Where the time went."""
         ...
 
+    def frozen(self) -> AbstractContextManager[None]:
+        """Keep the machine paused for a `with` block."""
+        ...
+
     def seed(self) -> Any:
         """Return what the machine is now, for copies to grow from; it is to be closed."""
         ...
 
     def grow(self, seed: Any, identity: Identity) -> Any:
         """Return a paused copy, in this process or one forked from it."""
+        ...
+
+    def snapshot(self, name: str, *, memory: bool = True, store: Any = None) -> Any:
+        """Save the machine as it is now under a name, while it runs on."""
         ...
 
     def keep_from_children(self) -> None:

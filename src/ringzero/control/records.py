@@ -72,7 +72,8 @@ class MachineRecord(Record):
     `created` is in seconds since 1970. `command` runs in the guest and its end
     is the machine's; `timeout` (seconds) and `serial` (a file) are those of
     `ringzero run`. `foreground` says that a terminal's command holds the machine,
-    `remove` that the directory goes away at its end.
+    `remove` that the directory goes away at its end. `snapshot` is the directory of the
+    snapshot that the machine goes on from, or "".
     """
 
     name: str
@@ -86,6 +87,7 @@ class MachineRecord(Record):
     foreground: bool = False
     remove: bool = False
     parent: str = ""
+    snapshot: str = ""
     format: int = FORMAT
 
     def __post_init__(self) -> None:

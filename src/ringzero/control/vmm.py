@@ -21,11 +21,12 @@ from typing import Any
 from ringzero.config.machine import MachineConfig
 from ringzero.control.directory import EXIT, Claim, MachineDirectory
 from ringzero.control.keeper import Guest, Keeper, write_process
-from ringzero.control.records import ExitRecord
+from ringzero.control.records import ExitRecord, MachineRecord
 from ringzero.control.report import Reporter
 from ringzero.errors import ControlError, GuestError, RingzeroError
 from ringzero.host.files import host_error
 from ringzero.host.process import set_title
+from ringzero.vm.identity import Identity
 
 Build = Callable[[MachineConfig, Reporter], Guest]
 
@@ -44,6 +45,14 @@ def build(config: MachineConfig, reporter: Reporter) -> Guest:
         )
         reporter.say(step="")
     machine: Guest = Machine(config)
+    return machine
+
+
+def restore(record: MachineRecord) -> Guest:
+    """Build the machine that goes on from the record's snapshot, under the record's name."""
+    from ringzero.vm.snapshot import Snapshot
+
+    machine: Guest = Snapshot.open(record.snapshot).restore(Identity(record.name))
     return machine
 
 
@@ -71,7 +80,8 @@ def run(claim: Claim, reporter: Reporter, build: Build) -> int:
     try:
         write_process(directory)
         record = directory.machine()
-        machine = build(record.machine_config(), reporter)
+        config = record.machine_config()
+        machine = restore(record) if record.snapshot else build(config, reporter)
     except Exception as fault:
         error = fault if isinstance(fault, RingzeroError) else internal(fault)
         with contextlib.suppress(RingzeroError):

@@ -42,6 +42,14 @@ class LocalInterrupts(Protocol):
         """Take the waiting interrupt with the highest priority and return its vector."""
         ...
 
+    def nmi_pending(self) -> bool:
+        """Return whether a non-maskable interrupt waits for the vCPU."""
+        ...
+
+    def take_nmi(self) -> bool:
+        """Return whether a non-maskable interrupt waits, and take it."""
+        ...
+
     def deadline(self) -> int | None:
         """Return the TSC value at which the timer fires, or None when it is not armed."""
         ...
@@ -59,5 +67,5 @@ class LocalInterrupts(Protocol):
         ...
 
     def on_change(self, wake: Callable[[], None]) -> None:
-        """Call `wake` whenever `pending()` or `deadline()` may have changed, from any thread."""
+        """Call `wake` whenever one of the answers above may have changed, from any thread."""
         ...

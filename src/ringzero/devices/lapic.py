@@ -206,6 +206,9 @@ class Lapic(Device[LapicState]):
             self._isr |= bit
             return vector
 
+    def nmi_pending(self) -> bool:
+        return self._nmi
+
     def take_nmi(self) -> bool:
         """Return whether a non-maskable interrupt waits, and take it."""
         with self._lock:

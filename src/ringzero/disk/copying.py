@@ -1,7 +1,9 @@
 """Copying the contents of one disk to another: what holds data is read, what is zero is not.
 
-The disk is cut into windows. Several threads read a window, look for zeroes
-and write the rest; Python is in the way once for a window, not for a cluster.
+The disk is cut into windows. They are read one after the other, as the host
+likes it best, and other threads look for zeroes and write the rest; what must
+be unpacked is read by those too. Python is in the way once for a window, not
+for a cluster.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 
-from ringzero.disk.contract import Compression, Disk
-from ringzero.disk.vectors import fill_zeroes, is_zero
+from ringzero.disk.contract import Compression, Disk, Kind
+from ringzero.disk.vectors import aligned_buffer, fill_zeroes, is_zero
 from ringzero.units import KIB, MIB
 
 # Large enough to make the interpreter's share small, small enough for the
@@ -29,11 +32,15 @@ _JOIN = 64 * KIB
 
 @dataclass(frozen=True)
 class Piece:
-    """The parts of one window that are not known to be zero: (offset, length) each."""
+    """The parts of one window that are not known to be zero: (offset, length) each.
+
+    `packed` says that reading them takes time of the processor.
+    """
 
     start: int
     end: int
     parts: tuple[tuple[int, int], ...]
+    packed: bool = False
 
 
 @dataclass
@@ -67,7 +74,8 @@ class Copy:
         with ThreadPoolExecutor(self.threads, "ringzero-copy") as pool:
             try:
                 for piece in windows(self.source, start, length, worker.window):
-                    waiting.append((piece, pool.submit(worker.work, piece)))
+                    loaded = worker.load(piece)
+                    waiting.append((piece, pool.submit(worker.work, piece, loaded)))
                     if len(waiting) > 2 * self.threads:
                         self._finish(worker, *waiting.popleft())
                 while waiting:
@@ -99,32 +107,69 @@ class _Copier:
         self.plan = plan
         self.unit = plan.unit
         self._local = threading.local()
+        # Buffers for what is read ahead of the threads.
+        self._free: SimpleQueue[memoryview] = SimpleQueue()
+        for _ in range(plan.threads + 1):
+            self._free.put(aligned_buffer(self.window))
 
     def buffer(self) -> memoryview:
+        """Return the calling thread's own buffer of one window."""
         found: memoryview | None = getattr(self._local, "buffer", None)
         if found is None:
-            found = self._local.buffer = memoryview(bytearray(self.window))
+            found = self._local.buffer = aligned_buffer(self.window)
         return found
 
-    def work(self, piece: Piece) -> object:
-        source, target = self.plan.source, self.plan.target
-        at = piece.start
+    def load(self, piece: Piece) -> memoryview | None:
+        """Read a window ahead, in order; None when `work` is to read it."""
+        if not piece.parts or piece.packed:
+            return None
+        loaded = self._free.get()
+        try:
+            self._read(piece, loaded)
+        except BaseException:
+            self._free.put(loaded)
+            raise
+        return loaded
+
+    def _read(self, piece: Piece, view: memoryview) -> None:
+        base = piece.parts[0][0]
+        for offset, length in piece.parts:
+            at = offset - base
+            self.plan.source.read_into(offset, view[at : at + length])
+
+    def work(self, piece: Piece, loaded: memoryview | None) -> object:
+        """Copy a window, which `load` has read or not; returns what `settle` is to have."""
+        try:
+            view = loaded
+            if view is None and piece.parts:
+                view = self.buffer()
+                self._read(piece, view)
+            if view is not None:
+                self._write(piece, view)
+            else:
+                self.zero(piece.start, piece.end)
+        finally:
+            if loaded is not None:
+                self._free.put(loaded)
+        return None
+
+    def _write(self, piece: Piece, view: memoryview) -> None:
+        target = self.plan.target
+        base, at = piece.parts[0][0], piece.start
         for offset, length in piece.parts:
             self.zero(at, offset)
-            view = self.buffer()[:length]
-            source.read_into(offset, view)
+            part = view[offset - base : offset - base + length]
             if not self.plan.sparse:
-                target.write(offset, view)
+                target.write(offset, part)
             else:
-                for start, count, blank in runs_of_zeroes(view, offset, self.unit):
+                for start, count, blank in runs_of_zeroes(part, offset, self.unit):
                     if blank:
                         self.zero(start, start + count)
                     else:
                         inside = start - offset
-                        target.write(start, view[inside : inside + count])
+                        target.write(start, part[inside : inside + count])
             at = offset + length
         self.zero(at, piece.end)
-        return None
 
     def zero(self, start: int, end: int) -> None:
         if start < end and not self.plan.blank:
@@ -143,7 +188,10 @@ class _Packer(_Copier):
         # Whole units, and enough of them that a thread has something to do.
         self.window = max(compression.unit, _PACKED // compression.unit * compression.unit)
 
-    def work(self, piece: Piece) -> object:
+    def load(self, piece: Piece) -> None:
+        """Packing takes much longer than reading; all of it is done by the threads."""
+
+    def work(self, piece: Piece, loaded: memoryview | None) -> object:
         plan, compression = self.plan, self.compression
         view = self.buffer()
         if piece.parts:
@@ -173,7 +221,10 @@ class _Packer(_Copier):
 class _Layerer(_Copier):
     """Copies into an overlay only what differs from its backing file."""
 
-    def work(self, piece: Piece) -> object:
+    def load(self, piece: Piece) -> None:
+        """The threads compare windows of two disks, and read both."""
+
+    def work(self, piece: Piece, loaded: memoryview | None) -> object:
         target = self.plan.target
         below = target.backing
         assert below is not None
@@ -205,6 +256,7 @@ def windows(source: Disk, start: int, end: int, size: int) -> Iterator[Piece]:
     """Cut a disk into windows with data; what is zero for long is one piece without parts."""
     at = start
     parts: list[tuple[int, int]] = []
+    packed = False
     # Where the window that `parts` belong to ends.
     edge = start
     for extent in source.block_status(start, end - start) if start < end else ():
@@ -214,14 +266,15 @@ def windows(source: Disk, start: int, end: int, size: int) -> Iterator[Piece]:
         while offset < stop:
             if offset >= edge:
                 if parts:
-                    yield Piece(at, edge, tuple(parts))
-                    at, parts = edge, []
+                    yield Piece(at, edge, tuple(parts), packed)
+                    at, parts, packed = edge, [], False
                 low = offset // size * size
                 if low > at:
                     yield Piece(at, low, ())
                     at = low
                 edge = min(low + size, end)
             piece = min(stop, edge) - offset
+            packed = packed or extent.kind is Kind.COMPRESSED
             last = parts[-1] if parts else None
             if last is not None and offset - last[0] - last[1] <= _JOIN:
                 parts[-1] = last[0], offset + piece - last[0]
@@ -229,7 +282,7 @@ def windows(source: Disk, start: int, end: int, size: int) -> Iterator[Piece]:
                 parts.append((offset, piece))
             offset += piece
     if parts:
-        yield Piece(at, edge, tuple(parts))
+        yield Piece(at, edge, tuple(parts), packed)
         at = edge
     if at < end:
         yield Piece(at, end, ())

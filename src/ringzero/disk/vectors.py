@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 
 Buffer = bytes | bytearray | memoryview
@@ -14,6 +15,11 @@ _ZEROES = memoryview(bytes(256 * 1024))
 _BLANK = bytearray(256 * 1024)
 # What is asked for most often.
 _PAGE = bytes(4096)
+
+
+def aligned_buffer(size: int) -> memoryview:
+    """Return a writable buffer of `size` bytes that begins on a page, as hosts copy fastest."""
+    return memoryview(mmap.mmap(-1, size))
 
 
 def as_views(buffers: Buffers) -> Views:

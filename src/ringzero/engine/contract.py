@@ -250,7 +250,8 @@ class Vm(ABC):
     def share(self) -> Any:
         """With vCPUs stopped: return what clones in this process may take over, or None.
 
-        It has `close`, and stays good whatever becomes of this machine.
+        It has `hold`, which returns another of it, and `close`, and stays good whatever
+        becomes of this machine.
         """
         return None
 

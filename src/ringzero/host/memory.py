@@ -115,6 +115,10 @@ class MemoryImage:
     def size(self) -> int:
         return self.base.size
 
+    def share(self) -> None:
+        """Be good in processes forked from now on, which hold the base without being counted."""
+        self.base.owned = False
+
     def hold(self) -> MemoryImage:
         """Return another image of the same content, to be closed on its own."""
         return MemoryImage(self.base.hold(), self.changed)

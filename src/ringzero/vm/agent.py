@@ -71,8 +71,9 @@ PORTS = (
 )
 CONTROL, SIGNAL, STDIN, STDOUT, STDERR = PORTS
 TTY = "org.ringzero.tty"
-# The ports of a further slot.
-SLOT_PORTS = (CONTROL, STDIN, STDOUT, STDERR, TTY)
+# The ports of a further slot, in the order in which they appear: its terminal is there
+# when the others are.
+SLOT_PORTS = (TTY, CONTROL, STDIN, STDOUT, STDERR)
 # Linux has eight hvc terminals in all; each further slot costs the guest some pages once it
 # is used.
 MAX_SLOTS = 6
@@ -143,6 +144,7 @@ class _Request:
     takes_input: bool = False
     piped: bool = False
     tty: bool = False
+    size: tuple[int, int] = (24, 80)
     kept: bool = False
     on_stdout: Output | None = None
     on_stderr: Output | None = None
@@ -320,6 +322,9 @@ class Command:
             line = line.replace("TOKEN", self._token.decode(), 1)
         else:
             line = line.replace("LINE", f"hvc{slot if self._request.tty else 0}", 1)
+        if self._request.tty:
+            # Linux gives a terminal this size when it is opened, whatever it had before.
+            channels.resize(self._input, *self._request.size)
         channels.send(port_name(CONTROL, slot), line.encode())
         for data in self._early_input:
             channels.send(self._input, data)
@@ -529,7 +534,10 @@ class Agent:
         text = _quoted(words or ("sh", "-l"))
         line = f"terminal ID LINE {int(rows)} {int(columns)} {kind} {text}\n"
         tty = on_output is not None
-        return self._enqueue(_Request(line, tty=tty, on_stdout=on_output, on_exit=on_exit))
+        size = (int(rows), int(columns))
+        return self._enqueue(
+            _Request(line, tty=tty, size=size, on_stdout=on_output, on_exit=on_exit)
+        )
 
     def await_adoption(self) -> None:
         """Start no command until the guest has taken the identity that it is given now."""

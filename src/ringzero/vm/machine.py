@@ -637,7 +637,9 @@ class Machine:
 
         It may be called in a forked process, whose only machine the copy is then.
         """
-        return type(self).from_seed(seed, identity, engine=self._engine)
+        copy = type(self).from_seed(seed, identity, engine=self._engine)
+        copy.lineage = self.lineage
+        return copy
 
     def keep_from_children(self) -> None:
         """Leave this machine's memory out of processes forked from now on; after `seed`."""

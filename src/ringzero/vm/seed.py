@@ -19,7 +19,7 @@ from ringzero.records import field, record
 from ringzero.vm.state import MachineState
 
 if TYPE_CHECKING:
-    from ringzero.disk.instant import InstantDisk
+    from ringzero.disk.instant import InstantDisk, Readers
 
 
 @record
@@ -36,6 +36,16 @@ class Seed:
     disks: Sequence[InstantDisk] = ()
     taken: int = field(default_factory=time.time_ns)
     code: Any = None
+
+    def share(self) -> list[Readers]:
+        """Be good in processes forked from now on, until the answers are told `complete`.
+
+        The machine stands still at each such fork.
+        """
+        self.memory.share()
+        if self.code is not None:
+            self.code.share()
+        return [disk.share() for disk in self.disks]
 
     def close(self) -> None:
         """Let go of memory and disks."""

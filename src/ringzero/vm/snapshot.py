@@ -18,6 +18,7 @@ import json
 import os
 import re
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -190,6 +191,8 @@ class Snapshot:
         self.path = path
         self.manifest = manifest
         self._blobs = blob_directory
+        # What the engine of the machine that was saved just now hands on to copies in this process.
+        self._code: Any = None
 
     @classmethod
     def open(cls, path: Path | str, blob_directory: Path | None = None) -> Snapshot:
@@ -207,6 +210,12 @@ class Snapshot:
     @property
     def identifier(self) -> str:
         return self.manifest.identifier
+
+    def keep(self, code: Any) -> None:
+        """Let machines that are restored by this object share translated code."""
+        if code is not None:
+            self._code = code.hold()
+            weakref.finalize(self, self._code.close)
 
     def blob(self, digest: str) -> Path:
         """Return the path of one of its blobs."""
@@ -274,7 +283,8 @@ class Snapshot:
             image = self.memory()
             undo.callback(image.close)
             config = replace(self.manifest.machine_config(), engine=self.manifest.engine or "auto")
-            seed = Seed(config, state, image, self._disks(), self.manifest.taken)
+            code = self._code.hold() if self._code is not None else None
+            seed = Seed(config, state, image, self._disks(), self.manifest.taken, code)
             undo.pop_all()
             return seed
 

@@ -131,6 +131,8 @@ class Store:
             saved = self.save_seed(
                 seed, name, lineage=machine.lineage, engine=machine.engine_name, memory=memory
             )
+            if memory:
+                saved.keep(seed.code)
         machine.lineage = (saved.identifier, *saved.manifest.lineage)
         return saved
 

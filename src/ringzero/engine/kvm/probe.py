@@ -109,6 +109,12 @@ class _NoInterrupts:
     def acknowledge(self) -> int | None:
         return None
 
+    def nmi_pending(self) -> bool:
+        return False
+
+    def take_nmi(self) -> bool:
+        return False
+
     def deadline(self) -> int | None:
         return None
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from dataclasses import dataclass
 from typing import Any, Self
 
 from ringzero.host.memory import ExecutableMemory, HostMemory, MemoryImage
 from ringzero.jit.tables import Translator
+from ringzero.records import record, replace
 
 # Room for translated code and its records; when it is full, all is dropped and begun anew.
 CODE_SIZE = 64 << 20
@@ -58,7 +58,7 @@ class Arena:
                 self._memory.close()
 
 
-@dataclass(frozen=True)
+@record
 class SharedCode:
     """What clones take over: arenas, the tables of pages, saved translations (and their owner)."""
 
@@ -66,6 +66,16 @@ class SharedCode:
     tables: MemoryImage
     saved: tuple[int, ...]
     owner: Any
+
+    def hold(self) -> SharedCode:
+        """Return the same for another holder, to be closed on its own."""
+        for arena in self.arenas:
+            arena.hold()
+        return replace(self, tables=self.tables.hold())
+
+    def share(self) -> None:
+        """Be good in processes forked from now on; arenas are private memory, and copied there."""
+        self.tables.share()
 
     def close(self) -> None:
         """Let go of the arenas; clones keep theirs."""

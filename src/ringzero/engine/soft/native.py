@@ -11,14 +11,16 @@ from typing import Any
 
 from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.decoder import SLOTS, FormEntry
+from ringzero.isa.x86.view import StructView
 from ringzero.jit import build
-from ringzero.jit.tables import Glue, Translator
+from ringzero.jit.tables import Glue, LoweringEntry, Translator
 
 Entry = Callable[[int], int]
 # Functions that Python calls, and the doors by the member of Cpu that holds their address.
 RUN_INTERPRETER, RUN_TRANSLATOR = "run_interpreter", "run_translator"
 HOST_TSC = "interpreter.host_tsc"
 PAGE_HASH = "runtime.page_hash"
+DECODE_BLOCK = "translate.decode_block"
 DOORS = {
     "enter_code": "x_enter",
     "exit_code": "x_exit",
@@ -44,7 +46,8 @@ class NativeEngine:
         self.objects = objects
         self._places = {name: json.loads(objects.read(f"{name}.places")) for name in objects.units}
         handlers = [f"handlers.{name}" for name, places in self._places.items() if places]
-        symbols = [RUN_INTERPRETER, RUN_TRANSLATOR, HOST_TSC, PAGE_HASH, *DOORS.values(), *handlers]
+        symbols = [RUN_INTERPRETER, RUN_TRANSLATOR, HOST_TSC, PAGE_HASH, DECODE_BLOCK]
+        symbols += [*DOORS.values(), *handlers]
         self.library = build.link(objects, symbols)
         self.run_interpreter: Entry = self._entry(RUN_INTERPRETER)
         self.run_translator: Entry = self._entry(RUN_TRANSLATOR)
@@ -54,6 +57,10 @@ class NativeEngine:
         self.page_hash: Entry = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(
             self.library.address(PAGE_HASH)
         )
+        self.decode_block: Callable[[int, int, int, int, int], int] = ctypes.CFUNCTYPE(
+            ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64,
+            ctypes.c_uint32, ctypes.c_uint32,
+        )(self.library.address(DECODE_BLOCK))  # fmt: skip
         self._opcodes = ctypes.create_string_buffer(objects.read("opcodes.bin"))
         self._groups = ctypes.create_string_buffer(objects.read("groups.bin"))
         self._forms = self._linked_forms()
@@ -100,6 +107,11 @@ class NativeEngine:
         }
         for name, where in members.items():
             ctypes.c_uint64.from_address(address + Cpu.offset_of(name)).value = where
+
+    def lowering(self, number: int) -> Any:
+        """Return a view of a LoweringEntry, by what a decoded block says of an instruction."""
+        where = ctypes.addressof(self._tables["lowerings"]) + number * LoweringEntry.size
+        return StructView(LoweringEntry, where)
 
     def connect_translator(self, view: Any) -> None:
         """Enter the translator's tables in a Translator struct, seen through a view."""

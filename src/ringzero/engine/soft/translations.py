@@ -17,6 +17,7 @@ import struct
 import tempfile
 import zlib
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ class Translations:
         self._key = engine.objects.key.encode().ljust(32, b"\0")
         self._buffers: list[Any] = []
         self._loaded_pages: dict[int, bytes] = {}
+
+    @property
+    def loaded(self) -> Iterable[int]:
+        """Addresses of the CodePages that were loaded."""
+        return self._loaded_pages.keys()
 
     @property
     def path(self) -> Path:

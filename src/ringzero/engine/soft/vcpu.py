@@ -26,6 +26,7 @@ from ringzero.engine.contract import (
     Vcpu,
 )
 from ringzero.engine.shutdown import describe
+from ringzero.engine.soft.report import unknown_instructions
 from ringzero.errors import EngineError
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import (
@@ -46,9 +47,9 @@ if TYPE_CHECKING:
 SLICE = 20_000
 _REQUESTS = Cpu.offset_of("requests")
 # Byte of `Cpu.requests` for each request bit.
-_KICK, _INTERRUPT, _FLUSH = (
+_KICK, _INTERRUPT, _FLUSH, _NMI = (
     _REQUESTS + bit.bit_length() // 8
-    for bit in (x86.REQUEST_KICK, x86.REQUEST_INTERRUPT, x86.REQUEST_FLUSH)
+    for bit in (x86.REQUEST_KICK, x86.REQUEST_INTERRUPT, x86.REQUEST_FLUSH, x86.REQUEST_NMI)
 )
 _WRITES = frozenset((x86.EXIT_PORT_WRITE, x86.EXIT_MMIO_WRITE, x86.EXIT_MSR_WRITE))
 
@@ -90,7 +91,7 @@ class SoftVcpu(Vcpu):
         self._wake = threading.Event()
         self._flags = {
             offset: ctypes.c_uint8.from_address(self.address + offset)
-            for offset in (_KICK, _INTERRUPT, _FLUSH)
+            for offset in (_KICK, _INTERRUPT, _FLUSH, _NMI)
         }
         self._kind_handlers: dict[int, Callable[[], Exit | None]] = {
             x86.EXIT_PORT_READ: self._port_read,
@@ -108,6 +109,7 @@ class SoftVcpu(Vcpu):
             x86.EXIT_REQUEST: self._request,
             x86.EXIT_INTERRUPT: self._interrupt,
             x86.EXIT_TIMER: self._timer,
+            x86.EXIT_NMI: self._nmi,
         }
         interrupts.on_change(self._interrupts_changed)
 
@@ -137,6 +139,8 @@ class SoftVcpu(Vcpu):
         kind = self._enter(self.address)
         self.cpu.count_exits += 1
         self.vm.space.look()
+        if self.vm.revealer is not None:
+            self.vm.revealer.look(self.cpu)
         return self._kind_handlers[kind]()
 
     def _finish_access(self) -> None:
@@ -169,7 +173,9 @@ class SoftVcpu(Vcpu):
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             self._wake.clear()
-            if self._interrupts.pending() or self._flags[_KICK].value:
+            if self._interrupts.pending() or self._interrupts.nmi_pending():
+                return
+            if self._flags[_KICK].value:
                 return
             pause = None if end is None else end - time.monotonic()
             deadline = self._interrupts.deadline()
@@ -240,6 +246,8 @@ class SoftVcpu(Vcpu):
         cpu = self.cpu
         code = f" (error code {cpu.fault_code:#x})" if cpu.fault_has_code else ""
         first = f"the last exception was {cpu.fault_vector}{code}"
+        if unknown := unknown_instructions(cpu):
+            first += f"; unknown instructions: {', '.join(unknown)}"
         return Shutdown(f"{first}\n{describe(read_state(cpu, 0), self.vm.memory)}")
 
     def _debug_stop(self) -> Exit:
@@ -254,6 +262,11 @@ class SoftVcpu(Vcpu):
             self.cpu.inject = vector + 1
         self._interrupts_changed()
 
+    def _nmi(self) -> None:
+        if self._interrupts.take_nmi():
+            self.cpu.inject = x86.NMI + 1
+        self._interrupts_changed()
+
     def _timer(self) -> None:
         self.cpu.tsc_deadline = NEVER
         self._interrupts.expire()
@@ -263,9 +276,11 @@ class SoftVcpu(Vcpu):
         interrupts = self._interrupts
         pending = interrupts.pending()
         self._flags[_INTERRUPT].value = pending
+        nmi = interrupts.nmi_pending()
+        self._flags[_NMI].value = nmi
         deadline = interrupts.deadline()
         self.cpu.tsc_deadline = NEVER if deadline is None else deadline
-        if pending or deadline is not None:
+        if pending or nmi or deadline is not None:
             self._wake.set()
 
     # --- state ---
@@ -316,5 +331,6 @@ class SoftVcpu(Vcpu):
         return {
             "instructions": cpu.count_instructions + cpu.slice - cpu.budget,
             **counts,
+            **{f"unknown {code}": n for code, n in unknown_instructions(cpu).items()},
             **{f"translator_{name}": int(getattr(translator, f"count_{name}")) for name in work},
         }

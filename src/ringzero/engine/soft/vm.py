@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import PAGE_SHIFT, GuestMemory
@@ -19,12 +19,18 @@ from ringzero.isa.x86.cpu import CpuidEntry
 from ringzero.isa.x86.cpuid import CpuidLeaf, for_vcpu
 from ringzero.isa.x86.view import StructView
 from ringzero.jit.tables import COUNTERS, Translator
+from ringzero.settings import DEBUG
+
+if TYPE_CHECKING:
+    from ringzero.engine.soft.reveal import Revealer
 
 # MAXPHYADDR: as CPUID leaf 80000008h of the CPU models says.
 PHYSICAL_BITS = 48
 ANY_SUBLEAF = 0xFFFFFFFF
 # Translating costs about as much as interpreting three times.
 HOT = 3
+# The lowest level of RINGZERO_DEBUG that is about translated code.
+LEAST_REVEALING = 2
 
 
 class SoftVm(Vm):
@@ -46,6 +52,8 @@ class SoftVm(Vm):
         self.translator.hot = HOT
         self._space: CodeSpace | None = None
         self._translations: Translations | None = None
+        # Describes translated blocks, where RINGZERO_DEBUG asks for that.
+        self.revealer: Revealer | None = None
         self._tsc_offset = -engine.read_host_tsc(0)
         self._vcpus: list[SoftVcpu] = []
         self._tables: list[Any] = []
@@ -77,6 +85,15 @@ class SoftVm(Vm):
             self._translations = Translations(self.engine, self.translator, CODE_SIZE)
             self._translations.load()
             self._space.owner = self._translations
+        if DEBUG.get() >= LEAST_REVEALING:
+            from ringzero.engine.soft.reveal import Revealer, Wanted
+
+            self.revealer = Revealer(self, Wanted.from_settings())
+
+    @property
+    def saved_pages(self) -> Iterable[int]:
+        """Addresses of the CodePages of earlier runs that were loaded."""
+        return self._translations.loaded if self._translations is not None else ()
 
     def share(self) -> SharedCode:
         return self.space.share()
@@ -169,6 +186,8 @@ class SoftVm(Vm):
         return (self.engine.read_host_tsc(0) + offset) & ((1 << 64) - 1)
 
     def close(self) -> None:
+        if self.revealer is not None and self._vcpus:
+            self.revealer.look(self._vcpus[0].cpu)
         self._vcpus.clear()
         if self._space is None:
             return

@@ -108,16 +108,15 @@ def pop(m: Operation) -> None:
 @instruction("8F /0 : Ev", d64=True, name="pop")
 def pop_memory(m: Operation) -> None:
     """POP to memory: an address based on RSP uses its value after the pop."""
-    before = m.get(RSP, u64)
-    value = stack_load(m, m.T, before)
-    set_stack_pointer(m, before + m.T.size)
+    pointer = m.get(RSP, u64)
+    value = stack_load(m, m.T, pointer)
     if m.memory:
-        where = m.address(0)
-        after = m.get(RSP, u64)
-        m.set(RSP, before)
-        m.store(m.T, where, value)
-        m.set(RSP, after)
+        based = m.insn.base == Cpu.offset_of("regs", RSP)
+        m.displace(select(based, u64(m.T.size), u64(0)))
+        m.write(0, value)
+        set_stack_pointer(m, pointer + m.T.size)
     else:
+        set_stack_pointer(m, pointer + m.T.size)
         m.write(0, value)
 
 

@@ -64,13 +64,15 @@ MODE_16, MODE_32, MODE_64 = 0, 1, 2
     EXIT_CR8_WRITE,
     EXIT_CR8_READ,
     EXIT_RANDOM,
-) = range(16)
+    EXIT_NMI,
+) = range(17)
 
 # Bits of `Cpu.requests`, looked at when the budget is spent. Each has a byte of its own,
 # because other threads set them from Python with plain byte stores.
 REQUEST_KICK = 1 << 0
 REQUEST_INTERRUPT = 1 << 8
 REQUEST_FLUSH = 1 << 16
+REQUEST_NMI = 1 << 24
 
 # Bits of `Cpu.single_step`, what the host's debugger asks for: stop at `breakpoints[n]` (bits
 # 0-3), or at every instruction.
@@ -95,6 +97,9 @@ OPEN_PAGES = 8
 # Outside accesses that one instruction can make before it is complete (a 16-byte
 # MMIO move takes two, MOVS from device to device two, FXSAVE to a device is refused).
 EXTERNAL_LIMIT = 8
+
+# Different unknown instructions that the statistics name; further ones are only counted.
+UNKNOWN_KINDS = 16
 
 
 class TlbEntry(Struct):
@@ -127,6 +132,14 @@ JUMP_OFFSET_BITS = 6
 JUMP_ENTRIES = 1 << (JUMP_PAGE_BITS + JUMP_OFFSET_BITS)
 # An address that the first entry never serves: it belongs to the second.
 JUMP_NEVER_FIRST = 1
+
+
+class UnknownCode(Struct):
+    """An encoding that no instruction has, as far as it was decoded, and how often it came."""
+
+    code = field(u64)  # its first 8 bytes
+    length = field(u32)  # of prefixes and opcode; 0: the record is free
+    count = field(u32)
 
 
 class Segment(Struct):
@@ -316,7 +329,7 @@ class Cpu(Struct):
     count_unknown = field(u64)
     count_slow = field(u64)
     count_dropped = field(u64)
-    unknown_bytes = field(u64, 2)  # first bytes of the last unknown instruction
+    unknown = field(UnknownCode, UNKNOWN_KINDS)
 
     # Decoder tables (see isa.x86.decoder): host addresses.
     opcode_table = field(u64)

@@ -339,6 +339,7 @@ def decode(cpu: Cpu, insn: Insn, p: u64, mode: u32) -> u32:
         group = ((form & (GROUP - 1)) << 8) | u32(modrm)
         form = u32(load(u16, cpu.group_table + (u64(group) << 1)))
     if form == 0:
+        insn.length = u8(used)
         return u32(UNKNOWN)
     form -= 1
     entry = pointer(FormEntry, cpu.form_table + u64(form) * FormEntry.size)

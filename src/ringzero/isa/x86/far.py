@@ -38,6 +38,7 @@ from ringzero.isa.x86.cpu import (
     TS,
     VIF,
     VIP,
+    VM,
     Cpu,
 )
 from ringzero.isa.x86.descriptors import (
@@ -345,6 +346,10 @@ def interrupt_return(cpu: Cpu, size: u32) -> None:
     target = peek(cpu, pointer, size)
     selector = u32(peek(cpu, pointer + step, size)) & 0xFFFF
     image = peek(cpu, pointer + step * 2, size)
+    # Virtual-8086 mode is not there (see docs/soft.md); CPL 0 alone could return to it.
+    legacy = protected_mode(cpu) and not long_mode_active(cpu)
+    if legacy and cpu.cpl == 0 and size == 4 and image & VM != 0:
+        raise_gp0(cpu)
     if not protected_mode(cpu):
         if target > u64(cpu.seg[CS].limit):
             raise_gp0(cpu)

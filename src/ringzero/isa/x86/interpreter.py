@@ -13,6 +13,7 @@ from ringzero.isa.x86.cpu import (
     EXIT_DEBUG,
     EXIT_HALT,
     EXIT_INTERRUPT,
+    EXIT_NMI,
     EXIT_NONE,
     EXIT_REQUEST,
     EXIT_SHUTDOWN,
@@ -24,6 +25,8 @@ from ringzero.isa.x86.cpu import (
     REQUEST_FLUSH,
     REQUEST_INTERRUPT,
     REQUEST_KICK,
+    REQUEST_NMI,
+    UNKNOWN_KINDS,
     Cpu,
     Insn,
 )
@@ -84,10 +87,25 @@ def fetch_decode(cpu: Cpu, insn: Insn, va: u64) -> None:
     if insn.length > MAX_LENGTH:
         raise_gp0(cpu)
     if status != DECODED:
-        cpu.count_unknown += 1
-        cpu.unknown_bytes[0] = load(u64, host)
-        cpu.unknown_bytes[1] = load(u64, host + 8)
+        note_unknown(cpu, host, u32(insn.length))
         raise_ud(cpu)
+
+
+@native(inline="never")
+def note_unknown(cpu: Cpu, host: u64, length: u32) -> None:
+    """Count an encoding that is no instruction, under its own bytes while there is room."""
+    cpu.count_unknown += 1
+    code = load(u64, host)
+    if length < 8:
+        code = code & ((u64(1) << (u64(length) * 8)) - 1)
+    for n in range(u64(UNKNOWN_KINDS)):
+        record = cpu.unknown[n]
+        if record.length == 0:
+            record.code = code
+            record.length = length
+        if record.length == length and record.code == code:
+            record.count += 1
+            return
 
 
 @native
@@ -172,6 +190,8 @@ def attend(cpu: Cpu) -> u32:
         return u32(EXIT_REQUEST)
     if i64(read_host_tsc() + cpu.tsc_offset - cpu.tsc_deadline) >= 0 and cpu.tsc_deadline != NEVER:
         return u32(EXIT_TIMER)
+    if (requests & REQUEST_NMI) != 0 and cpu.nmi_blocked == 0 and cpu.shadow == 0:
+        return u32(EXIT_NMI)
     if (requests & REQUEST_INTERRUPT) != 0 and (cpu.rflags & x86.IF) != 0 and cpu.shadow == 0:
         return u32(EXIT_INTERRUPT)
     if cpu.halted != 0:

@@ -75,9 +75,8 @@ def page_fault(cpu: Cpu, va: u64, access: u32, user: u32, code: u64) -> None:
     cpu.cr2 = va
     code = code | select(access == WRITE, u64(PF_WRITE), u64(0))
     code = code | select(user != 0, u64(PF_USER), u64(0))
-    fetch_counts = (access == EXECUTE) & (
-        ((cpu.efer & x86.EFER_NXE) != 0) | ((cpu.cr4 & x86.CR4_SMEP) != 0)
-    )
+    no_execute = ((cpu.efer & x86.EFER_NXE) != 0) & ((cpu.cr4 & x86.CR4_PAE) != 0)
+    fetch_counts = (access == EXECUTE) & (no_execute | ((cpu.cr4 & x86.CR4_SMEP) != 0))
     code = code | select(fetch_counts, u64(PF_FETCH), u64(0))
     raise_fault_code(cpu, x86.PF_FAULT, code)
 

@@ -14,7 +14,7 @@ with clean flags (`begin`) and looking at them before the result is written
 (`end`). While underflow is masked the host reports only tiny results that are
 also inexact, but all of them where it flushes them to zero: so it does that
 while the guest has underflow unmasked, when a tiny result is never delivered.
-One deviation is left: PE is then up beside UE, even if the result was exact.
+One deviation is left: PE is then up beside OE or UE, even if the result was exact.
 
 Intel SDM vol. 1, section 10.2.3 (MXCSR) and 11.5 (SIMD floating-point exceptions).
 """

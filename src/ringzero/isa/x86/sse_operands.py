@@ -68,7 +68,7 @@ def read_aligned(m: Operation, n: int) -> Any:
 def write_aligned(m: Operation, n: int, value: Any) -> None:
     """Write the 128-bit operand `n`; in memory it must be aligned."""
     if m.is_memory(n):
-        m.store(v128, m.address(n), value, aligned=True)
+        m.store(v128, m.address(n, 16, 16), value, aligned=True)
     else:
         m.write(n, value)
 

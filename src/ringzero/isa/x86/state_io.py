@@ -237,6 +237,8 @@ def write_state(cpu: Any, value: CpuState, host_tsc: int = 0) -> None:
     still on the instruction, which raises it again. Raises StateError for what
     this engine cannot have.
     """
+    if value.rflags & x86.VM:
+        raise StateError("vCPU state is in virtual-8086 mode, which this engine has not")
     if value.xcr0 & ~XCR0_KNOWN:
         raise StateError("vCPU state enables unknown extended registers", xcr0=hex(value.xcr0))
     write_xsave(cpu, value.xsave)

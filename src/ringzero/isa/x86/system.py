@@ -62,7 +62,7 @@ from ringzero.isa.x86.mmu import flush_jump_cache, flush_tlb, invalidate_page
 from ringzero.isa.x86.msr import guest_tsc
 from ringzero.isa.x86.operation import Operation
 from ringzero.isa.x86.table import instruction
-from ringzero.native import address_of, native, pointer, staged, u16, u32, u64
+from ringzero.native import address_of, native, pointer, staged, u8, u16, u32, u64
 
 # Bits of CR0 and CR4 that can be set. Others of CR0's low half are ignored, the rest
 # raise #GP (SDM vol. 3A, 2.5).
@@ -85,6 +85,7 @@ CR3_KEEP = 1 << 63
 
 ANY_SUBLEAF = 0xFFFFFFFF
 OSXSAVE_ECX = 1 << 27
+MONITOR_ECX = 1 << 3
 
 
 @native(inline="never")
@@ -280,6 +281,33 @@ def wbinvd(m: Operation) -> None:
 @instruction("F4", privileged=True, ends=True)
 def hlt(m: Operation) -> None:
     """HLT: the run loop sees `halted` when RIP is past the instruction."""
+    m.cpu.halted = 1
+    m.stop_block()
+
+
+@native(inline="never")
+def require_monitor(cpu: Cpu) -> None:
+    """#UD unless CPUID announces MONITOR and MWAIT and CPL is 0 (SDM vol. 2B, MONITOR)."""
+    found = find_cpuid(cpu, 1, 0)
+    if found == 0 or cpu.cpl != 0 or pointer(CpuidEntry, found).ecx & MONITOR_ECX == 0:
+        raise_ud(cpu)
+
+
+@instruction("NP 0F 01 =C8")
+def monitor(m: Operation) -> None:
+    """MONITOR: the line at DS:rAX is looked at as a load does; no extension exists."""
+    require_monitor(m.cpu)
+    if m.get(RCX, u64) != 0:
+        m.fault(GP, 0)
+    m.load(u8, m.string_address(RAX, u64(0)))
+
+
+@instruction("NP 0F 01 =C9", ends=True)
+def mwait(m: Operation) -> None:
+    """MWAIT: waits as HLT does, for an interrupt; a store to the line does not end it."""
+    require_monitor(m.cpu)
+    if m.get(RCX, u64) != 0:
+        m.fault(GP, 0)
     m.cpu.halted = 1
     m.stop_block()
 

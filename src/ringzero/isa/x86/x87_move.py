@@ -116,8 +116,10 @@ _load_memory("fild", "DF /5:m : Mq", "fildll")
 @staged
 def read_ten_bytes(m: Operation) -> None:
     """Read the 80-bit memory operand to `OPERAND`."""
-    address = m.address(0, 10)
+    # In two parts, as processors do: the limit of the second matters when it is its turn.
+    address = m.address(0, 8)
     mantissa = m.load(u64, address)
+    m.address(0, 10)
     exponent = m.load(u16, address + 8)
     room_address = room(m.cpu)
     store(u64, room_address, mantissa)

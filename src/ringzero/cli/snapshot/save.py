@@ -1,0 +1,45 @@
+"""`ringzero snapshot save`."""
+
+from __future__ import annotations
+
+import argparse
+
+from ringzero.cli.machines import add_name, named
+from ringzero.cli.snapshot_action import ACTIONS, add_common, facts, store
+from ringzero.cli.verb import Verb, print_json
+from ringzero.errors import ConflictError
+
+
+@ACTIONS.register("save")
+class Save(Verb):
+    summary = "save a machine, running or not, under a name"
+    examples = """\
+  ringzero snapshot save web ready
+  ringzero snapshot save web before-upgrade --disks-only
+"""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        add_name(parser)
+        parser.add_argument("snapshot", metavar="SNAPSHOT", help="the snapshot's name")
+        parser.add_argument(
+            "--disks-only", action="store_true", help="without memory: what is saved boots anew"
+        )
+        add_common(parser)
+
+    def execute(self, arguments: argparse.Namespace) -> int:
+        machine, place = named(arguments), store()
+        if machine.directory.alive:
+            machine.snapshot(arguments.snapshot, place.root, memory=not arguments.disks_only)
+        else:
+            record = machine.directory.machine()
+            if record.snapshot or record.parent:
+                raise ConflictError(
+                    f"machine {machine.name!r} was a copy, and its disks went with it",
+                    hint="save a copy while it runs",
+                )
+            place.save_disks(record.machine_config(), arguments.snapshot)
+        if arguments.json:
+            print_json(facts(place.get(arguments.snapshot)))
+        else:
+            print(arguments.snapshot)
+        return 0

@@ -1,0 +1,170 @@
+"""Machines in processes of their own with a real guest: commands, terminals, copies, the end."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from ringzero.config.machine import MachineConfig
+from ringzero.control import client, directory
+from ringzero.control.launch import launch
+from ringzero.errors import GuestError, HostError
+from ringzero.host.progress import QUIET
+
+pytestmark = [pytest.mark.boot, pytest.mark.engine]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    where = tmp_path_factory.mktemp("machines")
+    before = os.environ.get("RINGZERO_MACHINES_DIR")
+    os.environ["RINGZERO_MACHINES_DIR"] = str(where / "m")
+    yield where
+    for machine in client.machines():
+        machine.remove(force=True)
+    if before is None:
+        del os.environ["RINGZERO_MACHINES_DIR"]
+    else:
+        os.environ["RINGZERO_MACHINES_DIR"] = before
+
+
+@pytest.fixture(scope="module")
+def web(place):
+    """A machine with a disk that it writes to, and a service that counts."""
+    from ringzero.image.micro import ensure
+
+    try:
+        image = ensure()
+    except HostError as fault:
+        pytest.skip(f"needs Debian packages: {fault.message}")
+    disk = place / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    config = MachineConfig.create(
+        kernel=image.kernel,
+        initrd=image.initrd,
+        command_line=image.command_line,
+        memory="256M",
+        engine="soft",
+        agent=True,
+        disks=[f"{disk},format=raw"],
+    )
+    service = "i=0; while :; do i=$((i+1)); echo tick $i; echo $i >/tmp/ticks; sleep 0.2; done"
+    claim = directory.create("web", config, command=("sh", "-c", service))
+    launch(claim, progress=QUIET)
+    return client.machine("web")
+
+
+def output(machine, script):
+    done = machine.run(["sh", "-c", script])
+    assert (done.stderr, done.exit_code) == (b"", 0)
+    return done.stdout.decode()
+
+
+def test_commands_run_beside_the_service_and_each_other(web):
+    began = time.monotonic()
+    slow = threading.Thread(target=web.run, args=(["sleep", "3"],))
+    slow.start()
+    assert output(web, "echo one; exit 0") == "one\n"
+    assert web.run(["cat"], b"two\0\n").stdout == b"two\0\n"
+    assert web.run(["sh", "-c", "exit 9"]).exit_code == 9
+    assert time.monotonic() - began < 3 or slow.is_alive()
+    slow.join()
+
+
+def test_a_terminal_of_its_own(web):
+    words = ["sh", "-c", "tty; stty size; read x; echo got $x; exit 6"]
+    shown, begun = bytearray(), threading.Event()
+    with web.session() as session:
+        typist = threading.Thread(target=lambda: begun.wait() and session.send(b"hello\r"))
+        typist.start()
+        wanted = {"words": words, "stdin": True, "tty": True, "rows": 33, "columns": 99}
+        answer = session.stream("exec", wanted, lambda _, d: shown.extend(d), begun.set)
+        typist.join()
+    assert answer == {"status": 6}
+    lines = shown.decode().split()
+    assert lines[0].startswith("/dev/hvc") or "hello" in lines[0]
+    assert "33" in lines
+    assert "99" in lines
+    assert lines[-2:] == ["got", "hello"]
+
+
+def test_a_client_that_goes_takes_its_command_with_it(web):
+    with web.session() as session:
+        session._request("exec", {"words": ["sleep", "1234"]})
+        deadline = time.monotonic() + 10
+        while "sleep 1234" not in output(web, "ps"):
+            assert time.monotonic() < deadline
+    while "sleep 1234" in output(web, "ps"):
+        assert time.monotonic() < deadline
+
+
+def test_pause_stands_still(web):
+    web.pause()
+    log = web.directory.path / "console.log"
+    time.sleep(0.1)
+    before = log.stat().st_size
+    time.sleep(0.6)
+    assert log.stat().st_size == before
+    web.resume()
+    deadline = time.monotonic() + 10
+    while log.stat().st_size == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_copies_are_machines_of_their_own(web):
+    output(web, "echo original | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null")
+    copies = web.fork(3)
+    output(web, "echo changed | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null")
+    machines = [web, *copies]
+    look = "echo 3 >/proc/sys/vm/drop_caches; head -n1 /dev/vda"
+    assert [output(m, look) for m in machines] == ["changed\n", *["original\n"] * 3]
+    for copy in copies:
+        output(copy, f"echo {copy.name} | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null")
+    assert [output(m, look) for m in machines[1:]] == [f"{c.name}\n" for c in copies]
+    assert [output(m, "hostname") for m in copies] == [f"{c.name}\n" for c in copies]
+    identities = [output(m, "cat /proc/sys/kernel/random/uuid") for m in machines]
+    assert len(set(identities)) == 4
+    behind = [time.time() - float(output(m, "date +%s")) for m in machines]
+    assert max(map(abs, behind)) < 3, behind
+    # The machine's own command goes on in each copy, and says so in its log.
+    ticks = [int(output(m, "cat /tmp/ticks")) for m in machines]
+    time.sleep(1)
+    assert all(int(output(m, "cat /tmp/ticks")) > t for m, t in zip(machines, ticks, strict=True))
+    for copy in copies:
+        assert "tick" in copy.directory.tail("console.log", 100)
+    assert output(copies[0], "dmesg -l err,crit,alert,emerg 2>/dev/null || true") == output(
+        web, "dmesg -l err,crit,alert,emerg 2>/dev/null || true"
+    )
+
+
+def test_sessions_stay_with_the_original(web):
+    """What somebody runs in the original is ended in a copy, and goes on in the original."""
+    ends = []
+
+    def session():
+        try:
+            ends.append(web.run(["sh", "-c", "sleep 4; echo whole"]).stdout)
+        except GuestError as fault:
+            ends.append(fault)
+
+    thread = threading.Thread(target=session)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while "sleep 4" not in output(web, "ps"):
+        assert time.monotonic() < deadline
+    (copy,) = web.fork(name="copy")
+    while "sleep 4" in output(copy, "ps"):
+        assert time.monotonic() < deadline
+    thread.join()
+    assert ends == [b"whole\n"]
+
+
+def test_stop_is_orderly_whatever_runs(web):
+    for machine in list(client.machines()):
+        assert machine.directory.alive, machine.directory.tail("console.log", 6000)
+        assert machine.stop().reason == "poweroff"
+        assert "tick" in machine.directory.tail("console.log", 1000)
+    # The first machine's disk has what it was told to keep.
+    assert (web.directory.path.parent.parent / "disk.img").read_bytes()[:8] == b"changed\n"
