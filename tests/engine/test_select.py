@@ -145,3 +145,29 @@ def test_info_describes_every_engine():
         assert described["reason"]
     json.dumps(found)
     assert info.chosen().startswith("engine ")
+
+
+@pytest.mark.parametrize(
+    ("entry", "mips", "usable"),
+    [(20e-6, 3000, True), (0.5e-3, 300, True), (4e-3, 300, True), (20e-6, 1.3, False),
+     (4e-3, 1.3, False), (20e-6, 20, False)],
+)  # fmt: skip
+def test_a_loaded_host_does_not_mislead_the_probe(monkeypatch, entry, mips, usable):
+    """Entering the guest may take longer than what is measured."""
+    from ringzero.engine.kvm import probe
+
+    class Memory:
+        def write(self, *_): ...
+        def write_int(self, *_): ...
+        def close(self): ...
+
+    class Vm:
+        def __init__(self, *_): ...
+        def create_vcpu(self, *_): ...
+        def close(self): ...
+
+    monkeypatch.setattr(probe, "GuestMemory", lambda *_: Memory())
+    monkeypatch.setattr(probe, "KvmVm", Vm)
+    monkeypatch.setattr(probe, "_time_loop", lambda _, rounds: entry + 2 * rounds / (mips * 1e6))
+    found = probe.measure_mips(None)
+    assert (found >= probe.USEFUL_MIPS) == usable

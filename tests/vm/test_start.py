@@ -25,6 +25,9 @@ print(json.dumps(sorted(sys.modules)))
 """
 # The part of the process, in CPU time, with everything in the cache (issue 4).
 LIMIT_MS = 60
+# Of that, what an empty Python takes on an idle machine of the kind that was aimed at. Where
+# it takes longer now, because others use the machine, so may we.
+EMPTY_MS = 11
 TRIES = 12
 
 
@@ -52,7 +55,10 @@ def test_our_part_before_the_guest(engine):
     except RingzeroError as fault:
         pytest.skip(f"no guest image: {fault.message}")
     start.before_guest(engine)
+    empty = min(start.empty_python()[1] for _ in range(TRIES))
     best = min(start.before_guest(engine)[1] for _ in range(TRIES))
-    print(f"\n{engine}: {best:.1f} ms of CPU time before the guest first ran")
+    print(
+        f"\n{engine}: {best:.1f} ms of CPU time before the guest ran, {empty:.1f} ms of them Python"
+    )
     if engine == "kvm":
-        assert best < LIMIT_MS
+        assert best < LIMIT_MS * max(1, empty / EMPTY_MS)

@@ -17,7 +17,7 @@ AUTO, KVM, SOFT = "auto", "kvm", "soft"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 DEVICE = Path("/dev/kvm")
 # Raised when the measurement changes, so that older verdicts do not count.
-PROBE_VERSION = 2
+PROBE_VERSION = 3
 
 
 def choose(name: str = AUTO) -> Engine:
