@@ -201,7 +201,7 @@ def load_environment(m: Operation, address: Any) -> None:
 @instruction("D9 /6:m : M", fpu=True, sized=True)
 def fnstenv(m: Operation) -> None:
     "FNSTENV (Intel SDM vol. 2A): masks all exceptions after storing."
-    store_environment(m, m.address(0))
+    store_environment(m, m.address(0, environment_size(m) // 7))
     cpu = m.cpu
     cpu.fcw = cpu.fcw | EXCEPTIONS
     summarize(cpu)
@@ -211,14 +211,14 @@ def fnstenv(m: Operation) -> None:
 def fldenv(m: Operation) -> None:
     "FLDENV (Intel SDM vol. 2A)."
     start(m)
-    load_environment(m, m.address(0))
+    load_environment(m, m.address(0, environment_size(m) // 7))
 
 
 @instruction("DD /6:m : M", fpu=True, sized=True)
 def fnsave(m: Operation) -> None:
     "FNSAVE (Intel SDM vol. 2A): the environment, ST(0) to ST(7), then FNINIT."
     cpu = m.cpu
-    address = m.address(0)
+    address = m.address(0, environment_size(m) // 7)
     store_environment(m, address)
     base = address + environment_size(m)
     for index in range(8):
@@ -234,7 +234,7 @@ def frstor(m: Operation) -> None:
     "FRSTOR (Intel SDM vol. 2A)."
     start(m)
     cpu = m.cpu
-    address = m.address(0)
+    address = m.address(0, environment_size(m) // 7)
     base = address + environment_size(m)
     # In order of address, so that a page fault is the one processors raise.
     step = environment_size(m) // 7
