@@ -139,6 +139,21 @@ def test_copies_are_machines_of_their_own(web):
     )
 
 
+def test_memory_of_a_copy_is_not_changed_by_later_copies(web):
+    """The original freezes again and again while copies in other processes look at its pages."""
+    fill = "head -c 3000000 /dev/urandom | dd of=/tmp/data conv=notrunc 2>/dev/null"
+    look, made = "md5sum </tmp/data", []
+    for number in range(3):
+        output(web, fill)
+        seen = output(web, look)
+        made.append((seen, web.fork(name=f"memory-{number}")[0]))
+    assert len({seen for seen, _ in made}) == 3
+    assert [output(copy, look) for _, copy in made] == [seen for seen, _ in made]
+    for _, copy in made:
+        copy.kill()
+        copy.remove()
+
+
 def test_sessions_stay_with_the_original(web):
     """What somebody runs in the original is ended in a copy, and goes on in the original."""
     ends = []

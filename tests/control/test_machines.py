@@ -25,8 +25,9 @@ from ringzero.errors import (
 from tests.control.fake import start
 
 pytestmark = pytest.mark.usefixtures("root")
-# Rounds of a loop that kills at random moments, and how many of them `make fuzz` adds.
-ROUNDS = 16 * int(os.environ.get("RINGZERO_FUZZ", "1"))
+FUZZ = int(os.environ.get("RINGZERO_FUZZ", "1"))
+# Rounds of a loop that kills at random moments: two thousand in `make fuzz`.
+ROUNDS = 16 if FUZZ == 1 else 40 * FUZZ
 
 
 def until(condition, seconds=10):

@@ -11,15 +11,17 @@ import pytest
 
 pytestmark = [pytest.mark.speed, pytest.mark.peer]
 
+FORMATS = ("raw", "qcow2", "vmdk", "vhdx", "vdi", "vhd")
 BENCH = Path(__file__).parents[2] / "bench" / "disk.py"
 
 
 @pytest.mark.parametrize(
     ("words", "least"),
     [
-        (["raw sequential", "qcow2 sequential"], 0.8),
-        (["raw 4k", "qcow2 4k"], 0.5),
-        (["chain"], 0.5),
+        *(([f"{kind} sequential"], 0.8) for kind in FORMATS),
+        *(([f"{kind} 4k random"], 0.5) for kind in FORMATS),
+        *(([f"convert {kind} to"], 0.8) for kind in FORMATS),
+        (["chain"], 0.8),
     ],
     ids=str,
 )

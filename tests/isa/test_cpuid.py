@@ -1,12 +1,16 @@
 """CPU models: what the leaves say, read back by the rules of the manuals."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ringzero.errors import InvalidValueError
+from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86 import cpuid
 from ringzero.isa.x86.cpuid import ALWAYS_EMULATED, AMD, FEATURES, INTEL, MODELS, CpuidLeaf
+from tests.isa.guest import DATA, Guest
 
 MODEL = "x86-64-v2"
 TSC = 2_596_126_000
@@ -132,6 +136,48 @@ def test_the_hosts_own_model_needs_a_host():
     leaves = cpuid.build("host", vcpus=2, tsc_hz=TSC, supported=build(vendor=AMD))
     assert cpuid.vendor_of(leaves) == AMD
     assert leaf(leaves, 0xB, 1).ebx == 2
+
+
+@pytest.mark.engine
+def test_a_guest_sees_the_model_as_it_is_built():
+    """Every leaf and subleaf by CPUID; OSXSAVE alone follows CR4 (SDM vol. 2A, CPUID)."""
+    leaves = cpuid.for_vcpu(build(), 0)
+    guest = Guest(cpuid=list(leaves))
+    try:
+        for leaf in leaves:
+            end = guest.run("cpuid; hlt", rax=leaf.function, rcx=leaf.index or 0)
+            seen = tuple(end.reg(n) for n in (x86.RAX, x86.RBX, x86.RCX, x86.RDX))
+            ecx = leaf.ecx & ~(1 << 27) if leaf.function == 1 else leaf.ecx
+            assert seen == (leaf.eax, leaf.ebx, ecx, leaf.edx), hex(leaf.function)
+    finally:
+        guest.close()
+        Guest.alive.remove(guest)
+
+
+# What a program does that looks the feature up first: code, and whether it is as promised.
+USES = {
+    "cx16": "cmpxchg16b [rbx]", "popcnt": "popcnt eax, ebx", "sse4_2": "crc32 eax, bl",
+    "sse4_1": "pmulld xmm0, xmm1", "ssse3": "pshufb xmm0, xmm1", "pni": "haddps xmm0, xmm1",
+    "rdrand": "rdrand eax", "rdtscp": "rdtscp", "cmov": "cmovz eax, ebx", "cx8": "cmpxchg8b [rbx]",
+    "fxsr": "fxsave [rbx]", "mmx": "paddb mm0, mm1", "sse2": "paddb xmm0, xmm1", "tsc": "rdtsc",
+    "fsgsbase": "rdfsbase rax", "xsave": "xgetbv", "lahf_lm": "lahf", "clflush": "clflush [rbx]",
+    "invpcid": "invpcid rax, [rbx]", "msr": "rdmsr", "smap": "stac",
+}  # fmt: skip
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("feature", sorted(USES))
+def test_what_is_promised_is_there(feature):
+    assert feature in MODELS[MODEL].features
+    guest = Guest(cpuid=list(cpuid.for_vcpu(build(), 0)))
+    try:
+        cr4 = guest.state.cr4 | x86.CR4_FSGSBASE | x86.CR4_OSXSAVE | x86.CR4_SMAP
+        guest.state = replace(guest.state, cr4=cr4)
+        where = {"rax": 0, "rbx": DATA, "rcx": 0x10 if feature == "msr" else 0}
+        assert guest.run(f"{USES[feature]}; hlt", **where).vector is None
+    finally:
+        guest.close()
+        Guest.alive.remove(guest)
 
 
 def test_an_unknown_model():

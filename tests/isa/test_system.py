@@ -1,5 +1,6 @@
 """Control registers, MSRs, CPUID, time, TLB and port instructions (Intel SDM vol. 2 and 3A)."""
 
+import struct
 from dataclasses import replace
 
 import pytest
@@ -537,3 +538,24 @@ def test_fs_and_gs_bases(user):
 def test_loading_a_null_selector_clears_the_base(guest):
     guest.state = replace(guest.state, fs=replace(guest.state.fs, base=0x1234_5000))
     assert guest.run("xor eax, eax; mov fs, eax; hlt").cpu.seg[x86.FS].base == 0
+
+
+def test_rdrand(guest):
+    """Intel SDM vol. 2B, RDRAND: CF tells of success, the other arithmetic flags are 0."""
+    code = "rdrand rax; rdrand rbx; rdrand ecx; mov esi, -1; rdrand si; pushfq; pop rdi; hlt"
+    end = guest.run(f"stc; mov rcx, -1; {code}", rax=0, rbx=0)
+    assert len({end.reg(n) for n in (x86.RAX, x86.RBX)} | {0}) == 3
+    assert end.reg(x86.RCX) >> 32 == 0
+    assert end.reg(x86.RSI) >> 16 == 0xFFFF
+    assert end.reg(x86.RDI) & x86.ARITHMETIC_FLAGS == x86.CF
+
+
+@pytest.mark.parametrize(("offset", "vector"), [(0, None), (8, 13)])
+def test_cmpxchg16b_needs_alignment(guest, offset, vector):
+    guest.write(DATA, struct.pack("<4Q", 1, 2, 1, 2))
+    end = guest.run(
+        "lock cmpxchg16b [rsi]; hlt", rsi=DATA + offset, rax=1, rdx=2, rbx=3, rcx=4
+    )  # fmt: skip
+    assert end.vector == vector
+    if vector is None:
+        assert struct.unpack("<2Q", guest.memory.read(DATA, 16)) == (3, 4)

@@ -7,7 +7,7 @@ import pytest
 from tests.oracle.cases import Generator, select_forms
 from tests.oracle.compare import explain
 from tests.oracle.isolate import Isolated
-from tests.oracle.model import Case
+from tests.oracle.model import CODE_BASE, Case
 from tests.oracle.programs import load_programs
 
 pytestmark = pytest.mark.engine
@@ -53,6 +53,33 @@ _NOT_IN_LINES = (
     "j", "call", "ret", "loop", "fxrstor", "frstor", "fldenv", "ldmxcsr", "int", "enter", "leave",
     "popf", "std",
 )  # fmt: skip
+
+
+def loading(state, mode):
+    """Code that gives every register its value in `state`."""
+    if mode == 32:
+        return b"".join(bytes([0xB8 + n]) + state.gpr[n].to_bytes(4, "little") for n in range(8))
+    return b"".join(
+        bytes([0x48 | n >> 3, 0xB8 + (n & 7)]) + value.to_bytes(8, "little")
+        for n, value in enumerate(state.gpr)
+    )
+
+
+@pytest.mark.parametrize("mode", [64, 32])
+def test_lines_with_memory_operands(engines, mode):
+    """Each instruction with the registers that lead to its operand: stores, then loads of them."""
+    forms = [form for form in select_forms(mode) if not form.mnemonic.startswith(_NOT_IN_LINES)]
+    generator = Generator(mode + 3)
+    cases = []
+    for _ in range(600 * SCALE):
+        parts = [generator.case(generator.rng.choice(forms)) for _ in range(5)]
+        code = b"".join(loading(part.state, mode) + part.code for part in parts)
+        memory = tuple(patch for part in parts for patch in part.memory)
+        state = parts[0].state
+        # What a page crossing leaves to the interpreter is in the other tests.
+        cases.append(Case(code, state.replace(rip=CODE_BASE + 0x1000), memory, mode))
+    found = differences(engines, cases)
+    assert not found, f"{len(found)} of {len(cases)}:\n" + "\n\n".join(found[:5])
 
 
 @pytest.mark.parametrize("mode", [64, 32])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable
+from typing import Any
 
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.soft.native import native_engine
@@ -17,7 +18,6 @@ from ringzero.engine.soft.vcpu import SoftVcpu
 from ringzero.engine.soft.vm import SoftVm
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import Cpu
-from ringzero.isa.x86.state_io import select_tlb
 from tests.oracle.model import (
     CODE_BASE,
     CODE_SIZE,
@@ -46,6 +46,13 @@ _CS = {64: 0x33, 32: 0x23}
 # Attributes as in Cpu.seg: present, DPL 3, code or data, accessed; L or D, and G.
 _CODE = {64: 0xFB | x86.ATTR_L | x86.ATTR_G, 32: 0xFB | x86.ATTR_DB | x86.ATTR_G}
 _DATA = 0xF3 | x86.ATTR_DB | x86.ATTR_G
+# Registers that every case sets or reads.
+_PER_CASE = (
+    "rip", "rflags", "cc_op", "cc_src", "fcw", "fsw", "ftop", "ftags", "mxcsr", "fpu_opcode",
+    "fpu_ip", "fpu_dp", "cpl", "mode", "segmented", "tlb", "fault_vector", "delivering",
+    "count_instructions", "budget", "slice", "tsc_deadline", "cr2",
+)  # fmt: skip
+_FPR, _XMM = Cpu.offset_of("fpr"), Cpu.offset_of("xmm")
 # Instructions in a slice, and the time in TSC ticks after which a case counts as endless.
 LIMIT = 100_000
 PATIENCE = 1_000_000_000
@@ -94,8 +101,9 @@ class Soft:
         self.vm.translator.hot = 1
         self._enter = getattr(engine, entry)
         self._gprs = (ctypes.c_uint64 * 16).from_address(self.vcpu.address + Cpu.offset_of("regs"))
+        self._raw = {name: self._field(name) for name in _PER_CASE}
         self._build_tables()
-        self._mode = 0
+        self._users = {mode: self._user_segments(mode) for mode in (64, 32)}
 
     def run(self, cases: list[Case]) -> list[Outcome]:
         return [self._run(case) for case in cases]
@@ -131,6 +139,7 @@ class Soft:
             low_half = target & 0xFFFF | 8 << 16 | 0xEE << 40 | (target >> 16 & 0xFFFF) << 48
             write(IDT + vector * 16, 8, low_half)
         write(TSS + 4, 8, STACK_TOP)
+        write(TSS + 0x66, 2, 0xFFFF)  # no port is free for user code
         cpu = self.cpu
         cpu.gdt_base, cpu.gdt_limit = GDT, 0x7F
         cpu.idt_base, cpu.idt_limit = IDT, 0xFFF
@@ -146,16 +155,29 @@ class Soft:
         segment.selector, segment.base = selector, base
         segment.limit, segment.attributes = limit, attributes
 
+    def _field(self, name: str) -> Any:
+        """A register of the vCPU as a ctypes value: a tenth of the time that `CpuView` takes."""
+        member = Cpu.fields[name]
+        kind = getattr(ctypes, f"c_uint{member.kind.bits}")
+        return kind.from_address(self.vcpu.address + member.offset)
+
     def _enter_user(self, mode: int) -> None:
-        cpu = self.cpu
-        cpu.cpl = 3
-        cpu.mode = x86.MODE_64 if mode == 64 else x86.MODE_32
-        cpu.segmented = 0
+        raw = self._raw
+        raw["cpl"].value = 3
+        raw["mode"].value = x86.MODE_64 if mode == 64 else x86.MODE_32
+        raw["segmented"].value = 0
+        image = self._users[mode]
+        ctypes.memmove(self.vcpu.address + Cpu.offset_of("seg"), image, len(image))
+
+    def _user_segments(self, mode: int) -> bytes:
+        """The segment registers of a user program, as the vCPU keeps them."""
         self._segment(x86.CS, _CS[mode], 0, 0xFFFFFFFF, _CODE[mode])
         for number in (x86.DS, x86.ES, x86.SS):
             self._segment(number, 0x2B, 0, 0xFFFFFFFF, _DATA)
         self._segment(x86.FS, 0x2B, FS_BASE, 0xFFFFFFFF, _DATA)
         self._segment(x86.GS, 0x2B, GS_BASE, 0xFFFFFFFF, _DATA)
+        start, end = Cpu.offset_of("seg", x86.ES), Cpu.offset_of("seg", x86.LDTR)
+        return ctypes.string_at(self.vcpu.address + start, end - start)
 
     # --- one case ---
 
@@ -167,44 +189,45 @@ class Soft:
         cpu = self.cpu
         self._enter_user(case.mode)
         self._load(case.state)
-        select_tlb(cpu)
-        cpu.fault_vector = 0
-        cpu.delivering = 0
-        start = cpu.count_instructions
-        cpu.budget = cpu.slice = LIMIT
-        cpu.tsc_deadline = self.vm.read_tsc() + PATIENCE
+        checked = case.state.rflags & x86.AC
+        self._raw["tlb"].value = cpu.tlb_checked if checked else cpu.tlb_user
+        raw = self._raw
+        raw["fault_vector"].value = raw["delivering"].value = 0
+        start = raw["count_instructions"].value
+        raw["budget"].value = raw["slice"].value = LIMIT
+        raw["tsc_deadline"].value = self.vm.read_tsc() + PATIENCE
         kind = self._enter(self.vcpu.address)
         if kind == x86.EXIT_TIMER:
             return Outcome(case.state, TIMED_OUT)
-        vector, where = divmod(cpu.rip - HANDLERS, HANDLER_SIZE)
+        vector, where = divmod(raw["rip"].value - HANDLERS, HANDLER_SIZE)
         if kind != x86.EXIT_SHUTDOWN or where or not 0 <= vector < 256:
             return Outcome(case.state, CRASHED, kind, start)
         return self._outcome(vector, code, data)
 
     def _load(self, state: State) -> None:
-        cpu = self.cpu
+        raw = self._raw
         self._gprs[:] = state.gpr
-        cpu.rip = state.rip
+        raw["rip"].value = state.rip
         flags = state.rflags
-        cpu.rflags = flags & ~x86.ARITHMETIC_FLAGS
-        cpu.cc_op = 0
-        cpu.cc_src = flags & x86.ARITHMETIC_FLAGS
+        raw["rflags"].value = flags & ~x86.ARITHMETIC_FLAGS
+        raw["cc_op"].value = 0
+        raw["cc_src"].value = flags & x86.ARITHMETIC_FLAGS
         fx = state.fxsave
-        cpu.fcw = state.fcw
-        cpu.fsw = state.fsw & ~0x3800
+        raw["fcw"].value = state.fcw
+        raw["fsw"].value = state.fsw & ~0x3800
         top = state.fsw >> 11 & 7
-        cpu.ftop = top
-        cpu.ftags = state.ftw
-        cpu.mxcsr = state.mxcsr
-        cpu.fpu_opcode = cpu.fpu_ip = cpu.fpu_dp = 0
+        raw["ftop"].value = top
+        raw["ftags"].value = state.ftw
+        raw["mxcsr"].value = state.mxcsr
+        raw["fpu_opcode"].value = raw["fpu_ip"].value = raw["fpu_dp"].value = 0
         address = self.vcpu.address
         for n in range(8):
-            where = address + Cpu.offset_of("fpr", (n + top) & 7)
+            where = address + _FPR + ((n + top) & 7) * 16
             ctypes.memmove(where, fx[32 + 16 * n : 48 + 16 * n], 16)
-        ctypes.memmove(address + Cpu.offset_of("xmm"), fx[160:416], 256)
+        ctypes.memmove(address + _XMM, fx[160:416], 256)
 
     def _outcome(self, vector: int, code: bytearray, data: bytearray) -> Outcome:
-        cpu = self.cpu
+        raw = self._raw
         pushed = 6 if vector in _WITH_CODE else 5
         frame = struct.unpack(f"<{pushed}Q", self.memory.read(STACK_TOP - 8 * pushed, 8 * pushed))
         error = frame[0] if pushed == 6 else 0
@@ -212,21 +235,21 @@ class Soft:
         gprs = list(self._gprs)
         gprs[4] = rsp
         address = self.vcpu.address
-        top = cpu.ftop
-        st = [ctypes.string_at(address + Cpu.offset_of("fpr", (n + top) & 7), 10) for n in range(8)]
-        xmm = ctypes.string_at(address + Cpu.offset_of("xmm"), 256)
+        top = raw["ftop"].value
+        st = [ctypes.string_at(address + _FPR + ((n + top) & 7) * 16, 10) for n in range(8)]
+        xmm = ctypes.string_at(address + _XMM, 256)
         image = fx_image(
-            fcw=cpu.fcw,
-            fsw=(cpu.fsw | top << 11) & 0xFFFF,
-            ftw=cpu.ftags,
-            mxcsr=cpu.mxcsr,
+            fcw=raw["fcw"].value,
+            fsw=(raw["fsw"].value | top << 11) & 0xFFFF,
+            ftw=raw["ftags"].value,
+            mxcsr=raw["mxcsr"].value,
             st=st,
             xmm=[xmm[n * 16 : n * 16 + 16] for n in range(16)],
         )
         state = State.build(gprs, rip, rflags & ~0x10000 | FIXED_FLAGS, image)
         memory = changed_lines(CODE_BASE, code, self.memory.read(CODE, len(code)))
         memory += changed_lines(DATA_BASE, data, self.memory.read(DATA, len(data)))
-        cr2 = cpu.cr2 if vector == 14 else 0
+        cr2 = raw["cr2"].value if vector == 14 else 0
         return Outcome(state, vector, error, cr2, tuple(memory))
 
 

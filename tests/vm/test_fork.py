@@ -10,10 +10,12 @@ from dataclasses import replace
 import pytest
 
 from ringzero.core.memory import PAGE_SIZE
+from ringzero.engine.soft import code
 from ringzero.errors import InvalidValueError, StateError
 from ringzero.host import memory as host_memory
 from ringzero.vm.identity import Identity
 from ringzero.vm.machine import Machine
+from ringzero.vm.runloop import startup_state
 from ringzero.vm.state import MachineState
 from tests.engine.fake import FakeEngine
 from tests.vm.test_machine import SOURCE
@@ -114,6 +116,8 @@ def test_store_and_clear_in_private_memory():
 
 def test_an_ended_machine_has_no_forks():
     with Machine(engine=FakeEngine(), memory="32M") as vm:
+        with pytest.raises(InvalidValueError, match="0 copies"):
+            vm.fork(0)
         vm.stop()
         with pytest.raises(InvalidValueError, match="ended"):
             vm.fork()
@@ -167,7 +171,7 @@ def test_another_processor_is_refused(change, words):
 
 
 def test_forgotten_forks_do_not_keep_the_interpreter():
-    code = (
+    program = (
         "from ringzero.vm.machine import Machine\n"
         "vm = Machine(memory='32M', engine='soft')\n"
         "vm.memory[0:200] = b'\\xeb\\xfe' * 100\n"
@@ -175,10 +179,55 @@ def test_forgotten_forks_do_not_keep_the_interpreter():
         "print(len(children))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": SOURCE},
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": SOURCE},
         capture_output=True, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, b"3\n"), done.stderr
+
+
+# Real mode, at 0x1000: count at 0x2000, for ever.
+COUNTER = bytes.fromhex("ff060020 ebfa")
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param("soft", marks=pytest.mark.engine), pytest.param("kvm", marks=pytest.mark.kvm)],
+)
+def test_running_forks_on_every_engine(engine, request):
+    """Each counts on from where the original was, in memory of its own."""
+    if engine == "kvm":
+        request.getfixturevalue("kvm_system")
+
+    def count(vm):
+        return int.from_bytes(vm.memory[0x2000:0x2002], "little")
+
+    def counts_on(vm):
+        before = count(vm)
+        end = time.monotonic() + 20
+        while count(vm) == before:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+    with Machine(engine=engine, memory="32M") as vm:
+        vm.memory[0x1000:0x1006] = COUNTER
+        vm.cpu.state = replace(startup_state(0), rip=0x1000)
+        vm.start()
+        counts_on(vm)
+        generations = [vm]
+        for _ in range(4):
+            (child,) = generations[-1].fork(start=True)
+            generations.append(child)
+            counts_on(child)
+            counts_on(vm)
+        for number, one in enumerate(generations):
+            one.pause()
+            one.memory[0x2000:0x2002] = bytes([number, 0])
+        assert [count(one) for one in generations] == list(range(5))
+        for one in generations:
+            one.resume()
+            counts_on(one)
+        for one in generations:
+            one.stop()
 
 
 # ---- a guest --------------------------------------------------------------------
@@ -307,6 +356,17 @@ class TestCost:
         # And it goes on sharing when it has to grow.
         text(child, "for a in awk sed grep tar vi bc; do $a --help; done >/dev/null 2>&1; true")
         assert text(child, "seq 100 | sort -n | tail -1") == "100"
+
+    def test_generations_find_room_for_code(self, original, fork, monkeypatch):
+        """Whoever is forked often goes on in new space before the old is full."""
+        monkeypatch.setattr(code, "CLONE_ARENA", code.LEAST)
+        child = fork()
+        for round_ in range(6):
+            child.start()
+            text(child, f"awk 'BEGIN {{ print {round_} }}'; seq {round_}00 | sort -rn | tail -1")
+            child = fork(child)
+        assert text(child, "seq 100 | sort -n | tail -1") == "100"
+        assert child.stats()["cpu0"]["translator_flushes"] == 0
 
     def test_a_page_that_differs_runs_its_own_code(self, original, fork):
         """Two forks put different programs at the same place."""

@@ -6,7 +6,6 @@ Each handler's signature is the action's definition (`ringzero.control.table`).
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,12 +52,12 @@ def resume(keeper: Keeper) -> None:
 def stop(keeper: Keeper, timeout: float = 10.0) -> dict[str, Any]:
     if not 0 <= timeout <= _MAX_TIMEOUT:
         raise InvalidValueError(f"a timeout of {timeout:g} seconds makes no sense")
-    return asdict(keeper.stop(timeout))
+    return keeper.stop(timeout).to_dict()
 
 
 @action("kill", "end the guest at once")
 def kill(keeper: Keeper) -> dict[str, Any]:
-    return asdict(keeper.end(ExitRecord("killed", "by `kill`", 137, time.time())))
+    return keeper.end(ExitRecord("killed", "by `kill`", 137, time.time())).to_dict()
 
 
 @action("fork", "make running copies of the machine; return their names")
@@ -78,7 +77,7 @@ def snapshot(keeper: Keeper, name: str, store: str, memory: bool = True) -> str:
 
 @action("wait", "answer when the machine has ended", streams=True)
 def wait(keeper: Keeper, call: Call) -> None:
-    keeper.on_end(lambda record: call.finish(asdict(record)))
+    keeper.on_end(lambda record: call.finish(record.to_dict()))
     for _ in call.frames():
         pass
 

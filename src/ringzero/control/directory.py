@@ -16,13 +16,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringzero.config.machine import NAME, MachineConfig
 from ringzero.control.records import (
@@ -43,7 +40,11 @@ from ringzero.errors import (
 from ringzero.host import ofdlock
 from ringzero.host.files import host_error
 from ringzero.host.process import boot_id, oom_kills
+from ringzero.records import record
 from ringzero.settings import MACHINES_DIR
+
+if TYPE_CHECKING:
+    import socket
 
 LOCK, MACHINE, PROCESS, STATUS, EXIT = (
     "lock",
@@ -64,7 +65,7 @@ _PAUSE = 0.005
 _FATAL = re.compile(r"^Fatal Python error: (.*)$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
+@record
 class Claim:
     """A new machine's directory, and the open lock on it, which its process inherits."""
 
@@ -162,7 +163,7 @@ class MachineDirectory:
             "directory": str(self.path),
         }
         if ended is not None:
-            facts["exit"] = asdict(ended)
+            facts["exit"] = ended.to_dict()
         return facts
 
     def _death(self) -> ExitRecord:
@@ -200,6 +201,8 @@ class MachineDirectory:
 
     def connect(self) -> socket.socket:
         """Return a connection to the machine's process. Raises ControlError, ConflictError."""
+        import socket
+
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             with self.socket_address() as address:
@@ -316,7 +319,7 @@ class MachineDirectory:
             return
         except OSError as fault:
             raise host_error(fault, "remove", self.path) from fault
-        shutil.rmtree(old, ignore_errors=True)
+        _remove_tree(old)
 
 
 # ---- all of them ----------------------------------------------------------
@@ -387,7 +390,7 @@ def create(
     _make_root(where)
     _sweep(where)
 
-    def record(chosen: str) -> MachineRecord:
+    def describe(chosen: str) -> MachineRecord:
         return MachineRecord(
             name=chosen,
             id=_random(),
@@ -407,7 +410,7 @@ def create(
         name, again = f"{config.name[:50]}-1", next_number
     while True:
         try:
-            return _claim(where, check_name(name), record)
+            return _claim(where, check_name(name), describe)
         except ConflictError:
             if again is None:
                 raise
@@ -420,7 +423,7 @@ def next_number(name: str) -> str:
     return f"{head}{int(name[len(head) :] or 0) + 1}"
 
 
-def _claim(where: Path, name: str, record: Callable[[str], MachineRecord]) -> Claim:
+def _claim(where: Path, name: str, describe: Callable[[str], MachineRecord]) -> Claim:
     path = where / name
     if path.exists():
         raise _taken(MachineDirectory(path))
@@ -429,16 +432,16 @@ def _claim(where: Path, name: str, record: Callable[[str], MachineRecord]) -> Cl
         new.mkdir(0o700)
         lock = os.open(new / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as fault:
-        shutil.rmtree(new, ignore_errors=True)
+        _remove_tree(new)
         raise host_error(fault, "create", new) from fault
     try:
         ofdlock.take(lock)
-        record(name).write(new / MACHINE)
+        describe(name).write(new / MACHINE)
         # Refused where the name is taken: a directory with files in it is not replaced.
         new.rename(path)
     except BaseException as fault:
         os.close(lock)
-        shutil.rmtree(new, ignore_errors=True)
+        _remove_tree(new)
         if isinstance(fault, OSError):
             if path.exists():
                 raise _taken(MachineDirectory(path)) from None
@@ -454,6 +457,12 @@ def _taken(directory: MachineDirectory) -> ConflictError:
         f"the name {name!r} is taken by a machine that is {status.value}",
         hint=f"choose another name, or `ringzero {remedy} {name}`",
     )
+
+
+def _remove_tree(path: Path) -> None:
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _random() -> str:
@@ -479,4 +488,4 @@ def _sweep(where: Path) -> None:
             # A new one has its lock a moment after it appears.
             with contextlib.suppress(OSError):
                 if not entry.alive and time.time() - path.stat().st_mtime > 10:
-                    shutil.rmtree(path, ignore_errors=True)
+                    _remove_tree(path)

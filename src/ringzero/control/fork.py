@@ -90,7 +90,8 @@ def _claim_all(keeper: Keeper, wanted: Sequence[str], *, free: bool) -> list[Cla
                     name,
                     keeper.machine.config,
                     image=record.image,
-                    command=record.command,
+                    # In the foreground the command is the session's, not the machine's.
+                    command=() if record.foreground else record.command,
                     parent=keeper.name,
                     where=where,
                     again=directory.next_number if free else None,

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from ringzero.control import actions  # noqa: F401 - fills the table
@@ -36,6 +35,7 @@ from ringzero.errors import (
     TimeoutExpiredError,
 )
 from ringzero.host.process import ProcessIdentity, oom_kills, own_cgroup
+from ringzero.records import replace
 from ringzero.vm.agent import Agent, Command
 from ringzero.vm.exit import Exit, ExitReason
 from ringzero.vm.identity import Identity
@@ -363,11 +363,14 @@ class Keeper:
 
     def _write_status(self) -> None:
         engine = str(self.machine.stats().get("engine", ""))
-        StatusRecord(self._status.value, time.time(), engine).write(self.directory.path / STATUS)
+        # A full disk is no reason not to pause or to stop.
+        with contextlib.suppress(HostError):
+            record = StatusRecord(self._status.value, time.time(), engine)
+            record.write(self.directory.path / STATUS)
 
 
 def write_process(directory: MachineDirectory) -> None:
     """Write down that the calling process runs the machine. Raises HostError."""
     own, cgroup = ProcessIdentity.own(), own_cgroup()
-    record = ProcessRecord(**asdict(own), cgroup=cgroup, oom_kills=oom_kills(cgroup))
+    record = ProcessRecord(own.pid, own.started, own.boot, cgroup, oom_kills(cgroup))
     record.write(directory.path / PROCESS)

@@ -11,7 +11,6 @@ import enum
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +18,7 @@ from ringzero.config.machine import DiskConfig, MachineConfig
 from ringzero.errors import GuestError, RingzeroError, StateError
 from ringzero.host.files import host_error
 from ringzero.host.process import ProcessIdentity
+from ringzero.records import field, field_names, record
 
 # Of machine.json: a reader refuses a higher one.
 FORMAT = 1
@@ -54,7 +54,7 @@ class Record:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self | None:
         """Return the record that plain data describe, or None."""
-        known = {item.name for item in fields(cls)}  # type: ignore[arg-type]
+        known = set(field_names(cls))
         try:
             return cls(**{key: value for key, value in data.items() if key in known})
         except (TypeError, ValueError, KeyError, AttributeError, RingzeroError):
@@ -62,10 +62,14 @@ class Record:
 
     def write(self, path: Path) -> None:
         """Put the record into the file, at once and whole. Raises HostError."""
-        write_json(path, asdict(self))  # type: ignore[call-overload]
+        write_json(path, self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain data."""
+        return {name: getattr(self, name) for name in field_names(type(self))}
 
 
-@dataclass(frozen=True)
+@record
 class MachineRecord(Record):
     """machine.json: what was asked for.
 
@@ -102,7 +106,7 @@ class MachineRecord(Record):
         return config_from_dict(self.config)
 
 
-@dataclass(frozen=True)
+@record
 class ProcessRecord(Record):
     """process.json: who runs the machine.
 
@@ -122,7 +126,7 @@ class ProcessRecord(Record):
         return ProcessIdentity(int(self.pid), int(self.started), str(self.boot))
 
 
-@dataclass(frozen=True)
+@record
 class StatusRecord(Record):
     """status.json: what the living machine does; `since` is in seconds since 1970."""
 
@@ -134,7 +138,7 @@ class StatusRecord(Record):
         Status(self.status)
 
 
-@dataclass(frozen=True)
+@record
 class ExitRecord(Record):
     """exit.json: how it ended. `reason` is a word for programs, `detail` for people.
 
@@ -156,7 +160,7 @@ class ExitRecord(Record):
 
 def config_to_dict(config: MachineConfig) -> dict[str, Any]:
     """Return a description as plain data, its paths absolute."""
-    data = {item.name: getattr(config, item.name) for item in fields(config)}
+    data = {name: getattr(config, name) for name in field_names(MachineConfig)}
     for name in ("kernel", "initrd"):
         data[name] = None if data[name] is None else str(data[name].absolute())
     data["disks"] = [

@@ -6,8 +6,9 @@ import contextlib
 import os
 import select
 import signal
-from dataclasses import dataclass
 from pathlib import Path
+
+from ringzero.records import record
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -18,7 +19,7 @@ _PR_SET_NAME = 15
 _STATE_FIELD, _START_FIELD = 3, 22
 
 
-@dataclass(frozen=True)
+@record
 class ProcessIdentity:
     """A process of one boot of this host. No other ever has the same three values."""
 

@@ -243,6 +243,9 @@ class HandlerOperation:
             if size != 0 and not (is_canonical(linear) and is_canonical(linear + (size - 1))):
                 not_canonical(self.cpu, self.insn, u32((linear & (alignment - 1)) == 0))
             return linear
+        if alignment > 1:
+            base = load(u64, address_of(self.cpu) + u64(self.insn.segment))
+            self._require_aligned(base + offset, alignment)
         return segment_address(self.cpu, self.insn.segment, offset, max(size, 1), int(write))
 
     def string_address(self, register: int, offset: Any) -> Any:

@@ -475,7 +475,28 @@ def emit_stencil(tr: Translator, insn: Insn, lowering: LoweringEntry, live: u32,
 
 
 @native(inline="never")
-def emit_insn(tr: Translator, number: u32, paid: u32) -> u32:
+def stretch(tr: Translator, number: u32, count: u32) -> u32:
+    """Return how many instructions run from one on up to a conditional jump or the block's end."""
+    at = number
+    while at < count:
+        index = tr.lowering[at]
+        at += 1
+        if index != 0:
+            lowering = pointer(LoweringEntry, tr.lowerings + u64(index) * LoweringEntry.size)
+            if lowering.end == END_CONDITIONAL:
+                return at - number
+    return at - number + tr.unfinished
+
+
+@staged
+def pay(tr: Any, instructions: Any) -> None:
+    """Append what takes a number of instructions from the budget."""
+    tr.holes[tables.HC] = u64(0) - u64(instructions)
+    emit(tr, tr.glue.refund)
+
+
+@native(inline="never")
+def emit_insn(tr: Translator, number: u32, count: u32) -> u32:
     """Append one instruction of the block; return 1 when it ended the block."""
     insn = tr.insns[number]
     index = tr.lowering[number]
@@ -493,9 +514,13 @@ def emit_insn(tr: Translator, number: u32, paid: u32) -> u32:
         emit_goto(tr, target)
     elif end == END_CONDITIONAL:
         cc = know_flags(tr)
-        set_target(tr, target, paid - number - 1)
+        set_target(tr, target, u32(0))
         emit(tr, tr.glue.jcc[u32(insn.opcode & 0xF) * 44 + cc])
         link_stub(tr)
+        # Whoever goes on pays for the instructions up to the next way out.
+        rest = stretch(tr, number + 1, count)
+        if rest != 0:
+            pay(tr, rest)
         ended = u32(0)
     elif end == END_CALL:
         set_target(tr, target, u32(0))
@@ -537,8 +562,6 @@ def translate(cpu: Cpu, tr: Translator, host_page: u64, start: u32, mode: u32) -
     """Translate the block at an in-page offset; return its host address."""
     tr.mode = mode
     count = decode_block(cpu, tr, host_page, start, mode)
-    # An instruction that reaches into the next page, or is none, ends the block interpreted.
-    paid = count + tr.unfinished
     if tr.data - tr.out < BLOCK_ROOM:
         flush_code(cpu, tr)
     find_dead_flags(tr, count)
@@ -547,16 +570,18 @@ def translate(cpu: Cpu, tr: Translator, host_page: u64, start: u32, mode: u32) -
     tr.cc = UNKNOWN_CC
     entry = tr.out
     tr.slow_stub = 0
-    tr.target_stub = add_stub(tr, u32(STUB_BUDGET), start, paid)
-    tr.holes[tables.HC] = u64(paid)
+    first = stretch(tr, u32(0), count)
+    tr.target_stub = add_stub(tr, u32(STUB_BUDGET), start, first)
+    tr.holes[tables.HC] = u64(first)
     emit(tr, tr.glue.head)
     ended = u32(0)
     number = u32(0)
     while number < count:
-        ended = emit_insn(tr, number, paid)
+        ended = emit_insn(tr, number, count)
         number += 1
     if ended == 0:
         tr.branch = NO_BRANCH
+        # An instruction that reaches into the next page, or is none, ends the block interpreted.
         if tr.unfinished != 0:
             tr.holes[tables.HO] = u64(tr.block_end)
             tr.holes[tables.HR] = u64(0)

@@ -288,6 +288,17 @@ class Snapshot:
             undo.pop_all()
             return seed
 
+    def _sound_blob(self, digest: str) -> Path:
+        """Return a blob's path when it is as long as it must be. Raises StateError, HostError."""
+        path = self.blob(digest)
+        try:
+            size = path.stat().st_size
+        except OSError as fault:
+            raise host_error(fault, "read", path) from fault
+        if size != self.manifest.blobs[digest]:
+            raise StateError(f"{path} is damaged: it has another size", path=path)
+        return path
+
     def _disks(self) -> list[InstantDisk]:
         from ringzero.disk import open_disk
         from ringzero.disk.instant import LiveDisk
@@ -296,7 +307,7 @@ class Snapshot:
         with contextlib.ExitStack() as undo:
             for part in self.manifest.disks:
                 if part.blob is not None:
-                    disk = open_disk(self.blob(part.blob), format="raw", read_only=True)
+                    disk = open_disk(self._sound_blob(part.blob), format="raw", read_only=True)
                 else:
                     disk = open_disk(part.path, format=part.format, read_only=True)
                 live = LiveDisk(disk)

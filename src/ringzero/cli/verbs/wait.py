@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 
 from ringzero.cli.machines import add_json, add_name, named
 from ringzero.cli.verb import VERBS, Verb, print_json
@@ -23,7 +22,7 @@ class Wait(Verb):
         """Wait; say how it ended."""
         record = named(arguments).wait()
         if arguments.json:
-            print_json(asdict(record))
+            print_json(record.to_dict())
         else:
             print(f"{record.reason}: {record.detail}" if record.detail else record.reason)
         return record.exit_code

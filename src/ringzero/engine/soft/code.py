@@ -30,6 +30,8 @@ CODE_BASE = 0x1000_0000
 # Linux and a few commands need some 300 KiB beside what a clone has from its original.
 FIRST_ARENA, CLONE_ARENA = 8 << 20, 512 << 10
 GROWTH = 4
+# The least that a machine goes on in: several times what one block can need.
+LEAST = 256 << 10
 # Members of Translator that lead to translations of an earlier run.
 SAVED = ("saved_table", "saved_mask", "saved_hashes", "saved_contents", "saved_pages")
 
@@ -106,18 +108,19 @@ class CodeSpace:
             ctypes.c_uint64.from_address(translator.address + Translator.offset_of(name))
             for name in ("out", "data")
         )
-        self.main = False
         if shared is None:
             arena = Arena(CODE_SIZE, CODE_BASE, FIRST_ARENA)
-            self.main = arena.start == CODE_BASE
         else:
             self._arenas += [arena.hold() for arena in shared.arenas]
             for member, value in zip(SAVED, shared.saved, strict=True):
                 setattr(translator, member, value)
             arena = Arena(CLONE_ARENA)
         self._use(arena)
+        # Whether everything lies where translations can be saved.
+        self.main = shared is None and arena.start == CODE_BASE
 
     def _use(self, arena: Arena) -> None:
+        self.main = False
         self._arenas.append(arena)
         self._room = arena.end - arena.start
         translator = self._translator
@@ -134,12 +137,15 @@ class CodeSpace:
         translator = self._translator
         translator.region_start = translator.out
         translator.region_end = translator.data
-        return SharedCode(
+        shared = SharedCode(
             tuple(arena.hold() for arena in self._arenas),
             self.tables.freeze(),
             tuple(getattr(translator, member) for member in SAVED),
             self.owner,
         )
+        if self._data.value - self._out.value < LEAST:
+            self._use(Arena(min(self._room * GROWTH, CODE_SIZE)))
+        return shared
 
     def close(self) -> None:
         """Give the memory back."""

@@ -51,6 +51,8 @@ _KICK, _INTERRUPT, _FLUSH, _NMI = (
     _REQUESTS + bit.bit_length() // 8
     for bit in (x86.REQUEST_KICK, x86.REQUEST_INTERRUPT, x86.REQUEST_FLUSH, x86.REQUEST_NMI)
 )
+# What is left of the slice is signed: a block may end a little beyond it.
+_MASK_64 = (1 << 64) - 1
 _WRITES = frozenset((x86.EXIT_PORT_WRITE, x86.EXIT_MMIO_WRITE, x86.EXIT_MSR_WRITE))
 
 
@@ -329,7 +331,7 @@ class SoftVcpu(Vcpu):
         work = ("blocks", "insns", "generic", "lookups", "cold", "links", "adopted", "flushes")
         counts = {name: int(getattr(cpu, f"count_{name}")) for name in names}
         return {
-            "instructions": cpu.count_instructions + cpu.slice - cpu.budget,
+            "instructions": (cpu.count_instructions + cpu.slice - cpu.budget) & _MASK_64,
             **counts,
             **{f"unknown {code}": n for code, n in unknown_instructions(cpu).items()},
             **{f"translator_{name}": int(getattr(translator, f"count_{name}")) for name in work},

@@ -191,6 +191,6 @@ class SoftVm(Vm):
         self._vcpus.clear()
         if self._space is None:
             return
-        if self._translations is not None:
+        if self._translations is not None and self._space.main:
             self._translations.save(self._space.words, self.memory)
         self._space.close()
