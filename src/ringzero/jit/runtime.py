@@ -19,7 +19,7 @@ from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import EXIT_DEBUG, EXIT_NONE, MODE_16, MODE_64, CodePage, Cpu, Insn
 from ringzero.isa.x86.decoder import FormEntry
 from ringzero.isa.x86.interpreter import attend, begin, code_address, step, step_one, stop_here
-from ringzero.isa.x86.mmu import fetch_page, jump_entry, protect_code
+from ringzero.isa.x86.mmu import fetch_page, jump_entry, note_jump, protect_code
 from ringzero.isa.x86.mxcsr import MASKS
 from ringzero.jit.module import Module
 from ringzero.jit.stencil_ops import CONVENTION, PARAMETERS, PINNED
@@ -146,6 +146,7 @@ def find_code(cpu: Cpu, tr: Translator, va: u64) -> u64:
                 store(u8, counter, count)
                 return u64(0)
             code = translate(cpu, tr, host & ~u64(0xFFF), offset, code_mode(cpu))
+        note_jump(cpu, u64(known))
         known.address = tag
         known.code = code
     cpu.page_base = va & ~u64(0xFFF)
