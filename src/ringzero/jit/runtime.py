@@ -28,7 +28,7 @@ from ringzero.isa.x86.interpreter import (
     step_one,
     stop_here,
 )
-from ringzero.isa.x86.mmu import fetch_page, jump_entry, protect_code
+from ringzero.isa.x86.mmu import fetch_page, jump_entry, note_jump, protect_code
 from ringzero.isa.x86.mxcsr import MASKS
 from ringzero.jit.module import Module
 from ringzero.jit.stencil_ops import CONVENTION, PARAMETERS, PINNED
@@ -159,6 +159,7 @@ def find_code(cpu: Cpu, tr: Translator, va: u64) -> u64:
                 store(u8, counter, count)
                 return u64(0)
             code = translate(cpu, tr, host & ~u64(0xFFF), offset, code_mode(cpu))
+        note_jump(cpu, u64(known))
         known.address = tag
         known.code = code
     cpu.page_base = va & ~u64(0xFFF)

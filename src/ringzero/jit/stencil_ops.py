@@ -285,6 +285,9 @@ class StencilOperation:
             use.changes = False
             use.result = operation
         if not self._flags_live:
+            if kind in (lazy.INC, lazy.DEC):
+                # They read CF only to keep it.
+                use.needs_carry = False
             return
         self._put("cc_dst", u64(dst))
         if kind != lazy.LOGIC:
@@ -303,9 +306,9 @@ class StencilOperation:
                 self._put("cc_op", lazy.STATUS)
             return
         use.changes = True
-        use.needs_status = True
         use.result = lazy.STATUS
         if self._flags_live:
+            use.needs_status = True
             self._put("cc_src", (self.cpu.cc_src & (ARITHMETIC_FLAGS & ~mask)) | (value & mask))
 
     def get_status(self) -> Any:

@@ -127,8 +127,9 @@ class JumpCacheEntry(Struct):
 
 # The jump cache has a window of entries for each page (hashed), so that one page can be
 # dropped without touching the rest.
-JUMP_PAGE_BITS = 6
-JUMP_OFFSET_BITS = 6
+JUMP_PAGE_BITS = 7
+JUMP_OFFSET_BITS = 7
+JUMP_USED_WORDS = (1 << JUMP_PAGE_BITS) // 64
 JUMP_ENTRIES = 1 << (JUMP_PAGE_BITS + JUMP_OFFSET_BITS)
 # An address that the first entry never serves: it belongs to the second.
 JUMP_NEVER_FIRST = 1
@@ -290,6 +291,8 @@ class Cpu(Struct):
     # Entries of the kernel's TLB made under RFLAGS.AC (see open_pages.py).
     open_entries = field(u64, OPEN_PAGES)
     open_count = field(u32)
+    # Windows of the two jump caches (user's first) with entries since the last flush.
+    jump_used = field(u64, 2 * JUMP_USED_WORDS)
     jump_user = field(u64)
     jump_kernel = field(u64)
     physical_mask = field(u64)  # valid physical address bits

@@ -16,10 +16,10 @@ from ringzero.isa.x86.breakpoints import DR7_ENABLED, match_data, watches_page
 from ringzero.isa.x86.cpu import (
     EXIT_MMIO_READ,
     EXIT_MMIO_WRITE,
-    JUMP_ENTRIES,
     JUMP_NEVER_FIRST,
     JUMP_OFFSET_BITS,
     JUMP_PAGE_BITS,
+    JUMP_USED_WORDS,
     TLB_ENTRIES,
     TLB_INVALID,
     CodePage,
@@ -48,6 +48,8 @@ from ringzero.native import (
 
 PAGE_MASK = 0xFFF
 ALL_ONES = (1 << 64) - 1
+# Bytes of the jump cache for one page.
+JUMP_WINDOW = JumpCacheEntry.size << JUMP_OFFSET_BITS
 
 # Kinds of access, as given to `translate`.
 READ, WRITE, EXECUTE = 0, 1, 2
@@ -271,8 +273,26 @@ def flush_tlb(cpu: Cpu) -> None:
 @native(inline="never")
 def flush_jump_cache(cpu: Cpu) -> None:
     """Forget which translated code belongs to which guest-virtual address."""
-    for table in (cpu.jump_user, cpu.jump_kernel):
-        forget_jumps(table, table, u64(JUMP_ENTRIES * JumpCacheEntry.size))
+    for side in range(2):
+        table = cpu.jump_kernel if side else cpu.jump_user
+        for word in range(JUMP_USED_WORDS):
+            used = cpu.jump_used[side * JUMP_USED_WORDS + word]
+            cpu.jump_used[side * JUMP_USED_WORDS + word] = 0
+            window = table + word * 64 * JUMP_WINDOW
+            while used != 0:
+                if (used & 1) != 0:
+                    fill_memory(window, u8(0xFF), u64(JUMP_WINDOW))
+                used = used >> 1
+                window += JUMP_WINDOW
+        pointer(JumpCacheEntry, table).address = JUMP_NEVER_FIRST
+
+
+@native
+def note_jump(cpu: Cpu, entry: u64) -> None:
+    """Note that an entry of the jump cache in force, by its host address, is about to be filled."""
+    window = (entry - cpu.jump_cache) // JUMP_WINDOW
+    side = select(cpu.jump_cache == cpu.jump_user, u64(0), u64(JUMP_USED_WORDS))
+    cpu.jump_used[side + (window >> 6)] |= u64(1) << (window & 63)
 
 
 @staged
@@ -309,8 +329,8 @@ def invalidate_page(cpu: Cpu, va: u64) -> None:
         entry.execute = TLB_INVALID
     for table in (cpu.jump_user, cpu.jump_kernel):
         window = u64(jump_entry(table, va & ~u64(PAGE_MASK)))
-        start = table + ((window - table) & ~u64((JumpCacheEntry.size << JUMP_OFFSET_BITS) - 1))
-        forget_jumps(table, start, u64(JumpCacheEntry.size << JUMP_OFFSET_BITS))
+        start = table + ((window - table) & ~u64(JUMP_WINDOW - 1))
+        forget_jumps(table, start, u64(JUMP_WINDOW))
 
 
 @native(inline="never")
