@@ -69,6 +69,16 @@ def test_every_canonical_address_may_be_tried(guest, code, target):
     assert (again.vector, again.cpu.cr2) == (14, target)
 
 
+@pytest.mark.parametrize("opcode", ["e9", "e8", "0f 81"])
+def test_the_farthest_target(guest, opcode):
+    """From the page's start it is more than 2 GiB away, which 32 bits with a sign do not hold."""
+    guest.gate(14, ist=1)
+    code = bytes.fromhex(opcode) + (0x7FFF_FFFF).to_bytes(4, "little")
+    target = CODE + len(code) + 0x7FFF_FFFF
+    result = guest.run(code)
+    assert (result.vector, result.cpu.cr2, result.saved["rip"]) == (14, target, target)
+
+
 def test_a_loop_that_ends_in_the_void(guest):
     """Translated and linked code finds the bad target as late as its last round."""
     guest.gate(13, ist=1)

@@ -285,6 +285,17 @@ def find_key(tr: Translator, insn: Insn, lowering: LoweringEntry) -> u32:
     return load(u32, tr.keys + (u64(lowering.base + key) << 2))
 
 
+@staged
+def reaches(insn: Any, end: Any) -> Any:
+    """Return whether a branch's target, counted from the page's start, fits the 32 bits kept of it.
+
+    Only displacements of nearly 2 GiB do not; their handlers run them.
+    """
+    target = u64(insn.page_offset) + u64(insn.length) + insn.imm
+    direct = (end == END_JUMP) | (end == END_CONDITIONAL) | (end == END_CALL)
+    return (target == u64(i64(i32(target)))) | (direct == 0)
+
+
 @native(inline="never")
 def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> u32:
     """Decode the block at in-page offset `start` of the page at a host address; return its size.
@@ -320,7 +331,9 @@ def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> 
             where = tr.lowerings + u64(lowering_number) * LoweringEntry.size
             lowering = pointer(LoweringEntry, where)
             end = u32(lowering.end)
-            if end != END_JUMP and end != END_CONDITIONAL:
+            if not reaches(insn, end):
+                lowering_number = u32(0)
+            elif end != END_JUMP and end != END_CONDITIONAL:
                 key = find_key(tr, insn, lowering)
                 tr.key[count] = key
                 if key == NO_STENCIL:
