@@ -65,6 +65,8 @@ class MemoryBase:
         self.owned = owned
         self._holders = 1
         self._lock = threading.Lock()
+        # Whoever forgets to let go must not use up the process's descriptors.
+        self._close = weakref.finalize(self, os.close, fd)
 
     def hold(self) -> Self:
         """Count one more holder."""
@@ -77,7 +79,7 @@ class MemoryBase:
         with self._lock:
             self._holders -= 1
             if self._holders == 0:
-                os.close(self.fd)
+                self._close()
                 self.fd = -1
 
     @property
