@@ -84,7 +84,9 @@ class Readers:
     @property
     def gone(self) -> bool:
         """Whether the last of them has ended."""
-        return bool(select.select([self._end], [], [], 0)[0])
+        poll = select.poll()
+        poll.register(self._end, select.POLLIN)
+        return bool(poll.poll(0))
 
     def release(self) -> None:
         """Let go of the instants."""
