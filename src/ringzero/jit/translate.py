@@ -656,4 +656,6 @@ def flush_code(cpu: Cpu, tr: Translator) -> None:
     tr.data = tr.region_end
     # What was saved lay in the region, too.
     tr.saved_table = u64(0)
+    # So did the jump by which the last block left.
+    cpu.link_site = 0
     tr.count_flushes += 1
