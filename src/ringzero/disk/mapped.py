@@ -454,8 +454,17 @@ class MappedDisk(Disk):
 
     def _close(self) -> None:
         try:
-            if not self.read_only and self._tables_dirty():
-                with self._alloc:
-                    self._write_back()
+            if not self.read_only:
+                with self._gate.alone(), self._alloc:
+                    self._give_back()
         finally:
             self.storage.close()
+
+    def _give_back(self) -> None:
+        """Write what is left to write, and let go of space that nothing names any more."""
+        if self._tables_dirty():
+            self._write_back()
+        if self._has_forgotten():
+            # Its old owners must be gone for good before it is used for anything else.
+            self._flush_storages()
+            self._reclaim()
