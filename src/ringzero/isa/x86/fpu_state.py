@@ -40,11 +40,10 @@ def aligned_address(m: Operation, mask: int) -> Any:
     Where alignment is checked, #AC(0) comes first for one that is no multiple of 4,
     as on AMD processors; the manual leaves it open (SDM vol. 2A, FXSAVE).
     """
-    address = m.address(0, 0)
+    address = m.address(0)
     check_alignment(m.cpu, address, 4, 1)
     if (address & mask) != 0:
         m.fault(GP, 0)
-    m.address(0)
     return address
 
 
