@@ -184,6 +184,8 @@ class Monitor:
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
+        while not path.exists():
+            time.sleep(0.001)
         self._socket.connect(str(path))
         self._read()
 
