@@ -33,7 +33,7 @@ def read(disk: Disk, requests: Sequence[Checked], length: int) -> None:
         for offset, views in requests:
             # What goes on where the one before ends needs no word either.
             if offset != expected and expected >= 0:
-                disk._announce(offset, views)
+                disk._announce(offset, total(views))
             expected = offset + total(views)
     for offset, views in requests:
         disk._read(offset, views)

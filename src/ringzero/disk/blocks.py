@@ -84,6 +84,9 @@ class BlockDisk(MappedDisk):
     def _new_bits(self, index: int) -> None:
         """Begin an empty bitmap for a block that has just been entered."""
 
+    def _cover(self, index: int) -> None:
+        """Take note that a block is about to be written whole, whatever its bitmap says."""
+
     def _begin_writing(self) -> None:
         """Do what the format wants done before the first change of a session."""
 
@@ -145,8 +148,11 @@ class BlockDisk(MappedDisk):
         host = self._block(index)
         if host < 0:
             return None if writing else host
-        if self.bitmapped and self._bits(index) is not None:
-            return None
+        if self.bitmapped:
+            if writing and length == self.block_size:
+                self._cover(index)
+            if self._bits(index) is not None:
+                return None
         return host + inside
 
     def _grant(self, index: int, count: int) -> tuple[int, int]:

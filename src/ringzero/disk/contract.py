@@ -380,6 +380,12 @@ class Disk(ABC):
         if length:
             self._read(offset, views)
 
+    def announce(self, offset: int, length: int) -> None:
+        """Tell the host that a range will be read soon. Costs little, promises nothing."""
+        self._check_range(offset, length)
+        if length:
+            self._announce(offset, length)
+
     def read(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset`."""
         self._check_range(offset, length)
@@ -550,8 +556,8 @@ class Disk(ABC):
         """Do the reads that need not wait for the host's disk; return the others."""
         return list(requests)
 
-    def _announce(self, offset: int, views: Views) -> None:
-        """Tell the host that `_read` of this range comes soon. Costs little, promises nothing."""
+    def _announce(self, offset: int, length: int) -> None:
+        """Do what `announce` says, for a range inside the disk."""
         return
 
     @abstractmethod

@@ -26,6 +26,8 @@ WINDOW = MIB
 _MAX_UNIT = 64 * KIB
 # How much a thread packs at a time: milliseconds of work.
 _PACKED = 256 * KIB
+# How much the host is told of before it is read: enough to keep a fast disk at work.
+_AHEAD = 8 * MIB
 # Data with smaller gaps is read at once.
 _JOIN = 64 * KIB
 
@@ -73,7 +75,7 @@ class Copy:
         waiting: deque[tuple[Piece, Future[object]]] = deque()
         with ThreadPoolExecutor(self.threads, "ringzero-copy") as pool:
             try:
-                for piece in windows(self.source, start, length, worker.window):
+                for piece in self._announced(windows(self.source, start, length, worker.window)):
                     loaded = worker.load(piece)
                     waiting.append((piece, pool.submit(worker.work, piece, loaded)))
                     if len(waiting) > 2 * self.threads:
@@ -87,6 +89,20 @@ class Copy:
         if not self.blank and self.target.size > length:
             self.target.write_zeroes(length, self.target.size - length)
             self.on_progress(self.target.size)
+
+    def _announced(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """Yield `pieces`, each after the host was told of those that follow it."""
+        ahead: deque[Piece] = deque()
+        told = 0
+        for piece in pieces:
+            for offset, length in piece.parts:
+                self.source.announce(offset, length)
+                told += length
+            ahead.append(piece)
+            while told > _AHEAD:
+                told -= sum(length for _, length in ahead[0].parts)
+                yield ahead.popleft()
+        yield from ahead
 
     def _finish(self, worker: _Copier, piece: Piece, future: Future[object]) -> None:
         worker.settle(future.result())
@@ -294,6 +310,10 @@ def runs_of_zeroes(view: memoryview, offset: int, unit: int) -> Iterator[tuple[i
     Cut at multiples of `unit` on the disk.
     """
     end = offset + len(view)
+    if not (offset % unit or len(view) % unit) and 0 not in view.cast("Q")[:: unit // 8].tolist():
+        # None of the pieces begins with zeroes.
+        yield offset, len(view), False
+        return
     start = at = offset
     blank: bool | None = None
     blanks = bytearray(unit)

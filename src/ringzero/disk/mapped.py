@@ -239,10 +239,14 @@ class MappedDisk(Disk):
             return False
         return run.storage.read_cached(run.host, views)
 
-    def _announce(self, offset: int, views: Views) -> None:
-        run = self._only_run(offset, total(views))
-        if run is not None and run.storage is not None and run.host is not None:
-            run.storage.announce(run.host, run.length)
+    def _announce(self, offset: int, length: int) -> None:
+        self._gate.enter()
+        try:
+            for run in self._runs(offset, length):
+                if run.kind is Kind.DATA and run.storage is not None and run.host is not None:
+                    run.storage.announce(run.host, run.length)
+        finally:
+            self._gate.leave()
 
     def _only_run(self, offset: int, length: int) -> Run | None:
         """Return the run of a range that is plain data in one row, or None."""

@@ -25,7 +25,7 @@ from ringzero.disk.contract import (
 )
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import FileStorage, Storage, Window
-from ringzero.disk.vectors import Views, total
+from ringzero.disk.vectors import Views
 from ringzero.errors import DiskFormatError, InvalidValueError
 
 
@@ -105,8 +105,8 @@ class RawDisk(Disk):
         read_cached = self.storage.read_cached
         return [request for request in requests if not read_cached(*request)]
 
-    def _announce(self, offset: int, views: Views) -> None:
-        self.storage.announce(offset, total(views))
+    def _announce(self, offset: int, length: int) -> None:
+        self.storage.announce(offset, length)
 
     def _write(self, offset: int, views: Views) -> None:
         self.storage.write(offset, views)

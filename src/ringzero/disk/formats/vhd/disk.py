@@ -281,6 +281,14 @@ class VhdDisk(BlockDisk):
         self._bitmaps[index] = bytearray(fill * length)
         self._bitmaps_dirty.add(index)
 
+    def _cover(self, index: int) -> None:
+        # Without a parent, a sector that a failed write leaves behind hides nothing.
+        if self.backing_name is None and index not in self._bitmaps:
+            with self._alloc:
+                full = bytearray(b"\xff" * (self.block_size // SECTOR // 8))
+                if self._bitmaps.setdefault(index, full) is full:
+                    self._bitmaps_dirty.add(index)
+
     def _bits_changed(self, index: int) -> None:
         self._bitmaps_dirty.add(index)
 

@@ -372,9 +372,9 @@ class VmdkDisk(Disk):
             return list(requests)
         return self.parts[0]._read_ready(requests)
 
-    def _announce(self, offset: int, views: Views) -> None:
-        if len(self.parts) == 1:
-            self.parts[0]._announce(offset, views)
+    def _announce(self, offset: int, length: int) -> None:
+        for part, inside, piece in self._pieces(offset, length):
+            part._announce(inside, piece)
 
     def _write(self, offset: int, views: Views) -> None:
         self._begin()

@@ -33,7 +33,7 @@ from ringzero.disk.mapped import SPOT_ABSENT, MappedDisk
 from ringzero.disk.paged import PagedTable
 from ringzero.disk.storage import Storage
 from ringzero.disk.tables import Table
-from ringzero.disk.vectors import Views, fill, fill_zeroes, total
+from ringzero.disk.vectors import Views, fill, fill_zeroes
 from ringzero.errors import DiskFormatError, DiskReadOnlyError, DiskUnsupportedError
 
 # Grain tables kept in memory; 512 entries of 4 bytes each, for 32 MiB of disk.
@@ -110,8 +110,8 @@ class FlatExtent(Part):
         read_cached, start = self.storage.read_cached, self.start
         return [(at, views) for at, views in requests if not read_cached(start + at, views)]
 
-    def _announce(self, offset: int, views: Views) -> None:
-        self.storage.announce(self.start + offset, total(views))
+    def _announce(self, offset: int, length: int) -> None:
+        self.storage.announce(self.start + offset, length)
 
     def _write(self, offset: int, views: Views) -> None:
         self.storage.write(self.start + offset, views)
