@@ -406,10 +406,10 @@ def restore_flags(cpu: Cpu, image: u64, size: u32, level: u32) -> None:
 
 @staged
 def _far_operand(m: Operation) -> Any:
-    """Return selector (u32) and offset (u64) of a far pointer in memory."""
-    where = m.address(0, m.T.size + 2)
-    offset = u64(m.load(m.T, where))
-    return u32(m.load(u16, where + m.T.size)), offset
+    """Return selector (u32) and offset (u64) of a far pointer in memory, which is read first."""
+    offset = u64(m.load(m.T, m.address(0, m.T.size)))
+    m.displace(u64(m.T.size))
+    return u32(m.load(u16, m.address(0, u16.size))), offset
 
 
 @instruction("EA : Av", no64=True, ends=True, name="jmp")

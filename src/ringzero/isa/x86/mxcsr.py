@@ -14,7 +14,7 @@ with clean flags (`begin`) and looking at them before the result is written
 (`end`). While underflow is masked the host reports only tiny results that are
 also inexact, but all of them where it flushes them to zero: so it does that
 while the guest has underflow unmasked, when a tiny result is never delivered.
-One deviation is left: PE is then up beside OE or UE, even if the result was exact.
+Whether such a result was exact is found in precision.py, between the two.
 
 Intel SDM vol. 1, section 10.2.3 (MXCSR) and 11.5 (SIMD floating-point exceptions).
 """
@@ -31,6 +31,7 @@ from ringzero.native import host_asm, load, native, staged, store, u32
 FLAGS = 0x3F
 MASKS = FLAGS << 7
 RESET = 0x1F80
+PRECISION, DENORMALS_ARE_ZEROES = 1 << 5, 1 << 6
 UNDERFLOW_MASK, FLUSH_TO_ZERO = 1 << 11, 1 << 15
 # Bits that exist (MXCSR_MASK of FXSAVE): all below 16, DAZ included.
 VALID = 0xFFFF
@@ -112,11 +113,17 @@ def raise_unmasked(cpu: Cpu) -> None:
 
 
 @staged
+def any_unmasked(cpu: Cpu) -> Any:
+    """Return whether the guest wants to hear of an exception."""
+    return (cpu.mxcsr & MASKS) != MASKS
+
+
+@staged
 def begin(m: Any) -> None:
     """Prepare for an operation that may raise SIMD floating-point exceptions."""
     if m.checked:
         cpu = m.cpu
-        if (cpu.mxcsr & MASKS) != MASKS:
+        if any_unmasked(cpu):
             clear_flags(cpu)
 
 
@@ -125,5 +132,5 @@ def end(m: Any) -> None:
     """Raise what the operation since `begin` raised unmasked; call before writing results."""
     if m.checked:
         cpu = m.cpu
-        if (cpu.mxcsr & MASKS) != MASKS:
+        if any_unmasked(cpu):
             raise_unmasked(cpu)

@@ -124,9 +124,9 @@ _push_pop(GS, "0F A8", "0F A9")
 def _load_pointer(number: int, name: str, form: str, **attributes: Any) -> None:
     def load_far_pointer(m: Operation) -> None:
         """LDS, LES, LFS, LGS, LSS: a far pointer from memory."""
-        where = m.address(1, m.T.size + 2)
-        offset = m.load(m.T, where)
-        load_segment(m.cpu, number, u32(m.load(u16, where + m.T.size)))
+        offset = m.load(m.T, m.address(1, m.T.size))
+        m.displace(u64(m.T.size))
+        load_segment(m.cpu, number, u32(m.load(u16, m.address(1, u16.size))))
         m.write(0, offset)
         m.stop_block()
 

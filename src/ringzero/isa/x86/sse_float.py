@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ringzero.isa.x86 import mxcsr
+from ringzero.isa.x86 import mxcsr, precision
 from ringzero.isa.x86.cpu import ARITHMETIC_FLAGS
 from ringzero.isa.x86.operation import Operation
 from ringzero.isa.x86.sse_integer import lane_mask
 from ringzero.isa.x86.sse_operands import enter, imm8, read_aligned
-from ringzero.native import host_asm, staged, u32, u64, v128
+from ringzero.native import host_asm, staged, u32, u64, u128, v128
 
 SDM = "Intel SDM vol. 2"
 # Suffix of a data type: mandatory prefix, size of an operand in memory.
@@ -31,17 +31,34 @@ def read_source(m: Operation, n: int, size: str) -> Any:
     return read_aligned(m, n) if size == "x" else m.read(n)
 
 
+@staged
+def operate(m: Operation, mnemonic: str, kind: Any, first: Any, second: Any) -> Any:
+    """Return first `mnemonic` second, of `kind`; raises what is unmasked."""
+    mxcsr.begin(m)
+    result = host_asm(kind, f"{mnemonic} $2, $0", "=x,0,x", first, second)
+    _settle(m, mnemonic, first, second)
+    mxcsr.end(m)
+    return result
+
+
+@staged
+def _settle(m: Operation, mnemonic: str, first: Any, second: Any) -> None:
+    if m.checked and mnemonic in precision.STEPS:
+        cpu = m.cpu
+        if mxcsr.any_unmasked(cpu):
+            precision.settle(cpu, precision.STEPS[mnemonic], first, second)
+
+
 def _binary(mnemonic: str, form: str, size: str, *, exact: bool = False) -> None:
     # `exact` marks instructions that raise no exceptions (RCPPS).
     def semantic(m: Operation) -> None:
         second = read_source(m, 1, size)
         first = m.read(0)
-        if not exact:
-            mxcsr.begin(m)
-        result = host_asm(_width(size), f"{mnemonic} $2, $0", "=x,0,x", first, second)
-        if not exact:
-            mxcsr.end(m)
-        m.write(0, result)
+        if exact:
+            asm = f"{mnemonic} $2, $0"
+            m.write(0, host_asm(_width(size), asm, "=x,0,x", first, second))
+        else:
+            m.write(0, operate(m, mnemonic, _width(size), first, second))
 
     enter(mnemonic, [form], semantic, SDM, sse=True, fast=True)
 
@@ -141,6 +158,7 @@ def _convert(mnemonic: str, encoding: str, result_size: str, source_size: str) -
         source = read_source(m, 1, source_size)
         mxcsr.begin(m)
         result = host_asm(_width(result_size), f"{mnemonic} $1, $0", "=x,x", source)
+        _settle(m, mnemonic, source, v128(u128(0)))
         mxcsr.end(m)
         m.write(0, result)
 
@@ -215,6 +233,17 @@ _round("sd", 0x0B, "q")
 # --- dot products ----------------------------------------------------------
 
 
+@staged
+def _sum_by_steps(m: Operation, suffix: str, first: Any, second: Any) -> None:
+    """Raise what is unmasked of the products, then of the sums: the later ones are not made."""
+    if m.checked:
+        cpu = m.cpu
+        if mxcsr.any_unmasked(cpu):
+            value = operate(m, f"mulp{suffix}", v128, first, second)
+            for _ in range({"s": 2, "d": 1}[suffix]):
+                value = operate(m, f"haddp{suffix}", v128, value, value)
+
+
 def _dot_product(mnemonic: str, opcode: int, bits: int) -> None:
     # The host multiplies all lanes and puts the sum in all: lanes that the
     # immediate leaves out are made +0 before, and cleared after.
@@ -223,6 +252,7 @@ def _dot_product(mnemonic: str, opcode: int, bits: int) -> None:
         first = m.read(0)
         imm = imm8(m, 2)
         used = lane_mask(imm >> 4, bits)
+        _sum_by_steps(m, mnemonic[-1], first & used, second & used)
         mxcsr.begin(m)
         asm = f"{mnemonic} $$0xff, $2, $0"
         result = host_asm(v128, asm, "=x,0,x", first & used, second & used)

@@ -242,11 +242,12 @@ def _make_compare(size: int, scan: bool) -> Any:
         step = _step(cpu, size)
         left = _allowance(cpu)
         while insn.rep == 0 or (cpu.regs[RCX] & insn.address_mask) != 0:
+            # The manual leaves the order of CMPS's two reads open; hosts begin with this one.
+            second = read_memory(cpu, T, destination_address(cpu, insn, size, 0))
             if scan:
                 first = T(cpu.regs[RAX])
             else:
                 first = read_memory(cpu, T, source_address(cpu, insn, size))
-            second = read_memory(cpu, T, destination_address(cpu, insn, size, 0))
             cpu.cc_dst = u64(first - second)
             cpu.cc_src = u64(second)
             cpu.cc_op = flags.cc_op(flags.SUB, size * 8)

@@ -182,13 +182,13 @@ def load_environment(m: Operation, address: Any) -> None:
     cpu = m.cpu
     step = 2 if m.size == 16 else 4
     kind = u16 if m.size == 16 else u32
-    control = m.load(u16, address)
-    status = m.load(u16, address + step)
-    tags = m.load(u16, address + 2 * step)
+    control = u16(m.load(kind, address))
+    status = u16(m.load(kind, address + step))
+    tags = u16(m.load(kind, address + 2 * step))
     ip = m.load(kind, address + 3 * step)
     selector = m.load(kind, address + 4 * step)
     dp = m.load(kind, address + 5 * step)
-    m.load(u16, address + (12 if m.size == 16 else 26))
+    m.load(kind, address + 6 * step)
     cpu.fpu_ip = u64(ip)
     cpu.fpu_dp = u64(dp)
     if m.size != 16:
