@@ -409,7 +409,7 @@ def _far_operand(m: Operation) -> Any:
     """Return selector (u32) and offset (u64) of a far pointer in memory, which is read first."""
     offset = u64(m.load(m.T, m.address(0, m.T.size)))
     m.displace(u64(m.T.size))
-    return u32(m.load(u16, m.address(0, u16.size))), offset
+    return u32(m.load(u16, m.address(0, 2))), offset
 
 
 @instruction("EA : Av", no64=True, ends=True, name="jmp")

@@ -126,7 +126,7 @@ def _load_pointer(number: int, name: str, form: str, **attributes: Any) -> None:
         """LDS, LES, LFS, LGS, LSS: a far pointer from memory."""
         offset = m.load(m.T, m.address(1, m.T.size))
         m.displace(u64(m.T.size))
-        load_segment(m.cpu, number, u32(m.load(u16, m.address(1, u16.size))))
+        load_segment(m.cpu, number, u32(m.load(u16, m.address(1, 2))))
         m.write(0, offset)
         m.stop_block()
 
