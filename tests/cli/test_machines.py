@@ -129,7 +129,7 @@ def test_logs_are_followed_across_rotation_to_the_end(machines, capfd):
     path = machines / "web" / "console.log"
     while not path.exists():
         time.sleep(0.01)
-    follower = threading.Thread(target=run, args=("logs", "-f", "web"))
+    follower = threading.Thread(target=run, args=("logs", "-f", "web"), daemon=True)
     path.write_bytes(b"one\n")
     follower.start()
     time.sleep(0.3)

@@ -247,7 +247,8 @@ def test_interactive_session_on_a_terminal(machines, monkeypatch):
         real = threading.Thread(
             target=lambda: results.append(
                 session.run(config, words=["stay"], terminal=True, build=FakeMachine)
-            )
+            ),
+            daemon=True,
         )
         real.start()
         _until(lambda: b"terminal" in output)
@@ -275,7 +276,7 @@ def _config():
 
 
 def _until(condition):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)

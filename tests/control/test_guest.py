@@ -63,7 +63,7 @@ def output(machine, script):
 
 def test_commands_run_beside_the_service_and_each_other(web):
     began = time.monotonic()
-    slow = threading.Thread(target=web.run, args=(["sleep", "3"],))
+    slow = threading.Thread(target=web.run, args=(["sleep", "3"],), daemon=True)
     slow.start()
     assert output(web, "echo one; exit 0") == "one\n"
     assert web.run(["cat"], b"two\0\n").stdout == b"two\0\n"
@@ -76,7 +76,9 @@ def test_a_terminal_of_its_own(web):
     words = ["sh", "-c", "tty; stty size; read x; echo got $x; exit 6"]
     shown, begun = bytearray(), threading.Event()
     with web.session() as session:
-        typist = threading.Thread(target=lambda: begun.wait() and session.send(b"hello\r"))
+        typist = threading.Thread(
+            target=lambda: begun.wait() and session.send(b"hello\r"), daemon=True
+        )
         typist.start()
         wanted = {"words": words, "stdin": True, "tty": True, "rows": 33, "columns": 99}
         answer = session.stream("exec", wanted, lambda _, d: shown.extend(d), begun.set)
@@ -164,7 +166,7 @@ def test_sessions_stay_with_the_original(web):
         except GuestError as fault:
             ends.append(fault)
 
-    thread = threading.Thread(target=session)
+    thread = threading.Thread(target=session, daemon=True)
     thread.start()
     deadline = time.monotonic() + 10
     while "sleep 4" not in output(web, "ps"):

@@ -144,8 +144,8 @@ def test_who_waits_hears_of_the_end():
             ends.append(fault.message)
 
     threads = [
-        threading.Thread(target=lambda: ends.append(machine.wait().reason)),
-        threading.Thread(target=run_forever),
+        threading.Thread(target=lambda: ends.append(machine.wait().reason), daemon=True),
+        threading.Thread(target=run_forever, daemon=True),
     ]
     for thread in threads:
         thread.start()

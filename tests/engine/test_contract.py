@@ -429,7 +429,7 @@ class TestStopping:
             while not stop.wait(0.0005):
                 guest.vcpu.kick()
 
-        thread = threading.Thread(target=storm)
+        thread = threading.Thread(target=storm, daemon=True)
         thread.start()
         try:
             assert isinstance(guest.run(), Halt)

@@ -236,7 +236,7 @@ class TestOnThisHost:
             except InterruptedError:
                 outcome.append(signal.sigtimedwait([signal.SIGRTMIN], 0).si_signo)
 
-        thread = threading.Thread(target=work)
+        thread = threading.Thread(target=work, daemon=True)
         thread.start()
         thread.join(20)
         assert outcome == [signal.SIGRTMIN]

@@ -98,6 +98,33 @@ def test_what_cpuid_does_not_announce_is_undefined(guest, code):
     assert guest.run(code, rax=DATA, rcx=0).vector == 6
 
 
+# --- STAC, CLAC: here because CPUID says whether they exist ---
+
+
+@pytest.fixture
+def guarded():
+    return Guest(cpuid=[CpuidLeaf(0, None, 7, 0, 0, 0), CpuidLeaf(7, 0, 0, 1 << 20, 0, 0)])
+
+
+def test_the_access_flag_moves_without_smap_enabled(guarded):
+    """SDM vol. 2B, STAC: #UD by CPUID and CPL; CR4.SMAP is not looked at."""
+    assert guarded.run("stac; hlt").vector is None
+    assert guarded.cpu.rflags & x86.AC
+    assert guarded.run("clac; hlt").vector is None
+    assert not guarded.cpu.rflags & x86.AC
+
+
+@pytest.mark.parametrize("code", ["stac", "clac"])
+def test_the_access_flag_is_the_kernels(guarded, code):
+    guarded.become_user()
+    assert guarded.run(code).vector == 6
+
+
+@pytest.mark.parametrize("code", ["stac", "clac"])
+def test_without_smap_in_cpuid_there_is_no_access_flag(guest, code):
+    assert guest.run(code).vector == 6
+
+
 # --- #UD ---
 
 

@@ -384,7 +384,7 @@ class TestCost:
             while not ended.is_set():
                 sums.append(text(original, "seq 3000 | md5sum"))
 
-        worker = threading.Thread(target=work)
+        worker = threading.Thread(target=work, daemon=True)
         worker.start()
         try:
             for _ in range(5):

@@ -42,10 +42,14 @@ def choose(name: str = AUTO) -> Engine:
     return engine
 
 
-def choose_auto(tell: Callable[[str], None] | None = None) -> tuple[Engine, str]:
+# Takes a line for the user, and whether it is news: what it says was measured just now.
+Tell = Callable[[str, bool], None]
+
+
+def choose_auto(tell: Tell | None = None) -> tuple[Engine, str]:
     """Return what `auto` chooses, and one line that says why.
 
-    `tell` gets that line when KVM was measured just now and found too slow.
+    `tell` gets that line when KVM was measured and found too slow.
     """
     kvm = ENGINES.get(KVM)()
     found = judge(kvm, tell)
@@ -54,7 +58,7 @@ def choose_auto(tell: Callable[[str], None] | None = None) -> tuple[Engine, str]
     return ENGINES.get(SOFT)(), f"engine soft, because {found.reason}"
 
 
-def judge(engine: Engine, tell: Callable[[str], None] | None = None) -> Availability:
+def judge(engine: Engine, tell: Tell | None = None) -> Availability:
     """Return the engine's verdict on this host, measured at most once per boot of the host.
 
     Only measurements are remembered: that a device is missing or closed is
@@ -64,13 +68,11 @@ def judge(engine: Engine, tell: Callable[[str], None] | None = None) -> Availabi
         return engine.availability()
     key = _verdict_key()
     known = _read_verdict(key) if key else None
-    if known is not None:
-        return known
-    found = engine.availability()
-    if key and found.usability is not Usability.UNUSABLE:
+    found = known or engine.availability()
+    if known is None and key and found.usability is not Usability.UNUSABLE:
         _write_verdict(key, found)
-        if tell is not None and found.usability is Usability.SLOW:
-            tell(f"engine soft, because {found.reason}")
+    if tell is not None and found.usability is Usability.SLOW:
+        tell(f"engine soft, because {found.reason}", known is None)
     return found
 
 

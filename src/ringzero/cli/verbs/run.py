@@ -203,11 +203,18 @@ def _detach(arguments: argparse.Namespace, config: MachineConfig) -> int:
 
 
 def _measure_engines(name: object) -> None:
-    """Where the choice is ours: measure now, and say once per boot of the host what came of it."""
+    """Where the choice is ours: measure now, and say what came of it.
+
+    Logs and pipes get it once per boot of the host, a person every time.
+    """
     if name == "auto":
         from ringzero.engine.select import choose_auto
 
-        choose_auto(tell=lambda line: print(f"ringzero: {line}", file=sys.stderr))
+        def tell(line: str, news: bool) -> None:
+            if news or sys.stderr.isatty():
+                print(f"ringzero: {line}", file=sys.stderr)
+
+        choose_auto(tell)
 
 
 def _common(arguments: argparse.Namespace) -> dict[str, object]:

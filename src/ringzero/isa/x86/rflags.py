@@ -23,14 +23,19 @@ from ringzero.isa.x86.cpu import (
     UD,
     VM,
     Cpu,
+    CpuidEntry,
 )
+from ringzero.isa.x86.faults import raise_ud
 from ringzero.isa.x86.open_pages import close_pages
 from ringzero.isa.x86.operation import Operation
+from ringzero.isa.x86.system import find_cpuid
 from ringzero.isa.x86.table import instruction
-from ringzero.native import native, staged, u32, u64
+from ringzero.native import native, pointer, staged, u32, u64
 
 # `Cpu.shadow` after STI: interrupts wait for one instruction more.
 SHADOW_STI = 1
+# CPUID leaf 7, EBX.
+SMAP_EBX = 1 << 20
 
 
 @staged
@@ -98,15 +103,25 @@ def std(m: Operation) -> None:
     m.cpu.rflags |= DF
 
 
+@native(inline="never")
+def require_smap(cpu: Cpu) -> None:
+    """#UD unless CPUID announces SMAP (SDM vol. 2B, STAC)."""
+    found = find_cpuid(cpu, 7, 0)
+    if found == 0 or pointer(CpuidEntry, found).ebx & SMAP_EBX == 0:
+        raise_ud(cpu)
+
+
 @staged
 def _check_access_control(m: Operation) -> None:
-    if (m.cpu.cr4 & CR4_SMAP) == 0 or m.cpu.cpl != 0:
+    if m.cpu.cpl != 0:
         m.fault(UD)
+    if (m.cpu.cr4 & CR4_SMAP) == 0:
+        require_smap(m.cpu)
 
 
 @instruction("NP 0F 01 =CA")
 def clac(m: Operation) -> None:
-    """CLAC: #UD without CR4.SMAP or above CPL 0."""
+    """CLAC: #UD above CPL 0."""
     _check_access_control(m)
     m.cpu.rflags &= ~u64(AC)
     close_pages(m.cpu)
@@ -114,6 +129,6 @@ def clac(m: Operation) -> None:
 
 @instruction("NP 0F 01 =CB")
 def stac(m: Operation) -> None:
-    """STAC: #UD without CR4.SMAP or above CPL 0."""
+    """STAC: #UD above CPL 0."""
     _check_access_control(m)
     m.cpu.rflags |= AC
