@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pty
+import termios
 import threading
 import time
 from pathlib import Path
@@ -252,6 +253,8 @@ def test_interactive_session_on_a_terminal(machines, monkeypatch):
         )
         real.start()
         _until(lambda: b"terminal" in output)
+        # The terminal becomes raw when the machine has been started.
+        _until(lambda: not termios.tcgetattr(slave)[3] & termios.ICANON)
         os.write(master, b"ls\r\x1d\x1d")
         _until(lambda: FakeMachine.machines[0].console.typed == b"ls\r\x1d")
         os.write(master, b"\x1dq")
