@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from ringzero.disk import Kind, Repair, create_disk, open_disk
+from ringzero.disk.formats.qcow2 import compressed
 from ringzero.errors import DiskLockedError
 from tests.disk.lossy import ROUNDS
 
@@ -370,6 +373,59 @@ def test_repair_of_leaks_and_errors(tmp_path, qemu_img):
     model.seen_by_qemu(path, qemu_img)
     model.by_ringzero(path)
     model.seen_by_qemu(path, qemu_img)
+
+
+@pytest.mark.parametrize("step", ["counted", "retagged"])
+def test_a_snapshot_that_was_cut_short_leaves_leaks(step, tmp_path, qemu_img):
+    """Version 2 cannot say that it was being changed, so nothing is put right at opening."""
+    path = tmp_path / "disk.qcow2"
+    create_disk(path, "qcow2", SIZE, options={"compat": "0.10", "cluster_size": "4K"})
+    model = Model(SIZE, 12)
+    model.by_ringzero(path)
+    with open_disk(path) as disk:
+        snapshots = disk.snapshots
+        if step == "retagged":
+            snapshots.create("one")
+            table = disk.map.l1.items
+            snapshots._write_table([])
+            snapshots._count(table, -1)
+        else:
+            snapshots._count(disk.map.l1.items, 1)
+    with open_disk(path) as disk:
+        report = disk.check()
+        assert report.leaks
+        assert not report.errors
+        assert disk.check(Repair.LEAKS).clean
+        assert disk.check().clean
+    model.seen_by_qemu(path, qemu_img)
+
+
+def test_threads_that_begin_to_compress_at_once_share_one_place(tmp_path, monkeypatch):
+    """Two of them once had a place each, and one of those was the header's."""
+    path = tmp_path / "disk.qcow2"
+    create_disk(path, "qcow2", SIZE, options={"cluster_size": "4K"})
+    build = compressed.Qcow2Compression.__init__
+
+    def slow(self, disk):
+        time.sleep(0.05)
+        build(self, disk)
+
+    monkeypatch.setattr(compressed.Qcow2Compression, "__init__", slow)
+    with open_disk(path) as disk:
+        ready = threading.Barrier(4)
+
+        def work(number):
+            ready.wait()
+            writer = disk.compression
+            for at in range(number * 64, number * 64 + 64):
+                writer.store(at * 4096, writer.pack(bytes([number + 1]) * 4096))
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
+        assert disk.check().clean
+    with open_disk(path, read_only=True) as disk:
+        for number in range(4):
+            assert disk.read(number * 64 * 4096, 64 * 4096) == bytes([number + 1]) * (64 * 4096)
 
 
 def test_locks_are_those_of_qemu(tmp_path, qemu_img, qemu_io):

@@ -1,7 +1,8 @@
 """Verifying and mending: every host cluster is counted as often as it is referred to.
 
 `errors` are what may lose or mix data: counts that are too low, entries that
-make no sense, wrong COPIED flags. `leaks` are counts that are too high.
+make no sense, COPIED flags of clusters that are shared. `leaks` are what only costs
+space: counts that are too high, clusters of one owner that have lost their COPIED flag.
 """
 
 from __future__ import annotations
@@ -246,31 +247,30 @@ class Checker:
     # ---- flags ------------------------------------------------------------
 
     def _check_flags(self, repair: Repair) -> None:
-        """A COPIED flag says that the refcount is exactly one."""
+        """A COPIED flag says that there is exactly one reference.
+
+        References count here, not refcounts: a change of snapshots that was cut short leaves
+        counts too high, and flags that are right.
+        """
         disk = self.disk
         if disk.map.external:
             return
         bits, step = self.header.cluster_bits, disk.map.words
-        fix = repair is Repair.ALL
         for number, l1_entry in enumerate(disk.map.l1.items):
             offset = l1_entry & OFFSET
             if not offset or not self._readable(offset):
                 continue
-            if self._wrong(l1_entry, offset >> bits):
-                self.report.error(f"L1 entry {number} has a wrong COPIED flag", fixed=fix)
-                if fix:
-                    disk.map.l1.set(number, l1_entry ^ COPIED)
+            if self._flag_is_wrong(l1_entry, offset >> bits, f"L1 entry {number}", repair):
+                disk.map.l1.set(number, l1_entry ^ COPIED)
             table = disk.map.table(number)
             assert table is not None
             for place in range(0, len(table.items), step):
                 entry = table.items[place]
                 if entry & COMPRESSED or not entry & OFFSET:
                     continue
-                if self._wrong(entry, (entry & OFFSET) >> bits):
-                    where = f"L2 entry {place // step} of table {number}"
-                    self.report.error(f"{where} has a wrong COPIED flag", fixed=fix)
-                    if fix:
-                        disk.map.retag(number, place, entry ^ COPIED)
+                where = f"L2 entry {place // step} of table {number}"
+                if self._flag_is_wrong(entry, (entry & OFFSET) >> bits, where, repair):
+                    disk.map.retag(number, place, entry ^ COPIED)
             if disk.map.crowded:
                 disk._write_back()
 
@@ -278,12 +278,18 @@ class Checker:
         aligned = offset & (self.disk.cluster_size - 1) == 0
         return aligned and offset < self.disk.storage.size
 
-    def _wrong(self, entry: int, cluster: int) -> bool:
-        try:
-            single = self.refcounts.get(cluster) == 1
-        except DiskError:
+    def _flag_is_wrong(self, entry: int, cluster: int, where: str, repair: Repair) -> bool:
+        """Report a wrong COPIED flag; return whether it is to be changed."""
+        single = self._found(cluster) == 1
+        if single == bool(entry & COPIED):
             return False
-        return single != bool(entry & COPIED)
+        if single:
+            fix = repair is not Repair.NOTHING
+            self.report.leak(f"{where} lacks its COPIED flag", fixed=fix)
+        else:
+            fix = repair is Repair.ALL
+            self.report.error(f"{where} has a COPIED flag and is shared", fixed=fix)
+        return fix
 
     def _clear_marks(self) -> None:
         """Take the dirty and corrupt marks away when nothing is wrong any more."""

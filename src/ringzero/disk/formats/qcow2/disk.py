@@ -116,7 +116,8 @@ class Qcow2Disk(MappedDisk):
                 self.data.close()
             raise
         self._unpacker = Unpacker(storage, header.compression, header.cluster_bits)
-        self._compression: Qcow2Compression | None = None
+        # One for all threads: it knows where the next compressed cluster goes.
+        self._compression = Qcow2Compression(self)
         self._flushing = threading.Lock()
         # Entries that no table in memory holds any more: since the last
         # writing of the tables, and before it.
@@ -242,8 +243,6 @@ class Qcow2Disk(MappedDisk):
     def compression(self) -> Qcow2Compression | None:
         if self.map.external:
             return None
-        if self._compression is None:
-            self._compression = Qcow2Compression(self)
         return self._compression
 
     @property
