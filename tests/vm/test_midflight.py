@@ -1,10 +1,10 @@
 """Machines that are another one at random moments, in the middle of everything, and do not notice.
 
 Work goes on in the guest (disk, memory, timers, both consoles) while the
-machine is forked, or saved and restored, and given up, again and again. The
-guest checks what it reads back; the host checks that the consoles' lines come
-without a gap or a double. A dozen moments in `make test`, RINGZERO_FUZZ times
-as many in `make fuzz`.
+machine is forked, or saved and restored, and given up, or taken back to a
+snapshot of that moment, again and again. The guest checks what it reads back;
+the host checks that the consoles' lines come without a gap or a double. A dozen
+moments in `make test`, RINGZERO_FUZZ times as many in `make fuzz`.
 """
 
 import os
@@ -75,7 +75,7 @@ done
 PARTS = ("disk", "memory", "timer", "tick", "tock")
 
 
-@pytest.fixture(params=sorted(FOLLOW) if FUZZ > 1 else ["forked", "snapshotted"])
+@pytest.fixture(params=sorted(FOLLOW) if FUZZ > 1 else ["forked", "reverted", "snapshotted"])
 def relay(request, tmp_path):
     from ringzero.image.micro import ensure
 

@@ -160,7 +160,7 @@ def test_disks_of_a_machine_that_does_not_run(store, tmp_path):
     disks = [f"{path},format=raw", f"{fixed},ro,format=raw"]
     saved = store.save_disks(MachineConfig.create(memory="32M", disks=disks), "cold")
     path.write_bytes(b"other".ljust(DISK, b"\0"))
-    first, second = saved._disks()
+    first, second = saved.disks()
     assert bytes(first.read(0, 4)) == b"text" and second.read_only
     grown = first.grow()
     grown.write(0, b"TEXT")

@@ -248,6 +248,18 @@ class HostMemory:
         self._place()
         old.release()
 
+    def become(self, image: MemoryImage) -> None:
+        """Have the content of `image` instead, as a private copy of it.
+
+        Nobody may read or write meanwhile. Address and views stay good. Raises HostError.
+        """
+        old, self.base = self.base, image.base.hold()
+        self.private, self._anonymous = True, False
+        self._place()
+        old.release()
+        for offset, data in image.changed:
+            self.view[offset : offset + len(data)] = data
+
     def changed(self, first: int = 0, last: int | None = None) -> list[tuple[int, int]]:
         """Return (start, end) of the pages, as runs, that differ from the base or may do so.
 

@@ -296,7 +296,7 @@ class Command:
         if not self._done.wait(timeout):
             return None
         if self.status is None:
-            raise GuestError("the guest ended before the command did")
+            raise GuestError("the guest ended, or was taken back, before the command did")
         return self.status
 
     @property
@@ -712,8 +712,9 @@ class Agent:
                     self._next(slot)
             case ["pong", _]:
                 pass
-            case ["adopted"] if self._adoptions:
-                self._adoptions -= 1
+            case ["adopted"]:
+                # A guest that was copied before it had opened the port is not waited for.
+                self._adoptions = max(0, self._adoptions - 1)
                 self._schedule()
             case _:
                 self.faults += 1

@@ -152,3 +152,8 @@ class AsyncMachine:
         """Save the machine as it is now under a name."""
         machine = await self._get()
         return await in_thread(lambda: machine.snapshot(name, memory=memory))
+
+    async def revert(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot, in place."""
+        machine = await self._get()
+        await in_thread(lambda: machine.revert(snapshot))

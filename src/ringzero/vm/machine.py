@@ -269,6 +269,7 @@ class Machine:
     def _grow(self, seed: Seed) -> None:
         """Become what the seed holds, as somebody else."""
         now, state = self.identity.now, seed.state
+        self._clock_ahead = None
         stood_still = 0 if now is None else max(0, now - seed.taken)
         if stood_still <= LONGEST_STEP:
             state = state.advanced(stood_still, self._vm.tsc_hz)
@@ -612,12 +613,7 @@ class Machine:
         The guest stands still for some milliseconds and goes on where it was. Raises
         InvalidValueError when the guest has ended, StateError, HostError.
         """
-        if self._stopped or self.control.wanted is Wanted.END:
-            raise InvalidValueError("the guest has ended; there is nothing to copy")
-        if self._on_vcpu_thread():
-            raise InvalidValueError(
-                "a hook cannot copy its machine", hint="pause in the hook, copy outside of it"
-            )
+        self._refuse_ended_and_hooks()
         with self.frozen(), contextlib.ExitStack() as undo:
             self._boot()
             state = self._save()
@@ -632,6 +628,15 @@ class Machine:
             code = self._vm.share()
             undo.pop_all()
         return Seed(self.config, state, memory, disks, taken, code)
+
+    def _refuse_ended_and_hooks(self) -> None:
+        if self._stopped or self.control.wanted is Wanted.END:
+            raise InvalidValueError("the guest has ended; there is nothing to copy, or to revert")
+        if self._on_vcpu_thread():
+            raise InvalidValueError(
+                "a hook cannot copy or revert its machine",
+                hint="pause in the hook, copy outside of it",
+            )
 
     def grow(self, seed: Seed, identity: Identity) -> Self:
         """Return a paused copy from `seed`, on this machine's engine.
@@ -676,6 +681,44 @@ class Machine:
         from ringzero.vm.store import Store
 
         return (store or Store()).save(self, name, memory=memory)
+
+    def revert(self, snapshot: Snapshot, identity: Identity | None = None) -> None:
+        """Go back to a snapshot, in place: memory, state, and what the disks hold.
+
+        What the machine became since then is lost, and images of its disks are written to where
+        they differ. It goes on if it ran, with new random numbers and the clock set; from a
+        snapshot without memory it boots. Commands in the guest end with GuestError.
+
+        Raises StateError, with nothing changed, where the snapshot is of another machine or
+        damaged. The machine ends when a disk cannot be written to.
+        """
+        from ringzero.vm import revert
+
+        self._refuse_ended_and_hooks()
+        with self.frozen(), revert.seed_for(self, snapshot) as seed:
+            try:
+                revert.take_back(self.disks, seed.disks)
+                for thread in self.threads:
+                    # An access that a vCPU has begun is ended before it is another's.
+                    thread.get_state()
+                self._memory.become(seed.memory)
+                self.identity = identity or Identity()
+                self._grow(seed)
+            except BaseException as fault:
+                self.control.fail(fault)
+                raise
+            self._newborn = snapshot.manifest.memory is not None
+            self.lineage = (snapshot.identifier, *snapshot.manifest.lineage)
+            if self._started and self._newborn:
+                self._introduce()
+
+    def boot_seed(self, disks: Sequence[InstantDisk]) -> Seed:
+        """Return what a machine like this one is before its first instruction, with such disks."""
+        fresh = self.on_disks(self.config, disks, engine=self._engine)
+        try:
+            return fresh.seed()
+        finally:
+            fresh.stop()
 
     @property
     def engine_name(self) -> str:

@@ -284,7 +284,7 @@ class Snapshot:
             undo.callback(image.close)
             config = replace(self.manifest.machine_config(), engine=self.manifest.engine or "auto")
             code = self._code.hold() if self._code is not None else None
-            seed = Seed(config, state, image, self._disks(), self.manifest.taken, code)
+            seed = Seed(config, state, image, self.disks(), self.manifest.taken, code)
             undo.pop_all()
             return seed
 
@@ -299,7 +299,8 @@ class Snapshot:
             raise StateError(f"{path} is damaged: it has another size", path=path)
         return path
 
-    def _disks(self) -> list[InstantDisk]:
+    def disks(self) -> list[InstantDisk]:
+        """Return the disks' content; the caller closes each. Raises StateError, DiskError."""
         from ringzero.disk import open_disk
         from ringzero.disk.instant import LiveDisk
 
@@ -347,7 +348,7 @@ class Snapshot:
                 hint="restore it on the engine that it was saved on",
             )
         if manifest.memory is None:
-            machine = Machine.on_disks(manifest.machine_config(), self._disks(), identity)
+            machine = Machine.on_disks(manifest.machine_config(), self.disks(), identity)
         else:
             with self.seed() as seed:
                 machine = Machine.from_seed(seed, identity, engine=engine)
