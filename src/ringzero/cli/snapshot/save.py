@@ -32,6 +32,11 @@ class Save(Verb):
             machine.snapshot(arguments.snapshot, place.root, memory=not arguments.disks_only)
         else:
             record = machine.directory.machine()
+            if record.revert:
+                raise ConflictError(
+                    f"machine {machine.name!r} died while it was taken back to a snapshot",
+                    hint=f"`ringzero start {machine.name}` completes that",
+                )
             if record.snapshot or record.parent:
                 raise ConflictError(
                     f"machine {machine.name!r} was a copy, and its disks went with it",
