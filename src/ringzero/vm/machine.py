@@ -76,10 +76,11 @@ CONSOLE_PORT_NAME = "org.ringzero.console"
 # Where ringzero's own guests wait to be told who a copy is (`ringzero.vm.identity`).
 IDENTITY_PORT = "org.ringzero.identity"
 # The longest time, in nanoseconds, by which a clone's time-stamp counter is moved on. Linux
-# lets real-time threads run 0.95 s of a second and logs it when one seems to have had more; and
-# it makes up for every tick that it missed: 1.4 s of work for 20 minutes, minutes for days.
-# Beyond this, its monotonic time goes on where it stood and only the wall clock is set.
-LONGEST_STEP = 500_000_000
+# lets real-time threads run 0.95 s of a second and logs it when one seems to have had more, and
+# clones of clones may follow each other within that second; and it makes up for every tick that
+# it missed: 1.4 s of work for 20 minutes, minutes for days. Beyond this, its monotonic time goes
+# on where it stood and only the wall clock is set.
+LONGEST_STEP = 100_000_000
 # What Linux says before it reboots, by a triple fault if it was told reboot=t.
 RESTART_MARK = "reboot: Restarting system"
 

@@ -31,13 +31,14 @@ from ringzero.host.files import host_error
 from ringzero.host.memory import MemoryBase, MemoryImage
 from ringzero.units import MIB
 from ringzero.vm import blobs
-from ringzero.vm.identity import Identity
-from ringzero.vm.seed import Seed
-from ringzero.vm.state import MachineState
 
+# What makes a machine loads with it: listing snapshots takes none of that.
 if TYPE_CHECKING:
     from ringzero.disk.instant import InstantDisk
+    from ringzero.vm.identity import Identity
     from ringzero.vm.machine import Machine
+    from ringzero.vm.seed import Seed
+    from ringzero.vm.state import MachineState
 
 # Raised whenever a reader of before would misread what is written now. What a
 # newer ringzero reads of older formats, it says in docs/snapshots.md.
@@ -223,6 +224,8 @@ class Snapshot:
 
     def state(self) -> MachineState | None:
         """Return the state tree, or None without memory. Raises StateError."""
+        from ringzero.vm.state import MachineState
+
         if self.manifest.state is None:
             return None
         data = _read_limited(self.path / STATE, MAX_STATE)
@@ -276,6 +279,8 @@ class Snapshot:
 
     def seed(self) -> Seed:
         """Return the seed from which machines grow; the caller closes it."""
+        from ringzero.vm.seed import Seed
+
         state = self.state()
         if state is None:
             raise StateError(f"{self.name} was saved without memory")

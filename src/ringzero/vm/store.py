@@ -31,11 +31,11 @@ from ringzero.host.files import host_error, locked, make_directory
 from ringzero.settings import DATA_DIR
 from ringzero.vm import snapshot as snapshots
 from ringzero.vm.blobs import DIGEST
-from ringzero.vm.seed import Seed
 from ringzero.vm.snapshot import MANIFEST, Manifest, Snapshot
 
 if TYPE_CHECKING:
     from ringzero.vm.machine import Machine
+    from ringzero.vm.seed import Seed
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _RESERVED = frozenset(("blobs", "lock"))
