@@ -68,11 +68,15 @@ def fork(keeper: Keeper, count: int = 1, name: str = "") -> list[str]:
 
 
 @action("snapshot", "save the machine as it is now; return the snapshot's identifier")
-def snapshot(keeper: Keeper, name: str, store: str, memory: bool = True) -> str:
+def snapshot(
+    keeper: Keeper, name: str, store: str, memory: bool = True, compress: bool = False
+) -> str:
     from ringzero.vm.store import Store
 
-    saved: str = keeper.machine.snapshot(name, memory=memory, store=Store(Path(store))).identifier
-    return saved
+    saved = keeper.machine.snapshot(
+        name, memory=memory, compress=compress, store=Store(Path(store))
+    )
+    return str(saved.identifier)
 
 
 @action("revert", "take the machine back to a snapshot: memory, state and disks")

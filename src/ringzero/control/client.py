@@ -209,10 +209,13 @@ class RemoteMachine:
             made = session.call("fork", count=count, name=name)
         return [RemoteMachine(directory.find(n, self.directory.path.parent)) for n in made]
 
-    def snapshot(self, name: str, store: Path, *, memory: bool = True) -> str:
+    def snapshot(
+        self, name: str, store: Path, *, memory: bool = True, compress: bool = False
+    ) -> str:
         """Have the machine saved as it is now; return the snapshot's identifier."""
+        how = {"store": str(store), "memory": memory, "compress": compress}
         with self.session(_SAVE) as session:
-            return str(session.call("snapshot", name=name, store=str(store), memory=memory))
+            return str(session.call("snapshot", name=name, **how))
 
     def revert(self, snapshot: Path) -> None:
         """Take the machine, running or not, back to the snapshot in a directory; it goes on."""

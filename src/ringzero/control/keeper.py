@@ -137,7 +137,9 @@ class Guest(Protocol):
         """Return a paused copy, in this process or one forked from it."""
         ...
 
-    def snapshot(self, name: str, *, memory: bool = True, store: Any = None) -> Any:
+    def snapshot(
+        self, name: str, *, memory: bool = True, compress: bool = False, store: Any = None
+    ) -> Any:
         """Save the machine as it is now under a name, while it runs on."""
         ...
 

@@ -24,12 +24,20 @@ class Save(Verb):
         parser.add_argument(
             "--disks-only", action="store_true", help="without memory: what is saved boots anew"
         )
+        parser.add_argument(
+            "--compress", action="store_true", help="memory by zstd: smaller, slower to restore"
+        )
         add_common(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
         machine, place = named(arguments), store()
         if machine.directory.alive:
-            machine.snapshot(arguments.snapshot, place.root, memory=not arguments.disks_only)
+            machine.snapshot(
+                arguments.snapshot,
+                place.root,
+                memory=not arguments.disks_only,
+                compress=arguments.compress,
+            )
         else:
             record = machine.directory.machine()
             if record.revert:
