@@ -35,6 +35,7 @@ DISK = 1024 * KIB
 # The longest life of a victim, in seconds: two or three actions.
 LIFE = 0.08
 MOST = 6
+ACTS = (*("save",) * 4, *("restore",) * 3, *("rm",) * 4, *("revert",) * 3, "fork", "fork", "move")
 
 
 class Rig:
@@ -75,9 +76,7 @@ class Rig:
         with Machine.from_seed(self.seed, engine=self.engine) as machine:
             machine.start()
             for turn in range(1000):
-                act = self.chance.choice(
-                    ("save", "save", "restore", "fork", "rm", "move", "revert")
-                )
+                act = self.chance.choice(ACTS)
                 names = [n for n in self.store.names() if not n.startswith("mark")]
                 if act in ("rm", "move") and not names:
                     act = "save"
@@ -87,7 +86,7 @@ class Rig:
                     while len(names) >= MOST:
                         self.remove(names.pop(0), say)
                     machine.disks[0].write(4096, name.encode().ljust(512, b"\0"))
-                    self.store.save(machine, name)
+                    self.store.save(machine, name, compress=self.chance.random() < 0.3)
                     say("saved", name, name)
                 elif act == "restore":
                     with self.store.get(self.chance.choice(self.store.names())).start() as copy:
