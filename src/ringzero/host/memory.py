@@ -35,6 +35,7 @@ _IS_FILE, _IS_PRESENT, _IS_SWAPPED = 1 << 2, 1 << 3, 1 << 4
 _SCAN_REGIONS = 512
 # Highest byte of an entry of /proc/PID/pagemap: present, swapped, page of a file.
 _ANONYMOUS = bytes(int(bool(byte & 0xC0) and not byte & 0x20) for byte in range(256))
+_PRESENT = bytes(int(bool(byte & 0xC0)) for byte in range(256))
 
 
 def _libc() -> ctypes.CDLL:
@@ -278,6 +279,15 @@ class HostMemory:
             os.close(descriptor)
         return [(start - self.address, end - self.address) for start, end in found]
 
+    def touched(self) -> list[tuple[int, int]]:
+        """Return (start, end) of the pages, as runs, that this mapping has in the host's memory."""
+        descriptor = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            found = read_pages(descriptor, self.address, self.size, _PRESENT)
+        finally:
+            os.close(descriptor)
+        return [(start - self.address, end - self.address) for start, end in found]
+
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Copy `data` to `offset`; for much data twice as quick as through `view`.
 
@@ -369,10 +379,12 @@ def scan_pages(pagemap: int, address: int, size: int) -> list[tuple[int, int]] |
     return runs
 
 
-def read_pages(pagemap: int, address: int, size: int) -> list[tuple[int, int]]:
-    """As `scan_pages`, from the table itself."""
+def read_pages(
+    pagemap: int, address: int, size: int, wanted: bytes = _ANONYMOUS
+) -> list[tuple[int, int]]:
+    """As `scan_pages`, from the table itself; `wanted` judges entries by their highest byte."""
     entries = os.pread(pagemap, size // PAGE * 8, address // PAGE * 8)
-    kinds = entries[7::8].translate(_ANONYMOUS)
+    kinds = entries[7::8].translate(wanted)
     runs = []
     start = kinds.find(1)
     while start >= 0:

@@ -302,6 +302,14 @@ class Snapshot:
             raise StateError(f"the memory of {self.name} is cut short", path=path)
         return base
 
+    def _read_ahead(self, base: MemoryBase) -> None:
+        """Have the host read what machines touch first, as far as that is known."""
+        from ringzero.vm import workingset
+
+        part = self.manifest.memory
+        if part is not None and not part.packed:
+            workingset.prefetch(self.path / workingset.FILE, base.fd, part.size)
+
     def seed(self) -> Seed:
         """Return the seed from which machines grow; the caller closes it."""
         from ringzero.vm.seed import Seed
@@ -312,6 +320,7 @@ class Snapshot:
         with contextlib.ExitStack() as undo:
             image = self.memory()
             undo.callback(image.close)
+            self._read_ahead(image.base)
             config = replace(self.manifest.machine_config(), engine=self.manifest.engine or "auto")
             code = self._code.hold() if self._code is not None else None
             seed = Seed(config, state, image, self.disks(), self.manifest.taken, code)
@@ -369,6 +378,7 @@ class Snapshot:
 
     def restore(self, identity: Identity | None = None, *, engine: Any = None) -> Machine:
         """Return a paused machine that is a copy of the one that was saved."""
+        from ringzero.vm import workingset
         from ringzero.vm.machine import Machine
 
         manifest = self.manifest
@@ -382,6 +392,9 @@ class Snapshot:
         else:
             with self.seed() as seed:
                 machine = Machine.from_seed(seed, identity, engine=engine)
+            first_pages = self.path / workingset.FILE
+            if not manifest.memory.packed and not first_pages.exists():
+                workingset.watch(machine.control, machine.memory.host, first_pages)
         machine.lineage = (manifest.identifier, *manifest.lineage)
         return machine
 
