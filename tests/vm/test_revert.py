@@ -1,15 +1,20 @@
 """Machines taken back to a snapshot in place: what is refused, and what a guest finds."""
 
 import threading
+import time
+from dataclasses import replace
 
 import pytest
 
 from ringzero.errors import DiskError, GuestError, HostError, InvalidValueError, StateError
 from ringzero.vm.machine import Machine
+from ringzero.vm.runloop import startup_state
 from ringzero.vm.store import Store
 from tests.engine.fake import FakeEngine
 
 MIB = 1 << 20
+# Real mode, at 0x1000: count at 0x2000, in 32 bits, for ever.
+COUNTER = bytes.fromhex("66ff060020 ebf9")
 
 
 @pytest.fixture
@@ -186,6 +191,45 @@ def test_a_hook_cannot_revert_its_own_machine(place, store):
         with pytest.raises(InvalidValueError, match="hook"):
             vm.revert(snapshot)
         vm.threads[0].thread = threading.Thread()
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param("soft", marks=pytest.mark.engine), pytest.param("kvm", marks=pytest.mark.kvm)],
+)
+def test_running_machines_go_back_on_every_engine(engine, store, request):
+    if engine == "kvm":
+        request.getfixturevalue("kvm_system")
+
+    def count(vm):
+        return int.from_bytes(vm.memory[0x2000:0x2004], "little")
+
+    def counts_on(vm, beyond):
+        end = time.monotonic() + 20
+        while count(vm) <= beyond:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+    with Machine(engine=engine, memory="32M") as vm:
+        vm.memory[0x1000 : 0x1000 + len(COUNTER)] = COUNTER
+        vm.cpu.state = replace(startup_state(0), rip=0x1000)
+        vm.start()
+        counts_on(vm, 1000)
+        vm.pause()
+        then = count(vm)
+        snapshot = vm.snapshot("then", store=store)
+        for _ in range(3):
+            vm.resume()
+            counts_on(vm, then + 1000)
+            vm.pause()
+            vm.memory[0x3000:0x3004] = b"gone"
+            vm.revert(snapshot)
+            assert count(vm) == then and vm.memory[0x3000:0x3004] == bytes(4)
+        # Code that was written over is what it was, too.
+        vm.memory[0x1000:0x1002] = b"\xeb\xfe"
+        vm.resume()
+        vm.revert(snapshot)
+        counts_on(vm, then + 1000)
 
 
 @pytest.mark.boot
