@@ -1,9 +1,14 @@
 """`ringzero snapshot`, over snapshots of machines that never ran."""
 
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import ringzero
 from ringzero.cli.main import main
 from ringzero.vm.store import Store
 from tests.vm.seeds import ancestors, save
@@ -50,6 +55,24 @@ def test_a_damaged_one_is_listed_with_what_is_wrong(store, call):
     assert store.names() == ["right", "root"]
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_names_are_completed(store, call):
+    assert call("ls", "-q").out.split() == ["left", "right", "root"]
+    source = Path(ringzero.__file__).parents[1]
+    script = f"""ringzero() {{ PYTHONPATH={source} {sys.executable} -m ringzero "$@"; }}
+    eval "$(ringzero completion bash)"
+    complete_last() {{
+        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _ringzero; echo "${{COMPREPLY[@]}}"
+    }}
+    complete_last ringzero snapshot rev
+    complete_last ringzero snapshot rm r
+    complete_last ringzero snapshot diff left r
+    complete_last ringzero snapshot revert web l
+    """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["revert", "right root", "right root", "left"]
+
+
 def test_remove(store, call):
     said = json.loads(call("rm", "root", "left", "--json").out)
     assert [item["name"] for item in said] == ["root", "left"] and store.names() == ["right"]
@@ -82,7 +105,10 @@ def test_check(store, call):
     assert "damaged" in call("restore", "left", "--verify", code=9).err
 
 
-@pytest.mark.parametrize("words", [("save", "nosuch", "x"), ("restore", "x"), ("check", "x")])
+@pytest.mark.parametrize(
+    "words",
+    [("save", "nosuch", "x"), ("restore", "x"), ("check", "x"), ("revert", "nosuch", "left")],
+)
 def test_what_is_not_there(store, call, words):
     assert "no " in call(*words, code=3).err
     assert not list((store.root.parent.parent / "machines").glob("*"))

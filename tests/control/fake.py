@@ -14,8 +14,9 @@ import time
 from ringzero.config.machine import MachineConfig
 from ringzero.control import directory, vmm
 from ringzero.control.launch import launch
-from ringzero.errors import GuestImageError
+from ringzero.errors import GuestImageError, StateError
 from ringzero.host.progress import QUIET
+from ringzero.records import replace
 from ringzero.vm.exit import Exit, ExitReason
 from tests.cli.fake import FakeMachine
 
@@ -28,6 +29,8 @@ class Fake(FakeMachine):
     def __init__(self, config):
         super().__init__(config)
         self.paused = False
+        self.reverted = 0
+        self.failure = None
         self.stubborn = config.command_line.strip() == "stubborn"
         self.console.write = lambda data: self.console.say(b"<" + data + b">")
         self.serial.write = lambda data: self.serial.say(data)
@@ -62,6 +65,30 @@ class Fake(FakeMachine):
 
     def keep_from_children(self):
         pass
+
+    def revert(self, snapshot, identity=None):
+        match self.config.command_line.strip():
+            case "unfit":
+                raise StateError(f"{snapshot.name} does not fit")
+            case "full":
+                self.failure = StateError("the disk was taken back in part only")
+                self.end(Exit(ExitReason.STOPPED))
+                raise self.failure
+            case "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+        self.reverted += 1
+        self.agent.restore(replace(self.agent.save(), slots=self.agent.save().slots[:1]))
+        name = identity.name if identity is not None else None
+        text = f"reverted to {snapshot.name} as {name}\n".encode()
+        if self.console.on_output is None:
+            self.serial_output += text
+        self.console.say(text)
+
+    def wait(self, timeout=None):
+        found = super().wait(timeout)
+        if found is not None and self.failure is not None:
+            raise self.failure
+        return found
 
 
 class Seed:

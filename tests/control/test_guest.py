@@ -178,6 +178,24 @@ def test_sessions_stay_with_the_original(web):
     assert ends == [b"whole\n"]
 
 
+def test_taken_back_it_goes_on_with_its_service(web, place):
+    from ringzero.vm.store import Store
+
+    store = Store(place / "snapshots")
+    output(web, "echo then | tee /tmp/text | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null")
+    web.snapshot("then", store.root)
+    output(web, "echo now | tee /tmp/text | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null")
+    web.revert(store.get("then").path)
+    look = "echo 3 >/proc/sys/vm/drop_caches; cat /tmp/text; head -n1 /dev/vda"
+    assert output(web, look) == "then\nthen\n"
+    ticks = int(output(web, "cat /tmp/ticks"))
+    deadline = time.monotonic() + 10
+    while f"tick {ticks + 2}\n" not in web.directory.tail("console.log", 100):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    output(web, "echo changed | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null")
+
+
 def test_stop_is_orderly_whatever_runs(web):
     for machine in list(client.machines()):
         assert machine.directory.alive, machine.directory.tail("console.log", 6000)
@@ -185,3 +203,16 @@ def test_stop_is_orderly_whatever_runs(web):
         assert "tick" in machine.directory.tail("console.log", 1000)
     # The first machine's disk has what it was told to keep.
     assert (web.directory.path.parent.parent / "disk.img").read_bytes()[:8] == b"changed\n"
+
+
+def test_after_its_end_it_is_started_again_and_taken_back(web, place):
+    from ringzero.vm.store import Store
+
+    web.start()
+    look = "echo 3 >/proc/sys/vm/drop_caches; cat /tmp/text 2>&1; head -n1 /dev/vda"
+    assert output(web, look).endswith("No such file or directory\nchanged\n")
+    web.kill()
+    web.revert(Store(place / "snapshots").get("then").path)
+    assert output(web, look) == "then\nthen\n"
+    assert web.stop().reason == "poweroff"
+    assert (place / "disk.img").read_bytes()[:5] == b"then\n"

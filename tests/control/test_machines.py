@@ -12,8 +12,11 @@ import time
 import pytest
 
 from ringzero.control import client, directory, server
+from ringzero.control import launch as launching
 from ringzero.control.directory import SOCKET, Status
+from ringzero.control.launch import launch
 from ringzero.control.protocol import Decoder, encode_data, encode_message
+from ringzero.control.records import config_to_dict
 from ringzero.errors import (
     ConflictError,
     ControlError,
@@ -21,8 +24,13 @@ from ringzero.errors import (
     GuestImageError,
     InvalidValueError,
     NotFoundError,
+    StateError,
 )
-from tests.control.fake import start
+from ringzero.host.progress import QUIET
+from ringzero.records import replace
+from ringzero.vm.store import Store
+from tests.control.fake import PROGRAM, config, start
+from tests.vm import seeds
 
 pytestmark = pytest.mark.usefixtures("root")
 FUZZ = int(os.environ.get("RINGZERO_FUZZ", "1"))
@@ -342,6 +350,139 @@ def test_fork():
     assert copies[2].stop().reason == "poweroff"
     names = [m.name for m in directory.machines() if m.alive]
     assert names == ["other", "web-1", "web-2", "web-2-1"]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A snapshot's directory."""
+    return seeds.save(Store(tmp_path / "store"), tmp_path, "ready").path
+
+
+def log(web):
+    return web.tail("console.log", 10_000)
+
+
+def test_a_machine_is_started_again():
+    web = start("web")
+    machine = client.machine("web")
+    with pytest.raises(ConflictError, match="is running"):
+        machine.start()
+    assert machine.stop().reason == "poweroff"
+    created = web.machine().id
+    with launched_by_fakes():
+        machine.start()
+    assert web.status() is Status.RUNNING and web.exit() is None
+    assert web.machine().id == created
+    assert machine.kill().reason == "killed"
+    assert web.status() is Status.ENDED
+
+
+def test_its_command_is_run_again():
+    start("job", command=("sh", "-c", "echo made; exit 7"))
+    machine = client.machine("job")
+    machine.wait()
+    with launched_by_fakes():
+        machine.start()
+    assert machine.wait().exit_code == 7
+    assert log(machine.directory) == "made\nmade\n"
+
+
+def test_one_that_does_not_come_up_again_is_still_there():
+    web = start("web")
+    client.machine("web").kill()
+    record = web.machine()
+    with launched_by_fakes(), pytest.raises(GuestImageError):
+        launch(web.reclaim(replace(record, config=config_to_dict(config("bad")))), progress=QUIET)
+    assert web.exit().reason == "not-built"
+    with launched_by_fakes():
+        launch(web.reclaim(record), progress=QUIET)
+    assert web.status() is Status.RUNNING
+
+
+def test_copies_are_not_started_again():
+    start("web")
+    (copy,) = client.machine("web").fork()
+    copy.kill()
+    with pytest.raises(ConflictError, match="was a copy"):
+        copy.start()
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_running_machine_is_taken_back(saved, paused):
+    web = start("web", command=("sleep", "1000"))
+    machine = client.machine("web")
+    lost = []
+
+    def work():
+        try:
+            machine.run(["sleep", "1000"])
+        except GuestError as fault:
+            lost.append(fault)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    until(lambda: machine.inspect()["agent"]["ready"])
+    time.sleep(0.1)
+    if paused:
+        machine.pause()
+    machine.revert(saved)
+    worker.join(10)
+    assert "taken back" in lost[0].message
+    assert web.status() is (Status.PAUSED if paused else Status.RUNNING)
+    until(lambda: "reverted to ready as None" in log(web))
+    assert web.machine().revert == ""
+
+
+def test_a_machine_that_ended_is_taken_back_and_goes_on(saved):
+    web = start("web")
+    machine = client.machine("web")
+    machine.kill()
+    with launched_by_fakes():
+        machine.revert(saved)
+    assert web.status() is Status.RUNNING and web.machine().revert == ""
+    until(lambda: "reverted to ready as None" in log(web))
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_snapshot_that_does_not_fit_changes_nothing(saved, alive):
+    web = start("web", "unfit")
+    machine = client.machine("web")
+    if not alive:
+        machine.kill()
+    with launched_by_fakes(), pytest.raises(StateError, match="does not fit"):
+        machine.revert(saved)
+    assert web.alive is alive and web.machine().revert == ""
+    if not alive:
+        with launched_by_fakes():
+            machine.start()
+        assert web.alive
+
+
+@pytest.mark.parametrize(("line", "error"), [("full", StateError), ("dies", ControlError)])
+def test_a_revert_that_is_cut_short_is_told_and_completed(saved, line, error):
+    web = start("web", line)
+    machine = client.machine("web")
+    with pytest.raises(error):
+        machine.revert(saved)
+    until(lambda: not web.alive)
+    assert web.machine().revert == str(saved)
+    if line == "dies":
+        assert "being taken back to 'ready'" in web.exit().detail
+        assert "ringzero start web" in web.exit().detail
+    else:
+        assert web.exit().reason == "fault" and "in part only" in web.exit().detail
+    record = replace(web.machine(), config=config_to_dict(config()))
+    with launched_by_fakes():
+        launch(web.reclaim(record), progress=QUIET)
+    until(lambda: "reverted to ready" in log(web))
+    assert web.machine().revert == ""
+
+
+@contextlib.contextmanager
+def launched_by_fakes():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launching, "PROGRAM", PROGRAM)
+        yield
 
 
 def test_kill_at_random_moments():

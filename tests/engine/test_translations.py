@@ -8,8 +8,8 @@ import zlib
 import pytest
 
 import ringzero
-from ringzero.core.memory import PAGE_SIZE, GuestMemory
-from ringzero.engine.soft.translations import _HEADER
+from ringzero.core.memory import GuestMemory
+from ringzero.engine.soft.translations import _HEADER, _places
 from ringzero.errors import HostError
 
 pytestmark = [pytest.mark.engine, pytest.mark.boot]
@@ -127,8 +127,8 @@ def test_full_region(saved, place, image, native):
 
 def test_a_page_outside_the_records(saved, place, native):
     data = bytearray(saved[2])
-    pages = _HEADER.unpack_from(data)[5]
-    struct.pack_into("<I", data, len(data) - pages * (4 + PAGE_SIZE), 0x1000_0000)
+    addresses = _places(*_HEADER.unpack_from(data)[3:7])[4]
+    struct.pack_into("<I", data, addresses, 0x1000_0000)
     struct.pack_into("<I", data, _HEADER.size - 8, zlib.crc32(data[_HEADER.size :]))
     write(place, data)
     assert not loads(native)

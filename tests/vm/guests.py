@@ -2,7 +2,8 @@
 
 `MACHINES` names them: QEMU as the peer, our own Machine, and our own Machine
 that is another one at every step: before each use of its agent it is forked
-(or saved, and restored into a new one) and given up. The tests ask for
+(or saved, and restored into a new one) and given up, or taken back to a snapshot
+of that moment after it has gone on for a while. The tests ask for
 `wait_ready`, `run`, `console_data`, `serial_text` and what all machines have.
 """
 
@@ -10,14 +11,19 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import tempfile
+import time
 from pathlib import Path
 
 from ringzero.image.micro import Recipe
 from tests.vm.qemu import QEMU, QemuMachine
 
 FUZZING = os.environ.get("RINGZERO_FUZZ", "1") != "1"
-MACHINES = ["qemu", "ringzero", "forked", *(("restored", "snapshotted") if FUZZING else ())]
+FURTHER = ("restored", "reverted", "snapshotted")
+# How long a machine goes on, at most, before it is taken back, in seconds.
+LONGEST_FUTURE = 0.1
+MACHINES = ["qemu", "ringzero", "forked", *(FURTHER if FUZZING else ())]
 # Real software for the guest, with all that it depends on.
 TOOLS = Recipe(
     "tools",
@@ -86,6 +92,8 @@ class RelayedMachine(OurMachine):
         successor = self._follow(self._machine)
         self._take(successor)
         successor.start()
+        if not successor.running:
+            successor.resume()
         self.hops += 1
 
     @property
@@ -132,7 +140,33 @@ def snapshotted(machine):
         return snapshot.restore()
 
 
-FOLLOW = {"forked": forked, "restored": restored, "snapshotted": snapshotted}
+def reverted(machine):
+    """Return `machine` itself, taken back from a future that it never had."""
+    from ringzero.vm.store import Store
+
+    with tempfile.TemporaryDirectory() as place:
+        _stand_still(machine)
+        snapshot = machine.snapshot("hop", store=Store(Path(place)))
+        machine.console.on_output = machine.serial.on_output = lambda data: None
+        machine.resume()
+        time.sleep(random.random() * LONGEST_FUTURE)
+        _stand_still(machine)
+        machine.revert(snapshot)
+    return machine
+
+
+def _stand_still(machine):
+    machine.pause()
+    machine._serial_output.flush()
+    machine._console_output.flush()
+
+
+FOLLOW = {
+    "forked": forked,
+    "restored": restored,
+    "reverted": reverted,
+    "snapshotted": snapshotted,
+}
 
 
 def missing(name):

@@ -46,10 +46,10 @@ def seed(place: Path, text: bytes = b"one", changed=()) -> Seed:
     return Seed(config, state, image(pages, changed), [instant])
 
 
-def save(store, place: Path, name: str, text: bytes = b"one", lineage=()):
+def save(store, place: Path, name: str, text: bytes = b"one", lineage=(), **how):
     """Save such a seed in `store`."""
     with seed(place, text) as value:
-        return store.save_seed(value, name, lineage=tuple(lineage), engine="soft")
+        return store.save_seed(value, name, lineage=tuple(lineage), engine="soft", **how)
 
 
 def ancestors(snapshot) -> tuple[str, ...]:

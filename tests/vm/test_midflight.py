@@ -1,10 +1,10 @@
 """Machines that are another one at random moments, in the middle of everything, and do not notice.
 
 Work goes on in the guest (disk, memory, timers, both consoles) while the
-machine is forked, or saved and restored, and given up, again and again. The
-guest checks what it reads back; the host checks that the consoles' lines come
-without a gap or a double. A dozen moments in `make test`, RINGZERO_FUZZ times
-as many in `make fuzz`.
+machine is forked, or saved and restored, and given up, or taken back to a
+snapshot of that moment, again and again. The guest checks what it reads back;
+the host checks that the consoles' lines come without a gap or a double. A dozen
+moments in `make test`, RINGZERO_FUZZ times as many in `make fuzz`.
 """
 
 import os
@@ -72,10 +72,13 @@ for part in disk memory timer 'lines /dev/hvc0 tick' 'lines /dev/ttyS0 tock'; do
     $part </dev/null >/dev/null 2>&1 &
 done
 """
+# New random numbers; and, once, that a host with other work kept the guest waiting in the
+# middle of a timer's interrupt, over which a copy's clock may have stepped besides.
+EXPECTED = ("random: ", "hrtimer: interrupt took ")
 PARTS = ("disk", "memory", "timer", "tick", "tock")
 
 
-@pytest.fixture(params=sorted(FOLLOW) if FUZZ > 1 else ["forked", "snapshotted"])
+@pytest.fixture(params=sorted(FOLLOW) if FUZZ > 1 else ["forked", "reverted", "snapshotted"])
 def relay(request, tmp_path):
     from ringzero.image.micro import ensure
 
@@ -118,7 +121,7 @@ def test_the_guest_never_notices(relay, seed):
     assert err == b"cat: can't open '/tmp/faults': No such file or directory\n", out
     done = dict(zip(PARTS, map(int, out.split()), strict=True))
     log = relay.run("dmesg")[1].decode()
-    assert not [line for line in log.splitlines() if "random: " not in line], log
+    assert not [line for line in log.splitlines() if not any(w in line for w in EXPECTED)], log
     deadline = time.monotonic() + 10
     for word, said in (("tick", lambda: relay.console_data), ("tock", lambda: relay.serial_data)):
         last = f"{word} {done[word]}\n".encode()

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,10 +27,11 @@ from ringzero.errors import (
     RingzeroError,
     StateError,
 )
-from ringzero.vm import blobs
+from ringzero.vm import blobs, packed
 from ringzero.vm.compare import difference
 from ringzero.vm.snapshot import MANIFEST, STATE, Manifest, Snapshot, _checksum
 from ringzero.vm.store import Store
+from ringzero.vm.transfer import export, import_file
 from tests.vm.seeds import DISK, ancestors, content, save, seed
 
 FUZZ = int(os.environ.get("RINGZERO_FUZZ", "1"))
@@ -160,7 +162,7 @@ def test_disks_of_a_machine_that_does_not_run(store, tmp_path):
     disks = [f"{path},format=raw", f"{fixed},ro,format=raw"]
     saved = store.save_disks(MachineConfig.create(memory="32M", disks=disks), "cold")
     path.write_bytes(b"other".ljust(DISK, b"\0"))
-    first, second = saved._disks()
+    first, second = saved.disks()
     assert bytes(first.read(0, 4)) == b"text" and second.read_only
     grown = first.grow()
     grown.write(0, b"TEXT")
@@ -244,10 +246,84 @@ def test_nothing_is_freed_while_a_snapshot_cannot_be_read(store, tmp_path):
 def test_newer_formats_are_refused_by_name(store, tmp_path):
     path = save(store, tmp_path, "one").path / MANIFEST
     tree = json.loads(path.read_text())
-    path.write_text(json.dumps({**tree, "format": 2}))
-    with pytest.raises(StateError, match="format 2") as caught:
+    path.write_text(json.dumps({**tree, "format": 3}))
+    with pytest.raises(StateError, match="format 3") as caught:
         store.get("one")
     assert "newer" in caught.value.hint
+
+
+def test_the_format_before_is_still_read(store, tmp_path):
+    path = save(store, tmp_path, "one").path / MANIFEST
+    tree = json.loads(path.read_text())
+    del tree["checksum"], tree["memory"]["packed"]
+    tree["format"] = 1
+    path.write_text(json.dumps({**tree, "checksum": _checksum(tree)}))
+    assert texts(store) == {"one": b"one"} and store.get("one").check() == []
+    second = save(store, tmp_path, "two", b"two", ancestors(store.get("one")))
+    assert second.manifest.memory.delta and texts(store) == {"one": b"one", "two": b"two"}
+
+
+# ---- packed memory ---------------------------------------------------------------
+
+
+def test_packed_memory_is_what_it_was_and_others_build_upon_it(store, tmp_path):
+    first = save(store, tmp_path, "one", b"one", compress=True)
+    part = first.manifest.memory
+    assert part.packed and first.manifest.blobs[part.base] < 10_000
+    second = save(store, tmp_path, "two", b"two", ancestors(first))
+    assert second.manifest.memory.base == part.base and second.manifest.memory.packed
+    plain = save(store, tmp_path, "plain", b"one")
+    assert texts(store) == {"one": b"one", "two": b"two", "plain": b"one"}
+    assert [s.check() for s in (first, second)] == [[], []]
+    assert difference(first, plain)["memory"]["pages"] == 0
+    export(second, tmp_path / "file")
+    store.remove("one")
+    assert import_file(store, tmp_path / "file", "back").check() == []
+    assert texts(store)["back"] == b"two"
+
+
+@pytest.mark.parametrize("how", ["missing", "short", "empty", "flipped", "head", "long"])
+def test_damaged_packed_memory_is_refused(store, tmp_path, how):
+    snapshot = save(store, tmp_path, "one", compress=True)
+    path = snapshot.blob(snapshot.manifest.memory.base)
+    data = path.read_bytes()
+    path.unlink()
+    damaged = {
+        "short": data[:-9],
+        "empty": b"",
+        "flipped": data[:70] + bytes((data[70] ^ 4,)) + data[71:],
+        "head": b"X" + data[1:],
+        "long": data[:-4] + b"1234",
+    }
+    if how in damaged:
+        path.write_bytes(damaged[how])
+    with pytest.raises(RingzeroError):
+        store.get("one").seed().close()
+    assert store.get("one").check()
+
+
+@settings(max_examples=50 * FUZZ, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@given(
+    runs=st.lists(st.tuples(st.integers(0, 1 << 21), st.integers(0, 70_000), st.binary(max_size=9)),
+                  max_size=4),
+    honest=st.booleans(),
+    rest=st.binary(max_size=20),
+    frame=st.booleans(),
+)  # fmt: skip
+def test_hostile_packed_memory(tmp_path, runs, honest, rest, frame):
+    body = b"".join(
+        packed.BLOCK.pack(at, length) + (data.ljust(length, b"\0")[:length] if honest else data)
+        for at, length, data in runs
+    )
+    body += rest if frame else b""
+    path = tmp_path / "packed"
+    head = packed.HEADER.pack(packed.MAGIC, 1 << 20)
+    path.write_bytes(head + zstandard.compress(body) + (b"" if frame else rest))
+    with contextlib.suppress(StateError):
+        memory = packed.read(path, 1 << 20)
+        assert os.fstat(memory.fd).st_size == 1 << 20
+        memory.release()
 
 
 JSON = st.recursive(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ringzero.control.protocol import STDERR, STDIN, STDOUT, Data, Message
 from ringzero.control.records import ExitRecord, Status
 from ringzero.control.table import action
-from ringzero.errors import ConflictError, InvalidValueError, ProtocolError
+from ringzero.errors import ConflictError, GuestError, InvalidValueError, ProtocolError
 
 if TYPE_CHECKING:
     from ringzero.control.keeper import Keeper
@@ -68,11 +68,22 @@ def fork(keeper: Keeper, count: int = 1, name: str = "") -> list[str]:
 
 
 @action("snapshot", "save the machine as it is now; return the snapshot's identifier")
-def snapshot(keeper: Keeper, name: str, store: str, memory: bool = True) -> str:
+def snapshot(
+    keeper: Keeper, name: str, store: str, memory: bool = True, compress: bool = False
+) -> str:
     from ringzero.vm.store import Store
 
-    saved: str = keeper.machine.snapshot(name, memory=memory, store=Store(Path(store))).identifier
-    return saved
+    saved = keeper.machine.snapshot(
+        name, memory=memory, compress=compress, store=Store(Path(store))
+    )
+    return str(saved.identifier)
+
+
+@action("revert", "take the machine back to a snapshot: memory, state and disks")
+def revert(keeper: Keeper, snapshot: str) -> None:
+    from ringzero.control import vmm
+
+    vmm.revert(keeper, Path(snapshot))
 
 
 @action("wait", "answer when the machine has ended", streams=True)
@@ -107,6 +118,9 @@ def execute(
     def over(status: int) -> None:
         call.finish({"status": status})
 
+    def lost() -> None:
+        call.fail(GuestError("the machine was taken back to a snapshot before the command ended"))
+
     if tty:
         rows, columns = _size(rows, columns)
         command = agent.terminal(
@@ -116,6 +130,7 @@ def execute(
             term=term,
             on_output=lambda data: call.write(STDOUT, data),
             on_exit=over,
+            on_lost=lost,
         )
     else:
         command = agent.run(
@@ -124,6 +139,7 @@ def execute(
             on_stdout=lambda data: call.write(STDOUT, data),
             on_stderr=lambda data: call.write(STDERR, data),
             on_exit=over,
+            on_lost=lost,
         )
     call.on_pressure = command.hold_output
     _serve_command(call, command)

@@ -34,9 +34,10 @@ from ringzero.control.protocol import (
     encode_data,
     encode_message,
 )
-from ringzero.control.records import ExitRecord
+from ringzero.control.records import ExitRecord, MachineRecord
 from ringzero.control.table import get
-from ringzero.errors import ControlError, ProtocolError, from_dict
+from ringzero.errors import ConflictError, ControlError, ProtocolError, from_dict
+from ringzero.records import replace
 
 # How long a machine's process may take to answer a plain action, in seconds. It answers in
 # milliseconds unless the host swaps or its disk hangs.
@@ -208,10 +209,42 @@ class RemoteMachine:
             made = session.call("fork", count=count, name=name)
         return [RemoteMachine(directory.find(n, self.directory.path.parent)) for n in made]
 
-    def snapshot(self, name: str, store: Path, *, memory: bool = True) -> str:
+    def snapshot(
+        self, name: str, store: Path, *, memory: bool = True, compress: bool = False
+    ) -> str:
         """Have the machine saved as it is now; return the snapshot's identifier."""
+        how = {"store": str(store), "memory": memory, "compress": compress}
         with self.session(_SAVE) as session:
-            return str(session.call("snapshot", name=name, store=str(store), memory=memory))
+            return str(session.call("snapshot", name=name, **how))
+
+    def revert(self, snapshot: Path) -> None:
+        """Take the machine, running or not, back to the snapshot in a directory; it goes on."""
+        if self.directory.alive:
+            with self.session(_SAVE) as session:
+                session.call("revert", snapshot=str(snapshot))
+            return
+        record = self.directory.machine()
+        if record.snapshot or record.parent:
+            # A copy's disks went with it; it begins anew with the snapshot's.
+            again = replace(record, snapshot=str(snapshot), parent="", revert="")
+        else:
+            again = replace(record, revert=str(snapshot))
+        self._start_again(again)
+
+    def start(self) -> None:
+        """Start a machine that has ended, as it was described. Raises ConflictError."""
+        record = self.directory.machine()
+        if not self.directory.alive and (record.snapshot or record.parent) and not record.revert:
+            raise ConflictError(
+                f"machine {self.name!r} was a copy; what it was went with it",
+                hint=f"`ringzero snapshot revert {self.name} SNAPSHOT` starts it from a snapshot",
+            )
+        self._start_again(record)
+
+    def _start_again(self, record: MachineRecord) -> None:
+        from ringzero.control.launch import launch
+
+        launch(self.directory.reclaim(replace(record, foreground=False)))
 
     def stop(self, timeout: float = 10.0) -> ExitRecord:
         """Have the guest switch itself off, or end it after `timeout` seconds; wait for that."""

@@ -67,10 +67,15 @@ _FATAL = re.compile(r"^Fatal Python error: (.*)$", re.MULTILINE)
 
 @record
 class Claim:
-    """A new machine's directory, and the open lock on it, which its process inherits."""
+    """A machine's directory, and the open lock on it, which its process inherits.
+
+    `again` says that the machine has been one before, and is not to be removed when it
+    does not come up.
+    """
 
     directory: MachineDirectory
     lock: int
+    again: bool = False
 
     def release(self) -> None:
         """Close this process's hold; the lock is free when no process has it open."""
@@ -85,7 +90,8 @@ class Claim:
 
     def discard(self) -> None:
         """Remove a machine that never came to be."""
-        self.directory.discard()
+        if not self.again:
+            self.directory.discard()
         self.release()
 
 
@@ -173,7 +179,13 @@ class MachineDirectory:
             when = (self.path / STATUS).stat().st_mtime
         except OSError:
             when = 0.0
-        return ExitRecord("died", self._cause(process), 137, when)
+        cause, machine = self._cause(process), MachineRecord.read(self.path / MACHINE)
+        if machine is not None and machine.revert:
+            cause += (
+                f"; it was being taken back to {Path(machine.revert).name!r}, and its disks may be "
+                f"in between: `ringzero start {self.name}` completes that"
+            )
+        return ExitRecord("died", cause, 137, when)
 
     def _cause(self, process: ProcessRecord | None) -> str:
         if process is None:
@@ -281,28 +293,53 @@ class MachineDirectory:
 
     def remove(self) -> None:
         """Remove a machine that does not run. Raises ConflictError, NotFoundError."""
+        if self.path.exists() and not self.exists:
+            # Not one that we made; nobody can be running it.
+            self.discard()
+            return
+        lock = self._take_lock()
+        try:
+            self.discard()
+        finally:
+            os.close(lock)
+
+    def reclaim(self, record: MachineRecord) -> Claim:
+        """Claim a machine that does not run, to start it again as `record` says.
+
+        What it said stays. Raises ConflictError, NotFoundError, HostError.
+        """
+        lock = self._take_lock()
+        try:
+            record.write(self.path / MACHINE)
+            for name in (EXIT, STATUS, PROCESS):
+                (self.path / name).unlink(missing_ok=True)
+        except BaseException as fault:
+            os.close(lock)
+            if isinstance(fault, OSError):
+                raise host_error(fault, "write", self.path) from fault
+            raise
+        return Claim(self, lock, again=True)
+
+    def _take_lock(self) -> int:
         try:
             lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CLOEXEC)
         except OSError as fault:
             if not self.path.exists():
                 raise not_found(self.name, self.path.parent) from None
-            if isinstance(fault, FileNotFoundError):
-                # Not one that we made; nobody can be running it.
-                self.discard()
-                return
             raise host_error(fault, "open", self.path / LOCK) from fault
         try:
             if not ofdlock.take(lock):
                 raise ConflictError(
                     f"machine {self.name!r} is {self.status().value}",
-                    hint=f"stop it first, or `ringzero rm -f {self.name}`",
+                    hint=f"stop it first: `ringzero stop {self.name}`",
                 )
             # Between the two somebody else may have removed it and used the name again.
             if not self._is_mine(lock):
                 raise not_found(self.name, self.path.parent)
-            self.discard()
-        finally:
+        except BaseException:
             os.close(lock)
+            raise
+        return lock
 
     def _is_mine(self, lock: int) -> bool:
         try:

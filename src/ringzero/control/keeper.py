@@ -12,12 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol
 
 from ringzero.control import actions  # noqa: F401 - fills the table
 from ringzero.control.directory import (
     CONSOLE_LOG,
     EXIT,
+    MACHINE,
     PROCESS,
     STATUS,
     Claim,
@@ -25,7 +27,13 @@ from ringzero.control.directory import (
 )
 from ringzero.control.hub import Hub
 from ringzero.control.logfile import LogFile
-from ringzero.control.records import ExitRecord, ProcessRecord, Status, StatusRecord
+from ringzero.control.records import (
+    ExitRecord,
+    MachineRecord,
+    ProcessRecord,
+    Status,
+    StatusRecord,
+)
 from ringzero.control.server import Server
 from ringzero.errors import (
     ConflictError,
@@ -34,6 +42,7 @@ from ringzero.errors import (
     RingzeroError,
     TimeoutExpiredError,
 )
+from ringzero.host.files import sync_file
 from ringzero.host.process import ProcessIdentity, oom_kills, own_cgroup
 from ringzero.records import replace
 from ringzero.vm.agent import Agent, Command
@@ -128,8 +137,14 @@ class Guest(Protocol):
         """Return a paused copy, in this process or one forked from it."""
         ...
 
-    def snapshot(self, name: str, *, memory: bool = True, store: Any = None) -> Any:
+    def snapshot(
+        self, name: str, *, memory: bool = True, compress: bool = False, store: Any = None
+    ) -> Any:
         """Save the machine as it is now under a name, while it runs on."""
+        ...
+
+    def revert(self, snapshot: Any, identity: Identity | None = None) -> None:
+        """Become what a snapshot holds, in place."""
         ...
 
     def keep_from_children(self) -> None:
@@ -201,6 +216,15 @@ class Keeper:
             self._require(Status.PAUSED)
             self.machine.resume()
             self._set(Status.RUNNING)
+
+    def revert(self, snapshot: Path) -> None:
+        """Take the machine back to a snapshot; it goes on if it ran. Raises ConflictError."""
+        with self._changing:
+            if self._status is not Status.PAUSED:
+                self._require(Status.RUNNING)
+            take_back(self.machine, self.directory, snapshot)
+            # The shell that was on the console belongs to a future that is no more.
+            self._shell = None
 
     def stop(self, timeout: float = SHUTDOWN) -> ExitRecord:
         """Have the guest switch itself off; end it after `timeout` seconds; wait for the end."""
@@ -367,6 +391,40 @@ class Keeper:
         with contextlib.suppress(HostError):
             record = StatusRecord(self._status.value, time.time(), engine)
             record.write(self.directory.path / STATUS)
+
+
+def take_back(machine: Guest, directory: MachineDirectory, snapshot: Path) -> None:
+    """Take a machine back to a snapshot, with a note of it as long as its disks are in between.
+
+    Raises what `Machine.revert` does, and HostError.
+    """
+    from ringzero.vm.snapshot import Snapshot
+
+    found, record = Snapshot.open(snapshot), directory.machine()
+    # A copy had a name of its own; another machine's guest keeps the one that it had.
+    identity = Identity(record.name) if record.snapshot or record.parent else None
+    _note(directory, replace(record, revert=str(snapshot)))
+    try:
+        machine.revert(found, identity)
+    except RingzeroError:
+        if _goes_on(machine):
+            # Refused, and nothing was changed.
+            _note(directory, replace(record, revert=""))
+        raise
+    _note(directory, replace(record, revert=""))
+
+
+def _note(directory: MachineDirectory, record: MachineRecord) -> None:
+    path = directory.path / MACHINE
+    record.write(path)
+    sync_file(path)
+
+
+def _goes_on(machine: Guest) -> bool:
+    try:
+        return machine.wait(0) is None
+    except RingzeroError:
+        return False
 
 
 def write_process(directory: MachineDirectory) -> None:

@@ -27,8 +27,8 @@ def launch(
 ) -> MachineDirectory:
     """Start the process of a machine whose directory is claimed; return when the guest is up.
 
-    With `wait` False, return when the process runs. A machine that could not be
-    built leaves no directory behind. Raises what the machine's process raises.
+    With `wait` False, return when the process runs. A new machine that could not
+    be built leaves no directory behind. Raises what the machine's process raises.
     """
     directory = claim.directory
     reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -53,7 +53,8 @@ def launch(
     except KeyboardInterrupt:
         claim.release()
         directory.end_process()
-        directory.remove()
+        if not claim.again:
+            directory.remove()
         raise
     except RingzeroError:
         process = directory.process()

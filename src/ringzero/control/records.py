@@ -77,7 +77,8 @@ class MachineRecord(Record):
     is the machine's; `timeout` (seconds) and `serial` (a file) are those of
     `ringzero run`. `foreground` says that a terminal's command holds the machine,
     `remove` that the directory goes away at its end. `snapshot` is the directory of the
-    snapshot that the machine goes on from, or "".
+    snapshot that the machine goes on from, or ""; `revert` that of the one to which it is being
+    taken back: while it stands there, the machine's disks may be in between.
     """
 
     name: str
@@ -92,6 +93,7 @@ class MachineRecord(Record):
     remove: bool = False
     parent: str = ""
     snapshot: str = ""
+    revert: str = ""
     format: int = FORMAT
 
     def __post_init__(self) -> None:

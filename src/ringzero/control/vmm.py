@@ -20,7 +20,7 @@ from typing import Any
 
 from ringzero.config.machine import MachineConfig
 from ringzero.control.directory import EXIT, Claim, MachineDirectory
-from ringzero.control.keeper import Guest, Keeper, write_process
+from ringzero.control.keeper import Guest, Keeper, take_back, write_process
 from ringzero.control.records import ExitRecord, MachineRecord
 from ringzero.control.report import Reporter
 from ringzero.errors import ControlError, GuestError, RingzeroError
@@ -56,6 +56,14 @@ def restore(record: MachineRecord) -> Guest:
     return machine
 
 
+def _take_back(machine: Guest, directory: MachineDirectory, snapshot: Path) -> None:
+    try:
+        take_back(machine, directory, snapshot)
+    except BaseException:
+        machine.stop()
+        raise
+
+
 def main(arguments: list[str], build: Build = build) -> int:
     """Run the machine whose directory, lock and report pipe `arguments` name."""
     path, lock, report = arguments
@@ -82,6 +90,8 @@ def run(claim: Claim, reporter: Reporter, build: Build) -> int:
         record = directory.machine()
         config = record.machine_config()
         machine = restore(record) if record.snapshot else build(config, reporter)
+        if record.revert:
+            _take_back(machine, directory, Path(record.revert))
     except Exception as fault:
         error = fault if isinstance(fault, RingzeroError) else internal(fault)
         with contextlib.suppress(RingzeroError):
@@ -91,6 +101,7 @@ def run(claim: Claim, reporter: Reporter, build: Build) -> int:
         return error.exit_code
     try:
         keeper = Keeper(machine, claim)
+        take_over(keeper)
         with _serial_file(keeper):
             return keep(keeper, reporter)
     except RingzeroError as fault:
@@ -131,7 +142,8 @@ def _report_up(keeper: Keeper, reporter: Reporter) -> None:
             detail = f": {result.reason}\n{result.detail}" if result is not None else ""
             reporter.fail(GuestError("the guest ended before it could run anything" + detail))
             return
-        if keeper.record.command and not keeper.record.parent:
+        # In a copy, and where the machine was taken back, the guest runs it already.
+        if keeper.record.command and not keeper.machine.agent.kept:
             _run_command(keeper)
     reporter.up()
 
@@ -153,6 +165,22 @@ def take_over(keeper: Keeper) -> None:
     if keeper.machine.config.agent:
         for command in keeper.machine.agent.kept:
             command.redirect(on_stdout=keeper.log, on_stderr=keeper.log, on_exit=_end_with(keeper))
+
+
+def revert(keeper: Keeper, snapshot: Path) -> None:
+    """Take a living machine back to a snapshot; its command goes on there, or begins anew."""
+    keeper.revert(snapshot)
+    if not keeper.machine.config.agent:
+        return
+    take_over(keeper)
+    if keeper.record.command and not keeper.machine.agent.kept:
+        threading.Thread(target=_run_when_ready, args=(keeper,), daemon=True).start()
+
+
+def _run_when_ready(keeper: Keeper) -> None:
+    with contextlib.suppress(GuestError):
+        if keeper.machine.agent.wait_ready():
+            _run_command(keeper)
 
 
 def _end_with(keeper: Keeper) -> Callable[[int], None]:

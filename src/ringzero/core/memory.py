@@ -60,8 +60,8 @@ class GuestMemory:
             offset += size
         self.regions = tuple(regions)
         self.size = offset
-        if image is not None and image.size != offset:
-            raise StateError("the saved memory has another size", expected=offset, seen=image.size)
+        if image is not None:
+            self._check_size(image)
         self.host = HostMemory("guest-ram", offset, image, large_pages=large_pages)
         self._bases = [region.base for region in regions]
         self._listeners: list[WriteListener] = []
@@ -121,6 +121,22 @@ class GuestMemory:
     def listen(self, listener: WriteListener) -> None:
         """Call `listener(gpa, count)` after every write that is not a vCPU's own."""
         self._listeners.append(listener)
+
+    def become(self, image: MemoryImage) -> None:
+        """Have the content of `image`, a memory of this layout, and tell the listeners.
+
+        The machine stands still. Raises StateError, HostError.
+        """
+        self._check_size(image)
+        self.host.become(image)
+        for region in self.regions:
+            self.mark_written(region.base, region.size)
+
+    def _check_size(self, image: MemoryImage) -> None:
+        if image.size != self.size:
+            raise StateError(
+                "the saved memory has another size", expected=self.size, seen=image.size
+            )
 
     def close(self) -> None:
         """Give the memory back to the host."""

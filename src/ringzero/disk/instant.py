@@ -146,6 +146,26 @@ class LiveDisk:
                     if instant is not self._newest:
                         instant.keep(offset, length)
 
+    def become(self, content: Disk) -> None:
+        """Make the disk read as `content`, of the same size; what differs is written, and flushed.
+
+        No request may be in flight. A failure leaves some of it done; it can be repeated.
+        """
+        for extent in content.block_status():
+            for mine in list(self.disk.block_status(extent.offset, extent.length)):
+                if extent.reads_zero and mine.reads_zero:
+                    continue
+                for at in range(mine.offset, mine.offset + mine.length, CLUSTER):
+                    length = min(CLUSTER, mine.offset + mine.length - at)
+                    data = bytes(length) if extent.reads_zero else content.read(at, length)
+                    if self.disk.read(at, length) == data:
+                        continue
+                    if any(data):
+                        self.write(at, data)
+                    else:
+                        self.write_zeroes(at, length)
+        self.flush()
+
     def instant(self) -> InstantDisk:
         """Return the content as it is now, to be closed; no write may be in flight."""
         with self.lock:

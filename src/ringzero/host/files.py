@@ -130,6 +130,18 @@ def map_file(path: Path) -> tuple[memoryview, os.stat_result]:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), status
 
 
+def sync_file(path: Path) -> None:
+    """Have a file, or a directory's names, on the disk; raises HostError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as fault:
+        raise host_error(fault, "write", path) from fault
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[int]:
     """Hold the lock file `path` for the block, waiting for others; yield its descriptor.

@@ -35,6 +35,7 @@ _IS_FILE, _IS_PRESENT, _IS_SWAPPED = 1 << 2, 1 << 3, 1 << 4
 _SCAN_REGIONS = 512
 # Highest byte of an entry of /proc/PID/pagemap: present, swapped, page of a file.
 _ANONYMOUS = bytes(int(bool(byte & 0xC0) and not byte & 0x20) for byte in range(256))
+_PRESENT = bytes(int(bool(byte & 0xC0)) for byte in range(256))
 
 
 def _libc() -> ctypes.CDLL:
@@ -248,6 +249,18 @@ class HostMemory:
         self._place()
         old.release()
 
+    def become(self, image: MemoryImage) -> None:
+        """Have the content of `image` instead, as a private copy of it.
+
+        Nobody may read or write meanwhile. Address and views stay good. Raises HostError.
+        """
+        old, self.base = self.base, image.base.hold()
+        self.private, self._anonymous = True, False
+        self._place()
+        old.release()
+        for offset, data in image.changed:
+            self.view[offset : offset + len(data)] = data
+
     def changed(self, first: int = 0, last: int | None = None) -> list[tuple[int, int]]:
         """Return (start, end) of the pages, as runs, that differ from the base or may do so.
 
@@ -262,6 +275,15 @@ class HostMemory:
             found = scan_pages(descriptor, *where)
             if found is None:
                 found = read_pages(descriptor, *where)
+        finally:
+            os.close(descriptor)
+        return [(start - self.address, end - self.address) for start, end in found]
+
+    def touched(self) -> list[tuple[int, int]]:
+        """Return (start, end) of the pages, as runs, that this mapping has in the host's memory."""
+        descriptor = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            found = read_pages(descriptor, self.address, self.size, _PRESENT)
         finally:
             os.close(descriptor)
         return [(start - self.address, end - self.address) for start, end in found]
@@ -357,10 +379,12 @@ def scan_pages(pagemap: int, address: int, size: int) -> list[tuple[int, int]] |
     return runs
 
 
-def read_pages(pagemap: int, address: int, size: int) -> list[tuple[int, int]]:
-    """As `scan_pages`, from the table itself."""
+def read_pages(
+    pagemap: int, address: int, size: int, wanted: bytes = _ANONYMOUS
+) -> list[tuple[int, int]]:
+    """As `scan_pages`, from the table itself; `wanted` judges entries by their highest byte."""
     entries = os.pread(pagemap, size // PAGE * 8, address // PAGE * 8)
-    kinds = entries[7::8].translate(_ANONYMOUS)
+    kinds = entries[7::8].translate(wanted)
     runs = []
     start = kinds.find(1)
     while start >= 0:

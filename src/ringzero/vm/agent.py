@@ -149,6 +149,7 @@ class _Request:
     on_stdout: Output | None = None
     on_stderr: Output | None = None
     on_exit: Callable[[int], None] | None = None
+    on_lost: Callable[[], None] | None = None
 
 
 @record
@@ -296,7 +297,7 @@ class Command:
         if not self._done.wait(timeout):
             return None
         if self.status is None:
-            raise GuestError("the guest ended before the command did")
+            raise GuestError("the guest ended, or was taken back, before the command did")
         return self.status
 
     @property
@@ -393,6 +394,11 @@ class Command:
         for output in self._outputs.values():
             output.flush()
         self._done.set()
+
+    def _lose(self) -> None:
+        self._done.set()
+        if self._request.on_lost is not None:
+            self._request.on_lost()
 
 
 class _Output:
@@ -495,12 +501,14 @@ class Agent:
         on_stdout: Output | None = None,
         on_stderr: Output | None = None,
         on_exit: Callable[[int], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
         kept: bool = False,
     ) -> Command:
         """Start a command in the guest: its words, or one string for the guest's shell.
 
-        With `takes_input`, end it by `close_input`. In clones of the machine a
-        `kept` command goes on. Raises InvalidValueError for a command that
+        With `takes_input`, end it by `close_input`. `on_lost` is called instead of `on_exit` when
+        the machine becomes what it was before. In clones of the machine a `kept` command goes
+        on. Raises InvalidValueError for a command that
         cannot be sent (empty, NUL in it, over 256 KiB).
         """
         return self._enqueue(
@@ -512,6 +520,7 @@ class Agent:
                 on_stdout=on_stdout,
                 on_stderr=on_stderr,
                 on_exit=on_exit,
+                on_lost=on_lost,
             )
         )
 
@@ -524,6 +533,7 @@ class Agent:
         term: str = "linux",
         on_output: Output | None = None,
         on_exit: Callable[[int], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
     ) -> Command:
         """Start a command on a terminal, or a login shell without `words`.
 
@@ -536,7 +546,9 @@ class Agent:
         tty = on_output is not None
         size = (int(rows), int(columns))
         return self._enqueue(
-            _Request(line, tty=tty, size=size, on_stdout=on_output, on_exit=on_exit)
+            _Request(
+                line, tty=tty, size=size, on_stdout=on_output, on_exit=on_exit, on_lost=on_lost
+            )
         )
 
     def await_adoption(self) -> None:
@@ -571,15 +583,16 @@ class Agent:
         with self.lock:
             self._closed = True
             self._ready.set()
-            self._abandon_all()
-
-    def _abandon_all(self) -> None:
-        for command in (*(slot.active for slot in self._slots), *self._waiting):
-            if command is not None:
+            for command in self._take_all():
                 command._abandon()
+
+    def _take_all(self) -> list[Command]:
+        """Return all commands, of which the agent knows no more from now on."""
+        commands = [slot.active for slot in self._slots if slot.active is not None] + self._waiting
         for slot in self._slots:
             slot.active = None
-        self._waiting.clear()
+        self._waiting = []
+        return commands
 
     # ---- state ------------------------------------------------------------
 
@@ -601,7 +614,8 @@ class Agent:
         """
         _check(state)
         with self.lock:
-            self._abandon_all()
+            for command in self._take_all():
+                command._lose()
             self.release = state.release[:128]
             self._count = state.count
             self._adoptions = max(0, state.adoptions)
@@ -616,13 +630,13 @@ class Agent:
             else:
                 self._ready.clear()
             for slot in self._slots:
-                command = slot.active
-                if command is None:
+                orphan = slot.active
+                if orphan is None:
                     continue
-                if command._finished():
+                if orphan._finished():
                     slot.active = None
-                elif not command._request.kept:
-                    self._insist(command)
+                elif not orphan._request.kept:
+                    self._insist(orphan)
 
     def _insist(self, command: Command) -> None:
         """Kill a command that nobody waits for, until it is gone."""
@@ -712,8 +726,9 @@ class Agent:
                     self._next(slot)
             case ["pong", _]:
                 pass
-            case ["adopted"] if self._adoptions:
-                self._adoptions -= 1
+            case ["adopted"]:
+                # A guest that was copied before it had opened the port is not waited for.
+                self._adoptions = max(0, self._adoptions - 1)
                 self._schedule()
             case _:
                 self.faults += 1

@@ -148,7 +148,12 @@ class AsyncMachine:
         children = await in_thread(lambda: machine.fork(count, start=start))
         return [AsyncMachine(child) for child in children]
 
-    async def snapshot(self, name: str, *, memory: bool = True) -> Snapshot:
+    async def snapshot(self, name: str, *, memory: bool = True, compress: bool = False) -> Snapshot:
         """Save the machine as it is now under a name."""
         machine = await self._get()
-        return await in_thread(lambda: machine.snapshot(name, memory=memory))
+        return await in_thread(lambda: machine.snapshot(name, memory=memory, compress=compress))
+
+    async def revert(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot, in place."""
+        machine = await self._get()
+        await in_thread(lambda: machine.revert(snapshot))

@@ -157,13 +157,14 @@ def write_blob(directory: Path, size: int, blocks: Blocks) -> str:
             digest.add(offset, data)
             write_all(fd, data, offset)
 
-    _write_file(temporary, fill)
+    write_file(temporary, fill)
     path = directory / digest.text()
     temporary.replace(path)
     return path.name
 
 
-def _write_file(path: Path, fill: Callable[[int], None]) -> None:
+def write_file(path: Path, fill: Callable[[int], None]) -> None:
+    """Have `fill` write a new file by its descriptor, safely on the disk, or nothing. HostError."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
         try:

@@ -220,6 +220,7 @@ class PortChannels:
                     item.data if item.connected is None else item.connected
                 )
                 self._outbound_size[item.port] += len(item.data)
+            self._held.clear()
             self._inbound = deque(state.inbound)
             self._inbound_size = sum(len(data) for _, data in state.inbound)
         self._signal()

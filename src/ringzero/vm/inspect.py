@@ -8,6 +8,7 @@ from typing import Any
 
 from ringzero.core.memory import GuestMemory
 from ringzero.errors import InvalidValueError
+from ringzero.host.memory import HostMemory
 from ringzero.isa.x86.state import GPR_NAMES, CpuState
 from ringzero.records import replace
 from ringzero.vm.runloop import VcpuThread
@@ -28,6 +29,11 @@ class MemoryAccess:
 
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory
+
+    @property
+    def host(self) -> HostMemory:
+        """What it is mapped from."""
+        return self._memory.host
 
     def __getitem__(self, where: int | slice) -> Any:
         if isinstance(where, slice):

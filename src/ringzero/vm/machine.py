@@ -76,10 +76,11 @@ CONSOLE_PORT_NAME = "org.ringzero.console"
 # Where ringzero's own guests wait to be told who a copy is (`ringzero.vm.identity`).
 IDENTITY_PORT = "org.ringzero.identity"
 # The longest time, in nanoseconds, by which a clone's time-stamp counter is moved on. Linux
-# lets real-time threads run 0.95 s of a second and logs it when one seems to have had more; and
-# it makes up for every tick that it missed: 1.4 s of work for 20 minutes, minutes for days.
-# Beyond this, its monotonic time goes on where it stood and only the wall clock is set.
-LONGEST_STEP = 500_000_000
+# lets real-time threads run 0.95 s of a second and logs it when one seems to have had more, and
+# clones of clones may follow each other within that second; and it makes up for every tick that
+# it missed: 1.4 s of work for 20 minutes, minutes for days. Beyond this, its monotonic time goes
+# on where it stood and only the wall clock is set.
+LONGEST_STEP = 100_000_000
 # What Linux says before it reboots, by a triple fault if it was told reboot=t.
 RESTART_MARK = "reboot: Restarting system"
 
@@ -269,6 +270,7 @@ class Machine:
     def _grow(self, seed: Seed) -> None:
         """Become what the seed holds, as somebody else."""
         now, state = self.identity.now, seed.state
+        self._clock_ahead = None
         stood_still = 0 if now is None else max(0, now - seed.taken)
         if stood_still <= LONGEST_STEP:
             state = state.advanced(stood_still, self._vm.tsc_hz)
@@ -612,12 +614,7 @@ class Machine:
         The guest stands still for some milliseconds and goes on where it was. Raises
         InvalidValueError when the guest has ended, StateError, HostError.
         """
-        if self._stopped or self.control.wanted is Wanted.END:
-            raise InvalidValueError("the guest has ended; there is nothing to copy")
-        if self._on_vcpu_thread():
-            raise InvalidValueError(
-                "a hook cannot copy its machine", hint="pause in the hook, copy outside of it"
-            )
+        self._refuse_ended_and_hooks()
         with self.frozen(), contextlib.ExitStack() as undo:
             self._boot()
             state = self._save()
@@ -632,6 +629,15 @@ class Machine:
             code = self._vm.share()
             undo.pop_all()
         return Seed(self.config, state, memory, disks, taken, code)
+
+    def _refuse_ended_and_hooks(self) -> None:
+        if self._stopped or self.control.wanted is Wanted.END:
+            raise InvalidValueError("the guest has ended; there is nothing to copy, or to revert")
+        if self._on_vcpu_thread():
+            raise InvalidValueError(
+                "a hook cannot copy or revert its machine",
+                hint="pause in the hook, copy outside of it",
+            )
 
     def grow(self, seed: Seed, identity: Identity) -> Self:
         """Return a paused copy from `seed`, on this machine's engine.
@@ -667,15 +673,61 @@ class Machine:
             undo.pop_all()
         return children
 
-    def snapshot(self, name: str, *, memory: bool = True, store: Store | None = None) -> Snapshot:
+    def snapshot(
+        self,
+        name: str,
+        *,
+        memory: bool = True,
+        compress: bool = False,
+        store: Store | None = None,
+    ) -> Snapshot:
         """Save the machine as it is now under a name of its own; it runs on meanwhile.
 
-        `memory` False saves the disks only. Raises InvalidValueError where the name is
+        `memory` False saves the disks only; `compress` takes less space, and is read as a whole
+        at a restore instead of page by page. Raises InvalidValueError where the name is
         taken, and what `seed` raises.
         """
         from ringzero.vm.store import Store
 
-        return (store or Store()).save(self, name, memory=memory)
+        return (store or Store()).save(self, name, memory=memory, compress=compress)
+
+    def revert(self, snapshot: Snapshot, identity: Identity | None = None) -> None:
+        """Go back to a snapshot, in place: memory, state, and what the disks hold.
+
+        What the machine became since then is lost, and images of its disks are written to where
+        they differ. It goes on if it ran, with new random numbers and the clock set; from a
+        snapshot without memory it boots. Commands in the guest end with GuestError.
+
+        Raises StateError, with nothing changed, where the snapshot is of another machine or
+        damaged. The machine ends when a disk cannot be written to.
+        """
+        from ringzero.vm import revert
+
+        self._refuse_ended_and_hooks()
+        with self.frozen(), revert.seed_for(self, snapshot) as seed:
+            try:
+                revert.take_back(self.disks, seed.disks)
+                for thread in self.threads:
+                    # An access that a vCPU has begun is ended before it is another's.
+                    thread.get_state()
+                self._memory.become(seed.memory)
+                self.identity = identity or Identity()
+                self._grow(seed)
+            except BaseException as fault:
+                self.control.fail(fault)
+                raise
+            self._newborn = snapshot.manifest.memory is not None
+            self.lineage = (snapshot.identifier, *snapshot.manifest.lineage)
+            if self._started and self._newborn:
+                self._introduce()
+
+    def boot_seed(self, disks: Sequence[InstantDisk]) -> Seed:
+        """Return what a machine like this one is before its first instruction, with such disks."""
+        fresh = self.on_disks(self.config, disks, engine=self._engine)
+        try:
+            return fresh.seed()
+        finally:
+            fresh.stop()
 
     @property
     def engine_name(self) -> str:

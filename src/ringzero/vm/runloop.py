@@ -148,6 +148,7 @@ class VcpuThread:
 
     def set_state(self, state: CpuState) -> None:
         """Give the vCPU its state; the machine is paused."""
+        self._init_received, self._startup_vector = False, None
         self._waits_for_startup = (
             self.processor.lapic is not None and state.mp_state == MP_UNINITIALIZED
         )

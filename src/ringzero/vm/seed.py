@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Self
 from ringzero.config.machine import MachineConfig
 from ringzero.host.memory import MemoryImage
 from ringzero.records import field, record
-from ringzero.vm.state import MachineState
 
 if TYPE_CHECKING:
     from ringzero.disk.instant import InstantDisk, Readers
+    from ringzero.vm.state import MachineState
 
 
 @record

@@ -31,17 +31,18 @@ from ringzero.host.files import host_error
 from ringzero.host.memory import MemoryBase, MemoryImage
 from ringzero.units import MIB
 from ringzero.vm import blobs
-from ringzero.vm.identity import Identity
-from ringzero.vm.seed import Seed
-from ringzero.vm.state import MachineState
 
+# What makes a machine loads with it: listing snapshots takes none of that.
 if TYPE_CHECKING:
     from ringzero.disk.instant import InstantDisk
+    from ringzero.vm.identity import Identity
     from ringzero.vm.machine import Machine
+    from ringzero.vm.seed import Seed
+    from ringzero.vm.state import MachineState
 
 # Raised whenever a reader of before would misread what is written now. What a
 # newer ringzero reads of older formats, it says in docs/snapshots.md.
-FORMAT = 1
+FORMAT = 2
 MANIFEST, STATE = "manifest.json", "state.json"
 # The longest manifest and state tree that are read; real ones have kilobytes, and up to
 # some megabytes when the consoles' ports were full.
@@ -53,11 +54,15 @@ _IDENTIFIER = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class MemoryPart:
-    """The blob that is mapped, and the delta that is laid over it, if there is one."""
+    """The blob that is mapped, and the delta that is laid over it, if there is one.
+
+    A `packed` blob (`ringzero.vm.packed`) is not mapped but unpacked.
+    """
 
     size: int
     base: str
     delta: str | None
+    packed: bool
 
 
 @dataclass(frozen=True)
@@ -107,14 +112,16 @@ class Manifest:
             version = tree["format"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
             raise StateError(f"{where} is no manifest of a snapshot", path=where) from fault
-        if version != FORMAT:
+        if version not in (1, FORMAT):
             raise StateError(
-                f"{where} has format {version!r}, this ringzero reads {FORMAT}",
+                f"{where} has format {version!r}, this ringzero reads 1 to {FORMAT}",
                 hint="use the ringzero that wrote it, or a newer one",
                 path=where,
             )
         if checksum != _checksum(tree):
             raise StateError(f"{where} is damaged: its checksum does not match", path=where)
+        if version == 1:
+            tree = _from_format_1(tree)
         config = tree.get("config")
         manifest = from_tree(_Shape, {**tree, "config": {}}, str(where))
         made = cls(
@@ -141,7 +148,10 @@ class Manifest:
             and all(self.blobs[d.blob] == d.size for d in self.disks if d.blob is not None)
         )
         if sound and self.memory is not None:
-            sound = self.memory.size == config.memory == self.blobs[self.memory.base]
+            sound = self.memory.size == config.memory
+            sound = sound and (
+                self.memory.packed or self.memory.size == self.blobs[self.memory.base]
+            )
         if not sound:
             raise StateError(f"{where} contradicts itself", path=where)
 
@@ -165,6 +175,14 @@ class _Shape(Manifest):
     """The manifest as it is read from JSON; the configuration is read by its own code."""
 
     config: dict[str, str]
+
+
+def _from_format_1(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest of format 1, in which no memory was packed, as one of format 2."""
+    memory = tree.get("memory")
+    if isinstance(memory, dict):
+        memory = {**memory, "packed": False}
+    return {**tree, "format": 2, "memory": memory}
 
 
 def _checksum(tree: dict[str, Any]) -> str:
@@ -223,6 +241,8 @@ class Snapshot:
 
     def state(self) -> MachineState | None:
         """Return the state tree, or None without memory. Raises StateError."""
+        from ringzero.vm.state import MachineState
+
         if self.manifest.state is None:
             return None
         data = _read_limited(self.path / STATE, MAX_STATE)
@@ -262,29 +282,48 @@ class Snapshot:
                 hint="start it: its guest boots from its disks",
             )
         changed = blobs.read_delta(self.blob(part.delta), part.size) if part.delta else ()
+        return MemoryImage(self.memory_base(part), changed)
+
+    def memory_base(self, part: MemoryPart) -> MemoryBase:
+        """Return what the memory is without its delta, to be released. StateError, HostError."""
         path = self.blob(part.base)
+        if part.packed:
+            from ringzero.vm import packed
+
+            return packed.read(path, part.size)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as fault:
             raise host_error(fault, "open", path) from fault
-        image = MemoryImage(MemoryBase(fd, part.size, owned=False), changed)
+        base = MemoryBase(fd, part.size, owned=False)
         # What is missing at the end would be a bus error at the first touch.
         if os.fstat(fd).st_size != part.size:
-            image.close()
+            base.release()
             raise StateError(f"the memory of {self.name} is cut short", path=path)
-        return image
+        return base
+
+    def _read_ahead(self, base: MemoryBase) -> None:
+        """Have the host read what machines touch first, as far as that is known."""
+        from ringzero.vm import workingset
+
+        part = self.manifest.memory
+        if part is not None and not part.packed:
+            workingset.prefetch(self.path / workingset.FILE, base.fd, part.size)
 
     def seed(self) -> Seed:
         """Return the seed from which machines grow; the caller closes it."""
+        from ringzero.vm.seed import Seed
+
         state = self.state()
         if state is None:
             raise StateError(f"{self.name} was saved without memory")
         with contextlib.ExitStack() as undo:
             image = self.memory()
             undo.callback(image.close)
+            self._read_ahead(image.base)
             config = replace(self.manifest.machine_config(), engine=self.manifest.engine or "auto")
             code = self._code.hold() if self._code is not None else None
-            seed = Seed(config, state, image, self._disks(), self.manifest.taken, code)
+            seed = Seed(config, state, image, self.disks(), self.manifest.taken, code)
             undo.pop_all()
             return seed
 
@@ -299,7 +338,8 @@ class Snapshot:
             raise StateError(f"{path} is damaged: it has another size", path=path)
         return path
 
-    def _disks(self) -> list[InstantDisk]:
+    def disks(self) -> list[InstantDisk]:
+        """Return the disks' content; the caller closes each. Raises StateError, DiskError."""
         from ringzero.disk import open_disk
         from ringzero.disk.instant import LiveDisk
 
@@ -338,6 +378,7 @@ class Snapshot:
 
     def restore(self, identity: Identity | None = None, *, engine: Any = None) -> Machine:
         """Return a paused machine that is a copy of the one that was saved."""
+        from ringzero.vm import workingset
         from ringzero.vm.machine import Machine
 
         manifest = self.manifest
@@ -347,10 +388,13 @@ class Snapshot:
                 hint="restore it on the engine that it was saved on",
             )
         if manifest.memory is None:
-            machine = Machine.on_disks(manifest.machine_config(), self._disks(), identity)
+            machine = Machine.on_disks(manifest.machine_config(), self.disks(), identity)
         else:
             with self.seed() as seed:
                 machine = Machine.from_seed(seed, identity, engine=engine)
+            first_pages = self.path / workingset.FILE
+            if not manifest.memory.packed and not first_pages.exists():
+                workingset.watch(machine.control, machine.memory.host, first_pages)
         machine.lineage = (manifest.identifier, *manifest.lineage)
         return machine
 
@@ -388,11 +432,13 @@ def write(
     lineage: tuple[str, ...] = (),
     engine: str,
     memory: bool = True,
+    compress: bool = False,
     onto: Snapshot | None = None,
 ) -> Manifest:
     """Write a snapshot of `seed` to an empty directory, blobs and all; return its manifest.
 
     `onto` is an earlier snapshot: where the memories differ in little, only that is written.
+    `compress` packs memory that is written whole.
     Raises HostError. Nothing here is a snapshot before the caller gives it its name.
     """
     parts, sizes = _write_disks(directory, seed.config, seed.disks)
@@ -401,10 +447,11 @@ def write(
         config_tree(seed.config), None, None, None, parts, sizes,
     )  # fmt: skip
     if memory:
-        part = _write_memory(directory, seed.memory, onto)
-        sizes[part.base] = part.size
-        if part.delta is not None:
-            sizes[part.delta] = (directory / part.delta).stat().st_size
+        part = _write_memory(directory, seed.memory, onto, compress)
+        for digest in filter(None, (part.base, part.delta)):
+            written = directory / digest
+            place = written if written.exists() or onto is None else onto.blob(digest)
+            sizes[digest] = place.stat().st_size
         state = json.dumps(seed.state.tree, separators=(",", ":")).encode()
         write_file(directory / STATE, state)
         digest = hashlib.sha256(state).hexdigest()
@@ -441,18 +488,27 @@ def _write_disks(
     return tuple(parts), sizes
 
 
-def _write_memory(directory: Path, image: MemoryImage, onto: Snapshot | None) -> MemoryPart:
+def _write_memory(
+    directory: Path, image: MemoryImage, onto: Snapshot | None, compress: bool
+) -> MemoryPart:
     earlier = onto.manifest.memory if onto is not None else None
-    if onto is not None and earlier is not None and earlier.size == image.size:
-        with onto.blob(earlier.base).open("rb") as base:
-            earlier_blocks = blobs.file_blocks(base.fileno(), image.size)
-            pages = blobs.differences(image.size, blobs.memory_blocks(image), earlier_blocks)
-            delta = blobs.write_delta(directory, image.size, pages)
+    size = image.size
+    if onto is not None and earlier is not None and earlier.size == size:
+        base = onto.memory_base(earlier)
+        try:
+            earlier_blocks = blobs.file_blocks(base.fd, size)
+            pages = blobs.differences(size, blobs.memory_blocks(image), earlier_blocks)
+            delta = blobs.write_delta(directory, size, pages)
+        finally:
+            base.release()
         if delta is not None:
-            return MemoryPart(image.size, earlier.base, delta)
-    return MemoryPart(
-        image.size, blobs.write_blob(directory, image.size, blobs.memory_blocks(image)), None
-    )
+            return MemoryPart(size, earlier.base, delta, earlier.packed)
+    blocks = blobs.memory_blocks(image)
+    if not compress:
+        return MemoryPart(size, blobs.write_blob(directory, size, blocks), None, packed=False)
+    from ringzero.vm import packed
+
+    return MemoryPart(size, packed.write(directory, size, blocks), None, packed=True)
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -31,11 +31,11 @@ from ringzero.host.files import host_error, locked, make_directory
 from ringzero.settings import DATA_DIR
 from ringzero.vm import snapshot as snapshots
 from ringzero.vm.blobs import DIGEST
-from ringzero.vm.seed import Seed
 from ringzero.vm.snapshot import MANIFEST, Manifest, Snapshot
 
 if TYPE_CHECKING:
     from ringzero.vm.machine import Machine
+    from ringzero.vm.seed import Seed
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _RESERVED = frozenset(("blobs", "lock"))
@@ -120,16 +120,23 @@ class Store:
 
     # ---- saving -----------------------------------------------------------
 
-    def save(self, machine: Machine, name: str, *, memory: bool = True) -> Snapshot:
+    def save(
+        self, machine: Machine, name: str, *, memory: bool = True, compress: bool = False
+    ) -> Snapshot:
         """Save a machine as it is now; it stands still for milliseconds and runs meanwhile.
 
-        `memory` False saves the disks only. Raises InvalidValueError (the name is taken),
-        StateError, HostError.
+        `memory` False saves the disks only; `compress` packs memory. Raises InvalidValueError
+        (the name is taken), StateError, HostError.
         """
         self._free(name)
         with machine.seed() as seed:
             saved = self.save_seed(
-                seed, name, lineage=machine.lineage, engine=machine.engine_name, memory=memory
+                seed,
+                name,
+                lineage=machine.lineage,
+                engine=machine.engine_name,
+                memory=memory,
+                compress=compress,
             )
             if memory:
                 saved.keep(seed.code)
@@ -164,6 +171,7 @@ class Store:
         lineage: tuple[str, ...] = (),
         engine: str,
         memory: bool = True,
+        compress: bool = False,
     ) -> Snapshot:
         """Save what a seed holds."""
         onto = next((s for i in lineage if (s := self._by_identifier(i)) is not None), None)
@@ -171,7 +179,7 @@ class Store:
         def write(work: Path) -> Manifest:
             return snapshots.write(
                 work, name, seed, version=ringzero.__version__, lineage=lineage,
-                engine=engine, memory=memory, onto=onto,
+                engine=engine, memory=memory, compress=compress, onto=onto,
             )  # fmt: skip
 
         return self._save(name, write)

@@ -19,10 +19,15 @@ class List(Verb):
 """
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("-q", "--quiet", action="store_true", help="print names only")
         add_common(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
         place = store()
+        if arguments.quiet:
+            for name in place.names():
+                print(name)
+            return 0
         nodes, (_, bad) = place.tree(), place.all()
         if arguments.json:
             damaged = [{"name": name, "damaged": fault.message} for name, fault in bad.items()]

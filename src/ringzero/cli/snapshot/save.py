@@ -24,14 +24,27 @@ class Save(Verb):
         parser.add_argument(
             "--disks-only", action="store_true", help="without memory: what is saved boots anew"
         )
+        parser.add_argument(
+            "--compress", action="store_true", help="memory by zstd: smaller, slower to restore"
+        )
         add_common(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
         machine, place = named(arguments), store()
         if machine.directory.alive:
-            machine.snapshot(arguments.snapshot, place.root, memory=not arguments.disks_only)
+            machine.snapshot(
+                arguments.snapshot,
+                place.root,
+                memory=not arguments.disks_only,
+                compress=arguments.compress,
+            )
         else:
             record = machine.directory.machine()
+            if record.revert:
+                raise ConflictError(
+                    f"machine {machine.name!r} died while it was taken back to a snapshot",
+                    hint=f"`ringzero start {machine.name}` completes that",
+                )
             if record.snapshot or record.parent:
                 raise ConflictError(
                     f"machine {machine.name!r} was a copy, and its disks went with it",

@@ -1,4 +1,4 @@
-"""`ringzero completion`: shell code that completes verbs, flags, files and machines' names."""
+"""`ringzero completion`: shell code that completes verbs, flags, files, machines and snapshots."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ _ringzero() {{
     fi
     case ${{COMP_WORDS[1]}} in
         {named}) words+=" $(ringzero ps -aq 2>/dev/null)" ;;
+        snapshot)
+            if [ "$COMP_CWORD" -gt 2 ]; then
+                words="--json"
+                case ${{COMP_WORDS[2]}} in
+                    save|revert) words+=" $(ringzero ps -aq 2>/dev/null)" ;;
+                    import|export) compopt -o default 2>/dev/null ;;
+                esac
+                case ${{COMP_WORDS[2]}} in
+                    save|import|ls|tree) ;;
+                    *) words+=" $(ringzero snapshot ls -q 2>/dev/null)" ;;
+                esac
+            fi ;;
     esac
     case $previous in
         --engine) words="auto soft kvm" ;;

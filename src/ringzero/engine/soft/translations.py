@@ -4,13 +4,18 @@ One file per compiled engine holds the translated code and its records as they
 lie in memory, and for each page that was translated a copy of the guest page
 it was made from. A page of a later guest takes over a translation only when
 its 4 KiB are the same, byte for byte. The file is written beside its place
-and renamed; one that is damaged, foreign, or of another engine is ignored.
+and renamed, and never changed: it is mapped, and machines share what they read
+of it. One that is damaged, foreign, or of another engine is ignored.
+
+    header, then each at a multiple of ALIGNMENT: code, records, hash table of pages
+    (indices, 32 bits), hashes (64), addresses of CodePages (32), contents of pages
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import stat
 import struct
@@ -25,7 +30,8 @@ from ringzero.core.memory import PAGE_SIZE, GuestMemory
 from ringzero.engine.soft.native import NativeEngine
 from ringzero.settings import CACHE_DIR
 
-_MAGIC = b"rztrans1"
+_MAGIC = b"rztrans2"
+ALIGNMENT = 64
 # Magic, engine key, region start, code bytes, data bytes, pages, table entries, CRC-32 of the rest.
 _HEADER = struct.Struct("<8s32sQQQQQI4x")
 # Writing costs about 0.1 s, so it must be worth it: this many blocks were translated anew.
@@ -44,13 +50,14 @@ class Translations:
         self._engine = engine
         self._translator = translator
         self._key = engine.objects.key.encode().ljust(32, b"\0")
-        self._buffers: list[Any] = []
-        self._loaded_pages: dict[int, bytes] = {}
+        self._mapping: mmap.mmap | None = None
+        # Where the mapping has the addresses of CodePages, and the guest pages they are of.
+        self._addresses, self._contents = memoryview(b"").cast("I"), memoryview(b"")
 
     @property
     def loaded(self) -> Iterable[int]:
         """Addresses of the CodePages that were loaded."""
-        return self._loaded_pages.keys()
+        return self._addresses
 
     @property
     def path(self) -> Path:
@@ -65,31 +72,27 @@ class Translations:
             return False
         tr = self._translator
         _, _, _, code, records, pages, slots, _ = _HEADER.unpack_from(data)
-        view = memoryview(data)[_HEADER.size :]
-        parts = []
-        for size in (code, records, slots * 4, pages * 8, pages * 4, pages * PAGE_SIZE):
-            parts.append(view[:size])
-            view = view[size:]
-        ctypes.memmove(self._start, bytes(parts[0]), code)
-        ctypes.memmove(self._end - records, bytes(parts[1]), records)
+        places = _places(code, records, pages, slots)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(data))
+        ctypes.memmove(self._start, start + places[0], code)
+        ctypes.memmove(self._end - records, start + places[1], records)
         tr.out = self._start + code
         tr.data = self._end - records
-        for member, part in zip(
-            ("saved_table", "saved_hashes", "saved_pages", "saved_contents"), parts[2:], strict=True
+        for member, place in zip(
+            ("saved_table", "saved_hashes", "saved_pages", "saved_contents"),
+            places[2:6],
+            strict=True,
         ):
-            buffer = ctypes.create_string_buffer(bytes(part), max(1, len(part)))
-            self._buffers.append(buffer)
-            setattr(tr, member, ctypes.addressof(buffer))
+            setattr(tr, member, start + place)
         tr.saved_mask = slots - 1
-        addresses = parts[4].cast("I")
-        contents = parts[5]
-        for number, address in enumerate(addresses):
-            page = contents[number * PAGE_SIZE : (number + 1) * PAGE_SIZE]
-            self._loaded_pages[address] = bytes(page)
+        view = memoryview(data)
+        self._mapping = data
+        self._addresses = view[places[4] :][: pages * 4].cast("I")
+        self._contents = view[places[5] : places[6]]
         return True
 
-    def _read(self) -> bytes | None:
-        """Return the file's bytes when it is ours, whole, and of this engine and region."""
+    def _read(self) -> mmap.mmap | None:
+        """Map the file when it is ours, whole, and of this engine and region."""
         # Not to wait for the other end, should the file be a FIFO.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
@@ -101,21 +104,22 @@ class Translations:
             ours = status.st_uid == os.geteuid() and not status.st_mode & 0o022
             if not (ours and stat.S_ISREG(status.st_mode)):
                 return None
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                data = file.read()
+            if status.st_size < _HEADER.size:
+                return None
+            data = mmap.mmap(descriptor, status.st_size, mmap.MAP_PRIVATE)
+        except OSError:
+            return None
         finally:
             os.close(descriptor)
-        if len(data) < _HEADER.size:
-            return None
         magic, key, start, code, records, pages, slots, crc = _HEADER.unpack_from(data)
         room = self._end - self._start
-        expected = code + records + slots * 4 + pages * (8 + 4 + PAGE_SIZE) + _HEADER.size
         fits = code + records < room and slots & (slots - 1) == 0 and slots > pages
         if (magic, key, start) != (_MAGIC, self._key, self._start) or not fits:
             return None
-        if len(data) != expected or zlib.crc32(memoryview(data)[_HEADER.size :]) != crc:
+        places = _places(code, records, pages, slots)
+        if len(data) != places[6] or zlib.crc32(memoryview(data)[_HEADER.size :]) != crc:
             return None
-        addresses = array("I", data[len(data) - pages * (4 + PAGE_SIZE) :][: pages * 4])
+        addresses = array("I", data[places[4] :][: pages * 4])
         if pages and not self._end - records <= min(addresses) <= max(addresses) < self._end:
             return None
         return data
@@ -153,7 +157,9 @@ class Translations:
 
     def _body(self, code_pages: memoryview, memory: GuestMemory) -> bytes:
         tr = self._translator
-        pages: dict[int, bytes] = dict(self._loaded_pages) if tr.count_flushes == 0 else {}
+        pages: dict[int, bytes] = {}
+        for number, address in enumerate(self._addresses if tr.count_flushes == 0 else ()):
+            pages[address] = bytes(self._contents[number * PAGE_SIZE :][:PAGE_SIZE])
         ram = memory.host.view
         for number, address in enumerate(code_pages):
             if address:
@@ -171,12 +177,22 @@ class Translations:
             table[slot] = index + 1
         code = ctypes.string_at(self._start, tr.out - self._start)
         records = ctypes.string_at(tr.data, self._end - tr.data)
-        rest = b"".join(
-            (code, records, table.tobytes(), hashes.tobytes(), array("I", pages).tobytes(),
-             *pages.values())
-        )  # fmt: skip
+        parts = (code, records, table.tobytes(), hashes.tobytes(), array("I", pages).tobytes(),
+                 b"".join(pages.values()))  # fmt: skip
+        rest = bytes(-_HEADER.size % ALIGNMENT)
+        rest += b"".join(part + bytes(-len(part) % ALIGNMENT) for part in parts)
         header = _HEADER.pack(
             _MAGIC, self._key, self._start, len(code), len(records), len(pages), slots,
             zlib.crc32(rest),
         )  # fmt: skip
         return header + rest
+
+
+def _places(code: int, records: int, pages: int, slots: int) -> list[int]:
+    """Return where the parts of a file begin, and its end, from what its header says."""
+    at = -(-_HEADER.size // ALIGNMENT) * ALIGNMENT
+    places = [at]
+    for size in (code, records, slots * 4, pages * 8, pages * 4, pages * PAGE_SIZE):
+        at += -(-size // ALIGNMENT) * ALIGNMENT
+        places.append(at)
+    return places

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +30,7 @@ from ringzero.engine.contract import (
 from ringzero.engine.shutdown import describe
 from ringzero.engine.soft.report import unknown_instructions
 from ringzero.errors import EngineError
+from ringzero.host.memory import HostMemory, MemoryImage
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import (
     JUMP_ENTRIES,
@@ -53,7 +56,26 @@ _KICK, _INTERRUPT, _FLUSH, _NMI = (
 )
 # What is left of the slice is signed: a block may end a little beyond it.
 _MASK_64 = (1 << 64) - 1
+# The tables of a vCPU: three TLBs (user, kernel, checked), two jump caches (user, kernel).
+_TLB = TLB_ENTRIES * TlbEntry.size
+_JUMPS = JUMP_ENTRIES * JumpCacheEntry.size
+_FIRST_JUMPS = 3 * _TLB
+_TABLES = _FIRST_JUMPS + 2 * _JUMPS
 _WRITES = frozenset((x86.EXIT_PORT_WRITE, x86.EXIT_MMIO_WRITE, x86.EXIT_MSR_WRITE))
+
+
+@functools.cache
+def _empty_tables() -> MemoryImage:
+    """Return the tables of a vCPU that has run nothing yet, to be copied on write."""
+    tables = HostMemory("vcpu-tables", _TABLES)
+    # A tag of all ones matches no page.
+    tables.view[:] = b"\xff" * _TABLES
+    for table in (_FIRST_JUMPS, _FIRST_JUMPS + _JUMPS):
+        struct.pack_into("=Q", tables.view, table, JUMP_NEVER_FIRST)
+    image = tables.freeze()
+    image.share()
+    tables.close()
+    return image
 
 
 class SoftVcpu(Vcpu):
@@ -63,27 +85,23 @@ class SoftVcpu(Vcpu):
         self.index = index
         self.vm = vm
         self._interrupts = interrupts
-        tlb = TLB_ENTRIES * TlbEntry.size
-        jumps = JUMP_ENTRIES * JumpCacheEntry.size
-        cpu_size = -(-Cpu.size // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._memory = mmap.mmap(-1, cpu_size + 3 * tlb + 2 * jumps)
+        self._memory = mmap.mmap(-1, Cpu.size)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self.cpu = CpuView(self.address)
         cpu = self.cpu
-        cpu.tlb_user = self.address + cpu_size
-        cpu.tlb_kernel = cpu.tlb_user + tlb
+        # A clone takes host memory only for as much of its tables as it uses.
+        self._tables = HostMemory("vcpu-tables", _TABLES, _empty_tables())
+        cpu.tlb_user = self._tables.address
+        cpu.tlb_kernel = cpu.tlb_user + _TLB
         cpu.tlb = cpu.tlb_kernel
-        cpu.tlb_checked = cpu.tlb_kernel + tlb
-        cpu.jump_user = cpu.tlb_checked + tlb
-        cpu.jump_kernel = cpu.jump_user + jumps
+        cpu.tlb_checked = cpu.tlb_kernel + _TLB
+        cpu.jump_user = self._tables.address + _FIRST_JUMPS
+        cpu.jump_kernel = cpu.jump_user + _JUMPS
         cpu.jump_cache = cpu.jump_kernel
         cpu.tsc_deadline = NEVER
         cpu.reported = x86.NOT_REPORTED
         cpu.slice = cpu.budget = SLICE
         cpu.index = index
-        self._fill_ff(cpu.tlb_user, 3 * tlb + 2 * jumps)
-        for table in (cpu.jump_user, cpu.jump_kernel):
-            ctypes.c_uint64.from_address(table).value = JUMP_NEVER_FIRST
         vm.engine.connect(self.address)
         vm.describe_memory(cpu)
         self._enter = vm.engine.run_translator
@@ -114,11 +132,6 @@ class SoftVcpu(Vcpu):
             x86.EXIT_NMI: self._nmi,
         }
         interrupts.on_change(self._interrupts_changed)
-
-    @staticmethod
-    def _fill_ff(address: int, count: int) -> None:
-        # A tag of all ones matches no page.
-        ctypes.memset(address, 0xFF, count)
 
     # --- running ---
 

@@ -170,9 +170,9 @@ class SoftVm(Vm):
             return
         words = self._space.words
         if any(words[first : last + 1]):
-            for page in range(first, last + 1):
-                words[page] = 0
-                self._space.sought[page] = 0
+            pages = last + 1 - first
+            words[first : last + 1] = memoryview(bytes(8 * pages)).cast("Q")
+            self._space.sought[first : last + 1] = bytes(pages)
             for vcpu in self._vcpus:
                 vcpu.flush()
 
