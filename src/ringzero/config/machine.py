@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ MAXIMUM_CPUS = 254
 MAXIMUM_COMMAND_LINE = 2047
 # virtio over MMIO: one interrupt line and one page for each device.
 MAXIMUM_DISKS = 16
+
+# Interrupt lines for disks, vsock and network together, after console and entropy source.
+MAXIMUM_DEVICES = 17
+# unix(7): the longest path of a socket.
+MAXIMUM_SOCKET_PATH = 107
+# What a context identifier of a guest may be (virtio 1.2 section 5.10.4).
+FIRST_CID, LAST_CID = 3, 0xFFFF_FFFE
 
 # What machines, boards, engines and disk formats may be called.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -71,13 +79,55 @@ class DiskConfig:
 
 
 @record
+class VsockConfig:
+    """A socket device: `path` is the Unix socket by which the host connects to the guest.
+
+    `cid` None means a random one. `base` is what a clone's path was made from.
+    """
+
+    path: Path
+    cid: int | None = None
+    base: Path | None = None
+
+    @classmethod
+    def parse(cls, value: object) -> VsockConfig:
+        """Read "PATH[,cid=N]", a Path, or what `to_dict` gave; raises InvalidValueError."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, Mapping):
+            base = value.get("base")
+            return cls(Path(value["path"]), value.get("cid"), None if base is None else Path(base))
+        path, comma, number = str(value).rpartition(",cid=")
+        if not comma:
+            path, number = str(value), ""
+        if not path or (comma and not number.isdecimal()):
+            raise InvalidValueError(f"no socket device in {value!r}", hint="write PATH[,cid=N]")
+        return cls(Path(path), int(number) if number else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, with absolute paths."""
+        base = None if self.base is None else str(self.base.absolute())
+        return {"path": str(self.path.absolute()), "cid": self.cid, "base": base}
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with this description, for a list of all faults."""
+        found = []
+        if len(os.fsencode(self.path)) > MAXIMUM_SOCKET_PATH:
+            found.append(f"vsock {self.path}: a socket's path has at most 107 bytes")
+        if self.cid is not None and not FIRST_CID <= self.cid <= LAST_CID:
+            found.append(f"a vsock CID of {self.cid} is outside {FIRST_CID} to {LAST_CID}")
+        return found
+
+
+@record
 class MachineConfig:
     """One machine. Sizes are in bytes.
 
     `kernel` is booted directly, with `initrd` and `command_line`; `agent` adds
     the ports by which ringzero's own guests take commands
-    (`ringzero.vm.agent`). `board` and `engine` are names in their registries;
-    `cpu` is a model of `ringzero.isa.x86.cpuid`, or "host".
+    (`ringzero.vm.agent`). `vsock` is a socket device, if there is to be one. `board` and
+    `engine` are names in their registries; `cpu` is a model of `ringzero.isa.x86.cpuid`, or
+    "host".
     """
 
     name: str = "machine"
@@ -91,6 +141,7 @@ class MachineConfig:
     command_line: str = ""
     disks: tuple[DiskConfig, ...] = ()
     agent: bool = False
+    vsock: VsockConfig | None = None
 
     def __post_init__(self) -> None:
         faults = self.faults()
@@ -117,9 +168,11 @@ class MachineConfig:
                     clean[name] = tuple(
                         d if isinstance(d, DiskConfig) else DiskConfig.parse(str(d)) for d in value
                     )
+                elif name == "vsock":
+                    clean[name] = None if value is None else VsockConfig.parse(value)
                 elif name in known:
                     clean[name] = value
-            except (InvalidValueError, TypeError) as fault:
+            except (InvalidValueError, TypeError, KeyError) as fault:
                 faults.append(f"{name}: {fault}")
         try:
             config = cls(**clean)
@@ -169,6 +222,11 @@ class MachineConfig:
         ]
         for disk in self.disks:
             found += disk.faults()
+        if self.vsock is not None:
+            found += self.vsock.faults()
+        devices = len(self.disks) + (self.vsock is not None)
+        if len(self.disks) <= MAXIMUM_DISKS and devices > MAXIMUM_DEVICES:
+            found.append(f"{devices} disks and other devices; at most {MAXIMUM_DEVICES}")
         return found
 
     def check_files(self) -> None:

@@ -132,6 +132,10 @@ class Guest(Protocol):
         """Save the machine as it is now under a name, while it runs on."""
         ...
 
+    def leave(self) -> None:
+        """In a forked process: let go of the machine's sockets on the host."""
+        ...
+
     def keep_from_children(self) -> None:
         """Leave the machine's memory out of processes forked from now on."""
         ...
@@ -296,6 +300,7 @@ class Keeper:
         """In a forked process: let go of what is the original's alone, its lock before all."""
         os.close(self._lock_descriptor)
         self.server.leave()
+        self.machine.leave()
         self._log.leave()
 
     # ---- the console ------------------------------------------------------

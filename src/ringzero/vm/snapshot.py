@@ -181,6 +181,7 @@ def config_tree(config: MachineConfig) -> dict[str, Any]:
         {"path": str(disk.path), "read_only": disk.read_only, "format": disk.format}
         for disk in config.disks
     ]
+    tree["vsock"] = None if config.vsock is None else config.vsock.to_dict()
     return tree
 
 

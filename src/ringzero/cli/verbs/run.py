@@ -32,6 +32,7 @@ class Run(Verb):
   ringzero run --image full -- uname -r   a guest with another kernel
   ringzero run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
   ringzero run --disk data.img,ro --memory 1G -- mount /dev/vda /mnt
+  ringzero run --vsock /tmp/vm.sock -- my-server   sockets between host and guest
   ringzero run -d --name web              a machine that stays; see ps, exec, console, stop
 
 The default guest is put together from Debian's packages at the first run and
@@ -64,6 +65,12 @@ Ctrl-] q ends the machine.
             default=[],
             help="disk image to attach, read-only with ',ro'; raw ones that are written to "
             "need ',format=raw' (repeatable)",
+        )
+        add(
+            "--vsock",
+            metavar="PATH[,cid=N]",
+            help="a socket device; write 'CONNECT PORT' into the Unix socket PATH to reach the "
+            "guest, listen on PATH_PORT to be reached by it",
         )
         add("--memory", "-m", metavar="SIZE", default="512M", help="memory (default: 512M)")
         add(
@@ -217,6 +224,7 @@ def _common(arguments: argparse.Namespace) -> dict[str, object]:
         "engine": arguments.engine or ENGINE.get(),
         **({"cpu": arguments.cpu} if arguments.cpu else {}),
         "disks": arguments.disk,
+        "vsock": arguments.vsock,
     }
 
 
