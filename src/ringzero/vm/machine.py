@@ -66,8 +66,8 @@ from ringzero.vm.state import AgentLink, MachineState, ProcessorKind, restore_pa
 
 if TYPE_CHECKING:
     from ringzero.disk.instant import InstantDisk, LiveDisk
-    from ringzero.vm.snapshot import Snapshot
     from ringzero.vm.links import Links
+    from ringzero.vm.snapshot import Snapshot
     from ringzero.vm.store import Store
     from ringzero.vm.vsock import VsockSockets
 
