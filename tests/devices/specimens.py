@@ -25,6 +25,7 @@ from ringzero.devices.rtc import Rtc
 from ringzero.devices.serial import Serial
 from ringzero.devices.virtio.block import Block
 from ringzero.devices.virtio.console import Console, ConsolePort
+from ringzero.devices.virtio.net import Net
 from ringzero.devices.virtio.rng import Rng
 from ringzero.devices.virtio.vsock import HEADER, REQUEST, Endpoint, Vsock
 from ringzero.devices.vmgenid import VmGenerationId
@@ -239,10 +240,34 @@ def vsock() -> Specimen:
     return _virtio("vsock", device, work)
 
 
+class _Wire:
+    """Drops every frame."""
+
+    def send(self, frame: bytes) -> None:
+        pass
+
+    def room(self) -> None:
+        pass
+
+
+def net() -> Specimen:
+    device = Net(bytes.fromhex("020000000001"), _Wire())
+
+    def work(driver: Driver) -> None:
+        driver.features |= 1 << 3 | 1 << 5 | 1 << 16
+        driver.start()
+        device.set_link(True)
+        driver.add(1, readable=[bytes(12), bytes(60)])
+        device.deliver(bytes(60))
+        driver.add(0, writable=[12, 1518], notify=False)
+
+    return _virtio("net", device, work)
+
+
 BUILDERS: dict[str, Callable[[], Specimen]] = {
     maker.__name__: maker
     for maker in (
         *(serial, rtc, power, pvpanic, i8042, lapic, ioapic, kvmclock, vmgenid),
-        *(rng, block, console, vsock),
+        *(rng, block, console, net, vsock),
     )
 }

@@ -168,6 +168,7 @@ def config_to_dict(config: MachineConfig) -> dict[str, Any]:
         for d in config.disks
     ]
     data["vsock"] = None if config.vsock is None else config.vsock.to_dict()
+    data["net"] = None if config.net is None else config.net.to_dict()
     return data
 
 

@@ -23,7 +23,7 @@ import struct
 import time
 from pathlib import Path
 
-from ringzero.config.machine import FIRST_CID, LAST_CID, MachineConfig, VsockConfig
+from ringzero.config.machine import FIRST_CID, LAST_CID, MachineConfig, NetConfig, VsockConfig
 from ringzero.errors import InvalidValueError
 from ringzero.records import field, record, replace
 
@@ -64,7 +64,8 @@ class Identity:
     is set, never back; None lets it go on from where the original's stood.
     `mac` and `cid` are its addresses where it has a network or a socket device; `vsock` is
     the path of the latter on the host, None means the original's with ".NAME" or ".CID" behind
-    it. Raises InvalidValueError.
+    it. `net` is another network than the original's, which a clone connects to but never
+    listens for. Raises InvalidValueError.
     """
 
     name: str | None = None
@@ -74,6 +75,7 @@ class Identity:
     mac: str = field(default_factory=random_mac)
     cid: int = field(default_factory=random_cid)
     vsock: Path | None = None
+    net: NetConfig | None = None
 
     def __post_init__(self) -> None:
         if len(self.generation) != GENERATION_SIZE or len(self.entropy) != ENTROPY_SIZE:
@@ -89,6 +91,8 @@ class Identity:
         vsock = config.vsock
         if vsock is not None and vsock.cid is None:
             config = replace(config, vsock=replace(vsock, cid=self.cid))
+        if config.net is not None and config.net.mac is None:
+            config = replace(config, net=replace(config.net, mac=self.mac))
         return config
 
     def adopt(self, config: MachineConfig) -> MachineConfig:
@@ -99,6 +103,9 @@ class Identity:
             base = config.vsock.base or config.vsock.path
             path = self.vsock or Path(f"{base}.{self.name or self.cid}")
             config = replace(config, vsock=VsockConfig(path, self.cid, base))
+        if config.net is not None:
+            net = self.net or replace(config.net, mac=None, listen=False)
+            config = replace(config, net=replace(net, mac=net.mac or self.mac))
         return config
 
     def record(self, clock: int | None = None, mac: str | None = None) -> bytes:
@@ -113,6 +120,6 @@ class Identity:
         address = bytes.fromhex((mac or "").replace(":", ""))
         packed = _RECORD.pack(
             *(8 * ENTROPY_SIZE, ENTROPY_SIZE, self.entropy, seconds, rest, length, name),
-            *(interface, ETHERNET, address),
+            *(interface, ETHERNET if mac else 0, address),
         )
         return packed.ljust(RECORD_SIZE, b"\0")

@@ -7,7 +7,9 @@ from typing import Any
 
 from ringzero.config.machine import MachineConfig
 from ringzero.devices.virtio.device import VirtioDevice
+from ringzero.devices.virtio.net import Net
 from ringzero.devices.virtio.vsock import Vsock
+from ringzero.net.contract import NETWORKS, Network
 from ringzero.vm.identity import Identity
 from ringzero.vm.vsock import VsockSockets
 
@@ -29,16 +31,32 @@ class Links:
             self._socket_device = Vsock(vsock.cid, self.vsock)
             self.vsock.connect(self._socket_device)
             self.devices["vsock"] = self._socket_device
+        self.network: Network | None = None
+        net = config.net
+        if net is not None and net.mac is not None:
+            with contextlib.ExitStack() as undo:
+                undo.callback(self.close)
+                self.network = NETWORKS.get(net.network)(net)
+                undo.pop_all()
+            self._closing.callback(self.network.close)
+            self._mac = bytes.fromhex(net.mac.replace(":", ""))
+            self.interface = Net(self._mac, self.network, net.mtu)
+            self.network.port = self.interface
+            self.devices["net"] = self.interface
 
     def renew(self, identity: Identity) -> None:
         """Give the devices of a clone addresses of its own; its state has been restored."""
         if self.vsock is not None:
             self._socket_device.renew(identity.cid)
+        if self.network is not None:
+            self.interface.renew(self._mac)
 
     def start(self) -> None:
         """Begin to move bytes."""
         if self.vsock is not None:
             self.vsock.start()
+        if self.network is not None:
+            self.network.start()
 
     def close(self) -> None:
         """End it; the devices have been closed."""
@@ -48,3 +66,5 @@ class Links:
         """In a forked process: let go of the sockets, which stay the original's."""
         if self.vsock is not None:
             self.vsock.leave()
+        if self.network is not None:
+            self.network.leave()

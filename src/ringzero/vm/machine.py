@@ -289,11 +289,10 @@ class Machine:
             return
         if self._identity_port.guest_open:
             self._agent.await_adoption()
-        ahead = self._clock_ahead
+        ahead, net = self._clock_ahead, self.config.net
+        clock = None if ahead is None else time.time_ns() + ahead
         # A guest that has not come so far yet finds the record when it has.
-        self._identity_port.push(
-            self.identity.record(None if ahead is None else time.time_ns() + ahead)
-        )
+        self._identity_port.push(self.identity.record(clock, net.mac if net else None))
 
     def _make_lines(self) -> None:
         self.serial = Line()
@@ -327,7 +326,7 @@ class Machine:
             self._closing.callback(channels.close)
 
     def _make_links(self) -> Links | None:
-        if self.config.vsock is None:
+        if self.config.vsock is None and self.config.net is None:
             return None
         from ringzero.vm.links import Links
 
