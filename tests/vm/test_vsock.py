@@ -213,6 +213,29 @@ def test_a_dead_socket_is_no_obstacle(tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+def test_a_forked_process_lets_go(rig):
+    """Or a client would not see the end of a stream as long as a copy lives."""
+    link, ports = rig.stream()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        rig.sockets.leave()
+        os.write(writing, b"x")
+        time.sleep(WAIT)
+        os._exit(0)
+    try:
+        assert os.read(reading, 1) == b"x"
+        rig.guest.send(DATA, *ports, b"still here")
+        assert link.recv(100) == b"still here"
+        rig.guest.send(RST, *ports)
+        assert link.recv(100) == b""
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        os.close(reading)
+        os.close(writing)
+
+
 def test_descriptions():
     with pytest.raises(ConfigError, match="CID of 2 is outside"):
         Machine(vsock="/tmp/x,cid=2")

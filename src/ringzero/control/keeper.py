@@ -25,7 +25,13 @@ from ringzero.control.directory import (
 )
 from ringzero.control.hub import Hub
 from ringzero.control.logfile import LogFile
-from ringzero.control.records import ExitRecord, ProcessRecord, Status, StatusRecord
+from ringzero.control.records import (
+    ExitRecord,
+    ProcessRecord,
+    Status,
+    StatusRecord,
+    config_to_dict,
+)
 from ringzero.control.server import Server
 from ringzero.errors import (
     ConflictError,
@@ -319,6 +325,7 @@ class Keeper:
         """Return everything about the machine, as plain data."""
         facts = self.directory.summary()
         config = self.machine.config
+        facts["config"] = config_to_dict(config)
         facts["agent"] = (
             {"ready": self.machine.agent.ready, "kernel": self.machine.agent.release}
             if config.agent
