@@ -15,7 +15,7 @@ ROOT = Path(ringzero.__file__).parent
 # Each layer imports only itself and what stands before it.
 ORDER = (
     "errors", "units", "records", "settings", "registry", "config", "host", "core", "disk",
-    "native", "isa", "jit", "engine", "devices", "board", "vm", "image", "control", "cli",
+    "native", "isa", "jit", "engine", "devices", "board", "net", "vm", "image", "control", "cli",
 )  # fmt: skip
 # Names of layers (or parts of one) that a layer must not import, whatever the order says.
 FORBIDDEN = {

@@ -107,6 +107,21 @@ def test_flags_reach_the_machine(machines, tmp_path):
     assert (config.memory, config.cpus, config.engine) == (1 << 30, 2, "soft")
     assert config.command_line == "quiet debug"
     assert (config.disks[0].path, config.disks[0].read_only) == (disk, True)
+    assert config.vsock is None and config.net is None
+
+
+def test_sockets_and_network_reach_the_machine(machines, tmp_path):
+    net = f"socket={tmp_path}/cable,listen,mac=02:00:00:00:00:01"
+    assert main(["run", "--vsock", f"{tmp_path}/s,cid=42", "--net", net, "--", "true"]) == 0
+    config = machines[0].config
+    assert (config.vsock.path, config.vsock.cid) == (tmp_path / "s", 42)
+    assert (config.net.target, config.net.listen) == (f"{tmp_path}/cable", True)
+    assert config.net.mac == "02:00:00:00:00:01"
+
+
+def test_a_network_that_is_none(machines, capfd):
+    assert main(["run", "--net", "wifi", "--", "true"]) == 3
+    assert "known: none, socket" in capfd.readouterr().err and not machines
 
 
 def test_writable_disks_are_written_before_the_end(machines, tmp_path):
@@ -130,6 +145,10 @@ def test_writable_disks_are_written_before_the_end(machines, tmp_path):
         (["-t"], "-t without a command"),
         (["--serial", "stdio"], "give a file"),
         (["--disk", ",ro"], "no file in the disk"),
+        (["--vsock", "/tmp/s,cid=1"], "CID of 1 is outside"),
+        (["--vsock", ",cid=x"], "no socket device"),
+        (["--net", "socket="], "no network in"),
+        (["--net", "none,mac=03:00:00:00:00:00"], "no MAC address"),
     ],
 )
 def test_bad_flags(machines, words, message, capfd):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ringzero.config.machine import DiskConfig, MachineConfig
+from ringzero.config.machine import DiskConfig, MachineConfig, VsockConfig
 from ringzero.errors import ConfigError, InvalidValueError
 
 
@@ -84,3 +84,27 @@ def test_files_are_checked_together(tmp_path):
         config.check_files()
     assert len(caught.value.faults) == 3
     assert "is a directory" in caught.value.faults[1]
+
+
+def test_links_survive_being_written_down(tmp_path):
+    """In a machine's directory and in a snapshot, as JSON, with absolute paths."""
+    import json
+
+    from ringzero.control.records import config_from_dict, config_to_dict
+    from ringzero.vm.snapshot import config_tree
+
+    config = MachineConfig.create(
+        vsock=VsockConfig(tmp_path / "odd,cid=5", 9), net=f"socket={tmp_path}/c,listen,mtu=1280"
+    )
+    for tree in (config_to_dict(config), config_tree(config)):
+        assert config_from_dict(json.loads(json.dumps(tree))) == config
+    relative = config_to_dict(MachineConfig.create(vsock="v", net="socket=c"))
+    assert relative["vsock"]["path"] == str(Path("v").absolute())
+    assert relative["net"]["target"] == str(Path("c").absolute())
+
+
+def test_interrupt_lines_are_counted(tmp_path):
+    disks = [f"{tmp_path}/{n},ro" for n in range(16)]
+    MachineConfig.create(disks=disks, net="none")
+    with pytest.raises(ConfigError, match="18 disks and other devices"):
+        MachineConfig.create(disks=disks, net="none", vsock="/tmp/x")

@@ -63,6 +63,9 @@ class Fake(FakeMachine):
     def grow(self, seed, identity):
         return Fake(seed.config)
 
+    def leave(self):
+        pass
+
     def keep_from_children(self):
         pass
 

@@ -25,7 +25,9 @@ from ringzero.devices.rtc import Rtc
 from ringzero.devices.serial import Serial
 from ringzero.devices.virtio.block import Block
 from ringzero.devices.virtio.console import Console, ConsolePort
+from ringzero.devices.virtio.net import Net
 from ringzero.devices.virtio.rng import Rng
+from ringzero.devices.virtio.vsock import HEADER, REQUEST, Endpoint, Vsock
 from ringzero.devices.vmgenid import VmGenerationId
 from tests.devices.virtio.driver import Driver
 from tests.devices.virtio.test_block import MemoryDisk
@@ -201,10 +203,71 @@ def console() -> Specimen:
     return _virtio("console", device, work)
 
 
+class _Listener:
+    """Takes every connection, and what comes by it."""
+
+    def requested(self, connection: Any) -> Endpoint:
+        return self
+
+    def opened(self) -> None:
+        pass
+
+    def receive(self, data: bytes) -> None:
+        pass
+
+    def shut(self, flags: int) -> None:
+        pass
+
+    def room(self) -> None:
+        pass
+
+    def closed(self) -> None:
+        pass
+
+
+def vsock() -> Specimen:
+    host = _Listener()
+    device = Vsock(77, host)
+
+    def work(driver: Driver) -> None:
+        driver.start()
+        driver.add(2, writable=[8])
+        header = HEADER.pack(77, 2, 1024, 5, 0, 1, REQUEST, 0, 4096, 0)
+        driver.add(1, readable=[header])
+        device.connect(22, host)
+        driver.add(0, writable=[44, 4096])
+
+    return _virtio("vsock", device, work)
+
+
+class _Wire:
+    """Drops every frame."""
+
+    def send(self, frame: bytes) -> None:
+        pass
+
+    def room(self) -> None:
+        pass
+
+
+def net() -> Specimen:
+    device = Net(bytes.fromhex("020000000001"), _Wire())
+
+    def work(driver: Driver) -> None:
+        driver.features |= 1 << 3 | 1 << 5 | 1 << 16
+        driver.start()
+        device.set_link(True)
+        driver.add(1, readable=[bytes(12), bytes(60)])
+        device.deliver(bytes(60))
+        driver.add(0, writable=[12, 1518], notify=False)
+
+    return _virtio("net", device, work)
+
+
 BUILDERS: dict[str, Callable[[], Specimen]] = {
     maker.__name__: maker
     for maker in (
         *(serial, rtc, power, pvpanic, i8042, lapic, ioapic, kvmclock, vmgenid),
-        *(rng, block, console),
+        *(rng, block, console, net, vsock),
     )
 }

@@ -12,7 +12,7 @@ PATTERNS = (0, 1, 0xFF, 0x5A5A5A5A5A5A5A5A, (1 << 64) - 1)
 
 # Wires that others drive; what a battery keeps. (What the host typed also waits
 # for the driver, which resets the device first of all.)
-OUTLIVE_RESET = {"ioapic": ("levels",), "rtc": ("cmos", "offset")}
+OUTLIVE_RESET = {"ioapic": ("levels",), "rtc": ("cmos", "offset"), "net": ("link",)}
 
 
 @pytest.fixture(params=sorted(BUILDERS))

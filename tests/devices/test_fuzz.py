@@ -65,7 +65,7 @@ def test_registers(name, data, msrs):
         specimen.device.close()
 
 
-VIRTIO = ("rng", "block", "console")
+VIRTIO = ("rng", "block", "console", "net", "vsock")
 # Addresses that matter: in RAM, at its end, beyond it, and those that wrap around.
 EDGES = (0, 0x10000, 0x3FFFFF, 0x400000, 1 << 40, (1 << 64) - 1, (1 << 63) - 8)
 

@@ -11,6 +11,8 @@ from ringzero.vm.identity import Identity
 def test_identities_differ():
     many = [Identity() for _ in range(100)]
     assert len({i.generation for i in many}) == len({i.entropy for i in many}) == 100
+    assert len({i.mac for i in many}) == len({i.cid for i in many}) == 100
+    assert all(i.mac.startswith("02:") and 3 <= i.cid < 0xFFFFFFFF for i in many)
 
 
 def test_record():
@@ -24,6 +26,12 @@ def test_record():
 
 def test_what_is_not_given_is_left_alone():
     assert struct.unpack_from("<qqi", Identity().record(), 72) == (0, -1, -1)
+    assert not any(Identity().record()[92:])
+
+
+def test_the_address_of_the_interface():
+    record = Identity(mac="02:00:00:00:00:07").record(mac="02:12:34:56:78:9a")
+    assert record[160:184] == b"eth0".ljust(16, b"\0") + bytes.fromhex("0100 0212 3456 789a")
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "\u00e9" * 33])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from ringzero.devices.virtio.console import ConsolePort
 from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.devices.virtio.mmio import QUEUE_NOTIFY, VirtioMmio
 from ringzero.isa.x86.state import CpuState
-from ringzero.records import record
+from ringzero.records import field, record
 from ringzero.registry import Registry
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class BoardParts:
     `serial` takes what the guest prints on the first serial port. `now` is
     UTC in seconds. `messages` is given when the engine keeps the local APICs
     (and the paravirtual clock) itself: it takes message-signalled interrupts
-    as (address, data), and the board then has an I/O APIC only.
+    as (address, data), and the board then has an I/O APIC only. `devices` are
+    further virtio devices, by their names in saved machines.
     """
 
     cpus: int
@@ -57,6 +58,7 @@ class BoardParts:
     rows: int = 25
     now: Callable[[], float] = time.time
     messages: Callable[[int, int], bool] | None = None
+    devices: Mapping[str, VirtioDevice[Any]] = field(default_factory=dict)
 
 
 @record

@@ -53,6 +53,8 @@ class Microvm(Board):
         self.add_virtio("rng", Rng())
         if parts.disks:
             self._add_disks(parts.disks)
+        for name, device in parts.devices.items():
+            self.add_virtio(name, device)
 
     def _add_disks(self, disks: Sequence[BlockBackend]) -> None:
         from ringzero.devices.virtio.block import Block

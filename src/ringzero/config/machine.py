@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,20 @@ MAXIMUM_COMMAND_LINE = 2047
 # virtio over MMIO: one interrupt line and one page for each device.
 MAXIMUM_DISKS = 16
 
+# Interrupt lines for disks, vsock and network together, after console and entropy source.
+MAXIMUM_DEVICES = 17
+# unix(7): the longest path of a socket.
+MAXIMUM_SOCKET_PATH = 107
+# What a context identifier of a guest may be (virtio 1.2 section 5.10.4).
+FIRST_CID, LAST_CID = 3, 0xFFFF_FFFE
+
 # What machines, boards, engines and disk formats may be called.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _PAGE = 4096
+# Six bytes of which the lowest bit of the first, which makes a group of it, is not set.
+_MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
+# What IPv4 asks of every link (RFC 791), and what Ethernet calls jumbo frames.
+MINIMUM_MTU, MAXIMUM_MTU = 68, 9000
 
 
 @record
@@ -71,13 +83,124 @@ class DiskConfig:
 
 
 @record
+class VsockConfig:
+    """A socket device: `path` is the Unix socket by which the host connects to the guest.
+
+    `cid` None means a random one. `base` is what a clone's path was made from.
+    """
+
+    path: Path
+    cid: int | None = None
+    base: Path | None = None
+
+    @classmethod
+    def parse(cls, value: object) -> VsockConfig:
+        """Read "PATH[,cid=N]", a Path, or what `to_dict` gave; raises InvalidValueError."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, Mapping):
+            base = value.get("base")
+            return cls(Path(value["path"]), value.get("cid"), None if base is None else Path(base))
+        path, comma, number = str(value).rpartition(",cid=")
+        if not comma:
+            path, number = str(value), ""
+        if not path or (comma and not number.isdecimal()):
+            raise InvalidValueError(f"no socket device in {value!r}", hint="write PATH[,cid=N]")
+        return cls(Path(path), int(number) if number else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, with absolute paths."""
+        base = None if self.base is None else str(self.base.absolute())
+        return {"path": str(self.path.absolute()), "cid": self.cid, "base": base}
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with this description, for a list of all faults."""
+        found = []
+        if len(os.fsencode(self.path)) > MAXIMUM_SOCKET_PATH:
+            found.append(f"vsock {self.path}: a socket's path has at most 107 bytes")
+        if self.cid is not None and not FIRST_CID <= self.cid <= LAST_CID:
+            found.append(f"a vsock CID of {self.cid} is outside {FIRST_CID} to {LAST_CID}")
+        return found
+
+
+@record
+class NetConfig:
+    """A network interface. `network` is a name in the registry of `ringzero.net`.
+
+    `target` is that network's argument, a path for "socket"; with `listen`, others
+    connect there. `mac` None means a random address; `mtu` is in bytes.
+    """
+
+    network: str = "none"
+    target: str = ""
+    listen: bool = False
+    mac: str | None = None
+    mtu: int = 1500
+
+    @classmethod
+    def parse(cls, value: object) -> NetConfig:
+        """Read "none|socket=PATH[,listen][,mac=ADDRESS][,mtu=N]", or what `to_dict` gave.
+
+        Raises InvalidValueError, TypeError.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, Mapping):
+            return cls(**value)
+        text, values = str(value), dict[str, Any]()
+        while "," in text:
+            head, _, option = text.rpartition(",")
+            name, equals, given = option.partition("=")
+            if option == "listen":
+                values["listen"] = True
+            elif name == "mac" and equals:
+                values["mac"] = given.lower()
+            elif name == "mtu" and given.isdecimal():
+                values["mtu"] = int(given)
+            else:
+                break
+            text = head
+        network, equals, target = text.partition("=")
+        if not network or (equals and not target) or "," in network:
+            raise InvalidValueError(
+                f"no network in {value!r}", hint="write none, or socket=PATH[,listen][,mac=ADDRESS]"
+            )
+        return cls(network, target, **values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, with absolute paths."""
+        values = {name: getattr(self, name) for name in field_names(type(self))}
+        if self.network == "socket":
+            values["target"] = str(Path(self.target).absolute())
+        return values
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with this description, for a list of all faults."""
+        found = []
+        if not isinstance(self.network, str) or not NAME.fullmatch(self.network):
+            found.append(f"no network is called {self.network!r}")
+        if len(os.fsencode(self.target)) > MAXIMUM_SOCKET_PATH:
+            found.append(f"network {self.target}: a socket's path has at most 107 bytes")
+        if self.mac is not None and not _MAC.fullmatch(self.mac):
+            found.append(
+                f"{self.mac!r} is no MAC address of an interface: write 02:xx:xx:xx:xx:xx, "
+                "whose first byte is even"
+            )
+        if not MINIMUM_MTU <= self.mtu <= MAXIMUM_MTU:
+            found.append(f"an MTU of {self.mtu} is outside {MINIMUM_MTU} to {MAXIMUM_MTU}")
+        return found
+
+
+@record
 class MachineConfig:
     """One machine. Sizes are in bytes.
 
     `kernel` is booted directly, with `initrd` and `command_line`; `agent` adds
     the ports by which ringzero's own guests take commands
-    (`ringzero.vm.agent`). `board` and `engine` are names in their registries;
-    `cpu` is a model of `ringzero.isa.x86.cpuid`, or "host".
+    (`ringzero.vm.agent`). `vsock` is a socket device and `net` a network interface, if there
+    is to be one. `board` and
+    `engine` are names in their registries; `cpu` is a model of `ringzero.isa.x86.cpuid`, or
+    "host".
     """
 
     name: str = "machine"
@@ -91,6 +214,8 @@ class MachineConfig:
     command_line: str = ""
     disks: tuple[DiskConfig, ...] = ()
     agent: bool = False
+    vsock: VsockConfig | None = None
+    net: NetConfig | None = None
 
     def __post_init__(self) -> None:
         faults = self.faults()
@@ -117,9 +242,13 @@ class MachineConfig:
                     clean[name] = tuple(
                         d if isinstance(d, DiskConfig) else DiskConfig.parse(str(d)) for d in value
                     )
+                elif name == "vsock":
+                    clean[name] = None if value is None else VsockConfig.parse(value)
+                elif name == "net":
+                    clean[name] = None if value is None else NetConfig.parse(value)
                 elif name in known:
                     clean[name] = value
-            except (InvalidValueError, TypeError) as fault:
+            except (InvalidValueError, TypeError, KeyError) as fault:
                 faults.append(f"{name}: {fault}")
         try:
             config = cls(**clean)
@@ -169,6 +298,12 @@ class MachineConfig:
         ]
         for disk in self.disks:
             found += disk.faults()
+        links = [link for link in (self.vsock, self.net) if link is not None]
+        for link in links:
+            found += link.faults()
+        devices = len(self.disks) + len(links)
+        if len(self.disks) <= MAXIMUM_DISKS and devices > MAXIMUM_DEVICES:
+            found.append(f"{devices} disks and other devices; at most {MAXIMUM_DEVICES}")
         return found
 
     def check_files(self) -> None:

@@ -33,6 +33,7 @@ from ringzero.control.records import (
     ProcessRecord,
     Status,
     StatusRecord,
+    config_to_dict,
 )
 from ringzero.control.server import Server
 from ringzero.errors import (
@@ -145,6 +146,10 @@ class Guest(Protocol):
 
     def revert(self, snapshot: Any, identity: Identity | None = None) -> None:
         """Become what a snapshot holds, in place."""
+        ...
+
+    def leave(self) -> None:
+        """In a forked process: let go of the machine's sockets on the host."""
         ...
 
     def keep_from_children(self) -> None:
@@ -320,6 +325,7 @@ class Keeper:
         """In a forked process: let go of what is the original's alone, its lock before all."""
         os.close(self._lock_descriptor)
         self.server.leave()
+        self.machine.leave()
         self._log.leave()
 
     # ---- the console ------------------------------------------------------
@@ -338,6 +344,7 @@ class Keeper:
         """Return everything about the machine, as plain data."""
         facts = self.directory.summary()
         config = self.machine.config
+        facts["config"] = config_to_dict(config)
         facts["agent"] = (
             {"ready": self.machine.agent.ready, "kernel": self.machine.agent.release}
             if config.agent

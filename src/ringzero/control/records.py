@@ -169,6 +169,8 @@ def config_to_dict(config: MachineConfig) -> dict[str, Any]:
         {"path": str(d.path.absolute()), "read_only": d.read_only, "format": d.format}
         for d in config.disks
     ]
+    data["vsock"] = None if config.vsock is None else config.vsock.to_dict()
+    data["net"] = None if config.net is None else config.net.to_dict()
     return data
 
 

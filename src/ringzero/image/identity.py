@@ -17,11 +17,14 @@ from ringzero.records import record
 from ringzero.vm import identity
 
 # System calls of x86-64 Linux (arch/x86/entry/syscalls/syscall_64.tbl).
-READ, WRITE, IOCTL, EXIT, SETHOSTNAME, CLOCK_SETTIME = 0, 1, 16, 60, 170, 227
+READ, WRITE, CLOSE, IOCTL, SOCKET, EXIT, SETHOSTNAME, CLOCK_SETTIME = 0, 1, 3, 16, 41, 60, 170, 227
 CLOCK_REALTIME = 0
 # random(4): mix in a rand_pool_info and credit it; take new keys from the pool at once.
 RNDADDENTROPY, RNDRESEEDCRNG = 0x4008_5203, 0x5207
-PORT, CONTROL, RANDOM = 0, 1, 2
+# socket(2): any socket takes the ioctls of network interfaces (netdevice(7)).
+AF_UNIX, SOCK_DGRAM, SIOCSIFHWADDR = 1, 2, 0x8924
+# Descriptors: the first free one is the socket's.
+PORT, CONTROL, RANDOM, INTERFACES = 0, 1, 2, 3
 
 # Where the parts lie: code and the answer in one segment, the record in another.
 CODE = 0x40_0000
@@ -90,11 +93,14 @@ def entry_offset() -> int:
     return len(_emit(Call(EXIT, (1,)), 0, 0))
 
 
+def data_address() -> int:
+    """Return where the data of an `executable` lies."""
+    return CODE + _HEADER.size + 2 * _SEGMENT.size
+
+
 def build() -> bytes:
     """Return the whole program as an ELF file."""
-    headers = _HEADER.size + 2 * _SEGMENT.size
-    answer = CODE + headers
-    start = answer + len(identity.ANSWER)
+    answer = data_address()
     calls = (
         Call(READ, (PORT, RECORD, identity.RECORD_SIZE), result=identity.RECORD_SIZE),
         Call(IOCTL, (RANDOM, RNDADDENTROPY, RECORD + identity.ENTROPY_OFFSET)),
@@ -104,14 +110,25 @@ def build() -> bytes:
             SETHOSTNAME,
             (RECORD + identity.NAME_OFFSET, Field(RECORD + identity.NAME_LENGTH_OFFSET)),
         ),
+        # The driver takes another address while the interface is up; it says so to nobody.
+        Call(SOCKET, (AF_UNIX, SOCK_DGRAM, 0)),
+        Call(IOCTL, (INTERFACES, SIOCSIFHWADDR, RECORD + identity.INTERFACE_OFFSET)),
+        Call(CLOSE, (INTERFACES,)),
         Call(WRITE, (CONTROL, answer, len(identity.ANSWER)), result=len(identity.ANSWER)),
     )
-    body = identity.ANSWER + program(calls, start)
+    return executable(calls, identity.ANSWER)
+
+
+def executable(calls: Sequence[Call], data: bytes) -> bytes:
+    """Return an ELF file that makes `calls` over and over; `data` lies at `data_address()`."""
+    headers = _HEADER.size + 2 * _SEGMENT.size
+    start = data_address() + len(data)
+    body = data + program(calls, start)
     size = headers + len(body)
     header = _HEADER.pack(
         b"\x7fELF\x02\x01\x01", _EXECUTABLE, _X86_64, 1, start + entry_offset(), _HEADER.size,
         0, 0, _HEADER.size, _SEGMENT.size, 2, 0, 0, 0,
     )  # fmt: skip
     code = _SEGMENT.pack(_LOAD, _READABLE | _RUNNABLE, 0, CODE, CODE, size, size, PAGE)
-    data = _SEGMENT.pack(_LOAD, _READABLE | _WRITABLE, 0, RECORD, RECORD, 0, PAGE, PAGE)
-    return header + code + data + body
+    room = _SEGMENT.pack(_LOAD, _READABLE | _WRITABLE, 0, RECORD, RECORD, 0, PAGE, PAGE)
+    return header + code + room + body

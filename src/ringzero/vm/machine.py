@@ -40,7 +40,7 @@ from ringzero.errors import (
     TimeoutExpiredError,
 )
 from ringzero.host.files import map_file
-from ringzero.records import record, replace
+from ringzero.records import record
 from ringzero.settings import CACHE_DIR
 from ringzero.units import format_size
 from ringzero.vm.agent import (
@@ -66,8 +66,10 @@ from ringzero.vm.state import AgentLink, MachineState, ProcessorKind, restore_pa
 
 if TYPE_CHECKING:
     from ringzero.disk.instant import InstantDisk, LiveDisk
+    from ringzero.vm.links import Links
     from ringzero.vm.snapshot import Snapshot
     from ringzero.vm.store import Store
+    from ringzero.vm.vsock import VsockSockets
 
 # The longest that `start` waits for a vCPU to enter the guest, in seconds.
 _FIRST_ENTRY = 0.1
@@ -145,9 +147,8 @@ class Machine:
         devices), and what building a machine raises. The seed stays the caller's.
         """
         identity = identity or Identity()
-        config = seed.config if identity.name is None else replace(seed.config, name=identity.name)
         machine = cls.__new__(cls)
-        machine._create(config, engine, seed, identity)
+        machine._create(identity.adopt(seed.config), engine, seed, identity)
         return machine
 
     @classmethod
@@ -160,10 +161,9 @@ class Machine:
         engine: Engine | None = None,
     ) -> Self:
         """Return a machine that boots on disks of its own with the content of `disks`."""
-        if identity is not None and identity.name is not None:
-            config = replace(config, name=identity.name)
+        identity = identity or Identity()
         machine = cls.__new__(cls)
-        machine._create(config, engine, None, identity, disks)
+        machine._create(identity.adopt(config), engine, None, identity, disks)
         return machine
 
     def _create(
@@ -174,10 +174,10 @@ class Machine:
         identity: Identity | None = None,
         disks: Sequence[InstantDisk] | None = None,
     ) -> None:
-        self.config = config
+        self.identity = identity or Identity(config.name)
+        self.config = self.identity.complete(config)
         # Identifiers of the snapshots that the machine comes from, the latest first.
         self.lineage: tuple[str, ...] = ()
-        self.identity = identity or Identity(config.name)
         self._closing = contextlib.ExitStack()
         self.control = RunControl()
         self._freezing = threading.RLock()
@@ -218,6 +218,7 @@ class Machine:
         if seed is not None:
             self._vm.adopt(seed.code)
         self._make_lines()
+        self._links = self._make_links()
         self.board: Board = board_type(
             BoardParts(
                 cpus=config.cpus,
@@ -229,6 +230,7 @@ class Machine:
                 ports=self._ports,
                 disks=disks,
                 messages=self._vm.send_message if self._engine.keeps_apics else None,
+                devices=self._links.devices if self._links is not None else {},
             )
         )
         self._closing.callback(self._close_devices)
@@ -278,6 +280,8 @@ class Machine:
             self._clock_ahead = now - time.time_ns()
         self._restore(state)
         self.board.renew_generation(self.identity.generation)
+        if self._links is not None:
+            self._links.renew(self.identity)
         self._newborn = True
 
     def _introduce(self) -> None:
@@ -287,11 +291,10 @@ class Machine:
             return
         if self._identity_port.guest_open:
             self._agent.await_adoption()
-        ahead = self._clock_ahead
+        ahead, net = self._clock_ahead, self.config.net
+        clock = None if ahead is None else time.time_ns() + ahead
         # A guest that has not come so far yet finds the record when it has.
-        self._identity_port.push(
-            self.identity.record(None if ahead is None else time.time_ns() + ahead)
-        )
+        self._identity_port.push(self.identity.record(clock, net.mac if net else None))
 
     def _make_lines(self) -> None:
         self.serial = Line()
@@ -323,6 +326,20 @@ class Machine:
             self._ports += [*channels.ports, self._identity_port]
             self._closing.callback(self._agent.close)
             self._closing.callback(channels.close)
+
+    def _make_links(self) -> Links | None:
+        if self.config.vsock is None and self.config.net is None:
+            return None
+        from ringzero.vm.links import Links
+
+        links = Links(self.config)
+        self._closing.callback(links.close)
+        return links
+
+    @property
+    def vsock(self) -> VsockSockets | None:
+        """The host's end of the socket device, where there is one."""
+        return self._links.vsock if self._links is not None else None
 
     def _make_threads(self) -> None:
         threads = []
@@ -398,6 +415,8 @@ class Machine:
         _stop_all_at_exit()
         for thread in self.threads:
             thread.thread.start()
+        if self._links is not None:
+            self._links.start()
         if self._channels is not None:
             self._channels.start()
             threading.Thread(target=self._abandon_commands, name="end", daemon=True).start()
@@ -651,6 +670,11 @@ class Machine:
     def keep_from_children(self) -> None:
         """Leave this machine's memory out of processes forked from now on; after `seed`."""
         self._memory.host.keep_from_children()
+
+    def leave(self) -> None:
+        """In a forked process: let go of the host's sockets, which stay the original's."""
+        if self._links is not None:
+            self._links.leave()
 
     def fork(self, count: int = 1, *, start: bool = False) -> list[Self]:
         """Return `count` copies of this machine, as it is now; each is stopped on its own.

@@ -199,6 +199,8 @@ def config_tree(config: MachineConfig) -> dict[str, Any]:
         {"path": str(disk.path), "read_only": disk.read_only, "format": disk.format}
         for disk in config.disks
     ]
+    for name, link in (("vsock", config.vsock), ("net", config.net)):
+        tree[name] = None if link is None else link.to_dict()
     return tree
 
 

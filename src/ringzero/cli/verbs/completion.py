@@ -34,7 +34,7 @@ _ringzero() {{
     esac
     case $previous in
         --engine) words="auto soft kvm" ;;
-        --kernel|--initrd|--disk|--serial) compopt -o default 2>/dev/null; return ;;
+        --kernel|--initrd|--disk|--serial|--vsock) compopt -o default 2>/dev/null; return ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$current"))
 }}

@@ -32,6 +32,9 @@ class Run(Verb):
   ringzero run --image full -- uname -r   a guest with another kernel
   ringzero run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
   ringzero run --disk data.img,ro --memory 1G -- mount /dev/vda /mnt
+  ringzero run --vsock /tmp/vm.sock       sockets between host and guest
+  ringzero run --net socket=/tmp/cable,listen
+  ringzero run --net socket=/tmp/cable    two machines that are connected with each other
   ringzero run -d --name web              a machine that stays; see ps, exec, console, stop
 
 The default guest is put together from Debian's packages at the first run and
@@ -64,6 +67,18 @@ Ctrl-] q ends the machine.
             default=[],
             help="disk image to attach, read-only with ',ro'; raw ones that are written to "
             "need ',format=raw' (repeatable)",
+        )
+        add(
+            "--vsock",
+            metavar="PATH[,cid=N]",
+            help="a socket device; write 'CONNECT PORT' into the Unix socket PATH to reach the "
+            "guest, listen on PATH_PORT to be reached by it",
+        )
+        add(
+            "--net",
+            metavar="none|socket=PATH[,listen][,mac=ADDRESS][,mtu=N]",
+            help="a network interface: not connected, or a cable over a Unix socket to another "
+            "machine (one of the two listens) or a switch of yours",
         )
         add("--memory", "-m", metavar="SIZE", default="512M", help="memory (default: 512M)")
         add(
@@ -100,6 +115,10 @@ Ctrl-] q ends the machine.
         _refuse_missing_kvm(arguments.engine or ENGINE.get())
         config = _user_config(arguments) if arguments.kernel else _default_config(arguments)
         config.check_files()
+        if config.net is not None:
+            from ringzero.net.contract import NETWORKS
+
+            NETWORKS.get(config.net.network)
         if arguments.detach:
             return _detach(arguments, config)
         _measure_engines(config.engine)
@@ -224,6 +243,8 @@ def _common(arguments: argparse.Namespace) -> dict[str, object]:
         "engine": arguments.engine or ENGINE.get(),
         **({"cpu": arguments.cpu} if arguments.cpu else {}),
         "disks": arguments.disk,
+        "vsock": arguments.vsock,
+        "net": arguments.net,
     }
 
 

@@ -258,6 +258,21 @@ class Virtqueue:
         fence()
         return self._available[1] != self._next_available
 
+    @property
+    def offered(self) -> int:
+        """How many requests the driver has ever offered, modulo 2^16."""
+        return self._available[1]
+
+    def request_notice(self) -> None:
+        """Ask for a notification of the next request, even while others wait."""
+        if not self.ready:
+            return
+        if self.event_idx:
+            self._used[2 + 4 * self.size] = self._available[1]
+        else:
+            self._used[0] = 0
+        fence()
+
     # ---- state ------------------------------------------------------------
 
     def save(self) -> QueueState:

@@ -1,0 +1,32 @@
+"""No network: an interface whose cable is not plugged in."""
+
+from __future__ import annotations
+
+from ringzero.config.machine import NetConfig
+from ringzero.errors import ConfigError
+from ringzero.net.contract import NETWORKS, Network
+
+
+@NETWORKS.register("none")
+class NoNetwork(Network):
+    """Drops every frame."""
+
+    def __init__(self, config: NetConfig) -> None:
+        super().__init__(config)
+        if config.target or config.listen:
+            raise ConfigError(["the network 'none' leads nowhere"], hint="write --net none")
+
+    def send(self, frame: bytes) -> None:
+        """Drop it."""
+
+    def room(self) -> None:
+        """There was nothing to deliver."""
+
+    def start(self) -> None:
+        """There is nothing to begin."""
+
+    def close(self) -> None:
+        """There is nothing to give back."""
+
+    def leave(self) -> None:
+        """There is nothing to let go of."""
