@@ -15,6 +15,7 @@ so that nothing is loaded that is not used:
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -22,6 +23,9 @@ from ringzero.errors import NotFoundError
 
 T = TypeVar("T")
 Item = TypeVar("Item")
+
+# What stands behind the first dot in the name of a plug-in's file: a package has none.
+_MODULES = ("", "py")
 
 
 class Registry(Generic[T]):
@@ -75,15 +79,12 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """Return all names, loaded or not, sorted."""
-        import pkgutil
-
         package = importlib.import_module(self.package)
-        found = {
-            module.name
-            for module in pkgutil.iter_modules(package.__path__)
-            if not module.name.startswith("_") and module.name not in self.support
-        }
-        return sorted(found | set(self._items))
+        # Not by pkgutil, whose imports take longer than everything else here.
+        files = (file.name for place in package.__path__ for file in os.scandir(place))
+        found = {name for name, _, kind in (f.partition(".") for f in files) if kind in _MODULES}
+        named = {n for n in found if not n.startswith("_") and n not in self.support}
+        return sorted(named | set(self._items))
 
     def __iter__(self) -> Iterator[tuple[str, T]]:
         """Load every plug-in and yield (name, plug-in)."""

@@ -7,8 +7,9 @@ import pytest
 
 from ringzero.board import boot, memmap
 from ringzero.board.kernel import KernelImage, Segment
+from ringzero.board.loading import Loading
 from ringzero.core.memory import GuestMemory
-from ringzero.errors import GuestImageError, InvalidValueError
+from ringzero.errors import GuestAddressError, GuestImageError, InvalidValueError
 from ringzero.units import GIB, MIB
 
 ENTRY = 0x1000000
@@ -21,6 +22,23 @@ def kernel(size=MIB, bss=4096, header=b"", limit=2047):
 
 def load(memory, image=None, line="console=ttyS0", initrd=b"", rsdp=0xE0000):
     return boot.load(memory, image or kernel(), line, initrd, rsdp)
+
+
+def test_a_kernel_that_is_already_being_copied():
+    plain, early = (GuestMemory(memmap.ram_layout(64 * MIB)) for _ in range(2))
+    found = load(plain)
+    image = kernel()
+    loading = Loading(early, image)
+    assert boot.load(early, image, "console=ttyS0", b"", 0xE0000, loading) == found
+    assert early.host.view == plain.host.view
+
+
+def test_a_copy_that_fails_is_told_to_whoever_waits():
+    image = kernel(size=3 * MIB)
+    loading = Loading(GuestMemory(memmap.ram_layout(18 * MIB)), image)
+    loading.join()
+    with pytest.raises(GuestAddressError):
+        loading.wait()
 
 
 def walk(memory, cr3, address):

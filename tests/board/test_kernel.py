@@ -99,6 +99,7 @@ def test_a_bomb_is_stopped(monkeypatch):
 def kernel_file(tmp_path, monkeypatch):
     """A kernel with a hole in it, in a file that counts as settled at once."""
     monkeypatch.setattr(kernelcache, "_SETTLED", 0)
+    monkeypatch.setattr(kernelcache, "_WORTH_KEEPING", 0)
     path = tmp_path / "vmlinuz"
     content = b"\x0f\x0b" * 2048 + bytes(40 * 4096) + b"end"
     segments = [(0x1000000, content, 1 << 20), (0x2000000, bytes(8192), 8192)]
@@ -136,6 +137,12 @@ def test_a_changed_kernel_is_read_again(kernel_file, tmp_path):
 
 def test_a_kernel_that_may_still_change_is_not_kept(kernel_file, tmp_path, monkeypatch):
     monkeypatch.setattr(kernelcache, "_SETTLED", 3600 * 10**9)
+    load_kernel(kernel_file, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_small_kernel_is_not_kept(kernel_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernelcache, "_WORTH_KEEPING", kernel_file.stat().st_size + 1)
     load_kernel(kernel_file, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -294,8 +295,14 @@ class TestExceptions:
         assert guest.writes() == [7]
 
     def test_triple_fault(self, guest):
-        guest.load("ud2", long_mode())
-        assert isinstance(guest.run(), Shutdown)
+        guest.load("mov eax, 0x12345678\nud2", long_mode())
+        end = guest.run()
+        assert isinstance(end, Shutdown)
+        if "keeps no registers" in end.detail:
+            assert "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+            return
+        assert "rax=0x0000000012345678" in end.detail
+        assert "b8 78 56 34 12 <0f> 0b" in end.detail
 
 
 class TestInterrupts:

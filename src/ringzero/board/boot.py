@@ -12,6 +12,7 @@ import struct
 
 from ringzero.board import memmap
 from ringzero.board.kernel import KernelImage
+from ringzero.board.loading import Loading
 from ringzero.core.memory import PAGE_SIZE, GuestMemory
 from ringzero.errors import GuestImageError
 from ringzero.isa.x86.state import (
@@ -94,11 +95,13 @@ def load(
     command_line: str,
     initrd: bytes | memoryview,
     rsdp: int,
+    loading: Loading | None = None,
 ) -> CpuState:
     """Put everything into `memory` and return the boot CPU's first state.
 
-    `rsdp` is the address of the ACPI root pointer. Raises GuestImageError
-    when kernel and initrd do not fit or the command line is too long.
+    `rsdp` is the address of the ACPI root pointer. `loading` is given where the kernel is
+    already being copied. Raises GuestImageError when kernel and initrd do not fit or the
+    command line is too long.
     """
     low_end = memory.regions[0].end
     kernel.check_fits(low_end)
@@ -115,9 +118,10 @@ def load(
             hint="shorten it (--append)",
         )
     zero_page = _zero_page(kernel)
-    for segment in kernel.segments:
-        memory.write(segment.address, segment.data)
-        memory.clear(segment.address + len(segment.data), segment.size - len(segment.data))
+    if loading is None:
+        for segment in kernel.segments:
+            memory.write(segment.address, segment.data)
+            memory.clear(segment.address + len(segment.data), segment.size - len(segment.data))
     if initrd:
         address = _place_initrd(kernel, len(initrd), low_end, zero_page)
         memory.write(address, initrd)
@@ -133,7 +137,10 @@ def load(
     memory.write(memmap.BOOT_PARAMS, zero_page)
     memory.write(memmap.GDT_ADDRESS, GDT)
     memory.write(memmap.RESET_STUB, RESET_CODE)
-    return _enter(memory, kernel.entry)
+    state = _enter(memory, kernel.entry)
+    if loading is not None:
+        loading.wait()
+    return state
 
 
 def _zero_page(kernel: KernelImage) -> bytearray:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ringzero.board.kernel import KernelImage
+from ringzero.board.loading import Loading
 from ringzero.core.bus import Bus, MsrBus
 from ringzero.core.irq import IrqLine
 from ringzero.core.memory import GuestMemory
@@ -112,9 +113,16 @@ class Board(ABC):
 
     @abstractmethod
     def boot(
-        self, kernel: KernelImage, command_line: str, initrd: bytes | memoryview
+        self,
+        kernel: KernelImage,
+        command_line: str,
+        initrd: bytes | memoryview,
+        loading: Loading | None = None,
     ) -> list[CpuState]:
-        """Load a kernel; return the first state of each vCPU. Raises GuestImageError."""
+        """Load a kernel; return the first state of each vCPU. Raises GuestImageError.
+
+        `loading` is given where the kernel is already being copied.
+        """
 
     @abstractmethod
     def end_of_interrupt(self, vector: int) -> None:
@@ -163,5 +171,5 @@ class Board(ABC):
 BOARDS: Registry[type[Board]] = Registry(
     "board",
     "ringzero.board",
-    support=("acpi", "aml", "boot", "contract", "kernel", "kernelcache", "memmap"),
+    support=("acpi", "aml", "boot", "contract", "kernel", "kernelcache", "loading", "memmap"),
 )

@@ -31,6 +31,8 @@ _WORTH_SKIPPING = 16
 # The clock that stamps files ticks in milliseconds: a file changed more recently than this
 # may change again and look the same. In nanoseconds.
 _SETTLED = 1_000_000_000
+# A file that is smaller is read as quickly as its copy would be, in bytes.
+_WORTH_KEEPING = 1 << 20
 # Kernels kept; the ones made last.
 _KEPT = 8
 
@@ -64,7 +66,8 @@ def recall(status: os.stat_result, cache: Path) -> KernelImage | None:
 
 def remember(status: os.stat_result, image: KernelImage, cache: Path) -> None:
     """Keep `image` for the next start; without room for it that is slower, and no more."""
-    if time.time_ns() - max(status.st_ctime_ns, status.st_mtime_ns) < _SETTLED:
+    young = time.time_ns() - max(status.st_ctime_ns, status.st_mtime_ns) < _SETTLED
+    if young or status.st_size < _WORTH_KEEPING:
         return
     # The header's numbers hang on its own length; with spare room one round settles it.
     room = (len(_header(image, 0)) + _LENGTH_SIZE) * 2

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ringzero.board import acpi, boot, memmap
 from ringzero.board.contract import BOARDS, Board, BoardParts, Latch, Processor
 from ringzero.board.kernel import KernelImage
+from ringzero.board.loading import Loading
 from ringzero.core.bus import Bus, MsrBus
 from ringzero.core.irq import IrqLine
 from ringzero.devices import lapic
@@ -157,7 +158,11 @@ class Microvm(Board):
         return transport
 
     def boot(
-        self, kernel: KernelImage, command_line: str, initrd: bytes | memoryview
+        self,
+        kernel: KernelImage,
+        command_line: str,
+        initrd: bytes | memoryview,
+        loading: Loading | None = None,
     ) -> list[CpuState]:
         plan = acpi.AcpiPlan(
             cpus=len(self.processors),
@@ -175,6 +180,6 @@ class Microvm(Board):
         )
         rsdp, tables = acpi.build(plan, memmap.ACPI_TABLES, memmap.ACPI_TABLES_END)
         self.memory.write(memmap.ACPI_TABLES, tables)
-        first = boot.load(self.memory, kernel, command_line, initrd, rsdp)
+        first = boot.load(self.memory, kernel, command_line, initrd, rsdp, loading)
         waiting = CpuState(mp_state=MP_UNINITIALIZED)
         return [first] + [waiting] * (len(self.processors) - 1)

@@ -139,7 +139,9 @@ def _run_parsed(words: list[str], named: str | None, command: list[str] | None) 
             epilog=verb.examples and f"examples:\n{verb.examples}",
             formatter_class=_formatter,
         )
-        verb.configure(sub)
+        # The list of commands needs a line of each, and no flags.
+        if name in words:
+            verb.configure(sub)
         sub.set_defaults(chosen=verb)
     arguments = parser.parse_args(words)
     if arguments.verb is None:

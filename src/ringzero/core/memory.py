@@ -100,6 +100,10 @@ class GuestMemory:
             self.host.store(self.offset_of(gpa, count), data)
         self.mark_written(gpa, count)
 
+    def fill(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy `data` to `gpa` before an engine has seen the memory: no listener is told."""
+        self.host.store(self.offset_of(gpa, len(data)), data)
+
     def clear(self, gpa: int, count: int) -> None:
         """Make `count` bytes at `gpa` zero, at no cost where nothing was written yet."""
         self.host.clear(self.offset_of(gpa, count), count)

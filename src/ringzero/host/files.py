@@ -121,13 +121,14 @@ def sweep(directory: Path) -> None:
 def map_file(path: Path) -> tuple[memoryview, os.stat_result]:
     """Return a file's content without reading it, and its status; raises OSError.
 
-    The file must not be cut shorter while the content is in use.
+    The file must not be cut shorter while the content is in use. What is written to the
+    content stays with this process; that it can be is what tells others its address.
     """
     with path.open("rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         if status.st_size == 0:
             return memoryview(b""), status
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), status
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)), status
 
 
 def sync_file(path: Path) -> None:

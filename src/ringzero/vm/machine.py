@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ringzero.board.contract import BOARDS, Board, BoardEvents, BoardParts
 from ringzero.board.kernel import KernelImage, load_kernel
+from ringzero.board.loading import Loading
 from ringzero.config.machine import MachineConfig
 from ringzero.core.memory import GuestMemory
 from ringzero.core.state import from_tree, to_tree
@@ -209,6 +210,10 @@ class Machine:
             large_pages=self._engine.likes_large_pages,
         )
         self._closing.callback(memory.close)
+        self._loading: Loading | None = None
+        if kernel is not None:
+            self._loading = Loading(memory, kernel)
+            self._closing.callback(self._loading.join)
         self.memory = MemoryAccess(memory)
         self._memory = memory
         leaves = _cpuid(self._engine, config)
@@ -246,6 +251,9 @@ class Machine:
         self._make_threads()
         self._booted = kernel is None
         self._kernel, self._initrd = kernel, initrd
+        if self._loading is not None:
+            # Whoever has a machine may write to its memory.
+            self._loading.join()
 
     def _open_disks(self) -> list[LiveDisk]:
         if not self.config.disks:
@@ -429,10 +437,12 @@ class Machine:
         """Load the kernel unless that was done, or a state restored."""
         if self._booted or self._kernel is None:
             return
-        states = self.board.boot(self._kernel, self.config.command_line, self._initrd)
+        states = self.board.boot(
+            self._kernel, self.config.command_line, self._initrd, self._loading
+        )
         for thread, state in zip(self.threads, states, strict=True):
             thread.set_state(state)
-        self._kernel, self._initrd = None, memoryview(b"")
+        self._kernel, self._initrd, self._loading = None, memoryview(b""), None
         self._booted = True
 
     def pause(self) -> None:

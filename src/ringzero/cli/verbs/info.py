@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import platform
-import resource
-import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -45,6 +42,10 @@ class Info(Verb):
 
 def collect() -> dict[str, dict[str, Any]]:
     """Return the facts by section, as plain values."""
+    import platform
+    import resource
+    import shutil
+
     from ringzero.engine import info as engine_info
     from ringzero.image.micro import list_images
     from ringzero.units import format_size
@@ -95,6 +96,7 @@ def _lines(value: Any) -> list[str]:
 
 def _versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that ringzero needs."""
+    import platform
     from importlib import metadata
 
     found = {"python": platform.python_version()}

@@ -45,6 +45,8 @@ _IO = struct.Struct("<BBHIQ")
 _MMIO = struct.Struct("<Q8sIB")
 _UNION = kvm.Run.u.offset
 _MMIO_DATA = _UNION + 8
+# Where a processor starts after a reset: RIP, and the base of CS (SDM vol. 3A, 9.1.4).
+_RESET = 0xFFF0, 0xFFFF_0000
 # Widths that are one access.
 _WHOLE = (4, 1, 2, 8)
 
@@ -224,9 +226,19 @@ class KvmVcpu(Vcpu):
             self._answer = MsrRead(union.msr.index)
             return self._answer
         if reason in (kvm.EXIT_SHUTDOWN, kvm.EXIT_SYSTEM_EVENT):
-            regs = self._fd.get(kvm.GET_REGS, kvm.Regs)
-            return Shutdown(f"triple fault near rip={regs.rip:#x} rsp={regs.rsp:#x}")
+            return Shutdown(self._last_words())
         raise self._failure(reason)
+
+    def _last_words(self) -> str:
+        """Return registers and code of a vCPU that shut down, as far as the host has them."""
+        from ringzero.engine.shutdown import describe
+
+        state = self.get_state()
+        if (state.rip, state.cs.base) == _RESET:
+            # KVM resets the vCPU, because the processor leaves its state undefined (AMD APM
+            # vol. 2, 15.14.3).
+            return "this host's processor keeps no registers of it; --engine soft shows them"
+        return describe(state, self._vm.memory)
 
     def _failure(self, reason: int) -> EngineError:
         union = self._run.u

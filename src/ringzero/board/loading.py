@@ -1,0 +1,43 @@
+"""A kernel on its way into memory while the rest of the machine is built.
+
+Copying some 30 MiB takes a sixth of a start, and none of Python: the thread
+that does it holds the interpreter's lock only between segments.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from ringzero.board.kernel import KernelImage
+from ringzero.core.memory import GuestMemory
+
+
+class Loading:
+    """Copies the segments of `kernel` into `memory`, which nobody has written to yet.
+
+    No engine runs on that memory before `wait`, and it stays open until then.
+    """
+
+    def __init__(self, memory: GuestMemory, kernel: KernelImage) -> None:
+        self._memory = memory
+        self._kernel = kernel
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._copy, name="loading", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when the kernel is there; raises GuestAddressError, HostError."""
+        self.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def join(self) -> None:
+        """Return when the memory is left alone, whatever came of it."""
+        self._thread.join()
+
+    def _copy(self) -> None:
+        try:
+            for segment in self._kernel.segments:
+                self._memory.fill(segment.address, segment.data)
+        except Exception as failure:  # it belongs to whoever waits
+            self._failure = failure
