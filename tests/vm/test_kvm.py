@@ -186,3 +186,52 @@ def test_power_off_and_stop_are_prompt():
     with Machine(image="micro", engine="kvm", memory="128M") as machine:
         machine.run("(sleep 0.2; poweroff -f) >/dev/null 2>&1 </dev/null & true", timeout=60)
         assert machine.wait(60).reason is ExitReason.POWEROFF
+
+
+@pytest.fixture
+def ringzero(tmp_path):
+    """Runs the command line, with machines and snapshots of its own; returns what it printed."""
+    places = {
+        "RINGZERO_MACHINES_DIR": str(tmp_path / "machines"),
+        "RINGZERO_DATA_DIR": str(tmp_path / "data"),
+    }
+
+    def run(*words):
+        done = subprocess.run(
+            [sys.executable, "-m", "ringzero", *words],
+            capture_output=True,
+            text=True,
+            timeout=BOOT_TIMEOUT,
+            env=os.environ | places,
+            check=False,
+        )
+        assert done.returncode == 0, (words, done.stderr)
+        return done.stdout
+
+    yield run
+    names = [machine["name"] for machine in json.loads(run("ps", "--all", "--json"))]
+    for name in names:
+        run("rm", "--force", name)
+
+
+def test_copies_in_processes_of_their_own(ringzero):
+    """fork(2) of a running guest, then a snapshot, from which two more processes go on."""
+    ringzero("run", "-d", "--engine", "kvm", "--memory", "128M", "--name", "web")
+    ringzero("exec", "web", "--", "sh", "-c", "echo before >/tmp/mark")
+    assert ringzero("fork", "web", "--count", "2").split() == ["web-1", "web-2"]
+    family = ("web-2", "web", "web-1")
+    for name in family:
+        # Nobody sees what another wrote.
+        script = f"cat /tmp/mark; echo {name} >>/tmp/mark"
+        assert ringzero("exec", name, "--", "sh", "-c", script) == "before\n"
+    for name in family:
+        assert ringzero("exec", name, "--", "cat", "/tmp/mark") == f"before\n{name}\n"
+    ringzero("snapshot", "save", "web-1", "ready")
+    for name in ("one", "two"):
+        ringzero("snapshot", "restore", "ready", "--name", name)
+        script = f"cat /tmp/mark; echo {name} >>/tmp/mark"
+        assert ringzero("exec", name, "--", "sh", "-c", script) == "before\nweb-1\n"
+    engines = {m["engine"] for m in json.loads(ringzero("ps", "--json"))}
+    assert engines == {"kvm"}
+    # The one that was saved has gone on by itself.
+    assert ringzero("exec", "web-1", "--", "tail", "-n", "1", "/tmp/mark") == "web-1\n"

@@ -843,11 +843,14 @@ class CoalescedPage:
         page = vcpu.data[start : start + mmap.PAGESIZE]
         count = (mmap.PAGESIZE - ctypes.sizeof(CoalescedRing)) // ctypes.sizeof(CoalescedEntry)
         self._ring = CoalescedRing.from_buffer(page)
+        # `first` and `last` once more: looked at after every exit, and quicker so.
+        self._ends = page[: ctypes.sizeof(CoalescedRing)].cast("I")
         self._entries = (CoalescedEntry * count).from_buffer(page, ctypes.sizeof(CoalescedRing))
 
     def waiting(self) -> bool:
         """Return whether there are gathered writes."""
-        return bool(self._ring.first != self._ring.last)
+        first, last = self._ends
+        return first != last
 
     def drain(self) -> list[tuple[bool, int, int, int]]:
         """Take the gathered writes: (is it a port, address, width, value), oldest first."""

@@ -41,14 +41,17 @@ if TYPE_CHECKING:
 # needs no handler and is never lost. The C library keeps the first real-time signals.
 KICK = signal.SIGRTMIN + 4
 
+_QUAD = struct.Struct("<Q")
 _IO = struct.Struct("<BBHIQ")
-_MMIO = struct.Struct("<Q8sIB")
+_MMIO = struct.Struct("<QQIB")
+# Integers in `kvm_run`, by their width.
+_INTEGERS = {1: struct.Struct("<B"), 2: struct.Struct("<H"), 4: struct.Struct("<I"), 8: _QUAD}
+_MASKS = {width: (1 << width * 8) - 1 for width in _INTEGERS}
 _UNION = kvm.Run.u.offset
 _MMIO_DATA = _UNION + 8
+_REASON = kvm.Run.exit_reason.offset
 # Where a processor starts after a reset: RIP, and the base of CS (SDM vol. 3A, 9.1.4).
 _RESET = 0xFFF0, 0xFFFF_0000
-# Widths that are one access.
-_WHOLE = (4, 1, 2, 8)
 
 _EXIT_NAMES = {
     value: name.removeprefix("EXIT_").lower()
@@ -69,6 +72,8 @@ class KvmVcpu(Vcpu):
         self.descriptor = self._fd
         self._run = self._fd.run
         self._data = self._fd.data
+        # Read at every exit, which through `_run` would take three times as long.
+        self._reason = self._data[_REASON : _REASON + 4].cast("I")
         self._interrupts = interrupts
         # Accesses of one exit that are still to be reported, and where an answer goes.
         self._queue: deque[tuple[Exit, int]] = deque()
@@ -99,8 +104,8 @@ class KvmVcpu(Vcpu):
         ident = threading.get_ident()
         if self._masked != ident:
             self._take_thread(ident)
-        with self._lock:
-            self._inside = ident
+        # Whoever kicks and does not see this yet has set `immediate_exit` before.
+        self._inside = ident
         try:
             while True:
                 if self._interrupts is not None:
@@ -141,7 +146,7 @@ class KvmVcpu(Vcpu):
         return True
 
     def _dispatch(self) -> Exit | None:
-        reason = self._run.exit_reason
+        reason = self._reason[0]
         self._exits[reason] = self._exits.get(reason, 0) + 1
         ring = self._vm.gathered
         if ring is not None and ring.waiting():
@@ -166,23 +171,21 @@ class KvmVcpu(Vcpu):
             if direction == kvm.EXIT_IO_IN:
                 self._answer, self._answer_at = PortRead(port, width), offset
                 return self._answer
-            return PortWrite(
-                port, width, int.from_bytes(self._data[offset : offset + width], "little")
-            )
+            return PortWrite(port, width, _INTEGERS[width].unpack_from(self._data, offset)[0])
         for at in range(offset, offset + width * count, width):
             if direction == kvm.EXIT_IO_IN:
                 self._queue.append((PortRead(port, width), at))
             else:
-                value = int.from_bytes(self._data[at : at + width], "little")
+                value = _INTEGERS[width].unpack_from(self._data, at)[0]
                 self._queue.append((PortWrite(port, width, value), 0))
         return self._next_access()
 
     def _memory_access(self) -> Exit:
         address, data, length, is_write = _MMIO.unpack_from(self._data, _UNION)
         self._unfinished = True
-        if length in _WHOLE:
+        if length in _INTEGERS:
             if is_write:
-                return MmioWrite(address, length, int.from_bytes(data[:length], "little"))
+                return MmioWrite(address, length, data & _MASKS[length])
             self._answer, self._answer_at = MmioRead(address, length), _MMIO_DATA
             return self._answer
         done = 0
@@ -190,7 +193,7 @@ class KvmVcpu(Vcpu):
             # KVM splits at pages, so that 3 or 5 bytes may come; buses carry powers of two.
             width = 1 << (min(8, length - done).bit_length() - 1)
             if is_write:
-                value = int.from_bytes(data[done : done + width], "little")
+                value = data >> done * 8 & _MASKS[width]
                 self._queue.append((MmioWrite(address + done, width, value), 0))
             else:
                 self._queue.append((MmioRead(address + done, width), _MMIO_DATA + done))
@@ -259,9 +262,9 @@ class KvmVcpu(Vcpu):
     def complete(self, value: int | None) -> None:
         answered, self._answer = self._answer, None
         if isinstance(answered, (PortRead, MmioRead)):
-            width, at = answered.width, self._answer_at
-            mask = (1 << width * 8) - 1
-            self._data[at : at + width] = ((value or 0) & mask).to_bytes(width, "little")
+            width = answered.width
+            word = (value or 0) & _MASKS[width]
+            _INTEGERS[width].pack_into(self._data, self._answer_at, word)
         elif isinstance(answered, MsrRead):
             self._run.u.msr.error = value is None
             self._run.u.msr.data = (value or 0) & ((1 << 64) - 1)

@@ -29,6 +29,8 @@ IOAPIC_PINS = 24
 MASK_64 = (1 << 64) - 1
 # Of a message's data (SDM vol. 3A, 11.11.2).
 LEVEL_TRIGGERED = 1 << 15
+# Messages whose structures are kept; guests use some tens, and a hostile one any number.
+KEPT_MESSAGES = 256
 # Registers that a board's own local APIC keeps.
 APIC_MSRS = (MSR_APIC_BASE, MSR_TSC_DEADLINE)
 
@@ -72,6 +74,7 @@ class KvmVm(Vm):
         self._vcpus: list[KvmVcpu] = []
         self._doorbells: Doorbells | None = None
         self._level_messages: list[tuple[int, int]] = []
+        self._messages: dict[tuple[int, int], kvm.Msi] = {}
         self._routing = threading.Lock()
         self.gathered: kvm.CoalescedPage | None = None
         self._gatherers: list[tuple[bool, int, int, Callable[[int, int, int], None]]] = []
@@ -238,9 +241,14 @@ class KvmVm(Vm):
     def send_message(self, address: int, data: int) -> bool:
         if data & LEVEL_TRIGGERED and (address, data) not in self._level_messages:
             self._list_level_message(address, data)
-        message = kvm.Msi(
-            address_lo=address & 0xFFFFFFFF, address_hi=address >> 32, data=data & 0xFFFFFFFF
-        )
+        message = self._messages.get((address, data))
+        if message is None:
+            message = kvm.Msi(
+                address_lo=address & 0xFFFFFFFF, address_hi=address >> 32, data=data & 0xFFFFFFFF
+            )
+            if len(self._messages) >= KEPT_MESSAGES:
+                self._messages.clear()
+            self._messages[address, data] = message
         try:
             return self.fd.pass_struct(kvm.SIGNAL_MSI, message) > 0
         except OSError:
