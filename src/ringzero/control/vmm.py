@@ -170,7 +170,8 @@ def take_over(keeper: Keeper) -> None:
 def revert(keeper: Keeper, snapshot: Path) -> None:
     """Take a living machine back to a snapshot; its command goes on there, or begins anew."""
     keeper.revert(snapshot)
-    if not keeper.machine.config.agent:
+    # In the foreground the command is the session's, not the machine's.
+    if not keeper.machine.config.agent or keeper.record.foreground:
         return
     take_over(keeper)
     if keeper.record.command and not keeper.machine.agent.kept:

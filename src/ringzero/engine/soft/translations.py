@@ -30,10 +30,12 @@ from ringzero.core.memory import PAGE_SIZE, GuestMemory
 from ringzero.engine.soft.native import NativeEngine
 from ringzero.settings import CACHE_DIR
 
-_MAGIC = b"rztrans2"
+_MAGIC = b"rztrans3"
 ALIGNMENT = 64
-# Magic, engine key, region start, code bytes, data bytes, pages, table entries, CRC-32 of the rest.
-_HEADER = struct.Struct("<8s32sQQQQQI4x")
+# CRC-32 of all behind it, magic, engine key, region start, code bytes, data bytes, pages, table
+# entries.
+_HEADER = struct.Struct("<I4x8s32sQQQQQ")
+_CHECKED_FROM = 4
 # Writing costs about 0.1 s, so it must be worth it: this many blocks were translated anew.
 WORTH_SAVING = 400
 # A file that fills more of the region than this leaves new code no room: begin afresh.
@@ -71,7 +73,7 @@ class Translations:
         if data is None:
             return False
         tr = self._translator
-        _, _, _, code, records, pages, slots, _ = _HEADER.unpack_from(data)
+        code, records, pages, slots = _HEADER.unpack_from(data)[4:]
         places = _places(code, records, pages, slots)
         start = ctypes.addressof(ctypes.c_char.from_buffer(data))
         ctypes.memmove(self._start, start + places[0], code)
@@ -111,13 +113,13 @@ class Translations:
             return None
         finally:
             os.close(descriptor)
-        magic, key, start, code, records, pages, slots, crc = _HEADER.unpack_from(data)
+        crc, magic, key, start, code, records, pages, slots = _HEADER.unpack_from(data)
         room = self._end - self._start
         fits = code + records < room and slots & (slots - 1) == 0 and slots > pages
         if (magic, key, start) != (_MAGIC, self._key, self._start) or not fits:
             return None
         places = _places(code, records, pages, slots)
-        if len(data) != places[6] or zlib.crc32(memoryview(data)[_HEADER.size :]) != crc:
+        if len(data) != places[6] or zlib.crc32(memoryview(data)[_CHECKED_FROM:]) != crc:
             return None
         addresses = array("I", data[places[4] :][: pages * 4])
         if pages and not self._end - records <= min(addresses) <= max(addresses) < self._end:
@@ -182,10 +184,10 @@ class Translations:
         rest = bytes(-_HEADER.size % ALIGNMENT)
         rest += b"".join(part + bytes(-len(part) % ALIGNMENT) for part in parts)
         header = _HEADER.pack(
-            _MAGIC, self._key, self._start, len(code), len(records), len(pages), slots,
-            zlib.crc32(rest),
-        )  # fmt: skip
-        return header + rest
+            0, _MAGIC, self._key, self._start, len(code), len(records), len(pages), slots
+        )
+        checked = header[_CHECKED_FROM:] + rest
+        return zlib.crc32(checked).to_bytes(_CHECKED_FROM, "little") + checked
 
 
 def _places(code: int, records: int, pages: int, slots: int) -> list[int]:
