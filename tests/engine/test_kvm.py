@@ -36,7 +36,7 @@ class TestAvailability:
         def refuse(path):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(kvm_engine_module.kvm, "KvmSystem", refuse)
+        monkeypatch.setattr(kvm_engine_module.kvmfd, "KvmSystem", refuse)
         with pytest.raises(EngineUnavailableError, match=r"members of group .* usermod -aG"):
             open_system(str(device))
 

@@ -131,7 +131,7 @@ def test_kvm_by_name_without_a_device_fails_within_a_second(monkeypatch, tmp_pat
 
     monkeypatch.setenv("RINGZERO_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(select, "DEVICE", tmp_path / "none")
-    monkeypatch.setattr(module.kvm, "KvmSystem", missing)
+    monkeypatch.setattr(module.kvmfd, "KvmSystem", missing)
     start = time.monotonic()
     with pytest.raises(EngineUnavailableError, match="no KVM in this kernel"):
         select.choose("kvm")

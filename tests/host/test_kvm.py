@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from ringzero.errors import HostError
-from ringzero.host import kvm
+from ringzero.host import kvm, kvmfd
 from ringzero.host.memory import HostMemory
 
 SIZES = {
@@ -201,7 +201,7 @@ def test_a_refused_ioctl_names_the_structure():
     reader, writer = os.pipe()
     try:
         with pytest.raises(HostError, match="pipe") as caught:
-            kvm.KvmFd(reader, "pipe").get(kvm.GET_REGS, kvm.Regs)
+            kvmfd.KvmFd(reader, "pipe").get(kvm.GET_REGS, kvm.Regs)
         assert caught.value.context["structure"] == "Regs"
     finally:
         os.close(reader)
@@ -212,7 +212,7 @@ def test_a_refused_ioctl_names_the_structure():
 class TestOnThisHost:
     def test_msrs_that_the_kernel_lacks_are_left_out(self, kvm_system):
         vm = kvm_system.create_vm()
-        vcpu = kvm.KvmVcpuFd(kvm_system, vm, 0)
+        vcpu = kvmfd.KvmVcpuFd(kvm_system, vm, 0)
         found = vcpu.get_msrs([0x277, 0xDEADBEEF, 0x174])
         assert found == {0x277: 0x0007040600070406, 0x174: 0}
         assert vcpu.set_msrs({0x174: 8, 0xDEADBEEF: 1, 0x175: 0x1234}) == [0xDEADBEEF]
@@ -224,7 +224,7 @@ class TestOnThisHost:
         ram = HostMemory("test", 1 << 20)
         region = kvm.UserspaceMemoryRegion(memory_size=ram.size, userspace_addr=ram.address)
         vm.set(kvm.SET_USER_MEMORY_REGION, region)
-        vcpu = kvm.KvmVcpuFd(kvm_system, vm, 0)
+        vcpu = kvmfd.KvmVcpuFd(kvm_system, vm, 0)
         outcome = []
 
         def work():

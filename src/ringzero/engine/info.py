@@ -7,7 +7,7 @@ from typing import Any
 from ringzero.engine import select
 from ringzero.engine.contract import ENGINES, Engine, Usability
 from ringzero.errors import RingzeroError
-from ringzero.host import kvm
+from ringzero.host import kvm, kvmfd
 from ringzero.isa.x86 import cpuid
 
 
@@ -55,7 +55,7 @@ def _offers(engine: Engine) -> dict[str, Any]:
         offers["max_vcpus"] = 1
         offers["cpu_features"] = sorted(cpuid.MODELS["x86-64-v2"].features)
     system = getattr(engine, "system", None)
-    if isinstance(system, kvm.KvmSystem):
+    if isinstance(system, kvmfd.KvmSystem):
         offers["api_version"] = system.api_version()
         offers["max_vcpus"] = system.check(kvm.CAP_MAX_VCPUS)
         offers["memory_slots"] = system.check(kvm.CAP_NR_MEMSLOTS)

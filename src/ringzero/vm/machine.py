@@ -18,32 +18,25 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ringzero.board.contract import BOARDS, Board, BoardEvents, BoardParts
-from ringzero.board.kernel import KernelImage, load_kernel
 from ringzero.board.loading import Loading
 from ringzero.config.machine import MachineConfig
 from ringzero.core.memory import GuestMemory
 from ringzero.core.state import from_tree, to_tree
 from ringzero.devices.contract import Device
 from ringzero.devices.virtio.console import ConsolePort
-from ringzero.devices.virtio.mmio import VirtioMmio
 from ringzero.engine.contract import Engine
 from ringzero.errors import (
-    ConfigError,
     DeviceError,
-    GuestImageError,
     InvalidValueError,
     StateError,
     TimeoutExpiredError,
 )
-from ringzero.host.files import map_file
 from ringzero.records import record
-from ringzero.settings import CACHE_DIR
-from ringzero.units import format_size
+from ringzero.vm import boot, statistics
 from ringzero.vm.agent import (
     MAX_SLOTS,
     PORTS,
@@ -57,7 +50,6 @@ from ringzero.vm.channels import PortChannels
 from ringzero.vm.debugger import Debugger
 from ringzero.vm.exit import PANIC_MARK, Exit, ExitReason
 from ringzero.vm.identity import Identity
-from ringzero.vm.images import IMAGES, BootFiles
 from ringzero.vm.inspect import Cpu, MemoryAccess
 from ringzero.vm.line import Console, Line
 from ringzero.vm.output import OutputBatch
@@ -135,7 +127,7 @@ class Machine:
         if isinstance(engine, str):
             fields["engine"] = engine
         self._create(
-            _complete(config, image, fields), engine if isinstance(engine, Engine) else None
+            boot.complete(config, image, fields), engine if isinstance(engine, Engine) else None
         )
 
     @classmethod
@@ -200,7 +192,7 @@ class Machine:
         config = self.config
         board_type = BOARDS.get(config.board)
         # Everything that can be wrong with files is found before memory is taken.
-        kernel, initrd = (None, memoryview(b"")) if seed is not None else _read_boot_files(config)
+        kernel, initrd = (None, memoryview(b"")) if seed is not None else boot.read(config)
         disks = self._open_disks() if instants is None else self._grow_disks(instants)
         self.disks = tuple(disks)
         self._engine = engine if engine is not None else _choose_engine(config.engine)
@@ -772,101 +764,7 @@ class Machine:
 
     def stats(self) -> Mapping[str, Any]:
         """Where the time went: the engine's counters per vCPU, accesses per device, exits."""
-        devices: dict[str, dict[str, int]] = {}
-        buses = [self.board.mmio, self.board.pio]
-        attachments: list[Any] = [a for bus in buses for a in bus.attachments]
-        for processor in self.board.processors:
-            if processor.mmio is not self.board.mmio:
-                attachments += processor.mmio.attachments
-            attachments += processor.msrs.attachments
-        for attachment in attachments:
-            counts = devices.setdefault(attachment.name, {"reads": 0, "writes": 0})
-            counts["reads"] += attachment.reads
-            counts["writes"] += attachment.writes
-        unclaimed: dict[str, int] = {bus.name: bus.unclaimed for bus in buses}
-        for processor in self.board.processors:
-            for index, count in processor.msrs.unclaimed.items():
-                unclaimed[f"msr {index:#x}"] = unclaimed.get(f"msr {index:#x}", 0) + count
-        cpus = {
-            f"cpu{thread.processor.index}": {**thread.vcpu.statistics(), **thread.exits}
-            for thread in self.threads
-        }
-        faults = {
-            name: part.failure
-            for name, part in self.board.parts.items()
-            if isinstance(part, VirtioMmio) and part.failure
-        }
-        entry = self.control.first_entry
-        return {
-            "engine": self._engine.name,
-            # What our own process took before the guest ran at all; and when that was, by
-            # CLOCK_MONOTONIC in seconds.
-            "cpu_ms_before_guest": round(entry[1] * 1000, 1) if entry else None,
-            "guest_entered_at": entry[0] if entry else None,
-            **cpus,
-            "devices": {name: c for name, c in devices.items() if c["reads"] or c["writes"]},
-            "unclaimed": {name: count for name, count in unclaimed.items() if count},
-            "faults": faults,
-        }
-
-
-def _complete(
-    config: MachineConfig | None, image: str | None, fields: dict[str, Any]
-) -> MachineConfig:
-    """Return the whole description, whichever way it was given."""
-    if config is not None:
-        if image is not None or fields:
-            raise InvalidValueError("give a MachineConfig or fields by name, not both")
-        return config
-    if image is None:
-        return MachineConfig.create(**fields)
-    clash = {"kernel", "initrd"} & set(fields)
-    if clash:
-        raise ConfigError([f"an image has its own {name}" for name in sorted(clash)])
-    files = _boot_files(image)
-    added = fields.pop("command_line", "")
-    return MachineConfig.create(
-        **{"name": image, **fields},
-        kernel=files.kernel,
-        initrd=files.initrd,
-        command_line=f"{files.command_line} {added}".strip(),
-        agent=True,
-    )
-
-
-def _read_boot_files(config: MachineConfig) -> tuple[KernelImage | None, memoryview]:
-    """Return the kernel, if there is one, and the initrd."""
-    nothing = memoryview(b"")
-    if config.kernel is None:
-        return None, nothing
-    kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels")
-    return kernel, _read_initrd(config.initrd, config.memory) if config.initrd else nothing
-
-
-def _read_initrd(path: Path, memory: int) -> memoryview:
-    try:
-        size = path.stat().st_size
-        if size > memory:
-            # Not read first: it may be a disk image by mistake, and take a minute.
-            raise GuestImageError(
-                f"the initrd {path} of {format_size(size)} does not fit into "
-                f"{format_size(memory)} of memory",
-                hint="give the machine more memory (--memory) or a smaller initrd",
-                path=path,
-            )
-        return map_file(path)[0]
-    except OSError as fault:
-        raise GuestImageError(
-            f"cannot read the initrd {path}: {fault.strerror}", hint="check the path", path=path
-        ) from fault
-
-
-def _boot_files(image: str) -> BootFiles:
-    """Return kernel, initrd and command line of the image called `image`.
-
-    Raises NotFoundError with the known names, and what making the image raises.
-    """
-    return IMAGES.get(image)()
+        return statistics.of(self.board, self.threads, self.control, self._engine.name)
 
 
 def _choose_engine(name: str) -> Engine:

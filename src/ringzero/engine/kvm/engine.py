@@ -12,7 +12,7 @@ from ringzero.core.memory import GuestMemory
 from ringzero.engine.contract import ENGINES, Availability, Engine, Usability, Vm
 from ringzero.engine.kvm.vm import KvmVm
 from ringzero.errors import EngineUnavailableError, RingzeroError
-from ringzero.host import kvm
+from ringzero.host import kvm, kvmfd
 from ringzero.isa.x86.cpuid import CpuidLeaf
 
 HINT = "--engine soft needs no KVM"
@@ -33,11 +33,11 @@ class KvmEngine(Engine):
 
     def __init__(self, *, dirty_ring: int = 0) -> None:
         self._dirty_ring = dirty_ring
-        self._system: kvm.KvmSystem | None = None
+        self._system: kvmfd.KvmSystem | None = None
         self._tsc_hz: int | None = None
 
     @property
-    def system(self) -> kvm.KvmSystem:
+    def system(self) -> kvmfd.KvmSystem:
         """/dev/kvm, opened and checked; raises EngineUnavailableError."""
         if self._system is None:
             self._system = open_system()
@@ -47,7 +47,7 @@ class KvmEngine(Engine):
     def tsc_hz(self) -> int:
         if self._tsc_hz is None:
             vm = self.system.create_vm()
-            vcpu = kvm.KvmVcpuFd(self.system, vm, 0)
+            vcpu = kvmfd.KvmVcpuFd(self.system, vm, 0)
             self._tsc_hz = vcpu.call(kvm.GET_TSC_KHZ) * 1000
             vcpu.close()
             vm.close()
@@ -86,10 +86,10 @@ class KvmEngine(Engine):
         return KvmVm(self.system, memory, cpuid, self.tsc_hz, apics, self._dirty_ring)
 
 
-def open_system(path: str = kvm.DEVICE) -> kvm.KvmSystem:
+def open_system(path: str = kvm.DEVICE) -> kvmfd.KvmSystem:
     """Open and check /dev/kvm; raises EngineUnavailableError with the reason and a way out."""
     try:
-        system = kvm.KvmSystem(path)
+        system = kvmfd.KvmSystem(path)
     except OSError as cause:
         raise EngineUnavailableError(_why_closed(path, cause), hint=HINT, path=path) from cause
     try:

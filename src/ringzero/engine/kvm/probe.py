@@ -14,7 +14,7 @@ from ringzero.core.memory import GuestMemory
 from ringzero.engine.contract import Halt, Vcpu
 from ringzero.engine.kvm.vm import KvmVm
 from ringzero.errors import EngineError
-from ringzero.host import kvm
+from ringzero.host import kvmfd
 from ringzero.isa.x86 import state as x86
 from ringzero.isa.x86.state import CpuState, Table, flat_segment
 
@@ -72,7 +72,7 @@ def write_kernel_tables(memory: GuestMemory, tables: int) -> None:
     )
 
 
-def measure_mips(system: kvm.KvmSystem) -> float:
+def measure_mips(system: kvmfd.KvmSystem) -> float:
     """Return how many million kernel-mode instructions a second KVM executes.
 
     Takes some milliseconds, and a tenth of a second where the answer is "one".

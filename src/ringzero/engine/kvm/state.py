@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ringzero.errors import StateError
-from ringzero.host import kvm
+from ringzero.host import kvm, kvmfd
 from ringzero.isa.x86 import state as x86
 from ringzero.isa.x86.state import CpuState, PendingEvent, Segment, Table
 
@@ -75,7 +75,7 @@ def _to_segment(target: kvm.Segment, segment: Segment) -> None:
     target.unusable = 1 - target.present
 
 
-def read(vcpu: kvm.KvmVcpuFd, msrs: list[int], *, apic: bool, xcrs: bool) -> CpuState:
+def read(vcpu: kvmfd.KvmVcpuFd, msrs: list[int], *, apic: bool, xcrs: bool) -> CpuState:
     """Return everything about `vcpu`, which must not be running; raises HostError.
 
     `apic`: its local APIC is in the kernel; `xcrs`: the host has XSAVE.
@@ -122,7 +122,7 @@ def read(vcpu: kvm.KvmVcpuFd, msrs: list[int], *, apic: bool, xcrs: bool) -> Cpu
     )
 
 
-def _read_xcr0(vcpu: kvm.KvmVcpuFd) -> int:
+def _read_xcr0(vcpu: kvmfd.KvmVcpuFd) -> int:
     xcrs = vcpu.get(kvm.GET_XCRS, kvm.Xcrs)
     return next((item.value for item in xcrs.xcrs[: xcrs.nr_xcrs] if item.xcr == 0), 1)
 
@@ -151,7 +151,7 @@ def _event(events: kvm.VcpuEvents) -> PendingEvent | None:
 
 
 def write(
-    vcpu: kvm.KvmVcpuFd,
+    vcpu: kvmfd.KvmVcpuFd,
     state: CpuState,
     set_tsc: Callable[[int], None],
     *,

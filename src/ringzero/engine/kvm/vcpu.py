@@ -29,7 +29,7 @@ from ringzero.engine.contract import (
 )
 from ringzero.engine.kvm import state as translate
 from ringzero.errors import EngineError
-from ringzero.host import kvm
+from ringzero.host import kvm, kvmfd
 from ringzero.isa.x86.cpuid import CpuidLeaf
 from ringzero.isa.x86.state import MSR_TSC, CpuState
 
@@ -68,7 +68,7 @@ class KvmVcpu(Vcpu):
     def __init__(self, vm: KvmVm, index: int, interrupts: LocalInterrupts | None) -> None:
         self.index = index
         self._vm = vm
-        self._fd = kvm.KvmVcpuFd(vm.system, vm.fd, index)
+        self._fd = kvmfd.KvmVcpuFd(vm.system, vm.fd, index)
         self.descriptor = self._fd
         self._run = self._fd.run
         self._data = self._fd.data

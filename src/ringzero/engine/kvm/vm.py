@@ -16,7 +16,7 @@ from ringzero.engine.kvm.doorbell import Doorbells
 from ringzero.engine.kvm.state import saved_msrs
 from ringzero.engine.kvm.vcpu import KvmVcpu
 from ringzero.errors import EngineError, StateError
-from ringzero.host import kvm
+from ringzero.host import kvm, kvmfd
 from ringzero.isa.x86 import cpuid as x86_cpuid
 from ringzero.isa.x86.cpuid import CpuidLeaf
 from ringzero.isa.x86.state import MSR_APIC_BASE, MSR_TSC_DEADLINE
@@ -35,7 +35,7 @@ KEPT_MESSAGES = 256
 APIC_MSRS = (MSR_APIC_BASE, MSR_TSC_DEADLINE)
 
 
-def _check_dirty_ring(system: kvm.KvmSystem, entries: int) -> None:
+def _check_dirty_ring(system: kvmfd.KvmSystem, entries: int) -> None:
     entry = ctypes.sizeof(kvm.DirtyGfn)
     least, most = mmap.PAGESIZE // entry, system.check(kvm.CAP_DIRTY_LOG_RING) // entry
     if entries & (entries - 1) or not least <= entries <= most:
@@ -52,7 +52,7 @@ class KvmVm(Vm):
 
     def __init__(
         self,
-        system: kvm.KvmSystem,
+        system: kvmfd.KvmSystem,
         memory: GuestMemory,
         leaves: Iterable[CpuidLeaf],
         tsc_hz: int,
@@ -76,7 +76,7 @@ class KvmVm(Vm):
         self._level_messages: list[tuple[int, int]] = []
         self._messages: dict[tuple[int, int], kvm.Msi] = {}
         self._routing = threading.Lock()
-        self.gathered: kvm.CoalescedPage | None = None
+        self.gathered: kvmfd.CoalescedPage | None = None
         self._gatherers: list[tuple[bool, int, int, Callable[[int, int, int], None]]] = []
         self._delivering = threading.Lock()
         self._closed = False
@@ -89,7 +89,7 @@ class KvmVm(Vm):
             self._enable(kvm.CAP_X2APIC_API, flags)
         self._divert_msrs()
         self._dirty_ring_size = dirty_ring * ctypes.sizeof(kvm.DirtyGfn)
-        self._dirty_rings: list[kvm.DirtyRing] = []
+        self._dirty_rings: list[kvmfd.DirtyRing] = []
         self._written: set[int] = set()
         self._collecting = threading.Lock()
         if dirty_ring:
@@ -183,7 +183,7 @@ class KvmVm(Vm):
         self._vcpus.append(vcpu)
         self._open_ring(vcpu)
         if self._dirty_ring_size:
-            self._dirty_rings.append(kvm.DirtyRing(vcpu.descriptor, self._dirty_ring_size))
+            self._dirty_rings.append(kvmfd.DirtyRing(vcpu.descriptor, self._dirty_ring_size))
         if index == 0:
             self.follow_tsc(vcpu)
         return vcpu
@@ -282,7 +282,7 @@ class KvmVm(Vm):
         """Find the ring of gathered writes, which every vCPU's mapping shows."""
         offset = self.system.check(kvm.CAP_COALESCED_MMIO)
         if offset and self.gathered is None:
-            self.gathered = kvm.CoalescedPage(vcpu.descriptor, offset)
+            self.gathered = kvmfd.CoalescedPage(vcpu.descriptor, offset)
 
     def deliver_gathered(self) -> None:
         """Pass on the gathered writes; returns when those before this moment have arrived."""

@@ -1,0 +1,73 @@
+"""What a machine boots from: its description made whole, its kernel and initrd read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ringzero.board.kernel import KernelImage, load_kernel
+from ringzero.config.machine import MachineConfig
+from ringzero.errors import ConfigError, GuestImageError, InvalidValueError
+from ringzero.host.files import map_file
+from ringzero.settings import CACHE_DIR
+from ringzero.units import format_size
+from ringzero.vm.images import IMAGES, BootFiles
+
+
+def complete(
+    config: MachineConfig | None, image: str | None, fields: dict[str, Any]
+) -> MachineConfig:
+    """Return the whole description, whichever way it was given."""
+    if config is not None:
+        if image is not None or fields:
+            raise InvalidValueError("give a MachineConfig or fields by name, not both")
+        return config
+    if image is None:
+        return MachineConfig.create(**fields)
+    clash = {"kernel", "initrd"} & set(fields)
+    if clash:
+        raise ConfigError([f"an image has its own {name}" for name in sorted(clash)])
+    files = _boot_files(image)
+    added = fields.pop("command_line", "")
+    return MachineConfig.create(
+        **{"name": image, **fields},
+        kernel=files.kernel,
+        initrd=files.initrd,
+        command_line=f"{files.command_line} {added}".strip(),
+        agent=True,
+    )
+
+
+def read(config: MachineConfig) -> tuple[KernelImage | None, memoryview]:
+    """Return the kernel, if there is one, and the initrd."""
+    nothing = memoryview(b"")
+    if config.kernel is None:
+        return None, nothing
+    kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels")
+    return kernel, _read_initrd(config.initrd, config.memory) if config.initrd else nothing
+
+
+def _read_initrd(path: Path, memory: int) -> memoryview:
+    try:
+        size = path.stat().st_size
+        if size > memory:
+            # Not read first: it may be a disk image by mistake, and take a minute.
+            raise GuestImageError(
+                f"the initrd {path} of {format_size(size)} does not fit into "
+                f"{format_size(memory)} of memory",
+                hint="give the machine more memory (--memory) or a smaller initrd",
+                path=path,
+            )
+        return map_file(path)[0]
+    except OSError as fault:
+        raise GuestImageError(
+            f"cannot read the initrd {path}: {fault.strerror}", hint="check the path", path=path
+        ) from fault
+
+
+def _boot_files(image: str) -> BootFiles:
+    """Return kernel, initrd and command line of the image called `image`.
+
+    Raises NotFoundError with the known names, and what making the image raises.
+    """
+    return IMAGES.get(image)()
