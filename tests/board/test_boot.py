@@ -26,10 +26,11 @@ def load(memory, image=None, line="console=ttyS0", initrd=b"", rsdp=0xE0000):
 
 def test_a_kernel_that_is_already_being_copied():
     plain, early = (GuestMemory(memmap.ram_layout(64 * MIB)) for _ in range(2))
-    found = load(plain)
+    initrd = b"I" * 70000
+    found = load(plain, initrd=initrd)
     image = kernel()
-    loading = Loading(early, image)
-    assert boot.load(early, image, "console=ttyS0", b"", 0xE0000, loading) == found
+    loading = Loading(early, image, initrd)
+    assert boot.load(early, image, "console=ttyS0", initrd, 0xE0000, loading) == found
     assert early.host.view == plain.host.view
 
 

@@ -300,5 +300,5 @@ def test_quoting_is_read_back_by_a_shell(words):
 
 def test_plain_words_are_sent_as_a_person_writes_them():
     assert quote("uname") == "uname"
-    assert quote("it's") == shlex.quote("it's")
+    assert shlex.split(quote("it's")) == ["it's"]
     assert quote("é\n") == "$'\\303\\251\\012'"

@@ -11,7 +11,7 @@ import os
 import struct
 
 from ringzero.board import memmap
-from ringzero.board.kernel import KernelImage
+from ringzero.board.kernel import DEFAULT_INITRD_MAXIMUM, INITRD_MAXIMUM, KernelImage
 from ringzero.board.loading import Loading
 from ringzero.core.memory import PAGE_SIZE, GuestMemory
 from ringzero.errors import GuestImageError
@@ -28,7 +28,7 @@ from ringzero.isa.x86.state import (
     flat_segment,
 )
 from ringzero.records import record
-from ringzero.units import GIB, MIB, format_size
+from ringzero.units import GIB, MIB
 
 # struct boot_params (Documentation/arch/x86/zero-page.rst) and, from 0x1F1 on, the setup header.
 ZERO_PAGE_SIZE = 4096
@@ -42,7 +42,6 @@ TYPE_OF_LOADER = 0x210
 LOAD_FLAGS = 0x211
 RAMDISK_IMAGE, RAMDISK_SIZE = 0x218, 0x21C
 COMMAND_LINE_POINTER = 0x228
-INITRD_MAXIMUM = 0x22C
 KERNEL_ALIGNMENT = 0x230
 COMMAND_LINE_SIZE = 0x238
 E820_TABLE = 0x2D0
@@ -53,8 +52,6 @@ LOADER_UNDEFINED = 0xFF
 LOADED_HIGH = 1
 # What a vmlinux without a setup header is told: 2.12 has all fields that matter here.
 PROTOCOL_2_12 = 0x020C
-# The initrd must lie below this when the kernel does not say otherwise.
-DEFAULT_INITRD_MAXIMUM = 0x7FFF_FFFF
 
 # Selectors that the protocol prescribes: __BOOT_CS and __BOOT_DS.
 BOOT_CS, BOOT_DS = 0x10, 0x18
@@ -99,8 +96,8 @@ def load(
 ) -> CpuState:
     """Put everything into `memory` and return the boot CPU's first state.
 
-    `rsdp` is the address of the ACPI root pointer. `loading` is given where the kernel is
-    already being copied. Raises GuestImageError when kernel and initrd do not fit or the
+    `rsdp` is the address of the ACPI root pointer. `loading` is given where kernel and initrd
+    are already being copied. Raises GuestImageError when kernel and initrd do not fit or the
     command line is too long.
     """
     low_end = memory.regions[0].end
@@ -123,8 +120,9 @@ def load(
             memory.write(segment.address, segment.data)
             memory.clear(segment.address + len(segment.data), segment.size - len(segment.data))
     if initrd:
-        address = _place_initrd(kernel, len(initrd), low_end, zero_page)
-        memory.write(address, initrd)
+        address = kernel.place_initrd(len(initrd), low_end)
+        if loading is None:
+            memory.write(address, initrd)
         struct.pack_into("<II", zero_page, RAMDISK_IMAGE, address, len(initrd))
     memory.write(memmap.COMMAND_LINE, line + b"\0")
     struct.pack_into("<I", zero_page, COMMAND_LINE_POINTER, memmap.COMMAND_LINE)
@@ -157,20 +155,6 @@ def _zero_page(kernel: KernelImage) -> bytearray:
     page[TYPE_OF_LOADER] = LOADER_UNDEFINED
     page[LOAD_FLAGS] |= LOADED_HIGH
     return page
-
-
-def _place_initrd(kernel: KernelImage, size: int, low_end: int, zero_page: bytearray) -> int:
-    """Return the address for an initrd of `size` bytes: as high as it may be."""
-    highest = struct.unpack_from("<I", zero_page, INITRD_MAXIMUM)[0] or DEFAULT_INITRD_MAXIMUM
-    top = min(low_end, highest + 1)
-    address = (top - size) & -PAGE_SIZE
-    if address < kernel.highest:
-        raise GuestImageError(
-            f"the initrd of {format_size(size)} does not fit: memory from "
-            f"{format_size(kernel.highest)} to {format_size(top)} is free",
-            hint="give the machine more memory (--memory) or a smaller initrd",
-        )
-    return address
 
 
 def _enter(memory: GuestMemory, entry: int) -> CpuState:

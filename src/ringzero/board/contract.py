@@ -121,7 +121,7 @@ class Board(ABC):
     ) -> list[CpuState]:
         """Load a kernel; return the first state of each vCPU. Raises GuestImageError.
 
-        `loading` is given where the kernel is already being copied.
+        `loading` is given where kernel and initrd are already being copied.
         """
 
     @abstractmethod

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ringzero.board import kernelcache
+from ringzero.core.memory import PAGE_SIZE
 from ringzero.errors import GuestImageError
 from ringzero.records import record, replace
 from ringzero.units import MIB, format_size
@@ -33,6 +34,7 @@ _BOOT_FLAG = 0x1FE
 _HEADER_MAGIC = 0x202
 _PROTOCOL = 0x206
 _KERNEL_VERSION = 0x20E
+INITRD_MAXIMUM = 0x22C
 _XLOADFLAGS = 0x236
 _CMDLINE_SIZE = 0x238
 _PAYLOAD_OFFSET = 0x248
@@ -46,6 +48,8 @@ _XLF_KERNEL_64 = 1 << 0
 _HEADER_END = 0x268
 # COMMAND_LINE_SIZE of x86 Linux, minus its NUL, where no header tells.
 _DEFAULT_CMDLINE = 2047
+# The initrd must lie below this when the kernel does not say otherwise.
+DEFAULT_INITRD_MAXIMUM = 0x7FFF_FFFF
 
 _ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
@@ -105,6 +109,24 @@ class KernelImage:
                 f"the machine has {format_size(memory)}",
                 hint="give the machine more memory: --memory 256M",
             )
+
+    def place_initrd(self, size: int, low_end: int) -> int:
+        """Return the address for an initrd of `size` bytes: as high below `low_end` as it may be.
+
+        Raises GuestImageError when it does not fit above the kernel.
+        """
+        highest = DEFAULT_INITRD_MAXIMUM
+        if self.setup_header:
+            (highest,) = struct.unpack_from("<I", self.setup_header, INITRD_MAXIMUM - _SETUP_SECTS)
+        top = min(low_end, (highest or DEFAULT_INITRD_MAXIMUM) + 1)
+        address = (top - size) & -PAGE_SIZE
+        if address < self.highest:
+            raise GuestImageError(
+                f"the initrd of {format_size(size)} does not fit: memory from "
+                f"{format_size(self.highest)} to {format_size(top)} is free",
+                hint="give the machine more memory (--memory) or a smaller initrd",
+            )
+        return address
 
 
 def load_kernel(path: Path, cache: Path | None = None) -> KernelImage:

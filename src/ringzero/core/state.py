@@ -9,7 +9,7 @@ an equal state.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import functools
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
@@ -41,7 +41,7 @@ def to_tree(state: Any) -> Any:
     if kind is dict:
         return {str(key): to_tree(value) for key, value in state.items()}
     if kind is bytes:
-        return base64.b64encode(state).decode()
+        return binascii.b2a_base64(state, newline=False).decode()
     names = _field_names(kind)
     if names is not None:
         return {name: to_tree(getattr(state, name)) for name in names}
@@ -149,7 +149,7 @@ def _read_bytes(tree: Any) -> bytes:
     if not isinstance(tree, str):
         raise _misfit(bytes, tree)
     try:
-        return base64.b64decode(tree, validate=True)
+        return binascii.a2b_base64(tree, strict_mode=True)
     except ValueError as fault:
         raise _MisfitError("not base64") from fault
 

@@ -761,10 +761,11 @@ def quote(word: str | bytes) -> str:
     data = word if isinstance(word, bytes) else word.encode("utf-8", "surrogateescape")
     if b"\0" in data:
         raise InvalidValueError("a command's word cannot hold a NUL character")
+    plain = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789./-_=:,+@%"
+    if data and not data.strip(plain):
+        return data.decode("ascii")
     if all(0x20 <= byte < 0x7F for byte in data):
-        import shlex
-
-        return shlex.quote(data.decode("ascii"))
-    safe = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ./-_=:,+@%"
+        return "'" + data.decode("ascii").replace("'", "'\\''") + "'"
+    safe = plain + b" "
     # An octal escape has at most three digits, so that a digit may follow it.
     return "$'" + "".join(chr(b) if b in safe else f"\\{b:03o}" for b in data) + "'"

@@ -204,7 +204,7 @@ class Machine:
         self._closing.callback(memory.close)
         self._loading: Loading | None = None
         if kernel is not None:
-            self._loading = Loading(memory, kernel)
+            self._loading = Loading(memory, kernel, initrd)
             self._closing.callback(self._loading.join)
         self.memory = MemoryAccess(memory)
         self._memory = memory
@@ -234,8 +234,6 @@ class Machine:
         self.serial.connect(self.board.serial.push)
         self.board.serial.on_room = self.serial.room
         self._vm.on_eoi = self.board.end_of_interrupt
-        for bell in self.board.doorbells():
-            self._vm.add_doorbell(bell.address, bell.width, bell.value, bell.ring)
         for latch in self.board.latches():
             bus = self.board.pio if latch.port else self.board.mmio
             self._vm.gather_writes(latch.port, latch.address, latch.size, bus.write)
@@ -424,6 +422,9 @@ class Machine:
         self.resume()
         # The vCPU first: what we do next would keep the interpreter's lock from it.
         self.control.entered.wait(_FIRST_ENTRY)
+        # Whatever the guest rings before arrives as any other write to a device does.
+        for bell in self.board.doorbells():
+            self._vm.add_doorbell(bell.address, bell.width, bell.value, bell.ring)
 
     def _boot(self) -> None:
         """Load the kernel unless that was done, or a state restored."""

@@ -47,9 +47,13 @@ class KvmEngine(Engine):
     def tsc_hz(self) -> int:
         if self._tsc_hz is None:
             vm = self.system.create_vm()
-            vcpu = kvmfd.KvmVcpuFd(self.system, vm, 0)
-            self._tsc_hz = vcpu.call(kvm.GET_TSC_KHZ) * 1000
-            vcpu.close()
+            try:
+                self._tsc_hz = vm.call(kvm.GET_TSC_KHZ) * 1000
+            except OSError:
+                # Before Linux 5.18 only vCPUs say it.
+                vcpu = kvmfd.KvmVcpuFd(self.system, vm, 0)
+                self._tsc_hz = vcpu.call(kvm.GET_TSC_KHZ) * 1000
+                vcpu.close()
             vm.close()
         return self._tsc_hz
 

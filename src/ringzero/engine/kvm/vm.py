@@ -73,6 +73,8 @@ class KvmVm(Vm):
         self._tsc_offsets: list[int] = []
         self._vcpus: list[KvmVcpu] = []
         self._doorbells: Doorbells | None = None
+        # Bells are added while the guest runs already, and may be while it is stopped.
+        self._closing = threading.Lock()
         self._level_messages: list[tuple[int, int]] = []
         self._messages: dict[tuple[int, int], kvm.Msi] = {}
         self._routing = threading.Lock()
@@ -256,16 +258,19 @@ class KvmVm(Vm):
             return False
 
     def add_doorbell(self, address: int, width: int, value: int, ring: Callable[[], None]) -> bool:
-        if self._doorbells is None:
-            self._doorbells = Doorbells()
-        request = kvm.Ioeventfd(
-            datamatch=value,
-            addr=address,
-            len=width,
-            fd=self._doorbells.add(ring),
-            flags=kvm.IOEVENTFD_FLAG_DATAMATCH,
-        )
-        self.fd.set(kvm.IOEVENTFD, request)
+        with self._closing:
+            if self._closed:
+                return False
+            if self._doorbells is None:
+                self._doorbells = Doorbells()
+            request = kvm.Ioeventfd(
+                datamatch=value,
+                addr=address,
+                len=width,
+                fd=self._doorbells.add(ring),
+                flags=kvm.IOEVENTFD_FLAG_DATAMATCH,
+            )
+            self.fd.set(kvm.IOEVENTFD, request)
         return True
 
     def gather_writes(
@@ -318,9 +323,10 @@ class KvmVm(Vm):
         self._tsc_offsets.clear()
 
     def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
         if self._doorbells is not None:
             self._doorbells.close()
         # It looks at a vCPU's mapping.
