@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 
-from ringzero.disk import Repair, create_disk, open_disk
+from ringzero.disk import Kind, Repair, create_disk, open_disk
 from ringzero.disk.crc32c import crc32c
 from ringzero.disk.formats.vhdx.log import Replayed
 from ringzero.disk.storage import FileStorage
@@ -396,3 +396,23 @@ def test_vmdk_compressed_bomb_is_bounded(tmp_path):
         assert disk.read(0, 65536) == bytes(65536)
         with pytest.raises(DiskFormatError, match="compressed grain"):
             disk.read(65536, 512)
+
+
+@pytest.mark.parametrize("format_name", ["vdi", "vhd", "vhdx"])
+def test_holes_that_the_host_has_in_a_block_are_zeroes(tmp_path, format_name):
+    path = tmp_path / "disk"
+    create_disk(path, format_name, 16 * MIB)
+    with open_disk(path, format_name) as disk:
+        disk.write(4 * MIB, b"D" * 65536)
+        for write in (False, True):
+            found = list(disk.block_status())
+            data = [extent for extent in found if not extent.reads_zero]
+            assert sum(extent.length for extent in found) == 16 * MIB
+            assert sum(extent.length for extent in data) < MIB // 2
+            for extent in found:
+                held = disk.read(extent.offset, extent.length)
+                assert extent.kind is Kind.DATA or not any(held)
+                if extent.kind is Kind.DATA:
+                    assert path.read_bytes()[extent.host :][: extent.length] == held
+            if not write:
+                disk.write(4 * MIB + 131072, b"E" * 512)

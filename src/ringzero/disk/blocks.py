@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ringzero.disk.blockcheck import BlockChecker, Range, copy_bytes, gaps
-from ringzero.disk.contract import SECTOR, CheckReport, Kind, Repair, Run
+from ringzero.disk.contract import SECTOR, CheckReport, Extent, Kind, Repair, Run
 from ringzero.disk.mapped import SPOT_ABSENT, SPOT_ZERO, MappedDisk
 from ringzero.disk.storage import Storage
 from ringzero.disk.vectors import Views
@@ -124,6 +125,30 @@ class BlockDisk(MappedDisk):
             else:
                 yield Run(run, _KINDS[entry])
             offset += run
+
+    def _status(self, offset: int, length: int, depth: int, layers: int | None) -> Iterator[Extent]:
+        # Of a block that is in the file, the host may have holes. To find the end of a stretch
+        # of data takes some file systems as long as it is, so it is asked for once.
+        dense = range(0)
+        for extent in super()._status(offset, length, depth, layers):
+            host = extent.host
+            if extent.kind is not Kind.DATA or extent.depth != depth or host is None:
+                yield extent
+                continue
+            end = host + extent.length
+            if host in dense and end <= dense.stop:
+                yield extent
+                continue
+            for run, has_data in self.storage.extents(host, max(end, self.storage.size) - host):
+                if has_data:
+                    dense = range(host, host + run)
+                at = extent.offset + host - (end - extent.length)
+                kind = Kind.DATA if has_data else Kind.ZERO
+                piece = min(run, end - host)
+                yield replace(extent, offset=at, length=piece, kind=kind, host=host)
+                host += piece
+                if host == end:
+                    break
 
     def _sector_runs(self, bits: bytearray, host: int, start: int, length: int) -> Iterator[Run]:
         """Yield the runs of one block between its bytes `start` and `start + length`."""

@@ -27,7 +27,7 @@ _MAX_UNIT = 64 * KIB
 # How much a thread packs at a time: milliseconds of work.
 _PACKED = 256 * KIB
 # How much the host is told of before it is read: enough to keep a fast disk at work.
-_AHEAD = 8 * MIB
+_AHEAD = 32 * MIB
 # Data with smaller gaps is read at once.
 _JOIN = 64 * KIB
 

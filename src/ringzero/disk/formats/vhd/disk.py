@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from itertools import chain
 from typing import Self
 
 from ringzero.disk.blockcheck import Range
@@ -19,6 +20,7 @@ from ringzero.disk.contract import (
     CheckReport,
     Disk,
     DiskInfo,
+    Extent,
     Kind,
     Option,
     Options,
@@ -55,6 +57,9 @@ _BLOCK = 2 * MIB
 # Room for a parent locator, so that a longer name can take its place.
 _LOCATOR_ROOM = 4096
 _BITMAPS_KEPT = 4096
+# How many bitmaps the host is asked for at once by who looks through the disk: they lie a block
+# apart, and one after the other they would take as long as the data.
+_BITMAPS_TOLD = 64
 
 
 @FORMATS.register("vhd")
@@ -273,6 +278,21 @@ class VhdDisk(BlockDisk):
             for old in clean[: len(clean) // 2]:
                 self._bitmaps.pop(old, None)
         return self._bitmaps.setdefault(index, found)
+
+    def _status(self, offset: int, length: int, depth: int, layers: int | None) -> Iterator[Extent]:
+        told = offset // self.block_size
+        last = -(-(offset + length) // self.block_size) if self.bitmapped else told
+        at = offset
+        for extent in chain((None,), super()._status(offset, length, depth, layers)):
+            if extent is not None:
+                yield extent
+                at = extent.offset + extent.length
+            if told < last and at // self.block_size + _BITMAPS_TOLD > told:
+                more = range(told, min(told + 2 * _BITMAPS_TOLD, last))
+                for index in more:
+                    if self.table[index] != _FREE and index not in self._bitmaps:
+                        self.storage.announce(self.table[index] * SECTOR, SECTOR)
+                told = more.stop
 
     def _new_bits(self, index: int) -> None:
         length = self.block_size // SECTOR // 8
