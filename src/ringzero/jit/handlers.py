@@ -305,8 +305,10 @@ class HandlerOperation:
 
     @staged
     def exchange_pair(self, kind: Any, expected: Any, desired: Any) -> Any:
-        address = self._operand_address(0, kind, write=True)
-        if kind.size == 16 and (address & 15) != 0:
+        # A pair of 16 bytes that is not aligned is #GP(0), and before it is anything else.
+        alignment = 16 if kind.size == 16 else 1
+        address = self._linear(self.effective_address(0), kind.size, True, alignment)
+        if (address & (alignment - 1)) != 0:
             raise_gp0(self.cpu)
         host = probe_write(self.cpu, address, u64(kind.size))
         old = kind(0)

@@ -127,8 +127,17 @@ def read_ten_bytes(m: Operation) -> None:
 
 
 @staged
+def probe_ten_bytes(m: Operation) -> None:
+    """Raise the fault that a store of 80 bits would."""
+    # In two parts, as they are read.
+    probe_store(m, 8)
+    probe_store(m, 10)
+
+
+@staged
 def write_ten_bytes(m: Operation, source: Any) -> None:
     """Write the 80 bits at a host address to the memory operand."""
+    probe_store(m, 8)
     address = m.address(0, 10)
     mantissa = load(u64, source)
     exponent = load(u16, source, 8)
@@ -242,7 +251,7 @@ def fstp_extended(m: Operation) -> None:
             write_ten_bytes(m, room(cpu))
             pop(cpu)
         else:
-            probe_store(m, 10)
+            probe_ten_bytes(m)
         stack_fault(cpu, u32(0))
     else:
         write_ten_bytes(m, slot(cpu, 0))
@@ -263,12 +272,12 @@ def fbstp(m: Operation) -> None:
             write_ten_bytes(m, room(cpu))
             pop(cpu)
         else:
-            probe_store(m, 10)
+            probe_ten_bytes(m)
         stack_fault(cpu, u32(0))
     else:
         status = run_host(cpu, f"fldt ($2)\nfbstp {AT_OPERAND}", "ffree %st(0)", slot(cpu, 0))
         if unmasked(cpu, status, _NO_STORE):
-            probe_store(m, 10)
+            probe_ten_bytes(m)
             settle(cpu, status)
         else:
             write_ten_bytes(m, room(cpu))
