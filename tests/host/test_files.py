@@ -96,3 +96,18 @@ def test_lock_is_held_and_freed_by_death(tmp_path):
     killer.wait()
     child.wait()
     child.stdout.close()
+
+
+def test_whatever_is_read_soon_nothing_is_raised_and_nobody_waits(tmp_path):
+    (tmp_path / "file").write_bytes(b"x" * 10000)
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("file", "fifo", "none", "."):
+        files.read_soon(tmp_path / name, 1 << 30)
+    assert not [fd for fd in os.listdir("/proc/self/fd") if _leads_to(fd, tmp_path)]
+
+
+def _leads_to(fd, directory):
+    try:
+        return Path(f"/proc/self/fd/{fd}").readlink().is_relative_to(directory)
+    except FileNotFoundError:
+        return False

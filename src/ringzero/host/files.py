@@ -11,6 +11,7 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,18 @@ def map_file(path: Path) -> tuple[memoryview, os.stat_result]:
         if status.st_size == 0:
             return memoryview(b""), status
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)), status
+
+
+def read_soon(path: Path, length: int) -> None:
+    """Tell the host that the first `length` bytes of a regular file will be read; never raises."""
+    with contextlib.suppress(OSError):
+        # Not to wait for the other end, should the file be a FIFO.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.posix_fadvise(descriptor, 0, length, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
 
 
 def sync_file(path: Path) -> None:

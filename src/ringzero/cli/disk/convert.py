@@ -21,12 +21,16 @@ from ringzero.cli.disk_action import (
 )
 from ringzero.cli.verb import print_json
 from ringzero.errors import InvalidValueError
-from ringzero.units import format_size
+from ringzero.host.files import read_soon
+from ringzero.units import MIB, format_size
 
 if TYPE_CHECKING:
     from ringzero.disk import Disk
 
 Tell = Callable[[int], None]
+
+# What a fast disk reads while the modules are loaded and the images opened.
+_FIRST = 128 * MIB
 
 
 @ACTIONS.register("convert")
@@ -69,6 +73,7 @@ finished does not have its name yet.
         if threads < 1 or sparse < 0 or sparse % 512:
             raise InvalidValueError("-m and -S must be positive, -S a multiple of 512")
         source, target = Path(arguments.source), Path(arguments.target)
+        read_soon(source, _FIRST)
         if target.exists() and source.exists() and source.samefile(target):
             raise InvalidValueError("source and target are the same file")
         opening = options(arguments.open)
