@@ -58,6 +58,7 @@ class KvmVm(Vm):
         tsc_hz: int,
         apics: bool,
         dirty_ring: int = 0,
+        new_vm: Callable[[], kvmfd.KvmFd] | None = None,
     ) -> None:
         if dirty_ring:
             _check_dirty_ring(system, dirty_ring)
@@ -65,7 +66,7 @@ class KvmVm(Vm):
         self.memory = memory
         self.apics = apics
         self.xcrs = bool(system.check(kvm.CAP_XCRS))
-        self.fd = system.create_vm()
+        self.fd = (new_vm or system.create_vm)()
         self.msr_indices = saved_msrs(system.msr_indices())
         self._leaves = tuple(leaves)
         self._tsc_hz = tsc_hz
