@@ -122,6 +122,40 @@ class TestKernelApics:
         threading.Timer(0.1, vm.send_message, [0xFEE00000, 0x4041]).start()
         assert run_to(vcpu, 0x10)[-1] == (0x10, 0x41)
 
+    def test_a_repeated_message_comes_by_irqfd(self, vm, monkeypatch):
+        vcpu, writes = vm.create_vcpu(0, None), []
+        write = os.eventfd_write
+        monkeypatch.setattr(os, "eventfd_write", lambda *of: (writes.append(of), write(*of)))
+        gate(
+            vm.memory, 0x41, 0x9000,
+            "mov al, 0x41\nout 0x10, al\nmov dword ptr [rdi + 0xb0], 0\niretq",
+        )  # fmt: skip
+        text = ENABLE_APIC + "mov al, 1\nout 0x10, al\nsti\nagain: hlt\njmp again"
+        vm.memory.write(CODE, assemble(text, 64))
+        vcpu.set_state(long_mode())
+        run_to(vcpu, 0x10)
+        for _ in range(5):
+            assert vm.send_message(0xFEE00000, 0x4041)
+            assert run_to(vcpu, 0x10)[-1] == (0x10, 0x41)
+        assert len(writes) == 4
+
+    def test_a_message_by_irqfd_is_in_the_state_at_once(self, vm):
+        vcpu = vm.create_vcpu(0, None)
+        text = ENABLE_APIC + "mov al, 1\nout 0x10, al\nagain: jmp again"
+        vm.memory.write(CODE, assemble(text, 64))
+        enabled = long_mode()
+        vcpu.set_state(enabled)
+        run_to(vcpu, 0x10)
+        idle = vcpu.get_state()
+        # More than there are irqfds: some are given away again.
+        for _ in range(2):
+            for vector in range(0x30, 0x60):
+                for _ in range(2):
+                    vcpu.set_state(idle)
+                    assert vm.send_message(0xFEE00000, 0x4000 | vector)
+                    page = vcpu.get_state().lapic
+                    assert page[0x200 + vector // 32 * 0x10 + vector % 32 // 8] & 1 << vector % 8
+
     def test_the_end_of_a_level_triggered_interrupt_is_told(self, vm):
         vcpu, ended = vm.create_vcpu(0, None), []
         vm.on_eoi = ended.append

@@ -212,7 +212,8 @@ class Vm(ABC):
     def send_message(self, address: int, data: int) -> bool:
         """Deliver a message-signalled interrupt to the engine's own local APICs.
 
-        Returns whether anyone took it (SDM vol. 3A, 11.11). From any thread.
+        Returns False when it is known that nobody took it (SDM vol. 3A, 11.11), which it
+        always is of a level-triggered one. From any thread.
         """
         raise NotImplementedError("this engine keeps no local APICs")
 

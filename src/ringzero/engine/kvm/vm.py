@@ -7,12 +7,11 @@ import mmap
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import PAGE_SIZE, GuestMemory
 from ringzero.engine.contract import Vcpu, Vm
-from ringzero.engine.kvm.doorbell import Doorbells
 from ringzero.engine.kvm.state import saved_msrs
 from ringzero.engine.kvm.vcpu import KvmVcpu
 from ringzero.errors import EngineError, StateError
@@ -21,16 +20,17 @@ from ringzero.isa.x86 import cpuid as x86_cpuid
 from ringzero.isa.x86.cpuid import CpuidLeaf
 from ringzero.isa.x86.state import MSR_APIC_BASE, MSR_TSC_DEADLINE
 
+# Needed once the guest runs, and loaded then.
+if TYPE_CHECKING:
+    from ringzero.engine.kvm.doorbell import Doorbells
+    from ringzero.engine.kvm.messages import Messages
+
 # Four pages below the firmware's that Intel CPUs without "unrestricted guest" need; on the
 # usual boards nothing else lies there.
 TSS_ADDRESS = 0xFFFBD000
 IDENTITY_MAP_ADDRESS = 0xFFFBC000
 IOAPIC_PINS = 24
 MASK_64 = (1 << 64) - 1
-# Of a message's data (SDM vol. 3A, 11.11.2).
-LEVEL_TRIGGERED = 1 << 15
-# Messages whose structures are kept; guests use some tens, and a hostile one any number.
-KEPT_MESSAGES = 256
 # Registers that a board's own local APIC keeps.
 APIC_MSRS = (MSR_APIC_BASE, MSR_TSC_DEADLINE)
 
@@ -76,9 +76,7 @@ class KvmVm(Vm):
         self._doorbells: Doorbells | None = None
         # Bells are added while the guest runs already, and may be while it is stopped.
         self._closing = threading.Lock()
-        self._level_messages: list[tuple[int, int]] = []
-        self._messages: dict[tuple[int, int], kvm.Msi] = {}
-        self._routing = threading.Lock()
+        self._messages: Messages | None = None
         self.gathered: kvmfd.CoalescedPage | None = None
         self._gatherers: list[tuple[bool, int, int, Callable[[int, int, int], None]]] = []
         self._delivering = threading.Lock()
@@ -219,50 +217,27 @@ class KvmVm(Vm):
 
     # ---- interrupts and notifications -------------------------------------
 
-    def _list_level_message(self, address: int, data: int) -> None:
-        """Let KVM tell of the end of this interrupt.
-
-        It does so (KVM_EXIT_IOAPIC_EOI) for vectors of level-triggered messages that
-        the routing table has for a pin of the I/O APIC, which is outside the kernel.
-        """
-        with self._routing:
-            if (address, data) in self._level_messages:
-                return
-            # A pin that was programmed anew leaves its old message behind.
-            self._level_messages = [*self._level_messages, (address, data)][-IOAPIC_PINS:]
-            count = len(self._level_messages)
-            table = kvm.array_of(kvm.IrqRoutingHeader, kvm.IrqRoutingEntry, count)
-            table.header.nr = count
-            for pin, message in enumerate(self._level_messages):
-                entry = table.entries[pin]
-                entry.gsi, entry.type = pin, kvm.IRQ_ROUTING_MSI
-                entry.u.msi.address_lo = message[0] & 0xFFFFFFFF
-                entry.u.msi.address_hi = message[0] >> 32
-                entry.u.msi.data = message[1] & 0xFFFFFFFF
-            self.fd.set(kvm.SET_GSI_ROUTING, table)
-
     def send_message(self, address: int, data: int) -> bool:
-        if data & LEVEL_TRIGGERED and (address, data) not in self._level_messages:
-            self._list_level_message(address, data)
-        message = self._messages.get((address, data))
-        if message is None:
-            message = kvm.Msi(
-                address_lo=address & 0xFFFFFFFF, address_hi=address >> 32, data=data & 0xFFFFFFFF
-            )
-            if len(self._messages) >= KEPT_MESSAGES:
-                self._messages.clear()
-            self._messages[address, data] = message
-        try:
-            return self.fd.pass_struct(kvm.SIGNAL_MSI, message) > 0
-        except OSError:
-            # The guest chose an address or a mode that means nothing to any APIC.
-            return False
+        messages = self._messages or self._open_messages()
+        return messages is not None and messages.send(address, data)
+
+    def _open_messages(self) -> Messages | None:
+        """Return what sends messages, made at the first one; None on a closed machine."""
+        from ringzero.engine.kvm.messages import Messages
+
+        with self._closing:
+            if self._messages is None and not self._closed:
+                irqfds = bool(self.system.check(kvm.CAP_IRQFD))
+                self._messages = Messages(self.fd, IOAPIC_PINS, irqfds=irqfds)
+            return self._messages
 
     def add_doorbell(self, address: int, width: int, value: int, ring: Callable[[], None]) -> bool:
         with self._closing:
             if self._closed:
                 return False
             if self._doorbells is None:
+                from ringzero.engine.kvm.doorbell import Doorbells
+
                 self._doorbells = Doorbells()
             request = kvm.Ioeventfd(
                 datamatch=value,
@@ -330,6 +305,8 @@ class KvmVm(Vm):
             self._closed = True
         if self._doorbells is not None:
             self._doorbells.close()
+        if self._messages is not None:
+            self._messages.close()
         # It looks at a vCPU's mapping.
         self.gathered = None
         for vcpu in self._vcpus:
