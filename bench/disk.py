@@ -6,10 +6,11 @@
 
 Both sides use the same file, the same sizes and the same order of offsets, one
 right after the other, and the better of a few rounds counts; of conversions the middle one,
-with the ratio of the best ones beside it. "cold" rows drop the file from the page cache first. "d16" rows have 16 requests in flight: ours are handed over 16 at a
-time (`read_batch`, `write_batch`), as a virtqueue is drained. Converting is timed from the
-start of either command to its end, and neither waits for the host's disk (`-t unsafe`); warm
-rows of it are timed in /dev/shm when there is room.
+with the ratio of the best ones beside it. "cold" rows drop the file from the page cache first.
+"d16" rows have 16 requests in flight: ours are handed over 16 at a time (`read_batch`,
+`write_batch`), as a virtqueue is drained. Converting is timed from the start of either command
+to its end, and neither waits for the host's disk (`-t unsafe`); warm rows of it are timed in
+/dev/shm when there is room.
 """
 
 from __future__ import annotations
@@ -343,8 +344,8 @@ def convert_in(directory: Path, wanted: Callable[[str], bool], cold: bool) -> It
             for command, times in sides if turn % 2 else reversed(sides):
                 times.append(timed(command, path, out, cold))
         amount = CONVERT_SIZE / 1e9
-        middle = [amount / statistics.median(times) for times in (mine, theirs)]
-        yield Row(title, "GB/s", *middle, best=min(theirs) / min(mine))
+        mine_s, theirs_s = (amount / statistics.median(times) for times in (mine, theirs))
+        yield Row(title, "GB/s", mine_s, theirs_s, best=min(theirs) / min(mine))
     if held is not None:
         held.unlink()
 
@@ -399,9 +400,10 @@ def main() -> None:
                 change = ""
                 if row.name in before:
                     change = f"  {row.ours / before[row.name]['ours'] - 1:+.0%}"
+                best = "" if row.best is None else f" (best x{row.best:.2f})"
                 print(
                     f"{row.name:32} {row.ours:9.2f} {row.peer:9.2f} {row.unit:9} "
-                    f"x{row.ratio:.2f}{'' if row.best is None else f' (best x{row.best:.2f})'}{change}",
+                    f"x{row.ratio:.2f}{best}{change}",
                     flush=True,
                 )
     if given.json:
