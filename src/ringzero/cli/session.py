@@ -89,11 +89,16 @@ class Guest(Protocol):
 def build_machine(config: MachineConfig) -> Guest:
     """Build the machine, compiling the engine first where that was never done, with progress."""
     from ringzero.engine import select
+    from ringzero.vm.groundwork import Groundwork
+
+    engine = select.choose(config.engine)
+    if engine.name == "soft":
+        _compile_engine()
+    ground = Groundwork(config, engine)
+    # Loaded while the kernel is being copied.
     from ringzero.vm.machine import Machine
 
-    if select.choose(config.engine).name == "soft":
-        _compile_engine()
-    machine: Guest = Machine(config)
+    machine: Guest = Machine.on_groundwork(ground)
     return machine
 
 

@@ -22,9 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ringzero.board.contract import BOARDS, Board, BoardEvents, BoardParts
-from ringzero.board.loading import Loading
 from ringzero.config.machine import MachineConfig
-from ringzero.core.memory import GuestMemory
 from ringzero.core.state import from_tree, to_tree
 from ringzero.devices.contract import Device
 from ringzero.devices.virtio.console import ConsolePort
@@ -49,6 +47,7 @@ from ringzero.vm.agent import (
 from ringzero.vm.channels import PortChannels
 from ringzero.vm.debugger import Debugger
 from ringzero.vm.exit import PANIC_MARK, Exit, ExitReason
+from ringzero.vm.groundwork import Groundwork
 from ringzero.vm.identity import Identity
 from ringzero.vm.inspect import Cpu, MemoryAccess
 from ringzero.vm.line import Console, Line
@@ -159,6 +158,13 @@ class Machine:
         machine._create(identity.adopt(config), engine, None, identity, disks)
         return machine
 
+    @classmethod
+    def on_groundwork(cls, ground: Groundwork) -> Self:
+        """Return the machine that `ground` was laid for, whose owner it becomes."""
+        machine = cls.__new__(cls)
+        machine._create(ground.config, ground.engine, ground=ground)
+        return machine
+
     def _create(
         self,
         config: MachineConfig,
@@ -166,6 +172,7 @@ class Machine:
         seed: Seed | None = None,
         identity: Identity | None = None,
         disks: Sequence[InstantDisk] | None = None,
+        ground: Groundwork | None = None,
     ) -> None:
         self.identity = identity or Identity(config.name)
         self.config = self.identity.complete(config)
@@ -179,7 +186,14 @@ class Machine:
         self._clock_ahead: int | None = None
         with contextlib.ExitStack() as undo:
             undo.callback(self._closing.close)
-            self._build(engine, seed, seed.disks if seed is not None else disks)
+            if ground is None:
+                ground = Groundwork(
+                    self.config,
+                    engine if engine is not None else _choose_engine(config.engine),
+                    seed.memory if seed is not None else None,
+                )
+            self._closing.callback(ground.close)
+            self._build(ground, seed, seed.disks if seed is not None else disks)
             if seed is not None:
                 self._grow(seed)
             undo.pop_all()
@@ -187,27 +201,15 @@ class Machine:
     # ---- building ---------------------------------------------------------
 
     def _build(
-        self, engine: Engine | None, seed: Seed | None, instants: Sequence[InstantDisk] | None
+        self, ground: Groundwork, seed: Seed | None, instants: Sequence[InstantDisk] | None
     ) -> None:
         config = self.config
-        board_type = BOARDS.get(config.board)
-        # Everything that can be wrong with files is found before memory is taken.
-        kernel, initrd = (None, memoryview(b"")) if seed is not None else boot.read(config)
+        self._ground = ground
+        self._engine = ground.engine
+        self._memory = memory = ground.memory
+        self.memory = MemoryAccess(memory)
         disks = self._open_disks() if instants is None else self._grow_disks(instants)
         self.disks = tuple(disks)
-        self._engine = engine if engine is not None else _choose_engine(config.engine)
-        memory = GuestMemory(
-            board_type.ram_layout(config.memory),
-            seed.memory if seed else None,
-            large_pages=self._engine.likes_large_pages,
-        )
-        self._closing.callback(memory.close)
-        self._loading: Loading | None = None
-        if kernel is not None:
-            self._loading = Loading(memory, kernel, initrd)
-            self._closing.callback(self._loading.join)
-        self.memory = MemoryAccess(memory)
-        self._memory = memory
         leaves = _cpuid(self._engine, config)
         self._vm = self._engine.create_vm(memory, leaves, apics=self._engine.keeps_apics)
         self._processor = ProcessorKind.of(leaves, self._vm.tsc_hz)
@@ -216,7 +218,7 @@ class Machine:
             self._vm.adopt(seed.code)
         self._make_lines()
         self._links = self._make_links()
-        self.board: Board = board_type(
+        self.board: Board = BOARDS.get(config.board)(
             BoardParts(
                 cpus=config.cpus,
                 memory=memory,
@@ -239,11 +241,10 @@ class Machine:
             self._vm.gather_writes(latch.port, latch.address, latch.size, bus.write)
         self._debugger = Debugger(self)
         self._make_threads()
-        self._booted = kernel is None
-        self._kernel, self._initrd = kernel, initrd
-        if self._loading is not None:
+        self._booted = ground.kernel is None
+        if ground.loading is not None:
             # Whoever has a machine may write to its memory.
-            self._loading.join()
+            ground.loading.join()
 
     def _open_disks(self) -> list[LiveDisk]:
         if not self.config.disks:
@@ -422,20 +423,22 @@ class Machine:
         self.resume()
         # The vCPU first: what we do next would keep the interpreter's lock from it.
         self.control.entered.wait(_FIRST_ENTRY)
+        # To unmap files of some tens of megabytes takes milliseconds.
+        self._ground.loaded()
         # Whatever the guest rings before arrives as any other write to a device does.
         for bell in self.board.doorbells():
             self._vm.add_doorbell(bell.address, bell.width, bell.value, bell.ring)
 
     def _boot(self) -> None:
         """Load the kernel unless that was done, or a state restored."""
-        if self._booted or self._kernel is None:
+        ground = self._ground
+        if self._booted or ground.kernel is None:
             return
         states = self.board.boot(
-            self._kernel, self.config.command_line, self._initrd, self._loading
+            ground.kernel, self.config.command_line, ground.initrd, ground.loading
         )
         for thread, state in zip(self.threads, states, strict=True):
             thread.set_state(state)
-        self._kernel, self._initrd, self._loading = None, memoryview(b""), None
         self._booted = True
 
     def pause(self) -> None:

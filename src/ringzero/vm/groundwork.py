@@ -1,0 +1,48 @@
+"""What a machine begins with: its memory, and a kernel and an initrd on their way into it.
+
+Little code is needed for it. Whoever has a process's start to make short lays it
+first, and loads all that a machine is made of while the kernel is being copied.
+"""
+
+from __future__ import annotations
+
+from ringzero.board.contract import BOARDS
+from ringzero.board.loading import Loading
+from ringzero.config.machine import MachineConfig
+from ringzero.core.memory import GuestMemory
+from ringzero.engine.contract import Engine
+from ringzero.host.memory import MemoryImage
+from ringzero.vm import boot
+
+
+class Groundwork:
+    """Memory for the machine of `config` on `engine`, with `content` or with its kernel.
+
+    `loading` is None where there is no kernel to load. Raises ConfigError, NotFoundError,
+    GuestImageError, HostError.
+    """
+
+    def __init__(
+        self, config: MachineConfig, engine: Engine, content: MemoryImage | None = None
+    ) -> None:
+        self.config = config
+        self.engine = engine
+        board = BOARDS.get(config.board)
+        # Everything that can be wrong with files is found before memory is taken.
+        self.kernel, self.initrd = boot.read(config) if content is None else (None, memoryview(b""))
+        self.memory = GuestMemory(
+            board.ram_layout(config.memory), content, large_pages=engine.likes_large_pages
+        )
+        self.loading: Loading | None = None
+        if self.kernel is not None:
+            self.loading = Loading(self.memory, self.kernel, self.initrd)
+
+    def loaded(self) -> None:
+        """Forget what the machine has booted from."""
+        self.kernel, self.initrd, self.loading = None, memoryview(b""), None
+
+    def close(self) -> None:
+        """Give the memory back, which nobody uses any more."""
+        if self.loading is not None:
+            self.loading.join()
+        self.memory.close()
