@@ -9,10 +9,8 @@ directory stays, with a note of how far it got, and the same command goes on.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -74,7 +72,7 @@ class Conversion:
         self._move(work, path)
 
     def _begin(self, source: Disk, work: Path, path: Path) -> None:
-        shutil.rmtree(work, ignore_errors=True)
+        _discard(work)
         try:
             work.mkdir(mode=0o777)
         except OSError as fault:
@@ -86,11 +84,11 @@ class Conversion:
                 backing_format=self.backing_format, sync=False,
             )  # fmt: skip
         except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
+            _discard(work)
             raise
 
     def _identity(self, source: Disk) -> str:
-        """Return a digest of the source's files and of what is to become of them."""
+        """Return what tells the source's files, and what is to become of them, from others."""
         facts: list[Any] = [
             self.format, sorted(self.options.items()), sorted(self.opening.items()),
             self.backing, self.compress, source.size,
@@ -99,7 +97,7 @@ class Conversion:
             if layer.path is not None:
                 status = layer.path.stat()
                 facts.append([status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns])
-        return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+        return json.dumps(facts, default=str)
 
     def _resume(self, work: Path, identity: str) -> int:
         """Return how far an interrupted conversion of the same kind has come, in bytes."""
@@ -137,7 +135,7 @@ class Conversion:
         )  # fmt: skip
         if self.compress and disk.compression is None:
             disk.close()
-            shutil.rmtree(work, ignore_errors=True)
+            _discard(work)
             raise InvalidValueError(f"{self.format} images are not compressed")
         try:
             copy.run(start)
@@ -148,7 +146,7 @@ class Conversion:
         except (KeyboardInterrupt, SystemExit):
             if one_go or not done:
                 disk.close()
-                shutil.rmtree(work, ignore_errors=True)
+                _discard(work)
             else:
                 save()
                 disk.close()
@@ -156,7 +154,7 @@ class Conversion:
         except BaseException:
             with contextlib.suppress(Exception):
                 disk.close()
-            shutil.rmtree(work, ignore_errors=True)
+            _discard(work)
             raise
 
     def _move(self, work: Path, path: Path) -> None:
@@ -169,7 +167,7 @@ class Conversion:
                     raise DiskError(f"{place / part.name} exists", hint="remove it first")
                 part.replace(place / part.name)
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            _discard(work)
         if self.sync:
             with contextlib.suppress(OSError):
                 handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -177,3 +175,11 @@ class Conversion:
                     os.fsync(handle)
                 finally:
                     os.close(handle)
+
+
+def _discard(work: Path) -> None:
+    """Remove the directory of an unfinished image, as far as that can be done."""
+    with contextlib.suppress(OSError):
+        for part in work.iterdir():
+            part.unlink()
+        work.rmdir()
