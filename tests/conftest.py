@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture
 def kvm_system():
     """An open /dev/kvm; skips where it does not open."""
-    from ringzero.host.kvmfd import KvmSystem
+    from ringzero.host.kvm.fd import KvmSystem
 
     try:
         system = KvmSystem()

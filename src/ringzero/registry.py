@@ -29,16 +29,16 @@ _MODULES = ("", "py")
 
 
 class Registry(Generic[T]):
-    """Named plug-ins of one kind, found by module name below `package`.
+    """Named plug-ins of one kind, found by module name in `packages`.
 
     `noun` is what a user calls one of them; it appears in messages. `support`
-    names the modules of the package that are no plug-ins themselves; so are
+    names the modules of the packages that are no plug-ins themselves; so are
     those whose name starts with an underscore.
     """
 
-    def __init__(self, noun: str, package: str, support: tuple[str, ...] = ()) -> None:
+    def __init__(self, noun: str, *packages: str, support: tuple[str, ...] = ()) -> None:
         self.noun = noun
-        self.package = package
+        self.packages = packages
         self.support = frozenset(support)
         self._items: dict[str, T] = {}
 
@@ -69,19 +69,20 @@ class Registry(Generic[T]):
             return True
         if not name.isidentifier() or name.startswith("_") or name in self.support:
             return False
-        module = f"{self.package}.{name}"
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as fault:
-            if fault.name != module:
-                raise
+        for package in self.packages:
+            module = f"{package}.{name}"
+            try:
+                importlib.import_module(module)
+            except ModuleNotFoundError as fault:
+                if fault.name != module:
+                    raise
         return name in self._items
 
     def names(self) -> list[str]:
         """Return all names, loaded or not, sorted."""
-        package = importlib.import_module(self.package)
+        places = (p for name in self.packages for p in importlib.import_module(name).__path__)
         # Not by pkgutil, whose imports take longer than everything else here.
-        files = (file.name for place in package.__path__ for file in os.scandir(place))
+        files = (file.name for place in places for file in os.scandir(place))
         found = {name for name, _, kind in (f.partition(".") for f in files) if kind in _MODULES}
         named = {n for n in found if not n.startswith("_") and n not in self.support}
         return sorted(named | set(self._items))

@@ -5,10 +5,10 @@ import os
 import pytest
 
 import ringzero
-from ringzero.board.kernel import load_kernel
+from ringzero.board.boot.kernel import load_kernel
 from ringzero.errors import HostError, NotFoundError
 from ringzero.image.micro import Recipe, ensure
-from ringzero.vm.images import IMAGES
+from ringzero.image.names import IMAGES
 from tests.boot.test_soak import complaints
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]

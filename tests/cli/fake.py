@@ -7,8 +7,8 @@ import subprocess
 import threading
 import time
 
-from ringzero.vm.agent import CONTROL, SIGNAL, STDERR, STDIN, STDOUT, Agent
 from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.guest.agent import CONTROL, SIGNAL, STDERR, STDIN, STDOUT, Agent
 
 
 class FakeLine:

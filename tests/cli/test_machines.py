@@ -12,7 +12,7 @@ import pytest
 
 from ringzero.cli.main import main
 from ringzero.cli.verb import VERBS
-from ringzero.control import directory, launch
+from ringzero.control.host import directory, launch
 from ringzero.image import micro
 from tests.control import fake
 from tests.control.conftest import root  # noqa: F401 - a fixture

@@ -10,7 +10,7 @@ import pytest
 
 import ringzero
 from ringzero.cli.main import main
-from ringzero.vm.store import Store
+from ringzero.vm.saved.store import Store
 from tests.vm.seeds import ancestors, save
 
 

@@ -90,8 +90,8 @@ def test_links_survive_being_written_down(tmp_path):
     """In a machine's directory and in a snapshot, as JSON, with absolute paths."""
     import json
 
-    from ringzero.control.records import config_from_dict, config_to_dict
-    from ringzero.vm.snapshot import config_tree
+    from ringzero.control.host.records import config_from_dict, config_to_dict
+    from ringzero.vm.saved.snapshot import config_tree
 
     config = MachineConfig.create(
         vsock=VsockConfig(tmp_path / "odd,cid=5", 9), net=f"socket={tmp_path}/c,listen,mtu=1280"

@@ -2,7 +2,7 @@ import contextlib
 
 import pytest
 
-from ringzero.control import client, directory
+from ringzero.control.host import client, directory
 from ringzero.errors import RingzeroError
 
 

@@ -12,8 +12,9 @@ import threading
 import time
 
 from ringzero.config.machine import MachineConfig
-from ringzero.control import directory, vmm
-from ringzero.control.launch import launch
+from ringzero.control.host import directory
+from ringzero.control.host.launch import launch
+from ringzero.control.machine import vmm
 from ringzero.errors import GuestImageError, StateError
 from ringzero.host.progress import QUIET
 from ringzero.records import replace

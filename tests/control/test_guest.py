@@ -7,8 +7,8 @@ import time
 import pytest
 
 from ringzero.config.machine import MachineConfig
-from ringzero.control import client, directory
-from ringzero.control.launch import launch
+from ringzero.control.host import client, directory
+from ringzero.control.host.launch import launch
 from ringzero.errors import GuestError, HostError
 from ringzero.host.progress import QUIET
 
@@ -179,7 +179,7 @@ def test_sessions_stay_with_the_original(web):
 
 
 def test_taken_back_it_goes_on_with_its_service(web, place):
-    from ringzero.vm.store import Store
+    from ringzero.vm.saved.store import Store
 
     store = Store(place / "snapshots")
     output(web, "echo then | tee /tmp/text | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null")
@@ -206,7 +206,7 @@ def test_stop_is_orderly_whatever_runs(web):
 
 
 def test_after_its_end_it_is_started_again_and_taken_back(web, place):
-    from ringzero.vm.store import Store
+    from ringzero.vm.saved.store import Store
 
     web.start()
     look = "echo 3 >/proc/sys/vm/drop_caches; cat /tmp/text 2>&1; head -n1 /dev/vda"

@@ -11,12 +11,13 @@ import time
 
 import pytest
 
-from ringzero.control import client, directory, server
-from ringzero.control import launch as launching
-from ringzero.control.directory import SOCKET, Status
-from ringzero.control.launch import launch
-from ringzero.control.protocol import Decoder, encode_data, encode_message
-from ringzero.control.records import config_to_dict
+from ringzero.control.host import client, directory
+from ringzero.control.host import launch as launching
+from ringzero.control.host.directory import SOCKET, Status
+from ringzero.control.host.launch import launch
+from ringzero.control.host.records import config_to_dict
+from ringzero.control.machine import server
+from ringzero.control.machine.protocol import Decoder, encode_data, encode_message
 from ringzero.errors import (
     ConflictError,
     ControlError,
@@ -28,7 +29,7 @@ from ringzero.errors import (
 )
 from ringzero.host.progress import QUIET
 from ringzero.records import replace
-from ringzero.vm.store import Store
+from ringzero.vm.saved.store import Store
 from tests.control.fake import PROGRAM, config, start
 from tests.vm import seeds
 

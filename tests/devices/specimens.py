@@ -13,22 +13,22 @@ from typing import Any
 
 from ringzero.core.irq import IrqLine
 from ringzero.core.memory import GuestMemory
-from ringzero.devices.i8042 import I8042
-from ringzero.devices.ioapic import Ioapic
-from ringzero.devices.kvmclock import MSRS as CLOCK_MSRS
-from ringzero.devices.kvmclock import Kvmclock
-from ringzero.devices.lapic import MSRS as LAPIC_MSRS
-from ringzero.devices.lapic import ApicBus, Lapic
-from ringzero.devices.power import Power
-from ringzero.devices.pvpanic import Pvpanic
-from ringzero.devices.rtc import Rtc
-from ringzero.devices.serial import Serial
+from ringzero.devices.chips.i8042 import I8042
+from ringzero.devices.chips.kvmclock import MSRS as CLOCK_MSRS
+from ringzero.devices.chips.kvmclock import Kvmclock
+from ringzero.devices.chips.power import Power
+from ringzero.devices.chips.pvpanic import Pvpanic
+from ringzero.devices.chips.rtc import Rtc
+from ringzero.devices.chips.serial import Serial
+from ringzero.devices.chips.vmgenid import VmGenerationId
+from ringzero.devices.interrupts.ioapic import Ioapic
+from ringzero.devices.interrupts.lapic import MSRS as LAPIC_MSRS
+from ringzero.devices.interrupts.lapic import ApicBus, Lapic
 from ringzero.devices.virtio.block import Block
 from ringzero.devices.virtio.console import Console, ConsolePort
 from ringzero.devices.virtio.net import Net
 from ringzero.devices.virtio.rng import Rng
 from ringzero.devices.virtio.vsock import HEADER, REQUEST, Endpoint, Vsock
-from ringzero.devices.vmgenid import VmGenerationId
 from tests.devices.virtio.driver import Driver
 from tests.devices.virtio.test_block import MemoryDisk
 

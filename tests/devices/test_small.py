@@ -1,8 +1,8 @@
 """The devices that are one register: power, panic, keyboard reset."""
 
-from ringzero.devices.i8042 import I8042
-from ringzero.devices.power import Power
-from ringzero.devices.pvpanic import Pvpanic
+from ringzero.devices.chips.i8042 import I8042
+from ringzero.devices.chips.power import Power
+from ringzero.devices.chips.pvpanic import Pvpanic
 
 
 def test_power_off_needs_type_and_enable():

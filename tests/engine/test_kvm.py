@@ -13,7 +13,7 @@ from ringzero.engine.kvm import engine as kvm_engine_module
 from ringzero.engine.kvm.engine import KvmEngine, open_system
 from ringzero.engine.kvm.probe import measure_mips
 from ringzero.errors import EngineError, EngineUnavailableError
-from ringzero.host import kvm
+from ringzero.host.kvm import abi as kvm
 from ringzero.isa.x86 import cpuid
 from ringzero.isa.x86.state import MP_UNINITIALIZED, CpuState
 from tests.engine import guest as toolkit

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringzero.engine.kvm.messages import Messages, is_immediate
-from ringzero.host import kvm
+from ringzero.host.kvm import abi as kvm
 
 PINS = 24
 TO_FIRST = 0xFEE00000

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from ringzero.image import identity as program
-from ringzero.vm.identity import ANSWER, RECORD_SIZE, Identity
+from ringzero.image.guest import identity as program
+from ringzero.vm.guest.identity import ANSWER, RECORD_SIZE, Identity
 
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="an x86-64 program")
 

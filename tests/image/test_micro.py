@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ringzero.board.kernel import load_kernel
+from ringzero.board.boot.kernel import load_kernel
 from ringzero.errors import GuestImageError, NotFoundError
 from ringzero.image import cpio, micro
 from ringzero.image.modules import Module, dependency_file, modinfo, with_dependencies
-from ringzero.vm.images import IMAGES
+from ringzero.image.names import IMAGES
 from tests.board.kernels import bzimage, elf
 from tests.image.archive import BUSYBOX, control, module
 

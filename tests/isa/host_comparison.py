@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ringzero.isa.x86.instructions import all_forms
-from ringzero.isa.x86.table import Form
+from ringzero.isa.x86.table.forms import Form
+from ringzero.isa.x86.table.instructions import all_forms
 from tests.oracle import compare, encodings
 from tests.oracle.cases import Generator
 from tests.oracle.model import AC, GP, PF, SS, XM, Case, Executor, Outcome

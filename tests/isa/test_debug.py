@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86 import msr
+from ringzero.isa.x86.privileged import msr
 from tests.isa.guest import (
     CODE,
     CR4,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ringzero.errors import StateError
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86 import flags, state_io
-from ringzero.isa.x86.reset import after_init, after_reset, after_sipi
+from ringzero.isa.x86.privileged.reset import after_init, after_reset, after_sipi
 from ringzero.isa.x86.state import (
     EVENT_INTERRUPT,
     EVENT_NMI,

@@ -7,8 +7,8 @@ import pytest
 
 from ringzero.engine.contract import MsrRead, MsrWrite, PortRead, PortWrite
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86 import msr
 from ringzero.isa.x86.cpuid import CpuidLeaf
+from ringzero.isa.x86.privileged import msr
 from tests.isa.guest import (
     CODE,
     CR0,

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from ringzero.errors import HostError
-from ringzero.jit import build, llvm
+from ringzero.jit import build
+from ringzero.jit.compile import llvm
 from tests.boot.process import ENVIRONMENT
 
 

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from ringzero.isa.x86.decoder import GROUP, build_tables, opcode_index
-from ringzero.isa.x86.instructions import all_forms
+from ringzero.isa.x86.table.decoder import GROUP, build_tables, opcode_index
+from ringzero.isa.x86.table.instructions import all_forms
 
 NONE, P66, PF3, PF2 = 0, 1, 2, 3
 

@@ -129,7 +129,7 @@ def restored(machine):
 
 def snapshotted(machine):
     """Return a machine that goes on from a snapshot of `machine`, which is stopped."""
-    from ringzero.vm.store import Store
+    from ringzero.vm.saved.store import Store
 
     with tempfile.TemporaryDirectory() as place:
         store = Store(Path(place))
@@ -142,7 +142,7 @@ def snapshotted(machine):
 
 def reverted(machine):
     """Return `machine` itself, taken back from a future that it never had."""
-    from ringzero.vm.store import Store
+    from ringzero.vm.saved.store import Store
 
     with tempfile.TemporaryDirectory() as place:
         _stand_still(machine)

@@ -16,8 +16,8 @@ import threading
 import time
 from pathlib import Path
 
-from ringzero.vm.agent import PORTS, STDIN, Agent
 from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.guest.agent import PORTS, STDIN, Agent
 
 QEMU = shutil.which("qemu-system-x86_64")
 

@@ -22,11 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ringzero.errors import RingzeroError
-from ringzero.vm import blobs
 from ringzero.vm.machine import Machine
 from ringzero.vm.runloop import startup_state
-from ringzero.vm.store import Store
-from ringzero.vm.transfer import export, import_file
+from ringzero.vm.saved import blobs
+from ringzero.vm.saved.store import Store
+from ringzero.vm.saved.transfer import export, import_file
 
 KIB = 1 << 10
 # Real mode, at 0x1000: count at 0x2000, then at 0x2100, for ever.

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from ringzero.errors import HostError
-from ringzero.vm.identity import Identity
+from ringzero.vm.guest.identity import Identity
 from ringzero.vm.machine import LONGEST_STEP, Machine
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]

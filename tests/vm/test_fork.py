@@ -13,7 +13,7 @@ from ringzero.core.memory import PAGE_SIZE
 from ringzero.engine.soft import code
 from ringzero.errors import InvalidValueError, StateError
 from ringzero.host import memory as host_memory
-from ringzero.vm.identity import Identity
+from ringzero.vm.guest.identity import Identity
 from ringzero.vm.machine import Machine
 from ringzero.vm.runloop import startup_state
 from ringzero.vm.state import MachineState

@@ -9,7 +9,7 @@ import pytest
 
 from ringzero.config.machine import NetConfig
 from ringzero.errors import HostError
-from ringzero.vm.identity import Identity
+from ringzero.vm.guest.identity import Identity
 from ringzero.vm.machine import Machine
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ringzero.board.kernel import load_kernel
+from ringzero.board.boot.kernel import load_kernel
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import HostError
 from ringzero.image.micro import Recipe, ensure

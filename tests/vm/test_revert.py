@@ -9,7 +9,7 @@ import pytest
 from ringzero.errors import DiskError, GuestError, HostError, InvalidValueError, StateError
 from ringzero.vm.machine import Machine
 from ringzero.vm.runloop import startup_state
-from ringzero.vm.store import Store
+from ringzero.vm.saved.store import Store
 from tests.engine.fake import FakeEngine
 
 MIB = 1 << 20

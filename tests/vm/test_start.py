@@ -21,7 +21,7 @@ NOT_LOADED = {
 }  # fmt: skip
 LOAD = """
 import json, sys
-import ringzero.vm.machine, ringzero.board.microvm, ringzero.engine.kvm.engine
+import ringzero.vm.machine, ringzero.board.machines.microvm, ringzero.engine.kvm.engine
 import ringzero.cli.main, ringzero.cli.flags, ringzero.cli.verbs.run, ringzero.cli.session
 import ringzero.image.catalog.micro
 print(json.dumps(sorted(sys.modules)))

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ringzero.board.kernel import KernelImage
-from ringzero.board.loading import Loading
+from ringzero.board.boot.kernel import KernelImage
+from ringzero.board.boot.loading import Loading
 from ringzero.core.bus import Bus, MsrBus
 from ringzero.core.irq import IrqLine
 from ringzero.core.memory import GuestMemory
+from ringzero.devices.chips.serial import Serial
 from ringzero.devices.contract import Device
-from ringzero.devices.lapic import Lapic
-from ringzero.devices.serial import Serial
+from ringzero.devices.interrupts.lapic import Lapic
 from ringzero.devices.virtio.console import ConsolePort
 from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.devices.virtio.mmio import QUEUE_NOTIFY, VirtioMmio
@@ -168,8 +168,4 @@ class Board(ABC):
                 yield f"{name}.device", part.device
 
 
-BOARDS: Registry[type[Board]] = Registry(
-    "board",
-    "ringzero.board",
-    support=("acpi", "aml", "boot", "contract", "kernel", "kernelcache", "loading", "memmap"),
-)
+BOARDS: Registry[type[Board]] = Registry("board", "ringzero.board.machines")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ringzero.control.client import RemoteMachine
+    from ringzero.control.host.client import RemoteMachine
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
@@ -31,7 +31,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def named(arguments: argparse.Namespace) -> RemoteMachine:
     """Return the machine that the user named. Raises NotFoundError."""
-    from ringzero.control.client import machine
+    from ringzero.control.host.client import machine
 
     return machine(arguments.machine)
 
@@ -72,7 +72,7 @@ def write(descriptor: int, data: bytes) -> None:
 
 def for_each(arguments: argparse.Namespace, act: Any) -> int:
     """Do `act(machine)` for every named one and print the names; the first fault ends with it."""
-    from ringzero.control.client import machine
+    from ringzero.control.host.client import machine
 
     for name in arguments.machine:
         act(machine(name))

@@ -10,8 +10,8 @@ from ringzero.cli.verb import Verb
 from ringzero.registry import Registry
 
 if TYPE_CHECKING:
-    from ringzero.vm.snapshot import Snapshot
-    from ringzero.vm.store import Node, Store
+    from ringzero.vm.saved.snapshot import Snapshot
+    from ringzero.vm.saved.store import Node, Store
 
 ACTIONS: Registry[type[Verb]] = Registry("snapshot command", "ringzero.cli.snapshot")
 
@@ -23,7 +23,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def store() -> Store:
     """Return the user's snapshots."""
-    from ringzero.vm.store import Store
+    from ringzero.vm.saved.store import Store
 
     return Store()
 

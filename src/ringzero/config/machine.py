@@ -197,7 +197,7 @@ class MachineConfig:
 
     `kernel` is booted directly, with `initrd` and `command_line`; `agent` adds
     the ports by which ringzero's own guests take commands
-    (`ringzero.vm.agent`). `vsock` is a socket device and `net` a network interface, if there
+    (`ringzero.vm.guest.agent`). `vsock` is a socket device and `net` a network interface, if there
     is to be one. `board` and
     `engine` are names in their registries; `cpu` is a model of `ringzero.isa.x86.cpuid`, or
     "host".

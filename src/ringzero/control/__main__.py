@@ -2,6 +2,6 @@
 
 import sys
 
-from ringzero.control.vmm import main
+from ringzero.control.machine.vmm import main
 
 sys.exit(main(sys.argv[1:]))

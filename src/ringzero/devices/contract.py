@@ -81,5 +81,5 @@ class ByteDevice(Device[S]):
 
 
 DEVICES: Registry[type[Device[Any]]] = Registry(
-    "device", "ringzero.devices", support=("contract", "virtio")
+    "device", "ringzero.devices.chips", "ringzero.devices.interrupts"
 )

@@ -7,7 +7,8 @@ from typing import Any
 from ringzero.engine import select
 from ringzero.engine.contract import ENGINES, Engine, Usability
 from ringzero.errors import RingzeroError
-from ringzero.host import kvm, kvmfd
+from ringzero.host.kvm import abi as kvm
+from ringzero.host.kvm import fd as kvmfd
 from ringzero.isa.x86 import cpuid
 
 

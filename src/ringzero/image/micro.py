@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from ringzero.errors import GuestImageError, NotFoundError
 from ringzero.host.files import atomic_directory, atomic_file, locked
 from ringzero.host.progress import QUIET, Progress
-from ringzero.image import identity
+from ringzero.image.guest import identity
 from ringzero.records import record
 from ringzero.settings import CACHE_DIR, MIRROR
 

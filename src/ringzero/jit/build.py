@@ -23,7 +23,7 @@ from pathlib import Path
 import ringzero
 from ringzero.errors import EngineError, HostError
 from ringzero.host.files import CACHE_HINT, host_error
-from ringzero.jit.llvm import Library, host_identity
+from ringzero.jit.compile.llvm import Library, host_identity
 from ringzero.settings import CACHE_DIR
 
 # called with (units done, units in all, what is being compiled)
@@ -75,7 +75,8 @@ def ensure(progress: Progress | None = None) -> EngineObjects:
 
 
 def _build(directory: Path, progress: Progress | None) -> list[str]:
-    from ringzero.jit import partitions, stencil_unit
+    from ringzero.jit import units as partitions
+    from ringzero.jit.x86 import assembly as stencil_unit
 
     names = partitions.names()
     stencils = [f"stencils{n}" for n in range(stencil_unit.SHARES)]
@@ -172,14 +173,14 @@ def _first_finished(running: dict[str, subprocess.Popen[bytes]]) -> str:
 
 def _write_tables(names: list[str], work: Path) -> None:
     """Write the decoder's tables, with handlers as indices into all units' arrays in order."""
-    from ringzero.isa.x86.decoder import (
+    from ringzero.isa.x86.table.decoder import (
         SLOTS,
         FormEntry,
         build_tables,
         entry_flags,
         immediates,
     )
-    from ringzero.isa.x86.instructions import all_forms
+    from ringzero.isa.x86.table.instructions import all_forms
 
     forms = all_forms()
     tables = build_tables(forms)

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from ringzero.jit.build import NO_ROOM
-from ringzero.jit.partitions import compile_unit
-from ringzero.jit.stencil_unit import compile_share
+from ringzero.jit.units import compile_unit
+from ringzero.jit.x86.assembly import compile_share
 
 
 def main(name: str, directory: str) -> None:

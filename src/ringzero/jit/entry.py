@@ -8,9 +8,9 @@ buffer[2] the stack pointer).
 from __future__ import annotations
 
 from ringzero.isa.x86.cpu import Cpu
+from ringzero.isa.x86.insn.mxcsr import leave_host, load_host
 from ringzero.isa.x86.interpreter import after_leave
-from ringzero.isa.x86.mxcsr import leave_host, load_host
-from ringzero.jit.module import Module
+from ringzero.jit.compile.module import Module
 from ringzero.native import NativeFunction
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Builder(Protocol):
-    """What a code generator offers to values; `ringzero.jit.builder` implements it."""
+    """What a code generator offers to values; `ringzero.jit.compile.builder` implements it."""
 
     def constant(self, kind: Any, number: int) -> Value: ...
     def binary(self, operator: str, left: Value, right: Value) -> Value: ...

@@ -60,4 +60,4 @@ class Network(ABC):
         """In a forked process: let go of host resources, which stay the original's."""
 
 
-NETWORKS: Registry[type[Network]] = Registry("network", "ringzero.net", support=("contract",))
+NETWORKS: Registry[type[Network]] = Registry("network", "ringzero.net.networks")

@@ -24,7 +24,7 @@ from ringzero.vm.exit import Exit
 from ringzero.vm.machine import CommandResult, Machine
 
 if TYPE_CHECKING:
-    from ringzero.vm.snapshot import Snapshot
+    from ringzero.vm.saved.snapshot import Snapshot
 
 T = TypeVar("T")
 

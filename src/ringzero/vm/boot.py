@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ringzero.board.kernel import KernelImage, load_kernel
+from ringzero.board.boot.kernel import KernelImage, load_kernel
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import ConfigError, GuestImageError, InvalidValueError
 from ringzero.host.files import map_file
+from ringzero.image.names import IMAGES, BootFiles
 from ringzero.settings import CACHE_DIR
 from ringzero.units import format_size
-from ringzero.vm.images import IMAGES, BootFiles
 
 
 def complete(

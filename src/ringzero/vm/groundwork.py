@@ -6,8 +6,8 @@ first, and loads all that a machine is made of while the kernel is being copied.
 
 from __future__ import annotations
 
+from ringzero.board.boot.loading import Loading
 from ringzero.board.contract import BOARDS
-from ringzero.board.loading import Loading
 from ringzero.config.machine import MachineConfig
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.contract import Engine

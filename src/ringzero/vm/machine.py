@@ -35,7 +35,10 @@ from ringzero.errors import (
 )
 from ringzero.records import record
 from ringzero.vm import boot, statistics
-from ringzero.vm.agent import (
+from ringzero.vm.debugger import Debugger
+from ringzero.vm.exit import PANIC_MARK, Exit, ExitReason
+from ringzero.vm.groundwork import Groundwork
+from ringzero.vm.guest.agent import (
     MAX_SLOTS,
     PORTS,
     STDIN,
@@ -44,30 +47,27 @@ from ringzero.vm.agent import (
     port_name,
     slot_ports,
 )
-from ringzero.vm.channels import PortChannels
-from ringzero.vm.debugger import Debugger
-from ringzero.vm.exit import PANIC_MARK, Exit, ExitReason
-from ringzero.vm.groundwork import Groundwork
-from ringzero.vm.identity import Identity
+from ringzero.vm.guest.channels import PortChannels
+from ringzero.vm.guest.identity import Identity
+from ringzero.vm.guest.line import Console, Line
+from ringzero.vm.guest.output import OutputBatch
 from ringzero.vm.inspect import Cpu, MemoryAccess
-from ringzero.vm.line import Console, Line
-from ringzero.vm.output import OutputBatch
 from ringzero.vm.runloop import RunControl, VcpuThread, Wanted
 from ringzero.vm.seed import Seed
 from ringzero.vm.state import AgentLink, MachineState, ProcessorKind, restore_parts, save_parts
 
 if TYPE_CHECKING:
     from ringzero.disk.instant import InstantDisk, LiveDisk
-    from ringzero.vm.links import Links
-    from ringzero.vm.snapshot import Snapshot
-    from ringzero.vm.store import Store
-    from ringzero.vm.vsock import VsockSockets
+    from ringzero.vm.ends.links import Links
+    from ringzero.vm.ends.vsock import VsockSockets
+    from ringzero.vm.saved.snapshot import Snapshot
+    from ringzero.vm.saved.store import Store
 
 # The longest that `start` waits for a vCPU to enter the guest, in seconds.
 _FIRST_ENTRY = 0.1
 # The name that Linux gives port 0 of the console device is hvc0, whatever we call it.
 CONSOLE_PORT_NAME = "org.ringzero.console"
-# Where ringzero's own guests wait to be told who a copy is (`ringzero.vm.identity`).
+# Where ringzero's own guests wait to be told who a copy is (`ringzero.vm.guest.identity`).
 IDENTITY_PORT = "org.ringzero.identity"
 # The longest time, in nanoseconds, by which a clone's time-stamp counter is moved on. Linux
 # lets real-time threads run 0.95 s of a second and logs it when one seems to have had more, and
@@ -329,7 +329,7 @@ class Machine:
     def _make_links(self) -> Links | None:
         if self.config.vsock is None and self.config.net is None:
             return None
-        from ringzero.vm.links import Links
+        from ringzero.vm.ends.links import Links
 
         links = Links(self.config)
         self._closing.callback(links.close)
@@ -717,7 +717,7 @@ class Machine:
         at a restore instead of page by page. Raises InvalidValueError where the name is
         taken, and what `seed` raises.
         """
-        from ringzero.vm.store import Store
+        from ringzero.vm.saved.store import Store
 
         return (store or Store()).save(self, name, memory=memory, compress=compress)
 
@@ -731,7 +731,7 @@ class Machine:
         Raises StateError, with nothing changed, where the snapshot is of another machine or
         damaged. The machine ends when a disk cannot be written to.
         """
-        from ringzero.vm import revert
+        from ringzero.vm.saved import revert
 
         self._refuse_ended_and_hooks()
         with self.frozen(), revert.seed_for(self, snapshot) as seed:

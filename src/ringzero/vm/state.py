@@ -18,8 +18,8 @@ from ringzero.errors import StateError
 from ringzero.isa.x86.cpuid import CpuidLeaf, features_of
 from ringzero.isa.x86.state import CpuState
 from ringzero.records import record
-from ringzero.vm.agent import AgentState
-from ringzero.vm.channels import ChannelsState
+from ringzero.vm.guest.agent import AgentState
+from ringzero.vm.guest.channels import ChannelsState
 from ringzero.vm.runloop import VcpuThread
 
 # Raised by one whenever a saved tree of before can no longer be read.

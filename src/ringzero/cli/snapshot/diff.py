@@ -22,7 +22,7 @@ class Difference(Verb):
         add_common(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
-        from ringzero.vm.compare import difference
+        from ringzero.vm.saved.compare import difference
 
         place = store()
         found = difference(place.get(arguments.snapshot), place.get(arguments.other))

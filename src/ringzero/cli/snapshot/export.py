@@ -24,7 +24,7 @@ class Export(Verb):
     def execute(self, arguments: argparse.Namespace) -> int:
         from pathlib import Path
 
-        from ringzero.vm.transfer import export
+        from ringzero.vm.saved.transfer import export
 
         size = export(store().get(arguments.snapshot), Path(arguments.file))
         if arguments.json:

@@ -24,7 +24,7 @@ class Import(Verb):
     def execute(self, arguments: argparse.Namespace) -> int:
         from pathlib import Path
 
-        from ringzero.vm.transfer import import_file
+        from ringzero.vm.saved.transfer import import_file
 
         taken = import_file(store(), Path(arguments.file), arguments.name)
         print_json(facts(taken)) if arguments.json else print(taken.name)

@@ -28,8 +28,8 @@ class Restore(Verb):
         add_common(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
-        from ringzero.control import directory
-        from ringzero.control.launch import launch
+        from ringzero.control.host import directory
+        from ringzero.control.host.launch import launch
 
         snapshot = store().get(arguments.snapshot)
         faults = snapshot.check() if arguments.verify else []

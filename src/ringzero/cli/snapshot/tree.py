@@ -11,7 +11,7 @@ from ringzero.cli.verb import Verb, print_json
 from ringzero.units import format_size
 
 if TYPE_CHECKING:
-    from ringzero.vm.store import Node
+    from ringzero.vm.saved.store import Node
 
 
 @ACTIONS.register("tree")

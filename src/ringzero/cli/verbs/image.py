@@ -38,7 +38,7 @@ class Image(Verb):
 
         if arguments.action == "build":
             from ringzero.host.progress import Progress
-            from ringzero.vm.images import IMAGES
+            from ringzero.image.names import IMAGES
 
             make = IMAGES.get(arguments.name)
             images: list[Any] = [make(progress=Progress(), refresh=arguments.refresh)]

@@ -38,7 +38,7 @@ class Logs(Verb):
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Print the log, byte for byte."""
-        from ringzero.control.directory import CONSOLE_LOG, VMM_LOG
+        from ringzero.control.host.directory import CONSOLE_LOG, VMM_LOG
 
         if arguments.lines is not None and arguments.lines < 0:
             raise InvalidValueError(f"{arguments.lines} lines make no sense")

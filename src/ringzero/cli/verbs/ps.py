@@ -32,7 +32,7 @@ class Ps(Verb):
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Print them. No process is asked: the directories tell."""
-        from ringzero.control.directory import machines
+        from ringzero.control.host.directory import machines
 
         found = [machine.summary() for machine in machines()]
         if arguments.status:

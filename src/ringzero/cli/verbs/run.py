@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
 
     from ringzero.config.machine import MachineConfig
-    from ringzero.control.directory import Claim
+    from ringzero.control.host.directory import Claim
 
 _DEFAULT_IMAGE = "micro"
 
@@ -164,7 +164,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.no_wait and not arguments.detach:
         raise InvalidValueError("--no-wait without -d")
     if arguments.name is not None:
-        from ringzero.control.directory import check_name
+        from ringzero.control.host.directory import check_name
 
         check_name(arguments.name)
     if arguments.serial == "stdio" and not arguments.kernel:
@@ -184,7 +184,7 @@ def _refuse_missing_kvm(name: str) -> None:
 
 def _claim(arguments: argparse.Namespace, config: MachineConfig, foreground: bool) -> Claim:
     """Make the machine's directory."""
-    from ringzero.control import directory
+    from ringzero.control.host import directory
 
     return directory.create(
         arguments.name,
@@ -201,7 +201,7 @@ def _claim(arguments: argparse.Namespace, config: MachineConfig, foreground: boo
 def _named(arguments: argparse.Namespace, config: MachineConfig, how: dict[str, Any]) -> int:
     """Run the machine here, where others can find it by its name."""
     from ringzero.cli import session
-    from ringzero.control.foreground import Foreground
+    from ringzero.control.machine.foreground import Foreground
 
     with Foreground(_claim(arguments, config, foreground=True)) as foreground:
         code = session.run(config, **how, wrap=foreground.keep)
@@ -210,7 +210,7 @@ def _named(arguments: argparse.Namespace, config: MachineConfig, how: dict[str, 
 
 def _detach(arguments: argparse.Namespace, config: MachineConfig) -> int:
     """Start the machine in a process of its own, and print its name when the guest is up."""
-    from ringzero.control.launch import launch
+    from ringzero.control.host.launch import launch
 
     claim = _claim(arguments, config, foreground=False)
     found = launch(claim, wait=not arguments.no_wait)
@@ -263,7 +263,7 @@ def _user_config(arguments: argparse.Namespace) -> MachineConfig:
 def _default_config(arguments: argparse.Namespace) -> MachineConfig:
     from ringzero.config.machine import MachineConfig
     from ringzero.host.progress import Progress
-    from ringzero.vm.images import IMAGES
+    from ringzero.image.names import IMAGES
 
     # Faults of the flags are told before anything is downloaded.
     common = _common(arguments)

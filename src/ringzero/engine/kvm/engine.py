@@ -12,7 +12,8 @@ from ringzero.core.memory import GuestMemory
 from ringzero.engine.contract import ENGINES, Availability, Engine, Usability, Vm
 from ringzero.engine.kvm.vm import KvmVm
 from ringzero.errors import EngineUnavailableError, RingzeroError
-from ringzero.host import kvm, kvmfd
+from ringzero.host.kvm import abi as kvm
+from ringzero.host.kvm import fd as kvmfd
 from ringzero.isa.x86.cpuid import CpuidLeaf
 
 HINT = "--engine soft needs no KVM"

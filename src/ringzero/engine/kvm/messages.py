@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 
-from ringzero.host import kvm, kvmfd
+from ringzero.host.kvm import abi as kvm
+from ringzero.host.kvm import fd as kvmfd
 
 # Messages whose structures are kept; guests use some tens, and a hostile one any number.
 KEPT_MESSAGES = 256

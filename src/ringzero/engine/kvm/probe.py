@@ -14,7 +14,7 @@ from ringzero.core.memory import GuestMemory
 from ringzero.engine.contract import Halt, Vcpu
 from ringzero.engine.kvm.vm import KvmVm
 from ringzero.errors import EngineError
-from ringzero.host import kvmfd
+from ringzero.host.kvm import fd as kvmfd
 from ringzero.isa.x86 import state as x86
 from ringzero.isa.x86.state import CpuState, Table, flat_segment
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ringzero.errors import StateError
-from ringzero.host import kvm, kvmfd
+from ringzero.host.kvm import abi as kvm
+from ringzero.host.kvm import fd as kvmfd
 from ringzero.isa.x86 import state as x86
 from ringzero.isa.x86.state import CpuState, PendingEvent, Segment, Table
 

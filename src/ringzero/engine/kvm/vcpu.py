@@ -29,7 +29,8 @@ from ringzero.engine.contract import (
 )
 from ringzero.engine.kvm import state as translate
 from ringzero.errors import EngineError
-from ringzero.host import kvm, kvmfd
+from ringzero.host.kvm import abi as kvm
+from ringzero.host.kvm import fd as kvmfd
 from ringzero.isa.x86.cpuid import CpuidLeaf
 from ringzero.isa.x86.state import MSR_TSC, CpuState
 

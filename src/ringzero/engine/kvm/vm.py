@@ -15,7 +15,8 @@ from ringzero.engine.contract import Vcpu, Vm
 from ringzero.engine.kvm.state import saved_msrs
 from ringzero.engine.kvm.vcpu import KvmVcpu
 from ringzero.errors import EngineError, StateError
-from ringzero.host import kvm, kvmfd
+from ringzero.host.kvm import abi as kvm
+from ringzero.host.kvm import fd as kvmfd
 from ringzero.isa.x86 import cpuid as x86_cpuid
 from ringzero.isa.x86.cpuid import CpuidLeaf
 from ringzero.isa.x86.state import MSR_APIC_BASE, MSR_TSC_DEADLINE

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.x86.cpu import Cpu
-from ringzero.isa.x86.instructions import all_forms
 from ringzero.isa.x86.state import GPR_NAMES
+from ringzero.isa.x86.table.instructions import all_forms
 
 _ONES = (1 << 64) - 1
 _SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ringzero.engine.soft.insn_text import text_of
 from ringzero.host.files import host_error, make_directory
 from ringzero.isa.x86.cpu import JUMP_ENTRIES, CodePage
-from ringzero.isa.x86.instructions import all_forms
+from ringzero.isa.x86.table.instructions import all_forms
 from ringzero.isa.x86.view import StructView
-from ringzero.jit.handlers import define_handler, variants
-from ringzero.jit.module import Module
-from ringzero.jit.runtime import TAG_32
-from ringzero.jit.stencils import END_CONDITIONAL, END_JUMP, Catalogue, define_key
+from ringzero.jit.compile.module import Module
 from ringzero.jit.tables import Block
+from ringzero.jit.x86.catalogue import END_CONDITIONAL, END_JUMP, Catalogue, define_key
+from ringzero.jit.x86.handlers import define_handler, variants
+from ringzero.jit.x86.runtime import TAG_32
 from ringzero.settings import DEBUG, DEBUG_AT, DEBUG_COUNT, DEBUG_DIR
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""The images that can be asked for by name, one module each (see `ringzero.vm.images`)."""
+"""The images that can be asked for by name, one module each (see `ringzero.image.names`)."""

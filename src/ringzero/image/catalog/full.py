@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ringzero.host.progress import QUIET, Progress
 from ringzero.image import micro
-from ringzero.vm.images import IMAGES
+from ringzero.image.names import IMAGES
 
 RECIPE = micro.Recipe("full", kernel="linux-image-amd64")
 

@@ -24,9 +24,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ringzero.isa.x86.alignment import select_tlb
 from ringzero.isa.x86.cpu import AC, ARITHMETIC_FLAGS, CF, OF, PF, SF, ZF, Cpu
-from ringzero.isa.x86.open_pages import close_pages
+from ringzero.isa.x86.privileged.alignment import select_tlb
+from ringzero.isa.x86.privileged.open_pages import close_pages
 from ringzero.native import native, popcount, select, sign, signed, staged, u8, u64, unsigned
 
 STATUS, ADD, ADC, SUB, SBB, LOGIC, INC, DEC, SHL, SAR, MUL = range(11)

@@ -30,11 +30,11 @@ from ringzero.isa.x86.cpu import (
     Cpu,
     Insn,
 )
-from ringzero.isa.x86.debug import begin_instruction, check_debug, debug_active
-from ringzero.isa.x86.decoder import DECODED, MAX_LENGTH, decode
-from ringzero.isa.x86.exceptions import deliver_fault, deliver_interrupt
-from ringzero.isa.x86.faults import LEAVE_EXIT, leave, raise_gp0, raise_ud
-from ringzero.isa.x86.mmu import fetch_page, flush_tlb
+from ringzero.isa.x86.privileged.debug import begin_instruction, check_debug, debug_active
+from ringzero.isa.x86.privileged.exceptions import deliver_fault, deliver_interrupt
+from ringzero.isa.x86.privileged.faults import LEAVE_EXIT, leave, raise_gp0, raise_ud
+from ringzero.isa.x86.privileged.mmu import fetch_page, flush_tlb
+from ringzero.isa.x86.table.decoder import DECODED, MAX_LENGTH, decode
 from ringzero.native import (
     address_of,
     boolean,

@@ -11,9 +11,10 @@ from typing import Any
 
 from ringzero.errors import StateError
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86 import flags, msr, state
-from ringzero.isa.x86.rflags import SHADOW_STI
-from ringzero.isa.x86.segments import SHADOW_SS
+from ringzero.isa.x86 import flags, state
+from ringzero.isa.x86.privileged import msr
+from ringzero.isa.x86.privileged.rflags import SHADOW_STI
+from ringzero.isa.x86.privileged.segments import SHADOW_SS
 from ringzero.isa.x86.state import CpuState, PendingEvent, Segment, Table
 
 U64 = (1 << 64) - 1

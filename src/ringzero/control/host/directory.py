@@ -1,0 +1,528 @@
+"""The directories of machines: made, claimed, looked at and removed by any process.
+
+`RINGZERO_MACHINES_DIR` holds one directory (mode 0700) for each machine, called
+by its name. docs/machines.md explains every file in it. The truth about a
+machine's life is the lock on its file `lock`, held by the process that runs
+it: a process that dies, however it dies, holds no lock. No file is believed
+where the lock says otherwise.
+
+A directory appears whole and locked, by a rename; it goes away by a rename,
+too, under the same lock. There is no moment at which two commands can both
+have a name, and none at which a kill -9 leaves something that is in the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ringzero.config.machine import NAME, MachineConfig
+from ringzero.control.host.records import (
+    ExitRecord,
+    MachineRecord,
+    ProcessRecord,
+    Status,
+    StatusRecord,
+    config_to_dict,
+)
+from ringzero.errors import (
+    ConflictError,
+    ControlError,
+    HostError,
+    InvalidValueError,
+    NotFoundError,
+)
+from ringzero.host import ofdlock
+from ringzero.host.files import host_error
+from ringzero.host.process import boot_id, oom_kills
+from ringzero.records import record
+from ringzero.settings import MACHINES_DIR
+
+if TYPE_CHECKING:
+    import socket
+
+LOCK, MACHINE, PROCESS, STATUS, EXIT = (
+    "lock",
+    "machine.json",
+    "process.json",
+    "status.json",
+    "exit.json",
+)
+SOCKET, CONSOLE_LOG, VMM_LOG = "socket", "console.log", "vmm.log"
+# What a directory is called before it has its name, and after it lost it. Machines' names
+# do not begin with a dot.
+_NEW, _OLD = ".new-", ".old-"
+# How much of vmm.log is read for the reason of a death, in bytes.
+_LOG_TAIL = 8192
+# How long a killed process may take to be gone, in seconds: the kernel frees its memory first.
+_DEATH = 20.0
+_PAUSE = 0.005
+_FATAL = re.compile(r"^Fatal Python error: (.*)$", re.MULTILINE)
+
+
+@record
+class Claim:
+    """A machine's directory, and the open lock on it, which its process inherits.
+
+    `again` says that the machine has been one before, and is not to be removed when it
+    does not come up.
+    """
+
+    directory: MachineDirectory
+    lock: int
+    again: bool = False
+
+    def release(self) -> None:
+        """Close this process's hold; the lock is free when no process has it open."""
+        os.close(self.lock)
+
+    def end_process(self) -> None:
+        """End the process that the claim was handed on to, if it is there."""
+        process = self.directory.process()
+        if process is not None and process.pid != os.getpid():
+            process.identity.signal(9)
+            process.identity.wait(_DEATH)
+
+    def discard(self) -> None:
+        """Remove a machine that never came to be."""
+        if not self.again:
+            self.directory.discard()
+        self.release()
+
+
+class MachineDirectory:
+    """One machine's directory, as any process may see it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+
+    # ---- looking ----------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process runs (or is about to run) this machine."""
+        try:
+            return ofdlock.is_held(self.path / LOCK)
+        except OSError:
+            return False
+
+    @property
+    def exists(self) -> bool:
+        """Whether the directory is still there."""
+        return (self.path / LOCK).exists()
+
+    def machine(self) -> MachineRecord:
+        """Return what was asked for. Raises ControlError for a directory that does not say."""
+        record = MachineRecord.read(self.path / MACHINE)
+        if record is None:
+            if not self.exists:
+                raise not_found(self.name, self.path.parent)
+            raise ControlError(
+                f"{self.path / MACHINE} is not readable as a machine's description",
+                hint=f"`ringzero rm -f {self.name}` removes the machine",
+            )
+        return record
+
+    def process(self) -> ProcessRecord | None:
+        """Return who runs the machine, or ran it last."""
+        return ProcessRecord.read(self.path / PROCESS)
+
+    def exit(self) -> ExitRecord | None:
+        """Return how the machine ended; for one whose process died, what can be known of it."""
+        if self.alive:
+            return None
+        return ExitRecord.read(self.path / EXIT) or self._death()
+
+    def status(self) -> Status:
+        """Return what the machine is doing now."""
+        if self.alive:
+            record = StatusRecord.read(self.path / STATUS)
+            return Status.STARTING if record is None else Status(record.status)
+        return Status.DEAD if ExitRecord.read(self.path / EXIT) is None else Status.ENDED
+
+    def summary(self) -> dict[str, Any]:
+        """Return everything that the files say, as plain data; it asks no process."""
+        status = self.status()
+        machine = MachineRecord.read(self.path / MACHINE)
+        process = self.process()
+        now = StatusRecord.read(self.path / STATUS)
+        ended = None if status.alive else self.exit()
+        facts: dict[str, Any] = {
+            "name": self.name,
+            "id": machine.id if machine else "",
+            "status": status.value,
+            "pid": process.pid if process and status.alive else None,
+            "created": machine.created if machine else None,
+            "since": ended.time if ended else now.since if now else None,
+            "engine": now.engine if now else "",
+            "image": machine.image if machine else "",
+            "command": list(machine.command) if machine else [],
+            "parent": machine.parent if machine else "",
+            "foreground": bool(machine and machine.foreground),
+            "config": machine.config if machine else {},
+            "directory": str(self.path),
+        }
+        if ended is not None:
+            facts["exit"] = ended.to_dict()
+        return facts
+
+    def _death(self) -> ExitRecord:
+        """Return what can be known of a process that went away without a word."""
+        process = self.process()
+        try:
+            when = (self.path / STATUS).stat().st_mtime
+        except OSError:
+            when = 0.0
+        cause, machine = self._cause(process), MachineRecord.read(self.path / MACHINE)
+        if machine is not None and machine.revert:
+            cause += (
+                f"; it was being taken back to {Path(machine.revert).name!r}, and its disks may be "
+                f"in between: `ringzero start {self.name}` completes that"
+            )
+        return ExitRecord("died", cause, 137, when)
+
+    def _cause(self, process: ProcessRecord | None) -> str:
+        if process is None:
+            return "the command that started it was killed before the machine ran"
+        if process.boot != boot_id():
+            return "the host was restarted"
+        fatal = _FATAL.search(self.tail(VMM_LOG, _LOG_TAIL))
+        if fatal is not None:
+            return f"its process crashed: {fatal[1]} ({self.path / VMM_LOG})"
+        kills = oom_kills(process.cgroup)
+        if kills is not None and process.oom_kills is not None and kills > process.oom_kills:
+            return "its process was killed, probably because memory ran out"
+        return "its process was killed (kill -9, or the host ran out of memory)"
+
+    def tail(self, name: str, size: int) -> str:
+        """Return the end of one of the directory's files as text; "" where there is none."""
+        try:
+            with (self.path / name).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+                return file.read(size).decode("utf-8", "replace")
+        except OSError:
+            return ""
+
+    # ---- the socket -------------------------------------------------------
+
+    def connect(self) -> socket.socket:
+        """Return a connection to the machine's process. Raises ControlError, ConflictError."""
+        import socket
+
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            with self.socket_address() as address:
+                connection.connect(address)
+        except OSError as fault:
+            connection.close()
+            if not self.exists:
+                raise not_found(self.name, self.path.parent) from None
+            self.require_alive()
+            if self.status() is Status.STARTING:
+                raise ConflictError(
+                    f"machine {self.name!r} is still starting", hint="try again in a moment"
+                ) from None
+            raise ControlError(
+                f"machine {self.name!r} does not answer: {fault.strerror}",
+                hint=f"`ringzero kill {self.name}` ends it",
+            ) from fault
+        return connection
+
+    def require_alive(self) -> None:
+        """Raise ConflictError where no process runs the machine, saying how it ended."""
+        ended = self.exit()
+        if ended is not None:
+            detail = f": {ended.detail.splitlines()[0]}" if ended.detail else ""
+            raise ConflictError(
+                f"machine {self.name!r} does not run: {ended.reason}{detail}",
+                hint=f"`ringzero logs {self.name}` shows what it said last",
+            )
+
+    @contextlib.contextmanager
+    def socket_address(self) -> Iterator[str]:
+        """Yield an address of the socket that is short enough, however long the path (unix(7))."""
+        descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield f"/proc/self/fd/{descriptor}/{SOCKET}"
+        finally:
+            os.close(descriptor)
+
+    # ---- the end ----------------------------------------------------------
+
+    def wait_end(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds until no process runs the machine; whether that is so."""
+        deadline = time.monotonic() + timeout
+        while self.alive:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_PAUSE)
+        return True
+
+    def end_process(self) -> None:
+        """End the machine's process by SIGKILL and wait until it is gone. Raises ControlError."""
+        deadline = time.monotonic() + _DEATH
+        while self.alive:
+            process = self.process()
+            # A process that is about to run it says who it is as the first thing it does.
+            if process is not None:
+                process.identity.signal(9)
+            if time.monotonic() >= deadline:
+                raise ControlError(
+                    f"the process of machine {self.name!r} does not end",
+                    hint="it may hang in the host's kernel; look at its directory",
+                    directory=self.path,
+                )
+            time.sleep(_PAUSE)
+
+    def write_end(self, record: ExitRecord) -> None:
+        """Note how the machine ended; called by its process."""
+        with contextlib.suppress(HostError):
+            record.write(self.path / EXIT)
+
+    def write_death(self, record: ExitRecord) -> None:
+        """Note how a machine ended whose process could not do so itself."""
+        if not self.alive and not (self.path / EXIT).exists():
+            with contextlib.suppress(HostError):
+                record.write(self.path / EXIT)
+
+    def remove(self) -> None:
+        """Remove a machine that does not run. Raises ConflictError, NotFoundError."""
+        if self.path.exists() and not self.exists:
+            # Not one that we made; nobody can be running it.
+            self.discard()
+            return
+        lock = self._take_lock()
+        try:
+            self.discard()
+        finally:
+            os.close(lock)
+
+    def reclaim(self, record: MachineRecord) -> Claim:
+        """Claim a machine that does not run, to start it again as `record` says.
+
+        What it said stays. Raises ConflictError, NotFoundError, HostError.
+        """
+        lock = self._take_lock()
+        try:
+            record.write(self.path / MACHINE)
+            for name in (EXIT, STATUS, PROCESS):
+                (self.path / name).unlink(missing_ok=True)
+        except BaseException as fault:
+            os.close(lock)
+            if isinstance(fault, OSError):
+                raise host_error(fault, "write", self.path) from fault
+            raise
+        return Claim(self, lock, again=True)
+
+    def _take_lock(self) -> int:
+        try:
+            lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as fault:
+            if not self.path.exists():
+                raise not_found(self.name, self.path.parent) from None
+            raise host_error(fault, "open", self.path / LOCK) from fault
+        try:
+            if not ofdlock.take(lock):
+                raise ConflictError(
+                    f"machine {self.name!r} is {self.status().value}",
+                    hint=f"stop it first: `ringzero stop {self.name}`",
+                )
+            # Between the two somebody else may have removed it and used the name again.
+            if not self._is_mine(lock):
+                raise not_found(self.name, self.path.parent)
+        except BaseException:
+            os.close(lock)
+            raise
+        return lock
+
+    def _is_mine(self, lock: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(lock), (self.path / LOCK).stat())
+        except OSError:
+            return False
+
+    def discard(self) -> None:
+        """Take the name away, then the files; the caller has the lock. Raises HostError."""
+        old = self.path.with_name(f"{_OLD}{_random()}")
+        try:
+            self.path.rename(old)
+        except FileNotFoundError:
+            return
+        except OSError as fault:
+            raise host_error(fault, "remove", self.path) from fault
+        _remove_tree(old)
+
+
+# ---- all of them ----------------------------------------------------------
+
+
+def root() -> Path:
+    """Return the directory of all machines."""
+    return MACHINES_DIR.get()
+
+
+def check_name(name: str) -> str:
+    """Return `name` if a machine may be called so; raises InvalidValueError."""
+    if not NAME.fullmatch(name):
+        raise InvalidValueError(
+            f"a machine cannot be called {name!r}",
+            hint="use letters, digits, '_', '.' and '-', at most 63, a letter or digit first",
+        )
+    return name
+
+
+def not_found(name: str, where: Path) -> NotFoundError:
+    """Return the error for a name that no machine has."""
+    known = [entry.name for entry in machines(where)]
+    close = [other for other in known if other[:2] == name[:2]]
+    hint = f"did you mean {close[0]!r}?" if close else "`ringzero ps -a` lists all machines"
+    return NotFoundError(f"no machine called {name!r}", hint=hint)
+
+
+def find(name: str, where: Path | None = None) -> MachineDirectory:
+    """Return the directory of the machine called `name`. Raises NotFoundError."""
+    where = where or root()
+    found = MachineDirectory(where / check_name(name))
+    if not found.path.is_dir():
+        raise not_found(name, where)
+    return found
+
+
+def machines(where: Path | None = None) -> list[MachineDirectory]:
+    """Return the directories of all machines, by name."""
+    try:
+        entries = sorted((where or root()).iterdir())
+    except OSError:
+        return []
+    return [MachineDirectory(e) for e in entries if NAME.fullmatch(e.name) and e.is_dir()]
+
+
+def create(
+    name: str | None,
+    config: MachineConfig,
+    *,
+    image: str = "",
+    command: tuple[str, ...] = (),
+    timeout: float | None = None,
+    serial: str | None = None,
+    foreground: bool = False,
+    remove: bool = False,
+    parent: str = "",
+    snapshot: str = "",
+    where: Path | None = None,
+    again: Callable[[str], str] | None = None,
+) -> Claim:
+    """Make a machine's directory and claim it; without a name it gets a free one.
+
+    Where the name is taken, `again` gives the next one to try, or ConflictError
+    is raised. Raises HostError.
+    """
+    where = where or root()
+    _make_root(where)
+    _sweep(where)
+
+    def describe(chosen: str) -> MachineRecord:
+        return MachineRecord(
+            name=chosen,
+            id=_random(),
+            created=time.time(),
+            config=config_to_dict(config) | {"name": chosen},
+            image=image,
+            command=command,
+            timeout=timeout,
+            serial=None if serial is None else str(Path(serial).absolute()),
+            foreground=foreground,
+            remove=remove,
+            parent=parent,
+            snapshot=snapshot,
+        )
+
+    if name is None:
+        name, again = f"{config.name[:50]}-1", next_number
+    while True:
+        try:
+            return _claim(where, check_name(name), describe)
+        except ConflictError:
+            if again is None:
+                raise
+            name = again(name)
+
+
+def next_number(name: str) -> str:
+    """Return the name with the number at its end raised by one."""
+    head = name.rstrip("0123456789")
+    return f"{head}{int(name[len(head) :] or 0) + 1}"
+
+
+def _claim(where: Path, name: str, describe: Callable[[str], MachineRecord]) -> Claim:
+    path = where / name
+    if path.exists():
+        raise _taken(MachineDirectory(path))
+    new = where / f"{_NEW}{_random()}"
+    try:
+        new.mkdir(0o700)
+        lock = os.open(new / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as fault:
+        _remove_tree(new)
+        raise host_error(fault, "create", new) from fault
+    try:
+        ofdlock.take(lock)
+        describe(name).write(new / MACHINE)
+        # Refused where the name is taken: a directory with files in it is not replaced.
+        new.rename(path)
+    except BaseException as fault:
+        os.close(lock)
+        _remove_tree(new)
+        if isinstance(fault, OSError):
+            if path.exists():
+                raise _taken(MachineDirectory(path)) from None
+            raise host_error(fault, "create", path) from fault
+        raise
+    return Claim(MachineDirectory(path), lock)
+
+
+def _taken(directory: MachineDirectory) -> ConflictError:
+    name, status = directory.name, directory.status()
+    remedy = "rm -f" if status.alive else "rm"
+    return ConflictError(
+        f"the name {name!r} is taken by a machine that is {status.value}",
+        hint=f"choose another name, or `ringzero {remedy} {name}`",
+    )
+
+
+def _remove_tree(path: Path) -> None:
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _random() -> str:
+    """Return 16 digits that nobody else has drawn."""
+    return os.urandom(8).hex()
+
+
+def _make_root(where: Path) -> None:
+    try:
+        where.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as fault:
+        fault_error = host_error(fault, "create", where)
+        raise HostError(
+            fault_error.message, hint="set RINGZERO_MACHINES_DIR to a directory you can write to"
+        ) from fault
+
+
+def _sweep(where: Path) -> None:
+    """Remove what killed commands left half made or half removed."""
+    for prefix in (_NEW, _OLD):
+        for path in where.glob(f"{prefix}*"):
+            entry = MachineDirectory(path)
+            # A new one has its lock a moment after it appears.
+            with contextlib.suppress(OSError):
+                if not entry.alive and time.time() - path.stat().st_mtime > 10:
+                    _remove_tree(path)

@@ -1,0 +1,1 @@
+"""One machine's process: what keeps it, serves its socket, forks it."""

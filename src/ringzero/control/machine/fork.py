@@ -1,0 +1,216 @@
+"""Copies of a running machine, each in a process of its own.
+
+The guest stands still for the milliseconds in which its seed is taken. Then
+the machine's process forks, once for all copies, and again for each of them,
+so that they are nobody's children. A forked process has the engine, with the
+code that it has translated, and the seed in its memory already; it builds a
+machine of its own from them and lets go of everything else.
+
+What makes a fork of a process with threads safe here: the new process uses no
+object that another thread may have had in its hands, but for the seed and the
+engine, which nobody changes; the original machine's objects stay in its memory
+untouched, and are never finalized, because it ends by _exit(2).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ringzero.control.host import directory
+from ringzero.control.host.directory import VMM_LOG, Claim
+from ringzero.control.host.records import ExitRecord
+from ringzero.control.machine.keeper import Keeper
+from ringzero.control.machine.report import Reporter
+from ringzero.control.machine.vmm import internal, keep, take_over
+from ringzero.errors import ControlError, InvalidValueError, RingzeroError, from_dict
+from ringzero.host.process import set_title
+from ringzero.vm.guest.identity import Identity
+
+# More at once are more processes than a user may have on many hosts.
+MAX_COUNT = 1000
+# How long a copy may take to be there, in seconds; on a host that is not overloaded, 0.05.
+_PATIENCE = 60.0
+# What stands for the copy's number in a name.
+NUMBER = "%"
+# The original machine of a forked process: its memory and code are mapped still, and nothing
+# of it may be finalized.
+_originals: list[Keeper] = []
+
+
+def names(origin: str, count: int, pattern: str) -> list[str]:
+    """Return the copies' names: `pattern` with their numbers for "%"; "web-%" for web's.
+
+    Raises InvalidValueError.
+    """
+    if not 1 <= count <= MAX_COUNT:
+        raise InvalidValueError(f"{count} copies are outside 1 to {MAX_COUNT}")
+    pattern = pattern or f"{origin}-{NUMBER}"
+    if pattern.count(NUMBER) > 1 or (count > 1 and NUMBER not in pattern):
+        raise InvalidValueError(
+            f"the name {pattern!r} is no pattern for {count} machines",
+            hint=f"write {NUMBER} once where the number belongs: --name {origin}-{NUMBER}",
+        )
+    return [directory.check_name(pattern.replace(NUMBER, str(n + 1))) for n in range(count)]
+
+
+def fork(keeper: Keeper, wanted: Sequence[str], *, free: bool) -> list[str]:
+    """Make a copy of the machine for each name and let them run; return their names.
+
+    With `free`, a name that is taken is made another by a higher number. All
+    come to be, or none. Raises ConflictError, HostError.
+    """
+    claims = _claim_all(keeper, wanted, free=free)
+    try:
+        _fork_all(keeper, claims)
+    except BaseException:
+        for claim in claims:
+            claim.end_process()
+            claim.discard()
+        raise
+    for claim in claims:
+        claim.release()
+    return [claim.directory.name for claim in claims]
+
+
+def _claim_all(keeper: Keeper, wanted: Sequence[str], *, free: bool) -> list[Claim]:
+    record, claims = keeper.record, list[Claim]()
+    where = keeper.directory.path.parent
+    try:
+        for name in wanted:
+            claims.append(
+                directory.create(
+                    name,
+                    keeper.machine.config,
+                    image=record.image,
+                    # In the foreground the command is the session's, not the machine's.
+                    command=() if record.foreground else record.command,
+                    parent=keeper.name,
+                    where=where,
+                    again=directory.next_number if free else None,
+                )
+            )
+    except BaseException:
+        for claim in claims:
+            claim.discard()
+        raise
+    return claims
+
+
+def _fork_all(keeper: Keeper, claims: Sequence[Claim]) -> None:
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    try:
+        try:
+            middle = _fork_middle(keeper, claims, writing)
+        finally:
+            os.close(writing)
+        os.waitpid(middle, 0)
+        _await_all(reading, len(claims))
+    finally:
+        os.close(reading)
+
+
+def _fork_middle(keeper: Keeper, claims: Sequence[Claim], report: int) -> int:
+    """Fork the process that forks the copies; return its number."""
+    machine = keeper.machine
+    # At the fork no device may be at work, and no lock of a disk held.
+    with machine.frozen(), machine.seed() as seed:
+        machine.keep_from_children()
+        readers = seed.share()
+        try:
+            number = os.fork()
+            if number == 0:
+                _make_processes(keeper, seed, claims, report)
+        finally:
+            for reader in readers:
+                reader.complete()
+    return number
+
+
+def _make_processes(keeper: Keeper, seed: Any, claims: Sequence[Claim], report: int) -> NoReturn:
+    """In the middle process: fork one for each copy and end."""
+    status = 1
+    try:
+        for index, claim in enumerate(claims):
+            if os.fork() == 0:
+                _become(keeper, seed, claim, claims[index + 1 :], report)
+            os.close(claim.lock)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _become(
+    origin: Keeper, seed: Any, claim: Claim, others: Sequence[Claim], report: int
+) -> NoReturn:
+    """In a copy's process: be that machine until its end."""
+    code = 1
+    reporter = Reporter(report)
+    try:
+        os.setsid()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        _originals.append(origin)
+        # What is there is never garbage, and looking for some would copy all of it.
+        gc.freeze()
+        for other in others:
+            os.close(other.lock)
+        origin.leave()
+        _redirect(claim.directory.path / VMM_LOG)
+        os.chdir("/")
+        set_title(f"rz-{claim.directory.name}")
+        code = _live(origin, seed, claim, reporter)
+    except BaseException as fault:
+        error = fault if isinstance(fault, RingzeroError) else internal(fault)
+        ended = ExitRecord("not-built", error.message, error.exit_code, time.time())
+        claim.directory.write_end(ended)
+        reporter.fail(error)
+    finally:
+        os._exit(code)
+
+
+def _live(origin: Keeper, seed: Any, claim: Claim, reporter: Reporter) -> int:
+    machine = origin.machine.grow(seed, Identity(name=claim.directory.name))
+    seed.close()
+    try:
+        keeper = Keeper(machine, claim)
+    except BaseException:
+        machine.stop()
+        raise
+    take_over(keeper)
+    return keep(keeper, reporter)
+
+
+def _redirect(log: Path) -> None:
+    """Make standard input nothing, and both outputs the copy's own log."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for source, target in ((nothing, 0), (file, 1), (file, 2)):
+        os.dup2(source, target)
+    os.close(nothing)
+    os.close(file)
+
+
+def _await_all(reading: int, count: int) -> None:
+    """Wait until all copies have said that they are there. Raises what one of them raises."""
+    deadline, ready, text = time.monotonic() + _PATIENCE, 0, b""
+    poller = select.poll()
+    poller.register(reading, select.POLLIN)
+    while ready < count:
+        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise ControlError("a copy of the machine did not come up in time")
+        data = os.read(reading, 65536)
+        if not data:
+            raise ControlError("the process of a copy ended at once", hint="is memory short?")
+        *lines, text = (text + data).split(b"\n")
+        for line in map(json.loads, lines):
+            if "error" in line:
+                raise from_dict(line["error"])
+            ready += "up" in line

@@ -1,0 +1,349 @@
+"""A machine's socket: who may speak, how much at once, and that no client hurts the machine.
+
+One thread accepts, one for each connection reads and acts, and a connection
+that streams has one more that writes. Whatever a client does or leaves undone
+costs it its own connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ringzero.control.host.directory import SOCKET, MachineDirectory
+from ringzero.control.machine.protocol import (
+    VERSION,
+    Data,
+    Decoder,
+    Frame,
+    Message,
+    encode_data,
+    encode_message,
+    greeting,
+)
+from ringzero.control.machine.table import Action, get
+from ringzero.errors import ControlError, ProtocolError, RingzeroError
+from ringzero.host.files import host_error
+
+# More at once than scripts, watchers and a fleet's monitor need; each costs two threads.
+MAX_CONNECTIONS = 128
+# How long a client may take to say what it wants, or to go on in the middle of a frame, in seconds.
+PATIENCE = 30.0
+# Bytes for a client that does not read: above HIGH its source is held or loses output, at
+# LOW it goes on.
+HIGH, LOW = 1 << 20, 256 * 1024
+# How long clients may take to read the last answers when the machine ends, in seconds.
+_FAREWELL = 2.0
+_READ = 256 * 1024
+# struct ucred (unix(7)): pid, uid, gid.
+_UCRED = struct.Struct("@iII")
+
+
+class Call:
+    """A streaming action of one client: frames in, bytes and one answer out.
+
+    `write` and `finish` never block and may be called from any thread.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._changed = threading.Condition()
+        self._queue: deque[bytes] = deque()
+        self._size = 0
+        self._closing = False
+        self.finished = False
+        # Called with True when the client reads too slowly, with False when it goes on.
+        self.on_pressure: Callable[[bool], None] | None = None
+        self._pressed = False
+        self._writer = threading.Thread(target=self._work, name="client", daemon=True)
+        self._writer.start()
+
+    def write(self, stream: int, data: bytes) -> bool:
+        """Send bytes of a stream; False where the client has too many unread already."""
+        with self._changed:
+            if self._closing or self._size > 4 * HIGH:
+                return False
+            self._put(encode_data(stream, data))
+            press = self._size > HIGH and not self._pressed
+            if press:
+                self._pressed = True
+        if press and self.on_pressure is not None:
+            self.on_pressure(True)
+        return True
+
+    def event(self, **content: Any) -> None:
+        """Send an event."""
+        with self._changed:
+            if not self._closing:
+                self._put(encode_message(content))
+
+    def finish(self, result: Any) -> None:
+        """Send the answer, behind everything that was sent before; the first one counts."""
+        self._end({"result": result})
+
+    def fail(self, fault: RingzeroError) -> None:
+        """Send an error as the answer."""
+        self._end({"error": fault.to_dict()})
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield what the client sends until it leaves or the call is finished."""
+        for frame in self._connection.frames(patient=True):
+            if self.finished:
+                return
+            yield frame
+
+    def close(self) -> None:
+        """Let the writer come to its end."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._writer.join(_FAREWELL)
+
+    def _end(self, answer: dict[str, Any]) -> None:
+        with self._changed:
+            if self.finished:
+                return
+            self.finished = True
+            self._put(encode_message(answer))
+            self._closing = True
+
+    def _put(self, data: bytes) -> None:
+        self._queue.append(data)
+        self._size += len(data)
+        self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closing)
+                if not self._queue:
+                    break
+                data = self._queue.popleft()
+            try:
+                self._connection.send(data)
+            except OSError:
+                with self._changed:
+                    self._closing = True
+                    self._queue.clear()
+                    self._size = 0
+                break
+            with self._changed:
+                self._size -= len(data)
+                relieve = self._pressed and self._size < LOW
+                if relieve:
+                    self._pressed = False
+            if relieve and self.on_pressure is not None:
+                self.on_pressure(False)
+        if self._pressed and self.on_pressure is not None:
+            self.on_pressure(False)
+        # The reader of this connection waits for frames that nobody needs any more.
+        self._connection.shut()
+
+
+class Connection:
+    """One client."""
+
+    def __init__(self, link: socket.socket, owner: Any, name: str) -> None:
+        self._link = link
+        self._owner = owner
+        self._name = name
+        self._decoder = Decoder()
+        self._frames: deque[Frame] = deque()
+        self.call: Call | None = None
+        self.busy = False
+
+    def serve(self) -> None:
+        """Speak with the client until it leaves; on a thread of its own."""
+        with self._link, contextlib.suppress(OSError):
+            try:
+                self._link.settimeout(PATIENCE)
+                self.send(encode_message(greeting(self._name)))
+                for frame in self.frames():
+                    if not self._answer(frame):
+                        return
+            except ProtocolError as fault:
+                self.send(encode_message({"error": fault.to_dict()}))
+
+    def frames(self, *, patient: bool = False) -> Iterator[Frame]:
+        """Yield frames until the client leaves; a `patient` reader waits long between them.
+
+        A reader within a reader goes on where the outer one stands.
+        """
+        while True:
+            while self._frames:
+                yield self._frames.popleft()
+            self._link.settimeout(None if patient and not self._decoder.pending else PATIENCE)
+            try:
+                data = self._link.recv(_READ)
+            except ConnectionError:
+                return
+            if not data:
+                return
+            self._frames.extend(self._decoder.feed(data))
+
+    def send(self, data: bytes) -> None:
+        """Send bytes; waits for the client. Raises OSError."""
+        self._link.sendall(data)
+
+    def leave(self) -> None:
+        """Close this process's end without a word."""
+        self._link.close()
+
+    def shut(self) -> None:
+        """End the connection from another thread."""
+        with contextlib.suppress(OSError):
+            self._link.shutdown(socket.SHUT_RDWR)
+
+    def _answer(self, frame: Frame) -> bool:
+        """Do what a request asks for; False when the connection is over."""
+        if isinstance(frame, Data):
+            raise ProtocolError("bytes of a stream, and no action that takes them")
+        self.busy = True
+        try:
+            action, arguments = _request(frame)
+            if action.streams:
+                self._stream(action, arguments)
+                return False
+            answer: dict[str, Any] = {"result": action.handler(self._owner, **arguments)}
+        except RingzeroError as fault:
+            answer = {"error": fault.to_dict()}
+        except OSError as fault:
+            answer = {"error": host_error(fault, "do it for", self._name).to_dict()}
+        except Exception as fault:  # a fault of ours ends this request, not the machine
+            answer = {"error": _internal(fault).to_dict()}
+        try:
+            self.send(encode_message(answer))
+        finally:
+            self.busy = False
+        return True
+
+    def _stream(self, action: Action, arguments: dict[str, Any]) -> None:
+        call = self.call = Call(self)
+        try:
+            action.handler(self._owner, call, **arguments)
+            call.fail(ControlError(f"{action.name} ended without an answer"))
+        except RingzeroError as fault:
+            call.fail(fault)
+        except OSError:
+            pass  # the client went away
+        except Exception as fault:
+            call.fail(_internal(fault))
+        finally:
+            call.close()
+
+
+class Server:
+    """The socket in a machine's directory. `owner` is handed to the actions' handlers."""
+
+    def __init__(self, directory: MachineDirectory, owner: Any) -> None:
+        self._directory = directory
+        self._owner = owner
+        self._connections: dict[Connection, threading.Thread] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        path = directory.path / SOCKET
+        # Left by a process that was killed; whoever holds the machine's lock may take it.
+        path.unlink(missing_ok=True)
+        try:
+            with directory.socket_address() as address:
+                self._listener.bind(address)
+            path.chmod(0o600)
+            self._listener.listen(MAX_CONNECTIONS)
+        except OSError as fault:
+            self._listener.close()
+            raise host_error(fault, "listen on", path) from fault
+        self._thread = threading.Thread(target=self._accept, name="socket", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def close(self, fault: RingzeroError) -> None:
+        """Answer streaming calls with `fault`, let others have their answers, and end."""
+        with contextlib.suppress(OSError):
+            (self._directory.path / SOCKET).unlink()
+        with self._lock:
+            self._closed = True
+            connections = dict(self._connections)
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in connections:
+            if connection.call is not None:
+                connection.call.fail(fault)
+        deadline = time.monotonic() + _FAREWELL
+        for connection, thread in connections.items():
+            while connection.busy and thread.is_alive() and time.monotonic() < deadline:
+                thread.join(0.01)
+            connection.shut()
+
+    def leave(self) -> None:
+        """In a forked process: let go of the socket and its clients, which stay the original's."""
+        self._listener.close()
+        for connection in list(self._connections):
+            connection.leave()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                link, _ = self._listener.accept()
+            except OSError:
+                if self._closed:
+                    return
+                # Too many open files, most likely: clients that leave give some back.
+                time.sleep(0.1)
+                continue
+            self._admit(link)
+
+    def _admit(self, link: socket.socket) -> None:
+        connection = Connection(link, self._owner, self._directory.name)
+        thread = threading.Thread(
+            target=self._serve, args=(connection,), name="client", daemon=True
+        )
+        with self._lock:
+            welcome = len(self._connections) < MAX_CONNECTIONS and not self._closed
+            if welcome and _is_ours(link):
+                self._connections[connection] = thread
+            else:
+                link.close()
+                return
+        thread.start()
+
+    def _serve(self, connection: Connection) -> None:
+        try:
+            connection.serve()
+        finally:
+            with self._lock:
+                self._connections.pop(connection, None)
+
+
+def _request(frame: Message) -> tuple[Action, dict[str, Any]]:
+    content = frame.content
+    if content.get("version") != VERSION:
+        raise ProtocolError(f"version {content.get('version')!r} of the protocol is not spoken")
+    arguments = content.get("arguments", {})
+    if not isinstance(arguments, dict):
+        raise ProtocolError("arguments that are no object")
+    action = get(content.get("action"))
+    return action, action.check(arguments)
+
+
+def _is_ours(link: socket.socket) -> bool:
+    """Whether the client is this user or root."""
+    data = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return _UCRED.unpack(data)[1] in (os.geteuid(), 0)
+
+
+def _internal(fault: Exception) -> ControlError:
+    return ControlError(
+        f"internal error in the machine's process: {type(fault).__name__}: {fault}",
+        hint="this is a fault in ringzero; the machine goes on",
+    )

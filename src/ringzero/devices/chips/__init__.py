@@ -1,0 +1,1 @@
+"""Small platform devices: serial port, clock, keyboard controller, power."""

@@ -1,0 +1,1 @@
+"""The kernel's KVM interface: structures, numbers, file descriptors."""

@@ -1,0 +1,1 @@
+"""What runs inside the guest, as the image carries it: init and the identity program."""

@@ -1,0 +1,134 @@
+"""The program in ringzero's own guests that gives a copied machine its identity.
+
+The kernels of Debian's cloud images have no driver for the VM generation
+identifier, and a shell can make no ioctl. So this: a Linux program for x86-64
+that is nothing but a list of system calls with constant arguments, made over
+and over. It reads a record (`ringzero.vm.guest.identity`) from standard input, hands
+it to the kernel, and answers on standard output; standard error is the random
+device. It holds one page of memory and sleeps until the next record comes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from ringzero.records import record
+from ringzero.vm.guest import identity
+
+# System calls of x86-64 Linux (arch/x86/entry/syscalls/syscall_64.tbl).
+READ, WRITE, CLOSE, IOCTL, SOCKET, EXIT, SETHOSTNAME, CLOCK_SETTIME = 0, 1, 3, 16, 41, 60, 170, 227
+CLOCK_REALTIME = 0
+# random(4): mix in a rand_pool_info and credit it; take new keys from the pool at once.
+RNDADDENTROPY, RNDRESEEDCRNG = 0x4008_5203, 0x5207
+# socket(2): any socket takes the ioctls of network interfaces (netdevice(7)).
+AF_UNIX, SOCK_DGRAM, SIOCSIFHWADDR = 1, 2, 0x8924
+# Descriptors: the first free one is the socket's.
+PORT, CONTROL, RANDOM, INTERFACES = 0, 1, 2, 3
+
+# Where the parts lie: code and the answer in one segment, the record in another.
+CODE = 0x40_0000
+RECORD = 0x50_0000
+PAGE = 0x1000
+
+
+@record
+class Field:
+    """An argument that is read from memory, 32 bits at `address`."""
+
+    address: int
+
+
+@record
+class Call:
+    """One system call; with `result`, the program ends unless the call returns that."""
+
+    number: int
+    arguments: tuple[int | Field, ...]
+    result: int | None = None
+
+
+# `mov r32, imm32` and `mov r32, [disp32]` for the registers of arguments in their order
+# (System V ABI for x86-64, A.2.1): rdi, rsi, rdx.
+_CONSTANT = (b"\xbf", b"\xbe", b"\xba")
+_MEMORY = (b"\x8b\x3c\x25", b"\x8b\x34\x25", b"\x8b\x14\x25")
+_MOV_EAX, _COMPARE_EAX, _JUMP_UNLESS_EQUAL, _JUMP = b"\xb8", b"\x3d", b"\x0f\x85", b"\xe9"
+_SYSCALL = b"\x0f\x05"
+# ELF-64 (System V ABI chapter 4 and 5): file header, program header.
+_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
+_SEGMENT = struct.Struct("<IIQQQQQQ")
+_EXECUTABLE, _X86_64, _LOAD = 2, 62, 1
+_READABLE, _WRITABLE, _RUNNABLE = 4, 2, 1
+
+
+def _emit(call: Call, where: int, leave: int) -> bytes:
+    """Return the code of `call`, to lie at `where`; a wrong result jumps to `leave`."""
+    code = b""
+    for argument, constant, memory in zip(call.arguments, _CONSTANT, _MEMORY, strict=False):
+        if isinstance(argument, Field):
+            code += memory + struct.pack("<I", argument.address)
+        else:
+            code += constant + struct.pack("<I", argument)
+    code += _MOV_EAX + struct.pack("<I", call.number) + _SYSCALL
+    if call.result is not None:
+        code += _COMPARE_EAX + struct.pack("<I", call.result)
+        end = where + len(code) + len(_JUMP_UNLESS_EQUAL) + 4
+        code += _JUMP_UNLESS_EQUAL + struct.pack("<i", leave - end)
+    return code
+
+
+def program(calls: Sequence[Call], base: int) -> bytes:
+    """Return code for `base`: how to end with status 1, and behind it the calls, in a loop.
+
+    The loop begins at `entry_offset()`.
+    """
+    code = _emit(Call(EXIT, (1,)), base, base)
+    for call in calls:
+        code += _emit(call, base + len(code), base)
+    return code + _JUMP + struct.pack("<i", entry_offset() - len(code) - len(_JUMP) - 4)
+
+
+def entry_offset() -> int:
+    """Return where in the code of `program` its loop begins."""
+    return len(_emit(Call(EXIT, (1,)), 0, 0))
+
+
+def data_address() -> int:
+    """Return where the data of an `executable` lies."""
+    return CODE + _HEADER.size + 2 * _SEGMENT.size
+
+
+def build() -> bytes:
+    """Return the whole program as an ELF file."""
+    answer = data_address()
+    calls = (
+        Call(READ, (PORT, RECORD, identity.RECORD_SIZE), result=identity.RECORD_SIZE),
+        Call(IOCTL, (RANDOM, RNDADDENTROPY, RECORD + identity.ENTROPY_OFFSET)),
+        Call(IOCTL, (RANDOM, RNDRESEEDCRNG, 0)),
+        Call(CLOCK_SETTIME, (CLOCK_REALTIME, RECORD + identity.TIME_OFFSET)),
+        Call(
+            SETHOSTNAME,
+            (RECORD + identity.NAME_OFFSET, Field(RECORD + identity.NAME_LENGTH_OFFSET)),
+        ),
+        # The driver takes another address while the interface is up; it says so to nobody.
+        Call(SOCKET, (AF_UNIX, SOCK_DGRAM, 0)),
+        Call(IOCTL, (INTERFACES, SIOCSIFHWADDR, RECORD + identity.INTERFACE_OFFSET)),
+        Call(CLOSE, (INTERFACES,)),
+        Call(WRITE, (CONTROL, answer, len(identity.ANSWER)), result=len(identity.ANSWER)),
+    )
+    return executable(calls, identity.ANSWER)
+
+
+def executable(calls: Sequence[Call], data: bytes) -> bytes:
+    """Return an ELF file that makes `calls` over and over; `data` lies at `data_address()`."""
+    headers = _HEADER.size + 2 * _SEGMENT.size
+    start = data_address() + len(data)
+    body = data + program(calls, start)
+    size = headers + len(body)
+    header = _HEADER.pack(
+        b"\x7fELF\x02\x01\x01", _EXECUTABLE, _X86_64, 1, start + entry_offset(), _HEADER.size,
+        0, 0, _HEADER.size, _SEGMENT.size, 2, 0, 0, 0,
+    )  # fmt: skip
+    code = _SEGMENT.pack(_LOAD, _READABLE | _RUNNABLE, 0, CODE, CODE, size, size, PAGE)
+    room = _SEGMENT.pack(_LOAD, _READABLE | _WRITABLE, 0, RECORD, RECORD, 0, PAGE, PAGE)
+    return header + code + room + body

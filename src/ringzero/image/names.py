@@ -1,0 +1,48 @@
+"""The images that a machine can be built from by name: `Machine(image="micro")`.
+
+Images are made by a layer above this one. Each is a module of
+`ringzero.image.catalog`, which the registry loads when its name is asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from ringzero.host.progress import QUIET, Progress
+from ringzero.registry import Registry
+
+
+class BootFiles(Protocol):
+    """What a direct boot needs: kernel and initrd files, and the kernel's command line."""
+
+    @property
+    def name(self) -> str:
+        """The image's name."""
+        ...
+
+    @property
+    def kernel(self) -> Path:
+        """A bzImage or vmlinux."""
+        ...
+
+    @property
+    def initrd(self) -> Path:
+        """The initial RAM disk, whose /init speaks the protocol of `ringzero.vm.guest.agent`."""
+        ...
+
+    @property
+    def command_line(self) -> str:
+        """The kernel's command line."""
+        ...
+
+
+class ImageMaker(Protocol):
+    """Returns an image's files from the cache, making them first if need be."""
+
+    def __call__(self, *, progress: Progress = QUIET, refresh: bool = False) -> BootFiles:
+        """`refresh` asks for newer packages. Raises HostError, NotFoundError, GuestImageError."""
+        ...
+
+
+IMAGES: Registry[ImageMaker] = Registry("image", "ringzero.image.catalog")

@@ -1,0 +1,1 @@
+"""Semantics of the instructions that programs use, by group."""

@@ -1,0 +1,1 @@
+"""What an operating system needs: paging, exceptions, segments, system registers."""

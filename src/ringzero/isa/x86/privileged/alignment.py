@@ -1,0 +1,41 @@
+"""Alignment checking: #AC for unaligned accesses of user code (Intel SDM vol. 3A, 6.15).
+
+While CR0.AM, RFLAGS.AC and CPL 3 come together, `Cpu.tlb` is a TLB that never
+matches. So every access of translated code and of handlers takes the slow
+path of mmu.py, which asks here; nothing else pays for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ringzero.isa.x86.cpu import AC, ALIGNMENT, CR0_AM, Cpu
+from ringzero.isa.x86.privileged.faults import raise_fault_code
+from ringzero.native import native, staged
+
+
+@native
+def select_tlb(cpu: Cpu) -> None:
+    """Set `Cpu.tlb` to what CPL, CR0.AM and RFLAGS.AC ask for."""
+    if cpu.cpl != 3:
+        cpu.tlb = cpu.tlb_kernel
+    elif (cpu.rflags & AC) != 0 and (cpu.cr0 & CR0_AM) != 0:
+        cpu.tlb = cpu.tlb_checked
+    else:
+        cpu.tlb = cpu.tlb_user
+
+
+@staged
+def alignment_checked(cpu: Any) -> Any:
+    """Return whether accesses with the current privilege must be aligned."""
+    return cpu.tlb == cpu.tlb_checked
+
+
+@staged
+def check_alignment(cpu: Any, va: Any, alignment: Any, user: Any) -> None:
+    """Raise #AC(0) where `va` is no multiple of a power of two and that is checked.
+
+    `user` is 0 for implicit supervisor accesses, which are never checked.
+    """
+    if alignment_checked(cpu) and user != 0 and (va & (alignment - 1)) != 0:
+        raise_fault_code(cpu, ALIGNMENT, 0)

@@ -1,0 +1,582 @@
+"""Guest memory by linear address: page walks, the soft TLB, loads, stores, fetches.
+
+The fast path is a TLB hit on RAM inside one page. All else comes to the slow
+functions here: filling the TLB, page faults, pages that hold translated code,
+accesses across pages, devices. Paging is that of the SDM vol. 3A, chapter 4:
+32-bit, PAE and 4-level.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ringzero.isa.x86 import cpu as x86
+from ringzero.isa.x86.cpu import (
+    EXIT_MMIO_READ,
+    EXIT_MMIO_WRITE,
+    JUMP_NEVER_FIRST,
+    JUMP_OFFSET_BITS,
+    JUMP_PAGE_BITS,
+    JUMP_USED_WORDS,
+    TLB_ENTRIES,
+    TLB_INVALID,
+    CodePage,
+    Cpu,
+    JumpCacheEntry,
+    TlbEntry,
+)
+from ringzero.isa.x86.privileged.alignment import check_alignment
+from ringzero.isa.x86.privileged.breakpoints import DR7_ENABLED, match_data, watches_page
+from ringzero.isa.x86.privileged.faults import external, raise_fault_code, raise_gp0
+from ringzero.isa.x86.privileged.open_pages import note_open_page
+from ringzero.native import (
+    fetch,
+    fill_memory,
+    load,
+    native,
+    pointer,
+    select,
+    staged,
+    store,
+    u8,
+    u16,
+    u32,
+    u64,
+    u128,
+    v128,
+)
+
+PAGE_MASK = 0xFFF
+ALL_ONES = (1 << 64) - 1
+# Bytes of the jump cache for one page.
+JUMP_WINDOW = JumpCacheEntry.size << JUMP_OFFSET_BITS
+
+# Kinds of access, as given to `translate`.
+READ, WRITE, EXECUTE = 0, 1, 2
+
+# Page-fault error code (SDM vol. 3A, section 4.7) and paging-structure bits (tables 4-15 to 4-20).
+PF_PRESENT, PF_WRITE, PF_USER, PF_RESERVED, PF_FETCH = 1, 2, 4, 8, 16
+PTE_P, PTE_W, PTE_U, PTE_A, PTE_D, PTE_PS, PTE_G = 1, 2, 4, 32, 64, 128, 256
+PTE_NX = 1 << 63
+PTE_ADDRESS = 0x000F_FFFF_FFFF_F000
+
+
+@native
+def host_address(cpu: Cpu, physical: u64) -> u64:
+    """Return the host address of a guest-physical address of RAM, or 0."""
+    if physical < cpu.ram_low_end:
+        return cpu.ram + physical
+    if physical >= cpu.ram_high_start and physical < cpu.ram_high_end:
+        return cpu.ram + physical + cpu.ram_high_addend
+    return u64(0)
+
+
+@native(inline="never")
+def page_fault(cpu: Cpu, va: u64, access: u32, user: u32, code: u64) -> None:
+    """Set CR2 and raise #PF; `code` holds the P and RSVD bits."""
+    cpu.cr2 = va
+    code = code | select(access == WRITE, u64(PF_WRITE), u64(0))
+    code = code | select(user != 0, u64(PF_USER), u64(0))
+    no_execute = ((cpu.efer & x86.EFER_NXE) != 0) & ((cpu.cr4 & x86.CR4_PAE) != 0)
+    fetch_counts = (access == EXECUTE) & (no_execute | ((cpu.cr4 & x86.CR4_SMEP) != 0))
+    code = code | select(fetch_counts, u64(PF_FETCH), u64(0))
+    raise_fault_code(cpu, x86.PF_FAULT, code)
+
+
+@staged
+def read_entry(cpu: Any, table: Any, offset: Any, wide: bool) -> Any:
+    """Read a paging-structure entry; one outside RAM reads as not present."""
+    host = host_address(cpu, table + offset)
+    entry = u64(0)
+    if host != 0:
+        entry = load(u64, host) if wide else u64(load(u32, host))
+    return entry
+
+
+@staged
+def mark_entry(cpu: Any, table: Any, offset: Any, entry: Any, bits: Any, wide: bool) -> None:
+    """Set accessed and dirty bits of an entry in guest memory where they are not set."""
+    if (entry & bits) != bits:
+        host = host_address(cpu, table + offset)
+        if wide:
+            fetch("or", u64, host, bits)
+        else:
+            fetch("or", u32, host, u32(bits))
+
+
+@staged
+def reserved_bits(cpu: Any) -> Any:
+    """Bits that must be 0 in every entry: above the physical address width, NX when off."""
+    high = ~cpu.physical_mask & u64(PTE_ADDRESS)
+    return high | select((cpu.efer & x86.EFER_NXE) != 0, u64(0), u64(PTE_NX))
+
+
+@native(inline="never")
+def translate(cpu: Cpu, va: u64, access: u32, user: u32) -> u64:
+    """Return the guest-physical address of a linear one, filling the TLB; may raise #PF.
+
+    `user` is 1 for an access with user privilege. Intel SDM vol. 3A, sections
+    4.3 to 4.6 (walks and rights), 4.8 (accessed and dirty).
+    """
+    cpu.count_walks += 1
+    if (cpu.cr0 & x86.CR0_PG) == 0:
+        fill_tlb(cpu, va, va & ALL_ONES, u32(1), u32(1), u32(1), user)
+        return va
+    rights = u64(PTE_W | PTE_U)
+    no_execute = u64(0)
+    page = u64(0)
+    size = u64(0x1000)
+    entry = u64(0)
+    dirty = select(access == WRITE, u64(PTE_A | PTE_D), u64(PTE_A))
+    if (cpu.cr4 & x86.CR4_PAE) == 0:
+        table = cpu.cr3 & 0xFFFFF000
+        offset = (va >> 20) & 0xFFC
+        entry = read_entry(cpu, table, offset, False)
+        if (entry & PTE_P) == 0:
+            page_fault(cpu, va, access, user, 0)
+        rights = rights & entry
+        if (entry & PTE_PS) != 0 and (cpu.cr4 & x86.CR4_PSE) != 0:
+            size = u64(0x400000)
+            page = (entry & 0xFFC00000) | ((entry & 0x1FE000) << 19)
+        else:
+            mark_entry(cpu, table, offset, entry, u64(PTE_A), False)
+            table = entry & 0xFFFFF000
+            offset = (va >> 10) & 0xFFC
+            entry = read_entry(cpu, table, offset, False)
+            if (entry & PTE_P) == 0:
+                page_fault(cpu, va, access, user, 0)
+            rights = rights & entry
+            page = entry & 0xFFFFF000
+        check_rights(cpu, va, access, user, rights, no_execute)
+        mark_entry(cpu, table, offset, entry, dirty, False)
+    else:
+        reserved = reserved_bits(cpu)
+        table = cpu.cr3 & PTE_ADDRESS
+        shift = u64(39)
+        if (cpu.efer & x86.EFER_LMA) == 0:
+            table = cpu.cr3 & 0xFFFFFFE0
+            offset = (va >> 27) & 0x18
+            entry = read_entry(cpu, table, offset, True)
+            if (entry & PTE_P) == 0:
+                page_fault(cpu, va, access, user, 0)
+            table = entry & PTE_ADDRESS
+            shift = u64(21)
+        while True:
+            offset = ((va >> shift) & 0x1FF) << 3
+            entry = read_entry(cpu, table, offset, True)
+            if (entry & PTE_P) == 0:
+                page_fault(cpu, va, access, user, 0)
+            large = (entry & PTE_PS) != 0 and shift < 39 and shift > 12
+            bad = entry & reserved
+            if shift == 39:
+                bad = bad | (entry & PTE_PS)
+            if large:
+                # Bits 13 to 29 (or 20) of a large page's entry are reserved; 12 is PAT.
+                bad = bad | (entry & ((u64(1) << shift) - 0x2000))
+            if bad != 0:
+                page_fault(cpu, va, access, user, PF_PRESENT | PF_RESERVED)
+            rights = rights & entry
+            no_execute = no_execute | (entry & PTE_NX)
+            if large or shift == 12:
+                size = u64(1) << shift
+                page = entry & PTE_ADDRESS & ~(size - 1)
+                check_rights(cpu, va, access, user, rights, no_execute)
+                mark_entry(cpu, table, offset, entry, dirty, True)
+                break
+            mark_entry(cpu, table, offset, entry, u64(PTE_A), True)
+            table = entry & PTE_ADDRESS
+            shift -= 9
+    if size != 0x1000:
+        region = (va >> 21) & 0xFF
+        cpu.large_pages[region >> 6] |= u64(1) << (region & 63)
+    physical = page | (va & (size - 1))
+    user_page = (rights & PTE_U) != 0
+    supervisor_write = (rights & PTE_W) != 0 or (cpu.cr0 & x86.CR0_WP) == 0
+    writable = select(user != 0, (rights & PTE_W) != 0, supervisor_write)
+    # A page not yet dirty must come here again when it is written.
+    writable = writable & (((entry & PTE_D) != 0) | (access == WRITE))
+    executable = no_execute == 0
+    if user == 0 and user_page:
+        executable = executable & ((cpu.cr4 & x86.CR4_SMEP) == 0)
+        if (cpu.cr4 & x86.CR4_SMAP) != 0:
+            if not smap_suspended(cpu):
+                return physical
+            note_open_page(cpu, u64(tlb_entry(cpu, va, user)))
+    fill_tlb(cpu, va, physical, u32(1), u32(writable), u32(executable), user)
+    return physical
+
+
+@staged
+def smap_suspended(cpu: Any) -> Any:
+    """Whether RFLAGS.AC opens user pages to the supervisor; not to its accesses from CPL 3."""
+    return ((cpu.rflags & x86.AC) != 0) & (cpu.cpl != 3)
+
+
+@staged
+def check_rights(cpu: Any, va: Any, access: Any, user: Any, rights: Any, no_execute: Any) -> None:
+    """Raise #PF unless the combined rights of a walk allow the access (SDM 4.6)."""
+    allowed = (access != EXECUTE) | (no_execute == 0)
+    user_page = (rights & PTE_U) != 0
+    can_write = (rights & PTE_W) != 0
+    if user != 0:
+        allowed = allowed & user_page & ((access != WRITE) | can_write)
+    else:
+        allowed = allowed & ((access != WRITE) | can_write | ((cpu.cr0 & x86.CR0_WP) == 0))
+        smep = ((cpu.cr4 & x86.CR4_SMEP) != 0) & user_page & (access == EXECUTE)
+        smap = ((cpu.cr4 & x86.CR4_SMAP) != 0) & user_page & (access != EXECUTE)
+        allowed = allowed & ~smep & ~(smap & ~smap_suspended(cpu))
+    if not allowed:
+        page_fault(cpu, va, access, user, PF_PRESENT)
+
+
+@native(inline="never")
+def fill_tlb(
+    cpu: Cpu, va: u64, physical: u64, readable: u32, writable: u32, executable: u32, user: u32
+) -> None:
+    """Enter a translation of one 4 KiB page; pages that are not RAM are not entered."""
+    page = va & ~u64(PAGE_MASK)
+    host = host_address(cpu, physical & ~u64(PAGE_MASK))
+    entry = tlb_entry(cpu, va, user)
+    if host == 0 or watches_page(cpu, va) != 0:
+        entry.read = TLB_INVALID
+        entry.write = TLB_INVALID
+        entry.execute = TLB_INVALID
+        return
+    code = load(u64, cpu.code_pages + (((host - cpu.ram) >> 12) << 3))
+    entry.read = select(readable != 0, page, u64(TLB_INVALID))
+    entry.write = select((writable != 0) & (code == 0), page, u64(TLB_INVALID))
+    entry.execute = select(executable != 0, page, u64(TLB_INVALID))
+    entry.addend = host - page
+
+
+@staged
+def tlb_entry(cpu: Any, va: Any, user: Any) -> Any:
+    """Return the TLB entry that serves `va` for user or supervisor accesses."""
+    table = select(user != 0, cpu.tlb_user, cpu.tlb_kernel)
+    return pointer(TlbEntry, table + ((va >> 12) & (TLB_ENTRIES - 1)) * TlbEntry.size)
+
+
+@native(inline="never")
+def flush_tlb(cpu: Cpu) -> None:
+    """Forget all translations and all that was derived from them."""
+    for i in range(u64(TLB_ENTRIES)):
+        for table in (cpu.tlb_user, cpu.tlb_kernel):
+            entry = pointer(TlbEntry, table + i * TlbEntry.size)
+            entry.read = TLB_INVALID
+            entry.write = TLB_INVALID
+            entry.execute = TLB_INVALID
+    for word in range(4):
+        cpu.large_pages[word] = 0
+    flush_jump_cache(cpu)
+
+
+@native(inline="never")
+def flush_jump_cache(cpu: Cpu) -> None:
+    """Forget which translated code belongs to which guest-virtual address."""
+    for side in range(2):
+        table = cpu.jump_kernel if side else cpu.jump_user
+        for word in range(JUMP_USED_WORDS):
+            used = cpu.jump_used[side * JUMP_USED_WORDS + word]
+            cpu.jump_used[side * JUMP_USED_WORDS + word] = 0
+            window = table + word * 64 * JUMP_WINDOW
+            while used != 0:
+                if (used & 1) != 0:
+                    fill_memory(window, u8(0xFF), u64(JUMP_WINDOW))
+                used = used >> 1
+                window += JUMP_WINDOW
+        pointer(JumpCacheEntry, table).address = JUMP_NEVER_FIRST
+
+
+@native
+def note_jump(cpu: Cpu, entry: u64) -> None:
+    """Note that an entry of the jump cache in force, by its host address, is about to be filled."""
+    window = (entry - cpu.jump_cache) // JUMP_WINDOW
+    side = select(cpu.jump_cache == cpu.jump_user, u64(0), u64(JUMP_USED_WORDS))
+    cpu.jump_used[side + (window >> 6)] |= u64(1) << (window & 63)
+
+
+@staged
+def forget_jumps(table: Any, start: Any, size: Any) -> None:
+    """Empty `size` bytes of a jump cache from the host address `start` on.
+
+    All ones is the address of an empty entry, and of one byte of guest memory, which
+    the first entry serves: so that one is emptied with an address that it cannot have.
+    """
+    fill_memory(start, u8(0xFF), size)
+    pointer(JumpCacheEntry, table).address = JUMP_NEVER_FIRST
+
+
+@staged
+def jump_entry(table: Any, va: Any) -> Any:
+    """Return the entry of a jump cache that serves `va`."""
+    window = ((va >> 12) ^ (va >> (12 + JUMP_PAGE_BITS))) & ((1 << JUMP_PAGE_BITS) - 1)
+    within = (va ^ (va >> JUMP_OFFSET_BITS)) & ((1 << JUMP_OFFSET_BITS) - 1)
+    index = (window << JUMP_OFFSET_BITS) | within
+    return pointer(JumpCacheEntry, table + index * JumpCacheEntry.size)
+
+
+@native(inline="never")
+def invalidate_page(cpu: Cpu, va: u64) -> None:
+    """INVLPG: forget the page that holds `va`, all of it when it is a large one."""
+    region = (va >> 21) & 0xFF
+    if (cpu.large_pages[region >> 6] >> (region & 63)) & 1 != 0:
+        flush_tlb(cpu)
+        return
+    for user in (u32(0), u32(1)):
+        entry = tlb_entry(cpu, va, user)
+        entry.read = TLB_INVALID
+        entry.write = TLB_INVALID
+        entry.execute = TLB_INVALID
+    for table in (cpu.jump_user, cpu.jump_kernel):
+        window = u64(jump_entry(table, va & ~u64(PAGE_MASK)))
+        start = table + ((window - table) & ~u64(JUMP_WINDOW - 1))
+        forget_jumps(table, start, u64(JUMP_WINDOW))
+
+
+@native(inline="never")
+def protect_code(cpu: Cpu, host_page: u64) -> None:
+    """Make the next write to a page of RAM, by its host address, take the slow path."""
+    for i in range(u64(TLB_ENTRIES)):
+        for table in (cpu.tlb_user, cpu.tlb_kernel):
+            entry = pointer(TlbEntry, table + i * TlbEntry.size)
+            if entry.write + entry.addend == host_page:
+                entry.write = TLB_INVALID
+
+
+@staged
+def check_canonical(cpu: Any, va: Any) -> None:
+    """Raise #GP(0) in long mode for an address that is not canonical (48 bits)."""
+    top = va >> 47
+    if (cpu.efer & x86.EFER_LMA) != 0 and top != 0 and top != 0x1FFFF:
+        raise_gp0(cpu)
+
+
+# --- loads and stores --------------------------------------------------------
+
+
+@native(inline="never")
+def load_slow(cpu: Cpu, va: u64, size: u64, user: u32) -> u64:
+    """Load 1 to 8 bytes that the TLB did not serve."""
+    cpu.count_tlb_misses += 1
+    check_canonical(cpu, va)
+    check_alignment(cpu, va, size, user)
+    last = va + size - 1
+    if (cpu.dr[7] & DR7_ENABLED) != 0:
+        match_data(cpu, va, size, 0)
+    if (va ^ last) <= PAGE_MASK:
+        physical = translate(cpu, va, READ, user)
+        host = host_address(cpu, physical)
+        if host == 0:
+            return external(cpu, EXIT_MMIO_READ, physical, u32(size), 0)
+        if size == 1:
+            return u64(load(u8, host))
+        if size == 2:
+            return u64(load(u16, host))
+        if size == 4:
+            return u64(load(u32, host))
+        return load(u64, host)
+    check_canonical(cpu, last)
+    first_page = translate(cpu, va, READ, user)
+    second_page = translate(cpu, last & ~u64(PAGE_MASK), READ, user)
+    split = 0x1000 - (va & PAGE_MASK)
+    result = u64(0)
+    for i in range(size):
+        physical = first_page + i
+        if i >= split:
+            physical = second_page + (i - split)
+        host = host_address(cpu, physical)
+        byte = u64(0)
+        if host == 0:
+            byte = external(cpu, EXIT_MMIO_READ, physical, u32(1), 0)
+        else:
+            byte = u64(load(u8, host))
+        result = result | ((byte & 0xFF) << (i << 3))
+    return result
+
+
+@native(inline="never")
+def store_host(cpu: Cpu, host: u64, value: u64, size: u64) -> None:
+    """Store to RAM at a host address, dropping translated code that it changes."""
+    written_code(cpu, host, size)
+    if size == 1:
+        store(u8, host, u8(value))
+    elif size == 2:
+        store(u16, host, u16(value))
+    elif size == 4:
+        store(u32, host, u32(value))
+    else:
+        store(u64, host, value)
+
+
+@native(inline="never")
+def written_code(cpu: Cpu, host: u64, size: u64) -> None:
+    """Note a write to RAM: when it hits lines with translated code, that page's code goes."""
+    offset = host - cpu.ram
+    page = load(u64, cpu.code_pages + ((offset >> 12) << 3))
+    if page != 0:
+        lines = pointer(CodePage, page).lines
+        first = (offset & PAGE_MASK) >> 6
+        last = ((offset & PAGE_MASK) + size - 1) >> 6
+        if last > 63:
+            last = u64(63)
+        if (lines >> first) & ((u64(2) << (last - first)) - 1) != 0:
+            store(u64, cpu.code_pages + ((offset >> 12) << 3), u64(0))
+            store(u8, cpu.code_sought + (offset >> 12), u8(0))
+            cpu.count_dropped += 1
+            cpu.stop_block = 1
+            flush_jump_cache(cpu)
+
+
+@native(inline="never")
+def store_slow(cpu: Cpu, va: u64, value: u64, size: u64, user: u32) -> None:
+    """Store 1 to 8 bytes that the TLB did not serve."""
+    cpu.count_tlb_misses += 1
+    check_canonical(cpu, va)
+    check_alignment(cpu, va, size, user)
+    last = va + size - 1
+    if (cpu.dr[7] & DR7_ENABLED) != 0:
+        match_data(cpu, va, size, 1)
+    if (va ^ last) <= PAGE_MASK:
+        physical = translate(cpu, va, WRITE, user)
+        host = host_address(cpu, physical)
+        if host == 0:
+            external(cpu, EXIT_MMIO_WRITE, physical, u32(size), value)
+        else:
+            store_host(cpu, host, value, size)
+        return
+    check_canonical(cpu, last)
+    first_page = translate(cpu, va, WRITE, user)
+    second_page = translate(cpu, last & ~u64(PAGE_MASK), WRITE, user)
+    split = 0x1000 - (va & PAGE_MASK)
+    for i in range(size):
+        physical = first_page + i
+        if i >= split:
+            physical = second_page + (i - split)
+        host = host_address(cpu, physical)
+        byte = (value >> (i << 3)) & 0xFF
+        if host == 0:
+            external(cpu, EXIT_MMIO_WRITE, physical, u32(1), byte)
+        else:
+            store_host(cpu, host, byte, 1)
+
+
+def _make_load(kind: Any, system: bool) -> Any:
+    size = kind.size
+
+    def load_fast(cpu: Cpu, va: u64) -> u64:
+        table = cpu.tlb_kernel if system else cpu.tlb
+        entry = pointer(TlbEntry, table + ((va >> 12) & (TLB_ENTRIES - 1)) * TlbEntry.size)
+        if entry.read == (va + (size - 1)) & ~u64(PAGE_MASK):
+            return load(kind, va + entry.addend)
+        user = u32(0) if system else u32(cpu.cpl == 3)
+        if size == 16:
+            check_canonical(cpu, va)
+            check_alignment(cpu, va, 16, user)
+            low = u128(load_slow(cpu, va, 8, user))
+            high = u128(load_slow(cpu, va + 8, 8, user))
+            return kind(low | (high << 64))
+        return kind(load_slow(cpu, va, size, user))
+
+    load_fast.__name__ = load_fast.__qualname__ = f"load_{'system_' * system}{kind}"
+    load_fast.__annotations__["return"] = kind
+    return native(inline="never")(load_fast)
+
+
+def _make_store(kind: Any, system: bool) -> Any:
+    size = kind.size
+
+    def store_fast(cpu: Cpu, va: u64, value: u64) -> None:
+        table = cpu.tlb_kernel if system else cpu.tlb
+        entry = pointer(TlbEntry, table + ((va >> 12) & (TLB_ENTRIES - 1)) * TlbEntry.size)
+        if entry.write == (va + (size - 1)) & ~u64(PAGE_MASK):
+            store(kind, va + entry.addend, value)
+        else:
+            user = u32(0) if system else u32(cpu.cpl == 3)
+            if size == 16:
+                whole = u128(value)
+                check_canonical(cpu, va)
+                check_alignment(cpu, va, 16, user)
+                probe_range(cpu, va, 16, user)
+                store_slow(cpu, va, u64(whole), 8, user)
+                store_slow(cpu, va + 8, u64(whole >> 64), 8, user)
+            else:
+                store_slow(cpu, va, u64(value), size, user)
+
+    store_fast.__name__ = store_fast.__qualname__ = f"store_{'system_' * system}{kind}"
+    store_fast.__annotations__["value"] = kind
+    return native(inline="never")(store_fast)
+
+
+_KINDS = (u8, u16, u32, u64, v128)
+_LOADS = {(k, s): _make_load(k, s) for k in _KINDS for s in (False, True)}
+_STORES = {(k, s): _make_store(k, s) for k in _KINDS for s in (False, True)}
+
+
+@staged
+def read_memory(cpu: Any, kind: Any, va: Any) -> Any:
+    """Load a `kind` with the current privilege; may raise #PF or #GP, or exit for a device."""
+    return _LOADS[kind, False](cpu, va)
+
+
+@staged
+def write_memory(cpu: Any, va: Any, value: Any) -> None:
+    """Store `value` with the current privilege."""
+    _STORES[value.kind, False](cpu, va, value)
+
+
+@staged
+def read_system(cpu: Any, kind: Any, va: Any) -> Any:
+    """Load a `kind` as the supervisor, whatever CPL is (descriptor tables, TSS)."""
+    return _LOADS[kind, True](cpu, va)
+
+
+@staged
+def write_system(cpu: Any, va: Any, value: Any) -> None:
+    """Store `value` as the supervisor."""
+    _STORES[value.kind, True](cpu, va, value)
+
+
+@native(inline="never")
+def probe_range(cpu: Cpu, va: u64, size: u64, user: u32) -> None:
+    """Raise what a write of `size` bytes (at most a page) at `va` would raise."""
+    check_canonical(cpu, va)
+    translate(cpu, va, WRITE, user)
+    last = va + size - 1
+    if (va ^ last) > PAGE_MASK:
+        check_canonical(cpu, last)
+        translate(cpu, last & ~u64(PAGE_MASK), WRITE, user)
+
+
+@native(inline="never")
+def probe_write(cpu: Cpu, va: u64, size: u64) -> u64:
+    """Return the host address for reading and writing `size` bytes at `va`, or 0.
+
+    0 means that it must be done in pieces: across pages, on a device, on a page
+    with translated code. Faults as a write does; `size` is a power of two while
+    alignment is checked.
+    """
+    entry = pointer(TlbEntry, cpu.tlb + ((va >> 12) & (TLB_ENTRIES - 1)) * TlbEntry.size)
+    page = (va + size - 1) & ~u64(PAGE_MASK)
+    if entry.write == page:
+        return va + entry.addend
+    user = u32(cpu.cpl == 3)
+    check_canonical(cpu, va)
+    check_alignment(cpu, va, size, user)
+    probe_range(cpu, va, size, user)
+    filled = tlb_entry(cpu, va, user)
+    if filled.write == page:
+        return va + filled.addend
+    return u64(0)
+
+
+@native
+def fetch_page(cpu: Cpu, va: u64) -> u64:
+    """Return the host address of the byte at `va`, for executing it; 0 when it is not RAM.
+
+    Raises #PF as an instruction fetch does, #GP(0) when `va` is not canonical.
+    """
+    entry = tlb_entry(cpu, va, u32(cpu.cpl == 3))
+    if entry.execute == va & ~u64(PAGE_MASK):
+        return va + entry.addend
+    check_canonical(cpu, va)
+    return host_address(cpu, translate(cpu, va, EXECUTE, u32(cpu.cpl == 3)))

@@ -1,0 +1,223 @@
+"""RDMSR, WRMSR and the model-specific registers kept in native code (SDM vol. 4, table 2-2).
+
+All others (the local APIC's, KVM's, unknown ones) go to Python as EXIT_MSR_READ
+and EXIT_MSR_WRITE; there a refusal raises #GP(0) at the instruction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ringzero.isa.x86.cpu import (
+    CR0_PG,
+    EFER_LMA,
+    EFER_LME,
+    EFER_NXE,
+    EFER_SCE,
+    EXIT_MSR_READ,
+    EXIT_MSR_WRITE,
+    FS,
+    GS,
+    RAX,
+    RCX,
+    RDX,
+    Cpu,
+)
+from ringzero.isa.x86.privileged.descriptors import is_canonical
+from ringzero.isa.x86.privileged.faults import external, raise_gp0
+from ringzero.isa.x86.privileged.mmu import flush_tlb
+from ringzero.isa.x86.table.forms import instruction
+from ringzero.isa.x86.table.operation import Operation
+from ringzero.native import native, read_host_tsc, staged, u32, u64
+from ringzero.native.values import set_field
+
+IA32_TSC = 0x10
+IA32_TSC_ADJUST = 0x3B
+IA32_BIOS_UPDT_TRIG = 0x79
+IA32_BIOS_SIGN_ID = 0x8B
+MSR_PLATFORM_INFO = 0xCE
+IA32_MTRRCAP = 0xFE
+IA32_SYSENTER_CS = 0x174
+IA32_SYSENTER_ESP = 0x175
+IA32_SYSENTER_EIP = 0x176
+IA32_MCG_CAP = 0x179
+IA32_MCG_STATUS = 0x17A
+IA32_MISC_ENABLE = 0x1A0
+IA32_PAT = 0x277
+IA32_MTRR_DEF_TYPE = 0x2FF
+IA32_EFER = 0xC0000080
+IA32_STAR = 0xC0000081
+IA32_LSTAR = 0xC0000082
+IA32_CSTAR = 0xC0000083
+IA32_FMASK = 0xC0000084
+IA32_FS_BASE = 0xC0000100
+IA32_GS_BASE = 0xC0000101
+IA32_KERNEL_GS_BASE = 0xC0000102
+IA32_TSC_AUX = 0xC0000103
+
+EFER_BITS = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE
+
+# MTRRCAP: write-combining, no variable and no fixed ranges.
+MTRR_CAPABILITIES = 0x400
+# MTRR_DEF_TYPE: enable (11) and the type (7:0); fixed ranges (10) do not exist.
+MTRR_DEF_TYPE_BITS = 0xCFF
+# The microcode revision is in the upper half; any that is not 0 will do.
+MICROCODE_REVISION = 1 << 32
+
+# Registers whose whole state is one member of Cpu, with no rule for what is written.
+PLAIN = {
+    IA32_SYSENTER_CS: "sysenter_cs",
+    IA32_MISC_ENABLE: "misc_enable",
+    IA32_STAR: "star",
+}
+# Members that take canonical addresses only.
+CANONICAL = {
+    IA32_SYSENTER_ESP: "sysenter_esp",
+    IA32_SYSENTER_EIP: "sysenter_eip",
+    IA32_LSTAR: "lstar",
+    IA32_CSTAR: "cstar",
+    IA32_KERNEL_GS_BASE: "kernel_gs_base",
+}
+# Members of which only 32 bits exist.
+NARROW = {IA32_FMASK: "sfmask", IA32_TSC_AUX: "tsc_aux"}
+
+MEMBERS = {**PLAIN, **CANONICAL, **NARROW, IA32_PAT: "pat", IA32_EFER: "efer"}
+MEMBERS[IA32_MTRR_DEF_TYPE] = "mtrr_def_type"
+MEMBERS[IA32_TSC_ADJUST] = "tsc_adjust"
+
+FIXED = {
+    IA32_MTRRCAP: MTRR_CAPABILITIES,
+    IA32_BIOS_SIGN_ID: MICROCODE_REVISION,
+    MSR_PLATFORM_INFO: 0,
+    IA32_MCG_CAP: 0,
+    IA32_MCG_STATUS: 0,
+}
+# Writes without effect: a microcode update, its revision, machine-check status.
+IGNORED = (IA32_BIOS_UPDT_TRIG, IA32_BIOS_SIGN_ID, IA32_MCG_STATUS)
+
+
+@native
+def guest_tsc(cpu: Cpu) -> u64:
+    """Return the guest's time-stamp counter."""
+    return read_host_tsc() + cpu.tsc_offset
+
+
+@native(inline="never")
+def read_msr(cpu: Cpu, index: u32) -> u64:
+    """Return a model-specific register; the outside answers for those not kept here."""
+    for number, name in MEMBERS.items():
+        if index == number:
+            return getattr(cpu, name)
+    for number, value in FIXED.items():
+        if index == number:
+            return u64(value)
+    if index == IA32_TSC:
+        return guest_tsc(cpu)
+    if index == IA32_FS_BASE:
+        return cpu.seg[FS].base
+    if index == IA32_GS_BASE:
+        return cpu.seg[GS].base
+    return external(cpu, EXIT_MSR_READ, u64(index), 8, 0)
+
+
+@native(inline="never")
+def write_efer(cpu: Cpu, value: u64) -> None:
+    """Write IA32_EFER: LME cannot change under paging, LMA is not writable (SDM 3A, 2.2.1)."""
+    if value & ~u64(EFER_BITS) != 0:
+        raise_gp0(cpu)
+    changed = value ^ cpu.efer
+    if cpu.cr0 & CR0_PG != 0 and changed & EFER_LME != 0:
+        raise_gp0(cpu)
+    cpu.efer = (value & ~u64(EFER_LMA)) | (cpu.efer & EFER_LMA)
+    if changed & EFER_NXE != 0:
+        flush_tlb(cpu)
+
+
+@native(inline="never")
+def check_pat(cpu: Cpu, value: u64) -> None:
+    """#GP(0) unless each byte is a memory type: 0, 1, 4, 5, 6, 7 (SDM vol. 3A, 11.12.2)."""
+    for n in range(8):
+        kind = (value >> (n * 8)) & 0xFF
+        if kind > 7 or kind == 2 or kind == 3:
+            raise_gp0(cpu)
+
+
+@staged
+def set_member(cpu: Any, name: str, value: Any) -> None:
+    """Store a member of Cpu whose name is known at generation time."""
+    set_field(cpu, name, value)
+
+
+@staged
+def _canonical_base(cpu: Any, value: Any) -> None:
+    if not is_canonical(value):
+        raise_gp0(cpu)
+
+
+@native(inline="never")
+def write_msr(cpu: Cpu, index: u32, value: u64) -> None:
+    """Write a model-specific register; what is not kept here goes to the outside."""
+    for number, name in PLAIN.items():
+        if index == number:
+            set_member(cpu, name, value)
+            return
+    for number, name in CANONICAL.items():
+        if index == number:
+            _canonical_base(cpu, value)
+            set_member(cpu, name, value)
+            return
+    for number, name in NARROW.items():
+        if index == number:
+            if value >> 32 != 0:
+                raise_gp0(cpu)
+            set_member(cpu, name, value)
+            return
+    for number in IGNORED:
+        if index == number:
+            return
+    if index == IA32_EFER:
+        write_efer(cpu, value)
+    elif index == IA32_FS_BASE:
+        _canonical_base(cpu, value)
+        cpu.seg[FS].base = value
+    elif index == IA32_GS_BASE:
+        _canonical_base(cpu, value)
+        cpu.seg[GS].base = value
+    elif index == IA32_TSC:
+        move_tsc(cpu, value - guest_tsc(cpu))
+    elif index == IA32_TSC_ADJUST:
+        move_tsc(cpu, value - cpu.tsc_adjust)
+    elif index == IA32_PAT:
+        check_pat(cpu, value)
+        cpu.pat = value
+    elif index == IA32_MTRR_DEF_TYPE:
+        if value & ~u64(MTRR_DEF_TYPE_BITS) != 0:
+            raise_gp0(cpu)
+        cpu.mtrr_def_type = value
+    elif index == IA32_MTRRCAP or index == IA32_MCG_CAP or index == MSR_PLATFORM_INFO:
+        raise_gp0(cpu)
+    else:
+        external(cpu, EXIT_MSR_WRITE, u64(index), 8, value)
+
+
+@native(inline="never")
+def move_tsc(cpu: Cpu, amount: u64) -> None:
+    """Add to the guest's TSC and to IA32_TSC_ADJUST alike (SDM vol. 3B, 17.17.3)."""
+    cpu.tsc_offset += amount
+    cpu.tsc_adjust += amount
+
+
+@instruction("0F 32", privileged=True)
+def rdmsr(m: Operation) -> None:
+    """RDMSR."""
+    value = read_msr(m.cpu, m.get(RCX, u32))
+    m.set(RAX, u32(value))
+    m.set(RDX, u32(value >> 32))
+
+
+@instruction("0F 30", privileged=True, ends=True)
+def wrmsr(m: Operation) -> None:
+    """WRMSR."""
+    value = u64(m.get(RAX, u32)) | (u64(m.get(RDX, u32)) << 32)
+    write_msr(m.cpu, m.get(RCX, u32), value)
+    m.stop_block()

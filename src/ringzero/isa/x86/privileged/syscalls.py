@@ -1,0 +1,167 @@
+"""SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS (Intel SDM vol. 2B, each name).
+
+Where Intel's and AMD's processors differ, Intel's behaviour is followed:
+SYSCALL and SYSRET exist in 64-bit mode only, SYSENTER and SYSEXIT in
+IA-32e mode too, and SYSRET to an address that is not canonical raises #GP(0) at
+privilege level 0.
+"""
+
+from __future__ import annotations
+
+from ringzero.isa.x86 import flags
+from ringzero.isa.x86.cpu import (
+    CS,
+    EFER_SCE,
+    GS,
+    IF,
+    MODE_64,
+    R11,
+    RCX,
+    RDX,
+    RF,
+    RSP,
+    SS,
+    TF,
+    VM,
+    Cpu,
+)
+from ringzero.isa.x86.privileged.descriptors import (
+    FLAT_CODE32,
+    FLAT_CODE64,
+    FLAT_DATA,
+    is_canonical,
+    long_mode_active,
+    protected_mode,
+    set_flat,
+    update_mode,
+)
+from ringzero.isa.x86.privileged.faults import raise_gp0, raise_ud
+from ringzero.isa.x86.table.forms import instruction
+from ringzero.isa.x86.table.operation import Operation
+from ringzero.native import native, u32, u64
+
+DPL3 = 3 << 5
+
+# RFLAGS bits that SYSRET loads from R11: all but RF, VM and the reserved ones.
+SYSRET_FLAGS = 0x3C7FD7
+
+
+@native(inline="never")
+def syscall_enter(cpu: Cpu) -> None:
+    """SYSCALL."""
+    if cpu.mode != MODE_64 or cpu.efer & EFER_SCE == 0:
+        raise_ud(cpu)
+    image = flags.get_rflags(cpu) & ~u64(RF)
+    cpu.regs[RCX] = cpu.next_rip
+    cpu.regs[R11] = image
+    flags.set_rflags(cpu, image & ~cpu.sfmask, ~u64(0))
+    selector = u32(cpu.star >> 32) & 0xFFFC
+    set_flat(cpu, CS, selector, FLAT_CODE64)
+    set_flat(cpu, SS, selector + 8, FLAT_DATA)
+    cpu.cpl = 0
+    update_mode(cpu)
+    cpu.next_rip = cpu.lstar
+    if cpu.rflags & TF == 0:
+        cpu.stepping = 0
+
+
+@native(inline="never")
+def syscall_return(cpu: Cpu, wide: u32) -> None:
+    """SYSRET; `wide` for the form with REX.W, which returns to 64-bit code."""
+    if cpu.mode != MODE_64 or cpu.efer & EFER_SCE == 0:
+        raise_ud(cpu)
+    if cpu.cpl != 0:
+        raise_gp0(cpu)
+    target = u64(cpu.regs[RCX])
+    selector = u32(cpu.star >> 48)
+    if wide != 0:
+        if not is_canonical(target):
+            raise_gp0(cpu)
+        set_flat(cpu, CS, (selector + 16) | 3, FLAT_CODE64 | DPL3)
+    else:
+        target = target & 0xFFFFFFFF
+        set_flat(cpu, CS, selector | 3, FLAT_CODE32 | DPL3)
+    set_flat(cpu, SS, (selector + 8) | 3, FLAT_DATA | DPL3)
+    flags.set_rflags(cpu, cpu.regs[R11] & SYSRET_FLAGS, ~u64(0))
+    cpu.cpl = 3
+    update_mode(cpu)
+    cpu.next_rip = target
+
+
+@native(inline="never")
+def fast_enter(cpu: Cpu) -> None:
+    """SYSENTER."""
+    selector = u32(cpu.sysenter_cs) & 0xFFFC
+    if not protected_mode(cpu) or selector == 0:
+        raise_gp0(cpu)
+    cpu.rflags &= ~u64(VM | IF)
+    if long_mode_active(cpu):
+        cpu.regs[RSP] = cpu.sysenter_esp
+        cpu.next_rip = cpu.sysenter_eip
+        set_flat(cpu, CS, selector, FLAT_CODE64)
+    else:
+        cpu.regs[RSP] = cpu.sysenter_esp & 0xFFFFFFFF
+        cpu.next_rip = cpu.sysenter_eip & 0xFFFFFFFF
+        set_flat(cpu, CS, selector, FLAT_CODE32)
+    set_flat(cpu, SS, selector + 8, FLAT_DATA)
+    cpu.cpl = 0
+    update_mode(cpu)
+
+
+@native(inline="never")
+def fast_exit(cpu: Cpu, wide: u32) -> None:
+    """SYSEXIT; `wide` for the form with REX.W, which returns to 64-bit code."""
+    selector = u32(cpu.sysenter_cs) & 0xFFFC
+    if not protected_mode(cpu) or selector == 0 or cpu.cpl != 0:
+        raise_gp0(cpu)
+    selector = (u32(cpu.sysenter_cs) & 0xFFFF) | 3
+    if wide != 0:
+        if not is_canonical(cpu.regs[RCX]) or not is_canonical(cpu.regs[RDX]):
+            raise_gp0(cpu)
+        cpu.regs[RSP] = cpu.regs[RCX]
+        cpu.next_rip = cpu.regs[RDX]
+        set_flat(cpu, CS, selector + 32, FLAT_CODE64 | DPL3)
+        set_flat(cpu, SS, selector + 40, FLAT_DATA | DPL3)
+    else:
+        cpu.regs[RSP] = cpu.regs[RCX] & 0xFFFFFFFF
+        cpu.next_rip = cpu.regs[RDX] & 0xFFFFFFFF
+        set_flat(cpu, CS, selector + 16, FLAT_CODE32 | DPL3)
+        set_flat(cpu, SS, selector + 24, FLAT_DATA | DPL3)
+    cpu.cpl = 3
+    update_mode(cpu)
+
+
+@instruction("0F 05", ends=True)
+def syscall(m: Operation) -> None:
+    """SYSCALL: Intel's, #UD outside 64-bit mode."""
+    syscall_enter(m.cpu)
+    m.stop_block()
+
+
+@instruction("0F 07", sized=True, ends=True)
+def sysret(m: Operation) -> None:
+    """SYSRET."""
+    syscall_return(m.cpu, int(m.size == 64))
+    m.stop_block()
+
+
+@instruction("0F 34", ends=True)
+def sysenter(m: Operation) -> None:
+    """SYSENTER."""
+    fast_enter(m.cpu)
+    m.stop_block()
+
+
+@instruction("0F 35", sized=True, ends=True)
+def sysexit(m: Operation) -> None:
+    """SYSEXIT."""
+    fast_exit(m.cpu, int(m.size == 64))
+    m.stop_block()
+
+
+@instruction("0F 01 =F8", only64=True, privileged=True)
+def swapgs(m: Operation) -> None:
+    """SWAPGS."""
+    old = m.cpu.seg[GS].base
+    m.cpu.seg[GS].base = m.cpu.kernel_gs_base
+    m.cpu.kernel_gs_base = old

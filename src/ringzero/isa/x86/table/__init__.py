@@ -1,0 +1,1 @@
+"""The instruction table, its notation, and the decoder built from it."""

@@ -1,0 +1,1 @@
+"""The host processor's code: object files, relocations, calling convention."""

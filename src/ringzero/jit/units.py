@@ -1,0 +1,74 @@
+"""How the engine is cut into units that are compiled on their own, side by side.
+
+Each module of instruction semantics is one unit: its handlers and its native
+functions. All other native functions are the unit `core`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ringzero.isa.x86.interpreter import interpret
+from ringzero.isa.x86.table.forms import Form
+from ringzero.isa.x86.table.instructions import MODULES, all_forms
+from ringzero.jit.compile.llvm import cached_object
+from ringzero.jit.compile.module import Module
+from ringzero.jit.entry import define_entry
+from ringzero.jit.x86.handlers import define_handlers
+from ringzero.jit.x86.runtime import define_doors, run_blocks
+from ringzero.native.functions import NATIVE_FUNCTIONS
+
+_PACKAGE = "ringzero.isa.x86."
+# Symbols that Python calls, or takes the address of.
+RUN_INTERPRETER = "run_interpreter"
+RUN_TRANSLATOR = "run_translator"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A compiled partition: its object, and which decoder slot each handler serves."""
+
+    name: str
+    code: bytes
+    places: list[tuple[int, int]]
+
+
+def names() -> list[str]:
+    """Return the names of all units, the slowest to compile first."""
+    first = ["sse_integer", "integer"]
+    return [*first, *(m for m in MODULES if m not in first), "core"]
+
+
+def home_of(module: str) -> str:
+    """Return the unit in which native functions of a Python module are compiled."""
+    name = module.removeprefix(_PACKAGE)
+    return name if name in MODULES else "core"
+
+
+def forms_of(name: str) -> list[Form]:
+    """Return the forms that a unit has handlers for."""
+    return [f for f in all_forms() if f.function.__module__ == _PACKAGE + name]
+
+
+def generate(name: str) -> tuple[Module, list[tuple[int, int]]]:
+    """Generate the IR of one unit."""
+    all_forms()
+    homes = {f.function.__module__ for f in NATIVE_FUNCTIONS}
+    module = Module(name, home={m for m in homes if home_of(m) == name})
+    places: list[tuple[int, int]] = []
+    if name == "core":
+        define_entry(module, RUN_INTERPRETER, interpret)
+        define_entry(module, RUN_TRANSLATOR, run_blocks)
+        define_doors(module)
+    else:
+        places = define_handlers(module, forms_of(name))
+    for function in NATIVE_FUNCTIONS:
+        if home_of(function.function.__module__) == name and function.inline != "always":
+            module.require(function)
+    return module, places
+
+
+def compile_unit(name: str) -> Unit:
+    """Generate and compile one unit."""
+    module, places = generate(name)
+    return Unit(name, cached_object(module.text()), places)

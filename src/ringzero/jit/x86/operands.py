@@ -1,0 +1,365 @@
+"""`Operation` for stencils: guest registers pinned, operands as holes to be patched.
+
+A stencil is a function in LLVM's preserve_none convention, which passes twelve
+values in host registers and saves none: the vCPU, the instruction budget, one
+temporary (an address, a value, a jump target) and the eight legacy GPRs. It
+ends in a tail call of the next one. R8 to R15 stay in memory.
+
+While a stencil is generated this class also notes what the instruction does
+with the flags; the translator lives on that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ringzero.isa.x86 import flags as lazy
+from ringzero.isa.x86.cpu import ARITHMETIC_FLAGS, CF, TLB_ENTRIES, Cpu, TlbEntry
+from ringzero.isa.x86.privileged.descriptors import is_canonical
+from ringzero.isa.x86.table.forms import Form
+from ringzero.jit.compile.builder import FunctionBuilder
+from ringzero.native import load, signed, store, u32, u64, unsigned, v128
+from ringzero.native.types import Int
+from ringzero.native.values import Value, as_value, convert
+
+CONVENTION = "preserve_nonecc"
+# Order of the pinned GPRs as arguments: guest RCX lands in host RCX, which shifts want.
+PINNED = (0, 7, 6, 2, 1, 3, 4, 5)
+ARGUMENTS = ("cpu", "n", "t", *(f"g{n}" for n in PINNED))
+PARAMETERS = "ptr %cpu, " + ", ".join(f"i64 %{name}" for name in ARGUMENTS[1:])
+
+
+class Unsuitable(Exception):  # noqa: N818 - a fact about an instruction, not a fault
+    """The instruction cannot be a stencil in this form; its handler is called instead."""
+
+
+@dataclass(frozen=True)
+class Binding:
+    """How a stencil gets at one operand.
+
+    kind: "pinned" (register number), "slot" (byte offset in Cpu from hole H0 or
+    H1), "memory" (at the address in the temporary), "immediate" (hole HI),
+    "constant" (value).
+    """
+
+    kind: str
+    value: int = 0
+
+    @property
+    def tag(self) -> str:
+        return {"pinned": "p", "slot": "s", "memory": "m", "immediate": "i", "constant": "c"}[
+            self.kind
+        ] + (str(self.value) if self.kind in ("pinned", "slot", "constant") else "")
+
+
+@dataclass
+class FlagUse:
+    """What an instruction does with the arithmetic flags, noted while it is generated."""
+
+    # cc_op that it leaves, or None.
+    result: int | None = None
+    # Sets all flags whatever happens / only some or only sometimes.
+    defines: bool = False
+    changes: bool = False
+    # Needs CF in cc_aux, the whole status in cc_src, a condition in the temporary.
+    needs_carry: bool = False
+    needs_status: bool = False
+    condition: int | None = None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What is known of a stencil once it was generated: with flags wanted, with flags dead."""
+
+    flags: FlagUse
+    dead: FlagUse
+    slow: bool
+
+
+class StencilOperation:
+    """`Operation` over pinned registers and holes."""
+
+    checked = False
+
+    def __init__(
+        self,
+        builder: FunctionBuilder,
+        form: Form,
+        size: int,
+        bindings: tuple[Binding, ...],
+        *,
+        memory: bool,
+        mode64: bool,
+        flags_live: bool,
+    ) -> None:
+        self._builder = builder
+        self._form = form
+        self._bindings = bindings
+        self._flags_live = flags_live
+        self.mnemonic = form.mnemonic
+        self.memory = memory
+        self.mode64: bool | None = mode64
+        self.size = size
+        self.T = unsigned(size)
+        self.S = signed(size)
+        self.flag_use = FlagUse()
+        self.jump_target: Value | None = None
+        self.uses_slow = False
+        self._changed: dict[int, str] = {}
+        self._host: Any = None
+        self._depth = builder.depth
+        self.cpu: Any = Value(Cpu, "%cpu")
+        self.temporary = Value(u64, "%t")
+
+    @property
+    def insn(self) -> Any:
+        raise Unsuitable("needs the decoded instruction")
+
+    # --- holes ---
+
+    def hole(self, name: str) -> Value:
+        """Return the value of a hole, 64 bits sign-extended from 32."""
+        self._builder.module.declare(
+            name,
+            f"@{name} = external hidden global i8, "
+            "!absolute_symbol !{i64 -2147483648, i64 2147483648}",
+        )
+        return self._builder.emit(f"ptrtoint ptr @{name} to i64", u64)
+
+    # --- registers ---
+
+    def register(self, number: int) -> Value:
+        """Return a pinned GPR, 64 bits."""
+        slot = self._changed.get(number)
+        if slot is not None:
+            return self._builder.get_variable(u64, slot)
+        return Value(u64, f"%g{number}")
+
+    def set_register(self, number: int, value: Value) -> None:
+        slot = self._changed.get(number)
+        if slot is None:
+            slot = self._builder.variable(u64)
+            self._builder.entry.append(f" store i64 %g{number}, ptr {slot}")
+            self._changed[number] = slot
+        self._builder.set_variable(slot, value)
+
+    def get(self, register: int, kind: Any = None) -> Any:
+        kind = self.T if kind is None else kind
+        if register < 8:
+            return kind(self.register(register))
+        return kind(self.cpu.regs[register])
+
+    def set(self, register: int, value: Any) -> None:
+        if register < 8:
+            self._set_pinned(register, value)
+        else:
+            raise Unsuitable("sets a register that is not pinned")
+
+    def _set_pinned(self, number: int, value: Value) -> None:
+        bits = value.kind.bits
+        if bits >= 32:
+            self.set_register(number, convert(Int(64), value))
+        else:
+            kept = self.register(number) & (~((1 << bits) - 1) & ((1 << 64) - 1))
+            self.set_register(number, kept | convert(Int(64), value))
+
+    # --- operands ---
+
+    def _kind(self, n: int) -> Any:
+        bits = self._form.operands[n].bits(self.size if self._form.sized else 32)
+        return v128 if bits == 128 else unsigned(bits)
+
+    def is_memory(self, n: int) -> bool:
+        return self._bindings[n].kind == "memory"
+
+    def read(self, n: int) -> Any:
+        binding = self._bindings[n]
+        if binding.kind == "immediate":
+            return self.T(self.hole("HI"))
+        if binding.kind == "constant":
+            return self.T(binding.value)
+        kind = self._kind(n)
+        if binding.kind == "pinned":
+            return kind(self.register(binding.value))
+        if binding.kind == "slot":
+            return load(kind, u64(self.cpu) + self.hole(f"H{binding.value}"))
+        if n == 0 and self._form.attributes.get("rmw"):
+            self._host = self._translated(self.temporary, kind.size, write=True)
+            return load(kind, self._host)
+        return load(kind, self._translated(self.temporary, kind.size, write=False))
+
+    def write(self, n: int, value: Any) -> None:
+        binding = self._bindings[n]
+        if binding.kind == "pinned":
+            self._set_pinned(binding.value, value)
+        elif binding.kind == "slot":
+            if value.kind == u32 and self._form.operands[n].letter in "EGZR":
+                value = u64(value)
+            store(value.kind, u64(self.cpu) + self.hole(f"H{binding.value}"), value)
+        elif self._host is not None:
+            store(value.kind, self._host, value)
+        else:
+            host = self._translated(self.temporary, value.kind.size, write=True)
+            store(value.kind, host, value)
+
+    def shift_count(self, n: int) -> Any:
+        mask = 0x3F if self.size == 64 else 0x1F
+        if self._bindings[n].kind == "immediate":
+            # The translator has masked it, and 0 never comes here.
+            return self.hole("HI") & mask
+        return u64(self.read(n)) & mask
+
+    def is_nonzero(self, count: Any) -> Any:
+        binding = self._bindings[-1]
+        return True if binding.kind in ("immediate", "constant") else count != 0
+
+    def register_number(self, n: int) -> Any:
+        raise Unsuitable("needs a register's number")
+
+    # --- memory ---
+
+    def effective_address(self, n: int) -> Any:
+        return self.temporary
+
+    def address(self, n: int, size: int = 1, alignment: int = 1) -> Any:
+        return self.temporary
+
+    def displace(self, amount: Any) -> None:
+        raise Unsuitable("reaches beyond its operand")
+
+    def string_address(self, register: int, offset: Any) -> Any:
+        raise Unsuitable("string instruction")
+
+    def exchange_pair(self, kind: Any, expected: Any, desired: Any) -> Any:
+        raise Unsuitable("atomic")
+
+    def _translated(self, va: Value, size: int, *, write: bool, aligned: bool = False) -> Value:
+        """Return the host address behind `va`, leaving to the slow path on a TLB miss.
+
+        With `aligned` an address that is no multiple of `size` goes there too.
+        """
+        builder = self._builder
+        self.uses_slow = True
+        if aligned:
+            multiple = builder.fresh("aligned")
+            builder.branch((va & (size - 1)) == 0, multiple, "slow", ", !prof !0")
+            builder.start(multiple)
+        offset = (va >> 12 - 5) & ((TLB_ENTRIES - 1) << 5)
+        assert TlbEntry.size == 32
+        entry = self.cpu.tlb + offset
+        tag = load(u64, entry, TlbEntry.offset_of("write" if write else "read"))
+        page = (va + (size - 1) if size > 1 else va) & ~0xFFF & ((1 << 64) - 1)
+        hit = builder.fresh("hit")
+        builder.branch(tag == page, hit, "slow", ", !prof !0")
+        builder.start(hit)
+        addend: Value = load(u64, entry, TlbEntry.offset_of("addend"))
+        return va + addend
+
+    def load(self, kind: Any, address: Any, aligned: bool = False) -> Any:
+        host = self._translated(address, kind.size, write=False, aligned=aligned)
+        return load(kind, host)
+
+    def store(self, kind: Any, address: Any, value: Any, aligned: bool = False) -> None:
+        host = self._translated(address, kind.size, write=True, aligned=aligned)
+        store(kind, host, value)
+
+    # --- flags ---
+
+    @property
+    def _conditional(self) -> bool:
+        return self._builder.depth > self._depth
+
+    def _put(self, name: str, value: Any) -> None:
+        member = Cpu.fields[name]
+        self._builder.store(member.kind, self.cpu, member.offset, as_value(value, member.kind))
+
+    def set_flags(self, kind: int, dst: Any, src: Any = 0, aux: Any = 0) -> None:
+        use = self.flag_use
+        operation = lazy.cc_op(kind, dst.kind.bits)
+        if self._conditional:
+            use.changes = True
+            use.result = None
+        else:
+            use.defines = True
+            use.changes = False
+            use.result = operation
+        if not self._flags_live:
+            if kind in (lazy.INC, lazy.DEC):
+                # They read CF only to keep it.
+                use.needs_carry = False
+            return
+        self._put("cc_dst", u64(dst))
+        if kind != lazy.LOGIC:
+            self._put("cc_src", u64(src))
+        if kind in (lazy.ADC, lazy.SBB):
+            self._put("cc_aux", u64(aux))
+        self._put("cc_op", operation)
+
+    def set_status(self, value: Any, mask: int) -> None:
+        use = self.flag_use
+        if mask == ARITHMETIC_FLAGS and not self._conditional:
+            use.defines = True
+            use.result = lazy.STATUS
+            if self._flags_live:
+                self._put("cc_src", value & mask)
+                self._put("cc_op", lazy.STATUS)
+            return
+        use.changes = True
+        use.result = lazy.STATUS
+        if self._flags_live:
+            use.needs_status = True
+            self._put("cc_src", (self.cpu.cc_src & (ARITHMETIC_FLAGS & ~mask)) | (value & mask))
+
+    def get_status(self) -> Any:
+        self.flag_use.needs_status = True
+        return self.cpu.cc_src
+
+    def flag(self, mask: int) -> Any:
+        if mask != CF:
+            raise Unsuitable("reads a flag other than CF")
+        self.flag_use.needs_carry = True
+        return self.cpu.cc_aux != 0
+
+    def condition(self, code: int) -> Any:
+        self.flag_use.condition = code
+        return self.temporary != 0
+
+    # --- control ---
+
+    @property
+    def next_rip(self) -> Any:
+        return self.cpu.page_base + self.hole("HN")
+
+    def jump(self, target: Any) -> None:
+        self.jump_target = target
+
+    def branch(self, condition: Any, target: Any) -> None:
+        raise Unsuitable("conditional jumps have stencils of their own")
+
+    def check_target(self, target: Any) -> None:
+        """A target that is not canonical misses the jump cache: see `runtime.retake_branch`."""
+
+    def check_call_target(self, target: Any) -> None:
+        if self.mode64:
+            self.uses_slow = True
+            canonical = self._builder.fresh("canonical")
+            self._builder.branch(is_canonical(target), canonical, "slow", ", !prof !0")
+            self._builder.start(canonical)
+
+    def fault(self, vector: int, code: Any = None) -> None:
+        raise Unsuitable("raises exceptions")
+
+    def long_mode(self) -> Any:
+        return self.mode64
+
+    def stop_block(self) -> None:
+        raise Unsuitable("changes the mode")
+
+    # --- the end ---
+
+    def arguments(self, temporary: str = "poison") -> str:
+        """Return the argument list for the tail call of the next stencil."""
+        parts = ["ptr %cpu", "i64 %n", f"i64 {temporary}"]
+        parts += [f"i64 {self.register(n).ref}" for n in PINNED]
+        return ", ".join(parts)

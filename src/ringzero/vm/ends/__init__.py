@@ -1,0 +1,1 @@
+"""The host's ends of devices that lead out of the machine."""

@@ -1,0 +1,70 @@
+"""A machine's ways to others: the devices that lead to sockets of the host, and these sockets."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from ringzero.config.machine import MachineConfig
+from ringzero.devices.virtio.device import VirtioDevice
+from ringzero.devices.virtio.net import Net
+from ringzero.devices.virtio.vsock import Vsock
+from ringzero.net.contract import NETWORKS, Network
+from ringzero.vm.ends.vsock import VsockSockets
+from ringzero.vm.guest.identity import Identity
+
+
+class Links:
+    """What `config` asks for; `devices` are for the board, by name.
+
+    Raises ConflictError where another has the sockets, HostError.
+    """
+
+    def __init__(self, config: MachineConfig) -> None:
+        self.devices: dict[str, VirtioDevice[Any]] = {}
+        self.vsock: VsockSockets | None = None
+        self._closing = contextlib.ExitStack()
+        vsock = config.vsock
+        if vsock is not None and vsock.cid is not None:
+            self.vsock = VsockSockets(vsock.path)
+            self._closing.callback(self.vsock.close)
+            self._socket_device = Vsock(vsock.cid, self.vsock)
+            self.vsock.connect(self._socket_device)
+            self.devices["vsock"] = self._socket_device
+        self.network: Network | None = None
+        net = config.net
+        if net is not None and net.mac is not None:
+            with contextlib.ExitStack() as undo:
+                undo.callback(self.close)
+                self.network = NETWORKS.get(net.network)(net)
+                undo.pop_all()
+            self._closing.callback(self.network.close)
+            self._mac = bytes.fromhex(net.mac.replace(":", ""))
+            self.interface = Net(self._mac, self.network, net.mtu)
+            self.network.port = self.interface
+            self.devices["net"] = self.interface
+
+    def renew(self, identity: Identity) -> None:
+        """Give the devices of a clone addresses of its own; its state has been restored."""
+        if self.vsock is not None:
+            self._socket_device.renew(identity.cid)
+        if self.network is not None:
+            self.interface.renew(self._mac)
+
+    def start(self) -> None:
+        """Begin to move bytes."""
+        if self.vsock is not None:
+            self.vsock.start()
+        if self.network is not None:
+            self.network.start()
+
+    def close(self) -> None:
+        """End it; the devices have been closed."""
+        self._closing.close()
+
+    def leave(self) -> None:
+        """In a forked process: let go of the sockets, which stay the original's."""
+        if self.vsock is not None:
+            self.vsock.leave()
+        if self.network is not None:
+            self.network.leave()

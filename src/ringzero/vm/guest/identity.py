@@ -1,0 +1,125 @@
+"""What a copy of a machine gets of its own before it goes on: its identity.
+
+Two parts of the guest hear of it. Any system with a driver for the VM
+generation identifier does from the device (`ringzero.devices.chips.vmgenid`).
+ringzero's own guests have a small resident program besides
+(`ringzero/image/guest/identity.py`), which reads records of RECORD_SIZE bytes from a
+port of its own and answers ANSWER on the agent's control port:
+
+    offset 0    struct rand_pool_info of random(4): 512 bits of entropy
+    offset 72   struct timespec: the wall clock; nanoseconds of -1 leave the clock alone
+    offset 88   length of the host name, 32 bits; -1 leaves the name alone
+    offset 92   the host name, 64 bytes
+    offset 160  struct ifreq of netdevice(7): the network interface and its MAC address; no
+                interface has an empty name
+
+All numbers are little-endian; the rest of the record is zero.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from pathlib import Path
+
+from ringzero.config.machine import FIRST_CID, LAST_CID, MachineConfig, NetConfig, VsockConfig
+from ringzero.errors import InvalidValueError
+from ringzero.records import field, record, replace
+
+ENTROPY_SIZE = 64
+# uname(2): the longest name that Linux takes.
+NAME_SIZE = 64
+GENERATION_SIZE = 16
+# A power of two below the guest's 4 KiB buffers, so that no record lies in two of them.
+RECORD_SIZE = 512
+ENTROPY_OFFSET, TIME_OFFSET, NAME_LENGTH_OFFSET, NAME_OFFSET = 0, 72, 88, 92
+INTERFACE_OFFSET = 160
+# What Linux calls the only network interface of ringzero's own guests; ARPHRD_ETHER.
+INTERFACE, ETHERNET = b"eth0", 1
+ANSWER = b"adopted\n"
+
+_RECORD = struct.Struct(f"<ii{ENTROPY_SIZE}sqqi{NAME_SIZE}s4x16sH6s")
+_NANOSECONDS = 1_000_000_000
+_LEFT_ALONE = -1
+
+
+def random_mac() -> str:
+    """Return a MAC address of the locally administered ones, 02:xx:xx:xx:xx:xx."""
+    return ":".join(f"{byte:02x}" for byte in b"\2" + os.urandom(5))
+
+
+def random_cid() -> int:
+    """Return an address for a guest's socket device; of four thousand million, any."""
+    return FIRST_CID + int.from_bytes(os.urandom(8), "little") % (LAST_CID - FIRST_CID + 1)
+
+
+@record
+class Identity:
+    """What a clone is given before its first instruction.
+
+    `name` is that of the machine and of its guest; None keeps the one that
+    there is. `generation` is its VM generation identifier, `entropy` new seed
+    for its random numbers. `now` is UTC in nanoseconds: to this its wall clock
+    is set, never back; None lets it go on from where the original's stood.
+    `mac` and `cid` are its addresses where it has a network or a socket device; `vsock` is
+    the path of the latter on the host, None means the original's with ".NAME" or ".CID" behind
+    it. `net` is another network than the original's, which a clone connects to but never
+    listens for. Raises InvalidValueError.
+    """
+
+    name: str | None = None
+    generation: bytes = field(default_factory=lambda: os.urandom(GENERATION_SIZE))
+    entropy: bytes = field(default_factory=lambda: os.urandom(ENTROPY_SIZE), repr=False)
+    now: int | None = field(default_factory=time.time_ns)
+    mac: str = field(default_factory=random_mac)
+    cid: int = field(default_factory=random_cid)
+    vsock: Path | None = None
+    net: NetConfig | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.generation) != GENERATION_SIZE or len(self.entropy) != ENTROPY_SIZE:
+            raise InvalidValueError("an identity has 16 bytes of generation and 64 of entropy")
+        if self.name is not None and not 0 < len(self.name.encode()) <= NAME_SIZE:
+            raise InvalidValueError(
+                f"a host name has 1 to {NAME_SIZE} bytes, not {self.name!r}",
+                hint="give the copy a shorter name",
+            )
+
+    def complete(self, config: MachineConfig) -> MachineConfig:
+        """Return the description of a new machine, with addresses for those that were left open."""
+        vsock = config.vsock
+        if vsock is not None and vsock.cid is None:
+            config = replace(config, vsock=replace(vsock, cid=self.cid))
+        if config.net is not None and config.net.mac is None:
+            config = replace(config, net=replace(config.net, mac=self.mac))
+        return config
+
+    def adopt(self, config: MachineConfig) -> MachineConfig:
+        """Return the description of the clone with this identity of a machine with `config`."""
+        if self.name is not None:
+            config = replace(config, name=self.name)
+        if config.vsock is not None:
+            base = config.vsock.base or config.vsock.path
+            path = self.vsock or Path(f"{base}.{self.name or self.cid}")
+            config = replace(config, vsock=VsockConfig(path, self.cid, base))
+        if config.net is not None:
+            net = self.net or replace(config.net, mac=None, listen=False)
+            config = replace(config, net=replace(net, mac=net.mac or self.mac))
+        return config
+
+    def record(self, clock: int | None = None, mac: str | None = None) -> bytes:
+        """Return the record for the guest, which sets its wall clock to `clock` nanoseconds.
+
+        `mac` becomes the address of its network interface, if it has one.
+        """
+        seconds, rest = (0, _LEFT_ALONE) if clock is None else divmod(clock, _NANOSECONDS)
+        name = b"" if self.name is None else self.name.encode()
+        length = _LEFT_ALONE if self.name is None else len(name)
+        interface = b"" if mac is None else INTERFACE
+        address = bytes.fromhex((mac or "").replace(":", ""))
+        packed = _RECORD.pack(
+            *(8 * ENTROPY_SIZE, ENTROPY_SIZE, self.entropy, seconds, rest, length, name),
+            *(interface, ETHERNET if mac else 0, address),
+        )
+        return packed.ljust(RECORD_SIZE, b"\0")

@@ -1,0 +1,1 @@
+"""Machines written down: snapshots and their store."""

@@ -1,0 +1,69 @@
+"""Which instructions have stencils, and what these ask of the flags before them."""
+
+import functools
+
+import pytest
+
+from ringzero.isa.x86.table.instructions import all_forms
+from ringzero.jit.compile.module import Module
+from ringzero.jit.x86.catalogue import WEIGHTS, Catalogue, define_key
+
+# Absolute addresses (letter O) and MMX operands (P, Q, N) are left to handlers.
+BY_HANDLER = frozenset("OPQN")
+
+
+@functools.cache
+def catalogue():
+    return Catalogue()
+
+
+def generated(mnemonic, *operands):
+    """Return what is known of the 32-bit stencil of a form, by its operands' names."""
+    number, key = next(
+        (n, k)
+        for n, k in enumerate(catalogue().keys)
+        if k.form.mnemonic == mnemonic
+        and k.size == 32
+        and tuple(o.fixed or o.letter + o.size for o in k.form.operands) == operands
+    )
+    module = Module("one")
+    module.define(WEIGHTS)
+    return define_key(module, number, key)
+
+
+def test_every_fast_form_has_a_way_to_be_lowered():
+    lowered = {lowering.form.index for lowering in catalogue().lowerings}
+    missing = [
+        form.text
+        for form in all_forms()
+        if form.attributes.get("fast")
+        and not any(o.letter in BY_HANDLER for o in form.operands)
+        and form.index not in lowered
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("mnemonic", "operands"),
+    [("cmp", ("rAX", "Iz")), ("test", ("rAX", "Iz")), ("shl", ("Ev", "CL")), ("sar", ("Ev", "1"))],
+)
+def test_forms_with_a_fixed_operand_are_stencils(mnemonic, operands):
+    assert generated(mnemonic, *operands) is not None
+
+
+@pytest.mark.parametrize("mnemonic", ["rol", "ror"])
+def test_a_rotation_whose_flags_are_dead_does_not_compute_those_before(mnemonic):
+    known = generated(mnemonic, "Ev", "Ib")
+    assert known.flags.needs_status
+    assert not known.dead.needs_status
+
+
+@pytest.mark.parametrize("mnemonic", ["inc", "dec"])
+def test_increments_read_the_carry_only_to_keep_it(mnemonic):
+    known = generated(mnemonic, "Ev")
+    assert known.flags.needs_carry
+    assert not known.dead.needs_carry
+
+
+def test_a_sum_with_carry_reads_it_always():
+    assert generated("adc", "Ev", "Gv").dead.needs_carry

@@ -1,0 +1,47 @@
+"""Identities: fresh ones differ, records have the layout that the guest's program reads."""
+
+import struct
+
+import pytest
+
+from ringzero.errors import InvalidValueError
+from ringzero.vm.guest.identity import Identity
+
+
+def test_identities_differ():
+    many = [Identity() for _ in range(100)]
+    assert len({i.generation for i in many}) == len({i.entropy for i in many}) == 100
+    assert len({i.mac for i in many}) == len({i.cid for i in many}) == 100
+    assert all(i.mac.startswith("02:") and 3 <= i.cid < 0xFFFFFFFF for i in many)
+
+
+def test_record():
+    record = Identity("web", bytes(range(16)), bytes(range(64))).record(5_000_000_007)
+    assert struct.unpack_from("<ii", record) == (512, 64)
+    assert record[8:72] == bytes(range(64))
+    assert struct.unpack_from("<qq", record, 72) == (5, 7)
+    assert struct.unpack_from("<i", record, 88) == (3,)
+    assert record[92:].rstrip(b"\0") == b"web"
+
+
+def test_what_is_not_given_is_left_alone():
+    assert struct.unpack_from("<qqi", Identity().record(), 72) == (0, -1, -1)
+    assert not any(Identity().record()[92:])
+
+
+def test_the_address_of_the_interface():
+    record = Identity(mac="02:00:00:00:00:07").record(mac="02:12:34:56:78:9a")
+    assert record[160:184] == b"eth0".ljust(16, b"\0") + bytes.fromhex("0100 0212 3456 789a")
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "\u00e9" * 33])
+def test_names_that_linux_does_not_take(name):
+    with pytest.raises(InvalidValueError):
+        Identity(name)
+
+
+def test_wrong_sizes():
+    with pytest.raises(InvalidValueError):
+        Identity(generation=b"")
+    with pytest.raises(InvalidValueError):
+        Identity(entropy=b"")
