@@ -35,7 +35,7 @@ class Unit:
 
 def names() -> list[str]:
     """Return the names of all units, the slowest to compile first."""
-    first = ["sse_integer", "integer"]
+    first = ["insn.sse_integer", "insn.integer"]
     return [*first, *(m for m in MODULES if m not in first), "core"]
 
 
