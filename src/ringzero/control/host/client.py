@@ -19,6 +19,7 @@ from typing import Any, Self
 from ringzero.control.host import directory
 from ringzero.control.host.directory import MachineDirectory
 from ringzero.control.host.records import ExitRecord, MachineRecord
+from ringzero.control.machine import actions  # noqa: F401 - fills the table
 from ringzero.control.machine.protocol import (
     STDERR,
     STDIN,
