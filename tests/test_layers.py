@@ -21,7 +21,7 @@ import ringzero
 ROOT = Path(ringzero.__file__).parent
 # Each layer imports only itself and what stands before it.
 ORDER = (
-    "errors", "units", "records", "settings", "registry", "config", "host", "core", "disk",
+    "errors", "units", "records", "plain", "settings", "registry", "config", "host", "core", "disk",
     "image", "native", "isa", "jit", "engine", "devices", "board", "net", "vm", "control", "cli",
 )  # fmt: skip
 # Parts that a part must not import, whatever the order says.

@@ -67,6 +67,29 @@ def field_names(kind: type[Any]) -> tuple[str, ...]:
     return names
 
 
+def is_record(kind: Any) -> bool:
+    """Whether `kind` is a record or a dataclass."""
+    return any("__dataclass_fields__" in vars(base) for base in getattr(kind, "__mro__", ()))
+
+
+def optional_fields(kind: type[Any]) -> frozenset[str]:
+    """Return the names of the fields with a default, of a record or a dataclass."""
+    if isinstance(_declared(kind), _Fields):
+        return frozenset(name for name in field_names(kind) if hasattr(kind, name))
+    from dataclasses import MISSING, fields
+
+    return frozenset(
+        f.name for f in fields(kind) if f.default is not MISSING or f.default_factory is not MISSING
+    )
+
+
+def _declared(kind: type[Any]) -> Any:
+    """Return what `kind` says of its fields, without asking for it."""
+    return next(
+        vars(c)["__dataclass_fields__"] for c in kind.__mro__ if "__dataclass_fields__" in vars(c)
+    )
+
+
 def _init(self: Any, *values: Any, **named: Any) -> None:
     names = self.__match_args__
     fields = self.__dict__
