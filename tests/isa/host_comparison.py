@@ -28,7 +28,7 @@ _BATCH = 2000
 @functools.cache
 def forms_of(module: str) -> tuple[Form, ...]:
     """The table's forms that a module of semantics describes."""
-    return tuple(f for f in all_forms() if f.function.__module__.endswith(f".x86.{module}"))
+    return tuple(f for f in all_forms() if f.function.__module__.rpartition(".")[2] == module)
 
 
 @functools.cache
