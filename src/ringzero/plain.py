@@ -10,8 +10,8 @@ called with fields that are not today's, and returns them as today's. It may let
 KeyError, TypeError, ValueError or AttributeError escape where `old` is none of
 its older forms. A field that is then unknown is refused by its name.
 
-A type of several kinds reads itself: its class method `read_plain(tree)` returns
-the value, its method `plain()` what is written of it.
+Of a class with several kinds (`kinds`, a registry of them; each has its name in `kind`) a value
+is written with its kind, by which it is read.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ringzero.errors import NotFoundError
 from ringzero.records import field_names, is_record, optional_fields
 
 _PLAIN = frozenset((int, str, bool, float, type(None)))
@@ -55,9 +56,8 @@ def to_plain(value: Any) -> Any:
         return binascii.b2a_base64(value, newline=False).decode()
     names = _names(kind)
     if names is not None:
-        return {name: to_plain(getattr(value, name)) for name in names}
-    if hasattr(kind, "plain"):
-        return value.plain()
+        tree = {name: to_plain(getattr(value, name)) for name in names}
+        return {"kind": kind.kind, **tree} if hasattr(kind, "kinds") else tree
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, (int, float, str)):
@@ -68,7 +68,7 @@ def to_plain(value: Any) -> Any:
 @functools.cache
 def _names(kind: Any) -> tuple[str, ...] | None:
     """Return the names of a record's fields; None for anything else."""
-    return field_names(kind) if is_record(kind) and not hasattr(kind, "plain") else None
+    return field_names(kind) if is_record(kind) else None
 
 
 def from_plain(kind: Any, tree: Any) -> Any:
@@ -80,9 +80,8 @@ def from_plain(kind: Any, tree: Any) -> Any:
 def _reader(kind: Any) -> Callable[[Any], Any]:
     """Return what turns a tree into a value of type `kind`; made once for each type."""
     origin, arguments = get_origin(kind), get_args(kind)
-    if hasattr(kind, "read_plain"):
-        reader: Callable[[Any], Any] = kind.read_plain
-        return reader
+    if hasattr(kind, "kinds"):
+        return _kinds_reader(kind)
     if isinstance(kind, type) and is_record(kind):
         return _record_reader(kind)
     if kind is bytes:
@@ -137,6 +136,25 @@ def _record_reader(kind: Any) -> Callable[[Any], Any]:
                 fault.inside(f".{name}")
                 raise
         return kind(**values)
+
+    return read
+
+
+def _kinds_reader(base: Any) -> Callable[[Any], Any]:
+    readers: dict[Any, Callable[[Any], Any]] = {}
+
+    def read(tree: Any) -> Any:
+        if not isinstance(tree, dict) or not isinstance(tree.get("kind"), str):
+            raise MisfitError(f"expected a kind of {base.kinds.noun}")
+        fields = dict(tree)
+        name = fields.pop("kind")
+        try:
+            kind = base.kinds.get(name)
+        except NotFoundError as fault:
+            raise MisfitError(f"{fault.message} ({fault.hint})") from fault
+        if kind not in readers:
+            readers[kind] = _record_reader(kind)
+        return readers[kind](fields)
 
     return read
 

@@ -107,16 +107,18 @@ def test_flags_reach_the_machine(machines, tmp_path):
     assert (config.memory, config.cpus, config.engine) == (1 << 30, 2, "soft")
     assert config.command_line == "quiet debug"
     assert (config.disks[0].path, config.disks[0].read_only) == (disk, True)
-    assert config.vsock is None and config.net is None
+    assert config.vsock is None and not config.nets
 
 
 def test_sockets_and_network_reach_the_machine(machines, tmp_path):
     net = f"socket={tmp_path}/cable,listen,mac=02:00:00:00:00:01"
-    assert main(["run", "--vsock", f"{tmp_path}/s,cid=42", "--net", net, "--", "true"]) == 0
+    flags = ["--vsock", f"{tmp_path}/s,cid=42", "--net", net, "--net", "none"]
+    assert main(["run", *flags, "--", "true"]) == 0
     config = machines[0].config
+    first, second = config.nets
     assert (config.vsock.path, config.vsock.cid) == (tmp_path / "s", 42)
-    assert (config.net.target, config.net.listen) == (f"{tmp_path}/cable", True)
-    assert config.net.mac == "02:00:00:00:00:01"
+    assert (first.target, first.listen) == (f"{tmp_path}/cable", True)
+    assert first.mac == "02:00:00:00:00:01" and second.network == "none"
 
 
 def test_a_network_that_is_none(machines, capfd):

@@ -2,8 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from ringzero.config.machine import DiskConfig, MachineConfig, VsockConfig
-from ringzero.errors import ConfigError, InvalidValueError
+from ringzero.config.board import BOARD_LIMITS, BoardLimits
+from ringzero.config.devices.disk import DiskConfig
+from ringzero.config.devices.net import NetConfig
+from ringzero.config.devices.vsock import VsockConfig
+from ringzero.config.machine import MachineConfig
+from ringzero.errors import ConfigError
 
 
 def test_spellings_of_people():
@@ -13,28 +17,6 @@ def test_spellings_of_people():
     assert config.memory == 3 << 29
     assert (config.kernel, config.initrd) == (Path("vmlinuz"), Path("i"))
     assert config.disks == (DiskConfig(Path("a.img")), DiskConfig(Path("b.img"), read_only=True))
-
-
-@pytest.mark.parametrize(
-    ("text", "disk"),
-    [
-        ("x", DiskConfig(Path("x"))),
-        ("x,ro", DiskConfig(Path("x"), True)),
-        ("x,ro,format=qcow2", DiskConfig(Path("x"), True, "qcow2")),
-        ("x,format=raw,ro", DiskConfig(Path("x"), True, "raw")),
-        ("a,b", DiskConfig(Path("a,b"))),
-        ("ro", DiskConfig(Path("ro"))),
-        ("x,rw,ro", DiskConfig(Path("x,rw"), True)),
-    ],
-)
-def test_disk_spelling(text, disk):
-    assert DiskConfig.parse(text) == disk
-
-
-@pytest.mark.parametrize("text", ["", ",ro", ",format=raw"])
-def test_disk_without_a_file(text):
-    with pytest.raises(InvalidValueError):
-        DiskConfig.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +34,7 @@ def test_disk_without_a_file(text):
         ({"command_line": "x"}, "command line without a kernel"),
         ({"kernel": "k", "command_line": "x" * 3000}, "3000 bytes"),
         ({"kernel": "k", "command_line": "a\nb"}, "line break"),
-        ({"disks": ["x"] * 17}, "17 disks"),
+        ({"disks": [f"{n}" for n in range(18)]}, "18 disks"),
         ({"disks": ["x", "x,ro"]}, "attached twice"),
         ({"disks": ["x,format=a/b"]}, "no format"),
         ({"memory": "much"}, "not a size"),
@@ -86,25 +68,57 @@ def test_files_are_checked_together(tmp_path):
     assert "is a directory" in caught.value.faults[1]
 
 
-def test_links_survive_being_written_down(tmp_path):
-    """In a machine's directory and in a snapshot, as JSON, with absolute paths."""
-    import json
-
-    from ringzero.control.host.records import config_from_dict, config_to_dict
-    from ringzero.vm.saved.snapshot import config_tree
-
-    config = MachineConfig.create(
-        vsock=VsockConfig(tmp_path / "odd,cid=5", 9), net=f"socket={tmp_path}/c,listen,mtu=1280"
+def test_a_device_is_spelled_by_its_kind_or_in_the_plural(tmp_path):
+    nets = [NetConfig("none"), "socket=/tmp/lan"]
+    one = MachineConfig.create(disk="a.img", nets=nets, vsock={"path": "/tmp/s", "cid": 7})
+    two = MachineConfig.create(
+        devices=[DiskConfig(Path("a.img")), "net=none"],
+        net=NetConfig("socket", "/tmp/lan"),
+        vsock=VsockConfig(Path("/tmp/s"), 7),
     )
-    for tree in (config_to_dict(config), config_tree(config)):
-        assert config_from_dict(json.loads(json.dumps(tree))) == config
-    relative = config_to_dict(MachineConfig.create(vsock="v", net="socket=c"))
-    assert relative["vsock"]["path"] == str(Path("v").absolute())
-    assert relative["net"]["target"] == str(Path("c").absolute())
+    assert one == two
+    assert [(number, device.kind) for number, device in one.numbered()] == [
+        *[(0, "disk"), (0, "net"), (1, "net"), (0, "vsock")]
+    ]
+    assert (len(one.disks), len(one.nets), one.vsock.cid) == (1, 2, 7)
+    assert MachineConfig.create(net=None, disks=()).devices == ()
+    names = [device.name_of(number) for number, device in one.numbered()]
+    assert names == ["disk0", "net", "net1", "vsock"]
 
 
-def test_interrupt_lines_are_counted(tmp_path):
-    disks = [f"{tmp_path}/{n},ro" for n in range(16)]
-    MachineConfig.create(disks=disks, net="none")
-    with pytest.raises(ConfigError, match="18 disks and other devices"):
-        MachineConfig.create(disks=disks, net="none", vsock="/tmp/x")
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"devices": ["disk"]}, "no device in 'disk'"),
+        ({"devices": ["sound=on"]}, "no device called 'sound'"),
+        ({"devices": [{"kind": "disk"}]}, "missing fields: path"),
+        ({"devices": [{"kind": "disk", "path": "x", "odd": 1}]}, "unknown fields: odd"),
+        ({"devices": [{"kind": 5}]}, "expected a kind"),
+        ({"net": DiskConfig(Path("x"))}, "is no net"),
+        ({"nets": ["none,mac=02:00:00:00:00:01"] * 2}, "have the MAC address 02:00:00:00:00:01"),
+        ({"nets": ["socket=/a,listen", "socket=/a,listen"]}, "listen at /a"),
+        ({"nets": ["none"] * 9}, "9 devices of the kind net; a microvm takes 8"),
+        ({"vsocks": ["/a", "/b"]}, "2 devices of the kind vsock; a microvm takes 1"),
+        ({"disks": [f"{n}" for n in range(17)], "net": "none"}, "a microvm has room for 17"),
+    ],
+)
+def test_faults_of_devices(values, fault):
+    with pytest.raises(ConfigError, match=fault):
+        MachineConfig.create(**values)
+
+
+def test_limits_are_told_with_the_other_faults():
+    with pytest.raises(ConfigError) as caught:
+        MachineConfig.create(name="a b", cpus=999, disks=[f"{n}" for n in range(30)])
+    assert len(caught.value.faults) == 3
+
+
+def test_another_board_has_other_limits(monkeypatch):
+    toy = BoardLimits("toy", 1 << 12, 1 << 20, 1, 10, 0)
+    monkeypatch.setitem(BOARD_LIMITS._items, "toy", toy)
+    assert MachineConfig.create(board="toy", memory="64K").cpus == 1
+    with pytest.raises(ConfigError) as caught:
+        MachineConfig.create(board="toy", cpus=2, disk="x", kernel="k", command_line="x" * 11)
+    assert len(caught.value.faults) == 4
+    # One that is not known here refuses by itself what it has no room for.
+    assert MachineConfig.create(board="elsewhere", cpus=999).cpus == 999

@@ -11,11 +11,11 @@ import time
 
 import pytest
 
+from ringzero.config.tree import config_to_tree
 from ringzero.control.host import client, directory
 from ringzero.control.host import launch as launching
 from ringzero.control.host.directory import SOCKET, Status
 from ringzero.control.host.launch import launch
-from ringzero.control.host.records import config_to_dict
 from ringzero.control.machine import server
 from ringzero.control.machine.protocol import Decoder, encode_data, encode_message
 from ringzero.errors import (
@@ -393,7 +393,7 @@ def test_one_that_does_not_come_up_again_is_still_there():
     client.machine("web").kill()
     record = web.machine()
     with launched_by_fakes(), pytest.raises(GuestImageError):
-        launch(web.reclaim(replace(record, config=config_to_dict(config("bad")))), progress=QUIET)
+        launch(web.reclaim(replace(record, config=config_to_tree(config("bad")))), progress=QUIET)
     assert web.exit().reason == "not-built"
     with launched_by_fakes():
         launch(web.reclaim(record), progress=QUIET)
@@ -472,7 +472,7 @@ def test_a_revert_that_is_cut_short_is_told_and_completed(saved, line, error):
         assert "ringzero start web" in web.exit().detail
     else:
         assert web.exit().reason == "fault" and "in part only" in web.exit().detail
-    record = replace(web.machine(), config=config_to_dict(config()))
+    record = replace(web.machine(), config=config_to_tree(config()))
     with launched_by_fakes():
         launch(web.reclaim(record), progress=QUIET)
     until(lambda: "reverted to ready" in log(web))

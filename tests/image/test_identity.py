@@ -47,7 +47,7 @@ def test_system_calls_and_their_arguments(path):
     assert result.stdout == ANSWER
     names = [line.partition("(")[0] for line in (path.parent / "trace").read_text().splitlines()]
     assert names[:-1] == ["execve", "read", "ioctl", "ioctl", "clock_settime", "sethostname",
-                          "socket", "ioctl", "close", "write", "read", "exit"]  # fmt: skip
+                          "socket", *["ioctl"] * 8, "close", "write", "read", "exit"]  # fmt: skip
 
 
 def test_record_fits_the_guests_buffers():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ringzero.config.machine import NetConfig
+from ringzero.config.devices.net import NetConfig
 from ringzero.net.contract import NETWORKS
 
 TARGETS = {"none": "", "socket": "{}/s"}

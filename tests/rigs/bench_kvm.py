@@ -56,7 +56,7 @@ COMMAND_LINE = (
 # Runs as a process of its own, so that Python's start and our imports count.
 OURS = """
 import json, sys
-from ringzero.config.machine import DiskConfig
+from ringzero.config.devices.disk import DiskConfig
 from ringzero.vm.machine import Machine
 from pathlib import Path
 kernel, initrd, disk, line = sys.argv[1:]

@@ -73,7 +73,7 @@ def test_a_disk_is_read_and_written(tmp_path):
     disk = tmp_path / "disk.img"
     data = os.urandom(1 << 20)
     disk.write_bytes(data + bytes(1 << 20))
-    from ringzero.config.machine import DiskConfig
+    from ringzero.config.devices.disk import DiskConfig
 
     disks = (DiskConfig(path=disk, format="raw"),)
     with Machine(image="micro", engine="kvm", memory="256M", disks=disks) as machine:

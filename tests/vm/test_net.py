@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ringzero.config.machine import NetConfig
+from ringzero.config.devices.net import NetConfig
 from ringzero.errors import HostError
 from ringzero.vm.guest.identity import Identity
 from ringzero.vm.machine import Machine
@@ -55,7 +55,7 @@ def parent(tmp_path_factory):
 
 
 def test_the_interface(parent):
-    assert mac(parent) == MAC == parent.config.net.mac
+    assert mac(parent) == MAC == parent.config.nets[0].mac
     assert output(parent, "cat /sys/class/net/eth0/mtu") == "1500\n"
     assert not up(parent), "nobody at the other end"
 
@@ -64,14 +64,14 @@ def test_forks_have_addresses_of_their_own(parent):
     children = parent.fork(2, start=True)
     try:
         seen = [mac(machine) for machine in (parent, *children)]
-        assert seen == [machine.config.net.mac for machine in (parent, *children)]
+        assert seen == [machine.config.nets[0].mac for machine in (parent, *children)]
         assert len(set(seen)) == 3 and seen[0] == MAC
         for child in children:
             # What the driver of a guest without ringzero's program reads, when it starts.
             device = output(child, "readlink -f /sys/class/net/eth0/device").strip().rsplit("/")[-1]
             driver = "/sys/bus/virtio/drivers/virtio_net"
             output(child, f"echo {device} >{driver}/unbind; echo {device} >{driver}/bind")
-            assert mac(child) == child.config.net.mac
+            assert mac(child) == child.config.nets[0].mac
     finally:
         for child in children:
             child.stop()
@@ -95,7 +95,7 @@ def test_parent_and_clone_over_a_cable(parent):
         for size in (8, 1472, 8000):
             said = output(parent, f"ping -c 1 -W 10 -s {size} 10.9.0.2")
             assert "1 packets received" in said, said
-        assert child.config.net.mac in output(parent, "arp -n")
+        assert child.config.nets[0].mac in output(parent, "arp -n")
         # A link of the other's, while the cable has two ends already.
         with child.seed() as seed, Machine.from_seed(seed) as third:
             third.start()
@@ -121,7 +121,7 @@ def test_the_kernel_has_nothing_to_say(parent):
 def test_qemu_at_the_other_end(parent, tmp_path):
     """QEMU's own network stack answers: a machine without a processor, that has a router."""
     netdevs = (
-        f"stream,id=cable,server=off,addr.type=unix,addr.path={parent.config.net.target}",
+        f"stream,id=cable,server=off,addr.type=unix,addr.path={parent.config.nets[0].target}",
         "user,id=router",
         "hubport,hubid=0,id=one,netdev=cable",
         "hubport,hubid=0,id=two,netdev=router",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Protocol
 
-from ringzero.config.machine import NetConfig
+from ringzero.config.devices.net import NetConfig
 from ringzero.registry import Registry
 
 

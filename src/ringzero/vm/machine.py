@@ -290,10 +290,11 @@ class Machine:
             return
         if self._identity_port.guest_open:
             self._agent.await_adoption()
-        ahead, net = self._clock_ahead, self.config.net
+        ahead = self._clock_ahead
         clock = None if ahead is None else time.time_ns() + ahead
         # A guest that has not come so far yet finds the record when it has.
-        self._identity_port.push(self.identity.record(clock, net.mac if net else None))
+        macs = [net.mac for net in self.config.nets if net.mac is not None]
+        self._identity_port.push(self.identity.record(clock, macs))
 
     def _make_lines(self) -> None:
         self.serial = Line()
@@ -327,7 +328,7 @@ class Machine:
             self._closing.callback(channels.close)
 
     def _make_links(self) -> Links | None:
-        if self.config.vsock is None and self.config.net is None:
+        if self.config.vsock is None and not self.config.nets:
             return None
         from ringzero.vm.ends.links import Links
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from ringzero.config.tree import config_from_tree, config_to_tree
 from ringzero.control.host import directory
 from ringzero.control.host.directory import EXIT, LOCK, MACHINE, PROCESS, STATUS, VMM_LOG
 from ringzero.control.host.records import (
@@ -14,8 +15,6 @@ from ringzero.control.host.records import (
     MachineRecord,
     ProcessRecord,
     Status,
-    config_from_dict,
-    config_to_dict,
 )
 from ringzero.control.machine.keeper import write_process
 from ringzero.errors import ConflictError, ControlError, InvalidValueError, NotFoundError
@@ -96,7 +95,7 @@ def test_looking_never_takes_the_lock():
 def test_one_of_many_gets_the_name(root):
     """Processes race for one name and for free names."""
     code = (
-        "import sys; from ringzero.control import directory; from ringzero.errors import *\n"
+        "import sys; from ringzero.control.host import directory; from ringzero.errors import *\n"
         "from tests.control.fake import config\n"
         "sys.stdin.readline()\n"
         "try: directory.create('web', config()); print('mine', end=' ')\n"
@@ -201,7 +200,8 @@ def test_files_of_a_newer_version_are_refused():
 
 
 def test_configuration_comes_back_whole(tmp_path):
-    from ringzero.config.machine import DiskConfig, MachineConfig
+    from ringzero.config.devices.disk import DiskConfig
+    from ringzero.config.machine import MachineConfig
 
     for name in ("kernel", "disk"):
         (tmp_path / name).touch()
@@ -211,10 +211,10 @@ def test_configuration_comes_back_whole(tmp_path):
         cpus=2,
         kernel=tmp_path / "kernel",
         command_line="a b",
-        disks=(DiskConfig(tmp_path / "disk", True, "raw"),),
+        devices=(DiskConfig(tmp_path / "disk", True, "raw"),),
         agent=True,
     )
-    assert config_from_dict(json.loads(json.dumps(config_to_dict(whole)))) == whole
+    assert config_from_tree(json.loads(json.dumps(config_to_tree(whole)))) == whole
 
 
 def test_what_killed_commands_left_is_swept(root):

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringzero.config.machine import MachineConfig, NetConfig
+from ringzero.config.devices.net import NetConfig
+from ringzero.config.machine import MachineConfig
 from ringzero.errors import ConfigError, ConflictError, NotFoundError
 from ringzero.net.contract import NETWORKS
 from ringzero.net.networks.none import NoNetwork
@@ -195,9 +196,8 @@ def test_registry():
     ],
 )
 def test_descriptions(text, expected):
-    config = MachineConfig.create(net=text).net
+    config = MachineConfig.create(net=text).nets[0]
     assert config == expected
-    assert NetConfig.parse(config.to_dict()) == expected
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from ringzero.errors import InvalidValueError
-from ringzero.vm.guest.identity import Identity
+from ringzero.vm.guest.identity import RECORD_SIZE, Identity
 
 
 def test_identities_differ():
@@ -29,9 +29,16 @@ def test_what_is_not_given_is_left_alone():
     assert not any(Identity().record()[92:])
 
 
-def test_the_address_of_the_interface():
-    record = Identity(mac="02:00:00:00:00:07").record(mac="02:12:34:56:78:9a")
-    assert record[160:184] == b"eth0".ljust(16, b"\0") + bytes.fromhex("0100 0212 3456 789a")
+def test_the_addresses_of_the_interfaces():
+    identity = Identity(mac="02:12:34:ff:ff:ff")
+    macs = [identity.mac_of(number) for number in range(10)]
+    assert macs[:2] == ["02:12:34:ff:ff:ff", "02:12:34:00:00:00"]
+    assert len(set(macs)) == 10
+    record = identity.record(macs=macs)
+    assert len(record) == RECORD_SIZE
+    assert record[160:184] == b"eth0".ljust(16, b"\0") + bytes.fromhex("0100 0212 34ff ffff")
+    assert record[200:224] == b"eth1".ljust(16, b"\0") + bytes.fromhex("0100 0212 3400 0000")
+    assert record[440:444] == b"eth7" and not any(record[464:])
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "\u00e9" * 33])

@@ -30,7 +30,7 @@ def test_its_manifest(snapshot):
     (disk,) = config.disks
     assert (disk.path, disk.format, disk.read_only) == (Path("disk.img"), "raw", False)
     assert (config.vsock.path, config.vsock.cid) == (Path("/tmp/old/old.vsock"), 7)
-    assert (config.net.network, config.net.mac) == ("none", "02:00:00:00:00:07")
+    assert (config.nets[0].network, config.nets[0].mac) == ("none", "02:00:00:00:00:07")
     assert snapshot.check() == []
 
 

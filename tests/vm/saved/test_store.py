@@ -246,8 +246,8 @@ def test_nothing_is_freed_while_a_snapshot_cannot_be_read(store, tmp_path):
 def test_newer_formats_are_refused_by_name(store, tmp_path):
     path = save(store, tmp_path, "one").path / MANIFEST
     tree = json.loads(path.read_text())
-    path.write_text(json.dumps({**tree, "format": 3}))
-    with pytest.raises(StateError, match="format 3") as caught:
+    path.write_text(json.dumps({**tree, "format": 4}))
+    with pytest.raises(StateError, match="format 4") as caught:
         store.get("one")
     assert "newer" in caught.value.hint
 
@@ -257,6 +257,9 @@ def test_the_format_before_is_still_read(store, tmp_path):
     tree = json.loads(path.read_text())
     del tree["checksum"], tree["memory"]["packed"]
     tree["format"] = 1
+    (disk,) = tree["config"].pop("devices")
+    assert disk.pop("kind") == "disk"
+    tree["config"] |= {"disks": [disk], "vsock": None, "net": None}
     path.write_text(json.dumps({**tree, "checksum": _checksum(tree)}))
     assert texts(store) == {"one": b"one"} and store.get("one").check() == []
     second = save(store, tmp_path, "two", b"two", ancestors(store.get("one")))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.config.device import DEVICE_CONFIGS
 from ringzero.errors import InvalidValueError
 from ringzero.settings import ENGINE
 
@@ -35,6 +36,7 @@ class Run(Verb):
   ringzero run --vsock /tmp/vm.sock       sockets between host and guest
   ringzero run --net socket=/tmp/cable,listen
   ringzero run --net socket=/tmp/cable    two machines that are connected with each other
+  ringzero run --disk a.img,format=raw --disk b.qcow2 --net none --net socket=/tmp/lan
   ringzero run -d --name web              a machine that stays; see ps, exec, console, stop
 
 The default guest is put together from Debian's packages at the first run and
@@ -60,26 +62,8 @@ Ctrl-] q ends the machine.
             action="append",
             help="kernel command line (with the default guest: added to its own)",
         )
-        add(
-            "--disk",
-            metavar="FILE[,ro]",
-            action="append",
-            default=[],
-            help="disk image to attach, read-only with ',ro'; raw ones that are written to "
-            "need ',format=raw' (repeatable)",
-        )
-        add(
-            "--vsock",
-            metavar="PATH[,cid=N]",
-            help="a socket device; write 'CONNECT PORT' into the Unix socket PATH to reach the "
-            "guest, listen on PATH_PORT to be reached by it",
-        )
-        add(
-            "--net",
-            metavar="none|socket=PATH[,listen][,mac=ADDRESS][,mtu=N]",
-            help="a network interface: not connected, or a cable over a Unix socket to another "
-            "machine (one of the two listens) or a switch of yours",
-        )
+        for kind, device in DEVICE_CONFIGS:
+            add(f"--{kind}", metavar=device.spelling, action="append", default=[], help=device.help)
         add("--memory", "-m", metavar="SIZE", default="512M", help="memory (default: 512M)")
         add(
             "--cpu",
@@ -115,10 +99,10 @@ Ctrl-] q ends the machine.
         _refuse_missing_kvm(arguments.engine or ENGINE.get())
         config = _user_config(arguments) if arguments.kernel else _default_config(arguments)
         config.check_files()
-        if config.net is not None:
+        for net in config.nets:
             from ringzero.net.contract import NETWORKS
 
-            NETWORKS.get(config.net.network)
+            NETWORKS.get(net.network)
         if arguments.detach:
             return _detach(arguments, config)
         _measure_engines(config.engine)
@@ -242,9 +226,7 @@ def _common(arguments: argparse.Namespace) -> dict[str, object]:
         "cpus": arguments.cpus,
         "engine": arguments.engine or ENGINE.get(),
         **({"cpu": arguments.cpu} if arguments.cpu else {}),
-        "disks": arguments.disk,
-        "vsock": arguments.vsock,
-        "net": arguments.net,
+        **{f"{kind}s": getattr(arguments, kind) for kind in DEVICE_CONFIGS.names()},
     }
 
 

@@ -21,14 +21,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ringzero.config.machine import NAME, MachineConfig
+from ringzero.config.device import NAME
+from ringzero.config.machine import MachineConfig
+from ringzero.config.tree import config_to_tree
 from ringzero.control.host.records import (
     ExitRecord,
     MachineRecord,
     ProcessRecord,
     Status,
     StatusRecord,
-    config_to_dict,
 )
 from ringzero.errors import (
     ConflictError,
@@ -432,7 +433,7 @@ def create(
             name=chosen,
             id=_random(),
             created=time.time(),
-            config=config_to_dict(config) | {"name": chosen},
+            config=config_to_tree(config) | {"name": chosen},
             image=image,
             command=command,
             timeout=timeout,

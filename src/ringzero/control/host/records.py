@@ -14,14 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from ringzero.config.machine import DiskConfig, MachineConfig
+from ringzero.config.machine import MachineConfig
+from ringzero.config.tree import config_from_tree
 from ringzero.errors import GuestError, RingzeroError, StateError
 from ringzero.host.files import host_error
 from ringzero.host.process import ProcessIdentity
 from ringzero.records import field, field_names, record
 
 # Of machine.json: a reader refuses a higher one.
-FORMAT = 1
+FORMAT = 2
 # A record is a few hundred bytes; a command line may add 2 KiB. More is not ours.
 _MAX_FILE = 1 << 20
 
@@ -105,7 +106,7 @@ class MachineRecord(Record):
 
     def machine_config(self) -> MachineConfig:
         """Return the machine's description. Raises ConfigError."""
-        return config_from_dict(self.config)
+        return config_from_tree(self.config)
 
 
 @record
@@ -158,29 +159,6 @@ class ExitRecord(Record):
         if self.exit_code != GuestError.exit_code:
             return None
         return GuestError(f"the guest ended ({self.reason}): {self.detail or 'no more is known'}")
-
-
-def config_to_dict(config: MachineConfig) -> dict[str, Any]:
-    """Return a description as plain data, its paths absolute."""
-    data = {name: getattr(config, name) for name in field_names(MachineConfig)}
-    for name in ("kernel", "initrd"):
-        data[name] = None if data[name] is None else str(data[name].absolute())
-    data["disks"] = [
-        {"path": str(d.path.absolute()), "read_only": d.read_only, "format": d.format}
-        for d in config.disks
-    ]
-    data["vsock"] = None if config.vsock is None else config.vsock.to_dict()
-    data["net"] = None if config.net is None else config.net.to_dict()
-    return data
-
-
-def config_from_dict(data: Mapping[str, Any]) -> MachineConfig:
-    """Return the description that `config_to_dict` took apart. Raises ConfigError."""
-    disks = tuple(
-        DiskConfig(Path(d["path"]), bool(d.get("read_only")), d.get("format"))
-        for d in data.get("disks", ())
-    )
-    return MachineConfig.create(**{**data, "disks": disks})
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from ringzero.config.tree import config_to_tree
 from ringzero.control.host.directory import (
     CONSOLE_LOG,
     EXIT,
@@ -30,7 +31,6 @@ from ringzero.control.host.records import (
     ProcessRecord,
     Status,
     StatusRecord,
-    config_to_dict,
 )
 from ringzero.control.machine import actions  # noqa: F401 - fills the table
 from ringzero.control.machine.hub import Hub
@@ -344,7 +344,7 @@ class Keeper:
         """Return everything about the machine, as plain data."""
         facts = self.directory.summary()
         config = self.machine.config
-        facts["config"] = config_to_dict(config)
+        facts["config"] = config_to_tree(config)
         facts["agent"] = (
             {"ready": self.machine.agent.ready, "kernel": self.machine.agent.release}
             if config.agent

@@ -110,9 +110,14 @@ def build() -> bytes:
             SETHOSTNAME,
             (RECORD + identity.NAME_OFFSET, Field(RECORD + identity.NAME_LENGTH_OFFSET)),
         ),
-        # The driver takes another address while the interface is up; it says so to nobody.
+        # Drivers take another address while the interface is up; they say so to nobody.
         Call(SOCKET, (AF_UNIX, SOCK_DGRAM, 0)),
-        Call(IOCTL, (INTERFACES, SIOCSIFHWADDR, RECORD + identity.INTERFACE_OFFSET)),
+        *(
+            Call(IOCTL, (INTERFACES, SIOCSIFHWADDR, RECORD + identity.INTERFACE_OFFSET + offset))
+            for offset in range(
+                0, identity.MAX_INTERFACES * identity.INTERFACE_SIZE, identity.INTERFACE_SIZE
+            )
+        ),
         Call(CLOSE, (INTERFACES,)),
         Call(WRITE, (CONTROL, answer, len(identity.ANSWER)), result=len(identity.ANSWER)),
     )

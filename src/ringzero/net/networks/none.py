@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ringzero.config.machine import NetConfig
+from ringzero.config.devices.net import NetConfig
 from ringzero.errors import ConfigError
 from ringzero.net.contract import NETWORKS, Network
 

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from ringzero.config.machine import NetConfig
+from ringzero.config.devices.net import NetConfig
 from ringzero.errors import ConfigError, HostError
 from ringzero.host.unixsocket import Listener, connect
 from ringzero.net.contract import NETWORKS, Network

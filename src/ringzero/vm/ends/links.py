@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from ringzero.config.devices.net import NetConfig
 from ringzero.config.machine import MachineConfig
 from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.devices.virtio.net import Net
@@ -31,32 +32,37 @@ class Links:
             self._socket_device = Vsock(vsock.cid, self.vsock)
             self.vsock.connect(self._socket_device)
             self.devices["vsock"] = self._socket_device
-        self.network: Network | None = None
-        net = config.net
-        if net is not None and net.mac is not None:
-            with contextlib.ExitStack() as undo:
-                undo.callback(self.close)
-                self.network = NETWORKS.get(net.network)(net)
-                undo.pop_all()
-            self._closing.callback(self.network.close)
-            self._mac = bytes.fromhex(net.mac.replace(":", ""))
-            self.interface = Net(self._mac, self.network, net.mtu)
-            self.network.port = self.interface
-            self.devices["net"] = self.interface
+        # The interfaces and what they are connected to.
+        self._cables: list[tuple[Net, bytes, Network]] = []
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            for number, net in enumerate(config.nets):
+                self._connect(net.name_of(number), net)
+            undo.pop_all()
+
+    def _connect(self, name: str, config: NetConfig) -> None:
+        if config.mac is None:
+            return
+        network = NETWORKS.get(config.network)(config)
+        self._closing.callback(network.close)
+        mac = bytes.fromhex(config.mac.replace(":", ""))
+        self.devices[name] = interface = Net(mac, network, config.mtu)
+        network.port = interface
+        self._cables.append((interface, mac, network))
 
     def renew(self, identity: Identity) -> None:
         """Give the devices of a clone addresses of its own; its state has been restored."""
         if self.vsock is not None:
             self._socket_device.renew(identity.cid)
-        if self.network is not None:
-            self.interface.renew(self._mac)
+        for interface, mac, _ in self._cables:
+            interface.renew(mac)
 
     def start(self) -> None:
         """Begin to move bytes."""
         if self.vsock is not None:
             self.vsock.start()
-        if self.network is not None:
-            self.network.start()
+        for *_, network in self._cables:
+            network.start()
 
     def close(self) -> None:
         """End it; the devices have been closed."""
@@ -66,5 +72,5 @@ class Links:
         """In a forked process: let go of the sockets, which stay the original's."""
         if self.vsock is not None:
             self.vsock.leave()
-        if self.network is not None:
-            self.network.leave()
+        for *_, network in self._cables:
+            network.leave()

@@ -10,8 +10,8 @@ port of its own and answers ANSWER on the agent's control port:
     offset 72   struct timespec: the wall clock; nanoseconds of -1 leave the clock alone
     offset 88   length of the host name, 32 bits; -1 leaves the name alone
     offset 92   the host name, 64 bytes
-    offset 160  struct ifreq of netdevice(7): the network interface and its MAC address; no
-                interface has an empty name
+    offset 160  MAX_INTERFACES times struct ifreq of netdevice(7), of 40 bytes: a network
+                interface and its MAC address; no interface has an empty name
 
 All numbers are little-endian; the rest of the record is zero.
 """
@@ -21,9 +21,12 @@ from __future__ import annotations
 import os
 import struct
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from ringzero.config.machine import FIRST_CID, LAST_CID, MachineConfig, NetConfig, VsockConfig
+from ringzero.config.devices.net import NetConfig
+from ringzero.config.devices.vsock import FIRST_CID, LAST_CID
+from ringzero.config.machine import MachineConfig
 from ringzero.errors import InvalidValueError
 from ringzero.records import field, record, replace
 
@@ -34,12 +37,12 @@ GENERATION_SIZE = 16
 # A power of two below the guest's 4 KiB buffers, so that no record lies in two of them.
 RECORD_SIZE = 512
 ENTROPY_OFFSET, TIME_OFFSET, NAME_LENGTH_OFFSET, NAME_OFFSET = 0, 72, 88, 92
-INTERFACE_OFFSET = 160
-# What Linux calls the only network interface of ringzero's own guests; ARPHRD_ETHER.
-INTERFACE, ETHERNET = b"eth0", 1
+INTERFACE_OFFSET, INTERFACE_SIZE, MAX_INTERFACES = 160, 40, 8
+ETHERNET = 1  # ARPHRD_ETHER
 ANSWER = b"adopted\n"
 
-_RECORD = struct.Struct(f"<ii{ENTROPY_SIZE}sqqi{NAME_SIZE}s4x16sH6s")
+_RECORD = struct.Struct(f"<ii{ENTROPY_SIZE}sqqi{NAME_SIZE}s4x")
+_INTERFACE = struct.Struct("<16sH6s16x")
 _NANOSECONDS = 1_000_000_000
 _LEFT_ALONE = -1
 
@@ -64,8 +67,9 @@ class Identity:
     is set, never back; None lets it go on from where the original's stood.
     `mac` and `cid` are its addresses where it has a network or a socket device; `vsock` is
     the path of the latter on the host, None means the original's with ".NAME" or ".CID" behind
-    it. `net` is another network than the original's, which a clone connects to but never
-    listens for. Raises InvalidValueError.
+    it. `net` is another network than the original's for the first interface; a clone connects to
+    its networks but never listens for one. `mac` is the first interface's, those of the others
+    follow it. Raises InvalidValueError.
     """
 
     name: str | None = None
@@ -86,40 +90,36 @@ class Identity:
                 hint="give the copy a shorter name",
             )
 
+    def mac_of(self, number: int) -> str:
+        """Return the address of an interface: `mac` of the first, the following ones after it."""
+        value = int(self.mac.replace(":", ""), 16)
+        # The upper half, in which groups and vendors show, stays.
+        value = value & ~0xFF_FFFF | value + number & 0xFF_FFFF
+        return ":".join(f"{byte:02x}" for byte in value.to_bytes(6, "big"))
+
     def complete(self, config: MachineConfig) -> MachineConfig:
         """Return the description of a new machine, with addresses for those that were left open."""
-        vsock = config.vsock
-        if vsock is not None and vsock.cid is None:
-            config = replace(config, vsock=replace(vsock, cid=self.cid))
-        if config.net is not None and config.net.mac is None:
-            config = replace(config, net=replace(config.net, mac=self.mac))
-        return config
+        return config.map_devices(lambda number, device: device.complete(number, self))
 
     def adopt(self, config: MachineConfig) -> MachineConfig:
         """Return the description of the clone with this identity of a machine with `config`."""
         if self.name is not None:
             config = replace(config, name=self.name)
-        if config.vsock is not None:
-            base = config.vsock.base or config.vsock.path
-            path = self.vsock or Path(f"{base}.{self.name or self.cid}")
-            config = replace(config, vsock=VsockConfig(path, self.cid, base))
-        if config.net is not None:
-            net = self.net or replace(config.net, mac=None, listen=False)
-            config = replace(config, net=replace(net, mac=net.mac or self.mac))
-        return config
+        return config.map_devices(lambda number, device: device.renew(number, self))
 
-    def record(self, clock: int | None = None, mac: str | None = None) -> bytes:
+    def record(self, clock: int | None = None, macs: Sequence[str] = ()) -> bytes:
         """Return the record for the guest, which sets its wall clock to `clock` nanoseconds.
 
-        `mac` becomes the address of its network interface, if it has one.
+        `macs` become the addresses of its network interfaces, in the order in which it has found
+        them: Linux calls them eth0, eth1 and so on. At most MAX_INTERFACES are told.
         """
         seconds, rest = (0, _LEFT_ALONE) if clock is None else divmod(clock, _NANOSECONDS)
         name = b"" if self.name is None else self.name.encode()
         length = _LEFT_ALONE if self.name is None else len(name)
-        interface = b"" if mac is None else INTERFACE
-        address = bytes.fromhex((mac or "").replace(":", ""))
         packed = _RECORD.pack(
-            *(8 * ENTROPY_SIZE, ENTROPY_SIZE, self.entropy, seconds, rest, length, name),
-            *(interface, ETHERNET if mac else 0, address),
+            8 * ENTROPY_SIZE, ENTROPY_SIZE, self.entropy, seconds, rest, length, name
         )
+        for number, mac in enumerate(macs[:MAX_INTERFACES]):
+            address = bytes.fromhex(mac.replace(":", ""))
+            packed += _INTERFACE.pack(b"eth%d" % number, ETHERNET, address)
         return packed.ljust(RECORD_SIZE, b"\0")

@@ -20,11 +20,12 @@ import re
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ringzero.config.machine import DiskConfig, MachineConfig
+from ringzero.config.machine import MachineConfig
+from ringzero.config.tree import config_from_tree, config_to_tree
 from ringzero.core.state import from_tree, to_tree
 from ringzero.errors import ConfigError, NotFoundError, StateError
 from ringzero.host.files import host_error
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 # Raised whenever a reader of before would misread what is written now. What a
 # newer ringzero reads of older formats, it says in docs/snapshots.md.
-FORMAT = 2
+FORMAT = 3
 MANIFEST, STATE = "manifest.json", "state.json"
 # The longest manifest and state tree that are read; real ones have kilobytes, and up to
 # some megabytes when the consoles' ports were full.
@@ -100,7 +101,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Return the manifest as a file."""
-        tree = {**to_tree(replace(self, config={})), "config": self.config}
+        tree = to_tree(self)
         return json.dumps({**tree, "checksum": _checksum(tree)}, indent=1).encode() + b"\n"
 
     @classmethod
@@ -112,7 +113,7 @@ class Manifest:
             version = tree["format"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
             raise StateError(f"{where} is no manifest of a snapshot", path=where) from fault
-        if version not in (1, FORMAT):
+        if version not in (1, 2, FORMAT):
             raise StateError(
                 f"{where} has format {version!r}, this ringzero reads 1 to {FORMAT}",
                 hint="use the ringzero that wrote it, or a newer one",
@@ -122,12 +123,8 @@ class Manifest:
             raise StateError(f"{where} is damaged: its checksum does not match", path=where)
         if version == 1:
             tree = _from_format_1(tree)
-        config = tree.get("config")
-        manifest = from_tree(_Shape, {**tree, "config": {}}, str(where))
-        made = cls(
-            **{f.name: getattr(manifest, f.name) for f in fields(cls) if f.name != "config"},
-            config=config if isinstance(config, dict) else {},
-        )
+        tree = {**tree, "format": FORMAT}
+        made: Manifest = from_tree(cls, tree, str(where))
         made._check(where)
         return made
 
@@ -158,23 +155,9 @@ class Manifest:
     def machine_config(self) -> MachineConfig:
         """Return the configuration; raises StateError."""
         try:
-            values = {
-                **self.config,
-                "disks": [
-                    DiskConfig(Path(d["path"]), d["read_only"], d["format"])
-                    for d in self.config.get("disks", ())
-                ],
-            }
-            return MachineConfig.create(**values)
-        except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as fault:
+            return config_from_tree(self.config)
+        except ConfigError as fault:
             raise StateError(f"the snapshot's configuration is none: {fault}") from fault
-
-
-@dataclass(frozen=True)
-class _Shape(Manifest):
-    """The manifest as it is read from JSON; the configuration is read by its own code."""
-
-    config: dict[str, str]
 
 
 def _from_format_1(tree: dict[str, Any]) -> dict[str, Any]:
@@ -182,26 +165,11 @@ def _from_format_1(tree: dict[str, Any]) -> dict[str, Any]:
     memory = tree.get("memory")
     if isinstance(memory, dict):
         memory = {**memory, "packed": False}
-    return {**tree, "format": 2, "memory": memory}
+    return {**tree, "memory": memory}
 
 
 def _checksum(tree: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-
-
-def config_tree(config: MachineConfig) -> dict[str, Any]:
-    """Return a configuration as JSON-ready values."""
-    tree: dict[str, Any] = {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        tree[field.name] = str(value) if isinstance(value, Path) else value
-    tree["disks"] = [
-        {"path": str(disk.path), "read_only": disk.read_only, "format": disk.format}
-        for disk in config.disks
-    ]
-    for name, link in (("vsock", config.vsock), ("net", config.net)):
-        tree[name] = None if link is None else link.to_dict()
-    return tree
 
 
 class Snapshot:
@@ -446,7 +414,7 @@ def write(
     parts, sizes = _write_disks(directory, seed.config, seed.disks)
     manifest = Manifest(
         FORMAT, version, os.urandom(16).hex(), name, seed.taken, lineage[:MAX_LINEAGE],
-        config_tree(seed.config), None, None, None, parts, sizes,
+        config_to_tree(seed.config), None, None, None, parts, sizes,
     )  # fmt: skip
     if memory:
         part = _write_memory(directory, seed.memory, onto, compress)
@@ -469,7 +437,7 @@ def write_disks(
     parts, sizes = _write_disks(directory, config, disks)
     manifest = Manifest(
         FORMAT, version, os.urandom(16).hex(), name, time.time_ns(), (),
-        config_tree(config), None, None, None, parts, sizes,
+        config_to_tree(config), None, None, None, parts, sizes,
     )  # fmt: skip
     write_file(directory / MANIFEST, manifest.to_bytes())
     return manifest

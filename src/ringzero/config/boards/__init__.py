@@ -1,0 +1,1 @@
+"""What each board has room for, one module each, under the board's name."""

@@ -1,0 +1,1 @@
+"""The kinds of devices that a description may name, one module each."""
