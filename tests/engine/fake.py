@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import GuestMemory
-from ringzero.engine.contract import (
-    Availability,
-    Engine,
-    Exit,
-    Halt,
-    Kicked,
-    Usability,
-    Vcpu,
-    Vm,
-)
+from ringzero.engine.contract import Availability, Engine, Interrupts, Usability, Vcpu, Vm
+from ringzero.engine.exits import Exit, Halt, Kicked
+from ringzero.isa.contract import Architecture, Identification
 from ringzero.isa.x86.state import CpuState
 
 TSC_HZ = 1_000_000_000
@@ -82,7 +75,7 @@ class FakeVcpu(Vcpu):
                         return
                     deadline = interrupts.deadline()
                     if deadline is not None:
-                        ahead = max((deadline - self.vm.read_tsc()) / TSC_HZ, 0)
+                        ahead = max((deadline - self.vm.read_counter()) / TSC_HZ, 0)
                         left = ahead if left is None else min(left, ahead)
                 if left is not None and left <= 0:
                     break
@@ -122,10 +115,10 @@ class FakeVm(Vm):
         return vcpu
 
     @property
-    def tsc_hz(self) -> int:
+    def counter_hz(self) -> int:
         return TSC_HZ
 
-    def read_tsc(self) -> int:
+    def read_counter(self) -> int:
         return time.monotonic_ns() - self._start
 
     def close(self) -> None:
@@ -142,12 +135,21 @@ class FakeEngine(Engine):
         self.vm: FakeVm | None = None
 
     @property
-    def tsc_hz(self) -> int:
+    def counter_hz(self) -> int:
         return TSC_HZ
 
     def availability(self) -> Availability:
         return Availability(Usability.USABLE, "scripted")
 
-    def create_vm(self, memory: GuestMemory, cpuid: Iterable[Any], *, apics: bool = False) -> Vm:
+    def runs(self, architecture: Architecture[Any]) -> bool:
+        return True
+
+    def create_vm(
+        self,
+        memory: GuestMemory,
+        processors: Identification,
+        *,
+        interrupts: Interrupts = Interrupts.BOARD,
+    ) -> FakeVm:
         self.vm = FakeVm(self, memory)
         return self.vm

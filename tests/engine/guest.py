@@ -8,18 +8,10 @@ import time
 from dataclasses import dataclass, field, replace
 
 from ringzero.core.memory import GuestMemory
-from ringzero.engine.contract import (
-    Halt,
-    Kicked,
-    MmioRead,
-    MsrRead,
-    MsrWrite,
-    PortRead,
-    PortWrite,
-    Shutdown,
-)
-from ringzero.isa.x86 import cpuid
+from ringzero.engine.exits import Halt, Kicked, MmioRead, Shutdown
+from ringzero.engine.x86 import MsrRead, MsrWrite, PortRead, PortWrite
 from ringzero.isa.x86 import state as x86
+from ringzero.isa.x86.architecture import X86_64
 from ringzero.isa.x86.state import CpuState, Segment, Table, flat_segment
 from tests.oracle.assembler import assemble
 
@@ -230,6 +222,13 @@ class Guest:
         return [event for event in self.log if not isinstance(event, Kicked)]
 
 
+def processors(engine, model="x86-64-v2", cpus=1, bounds=None):
+    """What a machine on `engine` shows to its guest, within `bounds` or the engine's own."""
+    return X86_64.identify(
+        model, cpus=cpus, counter_hz=engine.counter_hz, bounds=bounds or engine.processor_bounds()
+    )
+
+
 def build(engine, model="x86-64-v2", supported=None) -> Guest:
     """Make a guest with tables for every mode in its memory.
 
@@ -239,13 +238,7 @@ def build(engine, model="x86-64-v2", supported=None) -> Guest:
     memory.write(GDT, _GDT)
     # RSP0 of the TSS.
     memory.write(TSS + 4, struct.pack("<Q", STACK))
-    leaves = cpuid.build(
-        model,
-        vcpus=1,
-        tsc_hz=engine.tsc_hz,
-        supported=supported or engine.supported_cpuid(),
-    )
-    vm = engine.create_vm(memory, leaves)
+    vm = engine.create_vm(memory, processors(engine, model, 1, supported))
     apic = FakeApic()
     return Guest(vm, memory, vm.create_vcpu(0, apic), apic)
 

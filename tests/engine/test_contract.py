@@ -9,18 +9,8 @@ from pathlib import Path
 import pytest
 
 from ringzero.core.state import from_tree, to_tree
-from ringzero.engine.contract import (
-    DebugStop,
-    Halt,
-    Kicked,
-    MmioRead,
-    MmioWrite,
-    MsrRead,
-    MsrWrite,
-    PortRead,
-    PortWrite,
-    Shutdown,
-)
+from ringzero.engine.exits import DebugStop, Halt, Kicked, MmioRead, MmioWrite, Shutdown
+from ringzero.engine.x86 import MsrRead, MsrWrite, PortRead, PortWrite
 from ringzero.errors import EngineError
 from ringzero.isa.x86 import cpuid
 from ringzero.isa.x86.state import CpuState
@@ -356,14 +346,14 @@ class TestInterrupts:
     def test_the_timer_ends_a_loop(self, guest):
         guest.on_vector(0x42, "mov al, 0x42\nout 0x10, al\ncli\nhlt")
         guest.load("sti\nagain: jmp again", long_mode())
-        guest.apic.arm(guest.vm.read_tsc() + guest.vm.tsc_hz // 20, 0x42)
+        guest.apic.arm(guest.vm.read_counter() + guest.vm.counter_hz // 20, 0x42)
         assert isinstance(guest.run(), Halt)
         assert guest.writes() == [0x42]
 
     def test_the_timer_ends_a_halt(self, guest):
         guest.on_vector(0x42, "mov al, 0x42\nout 0x10, al\ncli\nhlt")
         guest.load("sti\nhlt", long_mode())
-        guest.apic.arm(guest.vm.read_tsc() + guest.vm.tsc_hz // 20, 0x42)
+        guest.apic.arm(guest.vm.read_counter() + guest.vm.counter_hz // 20, 0x42)
         guest.run()
         for _ in range(100):
             if guest.writes():
@@ -397,9 +387,7 @@ class TestModelSpecificRegisters:
 
 class TestCpuid:
     def test_the_guest_sees_the_leaves_given(self, guest, engine):
-        leaves = cpuid.build(
-            "x86-64-v2", vcpus=1, tsc_hz=engine.tsc_hz, supported=engine.supported_cpuid()
-        )
+        leaves = toolkit.processors(engine).leaves
         for function in (0, 0x40000000, 0x80000000, 0x80000002):
             guest.log.clear()
             guest.load(

@@ -8,13 +8,15 @@ import time
 import pytest
 
 from ringzero.core.memory import GuestMemory
-from ringzero.engine.contract import Halt, Kicked, MmioWrite, PortWrite, Shutdown, Usability
+from ringzero.engine.contract import Interrupts, Usability
+from ringzero.engine.exits import Halt, Kicked, MmioWrite, Shutdown
 from ringzero.engine.kvm import engine as kvm_engine_module
 from ringzero.engine.kvm.engine import KvmEngine, open_system
 from ringzero.engine.kvm.probe import measure_mips
+from ringzero.engine.x86 import PortWrite
 from ringzero.errors import EngineError, EngineUnavailableError
 from ringzero.host.kvm import abi as kvm
-from ringzero.isa.x86 import cpuid
+from ringzero.isa.x86.architecture import CpuidTable
 from ringzero.isa.x86.state import MP_UNINITIALIZED, CpuState
 from tests.engine import guest as toolkit
 from tests.engine.guest import CODE, MMIO, long_mode
@@ -62,13 +64,9 @@ def vm(kvm_engine):
     toolkit.write_long_tables(memory)
     # The APIC page at 0xFEE00000, by a 2 MiB page in the fourth gigabyte.
     memory.write_int(toolkit.TABLES + 0x1000 + 8 * 3, 8, 0xC0000000 | 1 << 7 | 3)
-    leaves = cpuid.build(
-        "x86-64-v2",
-        vcpus=2,
-        tsc_hz=kvm_engine.tsc_hz,
-        supported=kvm_engine.supported_cpuid(),
+    made = kvm_engine.create_vm(
+        memory, toolkit.processors(kvm_engine, cpus=2), interrupts=Interrupts.ENGINE
     )
-    made = kvm_engine.create_vm(memory, leaves, apics=True)
     yield made
     made.close()
     memory.close()
@@ -347,7 +345,7 @@ class TestDirtyRing:
         for entries in (3, 1, 1 << 30):
             memory = GuestMemory([(0, toolkit.RAM)])
             with pytest.raises(EngineError, match="dirty"):
-                KvmEngine(dirty_ring=entries).create_vm(memory, ())
+                KvmEngine(dirty_ring=entries).create_vm(memory, CpuidTable(()))
             memory.close()
 
 
@@ -383,10 +381,7 @@ def test_our_part_before_the_first_entry(kvm_engine):
         start = time.process_time()
         engine = KvmEngine()
         memory = GuestMemory([(0, 64 << 20)])
-        leaves = cpuid.build(
-            "x86-64-v2", vcpus=1, tsc_hz=engine.tsc_hz, supported=engine.supported_cpuid()
-        )
-        made = engine.create_vm(memory, leaves)
+        made = engine.create_vm(memory, toolkit.processors(engine))
         vcpu = made.create_vcpu(0, toolkit.FakeApic())
         memory.write(CODE, b"\xf4")
         toolkit.write_long_tables(memory)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from ringzero.engine import select
-from ringzero.engine.contract import ENGINES, Kicked, Usability
+from ringzero.engine.contract import ENGINES, Usability
+from ringzero.engine.exits import Kicked
 from ringzero.isa.x86 import cpuid
 from tests.engine import guest as toolkit
 from tests.engine.guest import long_mode
@@ -77,9 +78,9 @@ def test_a_model_with_a_vendor_looks_the_same():
     model, engines = "x86-64-v2-intel", [ENGINES.get(name)() for name in ("soft", "kvm")]
     if select.judge(engines[1]).usability is not Usability.USABLE:
         pytest.skip("a KVM that emulates ring 0 shows the host's CPUID there")
-    supported = engines[1].supported_cpuid()
+    supported = engines[1].processor_bounds()
     # 0x15, 0x16 and KVM's own tell frequencies, which each engine measures.
-    leaves = cpuid.build(model, vcpus=1, tsc_hz=10**9, supported=supported)
+    leaves = cpuid.build(model, vcpus=1, tsc_hz=10**9, supported=supported.leaves)
     places = [(n.function, n.index or 0) for n in leaves if n.function & 0x40000010 == 0]
     lines = []
     for function, index in places:

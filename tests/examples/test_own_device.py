@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ringzero.core.state import from_tree, to_tree
-from ringzero.engine.contract import MmioRead, MmioWrite, PortWrite
+from ringzero.engine.exits import MmioRead, MmioWrite
+from ringzero.engine.x86 import PortWrite
 from ringzero.vm.machine import Machine
 from tests.engine.fake import FakeEngine
 

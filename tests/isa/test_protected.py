@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from ringzero.engine.contract import PortWrite
+from ringzero.engine.x86 import PortWrite
 from ringzero.errors import StateError
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.state import CpuState, Segment, Table

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from ringzero.engine.contract import MsrRead, MsrWrite, PortRead, PortWrite
+from ringzero.engine.x86 import MsrRead, MsrWrite, PortRead, PortWrite
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpuid import CpuidLeaf
 from ringzero.isa.x86.privileged import msr

@@ -22,8 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ringzero.errors import RingzeroError
+from ringzero.isa.x86.architecture import startup_state
 from ringzero.vm.machine import Machine
-from ringzero.vm.runloop import startup_state
 from ringzero.vm.saved import blobs
 from ringzero.vm.saved.store import Store
 from ringzero.vm.saved.transfer import export, import_file

@@ -12,7 +12,7 @@ import pytest
 
 import ringzero
 from ringzero.config.machine import MachineConfig
-from ringzero.engine.contract import PortWrite
+from ringzero.engine.x86 import PortWrite
 from ringzero.errors import (
     ConfigError,
     DiskError,
@@ -135,7 +135,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
 from tests.engine.fake import FakeEngine
-from ringzero.engine.contract import Kicked
+from ringzero.engine.exits import Kicked
 from ringzero.vm.machine import Machine
 
 def spin(vcpu):

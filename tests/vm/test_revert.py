@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from ringzero.errors import DiskError, GuestError, HostError, InvalidValueError, StateError
+from ringzero.isa.x86.architecture import startup_state
 from ringzero.vm.machine import Machine
-from ringzero.vm.runloop import startup_state
 from ringzero.vm.saved.store import Store
 from tests.engine.fake import FakeEngine
 

@@ -8,18 +8,8 @@ from pathlib import Path
 import pytest
 
 from ringzero.devices.contract import Device
-from ringzero.engine.contract import (
-    DebugStop,
-    Halt,
-    Kicked,
-    MmioRead,
-    MmioWrite,
-    MsrRead,
-    MsrWrite,
-    PortRead,
-    PortWrite,
-    Shutdown,
-)  # fmt: skip
+from ringzero.engine.exits import DebugStop, Halt, Kicked, MmioRead, MmioWrite, Shutdown
+from ringzero.engine.x86 import MsrRead, MsrWrite, PortRead, PortWrite
 from ringzero.errors import DeviceError, InvalidValueError
 from ringzero.isa.x86.state import CpuState
 from ringzero.vm.exit import ExitReason

@@ -6,20 +6,21 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ringzero.board.boot.kernel import KernelImage
 from ringzero.board.boot.loading import Loading
 from ringzero.core.bus import Bus, MsrBus
-from ringzero.core.irq import IrqLine
+from ringzero.core.irq import IrqLine, LocalInterrupts, StartControl
 from ringzero.core.memory import GuestMemory
 from ringzero.devices.chips.serial import Serial
 from ringzero.devices.contract import Device
-from ringzero.devices.interrupts.lapic import Lapic
 from ringzero.devices.virtio.console import ConsolePort
 from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.devices.virtio.mmio import QUEUE_NOTIFY, VirtioMmio
-from ringzero.isa.x86.state import CpuState
+from ringzero.engine.contract import Vcpu
+from ringzero.engine.exits import Exit
+from ringzero.isa.contract import Architecture
 from ringzero.records import field, record
 from ringzero.registry import Registry
 
@@ -38,19 +39,20 @@ class BoardEvents:
 
 @record
 class BoardParts:
-    """What a board is built from. `clock` is the guest's TSC, at `tsc_hz`.
+    """What a board is built from. `clock` reads the guest's counter, which runs at `counter_hz`.
 
     `serial` takes what the guest prints on the first serial port. `now` is
-    UTC in seconds. `messages` is given when the engine keeps the local APICs
-    (and the paravirtual clock) itself: it takes message-signalled interrupts
-    as (address, data), and the board then has an I/O APIC only. `devices` are
-    further virtio devices, by their names in saved machines.
+    UTC in seconds. `messages` is given when the engine keeps the vCPUs' own
+    interrupt controllers (and the paravirtual clock) itself: it takes
+    message-signalled interrupts as (address, data), and the board then has
+    none for its vCPUs. `devices` are further virtio devices, by their names in
+    saved machines.
     """
 
     cpus: int
     memory: GuestMemory
     clock: Callable[[], int]
-    tsc_hz: int
+    counter_hz: int
     events: BoardEvents
     serial: Callable[[bytes], None]
     ports: Sequence[ConsolePort] = ()
@@ -62,14 +64,30 @@ class BoardParts:
     devices: Mapping[str, VirtioDevice[Any]] = field(default_factory=dict)
 
 
-@record
 class Processor:
-    """What belongs to one vCPU: its view of the buses, and its local APIC if it is ours."""
+    """What belongs to one vCPU: its view of memory-mapped devices, its interrupt controller.
 
-    index: int
-    lapic: Lapic | None
-    mmio: Bus
-    msrs: MsrBus
+    `interrupts` is None where the engine keeps the interrupt controllers, and
+    then starts the vCPUs too. A board of an ISA that has further exits or
+    address spaces derives its own from it.
+    """
+
+    def __init__(self, index: int, mmio: Bus, interrupts: LocalInterrupts | None) -> None:
+        self.index = index
+        self.mmio = mmio
+        self.interrupts = interrupts
+
+    @property
+    def buses(self) -> Sequence[Bus | MsrBus]:
+        """The address spaces that are this vCPU's alone."""
+        return ()
+
+    def connect(self, control: StartControl) -> None:
+        """Let the guest reset and start the vCPU through `control`."""
+
+    def handlers(self, vcpu: Vcpu[Any]) -> Mapping[type[Exit], Callable[[Any], None]]:
+        """Return what serves the exits of `vcpu` that only its ISA has."""
+        return {}
 
 
 @record
@@ -95,10 +113,16 @@ class Latch:
 
 
 class Board(ABC):
-    """A machine's hardware. `parts` holds every device by its unique name."""
+    """A machine's hardware. `parts` holds every device by its unique name.
+
+    `pio` is None where the ISA has no I/O ports.
+    """
+
+    # Whose guests run on it.
+    architecture: ClassVar[Architecture[Any]]
 
     mmio: Bus
-    pio: Bus
+    pio: Bus | None
     processors: tuple[Processor, ...]
     parts: dict[str, Device[Any]]
     serial: Serial
@@ -118,15 +142,17 @@ class Board(ABC):
         command_line: str,
         initrd: bytes | memoryview,
         loading: Loading | None = None,
-    ) -> list[CpuState]:
+    ) -> list[Any]:
         """Load a kernel; return the first state of each vCPU. Raises GuestImageError.
+
+        States are of the type that the architecture says.
 
         `loading` is given where kernel and initrd are already being copied.
         """
 
     @abstractmethod
-    def end_of_interrupt(self, vector: int) -> None:
-        """Take the EOI of a level-triggered interrupt from an engine's own local APIC."""
+    def end_of_interrupt(self, number: int) -> None:
+        """Take the end of a level-triggered interrupt from an engine's own controller."""
 
     @abstractmethod
     def resize_console(self, columns: int, rows: int) -> None:
@@ -143,6 +169,14 @@ class Board(ABC):
     @abstractmethod
     def irq_line_of(self, gsi: int) -> IrqLine:
         """Return the wire of one global system interrupt."""
+
+    def buses(self) -> Iterator[Bus | MsrBus]:
+        """Yield every address space, those of single vCPUs last."""
+        yield self.mmio
+        if self.pio is not None:
+            yield self.pio
+        for processor in self.processors:
+            yield from processor.buses
 
     def doorbells(self) -> Iterator[Doorbell]:
         """Yield what an engine may serve without leaving the guest (virtqueue notifications)."""

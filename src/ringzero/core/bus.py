@@ -106,6 +106,10 @@ class Bus:
     def attachments(self) -> tuple[Attachment, ...]:
         return tuple(self._attachments)
 
+    def unclaimed_by_name(self) -> dict[str, int]:
+        """Return how many accesses found nobody, under the bus's name."""
+        return {self.name: self.unclaimed}
+
 
 class MsrDevice(Protocol):
     """A holder of model-specific registers; it sees their architectural numbers."""
@@ -172,3 +176,7 @@ class MsrBus:
     @property
     def attachments(self) -> tuple[MsrAttachment, ...]:
         return tuple(self._attachments)
+
+    def unclaimed_by_name(self) -> dict[str, int]:
+        """Return how many accesses found nobody, by register."""
+        return {f"msr {index:#x}": count for index, count in self.unclaimed.items()}

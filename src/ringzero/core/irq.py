@@ -29,9 +29,10 @@ class IrqLine:
 
 
 class LocalInterrupts(Protocol):
-    """A vCPU's own interrupt controller (local APIC), as an engine without one sees it.
+    """A vCPU's own interrupt controller, as an engine that keeps none asks the board's.
 
-    Times are values of the guest's time-stamp counter.
+    An ISA may ask for more (`ringzero.engine.x86.LocalApic`). Times are values
+    of the guest's counter (`Vm.read_counter`).
     """
 
     def pending(self) -> bool:
@@ -39,33 +40,37 @@ class LocalInterrupts(Protocol):
         ...
 
     def acknowledge(self) -> int | None:
-        """Take the waiting interrupt with the highest priority and return its vector."""
-        ...
-
-    def nmi_pending(self) -> bool:
-        """Return whether a non-maskable interrupt waits for the vCPU."""
-        ...
-
-    def take_nmi(self) -> bool:
-        """Return whether a non-maskable interrupt waits, and take it."""
+        """Take the waiting interrupt with the highest priority and return its number."""
         ...
 
     def deadline(self) -> int | None:
-        """Return the TSC value at which the timer fires, or None when it is not armed."""
+        """Return the counter's value at which the timer fires, or None when it is not armed."""
         ...
 
     def expire(self) -> None:
-        """Let the timer act; called when the TSC may have reached `deadline()`."""
-        ...
-
-    def get_task_priority(self) -> int:
-        """Return CR8: bits 7:4 of the task-priority register."""
-        ...
-
-    def set_task_priority(self, value: int) -> None:
-        """Take a write of CR8 (0-15)."""
+        """Let the timer act; called when the counter may have reached `deadline()`."""
         ...
 
     def on_change(self, wake: Callable[[], None]) -> None:
         """Call `wake` whenever one of the answers above may have changed, from any thread."""
+        ...
+
+
+class StartControl(Protocol):
+    """What resets and starts one vCPU on behalf of the guest, from any thread.
+
+    On x86 a local APIC gets INIT and STARTUP messages; on AArch64 the firmware
+    interface is PSCI.
+    """
+
+    def reset(self) -> None:
+        """Take the vCPU offline before its next instruction, until it is started again."""
+        ...
+
+    def start(self, entry: int, context: int = 0) -> None:
+        """Let an offline vCPU begin; of several calls the first counts, of a running one none.
+
+        `entry` and `context` are what the ISA's message carries
+        (`Architecture.started`): STARTUP's vector; PSCI's entry point and context.
+        """
         ...

@@ -2,134 +2,25 @@
 
 An exit is a *value*; the run loop above (`ringzero.vm`) dispatches it to the
 buses and runs the vCPU again. Reads are answered with `Vcpu.complete(value)`
-before the next `run()`. Nothing here knows a device or a board.
+before the next `run()`. Nothing here knows a device, a board or an ISA: what
+differs between ISAs is in the `Identification` that a Vm is made with, and in
+the exits and interrupts of a module of the ISA's name beside this one.
 """
 
 from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, Protocol, Self
 
 from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import GuestMemory
+from ringzero.engine.exits import Exit
 from ringzero.errors import EngineError
+from ringzero.isa.contract import Architecture, Identification, State
 from ringzero.records import record
 from ringzero.registry import Registry
-
-
-class _Access:
-    """A port or MMIO access; made so often that it is no record, but the same to its users."""
-
-    __slots__ = ()
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self._values() == other._values()
-
-    def __hash__(self) -> int:
-        return hash(self._values())
-
-    def __repr__(self) -> str:
-        names: tuple[str, ...] = type(self).__slots__
-        shown = ", ".join(f"{name}={getattr(self, name):#x}" for name in names)
-        return f"{type(self).__name__}({shown})"
-
-    def _values(self) -> tuple[int, ...]:
-        names: tuple[str, ...] = type(self).__slots__
-        return tuple(getattr(self, name) for name in names)
-
-
-class PortRead(_Access):
-    """IN or INS of `width` bytes; answer with `complete`."""
-
-    __slots__ = ("port", "width")
-
-    def __init__(self, port: int, width: int) -> None:
-        self.port, self.width = port, width
-
-
-class PortWrite(_Access):
-    """OUT or OUTS of `width` bytes."""
-
-    __slots__ = ("port", "value", "width")
-
-    def __init__(self, port: int, width: int, value: int) -> None:
-        self.port, self.width, self.value = port, width, value
-
-
-class MmioRead(_Access):
-    """A load of `width` bytes from a guest-physical address that is not RAM; answer it."""
-
-    __slots__ = ("address", "width")
-
-    def __init__(self, address: int, width: int) -> None:
-        self.address, self.width = address, width
-
-
-class MmioWrite(_Access):
-    """A store of `width` bytes to a guest-physical address that is not RAM."""
-
-    __slots__ = ("address", "value", "width")
-
-    def __init__(self, address: int, width: int, value: int) -> None:
-        self.address, self.width, self.value = address, width, value
-
-
-@record
-class MsrRead:
-    """RDMSR of a register the engine does not keep; answer with `complete`, or None for #GP."""
-
-    index: int
-
-
-@record
-class MsrWrite:
-    """WRMSR of a register the engine does not keep; `complete(None)` gives #GP.
-
-    Needs no `complete` when it succeeded.
-    """
-
-    index: int
-    value: int
-
-
-@record
-class Halt:
-    """HLT with nothing pending; run again after `Vcpu.wait`."""
-
-
-@record
-class Shutdown:
-    """The vCPU cannot go on (triple fault); `detail` describes its last state."""
-
-    detail: str
-
-
-@record
-class DebugStop:
-    """A breakpoint, hook or single step of the host's debugger was reached."""
-
-    address: int
-
-
-@record
-class Kicked:
-    """`Vcpu.kick` was called, or the engine wants the run loop to look around."""
-
-
-Exit = (
-    PortRead
-    | PortWrite
-    | MmioRead
-    | MmioWrite
-    | MsrRead
-    | MsrWrite
-    | Halt
-    | Shutdown
-    | DebugStop
-    | Kicked
-)
 
 
 class Usability(enum.Enum):
@@ -148,8 +39,34 @@ class Availability:
     reason: str
 
 
-class Vcpu(ABC):
-    """One virtual CPU; `run` is called from one thread, `kick` from any."""
+class Interrupts(enum.Enum):
+    """Who keeps the vCPUs' own interrupt controllers (local APICs), and starts vCPUs."""
+
+    BOARD = "board"
+    ENGINE = "engine"
+
+
+class SharedCode(Protocol):
+    """What an engine hands on to clones in the same process (`Vm.share`)."""
+
+    def hold(self) -> Self:
+        """Return another of it, to be closed on its own."""
+        ...
+
+    def share(self) -> None:
+        """Be good in processes forked from now on."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it; what has taken it over stays good."""
+        ...
+
+
+class Vcpu(ABC, Generic[State]):
+    """One virtual CPU; `run` is called from one thread, `kick` from any.
+
+    `State` is the state type of its architecture.
+    """
 
     index: int
 
@@ -159,7 +76,7 @@ class Vcpu(ABC):
 
     @abstractmethod
     def complete(self, value: int | None) -> None:
-        """Answer the read (or MSR write) that the last exit asked for."""
+        """Answer the access that the last exit asked for; None refuses it, where it can be."""
 
     @abstractmethod
     def kick(self) -> None:
@@ -170,19 +87,19 @@ class Vcpu(ABC):
         """After Halt: sleep until an interrupt is pending, the timer is due, a kick, or timeout."""
 
     @abstractmethod
-    def get_state(self) -> Any:
-        """Return the architectural state (`ringzero.isa.x86.state.CpuState`)."""
+    def get_state(self) -> State:
+        """Return the architectural state."""
 
     @abstractmethod
-    def set_state(self, state: Any) -> None:
+    def set_state(self, state: State) -> None:
         """Replace the architectural state."""
 
     @abstractmethod
     def debug(self, single_step: bool, breakpoints: tuple[int, ...] = ()) -> None:
-        """Set what makes `run` return DebugStop: every instruction, or linear addresses.
+        """Set what makes `run` return DebugStop: every instruction, or virtual addresses.
 
-        Up to four breakpoints; the guest's own use of DR0-7 is suspended while
-        any is set. Raises EngineError where the engine cannot.
+        Up to four breakpoints; the guest's own debug registers are suspended
+        while any is set. Raises EngineError where the engine cannot.
         """
 
     @abstractmethod
@@ -190,32 +107,33 @@ class Vcpu(ABC):
         """Return counters: instructions, translations, TLB misses ..."""
 
 
-class Vm(ABC):
+class Vm(ABC, Generic[State]):
     """One machine's engine side: its vCPUs over its memory.
 
-    `on_eoi(vector)` is called, on a vCPU's thread, when a level-triggered
-    interrupt was served by one of the engine's own local APICs.
+    `on_eoi(number)` is called, on a vCPU's thread, when a level-triggered
+    interrupt was served by one of the engine's own interrupt controllers.
     """
 
     memory: GuestMemory
     on_eoi: Callable[[int], None] | None = None
 
     @abstractmethod
-    def create_vcpu(self, index: int, interrupts: LocalInterrupts | None) -> Vcpu:
-        """Make vCPU number `index`, which takes interrupts from its local APIC.
+    def create_vcpu(self, index: int, interrupts: LocalInterrupts | None) -> Vcpu[State]:
+        """Make vCPU number `index`, which takes interrupts from its own controller.
 
-        `interrupts` is None where the engine keeps the local APICs (`apics` of
-        `Engine.create_vm`); then Halt never comes out of `run`, vCPU 0 starts
-        runnable and the others wait for INIT and STARTUP within `run`.
+        That is the board's (of the kind that the ISA has, as
+        `ringzero.engine.x86.LocalApic`), or None where the engine keeps them
+        (`Interrupts.ENGINE`); then Halt never comes out of `run`, vCPU 0 starts
+        runnable and the others wait within `run` until the guest starts them.
         """
 
     def send_message(self, address: int, data: int) -> bool:
-        """Deliver a message-signalled interrupt to the engine's own local APICs.
+        """Deliver a message-signalled interrupt to the engine's own interrupt controllers.
 
-        Returns False when it is known that nobody took it (SDM vol. 3A, 11.11), which it
-        always is of a level-triggered one. From any thread.
+        Returns False when it is known that nobody took it, which it always is of
+        a level-triggered one. From any thread.
         """
-        raise NotImplementedError("this engine keeps no local APICs")
+        raise NotImplementedError("this engine keeps no interrupt controllers")
 
     def add_doorbell(self, address: int, width: int, value: int, ring: Callable[[], None]) -> bool:
         """Ask that a guest's MMIO write of `value` call `ring` on a thread of the engine.
@@ -237,7 +155,7 @@ class Vm(ABC):
         """
         return False
 
-    def settle(self) -> None:  # noqa: B027 - an engine without doorbells has nothing to do
+    def settle(self) -> None:
         """With vCPUs stopped: return when all that was rung or gathered has been served."""
 
     def track_dirty(self, enabled: bool) -> None:
@@ -248,35 +166,37 @@ class Vm(ABC):
         """Return the numbers of the guest pages that vCPUs wrote since the last call, sorted."""
         raise EngineError("this engine does not track dirty pages")
 
-    def share(self) -> Any:
+    def share(self) -> SharedCode | None:
         """With vCPUs stopped: return what clones in this process may take over, or None.
 
-        It has `hold`, which returns another of it, and `close`, and stays good whatever
-        becomes of this machine.
+        It stays good whatever becomes of this machine.
         """
         return None
 
-    def adopt(self, code: Any) -> None:  # noqa: B027 - an engine without anything to share
+    def adopt(self, code: SharedCode | None) -> None:
         """Before the first vCPU is made: take over what the original's `share` returned.
 
         None is nothing to take over.
         """
 
-    def save(self) -> Any:
-        """Return what the engine keeps for the whole machine, as plain state, or None."""
+    def save(self) -> dict[str, Any] | None:
+        """Return what the engine keeps for the whole machine, as plain data, or None."""
         return None
 
-    def restore(self, state: Any) -> None:  # noqa: B027 - as `save`
-        """Put back what `save` returned; raises StateError."""
+    def restore(self, state: Any, elapsed: int = 0) -> None:
+        """Put back what `save` returned, `elapsed` nanoseconds later; raises StateError.
+
+        `state` may be anything that a file held.
+        """
 
     @property
     @abstractmethod
-    def tsc_hz(self) -> int:
-        """Frequency of the guest's time-stamp counter, in hertz."""
+    def counter_hz(self) -> int:
+        """Frequency of the guest's counter (TSC, system counter), in hertz."""
 
     @abstractmethod
-    def read_tsc(self) -> int:
-        """Return the guest's time-stamp counter now."""
+    def read_counter(self) -> int:
+        """Return the guest's counter now."""
 
     @abstractmethod
     def close(self) -> None:
@@ -287,34 +207,49 @@ class Engine(ABC):
     """A way to execute guest code."""
 
     name: str
-    # Whether `create_vm` can be asked for local APICs inside the engine.
-    keeps_apics: ClassVar[bool] = False
+    # Who can keep the interrupt controllers of a machine's vCPUs; a machine takes the first.
+    interrupts: ClassVar[tuple[Interrupts, ...]] = (Interrupts.BOARD,)
     # Whether guests run faster in large pages, which costs a machine's first fork a copy.
     likes_large_pages: ClassVar[bool] = False
 
+    @abstractmethod
+    def runs(self, architecture: Architecture[Any]) -> bool:
+        """Return whether the engine runs guests of `architecture`."""
+
     @property
     @abstractmethod
-    def tsc_hz(self) -> int:
-        """Frequency that guests' time-stamp counters will have, in hertz."""
+    def counter_hz(self) -> int:
+        """Frequency that guests' counters will have, in hertz."""
 
-    def supported_cpuid(self) -> tuple[Any, ...] | None:
-        """Return the CpuidLeaf entries that bound what a guest may see; None: no bounds."""
+    def processor_bounds(self) -> Identification | None:
+        """Return what bounds the processors that a guest may be shown; None: no bounds."""
         return None
 
     @abstractmethod
     def availability(self) -> Availability:
         """Say whether this host can run the engine, measured and not guessed."""
 
-    @abstractmethod
-    def create_vm(self, memory: GuestMemory, cpuid: Iterable[Any], *, apics: bool = False) -> Vm:
-        """Make a Vm; `cpuid` lists the CpuidLeaf entries that the guest is to see.
+    def offers(self) -> dict[str, Any]:
+        """Return what `ringzero info` says of a usable engine, as plain data. Raises HostError."""
+        return {}
 
-        The engine itself fills in what differs from vCPU to vCPU (APIC ids) and
-        what follows control registers (OSXSAVE). `apics` asks for local APICs
-        inside the engine, which only one with `keeps_apics` has.
+    @abstractmethod
+    def create_vm(
+        self,
+        memory: GuestMemory,
+        processors: Identification,
+        *,
+        interrupts: Interrupts = Interrupts.BOARD,
+    ) -> Vm[Any]:
+        """Make a Vm of the architecture whose `processors` the guest is to see.
+
+        The engine itself fills in what differs from vCPU to vCPU and what
+        follows the guest's own settings (on x86: APIC ids, OSXSAVE). Raises
+        EngineError for an architecture that it does not run, and for interrupt
+        controllers that it does not keep.
         """
 
 
 ENGINES: Registry[type[Engine]] = Registry(
-    "engine", "ringzero.engine", support=("contract", "info", "select", "shutdown")
+    "engine", "ringzero.engine", support=("contract", "exits", "info", "select", "x86")
 )

@@ -9,14 +9,8 @@ from typing import Any
 from ringzero.core.memory import GuestMemory
 from ringzero.errors import InvalidValueError
 from ringzero.host.memory import HostMemory
-from ringzero.isa.x86.state import GPR_NAMES, CpuState
-from ringzero.records import replace
+from ringzero.isa.contract import Architecture
 from ringzero.vm.runloop import VcpuThread
-
-# Registers of CpuState that are plain numbers.
-_CONTROL_NAMES = tuple(
-    name for name, kind in CpuState.__annotations__.items() if kind == "int" and name != "tsc"
-)
 
 Frozen = Callable[[], AbstractContextManager[None]]
 
@@ -74,9 +68,9 @@ class MemoryAccess:
 
 
 class Registers(MutableMapping[str, int]):
-    """One vCPU's registers by name: `registers["rax"]` or `registers.rip`, to read and to set.
+    """One vCPU's registers by the names of its ISA: `registers["x0"]` or `registers.pc`.
 
-    A running machine is paused for the moment of the access.
+    To read and to set. A running machine is paused for the moment of the access.
     """
 
     _cpu: Cpu
@@ -85,24 +79,12 @@ class Registers(MutableMapping[str, int]):
         object.__setattr__(self, "_cpu", cpu)
 
     def __getitem__(self, name: str) -> int:
-        state = self._cpu.state
-        if name in GPR_NAMES:
-            return state.gpr[GPR_NAMES.index(name)]
-        if name in _CONTROL_NAMES:
-            return int(getattr(state, name))
-        raise KeyError(name)
+        return self._cpu.architecture.read_register(self._cpu.state, name)
 
     def __setitem__(self, name: str, value: int) -> None:
-        if name not in self:
-            raise KeyError(name)
-        if not 0 <= value < 1 << 64:
-            raise InvalidValueError(f"{name} takes 64 bits, not {value:#x}")
-        with self._cpu.frozen():
-            state = self._cpu.state
-            if name in GPR_NAMES:
-                self._cpu.state = state.with_gpr(**{name: value})
-            else:
-                self._cpu.state = replace(state, **{name: value})
+        cpu = self._cpu
+        with cpu.frozen():
+            cpu.state = cpu.architecture.write_register(cpu.state, name, value)
 
     def __getattr__(self, name: str) -> int:
         try:
@@ -120,14 +102,13 @@ class Registers(MutableMapping[str, int]):
         raise TypeError("registers cannot be deleted")
 
     def __iter__(self) -> Iterator[str]:
-        yield from GPR_NAMES
-        yield from _CONTROL_NAMES
+        yield from self._cpu.architecture.registers
 
     def __contains__(self, name: object) -> bool:
-        return name in GPR_NAMES or name in _CONTROL_NAMES
+        return name in self._cpu.architecture.registers
 
     def __len__(self) -> int:
-        return len(GPR_NAMES) + len(_CONTROL_NAMES)
+        return len(self._cpu.architecture.registers)
 
     def __repr__(self) -> str:
         return " ".join(f"{name}={value:#x}" for name, value in self.items())
@@ -136,20 +117,21 @@ class Registers(MutableMapping[str, int]):
 class Cpu:
     """One vCPU as the user's program sees it."""
 
-    def __init__(self, thread: VcpuThread, frozen: Frozen) -> None:
+    def __init__(self, thread: VcpuThread, architecture: Architecture[Any], frozen: Frozen) -> None:
         self._thread = thread
+        self.architecture = architecture
         self.frozen = frozen
         self.index = thread.processor.index
         self.registers = Registers(self)
 
     @property
-    def state(self) -> CpuState:
-        """The whole architectural state; a running machine is paused for the moment."""
+    def state(self) -> Any:
+        """The whole state, of its architecture's type; a running machine is paused for it."""
         with self.frozen():
             return self._thread.get_state()
 
     @state.setter
-    def state(self, state: CpuState) -> None:
+    def state(self, state: Any) -> None:
         with self.frozen():
             self._thread.set_state(state)
 

@@ -26,7 +26,7 @@ from ringzero.config.machine import MachineConfig
 from ringzero.core.state import from_tree, to_tree
 from ringzero.devices.contract import Device
 from ringzero.devices.virtio.console import ConsolePort
-from ringzero.engine.contract import Engine
+from ringzero.engine.contract import Engine, Interrupts
 from ringzero.errors import (
     DeviceError,
     InvalidValueError,
@@ -210,25 +210,32 @@ class Machine:
         self.memory = MemoryAccess(memory)
         disks = self._open_disks() if instants is None else self._grow_disks(instants)
         self.disks = tuple(disks)
-        leaves = _cpuid(self._engine, config)
-        self._vm = self._engine.create_vm(memory, leaves, apics=self._engine.keeps_apics)
-        self._processor = ProcessorKind.of(leaves, self._vm.tsc_hz)
+        board_type = BOARDS.get(config.board)
+        processors = board_type.architecture.identify(
+            config.cpu,
+            cpus=config.cpus,
+            counter_hz=self._engine.counter_hz,
+            bounds=self._engine.processor_bounds(),
+        )
+        interrupts = self._engine.interrupts[0]
+        self._vm = self._engine.create_vm(memory, processors, interrupts=interrupts)
+        self._processor = ProcessorKind.of(processors, self._vm.counter_hz)
         self._closing.callback(self._vm.close)
         if seed is not None:
             self._vm.adopt(seed.code)
         self._make_lines()
         self._links = self._make_links()
-        self.board: Board = BOARDS.get(config.board)(
+        self.board: Board = board_type(
             BoardParts(
                 cpus=config.cpus,
                 memory=memory,
-                clock=self._vm.read_tsc,
-                tsc_hz=self._vm.tsc_hz,
+                clock=self._vm.read_counter,
+                counter_hz=self._vm.counter_hz,
                 events=BoardEvents(self._powered_off, self._rebooted, self._panicked),
                 serial=self._serial_output.write,
                 ports=self._ports,
                 disks=disks,
-                messages=self._vm.send_message if self._engine.keeps_apics else None,
+                messages=self._vm.send_message if interrupts is Interrupts.ENGINE else None,
                 devices=self._links.devices if self._links is not None else {},
             )
         )
@@ -238,6 +245,7 @@ class Machine:
         self._vm.on_eoi = self.board.end_of_interrupt
         for latch in self.board.latches():
             bus = self.board.pio if latch.port else self.board.mmio
+            assert bus is not None
             self._vm.gather_writes(latch.port, latch.address, latch.size, bus.write)
         self._debugger = Debugger(self)
         self._make_threads()
@@ -270,14 +278,14 @@ class Machine:
 
     def _grow(self, seed: Seed) -> None:
         """Become what the seed holds, as somebody else."""
-        now, state = self.identity.now, seed.state
+        now, state, elapsed = self.identity.now, seed.state, 0
         self._clock_ahead = None
         stood_still = 0 if now is None else max(0, now - seed.taken)
         if stood_still <= LONGEST_STEP:
-            state = state.advanced(stood_still, self._vm.tsc_hz)
+            elapsed = stood_still
         elif now is not None:
             self._clock_ahead = now - time.time_ns()
-        self._restore(state)
+        self._restore(state, elapsed)
         self.board.renew_generation(self.identity.generation)
         if self._links is not None:
             self._links.renew(self.identity)
@@ -344,18 +352,18 @@ class Machine:
     def _make_threads(self) -> None:
         threads = []
         for processor in self.board.processors:
-            vcpu = self._vm.create_vcpu(processor.index, processor.lapic)
+            vcpu = self._vm.create_vcpu(processor.index, processor.interrupts)
             thread = VcpuThread(
                 self.control,
                 vcpu,
                 processor,
-                self.board.pio,
+                self.board.architecture,
                 self._shut_down,
                 self._debugger.stopped_at,
             )
             threads.append(thread)
         self.threads = threads
-        self.cpus = tuple(Cpu(thread, self.frozen) for thread in threads)
+        self.cpus = tuple(Cpu(thread, self.board.architecture, self.frozen) for thread in threads)
         self.console.connect_size(self.board.resize_console)
 
     @property
@@ -396,6 +404,8 @@ class Machine:
                 raise DeviceError(f"{name} at {mmio:#x} lies in RAM")
             self.board.mmio.attach(name, mmio, size, device)
         elif pio is not None:
+            if self.board.pio is None:
+                raise DeviceError("this board has no I/O ports", hint="give mmio=ADDRESS")
             self.board.pio.attach(name, pio, size, device)
         self.board.parts[name] = device
 
@@ -620,14 +630,14 @@ class Machine:
         with self.frozen():
             self._restore(state)
 
-    def _restore(self, state: MachineState) -> None:
+    def _restore(self, state: MachineState, elapsed: int = 0) -> None:
         agent = state.tree.get("agent") if isinstance(state.tree, dict) else None
         if (agent is None) != (self._channels is None):
             raise StateError("only one of the saved machine and this one has an agent")
         kind = state.tree.get("processor") if isinstance(state.tree, dict) else None
         from_tree(ProcessorKind, kind, "processor").check(self._processor)
         link = from_tree(AgentLink, agent, "agent") if agent is not None else None
-        restore_parts(state, self.board, self.threads, self._vm)
+        restore_parts(state, self.board, self.threads, self._vm, elapsed)
         if link is not None and self._channels is not None:
             with self._channels.still():
                 self._channels.restore(link.channels)
@@ -776,14 +786,3 @@ def _choose_engine(name: str) -> Engine:
     from ringzero.engine import select
 
     return select.choose(name)
-
-
-def _cpuid(engine: Engine, config: MachineConfig) -> tuple[Any, ...]:
-    from ringzero.isa.x86 import cpuid
-
-    return cpuid.build(
-        config.cpu,
-        vcpus=config.cpus,
-        tsc_hz=engine.tsc_hz,
-        supported=engine.supported_cpuid(),
-    )

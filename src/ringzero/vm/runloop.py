@@ -13,23 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ringzero.board.contract import Processor
-from ringzero.core.bus import Bus
-from ringzero.engine.contract import (
-    DebugStop,
-    Halt,
-    Kicked,
-    MmioRead,
-    MmioWrite,
-    MsrRead,
-    MsrWrite,
-    PortRead,
-    PortWrite,
-    Shutdown,
-    Vcpu,
-)
-from ringzero.errors import EngineError
-from ringzero.isa.x86.state import MP_RUNNABLE, MP_UNINITIALIZED, CpuState, Segment
-from ringzero.records import replace
+from ringzero.engine.contract import Vcpu
+from ringzero.engine.exits import DebugStop, Halt, Kicked, MmioRead, MmioWrite, Shutdown
+from ringzero.isa.contract import Architecture
 from ringzero.vm.exit import Exit
 
 
@@ -96,7 +82,7 @@ class RunControl:
 
 
 class VcpuThread:
-    """Runs one vCPU.
+    """Runs one vCPU of `architecture`; the guest starts it through `core.irq.StartControl`.
 
     `shut_down(detail)` hears of a vCPU that cannot go on. `stopped_at(thread,
     address)` is asked at each debug stop; True lets the machine go on.
@@ -105,9 +91,9 @@ class VcpuThread:
     def __init__(
         self,
         control: RunControl,
-        vcpu: Vcpu,
+        vcpu: Vcpu[Any],
         processor: Processor,
-        pio: Bus,
+        architecture: Architecture[Any],
         shut_down: Callable[[str], None],
         stopped_at: Callable[[VcpuThread, int], bool],
     ) -> None:
@@ -117,51 +103,45 @@ class VcpuThread:
         # Exits that are no access to a device, by their name.
         self.exits = {"halt": 0, "kicked": 0, "debug": 0}
         self._control = control
-        self._pio = pio
+        self._architecture = architecture
         self._mmio = processor.mmio
-        self._msrs = processor.msrs
         self._shut_down = shut_down
         self._stopped_at = stopped_at
-        # An application processor waits for INIT and STARTUP (SDM vol. 3A, 9.4).
-        self._waits_for_startup = False
-        self._init_received = False
-        self._startup_vector: int | None = None
+        # A secondary vCPU waits until the guest starts it.
+        self._offline = False
+        self._reset_received = False
+        # The entry and the context of the start that was asked for.
+        self._start: tuple[int, int] | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
-            PortRead: self._port_read,
-            PortWrite: self._port_write,
             MmioRead: self._mmio_read,
             MmioWrite: self._mmio_write,
-            MsrRead: self._msr_read,
-            MsrWrite: self._msr_write,
             Halt: self._halt,
             Shutdown: self._shutdown,
             DebugStop: self._debug_stop,
             Kicked: self._kicked,
+            **processor.handlers(vcpu),
         }
-        if processor.lapic is not None:
-            processor.lapic.on_init = self._on_init
-            processor.lapic.on_startup = self._on_startup
+        processor.connect(self)
         self.thread = threading.Thread(
             target=self._main, name=f"vcpu{processor.index}", daemon=True
         )
         control.threads.append(self)
 
-    def set_state(self, state: CpuState) -> None:
+    def set_state(self, state: Any) -> None:
         """Give the vCPU its state; the machine is paused."""
-        self._init_received, self._startup_vector = False, None
-        self._waits_for_startup = (
-            self.processor.lapic is not None and state.mp_state == MP_UNINITIALIZED
+        self._reset_received, self._start = False, None
+        # An engine that keeps the interrupt controllers starts its vCPUs itself.
+        self._offline = self.processor.interrupts is not None and self._architecture.is_offline(
+            state
         )
-        if self._waits_for_startup:
-            state = replace(state, mp_state=MP_RUNNABLE)
+        if self._offline:
+            state = self._architecture.with_offline(state, False)
         self.vcpu.set_state(state)
 
-    def get_state(self) -> CpuState:
+    def get_state(self) -> Any:
         """Return the vCPU's state; the machine is paused."""
-        state: CpuState = self.vcpu.get_state()
-        if self._waits_for_startup:
-            return replace(state, mp_state=MP_UNINITIALIZED)
-        return state
+        state = self.vcpu.get_state()
+        return self._architecture.with_offline(state, True) if self._offline else state
 
     # ---- the loop ---------------------------------------------------------
 
@@ -177,7 +157,7 @@ class VcpuThread:
                 control.first_entry = time.monotonic(), time.process_time()
                 control.entered.set()
             while True:
-                interrupted = self._waits_for_startup or self._init_received
+                interrupted = self._offline or self._reset_received
                 if (interrupted or control.wanted is not running) and not self._look_around():
                     return
                 event = run()
@@ -195,60 +175,45 @@ class VcpuThread:
         control = self._control
         with control.changed:
             while True:
-                if self._init_received:
-                    self._init_received = False
-                    self._waits_for_startup = True
+                if self._reset_received:
+                    self._reset_received = False
+                    self._offline = True
                 if control.wanted is Wanted.END:
                     return False
-                vector = self._startup_vector
-                if control.wanted is Wanted.RUN and self._waits_for_startup and vector is not None:
-                    self._waits_for_startup = False
-                    self._startup_vector = None
-                    state = startup_state(vector)
-                    # A processor's time-stamp counter goes on across INIT (SDM vol. 3B, 18.17).
-                    self.vcpu.set_state(replace(state, tsc=self.vcpu.get_state().tsc))
-                if control.wanted is Wanted.RUN and not self._waits_for_startup:
+                start = self._start
+                if control.wanted is Wanted.RUN and self._offline and start is not None:
+                    self._offline = False
+                    self._start = None
+                    before = self.vcpu.get_state()
+                    self.vcpu.set_state(self._architecture.started(before, *start))
+                if control.wanted is Wanted.RUN and not self._offline:
                     self.parked = False
                     return True
                 self.parked = True
                 control.changed.notify_all()
                 control.changed.wait()
 
-    def _on_init(self) -> None:
+    def reset(self) -> None:
         with self._control.changed:
-            if not self._waits_for_startup:
-                self._init_received = True
-            self._startup_vector = None
+            if not self._offline:
+                self._reset_received = True
+            self._start = None
             self._control.changed.notify_all()
         self.vcpu.kick()
 
-    def _on_startup(self, vector: int) -> None:
+    def start(self, entry: int, context: int = 0) -> None:
         with self._control.changed:
-            # Only the first STARTUP after an INIT counts.
-            if (self._waits_for_startup or self._init_received) and self._startup_vector is None:
-                self._startup_vector = vector
+            if (self._offline or self._reset_received) and self._start is None:
+                self._start = entry, context
             self._control.changed.notify_all()
 
     # ---- exits ------------------------------------------------------------
-
-    def _port_read(self, event: PortRead) -> None:
-        self.vcpu.complete(self._pio.read(event.port, event.width))
-
-    def _port_write(self, event: PortWrite) -> None:
-        self._pio.write(event.port, event.width, event.value)
 
     def _mmio_read(self, event: MmioRead) -> None:
         self.vcpu.complete(self._mmio.read(event.address, event.width))
 
     def _mmio_write(self, event: MmioWrite) -> None:
         self._mmio.write(event.address, event.width, event.value)
-
-    def _msr_read(self, event: MsrRead) -> None:
-        self.vcpu.complete(self._msrs.read(event.index))
-
-    def _msr_write(self, event: MsrWrite) -> None:
-        if not self._msrs.write(event.index, event.value):
-            self.vcpu.complete(None)
 
     def _halt(self, event: Halt) -> None:
         self.exits["halt"] += 1
@@ -264,12 +229,3 @@ class VcpuThread:
 
     def _kicked(self, event: Kicked) -> None:
         self.exits["kicked"] += 1
-
-
-def startup_state(vector: int) -> CpuState:
-    """Return the state in which a STARTUP message lets a processor begin (SDM vol. 3A, 9.4.4)."""
-    if not 0 <= vector <= 0xFF:
-        raise EngineError(f"a STARTUP vector is a page below 1 MiB, not {vector:#x}")
-    reset = CpuState()
-    code = Segment(vector << 8, vector << 12, 0xFFFF, reset.cs.attributes)
-    return replace(reset, cs=code, rip=0)

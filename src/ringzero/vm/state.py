@@ -8,15 +8,14 @@ opposite direction of dependence: the engine, the vCPUs, the devices.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ringzero.board.contract import Board
 from ringzero.core.state import from_tree, to_tree
 from ringzero.engine.contract import Vm
 from ringzero.errors import StateError
-from ringzero.isa.x86.cpuid import CpuidLeaf, features_of
-from ringzero.isa.x86.state import CpuState
+from ringzero.isa.contract import Identification
 from ringzero.records import record
 from ringzero.vm.guest.agent import AgentState
 from ringzero.vm.guest.channels import ChannelsState
@@ -24,16 +23,15 @@ from ringzero.vm.runloop import VcpuThread
 
 # Raised by one whenever a saved tree of before can no longer be read.
 VERSION = 3
-# How far, in parts of a million, the frequencies of two hosts' time-stamp counters may be apart:
-# what Linux guests take for a drift of their clock, and time synchronization makes good.
-TSC_TOLERANCE = 250
+# How far, in parts of a million, the frequencies of two hosts' counters may be apart: what
+# Linux guests take for a drift of their clock, and time synchronization makes good.
+COUNTER_TOLERANCE = 250
 NANOSECONDS = 1_000_000_000
-MASK_64 = (1 << 64) - 1
 
 
 @record
 class MachineState:
-    """`tree` is JSON-ready: version, devices by name, vCPUs in order, the engine's part.
+    """`tree` is JSON-ready: version, architecture, devices by name, vCPUs in order, the engine's.
 
     Under "processor" it holds a ProcessorKind; under "agent" an AgentLink, where the machine
     has an agent.
@@ -41,35 +39,18 @@ class MachineState:
 
     tree: dict[str, Any]
 
-    def advanced(self, nanoseconds: int, tsc_hz: int) -> MachineState:
-        """Return the state with its clocks moved on, as if the guest had stood still for so long.
-
-        Time-stamp counters and what is derived from them (the paravirtual clock, timers) move
-        together; the guest's RTC follows the host's clock anyway. Raises StateError.
-        """
-        ticks = nanoseconds * tsc_hz // NANOSECONDS
-        cpus = self.tree.get("cpus")
-        try:
-            moved = [{**cpu, "tsc": cpu["tsc"] + ticks & MASK_64} for cpu in cpus or ()]
-            engine = self.tree.get("engine")
-            if engine is not None:
-                engine = {**engine, "clock": engine["clock"] + nanoseconds}
-        except (TypeError, KeyError) as fault:
-            raise StateError("the saved machine has no clock") from fault
-        return MachineState({**self.tree, "cpus": moved, "engine": engine})
-
 
 @record
 class ProcessorKind:
-    """What a guest has found out of its processors and relies on: features, the TSC's hertz."""
+    """What a guest has found out of its processors and relies on: features, the counter's hertz."""
 
     features: tuple[str, ...]
     tsc_hz: int
 
     @classmethod
-    def of(cls, leaves: Iterable[CpuidLeaf], tsc_hz: int) -> ProcessorKind:
-        """Return the kind that a guest sees by these leaves of CPUID."""
-        return cls(tuple(sorted(features_of(leaves))), tsc_hz)
+    def of(cls, processors: Identification, counter_hz: int) -> ProcessorKind:
+        """Return the kind that a guest sees by this identification."""
+        return cls(tuple(sorted(processors.features)), counter_hz)
 
     def check(self, here: ProcessorKind) -> None:
         """Raise StateError unless a guest of this kind can go on `here`."""
@@ -79,9 +60,9 @@ class ProcessorKind:
                 f"the saved machine's processor has what this one has not: {', '.join(missing)}",
                 hint="restore it on the engine and by the version of ringzero that saved it",
             )
-        if abs(self.tsc_hz - here.tsc_hz) * 1_000_000 > here.tsc_hz * TSC_TOLERANCE:
+        if abs(self.tsc_hz - here.tsc_hz) * 1_000_000 > here.tsc_hz * COUNTER_TOLERANCE:
             raise StateError(
-                "the saved machine's time-stamp counter has another frequency",
+                "the saved machine's counter has another frequency",
                 hint="its guest's clock would go wrong; restore it on the host that saved it",
                 expected=self.tsc_hz,
                 seen=here.tsc_hz,
@@ -96,11 +77,12 @@ class AgentLink:
     channels: ChannelsState
 
 
-def save_parts(board: Board, threads: Sequence[VcpuThread], vm: Vm) -> MachineState:
+def save_parts(board: Board, threads: Sequence[VcpuThread], vm: Vm[Any]) -> MachineState:
     """Return the state of a machine that stands still."""
     return MachineState(
         {
             "version": VERSION,
+            "architecture": board.architecture.name,
             "devices": {name: to_tree(part.save()) for name, part in board.stateful()},
             "cpus": [to_tree(thread.get_state()) for thread in threads],
             "engine": vm.save(),
@@ -108,11 +90,25 @@ def save_parts(board: Board, threads: Sequence[VcpuThread], vm: Vm) -> MachineSt
     )
 
 
-def restore_parts(state: MachineState, board: Board, threads: Sequence[VcpuThread], vm: Vm) -> None:
-    """Put a state back into a machine of the same configuration. Raises StateError."""
-    tree = state.tree
+def restore_parts(
+    state: MachineState,
+    board: Board,
+    threads: Sequence[VcpuThread],
+    vm: Vm[Any],
+    elapsed: int = 0,
+) -> None:
+    """Put a state back into a machine of the same configuration. Raises StateError.
+
+    Its clocks are moved on by `elapsed` nanoseconds, as if the guest had stood still for so
+    long: counters and what is derived from them (a paravirtual clock, timers) move together;
+    the guest's RTC follows the host's clock anyway.
+    """
+    tree, architecture = state.tree, board.architecture
     if not isinstance(tree, dict) or tree.get("version") != VERSION:
         raise StateError("the saved machine is of another version", expected=VERSION)
+    # Version 3 was saved without it, by the first architecture only.
+    if tree.get("architecture", architecture.name) != architecture.name:
+        raise StateError("the saved machine is of another architecture", expected=architecture.name)
     devices, cpus = tree.get("devices"), tree.get("cpus")
     parts = dict(board.stateful())
     if not isinstance(devices, dict) or set(devices) != set(parts):
@@ -121,12 +117,16 @@ def restore_parts(state: MachineState, board: Board, threads: Sequence[VcpuThrea
     if not isinstance(cpus, list) or len(cpus) != len(threads):
         raise StateError("the saved machine has another number of vCPUs", expected=len(threads))
     # All of the tree is read before any of it is used.
-    cpu_states = [from_tree(CpuState, cpu, f"cpus[{n}]") for n, cpu in enumerate(cpus)]
+    ticks = elapsed * vm.counter_hz // NANOSECONDS
+    cpu_states = [
+        architecture.advance(from_tree(architecture.state_type, cpu, f"cpus[{n}]"), ticks)
+        for n, cpu in enumerate(cpus)
+    ]
     device_states = {
         name: from_tree(part.state_type, devices[name], f"devices.{name}")
         for name, part in parts.items()
     }
-    vm.restore(tree.get("engine"))
+    vm.restore(tree.get("engine"), elapsed)
     for thread, cpu in zip(threads, cpu_states, strict=True):
         thread.set_state(cpu)
     for name, part in parts.items():

@@ -15,20 +15,14 @@ def of(
 ) -> Mapping[str, Any]:
     """Return the engine's counters per vCPU, accesses per device, exits."""
     devices: dict[str, dict[str, int]] = {}
-    buses = [board.mmio, board.pio]
-    attachments: list[Any] = [a for bus in buses for a in bus.attachments]
-    for processor in board.processors:
-        if processor.mmio is not board.mmio:
-            attachments += processor.mmio.attachments
-        attachments += processor.msrs.attachments
-    for attachment in attachments:
-        counts = devices.setdefault(attachment.name, {"reads": 0, "writes": 0})
-        counts["reads"] += attachment.reads
-        counts["writes"] += attachment.writes
-    unclaimed: dict[str, int] = {bus.name: bus.unclaimed for bus in buses}
-    for processor in board.processors:
-        for index, count in processor.msrs.unclaimed.items():
-            unclaimed[f"msr {index:#x}"] = unclaimed.get(f"msr {index:#x}", 0) + count
+    unclaimed: dict[str, int] = {}
+    for bus in board.buses():
+        for attachment in bus.attachments:
+            counts = devices.setdefault(attachment.name, {"reads": 0, "writes": 0})
+            counts["reads"] += attachment.reads
+            counts["writes"] += attachment.writes
+        for name, count in bus.unclaimed_by_name().items():
+            unclaimed[name] = unclaimed.get(name, 0) + count
     cpus = {
         f"cpu{thread.processor.index}": {**thread.vcpu.statistics(), **thread.exits}
         for thread in threads

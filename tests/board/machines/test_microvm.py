@@ -19,7 +19,7 @@ def build(**more):
         "cpus": 2,
         "memory": memory,
         "clock": lambda: 1000,
-        "tsc_hz": 10**9,
+        "counter_hz": 10**9,
         "events": told,
         "serial": lambda data: events.append(data),
         "ports": [ConsolePort("c", lambda data: None)],
@@ -59,7 +59,7 @@ def test_each_vcpu_sees_its_own_local_apic():
 
 def test_device_interrupt_arrives_at_the_local_apic():
     board, _ = build()
-    lapic = board.processors[1].lapic
+    lapic = board.processors[1].interrupts
     lapic.write(0xF0, 4, 0x1FF)
     for register, value in ((0x10 + 2 * 4 + 1, 1 << 24), (0x10 + 2 * 4, 0x44)):
         board.mmio.write(memmap.IOAPIC_BASE, 4, register)

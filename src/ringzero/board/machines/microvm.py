@@ -9,8 +9,9 @@ from ringzero.board import microvm_map as memmap
 from ringzero.board.boot import linux64 as boot
 from ringzero.board.boot.kernel import KernelImage
 from ringzero.board.boot.loading import Loading
-from ringzero.board.contract import BOARDS, Board, BoardParts, Latch, Processor
+from ringzero.board.contract import BOARDS, Board, BoardParts, Latch
 from ringzero.board.firmware import acpi
+from ringzero.board.x86 import X86Processor
 from ringzero.core.bus import Bus, MsrBus
 from ringzero.core.irq import IrqLine
 from ringzero.devices.chips.i8042 import I8042
@@ -28,7 +29,8 @@ from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.devices.virtio.mmio import WINDOW_SIZE, VirtioMmio
 from ringzero.devices.virtio.rng import Rng
 from ringzero.errors import DeviceError
-from ringzero.isa.x86.state import MP_UNINITIALIZED, CpuState
+from ringzero.isa.x86.architecture import X86_64
+from ringzero.isa.x86.state import CpuState
 
 if TYPE_CHECKING:
     from ringzero.devices.virtio.block import BlockBackend
@@ -38,12 +40,13 @@ if TYPE_CHECKING:
 class Microvm(Board):
     """Built once per machine; `console` and `serial` are its ends for the host."""
 
+    architecture = X86_64
     ram_layout = staticmethod(memmap.ram_layout)
 
     def __init__(self, parts: BoardParts) -> None:
         self.memory = parts.memory
         self.mmio = Bus("mmio")
-        self.pio = Bus("pio")
+        self.pio: Bus = Bus("pio")
         self.parts: dict[str, Device[Any]] = {}
         self._slots: list[acpi.MmioSlot] = []
         self._free_gsis = list(range(memmap.VIRTIO_FIRST_GSI, memmap.VIRTIO_LAST_GSI + 1))
@@ -73,28 +76,30 @@ class Microvm(Board):
         else:
             self._bus = MessageBus(parts.messages)
             self.processors = tuple(
-                Processor(index, None, self.mmio, MsrBus(f"msr-cpu{index}"))
+                X86Processor(index, self.mmio, self.pio, MsrBus(f"msr-cpu{index}"))
                 for index in range(parts.cpus)
             )
         self.ioapic = Ioapic(self._bus)
         self.mmio.attach("ioapic", memmap.IOAPIC_BASE, IOAPIC_SIZE, self.ioapic)
         self.parts["ioapic"] = self.ioapic
 
-    def _own_processors(self, parts: BoardParts, bus: ApicBus) -> tuple[Processor, ...]:
+    def _own_processors(self, parts: BoardParts, bus: ApicBus) -> tuple[X86Processor, ...]:
         # The engine may keep it, as it does local APICs.
         from ringzero.devices.chips import kvmclock
 
-        clock = kvmclock.Kvmclock(parts.memory, parts.cpus, parts.clock, parts.tsc_hz, parts.now)
+        clock = kvmclock.Kvmclock(
+            parts.memory, parts.cpus, parts.clock, parts.counter_hz, parts.now
+        )
         self.parts["kvmclock"] = clock
         processors = []
         for index in range(parts.cpus):
-            apic = Lapic(index, bus, parts.clock, parts.tsc_hz)
+            apic = Lapic(index, bus, parts.clock, parts.counter_hz)
             local = Bus(f"mmio-cpu{index}", parent=self.mmio)
             local.attach("lapic", lapic.APIC_BASE_ADDRESS, lapic.APIC_SIZE, apic)
             msrs = MsrBus(f"msr-cpu{index}")
             msrs.attach("lapic", lapic.MSRS, apic)
             msrs.attach("kvmclock", kvmclock.MSRS, clock.port(index))
-            processors.append(Processor(index, apic, local, msrs))
+            processors.append(X86Processor(index, local, self.pio, msrs, apic))
             self.parts[f"lapic{index}"] = apic
         return tuple(processors)
 
@@ -104,9 +109,9 @@ class Microvm(Board):
         yield Latch(True, memmap.RTC_BASE, 1)
         yield Latch(True, memmap.PCI_ADDRESS, 4)
 
-    def end_of_interrupt(self, vector: int) -> None:
+    def end_of_interrupt(self, number: int) -> None:
         for listener in self._bus.eoi_listeners:
-            listener.end_of_interrupt(vector)
+            listener.end_of_interrupt(number)
 
     def _build_legacy(self, parts: BoardParts) -> None:
         events = parts.events
@@ -183,5 +188,5 @@ class Microvm(Board):
         rsdp, tables = acpi.build(plan, memmap.ACPI_TABLES, memmap.ACPI_TABLES_END)
         self.memory.write(memmap.ACPI_TABLES, tables)
         first = boot.load(self.memory, kernel, command_line, initrd, rsdp, loading)
-        waiting = CpuState(mp_state=MP_UNINITIALIZED)
+        waiting = X86_64.with_offline(CpuState(), True)
         return [first] + [waiting] * (len(self.processors) - 1)

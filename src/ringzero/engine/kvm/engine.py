@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ringzero.core.memory import GuestMemory
-from ringzero.engine.contract import ENGINES, Availability, Engine, Usability, Vm
+from ringzero.engine.contract import ENGINES, Availability, Engine, Interrupts, Usability
 from ringzero.engine.kvm.vm import KvmVm
-from ringzero.errors import EngineUnavailableError, RingzeroError
+from ringzero.errors import EngineError, EngineUnavailableError, RingzeroError
 from ringzero.host.kvm import abi as kvm
 from ringzero.host.kvm import fd as kvmfd
+from ringzero.isa.contract import Architecture, Identification
+from ringzero.isa.x86.architecture import X86_64, CpuidTable
 from ringzero.isa.x86.cpuid import CpuidLeaf
 
 HINT = "--engine soft needs no KVM"
@@ -29,7 +30,7 @@ class KvmEngine(Engine):
     """
 
     name = "kvm"
-    keeps_apics = True
+    interrupts = (Interrupts.ENGINE, Interrupts.BOARD)
     likes_large_pages = True
 
     def __init__(self, *, dirty_ring: int = 0) -> None:
@@ -47,8 +48,11 @@ class KvmEngine(Engine):
             self._system = open_system()
         return self._system
 
+    def runs(self, architecture: Architecture[Any]) -> bool:
+        return architecture is X86_64
+
     @property
-    def tsc_hz(self) -> int:
+    def counter_hz(self) -> int:
         if self._tsc_hz is None:
             vm = self.system.create_vm()
             try:
@@ -69,17 +73,19 @@ class KvmEngine(Engine):
         except IndexError:
             return self.system.create_vm()
 
-    def supported_cpuid(self) -> tuple[CpuidLeaf, ...]:
-        return tuple(
-            CpuidLeaf(
-                entry.function,
-                entry.index if entry.flags & kvm.CPUID_FLAG_SIGNIFCANT_INDEX else None,
-                entry.eax,
-                entry.ebx,
-                entry.ecx,
-                entry.edx,
+    def processor_bounds(self) -> CpuidTable:
+        return CpuidTable(
+            tuple(
+                CpuidLeaf(
+                    entry.function,
+                    entry.index if entry.flags & kvm.CPUID_FLAG_SIGNIFCANT_INDEX else None,
+                    entry.eax,
+                    entry.ebx,
+                    entry.ecx,
+                    entry.edx,
+                )
+                for entry in self.system.supported_cpuid()
             )
-            for entry in self.system.supported_cpuid()
         )
 
     def availability(self) -> Availability:
@@ -98,8 +104,50 @@ class KvmEngine(Engine):
             Usability.USABLE, f"kernel code runs at {mips:.0f} million instructions a second"
         )
 
-    def create_vm(self, memory: GuestMemory, cpuid: Iterable[Any], *, apics: bool = False) -> Vm:
-        return KvmVm(self.system, memory, cpuid, self.tsc_hz, apics, self._dirty_ring, self._new_vm)
+    def offers(self) -> dict[str, Any]:
+        from ringzero.isa.x86 import cpuid
+
+        system, bounds = self.system, self.processor_bounds()
+        return {
+            "local_apics": True,
+            "tsc_hz": self.counter_hz,
+            "vendor": cpuid.vendor_of(bounds.leaves),
+            "cpu_features": sorted(bounds.features),
+            "missing_features": {
+                # Those with a vendor of their own have the features of the one without.
+                name: cpuid.missing_features(name, bounds.leaves)
+                for name, model in cpuid.MODELS.items()
+                if model.vendor is None
+            },
+            "api_version": system.api_version(),
+            "max_vcpus": system.check(kvm.CAP_MAX_VCPUS),
+            "memory_slots": system.check(kvm.CAP_NR_MEMSLOTS),
+            "gathered_writes": bool(system.check(kvm.CAP_COALESCED_PIO)),
+            "dirty_ring": bool(system.check(kvm.CAP_DIRTY_LOG_RING)),
+            "msr_exits": bool(system.check(kvm.CAP_X86_USER_SPACE_MSR)),
+        }
+
+    def create_vm(
+        self,
+        memory: GuestMemory,
+        processors: Identification,
+        *,
+        interrupts: Interrupts = Interrupts.BOARD,
+    ) -> KvmVm:
+        if not isinstance(processors, CpuidTable):
+            raise EngineError(
+                f"KVM runs {X86_64.name} guests here, not {processors.architecture.name}",
+                hint=HINT,
+            )
+        return KvmVm(
+            self.system,
+            memory,
+            processors.leaves,
+            self.counter_hz,
+            interrupts is Interrupts.ENGINE,
+            self._dirty_ring,
+            self._new_vm,
+        )
 
 
 def open_system(path: str = kvm.DEVICE) -> kvmfd.KvmSystem:

@@ -11,7 +11,8 @@ import struct
 import time
 
 from ringzero.core.memory import GuestMemory
-from ringzero.engine.contract import Halt, Vcpu
+from ringzero.engine.exits import Halt
+from ringzero.engine.kvm.vcpu import KvmVcpu
 from ringzero.engine.kvm.vm import KvmVm
 from ringzero.errors import EngineError
 from ringzero.host.kvm import fd as kvmfd
@@ -99,11 +100,11 @@ def measure_mips(system: kvmfd.KvmSystem) -> float:
         memory.close()
 
 
-def _best_time(vcpu: Vcpu, rounds: int) -> float:
+def _best_time(vcpu: KvmVcpu, rounds: int) -> float:
     return min(_time_loop(vcpu, rounds) for _ in range(TRIES))
 
 
-def _time_loop(vcpu: Vcpu, rounds: int) -> float:
+def _time_loop(vcpu: KvmVcpu, rounds: int) -> float:
     """Return how long the loop takes, in seconds."""
     vcpu.set_state(long_mode_state(KERNEL_BASE + _CODE, 0x1000).with_gpr(rcx=rounds))
     start = time.perf_counter()

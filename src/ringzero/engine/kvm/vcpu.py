@@ -12,22 +12,18 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ringzero.core.irq import LocalInterrupts
-from ringzero.engine.contract import (
+from ringzero.engine.contract import Vcpu
+from ringzero.engine.exits import (
     DebugStop,
     Exit,
     Halt,
     Kicked,
     MmioRead,
     MmioWrite,
-    MsrRead,
-    MsrWrite,
-    PortRead,
-    PortWrite,
     Shutdown,
-    Vcpu,
 )
 from ringzero.engine.kvm import state as translate
+from ringzero.engine.x86 import LocalApic, MsrRead, MsrWrite, PortRead, PortWrite
 from ringzero.errors import EngineError
 from ringzero.host.kvm import abi as kvm
 from ringzero.host.kvm import fd as kvmfd
@@ -63,10 +59,10 @@ _EXIT_NAMES = {
 _INTERNAL = {1: "an instruction that KVM cannot emulate", 2: "an event within an event"}
 
 
-class KvmVcpu(Vcpu):
+class KvmVcpu(Vcpu[CpuState]):
     """Implements the contract; `interrupts` is None with local APICs in the kernel."""
 
-    def __init__(self, vm: KvmVm, index: int, interrupts: LocalInterrupts | None) -> None:
+    def __init__(self, vm: KvmVm, index: int, interrupts: LocalApic | None) -> None:
         self.index = index
         self._vm = vm
         self._fd = kvmfd.KvmVcpuFd(vm.system, vm.fd, index)
@@ -235,7 +231,7 @@ class KvmVcpu(Vcpu):
 
     def _last_words(self) -> str:
         """Return registers and code of a vCPU that shut down, as far as the host has them."""
-        from ringzero.engine.shutdown import describe
+        from ringzero.isa.x86.shutdown import describe
 
         state = self.get_state()
         if (state.rip, state.cs.base) == _RESET:
@@ -316,13 +312,13 @@ class KvmVcpu(Vcpu):
     def _interrupts_changed(self) -> None:
         self._nudge()
 
-    def _until_deadline(self, apic: LocalInterrupts) -> float | None:
+    def _until_deadline(self, apic: LocalApic) -> float | None:
         deadline = apic.deadline()
         if deadline is None:
             return None
-        return (deadline - self._vm.read_tsc()) / self._vm.tsc_hz
+        return (deadline - self._vm.read_counter()) / self._vm.counter_hz
 
-    def _offer_interrupt(self, apic: LocalInterrupts) -> None:
+    def _offer_interrupt(self, apic: LocalApic) -> None:
         due = self._until_deadline(apic)
         if due is not None and due <= 0:
             apic.expire()

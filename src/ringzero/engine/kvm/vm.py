@@ -7,11 +7,11 @@ import mmap
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import PAGE_SIZE, GuestMemory
-from ringzero.engine.contract import Vcpu, Vm
+from ringzero.engine.contract import Vm
 from ringzero.engine.kvm.state import saved_msrs
 from ringzero.engine.kvm.vcpu import KvmVcpu
 from ringzero.errors import EngineError, StateError
@@ -19,12 +19,13 @@ from ringzero.host.kvm import abi as kvm
 from ringzero.host.kvm import fd as kvmfd
 from ringzero.isa.x86 import cpuid as x86_cpuid
 from ringzero.isa.x86.cpuid import CpuidLeaf
-from ringzero.isa.x86.state import MSR_APIC_BASE, MSR_TSC_DEADLINE
+from ringzero.isa.x86.state import MSR_APIC_BASE, MSR_TSC_DEADLINE, CpuState
 
 # Needed once the guest runs, and loaded then.
 if TYPE_CHECKING:
     from ringzero.engine.kvm.doorbell import Doorbells
     from ringzero.engine.kvm.messages import Messages
+    from ringzero.engine.x86 import LocalApic
 
 # Four pages below the firmware's that Intel CPUs without "unrestricted guest" need; on the
 # usual boards nothing else lies there.
@@ -48,7 +49,7 @@ def _check_dirty_ring(system: kvmfd.KvmSystem, entries: int) -> None:
         )
 
 
-class KvmVm(Vm):
+class KvmVm(Vm[CpuState]):
     """Implements the contract; made by `KvmEngine.create_vm`."""
 
     def __init__(
@@ -177,10 +178,11 @@ class KvmVm(Vm):
 
     # ---- vCPUs ------------------------------------------------------------
 
-    def create_vcpu(self, index: int, interrupts: LocalInterrupts | None) -> Vcpu:
+    def create_vcpu(self, index: int, interrupts: LocalInterrupts | None) -> KvmVcpu:
         if (interrupts is None) != self.apics:
             raise EngineError("local APICs are kept either by the kernel or by the board")
-        vcpu = KvmVcpu(self, index, interrupts)
+        # Boards of x86 give their vCPUs local APICs.
+        vcpu = KvmVcpu(self, index, cast("LocalApic | None", interrupts))
         vcpu.set_cpuid(x86_cpuid.for_vcpu(self._leaves, index))
         self._vcpus.append(vcpu)
         self._open_ring(vcpu)
@@ -191,16 +193,16 @@ class KvmVm(Vm):
         return vcpu
 
     @property
-    def tsc_hz(self) -> int:
+    def counter_hz(self) -> int:
         return self._tsc_hz
 
-    def read_tsc(self) -> int:
+    def read_counter(self) -> int:
         # Without an ioctl on a vCPU, which would wait for it to leave the guest.
         tsc, then = self._tsc_origin
         return tsc + (time.monotonic_ns() - then) * self._tsc_hz // 1_000_000_000
 
     def follow_tsc(self, vcpu: KvmVcpu) -> None:
-        """Let `read_tsc` go on from what `vcpu` shows now."""
+        """Let `read_counter` go on from what `vcpu` shows now."""
         self._tsc_origin = (vcpu.read_tsc(), time.monotonic_ns())
 
     def common_tsc_offset(self, wanted: int) -> int:
@@ -289,13 +291,13 @@ class KvmVm(Vm):
         """Return the KVM clock in nanoseconds."""
         return {"clock": self.fd.get(kvm.GET_CLOCK, kvm.ClockData).clock}
 
-    def restore(self, state: Any) -> None:
+    def restore(self, state: Any, elapsed: int = 0) -> None:
         """Set the KVM clock; None (the state of an engine that has none) leaves it."""
         if state is not None:
             clock = state.get("clock") if isinstance(state, dict) else None
-            if not isinstance(clock, int) or not 0 <= clock < 1 << 63:
+            if not isinstance(clock, int) or not 0 <= clock < (1 << 63) - elapsed:
                 raise StateError("the saved machine's KVM clock is no number of nanoseconds")
-            self.fd.set(kvm.SET_CLOCK, kvm.ClockData(clock=clock))
+            self.fd.set(kvm.SET_CLOCK, kvm.ClockData(clock=clock + elapsed))
         # The vCPUs are given their states next; they agree on a new offset.
         self._tsc_offsets.clear()
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ringzero.core.memory import GuestMemory
-from ringzero.engine.contract import ENGINES, Availability, Engine, Usability, Vm
+from ringzero.engine.contract import ENGINES, Availability, Engine, Interrupts, Usability
 from ringzero.engine.soft.native import native_engine
 from ringzero.engine.soft.vm import SoftVm
-from ringzero.isa.x86.cpuid import CpuidLeaf
+from ringzero.errors import EngineError
+from ringzero.isa.contract import Architecture, Identification
+from ringzero.isa.x86.architecture import X86_64, CpuidTable
 from ringzero.settings import CACHE_DIR
 
 
@@ -21,17 +23,38 @@ class SoftEngine(Engine):
 
     name = "soft"
 
+    def runs(self, architecture: Architecture[Any]) -> bool:
+        return architecture is X86_64
+
     @property
-    def tsc_hz(self) -> int:
+    def counter_hz(self) -> int:
         return host_tsc_hz()
 
     def availability(self) -> Availability:
         return Availability(Usability.USABLE, "software translation runs on every x86-64 host")
 
+    def offers(self) -> dict[str, Any]:
+        from ringzero.isa.x86 import cpuid
+        from ringzero.isa.x86.architecture import BASELINE
+
+        # No frequency: it is measured with compiled code, and this compiles none.
+        features = sorted(cpuid.MODELS[BASELINE].features)
+        return {"local_apics": False, "max_vcpus": 1, "cpu_features": features}
+
     def create_vm(
-        self, memory: GuestMemory, cpuid: Iterable[CpuidLeaf], *, apics: bool = False
-    ) -> Vm:
-        return SoftVm(native_engine(), memory, cpuid, self.tsc_hz)
+        self,
+        memory: GuestMemory,
+        processors: Identification,
+        *,
+        interrupts: Interrupts = Interrupts.BOARD,
+    ) -> SoftVm:
+        if interrupts is Interrupts.ENGINE:
+            raise EngineError("the software engine takes its local APICs from the board")
+        if not isinstance(processors, CpuidTable):
+            raise EngineError(
+                f"the software engine runs no {processors.architecture.name} guests yet"
+            )
+        return SoftVm(native_engine(), memory, processors.leaves, self.counter_hz)
 
 
 @functools.cache

@@ -10,25 +10,20 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ringzero.core.irq import LocalInterrupts
-from ringzero.engine.contract import (
+from ringzero.engine.contract import Vcpu
+from ringzero.engine.exits import (
     DebugStop,
     Exit,
     Halt,
     Kicked,
     MmioRead,
     MmioWrite,
-    MsrRead,
-    MsrWrite,
-    PortRead,
-    PortWrite,
     Shutdown,
-    Vcpu,
 )
-from ringzero.engine.shutdown import describe
 from ringzero.engine.soft.report import unknown_instructions
+from ringzero.engine.x86 import LocalApic, MsrRead, MsrWrite, PortRead, PortWrite
 from ringzero.errors import EngineError
 from ringzero.host.memory import HostMemory, MemoryImage
 from ringzero.isa.x86 import cpu as x86
@@ -41,6 +36,8 @@ from ringzero.isa.x86.cpu import (
     TlbEntry,
 )
 from ringzero.isa.x86.interpreter import NEVER
+from ringzero.isa.x86.shutdown import describe
+from ringzero.isa.x86.state import CpuState
 from ringzero.isa.x86.view import CpuView
 
 if TYPE_CHECKING:
@@ -78,10 +75,10 @@ def _empty_tables() -> MemoryImage:
     return image
 
 
-class SoftVcpu(Vcpu):
+class SoftVcpu(Vcpu[CpuState]):
     """Implements the contract; made by `SoftVm.create_vcpu`."""
 
-    def __init__(self, vm: SoftVm, index: int, interrupts: LocalInterrupts) -> None:
+    def __init__(self, vm: SoftVm, index: int, interrupts: LocalApic) -> None:
         self.index = index
         self.vm = vm
         self._interrupts = interrupts
@@ -195,7 +192,7 @@ class SoftVcpu(Vcpu):
             pause = None if end is None else end - time.monotonic()
             deadline = self._interrupts.deadline()
             if deadline is not None:
-                due = (deadline - self.vm.read_tsc()) / self.vm.tsc_hz
+                due = (deadline - self.vm.read_counter()) / self.vm.counter_hz
                 if due <= 0:
                     self._timer()
                     return
@@ -300,13 +297,13 @@ class SoftVcpu(Vcpu):
 
     # --- state ---
 
-    def get_state(self) -> Any:
+    def get_state(self) -> CpuState:
         from ringzero.isa.x86.state_io import read_state
 
         self._finish_access()
         return read_state(self.cpu, self.vm.engine.read_host_tsc(0))
 
-    def set_state(self, state: Any) -> None:
+    def set_state(self, state: CpuState) -> None:
         from ringzero.isa.x86.state_io import write_state
 
         self._pending_exit = x86.EXIT_NONE

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import PAGE_SHIFT, GuestMemory
-from ringzero.engine.contract import Vcpu, Vm
+from ringzero.engine import contract
+from ringzero.engine.contract import Vm
 from ringzero.engine.soft.code import CODE_SIZE, CodeSpace, SharedCode
 from ringzero.engine.soft.native import NativeEngine
 from ringzero.engine.soft.translations import Translations
@@ -17,12 +18,14 @@ from ringzero.engine.soft.vcpu import SoftVcpu
 from ringzero.errors import EngineError
 from ringzero.isa.x86.cpu import CpuidEntry
 from ringzero.isa.x86.cpuid import CpuidLeaf, for_vcpu
+from ringzero.isa.x86.state import CpuState
 from ringzero.isa.x86.view import StructView
 from ringzero.jit.tables import COUNTERS, Translator
 from ringzero.settings import DEBUG
 
 if TYPE_CHECKING:
     from ringzero.engine.soft.reveal import Revealer
+    from ringzero.engine.x86 import LocalApic
 
 # MAXPHYADDR: as CPUID leaf 80000008h of the CPU models says.
 PHYSICAL_BITS = 48
@@ -33,7 +36,7 @@ HOT = 3
 LEAST_REVEALING = 2
 
 
-class SoftVm(Vm):
+class SoftVm(Vm[CpuState]):
     """Implements the contract; made by `SoftEngine.create_vm`."""
 
     def __init__(
@@ -59,7 +62,7 @@ class SoftVm(Vm):
         self._tables: list[Any] = []
         memory.listen(self._written)
 
-    def create_vcpu(self, index: int, interrupts: LocalInterrupts | None) -> Vcpu:
+    def create_vcpu(self, index: int, interrupts: LocalInterrupts | None) -> SoftVcpu:
         self._open_space(None)
         if interrupts is None:
             raise EngineError("the software engine takes its local APICs from the board")
@@ -69,7 +72,8 @@ class SoftVm(Vm):
             raise EngineError(
                 "the software engine runs one virtual CPU for now", hint="start it with --cpus 1"
             )
-        vcpu = SoftVcpu(self, index, interrupts)
+        # Boards of x86 give their vCPUs local APICs.
+        vcpu = SoftVcpu(self, index, cast("LocalApic", interrupts))
         vcpu.cpu.tsc_offset = self._tsc_offset
         self._set_cpuid(vcpu, for_vcpu(self._leaves, index))
         self._vcpus.append(vcpu)
@@ -98,7 +102,7 @@ class SoftVm(Vm):
     def share(self) -> SharedCode:
         return self.space.share()
 
-    def adopt(self, code: Any) -> None:
+    def adopt(self, code: contract.SharedCode | None) -> None:
         self._open_space(code if isinstance(code, SharedCode) else None)
 
     @property
@@ -177,10 +181,10 @@ class SoftVm(Vm):
                 vcpu.flush()
 
     @property
-    def tsc_hz(self) -> int:
+    def counter_hz(self) -> int:
         return self._tsc_hz
 
-    def read_tsc(self) -> int:
+    def read_counter(self) -> int:
         # A guest may set its TSC; all vCPUs are taken to agree with the first one's.
         offset = self._vcpus[0].cpu.tsc_offset if self._vcpus else self._tsc_offset
         return (self.engine.read_host_tsc(0) + offset) & ((1 << 64) - 1)
