@@ -24,13 +24,13 @@ from ringzero.devices.chips.vmgenid import VmGenerationId
 from ringzero.devices.interrupts.ioapic import Ioapic
 from ringzero.devices.interrupts.lapic import MSRS as LAPIC_MSRS
 from ringzero.devices.interrupts.lapic import ApicBus, Lapic
-from ringzero.devices.virtio.block import Block
-from ringzero.devices.virtio.console import Console, ConsolePort
-from ringzero.devices.virtio.net import Net
-from ringzero.devices.virtio.rng import Rng
-from ringzero.devices.virtio.vsock import HEADER, REQUEST, Endpoint, Vsock
+from ringzero.devices.virtio.kinds.block import Block
+from ringzero.devices.virtio.kinds.console import Console, ConsolePort
+from ringzero.devices.virtio.kinds.net import Net
+from ringzero.devices.virtio.kinds.rng import Rng
+from ringzero.devices.virtio.kinds.vsock import HEADER, REQUEST, Endpoint, Vsock
 from tests.devices.virtio.driver import Driver
-from tests.devices.virtio.test_block import MemoryDisk
+from tests.devices.virtio.kinds.test_block import MemoryDisk
 
 FIXED_TIME = 1_700_000_000.0
 

@@ -15,8 +15,8 @@ from ringzero.core.irq import IrqLine, LocalInterrupts, StartControl
 from ringzero.core.memory import GuestMemory
 from ringzero.devices.chips.serial import Serial
 from ringzero.devices.contract import Device
-from ringzero.devices.virtio.console import ConsolePort
 from ringzero.devices.virtio.device import VirtioDevice
+from ringzero.devices.virtio.kinds.console import ConsolePort
 from ringzero.devices.virtio.mmio import QUEUE_NOTIFY, VirtioMmio
 from ringzero.engine.contract import Vcpu
 from ringzero.engine.exits import Exit
@@ -25,7 +25,7 @@ from ringzero.records import field, record
 from ringzero.registry import Registry
 
 if TYPE_CHECKING:
-    from ringzero.devices.virtio.block import BlockBackend
+    from ringzero.devices.virtio.kinds.block import BlockBackend
 
 
 @record

@@ -16,7 +16,7 @@ from ringzero.registry import Registry
 
 
 class Port(Protocol):
-    """The machine's interface (`ringzero.devices.virtio.net.Net`); from any thread."""
+    """The machine's interface (`ringzero.devices.virtio.kinds.net.Net`); from any thread."""
 
     def deliver(self, frame: bytes) -> bool:
         """Take a frame; False when there is no room, and `Network.room` will tell."""

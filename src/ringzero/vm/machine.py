@@ -25,7 +25,7 @@ from ringzero.board.contract import BOARDS, Board, BoardEvents, BoardParts
 from ringzero.config.machine import MachineConfig
 from ringzero.core.state import from_tree, to_tree
 from ringzero.devices.contract import Device
-from ringzero.devices.virtio.console import ConsolePort
+from ringzero.devices.virtio.kinds.console import ConsolePort
 from ringzero.engine.contract import Engine, Interrupts
 from ringzero.errors import (
     DeviceError,

@@ -3,10 +3,10 @@ import pytest
 from ringzero.board import microvm_map as memmap
 from ringzero.board.contract import BOARDS, BoardEvents, BoardParts
 from ringzero.core.memory import GuestMemory
-from ringzero.devices.virtio.console import ConsolePort
-from ringzero.devices.virtio.rng import Rng
+from ringzero.devices.virtio.kinds.console import ConsolePort
+from ringzero.devices.virtio.kinds.rng import Rng
 from ringzero.errors import DeviceError
-from tests.devices.virtio.test_block import MemoryDisk
+from tests.devices.virtio.kinds.test_block import MemoryDisk
 
 
 def build(**more):

@@ -5,8 +5,8 @@ import struct
 import pytest
 
 from ringzero.core.state import from_tree, to_tree
+from ringzero.devices.virtio.kinds.rng import Rng
 from ringzero.devices.virtio.mmio import VirtioMmio
-from ringzero.devices.virtio.rng import Rng
 from ringzero.errors import StateError
 from tests.devices.virtio.driver import Driver
 

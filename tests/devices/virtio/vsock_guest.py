@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ringzero.devices.virtio.vsock import (
+from ringzero.devices.virtio.kinds.vsock import (
     EVENT,
     HEADER,
     HOST_CID,

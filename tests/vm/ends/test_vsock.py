@@ -8,8 +8,15 @@ import time
 
 import pytest
 
-from ringzero.devices.virtio.vsock import DATA, NO_RECEIVE, NO_SEND, REQUEST, RESPONSE, SHUTDOWN
-from ringzero.devices.virtio.vsock import RESET as RST
+from ringzero.devices.virtio.kinds.vsock import (
+    DATA,
+    NO_RECEIVE,
+    NO_SEND,
+    REQUEST,
+    RESPONSE,
+    SHUTDOWN,
+)
+from ringzero.devices.virtio.kinds.vsock import RESET as RST
 from ringzero.errors import (
     ConfigError,
     ConflictError,

@@ -4,7 +4,7 @@ import struct
 import threading
 import time
 
-from ringzero.devices.virtio.console import Console, ConsolePort
+from ringzero.devices.virtio.kinds.console import Console, ConsolePort
 from ringzero.vm.guest.channels import INBOUND_LIMIT, PortChannels
 from ringzero.vm.guest.line import Line
 from ringzero.vm.guest.output import OutputBatch

@@ -24,16 +24,16 @@ from ringzero.devices.contract import Device
 from ringzero.devices.interrupts import lapic
 from ringzero.devices.interrupts.ioapic import IOAPIC_SIZE, SELECT, Ioapic
 from ringzero.devices.interrupts.lapic import ApicBus, Lapic, MessageBus
-from ringzero.devices.virtio.console import Console
 from ringzero.devices.virtio.device import VirtioDevice
+from ringzero.devices.virtio.kinds.console import Console
+from ringzero.devices.virtio.kinds.rng import Rng
 from ringzero.devices.virtio.mmio import WINDOW_SIZE, VirtioMmio
-from ringzero.devices.virtio.rng import Rng
 from ringzero.errors import DeviceError
 from ringzero.isa.x86.architecture import X86_64
 from ringzero.isa.x86.state import CpuState
 
 if TYPE_CHECKING:
-    from ringzero.devices.virtio.block import BlockBackend
+    from ringzero.devices.virtio.kinds.block import BlockBackend
 
 
 @BOARDS.register("microvm")
@@ -63,7 +63,7 @@ class Microvm(Board):
             self.add_virtio(name, device)
 
     def _add_disks(self, disks: Sequence[BlockBackend]) -> None:
-        from ringzero.devices.virtio.block import Block
+        from ringzero.devices.virtio.kinds.block import Block
 
         for number, disk in enumerate(disks):
             self.add_virtio(f"disk{number}", Block(disk, identity=f"disk{number}"))

@@ -101,5 +101,5 @@ class VirtioDevice(ABC, Generic[S]):
 
 
 VIRTIO_DEVICES: Registry[type[VirtioDevice[Any]]] = Registry(
-    "virtio device", "ringzero.devices.virtio", support=("device", "mmio", "queue")
+    "virtio device", "ringzero.devices.virtio.kinds"
 )

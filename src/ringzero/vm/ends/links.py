@@ -8,8 +8,8 @@ from typing import Any
 from ringzero.config.devices.net import NetConfig
 from ringzero.config.machine import MachineConfig
 from ringzero.devices.virtio.device import VirtioDevice
-from ringzero.devices.virtio.net import Net
-from ringzero.devices.virtio.vsock import Vsock
+from ringzero.devices.virtio.kinds.net import Net
+from ringzero.devices.virtio.kinds.vsock import Vsock
 from ringzero.net.contract import NETWORKS, Network
 from ringzero.vm.ends.vsock import VsockSockets
 from ringzero.vm.guest.identity import Identity

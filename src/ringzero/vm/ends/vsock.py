@@ -17,7 +17,7 @@ import socket
 import threading
 from pathlib import Path
 
-from ringzero.devices.virtio.vsock import NO_RECEIVE, NO_SEND, Connection, Endpoint, Vsock
+from ringzero.devices.virtio.kinds.vsock import NO_RECEIVE, NO_SEND, Connection, Endpoint, Vsock
 from ringzero.errors import HostError, NotFoundError, TimeoutExpiredError
 from ringzero.host.files import host_error
 from ringzero.host.unixsocket import Listener, connect

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from ringzero.devices.virtio.console import ConsolePort
+from ringzero.devices.virtio.kinds.console import ConsolePort
 from ringzero.errors import StateError
 from ringzero.records import record
 from ringzero.vm.guest.output import PATIENCE

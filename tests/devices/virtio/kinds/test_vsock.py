@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringzero.devices.virtio import vsock
-from ringzero.devices.virtio.vsock import (
+from ringzero.devices.virtio.kinds import vsock
+from ringzero.devices.virtio.kinds.vsock import (
     BACKLOG_SIZE,
     BUFFER_SIZE,
     CREDIT_REQUEST,

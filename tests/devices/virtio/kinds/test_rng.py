@@ -1,4 +1,4 @@
-from ringzero.devices.virtio.rng import MAX_REQUEST, Rng
+from ringzero.devices.virtio.kinds.rng import MAX_REQUEST, Rng
 from tests.devices.virtio.driver import EVENT_IDX, Driver
 
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from ringzero.devices.virtio.block import Block
+from ringzero.devices.virtio.kinds.block import Block
 from ringzero.errors import DiskError
 from tests.devices.virtio.driver import EVENT_IDX, Driver
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ringzero.devices.virtio.net import BACKLOG, HEADER, Net, NetState
+from ringzero.devices.virtio.kinds.net import BACKLOG, HEADER, Net, NetState
 from ringzero.errors import StateError
 from tests.devices.virtio.driver import EVENT_IDX, Driver
 

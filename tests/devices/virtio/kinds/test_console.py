@@ -2,7 +2,7 @@ import struct
 
 import pytest
 
-from ringzero.devices.virtio.console import BACKLOG_SIZE, Console, ConsolePort
+from ringzero.devices.virtio.kinds.console import BACKLOG_SIZE, Console, ConsolePort
 from tests.devices.virtio.driver import EVENT_IDX, Driver
 
 SIZE, MULTIPORT = 1, 2

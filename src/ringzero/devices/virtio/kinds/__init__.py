@@ -1,0 +1,1 @@
+"""The virtio devices, one module each; `rng` is the one to copy."""
