@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+from ringzero.api.action import Stream
 from ringzero.config.machine import MachineConfig
 from ringzero.control.host import directory
 from ringzero.control.host.launch import launch
@@ -93,6 +94,22 @@ class Fake(FakeMachine):
         if found is not None and self.failure is not None:
             raise self.failure
         return found
+
+
+class Taker(Stream):
+    """Keeps what a streaming action sends; `begun` is set when input may be sent."""
+
+    def __init__(self):
+        self.shown = bytearray()
+        self.begun = threading.Event()
+        self.link = None
+
+    def begin(self, link):
+        self.link = link
+        self.begun.set()
+
+    def data(self, number, content):
+        self.shown.extend(content)
 
 
 class Seed:

@@ -6,11 +6,13 @@ import time
 
 import pytest
 
+from ringzero.api.table import get
 from ringzero.config.machine import MachineConfig
 from ringzero.control.host import client, directory
 from ringzero.control.host.launch import launch
 from ringzero.errors import GuestError, HostError
 from ringzero.host.progress import QUIET
+from tests.control.fake import Taker
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]
 
@@ -74,17 +76,15 @@ def test_commands_run_beside_the_service_and_each_other(web):
 
 def test_a_terminal_of_its_own(web):
     words = ["sh", "-c", "tty; stty size; read x; echo got $x; exit 6"]
-    shown, begun = bytearray(), threading.Event()
-    with web.session() as session:
-        typist = threading.Thread(
-            target=lambda: begun.wait() and session.send(b"hello\r"), daemon=True
-        )
-        typist.start()
-        wanted = {"words": words, "stdin": True, "tty": True, "rows": 33, "columns": 99}
-        answer = session.stream("exec", wanted, lambda _, d: shown.extend(d), begun.set)
-        typist.join()
+    taker = Taker()
+    typist = threading.Thread(
+        target=lambda: taker.begun.wait() and taker.link.send(b"hello\r"), daemon=True
+    )
+    typist.start()
+    answer = web.exec(taker, words, stdin=True, tty=True, rows=33, columns=99)
+    typist.join()
     assert answer == {"status": 6}
-    lines = shown.decode().split()
+    lines = taker.shown.decode().split()
     assert lines[0].startswith("/dev/hvc") or "hello" in lines[0]
     assert "33" in lines
     assert "99" in lines
@@ -93,7 +93,7 @@ def test_a_terminal_of_its_own(web):
 
 def test_a_client_that_goes_takes_its_command_with_it(web):
     with web.session() as session:
-        session._request("exec", {"words": ["sleep", "1234"]})
+        session._request(get("exec"), {"words": ["sleep", "1234"]})
         deadline = time.monotonic() + 10
         while "sleep 1234" not in output(web, "ps"):
             assert time.monotonic() < deadline
@@ -117,7 +117,7 @@ def test_pause_stands_still(web):
 
 def test_copies_are_machines_of_their_own(web):
     output(web, "echo original | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null")
-    copies = web.fork(3)
+    copies = web.copies(3)
     output(web, "echo changed | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null")
     machines = [web, *copies]
     look = "echo 3 >/proc/sys/vm/drop_caches; head -n1 /dev/vda"
@@ -148,7 +148,7 @@ def test_memory_of_a_copy_is_not_changed_by_later_copies(web):
     for number in range(3):
         output(web, fill)
         seen = output(web, look)
-        made.append((seen, web.fork(name=f"memory-{number}")[0]))
+        made.append((seen, web.copies(name=f"memory-{number}")[0]))
     assert len({seen for seen, _ in made}) == 3
     assert [output(copy, look) for _, copy in made] == [seen for seen, _ in made]
     for _, copy in made:
@@ -171,7 +171,7 @@ def test_sessions_stay_with_the_original(web):
     deadline = time.monotonic() + 10
     while "sleep 4" not in output(web, "ps"):
         assert time.monotonic() < deadline
-    (copy,) = web.fork(name="copy")
+    (copy,) = web.copies(name="copy")
     while "sleep 4" in output(copy, "ps"):
         assert time.monotonic() < deadline
     thread.join()
@@ -183,9 +183,9 @@ def test_taken_back_it_goes_on_with_its_service(web, place):
 
     store = Store(place / "snapshots")
     output(web, "echo then | tee /tmp/text | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null")
-    web.snapshot("then", store.root)
+    web.snapshot("then", str(store.root))
     output(web, "echo now | tee /tmp/text | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null")
-    web.revert(store.get("then").path)
+    web.revert(str(store.get("then").path))
     look = "echo 3 >/proc/sys/vm/drop_caches; cat /tmp/text; head -n1 /dev/vda"
     assert output(web, look) == "then\nthen\n"
     ticks = int(output(web, "cat /tmp/ticks"))
@@ -212,7 +212,7 @@ def test_after_its_end_it_is_started_again_and_taken_back(web, place):
     look = "echo 3 >/proc/sys/vm/drop_caches; cat /tmp/text 2>&1; head -n1 /dev/vda"
     assert output(web, look).endswith("No such file or directory\nchanged\n")
     web.kill()
-    web.revert(Store(place / "snapshots").get("then").path)
+    web.revert(str(Store(place / "snapshots").get("then").path))
     assert output(web, look) == "then\nthen\n"
     assert web.stop().reason == "poweroff"
     assert (place / "disk.img").read_bytes()[:5] == b"then\n"

@@ -11,13 +11,15 @@ import time
 
 import pytest
 
+from ringzero.api.protocol import Decoder, encode_data, encode_message
+from ringzero.api.table import get
+from ringzero.api.values import Status
 from ringzero.config.tree import config_to_tree
 from ringzero.control.host import client, directory
 from ringzero.control.host import launch as launching
-from ringzero.control.host.directory import SOCKET, Status
+from ringzero.control.host.directory import SOCKET
 from ringzero.control.host.launch import launch
 from ringzero.control.machine import server
-from ringzero.control.machine.protocol import Decoder, encode_data, encode_message
 from ringzero.errors import (
     ConflictError,
     ControlError,
@@ -30,7 +32,7 @@ from ringzero.errors import (
 from ringzero.host.progress import QUIET
 from ringzero.records import replace
 from ringzero.vm.saved.store import Store
-from tests.control.fake import PROGRAM, config, start
+from tests.control.fake import PROGRAM, Taker, config, start
 from tests.vm import seeds
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -62,10 +64,10 @@ def test_life():
     assert web.status() is Status.PAUSED
     with pytest.raises(ConflictError, match="paused"):
         machine.run(["true"])
-    with pytest.raises(ConflictError, match="paused already"):
+    with pytest.raises(ConflictError, match="is paused; 'pause' needs one that is running"):
         machine.pause()
     machine.resume()
-    with pytest.raises(ConflictError, match="not paused"):
+    with pytest.raises(ConflictError, match="is running; 'resume' needs"):
         machine.resume()
     with pytest.raises(ConflictError, match="running"):
         machine.remove()
@@ -172,48 +174,42 @@ def test_a_process_that_hangs_is_killed_all_the_same():
     assert web.exit().reason == "killed"
 
 
-class Console:
+class Console(Taker):
     """An attached console on a thread."""
 
     def __init__(self, machine, **how):
-        self.session = machine.session()
-        self.data = bytearray()
-        self.begun = threading.Event()
-        self.thread = threading.Thread(target=self._run, args=(how,), daemon=True)
+        super().__init__()
+        self.thread = threading.Thread(target=self._run, args=(machine, how), daemon=True)
         self.thread.start()
         assert self.begun.wait(5)
 
-    def _run(self, how):
-        def take(_, data):
-            self.data.extend(data)
-
+    def _run(self, machine, how):
         with contextlib.suppress(ControlError, GuestError):
-            self.session.stream("console", how, take, self.begun.set)
+            machine.console(self, **how)
 
     def leave(self):
-        self.session.send(b"")
+        self.link.send(b"")
         self.thread.join(5)
-        self.session.close()
 
 
 def test_several_watch_one_console():
     start("web")
     machine = client.machine("web")
     first, second = Console(machine), Console(machine, watch=True)
-    until(lambda: b"terminal" in first.data)
-    first.session.send(b"hello")
-    second.session.send(b"not me")
-    until(lambda: b"<hello>" in first.data and b"<hello>" in second.data)
+    until(lambda: b"terminal" in first.shown)
+    first.link.send(b"hello")
+    second.link.send(b"not me")
+    until(lambda: b"<hello>" in first.shown and b"<hello>" in second.shown)
     third = Console(machine)
-    until(lambda: b"<hello>" in third.data)
+    until(lambda: b"<hello>" in third.shown)
     assert machine.inspect()["watchers"]["console"] == 3
     for console in (first, second, third):
-        assert b"not me" not in console.data
+        assert b"not me" not in console.shown
         console.leave()
     until(lambda: machine.inspect()["watchers"]["console"] == 0)
     assert b"<hello>" in (directory.find("web").path / "console.log").read_bytes()
-    with pytest.raises(InvalidValueError, match="no line"), machine.session() as session:
-        session.stream("console", {"line": "tape"}, lambda *_: None)
+    with pytest.raises(InvalidValueError, match="no line"):
+        machine.console(Taker(), line="tape")
 
 
 def test_hostile_clients_hurt_nobody():
@@ -279,7 +275,7 @@ def test_a_client_that_does_not_read_keeps_nobody():
     start("web")
     machine = client.machine("web")
     slow = machine.session()
-    slow._request("exec", {"words": ["head", "-c", "50000000", "/dev/zero"]})
+    slow._request(get("exec"), {"words": ["head", "-c", "50000000", "/dev/zero"]})
     time.sleep(0.3)
     assert machine.inspect()["status"] == "running"
     slow.close()
@@ -288,7 +284,7 @@ def test_a_client_that_does_not_read_keeps_nobody():
 
 def test_output_for_a_client_that_does_not_read_is_bounded_and_whole():
     ours, theirs = socket.socketpair()
-    call = server.Call(server.Connection(ours, None, "web"))
+    call = server.Call(server.Connection(ours, None, "web", {}))
     pressure = []
     call.on_pressure = pressure.append
     sent = 0
@@ -333,7 +329,7 @@ def test_fork():
     start("web")
     machine = client.machine("web")
     machine.run(["true"])
-    copies = machine.fork(3)
+    copies = machine.copies(3)
     assert [copy.name for copy in copies] == ["web-1", "web-2", "web-3"]
     pids = {copy.directory.process().pid for copy in copies}
     assert len(pids) == 3
@@ -341,13 +337,13 @@ def test_fork():
     for copy in copies:
         assert copy.directory.machine().parent == "web"
         assert copy.run(["echo", copy.name]).stdout == f"{copy.name}\n".encode()
-    (again,) = copies[0].fork(name="other")
+    (again,) = copies[0].copies(name="other")
     assert again.run(["echo", "x"]).exit_code == 0
     with pytest.raises(ConflictError, match="taken"):
         copies[0].fork(2, "web-%")
     with pytest.raises(InvalidValueError, match="no pattern"):
         copies[0].fork(2, "web")
-    assert copies[1].fork(1)[0].name == "web-2-1"
+    assert copies[1].fork(1)[0] == "web-2-1"
     assert copies[2].stop().reason == "poweroff"
     names = [m.name for m in directory.machines() if m.alive]
     assert names == ["other", "web-1", "web-2", "web-2-1"]
@@ -402,7 +398,7 @@ def test_one_that_does_not_come_up_again_is_still_there():
 
 def test_copies_are_not_started_again():
     start("web")
-    (copy,) = client.machine("web").fork()
+    (copy,) = client.machine("web").copies()
     copy.kill()
     with pytest.raises(ConflictError, match="was a copy"):
         copy.start()
@@ -426,7 +422,7 @@ def test_a_running_machine_is_taken_back(saved, paused):
     time.sleep(0.1)
     if paused:
         machine.pause()
-    machine.revert(saved)
+    machine.revert(str(saved))
     worker.join(10)
     assert "taken back" in lost[0].message
     assert web.status() is (Status.PAUSED if paused else Status.RUNNING)
@@ -439,7 +435,7 @@ def test_a_machine_that_ended_is_taken_back_and_goes_on(saved):
     machine = client.machine("web")
     machine.kill()
     with launched_by_fakes():
-        machine.revert(saved)
+        machine.revert(str(saved))
     assert web.status() is Status.RUNNING and web.machine().revert == ""
     until(lambda: "reverted to ready as None" in log(web))
 
@@ -451,7 +447,7 @@ def test_a_snapshot_that_does_not_fit_changes_nothing(saved, alive):
     if not alive:
         machine.kill()
     with launched_by_fakes(), pytest.raises(StateError, match="does not fit"):
-        machine.revert(saved)
+        machine.revert(str(saved))
     assert web.alive is alive and web.machine().revert == ""
     if not alive:
         with launched_by_fakes():
@@ -464,7 +460,7 @@ def test_a_revert_that_is_cut_short_is_told_and_completed(saved, line, error):
     web = start("web", line)
     machine = client.machine("web")
     with pytest.raises(error):
-        machine.revert(saved)
+        machine.revert(str(saved))
     until(lambda: not web.alive)
     assert web.machine().revert == str(saved)
     if line == "dies":

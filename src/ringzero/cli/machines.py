@@ -70,17 +70,6 @@ def write(descriptor: int, data: bytes) -> None:
             time.sleep(0.001)
 
 
-def for_each(arguments: argparse.Namespace, act: Any) -> int:
-    """Do `act(machine)` for every named one and print the names; the first fault ends with it."""
-    from ringzero.control.host.client import machine
-
-    for name in arguments.machine:
-        act(machine(name))
-        if not getattr(arguments, "json", False):
-            print(name, flush=True)
-    return 0
-
-
 def both_outputs(number: int, data: bytes) -> None:
     """Write what came on stream 1 or 2 to the descriptor of that number."""
     write(2 if number == 2 else 1, data)

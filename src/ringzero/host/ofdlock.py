@@ -11,6 +11,8 @@ import os
 import struct
 from pathlib import Path
 
+from ringzero.host.files import open_regular
+
 # struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid.
 _FLOCK = struct.Struct("@hhqqi4x")
 _WHOLE_FILE = (os.SEEK_SET, 0, 0, 0)
@@ -26,8 +28,8 @@ def take(descriptor: int) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a living process holds the lock of the file; raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """Whether a living process holds the lock of the regular file; raises OSError."""
+    descriptor = open_regular(path)
     try:
         answer = fcntl.fcntl(
             descriptor, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, *_WHOLE_FILE)

@@ -7,14 +7,15 @@ import time
 
 import pytest
 
+from ringzero.api.values import ExitRecord, Status
 from ringzero.config.tree import config_from_tree, config_to_tree
 from ringzero.control.host import directory
 from ringzero.control.host.directory import EXIT, LOCK, MACHINE, PROCESS, STATUS, VMM_LOG
 from ringzero.control.host.records import (
-    ExitRecord,
     MachineRecord,
     ProcessRecord,
-    Status,
+    load,
+    save,
 )
 from ringzero.control.machine.keeper import write_process
 from ringzero.errors import ConflictError, ControlError, InvalidValueError, NotFoundError
@@ -145,12 +146,12 @@ def test_reasons_of_a_death(monkeypatch):
     (web.path / VMM_LOG).write_text("x\nFatal Python error: Segmentation fault\n\nThread 0x1\n")
     assert "crashed: Segmentation fault" in web.exit().detail
     (web.path / VMM_LOG).unlink()
-    ProcessRecord(1, 1, host.boot_id(), "/x", 3).write(web.path / PROCESS)
+    save(ProcessRecord(1, 1, host.boot_id(), "/x", 3), web.path / PROCESS)
     monkeypatch.setattr(directory, "oom_kills", lambda cgroup: 4)
     assert "memory ran out" in web.exit().detail
-    ProcessRecord(1, 1, "another boot").write(web.path / PROCESS)
+    save(ProcessRecord(1, 1, "another boot"), web.path / PROCESS)
     assert web.exit().detail == "the host was restarted"
-    ExitRecord("poweroff", "", 0, 5.0).write(web.path / EXIT)
+    save(ExitRecord("poweroff", "", 0, 5.0), web.path / EXIT)
     assert (web.exit().reason, web.status()) == ("poweroff", Status.ENDED)
     web.write_death(ExitRecord("killed", "", 137, 0.0))
     assert web.exit().reason == "poweroff"
@@ -196,7 +197,7 @@ def test_files_of_a_newer_version_are_refused():
     web = dead()
     data = json.loads((web.path / MACHINE).read_text())
     (web.path / MACHINE).write_text(json.dumps(data | {"format": 99}))
-    assert MachineRecord.read(web.path / MACHINE) is None
+    assert load(MachineRecord, web.path / MACHINE) is None
 
 
 def test_configuration_comes_back_whole(tmp_path):

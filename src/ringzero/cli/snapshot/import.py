@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ringzero.cli.snapshot_action import ACTIONS, add_common, facts, store
+from ringzero.cli.snapshot_action import ACTIONS, add_common, store
 from ringzero.cli.verb import Verb, print_json
 
 
@@ -24,8 +24,9 @@ class Import(Verb):
     def execute(self, arguments: argparse.Namespace) -> int:
         from pathlib import Path
 
+        from ringzero.control.host.actions import snapshot_facts
         from ringzero.vm.saved.transfer import import_file
 
         taken = import_file(store(), Path(arguments.file), arguments.name)
-        print_json(facts(taken)) if arguments.json else print(taken.name)
+        print_json(snapshot_facts(taken)) if arguments.json else print(taken.name)
         return 0

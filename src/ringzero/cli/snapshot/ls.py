@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ringzero.cli.machines import note, table
-from ringzero.cli.snapshot_action import ACTIONS, add_common, node_facts, store, when
+from ringzero.cli.snapshot_action import ACTIONS, add_common, store, when
 from ringzero.cli.verb import Verb, print_json
 from ringzero.units import format_size
 
@@ -23,6 +23,8 @@ class List(Verb):
         add_common(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
+        from ringzero.control.host.actions import snapshot_summary
+
         place = store()
         if arguments.quiet:
             for name in place.names():
@@ -31,7 +33,7 @@ class List(Verb):
         nodes, (_, bad) = place.tree(), place.all()
         if arguments.json:
             damaged = [{"name": name, "damaged": fault.message} for name, fault in bad.items()]
-            print_json([*map(node_facts, nodes), *damaged])
+            print_json([*map(snapshot_summary, nodes), *damaged])
             return 0
         rows = [
             (

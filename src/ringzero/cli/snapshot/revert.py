@@ -34,7 +34,7 @@ now is lost, the content of its disk images included: save it first to keep it.
         faults = snapshot.check() if arguments.verify else []
         if faults:
             raise StateError(f"{snapshot.name} is damaged: {faults[0]}")
-        machine.revert(snapshot.path)
+        machine.revert(str(snapshot.path))
         if arguments.json:
             print_json(machine.directory.summary())
         else:

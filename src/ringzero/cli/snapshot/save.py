@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ringzero.cli.machines import add_name, named
-from ringzero.cli.snapshot_action import ACTIONS, add_common, facts, store
+from ringzero.cli.snapshot_action import ACTIONS, add_common, store
 from ringzero.cli.verb import Verb, print_json
 from ringzero.errors import ConflictError
 
@@ -30,11 +30,13 @@ class Save(Verb):
         add_common(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
+        from ringzero.control.host.actions import snapshot_facts
+
         machine, place = named(arguments), store()
         if machine.directory.alive:
             machine.snapshot(
                 arguments.snapshot,
-                place.root,
+                str(place.root),
                 memory=not arguments.disks_only,
                 compress=arguments.compress,
             )
@@ -52,7 +54,7 @@ class Save(Verb):
                 )
             place.save_disks(record.machine_config(), arguments.snapshot)
         if arguments.json:
-            print_json(facts(place.get(arguments.snapshot)))
+            print_json(snapshot_facts(place.get(arguments.snapshot)))
         else:
             print(arguments.snapshot)
         return 0

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ringzero.cli.snapshot_action import ACTIONS, add_common, node_facts, store, when
+from ringzero.cli.snapshot_action import ACTIONS, add_common, store, when
 from ringzero.cli.verb import Verb, print_json
 from ringzero.units import format_size
 
@@ -25,9 +25,11 @@ class Tree(Verb):
         add_common(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
+        from ringzero.control.host.actions import snapshot_summary
+
         nodes = store().tree()
         if arguments.json:
-            print_json(list(map(node_facts, nodes)))
+            print_json(list(map(snapshot_summary, nodes)))
             return 0
         children: dict[str | None, list[Node]] = {}
         for node in nodes:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+from typing import Self
 
+from ringzero.api.action import Link, Stream
+from ringzero.api.table import get
+from ringzero.cli.action_verb import add_flags
 from ringzero.cli.machines import add_json, add_name, named, note, write
 from ringzero.cli.verb import VERBS, Verb
 
 _STDIN, _STDOUT = 0, 1
+# The arguments of the action that are flags as they are.
+_FLAGS = ("watch", "only", "scrollback")
 
 
 @VERBS.register("console")
@@ -23,52 +29,71 @@ class Console(Verb):
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the flags and the name."""
-        add = parser.add_argument
-        add("--watch", action="store_true", help="see what is there, and do not type")
-        add("--only", action="store_true", help="nobody else may type meanwhile")
-        add("--serial", action="store_true", help="the serial line instead of the console")
-        add("--no-scrollback", action="store_true", help="leave out what was said before")
+        wanted = [a for a in get("console").arguments if a.name in _FLAGS]
+        add_flags(parser, wanted)
+        parser.add_argument(
+            "--serial", action="store_true", help="the serial line instead of the console"
+        )
         add_json(parser)
         add_name(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Attach until the user detaches or the machine ends."""
-        from ringzero.host.terminal import EscapeFilter, Reader, on_resize, raw_mode, size
+        from ringzero.host.terminal import size
 
         rows, columns = size(_STDOUT)
-        wanted = {
-            "line": "serial" if arguments.serial else "",
-            "watch": arguments.watch,
-            "only": arguments.only,
-            "scrollback": not arguments.no_scrollback,
-            "rows": rows,
-            "columns": columns,
-        }
-        escape = EscapeFilter()
-        terminal = os.isatty(_STDIN)
-        with named(arguments).session() as session, contextlib.ExitStack() as stack:
-
-            def typed(data: bytes) -> None:
-                data = escape.feed(data) if terminal else data
-                if data:
-                    session.send(data)
-                if escape.ended:
-                    session.send(b"")
-
-            def resized() -> None:
-                new_rows, new_columns = size(_STDOUT)
-                session.event("resize", rows=new_rows, columns=new_columns)
-
-            def begin() -> None:
-                if terminal:
-                    note("Ctrl-] q detaches, Ctrl-] Ctrl-] sends a Ctrl-]")
-                stack.enter_context(raw_mode(_STDIN))
-                stack.enter_context(on_resize(resized))
-                # One that only watches types nothing, but for the escape key.
-                if terminal or not arguments.watch:
-                    stack.enter_context(Reader(_STDIN, typed, lambda: session.send(b"")))
-
-            session.stream("console", wanted, lambda _, data: write(_STDOUT, data), begin)
-        if escape.ended:
+        machine, terminal = named(arguments), _Terminal(types=not arguments.watch)
+        with terminal:
+            machine.console(
+                terminal,
+                line="serial" if arguments.serial else "",
+                rows=rows,
+                columns=columns,
+                **{name: getattr(arguments, name) for name in _FLAGS},
+            )
+        if terminal.escape.ended:
             note(f"detached from {arguments.machine}, which goes on")
         return 0
+
+
+class _Terminal(Stream):
+    """The user's terminal, attached to a line until the escape key or the end of input."""
+
+    def __init__(self, *, types: bool) -> None:
+        from ringzero.host.terminal import EscapeFilter
+
+        self.escape = EscapeFilter()
+        self._types = types
+        self._terminal = os.isatty(_STDIN)
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def begin(self, link: Link) -> None:
+        from ringzero.host.terminal import Reader, on_resize, raw_mode, size
+
+        def typed(data: bytes) -> None:
+            data = self.escape.feed(data) if self._terminal else data
+            if data:
+                link.send(data)
+            if self.escape.ended:
+                link.send(b"")
+
+        def resized() -> None:
+            rows, columns = size(_STDOUT)
+            link.event("resize", rows=rows, columns=columns)
+
+        if self._terminal:
+            note("Ctrl-] q detaches, Ctrl-] Ctrl-] sends a Ctrl-]")
+        self._undo.enter_context(raw_mode(_STDIN))
+        self._undo.enter_context(on_resize(resized))
+        # One that only watches types nothing, but for the escape key.
+        if self._terminal or self._types:
+            self._undo.enter_context(Reader(_STDIN, typed, lambda: link.send(b"")))
+
+    def data(self, number: int, content: bytes) -> None:
+        write(_STDOUT, content)

@@ -8,8 +8,9 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
+from ringzero.api.action import Link, Stream
 from ringzero.cli.machines import add_name, both_outputs, named
 from ringzero.cli.verb import VERBS, Verb
 from ringzero.errors import InvalidValueError
@@ -45,30 +46,49 @@ class Exec(Verb):
             raise InvalidValueError(
                 "no command", hint=f"ringzero exec {arguments.machine} -- CMD ..."
             )
-        from ringzero.host.terminal import Reader, on_resize, raw_mode, size
+        from ringzero.host.terminal import size
 
         rows, columns = size(_STDOUT)
-        wanted: dict[str, Any] = {"words": arguments.command, "stdin": arguments.interactive}
+        wanted: dict[str, Any] = {"stdin": arguments.interactive}
         if arguments.tty:
             term = os.environ.get("TERM", "linux")
             wanted |= {"tty": True, "rows": rows, "columns": columns, "term": term}
-        with named(arguments).session() as session, contextlib.ExitStack() as stack:
+        machine = named(arguments)
+        with _Streams(tty=arguments.tty, interactive=arguments.interactive) as streams:
+            return machine.exec(streams, arguments.command, **wanted)["status"]
 
-            def resized() -> None:
-                new_rows, new_columns = size(_STDOUT)
-                session.event("resize", rows=new_rows, columns=new_columns)
 
-            def begin() -> None:
-                stack.enter_context(_forwarded(lambda name: session.event("signal", name=name)))
-                if arguments.tty and arguments.interactive:
-                    stack.enter_context(raw_mode(_STDIN))
-                    stack.enter_context(on_resize(resized))
-                if arguments.interactive:
-                    reader = Reader(_STDIN, session.send, lambda: session.send(b""))
-                    stack.enter_context(reader)
+class _Streams(Stream):
+    """Our standard streams and signals, passed on to a command in the guest and back."""
 
-            answer = session.stream("exec", wanted, both_outputs, begin)
-            return int(answer["status"])
+    def __init__(self, *, tty: bool, interactive: bool) -> None:
+        self._tty = tty
+        self._interactive = interactive
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def begin(self, link: Link) -> None:
+        from ringzero.host.terminal import Reader, on_resize, raw_mode, size
+
+        def resized() -> None:
+            rows, columns = size(_STDOUT)
+            link.event("resize", rows=rows, columns=columns)
+
+        enter = self._undo.enter_context
+        enter(_forwarded(lambda name: link.event("signal", name=name)))
+        if self._tty and self._interactive:
+            enter(raw_mode(_STDIN))
+            enter(on_resize(resized))
+        if self._interactive:
+            enter(Reader(_STDIN, link.send, lambda: link.send(b"")))
+
+    def data(self, number: int, content: bytes) -> None:
+        both_outputs(number, content)
 
 
 @contextlib.contextmanager

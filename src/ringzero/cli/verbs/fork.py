@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
+from typing import TYPE_CHECKING, ClassVar
 
-from ringzero.cli.machines import add_json, add_name, named
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.action_verb import MachineVerb, chosen
+from ringzero.cli.verb import VERBS, print_json
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
 
 
 @VERBS.register("fork")
-class Fork(Verb):
+class Fork(MachineVerb):
+    action = "fork"
+    several = False
     summary = "make running copies of a running machine, in milliseconds"
+    short: ClassVar[Mapping[str, str]] = {"count": "-n"}
+    metavars: ClassVar[Mapping[str, str]] = {"name": "PATTERN"}
     examples = """\
   ringzero fork web                            web-1
   ringzero fork web --count 10                 ten more, with the next free numbers
   ringzero fork web --count 3 --name test-%    test-1, test-2, test-3
 """
 
-    def configure(self, parser: argparse.ArgumentParser) -> None:
-        """Add the flags and the name."""
-        add = parser.add_argument
-        add("--count", "-n", metavar="N", type=int, default=1, help="how many (default: 1)")
-        add(
-            "--name",
-            metavar="PATTERN",
-            dest="pattern",
-            default="",
-            help="the copies' names, with %% for their number (default: NAME-%%)",
-        )
-        add_json(parser)
-        add_name(parser)
-
     def execute(self, arguments: argparse.Namespace) -> int:
         """Make them and print their names."""
-        made = named(arguments).fork(arguments.count, arguments.pattern)
+        from ringzero.api.table import get
+        from ringzero.control.host.client import machine
+
+        made = machine(arguments.machine).copies(**chosen(get(self.action), arguments))
         if arguments.json:
-            print_json([machine.directory.summary() for machine in made])
+            print_json([copy.directory.summary() for copy in made])
         else:
-            for machine in made:
-                print(machine.name)
+            for copy in made:
+                print(copy.name)
         return 0

@@ -1,23 +1,13 @@
 """`ringzero kill`: end machines at once."""
 
-from __future__ import annotations
-
-import argparse
-
-from ringzero.cli.machines import add_json, add_name, for_each
-from ringzero.cli.verb import VERBS, Verb
+from ringzero.cli.action_verb import MachineVerb
+from ringzero.cli.verb import VERBS
 
 
 @VERBS.register("kill")
-class Kill(Verb):
+class Kill(MachineVerb):
+    action = "kill"
     summary = "end machines at once, as if the power had failed"
-    examples = "  ringzero kill web\n"
-
-    def configure(self, parser: argparse.ArgumentParser) -> None:
-        """Add the names."""
-        add_json(parser)
-        add_name(parser, several=True)
-
-    def execute(self, arguments: argparse.Namespace) -> int:
-        """End them and print their names."""
-        return for_each(arguments, lambda machine: machine.kill())
+    examples = """\
+  ringzero kill web
+"""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from ringzero.cli.machines import add_json, ago, one_line, table
+from ringzero.api.values import ALIVE, MachineSummary, Status
+from ringzero.cli.machines import add_json, ago, note, one_line, table
 from ringzero.cli.verb import VERBS, Verb, print_json
 
 
@@ -25,20 +25,19 @@ class Ps(Verb):
         parser.add_argument("-q", "--quiet", action="store_true", help="print names only")
         parser.add_argument(
             "--status",
-            choices=("starting", "running", "paused", "stopping", "ended", "dead"),
+            choices=[status.value for status in Status],
             help="only those in this state",
         )
         add_json(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Print them. No process is asked: the directories tell."""
-        from ringzero.control.host.directory import machines
+        from ringzero.control.host.client import host
+        from ringzero.control.host.directory import odd
 
-        found = [machine.summary() for machine in machines()]
-        if arguments.status:
-            found = [facts for facts in found if facts["status"] == arguments.status]
-        elif not arguments.all:
-            found = [facts for facts in found if "exit" not in facts]
+        found = host().machines(arguments.status)
+        if not arguments.status and not arguments.all:
+            found = [facts for facts in found if Status(facts["status"]) in ALIVE]
         if arguments.json:
             print_json(found)
         elif arguments.quiet:
@@ -49,10 +48,12 @@ class Ps(Verb):
                 ("NAME", "STATUS", "FOR", "PID", "CPUS", "MEMORY", "ENGINE", "RUNS"),
                 [_row(facts) for facts in found],
             )
+        for name, reason in odd():
+            note(f"{name!r} is no machine ({reason}); `ringzero rm {name}` removes it")
         return 0
 
 
-def _row(facts: dict[str, Any]) -> tuple[str, ...]:
+def _row(facts: MachineSummary) -> tuple[str, ...]:
     from ringzero.units import format_size
 
     config = facts["config"]

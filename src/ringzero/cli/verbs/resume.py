@@ -1,23 +1,13 @@
-"""`ringzero resume`."""
+"""`ringzero resume`: let paused machines go on."""
 
-from __future__ import annotations
-
-import argparse
-
-from ringzero.cli.machines import add_json, add_name, for_each
-from ringzero.cli.verb import VERBS, Verb
+from ringzero.cli.action_verb import MachineVerb
+from ringzero.cli.verb import VERBS
 
 
 @VERBS.register("resume")
-class Resume(Verb):
+class Resume(MachineVerb):
+    action = "resume"
     summary = "let paused machines go on"
-    examples = "  ringzero resume web\n"
-
-    def configure(self, parser: argparse.ArgumentParser) -> None:
-        """Add the names."""
-        add_json(parser)
-        add_name(parser, several=True)
-
-    def execute(self, arguments: argparse.Namespace) -> int:
-        """Do it and print the names."""
-        return for_each(arguments, lambda machine: machine.resume())
+    examples = """\
+  ringzero resume web
+"""

@@ -1,25 +1,13 @@
-"""`ringzero start`."""
+"""`ringzero start`: start machines again."""
 
-from __future__ import annotations
-
-import argparse
-
-from ringzero.cli.machines import add_json, add_name, for_each
-from ringzero.cli.verb import VERBS, Verb
+from ringzero.cli.action_verb import MachineVerb
+from ringzero.cli.verb import VERBS
 
 
 @VERBS.register("start")
-class Start(Verb):
+class Start(MachineVerb):
+    action = "start"
     summary = "start machines again that have ended, as they were described"
     examples = """\
   ringzero start web
 """
-
-    def configure(self, parser: argparse.ArgumentParser) -> None:
-        """Add the names."""
-        add_json(parser)
-        add_name(parser, several=True)
-
-    def execute(self, arguments: argparse.Namespace) -> int:
-        """Start them and print their names."""
-        return for_each(arguments, lambda machine: machine.start())

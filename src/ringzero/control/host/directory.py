@@ -16,20 +16,22 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ringzero.api.values import ExitRecord, MachineSummary, Status
 from ringzero.config.device import NAME
 from ringzero.config.machine import MachineConfig
 from ringzero.config.tree import config_to_tree
 from ringzero.control.host.records import (
-    ExitRecord,
     MachineRecord,
     ProcessRecord,
-    Status,
     StatusRecord,
+    load,
+    save,
 )
 from ringzero.errors import (
     ConflictError,
@@ -39,9 +41,9 @@ from ringzero.errors import (
     NotFoundError,
 )
 from ringzero.host import ofdlock
-from ringzero.host.files import host_error
+from ringzero.host.files import host_error, open_regular
 from ringzero.host.process import boot_id, oom_kills
-from ringzero.records import record
+from ringzero.records import record, replace
 from ringzero.settings import MACHINES_DIR
 
 if TYPE_CHECKING:
@@ -62,7 +64,9 @@ _NEW, _OLD = ".new-", ".old-"
 _LOG_TAIL = 8192
 # How long a killed process may take to be gone, in seconds: the kernel frees its memory first.
 _DEATH = 20.0
-_PAUSE = 0.005
+# Between two looks at a lock that no process known to us holds, in seconds, at first and at
+# last: a command that is about to run the machine, or to remove it, has it for a moment.
+_PAUSE, _LONGEST_PAUSE = 0.001, 0.1
 _FATAL = re.compile(r"^Fatal Python error: (.*)$", re.MULTILINE)
 
 
@@ -120,7 +124,7 @@ class MachineDirectory:
 
     def machine(self) -> MachineRecord:
         """Return what was asked for. Raises ControlError for a directory that does not say."""
-        record = MachineRecord.read(self.path / MACHINE)
+        record = load(MachineRecord, self.path / MACHINE)
         if record is None:
             if not self.exists:
                 raise not_found(self.name, self.path.parent)
@@ -132,29 +136,36 @@ class MachineDirectory:
 
     def process(self) -> ProcessRecord | None:
         """Return who runs the machine, or ran it last."""
-        return ProcessRecord.read(self.path / PROCESS)
+        return load(ProcessRecord, self.path / PROCESS)
 
     def exit(self) -> ExitRecord | None:
-        """Return how the machine ended; for one whose process died, what can be known of it."""
-        if self.alive:
+        """Return how the machine ended; for one whose process died, what can be known of it.
+
+        None where it runs, or was never started.
+        """
+        status = self.status()
+        if status.alive or status is Status.DEFINED:
             return None
-        return ExitRecord.read(self.path / EXIT) or self._death()
+        return load(ExitRecord, self.path / EXIT) or self._death()
 
     def status(self) -> Status:
         """Return what the machine is doing now."""
-        if self.alive:
-            record = StatusRecord.read(self.path / STATUS)
+        alive = self.alive
+        record = load(StatusRecord, self.path / STATUS)
+        if alive:
             return Status.STARTING if record is None else Status(record.status)
-        return Status.DEAD if ExitRecord.read(self.path / EXIT) is None else Status.ENDED
+        if record is not None and record.status == Status.DEFINED.value:
+            return Status.DEFINED
+        return Status.DEAD if load(ExitRecord, self.path / EXIT) is None else Status.ENDED
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> MachineSummary:
         """Return everything that the files say, as plain data; it asks no process."""
         status = self.status()
-        machine = MachineRecord.read(self.path / MACHINE)
+        machine = load(MachineRecord, self.path / MACHINE)
         process = self.process()
-        now = StatusRecord.read(self.path / STATUS)
+        now = load(StatusRecord, self.path / STATUS)
         ended = None if status.alive else self.exit()
-        facts: dict[str, Any] = {
+        facts: MachineSummary = {
             "name": self.name,
             "id": machine.id if machine else "",
             "status": status.value,
@@ -180,7 +191,7 @@ class MachineDirectory:
             when = (self.path / STATUS).stat().st_mtime
         except OSError:
             when = 0.0
-        cause, machine = self._cause(process), MachineRecord.read(self.path / MACHINE)
+        cause, machine = self._cause(process), load(MachineRecord, self.path / MACHINE)
         if machine is not None and machine.revert:
             cause += (
                 f"; it was being taken back to {Path(machine.revert).name!r}, and its disks may be "
@@ -204,7 +215,7 @@ class MachineDirectory:
     def tail(self, name: str, size: int) -> str:
         """Return the end of one of the directory's files as text; "" where there is none."""
         try:
-            with (self.path / name).open("rb") as file:
+            with os.fdopen(open_regular(self.path / name), "rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - size))
                 return file.read(size).decode("utf-8", "replace")
         except OSError:
@@ -238,6 +249,10 @@ class MachineDirectory:
     def require_alive(self) -> None:
         """Raise ConflictError where no process runs the machine, saying how it ended."""
         ended = self.exit()
+        if ended is None and not self.alive:
+            raise ConflictError(
+                f"machine {self.name!r} was never started", hint=f"`ringzero start {self.name}`"
+            )
         if ended is not None:
             detail = f": {ended.detail.splitlines()[0]}" if ended.detail else ""
             raise ConflictError(
@@ -258,43 +273,61 @@ class MachineDirectory:
 
     def wait_end(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until no process runs the machine; whether that is so."""
-        deadline = time.monotonic() + timeout
+        deadline, pause = time.monotonic() + timeout, _PAUSE
         while self.alive:
-            if time.monotonic() >= deadline:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 return False
-            time.sleep(_PAUSE)
+            process = self.process()
+            if process is None or process.identity.wait(left):
+                pause = self._pause(pause, left)
         return True
 
     def end_process(self) -> None:
         """End the machine's process by SIGKILL and wait until it is gone. Raises ControlError."""
-        deadline = time.monotonic() + _DEATH
+        deadline, pause = time.monotonic() + _DEATH, _PAUSE
         while self.alive:
-            process = self.process()
-            # A process that is about to run it says who it is as the first thing it does.
-            if process is not None:
-                process.identity.signal(9)
-            if time.monotonic() >= deadline:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 raise ControlError(
                     f"the process of machine {self.name!r} does not end",
                     hint="it may hang in the host's kernel; look at its directory",
                     directory=self.path,
                 )
-            time.sleep(_PAUSE)
+            process = self.process()
+            # A process that is about to run it says who it is as the first thing it does.
+            if process is not None and process.identity.signal(9):
+                process.identity.wait(left)
+            else:
+                pause = self._pause(pause, left)
+
+    def _pause(self, pause: float, left: float) -> float:
+        """Wait for a lock that nobody known to us holds; return how long to wait next time."""
+        if self.alive:
+            time.sleep(min(pause, left))
+        return min(2 * pause, _LONGEST_PAUSE)
+
+    def write_defined(self) -> None:
+        """Note that the machine was described and not started; its claim is held."""
+        save(StatusRecord(Status.DEFINED.value, time.time()), self.path / STATUS)
 
     def write_end(self, record: ExitRecord) -> None:
         """Note how the machine ended; called by its process."""
         with contextlib.suppress(HostError):
-            record.write(self.path / EXIT)
+            save(record, self.path / EXIT)
 
     def write_death(self, record: ExitRecord) -> None:
         """Note how a machine ended whose process could not do so itself."""
         if not self.alive and not (self.path / EXIT).exists():
             with contextlib.suppress(HostError):
-                record.write(self.path / EXIT)
+                save(record, self.path / EXIT)
 
     def remove(self) -> None:
-        """Remove a machine that does not run. Raises ConflictError, NotFoundError."""
-        if self.path.exists() and not self.exists:
+        """Remove a machine that does not run, or what stands where one should be.
+
+        Raises ConflictError, NotFoundError.
+        """
+        if os.path.lexists(self.path) and self.oddity() and not self.alive:
             # Not one that we made; nobody can be running it.
             self.discard()
             return
@@ -304,6 +337,19 @@ class MachineDirectory:
         finally:
             os.close(lock)
 
+    def oddity(self) -> str:
+        """Return why what stands here is no machine of ours, or ""."""
+        try:
+            if not stat.S_ISDIR(self.path.lstat().st_mode):
+                return "it is no directory"
+            for name in (LOCK, MACHINE, PROCESS, STATUS, EXIT, CONSOLE_LOG, VMM_LOG):
+                with contextlib.suppress(FileNotFoundError):
+                    if not stat.S_ISREG((self.path / name).lstat().st_mode):
+                        return f"its {name} is no regular file"
+        except OSError as fault:
+            return fault.strerror or str(fault)
+        return "" if self.exists else f"it has no file {LOCK}"
+
     def reclaim(self, record: MachineRecord) -> Claim:
         """Claim a machine that does not run, to start it again as `record` says.
 
@@ -311,7 +357,7 @@ class MachineDirectory:
         """
         lock = self._take_lock()
         try:
-            record.write(self.path / MACHINE)
+            save(record, self.path / MACHINE)
             for name in (EXIT, STATUS, PROCESS):
                 (self.path / name).unlink(missing_ok=True)
         except BaseException as fault:
@@ -321,11 +367,34 @@ class MachineDirectory:
             raise
         return Claim(self, lock, again=True)
 
+    def rename(self, name: str) -> MachineDirectory:
+        """Give a machine that does not run another name; return its directory.
+
+        Raises InvalidValueError, ConflictError, NotFoundError, HostError.
+        """
+        new = MachineDirectory(self.path.with_name(check_name(name)))
+        lock = self._take_lock()
+        try:
+            if os.path.lexists(new.path):
+                raise _taken(new)
+            record = self.machine()
+            # Refused where somebody took the name meanwhile: their directory has files in it.
+            self.path.rename(new.path)
+            again = replace(record, name=name, config=record.config | {"name": name})
+            save(again, new.path / MACHINE)
+        except OSError as fault:
+            if new.exists and self.exists:
+                raise _taken(new) from None
+            raise host_error(fault, "rename", self.path) from fault
+        finally:
+            os.close(lock)
+        return new
+
     def _take_lock(self) -> int:
         try:
-            lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CLOEXEC)
+            lock = open_regular(self.path / LOCK, os.O_RDWR)
         except OSError as fault:
-            if not self.path.exists():
+            if not os.path.lexists(self.path):
                 raise not_found(self.name, self.path.parent) from None
             raise host_error(fault, "open", self.path / LOCK) from fault
         try:
@@ -386,12 +455,20 @@ def not_found(name: str, where: Path) -> NotFoundError:
     return NotFoundError(f"no machine called {name!r}", hint=hint)
 
 
-def find(name: str, where: Path | None = None) -> MachineDirectory:
-    """Return the directory of the machine called `name`. Raises NotFoundError."""
+def find(name: str, where: Path | None = None, *, odd: bool = False) -> MachineDirectory:
+    """Return the directory of the machine called `name`; with `odd`, also what is no machine.
+
+    Raises NotFoundError, ControlError.
+    """
     where = where or root()
     found = MachineDirectory(where / check_name(name))
-    if not found.path.is_dir():
+    if not os.path.lexists(found.path):
         raise not_found(name, where)
+    reason = "" if odd else found.oddity()
+    if reason:
+        raise ControlError(
+            f"{found.path} is no machine: {reason}", hint=f"`ringzero rm {name}` removes it"
+        )
     return found
 
 
@@ -401,7 +478,18 @@ def machines(where: Path | None = None) -> list[MachineDirectory]:
         entries = sorted((where or root()).iterdir())
     except OSError:
         return []
-    return [MachineDirectory(e) for e in entries if NAME.fullmatch(e.name) and e.is_dir()]
+    found = [MachineDirectory(entry) for entry in entries if NAME.fullmatch(entry.name)]
+    return [directory for directory in found if not directory.oddity()]
+
+
+def odd(where: Path | None = None) -> list[tuple[str, str]]:
+    """Return the names of what is no machine among the machines, each with the reason."""
+    try:
+        entries = sorted((where or root()).iterdir())
+    except OSError:
+        return []
+    found = [(e.name, MachineDirectory(e).oddity()) for e in entries if e.name[0] != "."]
+    return [(name, reason) for name, reason in found if reason]
 
 
 def create(
@@ -425,7 +513,7 @@ def create(
     is raised. Raises HostError.
     """
     where = where or root()
-    _make_root(where)
+    make_root(where)
     _sweep(where)
 
     def describe(chosen: str) -> MachineRecord:
@@ -463,7 +551,7 @@ def next_number(name: str) -> str:
 
 def _claim(where: Path, name: str, describe: Callable[[str], MachineRecord]) -> Claim:
     path = where / name
-    if path.exists():
+    if os.path.lexists(path):
         raise _taken(MachineDirectory(path))
     new = where / f"{_NEW}{_random()}"
     try:
@@ -474,7 +562,7 @@ def _claim(where: Path, name: str, describe: Callable[[str], MachineRecord]) -> 
         raise host_error(fault, "create", new) from fault
     try:
         ofdlock.take(lock)
-        describe(name).write(new / MACHINE)
+        save(describe(name), new / MACHINE)
         # Refused where the name is taken: a directory with files in it is not replaced.
         new.rename(path)
     except BaseException as fault:
@@ -490,6 +578,12 @@ def _claim(where: Path, name: str, describe: Callable[[str], MachineRecord]) -> 
 
 def _taken(directory: MachineDirectory) -> ConflictError:
     name, status = directory.name, directory.status()
+    reason = directory.oddity()
+    if reason:
+        return ConflictError(
+            f"the name {name!r} is taken by what is no machine: {reason}",
+            hint=f"`ringzero rm {name}` removes it",
+        )
     remedy = "rm -f" if status.alive else "rm"
     return ConflictError(
         f"the name {name!r} is taken by a machine that is {status.value}",
@@ -500,7 +594,10 @@ def _taken(directory: MachineDirectory) -> ConflictError:
 def _remove_tree(path: Path) -> None:
     import shutil
 
-    shutil.rmtree(path, ignore_errors=True)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _random() -> str:
@@ -508,7 +605,8 @@ def _random() -> str:
     return os.urandom(8).hex()
 
 
-def _make_root(where: Path) -> None:
+def make_root(where: Path) -> None:
+    """Make the directory of all machines, where it is missing. Raises HostError."""
     try:
         where.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as fault:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ringzero
 from ringzero.control.host.directory import VMM_LOG, Claim, MachineDirectory
-from ringzero.control.machine.report import follow
+from ringzero.control.host.report import follow
 from ringzero.errors import GuestError, HostError, RingzeroError
 from ringzero.host.progress import Progress
 

@@ -1,25 +1,27 @@
 """What a machine's directory says in its JSON files, as frozen dataclasses.
 
-A file may be missing, cut short or from another version: `read` gives None
+A file may be missing, cut short or from another version: `load` gives None
 for everything that is not a whole record, and never raises for content.
 """
 
 from __future__ import annotations
 
 import contextlib
-import enum
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
+from ringzero.api.values import Status, Value
 from ringzero.config.machine import MachineConfig
 from ringzero.config.tree import config_from_tree
-from ringzero.errors import GuestError, RingzeroError, StateError
-from ringzero.host.files import host_error
+from ringzero.errors import StateError
+from ringzero.host.files import host_error, open_regular
 from ringzero.host.process import ProcessIdentity
-from ringzero.records import field, field_names, record
+from ringzero.records import record
+
+AnyValue = TypeVar("AnyValue", bound=Value)
 
 # Of machine.json: a reader refuses a higher one.
 FORMAT = 2
@@ -27,51 +29,8 @@ FORMAT = 2
 _MAX_FILE = 1 << 20
 
 
-class Status(enum.Enum):
-    """What a machine is doing, as `ringzero ps` shows it."""
-
-    STARTING = "starting"
-    RUNNING = "running"
-    PAUSED = "paused"
-    STOPPING = "stopping"
-    ENDED = "ended"  # its process wrote down why
-    DEAD = "dead"  # its process went away without a word
-
-    @property
-    def alive(self) -> bool:
-        """Whether a process stands behind it."""
-        return self not in (Status.ENDED, Status.DEAD)
-
-
-class Record:
-    """A frozen dataclass in one JSON file."""
-
-    @classmethod
-    def read(cls, path: Path) -> Self | None:
-        """Return the record in the file, or None where there is no whole one."""
-        data = read_json(path)
-        return None if data is None else cls.from_dict(data)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self | None:
-        """Return the record that plain data describe, or None."""
-        known = set(field_names(cls))
-        try:
-            return cls(**{key: value for key, value in data.items() if key in known})
-        except (TypeError, ValueError, KeyError, AttributeError, RingzeroError):
-            return None
-
-    def write(self, path: Path) -> None:
-        """Put the record into the file, at once and whole. Raises HostError."""
-        write_json(path, self.to_dict())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain data."""
-        return {name: getattr(self, name) for name in field_names(type(self))}
-
-
 @record
-class MachineRecord(Record):
+class MachineRecord(Value):
     """machine.json: what was asked for.
 
     `created` is in seconds since 1970. `command` runs in the guest and its end
@@ -110,7 +69,7 @@ class MachineRecord(Record):
 
 
 @record
-class ProcessRecord(Record):
+class ProcessRecord(Value):
     """process.json: who runs the machine.
 
     The control group and how often the kernel had killed in it for want of
@@ -130,7 +89,7 @@ class ProcessRecord(Record):
 
 
 @record
-class StatusRecord(Record):
+class StatusRecord(Value):
     """status.json: what the living machine does; `since` is in seconds since 1970."""
 
     status: str
@@ -141,30 +100,21 @@ class StatusRecord(Record):
         Status(self.status)
 
 
-@record
-class ExitRecord(Record):
-    """exit.json: how it ended. `reason` is a word for programs, `detail` for people.
+def load(kind: type[AnyValue], path: Path) -> AnyValue | None:
+    """Return the record in a file, or None where there is no whole one."""
+    data = read_json(path)
+    return None if data is None else kind.from_dict(data)
 
-    `exit_code` is what `ringzero run` would have ended with.
-    """
 
-    reason: str
-    detail: str
-    exit_code: int
-    time: float
-    stats: dict[str, Any] = field(default_factory=dict)
-
-    def error(self) -> GuestError | None:
-        """Return the error that a bad end is, or None for a good one."""
-        if self.exit_code != GuestError.exit_code:
-            return None
-        return GuestError(f"the guest ended ({self.reason}): {self.detail or 'no more is known'}")
+def save(record: Value, path: Path) -> None:
+    """Put a record into a file, at once and whole. Raises HostError."""
+    write_json(path, record.to_dict())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file, or None where there is no whole one."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             data = json.loads(file.read(_MAX_FILE))
     except (OSError, ValueError, RecursionError):
         return None

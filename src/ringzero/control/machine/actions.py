@@ -1,22 +1,25 @@
-"""The actions of a running machine: one table for server, client and command line.
+"""Who does the actions in a machine's process.
 
-Each handler's signature is the action's definition (`ringzero.control.machine.table`).
+The table (`ringzero.api.machine`) says what they are; a handler takes the keeper, the call
+where the action streams, and all of the action's arguments by name.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ringzero.control.host.records import ExitRecord, Status
-from ringzero.control.machine.protocol import STDERR, STDIN, STDOUT, Data, Message
-from ringzero.control.machine.table import action
+from ringzero.api.protocol import STDERR, STDIN, STDOUT, Data, Message
+from ringzero.api.values import ExitRecord, MachineSummary
+from ringzero.control.machine import fork as forking
+from ringzero.control.machine import life
+from ringzero.control.machine.keeper import Keeper
+from ringzero.control.machine.server import Call
 from ringzero.errors import ConflictError, GuestError, InvalidValueError, ProtocolError
 
 if TYPE_CHECKING:
-    from ringzero.control.machine.keeper import Keeper
-    from ringzero.control.machine.server import Call
     from ringzero.vm.guest.agent import Command
 
 # Input that waits for the guest before its sender has to wait, in bytes.
@@ -27,50 +30,59 @@ _MAX_TIMEOUT = 86400.0
 # The size of a terminal in characters: 16 bits in every interface.
 _MAX_SIZE = 0xFFFF
 
+HANDLERS: dict[str, Callable[..., Any]] = {}
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-@action("inspect", "tell everything about the machine")
-def inspect(keeper: Keeper) -> dict[str, Any]:
+
+def handles(name: str) -> Callable[[Function], Function]:
+    """Return a decorator that binds a handler to the action called `name`."""
+
+    def bind(function: Function) -> Function:
+        HANDLERS[name] = function
+        return function
+
+    return bind
+
+
+@handles("inspect")
+def inspect(keeper: Keeper) -> MachineSummary:
     return keeper.inspect()
 
 
-@action("ping", "answer")
+@handles("ping")
 def ping(keeper: Keeper) -> str:
     return keeper.status.value
 
 
-@action("pause", "stop the guest until `resume`")
+@handles("pause")
 def pause(keeper: Keeper) -> None:
     keeper.pause()
 
 
-@action("resume", "let a paused guest go on")
+@handles("resume")
 def resume(keeper: Keeper) -> None:
     keeper.resume()
 
 
-@action("stop", "have the guest switch itself off, and end it when it does not")
-def stop(keeper: Keeper, timeout: float = 10.0) -> dict[str, Any]:
+@handles("stop")
+def stop(keeper: Keeper, timeout: float) -> ExitRecord:
     if not 0 <= timeout <= _MAX_TIMEOUT:
         raise InvalidValueError(f"a timeout of {timeout:g} seconds makes no sense")
-    return keeper.stop(timeout).to_dict()
+    return keeper.stop(timeout)
 
 
-@action("kill", "end the guest at once")
-def kill(keeper: Keeper) -> dict[str, Any]:
-    return keeper.end(ExitRecord("killed", "by `kill`", 137, time.time())).to_dict()
+@handles("kill")
+def kill(keeper: Keeper) -> ExitRecord:
+    return keeper.end(ExitRecord("killed", "by `kill`", 137, time.time()))
 
 
-@action("fork", "make running copies of the machine; return their names")
-def fork(keeper: Keeper, count: int = 1, name: str = "") -> list[str]:
-    from ringzero.control.machine import fork as forking
-
+@handles("fork")
+def fork(keeper: Keeper, count: int, name: str) -> list[str]:
     return forking.fork(keeper, forking.names(keeper.name, count, name), free=not name)
 
 
-@action("snapshot", "save the machine as it is now; return the snapshot's identifier")
-def snapshot(
-    keeper: Keeper, name: str, store: str, memory: bool = True, compress: bool = False
-) -> str:
+@handles("snapshot")
+def snapshot(keeper: Keeper, name: str, store: str, memory: bool, compress: bool) -> str:
     from ringzero.vm.saved.store import Store
 
     saved = keeper.machine.snapshot(
@@ -79,39 +91,33 @@ def snapshot(
     return str(saved.identifier)
 
 
-@action("revert", "take the machine back to a snapshot: memory, state and disks")
+@handles("revert")
 def revert(keeper: Keeper, snapshot: str) -> None:
-    from ringzero.control.machine import vmm
-
-    vmm.revert(keeper, Path(snapshot))
+    life.revert(keeper, Path(snapshot))
 
 
-@action("wait", "answer when the machine has ended", streams=True)
+@handles("wait")
 def wait(keeper: Keeper, call: Call) -> None:
-    keeper.on_end(lambda record: call.finish(record.to_dict()))
+    keeper.on_end(call.finish)
     for _ in call.frames():
         pass
 
 
-@action("exec", "run a command in the guest", streams=True)
+@handles("exec")
 def execute(
     keeper: Keeper,
     call: Call,
     words: list[str],
-    stdin: bool = False,
-    tty: bool = False,
-    rows: int = 24,
-    columns: int = 80,
-    term: str = "linux",
+    stdin: bool,
+    tty: bool,
+    rows: int,
+    columns: int,
+    term: str,
 ) -> None:
     if not keeper.machine.config.agent:
         raise ConflictError(
             "the guest has no agent that could run a command",
             hint=f"its console is there: `ringzero console {keeper.name}`",
-        )
-    if keeper.status is Status.PAUSED:
-        raise ConflictError(
-            f"machine {keeper.name!r} is paused", hint=f"`ringzero resume {keeper.name}`"
         )
     agent = keeper.machine.agent
 
@@ -176,16 +182,16 @@ def _take_input(call: Call, command: Command, frame: Data) -> None:
         time.sleep(0.005)
 
 
-@action("console", "attach to the console, or to the serial line", streams=True)
+@handles("console")
 def console(
     keeper: Keeper,
     call: Call,
-    line: str = "",
-    watch: bool = False,
-    only: bool = False,
-    scrollback: bool = True,
-    rows: int = 24,
-    columns: int = 80,
+    line: str,
+    watch: bool,
+    only: bool,
+    scrollback: bool,
+    rows: int,
+    columns: int,
 ) -> None:
     chosen = line or ("console" if keeper.machine.config.agent else "serial")
     hubs = {"console": keeper.console, "serial": keeper.serial}

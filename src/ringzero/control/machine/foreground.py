@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from ringzero.api.values import ExitRecord
 from ringzero.control.host.directory import Claim
-from ringzero.control.host.records import ExitRecord
+from ringzero.control.machine.actions import HANDLERS
 from ringzero.control.machine.hub import Hub
 from ringzero.control.machine.keeper import Keeper
 from ringzero.errors import RingzeroError
@@ -86,7 +87,7 @@ class Foreground:
     def keep(self, machine: Any) -> ForegroundMachine:
         """Keep the machine; return what the session is to use instead of it."""
         try:
-            self._keeper = Keeper(machine, self._claim)
+            self._keeper = Keeper(machine, self._claim, HANDLERS)
         except BaseException:
             machine.stop()
             raise

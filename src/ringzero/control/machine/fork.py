@@ -24,12 +24,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ringzero.api.values import ExitRecord
 from ringzero.control.host import directory
 from ringzero.control.host.directory import VMM_LOG, Claim
-from ringzero.control.host.records import ExitRecord
+from ringzero.control.host.report import Reporter
 from ringzero.control.machine.keeper import Keeper
-from ringzero.control.machine.report import Reporter
-from ringzero.control.machine.vmm import internal, keep, take_over
+from ringzero.control.machine.life import internal, keep, take_over
 from ringzero.errors import ControlError, InvalidValueError, RingzeroError, from_dict
 from ringzero.host.process import set_title
 from ringzero.vm.guest.identity import Identity
@@ -180,7 +180,7 @@ def _live(origin: Keeper, seed: Any, claim: Claim, reporter: Reporter) -> int:
     machine = origin.machine.grow(seed, Identity(name=claim.directory.name))
     seed.close()
     try:
-        keeper = Keeper(machine, claim)
+        keeper = Keeper(machine, claim, origin.handlers)
     except BaseException:
         machine.stop()
         raise

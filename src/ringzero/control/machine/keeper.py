@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from ringzero.api.values import ExitRecord, MachineSummary, Status
 from ringzero.config.tree import config_to_tree
 from ringzero.control.host.directory import (
     CONSOLE_LOG,
@@ -26,16 +27,14 @@ from ringzero.control.host.directory import (
     MachineDirectory,
 )
 from ringzero.control.host.records import (
-    ExitRecord,
     MachineRecord,
     ProcessRecord,
-    Status,
     StatusRecord,
+    save,
 )
-from ringzero.control.machine import actions  # noqa: F401 - fills the table
 from ringzero.control.machine.hub import Hub
 from ringzero.control.machine.logfile import LogFile
-from ringzero.control.machine.server import Server
+from ringzero.control.machine.server import Handlers, Server
 from ringzero.errors import (
     ConflictError,
     GuestError,
@@ -160,12 +159,14 @@ class Guest(Protocol):
 class Keeper:
     """One living machine: its directory, its lines, its socket, its end.
 
-    Made with the claim on the directory. `close` frees the machine and the
+    Made with the claim on the directory, and with who does the actions that it is asked for.
+    `close` frees the machine and the
     socket; the claim is the caller's to release, as the last thing.
     """
 
-    def __init__(self, machine: Guest, claim: Claim) -> None:
+    def __init__(self, machine: Guest, claim: Claim, handlers: Handlers) -> None:
         self.machine = machine
+        self.handlers = handlers
         self.directory = claim.directory
         self.name = claim.directory.name
         self._lock_descriptor = claim.lock
@@ -182,7 +183,7 @@ class Keeper:
         self.result: ExitRecord | None = None
         write_process(self.directory)
         self._write_status()
-        self.server = Server(self.directory, self)
+        self.server = Server(self.directory, self, handlers)
 
     # ---- life -------------------------------------------------------------
 
@@ -288,7 +289,7 @@ class Keeper:
             if self.result is None:
                 self.result = result
                 with contextlib.suppress(HostError):
-                    result.write(self.directory.path / EXIT)
+                    save(result, self.directory.path / EXIT)
                 self.ended.set()
                 for hear in self._hearers:
                     hear(result)
@@ -340,7 +341,7 @@ class Keeper:
 
     # ---- about it ---------------------------------------------------------
 
-    def inspect(self) -> dict[str, Any]:
+    def inspect(self) -> MachineSummary:
         """Return everything about the machine, as plain data."""
         facts = self.directory.summary()
         config = self.machine.config
@@ -397,7 +398,7 @@ class Keeper:
         # A full disk is no reason not to pause or to stop.
         with contextlib.suppress(HostError):
             record = StatusRecord(self._status.value, time.time(), engine)
-            record.write(self.directory.path / STATUS)
+            save(record, self.directory.path / STATUS)
 
 
 def take_back(machine: Guest, directory: MachineDirectory, snapshot: Path) -> None:
@@ -423,7 +424,7 @@ def take_back(machine: Guest, directory: MachineDirectory, snapshot: Path) -> No
 
 def _note(directory: MachineDirectory, record: MachineRecord) -> None:
     path = directory.path / MACHINE
-    record.write(path)
+    save(record, path)
     sync_file(path)
 
 
@@ -438,4 +439,4 @@ def write_process(directory: MachineDirectory) -> None:
     """Write down that the calling process runs the machine. Raises HostError."""
     own, cgroup = ProcessIdentity.own(), own_cgroup()
     record = ProcessRecord(own.pid, own.started, own.boot, cgroup, oom_kills(cgroup))
-    record.write(directory.path / PROCESS)
+    save(record, directory.path / PROCESS)

@@ -14,11 +14,11 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, TypeAlias
 
-from ringzero.control.host.directory import SOCKET, MachineDirectory
-from ringzero.control.machine.protocol import (
+from ringzero.api.action import Action, to_plain
+from ringzero.api.protocol import (
     VERSION,
     Data,
     Decoder,
@@ -28,8 +28,10 @@ from ringzero.control.machine.protocol import (
     encode_message,
     greeting,
 )
-from ringzero.control.machine.table import Action, get
-from ringzero.errors import ControlError, ProtocolError, RingzeroError
+from ringzero.api.table import get
+from ringzero.api.values import Status
+from ringzero.control.host.directory import SOCKET, MachineDirectory
+from ringzero.errors import ControlError, NotFoundError, ProtocolError, RingzeroError
 from ringzero.host.files import host_error
 
 # More at once than scripts, watchers and a fleet's monitor need; each costs two threads.
@@ -44,6 +46,19 @@ _FAREWELL = 2.0
 _READ = 256 * 1024
 # struct ucred (unix(7)): pid, uid, gid.
 _UCRED = struct.Struct("@iII")
+
+# Who does what is asked for, by the action's name: it takes the owner, the call where the
+# action streams, and all of the action's arguments by name.
+Handlers: TypeAlias = Mapping[str, Callable[..., Any]]
+
+
+class Owner(Protocol):
+    """Whose socket it is; handed on to the handlers."""
+
+    @property
+    def status(self) -> Status:
+        """What the machine is doing."""
+        ...
 
 
 class Call:
@@ -86,7 +101,7 @@ class Call:
 
     def finish(self, result: Any) -> None:
         """Send the answer, behind everything that was sent before; the first one counts."""
-        self._end({"result": result})
+        self._end({"result": to_plain(result)})
 
     def fail(self, fault: RingzeroError) -> None:
         """Send an error as the answer."""
@@ -150,9 +165,10 @@ class Call:
 class Connection:
     """One client."""
 
-    def __init__(self, link: socket.socket, owner: Any, name: str) -> None:
+    def __init__(self, link: socket.socket, owner: Owner, name: str, handlers: Handlers) -> None:
         self._link = link
         self._owner = owner
+        self._handlers = handlers
         self._name = name
         self._decoder = Decoder()
         self._frames: deque[Frame] = deque()
@@ -208,10 +224,14 @@ class Connection:
         self.busy = True
         try:
             action, arguments = _request(frame)
+            handler = self._handlers.get(action.name)
+            if handler is None:
+                raise NotFoundError(f"a machine's process knows no action {action.name!r}")
+            action.require(self._name, self._owner.status)
             if action.streams:
-                self._stream(action, arguments)
+                self._stream(action, handler, arguments)
                 return False
-            answer: dict[str, Any] = {"result": action.handler(self._owner, **arguments)}
+            answer: dict[str, Any] = {"result": to_plain(handler(self._owner, **arguments))}
         except RingzeroError as fault:
             answer = {"error": fault.to_dict()}
         except OSError as fault:
@@ -224,10 +244,12 @@ class Connection:
             self.busy = False
         return True
 
-    def _stream(self, action: Action, arguments: dict[str, Any]) -> None:
+    def _stream(
+        self, action: Action, handler: Callable[..., Any], arguments: dict[str, Any]
+    ) -> None:
         call = self.call = Call(self)
         try:
-            action.handler(self._owner, call, **arguments)
+            handler(self._owner, call, **arguments)
             call.fail(ControlError(f"{action.name} ended without an answer"))
         except RingzeroError as fault:
             call.fail(fault)
@@ -240,11 +262,12 @@ class Connection:
 
 
 class Server:
-    """The socket in a machine's directory. `owner` is handed to the actions' handlers."""
+    """The socket in a machine's directory."""
 
-    def __init__(self, directory: MachineDirectory, owner: Any) -> None:
+    def __init__(self, directory: MachineDirectory, owner: Owner, handlers: Handlers) -> None:
         self._directory = directory
         self._owner = owner
+        self._handlers = handlers
         self._connections: dict[Connection, threading.Thread] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -304,7 +327,7 @@ class Server:
             self._admit(link)
 
     def _admit(self, link: socket.socket) -> None:
-        connection = Connection(link, self._owner, self._directory.name)
+        connection = Connection(link, self._owner, self._directory.name, self._handlers)
         thread = threading.Thread(
             target=self._serve, args=(connection,), name="client", daemon=True
         )
@@ -333,7 +356,7 @@ def _request(frame: Message) -> tuple[Action, dict[str, Any]]:
     if not isinstance(arguments, dict):
         raise ProtocolError("arguments that are no object")
     action = get(content.get("action"))
-    return action, action.check(arguments)
+    return action, action.complete(arguments)
 
 
 def _is_ours(link: socket.socket) -> bool:

@@ -12,18 +12,20 @@ import contextlib
 import faulthandler
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ringzero.api.values import ExitRecord
 from ringzero.config.machine import MachineConfig
 from ringzero.control.host.directory import EXIT, Claim, MachineDirectory
-from ringzero.control.host.records import ExitRecord, MachineRecord
+from ringzero.control.host.records import MachineRecord, save
+from ringzero.control.host.report import Reporter
+from ringzero.control.machine.actions import HANDLERS
 from ringzero.control.machine.keeper import Guest, Keeper, take_back, write_process
-from ringzero.control.machine.report import Reporter
-from ringzero.errors import ControlError, GuestError, RingzeroError
+from ringzero.control.machine.life import internal, keep, take_over
+from ringzero.errors import RingzeroError
 from ringzero.host.files import host_error
 from ringzero.host.process import set_title
 from ringzero.vm.guest.identity import Identity
@@ -96,11 +98,11 @@ def run(claim: Claim, reporter: Reporter, build: Build) -> int:
         error = fault if isinstance(fault, RingzeroError) else internal(fault)
         with contextlib.suppress(RingzeroError):
             ended = ExitRecord("not-built", error.message, error.exit_code, time.time())
-            ended.write(directory.path / EXIT)
+            save(ended, directory.path / EXIT)
         reporter.fail(error)
         return error.exit_code
     try:
-        keeper = Keeper(machine, claim)
+        keeper = Keeper(machine, claim, HANDLERS)
         take_over(keeper)
         with _serial_file(keeper):
             return keep(keeper, reporter)
@@ -108,97 +110,6 @@ def run(claim: Claim, reporter: Reporter, build: Build) -> int:
         machine.stop()
         reporter.fail(fault)
         return fault.exit_code
-
-
-def keep(keeper: Keeper, reporter: Reporter) -> int:
-    """Let the machine of `keeper` run to its end; on the process's main thread."""
-    ending = threading.Thread(target=keeper.stop, name="stop", daemon=True)
-    signal.signal(signal.SIGTERM, lambda *_: None if ending.ident else ending.start())
-    watcher = threading.Thread(target=_report_up, args=(keeper, reporter), daemon=True)
-    try:
-        keeper.start()
-        watcher.start()
-        result = keeper.wait()
-    except RingzeroError as fault:
-        reporter.fail(fault)
-        result = ExitRecord("fault", fault.message, fault.exit_code, time.time())
-        result = keeper.finish(result)
-    keeper.close()
-    if watcher.ident:
-        watcher.join(1.0)
-    if keeper.record.remove:
-        keeper.directory.discard()
-    return result.exit_code
-
-
-def _report_up(keeper: Keeper, reporter: Reporter) -> None:
-    """Tell the starter when the guest takes commands, and run the one that it was started for."""
-    if keeper.machine.config.agent:
-        with contextlib.suppress(GuestError):
-            keeper.machine.agent.wait_ready()
-        if not keeper.machine.agent.ready or keeper.ended.is_set():
-            keeper.ended.wait(5)
-            result = keeper.result
-            detail = f": {result.reason}\n{result.detail}" if result is not None else ""
-            reporter.fail(GuestError("the guest ended before it could run anything" + detail))
-            return
-        # In a copy, and where the machine was taken back, the guest runs it already.
-        if keeper.record.command and not keeper.machine.agent.kept:
-            _run_command(keeper)
-    reporter.up()
-
-
-def _run_command(keeper: Keeper) -> None:
-    """Run the machine's command in the guest; its end is the machine's."""
-    over = _end_with(keeper)
-    keeper.machine.agent.run(
-        keeper.record.command,
-        on_stdout=keeper.log,
-        on_stderr=keeper.log,
-        on_exit=over,
-        kept=True,
-    )
-
-
-def take_over(keeper: Keeper) -> None:
-    """In a copy of a machine: its command, if it has one, is the copy's too."""
-    if keeper.machine.config.agent:
-        for command in keeper.machine.agent.kept:
-            command.redirect(on_stdout=keeper.log, on_stderr=keeper.log, on_exit=_end_with(keeper))
-
-
-def revert(keeper: Keeper, snapshot: Path) -> None:
-    """Take a living machine back to a snapshot; its command goes on there, or begins anew."""
-    keeper.revert(snapshot)
-    # In the foreground the command is the session's, not the machine's.
-    if not keeper.machine.config.agent or keeper.record.foreground:
-        return
-    take_over(keeper)
-    if keeper.record.command and not keeper.machine.agent.kept:
-        threading.Thread(target=_run_when_ready, args=(keeper,), daemon=True).start()
-
-
-def _run_when_ready(keeper: Keeper) -> None:
-    with contextlib.suppress(GuestError):
-        if keeper.machine.agent.wait_ready():
-            _run_command(keeper)
-
-
-def _end_with(keeper: Keeper) -> Callable[[int], None]:
-    def over(status: int) -> None:
-        text = f"its command ended with status {status}"
-        keeper.expect(ExitRecord("command", text, status, time.time()))
-        threading.Thread(target=_finish, args=(keeper,), daemon=True).start()
-
-    return over
-
-
-def _finish(keeper: Keeper) -> None:
-    """Have the guest write its disks, then end it."""
-    if any(not disk.read_only for disk in keeper.machine.config.disks):
-        keeper.stop()
-    else:
-        keeper.machine.stop()
 
 
 @contextlib.contextmanager
@@ -215,8 +126,3 @@ def _serial_file(keeper: Keeper) -> Any:
     with file:
         keeper.serial.copy_to(file.write)
         yield
-
-
-def internal(fault: BaseException) -> ControlError:
-    """Return the error for a fault of ours."""
-    return ControlError(f"internal error: {type(fault).__name__}: {fault}")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringzero.control.machine.protocol import (
+from ringzero.api.protocol import (
     MAX_DATA,
     MAX_MESSAGE,
     Data,

@@ -1,0 +1,131 @@
+"""What can be asked of one machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from ringzero.api.action import Actions, Scope, Stream, action
+from ringzero.api.values import (
+    ALIVE,
+    ANY,
+    GONE,
+    CommandEnd,
+    EventKind,
+    ExitRecord,
+    MachineSummary,
+    Status,
+)
+
+# How long many copies on a busy host may take, in seconds.
+_FORK = 120.0
+# How long memory and disks may take to be written, in seconds: an hour is 200 GB on a slow disk.
+_SAVE = 3600.0
+# How long a process may take to answer before it is ended from outside, in seconds.
+_KILL = 2.0
+# How long a machine's process may take to build it, in seconds: its engine may be compiled first.
+_START = 600.0
+_RUNS = (Status.RUNNING, Status.PAUSED)
+
+
+class MachineActions(Actions):
+    """The actions of one machine. Those that its process does want one that is alive."""
+
+    scope = Scope.MACHINE
+
+    @action(states=ANY)
+    def inspect(self) -> MachineSummary:
+        """Tell everything about the machine."""
+
+    @action(states=ALIVE)
+    def ping(self) -> str:
+        """Answer with the machine's state."""
+
+    @action(states=GONE, events=(EventKind.STARTED,), patience=_START)
+    def start(self) -> None:
+        """Start a machine again that has ended, as it was described."""
+
+    @action(states=(Status.RUNNING,), events=(EventKind.PAUSED,))
+    def pause(self) -> None:
+        """Stop the guest where it is, until `resume`."""
+
+    @action(states=(Status.PAUSED,), events=(EventKind.RESUMED,))
+    def resume(self) -> None:
+        """Let a paused guest go on."""
+
+    @action(states=ALIVE, events=(EventKind.STOPPING, EventKind.ENDED))
+    def stop(
+        self, timeout: Annotated[float, "seconds until a guest that goes on is ended"] = 10.0
+    ) -> ExitRecord:
+        """Have the guest switch itself off, and end it when it does not."""
+
+    @action(
+        states=ANY, events=(EventKind.STOPPING, EventKind.ENDED, EventKind.STARTED), patience=_START
+    )
+    def restart(
+        self, timeout: Annotated[float, "seconds until a guest that goes on is ended"] = 10.0
+    ) -> None:
+        """Stop the machine if it runs, and start it again."""
+
+    @action(states=ALIVE, events=(EventKind.ENDED,), patience=_KILL)
+    def kill(self) -> ExitRecord:
+        """End the guest at once, as if the power had failed."""
+
+    @action(states=ANY, streams=True)
+    def wait(self) -> ExitRecord:
+        """Answer when the machine has ended."""
+
+    @action(states=GONE, events=(EventKind.RENAMED,))
+    def rename(self, name: Annotated[str, "its new name"]) -> None:
+        """Give a machine that does not run another name."""
+
+    @action(states=ANY, events=(EventKind.REMOVED,))
+    def remove(self, force: Annotated[bool, "end it first where it runs"] = False) -> None:
+        """Remove a machine that does not run, with what is kept of it."""
+
+    @action(states=_RUNS, events=(EventKind.CREATED, EventKind.STARTED), patience=_FORK)
+    def fork(
+        self,
+        count: Annotated[int, "how many"] = 1,
+        name: Annotated[str, 'the copies\' names, with % for their number; "": NAME-%'] = "",
+    ) -> list[str]:
+        """Make running copies of a running machine; return their names."""
+
+    @action(states=_RUNS, patience=_SAVE)
+    def snapshot(
+        self,
+        name: Annotated[str, "the snapshot's name"],
+        store: Annotated[str, "the directory of snapshots"],
+        memory: Annotated[bool, "memory and state, too; else what is saved boots anew"] = True,
+        compress: Annotated[bool, "memory by zstd: smaller, slower to restore"] = False,
+    ) -> str:
+        """Save the machine as it is now, while it runs on; return the snapshot's identifier."""
+
+    @action(states=(*_RUNS, *GONE), patience=_SAVE)
+    def revert(self, snapshot: Annotated[str, "the snapshot's directory"]) -> None:
+        """Take the machine back to a snapshot: memory, state and disks; it goes on."""
+
+    @action(states=(Status.STARTING, Status.RUNNING), streams=True)
+    def exec(
+        self,
+        stream: Stream,
+        words: Annotated[list[str], "the command and its arguments"],
+        stdin: Annotated[bool, "input comes on stream 0"] = False,
+        tty: Annotated[bool, "on a terminal of its own"] = False,
+        rows: Annotated[int, "the terminal's height in characters"] = 24,
+        columns: Annotated[int, "the terminal's width in characters"] = 80,
+        term: Annotated[str, "what TERM is"] = "linux",
+    ) -> CommandEnd:
+        """Run a command in the guest."""
+
+    @action(states=ALIVE, streams=True)
+    def console(
+        self,
+        stream: Stream,
+        line: Annotated[str, 'console or serial; "": the one that the guest talks on'] = "",
+        watch: Annotated[bool, "see what is there, and do not type"] = False,
+        only: Annotated[bool, "nobody else may type meanwhile"] = False,
+        scrollback: Annotated[bool, "begin with what was said before"] = True,
+        rows: Annotated[int, "the terminal's height in characters"] = 24,
+        columns: Annotated[int, "the terminal's width in characters"] = 80,
+    ) -> None:
+        """Attach to the console, or to the serial line."""

@@ -1,0 +1,156 @@
+"""The values that actions take and give: states, events, ends, summaries. Plain data, no I/O."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any, NotRequired, Self, TypedDict
+
+from ringzero.errors import GuestError, RingzeroError
+from ringzero.records import field, field_names, record
+
+
+class Status(enum.Enum):
+    """What a machine is doing, as `ringzero ps` shows it."""
+
+    DEFINED = "defined"  # described, and never started
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    ENDED = "ended"  # its process wrote down why
+    DEAD = "dead"  # its process went away without a word
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process stands behind it."""
+        return self not in GONE
+
+
+GONE = frozenset((Status.DEFINED, Status.ENDED, Status.DEAD))
+ALIVE = frozenset(Status) - GONE
+ANY = frozenset(Status)
+
+
+class EventKind(enum.Enum):
+    """What can happen to a machine in the eyes of others."""
+
+    CREATED = "created"  # its name appeared
+    STARTED = "started"  # the guest runs
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    STOPPING = "stopping"
+    ENDED = "ended"  # no process runs it any more
+    RENAMED = "renamed"
+    REMOVED = "removed"
+
+
+class Value:
+    """A record that is plain data to others."""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self | None:
+        """Return the record that plain data describe, or None where they describe none."""
+        known = set(field_names(cls))
+        try:
+            return cls(**{key: value for key, value in data.items() if key in known})
+        except (TypeError, ValueError, KeyError, AttributeError, RingzeroError):
+            return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain data."""
+        return {name: getattr(self, name) for name in field_names(type(self))}
+
+
+@record
+class ExitRecord(Value):
+    """How a machine ended. `reason` is a word for programs, `detail` for people.
+
+    `exit_code` is what `ringzero run` would have ended with; `time` is in seconds since 1970.
+    """
+
+    reason: str
+    detail: str
+    exit_code: int
+    time: float
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    def error(self) -> GuestError | None:
+        """Return the error that a bad end is, or None for a good one."""
+        if self.exit_code != GuestError.exit_code:
+            return None
+        return GuestError(f"the guest ended ({self.reason}): {self.detail or 'no more is known'}")
+
+
+@record
+class Event(Value):
+    """Something that happened to a machine; `time` is in seconds since 1970.
+
+    `detail` has "exit" (an ExitRecord) for one that ended, "from" for one that was renamed.
+    """
+
+    kind: str
+    machine: str
+    time: float
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+class MachineSummary(TypedDict):
+    """What the files of a machine say. Times are in seconds since 1970."""
+
+    name: str
+    id: str
+    status: str
+    pid: int | None
+    created: float | None
+    since: float | None
+    engine: str
+    image: str
+    command: list[str]
+    parent: str
+    foreground: bool
+    config: dict[str, Any]
+    directory: str
+    exit: NotRequired[dict[str, Any]]
+    # What its process knows besides.
+    agent: NotRequired[dict[str, Any] | None]
+    watchers: NotRequired[dict[str, int]]
+    stats: NotRequired[dict[str, Any]]
+
+
+class CommandEnd(TypedDict):
+    """How a command in a guest ended: its exit status, 128 + N for the signal N."""
+
+    status: int
+
+
+class ImageSummary(TypedDict):
+    """A guest image in the cache; `size` is in bytes."""
+
+    name: str
+    digest: str
+    size: int
+    packages: list[str]
+    kernel: str
+    initrd: str
+
+
+class SnapshotFacts(TypedDict):
+    """A snapshot by itself. Sizes are in bytes; `taken` is in seconds since 1970."""
+
+    name: str
+    id: str
+    taken: float
+    machine: str | None
+    memory: int | None
+    disks: list[int]
+    engine: str | None
+    directory: str
+
+
+class SnapshotSummary(SnapshotFacts):
+    """A snapshot among the others: its parent, and what of it is its own or shared, in bytes."""
+
+    parent: str | None
+    own: int
+    shared: int

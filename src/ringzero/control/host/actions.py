@@ -1,0 +1,247 @@
+"""What the host itself does of the actions: with machines that do not run, and with none.
+
+A handler takes the machine's directory, or the directory of all machines, and the action's
+arguments by name. What has no handler here is asked of the machine's process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ringzero.api import table
+from ringzero.api.action import Stream
+from ringzero.api.protocol import STDOUT
+from ringzero.api.values import (
+    ExitRecord,
+    ImageSummary,
+    MachineSummary,
+    SnapshotFacts,
+    SnapshotSummary,
+)
+from ringzero.control.host import directory
+from ringzero.control.host.directory import MachineDirectory
+from ringzero.control.host.records import MachineRecord
+from ringzero.control.host.session import Session
+from ringzero.errors import ConflictError, ControlError
+from ringzero.records import record, replace
+
+if TYPE_CHECKING:
+    from ringzero.vm.saved.snapshot import Snapshot
+    from ringzero.vm.saved.store import Node
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# How long a process may take to be gone after it said that the machine has ended, in seconds.
+GONE_WITHIN = 10.0
+
+
+@record
+class Handler:
+    """Who does an action; with `running`, for a machine that runs, too."""
+
+    act: Callable[..., Any]
+    running: bool
+
+
+HANDLERS: dict[str, Handler] = {}
+
+
+def handles(name: str, *, running: bool = True) -> Callable[[Function], Function]:
+    """Return a decorator that binds a handler to the action called `name`."""
+
+    def bind(function: Function) -> Function:
+        HANDLERS[name] = Handler(function, running)
+        return function
+
+    return bind
+
+
+# ---- one machine ------------------------------------------------------------
+
+
+@handles("inspect", running=False)
+def inspect(where: MachineDirectory) -> MachineSummary:
+    where.machine()
+    return where.summary()
+
+
+@handles("start")
+def start(where: MachineDirectory) -> None:
+    record = where.machine()
+    if not where.alive and (record.snapshot or record.parent) and not record.revert:
+        raise ConflictError(
+            f"machine {where.name!r} was a copy; what it was went with it",
+            hint=f"`ringzero snapshot revert {where.name} SNAPSHOT` starts it from a snapshot",
+        )
+    _launch(where, record)
+
+
+@handles("restart")
+def restart(where: MachineDirectory, timeout: float) -> None:
+    if where.alive:
+        stop = table.get("stop")
+        with Session(where, timeout + stop.patience) as session:
+            session.call(stop, {"timeout": timeout})
+        where.wait_end(GONE_WITHIN)
+    start(where)
+
+
+@handles("revert", running=False)
+def revert(where: MachineDirectory, snapshot: str) -> None:
+    record = where.machine()
+    if record.snapshot or record.parent:
+        # A copy's disks went with it; it begins anew with the snapshot's.
+        _launch(where, replace(record, snapshot=snapshot, parent="", revert=""))
+    else:
+        _launch(where, replace(record, revert=snapshot))
+
+
+@handles("kill")
+def kill(where: MachineDirectory) -> ExitRecord:
+    """End the machine, with its process where that does not answer."""
+    action = table.get("kill")
+    with contextlib.suppress(ControlError), Session(where, action.patience) as session:
+        ended: ExitRecord = session.call(action, {})
+        if where.wait_end(GONE_WITHIN):
+            return ended
+    where.end_process()
+    record = ExitRecord("killed", "by `kill`; its process did not answer", 137, 0.0)
+    where.write_death(record)
+    return record
+
+
+@handles("wait")
+def wait(where: MachineDirectory) -> ExitRecord:
+    if where.alive:
+        action = table.get("wait")
+        with contextlib.suppress(ControlError), Session(where) as session:
+            session.stream(action, {}, Stream())
+        while not where.wait_end(GONE_WITHIN):
+            pass
+    record = where.exit()
+    if record is None:
+        where.require_alive()
+        raise directory.not_found(where.name, where.path.parent)
+    return record
+
+
+@handles("rename")
+def rename(where: MachineDirectory, name: str) -> None:
+    where.rename(name)
+
+
+@handles("remove")
+def remove(where: MachineDirectory, force: bool) -> None:
+    if force:
+        where.end_process()
+    where.remove()
+
+
+def _launch(where: MachineDirectory, record: MachineRecord) -> None:
+    from ringzero.control.host.launch import launch
+
+    launch(where.reclaim(replace(record, foreground=False)))
+
+
+# ---- the host ---------------------------------------------------------------
+
+
+@handles("machines")
+def machines(where: Path, status: str | None) -> list[MachineSummary]:
+    found = [machine.summary() for machine in directory.machines(where)]
+    return [facts for facts in found if status in (None, facts["status"])]
+
+
+@handles("define")
+def define(
+    where: Path,
+    config: dict[str, Any],
+    name: str | None,
+    image: str,
+    command: list[str] | None,
+    timeout: float | None,
+    serial: str | None,
+    remove: bool,
+) -> str:
+    from ringzero.config.tree import config_from_tree
+
+    claim = directory.create(
+        name,
+        config_from_tree(config),
+        image=image,
+        command=tuple(command or ()),
+        timeout=timeout,
+        serial=serial,
+        remove=remove,
+        where=where,
+    )
+    try:
+        claim.directory.write_defined()
+    except BaseException:
+        claim.discard()
+        raise
+    claim.release()
+    return claim.directory.name
+
+
+@handles("images")
+def images(where: Path) -> list[ImageSummary]:
+    from ringzero.image import micro
+
+    return [
+        {
+            "name": image.name,
+            "digest": image.digest,
+            "size": image.size,
+            "packages": list(image.packages),
+            "kernel": str(image.kernel),
+            "initrd": str(image.initrd),
+        }
+        for image in micro.list_images()
+    ]
+
+
+@handles("snapshots")
+def snapshots(where: Path) -> list[SnapshotSummary]:
+    from ringzero.vm.saved.store import Store
+
+    return [snapshot_summary(node) for node in Store().tree()]
+
+
+def snapshot_summary(node: Node) -> SnapshotSummary:
+    """Return what a snapshot is, and its place in the tree, as plain data."""
+    return {
+        **snapshot_facts(node.snapshot),
+        "parent": node.parent,
+        "own": node.own,
+        "shared": node.shared,
+    }
+
+
+def snapshot_facts(snapshot: Snapshot) -> SnapshotFacts:
+    """Return what a snapshot is by itself, as plain data."""
+    manifest = snapshot.manifest
+    return {
+        "name": snapshot.name,
+        "id": manifest.identifier,
+        "taken": manifest.taken / 1e9,
+        "machine": manifest.config.get("name"),
+        "memory": manifest.memory.size if manifest.memory is not None else None,
+        "disks": [part.size for part in manifest.disks],
+        "engine": manifest.engine,
+        "directory": str(snapshot.path),
+    }
+
+
+@handles("events")
+def events(where: Path, stream: Stream) -> None:
+    from ringzero.control.host.events import Watch
+
+    with Watch(where) as watch:
+        stream.begin(watch)
+        for event in watch.events():
+            stream.data(STDOUT, json.dumps(event.to_dict()).encode() + b"\n")

@@ -1,0 +1,135 @@
+"""One conversation with a machine's process over its socket."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from ringzero.api.action import PATIENCE, Action, Stream, from_plain
+from ringzero.api.protocol import (
+    STDIN,
+    VERSION,
+    Data,
+    Decoder,
+    Frame,
+    Message,
+    check_greeting,
+    encode_data,
+    encode_message,
+)
+from ringzero.control.host.directory import MachineDirectory
+from ringzero.errors import ControlError, ProtocolError, from_dict
+
+_READ = 256 * 1024
+
+
+class Session:
+    """One connection. `call` asks for a plain action, `stream` for one that streams."""
+
+    def __init__(self, where: MachineDirectory, timeout: float = PATIENCE) -> None:
+        self._where = where
+        self._link = where.connect()
+        self._link.settimeout(timeout)
+        self._decoder = Decoder()
+        self._waiting: list[Frame] = []
+        self._sending = threading.Lock()
+        check_greeting(self._message())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the conversation; from any thread."""
+        with contextlib.suppress(OSError):
+            self._link.shutdown(socket.SHUT_RDWR)
+        self._link.close()
+
+    def call(self, action: Action, arguments: Mapping[str, Any]) -> Any:
+        """Return the answer to a plain action. Raises what the machine's process raises."""
+        self._request(action, arguments)
+        return _result(action, self._message())
+
+    def stream(self, action: Action, arguments: Mapping[str, Any], stream: Stream) -> Any:
+        """Start an action that streams, pass its bytes on to `stream`, and return its answer."""
+        self._request(action, arguments)
+        self._link.settimeout(None)
+        stream.begin(self)
+        while True:
+            frame = self._frame()
+            if isinstance(frame, Data):
+                stream.data(frame.stream, frame.content)
+            elif "event" not in frame.content:
+                return _result(action, frame.content)
+
+    def send(self, data: bytes) -> None:
+        """Send input bytes; b"" is their end. Ignored once the other side has gone."""
+        self._send(encode_data(STDIN, data))
+
+    def event(self, kind: str, **content: Any) -> None:
+        """Send an event: "signal" with its `name`, "resize" with `rows` and `columns`."""
+        self._send(encode_message({"event": kind, **content}))
+
+    def _request(self, action: Action, arguments: Mapping[str, Any]) -> None:
+        content = {"version": VERSION, "action": action.name, "arguments": dict(arguments)}
+        self._send(encode_message(content))
+
+    def _send(self, data: bytes) -> None:
+        # What went wrong shows where the answer is read.
+        with self._sending, contextlib.suppress(OSError):
+            self._link.sendall(data)
+
+    def _message(self) -> dict[str, Any]:
+        frame = self._frame()
+        if not isinstance(frame, Message):
+            raise ProtocolError("bytes where an answer was due")
+        return frame.content
+
+    def _frame(self) -> Frame:
+        while not self._waiting:
+            try:
+                data = self._link.recv(_READ)
+            except TimeoutError:
+                raise ControlError(
+                    f"machine {self._where.name!r} does not answer",
+                    hint=f"`ringzero kill {self._where.name}` ends it",
+                ) from None
+            except OSError:
+                data = b""
+            if not data:
+                raise self._gone()
+            self._waiting += self._decoder.feed(data)
+        return self._waiting.pop(0)
+
+    def _gone(self) -> ControlError:
+        """Return the error for a connection that ended without an answer."""
+        name = self._where.name
+        if not self._where.wait_end(1.0):
+            return ControlError(
+                f"machine {name!r} ended the conversation", hint="too many clients at once?"
+            )
+        ended = self._where.exit()
+        return ControlError(
+            f"machine {name!r} ended meanwhile: "
+            + (f"{ended.reason}: {ended.detail}" if ended is not None else "it was removed")
+        )
+
+
+def _result(action: Action, content: dict[str, Any]) -> Any:
+    error = content.get("error")
+    if isinstance(error, dict):
+        raise from_dict(error)
+    if "result" not in content:
+        raise ProtocolError("an answer with neither a result nor an error")
+    return from_plain(action.result, content["result"])

@@ -1,0 +1,111 @@
+"""The life of a kept machine from its start to its end, and that of its command."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ringzero.api.values import ExitRecord
+from ringzero.control.host.report import Reporter
+from ringzero.control.machine.keeper import Keeper
+from ringzero.errors import ControlError, GuestError, RingzeroError
+
+
+def keep(keeper: Keeper, reporter: Reporter) -> int:
+    """Let the machine of `keeper` run to its end; on the process's main thread."""
+    ending = threading.Thread(target=keeper.stop, name="stop", daemon=True)
+    signal.signal(signal.SIGTERM, lambda *_: None if ending.ident else ending.start())
+    watcher = threading.Thread(target=_report_up, args=(keeper, reporter), daemon=True)
+    try:
+        keeper.start()
+        watcher.start()
+        result = keeper.wait()
+    except RingzeroError as fault:
+        reporter.fail(fault)
+        result = ExitRecord("fault", fault.message, fault.exit_code, time.time())
+        result = keeper.finish(result)
+    keeper.close()
+    if watcher.ident:
+        watcher.join(1.0)
+    if keeper.record.remove:
+        keeper.directory.discard()
+    return result.exit_code
+
+
+def _report_up(keeper: Keeper, reporter: Reporter) -> None:
+    """Tell the starter when the guest takes commands, and run the one that it was started for."""
+    if keeper.machine.config.agent:
+        with contextlib.suppress(GuestError):
+            keeper.machine.agent.wait_ready()
+        if not keeper.machine.agent.ready or keeper.ended.is_set():
+            keeper.ended.wait(5)
+            result = keeper.result
+            detail = f": {result.reason}\n{result.detail}" if result is not None else ""
+            reporter.fail(GuestError("the guest ended before it could run anything" + detail))
+            return
+        # In a copy, and where the machine was taken back, the guest runs it already.
+        if keeper.record.command and not keeper.machine.agent.kept:
+            _run_command(keeper)
+    reporter.up()
+
+
+def _run_command(keeper: Keeper) -> None:
+    """Run the machine's command in the guest; its end is the machine's."""
+    over = _end_with(keeper)
+    keeper.machine.agent.run(
+        keeper.record.command,
+        on_stdout=keeper.log,
+        on_stderr=keeper.log,
+        on_exit=over,
+        kept=True,
+    )
+
+
+def take_over(keeper: Keeper) -> None:
+    """In a copy of a machine: its command, if it has one, is the copy's too."""
+    if keeper.machine.config.agent:
+        for command in keeper.machine.agent.kept:
+            command.redirect(on_stdout=keeper.log, on_stderr=keeper.log, on_exit=_end_with(keeper))
+
+
+def revert(keeper: Keeper, snapshot: Path) -> None:
+    """Take a living machine back to a snapshot; its command goes on there, or begins anew."""
+    keeper.revert(snapshot)
+    # In the foreground the command is the session's, not the machine's.
+    if not keeper.machine.config.agent or keeper.record.foreground:
+        return
+    take_over(keeper)
+    if keeper.record.command and not keeper.machine.agent.kept:
+        threading.Thread(target=_run_when_ready, args=(keeper,), daemon=True).start()
+
+
+def _run_when_ready(keeper: Keeper) -> None:
+    with contextlib.suppress(GuestError):
+        if keeper.machine.agent.wait_ready():
+            _run_command(keeper)
+
+
+def _end_with(keeper: Keeper) -> Callable[[int], None]:
+    def over(status: int) -> None:
+        text = f"its command ended with status {status}"
+        keeper.expect(ExitRecord("command", text, status, time.time()))
+        threading.Thread(target=_finish, args=(keeper,), daemon=True).start()
+
+    return over
+
+
+def _finish(keeper: Keeper) -> None:
+    """Have the guest write its disks, then end it."""
+    if any(not disk.read_only for disk in keeper.machine.config.disks):
+        keeper.stop()
+    else:
+        keeper.machine.stop()
+
+
+def internal(fault: BaseException) -> ControlError:
+    """Return the error for a fault of ours."""
+    return ControlError(f"internal error: {type(fault).__name__}: {fault}")

@@ -1,0 +1,187 @@
+"""Every action through a door that is made from the table, and the events that each causes."""
+
+import contextlib
+import json
+import threading
+import time
+
+import pytest
+
+from ringzero.api.action import Stream
+from ringzero.api.protocol import STDOUT
+from ringzero.api.table import ACTIONS
+from ringzero.api.values import EventKind, Status
+from ringzero.config.tree import config_to_tree
+from ringzero.control.host import client, directory
+from ringzero.control.host import launch as launching
+from ringzero.control.host.events import Watch
+from ringzero.errors import ConflictError, InvalidValueError, NotFoundError
+from ringzero.image import micro
+from tests.api.test_action import ToyDoor
+from tests.control.fake import PROGRAM, config, start
+from tests.vm import seeds
+
+pytestmark = pytest.mark.usefixtures("root")
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch):
+    monkeypatch.setattr(launching, "PROGRAM", PROGRAM)
+
+
+@pytest.fixture
+def watch(root):
+    with Watch(root) as watch:
+        yield watch
+
+
+def seen(watch, name, wanted, seconds=10):
+    """Read events until all that are `wanted` of the machine have come, in this order."""
+    found, deadline = [], time.monotonic() + seconds
+    while [kind for kind in found if kind in wanted] != wanted:
+        assert time.monotonic() < deadline, found
+        found += [EventKind(e.kind) for e in watch.read(0.5) if e.machine == name]
+    return found
+
+
+@pytest.fixture
+def snapshots(tmp_path, monkeypatch):
+    monkeypatch.setenv("RINGZERO_SNAPSHOTS_DIR", str(tmp_path / "snapshots"))
+    return seeds.saved(tmp_path / "snapshots")
+
+
+def test_every_action_through_a_door(watch, tmp_path, monkeypatch):
+    monkeypatch.setattr(micro, "list_images", list)
+    host = client.host()
+    door, done = ToyDoor(host), set()
+
+    def post(name, /, machine="web", **arguments):
+        done.add(name)
+        path = ToyDoor.path(ACTIONS[name]).replace("{machine}", machine)
+        return door.post(path, json.dumps(arguments))
+
+    def causes(name, of="web"):
+        seen(watch, of, list(ACTIONS[name].events))
+
+    assert post("define", config=config_to_tree(config()), name="web") == "web"
+    causes("define")
+    assert post("inspect")["status"] == "defined"
+    with pytest.raises(ConflictError, match="never started"):
+        post("pause")
+    assert post("start") is None
+    causes("start")
+    with pytest.raises(ConflictError, match="is running; 'start' needs"):
+        post("start")
+    assert post("ping") == "running"
+    post("pause")
+    causes("pause")
+    post("resume")
+    causes("resume")
+    assert post("exec", words=["sh", "-c", "exit 3"]) == {"status": 3}
+    assert post("fork", name="copy") == ["copy"]
+    causes("fork", "copy")
+    post("restart", timeout=5)
+    seen(watch, "web", [EventKind.ENDED, EventKind.STARTED])
+    assert post("kill", machine="copy")["reason"] == "killed"
+    causes("kill", "copy")
+    assert post("wait", machine="copy")["exit_code"] == 137
+    assert post("stop")["reason"] == "poweroff"
+    seen(watch, "web", [EventKind.ENDED])
+    post("rename", name="db")
+    causes("rename", "db")
+    assert post("remove", machine="db") is None
+    causes("remove", "db")
+    assert [m["name"] for m in post("machines", status="ended")] == ["copy"]
+    assert post("images") == []
+    assert post("snapshots") == []
+    with pytest.raises(InvalidValueError, match="none is named"):
+        host.call("pause", {})
+    with pytest.raises(NotFoundError):
+        post("pause", machine="nobody")
+    # Those that need a snapshot, a console's other side, or never end.
+    assert set(ACTIONS) - done == {"snapshot", "revert", "console", "events"}
+
+
+class Lines(Stream):
+    def __init__(self):
+        self.lines = []
+        self.link = None
+        self.begun = threading.Event()
+
+    def begin(self, link):
+        self.link = link
+        self.begun.set()
+
+    def data(self, number, content):
+        assert number == STDOUT
+        self.lines.append(json.loads(content))
+
+
+def test_events_are_an_action_that_ends_when_it_is_asked_to():
+    lines = Lines()
+    thread = threading.Thread(target=client.host().events, args=(lines,), daemon=True)
+    thread.start()
+    assert lines.begun.wait(5)
+    start("web")
+    client.machine("web").stop()
+    client.machine("web").remove()
+    deadline = time.monotonic() + 10
+    while not lines.lines or lines.lines[-1]["kind"] != "removed":
+        assert time.monotonic() < deadline, lines.lines
+        time.sleep(0.01)
+    lines.link.send(b"")
+    thread.join(5)
+    assert not thread.is_alive()
+    told = [line["kind"] for line in lines.lines]
+    assert [kind for kind in told if kind != "stopping"] == [
+        "created", "started", "ended", "removed",
+    ]  # fmt: skip
+    assert {line["machine"] for line in lines.lines} == {"web"}
+    ended = next(line for line in lines.lines if line["kind"] == "ended")
+    assert ended["detail"]["exit"]["reason"] == "poweroff"
+
+
+def test_a_kill_9_is_an_end(watch):
+    web = start("web")
+    seen(watch, "web", [EventKind.STARTED])
+    web.process().identity.signal(9)
+    seen(watch, "web", [EventKind.ENDED])
+    assert web.status() is Status.DEAD
+
+
+def test_nothing_happens_without_a_cause(watch):
+    start("web")
+    seen(watch, "web", [EventKind.STARTED])
+    for _ in range(20):
+        client.machine("web").inspect()
+        directory.machines()
+    assert watch.read(0.2) == []
+    began = time.process_time()
+    watch.read(0.5)
+    assert time.process_time() - began < 0.1
+
+
+def test_what_was_there_before_is_no_news(root):
+    start("web")
+    with Watch(root) as watch:
+        client.machine("web").pause()
+        assert [event.kind for event in watch.read(5)] == ["paused"]
+
+
+def test_waiting_for_an_end_is_no_polling():
+    """The lock is looked at some times, not hundreds of times a second."""
+    web = start("web")
+    used = []
+
+    def wait():
+        began = time.thread_time()
+        with contextlib.suppress(Exception):
+            assert web.wait_end(20)
+        used.append(time.thread_time() - began)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(1.0)
+    client.machine("web").kill()
+    thread.join()
+    assert used[0] < 0.05
