@@ -22,7 +22,8 @@ ROOT = Path(ringzero.__file__).parent
 # Each layer imports only itself and what stands before it.
 ORDER = (
     "errors", "units", "records", "plain", "settings", "registry", "config", "api", "host", "core",
-    "disk", "image", "native", "isa", "jit", "engine", "devices", "board", "net", "vm", "control", "cli",
+    "disk", "image", "native", "isa", "jit", "engine", "devices", "board", "net", "vm",
+    "control", "cli",
 )  # fmt: skip
 # Parts that a part must not import, whatever the order says.
 FORBIDDEN = {

@@ -1,4 +1,4 @@
-"""docs/add-an-action.md, step by step: a declaration, a handler and a verb are all that it takes."""
+"""docs/add-an-action.md, step by step: a declaration, a handler and a verb are all it takes."""
 
 import json
 from typing import Annotated

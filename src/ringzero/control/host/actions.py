@@ -167,11 +167,11 @@ def define(
     serial: str | None,
     remove: bool,
 ) -> str:
-    from ringzero.config.tree import config_from_tree
+    from ringzero.config.machine import MachineConfig
 
     claim = directory.create(
         name,
-        config_from_tree(config),
+        MachineConfig.create(**config),
         image=image,
         command=tuple(command or ()),
         timeout=timeout,
