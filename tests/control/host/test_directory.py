@@ -233,11 +233,61 @@ def test_what_killed_commands_left_is_swept(root):
     assert [m.name for m in directory.machines()] == ["db", "web"]
 
 
-def test_an_empty_directory_of_that_name_can_be_removed(root):
-    root.mkdir()
-    (root / "web").mkdir()
-    directory.find("web").remove()
-    assert directory.machines() == []
+def _machine(path):
+    path.mkdir()
+    (path / LOCK).touch()
+
+
+ODD = {
+    "an empty directory": lambda path: path.mkdir(),
+    "a file": lambda path: path.touch(),
+    "a pipe": os.mkfifo,
+    "a link to nothing": lambda path: path.symlink_to("nowhere"),
+    "a link to a directory": lambda path: path.symlink_to("/"),
+    "a pipe as lock": lambda path: (path.mkdir(), os.mkfifo(path / LOCK)),
+    "a directory as lock": lambda path: (path.mkdir(), (path / LOCK).mkdir()),
+    "a link as lock": lambda path: (path.mkdir(), (path / LOCK).symlink_to("/dev/null")),
+    **{
+        f"a pipe as {name}": lambda path, name=name: (_machine(path), os.mkfifo(path / name))
+        for name in (MACHINE, PROCESS, STATUS, EXIT, VMM_LOG, "console.log")
+    },
+    "a device": lambda path: (_machine(path), (path / MACHINE).symlink_to("/dev/zero")),
+    "a directory as description": lambda path: (_machine(path), (path / MACHINE).mkdir()),
+}
+
+
+@pytest.mark.parametrize("make_it", ODD.values(), ids=ODD)
+def test_what_is_no_machine_is_skipped_named_and_can_be_removed(root, make_it):
+    make("good").release()
+    make_it(root / "web")
+    assert [machine.name for machine in directory.machines()] == ["good"]
+    ((name, reason),) = directory.odd()
+    assert name == "web"
+    assert reason
+    for use in (directory.find, make):
+        with pytest.raises((ControlError, ConflictError), match="no machine") as told:
+            use("web")
+        assert told.value.hint == "`ringzero rm web` removes it"
+    directory.find("web", odd=True).remove()
+    assert directory.odd() == []
+    assert [path.name for path in root.iterdir()] == ["good"]
+
+
+def test_renamed(root):
+    web = dead()
+    make("taken").release()
+    for wrong, error in (("taken", ConflictError), ("../x", InvalidValueError)):
+        with pytest.raises(error):
+            web.rename(wrong)
+    db = web.rename("db")
+    assert (db.machine().name, db.machine().config["name"]) == ("db", "db")
+    assert sorted(path.name for path in root.iterdir()) == ["db", "taken"]
+    with pytest.raises(NotFoundError):
+        web.rename("again")
+    claim = make("alive")
+    with pytest.raises(ConflictError, match="starting"):
+        claim.directory.rename("other")
+    claim.release()
 
 
 def test_next_numbers():
