@@ -24,7 +24,8 @@ from ringzero.native import (
     u64,
 )
 from ringzero.native.functions import NATIVE_FUNCTIONS
-from ringzero.native.values import Value, as_value, building, convert, set_field
+from ringzero.native.generation import as_value, building, convert
+from ringzero.native.values import Value, set_field
 
 
 class Recorder:

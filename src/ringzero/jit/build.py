@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import ringzero
 from ringzero.errors import EngineError, HostError
 from ringzero.host.files import CACHE_HINT, host_error
 from ringzero.jit.compile.llvm import Library, host_identity
@@ -28,7 +27,9 @@ from ringzero.settings import CACHE_DIR
 
 # called with (units done, units in all, what is being compiled)
 Progress = Callable[[int, int, str], None]
-# Packages whose source decides the generated code.
+# The package's own directory.
+_ROOT = Path(__file__).parent.parent
+# Packages in it whose source decides the generated code.
 _SOURCES = ("native", "isa", "jit")
 _COMPLETE = "complete.json"
 # Exit code of a unit's compiler when the host refuses a file (sysexits.h, EX_IOERR).
@@ -55,10 +56,9 @@ def cache_key() -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update(host_identity().encode())
     digest.update(sys.version.encode())
-    root = Path(ringzero.__file__).parent
     for package in _SOURCES:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode())
+        for path in sorted((_ROOT / package).rglob("*.py")):
+            digest.update(path.relative_to(_ROOT).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -123,7 +123,7 @@ def _compile_all(names: list[str], work: Path, progress: Progress | None) -> Non
     running: dict[str, subprocess.Popen[bytes]] = {}
     done = 0
     workers = max(1, len(os.sched_getaffinity(0)))
-    source = str(Path(ringzero.__file__).parent.parent)
+    source = str(_ROOT.parent)
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
     }

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
+from ringzero.native.generation import builder
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -39,9 +41,7 @@ class NativeFunction(Generic[P, R]):
         return list(hints.values()), result
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        from ringzero.native.values import builder
-
-        return builder().call(self, args)  # type: ignore[attr-defined,no-any-return]
+        return builder().call(self, args)  # type: ignore[no-any-return]
 
 
 class StagedFunction(Generic[P, R]):
@@ -67,9 +67,7 @@ class StagedFunction(Generic[P, R]):
         return bound
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        from ringzero.native.values import builder
-
-        return builder().inline(self, args, kwargs)  # type: ignore[attr-defined,no-any-return]
+        return builder().inline(self, args, kwargs)  # type: ignore[no-any-return]
 
 
 @overload

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ringzero.native.generation import Symbol, as_value, builder, convert
 from ringzero.native.types import Int, boolean, unsigned
-from ringzero.native.values import Value, as_value, builder, convert
 
 U64 = unsigned(64)
 
@@ -34,7 +34,7 @@ def select(condition: Any, yes: Any, no: Any) -> Any:
     """Return `yes` or `no`, both evaluated, without a branch."""
     if isinstance(condition, bool):
         return yes if condition else no
-    if not isinstance(yes, Value):
+    if not isinstance(yes, Symbol):
         yes = as_value(yes, no.kind)
     return builder().select(condition, yes, as_value(no, yes.kind))
 
@@ -76,16 +76,14 @@ def sign(value: Any) -> Any:
 
 def compare_exchange(kind: Any, address: Any, expected: Any, desired: Any) -> Any:
     """Atomically replace `expected` at a host address by `desired`; return what was there."""
-    return builder().atomic(  # type: ignore[attr-defined]
+    return builder().atomic(
         "cmpxchg", kind, convert(U64, address), as_value(expected, kind), as_value(desired, kind)
     )
 
 
 def fetch(operator: str, kind: Any, address: Any, operand: Any) -> Any:
     """Atomically combine ("add", "sub", "and", "or", "xor", "xchg"); return what was there."""
-    return builder().atomic(  # type: ignore[attr-defined]
-        operator, kind, convert(U64, address), as_value(operand, kind)
-    )
+    return builder().atomic(operator, kind, convert(U64, address), as_value(operand, kind))
 
 
 def fence() -> None:
@@ -95,12 +93,12 @@ def fence() -> None:
 
 def copy_memory(to: Any, source: Any, count: Any) -> None:
     """memcpy: `count` bytes between host addresses that do not overlap."""
-    builder().bulk("memcpy", convert(U64, to), convert(U64, source), convert(U64, count))  # type: ignore[attr-defined]
+    builder().bulk("memcpy", convert(U64, to), convert(U64, source), convert(U64, count))
 
 
 def fill_memory(to: Any, byte: Any, count: Any) -> None:
     """memset: `count` bytes at a host address."""
-    builder().bulk("memset", convert(U64, to), convert(unsigned(8), byte), convert(U64, count))  # type: ignore[attr-defined]
+    builder().bulk("memset", convert(U64, to), convert(unsigned(8), byte), convert(U64, count))
 
 
 def host_asm(result: Any, text: str, constraints: str, *arguments: Any) -> Any:
@@ -109,22 +107,22 @@ def host_asm(result: Any, text: str, constraints: str, *arguments: Any) -> Any:
     `result` is the type of the one output, or None. The one place where
     semantics may lean on the host's own instruction set.
     """
-    return builder().assembly(result, text, constraints, arguments)  # type: ignore[attr-defined]
+    return builder().assembly(result, text, constraints, arguments)
 
 
 def unreachable() -> None:
     """Say that control never comes here."""
-    builder().unreachable()  # type: ignore[attr-defined]
+    builder().unreachable()
 
 
 def long_jump(buffer: Any) -> None:
     """Leave all native frames up to the one that armed `buffer` (a host address)."""
-    builder().long_jump(convert(U64, buffer))  # type: ignore[attr-defined]
+    builder().long_jump(convert(U64, buffer))
 
 
 def call_address(address: Any, result: Any, *arguments: Any) -> Any:
     """Call the native function (C convention) at a host address."""
-    return builder().call_address(convert(U64, address), result, arguments)  # type: ignore[attr-defined]
+    return builder().call_address(convert(U64, address), result, arguments)
 
 
 def read_host_tsc() -> Any:

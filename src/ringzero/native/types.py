@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ringzero.native.generation import convert
+
 
 @dataclass(frozen=True)
 class Int:
@@ -19,8 +21,6 @@ class Int:
     signed: bool = False
 
     def __call__(self, value: Any) -> Any:
-        from ringzero.native.values import convert
-
         return convert(self, value)
 
     def __repr__(self) -> str:
@@ -43,8 +43,6 @@ class Bool:
     size = 1
 
     def __call__(self, value: Any) -> Any:
-        from ringzero.native.values import convert
-
         return convert(self, value)
 
     def __repr__(self) -> str:
@@ -58,8 +56,6 @@ class Vec128:
     size = 16
 
     def __call__(self, value: Any) -> Any:
-        from ringzero.native.values import convert
-
         return convert(self, value)
 
     def __repr__(self) -> str:

@@ -6,14 +6,12 @@ Text, because it costs 5 us per guest instruction where llvmlite.ir costs 300.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ringzero.native.functions import NativeFunction, StagedFunction
+from ringzero.native.generation import as_value
 from ringzero.native.types import Bool, Int, StructType, Vec128
-from ringzero.native.values import Value, as_value
-
-if TYPE_CHECKING:
-    from ringzero.jit.compile.module import Module
+from ringzero.native.values import Value
 
 _SIGNED = {"div": "sdiv", "rem": "srem", "shr": "ashr"}
 _UNSIGNED = {"div": "udiv", "rem": "urem", "shr": "lshr"}
@@ -37,10 +35,25 @@ def llvm_type(kind: Any) -> str:
     raise TypeError(f"{kind!r} is no native type")
 
 
-class FunctionBuilder:
-    """Builds the body of one LLVM function; implements `native.values.Builder`."""
+class Unit(Protocol):
+    """What a builder wants of the module that its function is in."""
 
-    def __init__(self, module: Module) -> None:
+    def declare(self, name: str, text: str) -> None: ...
+    def define(self, text: str) -> None: ...
+    def require(self, function: NativeFunction[Any, Any]) -> tuple[list[Any], Any]: ...
+    def inline(
+        self,
+        builder: FunctionBuilder,
+        function: StagedFunction[Any, Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+    ) -> Any: ...
+
+
+class FunctionBuilder:
+    """Builds the body of one LLVM function; implements `native.generation.Builder`."""
+
+    def __init__(self, module: Unit) -> None:
         self.module = module
         self.entry: list[str] = []
         self.body: list[str] = []
@@ -286,6 +299,4 @@ class FunctionBuilder:
         self, function: StagedFunction[Any, Any], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Any:
         """Run a staged function here."""
-        from ringzero.jit.compile.staging import Execution
-
-        return Execution(self, function.function).run(list(args), kwargs)
+        return self.module.inline(self, function, args, kwargs)

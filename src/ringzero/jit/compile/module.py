@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ringzero.jit.compile.builder import FunctionBuilder, llvm_type
 from ringzero.jit.compile.staging import Execution
-from ringzero.native.functions import NativeFunction
-from ringzero.native.values import Value, building
+from ringzero.native.functions import NativeFunction, StagedFunction
+from ringzero.native.generation import building
+from ringzero.native.values import Value
 
 
 class Module:
@@ -79,6 +80,16 @@ class Module:
             self.define("\n".join(lines))
 
         return builder, values, finish
+
+    def inline(
+        self,
+        builder: FunctionBuilder,
+        function: StagedFunction[Any, Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Run a staged function where a builder is."""
+        return Execution(builder, function.function).run(list(args), kwargs)
 
     def _compile(self, function: NativeFunction[Any, Any]) -> None:
         kinds, result = self._signatures[function.name]

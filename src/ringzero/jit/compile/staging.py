@@ -19,8 +19,9 @@ from typing import Any
 
 from ringzero.jit.compile.builder import FunctionBuilder, llvm_type
 from ringzero.native.functions import NativeFunction, StagedFunction
+from ringzero.native.generation import as_value, convert
 from ringzero.native.types import Bool, StructType
-from ringzero.native.values import Value, as_value, convert, set_field
+from ringzero.native.values import Value, set_field
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -557,7 +558,8 @@ def truth(value: Value) -> Value:
     """Return `value` as a boolean (an integer is true when it is not zero)."""
     if isinstance(value.kind, StructType):
         raise TypeError("a pointer has no truth")
-    return convert(Bool(), value)
+    found: Value = convert(Bool(), value)
+    return found
 
 
 @functools.cache

@@ -40,8 +40,9 @@ from ringzero.jit.x86.operands import (
     Unsuitable,
 )
 from ringzero.native import boolean, load, signed, store, u32, u64, unsigned
+from ringzero.native.generation import as_value, building, convert
 from ringzero.native.types import Int
-from ringzero.native.values import Value, as_value, building, convert
+from ringzero.native.values import Value
 
 SLOT = 8  # class of a register that is not pinned
 CLASSES = 9

@@ -41,7 +41,8 @@ from ringzero.native import (
     unsigned,
     v128,
 )
-from ringzero.native.values import Value, building
+from ringzero.native.generation import building
+from ringzero.native.values import Value
 
 _XMM = Cpu.offset_of("xmm")
 _FPR = Cpu.offset_of("fpr")

@@ -20,8 +20,9 @@ from ringzero.isa.x86.privileged.descriptors import is_canonical
 from ringzero.isa.x86.table.forms import Form
 from ringzero.jit.compile.builder import FunctionBuilder
 from ringzero.native import load, signed, store, u32, u64, unsigned, v128
+from ringzero.native.generation import as_value, convert
 from ringzero.native.types import Int
-from ringzero.native.values import Value, as_value, convert
+from ringzero.native.values import Value
 
 CONVENTION = "preserve_nonecc"
 # Order of the pinned GPRs as arguments: guest RCX lands in host RCX, which shifts want.
