@@ -16,7 +16,7 @@ import capstone
 import llvmlite.binding as llvm
 
 from ringzero.engine.soft.insn_text import text_of
-from ringzero.isa.x86.cpu import CodePage
+from ringzero.isa.caches import CodePage
 from ringzero.isa.x86.view import StructView
 from ringzero.jit import tables
 from ringzero.jit.compile.llvm import host_identity

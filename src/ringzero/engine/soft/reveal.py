@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ringzero.engine.soft.insn_text import text_of
 from ringzero.host.files import host_error, make_directory
-from ringzero.isa.x86.cpu import JUMP_ENTRIES, CodePage
+from ringzero.isa.caches import JUMP_ENTRIES, CodePage
 from ringzero.isa.x86.table.instructions import all_forms
 from ringzero.isa.x86.view import StructView
 from ringzero.jit.compile.module import Module

@@ -26,15 +26,15 @@ from ringzero.engine.soft.report import unknown_instructions
 from ringzero.engine.x86 import LocalApic, MsrRead, MsrWrite, PortRead, PortWrite
 from ringzero.errors import EngineError
 from ringzero.host.memory import HostMemory, MemoryImage
-from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpu import (
+from ringzero.isa.caches import (
     JUMP_ENTRIES,
     JUMP_NEVER_FIRST,
     TLB_ENTRIES,
-    Cpu,
     JumpCacheEntry,
     TlbEntry,
 )
+from ringzero.isa.x86 import cpu as x86
+from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.interpreter import NEVER
 from ringzero.isa.x86.shutdown import describe
 from ringzero.isa.x86.state import CpuState

@@ -6,6 +6,7 @@ touch comes first, so that its displacement fits a byte.
 
 from __future__ import annotations
 
+from ringzero.isa.caches import JUMP_USED_WORDS
 from ringzero.native import Struct, field, u8, u16, u32, u64, v128
 
 # GPR numbers (Intel SDM vol. 2, table 3-1).
@@ -81,15 +82,6 @@ HOST_STEP = 1 << HOST_BREAKPOINTS
 # `Cpu.reported` when the debugger has been told of no instruction.
 NOT_REPORTED = (1 << 64) - 1
 
-# A soft TLB has this many entries; its index is taken from the page number.
-TLB_BITS = 10
-TLB_ENTRIES = 1 << TLB_BITS
-# Tag bits below the page number; a tag with any of them set never equals a page address,
-# so the fast path fails and the slow path looks closer.
-TLB_INVALID = 1 << 0
-TLB_MMIO = 1 << 1
-TLB_CODE = 1 << 2
-
 # User pages that the kernel's TLB holds at once while RFLAGS.AC suspends SMAP: a copy of some
 # length has source and destination in two pages each.
 OPEN_PAGES = 8
@@ -100,39 +92,6 @@ EXTERNAL_LIMIT = 8
 
 # Different unknown instructions that the statistics name; further ones are only counted.
 UNKNOWN_KINDS = 16
-
-
-class TlbEntry(Struct):
-    """One translation: the page address for each kind of access, and host minus guest address."""
-
-    read = field(u64)
-    write = field(u64)
-    execute = field(u64)
-    addend = field(u64)
-
-
-class CodePage(Struct):
-    """Translations of one page of guest RAM."""
-
-    lines = field(u64)  # which of its 64-byte lines hold translated code
-    blocks = field(u32, 64)  # per line: the first block that starts there (see jit.cache)
-
-
-class JumpCacheEntry(Struct):
-    """Translated code for a guest-virtual address, in the mode that was in force."""
-
-    address = field(u64)  # guest-virtual; all ones when empty
-    code = field(u64)  # host address
-
-
-# The jump cache has a window of entries for each page (hashed), so that one page can be
-# dropped without touching the rest.
-JUMP_PAGE_BITS = 7
-JUMP_OFFSET_BITS = 7
-JUMP_USED_WORDS = (1 << JUMP_PAGE_BITS) // 64
-JUMP_ENTRIES = 1 << (JUMP_PAGE_BITS + JUMP_OFFSET_BITS)
-# An address that the first entry never serves: it belongs to the second.
-JUMP_NEVER_FIRST = 1
 
 
 class UnknownCode(Struct):
@@ -314,7 +273,7 @@ class Cpu(Struct):
     generic_insn = field(u64)  # host address of the Insn to run by its handler
     link_site = field(u64)  # host address of the jump to link to the next block, or 0
     slice = field(u64)  # instructions given to this slice
-    engine = field(u64)  # host address of the engine's own struct (jit.dispatch)
+    engine = field(u64)  # host address of the engine's own struct (jit.x86.tables.Scratch)
     jump_buffer = field(u64, 8)
     leave_code = field(u32)
     single_step = field(u32)  # HOST_STEP and the host debugger's breakpoints in force

@@ -18,13 +18,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from ringzero.isa.caches import JumpCacheEntry, jump_index
 from ringzero.isa.x86 import flags as lazy
-from ringzero.isa.x86.cpu import (
-    JUMP_OFFSET_BITS,
-    JUMP_PAGE_BITS,
-    Cpu,
-    JumpCacheEntry,
-)
+from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.table.forms import Form, Operand
 from ringzero.isa.x86.table.instructions import all_forms
 from ringzero.jit.compile.module import Module
@@ -39,7 +35,7 @@ from ringzero.jit.x86.operands import (
     StencilOperation,
     Unsuitable,
 )
-from ringzero.native import boolean, load, signed, store, u32, u64, unsigned
+from ringzero.native import boolean, load, pointer, signed, store, u32, u64, unsigned
 from ringzero.native.generation import as_value, building, convert
 from ringzero.native.types import Int
 from ringzero.native.values import Value
@@ -485,19 +481,14 @@ def _exits(bodies: dict[str, Body], plain: Callable[[str, Callable[[Glue], Any]]
             """Go to the address in the temporary: by the jump cache, else by the run loop."""
             target = m.temporary
             tag = target | key_bit
-            window = ((target >> 12) ^ (target >> (12 + JUMP_PAGE_BITS))) & (
-                (1 << JUMP_PAGE_BITS) - 1
-            )
-            within = (target ^ (target >> JUMP_OFFSET_BITS)) & ((1 << JUMP_OFFSET_BITS) - 1)
-            index = (window << JUMP_OFFSET_BITS) | within
-            entry = m.cpu.jump_cache + index * JumpCacheEntry.size
+            index = jump_index(target)
+            where = m.cpu.jump_cache + index * JumpCacheEntry.size
+            entry = pointer(JumpCacheEntry, where)
             hit, miss = builder.fresh("hit"), builder.fresh("miss")
-            known = load(u64, entry, JumpCacheEntry.offset_of("address"))
-            builder.branch(known == tag, hit, miss, ", !prof !0")
+            builder.branch(entry.address == tag, hit, miss, ", !prof !0")
             builder.start(hit)
             m._put("page_base", target & ~0xFFF & ((1 << 64) - 1))
-            where = load(u64, entry, JumpCacheEntry.offset_of("code"))
-            code = builder.emit(f"inttoptr i64 {where.ref} to ptr", Cpu)
+            code = builder.emit(f"inttoptr i64 {entry.code.ref} to ptr", Cpu)
             builder.line(f"musttail call {CONVENTION} void {code.ref}({m.arguments()})")
             builder.ret(None)
             builder.start(miss)

@@ -14,12 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ringzero.isa.caches import TlbEntry, page_of_last, tlb_offset
 from ringzero.isa.x86 import flags as lazy
-from ringzero.isa.x86.cpu import ARITHMETIC_FLAGS, CF, TLB_ENTRIES, Cpu, TlbEntry
+from ringzero.isa.x86.cpu import ARITHMETIC_FLAGS, CF, Cpu
 from ringzero.isa.x86.privileged.descriptors import is_canonical
 from ringzero.isa.x86.table.forms import Form
 from ringzero.jit.compile.builder import FunctionBuilder
-from ringzero.native import load, signed, store, u32, u64, unsigned, v128
+from ringzero.native import load, pointer, signed, store, u32, u64, unsigned, v128
 from ringzero.native.generation import as_value, convert
 from ringzero.native.types import Int
 from ringzero.native.values import Value
@@ -246,16 +247,14 @@ class StencilOperation:
             multiple = builder.fresh("aligned")
             builder.branch((va & (size - 1)) == 0, multiple, "slow", ", !prof !0")
             builder.start(multiple)
-        offset = (va >> 12 - 5) & ((TLB_ENTRIES - 1) << 5)
-        assert TlbEntry.size == 32
-        entry = self.cpu.tlb + offset
-        tag = load(u64, entry, TlbEntry.offset_of("write" if write else "read"))
-        page = (va + (size - 1) if size > 1 else va) & ~0xFFF & ((1 << 64) - 1)
+        offset = tlb_offset(va)
+        entry = pointer(TlbEntry, self.cpu.tlb + offset)
+        tag = entry.write if write else entry.read
         hit = builder.fresh("hit")
-        builder.branch(tag == page, hit, "slow", ", !prof !0")
+        builder.branch(tag == page_of_last(va, size), hit, "slow", ", !prof !0")
         builder.start(hit)
-        addend: Value = load(u64, entry, TlbEntry.offset_of("addend"))
-        return va + addend
+        host: Value = va + entry.addend
+        return host
 
     def load(self, kind: Any, address: Any, aligned: bool = False) -> Any:
         host = self._translated(address, kind.size, write=False, aligned=aligned)

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ringzero.isa.caches import CodePage, jump_entry
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpu import EXIT_DEBUG, EXIT_NONE, MODE_16, MODE_64, CodePage, Cpu, Insn
+from ringzero.isa.x86.cpu import EXIT_DEBUG, EXIT_NONE, MODE_16, MODE_64, Cpu, Insn
 from ringzero.isa.x86.insn.mxcsr import MASKS
 from ringzero.isa.x86.interpreter import (
     attend,
@@ -28,7 +29,7 @@ from ringzero.isa.x86.interpreter import (
     stop_here,
 )
 from ringzero.isa.x86.privileged.descriptors import is_canonical
-from ringzero.isa.x86.privileged.mmu import fetch_page, jump_entry, note_jump, protect_code
+from ringzero.isa.x86.privileged.mmu import fetch_page, note_jump, protect_code
 from ringzero.isa.x86.table.decoder import FormEntry
 from ringzero.jit.compile.module import Module
 from ringzero.jit.tables import BLOCK_LIMIT, COUNTERS, Block, Translator

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ringzero.isa.caches import CodePage
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpu import MODE_64, CodePage, Cpu, Insn
+from ringzero.isa.x86.cpu import MODE_64, Cpu, Insn
 from ringzero.isa.x86.flags import STATUS
 from ringzero.isa.x86.interpreter import FETCH_BYTES
 from ringzero.isa.x86.privileged.mmu import flush_jump_cache, protect_code

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ringzero.isa.caches import PAGE_MASK, tlb_entry_of
 from ringzero.isa.x86 import flags
 from ringzero.isa.x86.cpu import (
     DF,
@@ -21,14 +22,12 @@ from ringzero.isa.x86.cpu import (
     RDI,
     RSI,
     TF,
-    TLB_ENTRIES,
     Cpu,
     Insn,
-    TlbEntry,
 )
 from ringzero.isa.x86.privileged.alignment import alignment_checked
 from ringzero.isa.x86.privileged.descriptors import segment_address
-from ringzero.isa.x86.privileged.mmu import PAGE_MASK, probe_write, read_memory, write_memory
+from ringzero.isa.x86.privileged.mmu import probe_write, read_memory, write_memory
 from ringzero.isa.x86.table.forms import instruction
 from ringzero.isa.x86.table.operation import Operation
 from ringzero.native import (
@@ -37,7 +36,6 @@ from ringzero.native import (
     fill_memory,
     load,
     native,
-    pointer,
     select,
     staged,
     store,
@@ -119,7 +117,7 @@ def _step(cpu: Any, size: int) -> Any:
 @staged
 def _readable(cpu: Any, va: Any) -> Any:
     """Host address for reading inside the page of `va` when the TLB has it, else 0."""
-    entry = pointer(TlbEntry, cpu.tlb + ((va >> 12) & (TLB_ENTRIES - 1)) * TlbEntry.size)
+    entry = tlb_entry_of(cpu.tlb, va)
     return select(entry.read == va & ~u64(PAGE_MASK), va + entry.addend, u64(0))
 
 

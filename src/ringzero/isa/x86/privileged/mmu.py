@@ -10,21 +10,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpu import (
-    EXIT_MMIO_READ,
-    EXIT_MMIO_WRITE,
+from ringzero.isa.caches import (
     JUMP_NEVER_FIRST,
-    JUMP_OFFSET_BITS,
-    JUMP_PAGE_BITS,
     JUMP_USED_WORDS,
+    JUMP_WINDOW,
+    PAGE_MASK,
     TLB_ENTRIES,
     TLB_INVALID,
     CodePage,
-    Cpu,
     JumpCacheEntry,
     TlbEntry,
+    jump_entry,
+    page_of_last,
+    tlb_entry_of,
 )
+from ringzero.isa.x86 import cpu as x86
+from ringzero.isa.x86.cpu import EXIT_MMIO_READ, EXIT_MMIO_WRITE, Cpu
 from ringzero.isa.x86.privileged.alignment import check_alignment
 from ringzero.isa.x86.privileged.breakpoints import DR7_ENABLED, match_data, watches_page
 from ringzero.isa.x86.privileged.faults import external, raise_fault_code, raise_gp0
@@ -46,11 +47,7 @@ from ringzero.native import (
     v128,
 )
 
-PAGE_MASK = 0xFFF
 ALL_ONES = (1 << 64) - 1
-# Bytes of the jump cache for one page.
-JUMP_WINDOW = JumpCacheEntry.size << JUMP_OFFSET_BITS
-
 # Kinds of access, as given to `translate`.
 READ, WRITE, EXECUTE = 0, 1, 2
 
@@ -253,7 +250,7 @@ def fill_tlb(
 def tlb_entry(cpu: Any, va: Any, user: Any) -> Any:
     """Return the TLB entry that serves `va` for user or supervisor accesses."""
     table = select(user != 0, cpu.tlb_user, cpu.tlb_kernel)
-    return pointer(TlbEntry, table + ((va >> 12) & (TLB_ENTRIES - 1)) * TlbEntry.size)
+    return tlb_entry_of(table, va)
 
 
 @native(inline="never")
@@ -304,15 +301,6 @@ def forget_jumps(table: Any, start: Any, size: Any) -> None:
     """
     fill_memory(start, u8(0xFF), size)
     pointer(JumpCacheEntry, table).address = JUMP_NEVER_FIRST
-
-
-@staged
-def jump_entry(table: Any, va: Any) -> Any:
-    """Return the entry of a jump cache that serves `va`."""
-    window = ((va >> 12) ^ (va >> (12 + JUMP_PAGE_BITS))) & ((1 << JUMP_PAGE_BITS) - 1)
-    within = (va ^ (va >> JUMP_OFFSET_BITS)) & ((1 << JUMP_OFFSET_BITS) - 1)
-    index = (window << JUMP_OFFSET_BITS) | within
-    return pointer(JumpCacheEntry, table + index * JumpCacheEntry.size)
 
 
 @native(inline="never")
@@ -465,8 +453,8 @@ def _make_load(kind: Any, system: bool) -> Any:
 
     def load_fast(cpu: Cpu, va: u64) -> u64:
         table = cpu.tlb_kernel if system else cpu.tlb
-        entry = pointer(TlbEntry, table + ((va >> 12) & (TLB_ENTRIES - 1)) * TlbEntry.size)
-        if entry.read == (va + (size - 1)) & ~u64(PAGE_MASK):
+        entry = tlb_entry_of(table, va)
+        if entry.read == page_of_last(va, size):
             return load(kind, va + entry.addend)
         user = u32(0) if system else u32(cpu.cpl == 3)
         if size == 16:
@@ -487,8 +475,8 @@ def _make_store(kind: Any, system: bool) -> Any:
 
     def store_fast(cpu: Cpu, va: u64, value: u64) -> None:
         table = cpu.tlb_kernel if system else cpu.tlb
-        entry = pointer(TlbEntry, table + ((va >> 12) & (TLB_ENTRIES - 1)) * TlbEntry.size)
-        if entry.write == (va + (size - 1)) & ~u64(PAGE_MASK):
+        entry = tlb_entry_of(table, va)
+        if entry.write == page_of_last(va, size):
             store(kind, va + entry.addend, value)
         else:
             user = u32(0) if system else u32(cpu.cpl == 3)
@@ -555,8 +543,8 @@ def probe_write(cpu: Cpu, va: u64, size: u64) -> u64:
     with translated code. Faults as a write does; `size` is a power of two while
     alignment is checked.
     """
-    entry = pointer(TlbEntry, cpu.tlb + ((va >> 12) & (TLB_ENTRIES - 1)) * TlbEntry.size)
-    page = (va + size - 1) & ~u64(PAGE_MASK)
+    entry = tlb_entry_of(cpu.tlb, va)
+    page = page_of_last(va, size)
     if entry.write == page:
         return va + entry.addend
     user = u32(cpu.cpl == 3)

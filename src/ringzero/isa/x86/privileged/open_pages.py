@@ -8,7 +8,8 @@ was replaced since is taken back in vain, which costs one miss.
 
 from __future__ import annotations
 
-from ringzero.isa.x86.cpu import OPEN_PAGES, TLB_INVALID, Cpu, TlbEntry
+from ringzero.isa.caches import TLB_INVALID, TlbEntry
+from ringzero.isa.x86.cpu import OPEN_PAGES, Cpu
 from ringzero.native import native, pointer, u64
 
 
