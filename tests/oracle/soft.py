@@ -195,7 +195,7 @@ class Soft:
         raw["fault_vector"].value = raw["delivering"].value = 0
         start = raw["count_instructions"].value
         raw["budget"].value = raw["slice"].value = LIMIT
-        raw["tsc_deadline"].value = self.vm.read_tsc() + PATIENCE
+        raw["tsc_deadline"].value = self.vm.read_counter() + PATIENCE
         kind = self._enter(self.vcpu.address)
         if kind == x86.EXIT_TIMER:
             return Outcome(case.state, TIMED_OUT)
