@@ -157,8 +157,7 @@ def reverted(machine):
 
 def _stand_still(machine):
     machine.pause()
-    machine._serial_output.flush()
-    machine._console_output.flush()
+    machine.parts.lines.flush()
 
 
 FOLLOW = {

@@ -50,7 +50,7 @@ class Rig:
         self.marks = []
         with self._machine(place / "copied.img") as machine:
             self.seed = machine.seed()
-            self.engine = machine._engine
+            self.engine = machine.parts.engine
         with self._machine(self.disk) as machine:
             for number in range(2):
                 data = bytes((number + 1,)) * 512

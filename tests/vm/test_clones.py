@@ -6,8 +6,9 @@ import time
 import pytest
 
 from ringzero.errors import HostError
+from ringzero.vm.copies import LONGEST_STEP
 from ringzero.vm.guest.identity import Identity
-from ringzero.vm.machine import LONGEST_STEP, Machine
+from ringzero.vm.machine import Machine
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]
 
@@ -109,7 +110,7 @@ def test_a_short_time_passes_on_all_clocks(parent):
         step = LONGEST_STEP - 1000
         with Machine.from_seed(seed, Identity(now=seed.taken + step)) as child:
             ticks = child.save().tree["cpus"][0]["tsc"] - then
-            assert ticks >= step * child._vm.counter_hz // 1_000_000_000
+            assert ticks >= step * child.parts.vm.counter_hz // 1_000_000_000
             assert abs(clock(child)[0] - before[0]) < CLOSE
 
 
@@ -168,7 +169,7 @@ def test_guest_ports_that_are_not_read_keep_nobody_waiting(parent):
     with clone(parent) as child:
         output(child, "kill $(pidof identity)")
         deadline = time.monotonic() + 10
-        while child._identity_port.guest_open and time.monotonic() < deadline:
+        while child.parts.guest.identity_port.guest_open and time.monotonic() < deadline:
             time.sleep(0.01)
         with clone(child) as orphan:
             assert output(orphan, "echo yes") == "yes\n"

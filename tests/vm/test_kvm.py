@@ -131,7 +131,7 @@ def test_a_running_machine_is_saved_and_goes_on_in_another(cpus):
         again = second.save().tree
         assert _timeless(again) == _timeless(state.tree)
         # Time-stamp counters go on from where they were, alike on all processors.
-        hz = second._vm.counter_hz
+        hz = second.parts.vm.counter_hz
         for saved, restored in zip(tree["cpus"], again["cpus"], strict=True):
             assert 0 <= restored["tsc"] - saved["tsc"] < 60 * hz
         offsets = {thread.vcpu.descriptor.get_tsc_offset() for thread in second.threads}

@@ -384,7 +384,7 @@ def test_state_tree_round_trip():
         assert other.save() == saved
         other.start()
         other.wait(END)
-        assert other._vm.vcpus[0].answers == [0x5A]
+        assert other.parts.vm.vcpus[0].answers == [0x5A]
 
 
 def test_nothing_is_left_behind():

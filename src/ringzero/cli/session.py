@@ -96,9 +96,10 @@ def build_machine(config: MachineConfig) -> Guest:
         _compile_engine()
     ground = Groundwork(config, engine)
     # Loaded while the kernel is being copied.
+    from ringzero.vm.build import Assembly
     from ringzero.vm.machine import Machine
 
-    machine: Guest = Machine.on_groundwork(ground)
+    machine: Guest = Machine.of(Assembly(ground))
     return machine
 
 

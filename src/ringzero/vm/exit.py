@@ -6,9 +6,7 @@ import enum
 
 from ringzero.errors import GuestError, GuestPanicError, TripleFaultError
 from ringzero.records import record
-
-# How every Linux begins its last words.
-PANIC_MARK = "Kernel panic - not syncing"
+from ringzero.vm.guest import linux
 
 
 class ExitReason(enum.Enum):
@@ -28,11 +26,23 @@ class Exit:
     reason: ExitReason
     detail: str = ""
 
+    @classmethod
+    def of_reset(cls, reason: ExitReason, detail: str, said: str) -> Exit:
+        """Return the end that a reset or shutdown of the CPU is, after `said` on the serial line.
+
+        A kernel that panicked without a driver for the panic device resets, too, and one that
+        reboots may do so by a triple fault.
+        """
+        if linux.panicked(said):
+            return cls(ExitReason.PANIC, said)
+        if linux.restarted(said):
+            return cls(ExitReason.REBOOT)
+        return cls(reason, detail)
+
     @property
     def panic(self) -> str:
         """What is said of a panic in one line: Linux's own, where it was seen."""
-        _, found, said = self.detail.rpartition(PANIC_MARK)
-        cause = said.partition("\n")[0].strip(": ") if found else ""
+        cause = linux.panic_cause(self.detail)
         return f"the guest's kernel panicked: {cause}" if cause else "the guest's kernel panicked"
 
     def error(self) -> GuestError | None:

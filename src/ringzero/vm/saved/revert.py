@@ -9,37 +9,35 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ringzero.config.machine import MachineConfig
 from ringzero.disk.instant import InstantDisk, LiveDisk
 from ringzero.errors import RingzeroError, StateError
+from ringzero.vm import copies
+from ringzero.vm.build import Assembly
+from ringzero.vm.saved.snapshot import Snapshot
 from ringzero.vm.seed import Seed
-
-if TYPE_CHECKING:
-    from ringzero.vm.machine import Machine
-    from ringzero.vm.saved.snapshot import Snapshot
 
 # What of a configuration the saved state and memory were made for.
 _FIXED = ("board", "memory", "cpus", "cpu", "agent")
 _HINT = "`ringzero snapshot restore` makes another machine of it"
 
 
-def seed_for(machine: Machine, snapshot: Snapshot) -> Seed:
-    """Return what `machine` is to become; the caller closes it.
+def seed_for(parts: Assembly, snapshot: Snapshot) -> Seed:
+    """Return what the machine of `parts` is to become; the caller closes it.
 
     Of a snapshot without memory that is the machine about to boot. Raises StateError where
     the snapshot is of another kind of machine, or of other disks, or is damaged.
     """
-    check_fit(machine.config, machine.engine_name, snapshot)
-    check_disks(machine.disks, snapshot)
+    check_fit(parts.config, parts.engine.name, snapshot)
+    check_disks(parts.disks, snapshot)
     if snapshot.manifest.memory is not None:
         return snapshot.seed()
     with contextlib.ExitStack() as closing:
         instants = snapshot.disks()
         for instant in instants:
             closing.callback(instant.close)
-        return machine.boot_seed(instants)
+        return copies.boot_seed(parts, instants)
 
 
 def check_fit(config: MachineConfig, engine: str, snapshot: Snapshot) -> None:

@@ -348,6 +348,8 @@ class Snapshot:
 
     def restore(self, identity: Identity | None = None, *, engine: Any = None) -> Machine:
         """Return a paused machine that is a copy of the one that was saved."""
+        from ringzero.vm.build import assemble
+        from ringzero.vm.guest.identity import Identity
         from ringzero.vm.machine import Machine
         from ringzero.vm.saved import workingset
 
@@ -358,7 +360,9 @@ class Snapshot:
                 hint="restore it on the engine that it was saved on",
             )
         if manifest.memory is None:
-            machine = Machine.on_disks(manifest.machine_config(), self.disks(), identity)
+            identity = identity or Identity()
+            config = identity.adopt(manifest.machine_config())
+            machine = Machine.of(assemble(config, identity=identity, disks=self.disks()))
         else:
             with self.seed() as seed:
                 machine = Machine.from_seed(seed, identity, engine=engine)

@@ -1,0 +1,270 @@
+"""Assembling a machine: what it is made of, joined together and standing still.
+
+`assemble` takes a description; `Assembly` takes a groundwork that was laid before.
+`ringzero.vm.machine.Machine` gives an assembly its life.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ringzero.board.contract import BOARDS, Board, BoardEvents, BoardParts
+from ringzero.config.machine import MachineConfig
+from ringzero.devices.contract import Device
+from ringzero.engine.contract import Engine, Interrupts
+from ringzero.errors import DeviceError, InvalidValueError
+from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.groundwork import Groundwork
+from ringzero.vm.guest.identity import Identity
+from ringzero.vm.guest.ports import AgentPorts, Lines
+from ringzero.vm.runloop import RunControl, VcpuThread
+from ringzero.vm.state import ProcessorKind
+
+if TYPE_CHECKING:
+    from ringzero.disk.instant import InstantDisk, LiveDisk
+    from ringzero.host.memory import MemoryImage
+    from ringzero.vm.ends.links import Links
+
+
+def assemble(
+    config: MachineConfig,
+    engine: Engine | None = None,
+    *,
+    identity: Identity | None = None,
+    content: MemoryImage | None = None,
+    disks: Sequence[InstantDisk] | None = None,
+    code: Any = None,
+) -> Assembly:
+    """Return what the machine of `config` is made of, on `engine` or the one that it names.
+
+    With `content` the memory holds that, and no kernel is loaded; with `disks` they are new
+    ones with that content. `code` is what the engine takes over from another machine
+    (`Vm.share`). Raises ConfigError, NotFoundError, GuestImageError, DiskError, EngineError,
+    HostError.
+    """
+    identity = identity or Identity(config.name)
+    ground = Groundwork(identity.complete(config), engine or _choose(config.engine), content)
+    return Assembly(ground, identity, disks=disks, code=code)
+
+
+class Assembly:
+    """The parts of one machine; it owns them, and its groundwork. `close` frees all.
+
+    Its vCPUs' threads are made, not started. How the guest ends goes to `control`;
+    `stopped_at` is asked at debug stops.
+    """
+
+    def __init__(
+        self,
+        ground: Groundwork,
+        identity: Identity | None = None,
+        *,
+        disks: Sequence[InstantDisk] | None = None,
+        code: Any = None,
+    ) -> None:
+        self.ground = ground
+        self.engine = ground.engine
+        self.memory = ground.memory
+        self.identity = identity or Identity(ground.config.name)
+        self.config = self.identity.complete(ground.config)
+        self.control = RunControl()
+        self.stopped_at: Callable[[VcpuThread, int], bool] = lambda thread, address: False
+        self._closing = contextlib.ExitStack()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._closing.close)
+            self._closing.callback(ground.close)
+            self.disks = tuple(self._open_disks() if disks is None else self._grow_disks(disks))
+            board_type = BOARDS.get(self.config.board)
+            processors = board_type.architecture.identify(
+                self.config.cpu,
+                cpus=self.config.cpus,
+                counter_hz=self.engine.counter_hz,
+                bounds=self.engine.processor_bounds(),
+            )
+            interrupts = self.engine.interrupts[0]
+            self.vm = self.engine.create_vm(self.memory, processors, interrupts=interrupts)
+            self._closing.callback(self.vm.close)
+            self.processor = ProcessorKind.of(processors, self.vm.counter_hz)
+            if code is not None:
+                self.vm.adopt(code)
+            self.lines = Lines()
+            self._closing.callback(self.lines.close)
+            self.guest = AgentPorts() if self.config.agent else None
+            if self.guest is not None:
+                self._closing.callback(self.guest.close)
+            self.links = self._make_links()
+            self.board = self._make_board(board_type, interrupts)
+            self.threads = self._make_threads()
+            if ground.loading is not None:
+                # Whoever has a machine may write to its memory.
+                ground.loading.join()
+            undo.pop_all()
+        # Whether the kernel is in place, or whatever a saved memory holds.
+        self.booted = ground.kernel is None
+
+    def close(self) -> None:
+        """Free everything; the vCPUs' threads have ended, or were never started."""
+        self._closing.close()
+
+    # ---- parts ------------------------------------------------------------
+
+    def _open_disks(self) -> list[LiveDisk]:
+        if not self.config.disks:
+            return []
+        from ringzero.disk import open_disk
+        from ringzero.disk.instant import LiveDisk
+
+        disks = []
+        for disk in self.config.disks:
+            opened = open_disk(disk.path, format=disk.format, read_only=disk.read_only)
+            live = LiveDisk(opened)
+            self._closing.callback(live.close)
+            disks.append(live)
+        return disks
+
+    def _grow_disks(self, instants: Sequence[InstantDisk]) -> list[LiveDisk]:
+        disks = []
+        for instant in instants:
+            disk = instant.grow()
+            self._closing.callback(disk.close)
+            disks.append(disk)
+        return disks
+
+    def _make_links(self) -> Links | None:
+        if self.config.vsock is None and not self.config.nets:
+            return None
+        from ringzero.vm.ends.links import Links
+
+        links = Links(self.config)
+        self._closing.callback(links.close)
+        return links
+
+    def _make_board(self, board_type: type[Board], interrupts: Interrupts) -> Board:
+        vm, lines = self.vm, self.lines
+        ports = [lines.console_port]
+        if self.guest is not None:
+            ports += self.guest.ports
+        board = board_type(
+            BoardParts(
+                cpus=self.config.cpus,
+                memory=self.memory,
+                clock=vm.read_counter,
+                counter_hz=vm.counter_hz,
+                events=BoardEvents(self._powered_off, self._rebooted, self._panicked),
+                serial=lines.serial_output.write,
+                ports=ports,
+                disks=self.disks,
+                messages=vm.send_message if interrupts is Interrupts.ENGINE else None,
+                devices=self.links.devices if self.links is not None else {},
+            )
+        )
+        self._closing.callback(_close_devices, board)
+        lines.serial.connect(board.serial.push)
+        board.serial.on_room = lines.serial.room
+        lines.console.connect_size(board.resize_console)
+        vm.on_eoi = board.end_of_interrupt
+        for latch in board.latches():
+            bus = board.pio if latch.port else board.mmio
+            assert bus is not None
+            vm.gather_writes(latch.port, latch.address, latch.size, bus.write)
+        return board
+
+    def _make_threads(self) -> list[VcpuThread]:
+        return [
+            VcpuThread(
+                self.control,
+                self.vm.create_vcpu(processor.index, processor.interrupts),
+                processor,
+                self.board.architecture,
+                self._shut_down,
+                self._debug_stop,
+            )
+            for processor in self.board.processors
+        ]
+
+    def attach(
+        self, name: str, device: Device[Any], mmio: int | None, pio: int | None, size: int
+    ) -> None:
+        """Attach a device at a guest-physical address or a port. Raises DeviceError."""
+        board = self.board
+        if name in board.parts:
+            raise DeviceError(f"two devices are called {name!r}")
+        if (mmio is None) == (pio is None):
+            raise InvalidValueError("give either mmio=ADDRESS or pio=PORT")
+        if mmio is not None:
+            if self.memory.is_ram(mmio) or self.memory.is_ram(mmio + size - 1):
+                raise DeviceError(f"{name} at {mmio:#x} lies in RAM")
+            board.mmio.attach(name, mmio, size, device)
+        elif pio is not None:
+            if board.pio is None:
+                raise DeviceError("this board has no I/O ports", hint="give mmio=ADDRESS")
+            board.pio.attach(name, pio, size, device)
+        board.parts[name] = device
+
+    # ---- on the way -------------------------------------------------------
+
+    def boot(self) -> None:
+        """Load the kernel unless that was done, or a state restored. Raises GuestImageError."""
+        ground = self.ground
+        if self.booted or ground.kernel is None:
+            return
+        states = self.board.boot(
+            ground.kernel, self.config.command_line, ground.initrd, ground.loading
+        )
+        for thread, state in zip(self.threads, states, strict=True):
+            thread.set_state(state)
+        self.booted = True
+
+    def start_threads(self) -> None:
+        """Start everything that works for the guest; the vCPUs wait until they are to run."""
+        for thread in self.threads:
+            thread.thread.start()
+        if self.links is not None:
+            self.links.start()
+        if self.guest is not None:
+            self.guest.start()
+
+    def add_doorbells(self) -> None:
+        """Have the engine ring the devices; what the guest rings before arrives as other writes."""
+        for bell in self.board.doorbells():
+            self.vm.add_doorbell(bell.address, bell.width, bell.value, bell.ring)
+
+    def join_threads(self) -> None:
+        """Return when the vCPUs' threads, which were told to, have ended."""
+        self.lines.serial_output.release()
+        for thread in self.threads:
+            if thread.thread.is_alive():
+                thread.thread.join()
+
+    # ---- what the guest does; on a vCPU's thread --------------------------
+
+    def _powered_off(self) -> None:
+        self.control.finish(Exit(ExitReason.POWEROFF))
+
+    def _rebooted(self) -> None:
+        self._reset(ExitReason.REBOOT, "")
+
+    def _shut_down(self, detail: str) -> None:
+        self._reset(ExitReason.TRIPLE_FAULT, detail)
+
+    def _panicked(self) -> None:
+        self.control.finish(Exit(ExitReason.PANIC, self.lines.serial_output.tail()))
+
+    def _debug_stop(self, thread: VcpuThread, address: int) -> bool:
+        return self.stopped_at(thread, address)
+
+    def _reset(self, reason: ExitReason, detail: str) -> None:
+        self.control.finish(Exit.of_reset(reason, detail, self.lines.serial_output.tail()))
+
+
+def _close_devices(board: Board) -> None:
+    for part in board.parts.values():
+        part.close()
+
+
+def _choose(name: str) -> Engine:
+    from ringzero.engine import select
+
+    return select.choose(name)
