@@ -95,9 +95,9 @@ def write(path, data, mode=0o600):
 
 def loads(native):
     """Whether a new machine takes over what is saved."""
-    from ringzero.engine.soft.vm import SoftVm
+    from ringzero.engine.soft.vm import X86SoftVm
 
-    vm = SoftVm(native, GuestMemory([(0, 1 << 20)]), [], 1_000_000_000)
+    vm = X86SoftVm(native, GuestMemory([(0, 1 << 20)]), [], 1_000_000_000)
     vm.adopt(None)
     used = vm.translator.out != vm.translator.region_start
     vm.close()

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.soft.native import native_engine
-from ringzero.engine.soft.vm import SoftVm
+from ringzero.engine.soft.vm import X86SoftVm
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpuid import CpuidLeaf
 from ringzero.isa.x86.state import CpuState, Segment, Table
@@ -146,7 +146,7 @@ class Guest:
 
     def __init__(self, cpuid: list[CpuidLeaf] | None = None) -> None:
         self.memory = GuestMemory([(0, SIZE)])
-        self.vm = SoftVm(native_engine(), self.memory, cpuid or [], 1_000_000_000)
+        self.vm = X86SoftVm(native_engine(), self.memory, cpuid or [], 1_000_000_000)
         self.interrupts = QuietInterrupts()
         self.vcpu = self.vm.create_vcpu(0, self.interrupts)
         self.vcpu._enter = getattr(self.vm.engine, self.entry)

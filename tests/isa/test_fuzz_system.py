@@ -10,6 +10,7 @@ import struct
 
 import pytest
 
+from ringzero.isa import execution
 from ringzero.isa.x86 import cpu as x86
 from tests.isa.guest import (
     CODE,
@@ -102,10 +103,10 @@ def run_some(guest, rng):
     guest.vcpu.run()  # empties the TLB, as set_state asked
     cpu.slice = cpu.budget = 60
     for _ in range(20):
-        cpu.tsc_deadline = cpu.tsc_offset  # long past: it stops when the slice is spent
+        cpu.deadline = cpu.counter_offset  # long past: it stops when the slice is spent
         kind = guest.vcpu._enter(guest.vcpu.address)
         kinds.add(kind)
-        if kind in (x86.EXIT_TIMER, x86.EXIT_SHUTDOWN, x86.EXIT_HALT):
+        if kind in (execution.EXIT_TIMER, execution.EXIT_SHUTDOWN, execution.EXIT_HALT):
             break
         guest.vcpu.complete(rng.choice((0, rng.getrandbits(64), None)))
     return kinds
@@ -130,7 +131,7 @@ def test_survives(part):
         scramble(guest, rng)
         guest.write(USER_CODE if part & 1 else CODE, random_code(rng))
         endings.update(run_some(guest, rng))
-    assert {x86.EXIT_TIMER, x86.EXIT_SHUTDOWN, x86.EXIT_PORT_READ} <= endings
+    assert {execution.EXIT_TIMER, execution.EXIT_SHUTDOWN, x86.EXIT_PORT_READ} <= endings
     assert guest.cpu.count_exceptions > ROUNDS
     # The same vCPU still works.
     guest.write(0, clean)

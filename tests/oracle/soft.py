@@ -14,8 +14,9 @@ from typing import Any
 
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.soft.native import native_engine
-from ringzero.engine.soft.vcpu import SoftVcpu
-from ringzero.engine.soft.vm import SoftVm
+from ringzero.engine.soft.vcpu import X86SoftVcpu
+from ringzero.engine.soft.vm import X86SoftVm
+from ringzero.isa import execution
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import Cpu
 from tests.oracle.model import (
@@ -50,7 +51,7 @@ _DATA = 0xF3 | x86.ATTR_DB | x86.ATTR_G
 _PER_CASE = (
     "rip", "rflags", "cc_op", "cc_src", "fcw", "fsw", "ftop", "ftags", "mxcsr", "fpu_opcode",
     "fpu_ip", "fpu_dp", "cpl", "mode", "segmented", "tlb", "fault_vector", "delivering",
-    "count_instructions", "budget", "slice", "tsc_deadline", "cr2",
+    "count_instructions", "budget", "slice", "deadline", "cr2",
 )  # fmt: skip
 _FPR, _XMM = Cpu.offset_of("fpr"), Cpu.offset_of("xmm")
 # Instructions in a slice, and the time in TSC ticks after which a case counts as endless.
@@ -93,9 +94,9 @@ class Soft:
         self.name = entry.removeprefix("run_")
         engine = native_engine()
         self.memory = GuestMemory([(0, 1 << 20)])
-        self.vm = SoftVm(engine, self.memory, [], 1_000_000_000)
+        self.vm = X86SoftVm(engine, self.memory, [], 1_000_000_000)
         vcpu = self.vm.create_vcpu(0, NoInterrupts())
-        assert isinstance(vcpu, SoftVcpu)
+        assert isinstance(vcpu, X86SoftVcpu)
         self.vcpu = vcpu
         self.cpu = self.vcpu.cpu
         self.vm.translator.hot = 1
@@ -195,12 +196,12 @@ class Soft:
         raw["fault_vector"].value = raw["delivering"].value = 0
         start = raw["count_instructions"].value
         raw["budget"].value = raw["slice"].value = LIMIT
-        raw["tsc_deadline"].value = self.vm.read_counter() + PATIENCE
+        raw["deadline"].value = self.vm.read_counter() + PATIENCE
         kind = self._enter(self.vcpu.address)
-        if kind == x86.EXIT_TIMER:
+        if kind == execution.EXIT_TIMER:
             return Outcome(case.state, TIMED_OUT)
         vector, where = divmod(raw["rip"].value - HANDLERS, HANDLER_SIZE)
-        if kind != x86.EXIT_SHUTDOWN or where or not 0 <= vector < 256:
+        if kind != execution.EXIT_SHUTDOWN or where or not 0 <= vector < 256:
             return Outcome(case.state, CRASHED, kind, start)
         return self._outcome(vector, code, data)
 

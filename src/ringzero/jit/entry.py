@@ -7,19 +7,22 @@ buffer[2] the stack pointer).
 
 from __future__ import annotations
 
-from ringzero.isa.x86.cpu import Cpu
-from ringzero.isa.x86.insn.mxcsr import leave_host, load_host
-from ringzero.isa.x86.interpreter import after_leave
+from typing import Any
+
+from ringzero.isa.execution import Execution
 from ringzero.jit.compile.module import Module
 from ringzero.native import NativeFunction
 
 
-def define_entry(module: Module, name: str, loop: NativeFunction[[Cpu], int]) -> None:
+def define_entry(
+    module: Module, name: str, execution: Execution, loop: NativeFunction[Any, int]
+) -> None:
     """Define `i32 name(ptr cpu)`: run `loop` until it or an abandoned instruction exits.
 
     Returns the exit kind.
     """
-    for function in (loop, after_leave, load_host, leave_host):
+    enter, leave = (_call(module, f) for f in (execution.enter, execution.leave))
+    for function in (loop, execution.after_leave):
         module.require(function)
     for intrinsic, text in (
         ("llvm.eh.sjlj.setjmp", "declare i32 @llvm.eh.sjlj.setjmp(ptr)"),
@@ -27,8 +30,8 @@ def define_entry(module: Module, name: str, loop: NativeFunction[[Cpu], int]) ->
         ("llvm.stacksave.p0", "declare ptr @llvm.stacksave.p0()"),
     ):
         module.declare(intrinsic, text)
-    buffer = Cpu.offset_of("jump_buffer")
-    kind = Cpu.offset_of("exit_kind")
+    buffer = execution.cpu.offset_of("jump_buffer")
+    kind = execution.cpu.offset_of("exit_kind")
     module.define(
         f"""define i32 @{name}(ptr %cpu) nounwind "frame-pointer"="all" {{
 entry:
@@ -38,12 +41,12 @@ entry:
  %stack = call ptr @llvm.stacksave.p0()
  %second = getelementptr i8, ptr %buffer, i64 16
  store ptr %stack, ptr %second
- call void @{load_host.name}(ptr %cpu)
+ {enter}
  %arrived = call i32 @llvm.eh.sjlj.setjmp(ptr %buffer)
  %first = icmp eq i32 %arrived, 0
  br i1 %first, label %go, label %landed
 landed:
- %leaves = call i32 @{after_leave.name}(ptr %cpu)
+ %leaves = call i32 @{execution.after_leave.name}(ptr %cpu)
  %out = icmp ne i32 %leaves, 0
  br i1 %out, label %exit, label %go
 go:
@@ -52,9 +55,16 @@ go:
  store i32 %reason, ptr %where
  br label %exit
 exit:
- call void @{leave_host.name}(ptr %cpu)
+ {leave}
  %at = getelementptr i8, ptr %cpu, i64 {kind}
  %result = load i32, ptr %at
  ret i32 %result
 }}"""
     )
+
+
+def _call(module: Module, function: NativeFunction[Any, Any] | None) -> str:
+    if function is None:
+        return ""
+    module.require(function)
+    return f"call void @{function.name}(ptr %cpu)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ringzero.isa.x86.execution import EXECUTION
 from ringzero.isa.x86.interpreter import interpret
 from ringzero.isa.x86.table.forms import Form
 from ringzero.isa.x86.table.instructions import MODULES, all_forms
@@ -57,8 +58,8 @@ def generate(name: str) -> tuple[Module, list[tuple[int, int]]]:
     module = Module(name, home={m for m in homes if home_of(m) == name})
     places: list[tuple[int, int]] = []
     if name == "core":
-        define_entry(module, RUN_INTERPRETER, interpret)
-        define_entry(module, RUN_TRANSLATOR, run_blocks)
+        define_entry(module, RUN_INTERPRETER, EXECUTION, interpret)
+        define_entry(module, RUN_TRANSLATOR, EXECUTION, run_blocks)
         define_doors(module)
     else:
         places = define_handlers(module, forms_of(name))

@@ -9,11 +9,10 @@ from typing import Any
 
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.contract import ENGINES, Availability, Engine, Interrupts, Usability
+from ringzero.engine.soft.contract import GUESTS, SoftVm
 from ringzero.engine.soft.native import native_engine
-from ringzero.engine.soft.vm import SoftVm
 from ringzero.errors import EngineError
 from ringzero.isa.contract import Architecture, Identification
-from ringzero.isa.x86.architecture import X86_64, CpuidTable
 from ringzero.settings import CACHE_DIR
 
 
@@ -24,7 +23,7 @@ class SoftEngine(Engine):
     name = "soft"
 
     def runs(self, architecture: Architecture[Any]) -> bool:
-        return architecture is X86_64
+        return architecture.name in GUESTS
 
     @property
     def counter_hz(self) -> int:
@@ -47,14 +46,16 @@ class SoftEngine(Engine):
         processors: Identification,
         *,
         interrupts: Interrupts = Interrupts.BOARD,
-    ) -> SoftVm:
+    ) -> SoftVm[Any]:
         if interrupts is Interrupts.ENGINE:
-            raise EngineError("the software engine takes its local APICs from the board")
-        if not isinstance(processors, CpuidTable):
+            raise EngineError("the software engine takes its interrupt controllers from the board")
+        architecture = processors.architecture.name
+        if architecture not in GUESTS:
+            known = ", ".join(GUESTS.names())
             raise EngineError(
-                f"the software engine runs no {processors.architecture.name} guests yet"
+                f"the software engine runs no {architecture} guests", hint=f"it runs: {known}"
             )
-        return SoftVm(native_engine(), memory, processors.leaves, self.counter_hz)
+        return GUESTS.get(architecture)(memory, processors, self.counter_hz)
 
 
 @functools.cache

@@ -31,7 +31,7 @@ from ringzero.jit.x86.runtime import TAG_32
 from ringzero.settings import DEBUG, DEBUG_AT, DEBUG_COUNT, DEBUG_DIR
 
 if TYPE_CHECKING:
-    from ringzero.engine.soft.vm import SoftVm
+    from ringzero.engine.soft.vm import X86SoftVm
 
 IR, HOST_CODE = 3, 4
 _PAGE = 0x1000
@@ -79,7 +79,7 @@ class Found:
 class Revealer:
     """Describes translated blocks of one machine as they appear."""
 
-    def __init__(self, vm: SoftVm, wanted: Wanted, stream: TextIO | None = None) -> None:
+    def __init__(self, vm: X86SoftVm, wanted: Wanted, stream: TextIO | None = None) -> None:
         self._vm = vm
         self._wanted = wanted
         self._stream = stream

@@ -1,4 +1,4 @@
-"""One machine under the software engine: guest memory as native code sees it, the TSC."""
+"""One x86 machine under the software engine: its memory as native code sees it, its code."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import PAGE_SHIFT, GuestMemory
 from ringzero.engine import contract
-from ringzero.engine.contract import Vm
 from ringzero.engine.soft.code import CODE_SIZE, CodeSpace, SharedCode
+from ringzero.engine.soft.contract import SoftVm
 from ringzero.engine.soft.native import NativeEngine
 from ringzero.engine.soft.translations import Translations
-from ringzero.engine.soft.vcpu import SoftVcpu
+from ringzero.engine.soft.vcpu import X86SoftVcpu
 from ringzero.errors import EngineError
 from ringzero.isa.x86.cpu import CpuidEntry
 from ringzero.isa.x86.cpuid import CpuidLeaf, for_vcpu
@@ -36,16 +36,15 @@ HOT = 3
 LEAST_REVEALING = 2
 
 
-class SoftVm(Vm[CpuState]):
-    """Implements the contract; made by `SoftEngine.create_vm`."""
+class X86SoftVm(SoftVm[CpuState]):
+    """Translates; its code is shared by all vCPUs."""
 
     def __init__(
         self, engine: NativeEngine, memory: GuestMemory, cpuid: Iterable[CpuidLeaf], tsc_hz: int
     ) -> None:
+        super().__init__(memory, tsc_hz, lambda: engine.read_host_tsc(0))
         self.engine = engine
-        self.memory = memory
         self._leaves = tuple(cpuid)
-        self._tsc_hz = tsc_hz
         # Touched by what runs only, as most machines of a process are idle clones.
         self._work = mmap.mmap(-1, COUNTERS + Translator.size)
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._work))
@@ -57,15 +56,11 @@ class SoftVm(Vm[CpuState]):
         self._translations: Translations | None = None
         # Describes translated blocks, where RINGZERO_DEBUG asks for that.
         self.revealer: Revealer | None = None
-        self._tsc_offset = -engine.read_host_tsc(0)
-        self._vcpus: list[SoftVcpu] = []
         self._tables: list[Any] = []
         memory.listen(self._written)
 
-    def create_vcpu(self, index: int, interrupts: LocalInterrupts | None) -> SoftVcpu:
+    def _make_vcpu(self, index: int, interrupts: LocalInterrupts) -> X86SoftVcpu:
         self._open_space(None)
-        if interrupts is None:
-            raise EngineError("the software engine takes its local APICs from the board")
         if index > 0:
             # Translations are shared by all vCPUs, and dropping them is not yet made to wait
             # for the others.
@@ -73,10 +68,8 @@ class SoftVm(Vm[CpuState]):
                 "the software engine runs one virtual CPU for now", hint="start it with --cpus 1"
             )
         # Boards of x86 give their vCPUs local APICs.
-        vcpu = SoftVcpu(self, index, cast("LocalApic", interrupts))
-        vcpu.cpu.tsc_offset = self._tsc_offset
+        vcpu = X86SoftVcpu(self, index, cast("LocalApic", interrupts))
         self._set_cpuid(vcpu, for_vcpu(self._leaves, index))
-        self._vcpus.append(vcpu)
         return vcpu
 
     # ---- translated code --------------------------------------------------
@@ -128,7 +121,7 @@ class SoftVm(Vm[CpuState]):
         cpu.engine = self.translator.address
         cpu.physical_mask = (1 << PHYSICAL_BITS) - 1
 
-    def _set_cpuid(self, vcpu: SoftVcpu, leaves: Iterable[CpuidLeaf]) -> None:
+    def _set_cpuid(self, vcpu: X86SoftVcpu, leaves: Iterable[CpuidLeaf]) -> None:
         rows = list(leaves)
         words = [
             word
@@ -150,20 +143,6 @@ class SoftVm(Vm[CpuState]):
         vcpu.cpu.cpuid_table = ctypes.addressof(table)
         vcpu.cpu.cpuid_count = len(rows)
 
-    def common_tsc_offset(self, vcpu: SoftVcpu) -> int:
-        """Return the TSC offset for a vCPU whose own was just set.
-
-        It is another vCPU's when the two counters are less than a second apart:
-        then they are meant to be in step, and were only set one after the other.
-        """
-        wanted = int(vcpu.cpu.tsc_offset)
-        for other in self._vcpus:
-            offset = int(other.cpu.tsc_offset)
-            apart = (wanted - offset) & ((1 << 64) - 1)
-            if other is not vcpu and min(apart, (1 << 64) - apart) < self._tsc_hz:
-                return offset
-        return wanted
-
     def _written(self, gpa: int, count: int) -> None:
         """Drop translations of pages that a device wrote to."""
         if count <= 0:
@@ -180,19 +159,10 @@ class SoftVm(Vm[CpuState]):
             for vcpu in self._vcpus:
                 vcpu.flush()
 
-    @property
-    def counter_hz(self) -> int:
-        return self._tsc_hz
-
-    def read_counter(self) -> int:
-        # A guest may set its TSC; all vCPUs are taken to agree with the first one's.
-        offset = self._vcpus[0].cpu.tsc_offset if self._vcpus else self._tsc_offset
-        return (self.engine.read_host_tsc(0) + offset) & ((1 << 64) - 1)
-
     def close(self) -> None:
         if self.revealer is not None and self._vcpus:
             self.revealer.look(self._vcpus[0].cpu)
-        self._vcpus.clear()
+        super().close()
         if self._space is None:
             return
         if self._translations is not None and self._space.main:

@@ -7,6 +7,12 @@ touch comes first, so that its displacement fits a byte.
 from __future__ import annotations
 
 from ringzero.isa.caches import JUMP_USED_WORDS
+from ringzero.isa.execution import (
+    EXIT_OF_ISA,
+    EXTERNAL_LIMIT,
+    HOST_BREAKPOINTS,
+    REQUEST_OF_ISA,
+)
 from ringzero.native import Struct, field, u8, u16, u32, u64, v128
 
 # GPR numbers (Intel SDM vol. 2, table 3-1).
@@ -47,48 +53,24 @@ FS_LIMITED, GS_LIMITED = 1, 2
 # `Cpu.mode`: how code is decoded.
 MODE_16, MODE_32, MODE_64 = 0, 1, 2
 
-# Why native code returns to Python (`Cpu.exit_kind`).
+# Why native code returns to Python, beside what every ISA has (`isa.execution`).
 (
-    EXIT_NONE,
     EXIT_PORT_READ,
     EXIT_PORT_WRITE,
-    EXIT_MMIO_READ,
-    EXIT_MMIO_WRITE,
     EXIT_MSR_READ,
     EXIT_MSR_WRITE,
-    EXIT_HALT,
-    EXIT_SHUTDOWN,
-    EXIT_DEBUG,
-    EXIT_REQUEST,
-    EXIT_INTERRUPT,
-    EXIT_TIMER,
     EXIT_CR8_WRITE,
     EXIT_CR8_READ,
     EXIT_RANDOM,
     EXIT_NMI,
-) = range(17)
+) = range(EXIT_OF_ISA, EXIT_OF_ISA + 8)
 
-# Bits of `Cpu.requests`, looked at when the budget is spent. Each has a byte of its own,
-# because other threads set them from Python with plain byte stores.
-REQUEST_KICK = 1 << 0
-REQUEST_INTERRUPT = 1 << 8
-REQUEST_FLUSH = 1 << 16
-REQUEST_NMI = 1 << 24
-
-# Bits of `Cpu.single_step`, what the host's debugger asks for: stop at `breakpoints[n]` (bits
-# 0-3), or at every instruction.
-HOST_BREAKPOINTS = 4
-HOST_STEP = 1 << HOST_BREAKPOINTS
-# `Cpu.reported` when the debugger has been told of no instruction.
-NOT_REPORTED = (1 << 64) - 1
+# The bit of `Cpu.requests` that is x86's.
+REQUEST_NMI = REQUEST_OF_ISA
 
 # User pages that the kernel's TLB holds at once while RFLAGS.AC suspends SMAP: a copy of some
 # length has source and destination in two pages each.
 OPEN_PAGES = 8
-
-# Outside accesses that one instruction can make before it is complete (a 16-byte
-# MMIO move takes two, MOVS from device to device two, FXSAVE to a device is refused).
-EXTERNAL_LIMIT = 8
 
 # Different unknown instructions that the statistics name; further ones are only counted.
 UNKNOWN_KINDS = 16
@@ -180,9 +162,9 @@ class Cpu(Struct):
     sysenter_esp = field(u64)
     sysenter_eip = field(u64)
     tsc_aux = field(u64)
-    tsc_offset = field(u64)  # guest TSC = host TSC + this
+    counter_offset = field(u64)  # guest TSC = host TSC + this
     tsc_adjust = field(u64)  # IA32_TSC_ADJUST: the sum of the guest's own changes of its TSC
-    tsc_deadline = field(u64)  # guest TSC at which the timer fires; all ones: never
+    deadline = field(u64)  # guest TSC at which the timer fires; all ones: never
     pat = field(u64)
     misc_enable = field(u64)
     mtrr_def_type = field(u64)
@@ -276,7 +258,7 @@ class Cpu(Struct):
     engine = field(u64)  # host address of the engine's own struct (jit.x86.tables.Scratch)
     jump_buffer = field(u64, 8)
     leave_code = field(u32)
-    single_step = field(u32)  # HOST_STEP and the host debugger's breakpoints in force
+    single_step = field(u32)  # the host debugger's breakpoints in force
     breakpoints = field(u64, HOST_BREAKPOINTS)  # linear addresses
     # Linear address of the instruction that the debugger was told of: it runs next, unreported.
     reported = field(u64)

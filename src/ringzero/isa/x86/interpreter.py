@@ -7,24 +7,23 @@ goes on after an instruction was abandoned (see faults.py).
 
 from __future__ import annotations
 
+from typing import Any
+
+from ringzero.isa.execution import (
+    EXIT_INTERRUPT,
+    EXIT_NONE,
+    EXIT_SHUTDOWN,
+    LEAVE_EXIT,
+    REQUEST_INTERRUPT,
+    run_steps,
+    serve_requests,
+    stops_at,
+)
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import (
     CS,
-    EXIT_DEBUG,
-    EXIT_HALT,
-    EXIT_INTERRUPT,
     EXIT_NMI,
-    EXIT_NONE,
-    EXIT_REQUEST,
-    EXIT_SHUTDOWN,
-    EXIT_TIMER,
-    HOST_BREAKPOINTS,
-    HOST_STEP,
     MODE_64,
-    NOT_REPORTED,
-    REQUEST_FLUSH,
-    REQUEST_INTERRUPT,
-    REQUEST_KICK,
     REQUEST_NMI,
     UNKNOWN_KINDS,
     Cpu,
@@ -32,7 +31,7 @@ from ringzero.isa.x86.cpu import (
 )
 from ringzero.isa.x86.privileged.debug import begin_instruction, check_debug, debug_active
 from ringzero.isa.x86.privileged.exceptions import deliver_fault, deliver_interrupt
-from ringzero.isa.x86.privileged.faults import LEAVE_EXIT, leave, raise_gp0, raise_ud
+from ringzero.isa.x86.privileged.faults import leave, raise_gp0, raise_ud
 from ringzero.isa.x86.privileged.mmu import fetch_page, flush_tlb
 from ringzero.isa.x86.table.decoder import DECODED, MAX_LENGTH, decode
 from ringzero.native import (
@@ -40,20 +39,17 @@ from ringzero.native import (
     boolean,
     call_address,
     copy_memory,
-    fetch,
-    i64,
     load,
     native,
     pointer,
     read_host_tsc,
     select,
+    staged,
     store,
     u32,
     u64,
 )
 
-# `Cpu.tsc_deadline` when the timer is not armed.
-NEVER = (1 << 64) - 1
 # Decoding may look at this many bytes whatever the length turns out to be.
 FETCH_BYTES = 32
 
@@ -161,42 +157,23 @@ def step_one(cpu: Cpu) -> None:
 @native(inline="never")
 def stop_here(cpu: Cpu) -> boolean:
     """Return whether the host's debugger is to be told of the instruction at RIP first."""
-    address = code_address(cpu)
-    if cpu.reported == address:
-        cpu.reported = NOT_REPORTED
-        return u64(0) != 0
-    wanted = cpu.single_step & HOST_STEP
-    for n in range(HOST_BREAKPOINTS):
-        if cpu.breakpoints[n] == address:
-            wanted = wanted | (cpu.single_step & (1 << n))
-    if wanted != 0:
-        cpu.reported = address
-        cpu.exit_address = address
-    return wanted != 0
+    return stops_at(cpu, code_address(cpu))
+
+
+@staged
+def accept_interrupt(cpu: Any, requests: Any) -> Any:
+    """Return the exit by which an interrupt is fetched that the vCPU takes now, or EXIT_NONE."""
+    if (requests & REQUEST_NMI) != 0 and cpu.nmi_blocked == 0 and cpu.shadow == 0:
+        return u32(EXIT_NMI)
+    if (requests & REQUEST_INTERRUPT) != 0 and (cpu.rflags & x86.IF) != 0 and cpu.shadow == 0:
+        return u32(EXIT_INTERRUPT)
+    return u32(EXIT_NONE)
 
 
 @native(inline="never")
 def attend(cpu: Cpu) -> u32:
     """Serve requests, timer and interrupts; return why to exit to Python, or EXIT_NONE."""
-    cpu.count_instructions += cpu.slice - cpu.budget
-    cpu.budget = cpu.slice
-    requests = cpu.requests
-    where = address_of(cpu) + Cpu.offset_of("requests")
-    if (requests & REQUEST_FLUSH) != 0:
-        fetch("and", u32, where, u32(~REQUEST_FLUSH & 0xFFFFFFFF))
-        flush_tlb(cpu)
-    if (requests & REQUEST_KICK) != 0:
-        fetch("and", u32, where, u32(~REQUEST_KICK & 0xFFFFFFFF))
-        return u32(EXIT_REQUEST)
-    if i64(read_host_tsc() + cpu.tsc_offset - cpu.tsc_deadline) >= 0 and cpu.tsc_deadline != NEVER:
-        return u32(EXIT_TIMER)
-    if (requests & REQUEST_NMI) != 0 and cpu.nmi_blocked == 0 and cpu.shadow == 0:
-        return u32(EXIT_NMI)
-    if (requests & REQUEST_INTERRUPT) != 0 and (cpu.rflags & x86.IF) != 0 and cpu.shadow == 0:
-        return u32(EXIT_INTERRUPT)
-    if cpu.halted != 0:
-        return u32(EXIT_HALT)
-    return u32(EXIT_NONE)
+    return serve_requests(cpu, flush_tlb, accept_interrupt)
 
 
 @native
@@ -208,15 +185,7 @@ def host_tsc(cpu: Cpu) -> u64:
 @native
 def interpret(cpu: Cpu) -> u32:
     """Run instruction after instruction until there is a reason to exit to Python."""
-    begin(cpu)
-    while True:
-        if cpu.requests != 0 or i64(cpu.budget) <= 0 or cpu.halted != 0:
-            reason = attend(cpu)
-            if reason != EXIT_NONE:
-                return reason
-        if cpu.single_step != 0 and stop_here(cpu):
-            return u32(EXIT_DEBUG)
-        step_one(cpu)
+    return run_steps(cpu, begin, attend, stop_here, step_one)
 
 
 @native

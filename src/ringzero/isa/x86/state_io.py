@@ -223,7 +223,7 @@ def read_state(cpu: Any, host_tsc: int = 0) -> CpuState:
         **{name: cpu.dr[n] for name, n in DEBUG.items()},
         xsave=read_xsave(cpu),
         msrs={number: getattr(cpu, name) for number, name in MSRS.items()},
-        tsc=(host_tsc + cpu.tsc_offset) & U64,
+        tsc=(host_tsc + cpu.counter_offset) & U64,
         interrupt_shadow=shadow,
         nmi_masked=bool(cpu.nmi_blocked),
         pending_event=event,
@@ -258,7 +258,7 @@ def write_state(cpu: Any, value: CpuState, host_tsc: int = 0) -> None:
     for number, name in MSRS.items():
         if number in value.msrs:
             setattr(cpu, name, value.msrs[number])
-    cpu.tsc_offset = value.tsc - host_tsc
+    cpu.counter_offset = value.tsc - host_tsc
     shadow = SHADOW_STI if value.interrupt_shadow & state.SHADOW_STI else 0
     if value.interrupt_shadow & state.SHADOW_MOV_SS:
         shadow |= SHADOW_SS

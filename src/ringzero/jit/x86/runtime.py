@@ -16,8 +16,9 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.caches import CodePage, jump_entry
+from ringzero.isa.execution import EXIT_DEBUG, EXIT_NONE
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpu import EXIT_DEBUG, EXIT_NONE, MODE_16, MODE_64, Cpu, Insn
+from ringzero.isa.x86.cpu import MODE_16, MODE_64, Cpu, Insn
 from ringzero.isa.x86.insn.mxcsr import MASKS
 from ringzero.isa.x86.interpreter import (
     attend,

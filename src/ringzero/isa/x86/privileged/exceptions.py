@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ringzero.isa.execution import EXIT_SHUTDOWN, LEAVE_EXIT
 from ringzero.isa.x86 import flags
 from ringzero.isa.x86.cpu import (
     AC,
@@ -19,7 +20,6 @@ from ringzero.isa.x86.cpu import (
     CS,
     DE,
     DOUBLE_FAULT,
-    EXIT_SHUTDOWN,
     GP,
     IF,
     NMI,
@@ -59,7 +59,7 @@ from ringzero.isa.x86.privileged.descriptors import (
     set_real_segment,
     set_segment,
 )
-from ringzero.isa.x86.privileged.faults import LEAVE_EXIT, leave, raise_fault_code, raise_gp0
+from ringzero.isa.x86.privileged.faults import leave, raise_fault_code, raise_gp0
 from ringzero.isa.x86.privileged.mmu import read_system
 from ringzero.isa.x86.privileged.stack import push_current, push_flat, push_onto, set_stack_pointer
 from ringzero.native import native, select, staged, u32, u64

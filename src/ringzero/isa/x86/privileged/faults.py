@@ -7,18 +7,15 @@ changed are as they were, which makes faults precise.
 
 from __future__ import annotations
 
-from ringzero.isa.x86.cpu import EXTERNAL_LIMIT, GP, SS_FAULT, UD, Cpu
-from ringzero.native import long_jump, native, u32, u64
-
-# `Cpu.leave_code`: what the run loop does next.
-LEAVE_FAULT, LEAVE_EXIT, LEAVE_NEXT = 1, 2, 3
+from ringzero.isa.execution import LEAVE_FAULT, abandon, ask_outside
+from ringzero.isa.x86.cpu import GP, SS_FAULT, UD, Cpu
+from ringzero.native import native, u32, u64
 
 
 @native(noreturn=True)
 def leave(cpu: Cpu, code: u32) -> None:
     """Abandon the instruction and go on in the run loop as `code` says."""
-    cpu.leave_code = code
-    long_jump(cpu.jump_buffer.address())
+    abandon(cpu, code)
 
 
 @native(noreturn=True)
@@ -59,21 +56,5 @@ def raise_ud(cpu: Cpu) -> None:
 
 @native(inline="never")
 def external(cpu: Cpu, kind: u32, address: u64, width: u32, value: u64) -> u64:
-    """Do an access that Python answers (EXIT_PORT_READ ... EXIT_MSR_WRITE); return its result.
-
-    The first time, the instruction is abandoned and the run loop exits with the
-    access. Python answers, and the instruction is run again from its start:
-    accesses that were answered are taken from `external_values`, in order.
-    """
-    cursor = cpu.external_cursor
-    if cursor < cpu.external_done:
-        cpu.external_cursor = cursor + 1
-        return cpu.external_values[cursor]
-    if cursor >= EXTERNAL_LIMIT:
-        raise_gp0(cpu)
-    cpu.exit_kind = kind
-    cpu.exit_address = address
-    cpu.exit_width = width
-    cpu.exit_value = value
-    leave(cpu, LEAVE_EXIT)
-    return u64(0)
+    """Do an access that Python answers (EXIT_PORT_READ ... EXIT_MSR_WRITE); return its result."""
+    return ask_outside(cpu, kind, address, width, value, raise_gp0, leave)

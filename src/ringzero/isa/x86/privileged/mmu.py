@@ -24,8 +24,9 @@ from ringzero.isa.caches import (
     page_of_last,
     tlb_entry_of,
 )
+from ringzero.isa.execution import EXIT_MMIO_READ, EXIT_MMIO_WRITE
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpu import EXIT_MMIO_READ, EXIT_MMIO_WRITE, Cpu
+from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.privileged.alignment import check_alignment
 from ringzero.isa.x86.privileged.breakpoints import DR7_ENABLED, match_data, watches_page
 from ringzero.isa.x86.privileged.faults import external, raise_fault_code, raise_gp0

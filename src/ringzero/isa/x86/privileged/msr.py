@@ -99,7 +99,7 @@ IGNORED = (IA32_BIOS_UPDT_TRIG, IA32_BIOS_SIGN_ID, IA32_MCG_STATUS)
 @native
 def guest_tsc(cpu: Cpu) -> u64:
     """Return the guest's time-stamp counter."""
-    return read_host_tsc() + cpu.tsc_offset
+    return read_host_tsc() + cpu.counter_offset
 
 
 @native(inline="never")
@@ -203,7 +203,7 @@ def write_msr(cpu: Cpu, index: u32, value: u64) -> None:
 @native(inline="never")
 def move_tsc(cpu: Cpu, amount: u64) -> None:
     """Add to the guest's TSC and to IA32_TSC_ADJUST alike (SDM vol. 3B, 17.17.3)."""
-    cpu.tsc_offset += amount
+    cpu.counter_offset += amount
     cpu.tsc_adjust += amount
 
 

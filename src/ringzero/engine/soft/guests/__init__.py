@@ -1,0 +1,1 @@
+"""Architectures whose guests the software engine runs, each in a module of its name."""

@@ -1,0 +1,17 @@
+"""x86-64 guests of the software engine."""
+
+from __future__ import annotations
+
+from ringzero.core.memory import GuestMemory
+from ringzero.engine.soft.contract import GUESTS
+from ringzero.engine.soft.native import native_engine
+from ringzero.engine.soft.vm import X86SoftVm
+from ringzero.isa.contract import Identification
+from ringzero.isa.x86.architecture import CpuidTable
+
+
+@GUESTS.register("x86_64")
+def create_vm(memory: GuestMemory, processors: Identification, counter_hz: int) -> X86SoftVm:
+    """Return a machine; `processors` is a CpuidTable."""
+    assert isinstance(processors, CpuidTable)
+    return X86SoftVm(native_engine(), memory, processors.leaves, counter_hz)
