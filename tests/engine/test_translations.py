@@ -57,7 +57,7 @@ def boot(image, room=None):
         agent=True,
         engine="soft",
     ) as machine:
-        translator = machine._vm.translator
+        translator = machine.parts.vm.translator
         if room is not None:
             translator.out = translator.data - room
         result = machine.run(SCRIPT, timeout=120)
