@@ -33,7 +33,7 @@ from tests.vm.qemu import QemuMachine  # noqa: E402
 from ringzero.config.machine import MachineConfig  # noqa: E402 - after the path
 from ringzero.image.micro import ensure  # noqa: E402
 from ringzero.units import MIB  # noqa: E402
-from ringzero.vm.guest.agent import AgentState  # noqa: E402
+from ringzero.vm.guest.protocol import AgentState  # noqa: E402
 from ringzero.vm.machine import Machine  # noqa: E402
 from ringzero.vm.saved.store import Store  # noqa: E402
 

@@ -8,7 +8,8 @@ import threading
 import time
 
 from ringzero.vm.exit import Exit, ExitReason
-from ringzero.vm.guest.agent import CONTROL, SIGNAL, STDERR, STDIN, STDOUT, Agent
+from ringzero.vm.guest.agent import Agent
+from ringzero.vm.guest.protocol import CONTROL, SIGNAL, STDERR, STDIN, STDOUT
 
 
 class FakeLine:

@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 
 from ringzero.vm.exit import Exit, ExitReason
-from ringzero.vm.guest.agent import PORTS, STDIN, Agent
+from ringzero.vm.guest.agent import Agent
+from ringzero.vm.guest.protocol import PORTS, STDIN
 
 QEMU = shutil.which("qemu-system-x86_64")
 

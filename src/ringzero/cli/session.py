@@ -15,7 +15,8 @@ from ringzero.config.machine import MachineConfig
 from ringzero.errors import GuestError, HostError, TimeoutExpiredError
 from ringzero.host.files import host_error
 from ringzero.vm.exit import Exit, ExitReason
-from ringzero.vm.guest.agent import Agent, Command
+from ringzero.vm.guest.agent import Agent
+from ringzero.vm.guest.command import Command
 
 # How much of the serial output is kept to explain a failed boot, in bytes.
 _KEPT_LOG = 64 * 1024

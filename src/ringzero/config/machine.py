@@ -33,9 +33,9 @@ class MachineConfig:
 
     `kernel` is booted directly, with `initrd` and `command_line`; `agent` adds
     the ports by which ringzero's own guests take commands
-    (`ringzero.vm.guest.agent`). `devices` are those that the user asks for, in the order in which
-    the guest finds them. `board` and `engine` are names in their registries; `cpu` is a model of
-    `ringzero.isa.x86.cpuid`, or "host".
+    (`ringzero.vm.guest.protocol`). `devices` are those that the user asks for, in the order
+    in which the guest finds them. `board` and `engine` are names in their registries; `cpu` is
+    a model of `ringzero.isa.x86.cpuid`, or "host".
     """
 
     name: str = "machine"

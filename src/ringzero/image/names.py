@@ -28,7 +28,7 @@ class BootFiles(Protocol):
 
     @property
     def initrd(self) -> Path:
-        """The initial RAM disk, whose /init speaks the protocol of `ringzero.vm.guest.agent`."""
+        """The initial RAM disk, whose /init speaks the protocol of `ringzero.vm.guest.protocol`."""
         ...
 
     @property

@@ -17,8 +17,8 @@ from ringzero.engine.contract import Vm
 from ringzero.errors import StateError
 from ringzero.isa.contract import Identification
 from ringzero.records import record
-from ringzero.vm.guest.agent import AgentState
 from ringzero.vm.guest.channels import ChannelsState
+from ringzero.vm.guest.protocol import AgentState
 from ringzero.vm.runloop import VcpuThread
 
 # Raised by one whenever a saved tree of before can no longer be read.

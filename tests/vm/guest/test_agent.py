@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringzero.errors import GuestError, InvalidValueError
-from ringzero.vm.guest.agent import CONTROL, PORTS, SIGNAL, STDERR, STDIN, STDOUT, TTY, Agent, quote
+from ringzero.vm.guest.agent import Agent
+from ringzero.vm.guest.protocol import CONTROL, PORTS, SIGNAL, STDERR, STDIN, STDOUT, TTY, quote
 
 
 class Recorder:

@@ -20,7 +20,7 @@ from ringzero.control.machine.server import Call
 from ringzero.errors import ConflictError, GuestError, InvalidValueError, ProtocolError
 
 if TYPE_CHECKING:
-    from ringzero.vm.guest.agent import Command
+    from ringzero.vm.guest.command import Command
 
 # Input that waits for the guest before its sender has to wait, in bytes.
 _INPUT_AHEAD = 1 << 20

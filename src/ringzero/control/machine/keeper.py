@@ -46,7 +46,8 @@ from ringzero.host.files import sync_file
 from ringzero.host.process import ProcessIdentity, oom_kills, own_cgroup
 from ringzero.records import replace
 from ringzero.vm.exit import Exit, ExitReason
-from ringzero.vm.guest.agent import Agent, Command
+from ringzero.vm.guest.agent import Agent
+from ringzero.vm.guest.command import Command
 from ringzero.vm.guest.identity import Identity
 
 # How long a guest may take to write its disks and switch itself off, in seconds.

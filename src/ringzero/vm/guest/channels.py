@@ -39,7 +39,7 @@ class ChannelsState:
 
 
 class PortChannels:
-    """Implements `ringzero.vm.guest.agent.Channels` over `ports`; `receive` is the agent's."""
+    """Implements `ringzero.vm.guest.protocol.Channels` over `ports`; `receive` is the agent's."""
 
     def __init__(
         self,

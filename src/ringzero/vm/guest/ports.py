@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from ringzero.devices.virtio.kinds.console import ConsolePort
-from ringzero.vm.guest.agent import MAX_SLOTS, PORTS, STDIN, TTY, Agent, port_name, slot_ports
+from ringzero.vm.guest.agent import Agent
 from ringzero.vm.guest.channels import PortChannels
 from ringzero.vm.guest.line import Console, Line
 from ringzero.vm.guest.output import OutputBatch
+from ringzero.vm.guest.protocol import MAX_SLOTS, PORTS, STDIN, TTY, port_name, slot_ports
 
 # The name that Linux gives port 0 of the console device is hvc0, whatever we call it.
 CONSOLE_PORT_NAME = "org.ringzero.console"
