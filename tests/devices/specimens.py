@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import struct
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from ringzero.devices.chips.vmgenid import VmGenerationId
 from ringzero.devices.interrupts.ioapic import Ioapic
 from ringzero.devices.interrupts.lapic import MSRS as LAPIC_MSRS
 from ringzero.devices.interrupts.lapic import ApicBus, Lapic
+from ringzero.devices.virtio.device import VIRTIO_DEVICES
 from ringzero.devices.virtio.kinds.block import Block
 from ringzero.devices.virtio.kinds.console import Console, ConsolePort
 from ringzero.devices.virtio.kinds.net import Net
@@ -150,7 +152,7 @@ def vmgenid() -> Specimen:
     return _legacy("vmgenid", device, 0, _nothing, line=line, levels=levels, memory=memory)
 
 
-def _virtio(name: str, device: Any, work: Callable[[Driver], None]) -> Specimen:
+def virtio(name: str, device: Any, work: Callable[[Driver], None]) -> Specimen:
     driver = Driver(device)
     return Specimen(
         name,
@@ -170,7 +172,7 @@ def rng() -> Specimen:
         driver.add(0, writable=[16])
         driver.add(0, writable=[16], notify=False)
 
-    return _virtio("rng", Rng(), work)
+    return virtio("rng", Rng(), work)
 
 
 def block() -> Specimen:
@@ -183,7 +185,7 @@ def block() -> Specimen:
             driver.add(0, readable=[header], writable=[512, 1])
         time.sleep(0.002)
 
-    return _virtio("block", Block(disk), work)
+    return virtio("block", Block(disk), work)
 
 
 def console() -> Specimen:
@@ -200,7 +202,7 @@ def console() -> Specimen:
         driver.add(4, writable=[4])
         driver.add(2, writable=[64])
 
-    return _virtio("console", device, work)
+    return virtio("console", device, work)
 
 
 class _Listener:
@@ -237,7 +239,7 @@ def vsock() -> Specimen:
         device.connect(22, host)
         driver.add(0, writable=[44, 4096])
 
-    return _virtio("vsock", device, work)
+    return virtio("vsock", device, work)
 
 
 class _Wire:
@@ -261,7 +263,18 @@ def net() -> Specimen:
         device.deliver(bytes(60))
         driver.add(0, writable=[12, 1518], notify=False)
 
-    return _virtio("net", device, work)
+    return virtio("net", device, work)
+
+
+def _from_its_test(name: str) -> Callable[[], Specimen]:
+    """Return the builder that a virtio device's own test has."""
+
+    def build() -> Specimen:
+        test = importlib.import_module(f"tests.devices.virtio.kinds.test_{name}")
+        specimen: Specimen = test.specimen()
+        return specimen
+
+    return build
 
 
 BUILDERS: dict[str, Callable[[], Specimen]] = {
@@ -271,3 +284,4 @@ BUILDERS: dict[str, Callable[[], Specimen]] = {
         *(rng, block, console, net, vsock),
     )
 }
+BUILDERS |= {name: _from_its_test(name) for name in VIRTIO_DEVICES.names() if name not in BUILDERS}

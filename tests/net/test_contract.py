@@ -1,5 +1,7 @@
 """What every network of the registry does, whatever it is."""
 
+import importlib
+
 import pytest
 
 from ringzero.config.devices.net import NetConfig
@@ -8,19 +10,32 @@ from ringzero.net.contract import NETWORKS
 TARGETS = {"none": "", "socket": "{}/s"}
 
 
+def target(name, place):
+    """Return an argument for a network: one from above, or that its own test names."""
+    if name in TARGETS:
+        return TARGETS[name].format(place)
+    return importlib.import_module(f"tests.net.networks.test_{name}").TARGET.format(place)
+
+
 class Port:
+    """Keeps what it gets."""
+
+    def __init__(self):
+        self.frames = []
+        self.up = False
+
     def deliver(self, frame):
+        self.frames.append(frame)
         return True
 
     def set_link(self, up):
-        pass
+        self.up = up
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS.names()))
 @pytest.mark.parametrize("begun", [False, True])
 def test_life(name, begun, tmp_path):
-    target = TARGETS[name].format(tmp_path)
-    network = NETWORKS.get(name)(NetConfig(name, target))
+    network = NETWORKS.get(name)(NetConfig(name, target(name, tmp_path)))
     network.port = Port()
     if begun:
         network.start()
@@ -31,6 +46,6 @@ def test_life(name, begun, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(NETWORKS.names()))
 def test_a_forked_process_lets_go(name, tmp_path):
-    network = NETWORKS.get(name)(NetConfig(name, TARGETS[name].format(tmp_path)))
+    network = NETWORKS.get(name)(NetConfig(name, target(name, tmp_path)))
     network.port = Port()
     network.leave()

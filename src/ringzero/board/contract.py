@@ -5,27 +5,22 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from ringzero.board.boot.kernel import KernelImage
 from ringzero.board.boot.loading import Loading
+from ringzero.board.slots.contract import Doorbell, Slot
 from ringzero.core.bus import Bus, MsrBus
 from ringzero.core.irq import IrqLine, LocalInterrupts, StartControl
 from ringzero.core.memory import GuestMemory
-from ringzero.devices.chips.serial import Serial
 from ringzero.devices.contract import Device
 from ringzero.devices.virtio.device import VirtioDevice
-from ringzero.devices.virtio.kinds.console import ConsolePort
-from ringzero.devices.virtio.mmio import QUEUE_NOTIFY, VirtioMmio
 from ringzero.engine.contract import Vcpu
 from ringzero.engine.exits import Exit
+from ringzero.errors import DeviceError
 from ringzero.isa.contract import Architecture
 from ringzero.records import field, record
 from ringzero.registry import Registry
-
-if TYPE_CHECKING:
-    from ringzero.devices.virtio.kinds.block import BlockBackend
 
 
 @record
@@ -37,6 +32,17 @@ class BoardEvents:
     panic: Callable[[], None]
 
 
+class SerialPort(Protocol):
+    """The first serial port, as the host sees it; its output goes to `BoardParts.serial`."""
+
+    # Called when it takes input again, on the vCPU's thread.
+    on_room: Callable[[], None] | None
+
+    def push(self, data: bytes) -> int:
+        """Offer input to the guest; return how many bytes were taken."""
+        ...
+
+
 @record
 class BoardParts:
     """What a board is built from. `clock` reads the guest's counter, which runs at `counter_hz`.
@@ -45,8 +51,8 @@ class BoardParts:
     UTC in seconds. `messages` is given when the engine keeps the vCPUs' own
     interrupt controllers (and the paravirtual clock) itself: it takes
     message-signalled interrupts as (address, data), and the board then has
-    none for its vCPUs. `devices` are further virtio devices, by their names in
-    saved machines.
+    none for its vCPUs. `devices` are what sits in slots, by their names in saved
+    machines, in the order in which the guest finds them.
     """
 
     cpus: int
@@ -55,10 +61,6 @@ class BoardParts:
     counter_hz: int
     events: BoardEvents
     serial: Callable[[bytes], None]
-    ports: Sequence[ConsolePort] = ()
-    disks: Sequence[BlockBackend] = ()
-    columns: int = 80
-    rows: int = 25
     now: Callable[[], float] = time.time
     messages: Callable[[int, int], bool] | None = None
     devices: Mapping[str, VirtioDevice[Any]] = field(default_factory=dict)
@@ -91,16 +93,6 @@ class Processor:
 
 
 @record
-class Doorbell:
-    """A guest's write of `value` to `address` that only rings a device: no one waits for it."""
-
-    address: int
-    width: int
-    value: int
-    ring: Callable[[], None]
-
-
-@record
 class Latch:
     """A register in which a guest's write only leaves a value: it may be told of it later.
 
@@ -115,6 +107,7 @@ class Latch:
 class Board(ABC):
     """A machine's hardware. `parts` holds every device by its unique name.
 
+    `slots` has those that the board placed where it had room; their parts are among `parts`.
     `pio` is None where the ISA has no I/O ports.
     """
 
@@ -125,7 +118,8 @@ class Board(ABC):
     pio: Bus | None
     processors: tuple[Processor, ...]
     parts: dict[str, Device[Any]]
-    serial: Serial
+    slots: dict[str, Slot]
+    serial: SerialPort
 
     @staticmethod
     @abstractmethod
@@ -155,12 +149,20 @@ class Board(ABC):
         """Take the end of a level-triggered interrupt from an engine's own controller."""
 
     @abstractmethod
-    def resize_console(self, columns: int, rows: int) -> None:
-        """Tell the guest the size of its terminal, in characters."""
-
-    @abstractmethod
     def renew_generation(self, identifier: bytes) -> None:
         """Give a copied machine another VM generation identifier, of 16 bytes, and tell it."""
+
+    @abstractmethod
+    def place(self, name: str, device: VirtioDevice[Any]) -> Slot:
+        """Put a device into a slot that is fit for it; raises DeviceError when there is none."""
+
+    def add(self, name: str, device: VirtioDevice[Any]) -> Slot:
+        """Place a device under a name of its own. Raises DeviceError."""
+        if name in self.parts:
+            raise DeviceError(f"two devices are called {name!r}")
+        slot = self.slots[name] = self.place(name, device)
+        self.parts[name] = slot.part
+        return slot
 
     @abstractmethod
     def irq_line(self) -> IrqLine:
@@ -179,13 +181,9 @@ class Board(ABC):
             yield from processor.buses
 
     def doorbells(self) -> Iterator[Doorbell]:
-        """Yield what an engine may serve without leaving the guest (virtqueue notifications)."""
-        for attachment in self.mmio.attachments:
-            transport = attachment.device
-            if isinstance(transport, VirtioMmio):
-                for index in range(len(transport.device.queue_sizes)):
-                    ring = partial(transport.write, QUEUE_NOTIFY, 4, index)
-                    yield Doorbell(attachment.base + QUEUE_NOTIFY, 4, index, ring)
+        """Yield what an engine may serve without leaving the guest."""
+        for slot in self.slots.values():
+            yield from slot.doorbells()
 
     def latches(self) -> Iterator[Latch]:
         """Yield the registers whose writes an engine may gather."""
@@ -194,12 +192,13 @@ class Board(ABC):
     def stateful(self) -> Iterator[tuple[str, Device[Any] | VirtioDevice[Any]]]:
         """Yield all that has a state, by its name in saved machines, in the order of saving.
 
-        A virtio transport comes before its device, which is called NAME.device.
+        A transport comes before its device, which is called NAME.device.
         """
         for name, part in self.parts.items():
             yield name, part
-            if isinstance(part, VirtioMmio):
-                yield f"{name}.device", part.device
+            slot = self.slots.get(name)
+            if slot is not None and slot.device is not None:
+                yield f"{name}.device", slot.device
 
 
 BOARDS: Registry[type[Board]] = Registry("board", "ringzero.board.machines")

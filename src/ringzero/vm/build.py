@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ringzero.board.contract import BOARDS, Board, BoardEvents, BoardParts
 from ringzero.config.machine import MachineConfig
 from ringzero.devices.contract import Device
+from ringzero.devices.virtio.kinds.console import Console
+from ringzero.devices.virtio.kinds.rng import Rng
 from ringzero.engine.contract import Engine, Interrupts
 from ringzero.errors import DeviceError, InvalidValueError
+from ringzero.vm.ends.devices import Devices
 from ringzero.vm.exit import Exit, ExitReason
 from ringzero.vm.groundwork import Groundwork
 from ringzero.vm.guest.identity import Identity
@@ -23,9 +26,8 @@ from ringzero.vm.runloop import RunControl, VcpuThread
 from ringzero.vm.state import ProcessorKind
 
 if TYPE_CHECKING:
-    from ringzero.disk.instant import InstantDisk, LiveDisk
+    from ringzero.disk.instant import InstantDisk
     from ringzero.host.memory import MemoryImage
-    from ringzero.vm.ends.links import Links
 
 
 def assemble(
@@ -75,7 +77,9 @@ class Assembly:
         with contextlib.ExitStack() as undo:
             undo.callback(self._closing.close)
             self._closing.callback(ground.close)
-            self.disks = tuple(self._open_disks() if disks is None else self._grow_disks(disks))
+            self.devices = Devices(self.config, disks)
+            self._closing.callback(self.devices.close)
+            self.disks = self.devices.disks
             board_type = BOARDS.get(self.config.board)
             processors = board_type.architecture.identify(
                 self.config.cpu,
@@ -94,7 +98,6 @@ class Assembly:
             self.guest = AgentPorts() if self.config.agent else None
             if self.guest is not None:
                 self._closing.callback(self.guest.close)
-            self.links = self._make_links()
             self.board = self._make_board(board_type, interrupts)
             self.threads = self._make_threads()
             if ground.loading is not None:
@@ -110,42 +113,12 @@ class Assembly:
 
     # ---- parts ------------------------------------------------------------
 
-    def _open_disks(self) -> list[LiveDisk]:
-        if not self.config.disks:
-            return []
-        from ringzero.disk import open_disk
-        from ringzero.disk.instant import LiveDisk
-
-        disks = []
-        for disk in self.config.disks:
-            opened = open_disk(disk.path, format=disk.format, read_only=disk.read_only)
-            live = LiveDisk(opened)
-            self._closing.callback(live.close)
-            disks.append(live)
-        return disks
-
-    def _grow_disks(self, instants: Sequence[InstantDisk]) -> list[LiveDisk]:
-        disks = []
-        for instant in instants:
-            disk = instant.grow()
-            self._closing.callback(disk.close)
-            disks.append(disk)
-        return disks
-
-    def _make_links(self) -> Links | None:
-        if self.config.vsock is None and not self.config.nets:
-            return None
-        from ringzero.vm.ends.links import Links
-
-        links = Links(self.config)
-        self._closing.callback(links.close)
-        return links
-
     def _make_board(self, board_type: type[Board], interrupts: Interrupts) -> Board:
         vm, lines = self.vm, self.lines
         ports = [lines.console_port]
         if self.guest is not None:
             ports += self.guest.ports
+        console = Console(ports)
         board = board_type(
             BoardParts(
                 cpus=self.config.cpus,
@@ -154,16 +127,14 @@ class Assembly:
                 counter_hz=vm.counter_hz,
                 events=BoardEvents(self._powered_off, self._rebooted, self._panicked),
                 serial=lines.serial_output.write,
-                ports=ports,
-                disks=self.disks,
                 messages=vm.send_message if interrupts is Interrupts.ENGINE else None,
-                devices=self.links.devices if self.links is not None else {},
+                devices={"console": console, "rng": Rng(), **self.devices.devices},
             )
         )
         self._closing.callback(_close_devices, board)
         lines.serial.connect(board.serial.push)
         board.serial.on_room = lines.serial.room
-        lines.console.connect_size(board.resize_console)
+        lines.console.connect_size(console.resize)
         vm.on_eoi = board.end_of_interrupt
         for latch in board.latches():
             bus = board.pio if latch.port else board.mmio
@@ -221,8 +192,7 @@ class Assembly:
         """Start everything that works for the guest; the vCPUs wait until they are to run."""
         for thread in self.threads:
             thread.thread.start()
-        if self.links is not None:
-            self.links.start()
+        self.devices.start()
         if self.guest is not None:
             self.guest.start()
 

@@ -161,6 +161,5 @@ def become(parts: Assembly, seed: Seed, identity: Identity) -> Introduction:
         clock_ahead = now - time.time_ns()
     restore(parts, seed.state, elapsed)
     parts.board.renew_generation(identity.generation)
-    if parts.links is not None:
-        parts.links.renew(identity)
+    parts.devices.renew()
     return Introduction(identity, clock_ahead)

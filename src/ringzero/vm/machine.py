@@ -129,7 +129,7 @@ class Machine:
         self.serial = parts.lines.serial
         self.console = parts.lines.console
         # The host's end of the socket device, where there is one.
-        self.vsock = parts.links.vsock if parts.links is not None else None
+        self.vsock = parts.devices.vsock
         # One per vCPU; `cpu` is the boot processor.
         self.cpus = tuple(
             Cpu(thread, parts.board.architecture, self.frozen) for thread in parts.threads
@@ -364,8 +364,7 @@ class Machine:
 
     def leave(self) -> None:
         """In a forked process: let go of the host's sockets, which stay the original's."""
-        if self.parts.links is not None:
-            self.parts.links.leave()
+        self.parts.devices.leave()
 
     def fork(self, count: int = 1, *, start: bool = False) -> list[Self]:
         """Return `count` copies of this machine, as it is now; each is stopped on its own.

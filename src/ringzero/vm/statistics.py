@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ringzero.board.contract import Board
-from ringzero.devices.virtio.mmio import VirtioMmio
 from ringzero.vm.runloop import RunControl, VcpuThread
 
 
@@ -27,11 +26,7 @@ def of(
         f"cpu{thread.processor.index}": {**thread.vcpu.statistics(), **thread.exits}
         for thread in threads
     }
-    faults = {
-        name: part.failure
-        for name, part in board.parts.items()
-        if isinstance(part, VirtioMmio) and part.failure
-    }
+    faults = {name: slot.failure for name, slot in board.slots.items() if slot.failure}
     entry = control.first_entry
     return {
         "engine": engine,

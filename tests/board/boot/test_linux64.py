@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 
 from ringzero.board import microvm_map as memmap
-from ringzero.board.boot import linux64 as boot
 from ringzero.board.boot.kernel import KernelImage, Segment
 from ringzero.board.boot.loading import Loading
+from ringzero.board.machines.microvm import LINUX64
 from ringzero.core.memory import GuestMemory
 from ringzero.errors import GuestAddressError, GuestImageError, InvalidValueError
 from ringzero.units import GIB, MIB
@@ -22,7 +22,7 @@ def kernel(size=MIB, bss=4096, header=b"", limit=2047):
 
 
 def load(memory, image=None, line="console=ttyS0", initrd=b"", rsdp=0xE0000):
-    return boot.load(memory, image or kernel(), line, initrd, rsdp)
+    return LINUX64.load(memory, image or kernel(), line, initrd, rsdp)
 
 
 def test_a_kernel_that_is_already_being_copied():
@@ -31,7 +31,7 @@ def test_a_kernel_that_is_already_being_copied():
     found = load(plain, initrd=initrd)
     image = kernel()
     loading = Loading(early, image, initrd)
-    assert boot.load(early, image, "console=ttyS0", initrd, 0xE0000, loading) == found
+    assert LINUX64.load(early, image, "console=ttyS0", initrd, 0xE0000, loading) == found
     assert early.host.view == plain.host.view
 
 

@@ -22,7 +22,7 @@ PLAN = acpi.AcpiPlan(
     panic_port=0x505,
     generation_id=0xFE000,
     event_gsi=3,
-    slots=[acpi.MmioSlot(0xD0000000 + 0x1000 * n, 0x1000, 5 + n) for n in range(18)],
+    windows=[(0xD0000000 + 0x1000 * n, 0x1000, 5 + n) for n in range(18)],
 )
 
 

@@ -3,7 +3,8 @@ import pytest
 from ringzero.board import microvm_map as memmap
 from ringzero.board.contract import BOARDS, BoardEvents, BoardParts
 from ringzero.core.memory import GuestMemory
-from ringzero.devices.virtio.kinds.console import ConsolePort
+from ringzero.devices.virtio.kinds.block import Block
+from ringzero.devices.virtio.kinds.console import Console, ConsolePort
 from ringzero.devices.virtio.kinds.rng import Rng
 from ringzero.errors import DeviceError
 from tests.devices.virtio.kinds.test_block import MemoryDisk
@@ -22,8 +23,11 @@ def build(**more):
         "counter_hz": 10**9,
         "events": told,
         "serial": lambda data: events.append(data),
-        "ports": [ConsolePort("c", lambda data: None)],
-        "disks": [MemoryDisk()],
+        "devices": {
+            "console": Console([ConsolePort("c", lambda data: None)]),
+            "rng": Rng(),
+            "disk0": Block(MemoryDisk()),
+        },
     }
     return BOARDS.get("microvm")(BoardParts(**{**parts, **more})), events
 
@@ -102,10 +106,10 @@ def test_interrupt_lines_run_out_with_a_message():
     board, _ = build()
     with pytest.raises(DeviceError, match="interrupt lines"):
         for number in range(30):
-            board.add_virtio(f"more{number}", Rng())
+            board.add(f"more{number}", Rng())
 
 
 def test_names_are_unique():
     board, _ = build()
     with pytest.raises(DeviceError):
-        board.add_virtio("rng", Rng())
+        board.add("rng", Rng())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 
-from ringzero.board import microvm_map as memmap
+from ringzero.board.boot.contract import BootProtocol
 from ringzero.board.boot.kernel import DEFAULT_INITRD_MAXIMUM, INITRD_MAXIMUM, KernelImage
 from ringzero.board.boot.loading import Loading
 from ringzero.core.memory import PAGE_SIZE, GuestMemory
@@ -28,7 +28,7 @@ from ringzero.isa.x86.state import (
     flat_segment,
 )
 from ringzero.records import record
-from ringzero.units import GIB, MIB
+from ringzero.units import GIB, MIB, format_size
 
 # struct boot_params (Documentation/arch/x86/zero-page.rst) and, from 0x1F1 on, the setup header.
 ZERO_PAGE_SIZE = 4096
@@ -74,71 +74,89 @@ class E820Entry:
     kind: int
 
 
-def memory_map(memory: GuestMemory) -> list[E820Entry]:
-    """Return the e820 map of a microvm with `memory`."""
-    entries = [
-        E820Entry(0, memmap.LOW_MEMORY_END, E820_RAM),
-        E820Entry(memmap.ACPI_TABLES, memmap.HIGH_MEMORY - memmap.ACPI_TABLES, E820_ACPI),
-    ]
-    for region in memory.regions:
-        base = max(region.base, memmap.HIGH_MEMORY)
-        entries.append(E820Entry(base, region.end - base, E820_RAM))
-    return entries
+@record
+class Layout:
+    """Where a board has room for the protocol's structures, by guest-physical addresses.
 
-
-def load(
-    memory: GuestMemory,
-    kernel: KernelImage,
-    command_line: str,
-    initrd: bytes | memoryview,
-    rsdp: int,
-    loading: Loading | None = None,
-) -> CpuState:
-    """Put everything into `memory` and return the boot CPU's first state.
-
-    `rsdp` is the address of the ACPI root pointer. `loading` is given where kernel and initrd
-    are already being copied. Raises GuestImageError when kernel and initrd do not fit or the
-    command line is too long.
+    `low` is the memory map below `high_memory`, where kernels and RAM begin. `reset_stub` is
+    the reset vector of real mode, `stack` the first stack's top.
     """
-    low_end = memory.regions[0].end
-    kernel.check_fits(low_end)
-    if kernel.lowest < memmap.HIGH_MEMORY:
-        raise GuestImageError(
-            f"the kernel wants to lie at {kernel.lowest:#x}, below 1 MiB",
-            hint="give a kernel linked at 1 MiB or above, as Linux is",
-        )
-    line = os.fsencode(command_line)
-    if len(line) > kernel.command_line_size:
-        raise GuestImageError(
-            f"the kernel command line has {len(line)} bytes, "
-            f"this kernel takes {kernel.command_line_size}",
-            hint="shorten it (--append)",
-        )
-    zero_page = _zero_page(kernel)
-    if loading is None:
-        for segment in kernel.segments:
-            memory.write(segment.address, segment.data)
-            memory.clear(segment.address + len(segment.data), segment.size - len(segment.data))
-    if initrd:
-        address = kernel.place_initrd(len(initrd), low_end)
+
+    gdt: int
+    idt: int
+    boot_params: int
+    stack: int
+    page_tables: int
+    command_line: int
+    reset_stub: int
+    high_memory: int
+    low: tuple[E820Entry, ...]
+
+
+class Linux64(BootProtocol[CpuState]):
+    """The protocol on a board with this layout."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def memory_map(self, memory: GuestMemory) -> list[E820Entry]:
+        """Return the e820 map that Linux gets."""
+        entries = list(self.layout.low)
+        for region in memory.regions:
+            base = max(region.base, self.layout.high_memory)
+            entries.append(E820Entry(base, region.end - base, E820_RAM))
+        return entries
+
+    def load(
+        self,
+        memory: GuestMemory,
+        kernel: KernelImage,
+        command_line: str,
+        initrd: bytes | memoryview,
+        tables: int,
+        loading: Loading | None = None,
+    ) -> CpuState:
+        layout = self.layout
+        low_end = memory.regions[0].end
+        kernel.check_fits(low_end)
+        if kernel.lowest < layout.high_memory:
+            raise GuestImageError(
+                f"the kernel wants to lie at {kernel.lowest:#x}, "
+                f"below {format_size(layout.high_memory)}",
+                hint="give a kernel that is linked there or above, as Linux is",
+            )
+        line = os.fsencode(command_line)
+        if len(line) > kernel.command_line_size:
+            raise GuestImageError(
+                f"the kernel command line has {len(line)} bytes, "
+                f"this kernel takes {kernel.command_line_size}",
+                hint="shorten it (--append)",
+            )
+        zero_page = _zero_page(kernel)
         if loading is None:
-            memory.write(address, initrd)
-        struct.pack_into("<II", zero_page, RAMDISK_IMAGE, address, len(initrd))
-    memory.write(memmap.COMMAND_LINE, line + b"\0")
-    struct.pack_into("<I", zero_page, COMMAND_LINE_POINTER, memmap.COMMAND_LINE)
-    struct.pack_into("<Q", zero_page, ACPI_RSDP, rsdp)
-    entries = memory_map(memory)
-    zero_page[E820_COUNT] = len(entries)
-    for number, entry in enumerate(entries):
-        offset = E820_TABLE + E820_ENTRY.size * number
-        E820_ENTRY.pack_into(zero_page, offset, entry.base, entry.size, entry.kind)
-    memory.write(memmap.BOOT_PARAMS, zero_page)
-    memory.write(memmap.GDT_ADDRESS, GDT)
-    memory.write(memmap.RESET_STUB, RESET_CODE)
-    state = _enter(memory, kernel.entry)
-    if loading is not None:
-        loading.wait()
-    return state
+            for segment in kernel.segments:
+                memory.write(segment.address, segment.data)
+                memory.clear(segment.address + len(segment.data), segment.size - len(segment.data))
+        if initrd:
+            address = kernel.place_initrd(len(initrd), low_end)
+            if loading is None:
+                memory.write(address, initrd)
+            struct.pack_into("<II", zero_page, RAMDISK_IMAGE, address, len(initrd))
+        memory.write(layout.command_line, line + b"\0")
+        struct.pack_into("<I", zero_page, COMMAND_LINE_POINTER, layout.command_line)
+        struct.pack_into("<Q", zero_page, ACPI_RSDP, tables)
+        entries = self.memory_map(memory)
+        zero_page[E820_COUNT] = len(entries)
+        for number, entry in enumerate(entries):
+            offset = E820_TABLE + E820_ENTRY.size * number
+            E820_ENTRY.pack_into(zero_page, offset, entry.base, entry.size, entry.kind)
+        memory.write(layout.boot_params, zero_page)
+        memory.write(layout.gdt, GDT)
+        memory.write(layout.reset_stub, RESET_CODE)
+        state = _enter(memory, kernel.entry, layout)
+        if loading is not None:
+            loading.wait()
+        return state
 
 
 def _zero_page(kernel: KernelImage) -> bytearray:
@@ -157,9 +175,9 @@ def _zero_page(kernel: KernelImage) -> bytearray:
     return page
 
 
-def _enter(memory: GuestMemory, entry: int) -> CpuState:
+def _enter(memory: GuestMemory, entry: int, layout: Layout) -> CpuState:
     """Write page tables that map the first 4 GiB to themselves; return the CPU at `entry`."""
-    pml4, pdpt, directory = (memmap.PAGE_TABLES + PAGE_SIZE * n for n in range(3))
+    pml4, pdpt, directory = (layout.page_tables + PAGE_SIZE * n for n in range(3))
     memory.write(pml4, struct.pack("<Q", pdpt | PRESENT_WRITABLE).ljust(PAGE_SIZE, b"\0"))
     gigabytes = 4
     pointers = [directory + PAGE_SIZE * n | PRESENT_WRITABLE for n in range(gigabytes)]
@@ -175,12 +193,12 @@ def _enter(memory: GuestMemory, entry: int) -> CpuState:
         fs=data,
         gs=data,
         ss=data,
-        gdtr=Table(memmap.GDT_ADDRESS, len(GDT) - 1),
+        gdtr=Table(layout.gdt, len(GDT) - 1),
         # Interrupts are off until the kernel has a table of its own.
-        idtr=Table(memmap.IDT_ADDRESS, 0),
+        idtr=Table(layout.idt, 0),
         cr0=CR0_PE | CR0_ET | CR0_NE | CR0_PG,
         cr3=pml4,
         cr4=CR4_PAE,
         efer=EFER_LME | EFER_LMA,
     )
-    return state.with_gpr(rsi=memmap.BOOT_PARAMS, rsp=memmap.STACK_TOP)
+    return state.with_gpr(rsi=layout.boot_params, rsp=layout.stack)

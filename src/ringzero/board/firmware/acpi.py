@@ -34,19 +34,11 @@ MAX_SHORT_APIC_ID = 254
 
 
 @record
-class MmioSlot:
-    """A virtio device at `base` with interrupt `gsi`."""
-
-    base: int
-    size: int
-    gsi: int
-
-
-@record
 class AcpiPlan:
     """What the tables tell: processors, controllers, registers and devices of a board.
 
     `power_port` is the sleep-control register; sleep status and reset follow.
+    `windows` are the (base, size, interrupt) of virtio devices over MMIO.
     `generation_id` is where the generation identifier lies in memory, `event_gsi` the
     interrupt by which the board says that it changed.
     """
@@ -62,7 +54,7 @@ class AcpiPlan:
     panic_port: int
     generation_id: int
     event_gsi: int
-    slots: Sequence[MmioSlot]
+    windows: Sequence[tuple[int, int, int]]
 
 
 def table(signature: bytes, revision: int, body: bytes) -> bytes:
@@ -137,9 +129,9 @@ def dsdt(plan: AcpiPlan) -> bytes:
     devices += [_device(f"CP{cpu:02X}", "ACPI0007", cpu) for cpu in range(plan.cpus)]
     # "LNRO0005" is the name under which Linux knows virtio over MMIO.
     devices += [
-        _device(f"VR{index:02X}", "LNRO0005", index, aml.memory_32(slot.base, slot.size),
-                aml.interrupt(slot.gsi))
-        for index, slot in enumerate(plan.slots)
+        _device(f"VR{index:02X}", "LNRO0005", index, aml.memory_32(base, size),
+                aml.interrupt(gsi))
+        for index, (base, size, gsi) in enumerate(plan.windows)
     ]  # fmt: skip
     off = aml.integer(plan.sleep_type_off)
     body = aml.scope("_SB", *devices) + aml.name(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 from ringzero.board import microvm_map as memmap
-from ringzero.board.boot import linux64 as boot
 from ringzero.board.boot.kernel import KernelImage
+from ringzero.board.boot.linux64 import E820_ACPI, E820_RAM, E820Entry, Layout, Linux64
 from ringzero.board.boot.loading import Loading
 from ringzero.board.contract import BOARDS, Board, BoardParts, Latch
 from ringzero.board.firmware import acpi
+from ringzero.board.slots.contract import Slot
+from ringzero.board.slots.mmio import MmioSlot, MmioSlots
 from ringzero.board.x86 import X86Processor
 from ringzero.core.bus import Bus, MsrBus
 from ringzero.core.irq import IrqLine
@@ -25,20 +27,32 @@ from ringzero.devices.interrupts import lapic
 from ringzero.devices.interrupts.ioapic import IOAPIC_SIZE, SELECT, Ioapic
 from ringzero.devices.interrupts.lapic import ApicBus, Lapic, MessageBus
 from ringzero.devices.virtio.device import VirtioDevice
-from ringzero.devices.virtio.kinds.console import Console
-from ringzero.devices.virtio.kinds.rng import Rng
-from ringzero.devices.virtio.mmio import WINDOW_SIZE, VirtioMmio
 from ringzero.errors import DeviceError
 from ringzero.isa.x86.architecture import X86_64
 from ringzero.isa.x86.state import CpuState
 
-if TYPE_CHECKING:
-    from ringzero.devices.virtio.kinds.block import BlockBackend
+# Where a PC has free memory below 1 MiB; its BIOS area is told as ACPI's.
+LINUX64 = Linux64(
+    Layout(
+        gdt=memmap.GDT_ADDRESS,
+        idt=memmap.IDT_ADDRESS,
+        boot_params=memmap.BOOT_PARAMS,
+        stack=memmap.STACK_TOP,
+        page_tables=memmap.PAGE_TABLES,
+        command_line=memmap.COMMAND_LINE,
+        reset_stub=memmap.RESET_STUB,
+        high_memory=memmap.HIGH_MEMORY,
+        low=(
+            E820Entry(0, memmap.LOW_MEMORY_END, E820_RAM),
+            E820Entry(memmap.ACPI_TABLES, memmap.HIGH_MEMORY - memmap.ACPI_TABLES, E820_ACPI),
+        ),
+    )
+)
 
 
 @BOARDS.register("microvm")
 class Microvm(Board):
-    """Built once per machine; `console` and `serial` are its ends for the host."""
+    """Built once per machine; `serial` is its end for the host."""
 
     architecture = X86_64
     ram_layout = staticmethod(memmap.ram_layout)
@@ -48,25 +62,15 @@ class Microvm(Board):
         self.mmio = Bus("mmio")
         self.pio: Bus = Bus("pio")
         self.parts: dict[str, Device[Any]] = {}
-        self._slots: list[acpi.MmioSlot] = []
+        self.slots: dict[str, Slot] = {}
         self._free_gsis = list(range(memmap.VIRTIO_FIRST_GSI, memmap.VIRTIO_LAST_GSI + 1))
+        self._windows = MmioSlots(
+            parts.memory, self.mmio, memmap.VIRTIO_BASE, memmap.VIRTIO_STRIDE, self._take_line
+        )
         self._build_interrupts(parts)
         self._build_legacy(parts)
-        self.console: Console | None = None
-        if parts.ports:
-            self.console = Console(list(parts.ports), parts.columns, parts.rows)
-            self.add_virtio("console", self.console)
-        self.add_virtio("rng", Rng())
-        if parts.disks:
-            self._add_disks(parts.disks)
         for name, device in parts.devices.items():
-            self.add_virtio(name, device)
-
-    def _add_disks(self, disks: Sequence[BlockBackend]) -> None:
-        from ringzero.devices.virtio.kinds.block import Block
-
-        for number, disk in enumerate(disks):
-            self.add_virtio(f"disk{number}", Block(disk, identity=f"disk{number}"))
+            self.add(name, device)
 
     def _build_interrupts(self, parts: BoardParts) -> None:
         self._bus: ApicBus | MessageBus
@@ -131,38 +135,24 @@ class Microvm(Board):
         self.pio.attach(name, base, size, device)
         self.parts[name] = device
 
-    def resize_console(self, columns: int, rows: int) -> None:
-        if self.console is not None:
-            self.console.resize(columns, rows)
-
     def renew_generation(self, identifier: bytes) -> None:
         self._generation.renew(identifier)
 
     def irq_line(self) -> IrqLine:
-        return self.irq_line_of(self._take_gsi())
+        return self._take_line()[1]
 
     def irq_line_of(self, gsi: int) -> IrqLine:
         return self.ioapic.line(gsi)
 
-    def _take_gsi(self) -> int:
+    def _take_line(self) -> tuple[int, IrqLine]:
         if not self._free_gsis:
             raise DeviceError("all interrupt lines are taken", hint="attach fewer devices")
-        return self._free_gsis.pop(0)
+        gsi = self._free_gsis.pop(0)
+        return gsi, self.irq_line_of(gsi)
 
-    def add_virtio(self, name: str, device: VirtioDevice[Any]) -> VirtioMmio:
-        """Give `device` a window, an interrupt and an entry in the ACPI tables.
-
-        Raises DeviceError when there is no interrupt line left, or the name is taken.
-        """
-        if name in self.parts:
-            raise DeviceError(f"two devices are called {name!r}")
-        gsi = self._take_gsi()
-        base = memmap.VIRTIO_BASE + len(self._slots) * memmap.VIRTIO_STRIDE
-        transport = VirtioMmio(self.memory, self.irq_line_of(gsi), device)
-        self.mmio.attach(name, base, WINDOW_SIZE, transport)
-        self._slots.append(acpi.MmioSlot(base, WINDOW_SIZE, gsi))
-        self.parts[name] = transport
-        return transport
+    def place(self, name: str, device: VirtioDevice[Any]) -> MmioSlot:
+        """Give `device` a window, an interrupt and an entry in the ACPI tables."""
+        return self._windows.place(name, device)
 
     def boot(
         self,
@@ -183,10 +173,10 @@ class Microvm(Board):
             panic_port=memmap.PVPANIC_BASE,
             generation_id=memmap.GENERATION_ID,
             event_gsi=memmap.EVENT_GSI,
-            slots=self._slots,
+            windows=[(slot.base, slot.size, slot.irq) for slot in self._windows.used],
         )
         rsdp, tables = acpi.build(plan, memmap.ACPI_TABLES, memmap.ACPI_TABLES_END)
         self.memory.write(memmap.ACPI_TABLES, tables)
-        first = boot.load(self.memory, kernel, command_line, initrd, rsdp, loading)
+        first = LINUX64.load(self.memory, kernel, command_line, initrd, rsdp, loading)
         waiting = X86_64.with_offline(CpuState(), True)
         return [first] + [waiting] * (len(self.processors) - 1)

@@ -6,6 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from ringzero.config.device import DeviceConfig
 from ringzero.devices.virtio.queue import Virtqueue
 from ringzero.registry import Registry
 
@@ -55,6 +56,15 @@ class VirtioDevice(ABC, Generic[S]):
         self.queues: list[Virtqueue] = []
         # The features that the driver took; valid between `activate` and `reset`.
         self.accepted = 0
+
+    @classmethod
+    def from_config(cls, config: DeviceConfig) -> VirtioDevice[Any]:
+        """Make the device that a description of its kind asks for.
+
+        One that needs somebody else on the host's side has a backend instead, which makes it
+        (`ringzero.vm.ends.backend`).
+        """
+        raise NotImplementedError
 
     def activate(self) -> None:
         """Start to serve: queues and accepted features are final."""

@@ -1,0 +1,57 @@
+"""What a slot is: where one device sits on a board, and by which transport the guest reaches it.
+
+A board has one or more `Slots`, each a kind of place: windows of memory for virtio over MMIO,
+functions of a PCI bus. It gives every device that a user asks for to one of them. A device knows
+nothing of its slot, nor a slot what the device does.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ringzero.devices.contract import Device
+from ringzero.devices.virtio.device import VirtioDevice
+from ringzero.records import record
+
+
+@record
+class Doorbell:
+    """A guest's write of `value` to `address` that only rings a device: no one waits for it."""
+
+    address: int
+    width: int
+    value: int
+    ring: Callable[[], None]
+
+
+class Slot:
+    """A device in its place. `part` is what the guest reaches: a transport with `device` behind it.
+
+    `device` is None where the part is the device itself, without a transport.
+    """
+
+    def __init__(self, part: Device[Any], device: VirtioDevice[Any] | None) -> None:
+        self.part = part
+        self.device = device
+
+    @property
+    def failure(self) -> str | None:
+        """Why the device serves its driver no more, which has broken the rules."""
+        return None
+
+    def doorbells(self) -> Iterator[Doorbell]:
+        """Yield what an engine may serve without leaving the guest (virtqueue notifications)."""
+        yield from ()
+
+
+class Slots(ABC):
+    """All places of one kind on a board."""
+
+    @abstractmethod
+    def place(self, name: str, device: VirtioDevice[Any]) -> Slot:
+        """Put a device into a free slot, where the guest will find it under no other address.
+
+        Raises DeviceError when there is no slot left.
+        """

@@ -1,0 +1,1 @@
+"""The backends of devices that have one, one module each, under the device's kind."""

@@ -1,0 +1,29 @@
+"""A disk image behind a virtio block device."""
+
+from __future__ import annotations
+
+from ringzero.config.devices.disk import DiskConfig
+from ringzero.devices.virtio.kinds.block import Block
+from ringzero.disk import open_disk
+from ringzero.disk.instant import InstantDisk, LiveDisk
+from ringzero.vm.ends.backend import BACKENDS, Backend
+
+
+@BACKENDS.register("disk")
+class DiskBackend(Backend):
+    """The image of the description; or, for a copy, a disk of its own with `content`.
+
+    Raises DiskError.
+    """
+
+    def __init__(self, config: DiskConfig, name: str, content: InstantDisk | None) -> None:
+        if content is not None:
+            self.disk = content.grow()
+        else:
+            image = open_disk(config.path, format=config.format, read_only=config.read_only)
+            self.disk = LiveDisk(image)
+        self._live = self.disk
+        self.device = Block(self.disk, identity=name)
+
+    def close(self) -> None:
+        self._live.close()

@@ -1,0 +1,34 @@
+"""A socket device and its Unix sockets on the host."""
+
+from __future__ import annotations
+
+from ringzero.config.devices.vsock import VsockConfig
+from ringzero.devices.virtio.kinds.vsock import Vsock
+from ringzero.errors import ConfigError
+from ringzero.vm.ends.backend import BACKENDS, Backend
+from ringzero.vm.ends.vsock import VsockSockets
+
+
+@BACKENDS.register("vsock")
+class VsockBackend(Backend):
+    """Raises ConflictError where another has the socket."""
+
+    def __init__(self, config: VsockConfig, name: str, content: object) -> None:
+        if config.cid is None:
+            raise ConfigError([f"the socket device {name} has no CID"])
+        self._cid = config.cid
+        self.sockets = VsockSockets(config.path)
+        self.device = self._guest = Vsock(config.cid, self.sockets)
+        self.sockets.connect(self._guest)
+
+    def start(self) -> None:
+        self.sockets.start()
+
+    def renew(self) -> None:
+        self._guest.renew(self._cid)
+
+    def leave(self) -> None:
+        self.sockets.leave()
+
+    def close(self) -> None:
+        self.sockets.close()
