@@ -59,7 +59,7 @@ def test_kvm_where_there_is_none_is_told_at_once(machines, capfd, monkeypatch):
 
     monkeypatch.setattr(micro, "ensure", no_image)
     monkeypatch.setattr("ringzero.host.kvm.fd.KvmSystem", no_device)
-    monkeypatch.setattr("ringzero.engine.select.DEVICE", Path("/dev/no-kvm"))
+    monkeypatch.setattr("ringzero.engine.kvm.engine.KvmEngine.device", Path("/dev/no-kvm"))
     start = time.monotonic()
     assert main(["run", "--engine", "kvm", "--json", "--", "true"]) == 7
     assert time.monotonic() - start < 1

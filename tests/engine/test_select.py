@@ -17,8 +17,10 @@ NONE = Availability(Usability.UNUSABLE, "there is none")
 class Fake:
     """Stands for either engine; counts how often it is measured."""
 
-    def __init__(self, name, verdict):
+    def __init__(self, name, verdict, rank=0, device=None):
         self.name = name
+        self.rank = rank
+        self.device = device
         self.verdict = verdict
         self.measured = 0
 
@@ -36,7 +38,6 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(select, "BOOT_ID", boot)
     device = tmp_path / "kvm"
     device.touch()
-    monkeypatch.setattr(select, "DEVICE", device)
     engines = {"soft": Fake("soft", GOOD)}
 
     class Registry:
@@ -51,9 +52,10 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(select, "ENGINES", Registry())
 
     def with_kvm(verdict):
-        engines["kvm"] = Fake("kvm", verdict)
+        engines["kvm"] = Fake("kvm", verdict, 10, device)
         return engines["kvm"]
 
+    with_kvm.engines = engines
     with_kvm.boot = boot
     with_kvm.cache = tmp_path / "cache"
     return with_kvm
@@ -130,7 +132,7 @@ def test_kvm_by_name_without_a_device_fails_within_a_second(monkeypatch, tmp_pat
         raise FileNotFoundError(2, "No such file or directory")
 
     monkeypatch.setenv("RINGZERO_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(select, "DEVICE", tmp_path / "none")
+    monkeypatch.setattr(module.KvmEngine, "device", tmp_path / "none")
     monkeypatch.setattr(module.kvmfd, "KvmSystem", missing)
     start = time.monotonic()
     with pytest.raises(EngineUnavailableError, match="no KVM in this kernel"):
@@ -172,3 +174,18 @@ def test_a_loaded_host_does_not_mislead_the_probe(monkeypatch, entry, mips, usab
     monkeypatch.setattr(probe, "_time_loop", lambda _, rounds: entry + 2 * rounds / (mips * 1e6))
     found = probe.measure_mips(None)
     assert (found >= probe.USEFUL_MIPS) == usable
+
+
+def test_a_third_engine_is_taken_where_it_ranks_highest(host):
+    host(GOOD)
+    host.engines["best"] = Fake("best", GOOD, rank=20)
+    assert select.choose_auto() == (host.engines["best"], "engine best: it flies")
+    host.engines["best"].verdict = SLOW
+    assert select.choose_auto()[1] == "engine kvm, because it crawls"
+
+
+def test_no_engine_at_all(host):
+    host(NONE)
+    host.engines["soft"].verdict = NONE
+    with pytest.raises(EngineUnavailableError, match="there is none; there is none"):
+        select.choose_auto()

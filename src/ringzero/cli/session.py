@@ -9,108 +9,30 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import GuestError, HostError, TimeoutExpiredError
 from ringzero.host.files import host_error
 from ringzero.vm.exit import Exit, ExitReason
-from ringzero.vm.guest.agent import Agent
 from ringzero.vm.guest.command import Command
+from ringzero.vm.guest.contract import INPUT_AHEAD, REBOOT_CODE, SHUTDOWN, Guest
 
 # How much of the serial output is kept to explain a failed boot, in bytes.
 _KEPT_LOG = 64 * 1024
 _SHOWN_LINES = 20
-# Standard input is read no faster than the guest takes it, beyond this many bytes.
-_INPUT_AHEAD = 1 << 20
-# How long a guest may take to write its disks before the power goes, in seconds.
-_SHUTDOWN = 10.0
-# A guest that reboots ends the run, because a direct boot cannot begin again
-# by itself; this code lets a script tell it from a power-off.
-_REBOOT_CODE = 3
 # How long a command may go on after the reader of its output has gone, in seconds: one that
 # writes is told by SIGPIPE, as it would be on the host, and may have something to tidy up.
 _AFTER_PIPE = 2.0
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
-class Line(Protocol):
-    """A byte channel of the machine: the serial line, or the console."""
-
-    on_output: Callable[[bytes], None] | None
-
-    def write(self, data: bytes) -> None:
-        """Send what the user types."""
-        ...
-
-
-class Console(Line, Protocol):
-    """The virtio console, which has a size."""
-
-    def resize(self, rows: int, columns: int) -> None:
-        """Tell the guest the size of the user's terminal."""
-        ...
-
-
-class Guest(Protocol):
-    """What this module needs of `ringzero.vm.machine.Machine`."""
-
-    @property
-    def agent(self) -> Agent:
-        """The protocol with ringzero's own guests."""
-        ...
-
-    @property
-    def serial(self) -> Line:
-        """The first serial line."""
-        ...
-
-    @property
-    def console(self) -> Console:
-        """The virtio console (hvc0)."""
-        ...
-
-    def start(self) -> None:
-        """Let the guest run."""
-        ...
-
-    def wait(self, timeout: float | None = None) -> Exit | None:
-        """Wait for the end of the guest; None when `timeout` seconds are over."""
-        ...
-
-    def stop(self) -> None:
-        """End the guest at once, and free everything."""
-        ...
-
-    def stats(self) -> Mapping[str, Any]:
-        """Where the time went; nested mappings of numbers."""
-        ...
-
-
 def build_machine(config: MachineConfig) -> Guest:
-    """Build the machine, compiling the engine first where that was never done, with progress."""
-    from ringzero.engine import select
-    from ringzero.vm.groundwork import Groundwork
-
-    engine = select.choose(config.engine)
-    if engine.name == "soft":
-        _compile_engine()
-    ground = Groundwork(config, engine)
-    # Loaded while the kernel is being copied.
-    from ringzero.vm.build import Assembly
-    from ringzero.vm.machine import Machine
-
-    machine: Guest = Machine.of(Assembly(ground))
-    return machine
-
-
-def _compile_engine() -> None:
-    """Compile the software engine where the cache has none, which takes a while, with progress."""
+    """Build the machine; what takes long is shown."""
     from ringzero.host.progress import Progress
-    from ringzero.jit import build
+    from ringzero.vm import builder
 
-    with Progress().step("compiling the software engine, once on this machine") as step:
-        build.ensure(lambda done, total, units: step.update(done / total, units))
+    return builder.build(config, Progress())
 
 
 def run(
@@ -271,7 +193,7 @@ class _Session:
                 # Loaded while the guest runs already.
                 from ringzero.host.terminal import Reader
 
-                ready = lambda: command.backlog < _INPUT_AHEAD  # noqa: E731 - read as an argument
+                ready = lambda: command.backlog < INPUT_AHEAD  # noqa: E731 - read as an argument
                 stack.enter_context(Reader(_STDIN, command.write, command.close_input, ready))
             return self._command_status(command, done)
 
@@ -351,7 +273,7 @@ class _Session:
         """Let the guest write what it holds back for its disks."""
         if any(not disk.read_only for disk in self._config.disks):
             self._machine.agent.poweroff()
-            self._machine.wait(_SHUTDOWN)
+            self._machine.wait(SHUTDOWN)
 
     def _wait_for_end(self) -> Exit:
         while True:
@@ -390,7 +312,7 @@ class _Session:
 
     def _code(self, ended: Exit) -> int:
         self._raise_bad(ended)
-        return _REBOOT_CODE if ended.reason is ExitReason.REBOOT else 0
+        return REBOOT_CODE if ended.reason is ExitReason.REBOOT else 0
 
 
 def _can_read_stdin() -> bool:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self
 
 from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.exits import Exit
 from ringzero.errors import EngineError
+from ringzero.host.progress import Steps
 from ringzero.isa.contract import Architecture, Identification, State
 from ringzero.records import record
 from ringzero.registry import Registry
@@ -211,6 +213,11 @@ class Engine(ABC):
     interrupts: ClassVar[tuple[Interrupts, ...]] = (Interrupts.BOARD,)
     # Whether guests run faster in large pages, which costs a machine's first fork a copy.
     likes_large_pages: ClassVar[bool] = False
+    # Of the engines that are usable on a host, `auto` takes the one of the highest rank.
+    rank: ClassVar[int] = 0
+    # The device node that `availability` measures, which takes a while: its verdict is
+    # remembered for this node until the host boots again. None: it costs nothing.
+    device: ClassVar[Path | None] = None
 
     @abstractmethod
     def runs(self, architecture: Architecture[Any]) -> bool:
@@ -228,6 +235,13 @@ class Engine(ABC):
     @abstractmethod
     def availability(self) -> Availability:
         """Say whether this host can run the engine, measured and not guessed."""
+
+    def prepare(self, steps: Steps) -> None:  # noqa: B027 - an engine that needs no preparation
+        """Make what is made once on a host, reporting to `steps`. Raises EngineError, HostError.
+
+        Nothing to do where it was made before; whoever does not call this waits for it
+        without a word when the first machine is made.
+        """
 
     def offers(self) -> dict[str, Any]:
         """Return what `ringzero info` says of a usable engine, as plain data. Raises HostError."""

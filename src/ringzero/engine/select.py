@@ -13,9 +13,8 @@ from ringzero.errors import EngineUnavailableError, HostError
 from ringzero.host.files import atomic_file
 from ringzero.settings import CACHE_DIR
 
-AUTO, KVM, SOFT = "auto", "kvm", "soft"
+AUTO = "auto"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-DEVICE = Path("/dev/kvm")
 # Raised when the measurement changes, so that older verdicts do not count.
 PROBE_VERSION = 3
 
@@ -23,8 +22,8 @@ PROBE_VERSION = 3
 def choose(name: str = AUTO) -> Engine:
     """Return the engine called `name`, ready to make machines.
 
-    `auto` gives KVM where it runs kernels at a useful speed, else the software
-    engine. An engine asked for by name is given even where it is slow. Raises
+    `auto` gives the engine of the highest rank that runs kernels at a useful speed here.
+    An engine asked for by name is given even where it is slow. Raises
     NotFoundError for an unknown name, EngineUnavailableError with the reason
     and the way out where it cannot run at all.
     """
@@ -49,52 +48,72 @@ Tell = Callable[[str, bool], None]
 def choose_auto(tell: Tell | None = None) -> tuple[Engine, str]:
     """Return what `auto` chooses, and one line that says why.
 
-    `tell` gets that line when KVM was measured and found too slow.
+    `tell` gets that line when a better engine was measured and found too slow. Raises
+    EngineUnavailableError where none is usable.
     """
-    kvm = ENGINES.get(KVM)()
-    found = judge(kvm, tell)
-    if found.usability is Usability.USABLE:
-        return kvm, f"engine kvm: {found.reason}"
-    return ENGINES.get(SOFT)(), f"engine soft, because {found.reason}"
+    passed: list[tuple[Availability, bool]] = []
+    engines = [ENGINES.get(name)() for name in ENGINES.names()]
+    for engine in sorted(engines, key=lambda engine: -engine.rank):
+        found, news = _judge(engine)
+        if found.usability is not Usability.USABLE:
+            passed.append((found, news))
+            continue
+        if not passed:
+            return engine, f"engine {engine.name}: {found.reason}"
+        why = "; ".join(other.reason for other, _ in passed)
+        line = f"engine {engine.name}, because {why}"
+        if tell is not None and any(o.usability is Usability.SLOW for o, _ in passed):
+            tell(line, any(fresh for _, fresh in passed))
+        return engine, line
+    raise EngineUnavailableError(
+        "no engine runs here: " + "; ".join(found.reason for found, _ in passed)
+    )
 
 
-def judge(engine: Engine, tell: Tell | None = None) -> Availability:
+def judge(engine: Engine) -> Availability:
     """Return the engine's verdict on this host, measured at most once per boot of the host.
 
     Only measurements are remembered: that a device is missing or closed is
-    found out at once, and may change at any time. `tell` as for `choose_auto`.
+    found out at once, and may change at any time.
     """
-    if engine.name != KVM:
-        return engine.availability()
-    key = _verdict_key()
-    known = _read_verdict(key) if key else None
-    found = known or engine.availability()
-    if known is None and key and found.usability is not Usability.UNUSABLE:
-        _write_verdict(key, found)
-    if tell is not None and found.usability is Usability.SLOW:
-        tell(f"engine soft, because {found.reason}", known is None)
-    return found
+    return _judge(engine)[0]
 
 
-def _verdict_key() -> dict[str, str | int] | None:
+def _judge(engine: Engine) -> tuple[Availability, bool]:
+    """Return the verdict, and whether it is a measurement of just now."""
+    key = _verdict_key(engine)
+    if key is None:
+        return engine.availability(), False
+    known = _read_verdict(engine, key)
+    if known is not None:
+        return known, False
+    found = engine.availability()
+    if found.usability is not Usability.UNUSABLE:
+        _write_verdict(engine, key, found)
+    return found, True
+
+
+def _verdict_key(engine: Engine) -> dict[str, str | int] | None:
     """Return what a verdict holds for: this boot, this device node, this user's access."""
+    if engine.device is None:
+        return None
     try:
         boot = BOOT_ID.read_text().strip()
-        device = DEVICE.stat()
+        device = engine.device.stat()
     except OSError:
         return None
-    if not os.access(DEVICE, os.R_OK | os.W_OK):
+    if not os.access(engine.device, os.R_OK | os.W_OK):
         return None
     return {"boot": boot, "device": device.st_rdev, "probe": PROBE_VERSION}
 
 
-def _verdict_file() -> Path:
-    return CACHE_DIR.get() / "engine-kvm.json"
+def _verdict_file(engine: Engine) -> Path:
+    return CACHE_DIR.get() / f"engine-{engine.name}.json"
 
 
-def _read_verdict(key: dict[str, str | int]) -> Availability | None:
+def _read_verdict(engine: Engine, key: dict[str, str | int]) -> Availability | None:
     try:
-        saved = json.loads(_verdict_file().read_text())
+        saved = json.loads(_verdict_file(engine).read_text())
         if saved["for"] != key:
             return None
         return Availability(Usability(saved["usability"]), str(saved["reason"]))
@@ -103,8 +122,8 @@ def _read_verdict(key: dict[str, str | int]) -> Availability | None:
         return None
 
 
-def _write_verdict(key: dict[str, str | int], found: Availability) -> None:
+def _write_verdict(engine: Engine, key: dict[str, str | int], found: Availability) -> None:
     saved = {"for": key, "usability": found.usability.value, "reason": found.reason}
     # A cache that cannot be written costs a measurement next time, no more.
-    with contextlib.suppress(HostError), atomic_file(_verdict_file()) as file:
+    with contextlib.suppress(HostError), atomic_file(_verdict_file(engine)) as file:
         file.write(json.dumps(saved).encode())

@@ -12,12 +12,29 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import TextIO
+from contextlib import AbstractContextManager
+from typing import Protocol, TextIO
 
 # A step shorter than this is not worth a line, in seconds.
 _PATIENCE = 1.0
 # Redraws closer together than this are a blur, in seconds.
 _REDRAW = 0.1
+
+
+class Reported(Protocol):
+    """A running step."""
+
+    def update(self, fraction: float | None = None, note: str = "") -> None:
+        """Say how far the step is (0.0 to 1.0, None: unknown) and what it is doing."""
+        ...
+
+
+class Steps(Protocol):
+    """Who is told of steps that take long: a person (`Progress`), or a process that waits."""
+
+    def step(self, text: str) -> AbstractContextManager[Reported]:
+        """Run a `with` block as one step called `text`."""
+        ...
 
 
 class Progress:

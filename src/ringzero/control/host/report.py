@@ -31,6 +31,15 @@ class Reporter:
             with contextlib.suppress(OSError):
                 os.write(self._descriptor, json.dumps(content, default=str).encode() + b"\n")
 
+    @contextlib.contextmanager
+    def step(self, text: str) -> Iterator[_ReportedStep]:
+        """Run a block as one step of the start."""
+        self.say(step=text)
+        try:
+            yield _ReportedStep(self)
+        finally:
+            self.say(step="")
+
     def up(self) -> None:
         """Say that the machine is there, and no more."""
         self.say(up=True)
@@ -46,6 +55,16 @@ class Reporter:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
+
+
+class _ReportedStep:
+    """A running step of the starting process."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def update(self, fraction: float | None = None, note: str = "") -> None:
+        self._reporter.say(fraction=fraction, note=note)
 
 
 def follow(descriptor: int, directory: MachineDirectory, progress: Progress) -> None:

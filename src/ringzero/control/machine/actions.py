@@ -18,12 +18,11 @@ from ringzero.control.machine import life
 from ringzero.control.machine.keeper import Keeper
 from ringzero.control.machine.server import Call
 from ringzero.errors import ConflictError, GuestError, InvalidValueError, ProtocolError
+from ringzero.vm.guest.contract import INPUT_AHEAD
 
 if TYPE_CHECKING:
     from ringzero.vm.guest.command import Command
 
-# Input that waits for the guest before its sender has to wait, in bytes.
-_INPUT_AHEAD = 1 << 20
 # How long a command may go on after its client went away and SIGHUP was sent, in seconds.
 _HANGUP = 2.0
 _MAX_TIMEOUT = 86400.0
@@ -177,7 +176,7 @@ def _take_input(call: Call, command: Command, frame: Data) -> None:
         command.close_input()
         return
     command.write(frame.content)
-    while command.backlog > _INPUT_AHEAD and not call.finished:
+    while command.backlog > INPUT_AHEAD and not call.finished:
         # The client's own sends wait meanwhile; the agent tells nobody when there is room.
         time.sleep(0.005)
 

@@ -10,10 +10,8 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
 
 from ringzero.api.values import ExitRecord, MachineSummary, Status
 from ringzero.config.tree import config_to_tree
@@ -46,115 +44,17 @@ from ringzero.host.files import sync_file
 from ringzero.host.process import ProcessIdentity, oom_kills, own_cgroup
 from ringzero.records import replace
 from ringzero.vm.exit import Exit, ExitReason
-from ringzero.vm.guest.agent import Agent
 from ringzero.vm.guest.command import Command
+from ringzero.vm.guest.contract import REBOOT_CODE, SHUTDOWN, KeptGuest
 from ringzero.vm.guest.identity import Identity
 
-# How long a guest may take to write its disks and switch itself off, in seconds.
-SHUTDOWN = 10.0
 # What is kept of the serial line to explain a bad end, in lines.
 _LAST_LINES = 20
 _EXIT_CODES = {
-    ExitReason.REBOOT: 3,
+    ExitReason.REBOOT: REBOOT_CODE,
     ExitReason.PANIC: GuestError.exit_code,
     ExitReason.TRIPLE_FAULT: GuestError.exit_code,
 }
-
-
-class Line(Protocol):
-    """A byte channel of the machine."""
-
-    on_output: Callable[[bytes], None] | None
-
-    def write(self, data: bytes) -> None:
-        """Send what the user types."""
-        ...
-
-
-class Console(Line, Protocol):
-    """The virtio console, which has a size."""
-
-    def resize(self, rows: int, columns: int) -> None:
-        """Tell the guest the size of the user's terminal."""
-        ...
-
-
-class Guest(Protocol):
-    """What the keeper needs of `ringzero.vm.machine.Machine`."""
-
-    @property
-    def config(self) -> Any:
-        """The machine's description."""
-        ...
-
-    @property
-    def agent(self) -> Agent:
-        """The protocol with ringzero's own guests."""
-        ...
-
-    @property
-    def serial(self) -> Line:
-        """The first serial line."""
-        ...
-
-    @property
-    def console(self) -> Console:
-        """The virtio console (hvc0)."""
-        ...
-
-    def start(self) -> None:
-        """Let the guest run."""
-        ...
-
-    def pause(self) -> None:
-        """Stop the guest; returns when its state stands still."""
-        ...
-
-    def resume(self) -> None:
-        """Let the guest go on."""
-        ...
-
-    def wait(self, timeout: float | None = None) -> Exit | None:
-        """Wait for the end of the guest; None when `timeout` seconds are over."""
-        ...
-
-    def stop(self) -> None:
-        """End the guest at once, and free everything."""
-        ...
-
-    def stats(self) -> Mapping[str, Any]:
-        """Where the time went."""
-        ...
-
-    def frozen(self) -> AbstractContextManager[None]:
-        """Keep the machine paused for a `with` block."""
-        ...
-
-    def seed(self) -> Any:
-        """Return what the machine is now, for copies to grow from; it is to be closed."""
-        ...
-
-    def grow(self, seed: Any, identity: Identity) -> Any:
-        """Return a paused copy, in this process or one forked from it."""
-        ...
-
-    def snapshot(
-        self, name: str, *, memory: bool = True, compress: bool = False, store: Any = None
-    ) -> Any:
-        """Save the machine as it is now under a name, while it runs on."""
-        ...
-
-    def revert(self, snapshot: Any, identity: Identity | None = None) -> None:
-        """Become what a snapshot holds, in place."""
-        ...
-
-    def leave(self) -> None:
-        """In a forked process: let go of the machine's sockets on the host."""
-        ...
-
-    def keep_from_children(self) -> None:
-        """Leave the machine's memory out of processes forked from now on."""
-        ...
 
 
 class Keeper:
@@ -165,7 +65,7 @@ class Keeper:
     socket; the claim is the caller's to release, as the last thing.
     """
 
-    def __init__(self, machine: Guest, claim: Claim, handlers: Handlers) -> None:
+    def __init__(self, machine: KeptGuest, claim: Claim, handlers: Handlers) -> None:
         self.machine = machine
         self.handlers = handlers
         self.directory = claim.directory
@@ -402,7 +302,7 @@ class Keeper:
             save(record, self.directory.path / STATUS)
 
 
-def take_back(machine: Guest, directory: MachineDirectory, snapshot: Path) -> None:
+def take_back(machine: KeptGuest, directory: MachineDirectory, snapshot: Path) -> None:
     """Take a machine back to a snapshot, with a note of it as long as its disks are in between.
 
     Raises what `Machine.revert` does, and HostError.
@@ -429,7 +329,7 @@ def _note(directory: MachineDirectory, record: MachineRecord) -> None:
     sync_file(path)
 
 
-def _goes_on(machine: Guest) -> bool:
+def _goes_on(machine: KeptGuest) -> bool:
     try:
         return machine.wait(0) is None
     except RingzeroError:

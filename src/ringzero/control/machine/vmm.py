@@ -23,42 +23,33 @@ from ringzero.control.host.directory import EXIT, Claim, MachineDirectory
 from ringzero.control.host.records import MachineRecord, save
 from ringzero.control.host.report import Reporter
 from ringzero.control.machine.actions import HANDLERS
-from ringzero.control.machine.keeper import Guest, Keeper, take_back, write_process
+from ringzero.control.machine.keeper import Keeper, take_back, write_process
 from ringzero.control.machine.life import internal, keep, take_over
 from ringzero.errors import RingzeroError
 from ringzero.host.files import host_error
 from ringzero.host.process import set_title
+from ringzero.vm.guest.contract import KeptGuest
 from ringzero.vm.guest.identity import Identity
 
-Build = Callable[[MachineConfig, Reporter], Guest]
+Build = Callable[[MachineConfig, Reporter], KeptGuest]
 
 
-def build(config: MachineConfig, reporter: Reporter) -> Guest:
-    """Build the machine, compiling the engine first where that was never done."""
-    from ringzero.engine import select
-    from ringzero.vm.machine import Machine
+def build(config: MachineConfig, reporter: Reporter) -> KeptGuest:
+    """Build the machine."""
+    from ringzero.vm import builder
 
-    if select.choose(config.engine).name == "soft":
-        from ringzero.jit import build as engine
-
-        reporter.say(step="compiling the software engine, once on this machine")
-        engine.ensure(
-            lambda done, total, units: reporter.say(fraction=done / total, note=str(units))
-        )
-        reporter.say(step="")
-    machine: Guest = Machine(config)
-    return machine
+    return builder.build(config, reporter)
 
 
-def restore(record: MachineRecord) -> Guest:
+def restore(record: MachineRecord) -> KeptGuest:
     """Build the machine that goes on from the record's snapshot, under the record's name."""
     from ringzero.vm.saved.snapshot import Snapshot
 
-    machine: Guest = Snapshot.open(record.snapshot).restore(Identity(record.name))
+    machine: KeptGuest = Snapshot.open(record.snapshot).restore(Identity(record.name))
     return machine
 
 
-def _take_back(machine: Guest, directory: MachineDirectory, snapshot: Path) -> None:
+def _take_back(machine: KeptGuest, directory: MachineDirectory, snapshot: Path) -> None:
     try:
         take_back(machine, directory, snapshot)
     except BaseException:

@@ -32,6 +32,8 @@ class KvmEngine(Engine):
     name = "kvm"
     interrupts = (Interrupts.ENGINE, Interrupts.BOARD)
     likes_large_pages = True
+    rank = 10
+    device = Path(kvm.DEVICE)
 
     def __init__(self, *, dirty_ring: int = 0) -> None:
         self._dirty_ring = dirty_ring

@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.contract import ENGINES, Availability, Engine, Interrupts, Usability
-from ringzero.engine.soft.contract import GUESTS, SoftVm
-from ringzero.engine.soft.native import native_engine
 from ringzero.errors import EngineError
+from ringzero.host.progress import Steps
 from ringzero.isa.contract import Architecture, Identification
 from ringzero.settings import CACHE_DIR
+
+# `auto` looks at every engine, and what translates code loads with the first machine.
+if TYPE_CHECKING:
+    from ringzero.engine.soft.contract import SoftVm
 
 
 @ENGINES.register("soft")
@@ -22,7 +25,15 @@ class SoftEngine(Engine):
 
     name = "soft"
 
+    def prepare(self, steps: Steps) -> None:
+        from ringzero.jit import build
+
+        with steps.step("compiling the software engine, once on this machine") as step:
+            build.ensure(lambda done, total, units: step.update(done / total, units))
+
     def runs(self, architecture: Architecture[Any]) -> bool:
+        from ringzero.engine.soft.contract import GUESTS
+
         return architecture.name in GUESTS
 
     @property
@@ -47,6 +58,8 @@ class SoftEngine(Engine):
         *,
         interrupts: Interrupts = Interrupts.BOARD,
     ) -> SoftVm[Any]:
+        from ringzero.engine.soft.contract import GUESTS
+
         if interrupts is Interrupts.ENGINE:
             raise EngineError("the software engine takes its interrupt controllers from the board")
         architecture = processors.architecture.name
@@ -76,6 +89,8 @@ def host_tsc_hz() -> int:
 
 
 def _measure_tsc_hz() -> int:
+    from ringzero.engine.soft.native import native_engine
+
     # 50 ms against a clock of about 100 ns: an error of a few parts in a million.
     read = native_engine().read_host_tsc
     tsc, then = read(0), time.monotonic_ns()
