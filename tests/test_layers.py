@@ -29,9 +29,13 @@ ORDER = (
 FORBIDDEN = {
     "devices": ("engine", "jit", "isa", "native"),
     "disk": ("devices",),
-    # What generates code knows no guest, and what encodes it for the host no more.
+    # What generates code knows neither guest nor host, what encodes it for the host no guest.
     "jit.compile": ("isa", "jit.host", "jit.x86"),
     "jit.host": ("isa", "jit.compile", "jit.x86"),
+    **{
+        f"jit.{name}": ("isa.x86", "jit.x86")
+        for name in ("assembly", "blocks", "doors", "emit", "entry", "exits", "stencil", "tables")
+    },
     "isa.x86.table": ("isa.x86.privileged",),
     # The host's half needs no process of a machine's.
     "control.host": ("control.machine",),
@@ -55,8 +59,6 @@ OWED_CIRCLES = {
     ("disk.formats.vmdk.layout", "disk.formats.vmdk.extents"),
     ("disk.formats.vmdk.resize", "disk.formats.vmdk.disk"),
     ("engine.kvm.vcpu", "engine.kvm.vm"),
-    ("engine.soft.reveal", "engine.soft.vm"),
-    ("engine.soft.vcpu", "engine.soft.vm"),
     ("vm.machine", "vm.debugger"),
     ("vm.machine", "vm.saved.revert"),
     ("vm.machine", "vm.saved.snapshot"),

@@ -57,12 +57,12 @@ def boot(image, room=None):
         agent=True,
         engine="soft",
     ) as machine:
-        translator = machine.parts.vm.translator
+        code = machine.parts.vm.code
         if room is not None:
-            translator.out = translator.data - room
+            code.out = code.data - room
         result = machine.run(SCRIPT, timeout=120)
-        assert (translator.count_flushes > 0) == (room is not None)
-        counts = (translator.count_adopted, translator.count_blocks)
+        assert (code.count_flushes > 0) == (room is not None)
+        counts = (code.count_adopted, code.count_blocks)
     assert result.exit_code == 0
     return result.stdout, *counts
 
@@ -99,7 +99,7 @@ def loads(native):
 
     vm = X86SoftVm(native, GuestMemory([(0, 1 << 20)]), [], 1_000_000_000)
     vm.adopt(None)
-    used = vm.translator.out != vm.translator.region_start
+    used = vm.code.out != vm.code.region_start
     vm.close()
     return used
 

@@ -150,7 +150,7 @@ class Guest:
         self.interrupts = QuietInterrupts()
         self.vcpu = self.vm.create_vcpu(0, self.interrupts)
         self.vcpu._enter = getattr(self.vm.engine, self.entry)
-        self.vm.translator.hot = 0
+        self.vm.code.hot = 0
         self.cpu: Any = self.vcpu.cpu
         Guest.alive.append(self)
         self._tables()

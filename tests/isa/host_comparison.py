@@ -85,7 +85,7 @@ def interpreter() -> Executor:
 def translator() -> Executor:
     """The translator, which here translates whatever it meets at once."""
     soft = Soft("run_translator")
-    soft.vm.translator.hot = 0
+    soft.vm.code.hot = 0
     return soft
 
 

@@ -99,7 +99,7 @@ class Soft:
         assert isinstance(vcpu, X86SoftVcpu)
         self.vcpu = vcpu
         self.cpu = self.vcpu.cpu
-        self.vm.translator.hot = 1
+        self.vm.code.hot = 1
         self._enter = getattr(engine, entry)
         self._gprs = (ctypes.c_uint64 * 16).from_address(self.vcpu.address + Cpu.offset_of("regs"))
         self._raw = {name: self._field(name) for name in _PER_CASE}

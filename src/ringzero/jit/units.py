@@ -14,9 +14,11 @@ from ringzero.isa.x86.table.forms import Form
 from ringzero.isa.x86.table.instructions import MODULES, all_forms
 from ringzero.jit.compile.llvm import cached_object
 from ringzero.jit.compile.module import Module
+from ringzero.jit.doors import define_doors
 from ringzero.jit.entry import define_entry
 from ringzero.jit.x86.handlers import define_handlers
-from ringzero.jit.x86.runtime import define_doors, run_blocks
+from ringzero.jit.x86.operands import FRAME
+from ringzero.jit.x86.runtime import generic_step, run_blocks, slow_step
 from ringzero.native.functions import NATIVE_FUNCTIONS
 
 _PACKAGE = "ringzero.isa.x86."
@@ -60,7 +62,7 @@ def generate(name: str) -> tuple[Module, list[tuple[int, int]]]:
     if name == "core":
         define_entry(module, RUN_INTERPRETER, EXECUTION, interpret)
         define_entry(module, RUN_TRANSLATOR, EXECUTION, run_blocks)
-        define_doors(module)
+        define_doors(module, FRAME, slow_step, generic_step)
     else:
         places = define_handlers(module, forms_of(name))
     for function in NATIVE_FUNCTIONS:

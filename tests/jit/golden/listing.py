@@ -21,7 +21,9 @@ from ringzero.isa.x86.view import StructView
 from ringzero.jit import tables
 from ringzero.jit.compile.llvm import host_identity
 from ringzero.jit.tables import Block, Hole, Stencil
-from ringzero.jit.x86.catalogue import END_CONDITIONAL, END_JUMP, Catalogue, glue
+from ringzero.jit.x86.catalogue import Catalogue
+from ringzero.jit.x86.glue import glue
+from ringzero.jit.x86.tables import END_CONDITIONAL, END_JUMP
 from tests.oracle.assembler import assemble
 from tests.oracle.model import CODE_BASE, Case, State
 from tests.oracle.soft import CODE, Soft, translator
@@ -160,7 +162,7 @@ class Listings:
     def __init__(self) -> None:
         self.machine = translator()
         # Nothing that an earlier run has translated.
-        self.machine.vm.translator.saved_table = 0
+        self.machine.vm.code.saved_table = 0
         self.stencils = Stencils(self.machine)
         self._before = self.stencils.named(*BEFORE)
         self._behind = [p for p in self.stencils.named(*BEHIND) if p.name in BEHIND]
@@ -171,15 +173,15 @@ class Listings:
         code = assemble(source, mode)
         state = State.build([CODE_BASE + 0x2000] * 16, CODE_BASE, 0x202)
         machine.run([Case(code, state, (), mode)])
-        pages = machine.vm.space.words
+        pages = machine.vm.arenas.words
         first = next(block for block in blocks_of(pages[CODE >> 12]) if block.offset == 0)
         codes = [block.code for page in pages if page for block in blocks_of(page)]
         later = [code for code in codes if code > first.code]
-        return self._taken_apart(first, min(later, default=machine.vm.translator.out))
+        return self._taken_apart(first, min(later, default=machine.vm.code.out))
 
     def _taken_apart(self, block: StructView, end: int) -> Listing:
         machine = self.machine
-        tr = machine.vm.translator
+        tr = machine.vcpu.translator
         tr.mode = block.mode
         host_page = machine.cpu.ram + CODE
         count = machine.vm.engine.decode_block(

@@ -6,7 +6,8 @@ import pytest
 
 from ringzero.isa.x86.table.instructions import all_forms
 from ringzero.jit.compile.module import Module
-from ringzero.jit.x86.catalogue import WEIGHTS, Catalogue, define_key
+from ringzero.jit.stencil import WEIGHTS
+from ringzero.jit.x86.catalogue import Catalogue, define_key
 
 # Absolute addresses (letter O) and MMX operands (P, Q, N) are left to handlers.
 BY_HANDLER = frozenset("OPQN")

@@ -18,7 +18,7 @@ import threading
 from typing import Any, Self
 
 from ringzero.host.memory import ExecutableMemory, HostMemory, MemoryImage
-from ringzero.jit.tables import Translator
+from ringzero.jit.tables import CodeSpace
 from ringzero.records import record, replace
 
 # Room for translated code and its records; when it is full, all is dropped and begun anew.
@@ -32,7 +32,7 @@ FIRST_ARENA, CLONE_ARENA = 8 << 20, 512 << 10
 GROWTH = 4
 # The least that a machine goes on in: several times what one block can need.
 LEAST = 256 << 10
-# Members of Translator that lead to translations of an earlier run.
+# Members of CodeSpace that lead to translations of an earlier run.
 SAVED = ("saved_table", "saved_mask", "saved_hashes", "saved_contents", "saved_pages")
 
 
@@ -86,26 +86,26 @@ class SharedCode:
             arena.release()
 
 
-class CodeSpace:
-    """One machine's translated code: the translator's region, and the tables of pages.
+class CodeArenas:
+    """One machine's translated code: the arenas it lies in, and the tables of pages.
 
     `words` holds, for each of RAM's `pages` pages, the address of its CodePage or 0; `sought` a
     byte for each: 1 when saved translations were looked for.
     """
 
-    def __init__(self, translator: Any, pages: int, shared: SharedCode | None = None) -> None:
-        self._translator = translator
+    def __init__(self, code: Any, pages: int, shared: SharedCode | None = None) -> None:
+        self._code = code
         self.owner = shared.owner if shared is not None else None
         self.tables = HostMemory("code-pages", pages * 9, shared.tables if shared else None)
         self.words_address = self.tables.address
         self.sought_address = self.tables.address + pages * 8
         self.words = self.tables.view[: pages * 8].cast("Q")
         self.sought = self.tables.view[pages * 8 :]
-        translator.code_pages_size = pages * 8
+        code.code_pages_size = pages * 8
         self._arenas: list[Arena] = []
         # Read at every exit, so not through the view.
         self._out, self._data = (
-            ctypes.c_uint64.from_address(translator.address + Translator.offset_of(name))
+            ctypes.c_uint64.from_address(code.address + CodeSpace.offset_of(name))
             for name in ("out", "data")
         )
         if shared is None:
@@ -113,7 +113,7 @@ class CodeSpace:
         else:
             self._arenas += [arena.hold() for arena in shared.arenas]
             for member, value in zip(SAVED, shared.saved, strict=True):
-                setattr(translator, member, value)
+                setattr(code, member, value)
             arena = Arena(CLONE_ARENA)
         self._use(arena)
         # Whether everything lies where translations can be saved.
@@ -123,9 +123,9 @@ class CodeSpace:
         self.main = False
         self._arenas.append(arena)
         self._room = arena.end - arena.start
-        translator = self._translator
-        translator.region_start = translator.out = arena.start
-        translator.region_end = translator.data = arena.end
+        code = self._code
+        code.region_start = code.out = arena.start
+        code.region_end = code.data = arena.end
 
     def look(self) -> None:
         """Go on in a larger arena when this one is nearly full; no vCPU may run native code."""
@@ -134,13 +134,13 @@ class CodeSpace:
 
     def share(self) -> SharedCode:
         """Hand everything on to clones, and go on in what is left; the machine stands still."""
-        translator = self._translator
-        translator.region_start = translator.out
-        translator.region_end = translator.data
+        code = self._code
+        code.region_start = code.out
+        code.region_end = code.data
         shared = SharedCode(
             tuple(arena.hold() for arena in self._arenas),
             self.tables.freeze(),
-            tuple(getattr(translator, member) for member in SAVED),
+            tuple(getattr(code, member) for member in SAVED),
             self.owner,
         )
         if self._data.value - self._out.value < LEAST:

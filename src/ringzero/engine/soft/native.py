@@ -13,13 +13,14 @@ from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.table.decoder import SLOTS, FormEntry
 from ringzero.isa.x86.view import StructView
 from ringzero.jit import build
-from ringzero.jit.tables import Glue, LoweringEntry, Translator
+from ringzero.jit.tables import Exits
+from ringzero.jit.x86.tables import Glue, GuestTables, LoweringEntry, Translator
 
 Entry = Callable[[int], int]
 # Functions that Python calls, and the doors by the member of Cpu that holds their address.
 RUN_INTERPRETER, RUN_TRANSLATOR = "run_interpreter", "run_translator"
 HOST_TSC = "interpreter.host_tsc"
-PAGE_HASH = "runtime.page_hash"
+PAGE_HASH = "blocks.page_hash"
 DECODE_BLOCK = "translate.decode_block"
 DOORS = {
     "enter_code": "x_enter",
@@ -28,11 +29,9 @@ DOORS = {
     "generic_code": "x_generic",
     "status_code": "flags.materialize_status",
 }
-# Tables of the translator: member of Translator, file.
-TABLES = {
-    "stencils": "stencils.bin",
-    "holes_table": "holes.bin",
-    "blob": "blob.bin",
+# Tables of the translator: members of GuestTables and of the Tables in it, files.
+COMMON_TABLES = {"stencils": "stencils.bin", "holes": "holes.bin", "blob": "blob.bin"}
+GUEST_TABLES = {
     "keys": "keys.bin",
     "lowerings": "lowerings.bin",
     "lowering_index": "lowering_index.bin",
@@ -64,11 +63,9 @@ class NativeEngine:
         self._opcodes = ctypes.create_string_buffer(objects.read("opcodes.bin"))
         self._groups = ctypes.create_string_buffer(objects.read("groups.bin"))
         self._forms = self._linked_forms()
-        self._tables = {
-            member: ctypes.create_string_buffer(objects.read(file))
-            for member, file in TABLES.items()
-        }
-        self._glue = objects.read("glue.bin")
+        self._parts: dict[str, Any] = {}
+        self._memory = ctypes.create_string_buffer(GuestTables.size)
+        self.tables = self._read_tables()
         self._mnemonics: list[str] | None = None
 
     def _entry(self, name: str) -> Entry:
@@ -108,16 +105,27 @@ class NativeEngine:
         for name, where in members.items():
             ctypes.c_uint64.from_address(address + Cpu.offset_of(name)).value = where
 
+    def _read_tables(self) -> Any:
+        """Load what every translator reads; returns a view of the GuestTables."""
+        view = StructView(GuestTables, ctypes.addressof(self._memory))
+        for part, files in ((view.common, COMMON_TABLES), (view, GUEST_TABLES)):
+            for member, file in files.items():
+                self._parts[member] = ctypes.create_string_buffer(self.objects.read(file))
+                setattr(part, member, ctypes.addressof(self._parts[member]))
+        ctypes.memmove(view.common.exits.address, self.objects.read("exits.bin"), Exits.size)
+        ctypes.memmove(view.glue.address, self.objects.read("glue.bin"), Glue.size)
+        return view
+
     def lowering(self, number: int) -> Any:
         """Return a view of a LoweringEntry, by what a decoded block says of an instruction."""
-        where = ctypes.addressof(self._tables["lowerings"]) + number * LoweringEntry.size
-        return StructView(LoweringEntry, where)
+        return StructView(LoweringEntry, self.tables.lowerings + number * LoweringEntry.size)
 
-    def connect_translator(self, view: Any) -> None:
-        """Enter the translator's tables in a Translator struct, seen through a view."""
-        for member, buffer in self._tables.items():
-            setattr(view, member, ctypes.addressof(buffer))
-        ctypes.memmove(view.address + Translator.offset_of("glue"), self._glue, Glue.size)
+    def translator(self, address: int, space: int) -> Any:
+        """Return a view of a Translator at a host address, which translates into a CodeSpace."""
+        view = StructView(Translator, address)
+        view.scratch.tables = self.tables.address
+        view.scratch.space = space
+        return view
 
 
 @functools.cache

@@ -13,25 +13,26 @@ import bisect
 import ctypes
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
+from ringzero.core.memory import GuestMemory
+from ringzero.engine.soft.code import CodeArenas
 from ringzero.engine.soft.insn_text import text_of
+from ringzero.engine.soft.native import NativeEngine
 from ringzero.host.files import host_error, make_directory
 from ringzero.isa.caches import JUMP_ENTRIES, CodePage
 from ringzero.isa.x86.table.instructions import all_forms
 from ringzero.isa.x86.view import StructView
 from ringzero.jit.compile.module import Module
+from ringzero.jit.exits import TAG_32
 from ringzero.jit.tables import Block
-from ringzero.jit.x86.catalogue import END_CONDITIONAL, END_JUMP, Catalogue, define_key
+from ringzero.jit.x86.catalogue import Catalogue, define_key
 from ringzero.jit.x86.handlers import define_handler, variants
-from ringzero.jit.x86.runtime import TAG_32
+from ringzero.jit.x86.tables import END_CONDITIONAL, END_JUMP, Translator
 from ringzero.settings import DEBUG, DEBUG_AT, DEBUG_COUNT, DEBUG_DIR
-
-if TYPE_CHECKING:
-    from ringzero.engine.soft.vm import X86SoftVm
 
 IR, HOST_CODE = 3, 4
 _PAGE = 0x1000
@@ -79,8 +80,21 @@ class Found:
 class Revealer:
     """Describes translated blocks of one machine as they appear."""
 
-    def __init__(self, vm: X86SoftVm, wanted: Wanted, stream: TextIO | None = None) -> None:
-        self._vm = vm
+    def __init__(
+        self,
+        engine: NativeEngine,
+        memory: GuestMemory,
+        code: Any,
+        arenas: CodeArenas,
+        saved_pages: Iterable[int],
+        wanted: Wanted,
+        stream: TextIO | None = None,
+    ) -> None:
+        """`code` views the machine's CodeSpace; `saved_pages`: CodePages of earlier runs."""
+        self._engine = engine
+        self._memory = memory
+        self._code = code
+        self._arenas = arenas
         self._wanted = wanted
         self._stream = stream
         self._left = wanted.count
@@ -94,18 +108,17 @@ class Revealer:
         # Where host code begins, sorted: a block ends where the next one begins.
         saved: set[int] = set()
         self._starts = sorted(
-            block.code for page in vm.saved_pages for block in _blocks_of(page, saved)
+            block.code for page in saved_pages for block in _blocks_of(page, saved)
         )
 
     def look(self, cpu: Any) -> None:
         """Describe what was translated since the last look. On the vCPU's thread, outside it."""
-        translator = self._vm.translator
-        now = (translator.count_blocks, translator.count_adopted)
+        now = (self._code.count_blocks, self._code.count_adopted)
         if self._left <= 0 or now == self._seen_at:
             return
         self._seen_at = now
         found = []
-        for number, page in enumerate(self._vm.space.words):
+        for number, page in enumerate(self._arenas.words):
             if page:
                 found += [(number, block) for block in _blocks_of(page, self._seen)]
         self._starts = sorted({*self._starts, *(block.code for _, block in found)})
@@ -126,7 +139,7 @@ class Revealer:
     def _physical(self, number: int) -> int:
         """Return the guest-physical address of a page of RAM by its number in the host mapping."""
         offset = number * _PAGE
-        region = next(r for r in reversed(self._vm.memory.regions) if r.offset <= offset)
+        region = next(r for r in reversed(self._memory.regions) if r.offset <= offset)
         return region.base + offset - region.offset
 
     # --- telling -------------------------------------------------------------
@@ -137,21 +150,20 @@ class Revealer:
         places = [p for p in (block.physical, block.linear) if p is not None]
         if not any(first - _PAGE < place <= last for place in places):
             return
-        translator = self._vm.translator
+        translator = StructView(Translator, cpu.engine)
         host_page = cpu.ram + block.page * _PAGE
         start = block.physical % _PAGE
         translator.mode = block.mode
-        count = self._vm.engine.decode_block(
+        count = self._engine.decode_block(
             cpu.address, translator.address, host_page, start, block.mode
         )
         insns = [translator.insns[number] for number in range(count)]
         size = sum(insn.length for insn in insns)
         if any(first < place + size and place <= last for place in places):
             self._left -= 1
-            self._tell(block, insns, host_page)
+            self._tell(block, translator, insns, host_page)
 
-    def _tell(self, block: Found, insns: list[Any], host_page: int) -> None:
-        translator = self._vm.translator
+    def _tell(self, block: Found, translator: Any, insns: list[Any], host_page: int) -> None:
         lines = [block.title]
         texts: dict[str, Callable[[], str]] = {}
         base = block.linear if block.linear is not None else block.physical
@@ -176,13 +188,13 @@ class Revealer:
         if lowering == 0:
             form, slot = insn.form, (insn.op_size - 1) * 4 + insn.memory * 2 + insn.lock
             return f"handler {form}.{slot}", lambda: _handler_ir(form, slot)
-        if self._vm.engine.lowering(lowering).end in (END_JUMP, END_CONDITIONAL):
+        if self._engine.lowering(lowering).end in (END_JUMP, END_CONDITIONAL):
             return "jump", None
         return f"stencil {key}", lambda: _stencil_ir(key)
 
     def _host_code(self, block: Found) -> Iterator[str]:
         index = bisect.bisect_right(self._starts, block.code)
-        end = self._starts[index] if index < len(self._starts) else self._vm.translator.out
+        end = self._starts[index] if index < len(self._starts) else self._code.out
         code = ctypes.string_at(block.code, max(0, end - block.code))
         yield f"  host code at {block.code:#x}, {len(code)} bytes"
         yield from (f"    {line}" for line in disassembled(code, block.code))

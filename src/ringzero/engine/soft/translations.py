@@ -43,14 +43,14 @@ LARGEST = 3 / 4
 
 
 class Translations:
-    """The saved translations of one compiled engine, loaded into one machine's translator."""
+    """The saved translations of one compiled engine, loaded into one machine's code space."""
 
-    def __init__(self, engine: NativeEngine, translator: Any, size: int) -> None:
-        """Serve a region of `size` bytes that `translator` has and nobody has used yet."""
-        self._start: int = translator.region_start
-        self._end: int = translator.region_start + size
+    def __init__(self, engine: NativeEngine, code: Any, size: int) -> None:
+        """Serve a region of `size` bytes that nobody has used yet; `code` views its CodeSpace."""
+        self._start: int = code.region_start
+        self._end: int = code.region_start + size
         self._engine = engine
-        self._translator = translator
+        self._code = code
         self._key = engine.objects.key.encode().ljust(32, b"\0")
         self._mapping: mmap.mmap | None = None
         # Where the mapping has the addresses of CodePages, and the guest pages they are of.
@@ -72,21 +72,21 @@ class Translations:
         data = self._read()
         if data is None:
             return False
-        tr = self._translator
+        space = self._code
         code, records, pages, slots = _HEADER.unpack_from(data)[4:]
         places = _places(code, records, pages, slots)
         start = ctypes.addressof(ctypes.c_char.from_buffer(data))
         ctypes.memmove(self._start, start + places[0], code)
         ctypes.memmove(self._end - records, start + places[1], records)
-        tr.out = self._start + code
-        tr.data = self._end - records
+        space.out = self._start + code
+        space.data = self._end - records
         for member, place in zip(
             ("saved_table", "saved_hashes", "saved_pages", "saved_contents"),
             places[2:6],
             strict=True,
         ):
-            setattr(tr, member, start + place)
-        tr.saved_mask = slots - 1
+            setattr(space, member, start + place)
+        space.saved_mask = slots - 1
         view = memoryview(data)
         self._mapping = data
         self._addresses = view[places[4] :][: pages * 4].cast("I")
@@ -130,10 +130,10 @@ class Translations:
 
     def save(self, code_pages: memoryview, memory: GuestMemory) -> None:
         """Write what the region holds, when enough of it is new; a failure to write is no fault."""
-        tr = self._translator
-        if tr.count_blocks < WORTH_SAVING:
+        space = self._code
+        if space.count_blocks < WORTH_SAVING:
             return
-        used = tr.out - self._start + self._end - tr.data
+        used = space.out - self._start + self._end - space.data
         path = self.path
         if used > LARGEST * (self._end - self._start):
             path.unlink(missing_ok=True)
@@ -158,9 +158,9 @@ class Translations:
                 other.unlink(missing_ok=True)
 
     def _body(self, code_pages: memoryview, memory: GuestMemory) -> bytes:
-        tr = self._translator
+        space = self._code
         pages: dict[int, bytes] = {}
-        for number, address in enumerate(self._addresses if tr.count_flushes == 0 else ()):
+        for number, address in enumerate(self._addresses if space.count_flushes == 0 else ()):
             pages[address] = bytes(self._contents[number * PAGE_SIZE :][:PAGE_SIZE])
         ram = memory.host.view
         for number, address in enumerate(code_pages):
@@ -177,8 +177,8 @@ class Translations:
             while table[slot]:
                 slot = (slot + 1) & (slots - 1)
             table[slot] = index + 1
-        code = ctypes.string_at(self._start, tr.out - self._start)
-        records = ctypes.string_at(tr.data, self._end - tr.data)
+        code = ctypes.string_at(self._start, space.out - self._start)
+        records = ctypes.string_at(space.data, self._end - space.data)
         parts = (code, records, table.tobytes(), hashes.tobytes(), array("I", pages).tobytes(),
                  b"".join(pages.values()))  # fmt: skip
         rest = bytes(-_HEADER.size % ALIGNMENT)

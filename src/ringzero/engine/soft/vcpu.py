@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import mmap
 import os
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
+from ringzero.core.memory import GuestMemory
 from ringzero.engine.exits import Exit
-from ringzero.engine.soft.contract import SoftVcpu
+from ringzero.engine.soft.code import CodeArenas
+from ringzero.engine.soft.contract import Counter, SoftVcpu
+from ringzero.engine.soft.native import NativeEngine
 from ringzero.engine.soft.report import unknown_instructions
 from ringzero.engine.x86 import LocalApic, MsrRead, MsrWrite, PortRead, PortWrite
 from ringzero.host.memory import HostMemory, MemoryImage
@@ -24,9 +29,10 @@ from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.state import CpuState
 from ringzero.isa.x86.view import CpuView
+from ringzero.jit.x86.tables import Translator
 
 if TYPE_CHECKING:
-    from ringzero.engine.soft.vm import X86SoftVm
+    from ringzero.engine.soft.reveal import Revealer
 
 # The tables of a vCPU: three TLBs (user, kernel, checked), two jump caches (user, kernel).
 _TLB = TLB_ENTRIES * TlbEntry.size
@@ -49,12 +55,28 @@ def _empty_tables() -> MemoryImage:
     return image
 
 
+class Machine(Counter, Protocol):
+    """What a vCPU wants of its machine."""
+
+    engine: NativeEngine
+    memory: GuestMemory
+    # A view of the CodeSpace that all vCPUs share.
+    code: Any
+    revealer: Revealer | None
+
+    @property
+    def arenas(self) -> CodeArenas: ...
+
+    def describe_memory(self, cpu: Any) -> None:
+        """Tell native code where RAM is, by a view of a vCPU's struct."""
+
+
 class X86SoftVcpu(SoftVcpu[CpuState]):
     """Adds ports, model-specific registers, CR8, NMIs, and the tables of addresses and jumps."""
 
     writes = frozenset((EXIT_MMIO_WRITE, x86.EXIT_PORT_WRITE, x86.EXIT_MSR_WRITE))
 
-    def __init__(self, vm: X86SoftVm, index: int, interrupts: LocalApic) -> None:
+    def __init__(self, vm: Machine, index: int, interrupts: LocalApic) -> None:
         self.vm = vm
         self._apic = interrupts
         super().__init__(index, Cpu, CpuView, vm.engine.run_translator, vm, interrupts)
@@ -68,6 +90,11 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         cpu.jump_user = self._tables.address + _FIRST_JUMPS
         cpu.jump_kernel = cpu.jump_user + _JUMPS
         cpu.jump_cache = cpu.jump_kernel
+        # Touched when the vCPU translates, as most of a process are those of idle clones.
+        self._work = mmap.mmap(-1, Translator.size)
+        work = ctypes.addressof(ctypes.c_char.from_buffer(self._work))
+        self.translator = vm.engine.translator(work, vm.code.address)
+        cpu.engine = work
         vm.engine.connect(self.address)
         vm.describe_memory(cpu)
         self._kind_handlers |= {
@@ -82,7 +109,7 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         }
 
     def _after_exit(self) -> None:
-        self.vm.space.look()
+        self.vm.arenas.look()
         if self.vm.revealer is not None:
             self.vm.revealer.look(self.cpu)
 
@@ -162,11 +189,11 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
     def statistics(self) -> dict[str, int]:
         cpu = self.cpu
         names = ("tlb_misses", "walks", "slow", "exceptions", "unknown", "dropped")
-        translator = self.vm.translator
+        code = self.vm.code
         work = ("blocks", "insns", "generic", "lookups", "cold", "links", "adopted", "flushes")
         return {
             **super().statistics(),
             **{name: int(getattr(cpu, f"count_{name}")) for name in names},
             **{f"unknown {code}": n for code, n in unknown_instructions(cpu).items()},
-            **{f"translator_{name}": int(getattr(translator, f"count_{name}")) for name in work},
+            **{f"translator_{name}": int(getattr(code, f"count_{name}")) for name in work},
         }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import PAGE_SHIFT, GuestMemory
 from ringzero.engine import contract
-from ringzero.engine.soft.code import CODE_SIZE, CodeSpace, SharedCode
+from ringzero.engine.soft.code import CODE_SIZE, CodeArenas, SharedCode
 from ringzero.engine.soft.contract import SoftVm
 from ringzero.engine.soft.native import NativeEngine
 from ringzero.engine.soft.translations import Translations
@@ -20,7 +20,7 @@ from ringzero.isa.x86.cpu import CpuidEntry
 from ringzero.isa.x86.cpuid import CpuidLeaf, for_vcpu
 from ringzero.isa.x86.state import CpuState
 from ringzero.isa.x86.view import StructView
-from ringzero.jit.tables import COUNTERS, Translator
+from ringzero.jit.tables import COUNTERS, CodeSpace
 from ringzero.settings import DEBUG
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ class X86SoftVm(SoftVm[CpuState]):
         self.engine = engine
         self._leaves = tuple(cpuid)
         # Touched by what runs only, as most machines of a process are idle clones.
-        self._work = mmap.mmap(-1, COUNTERS + Translator.size)
+        self._work = mmap.mmap(-1, COUNTERS + CodeSpace.size)
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._work))
-        self.translator = StructView(Translator, address + COUNTERS)
-        engine.connect_translator(self.translator)
-        self.translator.counters = address
-        self.translator.hot = HOT
-        self._space: CodeSpace | None = None
+        # Translated code as native code sees it: a view of a jit.tables.CodeSpace.
+        self.code: Any = StructView(CodeSpace, address + COUNTERS)
+        self.code.counters = address
+        self.code.hot = HOT
+        self._arenas: CodeArenas | None = None
         self._translations: Translations | None = None
         # Describes translated blocks, where RINGZERO_DEBUG asks for that.
         self.revealer: Revealer | None = None
@@ -75,35 +75,33 @@ class X86SoftVm(SoftVm[CpuState]):
     # ---- translated code --------------------------------------------------
 
     def _open_space(self, shared: SharedCode | None) -> None:
-        if self._space is not None:
+        if self._arenas is not None:
             return
-        self._space = CodeSpace(self.translator, self.memory.size >> PAGE_SHIFT, shared)
-        if self._space.main:
-            self._translations = Translations(self.engine, self.translator, CODE_SIZE)
+        self._arenas = CodeArenas(self.code, self.memory.size >> PAGE_SHIFT, shared)
+        if self._arenas.main:
+            self._translations = Translations(self.engine, self.code, CODE_SIZE)
             self._translations.load()
-            self._space.owner = self._translations
+            self._arenas.owner = self._translations
         if DEBUG.get() >= LEAST_REVEALING:
             from ringzero.engine.soft.reveal import Revealer, Wanted
 
-            self.revealer = Revealer(self, Wanted.from_settings())
-
-    @property
-    def saved_pages(self) -> Iterable[int]:
-        """Addresses of the CodePages of earlier runs that were loaded."""
-        return self._translations.loaded if self._translations is not None else ()
+            saved = self._translations.loaded if self._translations is not None else ()
+            self.revealer = Revealer(
+                self.engine, self.memory, self.code, self._arenas, saved, Wanted.from_settings()
+            )
 
     def share(self) -> SharedCode:
-        return self.space.share()
+        return self.arenas.share()
 
     def adopt(self, code: contract.SharedCode | None) -> None:
         self._open_space(code if isinstance(code, SharedCode) else None)
 
     @property
-    def space(self) -> CodeSpace:
+    def arenas(self) -> CodeArenas:
         """Where translated code lies; there is none before the first vCPU."""
-        if self._space is None:
+        if self._arenas is None:
             raise EngineError("the machine has no vCPU")
-        return self._space
+        return self._arenas
 
     def describe_memory(self, cpu: Any) -> None:
         """Tell native code where RAM is: one region from 0, perhaps one above 4 GiB."""
@@ -116,9 +114,8 @@ class X86SoftVm(SoftVm[CpuState]):
             high = regions[1]
             cpu.ram_high_start, cpu.ram_high_end = high.base, high.end
             cpu.ram_high_addend = high.offset - high.base
-        cpu.code_pages = self.space.words_address
-        cpu.code_sought = self.space.sought_address
-        cpu.engine = self.translator.address
+        cpu.code_pages = self.arenas.words_address
+        cpu.code_sought = self.arenas.sought_address
         cpu.physical_mask = (1 << PHYSICAL_BITS) - 1
 
     def _set_cpuid(self, vcpu: X86SoftVcpu, leaves: Iterable[CpuidLeaf]) -> None:
@@ -149,13 +146,13 @@ class X86SoftVm(SoftVm[CpuState]):
             return
         first = self.memory.offset_of(gpa, count) >> PAGE_SHIFT
         last = (self.memory.offset_of(gpa, count) + count - 1) >> PAGE_SHIFT
-        if self._space is None:
+        if self._arenas is None:
             return
-        words = self._space.words
+        words = self._arenas.words
         if any(words[first : last + 1]):
             pages = last + 1 - first
             words[first : last + 1] = memoryview(bytes(8 * pages)).cast("Q")
-            self._space.sought[first : last + 1] = bytes(pages)
+            self._arenas.sought[first : last + 1] = bytes(pages)
             for vcpu in self._vcpus:
                 vcpu.flush()
 
@@ -163,8 +160,8 @@ class X86SoftVm(SoftVm[CpuState]):
         if self.revealer is not None and self._vcpus:
             self.revealer.look(self._vcpus[0].cpu)
         super().close()
-        if self._space is None:
+        if self._arenas is None:
             return
-        if self._translations is not None and self._space.main:
-            self._translations.save(self._space.words, self.memory)
-        self._space.close()
+        if self._translations is not None and self._arenas.main:
+            self._translations.save(self._arenas.words, self.memory)
+        self._arenas.close()

@@ -1,8 +1,7 @@
-"""The catalogue of stencils: which exist, how each is generated, how it is found.
+"""The catalogue of instructions' stencils: which exist, how each is generated and found.
 
-Two kinds. *Instruction* stencils come from the semantic functions of forms
-marked `fast`, one for each way in which operands can be bound. *Glue*
-stencils (addresses, flags, jumps, exits) are written here.
+They come from the semantic functions of forms marked `fast`, one for each way in
+which operands can be bound. Other stencils are written out in `glue`.
 
 An instruction's stencil is found by arithmetic: the form's `Lowering` has the
 number of its first key, and register operands are digits to base 9 (the eight
@@ -13,38 +12,27 @@ flags are wanted and 2k + 1 while they are dead.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-from ringzero.isa.caches import JumpCacheEntry, jump_index
-from ringzero.isa.x86 import flags as lazy
-from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.table.forms import Form, Operand
 from ringzero.isa.x86.table.instructions import all_forms
+from ringzero.jit.compile.builder import FunctionBuilder
 from ringzero.jit.compile.module import Module
 from ringzero.jit.compile.staging import Execution, StagingError
+from ringzero.jit.stencil import define_stencil
 from ringzero.jit.x86.handlers import operation_size
-from ringzero.jit.x86.operands import (
-    CONVENTION,
-    PARAMETERS,
-    PINNED,
-    Binding,
-    Generated,
-    StencilOperation,
-    Unsuitable,
+from ringzero.jit.x86.operands import FRAME, Binding, Generated, StencilOperation, Unsuitable
+from ringzero.jit.x86.tables import (
+    CLASSES,
+    END_CALL,
+    END_CONDITIONAL,
+    END_INDIRECT,
+    END_JUMP,
+    END_NONE,
+    PINNED_REGISTERS,
 )
-from ringzero.native import boolean, load, pointer, signed, store, u32, u64, unsigned
-from ringzero.native.generation import as_value, building, convert
-from ringzero.native.types import Int
-from ringzero.native.values import Value
 
-SLOT = 8  # class of a register that is not pinned
-CLASSES = 9
-WEIGHTS = '!0 = !{!"branch_weights", i32 1000, i32 1}'
-# Block ends, as the translator tells them apart (Lowering.end).
-END_NONE, END_JUMP, END_CONDITIONAL, END_CALL, END_INDIRECT, END_GENERIC = range(6)
 # Their immediate counts are masked by the translator, which leaves a count of 0 to the handler.
 SHIFTS = ("shl", "shr", "sar", "rol", "ror")
 END_BY_NAME = {"jmp": END_JUMP, "call": END_CALL, "jcc": END_CONDITIONAL}
@@ -101,7 +89,7 @@ def _choices(operand: Operand, memory: bool, size: int) -> list[str] | None:
     if (letter in "EW" and memory) or letter == "M":
         return ["m"]
     if letter in "EGZR":
-        return [*(f"p{n}" for n in range(8)), "s"]
+        return [*(f"p{n}" for n in range(PINNED_REGISTERS)), "s"]
     if letter in "VWU":
         return ["s"]
     if letter in "IJ":
@@ -205,9 +193,10 @@ def define_key(module: Module, number: int, key: Key) -> Generated | None:
 
 
 def _define(module: Module, name: str, key: Key, *, flags_live: bool) -> Generated | None:
-    builder, finish = begin_stencil(module, name)
-    with building(builder):
-        operation = StencilOperation(
+    found: list[Generated] = []
+
+    def write(builder: FunctionBuilder) -> bool:
+        m = StencilOperation(
             builder,
             key.form,
             key.size,
@@ -216,305 +205,34 @@ def _define(module: Module, name: str, key: Key, *, flags_live: bool) -> Generat
             mode64=key.mode64,
             flags_live=flags_live,
         )
-        try:
-            Execution(builder, key.form.function).run([operation], {})
-        except Unsuitable:
-            return None
-        except StagingError as fault:
-            if isinstance(fault.__cause__, Unsuitable) or isinstance(
-                getattr(fault.__cause__, "__cause__", None), Unsuitable
-            ):
-                return None
-            raise
-        target = operation.jump_target
+        if not _run(m, key.form.function):
+            return False
+        target = m.jump_target
         if target is not None and END_BY_NAME.get(key.form.function.__name__) == END_CALL:
-            tail(builder, "TARGET", operation.arguments())
+            m.tail("TARGET", m.arguments())
         elif target is not None:
-            tail(builder, "NEXT", operation.arguments(target.ref))
+            m.tail("NEXT", m.arguments(target.ref))
         else:
-            tail(builder, "NEXT", operation.arguments())
-        if operation.uses_slow:
-            slow_exit(builder)
-    finish()
-    return Generated(operation.flag_use, operation.flag_use, operation.uses_slow)
-
-
-def begin_stencil(module: Module, name: str) -> tuple[Any, Callable[[], None]]:
-    """Begin a stencil; returns its builder and what to call when it is complete."""
-    builder, _, finish_plain = module.function(name, [], None)
-
-    def finish() -> None:
-        lines = [f"define {CONVENTION} void @{name}({PARAMETERS}) nounwind optsize {{", "entry:"]
-        lines += [*builder.entry, " br label %body", "body:", *builder.body, "}"]
-        module.define("\n".join(lines))
-
-    del finish_plain
-    return builder, finish
-
-
-def tail(builder: Any, name: str, arguments: str) -> None:
-    """End a stencil in a tail call of a symbol that the translator fills in."""
-    builder.module.declare(name, f"declare {CONVENTION} void @{name}({PARAMETERS})")
-    builder.line(f"musttail call {CONVENTION} void @{name}({arguments})")
-    builder.ret(None)
-
-
-def slow_exit(builder: Any) -> None:
-    """Add the block for TLB misses: everything as it was at the start of the stencil."""
-    builder.start("slow")
-    untouched = ", ".join(["ptr %cpu", "i64 %n", "i64 poison", *(f"i64 %g{n}" for n in PINNED)])
-    tail(builder, "SLOW", untouched)
-
-
-# --- glue --------------------------------------------------------------------
-
-
-class Glue(StencilOperation):
-    """A StencilOperation of no instruction, for glue."""
-
-    def __init__(self, builder: Any) -> None:
-        form = all_forms()[0]
-        super().__init__(builder, form, 64, (), memory=False, mode64=True, flags_live=True)
-
-    def flag_inputs(self, cc_op: int) -> tuple[int, Any, Any, Any]:
-        """Return kind, dst, src, aux of the last operation, known to be `cc_op`."""
-        kind, log2 = divmod(cc_op, 4)
-        T = unsigned(8 << log2)
-        cpu = self.cpu
-        where = u64(cpu)
-
-        def member(name: str) -> Any:
-            return load(T, where + Cpu.offset_of(name))
-
-        return kind, member("cc_dst"), member("cc_src"), member("cc_aux")
-
-
-def cc_ops() -> Iterator[int]:
-    """Every cc_op there is: STATUS, and each kind at each width."""
-    yield lazy.STATUS
-    for kind in lazy.KINDS:
-        for log2 in range(4):
-            yield kind * 4 + log2
-
-
-def _condition(m: Glue, code: int, cc_op: int) -> Any:
-    if cc_op == lazy.STATUS:
-        return lazy.condition_of_status(code, m.cpu.cc_src)
-    return lazy.condition(code, *m.flag_inputs(cc_op))
-
-
-def _as_boolean(value: Any) -> Any:
-    return value if isinstance(value, Value) else as_value(value, boolean)
-
-
-Body = Callable[[Any, Glue], None]
-
-
-def glue() -> dict[str, Body]:
-    """Return every glue stencil by name, each as a function that emits its body."""
-    bodies: dict[str, Body] = {}
-
-    def plain(name: str, compute: Callable[[Glue], Any]) -> None:
-        """A stencil whose result becomes the temporary, or that has none."""
-
-        def body(builder: Any, m: Glue) -> None:
-            result = compute(m)
-            reference = "poison" if result is None else convert(Int(64), result).ref
-            tail(builder, "NEXT", m.arguments(reference))
-
-        bodies[name] = body
-
-    _addresses(plain, bodies)
-    _flag_glue(plain, bodies)
-    _moves(plain)
-    _exits(bodies, plain)
-    return bodies
-
-
-def _gpr(m: Glue, number: int, hole: str) -> Any:
-    if number < SLOT:
-        return m.register(number)
-    return load(u64, u64(m.cpu) + m.hole(hole))
-
-
-def _addresses(
-    plain: Callable[[str, Callable[[Glue], Any]], None], bodies: dict[str, Body]
-) -> None:
-    def based(base: int, m: Glue) -> Any:
-        return _gpr(m, base, "HB") + m.hole("HD")
-
-    def indexed(index: int, scale: int, m: Glue) -> Any:
-        return (_gpr(m, index, "HX") << scale) + m.hole("HD")
-
-    def both(base: int, index: int, scale: int, m: Glue) -> Any:
-        return _gpr(m, base, "HB") + (_gpr(m, index, "HX") << scale) + m.hole("HD")
-
-    for base in range(CLASSES):
-        plain(f"ea.b{base}", partial(based, base))
-        for index, scale in itertools.product(range(CLASSES), range(4)):
-            plain(f"ea.b{base}.i{index}.s{scale}", partial(both, base, index, scale))
-    for index, scale in itertools.product(range(CLASSES), range(4)):
-        plain(f"ea.i{index}.s{scale}", partial(indexed, index, scale))
-    plain("ea.disp", lambda m: m.hole("HD"))
-    plain("ea.rip", lambda m: m.cpu.page_base + m.hole("HD"))
-    plain("ea.segment", lambda m: m.temporary + load(u64, u64(m.cpu) + m.hole("HS")))
-    plain("ea.mask32", lambda m: u64(u32(m.temporary)))
-
-    def segment32(builder: Any, m: Glue) -> None:
-        """Add the base of a 4 GiB segment to an operand that does not wrap in it."""
-        inside = builder.fresh("inside")
-        builder.branch((m.temporary + m.hole("HD")) >> 32 == 0, inside, "slow", ", !prof !0")
-        builder.start(inside)
-        linear = m.temporary + load(u64, u64(m.cpu) + m.hole("HS"))
-        result = convert(Int(64), u32(linear))
-        tail(builder, "NEXT", m.arguments(result.ref))
-        slow_exit(builder)
-
-    bodies["ea.segment32"] = segment32
-
-
-def _flag_glue(
-    plain: Callable[[str, Callable[[Glue], Any]], None], bodies: dict[str, Body]
-) -> None:
-    for op in cc_ops():
-
-        def carry(m: Glue, op: int = op) -> None:
-            if op == lazy.STATUS:
-                value = m.cpu.cc_src & 1
-            else:
-                value = u64(_as_boolean(lazy.carry(*m.flag_inputs(op))))
-            m._put("cc_aux", value)
-
-        def status(m: Glue, op: int = op) -> None:
-            if op != lazy.STATUS:
-                m._put("cc_src", lazy.status_of(*m.flag_inputs(op)))
-                m._put("cc_op", lazy.STATUS)
-
-        plain(f"carry.{op}", carry)
-        plain(f"status.{op}", status)
-        for code in range(16):
-
-            def condition(m: Glue, op: int = op, code: int = code) -> Any:
-                return _as_boolean(_condition(m, code, op))
-
-            def jump(builder: Any, m: Glue, op: int = op, code: int = code) -> None:
-                taken, stays = builder.fresh("taken"), builder.fresh("stays")
-                builder.branch(_as_boolean(_condition(m, code, op)), taken, stays)
-                builder.start(taken)
-                tail(builder, "TARGET", m.arguments())
-                builder.start(stays)
-                tail(builder, "NEXT", m.arguments())
-
-            plain(f"cond.{code}.{op}", condition)
-            bodies[f"jcc.{code}.{op}"] = jump
-
-    def call_materialize(builder: Any, m: Glue) -> None:
-        address = m.cpu.status_code
-        builder.call_address(address, None, [m.cpu])
-        tail(builder, "NEXT", m.arguments())
-
-    bodies["status.any"] = call_materialize
-
-
-def _moves(plain: Callable[[str, Callable[[Glue], Any]], None]) -> None:
-    def wide(number: int, m: Glue) -> None:
-        m._builder.module.declare("HQ", '@HQ = external hidden global i8, code_model "large"')
-        value = m._builder.emit("ptrtoint ptr @HQ to i64", u64)
-        if number < SLOT:
-            m.set_register(number, value)
-        else:
-            store(u64, u64(m.cpu) + m.hole("H0"), value)
-
-    for number in range(CLASSES):
-        plain(f"movabs.{number}", partial(wide, number))
-
-
-def _exits(bodies: dict[str, Body], plain: Callable[[str, Callable[[Glue], Any]], None]) -> None:
-    def through(builder: Any, m: Glue, member: str, temporary: str = "poison") -> None:
-        pointer = builder.emit(
-            f"load ptr, ptr {builder.offset(m.cpu, Cpu.offset_of(member)).ref}, align 8", Cpu
-        )
-        builder.line(f"musttail call {CONVENTION} void {pointer.ref}({m.arguments(temporary)})")
-        builder.ret(None)
-
-    def head(builder: Any, m: Glue) -> None:
-        left: Any = Value(u64, "%n") - m.hole("HC")
-        spent, go = builder.fresh("spent"), builder.fresh("go")
-        builder.branch(signed(64)(left) < 0, spent, go, ", !prof !1")
-        arguments = m.arguments().replace("i64 %n", f"i64 {left.ref}")
-        builder.start(spent)
-        tail(builder, "TARGET", arguments)
-        builder.start(go)
-        tail(builder, "NEXT", arguments)
-
-    def refund(builder: Any, m: Glue) -> None:
-        """Leave a block early or before it began: give back instructions not run."""
-        left = Value(u64, "%n") + m.hole("HC")
-        tail(builder, "NEXT", m.arguments().replace("i64 %n", f"i64 {left.ref}"))
-
-    def leave(builder: Any, m: Glue) -> None:
-        """Exit to the run loop with RIP inside this page."""
-        m._put("rip", m.cpu.page_base + m.hole("HO"))
-        through(builder, m, "exit_code")
-
-    def leave_linked(builder: Any, m: Glue) -> None:
-        """The same, and tell which jump would go there directly."""
-        m._put("rip", m.cpu.page_base + m.hole("HO"))
-        m._put("link_site", m.hole("HR"))
-        through(builder, m, "exit_code")
-
-    def slow(builder: Any, m: Glue) -> None:
-        m._put("slow_offset", m.hole("HO"))
-        m._put("resume", m.hole("HR"))
-        through(builder, m, "slow_code")
-
-    def generic(builder: Any, m: Glue) -> None:
-        m._put("generic_insn", m.hole("HG"))
-        m._put("resume", m.hole("HR"))
-        through(builder, m, "generic_code")
-
-    def goto(builder: Any, m: Glue) -> None:
-        tail(builder, "TARGET", m.arguments())
-
-    def dispatch(key_bit: int) -> Body:
-        def body(builder: Any, m: Glue) -> None:
-            """Go to the address in the temporary: by the jump cache, else by the run loop."""
-            target = m.temporary
-            tag = target | key_bit
-            index = jump_index(target)
-            where = m.cpu.jump_cache + index * JumpCacheEntry.size
-            entry = pointer(JumpCacheEntry, where)
-            hit, miss = builder.fresh("hit"), builder.fresh("miss")
-            builder.branch(entry.address == tag, hit, miss, ", !prof !0")
-            builder.start(hit)
-            m._put("page_base", target & ~0xFFF & ((1 << 64) - 1))
-            code = builder.emit(f"inttoptr i64 {entry.code.ref} to ptr", Cpu)
-            builder.line(f"musttail call {CONVENTION} void {code.ref}({m.arguments()})")
-            builder.ret(None)
-            builder.start(miss)
-            m._put("rip", target)
-            if not key_bit:
-                m._put("branch_offset", m.hole("HF"))
-            through(builder, m, "exit_code")
-
-        return body
-
-    bodies["head"] = head
-    bodies["refund"] = refund
-    bodies["leave"] = leave
-    bodies["leave.linked"] = leave_linked
-    bodies["slow"] = slow
-    bodies["generic"] = generic
-    bodies["goto"] = goto
-    bodies["dispatch64"] = dispatch(0)
-    bodies["dispatch32"] = dispatch(1 << 62)
-    plain("target", lambda m: m.cpu.page_base + m.hole("HD"))
-    plain("target32", lambda m: u64(u32(m.cpu.page_base + m.hole("HD"))))
-
-
-def define_glue(module: Module, number: int, body: Body) -> None:
-    """Add one glue stencil, called s<number>, to a module."""
-    builder, finish = begin_stencil(module, f"s{number}")
-    with building(builder):
-        body(builder, Glue(builder))
-    finish()
+            m.tail("NEXT", m.arguments())
+        if m.uses_slow:
+            m.slow_exit()
+        found.append(Generated(m.flag_use, m.flag_use, m.uses_slow))
+        return True
+
+    define_stencil(module, name, FRAME, write)
+    return found[0] if found else None
+
+
+def _run(m: StencilOperation, function: Any) -> bool:
+    """Run a semantic function on `m`; False when it cannot be a stencil."""
+    try:
+        Execution(m.builder, function).run([m], {})
+    except Unsuitable:
+        return False
+    except StagingError as fault:
+        if isinstance(fault.__cause__, Unsuitable) or isinstance(
+            getattr(fault.__cause__, "__cause__", None), Unsuitable
+        ):
+            return False
+        raise
+    return True

@@ -1,12 +1,7 @@
 """`Operation` for stencils: guest registers pinned, operands as holes to be patched.
 
-A stencil is a function in LLVM's preserve_none convention, which passes twelve
-values in host registers and saves none: the vCPU, the instruction budget, one
-temporary (an address, a value, a jump target) and the eight legacy GPRs. It
-ends in a tail call of the next one. R8 to R15 stay in memory.
-
-While a stencil is generated this class also notes what the instruction does
-with the flags; the translator lives on that.
+What every stencil has is in `jit.stencil`. While an instruction's is generated, this
+class also notes what it does with the flags; the translator lives on that.
 """
 
 from __future__ import annotations
@@ -14,22 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ringzero.isa.caches import TlbEntry, page_of_last, tlb_offset
 from ringzero.isa.x86 import flags as lazy
 from ringzero.isa.x86.cpu import ARITHMETIC_FLAGS, CF, Cpu
 from ringzero.isa.x86.privileged.descriptors import is_canonical
+from ringzero.isa.x86.state import GPR_NAMES
 from ringzero.isa.x86.table.forms import Form
 from ringzero.jit.compile.builder import FunctionBuilder
-from ringzero.native import load, pointer, signed, store, u32, u64, unsigned, v128
-from ringzero.native.generation import as_value, convert
+from ringzero.jit.stencil import LIKELY, Frame, StencilWriter, pinned_by_name
+from ringzero.jit.x86.tables import PINNED_REGISTERS
+from ringzero.native import load, signed, store, u32, u64, unsigned, v128
+from ringzero.native.generation import convert
 from ringzero.native.types import Int
 from ringzero.native.values import Value
 
-CONVENTION = "preserve_nonecc"
-# Order of the pinned GPRs as arguments: guest RCX lands in host RCX, which shifts want.
-PINNED = (0, 7, 6, 2, 1, 3, 4, 5)
-ARGUMENTS = ("cpu", "n", "t", *(f"g{n}" for n in PINNED))
-PARAMETERS = "ptr %cpu, " + ", ".join(f"i64 %{name}" for name in ARGUMENTS[1:])
+# Guest registers that stencils pass in host registers; R8 to R15 stay in memory.
+FRAME = Frame(Cpu, pinned_by_name(GPR_NAMES[:PINNED_REGISTERS]))
 
 
 class Unsuitable(Exception):  # noqa: N818 - a fact about an instruction, not a fault
@@ -79,7 +73,7 @@ class Generated:
     slow: bool
 
 
-class StencilOperation:
+class StencilOperation(StencilWriter):
     """`Operation` over pinned registers and holes."""
 
     checked = False
@@ -95,7 +89,7 @@ class StencilOperation:
         mode64: bool,
         flags_live: bool,
     ) -> None:
-        self._builder = builder
+        super().__init__(builder, FRAME)
         self._form = form
         self._bindings = bindings
         self._flags_live = flags_live
@@ -107,53 +101,23 @@ class StencilOperation:
         self.S = signed(size)
         self.flag_use = FlagUse()
         self.jump_target: Value | None = None
-        self.uses_slow = False
-        self._changed: dict[int, str] = {}
         self._host: Any = None
         self._depth = builder.depth
-        self.cpu: Any = Value(Cpu, "%cpu")
-        self.temporary = Value(u64, "%t")
 
     @property
     def insn(self) -> Any:
         raise Unsuitable("needs the decoded instruction")
 
-    # --- holes ---
-
-    def hole(self, name: str) -> Value:
-        """Return the value of a hole, 64 bits sign-extended from 32."""
-        self._builder.module.declare(
-            name,
-            f"@{name} = external hidden global i8, "
-            "!absolute_symbol !{i64 -2147483648, i64 2147483648}",
-        )
-        return self._builder.emit(f"ptrtoint ptr @{name} to i64", u64)
-
     # --- registers ---
-
-    def register(self, number: int) -> Value:
-        """Return a pinned GPR, 64 bits."""
-        slot = self._changed.get(number)
-        if slot is not None:
-            return self._builder.get_variable(u64, slot)
-        return Value(u64, f"%g{number}")
-
-    def set_register(self, number: int, value: Value) -> None:
-        slot = self._changed.get(number)
-        if slot is None:
-            slot = self._builder.variable(u64)
-            self._builder.entry.append(f" store i64 %g{number}, ptr {slot}")
-            self._changed[number] = slot
-        self._builder.set_variable(slot, value)
 
     def get(self, register: int, kind: Any = None) -> Any:
         kind = self.T if kind is None else kind
-        if register < 8:
+        if register < PINNED_REGISTERS:
             return kind(self.register(register))
         return kind(self.cpu.regs[register])
 
     def set(self, register: int, value: Any) -> None:
-        if register < 8:
+        if register < PINNED_REGISTERS:
             self._set_pinned(register, value)
         else:
             raise Unsuitable("sets a register that is not pinned")
@@ -187,9 +151,9 @@ class StencilOperation:
         if binding.kind == "slot":
             return load(kind, u64(self.cpu) + self.hole(f"H{binding.value}"))
         if n == 0 and self._form.attributes.get("rmw"):
-            self._host = self._translated(self.temporary, kind.size, write=True)
+            self._host = self.translated(self.temporary, kind.size, write=True)
             return load(kind, self._host)
-        return load(kind, self._translated(self.temporary, kind.size, write=False))
+        return load(kind, self.translated(self.temporary, kind.size, write=False))
 
     def write(self, n: int, value: Any) -> None:
         binding = self._bindings[n]
@@ -202,7 +166,7 @@ class StencilOperation:
         elif self._host is not None:
             store(value.kind, self._host, value)
         else:
-            host = self._translated(self.temporary, value.kind.size, write=True)
+            host = self.translated(self.temporary, value.kind.size, write=True)
             store(value.kind, host, value)
 
     def shift_count(self, n: int) -> Any:
@@ -236,43 +200,19 @@ class StencilOperation:
     def exchange_pair(self, kind: Any, expected: Any, desired: Any) -> Any:
         raise Unsuitable("atomic")
 
-    def _translated(self, va: Value, size: int, *, write: bool, aligned: bool = False) -> Value:
-        """Return the host address behind `va`, leaving to the slow path on a TLB miss.
-
-        With `aligned` an address that is no multiple of `size` goes there too.
-        """
-        builder = self._builder
-        self.uses_slow = True
-        if aligned:
-            multiple = builder.fresh("aligned")
-            builder.branch((va & (size - 1)) == 0, multiple, "slow", ", !prof !0")
-            builder.start(multiple)
-        offset = tlb_offset(va)
-        entry = pointer(TlbEntry, self.cpu.tlb + offset)
-        tag = entry.write if write else entry.read
-        hit = builder.fresh("hit")
-        builder.branch(tag == page_of_last(va, size), hit, "slow", ", !prof !0")
-        builder.start(hit)
-        host: Value = va + entry.addend
-        return host
-
     def load(self, kind: Any, address: Any, aligned: bool = False) -> Any:
-        host = self._translated(address, kind.size, write=False, aligned=aligned)
+        host = self.translated(address, kind.size, write=False, aligned=aligned)
         return load(kind, host)
 
     def store(self, kind: Any, address: Any, value: Any, aligned: bool = False) -> None:
-        host = self._translated(address, kind.size, write=True, aligned=aligned)
+        host = self.translated(address, kind.size, write=True, aligned=aligned)
         store(kind, host, value)
 
     # --- flags ---
 
     @property
     def _conditional(self) -> bool:
-        return self._builder.depth > self._depth
-
-    def _put(self, name: str, value: Any) -> None:
-        member = Cpu.fields[name]
-        self._builder.store(member.kind, self.cpu, member.offset, as_value(value, member.kind))
+        return self.builder.depth > self._depth
 
     def set_flags(self, kind: int, dst: Any, src: Any = 0, aux: Any = 0) -> None:
         use = self.flag_use
@@ -289,12 +229,12 @@ class StencilOperation:
                 # They read CF only to keep it.
                 use.needs_carry = False
             return
-        self._put("cc_dst", u64(dst))
+        self.put("cc_dst", u64(dst))
         if kind != lazy.LOGIC:
-            self._put("cc_src", u64(src))
+            self.put("cc_src", u64(src))
         if kind in (lazy.ADC, lazy.SBB):
-            self._put("cc_aux", u64(aux))
-        self._put("cc_op", operation)
+            self.put("cc_aux", u64(aux))
+        self.put("cc_op", operation)
 
     def set_status(self, value: Any, mask: int) -> None:
         use = self.flag_use
@@ -302,14 +242,14 @@ class StencilOperation:
             use.defines = True
             use.result = lazy.STATUS
             if self._flags_live:
-                self._put("cc_src", value & mask)
-                self._put("cc_op", lazy.STATUS)
+                self.put("cc_src", value & mask)
+                self.put("cc_op", lazy.STATUS)
             return
         use.changes = True
         use.result = lazy.STATUS
         if self._flags_live:
             use.needs_status = True
-            self._put("cc_src", (self.cpu.cc_src & (ARITHMETIC_FLAGS & ~mask)) | (value & mask))
+            self.put("cc_src", (self.cpu.cc_src & (ARITHMETIC_FLAGS & ~mask)) | (value & mask))
 
     def get_status(self) -> Any:
         self.flag_use.needs_status = True
@@ -343,9 +283,9 @@ class StencilOperation:
     def check_call_target(self, target: Any) -> None:
         if self.mode64:
             self.uses_slow = True
-            canonical = self._builder.fresh("canonical")
-            self._builder.branch(is_canonical(target), canonical, "slow", ", !prof !0")
-            self._builder.start(canonical)
+            canonical = self.builder.fresh("canonical")
+            self.builder.branch(is_canonical(target), canonical, "slow", LIKELY)
+            self.builder.start(canonical)
 
     def fault(self, vector: int, code: Any = None) -> None:
         raise Unsuitable("raises exceptions")
@@ -355,11 +295,3 @@ class StencilOperation:
 
     def stop_block(self) -> None:
         raise Unsuitable("changes the mode")
-
-    # --- the end ---
-
-    def arguments(self, temporary: str = "poison") -> str:
-        """Return the argument list for the tail call of the next stencil."""
-        parts = ["ptr %cpu", "i64 %n", f"i64 {temporary}"]
-        parts += [f"i64 {self.register(n).ref}" for n in PINNED]
-        return ", ".join(parts)

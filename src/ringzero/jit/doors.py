@@ -1,0 +1,96 @@
+"""The doors between translated code, with guest registers in host registers, and all else.
+
+Outside of it they lie in the vCPU's struct. The doors move them:
+
+    x_enter    from the run loop into a block
+    x_exit     from a block back to the run loop, which finds RIP in the struct
+    x_slow     run one instruction by the interpreter, then go on in the block
+    x_generic  run one instruction by its handler, already decoded, then go on
+
+They are IR written out, because the language has no calling conventions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ringzero.jit.compile.module import Module
+from ringzero.jit.host.x86_64 import CONVENTION
+from ringzero.jit.stencil import Frame
+from ringzero.native import NativeFunction
+
+
+def define_doors(
+    module: Module,
+    frame: Frame,
+    slow_step: NativeFunction[[Any], int],
+    generic_step: NativeFunction[[Any], int],
+) -> None:
+    """Add the doors to a module.
+
+    `slow_step(cpu)` and `generic_step(cpu)` run the instruction; 1 to leave the block.
+    """
+    for function in (slow_step, generic_step):
+        module.require(function)
+    _define(
+        module,
+        "void @x_enter(ptr %cpu, i64 %code)",
+        *_addresses(frame),
+        *_reload(frame),
+        " %where = inttoptr i64 %code to ptr",
+        f" call {CONVENTION} void %where({_arguments(frame)})",
+    )
+    _define(module, f"{CONVENTION} void @x_exit({frame.parameters})", *_spill(frame))
+    _define_step(module, frame, "x_slow", slow_step.name)
+    _define_step(module, frame, "x_generic", generic_step.name)
+
+
+def _define(module: Module, head: str, *lines: str) -> None:
+    module.define("\n".join([f"define {head} nounwind {{", *lines, " ret void", "}"]))
+
+
+def _define_step(module: Module, frame: Frame, name: str, target: str) -> None:
+    _define(
+        module,
+        f"{CONVENTION} void @{name}({frame.parameters})",
+        *_spill(frame),
+        f" %leaves = call i32 @{target}(ptr %cpu)",
+        " %stop = icmp ne i32 %leaves, 0",
+        " br i1 %stop, label %out, label %on",
+        "out:",
+        " ret void",
+        "on:",
+        *_reload(frame),
+        _member("rp", frame.cpu.offset_of("resume")),
+        " %resume = load ptr, ptr %rp",
+        f" musttail call {CONVENTION} void %resume({_arguments(frame)})",
+    )
+
+
+def _member(name: str, offset: int) -> str:
+    return f" %{name} = getelementptr i8, ptr %cpu, i64 {offset}"
+
+
+def _register(frame: Frame, number: int) -> str:
+    return _member(f"p{number}", frame.cpu.offset_of("regs", number))
+
+
+def _addresses(frame: Frame) -> list[str]:
+    lines = [_member("bp", frame.cpu.offset_of("budget"))]
+    return lines + [_register(frame, number) for number in frame.pinned]
+
+
+def _spill(frame: Frame) -> list[str]:
+    lines = [_member("bp", frame.cpu.offset_of("budget")), " store i64 %n, ptr %bp"]
+    for number in frame.pinned:
+        lines += [_register(frame, number), f" store i64 %g{number}, ptr %p{number}"]
+    return lines
+
+
+def _reload(frame: Frame) -> list[str]:
+    lines = [" %n2 = load i64, ptr %bp"]
+    return lines + [f" %r{number} = load i64, ptr %p{number}" for number in frame.pinned]
+
+
+def _arguments(frame: Frame) -> str:
+    return frame.arguments(lambda n: f"%r{n}", "%n2", "poison")

@@ -1,0 +1,236 @@
+"""Puts stencils together into blocks: holes filled, stubs behind the block, jumps to them.
+
+Knows no guest: what an instruction becomes is the ISA's own (jit.x86.translate).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ringzero.isa.caches import PAGE_SHIFT
+from ringzero.jit import tables
+from ringzero.jit.host import x86_64 as host
+from ringzero.jit.tables import CodeSpace, Hole, Scratch, Stencil, Tables
+from ringzero.native import (
+    i32,
+    i64,
+    load,
+    native,
+    pointer,
+    select,
+    staged,
+    store,
+    u32,
+    u64,
+    v128,
+)
+
+PAGE = 1 << PAGE_SHIFT
+# `Scratch.branch` behind the last instruction of a block, which does not branch.
+NO_BRANCH = PAGE
+# Stub kinds.
+STUB_BUDGET, STUB_LINK, STUB_FAR, STUB_SLOW = range(4)
+
+
+@staged
+def space_of(s: Any) -> Any:
+    """Return the code space that a thread translates into."""
+    return pointer(CodeSpace, s.space)
+
+
+@staged
+def exits_of(s: Any) -> Any:
+    """Return the numbers of the exits' stencils."""
+    return pointer(Tables, s.tables).exits
+
+
+@native(inline="never")
+def emit(s: Scratch, number: u32) -> None:
+    """Append a stencil, its holes filled from `s.holes`."""
+    known = pointer(Tables, s.tables)
+    space = space_of(s)
+    stencil = pointer(Stencil, known.stencils + u64(number) * Stencil.size)
+    to = space.out
+    length = u64(stencil.length)
+    source = known.blob + u64(stencil.code)
+    done = u64(0)
+    # In steps of 16 bytes: the bytes beyond the end are overwritten by what follows.
+    while done < length:
+        store(v128, to + done, load(v128, source + done))
+        done += 16
+    space.out = to + length
+    s.holes[tables.NEXT] = to + length
+    hole = known.holes + u64(stencil.first_hole) * Hole.size
+    for _ in range(stencil.holes):
+        fill_hole(s, pointer(Hole, hole), to)
+        hole += Hole.size
+
+
+@native
+def fill_hole(s: Scratch, hole: Hole, to: u64) -> None:
+    """Fill one hole of the stencil copied to `to`, or note a fix-up to a stub."""
+    site = to + u64(hole.offset)
+    what = hole.what
+    if what == tables.TARGET:
+        add_fixup(s, site, s.target_stub)
+    elif what == tables.SLOW:
+        if s.slow_stub == 0:
+            s.slow_stub = 1 + add_stub(s, u32(STUB_SLOW), u32(0), u32(0))
+        add_fixup(s, site, s.slow_stub - 1)
+    else:
+        host.fill(site, hole.how, s.holes[u64(what)] + u64(i64(hole.addend)))
+
+
+@staged
+def stencil_length(s: Any, number: Any) -> Any:
+    """Return how many bytes a stencil has."""
+    known = pointer(Tables, s.tables)
+    return u64(pointer(Stencil, known.stencils + u64(number) * Stencil.size).length)
+
+
+@native
+def add_fixup(s: Scratch, site: u64, stub: u32) -> None:
+    """Note that the relative jump at `site` goes to a stub."""
+    fixup = s.fixups[s.fixup_count]
+    fixup.site = site
+    fixup.stub = stub
+    s.fixup_count += 1
+
+
+@native
+def add_stub(s: Scratch, kind: u32, offset: u32, refund: u32) -> u32:
+    """Reserve a stub and return its number."""
+    number = s.stub_count
+    stub = s.stubs[number]
+    stub.purpose = kind
+    stub.offset = offset
+    stub.refund = refund
+    stub.resume = 0
+    stub.branch = s.branch
+    s.stub_count = number + 1
+    return number
+
+
+@native(inline="never")
+def emit_stubs(s: Scratch) -> None:
+    """Append all stubs of the block and point its jumps at them."""
+    exits = exits_of(s)
+    number = u32(0)
+    while number < s.stub_count:
+        stub = s.stubs[number]
+        stub.address = space_of(s).out
+        kind = stub.purpose
+        if stub.refund != 0:
+            s.holes[tables.HC] = u64(stub.refund)
+            emit(s, exits.refund)
+        s.holes[tables.HO] = u64(stub.offset)
+        s.holes[tables.HR] = stub.resume
+        if kind == STUB_SLOW:
+            emit(s, exits.slow)
+        elif kind == STUB_BUDGET:
+            emit(s, exits.leave)
+        elif kind == STUB_LINK:
+            emit(s, exits.leave_linked)
+        else:
+            emit_far(s, stub.offset, stub.branch)
+        number += 1
+    index = u32(0)
+    while index < s.fixup_count:
+        fixup = s.fixups[index]
+        host.direct(fixup.site, s.stubs[fixup.stub].address)
+        index += 1
+
+
+@native(inline="never")
+def emit_far(s: Scratch, offset: u32, branch: u32) -> None:
+    """Append a jump to a target outside the page, by its offset from the page's start."""
+    s.holes[tables.HD] = u64(i64(i32(offset)))
+    emit(s, exits_of(s).target[s.width])
+    emit_dispatch(s, branch)
+
+
+@staged
+def emit_dispatch(s: Any, branch: Any) -> None:
+    """Append a jump to the address in the temporary, for the branch at an in-page offset."""
+    s.holes[tables.HF] = u64(branch)
+    emit(s, exits_of(s).dispatch[s.width])
+
+
+@native
+def set_target(s: Scratch, offset: u32, refund: u32) -> None:
+    """Make the next TARGET go to an in-page offset, or to one outside."""
+    kind = select(offset < PAGE, u32(STUB_LINK), u32(STUB_FAR))
+    stub = add_stub(s, kind, offset, refund)
+    s.target_stub = stub
+
+
+@native
+def emit_goto(s: Scratch, offset: u32) -> None:
+    """Append an unconditional jump to an offset from the page's start."""
+    if offset < PAGE:
+        set_target(s, offset, u32(0))
+        emit(s, exits_of(s).goto)
+        # A link replaces the displacement of this jump.
+        link_stub(s)
+    else:
+        emit_far(s, offset, s.branch)
+
+
+@native
+def link_stub(s: Scratch) -> None:
+    """Tell the last target's stub which jump leads to it.
+
+    That is the last one noted for it; fix-ups of the slow path may have come in between.
+    """
+    index = s.fixup_count
+    while index != 0:
+        index -= 1
+        fixup = s.fixups[index]
+        if fixup.stub == s.target_stub:
+            s.stubs[s.target_stub].resume = fixup.site
+            return
+
+
+@native(inline="never")
+def begin_block(s: Scratch, start: u32, instructions: u32) -> None:
+    """Append a block's head: it leaves when the budget has no room for so many instructions."""
+    s.stub_count = 0
+    s.fixup_count = 0
+    s.slow_stub = 0
+    s.target_stub = add_stub(s, u32(STUB_BUDGET), start, instructions)
+    s.holes[tables.HC] = u64(instructions)
+    emit(s, exits_of(s).head)
+
+
+@staged
+def pay(s: Any, instructions: Any) -> None:
+    """Append what takes a number of instructions from the budget."""
+    s.holes[tables.HC] = u64(0) - u64(instructions)
+    emit(s, exits_of(s).refund)
+
+
+@staged
+def emit_interpreted(s: Any, offset: Any) -> None:
+    """Append what runs the instruction at an in-page offset by the interpreter, and leaves."""
+    s.holes[tables.HO] = u64(offset)
+    s.holes[tables.HR] = u64(0)
+    emit(s, exits_of(s).slow)
+
+
+@staged
+def emit_handled(s: Any, insn: Any) -> None:
+    """Append a call of the handler for the decoded instruction at a host address."""
+    number = exits_of(s).generic
+    s.holes[tables.HG] = insn
+    s.holes[tables.HR] = space_of(s).out + stencil_length(s, number)
+    emit(s, number)
+
+
+@staged
+def resume_behind(s: Any, offset: Any, ended: Any) -> None:
+    """Tell the slow path of the instruction at an in-page offset where to go on."""
+    if s.slow_stub != 0:
+        stub = s.stubs[s.slow_stub - 1]
+        stub.offset = offset
+        # After an instruction that ends the block the run loop finds the way.
+        stub.resume = select(ended, u64(0), space_of(s).out)

@@ -1,0 +1,89 @@
+"""What the translator of x86 has beside `jit.tables`: lowerings, glue, decoded instructions."""
+
+from __future__ import annotations
+
+from ringzero.isa.x86.cpu import Insn
+from ringzero.isa.x86.flags import CC_OPS, CONDITIONS
+from ringzero.jit.tables import BLOCK_LIMIT, Scratch, Tables
+from ringzero.native import Struct, field, u8, u16, u32, u64
+
+# Guest registers in host registers, by number from RAX on; what a stencil's key tells apart
+# of a register operand is which of them it is, or that it is a SLOT in the vCPU's struct.
+PINNED_REGISTERS = 8
+SLOT = PINNED_REGISTERS
+CLASSES = PINNED_REGISTERS + 1
+SCALES = 4
+
+NO_STENCIL = 0xFFFFFFFF
+UNKNOWN_CC = 0xFF
+NO_CONDITION = 0xFF
+# LoweringEntry.operands: where an operand is found.
+OPERAND_NONE, OPERAND_REG, OPERAND_RM, OPERAND_XMM_REG, OPERAND_XMM_RM, OPERAND_MEMORY = range(6)
+OPERAND_BYTE = 0x80
+IMMEDIATE_NONE, IMMEDIATE_PLAIN, IMMEDIATE_SHIFT_32, IMMEDIATE_SHIFT_64 = range(4)
+# LoweringEntry.flags
+(
+    DEFINES, CHANGES, CARRY_LIVE, CARRY_DEAD, STATUS_LIVE, STATUS_DEAD, TOUCHES_MEMORY, NO_SEGMENT,
+) = (1 << n for n in range(8))  # fmt: skip
+# LoweringEntry.end: how an instruction ends its block.
+END_NONE, END_JUMP, END_CONDITIONAL, END_CALL, END_INDIRECT, END_GENERIC = range(6)
+# Operands of an instruction at most that a lowering describes.
+OPERANDS = 3
+
+
+class LoweringEntry(Struct):
+    """How a form of some size is put together from stencils (see catalogue.Lowering)."""
+
+    base = field(u32)
+    flags = field(u16)
+    end = field(u8)
+    immediate = field(u8)
+    operands = field(u8, OPERANDS + 1)
+    result = field(u8)
+    condition = field(u8)
+    span = field(u8)  # from the first to the last byte of the memory operand
+
+
+class Glue(Struct):
+    """Numbers of the glue stencils, in arrays by `place_of_...`."""
+
+    ea_base = field(u32, CLASSES)
+    ea_base_index = field(u32, CLASSES * CLASSES * SCALES)
+    ea_index = field(u32, CLASSES * SCALES)
+    ea_disp = field(u32)
+    ea_rip = field(u32)
+    ea_segment = field(u32)
+    ea_segment32 = field(u32)
+    ea_mask32 = field(u32)
+    # By cc_op.
+    carry = field(u32, CC_OPS)
+    status = field(u32, CC_OPS)
+    # By condition code and cc_op.
+    condition = field(u32, CONDITIONS * CC_OPS)
+    jcc = field(u32, CONDITIONS * CC_OPS)
+    status_any = field(u32)
+    movabs = field(u32, CLASSES)
+
+
+class GuestTables(Struct):
+    """Read-only, the same for all machines of a process (as `jit.tables.Tables`, which it has)."""
+
+    common = field(Tables)
+    keys = field(u64)
+    lowerings = field(u64)
+    lowering_index = field(u64)
+    glue = field(Glue)
+
+
+class Translator(Struct):
+    """The work area of one thread that translates; one per vCPU."""
+
+    scratch = field(Scratch)
+    insns = field(Insn, BLOCK_LIMIT)
+    lowering = field(u32, BLOCK_LIMIT)  # index into lowerings; 0: by handler
+    key = field(u32, BLOCK_LIMIT)
+    live = field(u8, BLOCK_LIMIT)
+    cc = field(u32)  # cc_op in force, or UNKNOWN_CC
+    mode = field(u32)  # see runtime.code_mode
+    block_end = field(u32)  # in-page offset behind the block
+    unfinished = field(u32)  # 1: the instruction there is no part of the page's code
