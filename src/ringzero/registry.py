@@ -25,21 +25,21 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 
 # What stands behind the first dot in the name of a plug-in's file: a package has none.
-_MODULES = ("", "py")
+_PACKAGE, _MODULE = "", "py"
 
 
 class Registry(Generic[T]):
     """Named plug-ins of one kind, found by module name in `packages`.
 
-    `noun` is what a user calls one of them; it appears in messages. `support`
-    names the modules of the packages that are no plug-ins themselves; so are
-    those whose name starts with an underscore.
+    `noun` is what a user calls one of them; it appears in messages. Every module of the packages
+    is a plug-in, unless its name starts with an underscore. With `nested` plug-ins are packages
+    themselves, and modules beside them are something else.
     """
 
-    def __init__(self, noun: str, *packages: str, support: tuple[str, ...] = ()) -> None:
+    def __init__(self, noun: str, *packages: str, nested: bool = False) -> None:
         self.noun = noun
         self.packages = packages
-        self.support = frozenset(support)
+        self._kinds = (_PACKAGE,) if nested else (_PACKAGE, _MODULE)
         self._items: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[Item], Item]:
@@ -67,7 +67,7 @@ class Registry(Generic[T]):
         """Return whether there is a plug-in called `name`, which is loaded by this."""
         if name in self._items:
             return True
-        if not name.isidentifier() or name.startswith("_") or name in self.support:
+        if not name.isidentifier() or name.startswith("_"):
             return False
         for package in self.packages:
             module = f"{package}.{name}"
@@ -83,9 +83,8 @@ class Registry(Generic[T]):
         places = (p for name in self.packages for p in importlib.import_module(name).__path__)
         # Not by pkgutil, whose imports take longer than everything else here.
         files = (file.name for place in places for file in os.scandir(place))
-        found = {name for name, _, kind in (f.partition(".") for f in files) if kind in _MODULES}
-        named = {n for n in found if not n.startswith("_") and n not in self.support}
-        return sorted(named | set(self._items))
+        named = {name for name, _, kind in (f.partition(".") for f in files) if kind in self._kinds}
+        return sorted({n for n in named if not n.startswith("_")} | set(self._items))
 
     def __iter__(self) -> Iterator[tuple[str, T]]:
         """Load every plug-in and yield (name, plug-in)."""

@@ -63,3 +63,10 @@ FLAVOURS = [
     Flavour("vhdx", {"block_size": "1M"}),
     Flavour("vhdx", {"subformat": "fixed"}),
 ]
+# What is only recognised to be refused.
+REFUSED = {"luks"}
+FLAVOURS += [
+    Flavour(name)
+    for name in FORMATS.names()
+    if name not in REFUSED and name not in {flavour.format for flavour in FLAVOURS}
+]

@@ -77,6 +77,22 @@ def test_forks_have_addresses_of_their_own(parent):
             child.stop()
 
 
+def test_several_interfaces_each_with_an_address_of_its_own():
+    def macs(machine):
+        return output(machine, "cat /sys/class/net/eth*/address").split()
+
+    with Machine(
+        image="micro", memory="128M", engine="soft", nets=["none", f"none,mac={MAC}"]
+    ) as vm:
+        told = [net.mac for net in vm.config.nets]
+        assert macs(vm) == told and told[1] == MAC
+        assert {"net", "net1"} < set(vm.board.slots)
+        (child,) = vm.fork(start=True)
+        with child:
+            assert macs(child) == [net.mac for net in child.config.nets]
+            assert len({*macs(child), *told}) == 4
+
+
 def test_an_identity_with_an_address(parent):
     with parent.seed() as seed:
         with Machine.from_seed(seed, Identity(mac="02:00:00:00:00:09")) as child:

@@ -264,6 +264,4 @@ class Engine(ABC):
         """
 
 
-ENGINES: Registry[type[Engine]] = Registry(
-    "engine", "ringzero.engine", support=("contract", "exits", "info", "select", "x86")
-)
+ENGINES: Registry[type[Engine]] = Registry("engine", "ringzero.engine", nested=True)

@@ -5,6 +5,7 @@ A guest finds them by what its firmware tables say of `MmioSlots.used`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -54,14 +55,13 @@ class MmioSlots(Slots):
     ) -> None:
         self._memory = memory
         self._bus = bus
-        self._base = base
-        self._stride = stride
+        self._bases = itertools.count(base, stride)
         self._take_line = take_line
         self.used: list[MmioSlot] = []
 
     def place(self, name: str, device: VirtioDevice[Any]) -> MmioSlot:
         number, line = self._take_line()
-        base = self._base + len(self.used) * self._stride
+        base = next(self._bases)
         slot = MmioSlot(VirtioMmio(self._memory, line, device), base, number)
         self._bus.attach(name, base, slot.size, slot.part)
         self.used.append(slot)
