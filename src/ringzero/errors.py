@@ -5,7 +5,9 @@
     ├── ConfigError             a machine description with faults, all reported together
     ├── NotFoundError           something named does not exist
     ├── HostError               the operating system refused
-    │   └── MissingToolError    a program or package of the host is absent
+    │   ├── MissingFileError    a file that the user named does not exist
+    │   ├── MissingToolError    a program or package of the host is absent
+    │   └── OutputError         results that cannot be written where they should go
     ├── GuestImageError         a kernel, initrd or image that cannot be booted
     ├── DiskError               a disk image
     │   ├── DiskFormatError     its bytes are not what the format allows
@@ -87,8 +89,20 @@ class HostError(RingzeroError):
     exit_code = 4
 
 
+class MissingFileError(HostError):
+    kind = "missing-file"
+    # As whatever else is named and does not exist.
+    exit_code = NotFoundError.exit_code
+
+
 class MissingToolError(HostError):
     kind = "missing-tool"
+
+
+class OutputError(HostError):
+    """Results that cannot be written: a full disk, a closed descriptor, a reader that left."""
+
+    kind = "output"
 
 
 class GuestImageError(RingzeroError):

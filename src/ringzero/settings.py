@@ -44,7 +44,15 @@ def _xdg(variable: str, default: str) -> Path:
     """Return our part of a base directory (XDG Base Directory Specification 0.8)."""
     base = os.environ.get(variable)
     # A relative path there is to be ignored, says the specification.
-    return (Path(base) if base and base.startswith("/") else Path.home() / default) / "ringzero"
+    if base and base.startswith("/"):
+        return Path(base) / "ringzero"
+    try:
+        return Path.home() / default / "ringzero"
+    except RuntimeError:
+        raise InvalidValueError(
+            "there is no home directory: HOME is not set, and the system knows no such user",
+            hint="set HOME, or RINGZERO_CACHE_DIR, RINGZERO_DATA_DIR and RINGZERO_MACHINES_DIR",
+        ) from None
 
 
 def _xdg_cache() -> Path:
@@ -59,6 +67,20 @@ def _xdg_data() -> Path:
     return _xdg("XDG_DATA_HOME", ".local/share")
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError("a number of seconds is not negative")
+    return seconds
+
+
+# A loaded host without KVM takes some 20 s for ringzero's own guests.
+BOOT_TIMEOUT = Setting(
+    "RINGZERO_BOOT_TIMEOUT",
+    _seconds,
+    lambda: 120.0,
+    "seconds that a guest may take to start before whoever waits for it is told so; 0: no bound",
+)
 CACHE_DIR = Setting(
     "RINGZERO_CACHE_DIR", Path, _xdg_cache, "directory for compiled engines, translations, images"
 )

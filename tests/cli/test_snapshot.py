@@ -92,7 +92,7 @@ def test_export_and_import(store, call, tmp_path):
     assert "left" in call("import", path, code=2).err
     path.write_bytes(path.read_bytes()[:-50])
     assert call("import", path, "--name", "cut", code=9).err
-    call("import", tmp_path / "nothing", code=4)
+    call("import", tmp_path / "nothing", code=3)
 
 
 def test_check(store, call):

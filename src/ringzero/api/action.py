@@ -68,6 +68,10 @@ class Link(Protocol):
         """Send an event: "signal" with its `name`, "resize" with `rows` and `columns`."""
         ...
 
+    def close(self) -> None:
+        """Leave, whatever the other side does. From any thread."""
+        ...
+
 
 class Stream:
     """Who takes what an action that streams sends until its answer; this one takes nothing."""
@@ -77,6 +81,9 @@ class Stream:
 
     def data(self, number: int, content: bytes) -> None:
         """Take bytes of the stream `number` (`ringzero.api.protocol`)."""
+
+    def event(self, kind: str, content: dict[str, Any]) -> None:
+        """Hear an event: "waiting", for a guest that takes no commands yet."""
 
 
 @record

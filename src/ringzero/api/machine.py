@@ -114,6 +114,7 @@ class MachineActions(Actions):
         rows: Annotated[int, "the terminal's height in characters"] = 24,
         columns: Annotated[int, "the terminal's width in characters"] = 80,
         term: Annotated[str, "what TERM is"] = "linux",
+        wait: Annotated[float, "seconds that the guest may take to take it; 0: no bound"] = 120.0,
     ) -> CommandEnd:
         """Run a command in the guest."""
 

@@ -27,6 +27,8 @@ class PlainFlags:
     """Flags with or without a value; no positional words."""
 
     usage: str | None = None
+    # Take words and flags of other kinds, too, whose values are then not read.
+    lenient = False
 
     def __init__(self) -> None:
         self._flags: dict[str, tuple[str, str, Callable[[str], Any]]] = {}
@@ -42,7 +44,10 @@ class PlainFlags:
             # Such a default is converted too.
             or ("type" in options and isinstance(options.get("default"), str))
         ):
-            raise _NotPlainError
+            if not self.lenient:
+                raise _NotPlainError
+            if not names[0].startswith("-"):
+                return
         chosen = next((name for name in names if name.startswith("--")), names[0])
         destination = chosen.lstrip("-").replace("-", "_")
         for name in names:
@@ -77,6 +82,27 @@ class PlainFlags:
                 value = [*(values[destination] or ()), value]
             values[destination] = value
         return values
+
+    def words(self, words: Sequence[str]) -> list[int]:
+        """Return where in `words` those stand that are no flags and no values of flags."""
+        found, at = [], 0
+        while at < len(words):
+            name, equals, _ = words[at].partition("=")
+            if not name.startswith("-") or name == "-":
+                found.append(at)
+            # Of short flags in one word, the last may have a value.
+            last = name if name.startswith("--") else f"-{name[-1:]}"
+            takes = self._flags.get(last, ("", "store_true", str))[1] != "store_true"
+            at += 2 if takes and not equals and at not in found else 1
+        return found
+
+
+def words_of(verb: Verb, words: Sequence[str]) -> list[int]:
+    """Return where in a verb's `words` those stand that are neither flags nor their values."""
+    flags = PlainFlags()
+    flags.lenient = True
+    verb.configure(flags)  # type: ignore[arg-type]
+    return flags.words(words)
 
 
 def parse(verb: Verb, words: Sequence[str]) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ringzero.cli.output import write
+from ringzero.cli.text import printable
 
 if TYPE_CHECKING:
     from ringzero.control.host.client import RemoteMachine
@@ -55,31 +56,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def one_line(text: str, width: int = 60) -> str:
-    """Return the first line of `text`, cut for a table."""
-    line = text.splitlines()[0] if text else ""
+    """Return the first line of `text`, printable, cut for a table."""
+    line = next(iter(printable(text).splitlines()), "")
     return line if len(line) <= width else line[: width - 3] + "..."
-
-
-def write(descriptor: int, data: bytes) -> None:
-    """Write all of `data`; raises BrokenPipeError where the reader has gone."""
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(descriptor, view) :]
-        except BlockingIOError:
-            time.sleep(0.001)
 
 
 def both_outputs(number: int, data: bytes) -> None:
     """Write what came on stream 1 or 2 to the descriptor of that number."""
     write(2 if number == 2 else 1, data)
-
-
-def in_background(action: Any) -> threading.Thread:
-    """Start `action` on a thread that keeps nobody from leaving."""
-    thread = threading.Thread(target=action, daemon=True)
-    thread.start()
-    return thread
 
 
 def note(text: str) -> None:

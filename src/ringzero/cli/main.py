@@ -1,25 +1,21 @@
 """The command line: find the verb, run it, turn errors into messages.
 
-Exit codes: 0 good; the command's own status from `ringzero run -- CMD`; 2 a
-wrong flag or value; 124 timeout; 125 the guest failed; 130 Ctrl-C; others as
-in `ringzero.errors`; 70 a fault in ringzero itself.
+Exit codes are in `ringzero.cli.codes`, for people in docs/run.md.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import ringzero
-from ringzero.cli import flags
+from ringzero.cli import flags, output, signals
+from ringzero.cli.codes import INTERNAL, INTERRUPTED
 from ringzero.cli.verb import VERBS, Verb
-from ringzero.errors import ConfigError, InvalidValueError, NotFoundError, RingzeroError
+from ringzero.errors import ConfigError, InvalidValueError, OutputError, RingzeroError
 from ringzero.settings import DEBUG
 
 if TYPE_CHECKING:
@@ -35,11 +31,7 @@ examples:
 `ringzero COMMAND --help` tells about one command.
 """
 
-# Of help where standard output is no terminal, in characters.
-_WIDTH = 80
-# sysexits.h EX_SOFTWARE: an internal fault.
-_INTERNAL = 70
-_INTERRUPTED = 128 + signal.SIGINT
+_Words = list[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,60 +39,87 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         # The process is ours: its end by a signal runs every `finally`, too.
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _leave)
-    # What stands behind "--" is a command for a guest, and none of ours to read.
-    cut = words.index("--") if "--" in words else len(words)
-    words, command = words[:cut], words[cut + 1 :] if cut < len(words) else None
+        signals.install()
+        output.guard()
     try:
-        code = _run(words, command)
-        # Here, and not at the interpreter's end: a reader that went away is no fault.
+        code = _run(words)
+        # Here, and not at the interpreter's end: what cannot be written is an error.
         sys.stdout.flush()
-        return code
     except RingzeroError as fault:
-        # Without anybody to tell, the exit code tells.
-        with contextlib.suppress(OSError):
-            _report(fault, "--json" in words)
-        return fault.exit_code
+        code = _failed(fault, words)
     except KeyboardInterrupt:
-        return _INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output is gone; the interpreter must not complain at exit.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + signal.SIGPIPE
+        code = INTERRUPTED
+    except BrokenPipeError as fault:
+        lost = output.output_error(fault)
+        lost.__cause__ = fault
+        code = _failed(lost, words)
     except Exception as fault:  # a fault of ours is a message too, never a traceback
         if _debugging():
             raise
-        place = fault.__traceback__
-        while place is not None and place.tb_next is not None:
-            place = place.tb_next
-        where = f" ({place.tb_frame.f_code.co_filename}:{place.tb_lineno})" if place else ""
-        print(
-            f"ringzero: internal error: {type(fault).__name__}: {fault}{where}\n"
-            "  this is a fault in ringzero; RINGZERO_DEBUG=1 shows where it comes from",
-            file=sys.stderr,
-        )
-        return _INTERNAL
+        code = _internal(fault, words)
+    return signals.code() or code
 
 
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    import argparse
+def _failed(fault: RingzeroError, words: _Words) -> int:
+    """Tell what is wrong; without anybody to tell, the exit code tells."""
+    if isinstance(fault, OutputError):
+        output.abandon()
+        if isinstance(fault.__cause__, BrokenPipeError):
+            # A reader that has seen enough wants to hear no more.
+            return fault.exit_code
+    # What the verb has printed so far comes before what is wrong.
+    with contextlib.suppress(OSError, OutputError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        _report(fault, _wants_json(words))
+    return fault.exit_code
 
-    # Left to itself, the formatter loads much in order to find the width.
-    width = os.get_terminal_size(1).columns if os.isatty(1) else _WIDTH
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=width - 2)
+
+def _internal(fault: Exception, words: _Words) -> int:
+    place = fault.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = f" ({place.tb_frame.f_code.co_filename}:{place.tb_lineno})" if place else ""
+    message = f"internal error: {type(fault).__name__}: {fault}{where}"
+    hint = "this is a fault in ringzero; RINGZERO_DEBUG=1 shows where it comes from"
+    with contextlib.suppress(OSError):
+        if _wants_json(words):
+            told = {"kind": "internal", "message": message, "hint": hint, "context": {}}
+            print(json.dumps({"error": told}), file=sys.stderr)
+        else:
+            print(f"ringzero: {message}\n  {hint}", file=sys.stderr)
+    return INTERNAL
 
 
-def _run(words: list[str], command: list[str] | None) -> int:
-    # A known verb is the only one loaded.
+def _wants_json(words: _Words) -> bool:
+    """Whether faults are told as JSON: --json stands before the words of a guest's command."""
+    ours = words[: words.index("--")] if "--" in words else words
+    if words and words[0] in VERBS:
+        # Where the words themselves are wrong, all before "--" are ours.
+        with contextlib.suppress(RingzeroError):
+            ours, _ = VERBS.get(words[0])().split(words[1:])
+    return "--json" in ours
+
+
+def _run(words: _Words) -> int:
+    # A known verb is the only module that is loaded.
     named = words[0] if words and not words[0].startswith("-") else None
-    if named is not None and named in VERBS:
-        verb = VERBS.get(named)()
-        arguments = flags.parse(verb, words[1:])
-        if arguments is not None:
-            return _execute(verb, named, arguments, command)
-    return _run_parsed(words, named, command)
+    if named is not None and named not in VERBS:
+        from ringzero.cli import habits
+
+        words = habits.translate(words)
+        if words[0] not in VERBS:
+            raise habits.unknown(named, VERBS.names())
+        named = words[0]
+    if named is None:
+        return _run_parsed(words, None, None)
+    verb = VERBS.get(named)()
+    own, command = verb.split(words[1:])
+    arguments = flags.parse(verb, own)
+    if arguments is not None:
+        arguments.faults = []
+        return _execute(verb, named, arguments, command)
+    return _run_parsed([named, *own], named, command)
 
 
 def _execute(
@@ -108,28 +127,33 @@ def _execute(
 ) -> int:
     if command is not None and not verb.takes_command:
         raise InvalidValueError(f"`ringzero {name}` takes no command after '--'")
+    if arguments.faults and not verb.collects:
+        raise fault_of(arguments.faults, name)
     arguments.command = command or []
     return verb.execute(arguments)
 
 
-def _run_parsed(words: list[str], named: str | None, command: list[str] | None) -> int:
-    """Run what needs argparse: help, positional words, and all that is wrong."""
-    import argparse
+def fault_of(faults: list[str], verb: str) -> RingzeroError:
+    """Return the error for what is wrong with a command line."""
+    hint = f"`ringzero {verb} --help` tells what it takes"
+    if len(faults) == 1:
+        return InvalidValueError(faults[0], hint=hint)
+    return ConfigError(faults, hint=hint)
 
-    parser = argparse.ArgumentParser(
+
+def _run_parsed(words: _Words, named: str | None, command: list[str] | None) -> int:
+    """Run what needs argparse: help, positional words, and all that is wrong."""
+    from ringzero.cli.habits import foreign
+    from ringzero.cli.parser import Parser, parse
+
+    parser = Parser(
         prog="ringzero",
         description="Whole virtual machines on any Linux host, with KVM or without.",
         epilog=_EXAMPLES,
-        formatter_class=_formatter,
     )
     parser.add_argument("--version", action="version", version=f"ringzero {ringzero.__version__}")
+    parser.add_argument("--json", action="store_true", help="errors as JSON; of every command")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
-    if named is not None and named not in VERBS:
-        close = [name for name in VERBS.names() if name.startswith(named[:2])]
-        raise NotFoundError(
-            f"no command called {named!r}",
-            hint=f"did you mean {close[0]!r}?" if close else f"known: {', '.join(VERBS.names())}",
-        )
     for name in [named] if named is not None else VERBS.names():
         verb = VERBS.get(name)()
         sub = verbs.add_parser(
@@ -137,14 +161,23 @@ def _run_parsed(words: list[str], named: str | None, command: list[str] | None) 
             help=verb.summary,
             description=verb.summary[0].upper() + verb.summary[1:] + ".",
             epilog=verb.examples and f"examples:\n{verb.examples}",
-            formatter_class=_formatter,
         )
         # The list of commands needs a line of each, and no flags.
-        if name in words:
+        if named is not None:
             verb.configure(sub)
+            known = list(sub._option_string_actions)
         sub.set_defaults(chosen=verb)
-    arguments = parser.parse_args(words)
+    try:
+        if named is not None and (instead := foreign(named, words[1:], known)):
+            raise fault_of(instead, named)
+        arguments, faults = parse(parser, words)
+    except SystemExit as end:
+        # Help or the version was printed.
+        return int(end.code or 0)
+    arguments.faults = faults
     if arguments.verb is None:
+        if faults:
+            raise InvalidValueError(faults[0], hint="`ringzero --help` lists the commands")
         parser.print_help()
         return 0
     return _execute(arguments.chosen, arguments.verb, arguments, command)
@@ -163,19 +196,16 @@ def _report(fault: RingzeroError, as_json: bool) -> None:
         json.dump({"error": fault.to_dict()}, sys.stderr)
         sys.stderr.write("\n")
         return
+    from ringzero.cli.text import printable
+
     if isinstance(fault, ConfigError) and len(fault.faults) > 1:
-        print("ringzero: error: the machine cannot be built:", file=sys.stderr)
+        print(f"ringzero: error: {len(fault.faults)} things are wrong:", file=sys.stderr)
         for line in fault.faults:
-            print(f"  - {line}", file=sys.stderr)
+            print(f"  - {printable(line)}", file=sys.stderr)
     else:
-        print(f"ringzero: error: {fault.message}", file=sys.stderr)
+        print(f"ringzero: error: {printable(fault.message)}", file=sys.stderr)
     if fault.hint:
-        print(f"  hint: {fault.hint}", file=sys.stderr)
+        print(f"  hint: {printable(fault.hint)}", file=sys.stderr)
     if _debugging():
         for key, value in fault.context.items():
             print(f"  {key}: {value}", file=sys.stderr)
-
-
-def _leave(number: int, _: FrameType | None) -> NoReturn:
-    """Turn a signal into an exception, so that every `finally` runs."""
-    raise SystemExit(128 + number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 import threading
@@ -11,9 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ringzero.cli.signals import Loop
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import GuestError, HostError, TimeoutExpiredError
 from ringzero.host.files import host_error
+from ringzero.settings import BOOT_TIMEOUT
 from ringzero.vm.exit import Exit, ExitReason
 from ringzero.vm.guest.command import Command
 from ringzero.vm.guest.contract import INPUT_AHEAD, REBOOT_CODE, SHUTDOWN, Guest
@@ -24,6 +27,8 @@ _SHOWN_LINES = 20
 # How long a command may go on after the reader of its output has gone, in seconds: one that
 # writes is told by SIGPIPE, as it would be on the host, and may have something to tidy up.
 _AFTER_PIPE = 2.0
+# How often a user who waits for the guest's start hears of it, in seconds.
+_TELL = 10.0
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
@@ -81,6 +86,7 @@ class _Outlet:
     def __init__(self, descriptor: int, name: str) -> None:
         self.descriptor = descriptor
         self.fault: OSError | None = None
+        self.on_fault: Callable[[], object] = lambda: None
         self._name = name
 
     def write(self, data: bytes) -> None:
@@ -90,6 +96,7 @@ class _Outlet:
                 _write(self.descriptor, data)
             except OSError as fault:
                 self.fault = fault
+                self.on_fault()
 
     @property
     def broken(self) -> bool:
@@ -156,12 +163,14 @@ class _Session:
         self._log = log
         self._stdout = log.outlet or _Outlet(_STDOUT, "standard output")
         self._ended = threading.Event()
+        self._loop = Loop()
+        self._stdout.on_fault = self._loop.wake
 
     def serial_only(self, *, on_stdio: bool) -> int:
         """Run the user's own kernel, with the serial line on the terminal."""
         if not on_stdio:
-            self._machine.start()
-            return self._code(self._wait_for_end())
+            with self._running():
+                return self._code(self._wait_for_end())
         from ringzero.host.terminal import EscapeFilter, Reader
 
         escape = EscapeFilter()
@@ -170,10 +179,9 @@ class _Session:
             data = escape.feed(data) if os.isatty(_STDIN) else data
             self._machine.serial.write(data)
             if escape.ended:
-                self._ended.set()
+                self._end()
 
-        self._machine.start()
-        with self._raw_terminal(), Reader(_STDIN, typed, lambda: None):
+        with self._running(), self._raw_terminal(), Reader(_STDIN, typed, lambda: None):
             return self._code(self._wait_for_end())
 
     def command(self, words: Sequence[str]) -> int:
@@ -185,10 +193,10 @@ class _Session:
             takes_input=takes_input,
             on_stdout=self._stdout.write,
             on_stderr=_Outlet(_STDERR, "standard error").write,
-            on_exit=lambda _: done.set(),
+            on_exit=lambda _: self._done(done),
         )
-        self._machine.start()
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self._running())
             if takes_input:
                 # Loaded while the guest runs already.
                 from ringzero.host.terminal import Reader
@@ -211,13 +219,13 @@ class _Session:
             rows=rows,
             columns=columns,
             term=os.environ.get("TERM", "linux"),
-            on_exit=lambda _: done.set(),
+            on_exit=lambda _: self._done(done),
         )
 
         def typed(data: bytes) -> None:
             console.write(escape.feed(data) if os.isatty(_STDIN) else data)
             if escape.ended:
-                self._ended.set()
+                self._end()
 
         def no_more() -> None:
             # A terminal's end of file: what Ctrl-D sends.
@@ -225,8 +233,8 @@ class _Session:
 
         if os.isatty(_STDIN):
             print(f"ringzero: {ESCAPE_HELP}", file=sys.stderr)
-        machine.start()
         with (
+            self._running(),
             self._raw_terminal(),
             on_resize(lambda: console.resize(*size(_STDOUT))),
             Reader(_STDIN, typed, no_more, lambda: machine.agent.ready),
@@ -238,9 +246,33 @@ class _Session:
 
         return raw_mode(_STDIN)
 
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """Let the guest run for the block; its end, and signals to us, wake who waits."""
+        with self._loop:
+            self._machine.start()
+            threading.Thread(target=self._await_end, name="end", daemon=True).start()
+            yield
+
+    def _await_end(self) -> None:
+        # What went wrong is raised where the loop asks.
+        with contextlib.suppress(Exception):
+            self._machine.wait()
+        self._loop.wake()
+
+    def _done(self, done: threading.Event) -> None:
+        done.set()
+        self._loop.wake()
+
+    def _end(self) -> None:
+        """Hear that the user wants the end."""
+        self._ended.set()
+        self._loop.wake()
+
     def _command_status(self, command: Command, done: threading.Event) -> int:
         """Wait for the command's end, the guest's end or the user's; return the exit code."""
         told: float | None = None
+        boot = _Boot(self._machine.agent)
         while not done.is_set():
             if self._ended.is_set():
                 return 0
@@ -252,7 +284,7 @@ class _Session:
                 elif time.monotonic() - told > _AFTER_PIPE:
                     self._write_disks()
                     raise BrokenPipeError
-            ended = self._machine.wait(self._slice())
+            ended = self._machine.wait(0)
             if ended is not None and not done.is_set():
                 self._raise_bad(ended)
                 if not self._machine.agent.ready:
@@ -265,6 +297,11 @@ class _Session:
                 )
             if self._over():
                 raise self._timeout()
+            limit = boot.look(self._said)
+            if told is not None:
+                limit = min(limit, told + _AFTER_PIPE)
+            if not done.is_set():
+                self._wait(limit)
         self._write_disks()
         self._stdout.check()
         return command.status if command.status is not None else GuestError.exit_code
@@ -280,18 +317,19 @@ class _Session:
             self._stdout.check()
             if self._stdout.broken:
                 raise BrokenPipeError
-            ended = self._machine.wait(self._slice())
+            ended = self._machine.wait(0)
             if ended is not None:
                 return ended
             if self._ended.is_set():
                 return Exit(ExitReason.STOPPED)
             if self._over():
                 raise self._timeout()
+            self._wait(math.inf)
 
-    def _slice(self) -> float:
-        """Return how long to wait at once: short, so that an end is seen at once, in seconds."""
-        left = 0.02 if self._deadline is None else self._deadline - time.monotonic()
-        return max(0.0, min(0.02, left))
+    def _wait(self, limit: float) -> None:
+        """Wait until something happens, or for `limit` and the deadline of the run."""
+        limit = min(limit, math.inf if self._deadline is None else self._deadline)
+        self._loop.wait(None if limit == math.inf else limit - time.monotonic())
 
     def _over(self) -> bool:
         return self._deadline is not None and time.monotonic() >= self._deadline
@@ -313,6 +351,33 @@ class _Session:
     def _code(self, ended: Exit) -> int:
         self._raise_bad(ended)
         return REBOOT_CODE if ended.reason is ExitReason.REBOOT else 0
+
+
+class _Boot:
+    """How long the guest has taken so far to take commands: told now and then, and bounded."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._began = time.monotonic()
+        self._bound = BOOT_TIMEOUT.get()
+        self._next = self._began + _TELL
+
+    def look(self, said: Callable[[], str]) -> float:
+        """Return when to look again. Raises TimeoutExpiredError when it has taken too long."""
+        if self._agent.ready:
+            return math.inf
+        now = time.monotonic()
+        end = self._began + self._bound if self._bound else math.inf
+        if now >= end:
+            raise TimeoutExpiredError(
+                f"the guest took no command within {self._bound:g} seconds" + said(),
+                hint=f"{BOOT_TIMEOUT.name}=600 gives it longer; is its agent started at all?",
+            )
+        if now >= self._next:
+            waited = now - self._began
+            print(f"ringzero: the guest is starting, for {waited:.0f} s now", file=sys.stderr)
+            self._next = now + _TELL
+        return min(end, self._next)
 
 
 def _can_read_stdin() -> bool:

@@ -27,16 +27,25 @@ if TYPE_CHECKING:
 class Verb(ABC):
     """One command. `summary` is a line in the list; `examples` are shown in its help.
 
-    With `takes_command`, the words after "--" come as `arguments.command`.
+    With `takes_command`, the words after "--" come as `arguments.command`. A verb that `collects`
+    takes what is wrong with its flags in `arguments.faults`, and tells it with what else is.
     """
 
     summary: ClassVar[str]
     examples: ClassVar[str] = ""
     takes_command: ClassVar[bool] = False
+    collects: ClassVar[bool] = False
 
     @abstractmethod
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the verb's own arguments to `parser`."""
+
+    def split(self, words: list[str]) -> tuple[list[str], list[str] | None]:
+        """Return the verb's own words, and those of a command for a guest, which are not ours."""
+        if "--" not in words:
+            return words, None
+        cut = words.index("--")
+        return words[:cut], words[cut + 1 :]
 
     @abstractmethod
     def execute(self, arguments: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ringzero.errors import HostError
+from ringzero.errors import HostError, MissingFileError
 
 CACHE_HINT = (
     "the disk is full: free some space (`ringzero image ls` shows what the cache "
@@ -32,13 +32,16 @@ _ABANDONED = 86400
 
 def host_error(fault: OSError, action: str, path: Path | str) -> HostError:
     """Return the HostError that tells a user what `fault` means for `action`."""
+    reason = fault.strerror or str(fault)
+    message = f"cannot {action} {path}: {reason}"
+    if fault.errno in (errno.ENOENT, errno.ENOTDIR):
+        return MissingFileError(message, hint="check the path", path=path, errno=fault.errno)
     hint = None
     if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         hint = CACHE_HINT
     elif fault.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         hint = "set RINGZERO_CACHE_DIR to a directory that you can write to"
-    reason = fault.strerror or str(fault)
-    return HostError(f"cannot {action} {path}: {reason}", hint=hint, path=path, errno=fault.errno)
+    return HostError(message, hint=hint, path=path, errno=fault.errno)
 
 
 def make_directory(path: Path) -> Path:

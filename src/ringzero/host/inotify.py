@@ -12,6 +12,7 @@ from ringzero.errors import HostError
 from ringzero.records import record
 
 # <sys/inotify.h>
+MODIFY = 0x2
 CLOSE_WRITE = 0x8
 MOVED_FROM = 0x40
 MOVED_TO = 0x80

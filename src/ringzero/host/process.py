@@ -104,6 +104,24 @@ def _start_time(pid: int) -> int | None:
         return None
 
 
+@record
+class Usage:
+    """What a process has used: CPU time in seconds, memory that is there in bytes."""
+
+    seconds: float
+    resident: int
+
+
+def usage(pid: int) -> Usage | None:
+    """Return what a process has used; None where it is gone or cannot be seen (proc(5))."""
+    try:
+        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        user, system, pages = (int(fields[n - _STATE_FIELD]) for n in (14, 15, 24))
+    except (OSError, ValueError, IndexError):
+        return None
+    return Usage((user + system) / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE"))
+
+
 def own_cgroup() -> str:
     """Return the calling process's control group (version 2) below its root; "" without one."""
     try:

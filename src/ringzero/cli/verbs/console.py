@@ -10,7 +10,8 @@ from typing import Self
 from ringzero.api.action import Link, Stream
 from ringzero.api.table import get
 from ringzero.cli.action_verb import add_flags
-from ringzero.cli.machines import add_json, add_name, named, note, write
+from ringzero.cli.machines import add_json, add_name, named, note
+from ringzero.cli.output import write
 from ringzero.cli.verb import VERBS, Verb
 
 _STDIN, _STDOUT = 0, 1

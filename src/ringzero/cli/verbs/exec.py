@@ -6,18 +6,27 @@ import argparse
 import contextlib
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any, Self
 
 from ringzero.api.action import Link, Stream
-from ringzero.cli.machines import add_name, both_outputs, named
+from ringzero.cli.flags import words_of
+from ringzero.cli.machines import add_name, both_outputs, named, note
 from ringzero.cli.verb import VERBS, Verb
-from ringzero.errors import InvalidValueError
+from ringzero.errors import ControlError, InvalidValueError
+from ringzero.settings import BOOT_TIMEOUT
 
 _STDIN, _STDOUT = 0, 1
 # What the user may send to the command by sending it to us.
 _FORWARDED = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2")
+# Who sends so many signals within so many seconds, of which the last would end a program, wants
+# out, whatever the command in the guest makes of them.
+_ENOUGH, _SOON = 3, 3.0
+_ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
 @VERBS.register("exec")
@@ -25,14 +34,16 @@ class Exec(Verb):
     summary = "run a command in a running machine"
     takes_command = True
     examples = """\
-  ringzero exec web -- uname -a            its output, its exit status
-  tar c . | ringzero exec -i web -- tar x  standard input goes to the command
-  ringzero exec -it web -- sh              a shell on a terminal of its own
+  ringzero exec web uname -a            its output, its exit status
+  tar c . | ringzero exec -i web tar x  standard input goes to the command
+  ringzero exec -it web sh              a shell on a terminal of its own
+
+Flags stand before the command, whose own begin where it does; a -- before it may be left out.
 """
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the flags."""
-        parser.usage = "ringzero exec [-i] [-t] NAME -- CMD ..."
+        parser.usage = "ringzero exec [FLAGS] NAME CMD ..."
         parser.add_argument(
             "-i", "--interactive", action="store_true", help="pass standard input on"
         )
@@ -40,12 +51,16 @@ class Exec(Verb):
         parser.add_argument("--json", action="store_true", help="errors as JSON")
         add_name(parser)
 
+    def split(self, words: list[str]) -> tuple[list[str], list[str] | None]:
+        """The command begins behind the name, or behind "--" there."""
+        own, command = super().split(words)
+        _, *after = words_of(self, own) or [0]
+        return (words[: after[0]], words[after[0] :]) if after else (own, command)
+
     def execute(self, arguments: argparse.Namespace) -> int:
         """Run it and end with its status."""
         if not arguments.command:
-            raise InvalidValueError(
-                "no command", hint=f"ringzero exec {arguments.machine} -- CMD ..."
-            )
+            raise InvalidValueError("no command", hint=f"ringzero exec {arguments.machine} CMD ...")
         from ringzero.host.terminal import size
 
         rows, columns = size(_STDOUT)
@@ -55,7 +70,13 @@ class Exec(Verb):
             wanted |= {"tty": True, "rows": rows, "columns": columns, "term": term}
         machine = named(arguments)
         with _Streams(tty=arguments.tty, interactive=arguments.interactive) as streams:
-            return machine.exec(streams, arguments.command, **wanted)["status"]
+            try:
+                end = machine.exec(streams, arguments.command, wait=BOOT_TIMEOUT.get(), **wanted)
+            except ControlError:
+                if streams.left:
+                    return 128 + streams.left
+                raise
+            return end["status"]
 
 
 class _Streams(Stream):
@@ -65,6 +86,8 @@ class _Streams(Stream):
         self._tty = tty
         self._interactive = interactive
         self._undo = contextlib.ExitStack()
+        # The signal by which the user left a command that did not heed it.
+        self.left = 0
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +103,7 @@ class _Streams(Stream):
             link.event("resize", rows=rows, columns=columns)
 
         enter = self._undo.enter_context
-        enter(_forwarded(lambda name: link.event("signal", name=name)))
+        enter(_forwarded(lambda numbers: self._signal(link, numbers)))
         if self._tty and self._interactive:
             enter(raw_mode(_STDIN))
             enter(on_resize(resized))
@@ -90,20 +113,44 @@ class _Streams(Stream):
     def data(self, number: int, content: bytes) -> None:
         both_outputs(number, content)
 
+    def event(self, kind: str, content: dict[str, Any]) -> None:
+        if kind == "waiting":
+            note("waiting for the guest to take commands; Ctrl-C ends that")
+
+    def _signal(self, link: Link, numbers: list[int]) -> None:
+        if len(numbers) >= _ENOUGH and numbers[-1] in _ENDING:
+            self.left = numbers[-1]
+            link.close()
+            return
+        link.event("signal", name=signal.Signals(numbers[-1]).name.removeprefix("SIG"))
+
 
 @contextlib.contextmanager
-def _forwarded(send: Callable[[str], None]) -> Iterator[None]:
-    """Send signals that come to us on, for the block."""
+def _forwarded(send: Callable[[list[int]], None]) -> Iterator[None]:
+    """Have `send` called, for the block, with the signals that came to us in the last seconds.
+
+    A handler notes the signal for a thread that sends, which may wait for the other side.
+    """
+    noted: SimpleQueue[int] = SimpleQueue()
 
     def forward(number: int, _: FrameType | None) -> None:
-        send(signal.Signals(number).name.removeprefix("SIG"))
+        noted.put(number)
+
+    def work() -> None:
+        recent: list[tuple[float, int]] = []
+        while number := noted.get():
+            now = time.monotonic()
+            recent = [*(pair for pair in recent if now - pair[0] < _SOON), (now, number)]
+            send([number for _, number in recent])
 
     before: dict[int, Any] = {}
     for name in _FORWARDED:
         number = signal.Signals[f"SIG{name}"]
         before[number] = signal.signal(number, forward)
+    threading.Thread(target=work, name="signals", daemon=True).start()
     try:
         yield
     finally:
         for changed, handler in before.items():
             signal.signal(changed, handler)
+        noted.put(0)

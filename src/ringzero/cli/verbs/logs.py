@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ringzero.cli.machines import add_json, add_name, named, write
+from ringzero.cli.machines import add_json, add_name, named
+from ringzero.cli.output import write
+from ringzero.cli.text import TerminalFilter
 from ringzero.cli.verb import VERBS, Verb, print_json
 from ringzero.errors import InvalidValueError
+from ringzero.host.files import open_regular
+
+if TYPE_CHECKING:
+    from ringzero.control.host.directory import MachineDirectory
 
 _STDOUT = 1
 _CHUNK = 1 << 16
-# How often a followed log is looked at, in seconds: a person sees no delay.
-_PAUSE = 0.05
 
 
 @VERBS.register("logs")
@@ -32,12 +36,13 @@ class Logs(Verb):
         add = parser.add_argument
         add("-f", "--follow", action="store_true", help="go on until the machine ends")
         add("-n", "--lines", metavar="N", type=int, help="begin N lines before the end")
+        add("--raw", action="store_true", help="on a terminal, too, byte for byte")
         add("--vmm", action="store_true", help="the log of the machine's process instead")
         add_json(parser)
         add_name(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
-        """Print the log, byte for byte."""
+        """Print the log, byte for byte where no terminal shows it."""
         from ringzero.control.host.directory import CONSOLE_LOG, VMM_LOG
 
         if arguments.lines is not None and arguments.lines < 0:
@@ -53,15 +58,31 @@ class Logs(Verb):
         if arguments.json:
             print_json({"name": where.name, "log": data.decode("utf-8", "replace")})
             return 0
-        write(_STDOUT, data)
-        while arguments.follow:
-            alive = where.alive
-            for chunk in log.read():
-                write(_STDOUT, chunk)
-            if not alive:
-                break
-            time.sleep(_PAUSE)
+        # A guest must not have the user's terminal type into the user's shell.
+        filtered = TerminalFilter() if os.isatty(_STDOUT) and not arguments.raw else None
+
+        def show(chunk: bytes) -> None:
+            write(_STDOUT, chunk if filtered is None else filtered.feed(chunk))
+
+        show(data)
+        if arguments.follow:
+            self._follow(where, log, show)
+        if filtered is not None:
+            write(_STDOUT, filtered.end())
         return 0
+
+    def _follow(self, where: MachineDirectory, log: Log, show: Callable[[bytes], None]) -> None:
+        """Show what comes until the machine has ended."""
+        from ringzero.control.host.events import Changes
+
+        with Changes(where.path) as changes:
+            while True:
+                alive = where.alive
+                for chunk in log.read():
+                    show(chunk)
+                if not alive:
+                    return
+                changes.wait()
 
 
 class Log:
@@ -95,7 +116,7 @@ class Log:
 
     def _open(self, part: Path) -> bool:
         try:
-            self._old.append(os.open(part, os.O_RDONLY | os.O_CLOEXEC))
+            self._old.append(open_regular(part))
         except OSError:
             return False
         return True

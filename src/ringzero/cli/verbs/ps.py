@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ringzero.api.values import ALIVE, MachineSummary, Status
 from ringzero.cli.machines import add_json, ago, note, one_line, table
@@ -57,7 +58,8 @@ def _row(facts: MachineSummary) -> tuple[str, ...]:
     from ringzero.units import format_size
 
     config = facts["config"]
-    what = facts["image"] or str(config.get("kernel") or "?")
+    # An image's name, or that of the kernel's file.
+    what = facts["image"] or Path(str(config.get("kernel") or "?")).name
     if facts["command"]:
         what += ": " + " ".join(facts["command"])
     status = facts["status"]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ringzero.cli.flags import words_of
 from ringzero.cli.verb import VERBS, Verb, print_json
 from ringzero.config.device import DEVICE_CONFIGS
-from ringzero.errors import InvalidValueError
+from ringzero.errors import (
+    ConfigError,
+    InvalidValueError,
+    MissingFileError,
+    NotFoundError,
+    RingzeroError,
+)
 from ringzero.settings import ENGINE
 
 if TYPE_CHECKING:
@@ -18,19 +26,22 @@ if TYPE_CHECKING:
     from ringzero.config.machine import MachineConfig
     from ringzero.control.host.directory import Claim
 
-_DEFAULT_IMAGE = "micro"
+_DEFAULT_IMAGE, _MEMORY = "micro", "512M"
+# No kernel starts in less; a size below it without a unit was meant in another one.
+_LEAST_MEMORY = 1 << 20
 
 
 @VERBS.register("run")
 class Run(Verb):
     summary = "start a machine: the default Linux guest, or a kernel of your own"
     takes_command = True
+    collects = True
     examples = """\
   ringzero run                            a shell in the default guest
   ringzero run -- uname -a                one command; its output, its exit status
   echo hi | ringzero run -- cat           standard input goes to the command
   ringzero run -t -- vi                   a command that wants a terminal
-  ringzero run --image full -- uname -r   a guest with another kernel
+  ringzero run full -- uname -r           another image: a guest with another kernel
   ringzero run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
   ringzero run --disk data.img,ro --memory 1G -- mount /dev/vda /mnt
   ringzero run --vsock /tmp/vm.sock       sockets between host and guest
@@ -46,14 +57,15 @@ Ctrl-] q ends the machine.
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the flags."""
-        parser.usage = "ringzero run [FLAGS] [-- CMD ...]"
+        parser.usage = "ringzero run [FLAGS] [IMAGE] [-- CMD ...]"
         add = parser.add_argument
         add("--kernel", metavar="FILE", help="bzImage or ELF vmlinux to boot directly")
         add(
             "--image",
             metavar="NAME",
             default=None,
-            help="guest: micro (default), full (Debian's full kernel), backports (a newer one)",
+            help="the guest, as IMAGE: micro (default), full (Debian's full kernel), backports (a "
+            "newer one)",
         )
         add("--initrd", metavar="FILE", help="initial RAM disk for the kernel")
         add(
@@ -64,7 +76,7 @@ Ctrl-] q ends the machine.
         )
         for kind, device in DEVICE_CONFIGS:
             add(f"--{kind}", metavar=device.spelling, action="append", default=[], help=device.help)
-        add("--memory", "-m", metavar="SIZE", default="512M", help="memory (default: 512M)")
+        add("--memory", "-m", metavar="SIZE", default=_MEMORY, help="memory (default: 512M)")
         add(
             "--cpu",
             metavar="MODEL",
@@ -85,6 +97,7 @@ Ctrl-] q ends the machine.
             metavar="stdio|FILE",
             help="where the serial line goes (default: stdio with --kernel, else nowhere)",
         )
+        add("-i", "--interactive", action="store_true", help="accepted: input is passed on anyway")
         add("-t", "--tty", action="store_true", help="give the command the guest's console")
         add("-d", "--detach", action="store_true", help="leave the machine running; print its name")
         add("--name", metavar="NAME", help="what `ps`, `exec`, `stop` and others call the machine")
@@ -93,16 +106,32 @@ Ctrl-] q ends the machine.
         add("--stats", action="store_true", help="say on stderr where the time went")
         add("--json", action="store_true", help="statistics and errors as JSON")
 
+    def split(self, words: list[str]) -> tuple[list[str], list[str] | None]:
+        """A word that is no flag is an image; the command stands behind "--"."""
+        own, command = super().split(words)
+        found = words_of(self, own)
+        if not found:
+            return own, command
+        from ringzero.cli.habits import foreign
+
+        # A flag that we do not know may have a value: it is not taken for an image.
+        if not foreign("run", own, ()):
+            _refuse_command(own, found, command)
+            own = [*own[: found[0]], *own[found[0] + 1 :], "--image", own[found[0]]]
+        return own, command
+
     def execute(self, arguments: argparse.Namespace) -> int:
         """Build the machine's description, then hand over to `ringzero.cli.session`."""
-        _check(arguments)
-        _refuse_missing_kvm(arguments.engine or ENGINE.get())
+        faults = Faults(arguments.faults)
+        faults.take(lambda: _check(arguments))
+        if (arguments.engine or ENGINE.get()) == "kvm":
+            # Said before an image is made for it.
+            faults.take(_refuse_missing_kvm)
+        faults.take(lambda: _suspect_memory(arguments))
+        faults.take(lambda: _check_files(arguments))
+        faults.take(lambda: _description(arguments))
+        faults.end("run")
         config = _user_config(arguments) if arguments.kernel else _default_config(arguments)
-        config.check_files()
-        for net in config.nets:
-            from ringzero.net.contract import NETWORKS
-
-            NETWORKS.get(net.network)
         if arguments.detach:
             return _detach(arguments, config)
         _measure_engines(config.engine)
@@ -111,7 +140,7 @@ Ctrl-] q ends the machine.
 
         how: dict[str, Any] = {
             "words": arguments.command,
-            "terminal": arguments.tty,
+            "terminal": arguments.tty and bool(arguments.command),
             "serial": arguments.serial or ("stdio" if arguments.kernel else None),
             "timeout": arguments.timeout,
             "stats": arguments.stats,
@@ -122,48 +151,152 @@ Ctrl-] q ends the machine.
         return _named(arguments, config, how)
 
 
+def _refuse_command(own: list[str], found: list[int], command: list[str] | None) -> None:
+    """Where a command stands before "--", or instead of an image, say where it belongs."""
+    from ringzero.image.names import IMAGES
+
+    at, *more = found
+    image = own[at]
+    if image not in IMAGES:
+        rest = shlex.join([*own[at:], *(command or ())])
+        before = shlex.join(own[:at])
+        raise NotFoundError(
+            f"no image is called {image!r}",
+            hint=f"a command goes behind --: ringzero run {before + ' ' if before else ''}-- {rest}"
+            f"; images: {', '.join(IMAGES.names())}",
+        )
+    if more:
+        rest = shlex.join(own[more[0] :])
+        raise InvalidValueError(
+            f"{own[more[0]]!r} stands where a flag belongs",
+            hint=f"a command goes behind --: ringzero run {image} -- {rest}",
+        )
+
+
 def _check(arguments: argparse.Namespace) -> None:
-    if arguments.kernel and arguments.command:
-        raise InvalidValueError(
-            "a command can only be run in the default guest, not with --kernel",
-            hint="leave --kernel out, or let your own initrd run the command",
-        )
-    if arguments.kernel and arguments.image:
-        raise InvalidValueError("--image has a kernel of its own", hint="give it or --kernel")
-    if arguments.initrd and not arguments.kernel:
-        raise InvalidValueError("--initrd without --kernel")
-    if arguments.tty and not arguments.command:
-        raise InvalidValueError("-t without a command", hint="ringzero run -t -- CMD")
-    if arguments.timeout is not None and not arguments.timeout > 0:
-        raise InvalidValueError(f"a timeout of {arguments.timeout} seconds makes no sense")
-    if arguments.detach and (arguments.tty or arguments.serial == "stdio"):
-        raise InvalidValueError(
-            "a machine that is detached has no terminal",
-            hint="attach to it later: `ringzero console NAME`",
-        )
-    if arguments.detach and arguments.stats:
-        raise InvalidValueError("--stats with -d", hint="`ringzero inspect NAME` has them")
-    if arguments.rm and not (arguments.detach or arguments.name):
-        raise InvalidValueError("--rm without --name or -d")
-    if arguments.no_wait and not arguments.detach:
-        raise InvalidValueError("--no-wait without -d")
+    """Raise ConfigError with all that does not go together."""
+    faults = [fault for wrong, fault in _contradictions(arguments) if wrong]
+    if len(faults) == 1:
+        message, _, hint = faults[0].partition("; ")
+        raise InvalidValueError(message, hint=hint or None)
+    if faults:
+        raise ConfigError(faults)
     if arguments.name is not None:
         from ringzero.control.host.directory import check_name
 
         check_name(arguments.name)
-    if arguments.serial == "stdio" and not arguments.kernel:
-        raise InvalidValueError(
-            "the default guest uses standard input and output itself",
-            hint="give a file: --serial boot.log",
-        )
 
 
-def _refuse_missing_kvm(name: str) -> None:
+def _contradictions(arguments: argparse.Namespace) -> Iterator[tuple[Any, str]]:
+    """Yield what is wrong and what to do, each with whether it is so."""
+    given, limit = arguments, arguments.timeout
+    yield (
+        given.kernel and given.command,
+        "a command can only be run in the default guest, not with --kernel; leave --kernel out, "
+        "or let your own initrd run the command",
+    )
+    yield given.kernel and given.image, "--image has a kernel of its own; give it or --kernel"
+    yield given.initrd and not given.kernel, "--initrd without --kernel"
+    yield (
+        given.tty and not given.command and not given.interactive,
+        "-t without a command; ringzero run -t -- CMD",
+    )
+    yield limit is not None and not limit > 0, f"a timeout of {limit} seconds makes no sense"
+    yield (
+        given.detach and (given.tty or given.serial == "stdio"),
+        "a machine that is detached has no terminal; attach to it later: `ringzero console NAME`",
+    )
+    yield given.detach and given.stats, "--stats with -d; `ringzero inspect NAME` has them"
+    yield given.rm and not (given.detach or given.name), "--rm without --name or -d"
+    yield given.no_wait and not given.detach, "--no-wait without -d"
+    yield (
+        given.serial == "stdio" and not given.kernel,
+        "the default guest uses standard input and output itself; give a file: --serial boot.log",
+    )
+
+
+class Faults:
+    """What is wrong with a command line, all of it."""
+
+    def __init__(self, found: Sequence[str]) -> None:
+        self._found: list[RingzeroError] = [InvalidValueError(text) for text in found]
+
+    def take(self, check: Callable[[], object]) -> None:
+        """Do a check and keep what it raises."""
+        try:
+            check()
+        except RingzeroError as fault:
+            self._found.append(fault)
+
+    def end(self, verb: str) -> None:
+        """Raise what was found: one as it is, several as ConfigError."""
+        hint = f"`ringzero {verb} --help` tells what it takes"
+        if not self._found:
+            return
+        lines: dict[str, None] = {}
+        for fault in self._found:
+            for line in getattr(fault, "faults", [fault.message]):
+                lines[line] = None
+        if len(lines) > 1:
+            raise ConfigError(list(lines), hint=hint)
+        only = self._found[0]
+        only.hint = only.hint or hint
+        raise only
+
+
+def _refuse_missing_kvm() -> None:
     """Where KVM is asked for and cannot be had: say so before an image is made for it."""
-    if name == "kvm":
-        from ringzero.engine import select
+    from ringzero.engine import select
 
-        select.choose(name)
+    select.choose("kvm")
+
+
+def _description(arguments: argparse.Namespace) -> None:
+    """Raise what is wrong with the machine's description, before anything is fetched for it."""
+    from ringzero.config.machine import MachineConfig
+
+    config = MachineConfig.create(**_common(arguments))
+    for net in config.nets:
+        from ringzero.net.contract import NETWORKS
+
+        NETWORKS.get(net.network)
+
+
+def _check_files(arguments: argparse.Namespace) -> None:
+    """Raise MissingFileError or ConfigError for files that are not there, or of no use."""
+    from ringzero.config.machine import MachineConfig
+
+    faults, missing = list[str](), False
+    wanted: list[dict[str, Any]] = [{"disks": [disk]} for disk in arguments.disk]
+    wanted += [{name: getattr(arguments, name)} for name in ("kernel", "initrd")]
+    for part in wanted:
+        if not any(part.values()):
+            continue
+        try:
+            config = MachineConfig.create(**part)
+        except ConfigError:
+            # Told with the rest of the description.
+            continue
+        try:
+            config.check_files()
+        except ConfigError as fault:
+            faults += fault.faults
+            missing = all("does not exist" in line for line in faults)
+    if len(faults) == 1 and missing:
+        raise MissingFileError(faults[0], hint="check the path")
+    if faults:
+        raise ConfigError(faults, hint="check the paths")
+
+
+def _suspect_memory(arguments: argparse.Namespace) -> None:
+    """Ask where a size without a unit is too small for any guest."""
+    text = arguments.memory.strip()
+    if text.isdecimal() and int(text) < _LEAST_MEMORY:
+        # The rest is looked at as if it were right.
+        arguments.memory = _MEMORY
+        raise InvalidValueError(
+            f"--memory {text} is {text} bytes", hint=f"was {text}M meant? --memory {text}M"
+        )
 
 
 def _claim(arguments: argparse.Namespace, config: MachineConfig, foreground: bool) -> Claim:
@@ -247,9 +380,7 @@ def _default_config(arguments: argparse.Namespace) -> MachineConfig:
     from ringzero.host.progress import Progress
     from ringzero.image.names import IMAGES
 
-    # Faults of the flags are told before anything is downloaded.
     common = _common(arguments)
-    MachineConfig.create(**common)
     image = IMAGES.get(arguments.image or _DEFAULT_IMAGE)(progress=Progress())
     return MachineConfig.create(
         **common,

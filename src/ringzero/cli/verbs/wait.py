@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ringzero.cli.machines import add_json, add_name, named
+from ringzero.cli.text import printable
 from ringzero.cli.verb import VERBS, Verb, print_json
 
 
@@ -24,5 +25,6 @@ class Wait(Verb):
         if arguments.json:
             print_json(record.to_dict())
         else:
-            print(f"{record.reason}: {record.detail}" if record.detail else record.reason)
+            detail = printable(record.detail)
+            print(f"{record.reason}: {detail}" if detail else record.reason)
         return record.exit_code

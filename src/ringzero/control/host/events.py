@@ -21,6 +21,7 @@ from ringzero.config.device import NAME
 from ringzero.control.host import directory
 from ringzero.control.host.directory import EXIT, LOCK, PROCESS, STATUS, MachineDirectory
 from ringzero.control.host.records import ProcessRecord
+from ringzero.errors import HostError
 from ringzero.host import inotify
 from ringzero.host.files import host_error
 from ringzero.records import record
@@ -159,6 +160,39 @@ class Watch:
             self._pending[name] = looks - 1
         self._seen[name] = now
         return list(_differences(machine, before, now))
+
+
+class Changes:
+    """Tells when something in a machine's directory changes, its log included; to be closed."""
+
+    # Where the kernel cannot tell: how often to look, in seconds. A person sees no delay.
+    _PAUSE = 0.05
+    # The lock is dropped just after the kernel tells of its end; nothing comes after that.
+    _AT_LEAST = 1.0
+
+    def __init__(self, where: Path) -> None:
+        self._inotify: inotify.Inotify | None = None
+        with contextlib.suppress(HostError, OSError):
+            self._inotify = inotify.Inotify()
+            self._inotify.add(where, _IN_MACHINE | inotify.MODIFY | inotify.CREATE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._inotify is not None:
+            self._inotify.close()
+
+    def wait(self) -> None:
+        """Wait until something may have changed."""
+        if self._inotify is None:
+            time.sleep(self._PAUSE)
+            return
+        poller = select.poll()
+        poller.register(self._inotify.descriptor, select.POLLIN)
+        poller.poll(self._AT_LEAST * 1000)
+        for _ in self._inotify.read():
+            pass
 
 
 def _look(machine: MachineDirectory) -> _Seen:

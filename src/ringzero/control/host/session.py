@@ -70,7 +70,9 @@ class Session:
             frame = self._frame()
             if isinstance(frame, Data):
                 stream.data(frame.stream, frame.content)
-            elif "event" not in frame.content:
+            elif "event" in frame.content:
+                stream.event(str(frame.content["event"]), frame.content)
+            else:
                 return _result(action, frame.content)
 
     def send(self, data: bytes) -> None:

@@ -6,8 +6,11 @@ where the action streams, and all of the action's arguments by name.
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,14 +20,23 @@ from ringzero.control.machine import fork as forking
 from ringzero.control.machine import life
 from ringzero.control.machine.keeper import Keeper
 from ringzero.control.machine.server import Call
-from ringzero.errors import ConflictError, GuestError, InvalidValueError, ProtocolError
+from ringzero.errors import (
+    ConflictError,
+    GuestError,
+    InvalidValueError,
+    ProtocolError,
+    TimeoutExpiredError,
+)
 from ringzero.vm.guest.contract import INPUT_AHEAD
 
 if TYPE_CHECKING:
+    from ringzero.vm.guest.agent import Agent
     from ringzero.vm.guest.command import Command
 
 # How long a command may go on after its client went away and SIGHUP was sent, in seconds.
 _HANGUP = 2.0
+# How long a guest may take to take a command before its client hears that it waits, in seconds.
+_PATIENCE = 2.0
 _MAX_TIMEOUT = 86400.0
 # The size of a terminal in characters: 16 bits in every interface.
 _MAX_SIZE = 0xFFFF
@@ -112,6 +124,7 @@ def execute(
     rows: int,
     columns: int,
     term: str,
+    wait: float,
 ) -> None:
     if not keeper.machine.config.agent:
         raise ConflictError(
@@ -147,21 +160,59 @@ def execute(
             on_lost=lost,
         )
     call.on_pressure = command.hold_output
-    _serve_command(call, command)
+    with _bounded(keeper, call, command, wait):
+        _serve_command(agent, call, command)
 
 
-def _serve_command(call: Call, command: Command) -> None:
+@contextlib.contextmanager
+def _bounded(keeper: Keeper, call: Call, command: Command, wait: float) -> Iterator[None]:
+    """Tell the client, for the block, when the guest takes long to take commands, or too long."""
+    if keeper.machine.agent.ready:
+        yield
+        return
+
+    def tell() -> None:
+        if not keeper.machine.agent.ready:
+            call.event(event="waiting", seconds=wait)
+
+    def give_up() -> None:
+        if keeper.machine.agent.withdraw(command):
+            call.fail(
+                TimeoutExpiredError(
+                    f"the guest took no command within {wait:g} seconds",
+                    hint=f"is its agent started at all? `ringzero logs {keeper.name}`",
+                )
+            )
+
+    timers = [threading.Timer(_PATIENCE, tell)]
+    if wait:
+        timers.append(threading.Timer(wait, give_up))
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+
+
+def _serve_command(agent: Agent, call: Call, command: Command) -> None:
     """Pass on what the client sends, until it leaves or the command has ended."""
     try:
         for frame in call.frames():
             if isinstance(frame, Data):
                 _take_input(call, command, frame)
             elif frame.content.get("event") == "signal":
-                command.signal(str(frame.content.get("name")))
+                name = str(frame.content.get("name"))
+                if agent.withdraw(command):
+                    call.finish({"status": 128 + _number(name)})
+                    return
+                command.signal(name)
             elif frame.content.get("event") == "resize":
                 command.resize(*_event_size(frame))
     finally:
-        if command.status is None:
+        if command.status is None and not agent.withdraw(command):
             command.close_input()
             command.hold_output(False)
             command.signal("HUP")
@@ -217,6 +268,13 @@ def console(
     finally:
         watcher.detach()
     call.finish(None)
+
+
+def _number(name: str) -> int:
+    try:
+        return int(signal.Signals[f"SIG{name}"])
+    except KeyError:
+        raise InvalidValueError(f"no signal called {name[:64]!r}") from None
 
 
 def _event_size(frame: Message) -> tuple[int, int]:

@@ -8,17 +8,26 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 
 from ringzero.api.values import ExitRecord
 from ringzero.control.host.report import Reporter
 from ringzero.control.machine.keeper import Keeper
 from ringzero.errors import ControlError, GuestError, RingzeroError
+from ringzero.settings import BOOT_TIMEOUT
 
 
 def keep(keeper: Keeper, reporter: Reporter) -> int:
     """Let the machine of `keeper` run to its end; on the process's main thread."""
-    ending = threading.Thread(target=keeper.stop, name="stop", daemon=True)
-    signal.signal(signal.SIGTERM, lambda *_: None if ending.ident else ending.start())
+    asked: SimpleQueue[int] = SimpleQueue()
+
+    def stop_when_asked() -> None:
+        asked.get()
+        keeper.stop()
+
+    # The handler notes the signal, and no more: it may interrupt anything.
+    threading.Thread(target=stop_when_asked, name="stop", daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda number, _: asked.put(number))
     watcher = threading.Thread(target=_report_up, args=(keeper, reporter), daemon=True)
     try:
         keeper.start()
@@ -39,8 +48,17 @@ def keep(keeper: Keeper, reporter: Reporter) -> int:
 def _report_up(keeper: Keeper, reporter: Reporter) -> None:
     """Tell the starter when the guest takes commands, and run the one that it was started for."""
     if keeper.machine.config.agent:
+        bound = BOOT_TIMEOUT.get()
         with contextlib.suppress(GuestError):
-            keeper.machine.agent.wait_ready()
+            if not keeper.machine.agent.wait_ready(bound or None):
+                reporter.fail(
+                    GuestError(
+                        f"the guest took no command within {bound:g} seconds; it runs on",
+                        hint=f"`ringzero logs {keeper.name}`, `ringzero console {keeper.name}`",
+                    )
+                )
+                # Its command waits for it.
+                keeper.machine.agent.wait_ready()
         if not keeper.machine.agent.ready or keeper.ended.is_set():
             keeper.ended.wait(5)
             result = keeper.result

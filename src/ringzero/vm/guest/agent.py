@@ -267,6 +267,15 @@ class Agent:
                 self._schedule()
             return command
 
+    def withdraw(self, command: Command) -> bool:
+        """Take back a command that waits to be started; False for one that was."""
+        with self.lock:
+            if command not in self._waiting:
+                return False
+            self._waiting.remove(command)
+            command.abandon(GuestError("the command was taken back before it began"))
+            return True
+
     def _next(self, slot: _Slot) -> None:
         slot.active = None
         self._schedule()
