@@ -18,6 +18,7 @@ from ringzero.errors import GuestError, HostError, TimeoutExpiredError
 from ringzero.host.files import host_error
 from ringzero.settings import BOOT_TIMEOUT
 from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.guest.agent import Agent
 from ringzero.vm.guest.command import Command
 from ringzero.vm.guest.contract import INPUT_AHEAD, REBOOT_CODE, SHUTDOWN, Guest
 
