@@ -19,7 +19,8 @@
     ├── DeviceError             a device was wired or configured wrongly
     │   └── GuestAddressError   a guest-physical range that is not RAM
     ├── StateError              saved state that cannot be restored
-    ├── GuestError              the guest itself ended badly
+    ├── GuestError              the guest itself ended badly, or before what was asked of it
+    │   ├── CommandError        a command in it ended with another status than 0
     │   ├── TripleFaultError
     │   └── GuestPanicError
     ├── ControlError            a machine's process that cannot be spoken with
@@ -160,6 +161,12 @@ class GuestError(RingzeroError):
     kind = "guest"
     # 125: the convention of docker run and timeout(1) for "the runner, not the command".
     exit_code = 125
+
+
+class CommandError(GuestError):
+    """`context` holds exit_code, stdout and stderr."""
+
+    kind = "command"
 
 
 class TripleFaultError(GuestError):

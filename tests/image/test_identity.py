@@ -6,7 +6,8 @@ import subprocess
 import pytest
 
 from ringzero.image.guest import identity as program
-from ringzero.vm.guest.identity import ANSWER, RECORD_SIZE, Identity
+from ringzero.image.guest.identity_record import ANSWER, RECORD_SIZE
+from ringzero.vm.guest.identity import Identity
 
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="an x86-64 program")
 

@@ -191,9 +191,19 @@ def _spelled(name: str, value: Any, faults: list[str]) -> list[DeviceConfig]:
     elif name.endswith("s") and name[:-1] in DEVICE_CONFIGS:
         values, kind = value, name[:-1]
     else:
-        faults.append(f"no field is called {name!r}")
+        faults.append(f"no field is called {name!r}{_meant(name)}")
         return []
     return _each(values, lambda item: _device(item, kind), faults, name)
+
+
+def _meant(name: str) -> str:
+    """Return the question for a field that was perhaps meant by `name`."""
+    import difflib  # not of a start's time
+
+    kinds = DEVICE_CONFIGS.names()
+    known = [*field_names(MachineConfig), *kinds, *(f"{kind}s" for kind in kinds), "image"]
+    close = difflib.get_close_matches(name, known, 1)
+    return f": did you mean {close[0]!r}?" if close else ""
 
 
 def _each(

@@ -17,11 +17,12 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
-from ringzero.errors import TimeoutExpiredError
+from ringzero.api.command import CommandResult, Invocation, RunOptions
 from ringzero.vm.exit import Exit
-from ringzero.vm.machine import CommandResult, Machine
+from ringzero.vm.guest.execution import Execution
+from ringzero.vm.machine import Machine
 
 if TYPE_CHECKING:
     from ringzero.vm.saved.snapshot import Snapshot
@@ -115,32 +116,40 @@ class AsyncMachine:
         machine = await self._get()
         return await in_thread(lambda: machine.wait(timeout))
 
+    @overload
     async def run(
         self,
         command: str | Sequence[str | bytes],
         *,
-        input: bytes = b"",
-        timeout: float | None = None,
-    ) -> CommandResult:
+        text: Literal[False] = False,
+        **options: Unpack[RunOptions],
+    ) -> CommandResult[bytes]: ...
+
+    @overload
+    async def run(
+        self,
+        command: str | Sequence[str | bytes],
+        *,
+        text: Literal[True],
+        **options: Unpack[RunOptions],
+    ) -> CommandResult[str]: ...
+
+    async def run(
+        self,
+        command: str | Sequence[str | bytes],
+        *,
+        text: bool = False,
+        **options: Unpack[RunOptions],
+    ) -> CommandResult[bytes] | CommandResult[str]:
         """Run a command in the guest. It is killed when the caller is cancelled."""
         machine = await self._get()
-        out, err = bytearray(), bytearray()
         await in_thread(machine.start)
-        request = machine.agent.run(
-            command, takes_input=bool(input), on_stdout=out.extend, on_stderr=err.extend
-        )
-        if input:
-            request.write(input)
-            request.close_input()
+        execution = Execution(machine.agent, Invocation(command, text=text, **options))
         try:
-            status = await in_thread(lambda: request.wait(timeout))
+            return await in_thread(execution.finish)
         except asyncio.CancelledError:
-            request.signal("KILL")
+            execution.kill()
             raise
-        if status is None:
-            request.signal("KILL")
-            raise TimeoutExpiredError(f"the command did not end within {timeout} seconds")
-        return CommandResult(bytes(out), bytes(err), status)
 
     async def fork(self, count: int = 1, *, start: bool = False) -> list[AsyncMachine]:
         """Return copies of the machine as it is now."""

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from ringzero.devices.contract import Device
 from ringzero.devices.virtio.kinds.console import Console
 from ringzero.devices.virtio.kinds.rng import Rng
 from ringzero.engine.contract import Engine, Interrupts
-from ringzero.errors import DeviceError, InvalidValueError
+from ringzero.errors import DeviceError, GuestError, InvalidValueError, RingzeroError
 from ringzero.vm.ends.devices import Devices
 from ringzero.vm.exit import Exit, ExitReason
 from ringzero.vm.groundwork import Groundwork
@@ -93,11 +94,10 @@ class Assembly:
             self.processor = ProcessorKind.of(processors, self.vm.counter_hz)
             if code is not None:
                 self.vm.adopt(code)
-            self.lines = Lines()
+            self.lines = Lines(self.control.fail)
             self._closing.callback(self.lines.close)
-            self.guest = AgentPorts() if self.config.agent else None
-            if self.guest is not None:
-                self._closing.callback(self.guest.close)
+            self.guest = AgentPorts(self.control.fail) if self.config.agent else None
+            self._closing.callback(self.abandon_commands)
             self.board = self._make_board(board_type, interrupts)
             self.threads = self._make_threads()
             if ground.loading is not None:
@@ -201,12 +201,40 @@ class Assembly:
         for bell in self.board.doorbells():
             self.vm.add_doorbell(bell.address, bell.width, bell.value, bell.ring)
 
+    def watch_end(self) -> None:
+        """Tell those who wait for a command when the guest is gone; on a thread of its own."""
+        if self.guest is not None:
+            threading.Thread(target=self._when_ended, name="end", daemon=True).start()
+
+    def _when_ended(self) -> None:
+        self.control.wait_end(None)
+        self.abandon_commands()
+
+    def stop(self) -> None:
+        """End the guest at once and free everything; never on a thread of the machine's own."""
+        self.control.finish(Exit(ExitReason.STOPPED))
+        self.join_threads()
+        self.close()
+
     def join_threads(self) -> None:
         """Return when the vCPUs' threads, which were told to, have ended."""
         self.lines.serial_output.release()
         for thread in self.threads:
             if thread.thread.is_alive():
                 thread.thread.join()
+
+    def abandon_commands(self) -> None:
+        """Tell those who wait for something of the guest why it will not come any more."""
+        if self.guest is not None:
+            self.guest.close(self._interruption())
+
+    def _interruption(self) -> GuestError:
+        control = self.control
+        failure = control.failure
+        if failure is not None:
+            named = str(failure) if isinstance(failure, RingzeroError) else repr(failure)
+            return GuestError(f"the machine failed: {named}")
+        return (control.exit or Exit(ExitReason.STOPPED)).interruption()
 
     # ---- what the guest does; on a vCPU's thread --------------------------
 

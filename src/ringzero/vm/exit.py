@@ -45,6 +45,10 @@ class Exit:
         cause = linux.panic_cause(self.detail)
         return f"the guest's kernel panicked: {cause}" if cause else "the guest's kernel panicked"
 
+    def interruption(self) -> GuestError:
+        """Return the error for what was still asked of the guest when it ended."""
+        return self.error() or GuestError(f"the guest ended ({self.reason.value})")
+
     def error(self) -> GuestError | None:
         """Return the error that a bad end is, or None for a good one."""
         text = f"\n{self.detail}" if self.detail else ""

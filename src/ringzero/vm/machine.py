@@ -16,21 +16,24 @@ import atexit
 import contextlib
 import functools
 import threading
+import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, overload
 
+from ringzero.api.command import CommandResult, Invocation, RunOptions
 from ringzero.config.machine import MachineConfig
 from ringzero.devices.contract import Device
 from ringzero.engine.contract import Engine
-from ringzero.errors import DeviceError, InvalidValueError, TimeoutExpiredError
-from ringzero.records import record
+from ringzero.errors import DeviceError, InvalidValueError
 from ringzero.vm import boot, copies, statistics
 from ringzero.vm.build import Assembly, assemble
 from ringzero.vm.debugger import Debugger
 from ringzero.vm.exit import Exit, ExitReason
 from ringzero.vm.guest.agent import Agent
+from ringzero.vm.guest.execution import Execution
 from ringzero.vm.guest.identity import Identity
 from ringzero.vm.inspect import Cpu, MemoryAccess
 from ringzero.vm.runloop import Wanted
@@ -63,13 +66,26 @@ def _stop_all() -> None:
         machine.stop()
 
 
-@record
-class CommandResult:
-    """What a command in the guest printed, and its exit status."""
+def _stop_forgotten(parts: Assembly) -> None:
+    """Stop the machine of which only `parts` are left, and say so."""
+    warnings.warn(
+        f"the machine {parts.config.name!r} was forgotten before it was stopped; "
+        "use it in a `with` statement, or call stop()",
+        ResourceWarning,
+        stacklevel=2,
+    )
+    # Garbage is collected on any thread: it may be one of those that end now.
+    threading.Thread(target=parts.stop, name="stop", daemon=True).start()
 
-    stdout: bytes
-    stderr: bytes
-    exit_code: int
+
+def _frozen_weakly(machine: weakref.ref[Machine]) -> Callable[[], AbstractContextManager[None]]:
+    """Return `Machine.frozen` for the machine's own parts, which must not keep it alive."""
+
+    def frozen() -> AbstractContextManager[None]:
+        found = machine()
+        return contextlib.nullcontext() if found is None else found.frozen()
+
+    return frozen
 
 
 class Machine:
@@ -131,18 +147,26 @@ class Machine:
         # The host's end of the socket device, where there is one.
         self.vsock = parts.devices.vsock
         # One per vCPU; `cpu` is the boot processor.
-        self.cpus = tuple(
-            Cpu(thread, parts.board.architecture, self.frozen) for thread in parts.threads
-        )
+        frozen = _frozen_weakly(weakref.ref(self))
+        self.cpus = tuple(Cpu(thread, parts.board.architecture, frozen) for thread in parts.threads)
         self.cpu = self.cpus[0]
         # The name of the CPU engine that the machine runs on.
         self.engine_name = parts.engine.name
         # Breakpoints and hooks.
-        self.debugger = Debugger(self)
+        self.debugger = Debugger(weakref.proxy(self))
         parts.stopped_at = self.debugger.stopped_at
         self._freezing = threading.RLock()
         self._started = self._stopped = False
         self._introduction = introduction
+        self._forgotten = weakref.finalize(self, _stop_forgotten, parts)
+        # At the interpreter's end `_stop_all` does it, which warns of nothing.
+        self._forgotten.atexit = False
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a machine is threads and memory of this process, and cannot be pickled or copied: "
+            "fork() makes a copy, snapshot() writes one down for other processes"
+        )
 
     @property
     def agent(self) -> Agent:
@@ -184,8 +208,7 @@ class Machine:
         _RUNNING.add(self)
         _stop_all_at_exit()
         self.parts.start_threads()
-        if self.parts.guest is not None:
-            threading.Thread(target=self._abandon_commands, name="end", daemon=True).start()
+        self.parts.watch_end()
         # Devices whose state was restored go on with what they had in hand.
         self.resume()
         # The vCPU first: what we do next would keep the interpreter's lock from it.
@@ -267,9 +290,9 @@ class Machine:
         if self._stopped or self._on_vcpu_thread():
             return
         self._stopped = True
+        self._forgotten.detach()
         _RUNNING.discard(self)
-        self.parts.join_threads()
-        self.parts.close()
+        self.parts.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -284,39 +307,41 @@ class Machine:
 
     # ---- commands in the guest --------------------------------------------
 
+    @overload
     def run(
         self,
         command: str | Sequence[str | bytes],
         *,
-        input: bytes = b"",
-        timeout: float | None = None,
-    ) -> CommandResult:
+        text: Literal[False] = False,
+        **options: Unpack[RunOptions],
+    ) -> CommandResult[bytes]: ...
+
+    @overload
+    def run(
+        self,
+        command: str | Sequence[str | bytes],
+        *,
+        text: Literal[True],
+        **options: Unpack[RunOptions],
+    ) -> CommandResult[str]: ...
+
+    def run(
+        self,
+        command: str | Sequence[str | bytes],
+        *,
+        text: bool = False,
+        **options: Unpack[RunOptions],
+    ) -> CommandResult[bytes] | CommandResult[str]:
         """Run a command in the guest: words, or a string for its shell.
 
-        Starts the machine if need be. Raises TimeoutExpiredError, GuestError when the
-        guest ended before the command did.
+        Options are input=, timeout=, env=, cwd=, user= and check=, as
+        `ringzero.api.command.Invocation` tells; with `text` the output is str. Starts the
+        machine if need be. Raises TimeoutExpiredError, CommandError, InvalidValueError, and
+        GuestError when the guest ended before the command did.
         """
-        out, err = bytearray(), bytearray()
-        request = self.agent.run(
-            command,
-            takes_input=bool(input),
-            on_stdout=out.extend,
-            on_stderr=err.extend,
-        )
-        if input:
-            request.write(input)
-            request.close_input()
+        execution = Execution(self.agent, Invocation(command, text=text, **options))
         self.start()
-        status = request.wait(timeout)
-        if status is None:
-            request.signal("KILL")
-            raise TimeoutExpiredError(f"the command did not end within {timeout} seconds")
-        return CommandResult(bytes(out), bytes(err), status)
-
-    def _abandon_commands(self) -> None:
-        """Tell those who wait for a command when the guest is gone."""
-        self.control.wait_end(None)
-        self.agent.close()
+        return execution.finish()
 
     # ---- state and copies -------------------------------------------------
 

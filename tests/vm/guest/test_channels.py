@@ -77,7 +77,7 @@ def test_receives_and_holds_a_flood():
 
 def test_output_comes_in_batches_and_soon():
     calls = []
-    batch = OutputBatch(calls.append)
+    batch = OutputBatch(calls.append, on_fault=calls.append)
     for byte in b"one\ntwo":
         batch.write(bytes((byte,)))
     until(lambda: b"".join(calls) == b"one\ntwo")
@@ -89,7 +89,7 @@ def test_output_comes_in_batches_and_soon():
 
 def test_a_reader_that_does_not_read_keeps_nobody():
     gate = threading.Event()
-    batch = OutputBatch(lambda data: gate.wait(30))
+    batch = OutputBatch(lambda data: gate.wait(30), on_fault=print)
     batch.write(b"x")
     time.sleep(0.05)
     writer = threading.Thread(target=lambda: [batch.write(bytes(65536)) for _ in range(40)])
@@ -108,7 +108,10 @@ def test_a_reader_that_does_not_read_keeps_nobody():
 def test_full_and_room_are_told():
     gate, told = threading.Event(), []
     batch = OutputBatch(
-        lambda data: gate.wait(30), lambda: told.append("full"), lambda: told.append("room")
+        lambda data: gate.wait(30),
+        lambda: told.append("full"),
+        lambda: told.append("room"),
+        on_fault=told.append,
     )
     for _ in range(40):
         batch.write(bytes(65536))
@@ -116,6 +119,20 @@ def test_full_and_room_are_told():
     gate.set()
     until(lambda: told == ["full", "room"])
     batch.close()
+
+
+def test_a_reader_that_raises_loses_the_rest_and_keeps_nobody():
+    faults = []
+
+    def reader(data):
+        raise OSError("it does not read")
+
+    batch = OutputBatch(reader, on_fault=faults.append)
+    for _ in range(40):
+        batch.write(bytes(65536))
+    batch.close()
+    assert [str(fault) for fault in faults] == ["it does not read"]
+    assert batch.tail() == "\0" * 4096
 
 
 def test_line_keeps_early_output_and_unread_input():

@@ -5,7 +5,8 @@ import struct
 import pytest
 
 from ringzero.errors import InvalidValueError
-from ringzero.vm.guest.identity import RECORD_SIZE, Identity
+from ringzero.image.guest.identity_record import RECORD_SIZE
+from ringzero.vm.guest.identity import Identity
 
 
 def test_identities_differ():

@@ -11,13 +11,15 @@ engine is loaded.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 from ringzero.api.action import PATIENCE, Action, Link, Scope, Stream, to_plain
+from ringzero.api.command import CommandResult, Invocation, RunOptions
 from ringzero.api.host import HostActions
 from ringzero.api.machine import MachineActions
 from ringzero.api.protocol import STDERR, STDOUT
@@ -27,16 +29,7 @@ from ringzero.control.host import directory
 from ringzero.control.host.actions import GONE_WITHIN, HANDLERS
 from ringzero.control.host.directory import MachineDirectory
 from ringzero.control.host.session import Session
-from ringzero.errors import InvalidValueError
-
-
-@dataclass(frozen=True)
-class Completed:
-    """What a command in the guest printed, and its exit status."""
-
-    stdout: bytes
-    stderr: bytes
-    exit_code: int
+from ringzero.errors import InvalidValueError, RingzeroError, TimeoutExpiredError
 
 
 class RemoteMachine(MachineActions):
@@ -67,12 +60,39 @@ class RemoteMachine(MachineActions):
         root = self.directory.path.parent
         return [RemoteMachine(directory.find(made, root)) for made in self.fork(count, name)]
 
-    def run(self, words: Sequence[str], input: bytes | None = None) -> Completed:
-        """Run a command in the guest and return what it printed."""
-        collected = _Collector(input)
-        answer = self.exec(collected, list(words), stdin=input is not None)
+    @overload
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        text: Literal[False] = False,
+        **options: Unpack[RunOptions],
+    ) -> CommandResult[bytes]: ...
+
+    @overload
+    def run(
+        self, command: str | Sequence[str], *, text: Literal[True], **options: Unpack[RunOptions]
+    ) -> CommandResult[str]: ...
+
+    def run(
+        self, command: str | Sequence[str], *, text: bool = False, **options: Unpack[RunOptions]
+    ) -> CommandResult[bytes] | CommandResult[str]:
+        """Run a command in the guest and return what it printed; as `ringzero.Machine.run`."""
+        invocation = Invocation(command, text=text, **options)
+        words = invocation.words()
+        data = invocation.data()
+        collected = _Collector(data or None, invocation.timeout)
+        plain = ["sh", "-c", words] if isinstance(words, str) else list(map(os.fsdecode, words))
+        try:
+            answer = self.exec(collected, plain, stdin=bool(data))
+        finally:
+            collected.close()
+        if collected.over:
+            raise TimeoutExpiredError(
+                f"the command did not end within {invocation.timeout} seconds"
+            )
         out, err = collected.output[STDOUT], collected.output[STDERR]
-        return Completed(bytes(out), bytes(err), answer["status"])
+        return invocation.result(answer["status"], bytes(out), bytes(err))
 
     def _ask(self, action: Action, arguments: dict[str, Any], stream: Stream) -> Any:
         with self.session(action.answer_time(arguments)) as session:
@@ -146,16 +166,34 @@ def machines(where: Path | None = None) -> Iterator[RemoteMachine]:
 class _Collector(Stream):
     """Gives a command its input, and keeps what it prints."""
 
-    def __init__(self, input: bytes | None) -> None:
+    def __init__(self, input: bytes | None, timeout: float | None) -> None:
         self._input = input
+        self._timeout = timeout
+        self._timer: threading.Timer | None = None
+        # Whether the command's time is over.
+        self.over = False
         self.output = {STDOUT: bytearray(), STDERR: bytearray()}
 
     def begin(self, link: Link) -> None:
+        if self._timeout is not None:
+            self._timer = threading.Timer(self._timeout, self._kill, (link,))
+            self._timer.daemon = True
+            self._timer.start()
         if self._input is not None:
             threading.Thread(target=self._feed, args=(link,), name="input", daemon=True).start()
 
     def data(self, number: int, content: bytes) -> None:
         self.output[number].extend(content)
+
+    def close(self) -> None:
+        """The command has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _kill(self, link: Link) -> None:
+        self.over = True
+        with contextlib.suppress(RingzeroError):
+            link.event("signal", name="KILL")
 
     def _feed(self, link: Link) -> None:
         if self._input:

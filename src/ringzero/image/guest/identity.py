@@ -3,7 +3,7 @@
 The kernels of Debian's cloud images have no driver for the VM generation
 identifier, and a shell can make no ioctl. So this: a Linux program for x86-64
 that is nothing but a list of system calls with constant arguments, made over
-and over. It reads a record (`ringzero.vm.guest.identity`) from standard input, hands
+and over. It reads a record (`ringzero.image.guest.identity_record`) from standard input, hands
 it to the kernel, and answers on standard output; standard error is the random
 device. It holds one page of memory and sleeps until the next record comes.
 """
@@ -13,8 +13,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
+from ringzero.image.guest import identity_record as identity
 from ringzero.records import record
-from ringzero.vm.guest import identity
 
 # System calls of x86-64 Linux (arch/x86/entry/syscalls/syscall_64.tbl).
 READ, WRITE, CLOSE, IOCTL, SOCKET, EXIT, SETHOSTNAME, CLOCK_SETTIME = 0, 1, 3, 16, 41, 60, 170, 227

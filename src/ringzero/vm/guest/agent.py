@@ -91,7 +91,9 @@ class Agent:
         """
         done = self._ready.wait(timeout)
         if self._gone is not None:
-            raise GuestError(f"before it took commands, {self._gone.message}")
+            raise type(self._gone)(
+                f"before the guest took commands: {self._gone.message}", hint=self._gone.hint
+            ) from self._gone
         return done
 
     def run(
@@ -187,8 +189,14 @@ class Agent:
             if self._gone is None:
                 self._gone = why or GuestError("the guest ended")
             self._ready.set()
+            faults = []
             for command in self._take_all():
-                command.abandon(self._gone)
+                try:
+                    command.abandon(self._gone)
+                except Exception as fault:  # of one who takes output; the others are told, too
+                    faults.append(fault)
+            if faults:
+                raise faults[0]
 
     def _take_all(self) -> list[Command]:
         """Return all commands, of which the agent knows no more from now on."""
@@ -216,9 +224,7 @@ class Agent:
         protocol.check(state)
         with self.lock:
             for command in self._take_all():
-                command.lose(
-                    GuestError("the machine was taken back to a snapshot before the command ended")
-                )
+                command.lose(GuestError("the machine was taken back to a snapshot"))
             self.release = state.release[: protocol.MAX_RELEASE]
             self._count = state.count
             self._adoptions = max(0, state.adoptions)

@@ -65,6 +65,8 @@ class PortChannels:
             for name in (*names, *later)
         ]
         self.receive: Callable[[str, bytes], None] | None = None
+        # Hears of an exception on the thread that carries, which ends with it.
+        self.on_fault: Callable[[BaseException], None] | None = None
         self._by_name = {port.name: port for port in self.ports}
         self._wake = threading.Condition()
         self._signalled = False
@@ -155,9 +157,15 @@ class PortChannels:
             with self._wake:
                 while not self._signalled:
                     self._wake.wait()
-            with self._carrying:
-                if self._carry():
-                    return
+            try:
+                with self._carrying:
+                    if self._carry():
+                        return
+            except BaseException as fault:
+                if self.on_fault is None:
+                    raise
+                self.on_fault(fault)
+                return
 
     def _carry(self) -> bool:
         """Carry what there is; True when nothing is to be carried any more."""

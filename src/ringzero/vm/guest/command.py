@@ -81,7 +81,11 @@ class Command:
         self._done = threading.Event()
 
     def write(self, data: bytes) -> None:
-        """Send `data` to the command's standard input; ignored once it has ended."""
+        """Send `data` to the command's standard input; ignored once it has ended.
+
+        Raises TypeError for what is no bytes: here, and not on the thread that carries them.
+        """
+        data = bytes(memoryview(data))
         with self._lock:
             if not self._input_open or self.status is not None:
                 return
@@ -155,7 +159,8 @@ class Command:
             return None
         if self.fault is not None:
             # A new one for each that waits: they are raised with a trace of their own.
-            raise type(self.fault)(self.fault.message, hint=self.fault.hint) from self.fault
+            text = f"before the command ended: {self.fault.message}"
+            raise type(self.fault)(text, hint=self.fault.hint) from self.fault
         return self.status
 
     # ---- for the agent ----------------------------------------------------

@@ -3,23 +3,14 @@
 Two parts of the guest hear of it. Any system with a driver for the VM
 generation identifier does from the device (`ringzero.devices.chips.vmgenid`).
 ringzero's own guests have a small resident program besides
-(`ringzero/image/guest/identity.py`), which reads records of RECORD_SIZE bytes from a
-port of its own and answers ANSWER on the agent's control port:
-
-    offset 0    struct rand_pool_info of random(4): 512 bits of entropy
-    offset 72   struct timespec: the wall clock; nanoseconds of -1 leave the clock alone
-    offset 88   length of the host name, 32 bits; -1 leaves the name alone
-    offset 92   the host name, 64 bytes
-    offset 160  MAX_INTERFACES times struct ifreq of netdevice(7), of 40 bytes: a network
-                interface and its MAC address; no interface has an empty name
-
-All numbers are little-endian; the rest of the record is zero.
+(`ringzero/image/guest/identity.py`), which reads records
+(`ringzero.image.guest.identity_record`) from a port of its own and answers on the agent's
+control port.
 """
 
 from __future__ import annotations
 
 import os
-import struct
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,23 +19,11 @@ from ringzero.config.devices.net import NetConfig
 from ringzero.config.devices.vsock import FIRST_CID, LAST_CID
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import InvalidValueError
+from ringzero.image.guest import identity_record
+from ringzero.image.guest.identity_record import ENTROPY_SIZE, NAME_SIZE
 from ringzero.records import field, record, replace
 
-ENTROPY_SIZE = 64
-# uname(2): the longest name that Linux takes.
-NAME_SIZE = 64
 GENERATION_SIZE = 16
-# A power of two below the guest's 4 KiB buffers, so that no record lies in two of them.
-RECORD_SIZE = 512
-ENTROPY_OFFSET, TIME_OFFSET, NAME_LENGTH_OFFSET, NAME_OFFSET = 0, 72, 88, 92
-INTERFACE_OFFSET, INTERFACE_SIZE, MAX_INTERFACES = 160, 40, 8
-ETHERNET = 1  # ARPHRD_ETHER
-ANSWER = b"adopted\n"
-
-_RECORD = struct.Struct(f"<ii{ENTROPY_SIZE}sqqi{NAME_SIZE}s4x")
-_INTERFACE = struct.Struct("<16sH6s16x")
-_NANOSECONDS = 1_000_000_000
-_LEFT_ALONE = -1
 
 
 def random_mac() -> str:
@@ -111,15 +90,6 @@ class Identity:
         """Return the record for the guest, which sets its wall clock to `clock` nanoseconds.
 
         `macs` become the addresses of its network interfaces, in the order in which it has found
-        them: Linux calls them eth0, eth1 and so on. At most MAX_INTERFACES are told.
+        them.
         """
-        seconds, rest = (0, _LEFT_ALONE) if clock is None else divmod(clock, _NANOSECONDS)
-        name = b"" if self.name is None else self.name.encode()
-        length = _LEFT_ALONE if self.name is None else len(name)
-        packed = _RECORD.pack(
-            8 * ENTROPY_SIZE, ENTROPY_SIZE, self.entropy, seconds, rest, length, name
-        )
-        for number, mac in enumerate(macs[:MAX_INTERFACES]):
-            address = bytes.fromhex(mac.replace(":", ""))
-            packed += _INTERFACE.pack(b"eth%d" % number, ETHERNET, address)
-        return packed.ljust(RECORD_SIZE, b"\0")
+        return identity_record.pack(self.entropy, clock, self.name, macs)

@@ -23,7 +23,8 @@ class OutputBatch:
 
     When more than LIMIT bytes wait, it calls `on_full`, or makes `write` wait
     where there is none; `on_room` is called when all was passed on after that.
-    The last `kept` bytes stay for explanations (`tail`).
+    The last `kept` bytes stay for explanations (`tail`). An exception of `sink` goes to
+    `on_fault`; what comes after it is thrown away.
     """
 
     def __init__(
@@ -32,9 +33,11 @@ class OutputBatch:
         on_full: Callable[[], None] | None = None,
         on_room: Callable[[], None] | None = None,
         *,
+        on_fault: Callable[[BaseException], None],
         kept: int = 4096,
     ) -> None:
         self._sink = sink
+        self._on_fault = on_fault
         self._on_full = on_full
         self._on_room = on_room
         self._kept = kept
@@ -105,9 +108,17 @@ class OutputBatch:
                 self._passing = True
                 full, self._full = self._full, False
                 self._changed.notify_all()
-            self._sink(data)
-            if full and self._on_room is not None:
-                self._on_room()
+            try:
+                self._sink(data)
+                if full and self._on_room is not None:
+                    self._on_room()
+            except BaseException as fault:
+                self._sink = _nobody
+                self._on_fault(fault)
             with self._changed:
                 self._passing = False
                 self._changed.notify_all()
+
+
+def _nobody(data: bytes) -> None:
+    """Take what has lost its reader."""

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ringzero.devices.virtio.kinds.console import ConsolePort
+from ringzero.errors import GuestError
 from ringzero.vm.guest.agent import Agent
 from ringzero.vm.guest.channels import PortChannels
 from ringzero.vm.guest.line import Console, Line
@@ -21,10 +24,10 @@ IDENTITY_PORT = "org.ringzero.identity"
 class Lines:
     """The serial line and the console, whose output is passed on by threads of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_fault: Callable[[BaseException], None]) -> None:
         self.serial = Line()
         self.console = Console()
-        self.serial_output = OutputBatch(self.serial.emit)
+        self.serial_output = OutputBatch(self.serial.emit, on_fault=on_fault)
         self.console_port = ConsolePort(
             CONSOLE_PORT_NAME,
             lambda data: self.console_output.write(data),  # noqa: PLW0108 - made below
@@ -33,6 +36,7 @@ class Lines:
             self.console.emit,
             lambda: self.console_port.hold(True),
             lambda: self.console_port.hold(False),
+            on_fault=on_fault,
         )
         self.console_port.on_room = self.console.room
         self.console.connect(self.console_port.push)
@@ -51,7 +55,7 @@ class Lines:
 class AgentPorts:
     """The agent, its channels, and the port by which a copied guest hears who it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_fault: Callable[[BaseException], None]) -> None:
         further = range(1, MAX_SLOTS)
         self.channels = PortChannels(
             PORTS,
@@ -61,6 +65,7 @@ class AgentPorts:
         )
         self.agent = Agent(self.channels)
         self.channels.receive = self.agent.receive
+        self.channels.on_fault = on_fault
         self.identity_port = ConsolePort(IDENTITY_PORT, lambda data: None)
         # As the guest numbers them, behind the console.
         self.ports = [*self.channels.ports, self.identity_port]
@@ -76,7 +81,7 @@ class AgentPorts:
         """
         self.identity_port.push(record)
 
-    def close(self) -> None:
-        """Deliver what the guest has sent; then everybody who waits is told that it is gone."""
+    def close(self, why: GuestError) -> None:
+        """Deliver what the guest has sent; then everybody who waits is told `why` it is gone."""
         self.channels.close()
-        self.agent.close()
+        self.agent.close(why)

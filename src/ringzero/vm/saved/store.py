@@ -22,19 +22,18 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-import ringzero
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import InvalidValueError, NotFoundError, RingzeroError, StateError
 from ringzero.host.files import host_error, locked, make_directory
 from ringzero.settings import DATA_DIR
+from ringzero.version import __version__
 from ringzero.vm.saved import snapshot as snapshots
 from ringzero.vm.saved.blobs import DIGEST
 from ringzero.vm.saved.snapshot import MANIFEST, Manifest, Snapshot
 
 if TYPE_CHECKING:
-    from ringzero.vm.machine import Machine
     from ringzero.vm.seed import Seed
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -51,6 +50,17 @@ class Node:
     parent: str | None
     own: int
     shared: int
+
+
+class Saveable(Protocol):
+    """A machine that can be saved; its `lineage` gets the new snapshot."""
+
+    lineage: tuple[str, ...]
+    engine_name: str
+
+    def seed(self) -> Seed:
+        """Return what it is now, to be closed."""
+        ...
 
 
 def check_name(name: str) -> str:
@@ -121,7 +131,7 @@ class Store:
     # ---- saving -----------------------------------------------------------
 
     def save(
-        self, machine: Machine, name: str, *, memory: bool = True, compress: bool = False
+        self, machine: Saveable, name: str, *, memory: bool = True, compress: bool = False
     ) -> Snapshot:
         """Save a machine as it is now; it stands still for milliseconds and runs meanwhile.
 
@@ -158,9 +168,7 @@ class Store:
                 closing.callback(instants[-1].close)
             return self._save(
                 name,
-                lambda work: snapshots.write_disks(
-                    work, name, ringzero.__version__, config, instants
-                ),
+                lambda work: snapshots.write_disks(work, name, __version__, config, instants),
             )
 
     def save_seed(
@@ -178,7 +186,7 @@ class Store:
 
         def write(work: Path) -> Manifest:
             return snapshots.write(
-                work, name, seed, version=ringzero.__version__, lineage=lineage,
+                work, name, seed, version=__version__, lineage=lineage,
                 engine=engine, memory=memory, compress=compress, onto=onto,
             )  # fmt: skip
 

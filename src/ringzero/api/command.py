@@ -1,0 +1,135 @@
+"""Running one command to its end: what is asked for, and what comes of it.
+
+Shared by `Machine.run`, its asynchronous twin, and the client of a machine's process.
+Plain data: nothing here speaks with a guest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import AnyStr, Generic, TypedDict
+
+from ringzero.errors import CommandError, InvalidValueError
+from ringzero.records import record
+
+# What a command and its output are, in text.
+_ENCODING = "utf-8"
+# Exit status of a command whose directory is none, as that of one that cannot be run.
+_CHANGE_DIRECTORY = 'cd -- "$0" || exit 126; exec "$@"'
+_BECOME = 'exec "$@"'
+
+
+@record
+class CommandResult(Generic[AnyStr]):
+    """What a command in the guest printed, and its exit status; str where text was asked for."""
+
+    stdout: AnyStr
+    stderr: AnyStr
+    exit_code: int
+
+    @property
+    def returncode(self) -> int:
+        """The exit status, as `subprocess` calls it."""
+        return self.exit_code
+
+    def check(self) -> None:
+        """Raise CommandError, with what the command printed, unless its status is 0."""
+        if self.exit_code:
+            said = self.stderr if isinstance(self.stderr, str) else decoded(self.stderr)
+            tail = said.strip().rpartition("\n")[2]
+            raise CommandError(
+                f"the command ended with status {self.exit_code}" + (f": {tail}" if tail else ""),
+                exit_code=self.exit_code,
+                stdout=self.stdout,
+                stderr=self.stderr,
+            )
+
+
+def decoded(data: bytes) -> str:
+    """Return output as text; bytes that are no UTF-8 become U+FFFD."""
+    return data.decode(_ENCODING, "replace")
+
+
+def input_bytes(data: bytes | str | None) -> bytes:
+    """Return what a command reads on its standard input. Raises InvalidValueError."""
+    if data is None:
+        return b""
+    if isinstance(data, str):
+        return data.encode(_ENCODING, "surrogateescape")
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return bytes(data)
+    raise InvalidValueError(
+        f"a command's input is bytes or str, not {type(data).__name__}",
+        hint="give input=b'...' or input='...'",
+    )
+
+
+class RunOptions(TypedDict, total=False):
+    """What `Machine.run` takes besides the command, as `subprocess.run` does."""
+
+    input: bytes | str | None
+    timeout: float | None
+    env: Mapping[str, str] | None
+    cwd: str | None
+    user: str | None
+    check: bool
+
+
+@record
+class Invocation:
+    """A command, and how it is run: words, or a string for the guest's shell.
+
+    `input` is what it reads; text goes as UTF-8. It ends after `timeout` seconds. `env` is
+    added to its environment, `cwd` is its directory, `user` a name that the guest knows. With
+    `check` another status than 0 is an error; with `text` its output is str.
+    """
+
+    command: str | Sequence[str | bytes]
+    input: bytes | str | None = None
+    timeout: float | None = None
+    env: Mapping[str, str] | None = None
+    cwd: str | None = None
+    user: str | None = None
+    check: bool = False
+    text: bool = False
+
+    def words(self) -> str | Sequence[str | bytes]:
+        """Return the command with environment, directory and user made part of it.
+
+        By the guest's own env(1), sh(1) and su(1). Raises InvalidValueError.
+        """
+        if not (self.env or self.cwd or self.user):
+            return self.command
+        command = self.command
+        words: list[str | bytes] = ["sh", "-c", command] if isinstance(command, str) else [*command]
+        if not words:
+            raise InvalidValueError("an empty command")
+        if self.env:
+            for name in self.env:
+                if not name or "=" in name:
+                    raise InvalidValueError(f"an environment variable cannot be called {name!r}")
+            words = ["env", *(f"{name}={value}" for name, value in self.env.items()), *words]
+        if self.cwd:
+            words = ["sh", "-c", _CHANGE_DIRECTORY, self.cwd, *words]
+        if self.user:
+            if self.user.startswith("-"):
+                raise InvalidValueError(f"a user cannot be called {self.user!r}")
+            words = ["su", "-s", "/bin/sh", "-c", _BECOME, "--", self.user, "sh", *words]
+        return words
+
+    def data(self) -> bytes:
+        """Return what the command reads on its standard input. Raises InvalidValueError."""
+        return input_bytes(self.input)
+
+    def result(
+        self, status: int, stdout: bytes, stderr: bytes
+    ) -> CommandResult[bytes] | CommandResult[str]:
+        """Return what came of it. Raises CommandError."""
+        result: CommandResult[bytes] | CommandResult[str]
+        if self.text:
+            result = CommandResult(decoded(stdout), decoded(stderr), status)
+        else:
+            result = CommandResult(stdout, stderr, status)
+        if self.check:
+            result.check()
+        return result
