@@ -35,7 +35,7 @@ class MachineConfig:
     the ports by which ringzero's own guests take commands
     (`ringzero.vm.guest.protocol`). `devices` are those that the user asks for, in the order
     in which the guest finds them. `board` and `engine` are names in their registries; `cpu` is
-    a model of `ringzero.isa.x86.cpuid`, or "host".
+    a model of the board's architecture, or "host"; None is its usual one.
     """
 
     name: str = "machine"
@@ -43,7 +43,7 @@ class MachineConfig:
     cpus: int = 1
     board: str = "microvm"
     engine: str = "auto"
-    cpu: str = "x86-64-v2"
+    cpu: str | None = None
     kernel: Path | None = None
     initrd: Path | None = None
     command_line: str = ""
@@ -112,7 +112,7 @@ class MachineConfig:
         found += [
             f"no {noun} is called {value!r}"
             for noun, value in (("board", self.board), ("engine", self.engine), ("CPU", self.cpu))
-            if not NAME.fullmatch(value)
+            if value is not None and not NAME.fullmatch(value)
         ]
         if self.kernel is None and self.initrd is not None:
             found.append("an initrd without a kernel")

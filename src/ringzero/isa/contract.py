@@ -16,9 +16,6 @@ from ringzero.errors import InvalidValueError
 
 State = TypeVar("State")
 
-# The model of a processor that an architecture takes where none is asked for.
-DEFAULT_MODEL = "default"
-
 
 class Identification(ABC):
     """What a guest finds out of its processors: CPUID leaves, identification registers.
@@ -44,6 +41,8 @@ class Architecture(ABC, Generic[State]):
     # As `uname -m` says it in a guest.
     name: ClassVar[str]
     state_type: type[State]
+    # The model of processors that a machine has which asks for none.
+    default_model: ClassVar[str]
     # Registers that `read_register` and `write_register` know, in the order to show them.
     registers: Sequence[str]
 
@@ -55,9 +54,9 @@ class Architecture(ABC, Generic[State]):
     ) -> Identification:
         """Return what a machine with `cpus` processors of `model` shows to its guest.
 
-        `model` may be DEFAULT_MODEL. `counter_hz` is the frequency of the
-        guest's counter; `bounds` is what the engine can give, None: everything
-        that is known. Raises InvalidValueError for an unknown model.
+        `counter_hz` is the frequency of the guest's counter; `bounds` is what
+        the engine can give, None: everything that is known. Raises
+        InvalidValueError for an unknown model.
         """
 
     # ---- state ------------------------------------------------------------

@@ -22,6 +22,8 @@ from ringzero.jit.x86.runtime import generic_step, run_blocks, slow_step
 from ringzero.native.functions import NATIVE_FUNCTIONS
 
 _PACKAGE = "ringzero.isa.x86."
+# What is at home in the engine: x86's own, and the modules that every ISA shares.
+_OWN, _SHARED = (_PACKAGE, "ringzero.jit."), "ringzero.isa"
 # Symbols that Python calls, or takes the address of.
 RUN_INTERPRETER = "run_interpreter"
 RUN_TRANSLATOR = "run_translator"
@@ -42,8 +44,13 @@ def names() -> list[str]:
     return [*first, *(m for m in MODULES if m not in first), "core"]
 
 
-def home_of(module: str) -> str:
-    """Return the unit in which native functions of a Python module are compiled."""
+def home_of(module: str) -> str | None:
+    """Return the unit in which native functions of a Python module are compiled.
+
+    None for those of another ISA, and of programs that import this one.
+    """
+    if not module.startswith(_OWN) and module.rpartition(".")[0] != _SHARED:
+        return None
     name = module.removeprefix(_PACKAGE)
     return name if name in MODULES else "core"
 

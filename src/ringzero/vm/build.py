@@ -82,8 +82,9 @@ class Assembly:
             self._closing.callback(self.devices.close)
             self.disks = self.devices.disks
             board_type = BOARDS.get(self.config.board)
-            processors = board_type.architecture.identify(
-                self.config.cpu,
+            architecture = board_type.architecture
+            processors = architecture.identify(
+                self.config.cpu or architecture.default_model,
                 cpus=self.config.cpus,
                 counter_hz=self.engine.counter_hz,
                 bounds=self.engine.processor_bounds(),

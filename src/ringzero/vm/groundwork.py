@@ -12,6 +12,7 @@ from ringzero.config.machine import MachineConfig
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.contract import Engine
 from ringzero.host.memory import MemoryImage
+from ringzero.records import replace
 from ringzero.vm import boot
 
 
@@ -25,9 +26,10 @@ class Groundwork:
     def __init__(
         self, config: MachineConfig, engine: Engine, content: MemoryImage | None = None
     ) -> None:
-        self.config = config
-        self.engine = engine
         board = BOARDS.get(config.board)
+        # Whoever looks at the machine, or saves it, finds the model that it has.
+        self.config = replace(config, cpu=config.cpu or board.architecture.default_model)
+        self.engine = engine
         # Everything that can be wrong with files is found before memory is taken.
         self.kernel, self.initrd = boot.read(config) if content is None else (None, memoryview(b""))
         self.memory = GuestMemory(

@@ -140,6 +140,9 @@ class VcpuThread:
 
     def get_state(self) -> Any:
         """Return the vCPU's state; the machine is paused."""
+        with self._control.changed:
+            # What the guest asked for counts, whether or not the thread has come to it.
+            self._take_start()
         state = self.vcpu.get_state()
         return self._architecture.with_offline(state, True) if self._offline else state
 
@@ -175,23 +178,27 @@ class VcpuThread:
         control = self._control
         with control.changed:
             while True:
-                if self._reset_received:
-                    self._reset_received = False
-                    self._offline = True
                 if control.wanted is Wanted.END:
                     return False
-                start = self._start
-                if control.wanted is Wanted.RUN and self._offline and start is not None:
-                    self._offline = False
-                    self._start = None
-                    before = self.vcpu.get_state()
-                    self.vcpu.set_state(self._architecture.started(before, *start))
-                if control.wanted is Wanted.RUN and not self._offline:
-                    self.parked = False
-                    return True
+                if control.wanted is Wanted.RUN:
+                    self._take_start()
+                    if not self._offline:
+                        self.parked = False
+                        return True
                 self.parked = True
                 control.changed.notify_all()
                 control.changed.wait()
+
+    def _take_start(self) -> None:
+        """Do what `reset` and `start` asked for; the vCPU runs no guest code meanwhile."""
+        if self._reset_received:
+            self._reset_received = False
+            self._offline = True
+        if self._offline and self._start is not None:
+            entry, context = self._start
+            self._offline, self._start = False, None
+            before = self.vcpu.get_state()
+            self.vcpu.set_state(self._architecture.started(before, entry, context))
 
     def reset(self) -> None:
         with self._control.changed:

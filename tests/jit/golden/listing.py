@@ -17,13 +17,13 @@ import llvmlite.binding as llvm
 
 from ringzero.engine.soft.insn_text import text_of
 from ringzero.isa.caches import CodePage
-from ringzero.isa.x86.view import StructView
 from ringzero.jit import tables
 from ringzero.jit.compile.llvm import host_identity
 from ringzero.jit.tables import Block, Hole, Stencil
 from ringzero.jit.x86.catalogue import Catalogue
 from ringzero.jit.x86.glue import glue
 from ringzero.jit.x86.tables import END_CONDITIONAL, END_JUMP
+from ringzero.native.view import StructView
 from tests.oracle.assembler import assemble
 from tests.oracle.model import CODE_BASE, Case, State
 from tests.oracle.soft import CODE, Soft, translator

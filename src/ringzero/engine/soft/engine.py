@@ -45,10 +45,10 @@ class SoftEngine(Engine):
 
     def offers(self) -> dict[str, Any]:
         from ringzero.isa.x86 import cpuid
-        from ringzero.isa.x86.architecture import BASELINE
+        from ringzero.isa.x86.architecture import X86_64
 
         # No frequency: it is measured with compiled code, and this compiles none.
-        features = sorted(cpuid.MODELS[BASELINE].features)
+        features = sorted(cpuid.MODELS[X86_64.default_model].features)
         return {"local_apics": False, "max_vcpus": 1, "cpu_features": features}
 
     def create_vm(

@@ -11,10 +11,10 @@ from typing import Any
 
 from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.table.decoder import SLOTS, FormEntry
-from ringzero.isa.x86.view import StructView
 from ringzero.jit import build
 from ringzero.jit.tables import Exits
 from ringzero.jit.x86.tables import Glue, GuestTables, LoweringEntry, Translator
+from ringzero.native.view import StructView
 
 Entry = Callable[[int], int]
 # Functions that Python calls, and the doors by the member of Cpu that holds their address.

@@ -25,13 +25,13 @@ from ringzero.engine.soft.native import NativeEngine
 from ringzero.host.files import host_error, make_directory
 from ringzero.isa.caches import JUMP_ENTRIES, CodePage
 from ringzero.isa.x86.table.instructions import all_forms
-from ringzero.isa.x86.view import StructView
 from ringzero.jit.compile.module import Module
 from ringzero.jit.exits import TAG_32
 from ringzero.jit.tables import Block
 from ringzero.jit.x86.catalogue import Catalogue, define_key
 from ringzero.jit.x86.handlers import define_handler, variants
 from ringzero.jit.x86.tables import END_CONDITIONAL, END_JUMP, Translator
+from ringzero.native.view import StructView
 from ringzero.settings import DEBUG, DEBUG_AT, DEBUG_COUNT, DEBUG_DIR
 
 IR, HOST_CODE = 3, 4

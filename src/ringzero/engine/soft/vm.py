@@ -19,8 +19,8 @@ from ringzero.errors import EngineError
 from ringzero.isa.x86.cpu import CpuidEntry
 from ringzero.isa.x86.cpuid import CpuidLeaf, for_vcpu
 from ringzero.isa.x86.state import CpuState
-from ringzero.isa.x86.view import StructView
 from ringzero.jit.tables import COUNTERS, CodeSpace
+from ringzero.native.view import StructView
 from ringzero.settings import DEBUG
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ringzero.core.memory import GuestMemory
 from ringzero.errors import EngineError
-from ringzero.isa.contract import DEFAULT_MODEL, Architecture, Identification, check_width
+from ringzero.isa.contract import Architecture, Identification, check_width
 from ringzero.isa.x86 import cpuid
 from ringzero.isa.x86.cpuid import CpuidLeaf
 from ringzero.isa.x86.state import (
@@ -17,8 +17,6 @@ from ringzero.isa.x86.state import (
 from ringzero.records import record, replace
 
 MASK_64 = (1 << 64) - 1
-# What a machine has that asks for no model: all that the software engine implements.
-BASELINE = "x86-64-v2"
 # Registers of CpuState that are plain numbers.
 _CONTROL_NAMES = tuple(
     name for name, kind in CpuState.__annotations__.items() if kind == "int" and name != "tsc"
@@ -45,14 +43,15 @@ class X86(Architecture[CpuState]):
 
     name = "x86_64"
     state_type = CpuState
+    # All that the software engine implements.
+    default_model = "x86-64-v2"
     registers = (*GPR_NAMES, *_CONTROL_NAMES)
 
     def identify(
         self, model: str, *, cpus: int, counter_hz: int, bounds: Identification | None
     ) -> CpuidTable:
         supported = bounds.leaves if isinstance(bounds, CpuidTable) else None
-        name = BASELINE if model == DEFAULT_MODEL else model
-        return CpuidTable(cpuid.build(name, vcpus=cpus, tsc_hz=counter_hz, supported=supported))
+        return CpuidTable(cpuid.build(model, vcpus=cpus, tsc_hz=counter_hz, supported=supported))
 
     def read_register(self, state: CpuState, name: str) -> int:
         if name in GPR_NAMES:
