@@ -63,11 +63,8 @@ class Toy(Architecture[ToyState]):
 
     def describe(self, state: ToyState, memory: GuestMemory) -> str:
         values = " ".join(f"{name}={self.read_register(state, name):#x}" for name in self.registers)
-        return (
-            f"{values}\ncode: {memory.read(state.pc, 4).hex()}"
-            if state.pc < memory.size
-            else values
-        )
+        code = memory.read(state.pc, 4).hex() if memory.is_ram(state.pc, 4) else "not in memory"
+        return f"{values}\ncode: {code}"
 
     def is_offline(self, state: ToyState) -> bool:
         return state.offline

@@ -6,29 +6,35 @@
 | 0x2000_0000 | power: a write of 1 ends the machine |
 | 0x2000_0008 | a write of N takes vCPU N offline |
 | 0x2000_0100 + 8 N | a write starts vCPU N at the address written; r0 is then N |
+| 0x4000_0000 + 0x1000 N | window of the Nth virtio device |
 | 0x3000_0000 | the vCPU's own timer: a write of T raises interrupt 1 in T ticks of the counter |
 | 0x3000_0100 + 8 N | a write raises the interrupt written on vCPU N |
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ringzero.board.contract import Board, BoardParts, Processor
+from ringzero.board.slots.contract import Slot
+from ringzero.board.slots.mmio import MmioSlots
 from ringzero.core.bus import Bus
 from ringzero.core.irq import IrqLine, StartControl
 from ringzero.devices.chips.serial import Serial
 from ringzero.devices.contract import Device
-from ringzero.errors import DeviceError, GuestImageError
+from ringzero.devices.virtio.device import VirtioDevice
+from ringzero.errors import GuestImageError
 from ringzero.records import record
 from tests.toy.architecture import TOY
 
-SERIAL, POWER, TIMER = 0x1000_0000, 0x2000_0000, 0x3000_0000
+SERIAL, POWER, TIMER, WINDOWS = 0x1000_0000, 0x2000_0000, 0x3000_0000, 0x4000_0000
+STRIDE = 0x1000
 SIZE = 0x200
 OFFLINE, ENTRIES, SENDS = 0x08, 0x100, 0x100
-TIMER_IRQ, SERIAL_IRQ = 1, 4
+TIMER_IRQ, SERIAL_IRQ, FIRST_FREE_IRQ = 1, 4, 16
 
 
 @record
@@ -169,6 +175,9 @@ class ToyBoard(Board):
             self.parts[f"controller{index}"] = controller
             processors.append(ToyProcessor(index, local, controller, controls))
         self.processors = tuple(processors)
+        self.slots: dict[str, Slot] = {}
+        self._numbers = itertools.count(FIRST_FREE_IRQ)
+        self._windows = MmioSlots(parts.memory, self.mmio, WINDOWS, STRIDE, self._take_line)
         self.serial = Serial(self.irq_line_of(SERIAL_IRQ), parts.serial)
         for name, base, device in (
             ("serial", SERIAL, self.serial),
@@ -176,18 +185,25 @@ class ToyBoard(Board):
         ):
             self.mmio.attach(name, base, 8 if name == "serial" else SIZE, device)
             self.parts[name] = device
+        for name, virtio in parts.devices.items():
+            self.add(name, virtio)
+
+    def place(self, name: str, device: VirtioDevice[Any]) -> Slot:
+        return self._windows.place(name, device)
+
+    def _take_line(self) -> tuple[int, IrqLine]:
+        number = next(self._numbers)
+        return number, self.irq_line_of(number)
 
     def boot(self, *_: Any) -> list[Any]:
         raise GuestImageError("this board boots no kernels")
 
     def end_of_interrupt(self, number: int) -> None: ...
 
-    def resize_console(self, columns: int, rows: int) -> None: ...
-
     def renew_generation(self, identifier: bytes) -> None: ...
 
     def irq_line(self) -> IrqLine:
-        raise DeviceError("all interrupt lines are taken")
+        return self._take_line()[1]
 
     def irq_line_of(self, gsi: int) -> IrqLine:
         return IrqLine(lambda level: self._controllers[0].raise_irq(gsi) if level else None)

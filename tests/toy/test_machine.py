@@ -94,6 +94,25 @@ def test_it_prints_and_powers_off(machine):
     assert stats["cpu0"]["instructions"] > len(TEXT) * 5
 
 
+# Leaves at 768 what the first virtio window shows at its beginning.
+PROBE = """
+    li r1, 0x4000
+    lui r1, 0
+    lb r2, r1, 0
+    st r2, r3, 768
+    halt
+"""
+
+
+def test_devices_sit_in_its_slots(machine):
+    vm = machine(PROBE)
+    vm.debugger.break_at(16)
+    vm.start()
+    assert vm.debugger.wait(END) is not None
+    # The registers of virtio over MMIO are of 32 bits: a narrower read gives nothing.
+    assert vm.stats()["devices"]["console"]["reads"] == 1
+
+
 def test_it_starts_a_second_vcpu(machine):
     vm = machine(TWO, cpus=2)
     assert [cpu.state.offline for cpu in vm.cpus] == [False, True]

@@ -45,7 +45,14 @@ class ProcessorKind:
     """What a guest has found out of its processors and relies on: features, the counter's hertz."""
 
     features: tuple[str, ...]
-    tsc_hz: int
+    counter_hz: int
+
+    @classmethod
+    def upgrade(cls, old: dict[str, Any]) -> dict[str, Any]:
+        """Bring up what was saved when there was one architecture, whose name the counter had."""
+        if "tsc_hz" in old and "counter_hz" not in old:
+            old["counter_hz"] = old.pop("tsc_hz")
+        return old
 
     @classmethod
     def of(cls, processors: Identification, counter_hz: int) -> ProcessorKind:
@@ -60,12 +67,12 @@ class ProcessorKind:
                 f"the saved machine's processor has what this one has not: {', '.join(missing)}",
                 hint="restore it on the engine and by the version of ringzero that saved it",
             )
-        if abs(self.tsc_hz - here.tsc_hz) * 1_000_000 > here.tsc_hz * COUNTER_TOLERANCE:
+        if abs(self.counter_hz - here.counter_hz) * 1_000_000 > here.counter_hz * COUNTER_TOLERANCE:
             raise StateError(
                 "the saved machine's counter has another frequency",
                 hint="its guest's clock would go wrong; restore it on the host that saved it",
-                expected=self.tsc_hz,
-                seen=here.tsc_hz,
+                expected=self.counter_hz,
+                seen=here.counter_hz,
             )
 
 
