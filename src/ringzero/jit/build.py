@@ -75,18 +75,18 @@ def ensure(progress: Progress | None = None) -> EngineObjects:
 
 
 def _build(directory: Path, progress: Progress | None) -> list[str]:
-    from ringzero.jit import units as partitions
-    from ringzero.jit.x86 import assembly as stencil_unit
+    from ringzero.jit import units
+    from ringzero.jit.x86 import assembly
 
-    names = partitions.names()
-    stencils = [f"stencils{n}" for n in range(stencil_unit.SHARES)]
+    names = units.names()
+    stencils = [f"stencils{n}" for n in range(assembly.SHARES)]
     work = None
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix="building-", dir=directory.parent))
         _compile_all([*stencils, *names], work, progress)
         _write_tables(names, work)
-        stencil_unit.assemble(work)
+        assembly.assemble(work)
         for name in stencils:
             (work / f"{name}.json").unlink()
         (work / _COMPLETE).write_text(json.dumps({"units": names}))

@@ -243,7 +243,7 @@ class Cpu(Struct):
 
     # --- the engine ---
     budget = field(u64)  # instructions left in this slice (signed)
-    # Host code that translated code jumps to (see jit.runtime), and what it leaves for it.
+    # Host code that translated code jumps to (see jit.doors), and what it leaves for it.
     enter_code = field(u64)
     exit_code = field(u64)
     slow_code = field(u64)
