@@ -83,7 +83,9 @@ class Kvmclock(Device[KvmclockState]):
     def reset(self) -> None:
         self._wall_clock = 0
         self._system_time = [0] * self._vcpus
-        self._origin = self._clock()
+        # The TSC's zero, as in KVM: Linux compares its first times, by the TSC, with this clock's,
+        # and never comes up where this one is a fifth of a second behind.
+        self._origin = 0
         self._version = 0
 
     def port(self, vcpu: int) -> KvmclockPort:
