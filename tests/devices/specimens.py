@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ringzero.core.frames import Frame
 from ringzero.core.irq import IrqLine
 from ringzero.core.memory import GuestMemory
 from ringzero.devices.chips.i8042 import I8042
@@ -245,22 +246,23 @@ def vsock() -> Specimen:
 class _Wire:
     """Drops every frame."""
 
-    def send(self, frame: bytes) -> None:
-        pass
+    device: Net
 
-    def room(self) -> None:
-        pass
+    def wake(self) -> None:
+        while self.device.fetch(lambda frame: None, 64):
+            pass
 
 
 def net() -> Specimen:
-    device = Net(bytes.fromhex("020000000001"), _Wire())
+    wire = _Wire()
+    device = wire.device = Net(bytes.fromhex("020000000001"), wire)
 
     def work(driver: Driver) -> None:
         driver.features |= 1 << 3 | 1 << 5 | 1 << 16
         driver.start()
         device.set_link(True)
         driver.add(1, readable=[bytes(12), bytes(60)])
-        device.deliver(bytes(60))
+        device.deliver([Frame(bytes(60))])
         driver.add(0, writable=[12, 1518], notify=False)
 
     return virtio("net", device, work)

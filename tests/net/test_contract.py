@@ -5,6 +5,7 @@ import importlib
 import pytest
 
 from ringzero.config.devices.net import NetConfig
+from ringzero.core.frames import Frame
 from ringzero.net.contract import NETWORKS
 
 TARGETS = {"none": "", "socket": "{}/s"}
@@ -24,9 +25,13 @@ class Port:
         self.frames = []
         self.up = False
 
-    def deliver(self, frame):
-        self.frames.append(frame)
-        return True
+    def fetch(self, handle, limit):
+        handle(Frame(bytes(60)))
+        return False
+
+    def deliver(self, frames):
+        self.frames += frames
+        return len(frames)
 
     def set_link(self, up):
         self.up = up
@@ -39,8 +44,7 @@ def test_life(name, begun, tmp_path):
     network.port = Port()
     if begun:
         network.start()
-    network.send(bytes(60))
-    network.room()
+    network.wake()
     network.close()
 
 

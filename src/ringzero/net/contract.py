@@ -1,6 +1,6 @@
-"""What a network is to a machine's interface: frames go in, frames come out, a link is up or not.
+"""What a network is to a machine's interface: it fetches frames, delivers others, has a link.
 
-A network is one module of this package, named as the user names it:
+A network is one module of `ringzero.net.networks`, named as the user names it:
 
     @NETWORKS.register("socket")
     class SocketNetwork(Network): ...
@@ -9,17 +9,32 @@ A network is one module of this package, named as the user names it:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ringzero.config.devices.net import NetConfig
+from ringzero.core.frames import Frame
 from ringzero.registry import Registry
 
 
 class Port(Protocol):
     """The machine's interface (`ringzero.devices.virtio.kinds.net.Net`); from any thread."""
 
-    def deliver(self, frame: bytes) -> bool:
-        """Take a frame; False when there is no room, and `Network.room` will tell."""
+    def fetch(self, handle: Callable[[Frame], None], limit: int) -> bool:
+        """Call `handle` for frames of the machine's, up to about `limit` of them.
+
+        A frame's bytes are the machine's own memory, good only during the call. Returns
+        whether more frames may wait; if not, `Network.wake` will tell of the next one.
+        One thread at a time.
+        """
+        ...
+
+    def deliver(self, frames: Sequence[Frame]) -> int:
+        """Take frames for the machine; return how many of them, from the first on.
+
+        Where it is not all of them, `Network.wake` tells of room. The bytes of a frame that
+        was taken may not change any more.
+        """
         ...
 
     def set_link(self, up: bool) -> None:
@@ -30,9 +45,8 @@ class Port(Protocol):
 class Network(ABC):
     """One end of a network, for one machine. The link is down until it says otherwise.
 
-    `send` and `room` are called under the interface's lock: they may not wait,
-    nor call the port back. Raises ConfigError, ConflictError and HostError where
-    it cannot be what `config` says.
+    `wake` is called under the interface's lock, from any thread: it may not wait.
+    Raises ConfigError, ConflictError and HostError where it cannot be what `config` says.
     """
 
     def __init__(self, config: NetConfig) -> None:
@@ -40,12 +54,8 @@ class Network(ABC):
         self.port: Port
 
     @abstractmethod
-    def send(self, frame: bytes) -> None:
-        """Take a frame of the machine's (an Ethernet frame without its checksum), or drop it."""
-
-    @abstractmethod
-    def room(self) -> None:
-        """Hear that the port takes frames again."""
+    def wake(self) -> None:
+        """Hear that the port has frames to fetch, or takes frames again."""
 
     @abstractmethod
     def start(self) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ringzero.config.devices.net import NetConfig
 from ringzero.config.machine import MachineConfig
+from ringzero.core.frames import Frame
 from ringzero.errors import ConfigError, ConflictError, NotFoundError
 from ringzero.net.contract import NETWORKS
 from ringzero.net.networks.none import NoNetwork
@@ -24,16 +25,21 @@ class Port:
         self.frames = []
         self.links = []
         self.limit = None
+        self.outgoing = []
 
     @property
     def up(self):
         return bool(self.links) and self.links[-1]
 
-    def deliver(self, frame):
-        if self.limit is not None and len(self.frames) >= self.limit:
-            return False
-        self.frames.append(frame)
-        return True
+    def deliver(self, frames):
+        room = len(frames) if self.limit is None else self.limit - len(self.frames)
+        self.frames += [frame.data() for frame in list(frames)[:room]]
+        return min(room, len(frames))
+
+    def fetch(self, handle, limit):
+        while self.outgoing:
+            handle(Frame(self.outgoing.pop(0)))
+        return False
 
     def set_link(self, up):
         self.links.append(up)
@@ -61,6 +67,11 @@ def make(tmp_path):
         yield build
 
 
+def send(network, frame):
+    network.port.outgoing.append(frame)
+    network.wake()
+
+
 def framed(*frames):
     return b"".join(LENGTH.pack(len(frame)) + frame for frame in frames)
 
@@ -68,16 +79,16 @@ def framed(*frames):
 def test_two_ends(make):
     first, second = make(listen=True), make()
     until(lambda: first.port.up and second.port.up)
-    first.send(FRAME)
-    second.send(FRAME[:60])
-    second.send(FRAME)
+    send(first, FRAME)
+    send(second, FRAME[:60])
+    send(second, FRAME)
     until(lambda: second.port.frames == [FRAME])
     until(lambda: first.port.frames == [FRAME[:60], FRAME])
 
 
 def test_whoever_comes_first_and_comes_again(make):
     second = make()
-    second.send(FRAME)
+    send(second, FRAME)
     assert second.dropped == 1 and not second.port.up
     first = make(listen=True, kept=False)
     until(lambda: second.port.up)
@@ -85,7 +96,7 @@ def test_whoever_comes_first_and_comes_again(make):
     until(lambda: not second.port.up)
     first = make(listen=True)
     until(lambda: second.port.up and first.port.up)
-    second.send(FRAME)
+    send(second, FRAME)
     until(lambda: first.port.frames == [FRAME])
 
 
@@ -137,7 +148,7 @@ def test_a_peer_that_does_not_read_costs_frames_not_memory(make):
     with peer(network):
         until(lambda: network.port.up)
         for _ in range(3000):
-            network.send(bytes(1514))
+            send(network, bytes(1514))
         assert network.dropped and len(network._outbox) <= OUTBOX_SIZE + 4
 
 
@@ -146,7 +157,7 @@ def test_a_slow_reader_gets_whole_frames(make):
     with peer(network) as link:
         until(lambda: network.port.up)
         for number in range(400):
-            network.send(bytes([number & 255]) * 1500)
+            send(network, bytes([number & 255]) * 1500)
         decoder, frames = Decoder(), []
         while len(frames) < 400:
             frames += decoder.feed(link.recv(3333))
@@ -160,7 +171,7 @@ def test_a_port_without_room_is_waited_for(make):
         link.sendall(framed(*[FRAME] * 5))
         until(lambda: len(network.port.frames) == 2)
         network.port.limit = None
-        network.room()
+        network.wake()
         until(lambda: len(network.port.frames) == 5)
 
 
@@ -174,7 +185,7 @@ def test_any_cut_gives_the_same_frames(frames, cuts):
 
 
 def test_registry():
-    assert NETWORKS.names() == ["none", "socket"]
+    assert NETWORKS.names() == ["none", "socket", "user"]
     assert NETWORKS.get("none") is NoNetwork
     with pytest.raises(NotFoundError, match="wifi"):
         NETWORKS.get("wifi")

@@ -49,6 +49,8 @@ class VirtioDevice(ABC, Generic[S]):
 
     def __init__(self, queue_sizes: tuple[int, ...], features: int = 0) -> None:
         self.queue_sizes = queue_sizes
+        # How many of them a saved machine has at least: later versions of a device may have more.
+        self.least_queues = len(queue_sizes)
         # Feature bits of the device type (0-23, 50-127); the transport adds the common ones.
         self.features = features
         self.lock = threading.RLock()

@@ -273,7 +273,8 @@ class VirtioMmio(Device[VirtioMmioState]):
             )
 
     def restore(self, state: VirtioMmioState) -> None:
-        if len(state.queues) != len(self._queues):
+        # A machine that was saved before the device had its further queues never used them.
+        if not self.device.least_queues <= len(state.queues) <= len(self._queues):
             raise StateError(
                 "virtio: another number of queues",
                 expected=len(self._queues),
@@ -282,7 +283,7 @@ class VirtioMmio(Device[VirtioMmioState]):
         with self._lock:
             self._reset_registers()
             self._features = state.features & ((1 << 128) - 1)
-            for queue, saved in zip(self._queues, state.queues, strict=True):
+            for queue, saved in zip(self._queues, state.queues, strict=False):
                 queue.restore(saved, bool(self._features & EVENT_IDX))
             self._status = state.status & 0xFF
             self._device_select = state.device_select & MASK_32

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ringzero.core.memory import GuestMemory
 from ringzero.errors import DeviceError, GuestAddressError, StateError
@@ -19,6 +19,7 @@ MAX_QUEUE_SIZE = 32768
 # Section 2.7.4: all descriptors of a chain together are at most 2^32 bytes.
 MAX_CHAIN_BYTES = 1 << 32
 DESCRIPTOR = struct.Struct("<QIHH")
+USED_ELEMENT = struct.Struct("<II")
 NEXT, WRITE, INDIRECT = 1, 2, 4
 NO_INTERRUPT, NO_NOTIFY = 1, 1
 
@@ -170,9 +171,9 @@ class Virtqueue:
             if not self.rearm():
                 return
 
-    def unpop(self) -> None:
-        """Give the last popped request back, to be popped again later."""
-        self._next_available = (self._next_available - 1) & 0xFFFF
+    def unpop(self, count: int = 1) -> None:
+        """Give the last popped requests back, to be popped again later."""
+        self._next_available = (self._next_available - count) & 0xFFFF
 
     def _walk(self, head: int) -> Chain:
         chain = Chain(head)
@@ -217,18 +218,24 @@ class Virtqueue:
 
     def push(self, chain: Chain, written: int) -> None:
         """Give `chain` back, its first `written` writable bytes filled in."""
-        memory = self._memory
-        left = written
-        for address, buffer in zip(chain.addresses, chain.writable, strict=True):
-            if left <= 0:
-                break
-            memory.mark_written(address, min(left, len(buffer)))
-            left -= len(buffer)
-        slot = 4 + 8 * (self._next_used & (self.size - 1))
-        struct.pack_into("<II", self._used_bytes, slot, chain.head, written)
-        self._next_used = (self._next_used + 1) & 0xFFFF
+        self.push_all(((chain, written),))
+
+    def push_all(self, pushed: Iterable[tuple[Chain, int]]) -> None:
+        """Give several chains back, which the driver sees at once (as `push`)."""
+        mark, used, mask = self._memory.mark_written, self._used_bytes, self.size - 1
+        position = self._next_used
+        for chain, written in pushed:
+            left = written
+            for address, buffer in zip(chain.addresses, chain.writable, strict=True):
+                if left <= 0:
+                    break
+                mark(address, min(left, len(buffer)))
+                left -= len(buffer)
+            USED_ELEMENT.pack_into(used, 4 + 8 * (position & mask), chain.head, written)
+            position += 1
+        self._next_used = position & 0xFFFF
         self._used[1] = self._next_used
-        memory.mark_written(self.used, len(self._used_bytes))
+        mark(self.used, len(used))
 
     # ---- notification -----------------------------------------------------
 

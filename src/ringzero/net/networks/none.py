@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from ringzero.config.devices.net import NetConfig
+from ringzero.core.frames import Frame
 from ringzero.errors import ConfigError
 from ringzero.net.contract import NETWORKS, Network
+
+_BATCH = 256
 
 
 @NETWORKS.register("none")
@@ -16,11 +19,9 @@ class NoNetwork(Network):
         if config.target or config.listen:
             raise ConfigError(["the network 'none' leads nowhere"], hint="write --net none")
 
-    def send(self, frame: bytes) -> None:
-        """Drop it."""
-
-    def room(self) -> None:
-        """There was nothing to deliver."""
+    def wake(self) -> None:
+        while self.port.fetch(_drop, _BATCH):
+            pass
 
     def start(self) -> None:
         """There is nothing to begin."""
@@ -30,3 +31,7 @@ class NoNetwork(Network):
 
     def leave(self) -> None:
         """There is nothing to let go of."""
+
+
+def _drop(frame: Frame) -> None:
+    """Drop it."""

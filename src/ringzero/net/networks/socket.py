@@ -18,6 +18,7 @@ from collections import deque
 from pathlib import Path
 
 from ringzero.config.devices.net import NetConfig
+from ringzero.core.frames import Frame, plain
 from ringzero.errors import ConfigError, HostError
 from ringzero.host.unixsocket import Listener, connect
 from ringzero.net.contract import NETWORKS, Network
@@ -34,6 +35,8 @@ _FIRST_TRY, _LAST_TRY = 0.02, 1.0
 # that has a peer ends others as soon as it sees them.
 _PROBATION = 0.05
 _PATIENCE = 2.0
+# Frames of the machine's that are fetched at once.
+_BATCH = 64
 
 
 class Decoder:
@@ -81,7 +84,7 @@ class SocketNetwork(Network):
         self.dropped = 0
         # The thread's own.
         self._decoder = Decoder()
-        self._frames: deque[bytes] = deque()
+        self._frames: deque[Frame] = deque()
         self._interest = 0
         self._next_try, self._delay = 0.0, _FIRST_TRY
         self._linked, self._links_at = False, 0.0
@@ -113,20 +116,28 @@ class SocketNetwork(Network):
 
     # ---- the interface's calls --------------------------------------------
 
-    def send(self, frame: bytes) -> None:
+    def wake(self) -> None:
+        # On the vCPU's thread: the socket takes what there is, or it is dropped.
+        while self.port.fetch(self._send, _BATCH):
+            pass
+        if self._frames:
+            self._signal()
+
+    def _send(self, frame: Frame) -> None:
+        for data in plain(frame):
+            self._send_plain(data)
+
+    def _send_plain(self, data: bytes) -> None:
         with self._lock:
-            if self._peer is None or len(self._outbox) + len(frame) > OUTBOX_SIZE:
+            if self._peer is None or len(self._outbox) + len(data) > OUTBOX_SIZE:
                 self.dropped += 1
                 return
             waiting = bool(self._outbox)
-            self._outbox += LENGTH.pack(len(frame)) + frame
+            self._outbox += LENGTH.pack(len(data)) + data
             if not waiting:
                 self._flush(self._peer)
             if self._outbox and not waiting:
                 self._signal()
-
-    def room(self) -> None:
-        self._signal()
 
     def _signal(self) -> None:
         if not self._closing:
@@ -225,7 +236,7 @@ class SocketNetwork(Network):
         try:
             data = peer.recv(_READ)
             if data:
-                self._frames.extend(self._decoder.feed(data))
+                self._frames.extend(map(Frame, self._decoder.feed(data)))
                 return
         except BlockingIOError:
             return
@@ -234,8 +245,9 @@ class SocketNetwork(Network):
         self._end()
 
     def _deliver(self) -> None:
-        while self._frames and self.port.deliver(self._frames[0]):
-            self._frames.popleft()
+        if self._frames:
+            for _ in range(self.port.deliver(self._frames)):
+                self._frames.popleft()
 
     def _watch(self) -> None:
         """Read while the machine takes frames, and hear of room while frames wait."""

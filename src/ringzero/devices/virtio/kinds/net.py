@@ -1,159 +1,365 @@
-"""virtio network device (virtio 1.2 section 5.1): one pair of queues, no offloads.
+"""virtio network device (virtio 1.2 section 5.1): one pair of queues, offloads, a control queue.
 
-Frames go to a `NetBackend` and come from it by `deliver`. A network may lose
-frames, and so does this device: those for which nobody has room, and those on
-their way while the machine is copied or restored.
+Frames cross the device with checksums open and uncut, up to 64 KiB at once
+(`ringzero.core.frames`). A `NetBackend` fetches the guest's frames and delivers
+others, on a thread of its own. While it fetches, the guest is not asked to
+notify. A network may lose frames, and so does this device: those that make no
+sense, and those on their way while the machine is copied or restored.
 """
 
 from __future__ import annotations
 
 import struct
+import threading
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from ringzero.core.frames import (
+    ETHERNET_HEADER,
+    GSO_ECN,
+    GSO_NONE,
+    GSO_TCP4,
+    GSO_TCP6,
+    GSO_UDP,
+    GSO_UDP_L4,
+    HEADERS_SIZE,
+    LARGEST_FRAME,
+    Buffer,
+    Frame,
+    plain,
+)
 from ringzero.devices.virtio.device import VIRTIO_DEVICES, VirtioDevice
+from ringzero.devices.virtio.queue import Chain, Virtqueue
 from ringzero.errors import StateError
 from ringzero.records import record
 
-RECEIVE, TRANSMIT = 0, 1
-QUEUE_SIZE = 256
-FEATURE_MTU, FEATURE_MAC, FEATURE_STATUS = 1 << 3, 1 << 5, 1 << 16
-LINK_UP = 1
+RECEIVE, TRANSMIT, CONTROL = 0, 1, 2
+QUEUE_SIZE, CONTROL_SIZE = 256, 64
+# Section 5.1.3.
+CSUM, GUEST_CSUM, FEATURE_MTU, FEATURE_MAC = 1 << 0, 1 << 1, 1 << 3, 1 << 5
+GUEST_TSO4, GUEST_TSO6, GUEST_ECN, GUEST_UFO = 1 << 7, 1 << 8, 1 << 9, 1 << 10
+HOST_TSO4, HOST_TSO6, HOST_ECN, HOST_UFO = 1 << 11, 1 << 12, 1 << 13, 1 << 14
+MRG_RXBUF, FEATURE_STATUS, CTRL_VQ, CTRL_RX = 1 << 15, 1 << 16, 1 << 17, 1 << 18
+GUEST_ANNOUNCE, CTRL_MAC_ADDR = 1 << 21, 1 << 23
+GUEST_USO4, GUEST_USO6, HOST_USO = 1 << 54, 1 << 55, 1 << 56
+FEATURES = (
+    *(CSUM, GUEST_CSUM, FEATURE_MTU, FEATURE_MAC, FEATURE_STATUS),
+    *(GUEST_TSO4, GUEST_TSO6, GUEST_ECN, GUEST_UFO, HOST_TSO4, HOST_TSO6, HOST_ECN, HOST_UFO),
+    *(MRG_RXBUF, CTRL_VQ, CTRL_RX, GUEST_ANNOUNCE, CTRL_MAC_ADDR),
+    *(GUEST_USO4, GUEST_USO6, HOST_USO),
+)
+# What the driver must have taken before it is given, or gives, a frame of such a kind.
+GUEST_GSO = {
+    GSO_TCP4: GUEST_TSO4,
+    GSO_TCP6: GUEST_TSO6,
+    GSO_UDP: GUEST_UFO,
+    GSO_TCP4 | GSO_ECN: GUEST_TSO4 | GUEST_ECN,
+    GSO_TCP6 | GSO_ECN: GUEST_TSO6 | GUEST_ECN,
+    GSO_UDP_L4: GUEST_USO4 | GUEST_USO6,
+}
+HOST_GSO = {
+    GSO_TCP4: HOST_TSO4,
+    GSO_TCP6: HOST_TSO6,
+    GSO_UDP: HOST_UFO,
+    GSO_TCP4 | GSO_ECN: HOST_TSO4 | HOST_ECN,
+    GSO_TCP6 | GSO_ECN: HOST_TSO6 | HOST_ECN,
+    GSO_UDP_L4: HOST_USO,
+}
+LINK_UP, ANNOUNCE = 1, 2
 # Section 5.1.4: MAC, status, pairs of queues (there without being offered), MTU.
 CONFIG = struct.Struct("<6sHHH")
 # Section 5.1.6: flags, GSO type, header length, GSO size, checksum start and offset, buffers.
 HEADER = struct.Struct("<BBHHHHH")
-ONE_BUFFER = HEADER.pack(0, 0, 0, 0, 0, 0, 1)
-# IEEE 802.3: addresses and type; a VLAN tag besides.
-ETHERNET_HEADER, VLAN_TAG = 14, 4
+NEEDS_CSUM = 1
+# Section 5.1.6.5: classes of the control queue, and its answers.
+CLASS_RX, CLASS_MAC, CLASS_ANNOUNCE = 0, 1, 3
+MAC_TABLE_SET, MAC_ADDR_SET = 0, 1
+CONTROL_OK, CONTROL_ERROR = b"\0", b"\1"
+# The most that a driver may write to the control queue: two tables of addresses.
+CONTROL_LIMIT = 8192
+# A VLAN tag besides the Ethernet header.
+VLAN_TAG = 4
 # Frames for the guest that wait for its buffers before `deliver` takes no more.
 BACKLOG = 256
+# Bytes that are fetched before their buffers are given back: TCP of Linux keeps two large
+# segments on their way (tcp_limit_output_bytes), and stands still until they come back.
+BATCH_BYTES = 65536
 
 
 class NetBackend(Protocol):
-    """Where the guest's frames go. The device calls, holding its lock; none of it may wait."""
+    """Where the guest's frames go. The device calls, holding its lock; it may not wait."""
 
-    def send(self, frame: bytes) -> None:
-        """Take a frame, or drop it."""
-        ...
-
-    def room(self) -> None:
-        """Hear that `deliver` takes frames again."""
+    def wake(self) -> None:
+        """Hear that `fetch` has frames, or `deliver` takes them again."""
         ...
 
 
 @record
 class NetState:
-    """The device's address, and whether the guest was told that the link is up."""
+    """The device's address, whether the guest knows of the link, and owes an announcement."""
 
     mac: bytes
     link: bool
+    announce: bool = False
 
 
 @VIRTIO_DEVICES.register("net")
 class Net(VirtioDevice[NetState]):
-    """A network interface with the address `mac`, 6 bytes. Frames hold up to `mtu` bytes.
+    """A network interface with the address `mac`, 6 bytes. Packets hold up to `mtu` bytes.
 
-    `received` and `sent` count the guest's frames, `dropped` those that found no room.
+    `received` and `sent` count the guest's frames, `received_bytes` and `sent_bytes` what is
+    in them, `dropped` those that found no room or made no sense.
     """
 
     device_id = 1
     state_type = NetState
 
     def __init__(self, mac: bytes, backend: NetBackend, mtu: int = 1500) -> None:
-        super().__init__(
-            queue_sizes=(QUEUE_SIZE, QUEUE_SIZE),
-            features=FEATURE_MTU | FEATURE_MAC | FEATURE_STATUS,
-        )
+        super().__init__(queue_sizes=(QUEUE_SIZE, QUEUE_SIZE, CONTROL_SIZE), features=sum(FEATURES))
+        # There was no control queue at first.
+        self.least_queues = 2
         self.mac = mac
         self._backend = backend
         self._mtu = mtu
         self._largest = mtu + ETHERNET_HEADER + VLAN_TAG
-        self._backlog: deque[bytes] = deque()
+        self._backlog: deque[Frame] = deque()
         self._pressed = False
-        # Whether there is a link, and whether the guest was told so.
-        self._wire = self._link = False
+        # Whether there is a link, and whether the guest was told so; whether it shall tell
+        # its neighbours of itself.
+        self._wire = self._link = self._announce = False
         self._paused = False
+        # Frames that the backend looks at outside the lock: whose they are, and whether any are.
+        self._changed = threading.Condition(self.lock)
+        self._generation = 0
+        self._fetching = self._collecting = False
+        self._collected: list[tuple[Chain, Frame | None]] = []
+        self._drained, self._limit = True, 0
         self.received = self.sent = self.dropped = 0
+        self.received_bytes = self.sent_bytes = 0
 
     # ---- the backend's calls, from any thread -----------------------------
 
-    def deliver(self, frame: bytes) -> bool:
-        """Take a frame for the guest; False when there is no room, and `room` will tell."""
+    def fetch(self, handle: Callable[[Frame], None], limit: int) -> bool:
+        """Call `handle` for up to about `limit` frames; False when `wake` will tell of more."""
+        while limit > 0:
+            with self.lock:
+                batch, generation = self._collect(limit), self._generation
+                self._fetching = bool(batch)
+                if not batch:
+                    return not self._drained
+            limit -= len(batch)
+            try:
+                for _, frame in batch:
+                    if frame is not None:
+                        handle(frame)
+            finally:
+                with self.lock:
+                    self._fetching = False
+                    self._changed.notify_all()
+                    if generation == self._generation:
+                        queue = self.queues[TRANSMIT]
+                        queue.push_all([(chain, 0) for chain, _ in batch])
+                        self.complete(queue)
+        return True
+
+    def _collect(self, limit: int) -> list[tuple[Chain, Frame | None]]:
+        """Return what the guest wants sent; the lock is held."""
+        self._collected, self._drained, self._limit = [], True, limit
+        # A driver that breaks the rules is the transport's to deal with.
+        self._collecting = True
+        self.transport.serve(TRANSMIT)
+        self._collecting = False
+        return self._collected
+
+    def deliver(self, frames: Sequence[Frame]) -> int:
+        """Take frames for the guest, from the first on; if not all, `wake` will tell of room."""
         with self.lock:
-            if not self.accepted or not ETHERNET_HEADER <= len(frame) <= self._largest:
-                self.dropped += 1
-                return True
-            if len(self._backlog) >= BACKLOG:
-                self._pressed = True
-                return False
-            self._backlog.append(frame)
+            if not self.accepted:
+                self.dropped += len(frames)
+                return len(frames)
+            count = min(len(frames), BACKLOG - len(self._backlog))
+            for index in range(count):
+                self._backlog.extend(self._fitting(frames[index]))
+            self._pressed |= count < len(frames)
             self.transport.serve(RECEIVE)
-            return True
+            return count
 
     def set_link(self, up: bool) -> None:
         """Say whether frames find their way; the guest hears of it."""
         with self.lock:
             self._wire = up
             if not self._paused:
-                self._tell_link()
+                self._tell_status()
 
     def renew(self, mac: bytes) -> None:
-        """Give a copied machine another address, before it runs; drivers read it at their start."""
+        """Give a copied machine another address, before it runs; drivers read it at their start.
+
+        A driver that can tells its neighbours of itself.
+        """
         with self.lock:
             self.mac = mac
+            self._announce = bool(self.accepted & GUEST_ANNOUNCE)
 
     # ---- the transport's calls --------------------------------------------
 
     def config(self) -> bytes:
-        return CONFIG.pack(self.mac, LINK_UP * self._link, 1, self._mtu)
+        status = LINK_UP * self._link | ANNOUNCE * self._announce
+        return CONFIG.pack(self.mac, status, 1, self._mtu)
 
     def reset(self) -> None:
+        self._generation += 1
         self._backlog.clear()
-        self._link = self._wire
+        self._link, self._announce = self._wire, False
 
     def notify(self, index: int) -> None:
-        if index == TRANSMIT:
-            self._drain()
-        else:
+        if index == RECEIVE:
             self._feed()
+        elif index == CONTROL:
+            self._control()
+        elif self._collecting:
+            self._pop_frames()
+        elif not self._fetching:
+            self._backend.wake()
 
-    def _drain(self) -> None:
-        queue = self.queues[TRANSMIT]
-        for chain in queue.requests():
-            frame = chain.gather(HEADER.size + self._largest + 1)[HEADER.size :]
-            if ETHERNET_HEADER <= len(frame) <= self._largest:
-                self._backend.send(frame)
-                self.sent += 1
-            else:
-                self.dropped += 1
-            queue.push(chain, 0)
-        self.complete(queue)
+    # ---- from the guest ---------------------------------------------------
 
-    def _feed(self) -> None:
-        queue = self.queues[RECEIVE]
-        if not queue.ready:
-            return
-        while self._backlog:
+    def _pop_frames(self) -> None:
+        queue, found = self.queues[TRANSMIT], self._collected
+        queue.suppress()
+        size = 0
+        while size < BATCH_BYTES and len(found) < self._limit:
             chain = queue.pop()
             if chain is None:
                 if queue.rearm():
                     continue
-                break
-            frame = ONE_BUFFER + self._backlog.popleft()
-            if chain.writable_size < len(frame):
-                # The driver knows the MTU; it gets the buffer back empty.
+                return
+            frame = self._frame(chain)
+            if frame is None:
                 self.dropped += 1
-                queue.push(chain, 0)
-                continue
-            queue.push(chain, chain.scatter(frame))
-            self.received += 1
-        self.complete(queue)
-        if self._pressed and len(self._backlog) <= BACKLOG // 2:
-            self._pressed = False
-            self._backend.room()
+            else:
+                self.sent += 1
+                self.sent_bytes += frame.size
+                size += frame.size
+            found.append((chain, frame))
+        self._drained = False
 
-    def _tell_link(self) -> None:
+    def _frame(self, chain: Chain) -> Frame | None:
+        """Return the frame in a chain, its headers copied; None where it is none."""
+        views = chain.readable
+        size = sum(map(len, views))
+        if not HEADER.size + ETHERNET_HEADER <= size <= HEADER.size + LARGEST_FRAME:
+            return None
+        head, rest = _split(views, size if size <= 2 * HEADERS_SIZE else HEADERS_SIZE)
+        flags, gso, _, gso_size, start, offset, _ = HEADER.unpack_from(head)
+        head = head[HEADER.size :]
+        if not flags & NEEDS_CSUM:
+            start = offset = 0
+        elif not ETHERNET_HEADER <= start <= len(head) - offset - 2 or not self.accepted & CSUM:
+            return None
+        if gso == GSO_NONE:
+            if size > HEADER.size + self._largest:
+                return None
+        elif not start or not gso_size or not self._has(HOST_GSO.get(gso)):
+            return None
+        return Frame(head, rest, start, offset, gso, gso_size)
+
+    def _has(self, feature: int | None) -> bool:
+        return feature is not None and self.accepted & feature == feature
+
+    # ---- to the guest -----------------------------------------------------
+
+    def _fitting(self, frame: Frame) -> list[Frame]:
+        """Return `frame` in the way that the driver takes it; nothing where it cannot be."""
+        if frame.gso:
+            fits = self._has(GUEST_GSO.get(frame.gso)) and frame.size <= LARGEST_FRAME
+        else:
+            fits = ETHERNET_HEADER <= frame.size <= self._largest
+            if not fits:
+                self.dropped += 1
+                return []
+        if fits and (not frame.checksum_start or self.accepted & GUEST_CSUM):
+            return [frame]
+        return [Frame(data) for data in plain(frame) if len(data) <= self._largest]
+
+    def _feed(self) -> None:
+        queue, backlog = self.queues[RECEIVE], self._backlog
+        if not queue.ready:
+            return
+        while backlog and self._place(queue, backlog[0]):
+            backlog.popleft()
+        self.complete(queue)
+        if self._pressed and len(backlog) <= BACKLOG // 2:
+            self._pressed = False
+            self._backend.wake()
+
+    def _place(self, queue: Virtqueue, frame: Frame) -> bool:
+        """Put one frame into the guest's buffers, or drop it; False where it has too few."""
+        needed = HEADER.size + frame.size
+        chains: list[Chain] = []
+        room = 0
+        while room < needed:
+            chain = queue.pop()
+            if chain is None:
+                queue.unpop(len(chains))
+                offered = queue.offered
+                queue.request_notice()
+                if offered == queue.offered:
+                    if len(chains) < queue.size:
+                        return False
+                    # Even all of its buffers are too few.
+                    self.dropped += 1
+                    return True
+                chains.clear()
+                room = 0
+                continue
+            chains.append(chain)
+            room += chain.writable_size
+            if not self.accepted & MRG_RXBUF:
+                break
+        if room < needed:
+            # The driver knows the MTU; it gets the buffer back empty.
+            self.dropped += 1
+            queue.push(chains[0], 0)
+            return True
+        flags = NEEDS_CSUM if frame.checksum_start else 0
+        # Section 5.1.6.4.1: the header's length is a hint; Linux takes none for 0.
+        header = HEADER.pack(
+            *(flags, frame.gso, len(frame.head) if frame.gso else 0, frame.gso_size),
+            *(frame.checksum_start, frame.checksum_offset, len(chains)),
+        )
+        queue.push_all(_scatter(chains, [header + frame.head, *frame.rest], needed))
+        self.received += 1
+        self.received_bytes += frame.size
+        return True
+
+    # ---- control ----------------------------------------------------------
+
+    def _control(self) -> None:
+        queue = self.queues[CONTROL]
+        for chain in queue.requests():
+            command = chain.gather(CONTROL_LIMIT)
+            answer = CONTROL_OK if self._obey(command) else CONTROL_ERROR
+            queue.push(chain, chain.scatter(answer))
+        self.complete(queue)
+
+    def _obey(self, command: bytes) -> bool:
+        """Carry a command of the driver out; return whether it was one."""
+        kind, data = command[:2], command[2:]
+        if kind[:1] == bytes([CLASS_RX]):
+            # All frames that come are for this guest: there is nothing to filter.
+            return len(kind) == 2 and kind[1] < 6 and len(data) == 1
+        if kind == bytes([CLASS_MAC, MAC_TABLE_SET]):
+            return True
+        if kind == bytes([CLASS_MAC, MAC_ADDR_SET]) and len(data) == 6:
+            self.mac = data
+            return True
+        if kind == bytes([CLASS_ANNOUNCE, 0]):
+            self._announce = False
+            return True
+        return False
+
+    def _tell_status(self) -> None:
         if self._link != self._wire:
             self._link = self._wire
             self.transport.interrupt_config()
@@ -161,21 +367,64 @@ class Net(VirtioDevice[NetState]):
     # ---- state ------------------------------------------------------------
 
     def pause(self) -> None:
-        with self.lock:
+        with self._changed:
             self._paused = True
+            while self._fetching:
+                self._changed.wait()
 
     def resume(self) -> None:
         with self.lock:
             self._paused = False
-            self._tell_link()
+            if self._announce:
+                self.transport.interrupt_config()
+            self._tell_status()
 
     def save(self) -> NetState:
         with self.lock:
-            return NetState(self.mac, self._link)
+            return NetState(self.mac, self._link, self._announce)
 
     def restore(self, state: NetState) -> None:
         if len(state.mac) != len(self.mac):
             raise StateError("virtio network: an address of another length", seen=len(state.mac))
         with self.lock:
+            self._generation += 1
             self._backlog.clear()
-            self.mac, self._link = state.mac, state.link
+            self.mac, self._link, self._announce = state.mac, state.link, state.announce
+
+
+def _split(views: Sequence[memoryview], count: int) -> tuple[bytes, list[Buffer]]:
+    """Return a copy of the first `count` bytes, and views of the rest."""
+    first = views[0]
+    if len(views) == 1 and len(first) <= count:
+        return bytes(first), []
+    head, rest = b"", list[Buffer]()
+    for view in views:
+        missing = count - len(head)
+        if missing > 0:
+            head += view[:missing]
+        if len(view) > missing:
+            rest.append(view[max(0, missing) :])
+    return head, rest
+
+
+def _scatter(chains: list[Chain], pieces: Sequence[Buffer], size: int) -> list[tuple[Chain, int]]:
+    """Copy `pieces`, `size` bytes in all, into the chains; return how much went into each."""
+    source = iter(pieces)
+    piece = memoryview(next(source))
+    at, left, done = 0, size, []
+    for chain in chains:
+        written = 0
+        for view in chain.writable:
+            place, room = 0, min(len(view), left)
+            while place < room:
+                count = min(room - place, len(piece) - at)
+                view[place : place + count] = piece[at : at + count]
+                place, at = place + count, at + count
+                if at == len(piece):
+                    piece, at = memoryview(next(source, b"")), 0
+            written += room
+            left -= room
+            if not left:
+                break
+        done.append((chain, written))
+    return done
