@@ -1,0 +1,328 @@
+"""The world by the host's own sockets: a router, DHCP and DNS for one machine, without root.
+
+    10.0.2.2    the gateway; it is also the host (`host.ringzero.internal`): what a guest sends
+                there goes to 127.0.0.1
+    10.0.2.3    the resolver, which asks those of the host
+    10.0.2.15   the machine
+
+and, for IPv6, fd72:7a00:0:2::2 (the host's ::1), ::3, and what the guest makes
+of its MAC address. These are QEMU's addresses, so that habits and scripts go on working.
+
+One thread owns the stack and all sockets. TCP ends here, on both sides: the
+guest's connection in `ringzero.net.stack.tcp`, the world's in the host's kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+from ringzero.config.devices.net import NetConfig
+from ringzero.core.frames import Frame
+from ringzero.errors import ConfigError, InvalidValueError
+from ringzero.net.contract import NETWORKS, Network
+from ringzero.net.proxy.echo import Echoes
+from ringzero.net.proxy.forwards import Forward, Forwards
+from ringzero.net.proxy.loop import EventLoop
+from ringzero.net.proxy.resolver import Resolver
+from ringzero.net.proxy.tcp import Relay
+from ringzero.net.proxy.udp import UdpFlows
+from ringzero.net.stack import addresses, icmp
+from ringzero.net.stack.dns import Names
+from ringzero.net.stack.gateway import Gateway, Subnet
+from ringzero.net.stack.ip import Packet, Path
+from ringzero.net.stack.policy import Policy, Rule
+from ringzero.net.stack.tcp import Connection
+from ringzero.net.stack.udp import Datagram
+from ringzero.records import record
+
+DOMAIN = "ringzero.internal"
+HOST_NAME = f"host.{DOMAIN}"
+GATEWAY_MAC = bytes.fromhex("525500000202")
+# Frames that are fetched before sockets have their turn.
+_BATCH = 64
+# Frames for the guest beyond which datagrams are dropped: what a queue of Linux holds.
+_MAX_OUTBOX = 1000
+# How often idle flows are looked for, in seconds.
+_SWEEP = 10.0
+# Whether an address is this host's own is remembered for so long, in seconds, for so many.
+_OWN_TIME, _MAX_OWN = 10.0, 1024
+_PATIENCE = 10.0
+
+
+@record
+class UserOptions:
+    """What a user network is asked for.
+
+    `host` says whether guests reach the host. `allow` None lets them go everywhere; else only to
+    the places in it (`ringzero.net.stack.policy.Rule`). `forwards` are ports of the host.
+    """
+
+    host: bool = True
+    allow: tuple[str, ...] | None = None
+    forwards: tuple[Forward, ...] = ()
+
+
+def subnet(mtu: int = 1500) -> Subnet:
+    """Return the addresses of a user network."""
+    parse = addresses.parse
+    return Subnet(
+        mac=GATEWAY_MAC,
+        gateway4=parse("10.0.2.2"),
+        resolver4=parse("10.0.2.3"),
+        length4=24,
+        first4=parse("10.0.2.15"),
+        last4=parse("10.0.2.254"),
+        prefix6=parse("fd72:7a00:0:2::"),
+        gateway6=parse("fd72:7a00:0:2::2"),
+        resolver6=parse("fd72:7a00:0:2::3"),
+        mtu=mtu,
+        domain=DOMAIN,
+    )
+
+
+@NETWORKS.register("user")
+class UserNetwork(Network):
+    """The network of one machine. `dropped` counts frames for it that found no room."""
+
+    def __init__(self, config: NetConfig, options: UserOptions | None = None) -> None:
+        super().__init__(config)
+        if config.listen:
+            raise ConfigError(["the network 'user' has nobody to listen for"])
+        self.options = options or UserOptions()
+        self.loop = EventLoop("net", self._tell_time, self._round)
+        self.relays: dict[Relay, None] = {}
+        self._outbox: deque[Frame] = deque()
+        self._woken = True
+        self._owns: OrderedDict[bytes, tuple[bool, float]] = OrderedDict()
+        self._sweep_at = 0.0
+        self.dropped = 0
+        self.subnet = subnet(config.mtu)
+        self.resolver = Resolver(self.loop)
+        self.gateway = self._make_gateway()
+        self.flows = UdpFlows(self.loop, self.gateway, self._target)
+        self._echoes = Echoes(self.loop, self.gateway)
+        self._forwards = Forwards(self)
+        self._begun = False
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            for forward in self.options.forwards:
+                self._forwards.open(*self._forwards.bind(forward))
+            undo.pop_all()
+
+    def _make_gateway(self) -> Gateway:
+        net, options = self.subnet, self.options
+        try:
+            rules = None if options.allow is None else [Rule.parse(r) for r in options.allow]
+        except InvalidValueError as fault:
+            raise ConfigError([fault.message], hint=fault.hint) from fault
+        policy = Policy(rules)
+        names = Names(DOMAIN)
+        own = [net.gateway4, net.gateway6]
+        if options.host:
+            names.add(HOST_NAME, own)
+            for address in own:
+                policy.learn(HOST_NAME, address, None)
+        if self.config.mac is not None:
+            mac = bytes.fromhex(self.config.mac.replace(":", ""))
+        else:
+            mac = b""
+        gateway = Gateway(
+            net,
+            self,
+            self._outbox.append,
+            _number,
+            policy=policy,
+            names=names,
+            search=self.resolver.search,
+            default6=_has_route(socket.AF_INET6, "2000::1"),
+            host_open=options.host,
+        )
+        gateway.dns.hosts = self.resolver.hosts
+        if mac:
+            gateway.dhcp.fixed[mac] = net.first4
+        return gateway
+
+    # ---- Network ----------------------------------------------------------
+
+    def wake(self) -> None:
+        self._woken = True
+        self.loop.wake()
+
+    def start(self) -> None:
+        self._begun = True
+        self.loop.start()
+        self.port.set_link(True)
+
+    def close(self) -> None:
+        self.loop.close()
+        self._let_go()
+
+    def leave(self) -> None:
+        self.loop.leave()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for relay in list(self.relays):
+            relay.close()
+        self.flows.close()
+        self._echoes.close()
+        self.resolver.close()
+        self._forwards.close()
+
+    # ---- ports ------------------------------------------------------------
+
+    def forward(self, forward: Forward) -> Forward:
+        """Forward a port of the host; return it with the port that it got.
+
+        Raises InvalidValueError, ConflictError, HostError. From any thread.
+        """
+        bound, link = self._forwards.bind(forward)
+        self._on_loop(lambda: self._forwards.open(bound, link))
+        return bound
+
+    def unforward(self, forward: Forward) -> None:
+        """Forward a port no longer; connections that are up go on. Raises NotFoundError."""
+        self._on_loop(lambda: self._forwards.shut(forward))
+
+    def forwards(self) -> list[Forward]:
+        """Return the ports that are forwarded."""
+        return self._forwards.list()
+
+    def _on_loop(self, call: Callable[[], Any]) -> None:
+        """Have the loop's thread call, and wait for it; raises what the call raises."""
+        if not self._begun:
+            call()
+            return
+        done = threading.Event()
+        faults: list[Exception] = []
+
+        def run() -> None:
+            try:
+                call()
+            except Exception as fault:  # the caller's, on another thread
+                faults.append(fault)
+            done.set()
+
+        self.loop.call(run)
+        done.wait(_PATIENCE)
+        if faults:
+            raise faults[0]
+
+    def guest_address(self) -> bytes:
+        """Return the machine's address, as DHCP gives it."""
+        return self.subnet.first4
+
+    # ---- rounds -----------------------------------------------------------
+
+    def _tell_time(self, now: float) -> None:
+        self.gateway.now = now
+
+    def _round(self) -> float | None:
+        """Move frames; called by the loop when sockets have had their turn."""
+        gateway = self.gateway
+        more = False
+        if self._woken:
+            self._woken = False
+            more = self.port.fetch(self._receive, _BATCH)
+            self._woken |= more
+        deadline = gateway.deadline()
+        if deadline is not None and deadline <= self.loop.now:
+            gateway.expire()
+            deadline = gateway.deadline()
+        gateway.flush()
+        self._deliver()
+        if self.loop.now >= self._sweep_at:
+            self._sweep_at = self.loop.now + _SWEEP
+            self.flows.expire()
+            self._echoes.expire()
+        return self.loop.now if more else deadline
+
+    def _receive(self, frame: Frame) -> None:
+        self.gateway.receive(frame)
+
+    def _deliver(self) -> None:
+        outbox = self._outbox
+        if not outbox:
+            return
+        for _ in range(self.port.deliver(outbox)):
+            outbox.popleft()
+        while len(outbox) > _MAX_OUTBOX:
+            outbox.pop()
+            self.dropped += 1
+
+    # ---- the world --------------------------------------------------------
+
+    def open(self, connection: Connection) -> None:
+        """Connect to the host's world for a guest."""
+        host = self._target(connection.path.source)
+        if host is None:
+            self.turn_away(connection, icmp.PROHIBITED)
+        else:
+            Relay.to_host(self, connection, (host, connection.local))
+
+    def turn_away(self, connection: Connection, reason: tuple[int, int]) -> None:
+        """Tell the guest why a connection cannot be."""
+        self.gateway.turn_away(connection, reason)
+
+    def datagram(self, packet: Packet, datagram: Datagram, back: Path) -> None:
+        """Send a guest's datagram into the host's world."""
+        self.flows.send(packet, datagram, back)
+
+    def echo(self, packet: Packet, back: Path) -> None:
+        """Ping for a guest."""
+        host = self._target(packet.destination)
+        if host is None:
+            self.gateway.emit(icmp.unreachable(back, packet.original(), icmp.PROHIBITED))
+        else:
+            self._echoes.send(packet, back, host)
+
+    def resolve(self, query: bytes, stream: bool, answer: Callable[[bytes | None], None]) -> None:
+        """Ask the host's resolvers for a guest."""
+        self.resolver.refresh()
+        self.gateway.dns.hosts = self.resolver.hosts
+        self.resolver.ask(query, stream, answer)
+
+    def _target(self, address: bytes) -> str | None:
+        """Return what a guest's address is on the host; None where it may not go there."""
+        if address == self.subnet.gateway4:
+            return "127.0.0.1"
+        if address == self.subnet.gateway6:
+            return "::1"
+        if not self.options.host and self._is_own(address):
+            return None
+        return addresses.text(address)
+
+    def _is_own(self, address: bytes) -> bool:
+        """Return whether an address is this host's: its kernel would send from it to itself."""
+        known = self._owns.get(address)
+        if known is not None and known[1] > self.loop.now:
+            return known[0]
+        text, own = addresses.text(address), False
+        family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((text, 9))
+            own = addresses.parse(str(probe.getsockname()[0])) == address
+        self._owns[address] = own, self.loop.now + _OWN_TIME
+        while len(self._owns) > _MAX_OWN:
+            self._owns.popitem(last=False)
+        return own
+
+
+def _number() -> int:
+    return int.from_bytes(os.urandom(4), "big")
+
+
+def _has_route(family: int, address: str) -> bool:
+    """Return whether the host knows a way to an address."""
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,156 @@
+"""One thread that waits for sockets and for time, and does everything itself."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+GONE = select.EPOLLERR | select.EPOLLHUP
+# How long `close` waits for the thread, in seconds.
+_PATIENCE = 5.0
+
+
+class HasDescriptor(Protocol):
+    """A socket, or what has a descriptor like one."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        ...
+
+
+class Timer:
+    """A call at a moment; `cancel` takes it back."""
+
+    __slots__ = ("call", "moment")
+
+    def __init__(self, moment: float, call: Callable[[], None]) -> None:
+        self.moment = moment
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        """Do not call."""
+        self.call = None
+
+
+class EventLoop:
+    """The thread. All methods are its own, but `wake`, `call`, `start`, `close` and `leave`.
+
+    Each round begins with `before`, which is told the time; then descriptors and timers have
+    their turn, and then `after`. It returns when it is to be called again at the latest, in
+    seconds of `now`, or None; what is past means at once.
+    """
+
+    def __init__(
+        self, name: str, before: Callable[[float], None], after: Callable[[], float | None]
+    ) -> None:
+        self._before, self._after = before, after
+        self._poll = select.epoll()
+        self._signal = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll.register(self._signal, READ)
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._woken = self._sleeping = self._closing = False
+        self.now = time.monotonic()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+
+    # ---- from any thread --------------------------------------------------
+
+    def wake(self) -> None:
+        """Have another round."""
+        self._woken = True
+        if self._sleeping and not self._closing:
+            self._sleeping = False
+            os.eventfd_write(self._signal, 1)
+
+    def call(self, call: Callable[[], None]) -> None:
+        """Have the thread call this soon."""
+        self._calls.append(call)
+        self.wake()
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; descriptors that were watched stay their owners'."""
+        self._closing = True
+        if self._thread.ident:
+            os.eventfd_write(self._signal, 1)
+            if threading.current_thread() is not self._thread:
+                self._thread.join(_PATIENCE)
+        self.leave()
+
+    def leave(self) -> None:
+        """In a forked process, which has no such thread: let go."""
+        self._poll.close()
+        os.close(self._signal)
+
+    # ---- descriptors and time ---------------------------------------------
+
+    def watch(self, what: HasDescriptor, events: int, call: Callable[[int], None]) -> None:
+        """Call `call` with what happened, of `events` and `GONE`."""
+        descriptor = what.fileno()
+        self._poll.register(descriptor, events)
+        self._callbacks[descriptor] = call
+
+    def change(self, what: HasDescriptor, events: int) -> None:
+        """Watch for other events."""
+        self._poll.modify(what.fileno(), events)
+
+    def forget(self, what: HasDescriptor) -> None:
+        """Watch no longer; to be called before the descriptor is closed."""
+        descriptor = what.fileno()
+        if self._callbacks.pop(descriptor, None) is not None:
+            self._poll.unregister(descriptor)
+
+    def at(self, moment: float, call: Callable[[], None]) -> Timer:
+        """Call `call` once, when it is `moment`."""
+        timer = Timer(moment, call)
+        heapq.heappush(self._timers, (moment, next(self._order), timer))
+        return timer
+
+    # ---- the thread -------------------------------------------------------
+
+    def _work(self) -> None:
+        next_round: float | None = None
+        while not self._closing:
+            events = self._wait(next_round)
+            self.now = time.monotonic()
+            self._before(self.now)
+            for descriptor, happened in events:
+                call = self._callbacks.get(descriptor)
+                if call is not None:
+                    call(happened)
+                elif descriptor == self._signal:
+                    os.eventfd_read(self._signal)
+            while self._timers and self._timers[0][0] <= self.now:
+                timer = heapq.heappop(self._timers)[2]
+                if timer.call is not None:
+                    timer.call()
+            for _ in range(len(self._calls)):
+                self._calls.popleft()()
+            next_round = self._after()
+
+    def _wait(self, next_round: float | None) -> list[tuple[int, int]]:
+        moments = [next_round] if next_round is not None else []
+        if self._timers:
+            moments.append(self._timers[0][0])
+        timeout = max(0.0, min(moments) - time.monotonic()) if moments else -1.0
+        if timeout:
+            self._sleeping = True
+            # Whoever wakes from here on writes to the descriptor.
+            if self._woken:
+                timeout = 0.0
+        events = self._poll.poll(timeout)
+        self._sleeping = self._woken = False
+        return events

@@ -1,0 +1,3 @@
+"""The user network by itself: a guest of bytes, and servers on loopback."""
+
+TARGET = ""
