@@ -104,3 +104,42 @@ def test_a_forgotten_machine_is_stopped_and_told_of(vm):
     while any(t.thread.is_alive() for t in control.threads) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert control.exit is not None and control.exit.reason.value == "stopped"
+
+
+def test_commands_side_by_side_start_with_clean_signals(vm):
+    script = "grep -E 'SigIgn|SigBlk|Umask' /proc/self/status; sleep 1"
+    outputs = [bytearray() for _ in range(3)]
+    commands = [vm.agent.run(script, on_stdout=output.extend) for output in outputs]
+    assert [command.wait(60) for command in commands] == [0, 0, 0]
+    clean = b"Umask:\t0022\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n"
+    assert [bytes(output) for output in outputs] == [clean] * 3
+
+
+def test_ctrl_c_on_a_terminal_of_its_own(vm):
+    said, begun = bytearray(), threading.Event()
+
+    def read(data):
+        said.extend(data)
+        if b"ready" in said:
+            begun.set()
+
+    command = vm.agent.terminal("tty; echo ready; sleep 100", on_output=read)
+    assert begun.wait(60), said
+    command.write(b"\x03")
+    assert command.wait(30) == 130, said
+
+
+def test_what_cannot_be_run(vm):
+    assert vm.run(["/etc/passwd"], timeout=60).exit_code == 126
+    result = vm.run(["/bin/none"], text=True, timeout=60)
+    assert (result.exit_code, result.stderr) == (
+        127,
+        "ringzero: /bin/none: not found in the guest\n",
+    )
+    assert vm.run(["none"], timeout=60).exit_code == 127
+
+
+def test_the_guest_is_called_as_its_machine(vm):
+    assert vm.run("hostname", text=True).stdout == f"{vm.config.name}\n"
+    with Machine(image="micro", name="web-1", memory="256M", engine="soft") as named:
+        assert named.run("hostname", text=True, timeout=120).stdout == "web-1\n"

@@ -38,6 +38,7 @@ def config(image, **values):
         command_line=image.command_line,
         memory="256M",
         agent=True,
+        name="micro",
         **values,
     )
 

@@ -18,13 +18,13 @@ from ringzero.errors import GuestError, HostError, TimeoutExpiredError
 from ringzero.host.files import host_error
 from ringzero.settings import BOOT_TIMEOUT
 from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.guest import linux
 from ringzero.vm.guest.agent import Agent
 from ringzero.vm.guest.command import Command
 from ringzero.vm.guest.contract import INPUT_AHEAD, REBOOT_CODE, SHUTDOWN, Guest
 
 # How much of the serial output is kept to explain a failed boot, in bytes.
 _KEPT_LOG = 64 * 1024
-_SHOWN_LINES = 20
 # How long a command may go on after the reader of its output has gone, in seconds: one that
 # writes is told by SIGPIPE, as it would be on the host, and may have something to tidy up.
 _AFTER_PIPE = 2.0
@@ -128,8 +128,7 @@ class _Log:
             del self._data[:-_KEPT_LOG]
 
     def tail(self) -> str:
-        lines = self._data.decode("utf-8", "replace").replace("\r", "").splitlines()
-        return "\n".join(line for line in lines[-_SHOWN_LINES:] if line.strip())
+        return linux.last_words(self._data.decode("utf-8", "replace"))
 
 
 @contextlib.contextmanager

@@ -182,9 +182,11 @@ class Assembly:
         ground = self.ground
         if self.booted or ground.kernel is None:
             return
-        states = self.board.boot(
-            ground.kernel, self.config.command_line, ground.initrd, ground.loading
-        )
+        command_line = self.config.command_line
+        if self.guest is not None:
+            # ringzero's own guests are called as their machines are (Linux from 5.19 on).
+            command_line = f"{command_line} hostname={self.config.name}"
+        states = self.board.boot(ground.kernel, command_line, ground.initrd, ground.loading)
         for thread, state in zip(self.threads, states, strict=True):
             thread.set_state(state)
         self.booted = True
@@ -249,7 +251,7 @@ class Assembly:
         self._reset(ExitReason.TRIPLE_FAULT, detail)
 
     def _panicked(self) -> None:
-        self.control.finish(Exit(ExitReason.PANIC, self.lines.serial_output.tail()))
+        self.control.finish(Exit.of_panic(self.lines.serial_output.tail()))
 
     def _debug_stop(self, thread: VcpuThread, address: int) -> bool:
         return self.stopped_at(thread, address)

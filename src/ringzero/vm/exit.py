@@ -27,6 +27,11 @@ class Exit:
     detail: str = ""
 
     @classmethod
+    def of_panic(cls, said: str) -> Exit:
+        """Return the end that a panic is, after `said` on the serial line."""
+        return cls(ExitReason.PANIC, linux.last_words(said))
+
+    @classmethod
     def of_reset(cls, reason: ExitReason, detail: str, said: str) -> Exit:
         """Return the end that a reset or shutdown of the CPU is, after `said` on the serial line.
 
@@ -34,7 +39,7 @@ class Exit:
         reboots may do so by a triple fault.
         """
         if linux.panicked(said):
-            return cls(ExitReason.PANIC, said)
+            return cls.of_panic(said)
         if linux.restarted(said):
             return cls(ExitReason.REBOOT)
         return cls(reason, detail)

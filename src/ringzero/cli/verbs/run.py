@@ -319,8 +319,12 @@ def _named(arguments: argparse.Namespace, config: MachineConfig, how: dict[str, 
     """Run the machine here, where others can find it by its name."""
     from ringzero.cli import session
     from ringzero.control.machine.foreground import Foreground
+    from ringzero.records import replace
 
-    with Foreground(_claim(arguments, config, foreground=True)) as foreground:
+    claim = _claim(arguments, config, foreground=True)
+    # The guest is called as its machine is.
+    config = replace(config, name=claim.directory.name)
+    with Foreground(claim) as foreground:
         code = session.run(config, **how, wrap=foreground.keep)
         return foreground.conclude(code)
 

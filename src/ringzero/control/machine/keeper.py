@@ -44,12 +44,13 @@ from ringzero.host.files import sync_file
 from ringzero.host.process import ProcessIdentity, oom_kills, own_cgroup
 from ringzero.records import replace
 from ringzero.vm.exit import Exit, ExitReason
+from ringzero.vm.guest import linux
 from ringzero.vm.guest.command import Command
 from ringzero.vm.guest.contract import REBOOT_CODE, SHUTDOWN, KeptGuest
 from ringzero.vm.guest.identity import Identity
 
-# What is kept of the serial line to explain a bad end, in lines.
-_LAST_LINES = 20
+# In so much of the serial line, in bytes, the cause of a bad end is looked for.
+_LAST_WORDS = 16384
 _EXIT_CODES = {
     ExitReason.REBOOT: REBOOT_CODE,
     ExitReason.PANIC: GuestError.exit_code,
@@ -277,9 +278,8 @@ class Keeper:
         error = found.error()
         detail = error.message if error is not None else ""
         if error is not None:
-            said = self.serial.tail(8192).decode("utf-8", "replace").replace("\r", "")
-            lines = [line for line in said.splitlines()[-_LAST_LINES:] if line.strip()]
-            detail = "\n".join([detail.split("\n")[0], *lines])
+            said = linux.last_words(self.serial.tail(_LAST_WORDS).decode("utf-8", "replace"))
+            detail = "\n".join([detail.split("\n")[0], said]) if said else detail
         return ExitRecord(found.reason.value, detail, _EXIT_CODES.get(found.reason, 0), now)
 
     def _require(self, status: Status) -> None:

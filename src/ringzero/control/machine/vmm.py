@@ -28,6 +28,7 @@ from ringzero.control.machine.life import internal, keep, take_over
 from ringzero.errors import RingzeroError
 from ringzero.host.files import host_error
 from ringzero.host.process import set_title
+from ringzero.records import replace
 from ringzero.vm.guest.contract import KeptGuest
 from ringzero.vm.guest.identity import Identity
 
@@ -81,7 +82,7 @@ def run(claim: Claim, reporter: Reporter, build: Build) -> int:
     try:
         write_process(directory)
         record = directory.machine()
-        config = record.machine_config()
+        config = replace(record.machine_config(), name=directory.name)
         machine = restore(record) if record.snapshot else build(config, reporter)
         if record.revert:
             _take_back(machine, directory, Path(record.revert))

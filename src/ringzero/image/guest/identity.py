@@ -13,7 +13,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
+from ringzero.image.guest import elf
 from ringzero.image.guest import identity_record as identity
+from ringzero.image.guest.elf import ROOM as RECORD
 from ringzero.records import record
 
 # System calls of x86-64 Linux (arch/x86/entry/syscalls/syscall_64.tbl).
@@ -25,11 +27,6 @@ RNDADDENTROPY, RNDRESEEDCRNG = 0x4008_5203, 0x5207
 AF_UNIX, SOCK_DGRAM, SIOCSIFHWADDR = 1, 2, 0x8924
 # Descriptors: the first free one is the socket's.
 PORT, CONTROL, RANDOM, INTERFACES = 0, 1, 2, 3
-
-# Where the parts lie: code and the answer in one segment, the record in another.
-CODE = 0x40_0000
-RECORD = 0x50_0000
-PAGE = 0x1000
 
 
 @record
@@ -54,11 +51,6 @@ _CONSTANT = (b"\xbf", b"\xbe", b"\xba")
 _MEMORY = (b"\x8b\x3c\x25", b"\x8b\x34\x25", b"\x8b\x14\x25")
 _MOV_EAX, _COMPARE_EAX, _JUMP_UNLESS_EQUAL, _JUMP = b"\xb8", b"\x3d", b"\x0f\x85", b"\xe9"
 _SYSCALL = b"\x0f\x05"
-# ELF-64 (System V ABI chapter 4 and 5): file header, program header.
-_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
-_SEGMENT = struct.Struct("<IIQQQQQQ")
-_EXECUTABLE, _X86_64, _LOAD = 2, 62, 1
-_READABLE, _WRITABLE, _RUNNABLE = 4, 2, 1
 
 
 def _emit(call: Call, where: int, leave: int) -> bytes:
@@ -95,7 +87,7 @@ def entry_offset() -> int:
 
 def data_address() -> int:
     """Return where the data of an `executable` lies."""
-    return CODE + _HEADER.size + 2 * _SEGMENT.size
+    return elf.body_address()
 
 
 def build() -> bytes:
@@ -126,14 +118,5 @@ def build() -> bytes:
 
 def executable(calls: Sequence[Call], data: bytes) -> bytes:
     """Return an ELF file that makes `calls` over and over; `data` lies at `data_address()`."""
-    headers = _HEADER.size + 2 * _SEGMENT.size
     start = data_address() + len(data)
-    body = data + program(calls, start)
-    size = headers + len(body)
-    header = _HEADER.pack(
-        b"\x7fELF\x02\x01\x01", _EXECUTABLE, _X86_64, 1, start + entry_offset(), _HEADER.size,
-        0, 0, _HEADER.size, _SEGMENT.size, 2, 0, 0, 0,
-    )  # fmt: skip
-    code = _SEGMENT.pack(_LOAD, _READABLE | _RUNNABLE, 0, CODE, CODE, size, size, PAGE)
-    room = _SEGMENT.pack(_LOAD, _READABLE | _WRITABLE, 0, RECORD, RECORD, 0, PAGE, PAGE)
-    return header + code + room + body
+    return elf.program(data + program(calls, start), start + entry_offset())

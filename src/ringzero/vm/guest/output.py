@@ -34,7 +34,7 @@ class OutputBatch:
         on_room: Callable[[], None] | None = None,
         *,
         on_fault: Callable[[BaseException], None],
-        kept: int = 4096,
+        kept: int = 16384,
     ) -> None:
         self._sink = sink
         self._on_fault = on_fault
