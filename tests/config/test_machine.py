@@ -40,6 +40,8 @@ def test_spellings_of_people():
         ({"memory": "much"}, "not a size"),
         ({"color": "red"}, "no field is called 'color'"),
         ({"disks": 5}, "disks:"),
+        ({"cpus": "2"}, "cpus: '2' is not a whole number"),
+        ({"agent": 1, "name": None}, "name: None is not a text"),
     ],
 )
 def test_faults(values, fault):

@@ -25,6 +25,18 @@ if TYPE_CHECKING:
     from ringzero.config.devices.vsock import VsockConfig
 
 _PAGE = 4096
+_WORD, _NUMBER = ((str,), "a text"), ((int,), "a whole number")
+# What fields hold that are read as they are given.
+_TYPES = {
+    "name": _WORD,
+    "memory": _NUMBER,
+    "cpus": _NUMBER,
+    "board": _WORD,
+    "engine": _WORD,
+    "cpu": ((str, type(None)), "a text"),
+    "command_line": _WORD,
+    "agent": ((bool,), "true or false"),
+}
 
 
 @record
@@ -104,7 +116,13 @@ class MachineConfig:
 
     def faults(self) -> list[str]:
         """Return everything that is wrong with this description."""
-        found = []
+        found = [
+            f"{name}: {getattr(self, name)!r} is not {noun}"
+            for name, (kinds, noun) in _TYPES.items()
+            if type(getattr(self, name)) not in kinds
+        ]
+        if found:
+            return found
         if not NAME.fullmatch(self.name):
             found.append(f"name {self.name!r}: use letters, digits, '_', '.' and '-'")
         if self.memory % _PAGE:

@@ -13,10 +13,12 @@ from typing import Any
 
 from ringzero.board.contract import Board
 from ringzero.core.state import from_tree, to_tree
+from ringzero.devices.contract import Device
+from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.engine.contract import Vm
 from ringzero.errors import StateError
 from ringzero.isa.contract import Identification
-from ringzero.records import record
+from ringzero.records import field_names, optional_fields, record
 from ringzero.vm.guest.channels import ChannelsState
 from ringzero.vm.guest.protocol import AgentState
 from ringzero.vm.runloop import VcpuThread
@@ -118,9 +120,11 @@ def restore_parts(
         raise StateError("the saved machine is of another architecture", expected=architecture.name)
     devices, cpus = tree.get("devices"), tree.get("cpus")
     parts = dict(board.stateful())
-    if not isinstance(devices, dict) or set(devices) != set(parts):
-        odd = sorted(set(devices or ()) ^ set(parts))
-        raise StateError(f"the saved machine has other devices: {', '.join(map(str, odd))}")
+    devices = devices if isinstance(devices, dict) else {}
+    added = {name for name in parts.keys() - devices.keys() if _may_be_absent(parts[name])}
+    odd = sorted(map(str, (devices.keys() ^ parts.keys()) - added))
+    if odd:
+        raise StateError(f"the saved machine has other devices: {', '.join(odd)}")
     if not isinstance(cpus, list) or len(cpus) != len(threads):
         raise StateError("the saved machine has another number of vCPUs", expected=len(threads))
     # All of the tree is read before any of it is used.
@@ -132,9 +136,22 @@ def restore_parts(
     device_states = {
         name: from_tree(part.state_type, devices[name], f"devices.{name}")
         for name, part in parts.items()
+        if name not in added
     }
     vm.restore(tree.get("engine"), elapsed)
     for thread, cpu in zip(threads, cpu_states, strict=True):
         thread.set_state(cpu)
     for name, part in parts.items():
-        part.restore(device_states[name])
+        if name in added:
+            part.reset()
+        else:
+            part.restore(device_states[name])
+
+
+def _may_be_absent(part: Device[Any] | VirtioDevice[Any]) -> bool:
+    """Whether a board may have got this part since: its state has a default for every field.
+
+    Such a part is as after power-on; a guest that never saw it does not miss more.
+    """
+    kind = part.state_type
+    return optional_fields(kind) == set(field_names(kind))

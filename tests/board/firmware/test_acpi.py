@@ -11,6 +11,7 @@ from ringzero.board.firmware import acpi
 from ringzero.errors import DeviceError
 
 PLAN = acpi.AcpiPlan(
+    table_id=b"SAMPLE  ",
     cpus=3,
     lapic_base=0xFEE00000,
     ioapic_base=0xFEC00000,

@@ -10,7 +10,6 @@ from ringzero.errors import DeviceError
 from ringzero.records import record
 
 OEM_ID = b"RZERO "
-OEM_TABLE_ID = b"MICROVM "
 CREATOR_ID = b"RZRO"
 HEADER = struct.Struct("<4sIBB6s8sI4sI")
 LENGTH_OFFSET, CHECKSUM_OFFSET = 4, 9
@@ -39,10 +38,12 @@ class AcpiPlan:
 
     `power_port` is the sleep-control register; sleep status and reset follow.
     `windows` are the (base, size, interrupt) of virtio devices over MMIO.
+    `table_id` (8 bytes) names the board in every table's header.
     `generation_id` is where the generation identifier lies in memory, `event_gsi` the
     interrupt by which the board says that it changed.
     """
 
+    table_id: bytes
     cpus: int
     lapic_base: int
     ioapic_base: int
@@ -57,10 +58,10 @@ class AcpiPlan:
     windows: Sequence[tuple[int, int, int]]
 
 
-def table(signature: bytes, revision: int, body: bytes) -> bytes:
+def table(signature: bytes, revision: int, table_id: bytes, body: bytes) -> bytes:
     """Return a system description table with header and checksum (5.2.6)."""
     header = HEADER.pack(
-        signature, HEADER.size + len(body), revision, 0, OEM_ID, OEM_TABLE_ID, 1, CREATOR_ID, 1
+        signature, HEADER.size + len(body), revision, 0, OEM_ID, table_id, 1, CREATOR_ID, 1
     )
     return _checksummed(header + body, CHECKSUM_OFFSET)
 
@@ -100,7 +101,7 @@ def fadt(plan: AcpiPlan, dsdt: int) -> bytes:
     put(244, _port_register(plan.power_port))
     put(256, _port_register(plan.power_port + 1))
     put(268, b"RINGZERO")
-    return table(b"FACP", FADT_REVISION, bytes(data))
+    return table(b"FACP", FADT_REVISION, plan.table_id, bytes(data))
 
 
 def madt(plan: AcpiPlan) -> bytes:
@@ -112,7 +113,7 @@ def madt(plan: AcpiPlan) -> bytes:
         else:
             parts.append(struct.pack("<BBHIII", 9, 16, 0, cpu, LAPIC_ENABLED, cpu))
     parts.append(struct.pack("<BBBBII", 1, 12, 0, 0, plan.ioapic_base, 0))
-    return table(b"APIC", MADT_REVISION, b"".join(parts))
+    return table(b"APIC", MADT_REVISION, plan.table_id, b"".join(parts))
 
 
 def dsdt(plan: AcpiPlan) -> bytes:
@@ -137,7 +138,7 @@ def dsdt(plan: AcpiPlan) -> bytes:
     body = aml.scope("_SB", *devices) + aml.name(
         "_S5", aml.package(off, aml.ZERO, aml.ZERO, aml.ZERO)
     )
-    return table(b"DSDT", 2, body)
+    return table(b"DSDT", 2, plan.table_id, body)
 
 
 def _generation_id(plan: AcpiPlan) -> bytes:
@@ -195,7 +196,7 @@ def build(plan: AcpiPlan, base: int, end: int) -> tuple[int, bytes]:
 
     description = place(dsdt(plan))
     entries = [place(fadt(plan, description)), place(madt(plan))]
-    root = place(table(b"XSDT", 1, struct.pack(f"<{len(entries)}Q", *entries)))
+    root = place(table(b"XSDT", 1, plan.table_id, struct.pack(f"<{len(entries)}Q", *entries)))
     pointer = rsdp(root)
     block[: len(pointer)] = pointer
     if base + len(block) > end:

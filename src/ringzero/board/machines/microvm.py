@@ -162,6 +162,7 @@ class Microvm(Board):
         loading: Loading | None = None,
     ) -> list[CpuState]:
         plan = acpi.AcpiPlan(
+            table_id=b"MICROVM ",
             cpus=len(self.processors),
             lapic_base=lapic.APIC_BASE_ADDRESS,
             ioapic_base=memmap.IOAPIC_BASE,
