@@ -59,7 +59,6 @@ OWED_CIRCLES = {
     ("disk.formats.vmdk.layout", "disk.formats.vmdk.extents"),
     ("disk.formats.vmdk.resize", "disk.formats.vmdk.disk"),
     ("engine.kvm.vcpu", "engine.kvm.vm"),
-    ("vm.machine", "vm.debugger"),
     ("vm.saved.snapshot", "vm.machine"),
 }
 # What `import ringzero` and `--help` must not load.

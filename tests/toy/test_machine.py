@@ -4,7 +4,13 @@ import json
 
 import pytest
 
-from ringzero.errors import DeviceError, GuestError, InvalidValueError, StateError
+from ringzero.errors import (
+    DeviceError,
+    EngineUnavailableError,
+    GuestError,
+    InvalidValueError,
+    StateError,
+)
 from ringzero.vm.exit import ExitReason
 from ringzero.vm.machine import Machine
 from ringzero.vm.state import MachineState
@@ -196,6 +202,13 @@ def test_a_state_of_another_architecture_is_refused(machine):
         tree = {**other.save().tree, "processor": vm.save().tree["processor"]}
     with pytest.raises(StateError, match="architecture"):
         vm.restore(MachineState(tree))
+
+
+def test_auto_takes_an_engine_that_runs_it():
+    with Machine(board="toy", memory="1M", agent=False) as vm:
+        assert vm.engine_name == "soft"
+    with pytest.raises(EngineUnavailableError, match="'kvm' runs no toy guests"):
+        Machine(board="toy", engine="kvm", memory="1M", agent=False)
 
 
 def test_models_and_ports_are_the_architectures(machine):

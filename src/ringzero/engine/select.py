@@ -7,10 +7,12 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ringzero.engine.contract import ENGINES, Availability, Engine, Usability
 from ringzero.errors import EngineUnavailableError, HostError
 from ringzero.host.files import atomic_file
+from ringzero.isa.contract import Architecture
 from ringzero.settings import CACHE_DIR
 
 AUTO = "auto"
@@ -19,8 +21,8 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PROBE_VERSION = 3
 
 
-def choose(name: str = AUTO) -> Engine:
-    """Return the engine called `name`, ready to make machines.
+def choose(name: str = AUTO, architecture: Architecture[Any] | None = None) -> Engine:
+    """Return the engine called `name`, ready to make machines, of `architecture` if one is given.
 
     `auto` gives the engine of the highest rank that runs kernels at a useful speed here.
     An engine asked for by name is given even where it is slow. Raises
@@ -28,8 +30,14 @@ def choose(name: str = AUTO) -> Engine:
     and the way out where it cannot run at all.
     """
     if name == AUTO:
-        return choose_auto()[0]
+        return choose_auto(architecture=architecture)[0]
     engine = ENGINES.get(name)()
+    if architecture is not None and not engine.runs(architecture):
+        raise EngineUnavailableError(
+            f"the engine {name!r} runs no {architecture.name} guests",
+            hint=f"--engine {AUTO} may",
+            engine=name,
+        )
     found = judge(engine)
     if found.usability is Usability.UNUSABLE:
         others = [other for other in ENGINES.names() if other != name]
@@ -45,14 +53,20 @@ def choose(name: str = AUTO) -> Engine:
 Tell = Callable[[str, bool], None]
 
 
-def choose_auto(tell: Tell | None = None) -> tuple[Engine, str]:
-    """Return what `auto` chooses, and one line that says why.
+def choose_auto(
+    tell: Tell | None = None, architecture: Architecture[Any] | None = None
+) -> tuple[Engine, str]:
+    """Return what `auto` chooses for guests of `architecture`, and one line that says why.
 
     `tell` gets that line when a better engine was measured and found too slow. Raises
     EngineUnavailableError where none is usable.
     """
     passed: list[tuple[Availability, bool]] = []
     engines = [ENGINES.get(name)() for name in ENGINES.names()]
+    if architecture is not None:
+        engines = [engine for engine in engines if engine.runs(architecture)]
+        if not engines:
+            raise EngineUnavailableError(f"no engine runs {architecture.name} guests")
     for engine in sorted(engines, key=lambda engine: -engine.rank):
         found, news = _judge(engine)
         if found.usability is not Usability.USABLE:

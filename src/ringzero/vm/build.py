@@ -48,7 +48,7 @@ def assemble(
     HostError.
     """
     identity = identity or Identity(config.name)
-    ground = Groundwork(identity.complete(config), engine or _choose(config.engine), content)
+    ground = Groundwork(identity.complete(config), engine or _choose(config), content)
     return Assembly(ground, identity, disks=disks, code=code)
 
 
@@ -265,7 +265,7 @@ def _close_devices(board: Board) -> None:
         part.close()
 
 
-def _choose(name: str) -> Engine:
+def _choose(config: MachineConfig) -> Engine:
     from ringzero.engine import select
 
-    return select.choose(name)
+    return select.choose(config.engine, BOARDS.get(config.board).architecture)

@@ -20,10 +20,11 @@ def build(config: MachineConfig, steps: Steps) -> Machine:
 
     Raises what `ringzero.vm.machine.Machine` does.
     """
+    from ringzero.board.contract import BOARDS
     from ringzero.engine import select
     from ringzero.vm.groundwork import Groundwork
 
-    engine = select.choose(config.engine)
+    engine = select.choose(config.engine, BOARDS.get(config.board).architecture)
     engine.prepare(steps)
     ground = Groundwork(config, engine)
     try:

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
 
 from ringzero.errors import InvalidValueError
-from ringzero.vm.inspect import Cpu
-from ringzero.vm.runloop import VcpuThread
-
-if TYPE_CHECKING:
-    from ringzero.vm.machine import Machine
-
-Hook = Callable[["Machine", Cpu], None]
+from ringzero.vm.inspect import Cpu, Frozen
+from ringzero.vm.runloop import RunControl, VcpuThread
 
 
-class Debugger:
-    """`break_at` stops the machine at a linear address, `hook` calls a function there.
+class Debugged(Protocol):
+    """What the debugger needs of a machine."""
+
+    @property
+    def control(self) -> RunControl: ...
+
+    @property
+    def threads(self) -> Sequence[VcpuThread]: ...
+
+    @property
+    def cpus(self) -> Sequence[Cpu]: ...
+
+    @property
+    def frozen(self) -> Frozen: ...
+
+    def pause(self) -> None: ...
+
+
+M = TypeVar("M", bound=Debugged)
+
+
+class Debugger(Generic[M]):
+    """`break_at` stops the machine at a virtual address, `hook` calls a function there.
 
     After a stop the machine is paused: look at it, then `machine.resume()`.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: M) -> None:
         self._machine = machine
         self._breakpoints: set[int] = set()
-        self._hooks: dict[int, Hook] = {}
+        self._hooks: dict[int, Callable[[M, Cpu], None]] = {}
         # Where the machine last stopped, and which vCPU it was.
         self.stop: tuple[Cpu, int] | None = None
         # vCPUs that stand on a breakpoint: they get past it by a single step without it.
@@ -34,7 +50,7 @@ class Debugger:
         """Pause the machine when a vCPU comes to `address`. Raises EngineError if it cannot."""
         self._change(address, lambda: self._breakpoints.add(address))
 
-    def hook(self, address: int, function: Hook) -> None:
+    def hook(self, address: int, function: Callable[[M, Cpu], None]) -> None:
         """Call `function(machine, cpu)` when a vCPU comes to `address`, then go on.
 
         It runs on the vCPU's thread; an exception from it ends the run.
