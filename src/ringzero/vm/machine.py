@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, overload
 
 from ringzero.api.command import CommandResult, Invocation, RunOptions
+from ringzero.config.fields import MachineFields
 from ringzero.config.machine import MachineConfig
 from ringzero.devices.contract import Device
 from ringzero.engine.contract import Engine
@@ -103,11 +104,12 @@ class Machine:
         *,
         image: str | None = None,
         engine: str | Engine | None = None,
-        **fields: Any,
+        **fields: Unpack[MachineFields],
     ) -> None:
+        values: dict[str, Any] = {**fields}
         if isinstance(engine, str):
-            fields["engine"] = engine
-        config = boot.complete(config, image, fields)
+            values["engine"] = engine
+        config = boot.complete(config, image, values)
         self._take(assemble(config, engine if isinstance(engine, Engine) else None))
 
     @classmethod

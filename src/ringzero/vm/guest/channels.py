@@ -76,7 +76,9 @@ class PortChannels:
         self._inbound: deque[tuple[str, bytes]] = deque()
         self._inbound_size = 0
         # For each port, bytes to send and changes of the connection, in order.
-        self._outbound: dict[str, deque[bytes | bool]] = {port.name: deque() for port in self.ports}
+        self._outbound: dict[str, deque[memoryview | bool]] = {
+            port.name: deque() for port in self.ports
+        }
         self._outbound_size = dict.fromkeys(self._outbound, 0)
         for port in self.ports:
             port.on_room = self._signal
@@ -100,7 +102,8 @@ class PortChannels:
 
     def send(self, port: str, data: bytes) -> None:
         with self._wake:
-            self._outbound[port].append(data)
+            # A view: what the guest takes of it in small pieces is not copied again for each.
+            self._outbound[port].append(memoryview(data))
             self._outbound_size[port] += len(data)
         self._signal()
 
@@ -208,7 +211,7 @@ class PortChannels:
             outbound = tuple(
                 OutboundState(name, connected=item)
                 if isinstance(item, bool)
-                else OutboundState(name, item)
+                else OutboundState(name, bytes(item))
                 for name, queue in self._outbound.items()
                 for item in queue
             )
@@ -225,7 +228,7 @@ class PortChannels:
                 self._outbound_size[name] = 0
             for item in state.outbound:
                 self._outbound[item.port].append(
-                    item.data if item.connected is None else item.connected
+                    memoryview(item.data) if item.connected is None else item.connected
                 )
                 self._outbound_size[item.port] += len(item.data)
             self._held.clear()

@@ -99,7 +99,7 @@ class ConsolePort:
         self._device = device
         self.index = index
 
-    def push(self, data: bytes) -> int:
+    def push(self, data: bytes | memoryview) -> int:
         """Offer bytes to the guest; return how many were taken (from any thread)."""
         device = self._device
         with device.lock:

@@ -1,0 +1,36 @@
+"""The arguments by name that describe a machine, for those who check types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypedDict
+
+from ringzero.config.device import DeviceConfig
+
+# A device is a record, plain data, or text as the command line takes it.
+Device = DeviceConfig | dict[str, Any] | str
+
+
+class MachineFields(TypedDict, total=False):
+    """What `MachineConfig.create` takes; sizes and paths may be text.
+
+    Kinds of devices that a program registers itself go by `devices`.
+    """
+
+    name: str
+    memory: int | str
+    cpus: int
+    board: str
+    cpu: str
+    kernel: str | Path | None
+    initrd: str | Path | None
+    command_line: str
+    agent: bool
+    devices: Iterable[Device]
+    disk: Device | Path | None
+    disks: Iterable[Device | Path]
+    net: Device | None
+    nets: Iterable[Device]
+    vsock: Device | Path | None
+    vsocks: Iterable[Device | Path]
