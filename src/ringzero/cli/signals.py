@@ -1,29 +1,61 @@
 """Signals that end the command line: noted at once, acted on where it is safe.
 
-A handler sets a flag and wakes who waits in a `Loop`. Where none waits, it raises SystemExit,
-so that every `finally` runs. The flag makes the exit code right even where the exception was
-swallowed on its way, as Python does in destructors and callbacks.
+A handler sets a flag and wakes who waits in a `Loop`. Where none waits, it raises SystemExit (for
+Ctrl-C, KeyboardInterrupt), so that every `finally` runs. Two ways in which Python loses a signal
+are closed here. One that comes just before the main thread begins to wait does not interrupt it:
+a thread of ours hears of every signal from the kernel's side (`signal.set_wakeup_fd`) and sends
+it again. Exceptions in destructors and callbacks, such as that of a module's lock, are swallowed:
+then the signal is sent again, too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-ENDING = (signal.SIGTERM, signal.SIGHUP)
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+# When a signal that did nothing yet comes again, in seconds.
+_AGAIN = 0.01
 
 _noted = 0
 _loops: list[Loop] = []
+# Who takes signals instead, the last first: their numbers, and what is called.
+_takers: list[tuple[frozenset[int], Callable[[int], object]]] = []
+_watched: list[threading.Thread] = []
 
 
 def install() -> None:
-    """Take the signals of this process that end it."""
-    for number in ENDING:
+    """Take the signals that end this process; it is ours."""
+    for number in _ENDING:
         signal.signal(number, _handle)
+    sys.unraisablehook = _swallowed
+    _watch()
+
+
+@contextlib.contextmanager
+def taken(numbers: Iterable[int], take: Callable[[int], object]) -> Iterator[None]:
+    """Have `take` called with each of these signals, on a thread, instead of what they mean."""
+    _watch()
+    entry = frozenset(numbers), take
+    before = {number: signal.signal(number, _ignore) for number in entry[0]}
+    _takers.append(entry)
+    try:
+        yield
+    finally:
+        _takers.remove(entry)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def code() -> int:
@@ -46,14 +78,19 @@ class Loop:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._interrupt)
             _loops.append(self)
+            if signal.getsignal(signal.SIGINT) is not _handle:
+                # The process is somebody else's; its Ctrl-C is ours for the block.
+                self._before = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self in _loops:
             _loops.remove(self)
-            signal.signal(signal.SIGINT, self._before)
+            if self._before is not None:
+                signal.signal(signal.SIGINT, self._before)
+        if kind is None:
+            self.check()
 
     def wake(self, *_: object) -> None:
         """Have the one who waits look again."""
@@ -69,7 +106,7 @@ class Loop:
     def check(self) -> None:
         """Raise what a signal meant that has come."""
         if _noted:
-            raise SystemExit(128 + _noted)
+            raise _meaning(_noted)
         if self._interrupted:
             self._interrupted = False
             raise KeyboardInterrupt
@@ -79,9 +116,60 @@ class Loop:
         self.wake()
 
 
+def _watch() -> None:
+    """Begin to hear of every signal on a thread; on the main thread."""
+    if _watched:
+        return
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_listen, args=(reading,), name="signals", daemon=True)
+    _watched.append(thread)
+    thread.start()
+
+
+def _listen(descriptor: int) -> None:
+    while numbers := os.read(descriptor, 64):
+        for number in numbers:
+            take = next((take for wanted, take in _takers[::-1] if number in wanted), None)
+            if take is not None:
+                take(number)
+            elif number in _ENDING:
+                for loop in _loops:
+                    loop.wake()
+                _insist(number)
+
+
+def _insist(number: int) -> None:
+    """Send a signal to the main thread until it has taken note of it."""
+    main = threading.main_thread()
+    while not _noted and signal.getsignal(number) is _handle and main.ident is not None:
+        time.sleep(_AGAIN)
+        if not _noted:
+            signal.pthread_kill(main.ident, number)
+
+
+def _ignore(*_: object) -> None:
+    """Whoever takes the signal hears of it on another thread."""
+
+
 def _handle(number: int, _: FrameType | None) -> None:
     global _noted
     _noted = number
     if not _loops:
-        raise SystemExit(128 + number)
+        raise _meaning(number)
     _loops[-1].wake()
+
+
+def _meaning(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def _swallowed(what: UnraisableHookArgs) -> None:
+    """Hear of an exception that nobody got: a signal's comes again, without a word."""
+    if not (_noted and what.exc_type in (SystemExit, KeyboardInterrupt)):
+        sys.__unraisablehook__(what)
+        return
+    again = threading.Timer(_AGAIN, os.kill, (os.getpid(), _noted))
+    again.daemon = True
+    again.start()

@@ -6,27 +6,24 @@ import argparse
 import contextlib
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from queue import SimpleQueue
-from types import FrameType
 from typing import Any, Self
 
 from ringzero.api.action import Link, Stream
 from ringzero.cli.flags import words_of
 from ringzero.cli.machines import add_name, both_outputs, named, note
+from ringzero.cli.signals import taken
 from ringzero.cli.verb import VERBS, Verb
 from ringzero.errors import ControlError, InvalidValueError
 from ringzero.settings import BOOT_TIMEOUT
 
 _STDIN, _STDOUT = 0, 1
 # What the user may send to the command by sending it to us.
-_FORWARDED = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2")
+_ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+_FORWARDED = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)
 # Who sends so many signals within so many seconds, of which the last would end a program, wants
 # out, whatever the command in the guest makes of them.
 _ENOUGH, _SOON = 3, 3.0
-_ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
 @VERBS.register("exec")
@@ -88,6 +85,8 @@ class _Streams(Stream):
         self._undo = contextlib.ExitStack()
         # The signal by which the user left a command that did not heed it.
         self.left = 0
+        # When signals came, in seconds of the monotonic clock.
+        self._recent: list[float] = []
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +102,7 @@ class _Streams(Stream):
             link.event("resize", rows=rows, columns=columns)
 
         enter = self._undo.enter_context
-        enter(_forwarded(lambda numbers: self._signal(link, numbers)))
+        enter(taken(_FORWARDED, lambda number: self._signal(link, number)))
         if self._tty and self._interactive:
             enter(raw_mode(_STDIN))
             enter(on_resize(resized))
@@ -117,40 +116,12 @@ class _Streams(Stream):
         if kind == "waiting":
             note("waiting for the guest to take commands; Ctrl-C ends that")
 
-    def _signal(self, link: Link, numbers: list[int]) -> None:
-        if len(numbers) >= _ENOUGH and numbers[-1] in _ENDING:
-            self.left = numbers[-1]
+    def _signal(self, link: Link, number: int) -> None:
+        """Send a signal that came to us on; the last of many ends us."""
+        now = time.monotonic()
+        self._recent = [*(then for then in self._recent if now - then < _SOON), now]
+        if len(self._recent) >= _ENOUGH and number in _ENDING:
+            self.left = number
             link.close()
             return
-        link.event("signal", name=signal.Signals(numbers[-1]).name.removeprefix("SIG"))
-
-
-@contextlib.contextmanager
-def _forwarded(send: Callable[[list[int]], None]) -> Iterator[None]:
-    """Have `send` called, for the block, with the signals that came to us in the last seconds.
-
-    A handler notes the signal for a thread that sends, which may wait for the other side.
-    """
-    noted: SimpleQueue[int] = SimpleQueue()
-
-    def forward(number: int, _: FrameType | None) -> None:
-        noted.put(number)
-
-    def work() -> None:
-        recent: list[tuple[float, int]] = []
-        while number := noted.get():
-            now = time.monotonic()
-            recent = [*(pair for pair in recent if now - pair[0] < _SOON), (now, number)]
-            send([number for _, number in recent])
-
-    before: dict[int, Any] = {}
-    for name in _FORWARDED:
-        number = signal.Signals[f"SIG{name}"]
-        before[number] = signal.signal(number, forward)
-    threading.Thread(target=work, name="signals", daemon=True).start()
-    try:
-        yield
-    finally:
-        for changed, handler in before.items():
-            signal.signal(changed, handler)
-        noted.put(0)
+        link.event("signal", name=signal.Signals(number).name.removeprefix("SIG"))
