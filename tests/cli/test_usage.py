@@ -171,6 +171,9 @@ def test_nobody_to_tell(nobody):
         ("web sh -c true --json", "web", "sh -c true --json"),
         ("--json web env", "--json web", "env"),
         ("web -- -- x", "web", "-- x"),
+        ("-e A=b -w /tmp -u nobody web env", "-e A=b -w /tmp -u nobody web", "env"),
+        ("--env=A=b web env", "--env=A=b web", "env"),
+        ("-iu root web id", "-iu root web", "id"),
     ],
 )
 def test_where_the_command_of_exec_begins(words, own, command):
@@ -305,6 +308,16 @@ def test_all_faults_of_a_command_line_are_told_together(machines, capfd):
     for text in ("many", "soon", "512 bytes"):
         assert text in err
     assert not machines
+
+
+def test_environment_directory_and_user_of_a_command(machines, monkeypatch, capfd):
+    monkeypatch.setenv("HERE", "from the host")
+    words = ["-e", "A=b c", "--env", "HERE", "-w", "/", "--", "sh", "-c", "echo $A, $HERE, $PWD"]
+    assert main(["run", *words]) == 0
+    assert capfd.readouterr().out == "b c, from the host, /\n"
+    for wrong in (["-e", "=x"], ["-e", "NO_SUCH_THING"], ["-u", "-x"], ["--kernel", "/dev/null"]):
+        assert main(["run", *wrong, "-w", "/", "--", "true"]) == 2
+    assert len(machines) == 1
 
 
 def test_memory_without_a_unit(machines, capfd):

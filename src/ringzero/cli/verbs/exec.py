@@ -10,6 +10,7 @@ import time
 from typing import Any, Self
 
 from ringzero.api.action import Link, Stream
+from ringzero.cli.command_flags import add_command_flags, command_words
 from ringzero.cli.flags import words_of
 from ringzero.cli.machines import add_name, both_outputs, named, note
 from ringzero.cli.signals import taken
@@ -34,6 +35,7 @@ class Exec(Verb):
   ringzero exec web uname -a            its output, its exit status
   tar c . | ringzero exec -i web tar x  standard input goes to the command
   ringzero exec -it web sh              a shell on a terminal of its own
+  ringzero exec -u nobody -w /tmp -e LANG=C web env
 
 Flags stand before the command, whose own begin where it does; a -- before it may be left out.
 """
@@ -45,6 +47,7 @@ Flags stand before the command, whose own begin where it does; a -- before it ma
             "-i", "--interactive", action="store_true", help="pass standard input on"
         )
         parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
+        add_command_flags(parser)
         parser.add_argument("--json", action="store_true", help="errors as JSON")
         add_name(parser)
 
@@ -65,10 +68,11 @@ Flags stand before the command, whose own begin where it does; a -- before it ma
         if arguments.tty:
             term = os.environ.get("TERM", "linux")
             wanted |= {"tty": True, "rows": rows, "columns": columns, "term": term}
+        words = command_words(arguments, arguments.command)
         machine = named(arguments)
         with _Streams(tty=arguments.tty, interactive=arguments.interactive) as streams:
             try:
-                end = machine.exec(streams, arguments.command, wait=BOOT_TIMEOUT.get(), **wanted)
+                end = machine.exec(streams, words, wait=BOOT_TIMEOUT.get(), **wanted)
             except ControlError:
                 if streams.left:
                     return 128 + streams.left

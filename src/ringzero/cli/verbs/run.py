@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ringzero.cli.command_flags import add_command_flags, command_words, given
 from ringzero.cli.flags import words_of
 from ringzero.cli.verb import VERBS, Verb, print_json
 from ringzero.config.device import DEVICE_CONFIGS
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from ringzero.config.machine import MachineConfig
     from ringzero.control.host.directory import Claim
 
+# What `run` without a command runs.
+_SHELL = ("sh", "-l")
 _DEFAULT_IMAGE, _MEMORY = "micro", "512M"
 # No kernel starts in less; a size below it without a unit was meant in another one.
 _LEAST_MEMORY = 1 << 20
@@ -42,6 +45,7 @@ class Run(Verb):
   echo hi | ringzero run -- cat           standard input goes to the command
   ringzero run -t -- vi                   a command that wants a terminal
   ringzero run full -- uname -r           another image: a guest with another kernel
+  ringzero run -e LANG=C -w /tmp -u nobody -- env
   ringzero run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
   ringzero run --disk data.img,ro --memory 1G -- mount /dev/vda /mnt
   ringzero run --vsock /tmp/vm.sock       sockets between host and guest
@@ -99,6 +103,7 @@ Ctrl-] q ends the machine.
         )
         add("-i", "--interactive", action="store_true", help="accepted: input is passed on anyway")
         add("-t", "--tty", action="store_true", help="give the command the guest's console")
+        add_command_flags(parser)
         add("-d", "--detach", action="store_true", help="leave the machine running; print its name")
         add("--name", metavar="NAME", help="what `ps`, `exec`, `stop` and others call the machine")
         add("--rm", action="store_true", help="remove a named machine's directory at its end")
@@ -130,6 +135,7 @@ Ctrl-] q ends the machine.
         faults.take(lambda: _suspect_memory(arguments))
         faults.take(lambda: _check_files(arguments))
         faults.take(lambda: _description(arguments))
+        faults.take(lambda: _place_command(arguments))
         faults.end("run")
         config = _user_config(arguments) if arguments.kernel else _default_config(arguments)
         if arguments.detach:
@@ -140,7 +146,7 @@ Ctrl-] q ends the machine.
 
         how: dict[str, Any] = {
             "words": arguments.command,
-            "terminal": arguments.tty and bool(arguments.command),
+            "terminal": _on_terminal(arguments),
             "serial": arguments.serial or ("stdio" if arguments.kernel else None),
             "timeout": arguments.timeout,
             "stats": arguments.stats,
@@ -189,28 +195,35 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _contradictions(arguments: argparse.Namespace) -> Iterator[tuple[Any, str]]:
     """Yield what is wrong and what to do, each with whether it is so."""
-    given, limit = arguments, arguments.timeout
+    limit = arguments.timeout
     yield (
-        given.kernel and given.command,
+        arguments.kernel and arguments.command,
         "a command can only be run in the default guest, not with --kernel; leave --kernel out, "
         "or let your own initrd run the command",
     )
-    yield given.kernel and given.image, "--image has a kernel of its own; give it or --kernel"
-    yield given.initrd and not given.kernel, "--initrd without --kernel"
     yield (
-        given.tty and not given.command and not given.interactive,
+        arguments.kernel and arguments.image,
+        "--image has a kernel of its own; give it or --kernel",
+    )
+    yield (
+        arguments.kernel and (arguments.env or arguments.workdir or arguments.user),
+        "--env, --workdir and --user are for commands in the default guest, not with --kernel",
+    )
+    yield arguments.initrd and not arguments.kernel, "--initrd without --kernel"
+    yield (
+        arguments.tty and not arguments.command and not arguments.interactive,
         "-t without a command; ringzero run -t -- CMD",
     )
     yield limit is not None and not limit > 0, f"a timeout of {limit} seconds makes no sense"
     yield (
-        given.detach and (given.tty or given.serial == "stdio"),
+        arguments.detach and (arguments.tty or arguments.serial == "stdio"),
         "a machine that is detached has no terminal; attach to it later: `ringzero console NAME`",
     )
-    yield given.detach and given.stats, "--stats with -d; `ringzero inspect NAME` has them"
-    yield given.rm and not (given.detach or given.name), "--rm without --name or -d"
-    yield given.no_wait and not given.detach, "--no-wait without -d"
+    yield arguments.detach and arguments.stats, "--stats with -d; `ringzero inspect NAME` has them"
+    yield arguments.rm and not (arguments.detach or arguments.name), "--rm without --name or -d"
+    yield arguments.no_wait and not arguments.detach, "--no-wait without -d"
     yield (
-        given.serial == "stdio" and not given.kernel,
+        arguments.serial == "stdio" and not arguments.kernel,
         "the default guest uses standard input and output itself; give a file: --serial boot.log",
     )
 
@@ -242,6 +255,19 @@ class Faults:
         only = self._found[0]
         only.hint = only.hint or hint
         raise only
+
+
+def _on_terminal(arguments: argparse.Namespace) -> bool:
+    """Whether the command is given the console: where that is asked for, and a placed shell."""
+    shell = given(arguments) and arguments.shell and sys.stdin.isatty()
+    return bool(arguments.command and (arguments.tty or shell))
+
+
+def _place_command(arguments: argparse.Namespace) -> None:
+    """Make environment, directory and user part of the command, or of the shell."""
+    arguments.shell = not arguments.command
+    if given(arguments) and not arguments.kernel:
+        arguments.command = command_words(arguments, arguments.command or _SHELL)
 
 
 def _refuse_missing_kvm() -> None:

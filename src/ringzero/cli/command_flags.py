@@ -1,0 +1,58 @@
+"""Flags that say how a command runs in the guest: its environment, directory and user."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ringzero.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_command_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --env, --workdir and --user."""
+    add = parser.add_argument
+    add(
+        "-e",
+        "--env",
+        metavar="NAME[=VALUE]",
+        action="append",
+        default=[],
+        help="set a variable for the command; without VALUE to what it is here (repeatable)",
+    )
+    add("-w", "--workdir", metavar="DIR", help="the command's directory in the guest")
+    add("-u", "--user", metavar="NAME", help="the guest's user that the command runs as")
+
+
+def given(arguments: argparse.Namespace) -> bool:
+    """Whether one of the flags is there."""
+    return bool(arguments.env or arguments.workdir or arguments.user)
+
+
+def command_words(arguments: argparse.Namespace, words: Sequence[str]) -> list[str]:
+    """Return the command as the guest is to run it. Raises InvalidValueError."""
+    if not given(arguments):
+        return list(words)
+    from ringzero.api.command import Invocation
+
+    environment = dict(_variable(text) for text in arguments.env)
+    invocation = Invocation(
+        list(words), env=environment, cwd=arguments.workdir, user=arguments.user
+    )
+    return list(map(os.fsdecode, invocation.words()))
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name:
+        raise InvalidValueError(f"--env {text!r} has no name", hint="--env NAME=VALUE")
+    if equals:
+        return name, value
+    if name not in os.environ:
+        raise InvalidValueError(
+            f"--env {name}: there is no such variable here", hint=f"--env {name}=VALUE"
+        )
+    return name, os.environ[name]
