@@ -68,7 +68,7 @@ def test_commands_run_beside_the_service_and_each_other(web):
     slow = threading.Thread(target=web.run, args=(["sleep", "3"],), daemon=True)
     slow.start()
     assert output(web, "echo one; exit 0") == "one\n"
-    assert web.run(["cat"], b"two\0\n").stdout == b"two\0\n"
+    assert web.run(["cat"], input=b"two\0\n").stdout == b"two\0\n"
     assert web.run(["sh", "-c", "exit 9"]).exit_code == 9
     assert time.monotonic() - began < 3 or slow.is_alive()
     slow.join()

@@ -59,7 +59,7 @@ def test_life():
     assert facts["agent"]["ready"]
     done = machine.run(["sh", "-c", "echo out; echo err >&2; exit 3"])
     assert (done.stdout, done.stderr, done.exit_code) == (b"out\n", b"err\n", 3)
-    assert machine.run(["cat"], b"input\0").stdout == b"input\0"
+    assert machine.run(["cat"], input=b"input\0").stdout == b"input\0"
     machine.pause()
     assert web.status() is Status.PAUSED
     with pytest.raises(ConflictError, match="paused"):
