@@ -100,7 +100,7 @@ NEUTRAL = (
 )  # fmt: skip
 # What says of which architecture a line is: modules, registers, mechanisms of x86.
 WORDS = re.compile(
-    r"isa\.x86|jit\.x86|engine\.x86|\bx86|\bcpuid|\bmsrs?\b|\bl?apics?\b|\b(rip|rax|rsp|rflags|cr[0-8])\b"
+    r"isa\.x86|jit\.x86|engine\.x86|(?<!\\)\bx86|\bcpuid|\bmsrs?\b|\bl?apics?\b|\b(rip|rax|rsp|rflags|cr[0-8])\b"
     r"|\btsc|\b(INIT|STARTUP|SIPI)\b",
     re.IGNORECASE,
 )
@@ -141,5 +141,5 @@ def test_nothing_above_the_engines_knows_an_architecture():
 
 def test_the_check_sees_what_it_is_for(tmp_path):
     source = tmp_path / "seen.py"
-    source.write_text('"""Of rip."""\n# x86\nx = cpu.rip\n')
+    source.write_text('"""Of rip."""\n# x86\nx = cpu.rip\ny = b"\\x86"\n')
     assert [line for line in code_lines(source) if WORDS.search(line)] == ["x = cpu.rip"]
