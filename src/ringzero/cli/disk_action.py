@@ -16,9 +16,6 @@ from ringzero.units import format_size
 if TYPE_CHECKING:
     from ringzero.disk import Disk
 
-# What other programs call our formats.
-_ALIASES = {"vpc": "vhd"}
-
 
 class Action(ABC):
     """One action. `summary` is a line in the list; `examples` are shown in its help."""
@@ -63,7 +60,9 @@ def wants_json(arguments: argparse.Namespace) -> bool:
 
 def format_name(text: str | None) -> str | None:
     """Return our name of a format that may have been given by another one's."""
-    return None if text is None else _ALIASES.get(text, text)
+    from ringzero.disk import formatnames
+
+    return None if text is None else formatnames.format_name(text)
 
 
 def options(texts: list[str] | None) -> dict[str, str]:

@@ -19,7 +19,7 @@ from ringzero.disk.contract import (
     Run,
     Snapshot,
 )
-from ringzero.disk.opening import create_disk, open_disk
+from ringzero.disk.opening import create_disk, open_as_backing, open_disk
 from ringzero.disk.overlay import OverlayDisk
 from ringzero.disk.registry import FORMATS
 
@@ -35,5 +35,6 @@ __all__ = [
     "Run",
     "Snapshot",
     "create_disk",
+    "open_as_backing",
     "open_disk",
 ]

@@ -26,6 +26,8 @@ from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
 
 from ringzero.disk import batch
+from ringzero.disk.filenames import name_to_write
+from ringzero.disk.formatnames import format_name
 from ringzero.disk.storage import Storage
 from ringzero.disk.vectors import Buffer, Buffers, Views, as_views, cut, fill_zeroes, total
 from ringzero.errors import DiskReadOnlyError, DiskUnsupportedError, InvalidValueError
@@ -193,6 +195,12 @@ class Option:
         return cls(name, parse, default, f"{text} ({', '.join(choices)})")
 
 
+# For formats that know their parent by a number, and whose name for it may be another host's.
+PARENT_OPTION = Option(
+    "parent", str, None, "the file below a differencing image, from the image or from here"
+)
+
+
 def parse_flag(text: str) -> bool:
     """Return the truth of "on" or "off"; raises ValueError."""
     if text.lower() in ("on", "yes", "true", "1"):
@@ -253,13 +261,36 @@ class Surroundings(ABC):
     def open_backing(self, name: str, format: str | None) -> Disk | None:
         """Open the backing file read-only (None when the user asked for this layer alone)."""
 
+    def open_parent(
+        self,
+        names: Sequence[str],
+        format: str,
+        is_it: Callable[[Disk], bool],
+        *,
+        given: str | None = None,
+    ) -> Disk | None:
+        """Open the first of `names` that is a disk of which `is_it` holds, or `given` alone.
+
+        For formats that know their parent by a number: `names` are what it may be called on
+        this host, the likeliest first, and `given` is what the user said. None when the user
+        asked for this layer alone. Raises NotFoundError, DiskFormatError.
+        """
+        raise DiskUnsupportedError(f"{self.path} has no parent that can be opened here")
+
     def look_at(self, name: str, format: str | None) -> Disk:
         """Open a file that is to become the backing file, to see what it is."""
         raise DiskUnsupportedError(f"{name} cannot be looked at here")
 
     @abstractmethod
-    def open_storage(self, name: str) -> Storage:
-        """Open a further file of the image itself, with the image's own rights."""
+    def open_storage(self, *names: str) -> Storage:
+        """Open a further file of the image itself, with the image's own rights.
+
+        It is the first of `names`, which are all that it may be called, that is there.
+        """
+
+    def is_own(self, name: str) -> bool:
+        """Whether a name in the image leads to the image's own file."""
+        return False
 
     @abstractmethod
     def create_storage(self, name: str) -> Storage:
@@ -291,7 +322,10 @@ class Compression(ABC):
 
 
 class Snapshots(ABC):
-    """Internal snapshots. `which` is an id or a name; NotFoundError when it is neither."""
+    """Internal snapshots. What is read is chosen as `snapshotnames` says, what goes by name.
+
+    NotFoundError when there is none.
+    """
 
     @abstractmethod
     def list(self) -> Sequence[Snapshot]: ...
@@ -513,7 +547,12 @@ class Disk(ABC):
 
     def change_backing(self, name: str | None, format: str | None) -> None:
         """Write another backing file into the image; the data is not touched (see rebase)."""
-        raise DiskUnsupportedError(f"{self.format} images have no backing file")
+        if self.read_only:
+            raise self._read_only_error()
+        self._change_backing(
+            None if name is None else name_to_write(name),
+            None if format is None else format_name(format),
+        )
 
     def make_empty(self) -> None:
         """Forget all data of this layer, so that the backing file shows through everywhere."""
@@ -571,6 +610,9 @@ class Disk(ABC):
 
     @abstractmethod
     def _flush(self) -> None: ...
+
+    def _change_backing(self, name: str | None, format: str | None) -> None:
+        raise DiskUnsupportedError(f"{self.format} images have no backing file")
 
     def _resize(self, size: int) -> None:
         raise DiskUnsupportedError(

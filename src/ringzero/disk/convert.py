@@ -82,6 +82,8 @@ class Conversion:
             create_disk(
                 path, self.format, source.size, options=self.options, backing=backing,
                 backing_format=self.backing_format, sync=False,
+                # The target's directory: the work is done in one below it.
+                backing_roots=[work.parent],
             )  # fmt: skip
         except BaseException:
             _discard(work)
@@ -109,8 +111,7 @@ class Conversion:
 
     def _copy(self, source: Disk, path: Path, work: Path, identity: str, start: int) -> None:
         place = self.target.absolute().parent
-        roots = [] if self.backing is None else [(place / self.backing).parent]
-        disk = open_disk(path, self.format, sync=self.sync, backing_roots=roots)
+        disk = open_disk(path, self.format, sync=self.sync, backing_roots=[place])
         done, saved = start, time.monotonic()
         one_go = disk.compression is not None and disk.compression.only
 

@@ -1,33 +1,26 @@
-"""The one door: `open_disk` and `create_disk`, format probing, and the policy on names in images.
+"""The one door: `open_disk` and `create_disk`.
 
-A disk image names other files (its backing file, its extents), and whoever
-made the image chose the names. So a name in an image
-- is a plain path: a protocol (`nbd:`, `https:`) is refused;
-- never leads to a device, a FIFO or the kernel's file systems, unless the
-  user named a directory of devices in `backing_roots`;
-- may lead anywhere below the image's own directory, `backing_roots`, or
-  RINGZERO_BACKING_DIRS, with symbolic links followed first;
-- elsewhere only to a backing file that belongs to the user or to root and
-  that is a disk image by its content (raw, which is any file, is not).
+What an image names is opened by the rules of `policy`, and what is made asks the same rules
+first: an image that would not open is not made.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
-import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ringzero import settings
-from ringzero.disk.contract import Disk, Options, Sample, Surroundings
+from ringzero.disk.contract import Disk, Options, Surroundings
+from ringzero.disk.filenames import FileName, name_to_write, parse_name, plain_path
+from ringzero.disk.formatnames import format_name
 from ringzero.disk.overlay import OverlayDisk
+from ringzero.disk.policy import Rules, beside, is_near, judge, refuse_strange
+from ringzero.disk.probing import probe
 from ringzero.disk.registry import FORMATS
-from ringzero.disk.storage import FileStorage, Storage
+from ringzero.disk.storage import FileStorage, Storage, Window
 from ringzero.errors import (
     DiskError,
     DiskFormatError,
@@ -36,25 +29,12 @@ from ringzero.errors import (
     NotFoundError,
 )
 
-HEAD = 4096
-TAIL = 512
-
 # Long chains are legal and slow; more than this is a mistake or an attack, and
 # each layer takes a few frames of the interpreter's stack.
 MAX_DEPTH = 100
 
-_PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_KERNEL_TREES = ("/dev", "/proc", "/sys")
-
-
-@dataclass(frozen=True)
-class _Rules:
-    """What holds for a whole chain while it is opened."""
-
-    # Resolved directories that names may lead to.
-    roots: tuple[str, ...]
-    lock: bool
-    sync: bool
+# Stands for an image that is being made, in the list of the layers above.
+_NOT_YET = (-1, -1)
 
 
 @dataclass
@@ -62,60 +42,117 @@ class _Around(Surroundings):
     path: Path | None
     read_only: bool
     options: Options
-    rules: _Rules
+    rules: Rules
     with_backing: bool = True
-    # Identity (device, inode) of the files above, to find loops.
+    # Identity (device, inode) of this file and of those above, to find loops.
     above: tuple[tuple[int, int], ...] = ()
     overwrite: bool = False
     made: list[Path] = field(default_factory=list)
 
-    @property
-    def depth(self) -> int:
-        return len(self.above)
-
     def open_backing(self, name: str, format: str | None) -> Disk | None:
         if not self.with_backing:
             return None
-        name, format = _plain_name(name, format)
+        return self._open_layer(parse_name(name, format))
+
+    def open_parent(
+        self,
+        names: Sequence[str],
+        format: str,
+        is_it: Callable[[Disk], bool],
+        *,
+        given: str | None = None,
+    ) -> Disk | None:
+        if not self.with_backing:
+            return None
+        faults: list[DiskError | NotFoundError] = []
+        # What the user says may also be meant from where the user is.
+        for name in [given, str(Path(given).absolute())] if given else names:
+            try:
+                found = FileName(plain_path(name), format)
+                disk = self._open_layer(found, trusted=given is not None)
+            except (NotFoundError, DiskFormatError) as fault:
+                faults.append(fault)
+                continue
+            if is_it(disk):
+                return disk
+            disk.close()
+            faults.append(self._not_it(name))
+        # A file that is there and is wrong tells more than one that is not there.
+        faults.sort(key=lambda fault: isinstance(fault, NotFoundError))
+        if faults and isinstance(faults[0], NotFoundError):
+            faults[0].hint = (
+                "put it beside the image, say where it is (`--open parent=FILE`, "
+                "options={'parent': FILE}), or write another name into the image with "
+                "`ringzero disk rebase -u -b`"
+            )
+        raise (
+            faults[0]
+            if faults
+            else DiskFormatError(
+                f"{self.path} does not say where its parent is",
+                hint="say it with `--open parent=FILE`, or write it into the image with "
+                "`ringzero disk rebase -u -b FILE`",
+                path=self.path,
+            )
+        )
+
+    def _not_it(self, name: str) -> DiskFormatError:
+        return DiskFormatError(
+            f"{self.path}: its parent {name} has been changed since, or is another image",
+            hint="if it is the right one, link it again with `ringzero disk rebase -u`",
+            path=self.path,
+        )
+
+    def _open_layer(self, name: FileName, *, trusted: bool = False) -> Disk:
+        """Open a file below this image; `trusted` when the user, and not the image, named it."""
         assert self.path is not None
-        if self.depth > MAX_DEPTH:
+        if len(self.above) > MAX_DEPTH:
             raise DiskFormatError(
                 f"{self.path}: more than {MAX_DEPTH} backing files below one another",
                 hint="flatten the chain with `ringzero disk convert`",
             )
-        path, status, near = self._judge(name)
-        if (status.st_dev, status.st_ino) in self.above:
+        place = judge(self.path, name.path, self.rules)
+        if place.identity in self.above:
             raise DiskFormatError(
-                f"{self.path}: the backing file {name} is one of the layers above it",
+                f"{self.path}: the backing file {name.path} is one of the layers above it",
                 hint="repair the chain with `ringzero disk rebase -u`",
-                path=path,
+                path=place.path,
             )
-        storage = FileStorage(path, read_only=True, sync=False, lock=self.rules.lock)
+        storage = FileStorage(place.path, read_only=True, sync=False, lock=self.rules.lock)
         try:
-            if not near:
-                self._refuse_foreign(storage, os.fstat(storage.fd), name, format)
+            view = _part(storage, name.window)
+            if not place.near and not trusted:
+                refuse_strange(self.path, storage, view, name.path, name.format)
             return _open_storage(
-                storage, path, format, {}, read_only=True, rules=self.rules, above=self.above
-            )
+                view, place.path, name.format, name.options,
+                read_only=True, rules=self.rules, above=self.above,
+            )  # fmt: skip
         except BaseException:
             storage.close()
             raise
 
     def look_at(self, name: str, format: str | None) -> Disk:
-        found = replace(self, with_backing=True).open_backing(name, format)
-        assert found is not None
-        return found
+        try:
+            return self._open_layer(parse_name(name, format))
+        except NotFoundError as fault:
+            raise NotFoundError(f"no file {name}", hint="check the path", path=name) from fault
 
-    def open_storage(self, name: str) -> Storage:
+    def open_storage(self, *names: str) -> Storage:
         return FileStorage(
-            self._own_file(name),
+            self._own_file(*names),
             read_only=self.read_only,
             sync=self.rules.sync,
             lock=self.rules.lock,
         )
 
+    def is_own(self, name: str) -> bool:
+        assert self.path is not None
+        with contextlib.suppress(DiskError, NotFoundError):
+            return judge(self.path, _part_path(name), self.rules).identity in self.above[-1:]
+        return False
+
     def create_storage(self, name: str) -> Storage:
-        path = self._own_file(name, new=True)
+        path = self._new_file(name)
         exists = self.overwrite and path.exists()
         storage = FileStorage(path, create=not exists, sync=self.rules.sync, lock=self.rules.lock)
         if exists:
@@ -128,14 +165,30 @@ class _Around(Surroundings):
         with contextlib.suppress(FileNotFoundError):
             self._own_file(name).unlink()
 
-    def _own_file(self, name: str, *, new: bool = False) -> Path:
+    def _own_file(self, *names: str) -> Path:
+        """Return the path of a part of the image: the first of `names` that is there."""
         assert self.path is not None
-        name, _ = _plain_name(name, "raw")
-        path = _beside(self.path, name)
-        if new and not path.exists():
-            near = self._is_near(os.path.realpath(path))
-        else:
-            path, _, near = self._judge(name)
+        first: NotFoundError | None = None
+        for name in names:
+            try:
+                place = judge(self.path, _part_path(name), self.rules)
+            except NotFoundError as fault:
+                first = first or fault
+                continue
+            return self._near(name, place.path, place.near)
+        assert first is not None
+        raise first
+
+    def _new_file(self, name: str) -> Path:
+        assert self.path is not None
+        name = _part_path(name)
+        path = beside(self.path, name)
+        if path.exists():
+            place = judge(self.path, name, self.rules)
+            return self._near(name, place.path, place.near)
+        return self._near(name, path, is_near(self.path, os.path.realpath(path), self.rules))
+
+    def _near(self, name: str, path: Path, near: bool) -> Path:
         if not near:
             raise DiskError(
                 f"{self.path} names a part outside its directory: {name}",
@@ -143,68 +196,6 @@ class _Around(Surroundings):
                 path=path,
             )
         return path
-
-    def _judge(self, name: str) -> tuple[Path, os.stat_result, bool]:
-        """Return the path and state of a file named in the image, and whether it is near.
-
-        Refuses what is no regular file by its mode, before it is opened.
-        """
-        assert self.path is not None
-        path = _beside(self.path, name)
-        real = os.path.realpath(path)
-        try:
-            status = os.stat(real)  # noqa: PTH116 - a chain opens faster without a Path
-        except FileNotFoundError as fault:
-            raise NotFoundError(
-                f"{self.path} needs {name}, which does not exist",
-                hint="move the file back, or name another with `ringzero disk rebase -u -b`",
-                path=real,
-            ) from fault
-        except OSError as fault:
-            raise DiskError(f"{self.path} needs {name}: {fault.strerror}", path=real) from fault
-        special = not stat.S_ISREG(status.st_mode) or _is_below(real, _KERNEL_TREES)
-        # /dev/shm holds ordinary files.
-        special = special and not (stat.S_ISREG(status.st_mode) and _is_below(real, ("/dev/shm",)))
-        trusted = [root for root in self.rules.roots if _is_below(root, _KERNEL_TREES)]
-        if special and not _is_below(real, trusted):
-            raise DiskError(
-                f"{self.path} names a device or special file: {name}",
-                hint="devices are refused unless backing_roots names their directory",
-                path=real,
-            )
-        return path, status, self._is_near(real)
-
-    def _is_near(self, real: str) -> bool:
-        assert self.path is not None
-        # An image given by a link lives where the link leads, and where it is.
-        given = os.path.realpath(self.path.parent)
-        led = os.path.dirname(os.path.realpath(self.path))  # noqa: PTH120 - as above
-        return _is_below(real, (given, led, *self.rules.roots))
-
-    def _refuse_foreign(
-        self,
-        storage: FileStorage,
-        status: os.stat_result,
-        name: str,
-        format: str | None,
-    ) -> None:
-        hint = (
-            "if you trust the image, allow the directory with RINGZERO_BACKING_DIRS "
-            "or backing_roots"
-        )
-        if status.st_uid not in (0, os.geteuid()):
-            raise DiskError(
-                f"{self.path} names a backing file that belongs to somebody else: {name}",
-                hint=hint,
-                path=storage.path,
-            )
-        if format == "raw" or probe(storage) == "raw":
-            raise DiskError(
-                f"{self.path} names a file outside its directory, and it is no disk image "
-                f"by its content: {name}",
-                hint=hint,
-                path=storage.path,
-            )
 
 
 def open_disk(
@@ -222,8 +213,8 @@ def open_disk(
 ) -> Disk:
     """Open the disk image `path`, with all its backing files.
 
-    `format` is found by the content when it is not given, but raw is assumed
-    only for reading. `backing=False` opens this layer alone. `throw_away`
+    `format` (our name or QEMU's) is found by the content when it is not given,
+    but raw is assumed only for reading. `backing=False` opens this layer alone. `throw_away`
     opens the image read-only under an overlay in memory, which takes all
     writes and is forgotten at the end. `copy_on_read` copies into the image
     what is read from its backing file. `backing_roots` are directories whose
@@ -235,8 +226,7 @@ def open_disk(
     DiskLockedError, DiskReadOnlyError, DiskError.
     """
     path = Path(path)
-    roots = (*map(Path, backing_roots), *settings.BACKING_DIRS.get())
-    rules = _Rules(tuple(os.path.realpath(root) for root in roots), lock, sync)
+    rules = Rules.make(backing_roots, lock=lock, sync=sync)
     read_only = read_only or throw_away
     storage = FileStorage(path, read_only=read_only, sync=sync, lock=lock)
     try:
@@ -276,52 +266,57 @@ def create_disk(
     overwrite: bool = False,
     check_backing: bool = True,
     sync: bool = True,
+    backing_roots: Sequence[Path | str] = (),
 ) -> None:
     """Make an empty image of `size` bytes, a multiple of 512.
 
     With `backing` it is an overlay: `backing` is written into the image as it
     is given (relative: to the new image's directory), its format as given or
-    found, and `size` defaults to the backing file's. `check_backing=False`
-    does not look at the backing file; `backing_format` and `size` are then
-    needed. A failed creation leaves no file behind.
+    found, and `size` defaults to the backing file's. The backing file must be
+    one that `open_disk` with the same `backing_roots` will open below the new
+    image. `check_backing=False` does not look at the backing file;
+    `backing_format` and `size` are then needed. A failed creation leaves no
+    file behind.
+
+    Raises what `open_disk` raises, and InvalidValueError.
     """
     path = Path(path)
-    kind = FORMATS.get(format)
-    made_options = Options(kind.create_options, options or {}, f"format {format}")
+    kind = FORMATS.get(format_name(format))
+    made_options = Options(kind.create_options, options or {}, f"format {kind.format}")
+    rules = Rules.make(backing_roots, sync=sync)
+    exists = path.exists()
+    if exists and not overwrite:
+        raise DiskError(f"{path} exists", hint="remove it first, or choose another name", path=path)
+    above = (_identity(path) if exists else _NOT_YET,)
+    around = _Around(path, False, Options((), {}, ""), rules, above=above, overwrite=overwrite)
     below: tuple[str, str] | None = None
     if backing is not None:
         if not kind.can_have_backing:
             raise InvalidValueError(
-                f"{format} images have no backing file", hint="use qcow2 for an overlay"
+                f"{kind.format} images have no backing file", hint="use qcow2 for an overlay"
             )
-        name = str(backing)
+        name = name_to_write(str(backing))
         if check_backing:
-            roots = [_beside(path, name).parent]
-            with open_disk(
-                _beside(path, name), backing_format, read_only=True, backing_roots=roots
-            ) as base:
+            with around.look_at(name, backing_format) as base:
                 backing_format = base.format
                 size = base.size if size is None else size
         if backing_format is None:
             raise InvalidValueError("the backing file's format is not given")
-        below = (name, backing_format)
+        below = (name, format_name(backing_format))
     if size is None:
         raise InvalidValueError("the size of the disk is not given", hint="for example 10G")
     if size < 0 or size % 512:
         raise InvalidValueError(
             f"a disk of {size} bytes is not possible", hint="use a multiple of 512", size=size
         )
-    exists = path.exists()
-    if exists and not overwrite:
-        raise DiskError(f"{path} exists", hint="remove it first, or choose another name", path=path)
     storage = FileStorage(path, create=not exists, sync=sync)
-    rules = _Rules((), True, sync)
-    around = _Around(path, False, Options((), {}, ""), rules, overwrite=overwrite)
     try:
         if exists and not storage.is_device:
             storage.truncate(0)
         kind.create(storage, size, made_options, around, below)
         storage.flush()
+        storage.close()
+        _open_again(path, kind.format, rules, with_backing=check_backing)
     except BaseException:
         for leftover in [*around.made, *([] if exists else [path])]:
             leftover.unlink(missing_ok=True)
@@ -332,17 +327,37 @@ def create_disk(
         _sync_directory(path.parent)
 
 
-def probe(storage: Storage) -> str:
-    """Return the name of the format that the bytes of `storage` are in; `raw` when none."""
-    tail_at = max(0, storage.size - TAIL)
-    sample = Sample(
-        storage.read(0, min(HEAD, storage.size)),
-        storage.read(tail_at, storage.size - tail_at),
-        storage.size,
-        storage.name,
+def open_as_backing(
+    image: Path | str,
+    name: str,
+    format: str | None = None,
+    *,
+    backing_roots: Sequence[Path | str] = (),
+) -> Disk:
+    """Open the file that `image` has below it once `name` is written into it, by the same rules.
+
+    Raises what `open_disk` raises.
+    """
+    image = Path(image)
+    around = _Around(
+        image, True, Options((), {}, ""), Rules.make(backing_roots), above=(_identity(image),)
     )
-    score, name = max((kind.probe(sample), name) for name, kind in FORMATS)
-    return name if score else "raw"
+    return around.look_at(name_to_write(name), format)
+
+
+def _open_again(path: Path, format: str, rules: Rules, *, with_backing: bool) -> None:
+    """Open an image that has just been made, as its next user will; raises what that raises."""
+    # Somebody else may have found it already.
+    rules = replace(rules, lock=False)
+    storage = FileStorage(path, read_only=True, lock=False)
+    try:
+        disk = _open_storage(
+            storage, path, format, {}, read_only=True, rules=rules, with_backing=with_backing
+        )
+    except BaseException:
+        storage.close()
+        raise
+    disk.close()
 
 
 def _open_storage(
@@ -352,65 +367,48 @@ def _open_storage(
     options: Mapping[str, Any],
     *,
     read_only: bool,
-    rules: _Rules,
+    rules: Rules,
     with_backing: bool = True,
     above: tuple[tuple[int, int], ...] = (),
 ) -> Disk:
     """Open what is in `storage`, which stays the caller's when this raises."""
-    kind = FORMATS.get(format or probe(storage))
-    status = path.stat()
+    kind = FORMATS.get(format_name(format) if format else probe(storage))
     around = _Around(
         path,
         read_only,
         Options(kind.open_options, options, f"format {kind.format}"),
         rules,
         with_backing,
-        (*above, (status.st_dev, status.st_ino)),
+        (*above, _identity(path)),
     )
     return kind.open(storage, around)
 
 
-def _plain_name(name: str, format: str | None) -> tuple[str, str | None]:
-    """Return the path (and format) that a name in an image stands for."""
-    if "\0" in name or not name:
-        raise DiskFormatError("an image names a file that cannot exist", name=repr(name))
-    if name.startswith("json:"):
-        return _json_name(name, format)
-    if name.startswith("file:"):
-        return name.removeprefix("file:"), format
-    protocol = _PROTOCOL.match(name)
-    if protocol and "/" not in protocol[0]:
-        raise DiskUnsupportedError(
-            f"an image names its backing file by the protocol {protocol[0]!r}: {name[:200]}",
-            hint="only files are supported; copy it to this host and rebase",
+def _part(storage: FileStorage, window: tuple[int, int | None] | None) -> Storage:
+    """Return the part of a file that a name means; DiskFormatError when it has no such part."""
+    if window is None:
+        return storage
+    start, size = window
+    end = storage.size if size is None else start + size
+    if not start <= end <= storage.size:
+        raise DiskFormatError(
+            f"bytes {start} to {end} are not in {storage.name}, which has {storage.size}",
+            path=storage.name,
         )
-    return name, format
+    return Window(storage, start, end - start)
 
 
-def _json_name(name: str, format: str | None) -> tuple[str, str | None]:
-    """Read QEMU's json: pseudo-protocol as far as it names a plain file."""
-    try:
-        tree = json.loads(name.removeprefix("json:"))
-        driver = tree.get("driver", format)
-        file = tree.get("file", tree)
-        filename = file.get("filename", tree.get("file.filename"))
-        protocol = file.get("driver", "file") if file is not tree else "file"
-    except (ValueError, AttributeError, RecursionError) as fault:
-        raise DiskFormatError(f"not a file name: {name[:200]}") from fault
-    if not isinstance(filename, str) or protocol != "file" or not isinstance(driver, str | None):
-        raise DiskUnsupportedError(f"an image names its backing file as {name[:200]}")
-    return filename, None if driver == "file" else driver
+def _part_path(name: str) -> str:
+    """Return the path of a part of an image, which is always a whole file."""
+    found = parse_name(name, "raw")
+    if found.window is not None or found.options:
+        raise DiskUnsupportedError(f"an image names a part of itself as {name[:200]}")
+    return found.path
 
 
-def _beside(image: Path, name: str) -> Path:
-    """Return the path of a name that is written in `image`."""
-    # Relative to where the image really is, as in QEMU: the link's directory.
-    return image.absolute().parent / name
-
-
-def _is_below(path: str, trees: Sequence[str]) -> bool:
-    """Whether a resolved path is one of `trees` or in one of them."""
-    return any(path == tree or path.startswith(tree.rstrip("/") + "/") for tree in trees)
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _sync_directory(directory: Path) -> None:

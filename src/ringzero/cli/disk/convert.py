@@ -59,7 +59,7 @@ finished does not have its name yet.
         add("-m", "--threads", metavar="N", type=int, help="default: the number of CPUs")
         add("-n", "--no-create", action="store_true", help="write into a target that is there")
         add("-t", "--cache", metavar="MODE", default="writeback", help="unsafe: do not flush")
-        add("-l", "--snapshot", metavar="NAME", help="convert this snapshot of the source")
+        add("-l", "--snapshot", metavar="NAME", help="convert this snapshot (also snapshot.id=ID)")
         add("--force", action="store_true", help="overwrite a target that is there")
         add("source")
         add("target")
@@ -78,7 +78,7 @@ finished does not have its name yet.
             raise InvalidValueError("source and target are the same file")
         opening = options(arguments.open)
         if arguments.snapshot:
-            opening["snapshot"] = arguments.snapshot.removeprefix("snapshot.name=")
+            opening["snapshot"] = arguments.snapshot
         with open_for(arguments.source, arguments.format, options=opening) as disk:
             text = f"convert {source.name} to {target.name}"
             with progress(arguments, text, disk.size) as tell:

@@ -37,17 +37,14 @@ With -u only the name is written; the contents must be the same.
         add_common(parser, progress=True)
 
     def execute(self, arguments: argparse.Namespace) -> int:
-        from pathlib import Path
-
-        from ringzero.disk import Disk, open_disk
+        from ringzero.disk import Disk, open_as_backing
         from ringzero.disk.layers import rebase
 
         name = arguments.backing or None
         kind = format_name(arguments.backing_format)
-        place = Path(arguments.filename).absolute().parent
         new: Disk | None = None
         if name is not None and (kind is None or not arguments.unsafe):
-            new = open_disk(place / name, kind, read_only=True)
+            new = open_as_backing(arguments.filename, name, kind)
             kind = new.format
         try:
             with open_for(

@@ -19,6 +19,10 @@ class Snapshots(Action):
   ringzero disk snapshot -c before-upgrade disk.qcow2
   ringzero disk snapshot -l disk.qcow2
   ringzero disk snapshot -a before-upgrade disk.qcow2
+  ringzero disk snapshot -d snapshot.id=2 disk.qcow2
+
+As in qemu-img, -d takes a name, and -a an id or else a name. snapshot.id=ID and
+snapshot.name=NAME say which is meant.
 """
 
     def configure(self, parser: argparse.ArgumentParser) -> None:

@@ -63,10 +63,10 @@ class RawDisk(Disk):
                 f"bytes {offset} to {offset + size} are not in a file of {storage.size} bytes",
                 hint="check the options offset and size",
             )
-        if (offset or size) and (offset % SECTOR or size % SECTOR):
-            raise DiskFormatError("offset and size must be multiples of 512")
+        if size % SECTOR:
+            raise DiskFormatError("the size must be a multiple of 512")
         if offset or size:
-            size = size or (storage.size - offset) // SECTOR * SECTOR
+            size = size or storage.size - offset
             storage = Window(storage, offset, size)
         return cls(storage, around)
 

@@ -23,6 +23,7 @@ from uuid import UUID
 from ringzero.disk.blockcheck import Range
 from ringzero.disk.blocks import ABSENT, ZERO, BlockDisk
 from ringzero.disk.contract import (
+    PARENT_OPTION,
     SECTOR,
     CheckReport,
     Disk,
@@ -34,6 +35,7 @@ from ringzero.disk.contract import (
     Sample,
     Surroundings,
 )
+from ringzero.disk.filenames import host_paths
 from ringzero.disk.paged import PagedTable
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import FileStorage, Storage
@@ -93,6 +95,8 @@ class Header:
         (_, kind, _, comment, map_offset, data_offset, _, size, block_size, extra, blocks,
          allocated, *raw) = _HEADER.unpack_from(data, _HEADER_AT)  # fmt: skip
         guids = [UUID(bytes_le=value) for value in raw]
+        # VBoxManage makes disks of any number of bytes; the last sector is in the file whole.
+        size = -(-size // SECTOR) * SECTOR
         header = cls(
             size, kind, comment.rstrip(b"\0"), map_offset, data_offset, block_size, extra,
             blocks, allocated, guids[0], guids[1], guids[2], guids[3],
@@ -139,7 +143,7 @@ class VdiDisk(BlockDisk):
         Option.flag("static", False, "all blocks are in the file from the start"),
         Option.choice("preallocation", ("off", "falloc", "full"), "off", "for static=on"),
     )
-    open_options = (Option("parent", str, None, "the file below a differencing image"),)
+    open_options = (PARENT_OPTION,)
 
     def __init__(self, storage: Storage, header: Header, around: Surroundings) -> None:
         super().__init__(storage)
@@ -157,37 +161,29 @@ class VdiDisk(BlockDisk):
             self._open_parent()
 
     def _open_parent(self) -> None:
-        name = self._around.options["parent"]
-        comment = self.header.comment
-        if not name and comment.startswith(_PARENT_COMMENT):
-            name = comment.removeprefix(_PARENT_COMMENT).decode("utf-8", "replace")
-        self.backing_name, self.backing_format = name or f"{{{self.header.parent}}}", "vdi"
-        if not name:
-            if not self._around.with_backing:
-                return
+        given, comment = self._around.options[PARENT_OPTION.name], self.header.comment
+        name = ""
+        if comment.startswith(_PARENT_COMMENT):
+            name = comment.removeprefix(_PARENT_COMMENT).decode("utf-8", "surrogateescape")
+        self.backing_name = given or name or f"{{{self.header.parent}}}"
+        self.backing_format = "vdi"
+        if not name and not given and self._around.with_backing:
             raise DiskUnsupportedError(
                 f"{self.storage.name} does not say which file its parent {self.header.parent} is",
                 hint="write it into the image with `ringzero disk rebase -u -b FILE`, "
                 "or say it with the option parent=FILE (`--open parent=FILE`)",
                 path=self.storage.name,
             )
-        self.backing = self._around.open_backing(name, "vdi")
-        if self.backing is not None and self._is_other(self.backing):
-            self.backing.close()
-            raise DiskFormatError(
-                f"{self.storage.name}: its parent {name} has been changed since, "
-                "or is another image",
-                hint="if it is the right one, link it again with `ringzero disk rebase -u`",
-                path=self.storage.name,
-            )
+        self.backing = self._around.open_parent(
+            host_paths([name], beside=True), "vdi", self._is_parent, given=given
+        )
 
-    def _is_other(self, parent: Disk) -> bool:
+    def _is_parent(self, disk: Disk) -> bool:
         header = self.header
-        assert isinstance(parent, VdiDisk)
-        if parent.header.created != header.parent:
-            return True
+        if not isinstance(disk, VdiDisk) or disk.header.created != header.parent:
+            return False
         # VirtualBox leaves it empty when it does not know.
-        return header.parent_modified not in (_NIL, parent.header.modified)
+        return header.parent_modified in (_NIL, disk.header.modified)
 
     @classmethod
     def probe(cls, sample: Sample) -> int:
@@ -285,9 +281,7 @@ class VdiDisk(BlockDisk):
         """Return one more than the highest block number in use."""
         return 1 + max((entry for entry in self.table if entry < _ZEROED), default=-1)
 
-    def change_backing(self, name: str | None, format: str | None) -> None:
-        if self.read_only:
-            raise self._read_only_error()
+    def _change_backing(self, name: str | None, format: str | None) -> None:
         if name is None or self.header.kind != _DIFFERENCING:
             raise DiskUnsupportedError(
                 "a VDI image cannot gain or lose its parent", hint="convert it instead"
@@ -442,7 +436,7 @@ def _link(header: Header, around: Surroundings, name: str, kind: str) -> None:
             f"the parent of a VDI image is a VDI image, not {kind}",
             hint="use qcow2 for an overlay over another format",
         )
-    comment = _PARENT_COMMENT + name.encode()
+    comment = _PARENT_COMMENT + name.encode("utf-8", "surrogateescape")
     if len(comment) > 255:
         raise InvalidValueError("the parent's name is too long for a VDI image")
     with around.look_at(name, kind) as parent:

@@ -6,6 +6,7 @@ import struct
 from array import array
 
 from ringzero.disk.contract import Option, Options
+from ringzero.disk.filenames import name_to_write
 from ringzero.disk.formats.qcow2.header import (
     COMPRESSION_TYPE,
     COMPRESSIONS,
@@ -75,7 +76,7 @@ def make_header(size: int, options: Options, backing: tuple[str, str] | None) ->
         header.incompatible |= EXTENDED_L2
     if options["data_file"]:
         header.incompatible |= EXTERNAL_DATA
-        header.data_file = options["data_file"]
+        header.data_file = name_to_write(options["data_file"])
     if options["data_file_raw"]:
         if not options["data_file"] or backing:
             raise InvalidValueError("data_file_raw needs a data_file and no backing file")

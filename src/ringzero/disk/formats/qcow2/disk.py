@@ -73,8 +73,8 @@ class _Alone(Surroundings):
     def open_backing(self, name: str, format: str | None) -> None:
         return None
 
-    def open_storage(self, name: str) -> Storage:
-        return self.around.open_storage(name)
+    def open_storage(self, *names: str) -> Storage:
+        return self.around.open_storage(*names)
 
     def create_storage(self, name: str) -> Storage:
         return self.around.create_storage(name)
@@ -126,7 +126,9 @@ class Qcow2Disk(MappedDisk):
 
     @classmethod
     def probe(cls, sample: Sample) -> int:
-        return 100 if sample.head.startswith(MAGIC) else 0
+        # Version 1 is a format of its own.
+        known = sample.head.startswith(MAGIC) and sample.head[4:8] != b"\0\0\0\1"
+        return 100 if known else 0
 
     @classmethod
     def open(cls, storage: Storage, around: Surroundings) -> Self:
@@ -338,9 +340,7 @@ class Qcow2Disk(MappedDisk):
                 if watched:
                     self.watch()
 
-    def change_backing(self, name: str | None, format: str | None) -> None:
-        if self.read_only:
-            raise self._read_only_error()
+    def _change_backing(self, name: str | None, format: str | None) -> None:
         with self._alloc:
             old = self.header.backing_name, self.header.backing_format
             self.header.backing_name, self.header.backing_format = name, format

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
+from ringzero.disk.formatnames import format_name, qemu_format_name
 from ringzero.disk.storage import Storage
 from ringzero.errors import DiskFormatError, DiskUnsupportedError
 
@@ -223,7 +224,7 @@ class Header:
 
     def _take_extension(self, storage: Storage, kind: int, data: bytes) -> None:
         if kind == _EXT_BACKING_FORMAT:
-            self.backing_format = data.decode("utf-8", "replace")
+            self.backing_format = format_name(data.decode("utf-8", "replace"))
         elif kind == _EXT_DATA_FILE:
             self.data_file = data.decode("utf-8", "surrogateescape")
         elif kind == _EXT_BITMAPS:
@@ -309,7 +310,8 @@ class Header:
     def _extensions(self) -> bytes:
         found: list[tuple[int, bytes]] = []
         if self.backing_name and self.backing_format:
-            found.append((_EXT_BACKING_FORMAT, self.backing_format.encode()))
+            name = qemu_format_name(self.backing_format)
+            found.append((_EXT_BACKING_FORMAT, name.encode()))
         if self.data_file:
             found.append((_EXT_DATA_FILE, self.data_file.encode("utf-8", "surrogateescape")))
         if self.version == 3:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 from ringzero.disk.contract import Snapshot, Snapshots
 from ringzero.disk.formats.qcow2.header import DIRTY, MAX_L1_BYTES, MAX_SNAPSHOTS
 from ringzero.disk.formats.qcow2.mapping import COMPRESSED, COPIED, OFFSET
+from ringzero.disk.snapshotnames import find_to_delete, find_to_read
 from ringzero.errors import (
     DiskFormatError,
     DiskUnsupportedError,
     InvalidValueError,
-    NotFoundError,
     RingzeroError,
 )
 
@@ -145,7 +145,8 @@ class Qcow2Snapshots(Snapshots):
         with self._change() as entries:
             if len(entries) >= MAX_SNAPSHOTS:
                 raise DiskUnsupportedError(f"an image holds at most {MAX_SNAPSHOTS} snapshots")
-            if not name or any(entry.name == name.encode() for entry in entries):
+            raw = name.encode("utf-8", "surrogateescape")
+            if not name or any(entry.name == raw for entry in entries):
                 raise InvalidValueError(
                     f"a snapshot called {name!r} exists" if name else "a snapshot needs a name",
                     hint="choose another name",
@@ -159,7 +160,7 @@ class Qcow2Snapshots(Snapshots):
                 self._write_new(_big_endian(copy)),
                 len(copy),
                 str(max(ids, default=0) + 1).encode(),
-                name.encode(),
+                raw,
                 now // 10**9 & 0xFFFF_FFFF,
                 now % 10**9,
                 0,
@@ -174,7 +175,7 @@ class Qcow2Snapshots(Snapshots):
     def show(self, which: str) -> None:
         """Let the disk, which is open read-only, read as the snapshot has it."""
         disk = self.disk
-        entry = _find(read_table(disk)[0], which)
+        entry = find_to_read(read_table(disk)[0], which)
         size, active = self._active_of(entry)
         disk.header.size = size
         disk.map.replace_l1(active, entry.l1_offset)
@@ -195,7 +196,7 @@ class Qcow2Snapshots(Snapshots):
         disk = self.disk
         disk._touch(0, disk.size)
         with self._change() as entries:
-            entry = _find(entries, which)
+            entry = find_to_read(entries, which)
             size, active = self._active_of(entry)
             self._count(self._l1_of(entry), 1)
             old = disk.map.l1.items
@@ -207,7 +208,7 @@ class Qcow2Snapshots(Snapshots):
 
     def delete(self, which: str) -> None:
         with self._change() as entries:
-            entry = _find(entries, which)
+            entry = find_to_delete(entries, which)
             items = self._l1_of(entry)
             self._write_table([other for other in entries if other is not entry])
             self._count(items, -1)
@@ -332,18 +333,6 @@ class Qcow2Snapshots(Snapshots):
         first = offset >> disk.header.cluster_bits
         for cluster in range(first, first + -(-length // disk.cluster_size)):
             disk.refcounts.add(cluster, -1)
-
-
-def _find(entries: Sequence[Entry], which: str) -> Entry:
-    wanted = which.encode()
-    for entry in entries:
-        if entry.id == wanted:
-            return entry
-    for entry in entries:
-        if entry.name == wanted:
-            return entry
-    names = ", ".join(entry.name.decode("utf-8", "replace") for entry in entries)
-    raise NotFoundError(f"no snapshot {which!r}", hint=f"there are: {names or 'none'}")
 
 
 def _big_endian(items: array[int]) -> bytes:

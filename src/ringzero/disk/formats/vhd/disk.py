@@ -7,7 +7,6 @@ front holds.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from itertools import chain
@@ -16,9 +15,9 @@ from typing import Self
 from ringzero.disk.blockcheck import Range
 from ringzero.disk.blocks import ABSENT, ZERO, BlockDisk
 from ringzero.disk.contract import (
+    PARENT_OPTION,
     SECTOR,
     CheckReport,
-    Disk,
     DiskInfo,
     Extent,
     Kind,
@@ -29,6 +28,7 @@ from ringzero.disk.contract import (
     Sample,
     Surroundings,
 )
+from ringzero.disk.filenames import host_paths, relative_to, without_dot
 from ringzero.disk.formats.vhd.structures import (
     COOKIE,
     DIFFERENCING,
@@ -68,6 +68,7 @@ class VhdDisk(BlockDisk):
 
     format = "vhd"
     can_have_backing = True
+    open_options = (PARENT_OPTION,)
     bitmapped = True
     high_bit_first = True
     create_options = (
@@ -86,7 +87,7 @@ class VhdDisk(BlockDisk):
 
     def _load(self) -> None:
         storage = self.storage
-        self.header = header = Header.read(storage, self.footer.size)
+        self.header = header = Header.read(storage, self.footer.size, self.footer.header_offset)
         self.block_size = header.block_size
         bits = self.block_size // SECTOR // 8
         self.block_lead = -(-bits // SECTOR) * SECTOR
@@ -94,42 +95,41 @@ class VhdDisk(BlockDisk):
         # None: all sectors are held.
         self._bitmaps: dict[int, bytearray | None] = {}
         self._bitmaps_dirty: set[int] = set()
-        self._taken = sorted(self._places())
-        # Blocks that begin below this one may lie over structures.
-        self._floor = max(end for _, end in self._taken)
+        self._note_places()
         whole = storage.size - SECTOR
         has_footer = whole >= 0 and storage.read(whole, SECTOR)[:8] == COOKIE
         end = whole if has_footer else -(-storage.size // SECTOR) * SECTOR
         # Where the footer is, or belongs.
         self._end = max(-(-self._floor // SECTOR) * SECTOR, end)
         if self.footer.kind == DIFFERENCING:
-            self.backing_name, self.backing_format = header.find_parent(storage), "vhd"
-            self.backing = self._around.open_backing(self.backing_name, "vhd")
-            if self.backing is not None:
-                self._check_parent(self.backing)
+            names = header.parent_names(storage)
+            given = self._around.options[PARENT_OPTION.name]
+            first = names[0].replace("\\", "/") if names else f"{{{header.parent}}}"
+            self.backing_name, self.backing_format = given or without_dot(first), "vhd"
+            self.backing = self._around.open_parent(
+                host_paths(names, beside=True),
+                "vhd",
+                lambda disk: isinstance(disk, VhdDisk) and disk.footer.unique == header.parent,
+                given=given,
+            )
 
     def _places(self) -> Iterator[Range]:
         """Yield the (start, end) of the headers, the block table and the parent locators."""
         header = self.header
-        yield 0, SECTOR + HEADER_SIZE
+        yield 0, SECTOR
+        yield self.footer.header_offset, self.footer.header_offset + HEADER_SIZE
         table = -(-4 * header.entries // SECTOR) * SECTOR
         yield header.table_offset, header.table_offset + table
-        for _, room, length, at in header.locators:
+        for at, size in self._locator_rooms():
+            yield at, at + size
+
+    def _locator_rooms(self) -> Iterator[tuple[int, int]]:
+        """Yield (offset, size) of the rooms of the parent locators that are in the file."""
+        for _, room, length, at in self.header.locators:
             # Writers disagree on whether the room is in sectors or in bytes.
             size = -(-max(length, room if room >= SECTOR else room * SECTOR) // SECTOR) * SECTOR
             if at + size <= self.storage.size:
-                yield at, at + size
-
-    def _check_parent(self, parent: Disk) -> None:
-        assert isinstance(parent, VhdDisk)
-        if parent.footer.unique != self.header.parent:
-            parent.close()
-            raise DiskFormatError(
-                f"{self.storage.name}: its parent {self.backing_name} is another image than "
-                "the one it was made for",
-                hint="if it is the right one, link it again with `ringzero disk rebase -u`",
-                path=self.storage.name,
-            )
+                yield at, size
 
     @classmethod
     def probe(cls, sample: Sample) -> int:
@@ -177,7 +177,9 @@ class VhdDisk(BlockDisk):
         header = Header(table, -(-size // block), block)
         if backing is not None:
             header.table_offset = table + 2 * _LOCATOR_ROOM
-            _link(storage, header, around, *backing)
+            link = _link(header, around, *backing)
+            rooms = [(table + n * _LOCATOR_ROOM, _LOCATOR_ROOM) for n in range(len(link))]
+            _write_locators(storage, header, link, rooms)
         room = max(SECTOR, -(-4 * header.entries // SECTOR) * SECTOR)
         storage.write(header.table_offset, b"\xff" * room)
         storage.write(SECTOR, header.to_bytes())
@@ -207,19 +209,41 @@ class VhdDisk(BlockDisk):
             },
         )
 
-    def change_backing(self, name: str | None, format: str | None) -> None:
-        if self.read_only:
-            raise self._read_only_error()
+    def _change_backing(self, name: str | None, format: str | None) -> None:
         if name is None or self.footer.kind != DIFFERENCING:
             raise DiskUnsupportedError(
                 "a VHD image cannot gain or lose its parent", hint="convert it instead"
             )
-        with self._alloc:
-            _link(self.storage, self.header, self._around, name, format or "vhd")
+        header = self.header
+        with self._gate.alone(), self._alloc:
+            rooms = list(self._locator_rooms())
+            link = _link(header, self._around, name, format or "vhd")
+            # The same parent, written to since: its names stay, relative and absolute.
+            if name != self.backing_name:
+                fits = all(
+                    len(data) <= room for (_, data), (_, room) in zip(link, rooms, strict=False)
+                )
+                if len(rooms) < len(link) or not fits:
+                    rooms = self._room_at_end(len(link))
+                _write_locators(self.storage, header, link, rooms)
             self.storage.flush()
-            self.storage.write(SECTOR, self.header.to_bytes())
+            self.storage.write(self.footer.header_offset, header.to_bytes())
             self.storage.flush()
+            self._note_places()
         self.backing_name = name
+
+    def _room_at_end(self, count: int) -> list[tuple[int, int]]:
+        """Return room for locators at the end of the file, before the footer."""
+        at = self._end
+        self._end += count * _LOCATOR_ROOM
+        self._write_last_footer()
+        return [(at + number * _LOCATOR_ROOM, _LOCATOR_ROOM) for number in range(count)]
+
+    def _note_places(self) -> None:
+        """Take note of where the structures are."""
+        self._taken = sorted(self._places())
+        # Blocks that begin below this one may lie over structures.
+        self._floor = max(end for _, end in self._taken)
 
     # ---- mapping ----------------------------------------------------------
 
@@ -406,11 +430,10 @@ class VhdDisk(BlockDisk):
         self.storage.flush()
         old.table_offset, old.entries = at, entries
         # Where the table is changes with one sector.
-        self.storage.write(SECTOR, old.to_bytes())
+        self.storage.write(self.footer.header_offset, old.to_bytes())
         self.storage.flush()
         self.table = PagedTable(self.storage, at, entries, "I", big_endian=True)
-        self._taken = sorted(self._places())
-        self._floor = max(end for _, end in self._taken)
+        self._note_places()
 
 
 class FixedVhd(VhdDisk):
@@ -470,25 +493,34 @@ class FixedVhd(VhdDisk):
             self.storage.flush()
 
 
-def _link(storage: Storage, header: Header, around: Surroundings, name: str, kind: str) -> None:
-    """Enter the parent `name` in a header, and its locators before the block table."""
+def _link(header: Header, around: Surroundings, name: str, kind: str) -> list[tuple[bytes, bytes]]:
+    """Enter the parent `name` in a header; return its locators, (platform code, data)."""
     if kind != "vhd":
         raise InvalidValueError(
             f"the parent of a VHD image is a VHD image, not {kind}",
             hint="use qcow2 for an overlay over another format",
         )
+    assert around.path is not None
+    relative = relative_to(around.path, name)
+    locators = locators_for(name, relative)
+    if any(len(data) > _LOCATOR_ROOM for _, data in locators):
+        raise DiskUnsupportedError("there is no room for so long a name")
     with around.look_at(name, kind) as parent:
         assert isinstance(parent, VhdDisk)
         header.parent = parent.footer.unique
         header.parent_time = int(time.time()) - EPOCH
-    assert around.path is not None
-    relative = os.path.relpath(name, around.path.absolute().parent) if name[0] == "/" else name
     header.parent_name = relative
+    return locators
+
+
+def _write_locators(
+    storage: Storage,
+    header: Header,
+    locators: list[tuple[bytes, bytes]],
+    rooms: list[tuple[int, int]],
+) -> None:
+    """Write locators into rooms of (offset, size), and enter them in the header."""
     header.locators = []
-    at = header.table_offset - 2 * _LOCATOR_ROOM
-    for code, data in locators_for(name, relative):
-        if len(data) > _LOCATOR_ROOM or at < SECTOR + HEADER_SIZE:
-            raise DiskUnsupportedError("there is no room for so long a name")
-        storage.write(at, data.ljust(_LOCATOR_ROOM, b"\0"))
-        header.locators.append((code, _LOCATOR_ROOM, len(data), at))
-        at += _LOCATOR_ROOM
+    for (code, data), (at, room) in zip(locators, rooms, strict=False):
+        storage.write(at, data.ljust(room, b"\0"))
+        header.locators.append((code, room, len(data), at))

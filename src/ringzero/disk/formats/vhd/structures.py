@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 import uuid
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from urllib.parse import quote, unquote
 from uuid import UUID
 
 from ringzero.disk.contract import SECTOR
 from ringzero.disk.storage import Storage
-from ringzero.errors import DiskFormatError, DiskUnsupportedError
+from ringzero.errors import DiskFormatError, DiskUnsupportedError, InvalidValueError
 from ringzero.units import MIB
 
 COOKIE = b"conectix"
@@ -60,6 +60,8 @@ class Footer:
     unique: UUID = field(default_factory=uuid.uuid4)
     geometry: tuple[int, int, int] = (0, 0, 0)
     saved_state: int = 0
+    # Where the dynamic header is, in bytes.
+    header_offset: int = SECTOR
 
     @classmethod
     def make(cls, size: int, kind: int) -> Footer:
@@ -71,8 +73,8 @@ class Footer:
         """Read a footer; None when there is none, or its checksum is wrong."""
         if len(data) < _FOOTER.size or not data.startswith(COOKIE):
             return None
-        (_, _, version, _, created, creator, _, _, original, size, cylinders, heads, sectors,
-         kind, stored, unique, saved) = _FOOTER.unpack_from(data)  # fmt: skip
+        (_, _, version, header_offset, created, creator, _, _, original, size, cylinders, heads,
+         sectors, kind, stored, unique, saved) = _FOOTER.unpack_from(data)  # fmt: skip
         if stored != checksum(data[:SECTOR], _CHECKSUM_AT):
             return None
         if version >> 16 != _VERSION >> 16:
@@ -84,7 +86,9 @@ class Footer:
             size = cylinders * heads * sectors * SECTOR
         if size > 1 << 62:
             raise DiskFormatError(f"{name}: a disk of {size} bytes", path=name)
-        return cls(size, kind, original, created, creator, UUID(bytes=unique), shape, saved)
+        return cls(
+            size, kind, original, created, creator, UUID(bytes=unique), shape, saved, header_offset
+        )
 
     def resize(self, size: int) -> None:
         """Take another size, which is the one that counts and not its geometry's."""
@@ -94,7 +98,7 @@ class Footer:
             self.creator = _CREATOR
 
     def to_bytes(self) -> bytes:
-        offset = _NOWHERE if self.kind == FIXED else SECTOR
+        offset = _NOWHERE if self.kind == FIXED else self.header_offset
         fields = (
             COOKIE, _RESERVED, _VERSION, offset, self.created, self.creator, _VERSION, _SYSTEM,
             self.original, self.size, *self.geometry, self.kind,
@@ -132,10 +136,14 @@ class Header:
     locators: list[tuple[bytes, int, int, int]] = field(default_factory=list)
 
     @classmethod
-    def read(cls, storage: Storage, size: int) -> Header:
-        """Read and check the header of a disk of `size` bytes; DiskFormatError."""
+    def read(cls, storage: Storage, size: int, place: int) -> Header:
+        """Read and check the header at `place` of a disk of `size` bytes; DiskFormatError."""
         name = storage.name
-        data = storage.read(SECTOR, HEADER_SIZE)
+        if not SECTOR <= place <= storage.size - HEADER_SIZE:
+            raise DiskFormatError(
+                f"{name}: the dynamic header is outside the file", path=name, offset=place
+            )
+        data = storage.read(place, HEADER_SIZE)
         (cookie, _, table_offset, version, entries, block_size, stored, parent, parent_time, _,
          parent_name) = _HEADER.unpack_from(data)  # fmt: skip
         if cookie != _SPARSE_COOKIE or stored != checksum(data, _HEADER_CHECKSUM_AT):
@@ -148,7 +156,9 @@ class Header:
             raise DiskFormatError(
                 f"{name}: the block table is too short or outside the file", path=name
             )
-        if table_offset < SECTOR + HEADER_SIZE or table_offset % SECTOR:
+        end = table_offset + 4 * entries
+        over_header = table_offset < place + HEADER_SIZE and place < end
+        if table_offset < SECTOR or over_header or table_offset % SECTOR:
             raise DiskFormatError(f"{name}: the block table is over the headers", path=name)
         locators = []
         for number in range(_LOCATORS):
@@ -156,13 +166,13 @@ class Header:
             code, room, length, _, offset = _LOCATOR.unpack_from(data, at)
             if code.strip(b"\0"):
                 locators.append((code, room, length, offset))
-        text = parent_name.decode("utf-16-be", "replace").split("\0", 1)[0]
+        text = _text(parent_name, big_endian=True)
         return cls(
             table_offset, entries, block_size, UUID(bytes=parent), parent_time, text, locators
         )
 
     def to_bytes(self) -> bytes:
-        text = self.parent_name.encode("utf-16-be")[:510]
+        text = self.parent_name.encode("utf-16-be", "surrogatepass")[:510]
         locators = b"".join(
             _LOCATOR.pack(code, room, length, 0, at) for code, room, length, at in self.locators
         )
@@ -178,42 +188,63 @@ class Header:
 
         return packed(checksum(packed(0), _HEADER_CHECKSUM_AT))
 
-    def find_parent(self, storage: Storage) -> str:
-        """Return the name of the parent as a path of this host; DiskFormatError."""
+    def parent_names(self, storage: Storage) -> list[str]:
+        """Return what the image calls its parent, in the order in which the names are tried.
+
+        Relative names come first: they hold when image and parent were moved together.
+        """
         found: dict[bytes, bytes] = {}
         for code, _, length, at in self.locators:
-            if length > _LOCATOR_LIMIT or at + length > storage.size:
-                raise DiskFormatError(
-                    f"{storage.name}: a parent locator is outside the file", path=storage.name
-                )
-            found[code] = storage.read(at, length)
-        url = found.get(b"MacX", b"").split(b"\0")[0].decode("utf-8", "replace")
-        if url.startswith("file://localhost/"):
-            return unquote(url.removeprefix("file://localhost"))
-        relative = _windows(found.get(b"W2ru", b""))
-        if relative:
-            return relative.removeprefix("./")
-        # A path of another host: the parent may have come along with the image.
-        name = PurePosixPath(_windows(found.get(b"W2ku", b"")) or self.parent_name).name
-        if not name:
-            raise DiskFormatError(
-                f"{storage.name} does not say where its parent is", path=storage.name
-            )
-        return name
+            if length <= _LOCATOR_LIMIT and at + length <= storage.size:
+                found[code] = storage.read(at, length)
+        names = [
+            _text(found.get(b"W2ru", b"")),
+            _ansi(found.get(b"Wi2r", b"")),
+            _from_url(found.get(b"MacX", b"")),
+            _text(found.get(b"W2ku", b"")),
+            _ansi(found.get(b"Wi2k", b"")),
+            self.parent_name,
+        ]
+        return [name for name in names if name]
 
 
-def _windows(raw: bytes) -> str:
-    return raw.decode("utf-16-le", "replace").split("\0", 1)[0].replace("\\", "/")
+def _text(raw: bytes, *, big_endian: bool = False) -> str:
+    """Return UTF-16 text up to a NUL, in the order of bytes that its letters of ASCII show."""
+    high, low = raw[0::2].count(0), raw[1::2].count(0)
+    if high != low:
+        big_endian = high > low
+    even = raw[: len(raw) // 2 * 2]
+    text = even.decode("utf-16-be" if big_endian else "utf-16-le", "surrogatepass")
+    return text.split("\0", 1)[0]
+
+
+def _ansi(raw: bytes) -> str:
+    return raw.split(b"\0")[0].decode("cp1252", "replace")
+
+
+def _from_url(raw: bytes) -> str:
+    """Return the path of a file URL; empty for others."""
+    url = raw.split(b"\0")[0].decode("utf-8", "surrogateescape")
+    for prefix in ("file://localhost/", "file:///"):
+        if url.startswith(prefix):
+            return "/" + unquote(url.removeprefix(prefix), errors="surrogateescape")
+    return ""
 
 
 def locators_for(name: str, relative: str) -> list[tuple[bytes, bytes]]:
-    """Return (platform code, data) of the locators of a parent."""
+    """Return (platform code, data) of the locators of a parent; InvalidValueError."""
+    if "\\" in name:
+        raise InvalidValueError(
+            f"a VHD image cannot hold the name {name}: it has Windows paths",
+            hint="use a name without a backslash",
+        )
     windows = relative.replace("/", "\\")
     if not windows.startswith("."):
         windows = f".\\{windows}"
-    found = [(b"W2ru", windows.encode("utf-16-le"))]
+    found = [(b"W2ru", windows.encode("utf-16-le", "surrogatepass"))]
     if name.startswith("/"):
-        found.append((b"MacX", f"file://localhost{quote(name)}".encode()))
+        url = f"file://localhost{quote(os.fsencode(name))}"
+        found.append((b"MacX", url.encode()))
     return found
 
 

@@ -8,7 +8,6 @@ durable. An open image names its log in the header; `close` takes the name out.
 from __future__ import annotations
 
 import bisect
-import os
 import struct
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +15,16 @@ from typing import Self
 
 from ringzero.disk.blockcheck import Range
 from ringzero.disk.blocks import ABSENT, ZERO, BlockDisk
-from ringzero.disk.contract import Disk, DiskInfo, Kind, Options, Sample, Surroundings
+from ringzero.disk.contract import (
+    PARENT_OPTION,
+    Disk,
+    DiskInfo,
+    Kind,
+    Options,
+    Sample,
+    Surroundings,
+)
+from ringzero.disk.filenames import host_paths, relative_to, without_dot
 from ringzero.disk.formats.vhdx.create import CREATE_OPTIONS, lay_out, make_metadata
 from ringzero.disk.formats.vhdx.log import SECTOR as LOG_SECTOR
 from ringzero.disk.formats.vhdx.log import Log, Replayed, pending
@@ -56,6 +64,7 @@ class VhdxDisk(BlockDisk):
     format = "vhdx"
     can_have_backing = True
     create_options = CREATE_OPTIONS
+    open_options = (PARENT_OPTION,)
     block_alignment = MIB
 
     def __init__(
@@ -77,11 +86,16 @@ class VhdxDisk(BlockDisk):
         self._bitmaps: dict[int, bytearray] = {}
         self._bitmaps_dirty: set[int] = set()
         if metadata.has_parent:
-            self.backing_name = parent_name(metadata.locator, storage.name)
-            self.backing_format = "vhdx"
-            self.backing = around.open_backing(self.backing_name, "vhdx")
-            if self.backing is not None:
-                self._check_linkage(self.backing)
+            names = parent_names(metadata.locator)
+            given = around.options[PARENT_OPTION.name]
+            first = names[0].replace("\\", "/") if names else "{unnamed}"
+            self.backing_name, self.backing_format = given or without_dot(first), "vhdx"
+            self.backing = around.open_parent(
+                host_paths(names, beside=True),
+                "vhdx",
+                self._is_parent,
+                given=given,
+            )
 
     def _load_table(self) -> None:
         count = self.metadata.bat_entries()
@@ -104,19 +118,12 @@ class VhdxDisk(BlockDisk):
         entries = (self.table[n] for n in range(self.chunk_ratio, len(self.table), each))
         return sorted(entry & _OFFSET for entry in entries if entry & 7 == _BITMAP_PRESENT)
 
-    def _check_linkage(self, parent: Disk) -> None:
+    def _is_parent(self, disk: Disk) -> bool:
         expected = {
             self.metadata.locator.get(key, "").strip("{}").lower()
             for key in ("parent_linkage", "parent_linkage2")
         }
-        if not isinstance(parent, VhdxDisk) or str(parent.header.data_write) not in expected:
-            parent.close()
-            raise DiskFormatError(
-                f"{self.storage.name}: its parent {self.backing_name} has been changed since, "
-                "or is another image",
-                hint="if it is the right one, link it again with `ringzero disk rebase -u`",
-                path=self.storage.name,
-            )
+        return isinstance(disk, VhdxDisk) and str(disk.header.data_write) in expected
 
     @classmethod
     def probe(cls, sample: Sample) -> int:
@@ -198,14 +205,17 @@ class VhdxDisk(BlockDisk):
             },
         )
 
-    def change_backing(self, name: str | None, format: str | None) -> None:
-        if self.read_only:
-            raise self._read_only_error()
+    def _change_backing(self, name: str | None, format: str | None) -> None:
         if name is None or not self.metadata.has_parent:
             raise DiskUnsupportedError(
                 "a VHDX image cannot gain or lose its parent", hint="convert it instead"
             )
         locator = make_locator(self._around, name, format or "vhdx")
+        # The same parent, written to since: its names stay, relative and absolute.
+        if name == self.backing_name:
+            linkage = locator["parent_linkage"]
+            locator = {**self.metadata.locator, "parent_linkage": linkage}
+            locator.pop("parent_linkage2", None)
         data = locator_to_bytes(locator)
         region = self._regions[METADATA]
         with self._alloc:
@@ -447,19 +457,10 @@ class VhdxDisk(BlockDisk):
             self.storage.close()
 
 
-def parent_name(locator: Mapping[str, str], image: str) -> str:
-    """Return the name of the parent that a locator gives, as a path of this host."""
-    absolute = locator.get("absolute_win32_path", "")
-    if absolute.startswith("/"):
-        return absolute
-    relative = locator.get("relative_path", "")
-    if relative:
-        return relative.replace("\\", "/").removeprefix("./")
-    # A path of another host: the parent may have come along with the image.
-    name = absolute.replace("\\", "/").rpartition("/")[2]
-    if not name:
-        raise DiskFormatError(f"{image} does not say where its parent is", path=image)
-    return name
+def parent_names(locator: Mapping[str, str]) -> list[str]:
+    """Return what a locator calls the parent, in the order of section 2.6.2.6.3."""
+    keys = ("relative_path", "volume_path", "absolute_win32_path")
+    return [locator[key] for key in keys if locator.get(key)]
 
 
 def make_locator(around: Surroundings, name: str, format: str) -> dict[str, str]:
@@ -469,13 +470,17 @@ def make_locator(around: Surroundings, name: str, format: str) -> dict[str, str]
             f"the parent of a VHDX image is a VHDX image, not {format}",
             hint="use qcow2 for an overlay over another format",
         )
+    if "\\" in name:
+        raise InvalidValueError(
+            f"a VHDX image cannot hold the name {name}: it has Windows paths",
+            hint="use a name without a backslash",
+        )
     with around.look_at(name, format) as parent:
         assert isinstance(parent, VhdxDisk)
         linkage = f"{{{parent.header.data_write}}}"
     found = {"parent_linkage": linkage}
     if name.startswith("/"):
         found["absolute_win32_path"] = name
-        assert around.path is not None
-        name = os.path.relpath(name, around.path.absolute().parent)
-    found["relative_path"] = name.replace("/", "\\")
+    assert around.path is not None
+    found["relative_path"] = relative_to(around.path, name).replace("/", "\\")
     return found

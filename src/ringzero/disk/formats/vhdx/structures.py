@@ -306,7 +306,9 @@ def _parse_locator(data: bytes, name: str) -> dict[str, str]:
         key, value = data[key_at : key_at + key_length], data[value_at : value_at + value_length]
         if len(key) != key_length or len(value) != value_length:
             raise DiskFormatError(f"{name}: the parent locator is invalid", path=name)
-        found[key.decode("utf-16-le", "replace")] = value.decode("utf-16-le", "replace")
+        text = value[: len(value) // 2 * 2].decode("utf-16-le", "surrogatepass")
+        # Some writers count a NUL at the end.
+        found[key.decode("utf-16-le", "replace")] = text.split("\0", 1)[0]
     return found
 
 
@@ -316,7 +318,9 @@ def locator_to_bytes(entries: dict[str, str]) -> bytes:
     body = b""
     start = 20 + 12 * len(entries)
     for key, value in entries.items():
-        raw_key, raw_value = key.encode("utf-16-le"), value.encode("utf-16-le")
+        raw_key = key.encode("utf-16-le")
+        # Bytes of a file's name that are no text are lone surrogates.
+        raw_value = value.encode("utf-16-le", "surrogatepass")
         at = start + len(body)
         table += struct.pack("<IIHH", at, at + len(raw_key), len(raw_key), len(raw_value))
         body += raw_key + raw_value

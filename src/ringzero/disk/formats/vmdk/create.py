@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from pathlib import Path
 
 from ringzero.disk.contract import SECTOR, Option, Options, Surroundings
-from ringzero.disk.formats.vmdk.descriptor import NO_PARENT, Descriptor, ExtentLine, geometry
+from ringzero.disk.formats.vmdk.descriptor import (
+    NO_PARENT,
+    Descriptor,
+    ExtentLine,
+    geometry,
+    quotable,
+)
 from ringzero.disk.formats.vmdk.header import (
     COMPRESSED,
     LINE_ENDS_VALID,
@@ -18,7 +25,7 @@ from ringzero.disk.formats.vmdk.header import (
 from ringzero.disk.formats.vmdk.stream import front, sector_numbers, trailer
 from ringzero.disk.storage import FileStorage, Storage
 from ringzero.errors import InvalidValueError
-from ringzero.units import GIB
+from ringzero.units import GIB, TIB
 
 SUBFORMATS = (
     "monolithicSparse",
@@ -46,8 +53,10 @@ CREATE_OPTIONS = (
 # The room that VMware leaves for the descriptor inside a sparse extent.
 _DESCRIPTOR_SECTORS = 20
 SPLIT = 2 * GIB
-# What 32 bits of sectors reach, less what the tables take.
+# What 32 bits of sectors reach, less what the tables take: an image that can be filled.
 MAX_SPARSE = 2047 * GIB
+# A stream is written once, and takes what is in it; ESX has disks of 62 TiB at most.
+_MAX_STREAM = 64 * TIB
 
 
 def fresh_cid() -> int:
@@ -65,13 +74,16 @@ def lay_out(
     """Write an empty image; `parent` is the name and content id of its parent."""
     subformat = options["subformat"]
     flat, split = subformat.endswith("Flat"), subformat.startswith("twoGb")
-    if parent and (flat or subformat == "streamOptimized"):
+    stream = subformat == "streamOptimized"
+    if parent and (flat or stream):
         raise InvalidValueError(f"a {subformat} image has no backing file")
     if options["preallocation"] != "off" and not flat:
         raise InvalidValueError("preallocation needs a flat subformat")
-    if not flat and not split and size > MAX_SPARSE:
+    most = _MAX_STREAM if stream else MAX_SPARSE
+    if not flat and not split and size > most:
         raise InvalidValueError(
-            f"{subformat} has 2047G at most", hint="use twoGbMaxExtentSparse, or another format"
+            f"{subformat} has {most // GIB}G at most",
+            hint="use twoGbMaxExtentSparse, or another format",
         )
     hardware = options["hwversion"] or ("6" if options["compat6"] else "4")
     database = geometry(size, options["adapter_type"], hardware)
@@ -79,17 +91,18 @@ def lay_out(
         database["ddb.toolsVersion"] = options["toolsversion"]
     descriptor = Descriptor(subformat, fresh_cid(), database=database)
     if parent:
-        descriptor.parent_name, descriptor.parent_cid = parent
+        descriptor.parent_name, descriptor.parent_cid = quotable(parent[0]), parent[1]
     assert around.path is not None
     if not flat and not split:
-        descriptor.extents = [ExtentLine("RW", size // SECTOR, "SPARSE", around.path.name)]
-        stream = subformat == "streamOptimized"
+        # The one extent is the file that the descriptor is in, whatever it is called.
+        own = re.sub(r'["\0-\x1f]', "_", around.path.name)
+        descriptor.extents = [ExtentLine("RW", size // SECTOR, "SPARSE", own)]
         zeroed = options["zeroed_grain"]
         lay_sparse(storage, size, descriptor.to_bytes(), zeroed_grain=zeroed, stream=stream)
         return
     for number, start in enumerate(range(0, size, SPLIT) if split else [0], 1):
         length = min(SPLIT, size - start) if split else size
-        name = part_name(around.path, number if split else None, flat)
+        name = quotable(part_name(around.path, number if split else None, flat))
         descriptor.extents.append(
             ExtentLine("RW", length // SECTOR, "FLAT" if flat else "SPARSE", name)
         )

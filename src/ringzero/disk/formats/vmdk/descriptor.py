@@ -7,14 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ringzero.disk.contract import SECTOR
-from ringzero.errors import DiskFormatError, DiskUnsupportedError
+from ringzero.disk.formats.vmdk import encodings
+from ringzero.errors import DiskFormatError, DiskUnsupportedError, InvalidValueError
 
-FIRST_LINE = b"# Disk DescriptorFile"
+FIRST_LINE = "# Disk DescriptorFile"
 # Descriptors are a few hundred bytes; the largest real ones list 2 GiB extents.
 MAX_BYTES = 1 << 20
 _MAX_EXTENTS = 32768
 NO_PARENT = 0xFFFF_FFFF
 
+# The title that VMware writes, and those of VirtualBox, FreeBSD's makevd, LiveView and others.
+_TITLE = re.compile(rb"#\s*disk\s*descriptor\s*file", re.IGNORECASE)
+_VERSION = re.compile(rb"version\s*=\s*\d+", re.IGNORECASE)
+_BELONGS = re.compile(rb"(?mi)^\s*(CID|createType|RW|RDONLY|NOACCESS)\b")
+_LINES = re.compile(r"\r\n|\r|\n")
 _FIELD = re.compile(r"\s*([\w.]+)\s*=\s*(.*?)\s*")
 _EXTENT = re.compile(
     r'\s*(RW|RDONLY|NOACCESS)\s+(\d{1,18})\s+(\w+)(?:\s+"([^"]*)"(?:\s+(\d{1,18}))?)?.*'
@@ -22,6 +28,29 @@ _EXTENT = re.compile(
 
 # What the heads of the geometry are, by the adapter ("ddb.geometry.heads").
 _HEADS = {"ide": 16, "lsilogic": 255, "buslogic": 255, "legacyESX": 255}
+
+
+def is_descriptor(head: bytes) -> bool:
+    """Whether a file that begins with `head` is a descriptor.
+
+    Its title says so; without one, as in QEMU, a version behind nothing but comments.
+    """
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if _TITLE.match(text):
+        return True
+    lines = (line.strip() for line in text.splitlines())
+    first = next((line for line in lines if line and not line.startswith(b"#")), b"")
+    return bool(_VERSION.fullmatch(first)) and bool(_BELONGS.search(text))
+
+
+def quotable(name: str) -> str:
+    """Return a name that a descriptor can hold; InvalidValueError for others."""
+    if '"' in name or any(ord(letter) < 0x20 for letter in name):
+        raise InvalidValueError(
+            f"a VMDK descriptor cannot hold the name {name!r}",
+            hint="use a name without quotation marks and line ends",
+        )
+    return name
 
 
 @dataclass(frozen=True)
@@ -43,7 +72,10 @@ class ExtentLine:
 
 @dataclass
 class Descriptor:
-    """A descriptor. `cid` changes whenever the disk is opened and written to."""
+    """A descriptor. `cid` changes whenever the disk is opened and written to.
+
+    `encoding` is how it names its encoding, `codec` what that is in Python.
+    """
 
     create_type: str
     cid: int
@@ -51,14 +83,19 @@ class Descriptor:
     parent_name: str | None = None
     extents: list[ExtentLine] = field(default_factory=list)
     database: dict[str, str] = field(default_factory=dict)
+    encoding: str = encodings.UTF8
+    codec: str = "utf-8"
 
     @classmethod
     def parse(cls, raw: bytes, name: str) -> Descriptor:
         """Read a descriptor; DiskFormatError."""
-        text = raw.split(b"\0", 1)[0].decode("utf-8", "replace")
+        raw = raw.split(b"\0", 1)[0]
+        encoding = encodings.label_of(raw)
+        codec = encodings.codec_for(raw, encoding, name)
         fields: dict[str, str] = {}
+        database: dict[str, str] = {}
         extents = []
-        for line in text.splitlines():
+        for line in _LINES.split(encodings.decode(raw, codec)):
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
             extent = _EXTENT.fullmatch(line)
@@ -70,31 +107,44 @@ class Descriptor:
                 continue
             found = _FIELD.fullmatch(line)
             if found:
-                fields[found[1]] = found[2].strip('"')
+                value = found[2].strip('"')
+                fields[found[1].lower()] = value
+                if found[1].startswith("ddb."):
+                    database[found[1]] = value
         if len(extents) > _MAX_EXTENTS or sum(e.sectors for e in extents) >= 1 << 54:
             raise DiskFormatError(f"{name}: its extents are too many or too long", path=name)
-        if fields.get("encoding", "").lower() not in ("", "utf-8", "windows-1252", "gbk"):
-            raise DiskUnsupportedError(f"{name}: encoding {fields['encoding']!r}", path=name)
-        if "encryption.keySafe" in fields:
+        if "encryption.keysafe" in fields:
             raise DiskUnsupportedError(f"{name}: encrypted VMDK images", path=name)
         try:
-            cid = int(fields["CID"], 16)
-            parent_cid = int(fields.get("parentCID", "ffffffff"), 16)
-            create_type = fields["createType"]
+            cid = int(fields["cid"], 16)
+            parent_cid = int(fields.get("parentcid", "ffffffff"), 16)
+            create_type = fields["createtype"]
         except (KeyError, ValueError) as fault:
             raise DiskFormatError(
                 f"{name}: the descriptor lacks {fault}, or it makes no sense", path=name
             ) from fault
-        parent = fields.get("parentFileNameHint") if parent_cid != NO_PARENT else None
-        if parent_cid != NO_PARENT and not parent:
-            raise DiskFormatError(f"{name} does not say where its parent is", path=name)
-        database = {key: value for key, value in fields.items() if key.startswith("ddb.")}
-        return cls(create_type, cid, parent_cid, parent, extents, database)
+        parent = fields.get("parentfilenamehint") if parent_cid != NO_PARENT else None
+        return cls(create_type, cid, parent_cid, parent, extents, database, encoding, codec)
+
+    def spellings(self, name: str) -> list[str]:
+        """Return what a file may be called here that the descriptor calls `name`."""
+        return encodings.spellings(name, self.codec, self.encoding)
 
     def to_bytes(self) -> bytes:
-        lines = [
-            FIRST_LINE.decode(),
-            "version=1",
+        text = self._text()
+        if text.isascii():
+            return text.encode()
+        try:
+            return encodings.encode(self._text(self.encoding), self.codec)
+        except UnicodeEncodeError:
+            self.encoding, self.codec = encodings.UTF8, "utf-8"
+            return encodings.encode(self._text(self.encoding), self.codec)
+
+    def _text(self, encoding: str | None = None) -> str:
+        lines = [FIRST_LINE, "version=1"]
+        if encoding is not None:
+            lines.append(f'encoding="{encoding}"')
+        lines += [
             f"CID={self.cid:08x}",
             f"parentCID={self.parent_cid:08x}",
             f'createType="{self.create_type}"',
@@ -104,7 +154,7 @@ class Descriptor:
         lines += ["", "# Extent description", *map(str, self.extents)]
         lines += ["", "# The Disk Data Base", "#DDB", ""]
         lines += [f'{key} = "{value}"' for key, value in self.database.items()]
-        return "\n".join([*lines, ""]).encode()
+        return "\n".join([*lines, ""])
 
 
 def geometry(size: int, adapter: str, hardware: str) -> dict[str, str]:
@@ -122,19 +172,22 @@ def geometry(size: int, adapter: str, hardware: str) -> dict[str, str]:
 def with_cid(raw: bytes, cid: int) -> bytes:
     """Return the text with another CID of the same width, all else as it was."""
     return re.sub(
-        rb"(?mi)^(\s*CID\s*=\s*)[0-9a-f]{1,8}",
+        rb'(?mi)^(\s*CID\s*=\s*"?)[0-9a-f]{1,8}',
         lambda match: match[1] + f"{cid:0{len(match[0]) - len(match[1])}x}".encode()[-8:],
         raw,
         count=1,
     )
 
 
-def with_extents(raw: bytes, extents: Sequence[ExtentLine], sectors: int) -> bytes:
-    """Return the text with other extents, and the cylinders of a disk of `sectors`."""
-    text = raw.decode("utf-8", "surrogateescape")
+def with_extents(raw: bytes, extents: Sequence[ExtentLine], sectors: int, codec: str) -> bytes:
+    """Return the text with other extents, and the cylinders of a disk of `sectors`.
+
+    DiskUnsupportedError when the text's encoding has no such names.
+    """
+    text = encodings.decode(raw, codec)
     lines: list[str] = []
     done = False
-    for line in text.splitlines():
+    for line in _LINES.split(text.rstrip("\r\n")):
         if not _EXTENT.fullmatch(line):
             lines.append(line)
         elif not done:
@@ -149,4 +202,10 @@ def with_extents(raw: bytes, extents: Sequence[ExtentLine], sectors: int) -> byt
             re.sub(r'^(\s*ddb\.geometry\.cylinders\s*=\s*)"?\d+"?', rf'\1"{cylinders}"', line)
             for line in lines
         ]
-    return "\n".join([*lines, ""]).encode("utf-8", "surrogateescape")
+    try:
+        return encodings.encode("\n".join([*lines, ""]), codec)
+    except UnicodeEncodeError as fault:
+        raise DiskUnsupportedError(
+            "the descriptor's encoding has no such file names",
+            hint="rename the disk with letters of ASCII, or convert it",
+        ) from fault

@@ -11,6 +11,7 @@ from typing import Self
 
 from ringzero.disk.batch import Checked
 from ringzero.disk.contract import (
+    PARENT_OPTION,
     SECTOR,
     CheckReport,
     Disk,
@@ -22,17 +23,19 @@ from ringzero.disk.contract import (
     Sample,
     Surroundings,
 )
+from ringzero.disk.filenames import host_paths
 from ringzero.disk.formats.vmdk.create import CREATE_OPTIONS, fresh_cid, lay_out
 from ringzero.disk.formats.vmdk.descriptor import (
-    FIRST_LINE,
     MAX_BYTES,
     NO_PARENT,
     Descriptor,
-    ExtentLine,
+    is_descriptor,
+    quotable,
     with_cid,
 )
 from ringzero.disk.formats.vmdk.extents import FlatExtent, Part, SparseExtent, ZeroExtent
 from ringzero.disk.formats.vmdk.header import MAGIC, Header
+from ringzero.disk.formats.vmdk.openextents import ExtentOpener
 from ringzero.disk.formats.vmdk.resize import resize
 from ringzero.disk.formats.vmdk.stream import StreamWriter
 from ringzero.disk.registry import FORMATS
@@ -100,6 +103,7 @@ class VmdkDisk(Disk):
     format = "vmdk"
     can_have_backing = True
     create_options = CREATE_OPTIONS
+    open_options = (PARENT_OPTION,)
 
     def __init__(
         self,
@@ -129,19 +133,15 @@ class VmdkDisk(Disk):
             self._open_stream()
 
     def _open_parent(self, descriptor: Descriptor) -> None:
-        assert descriptor.parent_name is not None
-        self.backing_name, self.backing_format = descriptor.parent_name, "vmdk"
-        self.backing = self.around.open_backing(descriptor.parent_name, "vmdk")
-        if self.backing is not None:
-            assert isinstance(self.backing, VmdkDisk)
-            if self.backing.descriptor.cid != descriptor.parent_cid:
-                self.backing.close()
-                raise DiskFormatError(
-                    f"{self.storage.name}: its parent {self.backing_name} has been changed since, "
-                    "or is another image",
-                    hint="if it is the right one, link it again with `ringzero disk rebase -u`",
-                    path=self.storage.name,
-                )
+        wanted, name = descriptor.parent_cid, descriptor.parent_name
+        given = self.around.options[PARENT_OPTION.name]
+        self.backing_name, self.backing_format = given or name or f"{{{wanted:08x}}}", "vmdk"
+        self.backing = self.around.open_parent(
+            host_paths(descriptor.spellings(name), beside=True) if name else [],
+            "vmdk",
+            lambda disk: isinstance(disk, VmdkDisk) and disk.descriptor.cid == wanted,
+            given=given,
+        )
         self._lend_backing()
 
     def _lend_backing(self) -> None:
@@ -167,8 +167,7 @@ class VmdkDisk(Disk):
     @classmethod
     def probe(cls, sample: Sample) -> int:
         head = sample.head
-        known = head[:4] in (MAGIC, *_OTHERS) or head.lstrip().startswith(FIRST_LINE)
-        return 100 if known else 0
+        return 100 if head[:4] in (MAGIC, *_OTHERS) or is_descriptor(head) else 0
 
     @classmethod
     def open(cls, storage: Storage, around: Surroundings) -> Self:
@@ -196,10 +195,8 @@ class VmdkDisk(Disk):
             raise DiskFormatError(f"{storage.name}: it has no extents", path=storage.name)
         parts: list[FlatExtent | ZeroExtent | SparseExtent] = []
         try:
-            if header is not None:
-                parts.append(_own_extent(storage, header, descriptor, around.read_only))
-            else:
-                parts += (_open_extent(line, around) for line in descriptor.extents)
+            opener = ExtentOpener(storage, header, sum(place), descriptor, around)
+            parts += map(opener.open, descriptor.extents)
             return cls(storage, around, descriptor, place, parts)
         except BaseException:
             for part in parts:
@@ -239,14 +236,14 @@ class VmdkDisk(Disk):
 
     def info(self) -> DiskInfo:
         descriptor = self.descriptor
-        actual = sum(part.allocated() for part in self.parts)
-        if len(self.parts) > 1 or isinstance(self.parts[0], FlatExtent):
-            actual += self.storage.allocated()
+        files = {self.storage}.union(
+            part.storage for part in self.parts if not isinstance(part, ZeroExtent)
+        )
         return DiskInfo(
             filename=self.storage.name,
             format=self.format,
             virtual_size=self.size,
-            actual_size=actual,
+            actual_size=sum(file.allocated() for file in files),
             cluster_size=self.cluster_size,
             backing_filename=self.backing_name,
             backing_format=self.backing_format,
@@ -275,9 +272,7 @@ class VmdkDisk(Disk):
             self.storage.flush()
         return report
 
-    def change_backing(self, name: str | None, format: str | None) -> None:
-        if self.read_only:
-            raise self._read_only_error()
+    def _change_backing(self, name: str | None, format: str | None) -> None:
         descriptor = self.descriptor
         if name is None:
             descriptor.parent_cid, descriptor.parent_name = NO_PARENT, None
@@ -285,7 +280,7 @@ class VmdkDisk(Disk):
             if any(not isinstance(part, SparseExtent) for part in self.parts):
                 raise DiskUnsupportedError("a flat VMDK image has no backing file")
             descriptor.parent_cid = parent_cid(self.around, name, format or "vmdk")
-            descriptor.parent_name = name
+            descriptor.parent_name = quotable(name)
         self.write_descriptor(descriptor.to_bytes())
         self.storage.flush()
         self.backing_name, self.backing_format = name, "vmdk" if name else None
@@ -452,45 +447,6 @@ class VmdkDisk(Disk):
                 stack.callback(self.storage.close)
                 for part in self.parts:
                     stack.callback(part._close)
-
-
-def _own_extent(
-    storage: Storage, header: Header, descriptor: Descriptor, read_only: bool
-) -> SparseExtent:
-    """Return the one extent of a disk whose descriptor is inside it."""
-    line = descriptor.extents[0]
-    if len(descriptor.extents) != 1 or line.kind != "SPARSE":
-        raise DiskUnsupportedError(
-            f"{storage.name}: a descriptor inside one extent that names others", path=storage.name
-        )
-    return _sparse(storage, header, line, read_only)
-
-
-def _sparse(storage: Storage, header: Header, line: ExtentLine, read_only: bool) -> SparseExtent:
-    if line.sectors * SECTOR > header.capacity:
-        raise DiskFormatError(
-            f"{storage.name}: the extent is shorter than the descriptor says", path=storage.name
-        )
-    part = SparseExtent(storage, header, read_only=read_only)
-    part.limit(line.sectors * SECTOR)
-    return part
-
-
-def _open_extent(line: ExtentLine, around: Surroundings) -> FlatExtent | ZeroExtent | SparseExtent:
-    size = line.sectors * SECTOR
-    if line.kind == "ZERO":
-        return ZeroExtent(size)
-    if line.access == "NOACCESS" or line.kind not in ("SPARSE", "FLAT", "VMFS"):
-        raise DiskUnsupportedError(f"{around.path}: VMDK extents {line.access} {line.kind}")
-    read_only = around.read_only or line.access == "RDONLY"
-    storage = around.open_storage(line.filename)
-    try:
-        if line.kind != "SPARSE":
-            return FlatExtent(storage, line.offset * SECTOR, size, read_only=read_only)
-        return _sparse(storage, Header.read(storage), line, read_only)
-    except BaseException:
-        storage.close()
-        raise
 
 
 def parent_cid(around: Surroundings, name: str, format: str) -> int:

@@ -33,7 +33,10 @@ MARK_END, MARK_TABLE, MARK_DIRECTORY, MARK_FOOTER = 0, 1, 2, 3
 
 @dataclass
 class Header:
-    """A header; offsets and sizes in sectors of 512 bytes, but `capacity` and `grain` in bytes."""
+    """A header; offsets and sizes in sectors of 512 bytes, but `capacity` and `grain` in bytes.
+
+    Without capacity it does nothing but lead to a descriptor, and `grain` may be anything.
+    """
 
     capacity: int
     grain: int = 128 * SECTOR
@@ -70,6 +73,7 @@ class Header:
         if magic != MAGIC:
             raise DiskFormatError(f"{name}: no VMDK header where one should be", path=name)
         wrong = None
+        leads_on = not capacity and descriptor and descriptor_size
         if not 1 <= version <= 3:
             raise DiskUnsupportedError(f"{name}: VMDK version {version} is not known", path=name)
         if flags & ~_KNOWN_FLAGS & 0xFFFF_0000:
@@ -78,9 +82,9 @@ class Header:
             wrong = "it was transferred as text and is damaged"
         elif capacity >= 1 << 54:
             wrong = f"a capacity of {capacity} sectors"
-        elif grain & (grain - 1) or not 1 <= grain * SECTOR <= MAX_GRAIN:
+        elif not leads_on and (grain & (grain - 1) or not 1 <= grain * SECTOR <= MAX_GRAIN):
             wrong = f"a grain of {grain} sectors"
-        elif not 1 <= per_table <= 512:
+        elif not leads_on and not 1 <= per_table <= 512:
             wrong = f"grain tables of {per_table} entries"
         elif flags & COMPRESSED and method != _DEFLATE:
             wrong = f"compression {method}"
@@ -94,6 +98,11 @@ class Header:
     @property
     def compressed(self) -> bool:
         return bool(self.flags & COMPRESSED)
+
+    @property
+    def has_grains(self) -> bool:
+        """Whether it describes a sparse extent, and does not only lead to a descriptor."""
+        return self.capacity > 0 or (self.grain > 0 and self.per_table > 0)
 
     @property
     def tables(self) -> int:

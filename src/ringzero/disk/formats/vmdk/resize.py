@@ -85,7 +85,7 @@ def _describe(disk: VmdkDisk, lines: list[ExtentLine]) -> None:
     disk._begin()
     raw = disk.storage.read(*disk.place).split(b"\0", 1)[0]
     size = sum(line.sectors for line in lines)
-    disk.write_descriptor(with_extents(raw, lines, size))
+    disk.write_descriptor(with_extents(raw, lines, size, disk.descriptor.codec))
     disk.storage.flush()
     disk.descriptor.extents = lines
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+import sys
 import threading
 import zlib
 from array import array
@@ -26,6 +27,9 @@ from ringzero.disk.formats.vmdk.header import (
 from ringzero.disk.storage import Storage
 from ringzero.disk.vectors import Buffer, flat
 from ringzero.errors import DiskUnsupportedError
+
+# Tables and directories point with 32 bits at sectors.
+_MAX_FILE = SECTOR << 32
 
 
 class StreamWriter(Compression):
@@ -61,6 +65,8 @@ class StreamWriter(Compression):
                     "a stream-optimized image takes every grain once, and whole",
                     hint="convert it to another subformat to write to it",
                 )
+            if self._at >= _MAX_FILE:
+                raise _too_large(self.storage)
             self._begin()
             piece = struct.pack("<QI", offset // SECTOR, len(packed)) + packed
             room = -(-len(piece) // SECTOR) * SECTOR
@@ -78,8 +84,19 @@ class StreamWriter(Compression):
         """Write tables, directory, footer and the end of the stream. Not flushed."""
         with self._lock:
             if not self._finished:
+                room = len(self._entries) * (self.header.per_table * 4 + SECTOR)
+                if self._at + room >= _MAX_FILE:
+                    raise _too_large(self.storage)
                 self.storage.write(self._at, trailer(self.header, self._at, self._entries))
                 self._finished = True
+
+
+def _too_large(storage: Storage) -> DiskUnsupportedError:
+    return DiskUnsupportedError(
+        f"{storage.name}: a stream-optimized file has 2 TiB at most",
+        hint="use twoGbMaxExtentSparse, or another format",
+        path=storage.name,
+    )
 
 
 def trailer(header: Header, at: int, entries: dict[int, array[int]]) -> bytes:
@@ -105,6 +122,8 @@ def front(header: Header) -> bytes:
 
 def sector_numbers(values: Iterable[int]) -> bytes:
     """Return a grain table or directory as the image holds it, in whole sectors."""
-    listed = list(values)
-    data = struct.pack(f"<{len(listed)}I", *listed)
+    listed = array("I", values)
+    if sys.byteorder == "big":
+        listed.byteswap()
+    data = listed.tobytes()
     return data.ljust(-(-len(data) // SECTOR) * SECTOR, b"\0")
