@@ -247,3 +247,16 @@ def test_gate_lets_one_alone_and_many_together():
     assert order == ["last leaves", "alone"]
     gate.enter()
     gate.leave()
+
+
+def test_a_window_ends_where_it_ends(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before" + b"inside" + b"behind")
+    window = Window(FileStorage(path, read_only=True), 6, 6)
+    assert window.read(0, 6) == b"inside"
+    assert window.read(4, 6) == b"de\0\0\0\0"
+    assert window.read(100, 2) == b"\0\0"
+    assert not window.read_cached(4, [memoryview(bytearray(6))])
+    with pytest.raises(DiskError, match="cannot grow"):
+        window.write(4, b"much more")
+    window.close()

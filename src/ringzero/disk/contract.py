@@ -281,6 +281,13 @@ class Surroundings(ABC):
         """Open a file that is to become the backing file, to see what it is."""
         raise DiskUnsupportedError(f"{name} cannot be looked at here")
 
+    def open_inside(self, part: Storage) -> Disk:
+        """Open the image that a part of this file is, which names no other files.
+
+        Owns `part` from then on, unless it raises.
+        """
+        raise DiskUnsupportedError(f"{part.name} cannot be opened here")
+
     @abstractmethod
     def open_storage(self, *names: str) -> Storage:
         """Open a further file of the image itself, with the image's own rights.

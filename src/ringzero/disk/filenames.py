@@ -74,17 +74,30 @@ def parse_name(name: str, format: str | None) -> FileName:
     return FileName(plain_path(name.removeprefix("file:")), format)
 
 
-def plain_path(name: str) -> str:
-    """Return a name that is a path; DiskFormatError, DiskUnsupportedError for protocols."""
+def parse_whole_name(name: str) -> str:
+    """Return the path that the name of a data file means; DiskUnsupportedError for a part of it."""
+    found = parse_name(name, "raw")
+    if found.window is not None or found.options:
+        raise DiskUnsupportedError(f"an image names a part of itself as {name[:200]}")
+    return found.path
+
+
+def literal_path(name: str) -> str:
+    """Return a name that may be a file's; DiskFormatError for others."""
     if "\0" in name or not name or _is_no_path(name):
         raise DiskFormatError("an image names a file that cannot exist", name=repr(name))
+    return name
+
+
+def plain_path(name: str) -> str:
+    """Return a name that is a path; DiskFormatError, DiskUnsupportedError for protocols."""
     prefix = _PREFIX.match(name)
     if prefix and (prefix[1].lower() in _PROTOCOLS or prefix[1] == "json"):
         raise DiskUnsupportedError(
             f"an image names its backing file by the protocol {prefix[0]!r}: {name[:200]}",
             hint="only files are supported; copy it to this host and rebase",
         )
-    return name
+    return literal_path(name)
 
 
 def _is_no_path(name: str) -> bool:

@@ -58,7 +58,6 @@ KINDS = (
     Foreign("a 7-Zip archive", b"7z\xbc\xaf\x27\x1c", _ARCHIVE),
     Foreign("a RAR archive", b"Rar!\x1a\x07", _ARCHIVE),
     Foreign("a cabinet archive", b"MSCF\0\0\0\0", _ARCHIVE),
-    Foreign("a tar archive", b"ustar", _ARCHIVE, 257),
     Foreign("an ar archive", b"!<arch>\n", _ARCHIVE),
     Foreign("a cpio archive", b"07070", _ARCHIVE),
     Foreign("an RPM package", b"\xed\xab\xee\xdb", _ARCHIVE),

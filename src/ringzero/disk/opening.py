@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ringzero.disk.contract import Disk, Options, Surroundings
-from ringzero.disk.filenames import FileName, name_to_write, parse_name, plain_path
+from ringzero.disk.filenames import FileName, literal_path, name_to_write, parse_name, plain_path
 from ringzero.disk.formatnames import format_name
 from ringzero.disk.overlay import OverlayDisk
 from ringzero.disk.policy import Rules, beside, is_near, judge, refuse_strange
@@ -46,12 +46,15 @@ class _Around(Surroundings):
     with_backing: bool = True
     # Identity (device, inode) of this file and of those above, to find loops.
     above: tuple[tuple[int, int], ...] = ()
+    # Whether the image is in an archive: what it names is not beside it.
+    inside: bool = False
     overwrite: bool = False
     made: list[Path] = field(default_factory=list)
 
     def open_backing(self, name: str, format: str | None) -> Disk | None:
         if not self.with_backing:
             return None
+        self._refuse_inside(name)
         return self._open_layer(parse_name(name, format))
 
     def open_parent(
@@ -64,6 +67,8 @@ class _Around(Surroundings):
     ) -> Disk | None:
         if not self.with_backing:
             return None
+        if given is None:
+            self._refuse_inside("its parent")
         faults: list[DiskError | NotFoundError] = []
         # What the user says may also be meant from where the user is.
         for name in [given, str(Path(given).absolute())] if given else names:
@@ -137,6 +142,21 @@ class _Around(Surroundings):
         except NotFoundError as fault:
             raise NotFoundError(f"no file {name}", hint="check the path", path=name) from fault
 
+    def open_inside(self, part: Storage) -> Disk:
+        assert self.path is not None
+        return _open_storage(
+            part, self.path, None, {}, read_only=True, rules=self.rules,
+            with_backing=self.with_backing, above=self.above[:-1], inside=True,
+        )  # fmt: skip
+
+    def _refuse_inside(self, name: str) -> None:
+        if self.inside:
+            raise DiskUnsupportedError(
+                f"the image in {self.path} names {name}, and in an archive it has to be whole",
+                hint="unpack the archive, and open the image beside it",
+                path=self.path,
+            )
+
     def open_storage(self, *names: str) -> Storage:
         return FileStorage(
             self._own_file(*names),
@@ -148,7 +168,10 @@ class _Around(Surroundings):
     def is_own(self, name: str) -> bool:
         assert self.path is not None
         with contextlib.suppress(DiskError, NotFoundError):
-            return judge(self.path, _part_path(name), self.rules).identity in self.above[-1:]
+            return (
+                not self.inside
+                and judge(self.path, literal_path(name), self.rules).identity in self.above[-1:]
+            )
         return False
 
     def create_storage(self, name: str) -> Storage:
@@ -168,10 +191,11 @@ class _Around(Surroundings):
     def _own_file(self, *names: str) -> Path:
         """Return the path of a part of the image: the first of `names` that is there."""
         assert self.path is not None
+        self._refuse_inside(names[0])
         first: NotFoundError | None = None
         for name in names:
             try:
-                place = judge(self.path, _part_path(name), self.rules)
+                place = judge(self.path, literal_path(name), self.rules)
             except NotFoundError as fault:
                 first = first or fault
                 continue
@@ -181,8 +205,7 @@ class _Around(Surroundings):
 
     def _new_file(self, name: str) -> Path:
         assert self.path is not None
-        name = _part_path(name)
-        path = beside(self.path, name)
+        path = beside(self.path, literal_path(name))
         if path.exists():
             place = judge(self.path, name, self.rules)
             return self._near(name, place.path, place.near)
@@ -370,6 +393,7 @@ def _open_storage(
     rules: Rules,
     with_backing: bool = True,
     above: tuple[tuple[int, int], ...] = (),
+    inside: bool = False,
 ) -> Disk:
     """Open what is in `storage`, which stays the caller's when this raises."""
     kind = FORMATS.get(format_name(format) if format else probe(storage))
@@ -380,6 +404,7 @@ def _open_storage(
         rules,
         with_backing,
         (*above, _identity(path)),
+        inside,
     )
     return kind.open(storage, around)
 
@@ -396,14 +421,6 @@ def _part(storage: FileStorage, window: tuple[int, int | None] | None) -> Storag
             path=storage.name,
         )
     return Window(storage, start, end - start)
-
-
-def _part_path(name: str) -> str:
-    """Return the path of a part of an image, which is always a whole file."""
-    found = parse_name(name, "raw")
-    if found.window is not None or found.options:
-        raise DiskUnsupportedError(f"an image names a part of itself as {name[:200]}")
-    return found.path
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -323,11 +323,16 @@ class Window(Storage):
             raise DiskError(f"{self.name}: the window of {self._size} bytes cannot grow")
 
     def read_into(self, offset: int, views: Views) -> None:
-        self._check(offset, total(views))
-        self.whole.read_into(self.start + offset, views)
+        length = total(views)
+        there = max(0, min(length, self._size - offset))
+        if there:
+            self.whole.read_into(self.start + offset, cut(views, 0, there))
+        if there < length:
+            fill_zeroes(cut(views, there, length - there))
 
     def read_cached(self, offset: int, views: Views) -> bool:
-        self._check(offset, total(views))
+        if offset + total(views) > self._size:
+            return False
         return self.whole.read_cached(self.start + offset, views)
 
     def announce(self, offset: int, length: int) -> None:

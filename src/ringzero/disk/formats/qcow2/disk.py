@@ -27,6 +27,7 @@ from ringzero.disk.contract import (
     Sample,
     Surroundings,
 )
+from ringzero.disk.filenames import parse_whole_name
 from ringzero.disk.formats.qcow2.bitmaps import Bitmaps
 from ringzero.disk.formats.qcow2.check import Checker
 from ringzero.disk.formats.qcow2.compressed import Qcow2Compression, Unpacker, clusters_of
@@ -103,7 +104,7 @@ class Qcow2Disk(MappedDisk):
         if header.incompatible & EXTERNAL_DATA:
             if not header.data_file:
                 raise DiskFormatError(f"{storage.name} does not say where its data file is")
-            self.data = around.open_storage(header.data_file)
+            self.data = around.open_storage(parse_whole_name(header.data_file))
         self.extends_at_flush = self.data is storage and not storage.is_device
         try:
             self.refcounts = Refcounts(storage, header)
@@ -197,7 +198,7 @@ class Qcow2Disk(MappedDisk):
     ) -> None:
         header = make_header(size, options, backing)
         if header.data_file:
-            data = around.create_storage(header.data_file)
+            data = around.create_storage(parse_whole_name(header.data_file))
             try:
                 if options["data_file_raw"]:
                     data.truncate(size)

@@ -1,0 +1,130 @@
+"""Parallels expandable images, ".hds" (QEMU, docs/interop/parallels.txt). Read only.
+
+One table of 32-bit little-endian numbers says where clusters are: in sectors in images of the
+first kind, in clusters in those of the second.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+from ringzero.disk.contract import SECTOR, DiskInfo, Kind, Run, Sample, Surroundings
+from ringzero.disk.paged import PagedTable
+from ringzero.disk.readonly import ReadOnlyDisk, joined
+from ringzero.disk.registry import FORMATS
+from ringzero.disk.storage import Storage
+from ringzero.errors import DiskFormatError, DiskUnsupportedError
+from ringzero.units import GIB
+
+_IN_SECTORS, _IN_CLUSTERS = b"WithoutFreeSpace", b"WithouFreSpacExt"
+# magic, version, heads, cylinders, sectors of a cluster, entries, sectors of the disk, in use,
+# first sector of data, flags, place of the extension.
+_HEADER = struct.Struct("<16sIIIIIQIIIQ")
+_VERSION = 2
+_IN_USE = 0x746F_6E59
+# QEMU's bound; real ones have 1 MiB.
+_MAX_CLUSTER = 2 * GIB
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header; `unit` is what the table counts in. Sizes in bytes."""
+
+    cluster_size: int
+    entries: int
+    size: int
+    unit: int
+    in_use: bool
+
+    @classmethod
+    def read(cls, storage: Storage) -> Header:
+        """Read and verify the header; DiskFormatError, DiskUnsupportedError."""
+        name = storage.name
+        (magic, version, _, _, tracks, entries, sectors, in_use, _, _, _) = _HEADER.unpack(
+            storage.read(0, _HEADER.size)
+        )
+        if magic not in (_IN_SECTORS, _IN_CLUSTERS):
+            raise DiskFormatError(f"{name} is no Parallels image", path=name)
+        if version != _VERSION:
+            raise DiskUnsupportedError(f"{name}: Parallels version {version}", path=name)
+        if magic == _IN_SECTORS:
+            # Only half of the field counted then.
+            sectors &= 0xFFFF_FFFF
+        cluster = tracks * SECTOR
+        wrong = None
+        if not SECTOR <= cluster < _MAX_CLUSTER:
+            wrong = f"clusters of {tracks} sectors"
+        elif sectors >= 1 << 53 or sectors > entries * tracks:
+            wrong = f"{entries} clusters of {tracks} sectors for {sectors}"
+        elif _HEADER.size + 4 * entries > storage.size:
+            wrong = "a table outside the file"
+        if wrong:
+            raise DiskFormatError(f"{name}: {wrong} make no sense", path=name)
+        unit = SECTOR if magic == _IN_SECTORS else cluster
+        return cls(cluster, entries, sectors * SECTOR, unit, in_use == _IN_USE)
+
+
+@FORMATS.register("parallels")
+class ParallelsDisk(ReadOnlyDisk):
+    """An open Parallels image."""
+
+    format = "parallels"
+
+    def __init__(self, storage: Storage, header: Header, around: Surroundings) -> None:
+        super().__init__(storage, around)
+        self.header = header
+        self._table = PagedTable(storage, _HEADER.size, header.entries, "I", big_endian=False)
+
+    @classmethod
+    def probe(cls, sample: Sample) -> int:
+        return 100 if sample.head.startswith((_IN_SECTORS, _IN_CLUSTERS)) else 0
+
+    @classmethod
+    def open(cls, storage: Storage, around: Surroundings) -> Self:
+        return cls(storage, Header.read(storage), around)
+
+    @property
+    def size(self) -> int:
+        return self.header.size
+
+    @property
+    def cluster_size(self) -> int:
+        return self.header.cluster_size
+
+    def info(self) -> DiskInfo:
+        return DiskInfo(
+            filename=self.storage.name,
+            format=self.format,
+            virtual_size=self.size,
+            actual_size=self.storage.allocated(),
+            cluster_size=self.cluster_size,
+            dirty=self.header.in_use,
+        )
+
+    def _runs(self, offset: int, length: int) -> Iterator[Run]:
+        return joined(self._pieces(offset, length))
+
+    def _pieces(self, offset: int, length: int) -> Iterator[Run]:
+        """Yield the runs of a range cluster by cluster."""
+        cluster, unit = self.header.cluster_size, self.header.unit
+        first = _HEADER.size + 4 * self.header.entries
+        end = offset + length
+        while offset < end:
+            index, inside = divmod(offset, cluster)
+            run = min(end - offset, cluster - inside)
+            host = self._table[index] * unit
+            if not host:
+                yield Run(run, Kind.ABSENT)
+            elif not first <= host < self.storage.size:
+                raise DiskFormatError(
+                    f"{self.storage.name}: a cluster is at {host:#x}, outside the file or over "
+                    "its table",
+                    path=self.storage.name,
+                    offset=host,
+                )
+            else:
+                yield Run(run, Kind.DATA, host + inside, self.storage)
+            offset += run

@@ -1,0 +1,188 @@
+"""QED, which QEMU made for some time and still reads (QEMU, docs/interop/qed_spec.txt). Read only.
+
+Two levels of tables of 64-bit little-endian offsets; an entry 0 says nothing, 1 is zeroes.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+from ringzero.disk.contract import SECTOR, DiskInfo, Kind, Run, Sample, Surroundings
+from ringzero.disk.readonly import ReadOnlyDisk, joined
+from ringzero.disk.registry import FORMATS
+from ringzero.disk.storage import Storage
+from ringzero.disk.tables import Table
+from ringzero.errors import DiskFormatError, DiskUnsupportedError
+from ringzero.units import KIB, MIB
+
+_MAGIC = b"QED\0"
+# magic, cluster size, table size and header size in clusters, features, compatible and
+# autoclear features, L1 table, image size, place and length of the backing file's name.
+_HEADER = struct.Struct("<4sIIIQQQQQII")
+_BACKING, _NEED_CHECK, _BACKING_IS_RAW = 1, 2, 4
+_KNOWN = _BACKING | _NEED_CHECK | _BACKING_IS_RAW
+
+# "Limits" of the specification.
+_MIN_CLUSTER, _MAX_CLUSTER = 4 * KIB, 64 * MIB
+_MAX_TABLE = 16
+_MAX_NAME = 1023
+
+_ZERO = 1
+# Pieces of tables in memory: 64 KiB each, 16 MiB in all.
+_PAGE = 8192
+_PAGES_KEPT = 256
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header; sizes and offsets in bytes."""
+
+    cluster_size: int
+    table_size: int
+    header_size: int
+    features: int
+    l1_offset: int
+    size: int
+    backing_name: str | None
+
+    @classmethod
+    def read(cls, storage: Storage) -> Header:
+        """Read and verify the header; DiskFormatError, DiskUnsupportedError."""
+        name = storage.name
+        (magic, cluster, tables, clusters, features, _, _, l1_offset, size, backing_at,
+         backing_size) = _HEADER.unpack(storage.read(0, _HEADER.size))  # fmt: skip
+        wrong = None
+        if magic != _MAGIC:
+            raise DiskFormatError(f"{name} is no QED image", path=name)
+        if features & ~_KNOWN:
+            raise DiskUnsupportedError(
+                f"{name}: QED features {features & ~_KNOWN:#x} are not known", path=name
+            )
+        if cluster & (cluster - 1) or not _MIN_CLUSTER <= cluster <= _MAX_CLUSTER:
+            wrong = f"clusters of {cluster} bytes"
+        elif tables & (tables - 1) or not 1 <= tables <= _MAX_TABLE:
+            wrong = f"tables of {tables} clusters"
+        elif not 1 <= clusters <= storage.size // cluster:
+            wrong = f"a header of {clusters} clusters"
+        elif size % SECTOR or size > (tables * cluster // 8) ** 2 * cluster or size >= 1 << 63:
+            wrong = f"a disk of {size} bytes"
+        elif backing_size > _MAX_NAME or backing_at + backing_size > clusters * cluster:
+            wrong = "a backing file's name outside the header"
+        if wrong:
+            raise DiskFormatError(f"{name}: {wrong} make no sense", path=name)
+        backing = storage.read(backing_at, backing_size) if features & _BACKING else b""
+        return cls(
+            cluster, tables * cluster, clusters * cluster, features, l1_offset, size,
+            backing.decode("utf-8", "surrogateescape") or None,
+        )  # fmt: skip
+
+
+@FORMATS.register("qed")
+class QedDisk(ReadOnlyDisk):
+    """An open QED image."""
+
+    format = "qed"
+    can_have_backing = True
+
+    def __init__(self, storage: Storage, header: Header, around: Surroundings) -> None:
+        super().__init__(storage, around)
+        self.header = header
+        self._entries = header.table_size // 8
+        # What one entry of the L1 table leads to.
+        self._span = self._entries * header.cluster_size
+        # By their place in the file.
+        self._pages: dict[int, array[int]] = {}
+        self._check_table(header.l1_offset)
+        if header.backing_name is not None:
+            self.backing_name = header.backing_name
+            self.backing_format = "raw" if header.features & _BACKING_IS_RAW else None
+            self.backing = around.open_backing(self.backing_name, self.backing_format)
+
+    @classmethod
+    def probe(cls, sample: Sample) -> int:
+        return 100 if sample.head.startswith(_MAGIC) else 0
+
+    @classmethod
+    def open(cls, storage: Storage, around: Surroundings) -> Self:
+        return cls(storage, Header.read(storage), around)
+
+    @property
+    def size(self) -> int:
+        return self.header.size
+
+    @property
+    def cluster_size(self) -> int:
+        return self.header.cluster_size
+
+    def info(self) -> DiskInfo:
+        return DiskInfo(
+            filename=self.storage.name,
+            format=self.format,
+            virtual_size=self.size,
+            actual_size=self.storage.allocated(),
+            cluster_size=self.cluster_size,
+            backing_filename=self.backing_name,
+            backing_format=self.backing_format,
+            dirty=bool(self.header.features & _NEED_CHECK),
+        )
+
+    # ---- mapping ----------------------------------------------------------
+
+    def _runs(self, offset: int, length: int) -> Iterator[Run]:
+        return joined(self._pieces(offset, length))
+
+    def _pieces(self, offset: int, length: int) -> Iterator[Run]:
+        """Yield the runs of a range cluster by cluster, or as far as one L1 entry says nothing."""
+        cluster = self.header.cluster_size
+        end = offset + length
+        while offset < end:
+            table = self._entry(self.header.l1_offset, offset // self._span)
+            if not table:
+                stop = min(end, (offset // self._span + 1) * self._span)
+                yield Run(stop - offset, Kind.ABSENT)
+            else:
+                self._check_table(table)
+                stop = min(end, (offset // cluster + 1) * cluster)
+                entry = self._entry(table, offset % self._span // cluster)
+                yield self._run(entry, offset % cluster, stop - offset)
+            offset = stop
+
+    def _run(self, entry: int, inside: int, length: int) -> Run:
+        if not entry:
+            return Run(length, Kind.ABSENT)
+        if entry == _ZERO:
+            return Run(length, Kind.ZERO)
+        if entry % self.cluster_size or not self.header.header_size <= entry < self.storage.size:
+            raise DiskFormatError(
+                f"{self.storage.name}: a cluster is at {entry:#x}, outside the file",
+                path=self.storage.name,
+                offset=entry,
+            )
+        return Run(length, Kind.DATA, entry + inside, self.storage)
+
+    def _entry(self, table: int, index: int) -> int:
+        page, inside = divmod(index, _PAGE)
+        at = table + 8 * _PAGE * page
+        items = self._pages.get(at)
+        if items is None:
+            count = min(_PAGE, self._entries - page * _PAGE)
+            items = Table.load(self.storage, at, count, "Q", big_endian=False).items
+            if len(self._pages) >= _PAGES_KEPT:
+                for old in list(self._pages)[: _PAGES_KEPT // 2]:
+                    self._pages.pop(old, None)
+            self._pages[at] = items
+        return items[inside]
+
+    def _check_table(self, at: int) -> None:
+        header = self.header
+        end = at + header.table_size
+        if at % header.cluster_size or at < header.header_size or end > self.storage.size:
+            raise DiskFormatError(
+                f"{self.storage.name}: a table is at {at:#x}, outside the file or misaligned",
+                path=self.storage.name,
+                offset=at,
+            )
