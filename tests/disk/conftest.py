@@ -27,8 +27,9 @@ def _peer(program):
 
     def run(*arguments: str | Path, check: bool = True) -> str:
         done = subprocess.run(
-            [program, *map(str, arguments)], capture_output=True, text=True, timeout=60
-        )
+            [program, *map(str, arguments)],
+            capture_output=True, text=True, errors="replace", timeout=60,
+        )  # fmt: skip
         if check and done.returncode:
             raise AssertionError(f"{program} {arguments}: {done.stdout}{done.stderr}")
         return done.stdout + done.stderr

@@ -126,7 +126,8 @@ def relative_to(image: Path, name: str) -> str:
         return name
     path = Path(name)
     start = os.path.realpath(image.absolute().parent)
-    return name_to_write(os.path.relpath(path.parent.resolve() / path.name, start))
+    found = os.path.relpath(path.parent.resolve() / path.name, start)
+    return f"./{found}" if _PREFIX.match(found) else found
 
 
 def without_dot(name: str) -> str:

@@ -98,7 +98,8 @@ def _known(label: str) -> tuple[str, ...]:
             return _CODECS[key]
     codec = f"cp{number[1]}" if number else label
     try:
-        ascii_too = _PRINTABLE.decode(codec) == _PRINTABLE.decode("ascii")
+        text = _PRINTABLE.decode(codec, "surrogateescape")
+        ascii_too = text == _PRINTABLE.decode("ascii")
         return (codecs.lookup(codec).name,) if ascii_too else ()
     except (LookupError, ValueError):
         return ()
