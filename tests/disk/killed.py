@@ -147,6 +147,11 @@ class Place(Surroundings):
     def open_backing(self, name, format):
         return self.look_at(name, format)
 
+    def open_parent(self, names, format, is_it, *, given=None):
+        parent = self.look_at(names[0], format)
+        assert is_it(parent)
+        return parent
+
     def look_at(self, name, format):
         return open_in(self.below, format, {}, read_only=True)
 

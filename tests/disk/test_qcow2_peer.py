@@ -243,7 +243,7 @@ def test_snapshots(options, maker, tmp_path, qemu_img, qemu_io):
     model.seen_by_qemu(path, qemu_img)
     with open_disk(path) as disk:
         assert [snapshot.name for snapshot in disk.snapshots.list()] == ["one", "two"]
-        disk.snapshots.delete("1")
+        disk.snapshots.delete("one")
         assert disk.check().clean
     qemu_img("snapshot", "-d", "two", path)
     model.seen_by_qemu(path, qemu_img)
