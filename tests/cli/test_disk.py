@@ -215,6 +215,63 @@ def test_snapshots(disk, tmp_path):
     assert disk("snapshot", "-a", "first", "a")[0] == 3
 
 
+def test_a_snapshot_whose_name_is_anothers_id(disk, tmp_path):
+    create_disk(tmp_path / "a", "qcow2", SIZE)
+    assert disk("snapshot", "-c", "2", "a")[0] == 0
+    assert disk("snapshot", "-c", "precious", "a")[0] == 0
+    code, _, err = disk("snapshot", "-d", "1", "a")
+    assert code == 3
+    assert "snapshot.id=1" in err
+    assert disk("snapshot", "-d", "2", "a")[0] == 0
+    with open_disk(tmp_path / "a") as image:
+        assert [one.name for one in image.snapshots.list()] == ["precious"]
+    assert disk("snapshot", "-d", "snapshot.id=2", "a")[0] == 0
+    assert disk("snapshot", "-d", "snapshot.nr=2", "a")[0] == 2
+
+
+@pytest.mark.parametrize("kind", ["vhd", "vhdx", "vmdk"])
+def test_the_parent_is_said_by_the_user(disk, kind, tmp_path):
+    create_disk(tmp_path / "base", kind, SIZE)
+    create_disk(tmp_path / "top", kind, backing="base")
+    (tmp_path / "away").mkdir()
+    (tmp_path / "base").rename(tmp_path / "away" / "renamed")
+    code, _, err = disk("info", "top")
+    assert code == 3
+    assert "--open parent=FILE" in err
+    code, out, _ = disk("info", "--open", "parent=away/renamed", "top")
+    assert code == 0
+    assert "backing file: away/renamed" in out
+    assert disk("rebase", "-u", "-b", "away/renamed", "-F", kind, "top")[0] == 0
+    assert disk("info", "top")[0] == 0
+
+
+def test_overlays_that_would_not_open_are_not_made(disk, source, tmp_path):
+    (tmp_path / "away").mkdir()
+    for words in (
+        ("create", "-f", "qcow2", "-b", "../source.raw", "away/top"),
+        ("convert", "-f", "raw", "-O", "qcow2", "-B", "../source.raw", "source.raw", "away/top"),
+    ):
+        code, _, err = disk(*words)
+        assert code == 6
+        assert "RINGZERO_BACKING_DIRS" in err
+        assert names(tmp_path / "away") == []
+    create_disk(tmp_path / "away" / "top", "qcow2", SIZE)
+    assert disk("rebase", "-b", "../source.raw", "away/top")[0] == 6
+    assert disk("info", "away/top")[0] == 0
+
+
+def test_colons_in_names(disk, tmp_path):
+    for kind in ("qcow2", "vhd", "vhdx", "vdi", "vmdk"):
+        assert disk("create", "-f", kind, f"a:b.{kind}", "1M")[0] == 0
+        assert disk("create", "-f", kind, "-b", f"a:b.{kind}", f"top.{kind}")[0] == 0
+        assert disk("info", f"top.{kind}")[0] == 0
+        assert (
+            disk("convert", "-O", "qcow2", "-B", f"a:b.{kind}", f"a:b.{kind}", f"{kind}.q")[0] == 0
+        )
+        assert disk("rebase", "-b", f"a:b.{kind}", f"{kind}.q")[0] == 0
+        assert disk("info", f"{kind}.q")[0] == 0
+
+
 def test_convert_a_snapshot(disk, tmp_path):
     create_disk(tmp_path / "a", "qcow2", SIZE)
     with open_disk(tmp_path / "a") as image:

@@ -63,10 +63,10 @@ FLAVOURS = [
     Flavour("vhdx", {"block_size": "1M"}),
     Flavour("vhdx", {"subformat": "fixed"}),
 ]
-# What is only recognised to be refused.
-REFUSED = {"luks"}
+# What is only read, or recognised to be refused.
+NOT_MADE = {"luks", "ova", "parallels", "qed"}
 FLAVOURS += [
     Flavour(name)
     for name in FORMATS.names()
-    if name not in REFUSED and name not in {flavour.format for flavour in FLAVOURS}
+    if name not in NOT_MADE and name not in {flavour.format for flavour in FLAVOURS}
 ]

@@ -14,12 +14,12 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ringzero.disk.formatnames import format_name
 from ringzero.errors import DiskFormatError, DiskUnsupportedError, InvalidValueError
+from ringzero.records import field, record
 from ringzero.units import parse_size
 
 _PREFIX = re.compile(r"([A-Za-z][A-Za-z0-9+._-]*):")
@@ -48,7 +48,7 @@ _MAX_TREE = 8
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]?")
 
 
-@dataclass(frozen=True)
+@record
 class FileName:
     """What a name stands for: a path, a format when it is said, and options of that format.
 

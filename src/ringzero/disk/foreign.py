@@ -8,14 +8,13 @@ have at the start of a raw disk (boot sectors, file systems, partition tables) i
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ringzero.disk.contract import Sample
 from ringzero.errors import DiskUnsupportedError
 
 
-@dataclass(frozen=True)
-class Foreign:
+class Foreign(NamedTuple):
     """A kind of file, known by `magic` at the byte `at` (negative: of the last 512 bytes).
 
     `noun` is what a user calls it; `hint` is how to come to a disk image from it.

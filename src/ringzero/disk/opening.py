@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -371,7 +371,7 @@ def open_as_backing(
 def _open_again(path: Path, format: str, rules: Rules, *, with_backing: bool) -> None:
     """Open an image that has just been made, as its next user will; raises what that raises."""
     # Somebody else may have found it already.
-    rules = replace(rules, lock=False)
+    rules = Rules(rules.roots, lock=False, sync=rules.sync)
     storage = FileStorage(path, read_only=True, lock=False)
     try:
         disk = _open_storage(

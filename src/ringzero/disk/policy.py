@@ -16,18 +16,18 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ringzero import settings
 from ringzero.disk.probing import probe
 from ringzero.disk.storage import FileStorage, Storage
 from ringzero.errors import DiskError, NotFoundError
+from ringzero.records import record
 
 _KERNEL_TREES = ("/dev", "/proc", "/sys")
 
 
-@dataclass(frozen=True)
+@record
 class Rules:
     """What holds for a whole chain while it is opened."""
 
@@ -43,7 +43,7 @@ class Rules:
         return cls(tuple(os.path.realpath(root) for root in trusted), lock, sync)
 
 
-@dataclass(frozen=True)
+@record
 class Place:
     """A file that an image may name: its path, its state, and whether it is near the image."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ringzero.disk.contract import Sample
-from ringzero.disk.foreign import refuse_foreign
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import Storage
 
@@ -26,5 +25,8 @@ def probe(storage: Storage) -> str:
     score, name = max((kind.probe(sample), name) for name, kind in FORMATS)
     if name != "raw" and score > 1:
         return name
+    # Loaded when nothing else is found: most images are of a format of ours.
+    from ringzero.disk.foreign import refuse_foreign
+
     refuse_foreign(sample)
     return "raw"
