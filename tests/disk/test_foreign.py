@@ -164,6 +164,22 @@ def test_the_disk_in_an_archive(form, inner, tmp_path):
         open_disk(tmp_path / "x.ova")
 
 
+def test_an_archive_without_magic(inner, tmp_path):
+    """As before POSIX: nothing tells it but the sum of its header."""
+    archive(tmp_path / "x.tar", d_qcow2=inner)
+    data = bytearray((tmp_path / "x.tar").read_bytes())
+    data[257:265] = bytes(8)
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    (tmp_path / "x.tar").write_bytes(data)
+    with open_disk(tmp_path / "x.tar", read_only=True) as disk:
+        assert disk.read(MIB, 6) == b"inside"
+    data[0] ^= 1
+    (tmp_path / "x.tar").write_bytes(data)
+    with open_disk(tmp_path / "x.tar", read_only=True) as disk:
+        assert disk.format == "raw"
+
+
 def test_one_of_several_disks_in_an_archive(inner, tmp_path):
     archive(tmp_path / "x.ova", a_vmdk=b"first", b_img=inner)
     with pytest.raises(DiskUnsupportedError, match=r"2 disk images: a\.vmdk, b\.img"):

@@ -10,6 +10,7 @@ import pytest
 
 from ringzero.disk import create_disk, open_as_backing, open_disk
 from ringzero.disk.formats.vhd.structures import Footer, Header, checksum
+from ringzero.disk.formats.vhdx.structures import METADATA, Metadata
 from ringzero.errors import (
     DiskError,
     DiskFormatError,
@@ -315,6 +316,39 @@ def test_linked_by_way_of_a_directory_that_is_a_link(kind, tmp_path):
     (tmp_path / "moved").mkdir()
     with open_disk(tmp_path / "real" / "deep" / "top") as disk:
         assert disk.read(0, 5) == b"below"
+
+
+# ---- VHDX parents by Windows' names ---------------------------------------
+
+LOCATORS = {
+    "relative": {"relative_path": ".\\base"},
+    "relative, up": {"relative_path": "..\\vms\\base"},
+    "relative, ended": {"relative_path": ".\\base\0"},
+    "absolute": {"absolute_win32_path": "C:\\VMs\\base"},
+    "long absolute": {"absolute_win32_path": "\\\\?\\C:\\VMs\\base"},
+    "share": {"absolute_win32_path": "\\\\nas\\vms\\base"},
+    "volume": {"volume_path": "\\\\?\\Volume{26a21bda-a627-11d7-9931-806e6f6e6963}\\VMs\\base"},
+    "stale relative": {"relative_path": ".\\gone", "absolute_win32_path": "D:\\base"},
+    "Linux": {"absolute_win32_path": "/srv/vms/base"},
+}
+
+
+@pytest.mark.parametrize("name", LOCATORS)
+def test_vhdx_parents_by_names_of_windows(name, tmp_path):
+    create_disk(tmp_path / "base", "vhdx", SIZE)
+    fill(tmp_path / "base")
+    create_disk(tmp_path / "top", "vhdx", backing="base")
+    with open_disk(tmp_path / "top", backing=False) as disk:
+        region = disk._regions[METADATA]
+        metadata = Metadata.read(disk.storage, region)
+        linkage = metadata.locator["parent_linkage"]
+        metadata.locator = {"parent_linkage": linkage, **LOCATORS[name]}
+        disk.storage.write(region.offset, metadata.to_bytes())
+    with open_disk(tmp_path / "top") as disk:
+        assert disk.read(0, 5) == b"below"
+        disk.write(MIB, b"above")
+    with open_disk(tmp_path / "top", read_only=True) as disk:
+        assert disk.read(MIB, 5) == b"above"
 
 
 # ---- VHD parents by Windows' names ----------------------------------------

@@ -210,8 +210,10 @@ class _Reader:
         driver = self._driver(tree)
         if "file" not in tree:
             # The file itself, as the backing file: its bytes are the disk's.
-            if format not in (None, "raw") or driver not in (*_FILE_DRIVERS, None):
-                raise ValueError("its file is not given, or its format is given twice")
+            if driver not in (*_FILE_DRIVERS, None):
+                raise ValueError(f"the driver {driver!r} has no file")
+            if format not in (None, "raw"):
+                raise ValueError(f"it is a plain file here, and {format!r} beside it")
             path, window = self._file({**tree, **({"driver": driver} if driver else {})}, 0)
             return FileName(path, format or ("raw" if driver else None), {}, window)
         said = None if driver is None else format_name(driver)

@@ -22,6 +22,7 @@ from ringzero.errors import (
 
 # "ustar" in the header of the first member (POSIX, "ustar Interchange Format").
 _MAGIC, _MAGIC_AT = b"ustar", 257
+_SUM = slice(148, 156)
 _ENDS = (".vmdk", ".vhd", ".vhdx", ".vdi", ".qcow2", ".qed", ".hds", ".img", ".raw")
 _PACKED = tuple(end + more for end in _ENDS for more in (".gz", ".xz", ".bz2", ".zst"))
 # Real ones have a handful; a hostile one could keep us busy for hours.
@@ -39,7 +40,7 @@ class OvaDisk(RawDisk):
     @classmethod
     def probe(cls, sample: Sample) -> int:
         # Less than an image whose first sectors happen to look so.
-        return 50 if sample.head[_MAGIC_AT:].startswith(_MAGIC) else 0
+        return 50 if _is_header(sample.head[:512]) else 0
 
     @classmethod
     def create(
@@ -61,6 +62,17 @@ class OvaDisk(RawDisk):
                 path=storage.name,
             )
         return around.open_inside(_find(storage, around.options["member"]))
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether a block is the header of an archive's member, by its magic or its checksum."""
+    if block[_MAGIC_AT:].startswith(_MAGIC):
+        return True
+    digits = block[_SUM].strip(b" \0")
+    if len(block) < 512 or not block[0] or not digits or digits.strip(b"01234567"):
+        return False
+    # The sum is of a header with blanks in its place; magic came later than archives.
+    return sum(block) - sum(block[_SUM]) + 8 * 0x20 == int(digits, 8)
 
 
 def _find(storage: Storage, wanted: str | None) -> Storage:
