@@ -6,6 +6,8 @@ import os
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ringzero.disk import create_disk, open_disk
 from ringzero.disk.formats.vmdk import encodings
@@ -144,7 +146,21 @@ def test_the_encoding_of_the_data_base(tmp_path):
         assert disk.read(0, 1) == b"A"
 
 
-@pytest.mark.parametrize("label", ["klingon", "utf-16", "utf-7", "rot13", "idna", "../x", "\x01"])
+@pytest.mark.parametrize(
+    "label",
+    [
+        "klingon",
+        "utf-16",
+        "utf-7",
+        "rot13",
+        "idna",
+        "unicode_escape",
+        "cp037",
+        "zlib",
+        "../x",
+        "\x01",
+    ],
+)
 def test_encodings_that_are_not_known(label, tmp_path):
     path = tmp_path / "x.vmdk"
     path.write_bytes(text([flat(tmp_path)], more=f'encoding="{label}"').encode())
@@ -411,3 +427,25 @@ def test_a_stream_that_outgrows_its_numbers(tmp_path):
         with pytest.raises(DiskUnsupportedError, match="2 TiB"):
             writer.finish()
         writer._finished = True
+
+
+PIECES = st.sampled_from([
+    b"# Disk DescriptorFile\n", b"version=1\n", b"CID=fffffffe\n", b"parentCID=ffffffff\n",
+    b'createType="vmfs"\n', b'RW 2048 FLAT "x" 0\n', b'RW 2048 ZERO\r', b'encoding="',
+    b"GBK", b"Shift_JIS", b"UTF-8", b"ddb.encoding = ", b'"\n', b"\xff", b"\x81", b"\\", b"\0",
+    b'parentFileNameHint="', b"windows-1252", b"\xef\xbb\xbf", b"cp932", b"unicode_escape",
+]) | st.binary(max_size=4)  # fmt: skip
+
+
+@given(st.lists(PIECES, max_size=20))
+def test_any_text_gives_a_descriptor_or_an_error(pieces):
+    raw = b'CID=1\ncreateType="vmfs"\n' + b"".join(pieces)
+    is_descriptor(raw)
+    try:
+        found = Descriptor.parse(raw, "x")
+    except DiskError:
+        return
+    for line in found.extents:
+        assert found.spellings(line.filename)
+    again = Descriptor.parse(found.to_bytes(), "x")
+    assert [line.filename for line in again.extents] == [line.filename for line in found.extents]

@@ -17,6 +17,8 @@ UTF8 = "UTF-8"
 _BOM = b"\xef\xbb\xbf"
 _LINE = re.compile(rb'(?mi)^[ \t]*(ddb\.)?encoding[ \t]*=[ \t]*"?([^"\r\n]*?)"?[ \t]*\r?$')
 _PRINTABLE = bytes(range(0x20, 0x7F))
+# Python's codecs that are sets of characters, and no transformations of text.
+_CHARSETS = re.compile(r"(cp\d+|iso8859_\d+|koi8_.|mac_\w+|euc_\w+|ascii|utf_8|johab|hp_roman8)")
 
 # Python's codecs for a code page, the one first that knows most of it: Windows has characters
 # in its pages that the standards of the same names have not, or have elsewhere.
@@ -98,8 +100,10 @@ def _known(label: str) -> tuple[str, ...]:
             return _CODECS[key]
     codec = f"cp{number[1]}" if number else label
     try:
-        text = _PRINTABLE.decode(codec, "surrogateescape")
-        ascii_too = text == _PRINTABLE.decode("ascii")
-        return (codecs.lookup(codec).name,) if ascii_too else ()
+        found = codecs.lookup(codec).name
     except (LookupError, ValueError):
         return ()
+    if not _CHARSETS.fullmatch(found.replace("-", "_")):
+        return ()
+    ascii_too = _PRINTABLE.decode(found, "replace") == _PRINTABLE.decode("ascii")
+    return (found,) if ascii_too else ()
