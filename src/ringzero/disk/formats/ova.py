@@ -6,7 +6,6 @@ The image is read where it lies in the archive; what it is, its own content says
 from __future__ import annotations
 
 import io
-import tarfile
 from typing import NoReturn, cast
 
 from ringzero.disk.contract import Disk, Option, Options, Sample, Surroundings
@@ -101,6 +100,9 @@ def _find(storage: Storage, wanted: str | None) -> Storage:
 
 def _members(storage: Storage) -> dict[str, tuple[int, int]]:
     """Return (offset, size) in bytes of the plain files in an archive, by name."""
+    # Every search for a format loads this module, and few find an archive.
+    import tarfile
+
     found: dict[str, tuple[int, int]] = {}
     try:
         reader = cast("io.BufferedReader", io.BufferedReader(_File(storage)))
