@@ -191,6 +191,8 @@ def test_only_read(kind, tmp_path):
             with pytest.raises(DiskReadOnlyError):
                 change()
         disk.flush()
+        with pytest.raises(DiskUnsupportedError, match="not checked"):
+            disk.check()
     with pytest.raises(DiskUnsupportedError, match="does not create"):
         create_disk(tmp_path / "new", kind, MIB)
     assert not (tmp_path / "new").exists()

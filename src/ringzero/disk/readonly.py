@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NoReturn
 
-from ringzero.disk.contract import Disk, Kind, Run, Surroundings
+from ringzero.disk.contract import Disk, DiskInfo, Kind, Repair, Run, Surroundings
 from ringzero.disk.storage import Storage
 from ringzero.disk.vectors import Views, cut, fill_zeroes, total
-from ringzero.errors import DiskReadOnlyError
+from ringzero.errors import DiskReadOnlyError, DiskUnsupportedError
 
 
 class ReadOnlyDisk(Disk):
     """A layer that maps the disk by `_runs` and takes no writes.
 
+    `size` and `cluster_size` are in bytes; `dirty`: the last writer did not close the image.
     Raises DiskReadOnlyError when it is opened for writing.
     """
 
-    def __init__(self, storage: Storage, around: Surroundings) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        around: Surroundings,
+        *,
+        size: int,
+        cluster_size: int,
+        dirty: bool,
+    ) -> None:
         if not around.read_only:
             raise DiskReadOnlyError(
                 f"{storage.name}: {self.format} images are only read",
@@ -28,6 +37,35 @@ class ReadOnlyDisk(Disk):
         self.storage = storage
         self.path = around.path
         self.read_only = True
+        self._size = size
+        self._cluster_size = cluster_size
+        self._dirty = dirty
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def cluster_size(self) -> int:
+        return self._cluster_size
+
+    def info(self) -> DiskInfo:
+        return DiskInfo(
+            filename=self.storage.name,
+            format=self.format,
+            virtual_size=self.size,
+            actual_size=self.storage.allocated(),
+            cluster_size=self.cluster_size,
+            backing_filename=self.backing_name,
+            backing_format=self.backing_format,
+            dirty=self._dirty,
+        )
+
+    def check(self, repair: Repair = Repair.NOTHING) -> NoReturn:
+        raise DiskUnsupportedError(
+            f"{self.format} images are only read, and not checked",
+            hint=f"use qemu-img check -f {self.format}",
+        )
 
     def _read(self, offset: int, views: Views) -> None:
         done = 0

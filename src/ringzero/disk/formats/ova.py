@@ -6,10 +6,10 @@ The image is read where it lies in the archive; what it is, its own content says
 from __future__ import annotations
 
 import io
-from typing import NoReturn, cast
+from typing import cast
 
-from ringzero.disk.contract import Disk, Option, Options, Sample, Surroundings
-from ringzero.disk.formats.raw import RawDisk
+from ringzero.disk.contract import Disk, Option, Sample, Surroundings
+from ringzero.disk.readonly import ReadOnlyDisk
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import Storage, Window
 from ringzero.errors import (
@@ -29,28 +29,16 @@ _MAX_MEMBERS = 10_000
 
 
 @FORMATS.register("ova")
-class OvaDisk(RawDisk):
+class OvaDisk(ReadOnlyDisk):
     """What leads to the disk in an archive; `open` returns that disk, of whatever format it is."""
 
     format = "ova"
-    create_options = ()
     open_options = (Option("member", str, None, "which of the archive's files is the disk"),)
 
     @classmethod
     def probe(cls, sample: Sample) -> int:
         # Less than an image whose first sectors happen to look so.
         return 50 if _is_header(sample.head[:512]) else 0
-
-    @classmethod
-    def create(
-        cls,
-        storage: Storage,
-        size: int,
-        options: Options,
-        around: Surroundings,
-        backing: tuple[str, str] | None = None,
-    ) -> NoReturn:
-        raise DiskUnsupportedError("ringzero does not create archives")
 
     @classmethod
     def open(cls, storage: Storage, around: Surroundings) -> Disk:  # type: ignore[override]

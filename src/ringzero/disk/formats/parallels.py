@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from ringzero.disk.contract import SECTOR, DiskInfo, Kind, Run, Sample, Surroundings
+from ringzero.disk.contract import SECTOR, Kind, Run, Sample, Surroundings
 from ringzero.disk.paged import PagedTable
 from ringzero.disk.readonly import ReadOnlyDisk, joined
 from ringzero.disk.registry import FORMATS
@@ -74,7 +74,10 @@ class ParallelsDisk(ReadOnlyDisk):
     format = "parallels"
 
     def __init__(self, storage: Storage, header: Header, around: Surroundings) -> None:
-        super().__init__(storage, around)
+        super().__init__(
+            storage, around, size=header.size, cluster_size=header.cluster_size,
+            dirty=header.in_use,
+        )  # fmt: skip
         self.header = header
         self._table = PagedTable(storage, _HEADER.size, header.entries, "I", big_endian=False)
 
@@ -85,24 +88,6 @@ class ParallelsDisk(ReadOnlyDisk):
     @classmethod
     def open(cls, storage: Storage, around: Surroundings) -> Self:
         return cls(storage, Header.read(storage), around)
-
-    @property
-    def size(self) -> int:
-        return self.header.size
-
-    @property
-    def cluster_size(self) -> int:
-        return self.header.cluster_size
-
-    def info(self) -> DiskInfo:
-        return DiskInfo(
-            filename=self.storage.name,
-            format=self.format,
-            virtual_size=self.size,
-            actual_size=self.storage.allocated(),
-            cluster_size=self.cluster_size,
-            dirty=self.header.in_use,
-        )
 
     def _runs(self, offset: int, length: int) -> Iterator[Run]:
         return joined(self._pieces(offset, length))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from ringzero.disk.contract import SECTOR, DiskInfo, Kind, Run, Sample, Surroundings
+from ringzero.disk.contract import SECTOR, Kind, Run, Sample, Surroundings
 from ringzero.disk.readonly import ReadOnlyDisk, joined
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import Storage
@@ -89,7 +89,10 @@ class QedDisk(ReadOnlyDisk):
     can_have_backing = True
 
     def __init__(self, storage: Storage, header: Header, around: Surroundings) -> None:
-        super().__init__(storage, around)
+        super().__init__(
+            storage, around, size=header.size, cluster_size=header.cluster_size,
+            dirty=bool(header.features & _NEED_CHECK),
+        )  # fmt: skip
         self.header = header
         self._entries = header.table_size // 8
         # What one entry of the L1 table leads to.
@@ -109,26 +112,6 @@ class QedDisk(ReadOnlyDisk):
     @classmethod
     def open(cls, storage: Storage, around: Surroundings) -> Self:
         return cls(storage, Header.read(storage), around)
-
-    @property
-    def size(self) -> int:
-        return self.header.size
-
-    @property
-    def cluster_size(self) -> int:
-        return self.header.cluster_size
-
-    def info(self) -> DiskInfo:
-        return DiskInfo(
-            filename=self.storage.name,
-            format=self.format,
-            virtual_size=self.size,
-            actual_size=self.storage.allocated(),
-            cluster_size=self.cluster_size,
-            backing_filename=self.backing_name,
-            backing_format=self.backing_format,
-            dirty=bool(self.header.features & _NEED_CHECK),
-        )
 
     # ---- mapping ----------------------------------------------------------
 
