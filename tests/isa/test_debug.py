@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.privileged import msr
+from ringzero.isa.x86 import msrs
 from tests.isa.guest import (
     CODE,
     CR4,
@@ -108,9 +108,9 @@ def test_rep_string_instructions_trap_after_each_element(guest, code):
 
 def test_syscall_with_tf_masked_does_not_trap(guest):
     guest.become_user()
-    msrs = {msr.IA32_STAR: 0x23 << 48 | 8 << 32, msr.IA32_LSTAR: CODE, msr.IA32_FMASK: x86.TF}
+    values = {msrs.IA32_STAR: 0x23 << 48 | 8 << 32, msrs.IA32_LSTAR: CODE, msrs.IA32_FMASK: x86.TF}
     guest.write(CODE, b"\x90\xf4")
-    guest.state = replace(guest.state, msrs=msrs, rflags=0x102)
+    guest.state = replace(guest.state, msrs=values, rflags=0x102)
     end = guest.run("syscall")
     assert end.vector is None and end.reg(x86.R11) & x86.TF
 

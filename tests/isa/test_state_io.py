@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringzero.errors import StateError
+from ringzero.isa.x86 import ccops, state_io
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86 import flags, state_io
 from ringzero.isa.x86.privileged.reset import after_init, after_reset, after_sipi
 from ringzero.isa.x86.state import (
     EVENT_INTERRUPT,
@@ -91,7 +91,7 @@ def test_tsc_goes_on_from_where_it_was(cpu):
     assert state_io.read_state(cpu, host_tsc=5_000_050).tsc == 1050
 
 
-KINDS = [(kind, bits) for kind in flags.KINDS for bits in (8, 16, 32, 64)]
+KINDS = [(kind, bits) for kind in ccops.KINDS for bits in (8, 16, 32, 64)]
 
 
 @settings(max_examples=200, deadline=None)
@@ -99,12 +99,12 @@ KINDS = [(kind, bits) for kind in flags.KINDS for bits in (8, 16, 32, 64)]
 def test_lazy_flags_are_computed_as_native_code_does(guest_flags, kind, dst, src, aux):
     operation, bits = kind
     mask = (1 << bits) - 1
-    if operation in (flags.INC, flags.DEC, flags.MUL):
+    if operation in (ccops.INC, ccops.DEC, ccops.MUL):
         src &= 1
     cpu = guest_flags.cpu
     guest_flags.state = guest_flags.state
     guest_flags.vcpu.set_state(guest_flags.state)
-    cpu.cc_op = flags.cc_op(operation, bits)
+    cpu.cc_op = ccops.cc_op(operation, bits)
     cpu.cc_dst, cpu.cc_src, cpu.cc_aux = dst & mask, src & mask, aux
     expected = state_io.read_rflags(cpu)
     guest_flags.go([])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.privileged import msr
+from ringzero.isa.x86 import msrs
 from ringzero.isa.x86.state import Segment
 from tests.isa.guest import (
     CODE,
@@ -27,9 +27,9 @@ NOT_CANONICAL = 1 << 47
 
 def with_msrs(guest, **values):
     numbers = {
-        "star": msr.IA32_STAR, "lstar": msr.IA32_LSTAR, "fmask": msr.IA32_FMASK,
-        "cs": msr.IA32_SYSENTER_CS, "esp": msr.IA32_SYSENTER_ESP, "eip": msr.IA32_SYSENTER_EIP,
-        "kernel_gs": msr.IA32_KERNEL_GS_BASE,
+        "star": msrs.IA32_STAR, "lstar": msrs.IA32_LSTAR, "fmask": msrs.IA32_FMASK,
+        "cs": msrs.IA32_SYSENTER_CS, "esp": msrs.IA32_SYSENTER_ESP, "eip": msrs.IA32_SYSENTER_EIP,
+        "kernel_gs": msrs.IA32_KERNEL_GS_BASE,
     }  # fmt: skip
     known = dict(guest.state.msrs)
     known.update({numbers[name]: value for name, value in values.items()})

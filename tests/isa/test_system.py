@@ -7,8 +7,8 @@ import pytest
 
 from ringzero.engine.x86 import MsrRead, MsrWrite, PortRead, PortWrite
 from ringzero.isa.x86 import cpu as x86
+from ringzero.isa.x86 import msrs
 from ringzero.isa.x86.cpuid import CpuidLeaf
-from ringzero.isa.x86.privileged import msr
 from tests.isa.guest import (
     CODE,
     CR0,
@@ -246,7 +246,7 @@ def test_cpuid_osxsave_follows_cr4():
 
 
 def test_time_stamp_counter(guest):
-    guest.state = replace(guest.state, tsc=10**12, msrs={msr.IA32_TSC_AUX: 77})
+    guest.state = replace(guest.state, tsc=10**12, msrs={msrs.IA32_TSC_AUX: 77})
     code = """
         rdtsc; shl rdx, 32; lea rbx, [rax + rdx]; rdtscp; shl rdx, 32; lea rsi, [rax + rdx]
         mov edi, ecx; mov ecx, 0x10; rdmsr; shl rdx, 32; add rax, rdx; hlt
@@ -291,21 +291,21 @@ def rdmsr(guest, index, answers=()):
 @pytest.mark.parametrize(
     ("index", "value"),
     [
-        (msr.IA32_STAR, 0x1234_5678_9ABC_DEF0),
-        (msr.IA32_LSTAR, 0xFFFF_8000_0000_0000),
-        (msr.IA32_CSTAR, 0x7FFF_FFFF_FFFF),
-        (msr.IA32_FMASK, 0x4700),
-        (msr.IA32_FS_BASE, 0xFFFF_FFFF_8000_0000),
-        (msr.IA32_GS_BASE, 0x1000),
-        (msr.IA32_KERNEL_GS_BASE, 0x2000),
-        (msr.IA32_SYSENTER_CS, 0x10),
-        (msr.IA32_SYSENTER_ESP, 0x3000),
-        (msr.IA32_SYSENTER_EIP, 0x4000),
-        (msr.IA32_TSC_AUX, 5),
-        (msr.IA32_PAT, 0x0007_0406_0007_0405),
-        (msr.IA32_MTRR_DEF_TYPE, 0xC06),
-        (msr.IA32_MISC_ENABLE, 0x850089),
-        (msr.IA32_EFER, EFER & ~x86.EFER_NXE),
+        (msrs.IA32_STAR, 0x1234_5678_9ABC_DEF0),
+        (msrs.IA32_LSTAR, 0xFFFF_8000_0000_0000),
+        (msrs.IA32_CSTAR, 0x7FFF_FFFF_FFFF),
+        (msrs.IA32_FMASK, 0x4700),
+        (msrs.IA32_FS_BASE, 0xFFFF_FFFF_8000_0000),
+        (msrs.IA32_GS_BASE, 0x1000),
+        (msrs.IA32_KERNEL_GS_BASE, 0x2000),
+        (msrs.IA32_SYSENTER_CS, 0x10),
+        (msrs.IA32_SYSENTER_ESP, 0x3000),
+        (msrs.IA32_SYSENTER_EIP, 0x4000),
+        (msrs.IA32_TSC_AUX, 5),
+        (msrs.IA32_PAT, 0x0007_0406_0007_0405),
+        (msrs.IA32_MTRR_DEF_TYPE, 0xC06),
+        (msrs.IA32_MISC_ENABLE, 0x850089),
+        (msrs.IA32_EFER, EFER & ~x86.EFER_NXE),
     ],
 )
 def test_msrs_keep_what_is_written(guest, index, value):
@@ -317,15 +317,15 @@ def test_msrs_keep_what_is_written(guest, index, value):
 @pytest.mark.parametrize(
     ("index", "value"),
     [
-        *((number, NOT_CANONICAL) for number in msr.CANONICAL),
-        (msr.IA32_FS_BASE, NOT_CANONICAL),
-        (msr.IA32_GS_BASE, NOT_CANONICAL),
-        *((number, 1 << 32) for number in msr.NARROW),
-        (msr.IA32_EFER, EFER | 1 << 1),
-        (msr.IA32_EFER, EFER & ~x86.EFER_LME),  # under paging
-        (msr.IA32_PAT, 0x0007_0406_0007_0402),
-        (msr.IA32_MTRR_DEF_TYPE, 1 << 20),
-        (msr.IA32_MTRRCAP, 0),
+        *((number, NOT_CANONICAL) for number in msrs.CANONICAL),
+        (msrs.IA32_FS_BASE, NOT_CANONICAL),
+        (msrs.IA32_GS_BASE, NOT_CANONICAL),
+        *((number, 1 << 32) for number in msrs.NARROW),
+        (msrs.IA32_EFER, EFER | 1 << 1),
+        (msrs.IA32_EFER, EFER & ~x86.EFER_LME),  # under paging
+        (msrs.IA32_PAT, 0x0007_0406_0007_0402),
+        (msrs.IA32_MTRR_DEF_TYPE, 1 << 20),
+        (msrs.IA32_MTRRCAP, 0),
     ],
 )
 def test_msr_values_that_are_refused(guest, index, value):
@@ -334,15 +334,15 @@ def test_msr_values_that_are_refused(guest, index, value):
 
 
 def test_lma_is_not_writable(guest):
-    end = wrmsr(guest, msr.IA32_EFER, EFER & ~x86.EFER_LMA)
+    end = wrmsr(guest, msrs.IA32_EFER, EFER & ~x86.EFER_LMA)
     assert end.vector is None and end.cpu.efer == EFER
 
 
 def test_constant_msrs(guest):
-    for index, value in msr.FIXED.items():
+    for index, value in msrs.FIXED.items():
         end = rdmsr(guest, index)
         assert end.reg(x86.RDX) << 32 | end.reg(x86.RAX) == value
-    assert wrmsr(guest, msr.IA32_BIOS_SIGN_ID, 0).vector is None
+    assert wrmsr(guest, msrs.IA32_BIOS_SIGN_ID, 0).vector is None
 
 
 def test_other_msrs_are_asked_for_outside(guest):

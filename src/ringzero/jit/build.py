@@ -173,13 +173,8 @@ def _first_finished(running: dict[str, subprocess.Popen[bytes]]) -> str:
 
 def _write_tables(names: list[str], work: Path) -> None:
     """Write the decoder's tables, with handlers as indices into all units' arrays in order."""
-    from ringzero.isa.x86.table.decoder import (
-        SLOTS,
-        FormEntry,
-        build_tables,
-        entry_flags,
-        immediates,
-    )
+    from ringzero.isa.x86.table.decoder import build_tables, entry_flags, immediates
+    from ringzero.isa.x86.table.entry import SLOTS, FormEntry
     from ringzero.isa.x86.table.instructions import all_forms
 
     forms = all_forms()

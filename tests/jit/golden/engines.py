@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ringzero.isa.x86.table.decoder import SLOTS, FormEntry
+from ringzero.isa.x86.table.entry import SLOTS, FormEntry
 from ringzero.jit import build
 
 # ELF-64: a section's type and flag.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ringzero.isa.x86.cpu import Cpu
-from ringzero.isa.x86.table.decoder import SLOTS, FormEntry
+from ringzero.isa.x86.table.entry import SLOTS, FormEntry
 from ringzero.jit import build
 from ringzero.jit.tables import Exits
 from ringzero.jit.x86.tables import Glue, GuestTables, LoweringEntry, Translator

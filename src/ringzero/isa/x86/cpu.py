@@ -36,6 +36,10 @@ CR4_VME, CR4_PVI, CR4_TSD, CR4_DE, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE, 
 CR4_OSXMMEXCPT, CR4_UMIP, CR4_LA57 = (1 << n for n in (10, 11, 12))
 CR4_FSGSBASE, CR4_PCIDE, CR4_OSXSAVE, CR4_SMEP, CR4_SMAP = (1 << n for n in (16, 17, 18, 20, 21))
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE, EFER_FFXSR = (1 << n for n in (0, 8, 10, 11, 14))
+# `Cpu.shadow` after STI: interrupts wait for one instruction more.
+SHADOW_STI = 1
+# `Cpu.shadow` after a load of SS: interrupts and debug traps wait for one instruction more.
+SHADOW_SS = 2
 
 # Exception vectors (SDM vol. 3A, table 6-1).
 DE, DB, NMI, BP, OF_TRAP, BR, UD, NM, DOUBLE_FAULT = range(9)
@@ -173,7 +177,7 @@ class Cpu(Struct):
     segmented = field(u32)
     # FS_LIMITED and GS_LIMITED: the segment is not writable data of 4 GiB.
     limited = field(u32)
-    # Blocks interrupts for one instruction after STI, MOV SS, POP SS (1: STI, 2: SS).
+    # Blocks interrupts for one instruction after STI, MOV SS, POP SS (SHADOW_STI, SHADOW_SS).
     shadow = field(u32)
     halted = field(u32)
     # Set by handlers after which code must be looked up anew (mode, paging, flags changed).

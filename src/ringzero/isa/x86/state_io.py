@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.errors import StateError
+from ringzero.isa.x86 import ccops, state
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86 import flags, state
-from ringzero.isa.x86.privileged import msr
-from ringzero.isa.x86.privileged.rflags import SHADOW_STI
-from ringzero.isa.x86.privileged.segments import SHADOW_SS
+from ringzero.isa.x86.cpu import SHADOW_SS, SHADOW_STI
+from ringzero.isa.x86.msrs import MEMBERS
 from ringzero.isa.x86.state import CpuState, PendingEvent, Segment, Table
 
 U64 = (1 << 64) - 1
@@ -23,7 +22,7 @@ U64 = (1 << 64) - 1
 SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr")
 CONTROL = ("cr0", "cr2", "cr3", "cr4", "efer", "xcr0")
 DEBUG = {"dr0": 0, "dr1": 1, "dr2": 2, "dr3": 3, "dr6": 6, "dr7": 7}
-MSRS = {number: name for number, name in msr.MEMBERS.items() if name != "efer"}
+MSRS = {number: name for number, name in MEMBERS.items() if name != "efer"}
 
 # What this engine can have enabled in XCR0: x87 and SSE.
 XCR0_KNOWN = 3
@@ -42,35 +41,35 @@ def read_rflags(cpu: Any) -> int:
 def _status(cpu: Any) -> int:
     """Return the arithmetic flags as `flags.compute_status` does, in Python."""
     kind, log2 = divmod(cpu.cc_op, 4)
-    if kind == flags.STATUS:
+    if kind == ccops.STATUS:
         return int(cpu.cc_src) & x86.ARITHMETIC_FLAGS
     bits = 8 << log2
     mask = (1 << bits) - 1
     dst, src, aux = (int(v) & mask for v in (cpu.cc_dst, cpu.cc_src, cpu.cc_aux))
     top = bits - 1
     carry = overflow = adjust = 0
-    if kind in (flags.ADD, flags.ADC):
-        with_carry = aux if kind == flags.ADC else 0
+    if kind in (ccops.ADD, ccops.ADC):
+        with_carry = aux if kind == ccops.ADC else 0
         first = (dst - src - with_carry) & mask
         carry = (first + src + with_carry) >> bits
         overflow = ((first ^ dst) & (src ^ dst)) >> top
         adjust = (first ^ src ^ dst) >> 4
-    elif kind in (flags.SUB, flags.SBB):
-        borrow = aux if kind == flags.SBB else 0
+    elif kind in (ccops.SUB, ccops.SBB):
+        borrow = aux if kind == ccops.SBB else 0
         first = (dst + src + borrow) & mask
         carry = int(first < src + borrow)
         overflow = ((first ^ src) & (first ^ dst)) >> top
         adjust = (first ^ src ^ dst) >> 4
-    elif kind == flags.INC:
+    elif kind == ccops.INC:
         carry, overflow, adjust = int(src != 0), int(dst == 1 << top), int(dst & 0xF == 0)
-    elif kind == flags.DEC:
+    elif kind == ccops.DEC:
         carry = int(src != 0)
         overflow, adjust = int(dst == (1 << top) - 1), int(dst & 0xF == 0xF)
-    elif kind == flags.SHL:
+    elif kind == ccops.SHL:
         carry, overflow = src >> top, (dst ^ src) >> top
-    elif kind == flags.SAR:
+    elif kind == ccops.SAR:
         carry, overflow = src, (dst ^ src) >> top
-    elif kind == flags.MUL:
+    elif kind == ccops.MUL:
         carry = overflow = int(src != 0)
     parity = ~(dst & 0xFF).bit_count()
     result = carry & 1 | (parity & 1) << 2 | (adjust & 1) << 4
@@ -81,7 +80,7 @@ def write_rflags(cpu: Any, value: int) -> None:
     """Replace RFLAGS."""
     cpu.rflags = value & ~x86.ARITHMETIC_FLAGS | 2
     cpu.cc_src = value & x86.ARITHMETIC_FLAGS
-    cpu.cc_op = flags.STATUS
+    cpu.cc_op = ccops.STATUS
 
 
 # --- segments ----------------------------------------------------------------

@@ -7,7 +7,7 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from ringzero.isa.x86.table.decoder import SLOTS
+from ringzero.isa.x86.table.entry import SLOTS
 from ringzero.isa.x86.table.instructions import all_forms
 from ringzero.jit.assembly import (
     Compiled,

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from ringzero.isa.x86 import ccops
 from ringzero.isa.x86 import flags as lazy
+from ringzero.isa.x86.ccops import CC_OPS, CONDITIONS, cc_ops
 from ringzero.isa.x86.cpu import Cpu
-from ringzero.isa.x86.flags import CC_OPS, CONDITIONS, cc_ops
 from ringzero.jit.compile.builder import FunctionBuilder
 from ringzero.jit.compile.module import Module
 from ringzero.jit.exits import exits
@@ -125,7 +126,7 @@ def _addresses() -> dict[str, Body]:
 
 def _flag_inputs(m: StencilWriter, cc_op: int) -> tuple[int, Any, Any, Any]:
     """Return kind, dst, src, aux of the last operation, known to be `cc_op`."""
-    kind, log2 = divmod(cc_op, len(lazy.LOG2))
+    kind, log2 = divmod(cc_op, len(ccops.LOG2))
     T = unsigned(8 << log2)
     where = u64(m.cpu)
     dst, src, aux = (
@@ -139,14 +140,14 @@ def _as_boolean(value: Any) -> Any:
 
 
 def _condition(op: int, code: int, m: StencilWriter) -> Any:
-    if op == lazy.STATUS:
+    if op == ccops.STATUS:
         return _as_boolean(lazy.condition_of_status(code, m.cpu.cc_src))
     return _as_boolean(lazy.condition(code, *_flag_inputs(m, op)))
 
 
 def _carry(op: int, m: StencilWriter) -> None:
     """Put CF into cc_aux."""
-    if op == lazy.STATUS:
+    if op == ccops.STATUS:
         value = m.cpu.cc_src & 1
     else:
         value = u64(_as_boolean(lazy.carry(*_flag_inputs(m, op))))
@@ -155,9 +156,9 @@ def _carry(op: int, m: StencilWriter) -> None:
 
 def _status(op: int, m: StencilWriter) -> None:
     """Put all flags into cc_src."""
-    if op != lazy.STATUS:
+    if op != ccops.STATUS:
         m.put("cc_src", lazy.status_of(*_flag_inputs(m, op)))
-        m.put("cc_op", lazy.STATUS)
+        m.put("cc_op", ccops.STATUS)
 
 
 def _jump(op: int, code: int, m: StencilWriter) -> None:

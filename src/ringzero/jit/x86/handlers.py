@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ringzero.isa.x86 import ccops
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86 import flags as lazy
 from ringzero.isa.x86.cpu import ARITHMETIC_FLAGS, MODE_64, Cpu, Insn
@@ -22,7 +23,7 @@ from ringzero.isa.x86.privileged.descriptors import (
 )
 from ringzero.isa.x86.privileged.faults import raise_fault, raise_fault_code, raise_gp0
 from ringzero.isa.x86.privileged.mmu import probe_write, read_memory, write_memory
-from ringzero.isa.x86.table.decoder import SLOTS
+from ringzero.isa.x86.table.entry import SLOTS
 from ringzero.isa.x86.table.forms import Form
 from ringzero.jit.compile.builder import FunctionBuilder
 from ringzero.jit.compile.module import Module
@@ -329,11 +330,11 @@ class HandlerOperation:
 
     def set_flags(self, kind: int, dst: Any, src: Any = 0, aux: Any = 0) -> None:
         self.cpu_store("cc_dst", u64(dst))
-        if kind != lazy.LOGIC:
+        if kind != ccops.LOGIC:
             self.cpu_store("cc_src", u64(src))
-        if kind in (lazy.ADC, lazy.SBB):
+        if kind in (ccops.ADC, ccops.SBB):
             self.cpu_store("cc_aux", u64(aux))
-        self.cpu_store("cc_op", u32(lazy.cc_op(kind, dst.kind.bits)))
+        self.cpu_store("cc_op", u32(ccops.cc_op(kind, dst.kind.bits)))
 
     def cpu_store(self, name: str, value: Any) -> None:
         member = Cpu.fields[name]
@@ -345,7 +346,7 @@ class HandlerOperation:
         else:
             value = value & mask
         self.cpu_store("cc_src", value)
-        self.cpu_store("cc_op", u32(lazy.STATUS))
+        self.cpu_store("cc_op", u32(ccops.STATUS))
 
     def get_status(self) -> Any:
         return lazy.compute_status(self.cpu)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ringzero.isa.x86 import flags as lazy
+from ringzero.isa.x86 import ccops
 from ringzero.isa.x86.cpu import ARITHMETIC_FLAGS, CF, Cpu
 from ringzero.isa.x86.privileged.descriptors import is_canonical
 from ringzero.isa.x86.state import GPR_NAMES
@@ -216,7 +216,7 @@ class StencilOperation(StencilWriter):
 
     def set_flags(self, kind: int, dst: Any, src: Any = 0, aux: Any = 0) -> None:
         use = self.flag_use
-        operation = lazy.cc_op(kind, dst.kind.bits)
+        operation = ccops.cc_op(kind, dst.kind.bits)
         if self._conditional:
             use.changes = True
             use.result = None
@@ -225,14 +225,14 @@ class StencilOperation(StencilWriter):
             use.changes = False
             use.result = operation
         if not self._flags_live:
-            if kind in (lazy.INC, lazy.DEC):
+            if kind in (ccops.INC, ccops.DEC):
                 # They read CF only to keep it.
                 use.needs_carry = False
             return
         self.put("cc_dst", u64(dst))
-        if kind != lazy.LOGIC:
+        if kind != ccops.LOGIC:
             self.put("cc_src", u64(src))
-        if kind in (lazy.ADC, lazy.SBB):
+        if kind in (ccops.ADC, ccops.SBB):
             self.put("cc_aux", u64(aux))
         self.put("cc_op", operation)
 
@@ -240,13 +240,13 @@ class StencilOperation(StencilWriter):
         use = self.flag_use
         if mask == ARITHMETIC_FLAGS and not self._conditional:
             use.defines = True
-            use.result = lazy.STATUS
+            use.result = ccops.STATUS
             if self._flags_live:
                 self.put("cc_src", value & mask)
-                self.put("cc_op", lazy.STATUS)
+                self.put("cc_op", ccops.STATUS)
             return
         use.changes = True
-        use.result = lazy.STATUS
+        use.result = ccops.STATUS
         if self._flags_live:
             use.needs_status = True
             self.put("cc_src", (self.cpu.cc_src & (ARITHMETIC_FLAGS & ~mask)) | (value & mask))

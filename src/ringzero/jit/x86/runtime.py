@@ -24,7 +24,7 @@ from ringzero.isa.x86.interpreter import (
 )
 from ringzero.isa.x86.privileged.descriptors import is_canonical
 from ringzero.isa.x86.privileged.mmu import fetch_page, note_jump, protect_code
-from ringzero.isa.x86.table.decoder import FormEntry
+from ringzero.isa.x86.table.entry import FormEntry
 from ringzero.jit.blocks import adopt_saved, find_block, is_own
 from ringzero.jit.emit import NO_BRANCH, space_of
 from ringzero.jit.exits import TAG_32

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ringzero.isa.x86.ccops import CC_OPS, CONDITIONS
 from ringzero.isa.x86.cpu import Insn
-from ringzero.isa.x86.flags import CC_OPS, CONDITIONS
 from ringzero.jit.tables import BLOCK_LIMIT, Scratch, Tables
 from ringzero.native import Struct, field, u8, u16, u32, u64
 

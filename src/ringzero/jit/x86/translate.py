@@ -15,11 +15,12 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.x86 import cpu as x86
+from ringzero.isa.x86.ccops import CC_OPS, CONDITIONS, STATUS
 from ringzero.isa.x86.cpu import MODE_64, Cpu, Insn
-from ringzero.isa.x86.flags import CC_OPS, CONDITIONS, STATUS
 from ringzero.isa.x86.interpreter import FETCH_BYTES
 from ringzero.isa.x86.privileged.mmu import flush_jump_cache, protect_code
-from ringzero.isa.x86.table.decoder import DECODED, ENDS, MAX_LENGTH, SLOTS, FormEntry, decode
+from ringzero.isa.x86.table.decoder import DECODED, MAX_LENGTH, decode
+from ringzero.isa.x86.table.entry import ENDS, SLOTS, FormEntry
 from ringzero.jit.blocks import ALIGNMENT, drop_blocks, register_block, reserve
 from ringzero.jit.emit import (
     NO_BRANCH,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ringzero.isa.x86 import flags
+from ringzero.isa.x86 import ccops
 from ringzero.isa.x86.cpu import AF, CF, DE, OF, PF, RAX, RDX, SF, ZF
 from ringzero.isa.x86.table.forms import instruction
 from ringzero.isa.x86.table.operation import Operation
@@ -52,7 +52,7 @@ def add(m: Operation) -> None:
     source = m.read(1)
     result = m.read(0) + source
     m.write(0, result)
-    m.set_flags(flags.ADD, result, source)
+    m.set_flags(ccops.ADD, result, source)
 
 
 @instruction(*_alu_forms(0x10, 2), rmw=True, lock=True, fast=True)
@@ -63,7 +63,7 @@ def adc(m: Operation) -> None:
     carry = m.T(m.flag(CF))
     result = m.read(0) + source + carry
     m.write(0, result)
-    m.set_flags(flags.ADC, result, source, carry)
+    m.set_flags(ccops.ADC, result, source, carry)
 
 
 @instruction(*_alu_forms(0x18, 3), rmw=True, lock=True, fast=True)
@@ -74,7 +74,7 @@ def sbb(m: Operation) -> None:
     borrow = m.T(m.flag(CF))
     result = m.read(0) - source - borrow
     m.write(0, result)
-    m.set_flags(flags.SBB, result, source, borrow)
+    m.set_flags(ccops.SBB, result, source, borrow)
 
 
 @instruction(*_alu_forms(0x28, 5), rmw=True, lock=True, fast=True)
@@ -84,7 +84,7 @@ def sub(m: Operation) -> None:
     source = m.read(1)
     result = m.read(0) - source
     m.write(0, result)
-    m.set_flags(flags.SUB, result, source)
+    m.set_flags(ccops.SUB, result, source)
 
 
 @instruction(*_alu_forms(0x38, 7), fast=True)
@@ -92,7 +92,7 @@ def sub(m: Operation) -> None:
 def cmp(m: Operation) -> None:
     """CMP."""
     source = m.read(1)
-    m.set_flags(flags.SUB, m.read(0) - source, source)
+    m.set_flags(ccops.SUB, m.read(0) - source, source)
 
 
 @instruction(*_alu_forms(0x08, 1), rmw=True, lock=True, fast=True)
@@ -102,7 +102,7 @@ def or_(m: Operation) -> None:
     source = m.read(1)
     result = m.read(0) | source
     m.write(0, result)
-    m.set_flags(flags.LOGIC, result)
+    m.set_flags(ccops.LOGIC, result)
 
 
 @instruction(*_alu_forms(0x20, 4), rmw=True, lock=True, fast=True)
@@ -112,7 +112,7 @@ def and_(m: Operation) -> None:
     source = m.read(1)
     result = m.read(0) & source
     m.write(0, result)
-    m.set_flags(flags.LOGIC, result)
+    m.set_flags(ccops.LOGIC, result)
 
 
 @instruction(*_alu_forms(0x30, 6), rmw=True, lock=True, fast=True)
@@ -122,7 +122,7 @@ def xor(m: Operation) -> None:
     source = m.read(1)
     result = m.read(0) ^ source
     m.write(0, result)
-    m.set_flags(flags.LOGIC, result)
+    m.set_flags(ccops.LOGIC, result)
 
 
 @instruction(
@@ -132,7 +132,7 @@ def xor(m: Operation) -> None:
 def test(m: Operation) -> None:
     """TEST."""
     source = m.read(1)
-    m.set_flags(flags.LOGIC, m.read(0) & source)
+    m.set_flags(ccops.LOGIC, m.read(0) & source)
 
 
 @instruction("FE /0 : Eb", "FF /0 : Ev", rmw=True, lock=True, fast=True)
@@ -142,7 +142,7 @@ def inc(m: Operation) -> None:
     carry = m.T(m.flag(CF))
     result = m.read(0) + 1
     m.write(0, result)
-    m.set_flags(flags.INC, result, carry)
+    m.set_flags(ccops.INC, result, carry)
 
 
 @instruction("FE /1 : Eb", "FF /1 : Ev", rmw=True, lock=True, fast=True)
@@ -152,7 +152,7 @@ def dec(m: Operation) -> None:
     carry = m.T(m.flag(CF))
     result = m.read(0) - 1
     m.write(0, result)
-    m.set_flags(flags.DEC, result, carry)
+    m.set_flags(ccops.DEC, result, carry)
 
 
 @instruction("F6 /3 : Eb", "F7 /3 : Ev", rmw=True, lock=True, fast=True)
@@ -161,7 +161,7 @@ def neg(m: Operation) -> None:
     source = m.read(0)
     result = m.T(0) - source
     m.write(0, result)
-    m.set_flags(flags.SUB, result, source)
+    m.set_flags(ccops.SUB, result, source)
 
 
 @instruction("F6 /2 : Eb", "F7 /2 : Ev", rmw=True, lock=True, fast=True)
@@ -190,7 +190,7 @@ def _multiply(m: Operation, is_signed: bool) -> None:
         m.set(RAX, low)
         m.set(RDX, high)
     overflows = product != _widen(D, low, is_signed)
-    m.set_flags(flags.MUL, low, T(overflows))
+    m.set_flags(ccops.MUL, low, T(overflows))
 
 
 @instruction("F6 /4 : Eb", "F7 /4 : Ev")
@@ -211,7 +211,7 @@ def _multiply_signed(m: Operation, left: Any, right: Any) -> None:
     product = D(m.S(left)) * D(m.S(right))
     low = m.T(product)
     m.write(0, low)
-    m.set_flags(flags.MUL, low, m.T(product != D(m.S(low))))
+    m.set_flags(ccops.MUL, low, m.T(product != D(m.S(low))))
 
 
 @instruction("0F AF /r : Gv Ev", name="imul", fast=True)
@@ -364,7 +364,7 @@ def shl(m: Operation) -> None:
         before = m.T(value << (count - 1))
         result = m.T(before + before)
         m.write(0, result)
-        m.set_flags(flags.SHL, result, before)
+        m.set_flags(ccops.SHL, result, before)
     else:
         _write_back(m)
 
@@ -378,7 +378,7 @@ def shr(m: Operation) -> None:
         before = value >> (count - 1)
         result = m.T(before >> 1)
         m.write(0, result)
-        m.set_flags(flags.SAR, result, m.T(before))
+        m.set_flags(ccops.SAR, result, m.T(before))
     else:
         _write_back(m)
 
@@ -392,7 +392,7 @@ def sar(m: Operation) -> None:
         before = value >> (count - 1)
         result = m.T(before >> 1)
         m.write(0, result)
-        m.set_flags(flags.SAR, result, m.T(before))
+        m.set_flags(ccops.SAR, result, m.T(before))
     else:
         _write_back(m)
 
@@ -499,7 +499,7 @@ def shld(m: Operation) -> None:
             result = (value << n) | (source >> (bits - n))
             before = value << (n - 1)
         m.write(0, result)
-        m.set_flags(flags.SHL, result, before)
+        m.set_flags(ccops.SHL, result, before)
     else:
         _write_back(m)
 
@@ -521,7 +521,7 @@ def shrd(m: Operation) -> None:
             before = value >> (n - 1)
         m.write(0, result)
         # CF is the last bit shifted out; OF tells a change of sign.
-        m.set_flags(flags.SAR, result, before)
+        m.set_flags(ccops.SAR, result, before)
         changed = sign(result ^ value)
         m.set_status(u64(changed) << 11, OF)
     else:
@@ -642,7 +642,7 @@ def cmpxchg(m: Operation) -> None:
         m.write(0, m.read(1))
     else:
         m.set(RAX, old)
-    m.set_flags(flags.SUB, expected - old, old)
+    m.set_flags(ccops.SUB, expected - old, old)
 
 
 @instruction("0F C0 /r : Eb Gb", "0F C1 /r : Ev Gv", rmw=True, lock=True)
@@ -656,7 +656,7 @@ def xadd(m: Operation) -> None:
     else:
         m.write(1, old)
         m.write(0, result)
-    m.set_flags(flags.ADD, result, source)
+    m.set_flags(ccops.ADD, result, source)
 
 
 @instruction("27", no64=True)
@@ -667,7 +667,7 @@ def daa(m: Operation) -> None:
     carry = al > 0x99 or m.flag(CF)
     result = al + select(low, u8(6), u8(0)) + select(carry, u8(0x60), u8(0))
     m.set(RAX, result)
-    m.set_flags(flags.LOGIC, result)
+    m.set_flags(ccops.LOGIC, result)
     m.set_status(u64(carry) | (u64(low) << 4), CF | AF)
 
 
@@ -681,7 +681,7 @@ def das(m: Operation) -> None:
     carry = high | (low & (al < 6))
     result = al - select(low, u8(6), u8(0)) - select(high, u8(0x60), u8(0))
     m.set(RAX, result)
-    m.set_flags(flags.LOGIC, result)
+    m.set_flags(ccops.LOGIC, result)
     m.set_status(u64(carry) | (u64(low) << 4), CF | AF)
 
 
@@ -692,7 +692,7 @@ def _ascii_adjust(m: Operation, subtract: bool) -> None:
     step = select(adjusts, u16(0x106), u16(0))
     result = (ax - step if subtract else ax + step) & 0xFF0F
     m.set(RAX, result)
-    m.set_flags(flags.LOGIC, u8(result))
+    m.set_flags(ccops.LOGIC, u8(result))
     m.set_status(u64(adjusts) | (u64(adjusts) << 4), CF | AF)
 
 
@@ -717,7 +717,7 @@ def aam(m: Operation) -> None:
     al = m.get(RAX, u8)
     result = al % base
     m.set(RAX, u16(result) | (u16(al // base) << 8))
-    m.set_flags(flags.LOGIC, result)
+    m.set_flags(ccops.LOGIC, result)
 
 
 @instruction("D5 : Ib", no64=True)
@@ -726,7 +726,7 @@ def aad(m: Operation) -> None:
     ax = m.get(RAX, u16)
     result = u8(ax) + u8(ax >> 8) * u8(m.read(0))
     m.set(RAX, u16(result))
-    m.set_flags(flags.LOGIC, result)
+    m.set_flags(ccops.LOGIC, result)
 
 
 @instruction("D6", no64=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.caches import PAGE_MASK, tlb_entry_of
-from ringzero.isa.x86 import flags
+from ringzero.isa.x86 import ccops
 from ringzero.isa.x86.cpu import (
     DF,
     ES,
@@ -248,7 +248,7 @@ def _make_compare(size: int, scan: bool) -> Any:
                 first = read_memory(cpu, T, source_address(cpu, insn, size))
             cpu.cc_dst = u64(first - second)
             cpu.cc_src = u64(second)
-            cpu.cc_op = flags.cc_op(flags.SUB, size * 8)
+            cpu.cc_op = ccops.cc_op(ccops.SUB, size * 8)
             if not scan:
                 _advance(cpu, insn, RSI, step)
             _advance(cpu, insn, RDI, step)

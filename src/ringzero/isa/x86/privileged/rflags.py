@@ -18,6 +18,7 @@ from ringzero.isa.x86.cpu import (
     NT,
     RF,
     RSP,
+    SHADOW_STI,
     TF,
     UD,
     VM,
@@ -32,8 +33,6 @@ from ringzero.isa.x86.table.forms import instruction
 from ringzero.isa.x86.table.operation import Operation
 from ringzero.native import native, pointer, staged, u32, u64
 
-# `Cpu.shadow` after STI: interrupts wait for one instruction more.
-SHADOW_STI = 1
 # CPUID leaf 7, EBX.
 SMAP_EBX = 1 << 20
 

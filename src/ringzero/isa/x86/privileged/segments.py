@@ -19,6 +19,7 @@ from ringzero.isa.x86.cpu import (
     LDTR,
     NP,
     RSP,
+    SHADOW_SS,
     SS,
     TR,
     UD,
@@ -56,10 +57,6 @@ from ringzero.isa.x86.privileged.mmu import read_system, write_system
 from ringzero.isa.x86.table.forms import instruction
 from ringzero.isa.x86.table.operation import Operation
 from ringzero.native import native, staged, u8, u16, u32, u64
-
-# `Cpu.shadow` after a load of SS: interrupts and debug traps wait for one instruction more.
-SHADOW_SS = 2
-
 
 # --- MOV, PUSH, POP, LDS ... -------------------------------------------------
 

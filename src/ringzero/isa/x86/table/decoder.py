@@ -20,10 +20,17 @@ from ringzero.isa.x86.cpu import (
     Insn,
     Segment,
 )
+from ringzero.isa.x86.table.entry import (
+    DEFAULT_64,
+    ENDS,
+    FORCE_64,
+    HAS_MODRM,
+    IGNORE_66,
+    OPCODE_REGISTER,
+    FormEntry,
+)
 from ringzero.isa.x86.table.forms import Form, TableError
 from ringzero.native import (
-    Struct,
-    field,
     i8,
     i16,
     i32,
@@ -49,20 +56,6 @@ MAX_LENGTH = 15
 
 # Kinds of immediate.
 IMM_NONE, IMM_8, IMM_16, IMM_Z, IMM_V, IMM_ADDRESS = range(6)
-
-# FormEntry.flags
-HAS_MODRM, DEFAULT_64, FORCE_64, IGNORE_66, OPCODE_REGISTER, ENDS = (1 << n for n in range(6))
-# Handler slots of a form: by operand size (16, 32, 64), memory, lock.
-SLOTS = 12
-
-
-class FormEntry(Struct):
-    """What the decoder knows of a form."""
-
-    handlers = field(u64, SLOTS)
-    flags = field(u32)
-    imm1 = field(u8)
-    imm2 = field(u8)
 
 
 @dataclass(frozen=True)
