@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
+from ringzero.cli.verb import Verb
 from ringzero.errors import InvalidValueError
 from ringzero.registry import Registry
 from ringzero.units import format_size
 
 if TYPE_CHECKING:
+    import argparse
+
     from ringzero.disk import Disk
 
 # What other programs call our formats.
 _ALIASES = {"vpc": "vhd"}
 
 
-class Action(ABC):
-    """One action. `summary` is a line in the list; `examples` are shown in its help."""
-
-    summary: ClassVar[str]
-    examples: ClassVar[str] = ""
-
-    @abstractmethod
-    def configure(self, parser: argparse.ArgumentParser) -> None:
-        """Add the action's own arguments to `parser`."""
-
-    @abstractmethod
-    def execute(self, arguments: argparse.Namespace) -> int:
-        """Do it; return the exit code. Raises RingzeroError."""
+class Action(Verb):
+    """One command of `ringzero disk`."""
 
 
-ACTIONS: Registry[type[Action]] = Registry("disk command", "ringzero.cli.disk")
+ACTIONS: Registry[type[Verb]] = Registry("disk command", "ringzero.cli.disk")
 
 
 def add_common(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import replace
 
 from ringzero.disk.blockcheck import BlockChecker, Range, copy_bytes, gaps
 from ringzero.disk.contract import SECTOR, CheckReport, Extent, Kind, Repair, Run
@@ -145,7 +144,7 @@ class BlockDisk(MappedDisk):
                 at = extent.offset + host - (end - extent.length)
                 kind = Kind.DATA if has_data else Kind.ZERO
                 piece = min(run, end - host)
-                yield replace(extent, offset=at, length=piece, kind=kind, host=host)
+                yield extent._replace(offset=at, length=piece, kind=kind, host=host)
                 host += piece
                 if host == end:
                     break

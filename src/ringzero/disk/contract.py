@@ -16,10 +16,8 @@ image that opens and whose `check` finds leaked clusters at most.
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +27,7 @@ from ringzero.disk import batch
 from ringzero.disk.storage import Storage
 from ringzero.disk.vectors import Buffer, Buffers, Views, as_views, cut, fill_zeroes, total
 from ringzero.errors import DiskReadOnlyError, DiskUnsupportedError, InvalidValueError
+from ringzero.records import field, mutable_record, record
 from ringzero.units import parse_size
 
 SECTOR = 512
@@ -57,8 +56,7 @@ class Run(NamedTuple):
     writable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """A range of the disk as the whole chain sees it (what `disk map` prints).
 
     `kind` is DATA, COMPRESSED, ZERO, or ABSENT where no layer holds anything
@@ -79,7 +77,7 @@ class Extent:
         return self.kind in (Kind.ZERO, Kind.ABSENT)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Snapshot:
     """One internal snapshot. `date` is Unix seconds, `vm_clock` nanoseconds, `vm_state` bytes."""
 
@@ -91,7 +89,7 @@ class Snapshot:
     disk_size: int | None = None
 
 
-@dataclass
+@mutable_record
 class CheckReport:
     """What `check` found. `errors` hold wrong data; `leaks` only waste space (clusters)."""
 
@@ -136,7 +134,7 @@ class Repair(Enum):
     ALL = "all"
 
 
-@dataclass
+@mutable_record
 class DiskInfo:
     """What `disk info` tells of one layer; names as in `qemu-img info --output=json`."""
 
@@ -155,6 +153,8 @@ class DiskInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data; absent things are left out."""
+        import dataclasses
+
         plain = dataclasses.asdict(self)
         return {
             key.replace("_", "-"): value
@@ -163,7 +163,7 @@ class DiskInfo:
         }
 
 
-@dataclass(frozen=True)
+@record
 class Option:
     """One creation option of a format (`-o name=value`), named as in `qemu-img`.
 
@@ -225,7 +225,7 @@ class Options(dict[str, Any]):
                 ) from fault
 
 
-@dataclass(frozen=True)
+@record
 class Sample:
     """What `probe` may look at: the first 4 KiB, the last 512 bytes, the length, the name."""
 
@@ -423,15 +423,33 @@ class Disk(ABC):
                 sum_of_lengths += length
         batch.read(self, checked, sum_of_lengths)
 
+    def read_ready(self, requests: Sequence[tuple[int, memoryview]]) -> list[batch.Checked]:
+        """Do those of the reads that need not wait for the host's disk; return the others.
+
+        Raises what `read_into` raises; nothing is read when one is outside the disk.
+        """
+        size = self.size
+        checked: list[batch.Checked] = []
+        for offset, view in requests:
+            if not 0 <= offset <= offset + len(view) <= size:
+                self._check_range(offset, len(view))
+            checked.append((offset, [view]))
+        return self._read_ready(checked)
+
     def write_batch(self, requests: Sequence[batch.Request]) -> None:
         """Do several writes, (offset, buffers) each, in no order; raises what `write` raises."""
-        checked = [(offset, as_views(buffers)) for offset, buffers in requests]
-        sizes = [total(views) for _, views in checked]
-        for (offset, _), length in zip(checked, sizes, strict=True):
-            self._check_write(offset, length)
-        for (offset, views), length in zip(checked, sizes, strict=True):
+        if self.read_only and requests:
+            raise self._read_only_error()
+        size = self.size
+        checked: list[batch.Checked] = []
+        for offset, buffers in requests:
+            views = as_views(buffers)
+            length = total(views)
+            if not 0 <= offset <= offset + length <= size:
+                self._check_range(offset, length)
             if length:
-                self._write(offset, views)
+                checked.append((offset, views))
+        self._write_batch(checked)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
         """Make a range read as zeroes; with `unmap`, its space may be given back."""
@@ -563,6 +581,11 @@ class Disk(ABC):
     @abstractmethod
     def _write(self, offset: int, views: Views) -> None: ...
 
+    def _write_batch(self, requests: Sequence[batch.Checked]) -> None:
+        """Do several writes, in any order."""
+        for offset, views in requests:
+            self._write(offset, views)
+
     @abstractmethod
     def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None: ...
 
@@ -595,6 +618,11 @@ class Disk(ABC):
     def _status(self, offset: int, length: int, depth: int, layers: int | None) -> Iterator[Extent]:
         below = self.backing if layers is None or depth + 1 < layers else None
         for run in self._runs(offset, length):
+            if below is None and run.kind is not Kind.COMPRESSED:
+                path = run.storage.name if run.storage is not None else None
+                yield Extent(offset, run.length, run.kind, depth, run.host, path)
+                offset += run.length
+                continue
             covered = 0
             if run.kind is Kind.ABSENT and below is not None:
                 covered = min(run.length, max(0, below.size - offset))
@@ -645,7 +673,7 @@ def _joined(extents: Iterator[Extent]) -> Iterator[Extent]:
             )
         )
         if follows:
-            held = dataclasses.replace(held, length=held.length + extent.length)
+            held = held._replace(length=held.length + extent.length)
         else:
             yield held
             held = extent

@@ -13,7 +13,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,14 @@ from ringzero.disk.contract import Disk
 from ringzero.disk.copying import Copy
 from ringzero.disk.opening import create_disk, open_disk
 from ringzero.errors import DiskError, InvalidValueError
+from ringzero.records import field, mutable_record
 
 _NOTE = "progress.json"
 # A flush costs the pause of a disk; a crash may cost this many seconds of work.
 _CHECKPOINT = 20.0
 
 
-@dataclass
+@mutable_record
 class Conversion:
     """What to convert, and how. `resumed` is where an interrupted one went on, in bytes."""
 

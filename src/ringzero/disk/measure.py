@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 from ringzero.disk.contract import Disk
 from ringzero.disk.opening import create_disk, open_disk
 from ringzero.errors import InvalidValueError
+from ringzero.records import record
 from ringzero.units import KIB
 
 
-@dataclass(frozen=True)
+@record
 class Measure:
     """Bytes for what the source holds now (`required`), and when all is written."""
 

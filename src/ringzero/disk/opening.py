@@ -19,7 +19,6 @@ import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from ringzero.errors import (
     InvalidValueError,
     NotFoundError,
 )
+from ringzero.records import field, mutable_record, record, replace
 
 HEAD = 4096
 TAIL = 512
@@ -47,7 +47,7 @@ _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _KERNEL_TREES = ("/dev", "/proc", "/sys")
 
 
-@dataclass(frozen=True)
+@record
 class _Rules:
     """What holds for a whole chain while it is opened."""
 
@@ -57,7 +57,7 @@ class _Rules:
     sync: bool
 
 
-@dataclass
+@mutable_record
 class _Around(Surroundings):
     path: Path | None
     read_only: bool

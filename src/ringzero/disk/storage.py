@@ -121,6 +121,9 @@ class FileStorage(Storage):
     or one write while another reads, the same image; raises DiskLockedError.
     """
 
+    # Whether the file system can tell what is cached, as far as is known.
+    _tells_cached = True
+
     def __init__(
         self,
         path: Path | str,
@@ -195,12 +198,13 @@ class FileStorage(Storage):
             raise _io_error(fault, "read", self.name, offset) from fault
 
     def read_cached(self, offset: int, views: Views) -> bool:
-        if len(views) > blockfile.IOV_MAX:
+        if not self._tells_cached or len(views) > blockfile.IOV_MAX:
             return False
         try:
             return os.preadv(self.fd, views, offset, os.RWF_NOWAIT) == total(views)
-        except OSError:
+        except OSError as fault:
             # Not cached, or the file system cannot tell. A real fault comes again.
+            self._tells_cached = fault.errno != errno.EOPNOTSUPP
             return False
 
     def announce(self, offset: int, length: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
 from ringzero.cli.disk_action import ACTIONS, Action, add_common, format_name, wants_json
@@ -10,6 +9,8 @@ from ringzero.cli.verb import print_json
 from ringzero.errors import DiskUnsupportedError
 
 if TYPE_CHECKING:
+    import argparse
+
     from ringzero.disk import CheckReport, Repair
 
 # The exit codes of `qemu-img check`.

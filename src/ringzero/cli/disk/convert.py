@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -25,6 +24,8 @@ from ringzero.host.files import read_soon
 from ringzero.units import MIB, format_size
 
 if TYPE_CHECKING:
+    import argparse
+
     from ringzero.disk import Disk
 
 Tell = Callable[[int], None]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ringzero.cli.disk_action import ACTIONS, Action, add_common, format_name, open_for, progress
 from ringzero.errors import InvalidValueError
 from ringzero.units import parse_size
+
+if TYPE_CHECKING:
+    import argparse
 
 
 @ACTIONS.register("dd")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,8 @@ from ringzero.cli.verb import print_json
 from ringzero.units import format_size
 
 if TYPE_CHECKING:
+    import argparse
+
     from ringzero.disk import DiskInfo
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,8 @@ from ringzero.cli.disk_action import ACTIONS, Action, add_common, open_for, opti
 from ringzero.units import parse_size
 
 if TYPE_CHECKING:
+    import argparse
+
     from ringzero.disk import Extent
 
 

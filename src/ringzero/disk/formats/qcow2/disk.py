@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
+from ringzero.disk.batch import Checked
 from ringzero.disk.contract import (
     CheckReport,
     DiskInfo,
@@ -34,6 +35,7 @@ from ringzero.disk.formats.qcow2.create import CREATE_OPTIONS, lay_out, make_hea
 from ringzero.disk.formats.qcow2.header import (
     CORRUPT,
     DIRTY,
+    EXTENDED_L2,
     EXTERNAL_DATA,
     KNOWN_AUTOCLEAR,
     LAZY_REFCOUNTS,
@@ -105,6 +107,8 @@ class Qcow2Disk(MappedDisk):
                 raise DiskFormatError(f"{storage.name} does not say where its data file is")
             self.data = around.open_storage(header.data_file)
         self.extends_at_flush = self.data is storage and not storage.is_device
+        # Subclusters are entered one by one, and a data file has a place for each cluster.
+        self.grants_rows = self.data is storage and not header.incompatible & EXTENDED_L2
         try:
             self.refcounts = Refcounts(storage, header)
             self.map = Mapping(storage, self.data, header, self.refcounts, self._forget)
@@ -516,6 +520,21 @@ class Qcow2Disk(MappedDisk):
         if self.header.bitmaps is not None:
             self.bitmaps.touch(offset, total(views))
         super()._write(offset, views)
+
+    def _write_batch(self, requests: Sequence[Checked]) -> None:
+        if self.header.bitmaps is not None:
+            for offset, views in requests:
+                self.bitmaps.touch(offset, total(views))
+        super()._write_batch(requests)
+
+    def _is_nowhere(self, index: int, count: int) -> bool:
+        number, place = divmod(index, 1 << self.map.l2_bits)
+        table = self.map.table(number)
+        if table is None:
+            return place + count <= 1 << self.map.l2_bits
+        if count == 1:
+            return not table.items[place]
+        return place + count <= len(table.items) and not any(table.items[place : place + count])
 
     def _write_new(self, offset: int, views: Views) -> None:
         if self.map.words == 1:

@@ -12,7 +12,6 @@ import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ringzero.disk.contract import Snapshot, Snapshots
@@ -25,6 +24,7 @@ from ringzero.errors import (
     NotFoundError,
     RingzeroError,
 )
+from ringzero.records import record
 
 if TYPE_CHECKING:
     from ringzero.disk.formats.qcow2.disk import Qcow2Disk
@@ -38,7 +38,7 @@ _MAX_EXTRA = 1024
 MAX_ALL_L1_BYTES = 256 << 20
 
 
-@dataclass(frozen=True)
+@record
 class Entry:
     """One entry of the snapshot table, with all that must survive its rewriting."""
 

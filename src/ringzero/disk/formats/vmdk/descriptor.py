@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from ringzero.disk.contract import SECTOR
 from ringzero.errors import DiskFormatError, DiskUnsupportedError
+from ringzero.records import field, mutable_record, record
 
 FIRST_LINE = b"# Disk DescriptorFile"
 # Descriptors are a few hundred bytes; the largest real ones list 2 GiB extents.
@@ -24,7 +24,7 @@ _EXTENT = re.compile(
 _HEADS = {"ide": 16, "lsilogic": 255, "buslogic": 255, "legacyESX": 255}
 
 
-@dataclass(frozen=True)
+@record
 class ExtentLine:
     """One line of the extent description; `sectors` and `offset` in sectors of 512 bytes."""
 
@@ -41,7 +41,7 @@ class ExtentLine:
         return f"{line} {self.offset}" if self.kind == "FLAT" else line
 
 
-@dataclass
+@mutable_record
 class Descriptor:
     """A descriptor. `cid` changes whenever the disk is opened and written to."""
 

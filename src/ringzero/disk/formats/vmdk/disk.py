@@ -6,7 +6,6 @@ import bisect
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Self
 
 from ringzero.disk.batch import Checked
@@ -72,7 +71,7 @@ class _Slice(Part):
 
     def _status(self, offset: int, length: int, depth: int, layers: int | None) -> Iterator[Extent]:
         for extent in self.whole._status(self.start + offset, length, depth, layers):
-            yield replace(extent, offset=extent.offset - self.start)
+            yield extent._replace(offset=extent.offset - self.start)
 
     def _read(self, offset: int, views: Views) -> None:
         self.whole._read(self.start + offset, views)

@@ -6,7 +6,6 @@ was not finished has no directory and does not open.
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 import threading
 import zlib
@@ -26,6 +25,7 @@ from ringzero.disk.formats.vmdk.header import (
 from ringzero.disk.storage import Storage
 from ringzero.disk.vectors import Buffer, flat
 from ringzero.errors import DiskUnsupportedError
+from ringzero.records import replace
 
 
 class StreamWriter(Compression):
@@ -93,14 +93,14 @@ def trailer(header: Header, at: int, entries: dict[int, array[int]]) -> bytes:
         at += (length + 1) * SECTOR
     length = max(1, -(-header.tables * 4 // SECTOR))
     parts += [marker(length, MARK_DIRECTORY), sector_numbers(directory)]
-    footer = dataclasses.replace(header, directory=at // SECTOR + 1)
+    footer = replace(header, directory=at // SECTOR + 1)
     parts += [marker(1, MARK_FOOTER), footer.to_bytes(), marker(0, MARK_END)]
     return b"".join(parts)
 
 
 def front(header: Header) -> bytes:
     """Return the header at the front of a stream."""
-    return dataclasses.replace(header, directory=AT_END).to_bytes()
+    return replace(header, directory=AT_END).to_bytes()
 
 
 def sector_numbers(values: Iterable[int]) -> bytes:
