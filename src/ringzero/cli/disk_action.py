@@ -14,6 +14,7 @@ from ringzero.units import format_size
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from ringzero.disk import Disk
 
@@ -79,6 +80,15 @@ def open_for(
     from ringzero.disk import open_disk
 
     return open_disk(path, format_name(format), read_only=not write, **more)
+
+
+def refuse_same_file(source: Path, target: Path) -> None:
+    """Raise InvalidValueError when both names lead to one file."""
+    with contextlib.suppress(OSError):
+        if source.samefile(target):
+            raise InvalidValueError(
+                "source and target are the same file", hint="choose another target"
+            )
 
 
 @contextlib.contextmanager

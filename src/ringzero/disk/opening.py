@@ -27,6 +27,7 @@ from ringzero.disk.contract import Disk, Options, Sample, Surroundings
 from ringzero.disk.overlay import OverlayDisk
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import FileStorage, Storage
+from ringzero.disk.trial import TrialStorage
 from ringzero.errors import (
     DiskError,
     DiskFormatError,
@@ -34,6 +35,7 @@ from ringzero.errors import (
     InvalidValueError,
     NotFoundError,
 )
+from ringzero.host.placing import look_at
 from ringzero.records import field, mutable_record, record, replace
 
 HEAD = 4096
@@ -207,6 +209,17 @@ class _Around(Surroundings):
             )
 
 
+class _OnTrial(_Around):
+    """What surrounds an image that is made in memory: its further files are there too."""
+
+    def open_storage(self, name: str) -> Storage:
+        return TrialStorage(name)
+
+    def create_storage(self, name: str) -> Storage:
+        self._own_file(name, new=True)
+        return TrialStorage(name)
+
+
 def open_disk(
     path: Path | str,
     format: str | None = None,
@@ -311,13 +324,24 @@ def create_disk(
         raise InvalidValueError(
             f"a disk of {size} bytes is not possible", hint="use a multiple of 512", size=size
         )
-    exists = path.exists()
+    place = look_at(path)
+    exists = place.old is not None
+    if not exists:
+        # Through a link that leads nowhere yet.
+        path = place.path
     if exists and not overwrite:
         raise DiskError(f"{path} exists", hint="remove it first, or choose another name", path=path)
     storage = FileStorage(path, create=not exists, sync=sync)
     rules = _Rules((), True, sync)
     around = _Around(path, False, Options((), {}, ""), rules, overwrite=overwrite)
     try:
+        if exists:
+            # What is refused is refused before the old image is lost.
+            trial = TrialStorage(path.name)
+            kind.create(
+                trial, size, made_options, _OnTrial(path, False, around.options, rules), below
+            )
+            trial.close()
         if exists and not storage.is_device:
             storage.truncate(0)
         kind.create(storage, size, made_options, around, below)

@@ -16,6 +16,7 @@ from ringzero.cli.disk_action import (
     open_for,
     options,
     progress,
+    refuse_same_file,
     wants_json,
 )
 from ringzero.cli.verb import print_json
@@ -75,8 +76,7 @@ finished does not have its name yet.
             raise InvalidValueError("-m and -S must be positive, -S a multiple of 512")
         source, target = Path(arguments.source), Path(arguments.target)
         read_soon(source, _FIRST)
-        if target.exists() and source.exists() and source.samefile(target):
-            raise InvalidValueError("source and target are the same file")
+        refuse_same_file(source, target)
         opening = options(arguments.open)
         if arguments.snapshot:
             opening["snapshot"] = arguments.snapshot.removeprefix("snapshot.name=")
@@ -122,7 +122,10 @@ def _afresh(
     try:
         work.run(disk)
     except (KeyboardInterrupt, SystemExit):
-        print("ringzero: stopped; the same command goes on from here", file=sys.stderr)
+        if work.resumable:
+            print("ringzero: stopped; the same command goes on from here", file=sys.stderr)
+        elif work.in_place:
+            print(f"ringzero: stopped; {arguments.target} is not whole", file=sys.stderr)
         raise
     return work.resumed
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ringzero.cli.disk_action import ACTIONS, Action, add_common, format_name, open_for, progress
+from ringzero.cli.disk_action import (
+    ACTIONS,
+    Action,
+    add_common,
+    format_name,
+    open_for,
+    progress,
+    refuse_same_file,
+)
 from ringzero.errors import InvalidValueError
 from ringzero.units import parse_size
 
@@ -43,6 +51,7 @@ class Dd(Action):
             length = min(there, parse_size(words["count"]) * block if "count" in words else there)
             size = -(-length // 512) * 512
             path = Path(words["of"])
+            refuse_same_file(Path(words["if"]), path)
             create_disk(path, kind, size, overwrite=True)
             with (
                 open_disk(path, kind) as target,
