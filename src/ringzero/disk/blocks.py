@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ringzero.disk.blockcheck import BlockChecker, Range, copy_bytes, gaps
 from ringzero.disk.contract import SECTOR, CheckReport, Extent, Kind, Repair, Run
 from ringzero.disk.mapped import SPOT_ABSENT, SPOT_ZERO, MappedDisk
 from ringzero.disk.storage import Storage
+from ringzero.disk.tables import units_of
 from ringzero.disk.vectors import Views
 from ringzero.errors import DiskFormatError
 
@@ -89,6 +90,12 @@ class BlockDisk(MappedDisk):
 
     def _begin_writing(self) -> None:
         """Do what the format wants done before the first change of a session."""
+
+    def room_for(self, ranges: Sequence[tuple[int, int]]) -> int:
+        end = self.storage.size
+        to_alignment = -end % self.block_alignment
+        missing = sum(self._block(index) < 0 for index in units_of(ranges, self.block_size))
+        return to_alignment + missing * (self.block_lead + self.block_size) if missing else 0
 
     # ---- mapping ----------------------------------------------------------
 

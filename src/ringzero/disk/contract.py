@@ -512,6 +512,14 @@ class Disk(ABC):
         """The unit in which the format maps the disk, in bytes."""
         return None
 
+    def room_for(self, ranges: Sequence[tuple[int, int]]) -> int:
+        """Return by how many bytes the image's files grow, at most, when `ranges` are written.
+
+        They are (offset, length) each, in order and apart. An image that has all its space
+        does not grow.
+        """
+        return 0
+
     @abstractmethod
     def info(self) -> DiskInfo:
         """Describe this layer."""

@@ -96,6 +96,11 @@ class Conversion:
         target = self.target
         if self.compress and FORMATS.get(self.format).compression is Disk.compression:
             raise self._not_compressed()
+        if self.compress and self.options.get("preallocation", "off") != "off":
+            raise InvalidValueError(
+                "what is compressed needs less space than is reserved",
+                hint="leave -c or preallocation out",
+            )
         place = look_at(target)
         if place.is_device:
             raise InvalidValueError(

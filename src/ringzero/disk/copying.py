@@ -26,6 +26,8 @@ Request = tuple[int, memoryview]
 # Large enough to make the interpreter's share small, small enough for the
 # CPU's cache to hold it from the read to the write.
 WINDOW = MIB
+# The shortest run of zeroes that is looked for unasked, as in qemu-img.
+SPARSE = 4 * KIB
 # Zeroes inside a cluster of the target are left out in pieces of this, at most.
 _MAX_UNIT = 64 * KIB
 # How much a thread packs at a time: milliseconds of work.
@@ -71,7 +73,7 @@ class Copy:
     source: Disk
     target: Disk
     blank: bool = True
-    sparse: int = 4096
+    sparse: int = SPARSE
     compress: bool = False
     threads: int = 2
     on_progress: Callable[[int], None] = lambda done: None
@@ -128,7 +130,7 @@ class Copy:
     @property
     def unit(self) -> int:
         """The pieces in which data is looked at for zeroes."""
-        return max(self.sparse, min(self.target.cluster_size or 0, _MAX_UNIT))
+        return unit_of_data(self.target, self.sparse)
 
 
 class _Copier:
@@ -149,7 +151,9 @@ class _Copier:
 
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
         """Cut the source up."""
-        return gathered(self.plan.source, start, end, self.window)
+        # Zeroes between data, which are read with it, must be found again.
+        join = _JOIN if 0 < self.plan.sparse <= SPARSE else 0
+        return gathered(self.plan.source, start, end, self.window, join)
 
     def buffer(self) -> memoryview:
         """Return the calling thread's own buffer of one window."""
@@ -299,6 +303,11 @@ class _Layerer(_Copier):
         return None
 
 
+def unit_of_data(target: Disk, sparse: int = SPARSE) -> int:
+    """Return the unit in which data is written to `target`: one is zero, or written whole."""
+    return max(sparse, min(target.cluster_size or 0, _MAX_UNIT))
+
+
 def windows(source: Disk, start: int, end: int, size: int) -> Iterator[Piece]:
     """Cut a disk into windows with data; what is zero for long is one piece without parts."""
     at = start
@@ -335,8 +344,11 @@ def windows(source: Disk, start: int, end: int, size: int) -> Iterator[Piece]:
         yield Piece(at, end, ())
 
 
-def gathered(source: Disk, start: int, end: int, size: int) -> Iterator[Piece]:
-    """Cut a disk into pieces with at most `size` bytes of data each, however far apart."""
+def gathered(source: Disk, start: int, end: int, size: int, join: int) -> Iterator[Piece]:
+    """Cut a disk into pieces with at most `size` bytes of data each, however far apart.
+
+    Data with gaps of `join` bytes and less is one part.
+    """
     at = start
     parts: list[tuple[int, int]] = []
     room, packed = size, False
@@ -350,7 +362,7 @@ def gathered(source: Disk, start: int, end: int, size: int) -> Iterator[Piece]:
             count = min(length, size - offset % size)
             last = parts[-1] if parts else (0, 0)
             gap = offset - last[0] - last[1]
-            joins = parts and gap <= _JOIN
+            joins = parts and gap <= join
             if count + (gap if joins else 0) > room or packs is not packed:
                 if parts:
                     yield Piece(at, offset, parts, packed)

@@ -77,7 +77,7 @@ def test_round_trip(exported, other):
 
 
 def test_what_an_export_replaces(exported, other, tmp_path):
-    two, path = exported
+    two, _ = exported
     real, link = tmp_path / "real", tmp_path / "link"
     real.write_bytes(b"old")
     real.chmod(0o600)

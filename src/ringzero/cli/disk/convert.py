@@ -62,6 +62,7 @@ finished does not have its name yet.
         add("-n", "--no-create", action="store_true", help="write into a target that is there")
         add("-t", "--cache", metavar="MODE", default="writeback", help="unsafe: do not flush")
         add("-l", "--snapshot", metavar="NAME", help="convert this snapshot of the source")
+        add("-U", "--force-share", action="store_true", help="even while somebody is writing to it")
         add("--force", action="store_true", help="overwrite a target that is there")
         add("source")
         add("target")
@@ -80,7 +81,8 @@ finished does not have its name yet.
         opening = options(arguments.open)
         if arguments.snapshot:
             opening["snapshot"] = arguments.snapshot.removeprefix("snapshot.name=")
-        with open_for(arguments.source, arguments.format, options=opening) as disk:
+        lock = not arguments.force_share
+        with open_for(arguments.source, arguments.format, lock=lock, options=opening) as disk:
             text = f"convert {source.name} to {target.name}"
             with progress(arguments, text, disk.size) as tell:
                 if arguments.no_create:

@@ -58,7 +58,7 @@ from ringzero.disk.formats.qcow2.snapshots import Qcow2Snapshots, read_table
 from ringzero.disk.mapped import MappedDisk
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import FileStorage, Storage
-from ringzero.disk.tables import ranges
+from ringzero.disk.tables import count_units, ranges
 from ringzero.disk.vectors import Views, cut, fill, total
 from ringzero.errors import DiskFormatError, DiskUnsupportedError, InvalidValueError
 
@@ -242,6 +242,13 @@ class Qcow2Disk(MappedDisk):
     @property
     def cluster_size(self) -> int:
         return self.map.cluster_size
+
+    def room_for(self, ranges: Sequence[tuple[int, int]]) -> int:
+        clusters = count_units(ranges, self.cluster_size)
+        tables = count_units(ranges, self.cluster_size << self.map.l2_bits)
+        if not self.map.external:
+            return self.refcounts.room_for(clusters + tables)
+        return self.refcounts.room_for(tables) + max(0, self.size - self.data.size)
 
     @property
     def compression(self) -> Qcow2Compression | None:

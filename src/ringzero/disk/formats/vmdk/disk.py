@@ -232,6 +232,19 @@ class VmdkDisk(Disk):
         sizes = [part.cluster_size for part in self.parts if isinstance(part, SparseExtent)]
         return max(sizes) if sizes else None
 
+    def room_for(self, ranges: Sequence[tuple[int, int]]) -> int:
+        room = start = 0
+        for part in self.parts:
+            end = start + part.size
+            inside = [
+                (max(offset, start) - start, min(offset + length, end) - max(offset, start))
+                for offset, length in ranges
+                if offset < end and offset + length > start
+            ]
+            room += self._stream.room_for(inside) if self._stream else part.room_for(inside)
+            start = end
+        return room
+
     @property
     def compression(self) -> StreamWriter | None:
         return self._stream

@@ -10,7 +10,7 @@ import struct
 import threading
 import zlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ringzero.disk.contract import SECTOR, Compression
 from ringzero.disk.formats.vmdk.header import (
@@ -23,6 +23,7 @@ from ringzero.disk.formats.vmdk.header import (
     marker,
 )
 from ringzero.disk.storage import Storage
+from ringzero.disk.tables import count_units
 from ringzero.disk.vectors import Buffer, flat
 from ringzero.errors import DiskUnsupportedError
 from ringzero.records import replace
@@ -49,6 +50,15 @@ class StreamWriter(Compression):
         if len(view) < self.unit:
             view = memoryview(bytes(view).ljust(self.unit, b"\0"))
         return zlib.compress(view)
+
+    def room_for(self, ranges: Sequence[tuple[int, int]]) -> int:
+        """Return by how many bytes the file grows, at most, when `ranges` are stored."""
+        grains = count_units(ranges, self.unit)
+        tables = count_units(ranges, self.unit * self.header.per_table)
+        # zlib's compressBound(), behind the grain's sector and length.
+        longest = 12 + self.unit + (self.unit >> 12) + (self.unit >> 14) + 13
+        each_table = (1 - (-self.header.per_table * 4 // SECTOR)) * SECTOR
+        return grains * -(-longest // SECTOR) * SECTOR + tables * each_table
 
     def store(self, offset: int, packed: bytes) -> None:
         with self._lock:
