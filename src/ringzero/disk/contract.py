@@ -87,6 +87,9 @@ class Snapshot:
     vm_clock: int = 0
     vm_state: int = 0
     disk_size: int | None = None
+    # Of the moment it was made, behind `date`; instructions counted by then, where they were.
+    date_ns: int = 0
+    icount: int | None = None
 
 
 @mutable_record
@@ -100,6 +103,8 @@ class CheckReport:
     allocated_clusters: int = 0
     total_clusters: int = 0
     compressed_clusters: int = 0
+    # Those that do not lie behind the one before; a compressed one never does.
+    fragmented_clusters: int = 0
     image_end: int = 0
     messages: list[str] = field(default_factory=list)
 
@@ -136,7 +141,7 @@ class Repair(Enum):
 
 @mutable_record
 class DiskInfo:
-    """What `disk info` tells of one layer; names as in `qemu-img info --output=json`."""
+    """What `disk info` tells of one layer."""
 
     filename: str
     format: str
@@ -150,17 +155,6 @@ class DiskInfo:
     compressed: bool = False
     snapshots: list[Snapshot] = field(default_factory=list)
     specific: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data; absent things are left out."""
-        import dataclasses
-
-        plain = dataclasses.asdict(self)
-        return {
-            key.replace("_", "-"): value
-            for key, value in plain.items()
-            if value not in (None, [], {})
-        }
 
 
 @record

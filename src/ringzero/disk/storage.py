@@ -172,7 +172,9 @@ class FileStorage(Storage):
         if clash or any(blockfile.byte_is_locked(self.fd, _LOCK_USED + bit) for bit in denied):
             raise DiskLockedError(
                 f"{self.path} is in use by another process",
-                hint="stop the machine or tool that has it open, or make an overlay on a copy",
+                hint="read it as it is with -U (--force-share), or stop who has it open"
+                if self.read_only
+                else "stop the machine or tool that has it open, or make an overlay on a copy",
                 path=self.path,
             )
 

@@ -265,11 +265,12 @@ class Qcow2Disk(MappedDisk):
         specific: dict[str, Any] = {
             "compat": "1.1" if header.version == 3 else "0.10",
             "compression-type": header.compression,
-            "lazy-refcounts": bool(header.compatible & LAZY_REFCOUNTS),
             "refcount-bits": header.refcount_bits,
-            "corrupt": bool(header.incompatible & CORRUPT),
-            "extended-l2": header.extended,
         }
+        if header.version >= 3:
+            specific["lazy-refcounts"] = bool(header.compatible & LAZY_REFCOUNTS)
+            specific["corrupt"] = bool(header.incompatible & CORRUPT)
+            specific["extended-l2"] = header.extended
         if header.data_file:
             specific["data-file"] = header.data_file
             specific["data-file-raw"] = bool(header.autoclear & RAW_EXTERNAL)

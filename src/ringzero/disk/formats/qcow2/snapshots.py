@@ -61,6 +61,14 @@ class Entry:
         large = _EXTRA.unpack_from(self.extra)[0] if len(self.extra) >= _EXTRA.size else 0
         return large or self.vm_state
 
+    @property
+    def icount(self) -> int | None:
+        if len(self.extra) < _EXTRA.size + 8:
+            return None
+        count = int.from_bytes(self.extra[_EXTRA.size : _EXTRA.size + 8], "big")
+        # "-1: there was no counting" (qcow2, "icount").
+        return None if count == (1 << 64) - 1 else count
+
     def public(self) -> Snapshot:
         return Snapshot(
             self.id.decode("utf-8", "replace"),
@@ -69,6 +77,8 @@ class Entry:
             self.vm_clock,
             self.whole_vm_state,
             self.disk_size,
+            self.date_ns,
+            self.icount,
         )
 
     def to_bytes(self) -> bytes:

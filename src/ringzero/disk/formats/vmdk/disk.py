@@ -6,7 +6,7 @@ import bisect
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 from ringzero.disk.batch import Checked
 from ringzero.disk.contract import (
@@ -269,9 +269,27 @@ class VmdkDisk(Disk):
                 "cid": descriptor.cid,
                 "parent-cid": descriptor.parent_cid,
                 "create-type": descriptor.create_type,
-                "extents": [str(line) for line in descriptor.extents],
+                "extents": [
+                    self._describe(part, line.kind)
+                    for part, line in zip(self.parts, descriptor.extents, strict=False)
+                    if isinstance(part, FlatExtent | SparseExtent)
+                ],
             },
         )
+
+    def _describe(self, part: FlatExtent | SparseExtent, kind: str) -> dict[str, Any]:
+        """Return what QEMU tells of an extent (VmdkExtentInfo)."""
+        inside = part.storage is self.storage and isinstance(part, SparseExtent)
+        facts: dict[str, Any] = {
+            "virtual-size": part.size,
+            "filename": part.storage.name,
+            "format": "" if inside else kind,
+        }
+        if isinstance(part, SparseExtent):
+            facts["cluster-size"] = part.cluster_size
+            if part.header.compressed:
+                facts["compressed"] = True
+        return facts
 
     def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
         """Look for grains and tables that lead nowhere or share space, and for stale copies."""
