@@ -213,3 +213,40 @@ def test_parts_of_an_image_keep_their_rights_too():
     assert stat.S_IMODE(Path("d-flat.vmdk").stat().st_mode) == 0o600
     with open_disk("d.vmdk", "vmdk", read_only=True) as disk:
         assert disk.read(0, SIZE) == DATA
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("a.qcow2", "qcow2", "qcow2"), ("a.QCOW2", "qcow2", "qcow2"), ("a.vmdk", "vmdk", "vmdk"),
+        ("a.vdi", "vdi", "vdi"), ("a.vhd", "vhd", "vhd"), ("a.vhdx", "vhdx", "vhdx"),
+        ("a.raw", "raw", ""), ("a.img", "raw", ""), ("a", "raw", ""), ("qcow2", "raw", ""),
+        ("a.qcow2.bak", "raw", ""), ("a.ova", "raw", "OVA"), ("d.qcow2/a", "raw", ""),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("action", ["create", "convert", "dd"])
+def test_the_suffix_says_the_format(action, name, kind, said, capsys):
+    Path("d.qcow2").mkdir()
+    words = {
+        "create": ["create", name, str(SIZE)],
+        "convert": ["convert", "-f", "raw", "s.raw", name],
+        "dd": ["dd", "-f", "raw", "if=s.raw", f"of={name}"],
+    }[action]
+    assert main(["disk", *words]) == 0
+    err = capsys.readouterr().err
+    assert said in err if said else not err
+    with open_disk(name, read_only=True) as disk:
+        assert (disk.format, disk.size) == (kind, SIZE)
+    if said:
+        Path(name).unlink()
+        assert main(["disk", *words[:1], "-q", *words[1:]]) == 0
+        assert not capsys.readouterr().err
+
+
+def test_a_format_that_is_given_counts(capsys):
+    assert main(["disk", "create", "-f", "raw", "a.qcow2", "1M"]) == 0
+    with open_disk("a.qcow2", read_only=True) as disk:
+        assert disk.format == "raw"
+    assert not capsys.readouterr().err
+    assert main(["disk", "create", "--json", "b.vhdx", "1M"]) == 0
+    assert '"format": "vhdx"' in capsys.readouterr().out

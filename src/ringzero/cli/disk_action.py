@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,32 @@ if TYPE_CHECKING:
 
 # What other programs call our formats.
 _ALIASES = {"vpc": "vhd"}
+# What is meant by a file's suffix; all others are raw.
+_SUFFIXES = {
+    "qcow2": "qcow2",
+    "qcow": "qcow2",
+    "qc2": "qcow2",
+    "vmdk": "vmdk",
+    "vdi": "vdi",
+    "vhd": "vhd",
+    "vpc": "vhd",
+    "avhd": "vhd",
+    "vhdx": "vhdx",
+    "avhdx": "vhdx",
+}
+# Suffixes of what is no raw image elsewhere.
+_OTHERS = {
+    "qed": "QED",
+    "hdd": "Parallels",
+    "hds": "Parallels",
+    "dmg": "DMG",
+    "ova": "OVA",
+    "luks": "LUKS",
+    "gz": "compressed",
+    "xz": "compressed",
+    "zst": "compressed",
+    "zip": "compressed",
+}
 
 
 class Action(Verb):
@@ -55,6 +82,25 @@ def wants_json(arguments: argparse.Namespace) -> bool:
 def format_name(text: str | None) -> str | None:
     """Return our name of a format that may have been given by another one's."""
     return None if text is None else _ALIASES.get(text, text)
+
+
+def new_format(arguments: argparse.Namespace, given: str | None, filename: str) -> str:
+    """Return the format of a file that is to be made: as given, or by its suffix, and says so."""
+    if given is not None:
+        return format_name(given) or "raw"
+    _, dot, suffix = filename.rpartition("/")[2].lower().rpartition(".")
+    suffix = suffix if dot else ""
+    kind = _SUFFIXES.get(suffix, "raw")
+    if arguments.quiet:
+        return kind
+    if kind != "raw":
+        print(f"ringzero: {filename} becomes {kind}, by its suffix", file=sys.stderr)
+    elif suffix in _OTHERS:
+        print(
+            f"ringzero: {filename} becomes raw: {_OTHERS[suffix]} images are not made here",
+            file=sys.stderr,
+        )
+    return kind
 
 
 def options(texts: list[str] | None) -> dict[str, str]:

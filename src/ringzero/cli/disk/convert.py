@@ -13,6 +13,7 @@ from ringzero.cli.disk_action import (
     Action,
     add_common,
     format_name,
+    new_format,
     open_for,
     options,
     progress,
@@ -52,7 +53,7 @@ finished does not have its name yet.
     def configure(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
         add("-f", "--format", metavar="FMT", help="of the source (default: found by content)")
-        add("-O", "--target-format", metavar="FMT", default="raw", help="default: raw")
+        add("-O", "--target-format", metavar="FMT", help="default: by the suffix, or raw")
         add("-o", "--options", metavar="NAME=VALUE,...", action="append", help="of the target")
         add("-c", "--compress", action="store_true", help="compress the target")
         add("-B", "--backing", metavar="FILE", help="make an overlay over FILE")
@@ -78,6 +79,7 @@ finished does not have its name yet.
         source, target = Path(arguments.source), Path(arguments.target)
         read_soon(source, _FIRST)
         refuse_same_file(source, target)
+        arguments.target_format = new_format(arguments, arguments.target_format, arguments.target)
         opening = options(arguments.open)
         if arguments.snapshot:
             opening["snapshot"] = arguments.snapshot.removeprefix("snapshot.name=")
@@ -109,7 +111,7 @@ def _afresh(
 
     work = Conversion(
         Path(arguments.target),
-        format_name(arguments.target_format) or "raw",
+        arguments.target_format,
         options=options(arguments.options),
         opening=opening,
         backing=arguments.backing,
@@ -137,8 +139,9 @@ def _into(disk: Disk, arguments: argparse.Namespace, sparse: int, threads: int, 
 
     if arguments.backing or arguments.options:
         raise InvalidValueError("-n takes neither -B nor -o: the target is there already")
-    kind = format_name(arguments.target_format)
-    with open_for(arguments.target, kind, write=True, sync=arguments.cache != "unsafe") as target:
+    with open_for(
+        arguments.target, arguments.target_format, write=True, sync=arguments.cache != "unsafe"
+    ) as target:
         if target.size < disk.size:
             raise InvalidValueError(
                 f"the target has {target.size} bytes, the source {disk.size}",

@@ -9,7 +9,7 @@ from ringzero.cli.disk_action import (
     ACTIONS,
     Action,
     add_common,
-    format_name,
+    new_format,
     open_for,
     progress,
     refuse_same_file,
@@ -31,7 +31,7 @@ class Dd(Action):
     def configure(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
         add("-f", "--format", metavar="FMT", help="of the source (default: found by content)")
-        add("-O", "--target-format", metavar="FMT", default="raw", help="default: raw")
+        add("-O", "--target-format", metavar="FMT", help="default: by the suffix, or raw")
         add("operands", nargs="+", metavar="if=|of=|bs=|count=|skip=")
         add_common(parser, progress=True)
 
@@ -45,7 +45,7 @@ class Dd(Action):
         skip = parse_size(words.get("skip", "0")) * block
         if block <= 0:
             raise InvalidValueError("bs must be positive")
-        kind = format_name(arguments.target_format) or "raw"
+        kind = new_format(arguments, arguments.target_format, words["of"])
         with open_for(words["if"], arguments.format) as source:
             there = max(0, source.size - skip)
             length = min(there, parse_size(words["count"]) * block if "count" in words else there)
