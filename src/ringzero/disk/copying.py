@@ -28,6 +28,10 @@ Request = tuple[int, memoryview]
 WINDOW = MIB
 # The shortest run of zeroes that is looked for unasked, as in qemu-img.
 SPARSE = 4 * KIB
+# What one thread hands to another: on a busy host each time costs a wait for the processor.
+_PLAIN = 4 * MIB
+# One being read, one being written, and one between them.
+_MOST_BUFFERS = 3
 # Zeroes inside a cluster of the target are left out in pieces of this, at most.
 _MAX_UNIT = 64 * KIB
 # How much a thread packs at a time: milliseconds of work.
@@ -136,7 +140,7 @@ class Copy:
 class _Copier:
     """Copies pieces; any thread."""
 
-    window = WINDOW
+    window = _PLAIN
 
     def __init__(self, plan: Copy) -> None:
         self.plan = plan
@@ -146,7 +150,7 @@ class _Copier:
         self._local = threading.local()
         # Buffers for what is read ahead of the threads.
         self._free: SimpleQueue[memoryview] = SimpleQueue()
-        for _ in range(plan.threads + 1):
+        for _ in range(min(plan.threads + 1, _MOST_BUFFERS)):
             self._free.put(aligned_buffer(self.window))
 
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
@@ -268,6 +272,8 @@ class _Packer(_Copier):
 
 class _Layerer(_Copier):
     """Copies into an overlay only what differs from its backing file."""
+
+    window = WINDOW
 
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
         return windows(self.plan.source, start, end, self.window)

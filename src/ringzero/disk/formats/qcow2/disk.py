@@ -29,7 +29,6 @@ from ringzero.disk.contract import (
     Surroundings,
 )
 from ringzero.disk.formats.qcow2.bitmaps import Bitmaps
-from ringzero.disk.formats.qcow2.check import Checker
 from ringzero.disk.formats.qcow2.compressed import Qcow2Compression, Unpacker, clusters_of
 from ringzero.disk.formats.qcow2.create import CREATE_OPTIONS, lay_out, make_header
 from ringzero.disk.formats.qcow2.header import (
@@ -293,6 +292,9 @@ class Qcow2Disk(MappedDisk):
     def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
         if self.read_only and repair is not Repair.NOTHING:
             raise self._read_only_error()
+        # Not every command checks.
+        from ringzero.disk.formats.qcow2.check import Checker
+
         if self.read_only:
             return Checker(self).run(repair)
         with self.at_rest():
