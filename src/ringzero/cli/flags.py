@@ -45,14 +45,13 @@ class PlainFlags:
                 self._add_word(names[0], options)
             return
         action = options.get("action", "store")
-        if (
+        if not self.lenient and (
             set(options) - _KNOWN
             or action not in _ACTIONS
             # Such a default is converted too.
             or ("type" in options and isinstance(options.get("default"), str))
         ):
-            if not self.lenient:
-                raise _NotPlainError
+            raise _NotPlainError
         chosen = next((name for name in names if name.startswith("--")), names[0])
         destination = chosen.lstrip("-").replace("-", "_")
         for name in names:

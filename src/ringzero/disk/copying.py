@@ -93,22 +93,37 @@ class Copy:
         else:
             worker = _Copier(self) if self.target.backing is None else _Layerer(self)
         waiting: deque[tuple[Piece, Job]] = deque()
-        with Workers(self.threads, "ringzero-copy") as pool:
-            try:
-                for piece in self._announced(worker.pieces(start, length)):
-                    loaded = worker.load(piece)
-                    waiting.append((piece, pool.submit(worker.work, piece, loaded)))
-                    if len(waiting) > 2 * self.threads:
-                        self._finish(worker, *waiting.popleft())
-                while waiting:
-                    self._finish(worker, *waiting.popleft())
-            except BaseException:
-                for _, job in waiting:
-                    job.cancel()
-                raise
+        try:
+            with Workers(self.threads, "ringzero-copy") as pool:
+                self._run(worker, pool, waiting, worker.pieces(start, length))
+        except (KeyboardInterrupt, SystemExit):
+            # What was under way is written by now.
+            while waiting and waiting[0][1].made:
+                self._finish(worker, *waiting.popleft())
+            raise
         if not self.blank and self.target.size > length:
             self.target.write_zeroes(length, self.target.size - length)
             self.on_progress(self.target.size)
+
+    def _run(
+        self,
+        worker: _Copier,
+        pool: Workers,
+        waiting: deque[tuple[Piece, Job]],
+        pieces: Iterator[Piece],
+    ) -> None:
+        try:
+            for piece in self._announced(pieces):
+                loaded = worker.load(piece)
+                waiting.append((piece, pool.submit(worker.work, piece, loaded)))
+                while waiting and (waiting[0][1].made or len(waiting) > 2 * self.threads):
+                    self._finish(worker, *waiting.popleft())
+            while waiting:
+                self._finish(worker, *waiting.popleft())
+        except BaseException:
+            for _, job in waiting:
+                job.cancel()
+            raise
 
     def _announced(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
         """Yield `pieces`; those that follow are told to the host, once it had to be waited for."""

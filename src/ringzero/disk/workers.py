@@ -22,6 +22,8 @@ class Job:
         self._result: Any = None
         self._fault: BaseException | None = None
         self._cancelled = False
+        # Whether the call has been made, and returned.
+        self.made = False
         self._running = threading.Lock()
         self._running.acquire()
 
@@ -30,6 +32,7 @@ class Job:
         try:
             if not self._cancelled:
                 self._result = self._call(*self._values)
+                self.made = True
         except BaseException as fault:
             self._fault = fault
         finally:
