@@ -23,13 +23,12 @@ from ringzero.units import KIB, MIB
 # What is read from the source: where, and the bytes.
 Request = tuple[int, memoryview]
 
-# Large enough to make the interpreter's share small, small enough for the
-# CPU's cache to hold it from the read to the write.
+# Large enough to make the interpreter's share small, small enough for the CPU's cache to hold
+# it from the read to the write. And for the host to have the pages: with writes of 4 MiB, ext4
+# takes pages of 2 MiB, which a virtual machine's host has often yet to provide.
 WINDOW = MIB
 # The shortest run of zeroes that is looked for unasked, as in qemu-img.
 SPARSE = 4 * KIB
-# What one thread hands to another: on a busy host each time costs a wait for the processor.
-_PLAIN = 4 * MIB
 # One being read, one being written, and one between them.
 _MOST_BUFFERS = 3
 # Zeroes inside a cluster of the target are left out in pieces of this, at most.
@@ -155,7 +154,7 @@ class Copy:
 class _Copier:
     """Copies pieces; any thread."""
 
-    window = _PLAIN
+    window = WINDOW
 
     def __init__(self, plan: Copy) -> None:
         self.plan = plan
@@ -287,8 +286,6 @@ class _Packer(_Copier):
 
 class _Layerer(_Copier):
     """Copies into an overlay only what differs from its backing file."""
-
-    window = WINDOW
 
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
         return windows(self.plan.source, start, end, self.window)
