@@ -1,9 +1,10 @@
 """Copying the contents of one disk to another: what holds data is read, what is zero is not.
 
-The disk is cut into pieces of about a window of data each. They are read one
-after the other, as the host likes it best, and other threads look for zeroes
-and write the rest; what must be unpacked is read by those too. Python is in
-the way once for a piece, which may hold a thousand short extents.
+The disk is cut into pieces of about a window of data each. Plain ones are read
+and written by one thread: the host copies them as fast as two do, whose caches
+would have to hand the data over, and reads ahead by itself. Other threads
+unpack, pack and compare. Python is in the way once for a piece, which may hold
+a thousand short extents.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from queue import SimpleQueue
 from typing import NamedTuple
 
 from ringzero.disk.contract import Compression, Disk, Kind
@@ -29,8 +29,6 @@ Request = tuple[int, memoryview]
 WINDOW = MIB
 # The shortest run of zeroes that is looked for unasked, as in qemu-img.
 SPARSE = 4 * KIB
-# One being read, one being written, and one between them.
-_MOST_BUFFERS = 3
 # Zeroes inside a cluster of the target are left out in pieces of this, at most.
 _MAX_UNIT = 64 * KIB
 # How much a thread packs at a time: milliseconds of work.
@@ -53,13 +51,6 @@ class Piece(NamedTuple):
     end: int
     parts: Sequence[tuple[int, int]]
     packed: bool = False
-
-
-class Loaded(NamedTuple):
-    """The bytes of a piece's parts, one behind the other in `buffer`."""
-
-    buffer: memoryview
-    requests: list[Request]
 
 
 @mutable_record
@@ -113,8 +104,11 @@ class Copy:
     ) -> None:
         try:
             for piece in self._announced(pieces):
-                loaded = worker.load(piece)
-                waiting.append((piece, pool.submit(worker.work, piece, loaded)))
+                if worker.shares(piece):
+                    job = pool.submit(worker.work, piece)
+                else:
+                    job = Job.made_already(worker.work(piece))
+                waiting.append((piece, job))
                 while waiting and (waiting[0][1].made or len(waiting) > 2 * self.threads):
                     self._finish(worker, *waiting.popleft())
             while waiting:
@@ -162,10 +156,6 @@ class _Copier:
         # The host lets one thread at a time write to a file; the others would spin meanwhile.
         self.writing = threading.Lock()
         self._local = threading.local()
-        # Buffers for what is read ahead of the threads.
-        self._free: SimpleQueue[memoryview] = SimpleQueue()
-        for _ in range(min(plan.threads + 1, _MOST_BUFFERS)):
-            self._free.put(aligned_buffer(self.window))
 
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
         """Cut the source up."""
@@ -180,16 +170,9 @@ class _Copier:
             found = self._local.buffer = aligned_buffer(self.window)
         return found
 
-    def load(self, piece: Piece) -> Loaded | None:
-        """Read a piece ahead, in order; None when `work` is to read it."""
-        if not piece.parts or piece.packed:
-            return None
-        buffer = self._free.get()
-        try:
-            return Loaded(buffer, self._read(piece, buffer))
-        except BaseException:
-            self._free.put(buffer)
-            raise
+    def shares(self, piece: Piece) -> bool:
+        """Whether other threads are to copy a piece."""
+        return piece.packed
 
     def _read(self, piece: Piece, buffer: memoryview) -> list[Request]:
         """Read the parts of a piece into `buffer`, one behind the other."""
@@ -204,16 +187,9 @@ class _Copier:
             source.read_into(offset, views)
         return requests
 
-    def work(self, piece: Piece, loaded: Loaded | None) -> object:
-        """Copy a piece, which `load` has read or not; returns what `settle` is to have."""
-        try:
-            if loaded is not None:
-                self._write(piece, loaded.requests)
-            else:
-                self._write(piece, self._read(piece, self.buffer()) if piece.parts else [])
-        finally:
-            if loaded is not None:
-                self._free.put(loaded.buffer)
+    def work(self, piece: Piece) -> object:
+        """Copy a piece; returns what `settle` is to have."""
+        self._write(piece, self._read(piece, self.buffer()) if piece.parts else [])
         return None
 
     def _write(self, piece: Piece, parts: list[Request]) -> None:
@@ -253,10 +229,10 @@ class _Packer(_Copier):
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
         return windows(self.plan.source, start, end, self.window)
 
-    def load(self, piece: Piece) -> None:
-        """Packing takes much longer than reading; all of it is done by the threads."""
+    def shares(self, piece: Piece) -> bool:
+        return True
 
-    def work(self, piece: Piece, loaded: Loaded | None) -> object:
+    def work(self, piece: Piece) -> object:
         plan, compression = self.plan, self.compression
         view = self.buffer()
         if piece.parts:
@@ -290,10 +266,10 @@ class _Layerer(_Copier):
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
         return windows(self.plan.source, start, end, self.window)
 
-    def load(self, piece: Piece) -> None:
-        """The threads compare windows of two disks, and read both."""
+    def shares(self, piece: Piece) -> bool:
+        return True
 
-    def work(self, piece: Piece, loaded: Loaded | None) -> object:
+    def work(self, piece: Piece) -> object:
         target = self.plan.target
         below = target.backing
         assert below is not None

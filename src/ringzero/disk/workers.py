@@ -27,6 +27,13 @@ class Job:
         self._running = threading.Lock()
         self._running.acquire()
 
+    @classmethod
+    def made_already(cls, result: Any) -> Job:
+        """Return a job that has this result."""
+        job = cls(lambda: result, ())
+        job.run()
+        return job
+
     def run(self) -> None:
         """Make the call, unless it has been cancelled."""
         try:
@@ -52,10 +59,11 @@ class Job:
 
 
 class Workers:
-    """`count` threads; leaving the context waits for all jobs."""
+    """`count` threads, started with the first job; leaving the context waits for all jobs."""
 
     def __init__(self, count: int, name: str) -> None:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._begun = False
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
             for number in range(count)
@@ -65,6 +73,10 @@ class Workers:
         """Have a thread call `call(*values)`."""
         job = Job(call, values)
         self._jobs.put(job)
+        if not self._begun:
+            self._begun = True
+            for thread in self._threads:
+                thread.start()
         return job
 
     def _work(self) -> None:
@@ -72,8 +84,6 @@ class Workers:
             job.run()
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
         return self
 
     def __exit__(
@@ -82,6 +92,8 @@ class Workers:
         fault: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not self._begun:
+            return
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
