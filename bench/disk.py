@@ -19,13 +19,14 @@ import argparse
 import json
 import mmap
 import os
+import random
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, pairwise
@@ -78,6 +79,10 @@ LOADS = [
 # they do not depend on how busy the host's disk is.
 MEMORY = Path("/dev/shm")
 MEMORY_ROOM = 2 * CONVERT_SIZE
+
+# Scattered data: bytes of a piece, how many, and of the disk. Such are the disks of guests
+# that have lived for a while, and of file systems that spread what they hold.
+SCATTERS = [(MIB, 510, 2 * GIB), (64 * KIB, 4000, 4 * GIB), (4 * KIB, 8000, 4 * GIB)]
 
 # Every pair of the four, and the way in and out for the others.
 PAIRS = [
@@ -321,7 +326,6 @@ def convert_in(directory: Path, wanted: Callable[[str], bool], cold: bool) -> It
     held: Path | None = None
     for source, target, compressed in sorted(PAIRS, key=lambda pair: FORMATS.index(pair[0])):
         path = directory / f"half.{source}"
-        out = directory / f"out.{target}"
         title = f"convert {source} to {target}{' compressed' if compressed else ''}"
         title += " cold" if cold else " warm"
         if not wanted(title):
@@ -331,26 +335,77 @@ def convert_in(directory: Path, wanted: Callable[[str], bool], cold: bool) -> It
                 held.unlink()
             half_full(path, source)
             held = path
+        rounds = 1 if compressed else CONVERT_ROUNDS
         flags = ["-c"] if compressed else []
-        names = [PEER_NAMES.get(name, name) for name in (source, target)]
-        python = [sys.executable, "-m", "ringzero", "disk"]
-        python += convert_command(flags, source, target, path, out)
-        qemu = ["qemu-img", *convert_command(flags, names[0], names[1], path, out)]
-        mine: list[float] = []
-        theirs: list[float] = []
-        for turn in range(1 if compressed else CONVERT_ROUNDS):
-            sides = [(python, mine), (qemu, theirs)]
-            # Who comes first finds memory that the machine's host may have yet to provide.
-            for command, times in sides if turn % 2 else reversed(sides):
-                times.append(timed(command, path, out, cold))
-        amount = CONVERT_SIZE / 1e9
-        mine_s, theirs_s = (amount / statistics.median(times) for times in (mine, theirs))
-        yield Row(title, "GB/s", mine_s, theirs_s, best=min(theirs) / min(mine))
+        yield conversion(title, source, target, path, flags=flags, cold=cold, rounds=rounds)
     if held is not None:
         held.unlink()
 
 
-def convert_command(flags: list[str], source: str, target: str, path: Path, out: Path) -> list[str]:
+def scattered(directory: Path, wanted: Callable[[str], bool]) -> Iterator[Row]:
+    """Converting images with data in many pieces, warm, by both command lines."""
+    place = directory
+    if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_ROOM:
+        place = Path(tempfile.mkdtemp(dir=MEMORY))
+    pairs = [(a, b) for a in FORMATS for b in FORMATS if a != b]
+    try:
+        for piece, count, size in SCATTERS:
+            for source, target in pairs:
+                title = f"convert {source} to {target} {count} x {piece // KIB}K"
+                if not wanted(title):
+                    continue
+                path = place / f"scattered-{count}.{source}"
+                if not path.exists():
+                    scatter(path, source, piece, count, size)
+                yield conversion(title, source, target, path, amount=piece * count)
+            for source in FORMATS:
+                (place / f"scattered-{count}.{source}").unlink(missing_ok=True)
+    finally:
+        if place != directory:
+            shutil.rmtree(place)
+
+
+def conversion(
+    title: str,
+    source: str,
+    target: str,
+    path: Path,
+    *,
+    flags: Sequence[str] = (),
+    cold: bool = False,
+    rounds: int = CONVERT_ROUNDS,
+    amount: int = CONVERT_SIZE,
+) -> Row:
+    """Convert the image `path`, which holds `amount` bytes, by both commands in turn."""
+    out = path.parent / f"out.{target}"
+    names = [PEER_NAMES.get(name, name) for name in (source, target)]
+    python = [sys.executable, "-m", "ringzero", "disk"]
+    python += convert_command(flags, source, target, path, out)
+    qemu = ["qemu-img", *convert_command(flags, names[0], names[1], path, out)]
+    mine: list[float] = []
+    theirs: list[float] = []
+    for turn in range(rounds):
+        sides = [(python, mine), (qemu, theirs)]
+        # Who comes first finds memory that the machine's host may have yet to provide.
+        for command, times in sides if turn % 2 else reversed(sides):
+            times.append(timed(command, path, out, cold))
+    mine_s, theirs_s = (amount / 1e9 / statistics.median(times) for times in (mine, theirs))
+    return Row(title, "GB/s", mine_s, theirs_s, best=min(theirs) / min(mine))
+
+
+def scatter(path: Path, format_name: str, piece: int, count: int, size: int) -> None:
+    """Make an image of `size` bytes with data in `count` pieces, far from one another."""
+    create_disk(path, format_name, size, overwrite=True)
+    dice = random.Random(count)
+    data = dice.randbytes(piece)
+    with open_disk(path, format_name, sync=False) as disk:
+        for place in sorted(dice.sample(range(size // piece // 2), count)):
+            disk.write(2 * place * piece, data)
+
+
+def convert_command(
+    flags: Sequence[str], source: str, target: str, path: Path, out: Path
+) -> list[str]:
     return ["convert", *flags, "-t", "unsafe", "-f", source, "-O", target, str(path), str(out)]
 
 
@@ -377,7 +432,7 @@ def timed(command: list[str], source: Path, out: Path, cold: bool) -> float:
     return took
 
 
-TABLE = (requests, holes, fresh_writes, chain, convert)
+TABLE = (requests, holes, fresh_writes, chain, convert, scattered)
 
 
 def main() -> None:

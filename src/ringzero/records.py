@@ -1,12 +1,13 @@
-"""Frozen dataclasses that cost nothing to define.
+"""Dataclasses that cost nothing to define.
 
 `dataclasses.dataclass` compiles five functions for each class, about a
-millisecond, and imports `inspect`; a machine's start would spend most of its
-time there. A class under `@record` looks and behaves the same (fields from
-annotations, defaults, equality, hash, repr, no assignment), with functions
-that all records share. It becomes a real dataclass when the standard library
-first asks for its fields, so that `dataclasses.fields`, `replace` and `asdict`
-take it. Modules that a machine's start loads use this one, others either.
+millisecond, and imports `inspect`; a start would spend most of its time there.
+A class under `@record` looks and behaves like a frozen one (fields from
+annotations, defaults, equality, hash, repr, no assignment), one under
+`@mutable_record` like a plain one, with functions that all records share. It
+becomes a real dataclass when the standard library first asks for its fields,
+so that `dataclasses.fields`, `replace` and `asdict` take it. Modules that the
+start of a machine or of a disk tool loads use these, others either.
 """
 
 from __future__ import annotations
@@ -33,6 +34,24 @@ def field(*, default_factory: Callable[[], T], repr: bool = True) -> T:
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def record(cls: type[T]) -> type[T]:
     """Make `cls` a frozen dataclass; fields with defaults come last."""
+    _set_up(cls)
+    for name, value in (("__hash__", _hash), ("__setattr__", _refuse), ("__delattr__", _refuse)):
+        # Defining __eq__ makes Python set __hash__ to None.
+        if name not in vars(cls) or (name == "__hash__" and vars(cls)[name] is None):
+            setattr(cls, name, value)
+    return cls
+
+
+@dataclass_transform(field_specifiers=(field,))
+def mutable_record(cls: type[T]) -> type[T]:
+    """Make `cls` a dataclass whose fields may be assigned; fields with defaults come last."""
+    _set_up(cls)
+    if "__hash__" not in vars(cls):
+        cls.__hash__ = None  # type: ignore[assignment]
+    return cls
+
+
+def _set_up(cls: type[Any]) -> None:
     names: list[str] = []
     for base in reversed(cls.__mro__):
         if base is cls or "__dataclass_fields__" in vars(base):
@@ -43,16 +62,11 @@ def record(cls: type[T]) -> type[T]:
         "__init__": _init,
         "__repr__": _repr,
         "__eq__": _eq,
-        "__hash__": _hash,
-        "__setattr__": _refuse,
-        "__delattr__": _refuse,
         "__dataclass_fields__": _Fields(),
     }
     for name, value in own.items():
-        # Defining __eq__ makes Python set __hash__ to None.
-        if name not in vars(cls) or (name == "__hash__" and vars(cls)[name] is None):
+        if name not in vars(cls):
             setattr(cls, name, value)
-    return cls
 
 
 def replace(item: T, **changes: Any) -> T:

@@ -53,6 +53,40 @@ def test_the_rest_is_left_to_argparse(words):
     assert flags.parse(RUN, words) is None
 
 
+DISK = VERBS.get("disk")()
+DISK_WORDS = st.sampled_from(
+    ["-f", "raw", "-O", "qcow2", "-p", "-q", "a", "b", "--output", "json", "--output=human", "xml",
+     "-o", "x=1", "-m", "2", "-c", "--force", "-", "", "-Oraw", "--json", "-l", "+1G", "-1G"]
+)  # fmt: skip
+
+
+def plain(found):
+    """Return what was read, without the command, which either side has made for itself."""
+    return {name: value for name, value in found.items() if name != "chosen_command"}
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(["convert", "measure", "create", "info", "resize", "dd", "snapshot", "none"]),
+    st.lists(DISK_WORDS, max_size=7),
+)
+def test_words_without_a_flag(command, words):
+    found = flags.parse(DISK, [command, *words])
+    if found is not None:
+        assert plain(vars(found)) == plain(by_argparse(DISK, [command, *words]))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["convert", "-f", "raw", "a", "-O", "qcow2", "b", "-q"], ["info", "a", "--json"],
+        ["measure", "--size", "1G"], ["create", "-q", "a", "1G"], ["create", "a"],
+    ],
+)  # fmt: skip
+def test_the_usual_commands_are_read(words):
+    assert plain(vars(flags.parse(DISK, words))) == plain(by_argparse(DISK, words))
+
+
 @pytest.mark.parametrize("name", VERBS.names())
 def test_every_verb(name):
     verb = VERBS.get(name)()

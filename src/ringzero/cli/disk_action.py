@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import sys
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
+from ringzero.cli.verb import Verb
 from ringzero.errors import InvalidValueError
 from ringzero.registry import Registry
 from ringzero.units import format_size
 
 if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
     from ringzero.disk import Disk
 
+# What is meant by a file's suffix; all others are raw.
+_SUFFIXES = {
+    "qcow2": "qcow2",
+    "qcow": "qcow2",
+    "qc2": "qcow2",
+    "vmdk": "vmdk",
+    "vdi": "vdi",
+    "vhd": "vhd",
+    "vpc": "vhd",
+    "avhd": "vhd",
+    "vhdx": "vhdx",
+    "avhdx": "vhdx",
+}
+# Suffixes of what is no raw image elsewhere.
+_OTHERS = {
+    "qed": "QED",
+    "hdd": "Parallels",
+    "hds": "Parallels",
+    "dmg": "DMG",
+    "ova": "OVA",
+    "luks": "LUKS",
+    "gz": "compressed",
+    "xz": "compressed",
+    "zst": "compressed",
+    "zip": "compressed",
+}
 
-class Action(ABC):
-    """One action. `summary` is a line in the list; `examples` are shown in its help."""
 
-    summary: ClassVar[str]
-    examples: ClassVar[str] = ""
-
-    @abstractmethod
-    def configure(self, parser: argparse.ArgumentParser) -> None:
-        """Add the action's own arguments to `parser`."""
-
-    @abstractmethod
-    def execute(self, arguments: argparse.Namespace) -> int:
-        """Do it; return the exit code. Raises RingzeroError."""
+class Action(Verb):
+    """One command of `ringzero disk`."""
 
 
-ACTIONS: Registry[type[Action]] = Registry("disk command", "ringzero.cli.disk")
+ACTIONS: Registry[type[Verb]] = Registry("disk command", "ringzero.cli.disk")
 
 
 def add_common(
@@ -65,6 +84,25 @@ def format_name(text: str | None) -> str | None:
     return None if text is None else formatnames.format_name(text)
 
 
+def new_format(arguments: argparse.Namespace, given: str | None, filename: str) -> str:
+    """Return the format of a file that is to be made: as given, or by its suffix, and says so."""
+    if given is not None:
+        return format_name(given) or "raw"
+    _, dot, suffix = filename.rpartition("/")[2].lower().rpartition(".")
+    suffix = suffix if dot else ""
+    kind = _SUFFIXES.get(suffix, "raw")
+    if arguments.quiet:
+        return kind
+    if kind != "raw":
+        print(f"ringzero: {filename} becomes {kind}, by its suffix", file=sys.stderr)
+    elif suffix in _OTHERS:
+        print(
+            f"ringzero: {filename} becomes raw: {_OTHERS[suffix]} images are not made here",
+            file=sys.stderr,
+        )
+    return kind
+
+
 def options(texts: list[str] | None) -> dict[str, str]:
     """Return the pairs of `-o a=b,c=d`, given any number of times. ",," is a comma."""
     found: dict[str, str] = {}
@@ -88,6 +126,15 @@ def open_for(
     from ringzero.disk import open_disk
 
     return open_disk(path, format_name(format), read_only=not write, **more)
+
+
+def refuse_same_file(source: Path, target: Path) -> None:
+    """Raise InvalidValueError when both names lead to one file."""
+    with contextlib.suppress(OSError):
+        if source.samefile(target):
+            raise InvalidValueError(
+                "source and target are the same file", hint="choose another target"
+            )
 
 
 @contextlib.contextmanager

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ringzero.cli.verb import Verb
+from ringzero.cli.verb import Group, Verb
 
-_KNOWN = {"metavar", "help", "default", "action", "type"}
+_KNOWN = {"metavar", "help", "default", "action", "type", "choices"}
+_WORD_KNOWN = {"metavar", "help"}
 _ACTIONS = ("store", "store_true", "append")
 
 
@@ -24,7 +24,7 @@ class _NotPlainError(Exception):
 
 
 class PlainFlags:
-    """Flags with or without a value; no positional words."""
+    """Flags with or without a value, and words without a flag."""
 
     usage: str | None = None
     # Take words and flags of other kinds, too, whose values are then not read.
@@ -32,29 +32,44 @@ class PlainFlags:
 
     def __init__(self) -> None:
         self._flags: dict[str, tuple[str, str, Callable[[str], Any]]] = {}
+        self._choices: dict[str, Sequence[str]] = {}
         self._values: dict[str, Any] = {}
+        # Of the words without a flag, those that must be there, and those that need not.
+        self._needed: list[str] = []
+        self._optional: list[str] = []
 
     def add_argument(self, *names: str, **options: Any) -> None:
         """As argparse's; raises _NotPlainError for what is not plain."""
+        if not names[0].startswith("-"):
+            if not self.lenient:
+                self._add_word(names[0], options)
+            return
         action = options.get("action", "store")
-        if (
+        if not self.lenient and (
             set(options) - _KNOWN
             or action not in _ACTIONS
-            or not all(name.startswith("-") for name in names)
             # Such a default is converted too.
             or ("type" in options and isinstance(options.get("default"), str))
         ):
-            if not self.lenient:
-                raise _NotPlainError
-            if not names[0].startswith("-"):
-                return
+            raise _NotPlainError
         chosen = next((name for name in names if name.startswith("--")), names[0])
         destination = chosen.lstrip("-").replace("-", "_")
         for name in names:
             self._flags[name] = destination, action, options.get("type", str)
+        if "choices" in options:
+            self._choices[destination] = options["choices"]
         self._values[destination] = options.get(
             "default", False if action == "store_true" else None
         )
+
+    def _add_word(self, name: str, options: dict[str, Any]) -> None:
+        optional = options.get("nargs") == "?"
+        if set(options) - _WORD_KNOWN - {"nargs"} or not (optional or "nargs" not in options):
+            raise _NotPlainError
+        if self._optional and not optional:
+            raise _NotPlainError
+        (self._optional if optional else self._needed).append(name)
+        self._values[name] = None
 
     def __getattr__(self, name: str) -> Any:
         raise _NotPlainError
@@ -63,7 +78,17 @@ class PlainFlags:
         """Return the values by destination; raises _NotPlainError, ValueError."""
         values = dict(self._values)
         rest = list(words)
+        found: list[str] = []
+        last_was_word = True
         while rest:
+            if rest[0] and not rest[0].startswith("-"):
+                if self._optional and found and not last_was_word:
+                    # What argparse makes of flags between such words is its own affair.
+                    raise _NotPlainError
+                found.append(rest.pop(0))
+                last_was_word = True
+                continue
+            last_was_word = False
             name, equals, text = rest.pop(0).partition("=")
             if name not in self._flags or (equals and not name.startswith("--")):
                 raise _NotPlainError
@@ -78,9 +103,15 @@ class PlainFlags:
                     raise _NotPlainError
                 text = rest.pop(0)
             value = convert(text)
+            if destination in self._choices and value not in self._choices[destination]:
+                raise _NotPlainError
             if action == "append":
                 value = [*(values[destination] or ()), value]
             values[destination] = value
+        spare = len(found) - len(self._needed)
+        if not 0 <= spare <= len(self._optional):
+            raise _NotPlainError
+        values.update(zip([*self._needed, *self._optional], found, strict=False))
         return values
 
     def words(self, words: Sequence[str]) -> list[int]:
@@ -107,6 +138,15 @@ def words_of(verb: Verb, words: Sequence[str]) -> list[int]:
 
 def parse(verb: Verb, words: Sequence[str]) -> Any:
     """Return what argparse would make of `words` for `verb`, or None: ask argparse."""
+    if isinstance(verb, Group):
+        commands = verb.commands()
+        if not words or words[0].startswith("-") or words[0] not in commands:
+            return None
+        command = commands.get(words[0])()
+        arguments = parse(command, words[1:])
+        if arguments is not None:
+            arguments.action, arguments.chosen_command = words[0], command
+        return arguments
     flags: Any = PlainFlags()
     try:
         verb.configure(flags)

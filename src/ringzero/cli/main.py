@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import ringzero
 from ringzero.cli import flags, output, signals
 from ringzero.cli.codes import INTERNAL, INTERRUPTED
-from ringzero.cli.verb import VERBS, Verb
+from ringzero.cli.verb import VERBS, Group, Verb
 from ringzero.errors import ConfigError, InvalidValueError, OutputError, RingzeroError
 from ringzero.settings import DEBUG
 
@@ -164,6 +164,8 @@ def _run_parsed(words: _Words, named: str | None, command: list[str] | None) -> 
         )
         # The list of commands needs a line of each, and no flags.
         if named is not None:
+            if isinstance(verb, Group) and words[1:2] and words[1] in verb.commands():
+                verb.named = words[1]
             verb.configure(sub)
             known = list(sub._option_string_actions)
         sub.set_defaults(chosen=verb)

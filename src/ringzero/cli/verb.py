@@ -52,6 +52,36 @@ class Verb(ABC):
         """Do it; return the exit code. Raises RingzeroError."""
 
 
+class Group(Verb):
+    """A verb with commands of its own, in the registry that `commands` returns."""
+
+    # The only command to be configured: what the others read costs a start more than they do.
+    named: str | None = None
+
+    @abstractmethod
+    def commands(self) -> Registry[type[Verb]]:
+        """Return the commands."""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the commands, each with its own arguments."""
+        commands = self.commands()
+        adder = parser.add_subparsers(dest="action", metavar="COMMAND", required=True)
+        for name in [self.named] if self.named is not None else commands.names():
+            command = commands.get(name)()
+            sub = adder.add_parser(
+                name,
+                help=command.summary,
+                description=command.summary[0].upper() + command.summary[1:] + ".",
+                epilog=command.examples and f"examples:\n{command.examples}",
+            )
+            command.configure(sub)
+            sub.set_defaults(chosen_command=command)
+
+    def execute(self, arguments: argparse.Namespace) -> int:
+        """Run the command."""
+        return int(arguments.chosen_command.execute(arguments))
+
+
 VERBS: Registry[type[Verb]] = Registry("command", "ringzero.cli.verbs")
 
 

@@ -6,13 +6,13 @@ import itertools
 import random
 import threading
 import time
-from dataclasses import dataclass
 
 from ringzero.disk.contract import Disk
 from ringzero.errors import InvalidValueError
+from ringzero.records import record
 
 
-@dataclass(frozen=True)
+@record
 class Load:
     """What to send. Sizes in bytes; `step` is from one request to the next (0: `size`)."""
 
@@ -27,7 +27,7 @@ class Load:
     flush_interval: int = 0
 
 
-@dataclass(frozen=True)
+@record
 class Timing:
     """How long it took."""
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 
 from ringzero.disk.blockcheck import BlockChecker, Range, copy_bytes, gaps
 from ringzero.disk.contract import SECTOR, CheckReport, Extent, Kind, Repair, Run
 from ringzero.disk.mapped import SPOT_ABSENT, SPOT_ZERO, MappedDisk
 from ringzero.disk.storage import Storage
+from ringzero.disk.tables import units_of
 from ringzero.disk.vectors import Views
 from ringzero.errors import DiskFormatError
 
@@ -91,6 +91,12 @@ class BlockDisk(MappedDisk):
     def _begin_writing(self) -> None:
         """Do what the format wants done before the first change of a session."""
 
+    def room_for(self, ranges: Sequence[tuple[int, int]]) -> int:
+        end = self.storage.size
+        to_alignment = -end % self.block_alignment
+        missing = sum(self._block(index) < 0 for index in units_of(ranges, self.block_size))
+        return to_alignment + missing * (self.block_lead + self.block_size) if missing else 0
+
     # ---- mapping ----------------------------------------------------------
 
     @property
@@ -145,7 +151,7 @@ class BlockDisk(MappedDisk):
                 at = extent.offset + host - (end - extent.length)
                 kind = Kind.DATA if has_data else Kind.ZERO
                 piece = min(run, end - host)
-                yield replace(extent, offset=at, length=piece, kind=kind, host=host)
+                yield extent._replace(offset=at, length=piece, kind=kind, host=host)
                 host += piece
                 if host == end:
                     break

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 from ringzero.disk.contract import Disk
 from ringzero.disk.copying import WINDOW
+from ringzero.records import record
 
 
-@dataclass(frozen=True)
+@record
 class Difference:
     """Where two disks differ first: the byte offset, or None when only their sizes do."""
 

@@ -16,10 +16,8 @@ image that opens and whose `check` finds leaked clusters at most.
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +29,7 @@ from ringzero.disk.formatnames import format_name
 from ringzero.disk.storage import Storage
 from ringzero.disk.vectors import Buffer, Buffers, Views, as_views, cut, fill_zeroes, total
 from ringzero.errors import DiskReadOnlyError, DiskUnsupportedError, InvalidValueError
+from ringzero.records import field, mutable_record, record
 from ringzero.units import parse_size
 
 SECTOR = 512
@@ -59,8 +58,7 @@ class Run(NamedTuple):
     writable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """A range of the disk as the whole chain sees it (what `disk map` prints).
 
     `kind` is DATA, COMPRESSED, ZERO, or ABSENT where no layer holds anything
@@ -81,7 +79,7 @@ class Extent:
         return self.kind in (Kind.ZERO, Kind.ABSENT)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Snapshot:
     """One internal snapshot. `date` is Unix seconds, `vm_clock` nanoseconds, `vm_state` bytes."""
 
@@ -91,9 +89,12 @@ class Snapshot:
     vm_clock: int = 0
     vm_state: int = 0
     disk_size: int | None = None
+    # Of the moment it was made, behind `date`; instructions counted by then, where they were.
+    date_ns: int = 0
+    icount: int | None = None
 
 
-@dataclass
+@mutable_record
 class CheckReport:
     """What `check` found. `errors` hold wrong data; `leaks` only waste space (clusters)."""
 
@@ -104,6 +105,8 @@ class CheckReport:
     allocated_clusters: int = 0
     total_clusters: int = 0
     compressed_clusters: int = 0
+    # Those that do not lie behind the one before; a compressed one never does.
+    fragmented_clusters: int = 0
     image_end: int = 0
     messages: list[str] = field(default_factory=list)
 
@@ -138,9 +141,9 @@ class Repair(Enum):
     ALL = "all"
 
 
-@dataclass
+@mutable_record
 class DiskInfo:
-    """What `disk info` tells of one layer; names as in `qemu-img info --output=json`."""
+    """What `disk info` tells of one layer."""
 
     filename: str
     format: str
@@ -155,17 +158,8 @@ class DiskInfo:
     snapshots: list[Snapshot] = field(default_factory=list)
     specific: dict[str, Any] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data; absent things are left out."""
-        plain = dataclasses.asdict(self)
-        return {
-            key.replace("_", "-"): value
-            for key, value in plain.items()
-            if value not in (None, [], {})
-        }
 
-
-@dataclass(frozen=True)
+@record
 class Option:
     """One creation option of a format (`-o name=value`), named as in `qemu-img`.
 
@@ -233,7 +227,7 @@ class Options(dict[str, Any]):
                 ) from fault
 
 
-@dataclass(frozen=True)
+@record
 class Sample:
     """What `probe` may look at: the first 4 KiB, the last 512 bytes, the length, the name."""
 
@@ -464,15 +458,33 @@ class Disk(ABC):
                 sum_of_lengths += length
         batch.read(self, checked, sum_of_lengths)
 
+    def read_ready(self, requests: Sequence[tuple[int, memoryview]]) -> list[batch.Checked]:
+        """Do those of the reads that need not wait for the host's disk; return the others.
+
+        Raises what `read_into` raises; nothing is read when one is outside the disk.
+        """
+        size = self.size
+        checked: list[batch.Checked] = []
+        for offset, view in requests:
+            if not 0 <= offset <= offset + len(view) <= size:
+                self._check_range(offset, len(view))
+            checked.append((offset, [view]))
+        return self._read_ready(checked)
+
     def write_batch(self, requests: Sequence[batch.Request]) -> None:
         """Do several writes, (offset, buffers) each, in no order; raises what `write` raises."""
-        checked = [(offset, as_views(buffers)) for offset, buffers in requests]
-        sizes = [total(views) for _, views in checked]
-        for (offset, _), length in zip(checked, sizes, strict=True):
-            self._check_write(offset, length)
-        for (offset, views), length in zip(checked, sizes, strict=True):
+        if self.read_only and requests:
+            raise self._read_only_error()
+        size = self.size
+        checked: list[batch.Checked] = []
+        for offset, buffers in requests:
+            views = as_views(buffers)
+            length = total(views)
+            if not 0 <= offset <= offset + length <= size:
+                self._check_range(offset, length)
             if length:
-                self._write(offset, views)
+                checked.append((offset, views))
+        self._write_batch(checked)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
         """Make a range read as zeroes; with `unmap`, its space may be given back."""
@@ -534,6 +546,14 @@ class Disk(ABC):
     def cluster_size(self) -> int | None:
         """The unit in which the format maps the disk, in bytes."""
         return None
+
+    def room_for(self, ranges: Sequence[tuple[int, int]]) -> int:
+        """Return by how many bytes the image's files grow, at most, when `ranges` are written.
+
+        They are (offset, length) each, in order and apart. An image that has all its space
+        does not grow.
+        """
+        return 0
 
     @abstractmethod
     def info(self) -> DiskInfo:
@@ -609,6 +629,11 @@ class Disk(ABC):
     @abstractmethod
     def _write(self, offset: int, views: Views) -> None: ...
 
+    def _write_batch(self, requests: Sequence[batch.Checked]) -> None:
+        """Do several writes, in any order."""
+        for offset, views in requests:
+            self._write(offset, views)
+
     @abstractmethod
     def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None: ...
 
@@ -644,6 +669,11 @@ class Disk(ABC):
     def _status(self, offset: int, length: int, depth: int, layers: int | None) -> Iterator[Extent]:
         below = self.backing if layers is None or depth + 1 < layers else None
         for run in self._runs(offset, length):
+            if below is None and run.kind is not Kind.COMPRESSED:
+                path = run.storage.name if run.storage is not None else None
+                yield Extent(offset, run.length, run.kind, depth, run.host, path)
+                offset += run.length
+                continue
             covered = 0
             if run.kind is Kind.ABSENT and below is not None:
                 covered = min(run.length, max(0, below.size - offset))
@@ -694,7 +724,7 @@ def _joined(extents: Iterator[Extent]) -> Iterator[Extent]:
             )
         )
         if follows:
-            held = dataclasses.replace(held, length=held.length + extent.length)
+            held = held._replace(length=held.length + extent.length)
         else:
             yield held
             held = extent

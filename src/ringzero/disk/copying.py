@@ -1,27 +1,34 @@
 """Copying the contents of one disk to another: what holds data is read, what is zero is not.
 
-The disk is cut into windows. They are read one after the other, as the host
-likes it best, and other threads look for zeroes and write the rest; what must
-be unpacked is read by those too. Python is in the way once for a window, not
-for a cluster.
+The disk is cut into pieces of about a window of data each. Plain ones are read
+and written by one thread: the host copies them as fast as two do, whose caches
+would have to hand the data over, and reads ahead by itself. Other threads
+unpack, pack and compare. Python is in the way once for a piece, which may hold
+a thousand short extents.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from queue import SimpleQueue
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from ringzero.disk.contract import Compression, Disk, Kind
 from ringzero.disk.vectors import aligned_buffer, fill_zeroes, is_zero
+from ringzero.disk.workers import Job, Workers
+from ringzero.records import mutable_record
 from ringzero.units import KIB, MIB
 
-# Large enough to make the interpreter's share small, small enough for the
-# CPU's cache to hold it from the read to the write.
+# What is read from the source: where, and the bytes.
+Request = tuple[int, memoryview]
+
+# Large enough to make the interpreter's share small, small enough for the CPU's cache to hold
+# it from the read to the write. And for the host to have the pages: with writes of 4 MiB, ext4
+# takes pages of 2 MiB, which a virtual machine's host has often yet to provide.
 WINDOW = MIB
+# The shortest run of zeroes that is looked for unasked, as in qemu-img.
+SPARSE = 4 * KIB
 # Zeroes inside a cluster of the target are left out in pieces of this, at most.
 _MAX_UNIT = 64 * KIB
 # How much a thread packs at a time: milliseconds of work.
@@ -30,22 +37,23 @@ _PACKED = 256 * KIB
 _AHEAD = 32 * MIB
 # Data with smaller gaps is read at once.
 _JOIN = 64 * KIB
+# More parts than this make no piece cheaper, and hold up whoever waits for it.
+_MOST_PARTS = 1024
 
 
-@dataclass(frozen=True)
-class Piece:
-    """The parts of one window that are not known to be zero: (offset, length) each.
+class Piece(NamedTuple):
+    """The parts of a range that are not known to be zero: (offset, length) each.
 
     `packed` says that reading them takes time of the processor.
     """
 
     start: int
     end: int
-    parts: tuple[tuple[int, int], ...]
+    parts: Sequence[tuple[int, int]]
     packed: bool = False
 
 
-@dataclass
+@mutable_record
 class Copy:
     """How to copy. Sizes in bytes.
 
@@ -59,10 +67,12 @@ class Copy:
     source: Disk
     target: Disk
     blank: bool = True
-    sparse: int = 4096
+    sparse: int = SPARSE
     compress: bool = False
     threads: int = 2
     on_progress: Callable[[int], None] = lambda done: None
+    # Whether a read had to wait for the host's disk.
+    waits: bool = False
 
     def run(self, start: int = 0) -> None:
         """Copy everything from `start` on. Not flushed. An exception stops it in between."""
@@ -72,29 +82,50 @@ class Copy:
             worker: _Copier = _Packer(self, compression)
         else:
             worker = _Copier(self) if self.target.backing is None else _Layerer(self)
-        waiting: deque[tuple[Piece, Future[object]]] = deque()
-        with ThreadPoolExecutor(self.threads, "ringzero-copy") as pool:
-            try:
-                for piece in self._announced(windows(self.source, start, length, worker.window)):
-                    loaded = worker.load(piece)
-                    waiting.append((piece, pool.submit(worker.work, piece, loaded)))
-                    if len(waiting) > 2 * self.threads:
-                        self._finish(worker, *waiting.popleft())
-                while waiting:
-                    self._finish(worker, *waiting.popleft())
-            except BaseException:
-                for _, future in waiting:
-                    future.cancel()
-                raise
+        waiting: deque[tuple[Piece, Job]] = deque()
+        try:
+            with Workers(self.threads, "ringzero-copy") as pool:
+                self._run(worker, pool, waiting, worker.pieces(start, length))
+        except (KeyboardInterrupt, SystemExit):
+            # What was under way is written by now.
+            while waiting and waiting[0][1].made:
+                self._finish(worker, *waiting.popleft())
+            raise
         if not self.blank and self.target.size > length:
             self.target.write_zeroes(length, self.target.size - length)
             self.on_progress(self.target.size)
 
+    def _run(
+        self,
+        worker: _Copier,
+        pool: Workers,
+        waiting: deque[tuple[Piece, Job]],
+        pieces: Iterator[Piece],
+    ) -> None:
+        try:
+            for piece in self._announced(pieces):
+                if worker.shares(piece):
+                    job = pool.submit(worker.work, piece)
+                else:
+                    job = Job.made_already(worker.work(piece))
+                waiting.append((piece, job))
+                while waiting and (waiting[0][1].made or len(waiting) > 2 * self.threads):
+                    self._finish(worker, *waiting.popleft())
+            while waiting:
+                self._finish(worker, *waiting.popleft())
+        except BaseException:
+            for _, job in waiting:
+                job.cancel()
+            raise
+
     def _announced(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        """Yield `pieces`, each after the host was told of those that follow it."""
+        """Yield `pieces`; those that follow are told to the host, once it had to be waited for."""
         ahead: deque[Piece] = deque()
         told = 0
         for piece in pieces:
+            if not self.waits:
+                yield piece
+                continue
             for offset, length in piece.parts:
                 self.source.announce(offset, length)
                 told += length
@@ -104,29 +135,33 @@ class Copy:
                 yield ahead.popleft()
         yield from ahead
 
-    def _finish(self, worker: _Copier, piece: Piece, future: Future[object]) -> None:
-        worker.settle(future.result())
+    def _finish(self, worker: _Copier, piece: Piece, job: Job) -> None:
+        worker.settle(job.result())
         self.on_progress(piece.end)
 
     @property
     def unit(self) -> int:
         """The pieces in which data is looked at for zeroes."""
-        return max(self.sparse, min(self.target.cluster_size or 0, _MAX_UNIT))
+        return unit_of_data(self.target, self.sparse)
 
 
 class _Copier:
-    """Copies windows; any thread."""
+    """Copies pieces; any thread."""
 
     window = WINDOW
 
     def __init__(self, plan: Copy) -> None:
         self.plan = plan
         self.unit = plan.unit
+        # The host lets one thread at a time write to a file; the others would spin meanwhile.
+        self.writing = threading.Lock()
         self._local = threading.local()
-        # Buffers for what is read ahead of the threads.
-        self._free: SimpleQueue[memoryview] = SimpleQueue()
-        for _ in range(plan.threads + 1):
-            self._free.put(aligned_buffer(self.window))
+
+    def pieces(self, start: int, end: int) -> Iterator[Piece]:
+        """Cut the source up."""
+        # Zeroes between data, which are read with it, must be found again.
+        join = _JOIN if 0 < self.plan.sparse <= SPARSE else 0
+        return gathered(self.plan.source, start, end, self.window, join)
 
     def buffer(self) -> memoryview:
         """Return the calling thread's own buffer of one window."""
@@ -135,57 +170,44 @@ class _Copier:
             found = self._local.buffer = aligned_buffer(self.window)
         return found
 
-    def load(self, piece: Piece) -> memoryview | None:
-        """Read a window ahead, in order; None when `work` is to read it."""
-        if not piece.parts or piece.packed:
-            return None
-        loaded = self._free.get()
-        try:
-            self._read(piece, loaded)
-        except BaseException:
-            self._free.put(loaded)
-            raise
-        return loaded
+    def shares(self, piece: Piece) -> bool:
+        """Whether other threads are to copy a piece."""
+        return piece.packed
 
-    def _read(self, piece: Piece, view: memoryview) -> None:
-        base = piece.parts[0][0]
+    def _read(self, piece: Piece, buffer: memoryview) -> list[Request]:
+        """Read the parts of a piece into `buffer`, one behind the other."""
+        requests: list[Request] = []
+        at = 0
         for offset, length in piece.parts:
-            at = offset - base
-            self.plan.source.read_into(offset, view[at : at + length])
+            requests.append((offset, buffer[at : at + length]))
+            at += length
+        source = self.plan.source
+        for offset, views in source.read_ready(requests):
+            self.plan.waits = True
+            source.read_into(offset, views)
+        return requests
 
-    def work(self, piece: Piece, loaded: memoryview | None) -> object:
-        """Copy a window, which `load` has read or not; returns what `settle` is to have."""
-        try:
-            view = loaded
-            if view is None and piece.parts:
-                view = self.buffer()
-                self._read(piece, view)
-            if view is not None:
-                self._write(piece, view)
-            else:
-                self.zero(piece.start, piece.end)
-        finally:
-            if loaded is not None:
-                self._free.put(loaded)
+    def work(self, piece: Piece) -> object:
+        """Copy a piece; returns what `settle` is to have."""
+        self._write(piece, self._read(piece, self.buffer()) if piece.parts else [])
         return None
 
-    def _write(self, piece: Piece, view: memoryview) -> None:
-        target = self.plan.target
-        base, at = piece.parts[0][0], piece.start
-        for offset, length in piece.parts:
-            self.zero(at, offset)
-            part = view[offset - base : offset - base + length]
-            if not self.plan.sparse:
-                target.write(offset, part)
-            else:
-                for start, count, blank in runs_of_zeroes(part, offset, self.unit):
-                    if blank:
-                        self.zero(start, start + count)
-                    else:
-                        inside = start - offset
-                        target.write(start, part[inside : inside + count])
-            at = offset + length
-        self.zero(at, piece.end)
+    def _write(self, piece: Piece, parts: list[Request]) -> None:
+        data = parts
+        if self.plan.sparse:
+            data = []
+            for offset, view in parts:
+                data += pieces_of_data(view, offset, self.unit)
+        with self.writing:
+            if self.plan.blank:
+                self.plan.target.write_batch(data)
+                return
+            at = piece.start
+            for offset, view in data:
+                self.zero(at, offset)
+                self.plan.target.write(offset, view)
+                at = offset + len(view)
+            self.zero(at, piece.end)
 
     def zero(self, start: int, end: int) -> None:
         if start < end and not self.plan.blank:
@@ -204,10 +226,13 @@ class _Packer(_Copier):
         # Whole units, and enough of them that a thread has something to do.
         self.window = max(compression.unit, _PACKED // compression.unit * compression.unit)
 
-    def load(self, piece: Piece) -> None:
-        """Packing takes much longer than reading; all of it is done by the threads."""
+    def pieces(self, start: int, end: int) -> Iterator[Piece]:
+        return windows(self.plan.source, start, end, self.window)
 
-    def work(self, piece: Piece, loaded: memoryview | None) -> object:
+    def shares(self, piece: Piece) -> bool:
+        return True
+
+    def work(self, piece: Piece) -> object:
         plan, compression = self.plan, self.compression
         view = self.buffer()
         if piece.parts:
@@ -222,7 +247,8 @@ class _Packer(_Copier):
             packed = compression.pack(data)
             if packed is not None:
                 found.append((start, packed))
-            else:
+                continue
+            with self.writing:
                 plan.target.write(start, data)
         if not piece.parts:
             self.zero(piece.start, piece.end)
@@ -237,10 +263,13 @@ class _Packer(_Copier):
 class _Layerer(_Copier):
     """Copies into an overlay only what differs from its backing file."""
 
-    def load(self, piece: Piece) -> None:
-        """The threads compare windows of two disks, and read both."""
+    def pieces(self, start: int, end: int) -> Iterator[Piece]:
+        return windows(self.plan.source, start, end, self.window)
 
-    def work(self, piece: Piece, loaded: memoryview | None) -> object:
+    def shares(self, piece: Piece) -> bool:
+        return True
+
+    def work(self, piece: Piece) -> object:
         target = self.plan.target
         below = target.backing
         assert below is not None
@@ -266,6 +295,11 @@ class _Layerer(_Copier):
                 else:
                     target.write(low + at, new)
         return None
+
+
+def unit_of_data(target: Disk, sparse: int = SPARSE) -> int:
+    """Return the unit in which data is written to `target`: one is zero, or written whole."""
+    return max(sparse, min(target.cluster_size or 0, _MAX_UNIT))
 
 
 def windows(source: Disk, start: int, end: int, size: int) -> Iterator[Piece]:
@@ -304,27 +338,61 @@ def windows(source: Disk, start: int, end: int, size: int) -> Iterator[Piece]:
         yield Piece(at, end, ())
 
 
-def runs_of_zeroes(view: memoryview, offset: int, unit: int) -> Iterator[tuple[int, int, bool]]:
-    """Yield (offset, length, is zero) over the bytes of `view`, which are those from `offset` on.
+def gathered(source: Disk, start: int, end: int, size: int, join: int) -> Iterator[Piece]:
+    """Cut a disk into pieces with at most `size` bytes of data each, however far apart.
+
+    Data with gaps of `join` bytes and less is one part.
+    """
+    at = start
+    parts: list[tuple[int, int]] = []
+    room, packed = size, False
+    for extent in source.block_status(start, end - start) if start < end else ():
+        if extent.reads_zero:
+            continue
+        offset, length = extent.offset, extent.length
+        packs = extent.kind is Kind.COMPRESSED
+        while length:
+            # Long data is cut at the multiples of `size`.
+            count = min(length, size - offset % size)
+            last = parts[-1] if parts else (0, 0)
+            gap = offset - last[0] - last[1]
+            joins = parts and gap <= join
+            if count + (gap if joins else 0) > room or packs is not packed:
+                if parts:
+                    yield Piece(at, offset, parts, packed)
+                    at, parts, joins = offset, [], False
+                room, packed = size, packs
+            if joins:
+                parts[-1] = last[0], gap + last[1] + count
+                room -= gap + count
+            else:
+                parts.append((offset, count))
+                room = room - count if len(parts) < _MOST_PARTS else 0
+            offset, length = offset + count, length - count
+    if at < end:
+        yield Piece(at, end, parts, packed)
+
+
+def pieces_of_data(view: memoryview, offset: int, unit: int) -> list[Request]:
+    """Return the parts of `view`, whose bytes are those from `offset` on, that are not zero.
 
     Cut at multiples of `unit` on the disk.
     """
     end = offset + len(view)
     if not (offset % unit or len(view) % unit) and 0 not in view.cast("Q")[:: unit // 8].tolist():
         # None of the pieces begins with zeroes.
-        yield offset, len(view), False
-        return
-    start = at = offset
-    blank: bool | None = None
+        return [(offset, view)]
+    found: list[Request] = []
+    start, at = offset, offset
     blanks = bytearray(unit)
     while at < end:
         stop = min((at // unit + 1) * unit, end)
         part = view[at - offset : stop - offset]
-        now = blanks == part if stop - at == unit else is_zero(part)
-        if now is not blank:
-            if blank is not None:
-                yield start, at - start, blank
-            start, blank = at, now
+        if blanks == part if stop - at == unit else is_zero(part):
+            if start < at:
+                found.append((start, view[start - offset : at - offset]))
+            start = stop
         at = stop
-    if blank is not None:
-        yield start, end - start, blank
+    if start < end:
+        found.append((start, view[start - offset :]))
+    return found

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -79,6 +80,27 @@ class Gate:
                 self._changed.notify_all()
 
 
+class _Row:
+    """Whole clusters that lie behind one another in the storage, to be written at once."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._host = self._end = 0
+        self._views: Views = []
+
+    def add(self, host: int, views: Views) -> None:
+        if host != self._end:
+            self.write()
+            self._host = host
+        self._views += views
+        self._end = host + total(views)
+
+    def write(self) -> None:
+        if self._views:
+            self._storage.write(self._host, self._views)
+            self._views = []
+
+
 class MappedDisk(Disk):
     """A layer that maps the disk in clusters of `cluster_size` bytes, a power of two.
 
@@ -88,6 +110,9 @@ class MappedDisk(Disk):
     # Whether `_write_tables` makes the file cover the last cluster in full, so
     # that zeroes at its end need not be written with each request.
     extends_at_flush = False
+    # Whether `_grant` minds only how many clusters are wanted, and not which, so that clusters
+    # far apart on the disk may be given one row of space.
+    grants_rows = False
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
@@ -304,6 +329,71 @@ class MappedDisk(Disk):
                 done += self._write_some_new(offset + done, views, done, length)
         finally:
             self._gate.leave()
+
+    def _write_batch(self, requests: Sequence[Checked]) -> None:
+        if self.grants_rows and self.backing is None and len(requests) > 1:
+            self._gate.enter()
+            try:
+                with self._alloc:
+                    requests = self._write_fresh(requests)
+            finally:
+                self._gate.leave()
+        for offset, views in requests:
+            self._write(offset, views)
+
+    def _write_fresh(self, requests: Sequence[Checked]) -> list[Checked]:
+        """Do the writes whose clusters are nowhere yet, into rows of space; return the others.
+
+        There is no backing file. Called under `_alloc`.
+        """
+        size = self.cluster_size
+        fresh: deque[tuple[int, int, int, Views]] = deque()
+        others: list[Checked] = []
+        wanted = reached = 0
+        for offset, views in requests:
+            index, before = divmod(offset, size)
+            stop = -(-(offset + total(views)) // size)
+            if index >= reached and self._is_nowhere(index, stop - index):
+                fresh.append((index, stop - index, before, views))
+                wanted += stop - index
+                reached = stop
+            else:
+                others.append((offset, views))
+        storage = self._data_storage()
+        row = _Row(storage)
+        host = left = 0
+        linked: list[tuple[int, int, int]] = []
+        while fresh:
+            index, count, before, views = fresh.popleft()
+            if not left:
+                host, left = self._grant(index, wanted)
+            if count > left:
+                # The row ends inside the request.
+                length = left * size - before
+                rest = cut(views, length, total(views) - length)
+                fresh.appendleft((index + left, count - left, 0, rest))
+                views, count = cut(views, 0, length), left
+            if not before and not total(views) % size:
+                row.add(host, views)
+            else:
+                row.write()
+                if self.extends_at_flush and self._grant_is_zero(host, count * size):
+                    storage.write(host + before, views)
+                else:
+                    self._write_clusters(index, count, host, before, views)
+            linked.append((index, count, host))
+            host, left, wanted = host + count * size, left - count, wanted - count
+        row.write()
+        for link in linked:
+            self._link(*link)
+        return others
+
+    def _is_nowhere(self, index: int, count: int) -> bool:
+        """Whether this layer says nothing about `count` clusters."""
+        start = index * self.cluster_size
+        length = min(count * self.cluster_size, self.size - start)
+        run = next(iter(self._runs(start, length)))
+        return run.kind is Kind.ABSENT and run.length == length
 
     def _write_some_new(self, offset: int, views: Views, done: int, length: int) -> int:
         """Write what cannot be written in place at the head of the rest; return how many bytes."""

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ringzero.disk.contract import Disk
+from ringzero.disk.contract import Disk, Options
+from ringzero.disk.copying import unit_of_data
 from ringzero.disk.opening import create_disk, open_disk
+from ringzero.disk.registry import FORMATS
 from ringzero.errors import InvalidValueError
-from ringzero.units import KIB
+from ringzero.records import record
+
+# Some formats write the names of an image's files into it. As long as it may be, with the number
+# of a part and the suffix behind it.
+_LONG_NAME = "m" * 230
 
 
-@dataclass(frozen=True)
+@record
 class Measure:
     """Bytes for what the source holds now (`required`), and when all is written."""
 
@@ -28,62 +33,50 @@ def measure(
     source: Disk | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Measure:
-    """Return the size of an image of `size` bytes with the contents of `source`.
+    """Return the size of an image of `size` bytes with the contents of `source`, at most.
 
-    An empty image is made to see what the format itself takes.
+    `convert` never writes more. An empty image is made to see what the format itself takes;
+    space that the options reserve is not reserved, but counted.
     """
+    given = dict(options or {})
+    # What makes no sense is said before it is left out.
+    Options(FORMATS.get(format).create_options, given, f"format {format}")
+    reserved = given.get("preallocation", "off") != "off"
+    if reserved:
+        given["preallocation"] = "off"
+    if given.get("data_file"):
+        given["data_file"] = "data"
     with TemporaryDirectory(prefix="ringzero-") as directory:
-        path = Path(directory) / "measured"
-        create_disk(path, format, size, options=options, sync=False)
+        path = Path(directory) / _LONG_NAME
+        create_disk(path, format, size, options=given, sync=False)
         empty = sum(file.stat().st_size for file in Path(directory).iterdir())
-        with open_disk(path, format, read_only=True, sync=False) as disk:
-            cluster = disk.cluster_size
-    if format == "raw":
-        return Measure(sum(length for _, length in _data(source, 4 * KIB)), size)
-    if cluster is None or empty >= size:
-        return Measure(empty, empty)
-    clusters = sum(length for _, length in _data(source, cluster)) // cluster
-    whole = -(-size // cluster)
-    return Measure(
-        empty + _with_tables(format, clusters, cluster, options),
-        empty + _with_tables(format, whole, cluster, options),
-    )
+        with open_disk(path, format, sync=False) as disk:
+            unit = unit_of_data(disk)
+            full = empty + disk.room_for([(0, disk.size)] if size else [])
+            if reserved:
+                return Measure(full, full)
+            return Measure(empty + disk.room_for(_data(source, unit, disk.size)), full)
 
 
-def _data(source: Disk | None, unit: int) -> list[tuple[int, int]]:
+def _data(source: Disk | None, unit: int, end: int) -> list[tuple[int, int]]:
     """Return (offset, length) of the units that hold data, those that touch joined."""
     found: list[tuple[int, int]] = []
     for extent in source.block_status() if source is not None else ():
         if extent.reads_zero:
             continue
         low = extent.offset // unit * unit
-        high = -(-(extent.offset + extent.length) // unit) * unit
+        high = min(-(-(extent.offset + extent.length) // unit) * unit, end)
         if found and low <= found[-1][0] + found[-1][1]:
             found[-1] = found[-1][0], max(high - found[-1][0], found[-1][1])
-        else:
+        elif low < high:
             found.append((low, high - low))
     return found
 
 
-def _with_tables(
-    format: str,
-    clusters: int,
-    size: int,
-    options: Mapping[str, Any] | None,
-) -> int:
-    """Return the bytes of so many clusters and of the tables that grow with them."""
-    if format != "qcow2":
-        return clusters * size
-    given = options or {}
-    width = 16 if given.get("extended_l2") in ("on", True) else 8
-    tables = -(-clusters * width // size)
-    per_block = size * 8 // int(given.get("refcount_bits", 16))
-    blocks = max(0, -(-(clusters + tables) // per_block) - 1)
-    return (clusters + tables + blocks) * size
-
-
 def wanted_size(source: Disk | None, size: int | None) -> int:
     """Return the size to measure for: what is given, or the source's."""
+    if size is not None and source is not None:
+        raise InvalidValueError("--size is for an image that is not there yet")
     if size is not None:
         return size
     if source is None:

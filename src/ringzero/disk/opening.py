@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from ringzero.disk.policy import Rules, beside, is_near, judge, refuse_strange
 from ringzero.disk.probing import probe
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import FileStorage, Storage, Window
+from ringzero.disk.trial import TrialStorage
 from ringzero.errors import (
     DiskError,
     DiskFormatError,
@@ -28,6 +28,8 @@ from ringzero.errors import (
     InvalidValueError,
     NotFoundError,
 )
+from ringzero.host.placing import look_at
+from ringzero.records import field, mutable_record
 
 # Long chains are legal and slow; more than this is a mistake or an attack, and
 # each layer takes a few frames of the interpreter's stack.
@@ -37,7 +39,7 @@ MAX_DEPTH = 100
 _NOT_YET = (-1, -1)
 
 
-@dataclass
+@mutable_record
 class _Around(Surroundings):
     path: Path | None
     read_only: bool
@@ -221,6 +223,17 @@ class _Around(Surroundings):
         return path
 
 
+class _OnTrial(_Around):
+    """What surrounds an image that is made in memory: its further files are there too."""
+
+    def open_storage(self, *names: str) -> Storage:
+        return TrialStorage(names[0])
+
+    def create_storage(self, name: str) -> Storage:
+        self._new_file(name)
+        return TrialStorage(name)
+
+
 def open_disk(
     path: Path | str,
     format: str | None = None,
@@ -307,7 +320,11 @@ def create_disk(
     kind = FORMATS.get(format_name(format))
     made_options = Options(kind.create_options, options or {}, f"format {kind.format}")
     rules = Rules.make(backing_roots, sync=sync)
-    exists = path.exists()
+    place = look_at(path)
+    exists = place.old is not None
+    if not exists:
+        # Through a link that leads nowhere yet.
+        path = place.path
     if exists and not overwrite:
         raise DiskError(f"{path} exists", hint="remove it first, or choose another name", path=path)
     above = (_identity(path) if exists else _NOT_YET,)
@@ -334,6 +351,12 @@ def create_disk(
         )
     storage = FileStorage(path, create=not exists, sync=sync)
     try:
+        if exists:
+            # What is refused is refused before the old image is lost.
+            trial = TrialStorage(path.name)
+            tried = _OnTrial(path, False, around.options, rules, above=above)
+            kind.create(trial, size, made_options, tried, below)
+            trial.close()
         if exists and not storage.is_device:
             storage.truncate(0)
         kind.create(storage, size, made_options, around, below)

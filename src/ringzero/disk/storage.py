@@ -121,6 +121,9 @@ class FileStorage(Storage):
     or one write while another reads, the same image; raises DiskLockedError.
     """
 
+    # Whether the file system can tell what is cached, as far as is known.
+    _tells_cached = True
+
     def __init__(
         self,
         path: Path | str,
@@ -169,7 +172,9 @@ class FileStorage(Storage):
         if clash or any(blockfile.byte_is_locked(self.fd, _LOCK_USED + bit) for bit in denied):
             raise DiskLockedError(
                 f"{self.path} is in use by another process",
-                hint="stop the machine or tool that has it open, or make an overlay on a copy",
+                hint="read it as it is with -U (--force-share), or stop who has it open"
+                if self.read_only
+                else "stop the machine or tool that has it open, or make an overlay on a copy",
                 path=self.path,
             )
 
@@ -195,12 +200,13 @@ class FileStorage(Storage):
             raise _io_error(fault, "read", self.name, offset) from fault
 
     def read_cached(self, offset: int, views: Views) -> bool:
-        if len(views) > blockfile.IOV_MAX:
+        if not self._tells_cached or len(views) > blockfile.IOV_MAX:
             return False
         try:
             return os.preadv(self.fd, views, offset, os.RWF_NOWAIT) == total(views)
-        except OSError:
+        except OSError as fault:
             # Not cached, or the file system cannot tell. A real fault comes again.
+            self._tells_cached = fault.errno != errno.EOPNOTSUPP
             return False
 
     def announce(self, offset: int, length: int) -> None:

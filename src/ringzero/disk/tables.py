@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ringzero.disk.contract import SECTOR
 from ringzero.disk.storage import Storage
@@ -106,6 +106,25 @@ class Table:
         high = min(len(self.items), -(-self._high // each) * each)
         self.storage.write(self.offset + low * size, self.to_bytes(low, high))
         self._low, self._high = len(self.items), 0
+
+
+def units_of(ranges: Sequence[tuple[int, int]], size: int) -> Iterator[int]:
+    """Yield the numbers of the units of `size` bytes that sorted (offset, length) lie in, once."""
+    following = 0
+    for offset, length in ranges:
+        first, end = max(following, offset // size), -(-(offset + length) // size)
+        yield from range(first, end)
+        following = max(following, end)
+
+
+def count_units(ranges: Sequence[tuple[int, int]], size: int) -> int:
+    """Return how many units `units_of` yields."""
+    count = following = 0
+    for offset, length in ranges:
+        first, end = max(following, offset // size), -(-(offset + length) // size)
+        count += max(0, end - first)
+        following = max(following, end)
+    return count
 
 
 def ranges(numbers: list[int]) -> Iterator[tuple[int, int]]:

@@ -7,12 +7,12 @@ Linux only: fallocate(2), ioctl_list(2), fcntl(2) "Open file description locks".
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
+import functools
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # linux/falloc.h
 _KEEP_SIZE = 0x01
@@ -34,14 +34,22 @@ _CANNOT = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY, errno.ENO
 
 IOV_MAX = os.sysconf("SC_IOV_MAX")
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+@functools.cache
+def _foreign_fallocate() -> tuple[Callable[..., int], Callable[[], int]]:
+    """Return fallocate(2) and what reads its errno; most commands make no hole."""
+    import ctypes
+
+    call = ctypes.CDLL(None, use_errno=True).fallocate
+    call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    return call, ctypes.get_errno
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
     """Call fallocate(2); False when the file system cannot do it, OSError when it failed."""
-    while _libc.fallocate(fd, mode, offset, length) != 0:
-        code = ctypes.get_errno()
+    fallocate, get_errno = _foreign_fallocate()
+    while fallocate(fd, mode, offset, length) != 0:
+        code = get_errno()
         if code == errno.EINTR:
             continue
         if code in _CANNOT:

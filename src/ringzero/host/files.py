@@ -24,7 +24,7 @@ CACHE_HINT = (
     "holds) or set RINGZERO_CACHE_DIR to another disk"
 )
 # What an unfinished file or directory is called until it is renamed.
-_PARTIAL = ".partial-"
+PARTIAL = ".partial-"
 # Age in seconds after which an unfinished entry cannot belong to a live
 # process any more: no single download or build takes a day.
 _ABANDONED = 86400
@@ -78,7 +78,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     sweep(path.parent)
     temporary = None
     try:
-        descriptor, name = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=PARTIAL, dir=path.parent)
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -107,7 +107,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     sweep(path.parent)
     temporary = None
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent))
         yield temporary
         temporary.chmod(0o755)
         if not path.is_dir():
@@ -124,7 +124,7 @@ def sweep(directory: Path) -> None:
     import shutil
 
     now = time.time()
-    for entry in directory.glob(_PARTIAL + "*"):
+    for entry in directory.glob(PARTIAL + "*"):
         with contextlib.suppress(OSError):
             if now - entry.stat().st_mtime < _ABANDONED:
                 continue

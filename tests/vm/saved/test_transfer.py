@@ -76,6 +76,23 @@ def test_round_trip(exported, other):
         assert ours.disks[0].read(0, 1 << 20) == theirs.disks[0].read(0, 1 << 20)
 
 
+def test_what_an_export_replaces(exported, other, tmp_path):
+    two, _ = exported
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_bytes(b"old")
+    real.chmod(0o600)
+    link.symlink_to(real)
+    transfer.export(two, link)
+    assert link.is_symlink() and real.stat().st_mode & 0o777 == 0o600
+    assert transfer.import_file(other, real).identifier == two.identifier
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("fifo", "snapshots"):
+        before = (tmp_path / name).stat()
+        with pytest.raises(InvalidValueError):
+            transfer.export(two, tmp_path / name)
+        assert (tmp_path / name).stat().st_ino == before.st_ino
+
+
 def test_into_the_same_store_it_is_another_one(exported, store):
     two, path = exported
     with pytest.raises(InvalidValueError, match="two"):

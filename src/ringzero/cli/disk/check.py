@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ringzero.cli.disk_action import ACTIONS, Action, add_common, format_name, wants_json
 from ringzero.cli.verb import print_json
-from ringzero.errors import DiskUnsupportedError
+from ringzero.errors import DiskUnsupportedError, InvalidValueError
 
 if TYPE_CHECKING:
+    import argparse
+
     from ringzero.disk import CheckReport, Repair
 
 # The exit codes of `qemu-img check`.
@@ -30,16 +31,22 @@ Exit code: 0 sound, 2 errors, 3 leaked clusters only, 63 the format has no check
         add = parser.add_argument
         add("-f", "--format", metavar="FMT", help="default: found by content")
         add("-r", "--repair", choices=("leaks", "all"), help="mend what is wrong")
+        add("-U", "--force-share", action="store_true", help="even while somebody is writing to it")
         add("filename")
         add_common(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
         from ringzero.disk import Repair
 
-        return check(arguments, Repair(arguments.repair or "nothing"))
+        repair = Repair(arguments.repair or "nothing")
+        if repair is not Repair.NOTHING and arguments.force_share:
+            raise InvalidValueError(
+                "-U only looks: an image in use cannot be mended", hint="leave -r or -U out"
+            )
+        return check(arguments, repair, lock=not arguments.force_share)
 
 
-def check(arguments: argparse.Namespace, repair: Repair) -> int:
+def check(arguments: argparse.Namespace, repair: Repair, *, lock: bool = True) -> int:
     """Check the image that the arguments name, and print what was found."""
     from ringzero.disk import FORMATS, open_disk
     from ringzero.disk import Repair as Repairs
@@ -47,12 +54,12 @@ def check(arguments: argparse.Namespace, repair: Repair) -> int:
     mend = repair is not Repairs.NOTHING
     kind = format_name(arguments.format)
     if kind is None:
-        with open_disk(arguments.filename, read_only=True, backing=False) as probe:
+        with open_disk(arguments.filename, read_only=True, backing=False, lock=lock) as probe:
             kind = probe.format
     able = any(option.name == "for_repair" for option in FORMATS.get(kind).open_options)
     options = {"for_repair": True} if mend and able else {}
     with open_disk(
-        arguments.filename, kind, read_only=not mend, backing=False, options=options
+        arguments.filename, kind, read_only=not mend, backing=False, lock=lock, options=options
     ) as disk:
         try:
             report = disk.check(repair)
@@ -61,7 +68,10 @@ def check(arguments: argparse.Namespace, repair: Repair) -> int:
                 print(fault.message)
             return _CANNOT
     if wants_json(arguments):
-        print_json(_plain(arguments.filename, kind, report))
+        from ringzero.disk import qemujson
+
+        plain = qemujson.check(arguments.filename, kind, report)
+        print_json(_all(plain, kind, report) if arguments.json else plain)
     elif not arguments.quiet:
         _show(report)
     if report.errors > report.errors_fixed:
@@ -69,19 +79,20 @@ def check(arguments: argparse.Namespace, repair: Repair) -> int:
     return _LEAKS if report.leaks > report.leaks_fixed else 0
 
 
-def _plain(filename: str, kind: str, report: CheckReport) -> dict[str, object]:
+def _all(plain: dict[str, Any], kind: str, report: CheckReport) -> dict[str, Any]:
+    """Return `plain` with the counts that are zero, those of all formats, and what was said."""
     return {
-        "filename": filename,
+        "corruptions": 0,
+        "corruptions-fixed": 0,
+        "leaks": 0,
+        "leaks-fixed": 0,
+        **plain,
         "format": kind,
-        "check-errors": 0,
-        "corruptions": report.errors - report.errors_fixed,
-        "corruptions-fixed": report.errors_fixed,
-        "leaks": report.leaks - report.leaks_fixed,
-        "leaks-fixed": report.leaks_fixed,
-        "allocated-clusters": report.allocated_clusters,
-        "compressed-clusters": report.compressed_clusters,
-        "total-clusters": report.total_clusters,
         "image-end-offset": report.image_end,
+        "total-clusters": report.total_clusters,
+        "allocated-clusters": report.allocated_clusters,
+        "fragmented-clusters": report.fragmented_clusters,
+        "compressed-clusters": report.compressed_clusters,
         "messages": report.messages,
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -14,9 +13,11 @@ from ringzero.cli.disk_action import (
     Action,
     add_common,
     format_name,
+    new_format,
     open_for,
     options,
     progress,
+    refuse_same_file,
     wants_json,
 )
 from ringzero.cli.verb import print_json
@@ -25,6 +26,8 @@ from ringzero.host.files import read_soon
 from ringzero.units import MIB, format_size
 
 if TYPE_CHECKING:
+    import argparse
+
     from ringzero.disk import Disk
 
 Tell = Callable[[int], None]
@@ -50,7 +53,7 @@ finished does not have its name yet.
     def configure(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
         add("-f", "--format", metavar="FMT", help="of the source (default: found by content)")
-        add("-O", "--target-format", metavar="FMT", default="raw", help="default: raw")
+        add("-O", "--target-format", metavar="FMT", help="default: by the suffix, or raw")
         add("-o", "--options", metavar="NAME=VALUE,...", action="append", help="of the target")
         add("-c", "--compress", action="store_true", help="compress the target")
         add("-B", "--backing", metavar="FILE", help="make an overlay over FILE")
@@ -60,6 +63,7 @@ finished does not have its name yet.
         add("-n", "--no-create", action="store_true", help="write into a target that is there")
         add("-t", "--cache", metavar="MODE", default="writeback", help="unsafe: do not flush")
         add("-l", "--snapshot", metavar="NAME", help="convert this snapshot (also snapshot.id=ID)")
+        add("-U", "--force-share", action="store_true", help="even while somebody is writing to it")
         add("--force", action="store_true", help="overwrite a target that is there")
         add("source")
         add("target")
@@ -74,12 +78,13 @@ finished does not have its name yet.
             raise InvalidValueError("-m and -S must be positive, -S a multiple of 512")
         source, target = Path(arguments.source), Path(arguments.target)
         read_soon(source, _FIRST)
-        if target.exists() and source.exists() and source.samefile(target):
-            raise InvalidValueError("source and target are the same file")
+        refuse_same_file(source, target)
+        arguments.target_format = new_format(arguments, arguments.target_format, arguments.target)
         opening = options(arguments.open)
         if arguments.snapshot:
             opening["snapshot"] = arguments.snapshot
-        with open_for(arguments.source, arguments.format, options=opening) as disk:
+        lock = not arguments.force_share
+        with open_for(arguments.source, arguments.format, lock=lock, options=opening) as disk:
             text = f"convert {source.name} to {target.name}"
             with progress(arguments, text, disk.size) as tell:
                 if arguments.no_create:
@@ -106,7 +111,7 @@ def _afresh(
 
     work = Conversion(
         Path(arguments.target),
-        format_name(arguments.target_format) or "raw",
+        arguments.target_format,
         options=options(arguments.options),
         opening=opening,
         backing=arguments.backing,
@@ -121,7 +126,10 @@ def _afresh(
     try:
         work.run(disk)
     except (KeyboardInterrupt, SystemExit):
-        print("ringzero: stopped; the same command goes on from here", file=sys.stderr)
+        if work.resumable:
+            print("ringzero: stopped; the same command goes on from here", file=sys.stderr)
+        elif work.in_place:
+            print(f"ringzero: stopped; {arguments.target} is not whole", file=sys.stderr)
         raise
     return work.resumed
 
@@ -131,8 +139,9 @@ def _into(disk: Disk, arguments: argparse.Namespace, sparse: int, threads: int, 
 
     if arguments.backing or arguments.options:
         raise InvalidValueError("-n takes neither -B nor -o: the target is there already")
-    kind = format_name(arguments.target_format)
-    with open_for(arguments.target, kind, write=True, sync=arguments.cache != "unsafe") as target:
+    with open_for(
+        arguments.target, arguments.target_format, write=True, sync=arguments.cache != "unsafe"
+    ) as target:
         if target.size < disk.size:
             raise InvalidValueError(
                 f"the target has {target.size} bytes, the source {disk.size}",

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
+from typing import TYPE_CHECKING
 
-from ringzero.cli.disk_action import ACTIONS, Action, add_common, format_name, options, wants_json
+from ringzero.cli.disk_action import (
+    ACTIONS,
+    Action,
+    add_common,
+    format_name,
+    new_format,
+    options,
+    wants_json,
+)
 from ringzero.cli.verb import print_json
 from ringzero.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    import argparse
 
 
 @ACTIONS.register("create")
 class Create(Action):
     summary = "make an empty image, or an overlay over another one"
     examples = """\
-  ringzero disk create -f qcow2 disk.qcow2 20G
+  ringzero disk create disk.qcow2 20G
   ringzero disk create -f qcow2 -b base.vmdk overlay.qcow2
   ringzero disk create -f vhdx -o subformat=fixed,block_size=1M disk.vhdx 1G
   ringzero disk create -f vmdk -o help
@@ -21,7 +32,12 @@ class Create(Action):
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        add("-f", "--format", metavar="FMT", default="raw", help="default: raw")
+        add(
+            "-f",
+            "--format",
+            metavar="FMT",
+            help="default: by the suffix, or raw",
+        )
         add("-b", "--backing", metavar="FILE", help="the image that lies below this one")
         add("-F", "--backing-format", metavar="FMT", help="its format (default: found by content)")
         add("-u", "--unsafe", action="store_true", help="do not look at the backing file")
@@ -35,14 +51,15 @@ class Create(Action):
         from ringzero.disk import FORMATS, create_disk
         from ringzero.units import format_size, parse_size
 
-        kind = format_name(arguments.format) or "raw"
         if "help" in (arguments.options or []):
+            kind = format_name(arguments.format) or "raw"
             print(f"options of {kind}:")
             for option in FORMATS.get(kind).create_options:
                 print(f"  {option.name}={option.default}  {option.help}")
             return 0
         if arguments.filename is None:
             raise InvalidValueError("no file name", hint="ringzero disk create FILE SIZE")
+        kind = new_format(arguments, arguments.format, arguments.filename)
         # Sizes are in whole sectors, rounded up as qemu-img does it.
         size = None if arguments.size is None else -(-parse_size(arguments.size) // 512) * 512
         create_disk(

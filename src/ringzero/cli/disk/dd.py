@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ringzero.cli.disk_action import ACTIONS, Action, add_common, format_name, open_for, progress
+from ringzero.cli.disk_action import (
+    ACTIONS,
+    Action,
+    add_common,
+    new_format,
+    open_for,
+    progress,
+    refuse_same_file,
+)
 from ringzero.errors import InvalidValueError
 from ringzero.units import parse_size
+
+if TYPE_CHECKING:
+    import argparse
 
 
 @ACTIONS.register("dd")
@@ -20,7 +31,7 @@ class Dd(Action):
     def configure(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
         add("-f", "--format", metavar="FMT", help="of the source (default: found by content)")
-        add("-O", "--target-format", metavar="FMT", default="raw", help="default: raw")
+        add("-O", "--target-format", metavar="FMT", help="default: by the suffix, or raw")
         add("operands", nargs="+", metavar="if=|of=|bs=|count=|skip=")
         add_common(parser, progress=True)
 
@@ -34,12 +45,13 @@ class Dd(Action):
         skip = parse_size(words.get("skip", "0")) * block
         if block <= 0:
             raise InvalidValueError("bs must be positive")
-        kind = format_name(arguments.target_format) or "raw"
+        kind = new_format(arguments, arguments.target_format, words["of"])
         with open_for(words["if"], arguments.format) as source:
             there = max(0, source.size - skip)
             length = min(there, parse_size(words["count"]) * block if "count" in words else there)
             size = -(-length // 512) * 512
             path = Path(words["of"])
+            refuse_same_file(Path(words["if"]), path)
             create_disk(path, kind, size, overwrite=True)
             with (
                 open_disk(path, kind) as target,

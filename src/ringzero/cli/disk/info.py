@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,8 @@ from ringzero.cli.verb import print_json
 from ringzero.units import format_size
 
 if TYPE_CHECKING:
+    import argparse
+
     from ringzero.disk import DiskInfo
 
 
@@ -41,7 +42,15 @@ class Info(Action):
         ) as disk:
             layers = [layer.info() for layer in disk.chain()]
         if wants_json(arguments):
-            plain = [layer.to_dict() for layer in layers]
+            from ringzero.disk import qemujson
+
+            plain = qemujson.chain(layers, arguments.filename)
+            if arguments.json:
+                for facts, layer in zip(plain, layers, strict=True):
+                    facts["format"] = layer.format
+                    facts["format-specific"] = facts.get(
+                        "format-specific", {"type": layer.format, "data": layer.specific}
+                    )
             print_json(plain if arguments.backing_chain else plain[0])
             return 0
         for number, layer in enumerate(layers):

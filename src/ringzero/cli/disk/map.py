@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,8 @@ from ringzero.cli.disk_action import ACTIONS, Action, add_common, open_for, opti
 from ringzero.units import parse_size
 
 if TYPE_CHECKING:
+    import argparse
+
     from ringzero.disk import Extent
 
 
@@ -29,7 +30,10 @@ class Map(Action):
         add_common(parser, opens=True)
 
     def execute(self, arguments: argparse.Namespace) -> int:
+        from ringzero.disk import qemujson
+
         as_json = wants_json(arguments)
+        tell = _all if arguments.json else qemujson.map_entry
         with open_for(
             arguments.filename,
             arguments.format,
@@ -42,11 +46,12 @@ class Map(Action):
                 length = min(length, parse_size(arguments.max_length))
             if not as_json:
                 print(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File")
+            formats = [layer.format for layer in disk.chain()]
             first = True
             for extent in disk.block_status(start, length):
                 if as_json:
                     sys.stdout.write("[" if first else ",\n")
-                    json.dump(_plain(extent), sys.stdout)
+                    json.dump(tell(extent, formats[extent.depth]), sys.stdout)
                     first = False
                 elif not extent.reads_zero:
                     host = "compressed" if extent.host is None else f"{extent.host:#x}"
@@ -57,20 +62,13 @@ class Map(Action):
         return 0
 
 
-def _plain(extent: Extent) -> dict[str, Any]:
-    from ringzero.disk import Kind
+def _all(extent: Extent, format: str) -> dict[str, Any]:
+    """Return what qemu-img tells, with the file and what is compressed."""
+    from ringzero.disk import Kind, qemujson
 
-    plain: dict[str, Any] = {
-        "start": extent.offset,
-        "length": extent.length,
-        "depth": extent.depth,
-        "present": extent.kind is not Kind.ABSENT,
-        "zero": extent.reads_zero,
-        "data": not extent.reads_zero,
-    }
+    plain = qemujson.map_entry(extent, format)
     if extent.kind is Kind.COMPRESSED:
         plain["compressed"] = True
     elif extent.host is not None:
-        plain["offset"] = extent.host
         plain["filename"] = extent.path
     return plain

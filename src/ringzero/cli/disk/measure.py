@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from typing import TYPE_CHECKING
 
 from ringzero.cli.disk_action import (
     ACTIONS,
@@ -14,6 +14,9 @@ from ringzero.cli.disk_action import (
     wants_json,
 )
 from ringzero.cli.verb import print_json
+
+if TYPE_CHECKING:
+    import argparse
 
 
 @ACTIONS.register("measure")
@@ -30,6 +33,8 @@ class Measuring(Action):
         add("-O", "--target-format", metavar="FMT", default="raw", help="default: raw")
         add("-o", "--options", metavar="NAME=VALUE,...", action="append", help="of the target")
         add("--size", metavar="SIZE", help="of a new and empty disk")
+        add("-l", "--snapshot", metavar="NAME", help="measure this snapshot of the source")
+        add("-U", "--force-share", action="store_true", help="even while somebody is writing to it")
         add("filename", nargs="?")
         add_common(parser, opens=True)
 
@@ -40,11 +45,19 @@ class Measuring(Action):
         from ringzero.units import parse_size
 
         size = None if arguments.size is None else parse_size(arguments.size)
+        opening = options(arguments.open)
+        if arguments.snapshot:
+            opening["snapshot"] = arguments.snapshot.removeprefix("snapshot.name=")
         with contextlib.ExitStack() as stack:
             source = None
             if arguments.filename is not None:
                 source = stack.enter_context(
-                    open_for(arguments.filename, arguments.format, options=options(arguments.open))
+                    open_for(
+                        arguments.filename,
+                        arguments.format,
+                        lock=not arguments.force_share,
+                        options=opening,
+                    )
                 )
             found = measure(
                 format_name(arguments.target_format) or "raw",

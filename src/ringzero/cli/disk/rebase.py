@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from typing import TYPE_CHECKING
 
 from ringzero.cli.disk_action import (
     ACTIONS,
@@ -14,6 +14,9 @@ from ringzero.cli.disk_action import (
     wants_json,
 )
 from ringzero.cli.verb import print_json
+
+if TYPE_CHECKING:
+    import argparse
 
 
 @ACTIONS.register("rebase")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
+from typing import TYPE_CHECKING
 
 from ringzero.cli.disk.check import check
 from ringzero.cli.disk_action import ACTIONS, Action, add_common
+
+if TYPE_CHECKING:
+    import argparse
 
 
 @ACTIONS.register("repair")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
+from typing import TYPE_CHECKING
 
 from ringzero.cli.disk_action import ACTIONS, Action, add_common, open_for, options, wants_json
 from ringzero.cli.verb import print_json
 from ringzero.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    import argparse
 
 
 @ACTIONS.register("resize")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import datetime
+from typing import TYPE_CHECKING
 
 from ringzero.cli.disk_action import ACTIONS, Action, add_common, open_for, wants_json
 from ringzero.cli.verb import print_json
 from ringzero.errors import DiskUnsupportedError
 from ringzero.units import format_size
+
+if TYPE_CHECKING:
+    import argparse
 
 
 @ACTIONS.register("snapshot")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
+from typing import TYPE_CHECKING
 
-from ringzero.cli.verb import VERBS, Verb
+from ringzero.cli.verb import VERBS, Group, Verb
+
+if TYPE_CHECKING:
+    from ringzero.registry import Registry
 
 
 @VERBS.register("snapshot")
-class Snapshot(Verb):
+class Snapshot(Group):
     summary = "save machines as they are, and go on from there"
     examples = """\
   ringzero snapshot save web ready             the machine web, as it is now, runs on
@@ -19,23 +22,7 @@ class Snapshot(Verb):
 `ringzero snapshot COMMAND --help` tells more.
 """
 
-    def configure(self, parser: argparse.ArgumentParser) -> None:
-        """Add the actions, each with its own arguments."""
+    def commands(self) -> Registry[type[Verb]]:
         from ringzero.cli.snapshot_action import ACTIONS
 
-        actions = parser.add_subparsers(dest="action", metavar="COMMAND", required=True)
-        for name in ACTIONS.names():
-            action = ACTIONS.get(name)()
-            sub = actions.add_parser(
-                name,
-                help=action.summary,
-                description=action.summary[0].upper() + action.summary[1:] + ".",
-                epilog=action.examples and f"examples:\n{action.examples}",
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-            )
-            action.configure(sub)
-            sub.set_defaults(snapshot_action=action)
-
-    def execute(self, arguments: argparse.Namespace) -> int:
-        """Do the action."""
-        return int(arguments.snapshot_action.execute(arguments))
+        return ACTIONS

@@ -16,7 +16,6 @@ import sys
 import uuid
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Self
 from uuid import UUID
 
@@ -40,6 +39,7 @@ from ringzero.disk.paged import PagedTable
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import FileStorage, Storage
 from ringzero.errors import DiskFormatError, DiskUnsupportedError, InvalidValueError
+from ringzero.records import field, mutable_record
 from ringzero.units import MIB
 
 _SIGNATURE = 0xBEDA_107F
@@ -64,7 +64,7 @@ _PARENT_COMMENT = b"parent: "
 _NIL = UUID(int=0)
 
 
-@dataclass
+@mutable_record
 class Header:
     """The header, all in bytes. `modified` changes with every session that writes."""
 

@@ -21,7 +21,8 @@ from typing import IO, Any
 import zstandard
 
 from ringzero.errors import InvalidValueError, StateError
-from ringzero.host.files import atomic_file, host_error
+from ringzero.host.files import host_error
+from ringzero.host.placing import filled
 from ringzero.vm.saved import blobs, snapshot
 from ringzero.vm.saved.snapshot import MANIFEST, MAX_MANIFEST, MAX_STATE, STATE, Manifest, Snapshot
 from ringzero.vm.saved.store import Store, check_name, rename
@@ -54,7 +55,7 @@ def export(source: Snapshot, path: Path) -> int:
             hint="save a machine with memory, whose disks are all writable",
         )
     compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
-    with atomic_file(path) as raw, compressor.stream_writer(raw, closefd=False) as out:
+    with filled(path) as raw, compressor.stream_writer(raw, closefd=False) as out:
         _write_member(out, MANIFEST, manifest.to_bytes())
         if manifest.state is not None:
             source.state()

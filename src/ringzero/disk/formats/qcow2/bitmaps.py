@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import struct
 import threading
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ringzero.disk.formats.qcow2.mapping import OFFSET
 from ringzero.disk.tables import Table
 from ringzero.errors import DiskFormatError
+from ringzero.records import field, mutable_record
 
 if TYPE_CHECKING:
     from ringzero.disk.formats.qcow2.disk import Qcow2Disk
@@ -34,7 +34,7 @@ MAX_DIRECTORY = 64 << 20
 MAX_TABLE_BYTES = 64 << 20
 
 
-@dataclass
+@mutable_record
 class Bitmap:
     """One directory entry. `at` is its offset in the directory, `pages` what has changed."""
 

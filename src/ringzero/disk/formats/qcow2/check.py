@@ -15,7 +15,7 @@ from ringzero.disk.contract import CheckReport, Repair
 from ringzero.disk.formats.qcow2.compressed import place_of
 from ringzero.disk.formats.qcow2.create import plan_refcounts, write_refcounts
 from ringzero.disk.formats.qcow2.header import CORRUPT, DIRTY
-from ringzero.disk.formats.qcow2.mapping import COMPRESSED, COPIED, OFFSET, ZERO
+from ringzero.disk.formats.qcow2.mapping import COMPRESSED, COPIED, OFFSET
 from ringzero.disk.formats.qcow2.refcounts import REFTABLE_OFFSET, Refcounts
 from ringzero.disk.formats.qcow2.snapshots import read_table
 from ringzero.errors import DiskError, DiskFormatError
@@ -94,10 +94,16 @@ class Checker:
                 for value in self._words(offset, count):
                     if value & OFFSET:
                         l2_tables[value & OFFSET] += times
+        # What is counted for people is what the disk has now, and no snapshot.
+        active = {value & OFFSET for value in self.disk.map.l1.items}
+        self.report.total_clusters = -(-self.disk.size // size)
         for offset, times in l2_tables.items():
             if self._sound(offset, size, "an L2 table"):
                 self._refer(offset, size, times)
-                self._count_table(offset, times)
+                items = self._words(offset, size >> 3)[:: self.disk.map.words]
+                self._count_table(items, times)
+                if offset in active:
+                    self._count_clusters(items)
         self._count_bitmaps()
         self._count_refcounts()
 
@@ -107,20 +113,32 @@ class Checker:
         items.byteswap()
         return items
 
-    def _count_table(self, offset: int, times: int) -> None:
+    def _count_clusters(self, items: array[int]) -> None:
+        """Count what is allocated, and what does not lie behind the cluster before."""
+        report, size = self.report, self.disk.cluster_size
+        expected = 0
+        for entry in items:
+            host = entry & OFFSET
+            if entry & COMPRESSED:
+                report.allocated_clusters += 1
+                report.compressed_clusters += 1
+                report.fragmented_clusters += 1
+            elif host or (self.disk.map.external and entry & COPIED):
+                report.allocated_clusters += 1
+                report.fragmented_clusters += expected not in (0, host)
+                expected = host + size
+
+    def _count_table(self, items: array[int], times: int) -> None:
         bits, size = self.header.cluster_bits, self.disk.cluster_size
         external = self.disk.map.external
-        for entry in self._words(offset, size >> 3)[:: self.disk.map.words]:
+        for entry in items:
             if entry & COMPRESSED:
-                self.report.compressed_clusters += 1
-                self.report.allocated_clusters += 1
                 at, length = place_of(entry, bits)
                 if at + length > self.file_clusters << bits:
                     self.report.error(f"a compressed cluster at {at:#x} is behind the file's end")
                 else:
                     self._refer(at, length, times)
             elif entry & OFFSET:
-                self.report.allocated_clusters += not entry & ZERO
                 if external:
                     continue
                 host = entry & OFFSET
@@ -186,8 +204,10 @@ class Checker:
         for index in sorted(filled | set(self.found)):
             wanted, stored = self.found.get(index), self._block(index)
             used, counted = _used(wanted), _used(stored)
-            if used:
-                end = (index * self.per_block + used) << self.header.cluster_bits
+            # A leaked cluster is the image's until it is given back.
+            last = max(used, counted) if repair is Repair.NOTHING else used
+            if last:
+                end = (index * self.per_block + last) << self.header.cluster_bits
                 self.report.image_end = max(self.report.image_end, end)
             length = max(used, counted)
             want = wanted[:length] if wanted is not None else array("I", bytes(4 * length))

@@ -104,8 +104,9 @@ def lay_out(storage: Storage, header: Header) -> None:
     header.l1_offset = (1 + reftable + blocks) * size
     used = 1 + reftable + blocks + l1_clusters
     storage.reach(used * size)
-    # A device is full of old bytes.
-    storage.write_zeroes(header.l1_offset, l1_clusters * size)
+    if storage.is_device:
+        # It is full of old bytes.
+        storage.write_zeroes(header.l1_offset, l1_clusters * size)
     write_refcounts(storage, header, [1] * used, 1, (reftable, blocks))
     storage.flush()
     header.write(storage)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
+from ringzero.disk.batch import Checked
 from ringzero.disk.contract import (
     CheckReport,
     DiskInfo,
@@ -29,12 +30,12 @@ from ringzero.disk.contract import (
 )
 from ringzero.disk.filenames import parse_whole_name
 from ringzero.disk.formats.qcow2.bitmaps import Bitmaps
-from ringzero.disk.formats.qcow2.check import Checker
 from ringzero.disk.formats.qcow2.compressed import Qcow2Compression, Unpacker, clusters_of
 from ringzero.disk.formats.qcow2.create import CREATE_OPTIONS, lay_out, make_header
 from ringzero.disk.formats.qcow2.header import (
     CORRUPT,
     DIRTY,
+    EXTENDED_L2,
     EXTERNAL_DATA,
     KNOWN_AUTOCLEAR,
     LAZY_REFCOUNTS,
@@ -57,7 +58,7 @@ from ringzero.disk.formats.qcow2.snapshots import Qcow2Snapshots, read_table
 from ringzero.disk.mapped import MappedDisk
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import FileStorage, Storage
-from ringzero.disk.tables import ranges
+from ringzero.disk.tables import count_units, ranges
 from ringzero.disk.vectors import Views, cut, fill, total
 from ringzero.errors import DiskFormatError, DiskUnsupportedError, InvalidValueError
 
@@ -106,6 +107,8 @@ class Qcow2Disk(MappedDisk):
                 raise DiskFormatError(f"{storage.name} does not say where its data file is")
             self.data = around.open_storage(parse_whole_name(header.data_file))
         self.extends_at_flush = self.data is storage and not storage.is_device
+        # Subclusters are entered one by one, and a data file has a place for each cluster.
+        self.grants_rows = self.data is storage and not header.incompatible & EXTENDED_L2
         try:
             self.refcounts = Refcounts(storage, header)
             self.map = Mapping(storage, self.data, header, self.refcounts, self._forget)
@@ -242,6 +245,13 @@ class Qcow2Disk(MappedDisk):
     def cluster_size(self) -> int:
         return self.map.cluster_size
 
+    def room_for(self, ranges: Sequence[tuple[int, int]]) -> int:
+        clusters = count_units(ranges, self.cluster_size)
+        tables = count_units(ranges, self.cluster_size << self.map.l2_bits)
+        if not self.map.external:
+            return self.refcounts.room_for(clusters + tables)
+        return self.refcounts.room_for(tables) + max(0, self.size - self.data.size)
+
     @property
     def compression(self) -> Qcow2Compression | None:
         if self.map.external:
@@ -257,11 +267,12 @@ class Qcow2Disk(MappedDisk):
         specific: dict[str, Any] = {
             "compat": "1.1" if header.version == 3 else "0.10",
             "compression-type": header.compression,
-            "lazy-refcounts": bool(header.compatible & LAZY_REFCOUNTS),
             "refcount-bits": header.refcount_bits,
-            "corrupt": bool(header.incompatible & CORRUPT),
-            "extended-l2": header.extended,
         }
+        if header.version >= 3:
+            specific["lazy-refcounts"] = bool(header.compatible & LAZY_REFCOUNTS)
+            specific["corrupt"] = bool(header.incompatible & CORRUPT)
+            specific["extended-l2"] = header.extended
         if header.data_file:
             specific["data-file"] = header.data_file
             specific["data-file-raw"] = bool(header.autoclear & RAW_EXTERNAL)
@@ -284,6 +295,9 @@ class Qcow2Disk(MappedDisk):
     def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
         if self.read_only and repair is not Repair.NOTHING:
             raise self._read_only_error()
+        # Not every command checks.
+        from ringzero.disk.formats.qcow2.check import Checker
+
         if self.read_only:
             return Checker(self).run(repair)
         with self.at_rest():
@@ -517,6 +531,21 @@ class Qcow2Disk(MappedDisk):
         if self.header.bitmaps is not None:
             self.bitmaps.touch(offset, total(views))
         super()._write(offset, views)
+
+    def _write_batch(self, requests: Sequence[Checked]) -> None:
+        if self.header.bitmaps is not None:
+            for offset, views in requests:
+                self.bitmaps.touch(offset, total(views))
+        super()._write_batch(requests)
+
+    def _is_nowhere(self, index: int, count: int) -> bool:
+        number, place = divmod(index, 1 << self.map.l2_bits)
+        table = self.map.table(number)
+        if table is None:
+            return place + count <= 1 << self.map.l2_bits
+        if count == 1:
+            return not table.items[place]
+        return place + count <= len(table.items) and not any(table.items[place : place + count])
 
     def _write_new(self, offset: int, views: Views) -> None:
         if self.map.words == 1:

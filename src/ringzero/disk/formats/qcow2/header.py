@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 
 from ringzero.disk.formatnames import format_name, qemu_format_name
 from ringzero.disk.storage import Storage
 from ringzero.errors import DiskFormatError, DiskUnsupportedError
+from ringzero.records import field, mutable_record
 
 MAGIC = b"QFI\xfb"
 
@@ -64,7 +64,7 @@ MAX_BACKING_NAME = 1023
 MIN_CLUSTER_BITS, MAX_CLUSTER_BITS = 9, 21
 
 
-@dataclass
+@mutable_record
 class BitmapsExtension:
     """Where the bitmap directory is ("Bitmaps extension")."""
 
@@ -73,7 +73,7 @@ class BitmapsExtension:
     directory_offset: int
 
 
-@dataclass
+@mutable_record
 class Header:
     """All of the header cluster. Sizes and offsets in bytes, `l1_size` in entries."""
 
@@ -99,7 +99,7 @@ class Header:
     # Extensions that are not known here, kept as they are.
     others: list[tuple[int, bytes]] = field(default_factory=list)
     # The image's own names for feature bits, to name what is refused.
-    feature_names: bytes = field(default=b"", repr=False)
+    feature_names: bytes = b""
 
     @property
     def cluster_size(self) -> int:

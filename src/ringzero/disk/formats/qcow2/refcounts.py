@@ -227,6 +227,26 @@ class Refcounts:
             self._cursor = index * self.per_block + stop
             return index * self.per_block + place, stop - place
 
+    def room_for(self, clusters: int) -> int:
+        """Return by how many bytes the file grows, at most, when so many clusters are taken.
+
+        With the blocks and the larger tables that count them, behind what is in the file.
+        """
+        size = self.header.cluster_size
+        used = -(-self.storage.size // size)
+        there = sum(entry & REFTABLE_OFFSET != 0 for entry in self.table.items)
+        blocks = tables = 0
+        while True:
+            needed = -(-(used + clusters + blocks + tables) // self.per_block)
+            entries, taken = len(self.table.items), 0
+            while entries < needed:
+                # As `_grow` does it; what a table leaves behind is not counted on.
+                grown = -(-max(entries + 1, entries * 3 // 2) * 8 // size)
+                entries, taken = grown * size // 8, taken + grown + 1
+            if needed - there <= blocks and taken <= tables:
+                return (clusters + blocks + tables) * size
+            blocks, tables = max(blocks, needed - there), max(tables, taken)
+
     def allocate_row(self, count: int) -> int:
         """Take exactly `count` free clusters in a row; return the first (for tables)."""
         first, found = self.allocate(count)

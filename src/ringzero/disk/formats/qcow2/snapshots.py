@@ -12,7 +12,6 @@ import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ringzero.disk.contract import Snapshot, Snapshots
@@ -25,6 +24,7 @@ from ringzero.errors import (
     InvalidValueError,
     RingzeroError,
 )
+from ringzero.records import record
 
 if TYPE_CHECKING:
     from ringzero.disk.formats.qcow2.disk import Qcow2Disk
@@ -38,7 +38,7 @@ _MAX_EXTRA = 1024
 MAX_ALL_L1_BYTES = 256 << 20
 
 
-@dataclass(frozen=True)
+@record
 class Entry:
     """One entry of the snapshot table, with all that must survive its rewriting."""
 
@@ -61,6 +61,14 @@ class Entry:
         large = _EXTRA.unpack_from(self.extra)[0] if len(self.extra) >= _EXTRA.size else 0
         return large or self.vm_state
 
+    @property
+    def icount(self) -> int | None:
+        if len(self.extra) < _EXTRA.size + 8:
+            return None
+        count = int.from_bytes(self.extra[_EXTRA.size : _EXTRA.size + 8], "big")
+        # "-1: there was no counting" (qcow2, "icount").
+        return None if count == (1 << 64) - 1 else count
+
     def public(self) -> Snapshot:
         return Snapshot(
             self.id.decode("utf-8", "replace"),
@@ -69,6 +77,8 @@ class Entry:
             self.vm_clock,
             self.whole_vm_state,
             self.disk_size,
+            self.date_ns,
+            self.icount,
         )
 
     def to_bytes(self) -> bytes:

@@ -6,13 +6,13 @@ import os
 import struct
 import time
 import uuid
-from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 from uuid import UUID
 
 from ringzero.disk.contract import SECTOR
 from ringzero.disk.storage import Storage
 from ringzero.errors import DiskFormatError, DiskUnsupportedError, InvalidValueError
+from ringzero.records import field, mutable_record
 from ringzero.units import MIB
 
 COOKIE = b"conectix"
@@ -48,7 +48,7 @@ _MAX_GEOMETRY = (65535, 16, 255)
 MAX_BLOCK = 256 * MIB
 
 
-@dataclass
+@mutable_record
 class Footer:
     """The footer, of which dynamic images have a copy at the front."""
 
@@ -125,7 +125,7 @@ def read_footer(storage: Storage) -> Footer:
     raise DiskFormatError(f"{storage.name} has no valid VHD footer", path=storage.name)
 
 
-@dataclass
+@mutable_record
 class Header:
     """The header of dynamic and differencing images."""
 

@@ -10,7 +10,6 @@ import bisect
 import struct
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NoReturn
 from uuid import UUID
 
@@ -19,6 +18,7 @@ from ringzero.disk.formats.vhdx.structures import Header
 from ringzero.disk.storage import Storage
 from ringzero.disk.vectors import Buffers, Views, cut, total
 from ringzero.errors import DiskFormatError, DiskReadOnlyError
+from ringzero.records import record
 from ringzero.units import KIB, MIB
 
 SECTOR = 4 * KIB
@@ -34,7 +34,7 @@ _PER_HEADER = (SECTOR - 64) // 32
 _MAX_LOG = 256 * MIB
 
 
-@dataclass(frozen=True)
+@record
 class _Entry:
     offset: int
     length: int

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import struct
 import uuid
-from dataclasses import dataclass, field
 from itertools import pairwise
 from uuid import UUID
 
 from ringzero.disk.crc32c import crc32c
 from ringzero.disk.storage import Storage
 from ringzero.errors import DiskFormatError, DiskUnsupportedError
+from ringzero.records import field, mutable_record, record
 from ringzero.units import KIB, MIB, TIB
 
 SIGNATURE = b"vhdxfile"
@@ -63,7 +63,7 @@ _LOCATOR_LIMIT = 64
 NIL = UUID(int=0)
 
 
-@dataclass
+@mutable_record
 class Header:
     """The current one of the two headers (2.2.2)."""
 
@@ -114,7 +114,7 @@ class Header:
         storage.flush()
 
 
-@dataclass(frozen=True)
+@record
 class Region:
     offset: int
     length: int
@@ -178,7 +178,7 @@ def region_table(bat: Region, metadata: Region) -> bytes:
     return data[:4] + struct.pack("<I", crc32c(data)) + data[8:]
 
 
-@dataclass
+@mutable_record
 class Metadata:
     """The items of the metadata region (2.6.2)."""
 

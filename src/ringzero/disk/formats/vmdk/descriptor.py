@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from ringzero.disk.contract import SECTOR
 from ringzero.disk.formats.vmdk import encodings
 from ringzero.errors import DiskFormatError, DiskUnsupportedError, InvalidValueError
+from ringzero.records import field, mutable_record, record
 
 FIRST_LINE = "# Disk DescriptorFile"
 # Descriptors are a few hundred bytes; the largest real ones list 2 GiB extents.
@@ -53,7 +53,7 @@ def quotable(name: str) -> str:
     return name
 
 
-@dataclass(frozen=True)
+@record
 class ExtentLine:
     """One line of the extent description; `sectors` and `offset` in sectors of 512 bytes."""
 
@@ -70,7 +70,7 @@ class ExtentLine:
         return f"{line} {self.offset}" if self.kind == "FLAT" else line
 
 
-@dataclass
+@mutable_record
 class Descriptor:
     """A descriptor. `cid` changes whenever the disk is opened and written to.
 

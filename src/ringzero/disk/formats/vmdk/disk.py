@@ -6,8 +6,7 @@ import bisect
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 from ringzero.disk.batch import Checked
 from ringzero.disk.contract import (
@@ -75,7 +74,7 @@ class _Slice(Part):
 
     def _status(self, offset: int, length: int, depth: int, layers: int | None) -> Iterator[Extent]:
         for extent in self.whole._status(self.start + offset, length, depth, layers):
-            yield replace(extent, offset=extent.offset - self.start)
+            yield extent._replace(offset=extent.offset - self.start)
 
     def _read(self, offset: int, views: Views) -> None:
         self.whole._read(self.start + offset, views)
@@ -230,6 +229,19 @@ class VmdkDisk(Disk):
         sizes = [part.cluster_size for part in self.parts if isinstance(part, SparseExtent)]
         return max(sizes) if sizes else None
 
+    def room_for(self, ranges: Sequence[tuple[int, int]]) -> int:
+        room = start = 0
+        for part in self.parts:
+            end = start + part.size
+            inside = [
+                (max(offset, start) - start, min(offset + length, end) - max(offset, start))
+                for offset, length in ranges
+                if offset < end and offset + length > start
+            ]
+            room += self._stream.room_for(inside) if self._stream else part.room_for(inside)
+            start = end
+        return room
+
     @property
     def compression(self) -> StreamWriter | None:
         return self._stream
@@ -254,9 +266,27 @@ class VmdkDisk(Disk):
                 "cid": descriptor.cid,
                 "parent-cid": descriptor.parent_cid,
                 "create-type": descriptor.create_type,
-                "extents": [str(line) for line in descriptor.extents],
+                "extents": [
+                    self._describe(part, line.kind)
+                    for part, line in zip(self.parts, descriptor.extents, strict=False)
+                    if isinstance(part, FlatExtent | SparseExtent)
+                ],
             },
         )
+
+    def _describe(self, part: FlatExtent | SparseExtent, kind: str) -> dict[str, Any]:
+        """Return what QEMU tells of an extent (VmdkExtentInfo)."""
+        inside = part.storage is self.storage and isinstance(part, SparseExtent)
+        facts: dict[str, Any] = {
+            "virtual-size": part.size,
+            "filename": part.storage.name,
+            "format": "" if inside else kind,
+        }
+        if isinstance(part, SparseExtent):
+            facts["cluster-size"] = part.cluster_size
+            if part.header.compressed:
+                facts["compressed"] = True
+        return facts
 
     def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
         """Look for grains and tables that lead nowhere or share space, and for stale copies."""

@@ -32,7 +32,7 @@ from ringzero.disk.formats.vmdk.stream import sector_numbers
 from ringzero.disk.mapped import SPOT_ABSENT, MappedDisk
 from ringzero.disk.paged import PagedTable
 from ringzero.disk.storage import Storage
-from ringzero.disk.tables import Table
+from ringzero.disk.tables import Table, count_units, units_of
 from ringzero.disk.vectors import Views, fill, fill_zeroes
 from ringzero.errors import DiskFormatError, DiskReadOnlyError, DiskUnsupportedError
 
@@ -324,6 +324,15 @@ class SparseExtent(Part, MappedDisk):
     @property
     def cluster_size(self) -> int:
         return self._grain
+
+    def room_for(self, ranges: Sequence[tuple[int, int]]) -> int:
+        grains = count_units(ranges, self._grain)
+        new = sum(not self.directory[number] for number in units_of(ranges, self._span))
+        copies = 2 if self.redundant is not None else 1
+        tables = new * copies * -(-self.header.per_table * 4 // SECTOR) * SECTOR
+        # Behind a new table, a grain begins at the next multiple.
+        edges = (new + 1) * self._grain if new else -self.storage.size % self._grain
+        return tables + grains * self._grain + edges if grains else 0
 
     def allocated(self) -> int:
         return self.storage.allocated()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from ringzero.disk.contract import SECTOR
 from ringzero.disk.storage import Storage
 from ringzero.errors import DiskFormatError, DiskUnsupportedError
+from ringzero.records import mutable_record
 
 MAGIC = b"KDMV"
 # magic, version, flags, capacity, grain, descriptor offset and size, entries
@@ -31,7 +31,7 @@ MAX_GRAIN = 64 << 20
 MARK_END, MARK_TABLE, MARK_DIRECTORY, MARK_FOOTER = 0, 1, 2, 3
 
 
-@dataclass
+@mutable_record
 class Header:
     """A header; offsets and sizes in sectors of 512 bytes, but `capacity` and `grain` in bytes.
 

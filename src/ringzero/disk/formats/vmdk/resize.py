@@ -6,7 +6,6 @@ says so, and what is cut off goes after it has said so.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ringzero.disk.contract import SECTOR
@@ -15,6 +14,7 @@ from ringzero.disk.formats.vmdk.descriptor import ExtentLine, with_extents
 from ringzero.disk.formats.vmdk.extents import FlatExtent, SparseExtent
 from ringzero.disk.formats.vmdk.header import Header
 from ringzero.errors import DiskUnsupportedError, InvalidValueError
+from ringzero.records import replace
 
 if TYPE_CHECKING:
     from ringzero.disk.formats.vmdk.disk import VmdkDisk

@@ -6,13 +6,12 @@ was not finished has no directory and does not open.
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 import sys
 import threading
 import zlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ringzero.disk.contract import SECTOR, Compression
 from ringzero.disk.formats.vmdk.header import (
@@ -25,8 +24,13 @@ from ringzero.disk.formats.vmdk.header import (
     marker,
 )
 from ringzero.disk.storage import Storage
+from ringzero.disk.tables import count_units
 from ringzero.disk.vectors import Buffer, flat
 from ringzero.errors import DiskUnsupportedError
+from ringzero.records import replace
+
+# Tables and directories point with 32 bits at sectors.
+_MAX_FILE = SECTOR << 32
 
 # Tables and directories point with 32 bits at sectors.
 _MAX_FILE = SECTOR << 32
@@ -53,6 +57,15 @@ class StreamWriter(Compression):
         if len(view) < self.unit:
             view = memoryview(bytes(view).ljust(self.unit, b"\0"))
         return zlib.compress(view)
+
+    def room_for(self, ranges: Sequence[tuple[int, int]]) -> int:
+        """Return by how many bytes the file grows, at most, when `ranges` are stored."""
+        grains = count_units(ranges, self.unit)
+        tables = count_units(ranges, self.unit * self.header.per_table)
+        # zlib's compressBound(), behind the grain's sector and length.
+        longest = 12 + self.unit + (self.unit >> 12) + (self.unit >> 14) + 13
+        each_table = (1 - (-self.header.per_table * 4 // SECTOR)) * SECTOR
+        return grains * -(-longest // SECTOR) * SECTOR + tables * each_table
 
     def store(self, offset: int, packed: bytes) -> None:
         with self._lock:
@@ -110,14 +123,14 @@ def trailer(header: Header, at: int, entries: dict[int, array[int]]) -> bytes:
         at += (length + 1) * SECTOR
     length = max(1, -(-header.tables * 4 // SECTOR))
     parts += [marker(length, MARK_DIRECTORY), sector_numbers(directory)]
-    footer = dataclasses.replace(header, directory=at // SECTOR + 1)
+    footer = replace(header, directory=at // SECTOR + 1)
     parts += [marker(1, MARK_FOOTER), footer.to_bytes(), marker(0, MARK_END)]
     return b"".join(parts)
 
 
 def front(header: Header) -> bytes:
     """Return the header at the front of a stream."""
-    return dataclasses.replace(header, directory=AT_END).to_bytes()
+    return replace(header, directory=AT_END).to_bytes()
 
 
 def sector_numbers(values: Iterable[int]) -> bytes:
