@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
-from ringzero.board.boot.kernel import KernelImage
+from ringzero.board.boot.kernelimage import KernelImage
 from ringzero.board.boot.loading import Loading
 from ringzero.board.slots.contract import Doorbell, Slot
 from ringzero.core.bus import Bus, MsrBus

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ringzero.board.boot.kernel import KernelImage, load_kernel
+from ringzero.board.boot.kernel import load_kernel
+from ringzero.board.boot.kernelimage import KernelImage
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import ConfigError, GuestImageError, InvalidValueError
 from ringzero.host.files import map_file

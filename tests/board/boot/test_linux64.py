@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from ringzero.board import microvm_map as memmap
-from ringzero.board.boot.kernel import KernelImage, Segment
+from ringzero.board.boot.kernelimage import KernelImage, Segment
 from ringzero.board.boot.loading import Loading
 from ringzero.board.machines.microvm import LINUX64
 from ringzero.core.memory import GuestMemory

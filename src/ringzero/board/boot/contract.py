@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
-from ringzero.board.boot.kernel import KernelImage
+from ringzero.board.boot.kernelimage import KernelImage
 from ringzero.board.boot.loading import Loading
 from ringzero.core.memory import GuestMemory
 

@@ -20,21 +20,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ringzero.board.boot import kernelcache
-from ringzero.core.memory import PAGE_SIZE
+from ringzero.board.boot.kernelimage import SETUP_SECTS, KernelImage, Segment
 from ringzero.errors import GuestImageError
-from ringzero.records import record, replace
+from ringzero.records import replace
 from ringzero.units import MIB, format_size
 
 # No kernel comes near this; more is a damaged or hostile file.
 MAX_KERNEL_SIZE = 1024 * MIB
 
 # boot.rst, "The Real-Mode Kernel Header": offsets in the file.
-_SETUP_SECTS = 0x1F1
 _BOOT_FLAG = 0x1FE
 _HEADER_MAGIC = 0x202
 _PROTOCOL = 0x206
 _KERNEL_VERSION = 0x20E
-INITRD_MAXIMUM = 0x22C
 _XLOADFLAGS = 0x236
 _CMDLINE_SIZE = 0x238
 _PAYLOAD_OFFSET = 0x248
@@ -48,8 +46,6 @@ _XLF_KERNEL_64 = 1 << 0
 _HEADER_END = 0x268
 # COMMAND_LINE_SIZE of x86 Linux, minus its NUL, where no header tells.
 _DEFAULT_CMDLINE = 2047
-# The initrd must lie below this when the kernel does not say otherwise.
-DEFAULT_INITRD_MAXIMUM = 0x7FFF_FFFF
 
 _ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
@@ -63,70 +59,6 @@ _BANNER = re.compile(rb"Linux version (\S{1,128}) [^\0\n]{0,1024}")
 _MAX_ADDRESS = 1 << 46
 
 _HINT = "give a bzImage (vmlinuz) or an uncompressed 64-bit ELF vmlinux"
-
-
-@record
-class Segment:
-    """One piece of the kernel: `data` goes to physical `address`, zeros up to `size` bytes."""
-
-    address: int
-    data: memoryview
-    size: int
-
-
-@record
-class KernelImage:
-    """A kernel ready to be loaded.
-
-    `kind` is "bzImage" or "vmlinux"; `entry` the physical address of the first
-    instruction (64-bit mode, boot parameters in RSI); `setup_header` the bytes
-    0x1F1 up to 0x268 of a bzImage, for the zero page (empty for a vmlinux);
-    `command_line_size` the longest command line in bytes, without its NUL.
-    """
-
-    kind: str
-    entry: int
-    segments: tuple[Segment, ...]
-    version: str
-    setup_header: bytes
-    command_line_size: int
-
-    @property
-    def lowest(self) -> int:
-        """The lowest physical address used."""
-        return min(segment.address for segment in self.segments)
-
-    @property
-    def highest(self) -> int:
-        """The physical address after the last byte used, .bss included."""
-        return max(segment.address + segment.size for segment in self.segments)
-
-    def check_fits(self, memory: int) -> None:
-        """Raise GuestImageError when the kernel does not fit into `memory` bytes from 0."""
-        if self.highest > memory:
-            raise GuestImageError(
-                f"the kernel needs memory up to {format_size(self.highest)}, "
-                f"the machine has {format_size(memory)}",
-                hint="give the machine more memory: --memory 256M",
-            )
-
-    def place_initrd(self, size: int, low_end: int) -> int:
-        """Return the address for an initrd of `size` bytes: as high below `low_end` as it may be.
-
-        Raises GuestImageError when it does not fit above the kernel.
-        """
-        highest = DEFAULT_INITRD_MAXIMUM
-        if self.setup_header:
-            (highest,) = struct.unpack_from("<I", self.setup_header, INITRD_MAXIMUM - _SETUP_SECTS)
-        top = min(low_end, (highest or DEFAULT_INITRD_MAXIMUM) + 1)
-        address = (top - size) & -PAGE_SIZE
-        if address < self.highest:
-            raise GuestImageError(
-                f"the initrd of {format_size(size)} does not fit: memory from "
-                f"{format_size(self.highest)} to {format_size(top)} is free",
-                hint="give the machine more memory (--memory) or a smaller initrd",
-            )
-        return address
 
 
 def load_kernel(path: Path, cache: Path | None = None) -> KernelImage:
@@ -189,7 +121,7 @@ def _bzimage(data: bytes) -> KernelImage:
     if protocol >= _PROTOCOL_XLOADFLAGS and not u16(_XLOADFLAGS) & _XLF_KERNEL_64:
         raise GuestImageError("a 32-bit kernel", hint="a 64-bit (x86-64) kernel is needed")
     # boot.rst: for backwards compatibility, 0 means 4.
-    setup = (data[_SETUP_SECTS] or 4) + 1
+    setup = (data[SETUP_SECTS] or 4) + 1
     start = setup * _SECTOR + u32(_PAYLOAD_OFFSET)
     length = u32(_PAYLOAD_LENGTH)
     if length == 0 or start + length > len(data):
@@ -203,7 +135,7 @@ def _bzimage(data: bytes) -> KernelImage:
     return _elf(
         vmlinux,
         "bzImage",
-        data[_SETUP_SECTS:_HEADER_END],
+        data[SETUP_SECTS:_HEADER_END],
         u32(_CMDLINE_SIZE) or _DEFAULT_CMDLINE,
         _setup_version(data, setup * _SECTOR),
     )

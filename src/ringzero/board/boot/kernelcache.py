@@ -13,13 +13,10 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ringzero.board.boot.kernelimage import KernelImage, Segment
 from ringzero.errors import RingzeroError
 from ringzero.host.files import atomic_file, map_file
-
-if TYPE_CHECKING:
-    from ringzero.board.boot.kernel import KernelImage, Segment
 
 _SUFFIX = ".kernel"
 # Raised when the content of these files changes.
@@ -39,8 +36,6 @@ _KEPT = 8
 
 def recall(status: os.stat_result, cache: Path) -> KernelImage | None:
     """Return the kernel of the file with `status`, or None when it is not kept or not whole."""
-    from ringzero.board.boot.kernel import KernelImage, Segment
-
     try:
         data, own = map_file(_path(status, cache))
         if own.st_mtime_ns != status.st_mtime_ns:
@@ -89,8 +84,6 @@ def remember(status: os.stat_result, image: KernelImage, cache: Path) -> None:
 
 def sparse(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
     """Return the same memory as more segments, which leave out long runs of zeros."""
-    from ringzero.board.boot.kernel import Segment
-
     found = []
     for segment in segments:
         runs = _runs(segment.data)

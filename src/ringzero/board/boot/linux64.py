@@ -11,7 +11,7 @@ import os
 import struct
 
 from ringzero.board.boot.contract import BootProtocol
-from ringzero.board.boot.kernel import DEFAULT_INITRD_MAXIMUM, INITRD_MAXIMUM, KernelImage
+from ringzero.board.boot.kernelimage import DEFAULT_INITRD_MAXIMUM, INITRD_MAXIMUM, KernelImage
 from ringzero.board.boot.loading import Loading
 from ringzero.core.memory import PAGE_SIZE, GuestMemory
 from ringzero.errors import GuestImageError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 
-from ringzero.board.boot.kernel import KernelImage
+from ringzero.board.boot.kernelimage import KernelImage
 from ringzero.core.memory import GuestMemory
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ringzero.board import microvm_map as memmap
-from ringzero.board.boot.kernel import KernelImage
+from ringzero.board.boot.kernelimage import KernelImage
 from ringzero.board.boot.linux64 import E820_ACPI, E820_RAM, E820Entry, Layout, Linux64
 from ringzero.board.boot.loading import Loading
 from ringzero.board.contract import BOARDS, Board, BoardParts, Latch

@@ -9,9 +9,10 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol
 
+from ringzero.core.memory import GuestMemory
 from ringzero.engine.contract import Vcpu
 from ringzero.engine.exits import (
     DebugStop,
@@ -32,7 +33,6 @@ from ringzero.isa.x86.state import MSR_TSC, CpuState
 
 if TYPE_CHECKING:
     from ringzero.engine.kvm.alarm import Alarm
-    from ringzero.engine.kvm.vm import KvmVm
 
 # Ends KVM_RUN from another thread. It is blocked everywhere but within KVM_RUN, so that it
 # needs no handler and is never lost. The C library keeps the first real-time signals.
@@ -59,10 +59,40 @@ _EXIT_NAMES = {
 _INTERNAL = {1: "an instruction that KVM cannot emulate", 2: "an event within an event"}
 
 
+class Machine(Protocol):
+    """What a vCPU needs of the VM that it belongs to."""
+
+    system: kvmfd.KvmSystem
+    fd: kvmfd.KvmFd
+    memory: GuestMemory
+    on_eoi: Callable[[int], None] | None
+    apics: bool
+    xcrs: bool
+    msr_indices: list[int]
+    gathered: kvmfd.CoalescedPage | None
+
+    @property
+    def counter_hz(self) -> int: ...
+
+    def read_counter(self) -> int: ...
+
+    def collect_dirty(self) -> None:
+        """Take what the dirty rings hold."""
+
+    def deliver_gathered(self) -> None:
+        """Pass on the gathered writes."""
+
+    def common_tsc_offset(self, wanted: int) -> int:
+        """Return the offset that the machine's vCPUs share if `wanted` is about the same."""
+
+    def follow_tsc(self, vcpu: KvmVcpu) -> None:
+        """Let `read_counter` go on from what `vcpu` shows now."""
+
+
 class KvmVcpu(Vcpu[CpuState]):
     """Implements the contract; `interrupts` is None with local APICs in the kernel."""
 
-    def __init__(self, vm: KvmVm, index: int, interrupts: LocalApic | None) -> None:
+    def __init__(self, vm: Machine, index: int, interrupts: LocalApic | None) -> None:
         self.index = index
         self._vm = vm
         self._fd = kvmfd.KvmVcpuFd(vm.system, vm.fd, index)
