@@ -559,3 +559,9 @@ def test_cmpxchg16b_needs_alignment(guest, offset, vector):
     assert end.vector == vector
     if vector is None:
         assert struct.unpack("<2Q", guest.memory.read(DATA, 16)) == (3, 4)
+
+
+def test_fast_strings_are_on(guest):
+    """Linux believes CPUID's ERMS only where IA32_MISC_ENABLE says so too."""
+    end = guest.run("rdmsr; hlt", rcx=msrs.IA32_MISC_ENABLE)
+    assert end.vector is None and end.reg(x86.RAX) & 1

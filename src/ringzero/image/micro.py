@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from ringzero.errors import GuestImageError, NotFoundError
 from ringzero.host.files import atomic_directory, atomic_file, locked
 from ringzero.host.progress import QUIET, Progress
-from ringzero.image.guest import identity, launch
+from ringzero.image.guest import identity, launch, relay
 from ringzero.records import record
 from ringzero.settings import CACHE_DIR, MIRROR
 
@@ -105,7 +105,8 @@ class Recipe:
 
     def inputs(self) -> str:
         """Return everything here that shapes the image, except package versions."""
-        guest = [_init().decode(), identity.build().hex(), launch.build().hex()]
+        programs = [program.build().hex() for program in (identity, launch, relay)]
+        guest = [_init().decode(), *programs]
         inputs = [vars(self), MODULES, guest, COMMAND_LINE, _FORMAT, MIRROR.get()]
         return json.dumps(inputs, sort_keys=True)
 
@@ -327,6 +328,7 @@ def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
     tree.add_file("init", _init(), mode=0o755)
     tree.add_file("sbin/identity", identity.build(), mode=0o755)
     tree.add_file("sbin/launch", launch.build(), mode=0o755)
+    tree.add_file("sbin/relay", relay.build(), mode=0o755)
     busybox = tree["bin/busybox"].data
     for applet in applets(busybox):
         if f"bin/{applet}" not in tree and f"sbin/{applet}" not in tree:

@@ -17,8 +17,22 @@ def _read(kind: Any, address: int) -> Any:
     return int.from_bytes(raw, "little", signed=isinstance(kind, Int) and kind.signed)
 
 
+# Integers of these sizes are stored by ctypes itself: memmove would give the interpreter's lock
+# away at each store, and another thread might take it.
+_STORES: dict[int, Any] = {
+    1: ctypes.c_uint8,
+    2: ctypes.c_uint16,
+    4: ctypes.c_uint32,
+    8: ctypes.c_uint64,
+}
+
+
 def _write(kind: Any, address: int, value: int) -> None:
     if isinstance(kind, Int):
+        store = _STORES.get(kind.size)
+        if store is not None:
+            store.from_address(address).value = value
+            return
         data = (value & kind.mask).to_bytes(kind.size, "little")
     elif isinstance(kind, (Bool, Vec128)):
         data = int(value).to_bytes(kind.size, "little")

@@ -256,14 +256,23 @@ class Virtqueue:
         if not self.event_idx:
             self._used[0] = NO_NOTIFY
 
-    def rearm(self) -> bool:
-        """Ask for a notification of the next request; True when one has come already."""
+    def rearm(self, more: int = 0) -> bool:
+        """Ask for a notification of the next request; True when one has come already.
+
+        With `more` the driver need not notify before that many others have come, too (a
+        driver without VIRTIO_F_EVENT_IDX does at the next one).
+        """
         if self.event_idx:
-            self._used[2 + 4 * self.size] = self._next_available
+            self._used[2 + 4 * self.size] = (self._next_available + more) & 0xFFFF
         else:
             self._used[0] = 0
         fence()
         return self._available[1] != self._next_available
+
+    @property
+    def waiting(self) -> int:
+        """How many requests the driver has offered that were not popped, at most `size`."""
+        return min((self._available[1] - self._next_available) & 0xFFFF, self.size)
 
     @property
     def offered(self) -> int:

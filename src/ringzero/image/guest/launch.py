@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 
 from ringzero.image.guest import elf
+from ringzero.image.guest.code import system_call
 
 # System calls of x86-64 Linux (arch/x86/entry/syscalls/syscall_64.tbl).
 RT_SIGACTION, RT_SIGPROCMASK, IOCTL, EXECVE, EXIT, UMASK, SETSID = 13, 14, 16, 59, 60, 95, 112
@@ -36,21 +37,12 @@ _SHELL, _SHELL_NAME = b"/bin/sh\0", b"sh\0"
 # an empty signal set as well.
 _ZEROS = bytes(8 + 8 + 8 + SET_SIZE)
 
-# Registers as `mov r32, imm32` names them: rax, rdi, rsi, rdx, r10 (System V ABI, A.2.1).
-_MOV = {"eax": b"\xb8", "edi": b"\xbf", "esi": b"\xbe", "edx": b"\xba", "r10d": b"\x41\xba"}
-_SYSCALL = b"\x0f\x05"
-
-
-def _call(number: int, **registers: int) -> bytes:
-    code = b"".join(_MOV[name] + struct.pack("<I", value) for name, value in registers.items())
-    return code + _MOV["eax"] + struct.pack("<I", number) + _SYSCALL
-
 
 def code(data: int) -> bytes:
     """Return the program's code, whose data (`DATA`) lies at the address `data`."""
     zeros, shell, name = data, data + len(_ZEROS), data + len(_ZEROS) + len(_SHELL)
     # r12d counts the signals down: mov r12d, imm32; L: mov edi, r12d; ...; dec r12d; jnz L.
-    action = _call(RT_SIGACTION, esi=zeros, edx=0, r10d=SET_SIZE)
+    action = system_call(RT_SIGACTION, esi=zeros, edx=0, r10d=SET_SIZE)
     again = b"\x44\x89\xe7" + action + b"\x41\xff\xcc"
     loop = b"\x41\xbc" + struct.pack("<I", SIGNALS) + again
     loop += b"\x75" + struct.pack("<b", -(len(again) + 2))
@@ -65,22 +57,22 @@ def code(data: int) -> bytes:
     script += b"\x48\xc7\x44\x24\x10" + struct.pack("<I", name) + b"\x48\x8d\x74\x24\x10"
     # mov rax, [rsp]; lea rdx, [rsp + 8 * rax + 16]
     script += b"\x48\x8b\x04\x24" + b"\x48\x8d\x54\xc4\x10"
-    run = _MOV["eax"] + struct.pack("<I", EXECVE) + _SYSCALL
+    run = system_call(EXECVE)
     # cmp rax, -ENOEXEC; jne behind the shell's call
-    shell_call = script + _MOV["edi"] + struct.pack("<I", shell) + run
+    shell_call = script + system_call(EXECVE, edi=shell)
     unless_script = b"\x48\x83\xf8" + struct.pack("<b", -ENOEXEC)
     unless_script += b"\x75" + struct.pack("<b", len(shell_call))
     return (
         loop
-        + _call(RT_SIGPROCMASK, edi=SIG_SETMASK, esi=zeros, edx=0, r10d=SET_SIZE)
-        + _call(UMASK, edi=UMASK_VALUE)
-        + _call(SETSID)
-        + _call(IOCTL, edi=0, esi=TIOCSCTTY, edx=STEAL)
+        + system_call(RT_SIGPROCMASK, edi=SIG_SETMASK, esi=zeros, edx=0, r10d=SET_SIZE)
+        + system_call(UMASK, edi=UMASK_VALUE)
+        + system_call(SETSID)
+        + system_call(IOCTL, edi=0, esi=TIOCSCTTY, edx=STEAL)
         + vectors
         + run
         + unless_script
         + shell_call
-        + _call(EXIT, edi=CANNOT_RUN)
+        + system_call(EXIT, edi=CANNOT_RUN)
     )
 
 

@@ -45,6 +45,9 @@ MSR_KERNEL_GS_BASE = 0xC0000102
 MSR_TSC_AUX = 0xC0000103
 
 PAT_RESET = 0x0007040600070406
+# IA32_MISC_ENABLE (SDM vol. 4, table 2-2), bit 0: fast strings. Where it is clear, Linux believes
+# that REP MOVSB and STOSB are slow, whatever CPUID says, and copies without them.
+MISC_ENABLE_RESET = 1
 
 MP_RUNNABLE = "runnable"
 MP_UNINITIALIZED = "uninitialized"  # an AP that waits for INIT
@@ -151,7 +154,9 @@ class CpuState:
     dr7: int = 0x400
     xcr0: int = 1
     xsave: bytes = XSAVE_RESET
-    msrs: dict[int, int] = field(default_factory=lambda: {MSR_PAT: PAT_RESET})
+    msrs: dict[int, int] = field(
+        default_factory=lambda: {MSR_PAT: PAT_RESET, MSR_MISC_ENABLE: MISC_ENABLE_RESET}
+    )
     tsc: int = 0
     interrupt_shadow: int = 0
     nmi_pending: bool = False

@@ -155,3 +155,25 @@ def test_garbage_control_messages(guest):
     for _ in range(700):
         guest.control(0, 0, 1)
     assert guest.driver.read(0x70) == 15
+
+
+def test_a_driver_with_many_buffers_notifies_of_half_of_them():
+    guest = Guest(SIZE | MULTIPORT | EVENT_IDX)
+    guest.bring_up()
+    queue = guest.driver.queues[4]
+    for _ in range(8):
+        guest.driver.add(4, writable=[16])
+    guest.ports[1].push(bytes(16 * 20))
+    assert guest.driver.used(4) == [16] * 8
+    event = guest.driver.memory.read(queue.used + 4 + 8 * queue.size, 2)
+    # The buffer behind the eighth, and three more, are to be there.
+    assert int.from_bytes(event, "little") == 8 + 3
+
+
+def test_a_driver_with_one_buffer_notifies_of_it():
+    guest = Guest(SIZE | MULTIPORT | EVENT_IDX)
+    guest.bring_up()
+    guest.ports[1].push(bytes(16 * 3))
+    for _ in range(3):
+        guest.driver.add(4, writable=[16])
+        assert guest.driver.used(4) == [16]

@@ -91,6 +91,8 @@ class ConsolePort:
         self.guest_open = False
         self.ready = False
         self.held = False
+        # The most receive buffers that the driver was seen to have offered at once.
+        self.buffers = 0
         self.backlog = bytearray()
         self._device: Console
 
@@ -186,6 +188,7 @@ class Console(VirtioDevice[ConsoleState]):
         self._control.clear()
         for port in self.ports:
             port.ready = False
+            port.buffers = 0
             if port.guest_open:
                 self._set_open(port, False)
 
@@ -224,15 +227,20 @@ class Console(VirtioDevice[ConsoleState]):
         backlog = port.backlog
         if not backlog or not queue.ready or not port.guest_open:
             return
+        port.buffers = max(port.buffers, queue.waiting)
+        filled = []
         while backlog:
             chain = queue.pop()
             if chain is None:
-                if queue.rearm():
+                # The driver has its buffers still to read, and offers each again when it has:
+                # it notifies of half of them at once, not of each.
+                if queue.rearm(max(0, port.buffers // 2 - 1)):
                     continue
                 break
             count = chain.scatter(backlog[: chain.writable_size])
-            queue.push(chain, count)
+            filled.append((chain, count))
             del backlog[:count]
+        queue.push_all(filled)
         self.complete(queue)
         if not backlog and port.on_room is not None:
             port.on_room()

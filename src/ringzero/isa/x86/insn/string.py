@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ringzero.isa.caches import PAGE_MASK, tlb_entry_of
+from ringzero.isa.caches import PAGE_MASK
 from ringzero.isa.x86 import ccops
 from ringzero.isa.x86.cpu import (
     DF,
@@ -27,7 +27,12 @@ from ringzero.isa.x86.cpu import (
 )
 from ringzero.isa.x86.privileged.alignment import alignment_checked
 from ringzero.isa.x86.privileged.descriptors import segment_address
-from ringzero.isa.x86.privileged.mmu import probe_write, read_memory, write_memory
+from ringzero.isa.x86.privileged.mmu import (
+    probe_read_page,
+    probe_write_bulk,
+    read_memory,
+    write_memory,
+)
 from ringzero.isa.x86.table.forms import instruction
 from ringzero.isa.x86.table.operation import Operation
 from ringzero.native import (
@@ -115,13 +120,6 @@ def _step(cpu: Any, size: int) -> Any:
 
 
 @staged
-def _readable(cpu: Any, va: Any) -> Any:
-    """Host address for reading inside the page of `va` when the TLB has it, else 0."""
-    entry = tlb_entry_of(cpu.tlb, va)
-    return select(entry.read == va & ~u64(PAGE_MASK), va + entry.addend, u64(0))
-
-
-@staged
 def _room(va: Any, size: int) -> Any:
     """How many whole elements lie between `va` and the end of its page."""
     return (0x1000 - (va & PAGE_MASK)) // size
@@ -145,9 +143,12 @@ def _make_movs(size: int) -> Any:
             if _in_bulk(cpu, insn) and step == size:
                 count = cpu.regs[RCX] & insn.address_mask
                 count = _smaller(count, _smaller(_room(source, size), _room(target, size)))
-                host = _readable(cpu, source)
-                if host != 0 and count > 1:
-                    to = probe_write(cpu, target, count * size)
+                host = u64(0)
+                if count > 1:
+                    # Found before the target, whose translation may take the place of this one.
+                    host = probe_read_page(cpu, source)
+                if host != 0:
+                    to = probe_write_bulk(cpu, target, count * size)
                     length = count * size
                     if to != 0 and (to + length <= host or host + length <= to):
                         copy_memory(to, host, length)
@@ -182,7 +183,7 @@ def _make_stos(size: int) -> Any:
             if _in_bulk(cpu, insn) and step == size:
                 count = _smaller(cpu.regs[RCX] & insn.address_mask, _room(target, size))
                 if count > 1:
-                    to = probe_write(cpu, target, count * size)
+                    to = probe_write_bulk(cpu, target, count * size)
                     if to != 0:
                         if size == 1 or value == 0:
                             fill_memory(to, u8(value), count * size)

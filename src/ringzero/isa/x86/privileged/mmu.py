@@ -558,6 +558,40 @@ def probe_write(cpu: Cpu, va: u64, size: u64) -> u64:
     return u64(0)
 
 
+@native(inline="never")
+def probe_read_page(cpu: Cpu, va: u64) -> u64:
+    """Return the host address of `va`, for reading to the end of its page, or 0.
+
+    0 means that it is no RAM, or watched. Faults as a read does; alignment is not checked.
+    """
+    page = va & ~u64(PAGE_MASK)
+    entry = tlb_entry_of(cpu.tlb, va)
+    if entry.read == page:
+        return va + entry.addend
+    user = u32(cpu.cpl == 3)
+    check_canonical(cpu, va)
+    translate(cpu, va, READ, user)
+    filled = tlb_entry(cpu, va, user)
+    if filled.read == page:
+        return va + filled.addend
+    return u64(0)
+
+
+@native(inline="never")
+def probe_write_bulk(cpu: Cpu, va: u64, size: u64) -> u64:
+    """Return the host address for writing `size` bytes at `va`, all of one page, or 0.
+
+    As `probe_write`, but for pages with translated code, too: what of it will be overwritten is
+    dropped. The caller writes all of them.
+    """
+    host = probe_write(cpu, va, size)
+    if host == 0 and watches_page(cpu, va) == 0:
+        host = host_address(cpu, translate(cpu, va, WRITE, u32(cpu.cpl == 3)))
+        if host != 0:
+            written_code(cpu, host, size)
+    return host
+
+
 @native
 def fetch_page(cpu: Cpu, va: u64) -> u64:
     """Return the host address of the byte at `va`, for executing it; 0 when it is not RAM.

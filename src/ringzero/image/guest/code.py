@@ -1,0 +1,58 @@
+"""Machine code of x86-64 with labels, for the guest's small programs."""
+
+from __future__ import annotations
+
+import struct
+from typing import Self
+
+# Registers as `mov r32, imm32` names them, in the order of a system call's arguments
+# (System V ABI, A.2.1).
+_MOV = {"edi": b"\xbf", "esi": b"\xbe", "edx": b"\xba", "r10d": b"\x41\xba"}
+_MOV_EAX, _SYSCALL = b"\xb8", b"\x0f\x05"
+# Jumps with a displacement of 32 bits (SDM vol. 2, JMP and Jcc).
+_JUMPS = {
+    "jmp": b"\xe9",
+    "jb": b"\x0f\x82",
+    "jae": b"\x0f\x83",
+    "jne": b"\x0f\x85",
+    "jle": b"\x0f\x8e",
+}
+
+
+def system_call(number: int, **registers: int) -> bytes:
+    """Return a system call with constants in `registers` (edi, esi, edx, r10d)."""
+    code = b"".join(_MOV[name] + struct.pack("<I", value) for name, value in registers.items())
+    return code + _MOV_EAX + struct.pack("<I", number) + _SYSCALL
+
+
+class Code:
+    """Instructions one after the other; jumps go to labels."""
+
+    def __init__(self) -> None:
+        self._code = bytearray()
+        self._labels: dict[str, int] = {}
+        # Where displacements to labels belong.
+        self._jumps: list[tuple[int, str]] = []
+
+    def add(self, *instructions: bytes) -> Self:
+        """Append encoded instructions."""
+        self._code += b"".join(instructions)
+        return self
+
+    def label(self, name: str) -> Self:
+        """Call this place `name`."""
+        self._labels[name] = len(self._code)
+        return self
+
+    def jump(self, mnemonic: str, label: str) -> Self:
+        """Append a jump: jmp, jb, jae, jne or jle."""
+        self._code += _JUMPS[mnemonic]
+        self._jumps.append((len(self._code), label))
+        self._code += bytes(4)
+        return self
+
+    def build(self) -> bytes:
+        """Return the code, which may lie at any address."""
+        for place, label in self._jumps:
+            struct.pack_into("<i", self._code, place, self._labels[label] - place - 4)
+        return bytes(self._code)
