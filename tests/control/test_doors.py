@@ -45,8 +45,7 @@ def seen(watch, name, wanted, seconds=10):
 
 
 @pytest.fixture
-def snapshots(tmp_path, monkeypatch):
-    monkeypatch.setenv("RINGZERO_SNAPSHOTS_DIR", str(tmp_path / "snapshots"))
+def snapshots(tmp_path):
     return seeds.saved(tmp_path / "snapshots")
 
 
