@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from ringzero.errors import HostError, MissingToolError, NotFoundError
+from ringzero.host import files
+from ringzero.image import packages
 from ringzero.image.packages import Apt
 from ringzero.image.sources import Source
 from tests.image.archive import Archive, control
@@ -134,9 +136,8 @@ def test_no_network(cache, monkeypatch):
 def test_disk_known_to_be_full(filled, cache, monkeypatch):
     apt = Apt()
     packages = apt.resolve(["leaf"])
-    usage = shutil.disk_usage("/")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3))
-    with pytest.raises(HostError, match="do not fit") as caught:
+    monkeypatch.setattr(files, "free_space", lambda _: 3)
+    with pytest.raises(HostError, match=r"takes about .* has 3 B left") as caught:
         apt.download(packages)
     assert "RINGZERO_CACHE_DIR" in caught.value.hint
 
@@ -148,6 +149,49 @@ def _tmpfs(place: Path, size: str):
     )
     if done.returncode != 0:
         pytest.skip("needs the right to mount a small file system")
+
+
+def test_disk_that_fills_up_while_apt_runs(filled, tmp_path, monkeypatch):
+    """Whatever apt-get does then, it comes to an end within seconds."""
+    place = tmp_path / "small"
+    _tmpfs(place, "256k")
+    try:
+        (place / "ballast").write_bytes(bytes(220 * 1024))
+        monkeypatch.setenv("RINGZERO_CACHE_DIR", str(place / "cache"))
+        monkeypatch.setattr(packages, "require_space", lambda *_: None)
+        began = time.monotonic()
+        with pytest.raises(HostError) as caught:
+            Apt().resolve(["top"])
+        assert "full" in caught.value.hint or "free some space" in caught.value.hint
+        assert time.monotonic() - began < 60
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def hanging(tmp_path, monkeypatch):
+    """An apt-get that never comes to an end."""
+    tool = tmp_path / "bin" / "apt-get"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\nexec sleep 1000\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(packages, "_LOOK", 0.05)
+    return tool
+
+
+def test_apt_get_that_waits_for_room_is_ended(filled, cache, hanging, monkeypatch):
+    monkeypatch.setattr(packages, "free_space", lambda _: 0)
+    with pytest.raises(HostError, match=r"the disk of .* is full") as caught:
+        Apt().resolve(["leaf"])
+    assert "RINGZERO_CACHE_DIR" in caught.value.hint
+
+
+def test_apt_get_that_does_nothing_is_ended(filled, cache, hanging, monkeypatch):
+    monkeypatch.setattr(packages, "free_space", lambda _: 1 << 30)
+    monkeypatch.setattr(packages, "_HANGS", 0.3)
+    with pytest.raises(HostError, match="done nothing for"):
+        Apt().resolve(["leaf"])
 
 
 def test_disk_that_fills_up(filled, tmp_path, monkeypatch):
@@ -162,7 +206,7 @@ def test_disk_that_fills_up(filled, tmp_path, monkeypatch):
         assert "full" in caught.value.hint or "free some space" in caught.value.hint
         # With room again, nothing is in the way of the next try.
         (place / "ballast").unlink()
-        subprocess.run(["mount", "-o", "remount,size=64m", str(place)], check=True)
+        subprocess.run(["mount", "-o", "remount,size=256m", str(place)], check=True)
         assert len(Apt().download(Apt().resolve(["top"]))) == 4
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)

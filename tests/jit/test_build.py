@@ -1,16 +1,22 @@
-"""The engine's cache on a disk that is full."""
+"""The engine in the cache: full disks, killed compilers, targets."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 
-from ringzero.errors import HostError
-from ringzero.jit import build
+from ringzero.errors import HostError, InvalidValueError
+from ringzero.host import files
+from ringzero.jit import build, workers
 from ringzero.jit.compile import llvm
+from ringzero.jit.workers import NO_ROOM, compile_all
 from tests.boot.process import ENVIRONMENT
+
+# A unit that compiles quickly.
+SMALL = "insn.cache_control"
 
 
 @pytest.fixture
@@ -24,7 +30,7 @@ def full(*_, **__):
 
 
 def test_full_disk_while_the_tables_are_written(cache, monkeypatch):
-    monkeypatch.setattr(build, "_compile_all", full)
+    monkeypatch.setattr(build, "compile_all", full)
     with pytest.raises(HostError, match="No space left") as caught:
         build.ensure()
     assert "RINGZERO_CACHE_DIR" in caught.value.hint
@@ -38,13 +44,116 @@ def test_directory_that_cannot_be_made(cache):
 
 
 def test_full_disk_while_a_unit_is_written(cache, tmp_path):
-    """The compiler of a unit says so by its exit code; its directory is missing here."""
-    command = [sys.executable, "-m", "ringzero.jit.compile_unit", "core", str(tmp_path / "none")]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == build.NO_ROOM
+    """The compiler of units says so by its exit code; its directory is missing here."""
+    command = [sys.executable, "-m", "ringzero.jit.compile_unit", str(tmp_path / "none"), "host"]
+    done = subprocess.run(
+        command, env=ENVIRONMENT, input=f"{SMALL}\n", capture_output=True, text=True
+    )
+    assert done.returncode == NO_ROOM
     assert done.stderr == "No such file or directory\n"
     with pytest.raises(HostError, match="No such file or directory"):
-        build._compile_all(["core"], tmp_path / "none", None)
+        compile_all([SMALL], tmp_path / "none", llvm.host_target())
+
+
+def test_too_little_room_is_told_before_the_work(cache, monkeypatch):
+    monkeypatch.setattr(files, "free_space", lambda _: 1 << 20)
+    with pytest.raises(HostError, match=r"about 12 MiB .* has 1 MiB left"):
+        build.ensure()
+    assert list(cache.iterdir()) == []
+
+
+class Dying:
+    """In place of a worker: the host kills it, as often as it is told to."""
+
+    deaths = 0
+
+    def __init__(self, work, target):
+        self.unit = None
+        self._reader, self._writer = os.pipe()
+        self.answers = os.fdopen(self._reader, "rb")
+
+    def take(self, unit):
+        self.unit = unit
+        if Dying.deaths:
+            Dying.deaths -= 1
+            os.close(self._writer)
+        else:
+            os.write(self._writer, unit.encode() + b"\n")
+
+    def done(self):
+        return bool(self.answers.readline())
+
+    def end(self, *, kill=True):
+        return -9
+
+    def last_words(self):
+        return ""
+
+
+def test_unit_of_a_killed_worker_is_given_to_another(monkeypatch, tmp_path):
+    monkeypatch.setattr(workers, "_Worker", Dying)
+    monkeypatch.setattr(workers, "usable_cpus", lambda: 2)
+    monkeypatch.setattr(Dying, "deaths", 1)
+    told = []
+    compile_all(["a", "b", "c"], tmp_path, llvm.host_target(), lambda *state: told.append(state))
+    assert told[-1][:2] == (3, 3)
+    monkeypatch.setattr(Dying, "deaths", 2)
+    with pytest.raises(HostError, match=r"killed the engine's compiler"):
+        compile_all(["a", "b", "c"], tmp_path, llvm.host_target())
+
+
+def complete(directory, target, key=None):
+    directory.mkdir(parents=True)
+    record = {"units": ["core"], "key": key or build.cache_key(target), "target": target.name}
+    (directory / "complete.json").write_text(json.dumps(record))
+
+
+def test_engine_of_this_host_comes_before_portable_ones(cache, monkeypatch, tmp_path):
+    """Then the highest level that the host's CPU has, in the cache before in the package."""
+    monkeypatch.setattr(build, "SHIPPED", tmp_path / "shipped")
+    best, least = llvm.PORTABLE
+    assert list(build.compiled()) == []
+    complete(tmp_path / "shipped" / least.name, least)
+    complete(cache / "engine" / build.cache_key(least), least)
+    assert [e.directory.parent.name for e in build.compiled()] == ["engine", "shipped"]
+    complete(cache / "engine" / build.cache_key(best), best)
+    complete(cache / "engine" / build.cache_key(), llvm.host_target())
+    expected = ["host", *([best.name] if best.runs_here() else []), least.name, least.name]
+    assert [engine.target for engine in build.compiled()] == expected
+    assert build.ensure().target == "host"
+
+
+def test_engine_of_another_source_or_cpu_is_not_taken(cache, monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "SHIPPED", tmp_path / "shipped")
+    best, least = llvm.PORTABLE
+    complete(tmp_path / "shipped" / least.name, least, key="0" * 32)
+    assert list(build.compiled()) == []
+    complete(tmp_path / "shipped" / best.name, best)
+    monkeypatch.setattr(llvm.llvm, "get_host_cpu_features", dict)
+    assert list(build.compiled()) == []
+
+
+def test_portable_engine_does_not_depend_on_this_host(monkeypatch):
+    target = llvm.PORTABLE[-1]
+    key = build.cache_key(target)
+    monkeypatch.setattr(build, "host_identity", lambda: "another LLVM, another CPU")
+    assert build.cache_key(target) == key
+    assert build.cache_key() != key
+
+
+def test_removed_engines(cache):
+    complete(cache / "engine" / build.cache_key(), llvm.host_target())
+    (cache / "objects").mkdir()
+    (cache / "images").mkdir()
+    assert [path.name for path in build.remove()] == ["engine", "objects"]
+    assert [path.name for path in cache.iterdir()] == ["images"]
+
+
+@pytest.mark.parametrize("name", ["generic", ""])
+def test_unknown_target(name):
+    with pytest.raises(InvalidValueError) as caught:
+        llvm.target_named(name)
+    assert "x86-64-v3" in caught.value.hint
 
 
 def test_objects_that_cannot_be_kept_are_used_all_the_same(cache):

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import mmap
 import os
+import resource
 import stat
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ringzero.errors import HostError, MissingFileError
+from ringzero.units import format_size
 
 CACHE_HINT = (
     "the disk is full: free some space (`ringzero image ls` shows what the cache "
@@ -30,6 +32,22 @@ PARTIAL = ".partial-"
 _ABANDONED = 86400
 
 
+def file_size_limit() -> str:
+    """Return what the process's limit of file sizes (RLIMIT_FSIZE) is, for people."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return "none" if limit == resource.RLIM_INFINITY else format_size(limit)
+
+
+def too_large(what: str, **context: object) -> HostError:
+    """Return the error for what is larger than the process's limit of file sizes allows."""
+    return HostError(
+        f"{what}: more than the limit of file sizes here, which is {file_size_limit()}",
+        hint="raise it (`ulimit -f unlimited`; RLIMIT_FSIZE); guest memory counts as a file, too",
+        errno=errno.EFBIG,
+        **context,
+    )
+
+
 def host_error(fault: OSError, action: str, path: Path | str) -> HostError:
     """Return the HostError that tells a user what `fault` means for `action`."""
     reason = fault.strerror or str(fault)
@@ -37,11 +55,42 @@ def host_error(fault: OSError, action: str, path: Path | str) -> HostError:
     if fault.errno in (errno.ENOENT, errno.ENOTDIR):
         return MissingFileError(message, hint="check the path", path=path, errno=fault.errno)
     hint = None
-    if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if fault.errno == errno.EFBIG:
+        return too_large(f"cannot {action} {path}", path=path)
+    if fault.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = CACHE_HINT
     elif fault.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         hint = "set RINGZERO_CACHE_DIR to a directory that you can write to"
     return HostError(message, hint=hint, path=path, errno=fault.errno)
+
+
+def require_space(path: Path, needed: int, what: str) -> None:
+    """Raise HostError where fewer than `needed` bytes are free for `what` below `path`.
+
+    Before the work begins: many programs wait, or leave halves behind, on a disk that is full.
+    """
+    place = path
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        free = free_space(place)
+    except OSError:
+        return  # whoever writes hears what is wrong
+    if free < needed:
+        raise HostError(
+            f"{what} takes about {format_size(needed)} on the disk of {path}, "
+            f"which has {format_size(free)} left",
+            hint="free some space, or set RINGZERO_CACHE_DIR to another disk",
+            path=path,
+            needed=needed,
+            free=free,
+        )
+
+
+def free_space(path: Path) -> int:
+    """Return how many bytes this user may still write on the disk of `path`; raises OSError."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
 
 
 def make_directory(path: Path) -> Path:

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from typing import Self
 
 from ringzero.errors import HostError
+from ringzero.host.files import too_large
 from ringzero.records import record
+from ringzero.units import format_size
 
 PAGE = mmap.PAGESIZE
 # Up to this much that a machine changed since its base is copied into each clone, at about a
@@ -33,6 +35,7 @@ _PAGEMAP_SCAN = 0xC0606610
 _SCAN = struct.Struct("<12Q")
 _IS_FILE, _IS_PRESENT, _IS_SWAPPED = 1 << 2, 1 << 3, 1 << 4
 _SCAN_REGIONS = 512
+_PAGEMAP = "/proc/self/pagemap"
 # Highest byte of an entry of /proc/PID/pagemap: present, swapped, page of a file.
 _ANONYMOUS = bytes(int(bool(byte & 0xC0) and not byte & 0x20) for byte in range(256))
 _PRESENT = bytes(int(bool(byte & 0xC0)) for byte in range(256))
@@ -165,7 +168,7 @@ class HostMemory:
         except (OSError, ValueError, OverflowError) as cause:
             if fd >= 0:
                 os.close(fd)
-            raise _no_memory(name, size) from cause
+            raise _no_memory(name, size, cause) from cause
         self.base = image.base.hold() if image else MemoryBase(fd, size, owned=True)
         self.private = image is not None or self._anonymous
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
@@ -269,7 +272,11 @@ class HostMemory:
         first, last = first & -PAGE, -(-(self.size if last is None else last) // PAGE) * PAGE
         if not self.private:
             return list(self.base.extents(first, last))
-        descriptor = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            # A host without /proc: any page may differ.
+            return [(first, last)] if first < last else []
         try:
             where = self.address + first, last - first
             found = scan_pages(descriptor, *where)
@@ -281,7 +288,10 @@ class HostMemory:
 
     def touched(self) -> list[tuple[int, int]]:
         """Return (start, end) of the pages, as runs, that this mapping has in the host's memory."""
-        descriptor = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return [(0, self.size)]
         try:
             found = read_pages(descriptor, self.address, self.size, _PRESENT)
         finally:
@@ -334,7 +344,9 @@ class HostMemory:
             self._map.close()
 
 
-def _no_memory(name: str, size: int) -> HostError:
+def _no_memory(name: str, size: int, cause: Exception | None = None) -> HostError:
+    if isinstance(cause, OSError) and cause.errno == errno.EFBIG:
+        return too_large(f"{format_size(size)} of memory for {name}", size=size)
     return HostError(
         f"no {size} bytes of memory for {name}",
         hint="give the machine less --memory",

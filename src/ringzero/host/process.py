@@ -70,7 +70,11 @@ class ProcessIdentity:
 
     def _is_current(self) -> bool:
         """Whether the number still means this process, which may have ended."""
-        return self.boot == boot_id() and _start_time(self.pid) == self.started
+        boot, started = boot_id(), _start_time(self.pid)
+        # Without /proc, here or where it was written down, the number alone has to do.
+        return (not self.boot or not boot or boot == self.boot) and (
+            not self.started or started is None or started == self.started
+        )
 
     def _open(self) -> int | None:
         """Return a pidfd, which cannot come to mean another process; None if this one is gone."""
@@ -86,7 +90,7 @@ class ProcessIdentity:
 
 
 def boot_id() -> str:
-    """Return what the kernel calls its present boot."""
+    """Return what the kernel calls its present boot; "" on a host without /proc."""
     try:
         return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -142,6 +146,17 @@ def oom_kills(cgroup: str) -> int | None:
         if name == "oom_kill" and count.isdecimal():
             return int(count)
     return None
+
+
+def usable_cpus() -> int:
+    """Return how many CPUs the calling process may keep busy: those it may run on, in its quota."""
+    count = len(os.sched_getaffinity(0))
+    try:
+        limit = (_CGROUPS / own_cgroup().lstrip("/") / "cpu.max").read_text().split()
+        quota, period = int(limit[0]), int(limit[1])
+    except (OSError, ValueError, IndexError):
+        return count
+    return max(1, min(count, -(-quota // period))) if period > 0 else count
 
 
 def set_title(text: str) -> None:

@@ -1,8 +1,8 @@
 """Progress for people: one line on stderr for every step that takes over a second.
 
 On a terminal the line is redrawn in place and removed at the end; in a log
-each step is one line when it starts to take long. Nothing is shown for steps
-under a second, and `QUIET` shows nothing at all.
+each step is one line when it starts to take long, and one more every ten seconds.
+Nothing is shown for steps under a second, and `QUIET` shows nothing at all.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Protocol, TextIO
 _PATIENCE = 1.0
 # Redraws closer together than this are a blur, in seconds.
 _REDRAW = 0.1
+# Between lines in a log, in seconds.
+_REPEAT = 10.0
 
 
 class Reported(Protocol):
@@ -51,17 +53,31 @@ class Progress:
     def step(self, text: str) -> Iterator[Step]:
         """Run a block as one step called `text`; the step takes `update(fraction, note)`."""
         step = Step(self, text)
-        timer = threading.Timer(_PATIENCE, step.update)
-        timer.daemon = True
+        over = threading.Event()
         if self._enabled:
-            timer.start()
+            threading.Thread(
+                target=self._repeat, args=(step, over), name="progress", daemon=True
+            ).start()
         try:
             yield step
         finally:
-            timer.cancel()
+            over.set()
             self._clear()
 
-    def _show(self, text: str, *, redraw: bool) -> None:
+    def _repeat(self, step: Step, over: threading.Event) -> None:
+        """Show a step that takes long, whether or not anybody tells how far it is."""
+        pause = _PATIENCE
+        while not over.wait(pause):
+            step.show()
+            pause = _REDRAW * 10 if self._terminal else _REPEAT
+
+    @property
+    def redraws(self) -> bool:
+        """Whether lines are drawn in place of the last one."""
+        return self._terminal
+
+    def show(self, text: str) -> None:
+        """Write a line, or draw it in place of the last one."""
         if not self._enabled:
             return
         with self._lock, contextlib.suppress(OSError, ValueError):
@@ -71,7 +87,7 @@ class Progress:
                 width = shutil.get_terminal_size().columns - 1
                 self._stream.write("\r\x1b[K" + text[:width])
                 self._drawn = True
-            elif not redraw:
+            else:
                 self._stream.write(text + "\n")
             self._stream.flush()
 
@@ -91,16 +107,25 @@ class Step:
         self._text = text
         self._began = time.monotonic()
         self._shown = 0.0
+        self._told: tuple[float | None, str] = None, ""
 
     def update(self, fraction: float | None = None, note: str = "") -> None:
         """Say how far the step is (0.0 to 1.0, None: unknown) and what it is doing."""
+        self._told = fraction, note
         now = time.monotonic()
-        if now - self._began < _PATIENCE * 0.99 or now - self._shown < _REDRAW:
-            return
-        first, self._shown = self._shown == 0.0, now
+        due = now - self._began >= _PATIENCE and now - self._shown >= _REDRAW
+        if self._progress.redraws and due:
+            self.show()
+
+    def show(self) -> None:
+        """Show how far the step is."""
+        fraction, note = self._told
+        self._shown = now = time.monotonic()
         percent = "" if fraction is None else f" {100 * fraction:3.0f}%"
         detail = f"  {note}" if note else ""
-        self._progress._show(f"ringzero: {self._text} ...{percent}{detail}", redraw=not first)
+        if now - self._began >= _REPEAT / 2:
+            detail += f"  ({now - self._began:.0f} s)"
+        self._progress.show(f"ringzero: {self._text} ...{percent}{detail}")
 
 
 QUIET = Progress(enabled=False)

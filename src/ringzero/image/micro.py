@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ringzero.errors import GuestImageError, NotFoundError
-from ringzero.host.files import atomic_directory, atomic_file, locked
+from ringzero.host.files import atomic_directory, atomic_file, locked, require_space
 from ringzero.host.progress import QUIET, Progress
 from ringzero.image.guest import identity, launch, relay
 from ringzero.records import record
 from ringzero.settings import CACHE_DIR, MIRROR
+from ringzero.units import MIB
 
 if TYPE_CHECKING:
     from ringzero.image.modules import Module
@@ -260,6 +261,9 @@ def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> st
     if _read(place) is not None:
         return digest
     _remove_tree(place)
+    # The kernel with its modules, and what is unpacked of the packages: an initrd is not packed.
+    size = 32 * MIB + 4 * sum(path.stat().st_size for path in paths[1:])
+    require_space(place.parent, size, f"the image {recipe.name}")
     with progress.step(f"building the image {recipe.name}"), atomic_directory(place) as work:
         kernel, modules = _split_kernel(paths[0])
         tree = _tree(paths[1 : len(paths) - len(recipe.foreign)], modules)

@@ -19,7 +19,6 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -32,15 +31,31 @@ from typing import BinaryIO
 from urllib.parse import unquote
 
 from ringzero.errors import HostError, MissingToolError, NotFoundError
-from ringzero.host.files import atomic_file, host_error, locked, make_directory
+from ringzero.host.files import (
+    CACHE_HINT,
+    atomic_file,
+    free_space,
+    host_error,
+    locked,
+    make_directory,
+    require_space,
+)
 from ringzero.host.progress import QUIET, Progress, Step
 from ringzero.image.sources import debian_sources
 from ringzero.settings import CACHE_DIR
-from ringzero.units import format_size
+from ringzero.units import MIB, format_size
 
 # Lists older than this, in seconds, are fetched again before they are used:
 # a mirror drops superseded packages, mostly not within a day.
 _LISTS_AGE = 86400
+
+# What the lists of one Debian release take on the disk, with apt's index of them, in bytes.
+_LISTS_SIZE = 160 * MIB
+# Less than this left, and apt-get waits for a place to write to that does not come, in bytes.
+_FULL = 256 * 1024
+# How often a running apt tool is looked at, and after how long without any sign of work it is
+# taken to hang, in seconds. Apt itself gives up a silent server after 30, three times over.
+_LOOK, _HANGS = 1.0, 300.0
 
 # Options for a private, unprivileged, empty system (apt.conf(5)). The hooks are
 # cleared because the host's may need root or clean the host's own caches.
@@ -131,6 +146,8 @@ class Apt:
             return
         stamp = self._root / "fetched"
         with locked(self._cache / "apt" / "lock") as lock:
+            if not stamp.exists():
+                require_space(self._root, _LISTS_SIZE, "fetching Debian's package lists")
             self._prepare()
             age = time.time() - stamp.stat().st_mtime if stamp.exists() else None
             if age is None or not 0 <= age < max_age:
@@ -202,13 +219,7 @@ class Apt:
         plural = "package" if len(packages) == 1 else "packages"
         text = f"downloading {len(packages)} Debian {plural} ({format_size(size)})"
         try:
-            free = shutil.disk_usage(self._pool).free
-            if free < size:
-                raise HostError(
-                    f"{format_size(size)} of packages do not fit on the disk of {self._pool}, "
-                    f"which has {format_size(free)} left",
-                    hint="free some space, or set RINGZERO_CACHE_DIR to another disk",
-                )
+            require_space(self._pool, size + _FULL, text)
             with (
                 self._progress.step(text) as step,
                 tempfile.TemporaryDirectory(prefix=".fetch-", dir=self._pool) as place,
@@ -285,10 +296,13 @@ class Apt:
             raise host_error(fault, "run", command[0]) from fault
         finally:
             os.close(writer)
-        watcher = threading.Thread(target=_watch, args=(os.fdopen(reader, "rb"), step), daemon=True)
+        signs = _Signs()
+        watcher = threading.Thread(
+            target=_watch, args=(os.fdopen(reader, "rb"), step, signs), daemon=True
+        )
         watcher.start()
         try:
-            output, complaints = child.communicate()
+            output, complaints = self._communicate(child, command[0], signs)
         except BaseException:
             child.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -301,15 +315,48 @@ class Apt:
             raise _failure(command, complaints)
         return output
 
+    def _communicate(
+        self, child: subprocess.Popen[str], tool: str, signs: _Signs
+    ) -> tuple[str, str]:
+        """Return what the tool prints; raises HostError when it can come to no end."""
+        free = before = free_space(self._root)
+        while True:
+            try:
+                return child.communicate(timeout=_LOOK)
+            except subprocess.TimeoutExpired:
+                before, free = free, free_space(self._root)
+            if free != before:
+                signs.last = time.monotonic()
+            elif free < _FULL:
+                raise _stuck(tool, f"the disk of {self._root} is full", CACHE_HINT)
+            if time.monotonic() - signs.last > _HANGS:
+                raise _stuck(
+                    tool,
+                    f"it has done nothing for {_HANGS:.0f} seconds",
+                    "is there a network? RINGZERO_MIRROR names another mirror",
+                )
 
-def _watch(status: BinaryIO, step: Step | None) -> None:
+
+class _Signs:
+    """When a running apt tool last showed that it works, by the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+
+def _watch(status: BinaryIO, step: Step | None, signs: _Signs) -> None:
     """Read apt's status pipe (`dlstatus:number:percent:text`) to its end."""
     with status:
         for line in status:
+            signs.last = time.monotonic()
             fields = line.decode(errors="replace").strip().split(":", 3)
             if step is not None and fields[0] == "dlstatus" and len(fields) == 4:
                 with contextlib.suppress(ValueError):
                     step.update(float(fields[2]) / 100)
+
+
+def _stuck(tool: str, reason: str, hint: str) -> HostError:
+    return HostError(f"{tool} was ended: {reason}", hint=hint)
 
 
 def _failure(command: Sequence[str], complaints: str) -> HostError | NotFoundError:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ringzero.errors import EngineError
-from ringzero.jit.compile.llvm import cached_object
+from ringzero.jit.compile.llvm import STRAIGHT, Target, cached_object
 from ringzero.jit.compile.module import Module
 from ringzero.jit.exits import members as exit_members
 from ringzero.jit.host.elf import read_functions
@@ -19,10 +19,13 @@ from ringzero.native.types import StructType
 Compiled = tuple[str, list[Any]]
 
 
-def compile_stencils(module: Module) -> dict[int, Compiled]:
+def compile_stencils(module: Module, target: Target | None = None) -> dict[int, Compiled]:
     """Compile a module of stencils called s<number>; without those that have constants."""
     stencils = {}
-    for function in read_functions(cached_object(module.text(), level=1, relocation="static")):
+    code = cached_object(
+        module.text(), level=1, relocation="static", passes=STRAIGHT, target=target
+    )
+    for function in read_functions(code):
         found = trimmed(function)
         if found is not None:
             stencils[int(function.name[1:])] = (found[0].hex(), found[1])

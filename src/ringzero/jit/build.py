@@ -1,39 +1,41 @@
 """Compiles the engine once, keeps it in the cache, and links it in milliseconds afterwards.
 
-The cache key is the content of every source file that the generated code
-depends on, with LLVM's version and the host CPU. A cache directory appears by
-rename when it is complete, so a build cut short leaves nothing half-made.
+An engine is known by a key: the content of every source file that the generated
+code depends on, and the target. For this host's own CPU, that is LLVM's version and
+the CPU's features; a portable engine runs on every host of a level of x86-64. A
+directory appears by rename when it is complete, so a build cut short leaves nothing
+half-made. What it had compiled is found again among the objects, which are kept by
+content.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ringzero.errors import EngineError, HostError
-from ringzero.host.files import CACHE_HINT, host_error
-from ringzero.jit.compile.llvm import Library, host_identity
+from ringzero.host.files import host_error, require_space
+from ringzero.jit.compile.llvm import PORTABLE, Library, Target, host_identity, host_target
+from ringzero.jit.workers import Progress, compile_all
 from ringzero.settings import CACHE_DIR
 
-# called with (units done, units in all, what is being compiled)
-Progress = Callable[[int, int, str], None]
 # The package's own directory.
 _ROOT = Path(__file__).parent.parent
 # Packages in it whose source decides the generated code.
 _SOURCES = ("native", "isa", "jit")
+# Where `make wheel` puts engines into the package, each in a directory called as its target.
+SHIPPED = _ROOT / "_engine"
 _COMPLETE = "complete.json"
-# Exit code of a unit's compiler when the host refuses a file (sysexits.h, EX_IOERR).
-NO_ROOM = 74
+# A compiled engine, the objects it is made of, and its first saved translations, in bytes.
+_SIZE = 12 << 20
 # Seconds after which a build is taken to have died, and an engine or object to be of no use.
 BUILDING_AGE = 3600
 UNUSED_AGE = 14 * 24 * 3600
@@ -46,55 +48,98 @@ class EngineObjects:
     directory: Path
     key: str
     units: list[str]
+    target: str
 
     def read(self, name: str) -> bytes:
         return (self.directory / name).read_bytes()
 
 
-def cache_key() -> str:
-    """Return the key of the engine that this source and this host need."""
+@functools.cache
+def _source_digest() -> bytes:
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(host_identity().encode())
-    digest.update(sys.version.encode())
     for package in _SOURCES:
         for path in sorted((_ROOT / package).rglob("*.py")):
             digest.update(path.relative_to(_ROOT).as_posix().encode())
             digest.update(path.read_bytes())
+    return digest.digest()
+
+
+def cache_key(target: Target | None = None) -> str:
+    """Return the key of the engine that this source needs on a target, by default this host."""
+    # Objects of a portable engine come from another Python and LLVM than those that load them.
+    identity = target.identity if target and target.needs else f"{host_identity()} {sys.version}"
+    digest = hashlib.blake2b(_source_digest(), digest_size=16)
+    digest.update(identity.encode())
     return digest.hexdigest()
 
 
-def ensure(progress: Progress | None = None) -> EngineObjects:
-    """Return the compiled engine, compiling it first when the cache has none."""
-    key = cache_key()
-    directory = CACHE_DIR.get() / "engine" / key
+def compiled() -> Iterator[EngineObjects]:
+    """Yield the engines of this source that are there and run on this host, the best first."""
+    engines = CACHE_DIR.get() / "engine"
+    portable = [target for target in PORTABLE if target.runs_here()]
+    places = [(target, engines / cache_key(target)) for target in (host_target(), *portable)]
+    places += [(target, SHIPPED / target.name) for target in portable]
+    for target, directory in places:
+        found = _read(directory, target)
+        if found is not None:
+            yield found
+
+
+def kept(target: Target) -> EngineObjects | None:
+    """Return the engine for a target that is in the cache."""
+    return _read(CACHE_DIR.get() / "engine" / cache_key(target), target)
+
+
+def _read(directory: Path, target: Target) -> EngineObjects | None:
+    """Return the engine in a directory when it is whole, of this source and this target."""
     try:
-        units = json.loads((directory / _COMPLETE).read_text())["units"]
-    except (OSError, ValueError, KeyError):
-        units = _build(directory, progress)
-    return EngineObjects(directory, key, units)
+        record = json.loads((directory / _COMPLETE).read_text())
+        units, key = record["units"], record["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return EngineObjects(directory, key, units, target.name) if key == cache_key(target) else None
 
 
-def _build(directory: Path, progress: Progress | None) -> list[str]:
+def ensure(progress: Progress | None = None) -> EngineObjects:
+    """Return the compiled engine, compiling it for this host first when there is none."""
+    return next(compiled(), None) or build(host_target(), progress)
+
+
+def build(
+    target: Target, progress: Progress | None = None, directory: Path | None = None
+) -> EngineObjects:
+    """Compile the engine for `target`, into `directory` (default: the cache).
+
+    Raises HostError, EngineError.
+    """
     from ringzero.jit import units
     from ringzero.jit.x86 import assembly
 
+    key = cache_key(target)
+    kept = directory is None
+    directory = directory or CACHE_DIR.get() / "engine" / key
     names = units.names()
     stencils = [f"stencils{n}" for n in range(assembly.SHARES)]
     work = None
+    require_space(directory.parent, _SIZE, "compiling the software engine")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix="building-", dir=directory.parent))
-        _compile_all([*stencils, *names], work, progress)
+        # The slowest first, so that all workers end at about the same time.
+        compile_all([*names[:1], *stencils, *names[1:]], work, target, progress)
         _write_tables(names, work)
         assembly.assemble(work)
         for name in stencils:
             (work / f"{name}.json").unlink()
-        (work / _COMPLETE).write_text(json.dumps({"units": names}))
+        record = {"units": names, "key": key, "target": target.name}
+        (work / _COMPLETE).write_text(json.dumps(record))
+        # Others may use it: an image that it is baked into, a user other than root.
+        work.chmod(0o755)
         try:
             work.rename(directory)
         except OSError:
-            # Somebody else was faster, or an incomplete directory is in the way.
-            if not (directory / _COMPLETE).exists():
+            # Somebody else was faster, or an incomplete or older directory is in the way.
+            if not kept or not (directory / _COMPLETE).exists():
                 shutil.rmtree(directory, ignore_errors=True)
                 work.rename(directory)
     except OSError as fault:
@@ -102,8 +147,26 @@ def _build(directory: Path, progress: Progress | None) -> list[str]:
     finally:
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
-    _sweep(directory)
-    return names
+    if kept:
+        _sweep(directory)
+    return EngineObjects(directory, key, names, target.name)
+
+
+def remove() -> list[Path]:
+    """Remove all compiled engines, objects and translations of the cache; return what it was.
+
+    Raises HostError.
+    """
+    gone = []
+    for name in ("engine", "objects", "translations"):
+        path = CACHE_DIR.get() / name
+        if path.is_symlink() or path.exists():
+            try:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            except OSError as fault:
+                raise host_error(fault, "remove", path) from fault
+            gone.append(path)
+    return gone
 
 
 def _sweep(used: Path) -> None:
@@ -116,59 +179,6 @@ def _sweep(used: Path) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError:
             continue  # somebody else was faster, or uses it
-
-
-def _compile_all(names: list[str], work: Path, progress: Progress | None) -> None:
-    waiting = list(names)
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    done = 0
-    workers = max(1, len(os.sched_getaffinity(0)))
-    source = str(_ROOT.parent)
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
-    }
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                name = waiting.pop(0)
-                command = [sys.executable, "-m", "ringzero.jit.compile_unit", name, str(work)]
-                running[name] = subprocess.Popen(
-                    command, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
-                )
-            if progress:
-                progress(done, len(names), ", ".join(running))
-            name = _first_finished(running)
-            process = running.pop(name)
-            _, complaint = process.communicate()
-            if process.returncode == NO_ROOM:
-                reason = complaint.decode(errors="replace").strip()
-                raise HostError(
-                    f"cannot write the compiled engine to {work}: {reason}", hint=CACHE_HINT
-                )
-            if process.returncode != 0:
-                raise EngineError(
-                    f"compiling the engine failed in unit {name}",
-                    hint="run with RINGZERO_DEBUG=3 and report the output",
-                    detail=complaint.decode(errors="replace")[-2000:],
-                )
-            done += 1
-    finally:
-        for process in running.values():
-            process.kill()
-            process.wait()
-    if progress:
-        progress(done, len(names), "")
-
-
-def _first_finished(running: dict[str, subprocess.Popen[bytes]]) -> str:
-    pids = {process.pid: name for name, process in running.items()}
-    while True:
-        for process in running.values():
-            try:
-                process.wait(timeout=0.02)
-            except subprocess.TimeoutExpired:
-                continue
-            return pids[process.pid]
 
 
 def _write_tables(names: list[str], work: Path) -> None:

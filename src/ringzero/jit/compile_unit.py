@@ -1,4 +1,7 @@
-"""`python -m ringzero.jit.compile_unit NAME DIRECTORY`: compile one unit of the engine."""
+"""`python -m ringzero.jit.compile_unit DIRECTORY TARGET`: compile units of the engine.
+
+Their names come by standard input, a line each; each is said again when it is done.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,29 @@ import json
 import sys
 from pathlib import Path
 
-from ringzero.jit.build import NO_ROOM
+from ringzero.jit.compile.llvm import Target, target_named
 from ringzero.jit.units import compile_unit
+from ringzero.jit.workers import NO_ROOM
 from ringzero.jit.x86.assembly import compile_share
 
 
-def main(name: str, directory: str) -> None:
-    """Write NAME.o and NAME.places into the directory."""
-    target = Path(directory)
+def write_unit(name: str, directory: Path, target: Target) -> None:
+    """Write NAME.o and NAME.places, or the stencils NAME.json, into the directory."""
     if name.startswith("stencils"):
-        share = compile_share(int(name.removeprefix("stencils")))
-        (target / f"{name}.json").write_text(json.dumps(share))
+        share = compile_share(int(name.removeprefix("stencils")), target)
+        (directory / f"{name}.json").write_text(json.dumps(share))
         return
-    unit = compile_unit(name)
-    (target / f"{name}.o").write_bytes(unit.code)
-    (target / f"{name}.places").write_text(json.dumps(unit.places))
+    unit = compile_unit(name, target)
+    (directory / f"{name}.o").write_bytes(unit.code)
+    (directory / f"{name}.places").write_text(json.dumps(unit.places))
+
+
+def main(directory: str, target: str) -> None:
+    """Compile what is asked for until nobody asks any more."""
+    for line in sys.stdin:
+        name = line.strip()
+        write_unit(name, Path(directory), target_named(target))
+        print(name, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from ringzero.isa.x86.execution import EXECUTION
 from ringzero.isa.x86.interpreter import interpret
 from ringzero.isa.x86.table.forms import Form
 from ringzero.isa.x86.table.instructions import MODULES, all_forms
-from ringzero.jit.compile.llvm import cached_object
+from ringzero.jit.compile.llvm import INLINED, Target, cached_object
 from ringzero.jit.compile.module import Module
 from ringzero.jit.doors import define_doors
 from ringzero.jit.entry import define_entry
@@ -27,6 +27,8 @@ _OWN, _SHARED = (_PACKAGE, "ringzero.jit."), "ringzero.isa"
 # Symbols that Python calls, or takes the address of.
 RUN_INTERPRETER = "run_interpreter"
 RUN_TRANSLATOR = "run_translator"
+# Units that spend their time in loops.
+LOOPS = ("core", "insn.string", "insn.sse_string")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def generate(name: str) -> tuple[Module, list[tuple[int, int]]]:
     return module, places
 
 
-def compile_unit(name: str) -> Unit:
-    """Generate and compile one unit."""
+def compile_unit(name: str, target: Target | None = None) -> Unit:
+    """Generate and compile one unit, for this host's CPU by default."""
     module, places = generate(name)
-    return Unit(name, cached_object(module.text()), places)
+    # Handlers have no loops but in these units.
+    passes = () if name in LOOPS else INLINED
+    return Unit(name, cached_object(module.text(), passes=passes, target=target), places)

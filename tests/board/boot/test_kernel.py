@@ -62,7 +62,7 @@ def test_damaged_payload_is_told(name):
         (bzimage(elf(), xloadflags=0), "32-bit"),
         (bzimage(elf())[:3000], "cut short"),
         (bzimage(b"??" * 100), "unknown compression"),
-        (bzimage(b""), "cut short"),
+        (bzimage(b""), "no payload"),
     ],
 )
 def test_bad_kernels_get_a_clear_error(data, message):

@@ -52,6 +52,11 @@ _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 _PT_LOAD = 1
 _EM_X86_64 = 62
 _ET_EXEC = 2
+_ELF_TYPES = {
+    1: "an object or kernel module",
+    3: "a program or shared library that may lie anywhere",
+    4: "a core dump",
+}
 _MAX_SEGMENTS = 64
 
 _BANNER = re.compile(rb"Linux version (\S{1,128}) [^\0\n]{0,1024}")
@@ -102,7 +107,16 @@ def parse_kernel(data: bytes) -> KernelImage:
         return _bzimage(data)
     if not data:
         raise GuestImageError("the kernel file is empty", hint=_HINT)
-    raise GuestImageError("not a Linux kernel", hint=_HINT, seen=data[:4].hex())
+    raise _not_linux("", data)
+
+
+def _not_linux(lead: str, data: bytes | memoryview) -> GuestImageError:
+    """Return the error for what is no kernel of ours; it says what it is, where that is known."""
+    from ringzero.board.boot.foreign import described
+
+    seen = described(bytes(data))
+    message = "not a Linux kernel" + (f" but {seen}" if seen else "")
+    return GuestImageError(lead + message, hint=_HINT, seen=bytes(data[:4]).hex())
 
 
 def _bzimage(data: bytes) -> KernelImage:
@@ -118,13 +132,21 @@ def _bzimage(data: bytes) -> KernelImage:
             f"kernel with boot protocol {protocol >> 8}.{protocol & 255:02d} is too old",
             hint="2.08 (Linux 2.6.26) is the oldest that tells where its payload is",
         )
-    if protocol >= _PROTOCOL_XLOADFLAGS and not u16(_XLOADFLAGS) & _XLF_KERNEL_64:
-        raise GuestImageError("a 32-bit kernel", hint="a 64-bit (x86-64) kernel is needed")
     # boot.rst: for backwards compatibility, 0 means 4.
     setup = (data[SETUP_SECTS] or 4) + 1
     start = setup * _SECTOR + u32(_PAYLOAD_OFFSET)
     length = u32(_PAYLOAD_LENGTH)
-    if length == 0 or start + length > len(data):
+    if length == 0:
+        version = _setup_version(data, setup * _SECTOR)
+        what = f" ({version})" if version else ""
+        raise GuestImageError(
+            f"a file with Linux's boot header that is no Linux kernel{what}: it has no payload, "
+            "as memtest86+ has none",
+            hint=_HINT,
+        )
+    if protocol >= _PROTOCOL_XLOADFLAGS and not u16(_XLOADFLAGS) & _XLF_KERNEL_64:
+        raise GuestImageError("a 32-bit kernel", hint="a 64-bit (x86-64) kernel is needed")
+    if start + length > len(data):
         raise GuestImageError(
             "the kernel file is cut short",
             hint="copy the file again",
@@ -262,6 +284,15 @@ _FORMATS: tuple[tuple[bytes, str, Callable[[bytes], bytes]], ...] = (
 )
 
 
+def _not_x86_64(data: bytes | memoryview) -> GuestImageError:
+    from ringzero.board.boot.foreign import elf_kind, multiboot
+
+    start = bytes(data[:65536])
+    boot = multiboot(start)
+    what = elf_kind(start) + (f", a {boot} kernel" if boot else "")
+    return GuestImageError(f"an ELF file, but not for x86-64: {what}", hint=_HINT)
+
+
 def _elf(
     data: bytes | memoryview,
     kind: str,
@@ -275,9 +306,10 @@ def _elf(
         _ELF_HEADER.unpack_from(data)
     )
     if ident[4] != 2 or ident[5] != 1 or machine != _EM_X86_64:
-        raise GuestImageError("an ELF file, but not for x86-64", hint=_HINT, machine=machine)
+        raise _not_x86_64(data)
     if file_type != _ET_EXEC:
-        raise GuestImageError("an ELF file, but not an executable kernel", hint=_HINT)
+        what = _ELF_TYPES.get(file_type, f"of type {file_type}")
+        raise GuestImageError(f"an ELF file, but not an executable kernel: {what}", hint=_HINT)
     if entry_size != _PROGRAM_HEADER.size or not 0 < count <= _MAX_SEGMENTS:
         raise GuestImageError("an ELF file with a senseless program header table", count=count)
     if table + count * entry_size > len(data):

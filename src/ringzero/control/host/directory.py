@@ -43,6 +43,7 @@ from ringzero.errors import (
 from ringzero.host import ofdlock
 from ringzero.host.files import host_error, open_regular
 from ringzero.host.process import boot_id, oom_kills
+from ringzero.host.unixsocket import LONGEST_PATH
 from ringzero.records import record, replace
 from ringzero.settings import MACHINES_DIR
 
@@ -202,7 +203,7 @@ class MachineDirectory:
     def _cause(self, process: ProcessRecord | None) -> str:
         if process is None:
             return "the command that started it was killed before the machine ran"
-        if process.boot != boot_id():
+        if process.boot and boot_id() not in (process.boot, ""):
             return "the host was restarted"
         fatal = _FATAL.search(self.tail(VMM_LOG, _LOG_TAIL))
         if fatal is not None:
@@ -265,7 +266,17 @@ class MachineDirectory:
         """Yield an address of the socket that is short enough, however long the path (unix(7))."""
         descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            yield f"/proc/self/fd/{descriptor}/{SOCKET}"
+            short = f"/proc/self/fd/{descriptor}"
+            if os.path.exists(short):  # noqa: PTH110 - no Path is needed for it
+                yield f"{short}/{SOCKET}"
+                return
+            whole = os.fspath(self.path / SOCKET)
+            if len(os.fsencode(whole)) > LONGEST_PATH:
+                raise HostError(
+                    f"the path {whole} is too long for a socket on a host without /proc",
+                    hint="set RINGZERO_MACHINES_DIR to a shorter one, or mount /proc",
+                )
+            yield whole
         finally:
             os.close(descriptor)
 

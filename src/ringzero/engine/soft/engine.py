@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.contract import ENGINES, Availability, Engine, Interrupts, Usability
 from ringzero.errors import EngineError
+from ringzero.host.process import boot_id
 from ringzero.host.progress import Steps
 from ringzero.isa.contract import Architecture, Identification
 from ringzero.settings import CACHE_DIR
@@ -29,7 +29,7 @@ class SoftEngine(Engine):
         from ringzero.jit import build
 
         with steps.step("compiling the software engine, once on this machine") as step:
-            build.ensure(lambda done, total, units: step.update(done / total, units))
+            build.ensure(lambda done, total, _: step.update(done / total, f"{done} of {total}"))
 
     def runs(self, architecture: Architecture[Any]) -> bool:
         from ringzero.engine.soft.contract import GUESTS
@@ -74,7 +74,10 @@ class SoftEngine(Engine):
 @functools.cache
 def host_tsc_hz() -> int:
     """Return the frequency of the host's TSC, measured once per boot of the host."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    boot = boot_id()
+    if not boot:
+        # Nothing tells one boot from the next: what is in the cache may be another's.
+        return _measure_tsc_hz()
     cache = CACHE_DIR.get() / f"tsc-{boot}"
     try:
         return int(cache.read_text())

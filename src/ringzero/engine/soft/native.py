@@ -13,6 +13,7 @@ from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.table.entry import SLOTS, FormEntry
 from ringzero.jit import build
 from ringzero.jit.tables import Exits
+from ringzero.jit.workers import Progress
 from ringzero.jit.x86.tables import Glue, GuestTables, LoweringEntry, Translator
 from ringzero.native.view import StructView
 
@@ -129,6 +130,6 @@ class NativeEngine:
 
 
 @functools.cache
-def native_engine(progress: build.Progress | None = None) -> NativeEngine:
+def native_engine(progress: Progress | None = None) -> NativeEngine:
     """Return the compiled engine, compiling it first where it is not cached."""
     return NativeEngine(build.ensure(progress))

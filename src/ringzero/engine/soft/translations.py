@@ -136,7 +136,8 @@ class Translations:
         used = space.out - self._start + self._end - space.data
         path = self.path
         if used > LARGEST * (self._end - self._start):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
             return
         body = self._body(code_pages, memory)
         with contextlib.suppress(OSError):

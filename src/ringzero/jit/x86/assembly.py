@@ -16,6 +16,7 @@ from ringzero.jit.assembly import (
     write_exits,
     write_stencils,
 )
+from ringzero.jit.compile.llvm import Target
 from ringzero.jit.compile.module import Module
 from ringzero.jit.stencil import WEIGHTS
 from ringzero.jit.x86 import tables
@@ -28,7 +29,7 @@ from ringzero.jit.x86.tables import END_CONDITIONAL, END_JUMP, LoweringEntry
 SHARES = 8
 
 
-def compile_share(share: int) -> dict[str, Any]:
+def compile_share(share: int, target: Target | None = None) -> dict[str, Any]:
     """Generate and compile one share; returns what `assemble` wants, as plain data."""
     catalogue = Catalogue()
     module = Module(f"stencils{share}")
@@ -42,7 +43,7 @@ def compile_share(share: int) -> dict[str, Any]:
     for number, body in enumerate(glue().values()):
         if number % SHARES == share:
             define_glue(module, first_glue + number, body)
-    return {"facts": facts, "stencils": compile_stencils(module)}
+    return {"facts": facts, "stencils": compile_stencils(module, target)}
 
 
 def _facts(generated: Generated) -> list[Any]:
