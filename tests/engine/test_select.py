@@ -108,9 +108,30 @@ def test_a_damaged_memory_is_measured_anew(host, content):
     assert json.loads((host.cache / "engine-kvm.json").read_text())["usability"] == "usable"
 
 
-def test_an_engine_by_name_is_given_even_where_it_is_slow(host):
+def test_a_slow_engine_is_given_to_those_who_insist(host):
     host(SLOW)
-    assert select.choose("kvm").name == "kvm"
+    with pytest.raises(EngineUnavailableError, match="too slow here: it crawls") as caught:
+        select.choose("kvm")
+    assert caught.value.hint == "--engine auto takes a quicker one; --engine kvm! insists"
+    assert select.choose("kvm!").name == "kvm"
+    assert select.warning("kvm!") == "engine kvm, as you insist: it crawls"
+
+
+def test_who_insists_on_a_good_engine_hears_nothing(host):
+    host(GOOD)
+    assert select.choose("kvm!").name == select.choose("kvm").name == "kvm"
+    assert select.warning("kvm!") is None
+    assert select.warning("kvm") is None
+
+
+def test_nobody_insists_on_what_cannot_run_or_on_a_choice(host):
+    host(NONE)
+    with pytest.raises(EngineUnavailableError, match="there is none"):
+        select.choose("kvm!")
+    with pytest.raises(EngineUnavailableError, match="not an engine"):
+        select.choose("auto!")
+    with pytest.raises(NotFoundError):
+        select.choose("warp!")
 
 
 def test_an_engine_that_cannot_run_is_an_error_with_a_way_out(host):

@@ -195,11 +195,11 @@ COUNTER = bytes.fromhex("ff060020 ebfa")
 
 @pytest.mark.parametrize(
     "engine",
-    [pytest.param("soft", marks=pytest.mark.engine), pytest.param("kvm", marks=pytest.mark.kvm)],
+    [pytest.param("soft", marks=pytest.mark.engine), pytest.param("kvm!", marks=pytest.mark.kvm)],
 )
 def test_running_forks_on_every_engine(engine, request):
     """Each counts on from where the original was, in memory of its own."""
-    if engine == "kvm":
+    if engine == "kvm!":
         request.getfixturevalue("kvm_system")
 
     def count(vm):

@@ -195,10 +195,10 @@ def test_a_hook_cannot_revert_its_own_machine(place, store):
 
 @pytest.mark.parametrize(
     "engine",
-    [pytest.param("soft", marks=pytest.mark.engine), pytest.param("kvm", marks=pytest.mark.kvm)],
+    [pytest.param("soft", marks=pytest.mark.engine), pytest.param("kvm!", marks=pytest.mark.kvm)],
 )
 def test_running_machines_go_back_on_every_engine(engine, store, request):
-    if engine == "kvm":
+    if engine == "kvm!":
         request.getfixturevalue("kvm_system")
 
     def count(vm):

@@ -129,7 +129,11 @@ class MachineConfig:
             found.append(f"memory of {self.memory} bytes is not a multiple of {_PAGE}")
         found += [
             f"no {noun} is called {value!r}"
-            for noun, value in (("board", self.board), ("engine", self.engine), ("CPU", self.cpu))
+            for noun, value in (
+                ("board", self.board),
+                ("engine", self.engine.removesuffix("!")),
+                ("CPU", self.cpu),
+            )
             if value is not None and not NAME.fullmatch(value)
         ]
         if self.kernel is None and self.initrd is not None:

@@ -16,6 +16,8 @@ from ringzero.isa.contract import Architecture
 from ringzero.settings import CACHE_DIR
 
 AUTO = "auto"
+# Behind an engine's name: take it though it was measured to be too slow for Linux.
+INSIST = "!"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # Raised when the measurement changes, so that older verdicts do not count.
 PROBE_VERSION = 3
@@ -25,12 +27,17 @@ def choose(name: str = AUTO, architecture: Architecture[Any] | None = None) -> E
     """Return the engine called `name`, ready to make machines, of `architecture` if one is given.
 
     `auto` gives the engine of the highest rank that runs kernels at a useful speed here.
-    An engine asked for by name is given even where it is slow. Raises
-    NotFoundError for an unknown name, EngineUnavailableError with the reason
-    and the way out where it cannot run at all.
+    An engine asked for by name is given where it is slow only when the name ends in `!`
+    ("kvm!"). Raises NotFoundError for an unknown name, EngineUnavailableError with the
+    reason and the way out where the engine cannot run, or is too slow for Linux to come up.
     """
     if name == AUTO:
         return choose_auto(architecture=architecture)[0]
+    insists, name = name.endswith(INSIST), name.removesuffix(INSIST)
+    if name == AUTO:
+        raise EngineUnavailableError(
+            f"{AUTO!r} is a choice, not an engine to insist on", hint="name one: --engine kvm!"
+        )
     engine = ENGINES.get(name)()
     if architecture is not None and not engine.runs(architecture):
         raise EngineUnavailableError(
@@ -46,7 +53,24 @@ def choose(name: str = AUTO, architecture: Architecture[Any] | None = None) -> E
             hint=f"--engine {others[0] if len(others) == 1 else AUTO} may",
             engine=name,
         )
+    if found.usability is Usability.SLOW and not insists:
+        raise EngineUnavailableError(
+            f"the engine {name!r} is too slow here: {found.reason}, "
+            f"and Linux takes some thousand million to come up",
+            hint=f"--engine {AUTO} takes a quicker one; --engine {name}{INSIST} insists",
+            engine=name,
+        )
     return engine
+
+
+def warning(name: str) -> str | None:
+    """Return what a user should know who insists on the engine `name`; None where all is well."""
+    if not name.endswith(INSIST):
+        return None
+    found = judge(ENGINES.get(name.removesuffix(INSIST))())
+    if found.usability is not Usability.SLOW:
+        return None
+    return f"engine {name.removesuffix(INSIST)}, as you insist: {found.reason}"
 
 
 # Takes a line for the user, and whether it is news: what it says was measured just now.

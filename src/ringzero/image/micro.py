@@ -55,10 +55,13 @@ MODULES = (
 # panic=-1          a panic ends the machine at once
 # reboot=a          by the reset register that the ACPI tables name
 # nokaslr           the same addresses in every boot, for caches of translated code
+# initcall_blacklist=pci_arch_init
+#                   a board without PCI is "PCI: Fatal" to it; one that has PCI must do without this
 # cryptomgr.notests no self-tests of ciphers while a disk's modules load
 COMMAND_LINE = (
     "console=ttyS0 quiet mitigations=off init_on_alloc=0 tsc=reliable no_timer_check "
-    "nokaslr panic=-1 reboot=a rcupdate.rcu_expedited=1 cryptomgr.notests ringzero.agent"
+    "initcall_blacklist=pci_arch_init nokaslr panic=-1 reboot=a rcupdate.rcu_expedited=1 "
+    "cryptomgr.notests ringzero.agent"
 )
 
 _FORMAT = 1

@@ -93,7 +93,8 @@ Ctrl-] q ends the machine.
             "--engine",
             metavar="NAME",
             default=None,
-            help="CPU engine: auto, soft, kvm (default: auto, or RINGZERO_ENGINE)",
+            help="CPU engine: auto, soft, kvm, or kvm! where it is slow "
+            "(default: auto, or RINGZERO_ENGINE)",
         )
         add("--timeout", metavar="S", type=float, help="end the machine after S seconds (exit 124)")
         add(
@@ -129,9 +130,10 @@ Ctrl-] q ends the machine.
         """Build the machine's description, then hand over to `ringzero.cli.session`."""
         faults = Faults(arguments.faults)
         faults.take(lambda: _check(arguments))
-        if (arguments.engine or ENGINE.get()) == "kvm":
+        engine = arguments.engine or ENGINE.get()
+        if engine.startswith("kvm"):
             # Said before an image is made for it.
-            faults.take(_refuse_missing_kvm)
+            faults.take(lambda: _refuse_kvm(engine))
         faults.take(lambda: _suspect_memory(arguments))
         faults.take(lambda: _check_files(arguments))
         faults.take(lambda: _description(arguments))
@@ -270,11 +272,13 @@ def _place_command(arguments: argparse.Namespace) -> None:
         arguments.command = command_words(arguments, arguments.command or _SHELL)
 
 
-def _refuse_missing_kvm() -> None:
+def _refuse_kvm(name: str) -> None:
     """Where KVM is asked for and cannot be had: say so before an image is made for it."""
     from ringzero.engine import select
 
-    select.choose("kvm")
+    select.choose(name)
+    if line := select.warning(name):
+        print(f"ringzero: {line}", file=sys.stderr)
 
 
 def _description(arguments: argparse.Namespace) -> None:
