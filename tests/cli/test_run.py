@@ -108,7 +108,8 @@ def test_flags_reach_the_machine(machines, tmp_path):
     assert (config.memory, config.cpus, config.engine) == (1 << 30, 2, "soft")
     assert config.command_line == "quiet debug"
     assert (config.disks[0].path, config.disks[0].read_only) == (disk, True)
-    assert config.vsock is None and not config.nets
+    assert config.vsock is None
+    assert [net.network for net in config.nets] == ["user"]
 
 
 def test_sockets_and_network_reach_the_machine(machines, tmp_path):

@@ -13,6 +13,7 @@ import time
 
 from ringzero.api.action import Stream
 from ringzero.config.machine import MachineConfig
+from ringzero.config.ports import parse_ports
 from ringzero.control.host import directory
 from ringzero.control.host.launch import launch
 from ringzero.control.machine import vmm
@@ -25,11 +26,32 @@ from tests.cli.fake import FakeMachine
 PROGRAM = (sys.executable, "-m", "tests.control.fake")
 
 
+class FakeNets:
+    """Forwards ports by writing them down."""
+
+    def __init__(self):
+        self.forwards = []
+
+    def ports(self):
+        return self.forwards
+
+    def publish(self, text):
+        made = parse_ports(text)
+        self.forwards += made
+        return made
+
+    def unpublish(self, text):
+        gone = [forward for forward in self.forwards if str(forward.port) == text]
+        self.forwards = [forward for forward in self.forwards if forward not in gone]
+        return gone
+
+
 class Fake(FakeMachine):
     """A FakeMachine that can be paused and copied, and prints what is typed."""
 
     def __init__(self, config):
         super().__init__(config)
+        self.nets = FakeNets()
         self.paused = False
         self.reverted = 0
         self.failure = None

@@ -76,6 +76,10 @@ def test_every_action_through_a_door(watch, tmp_path, monkeypatch):
     causes("pause")
     post("resume")
     causes("resume")
+    assert post("ports") == []
+    made = post("publish", ports="127.0.0.1:8080:80/udp")
+    assert made == [{"address": "127.0.0.1", "port": 8080, "guest_port": 80, "protocol": "udp"}]
+    assert post("ports") == made == post("unpublish", ports="8080")
     assert post("exec", words=["sh", "-c", "exit 3"]) == {"status": 3}
     assert post("fork", name="copy") == ["copy"]
     causes("fork", "copy")

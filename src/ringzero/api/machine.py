@@ -13,6 +13,7 @@ from ringzero.api.values import (
     EventKind,
     ExitRecord,
     MachineSummary,
+    PortSummary,
     Status,
 )
 
@@ -103,6 +104,22 @@ class MachineActions(Actions):
     @action(states=(*_RUNS, *GONE), patience=_SAVE)
     def revert(self, snapshot: Annotated[str, "the snapshot's directory"]) -> None:
         """Take the machine back to a snapshot: memory, state and disks; it goes on."""
+
+    @action(states=ANY)
+    def ports(self) -> list[PortSummary]:
+        """List the ports of the host that lead to the machine."""
+
+    @action(states=_RUNS)
+    def publish(
+        self, ports: Annotated[str, "[ADDR:]HOST:GUEST[/udp], HOST 0: any free one; or ranges"]
+    ) -> list[PortSummary]:
+        """Forward ports of the host to the machine; return them."""
+
+    @action(states=_RUNS)
+    def unpublish(
+        self, ports: Annotated[str, "the host's port, or as it was published; or ranges"]
+    ) -> list[PortSummary]:
+        """Forward ports no longer; return which."""
 
     @action(states=(Status.STARTING, Status.RUNNING), streams=True)
     def exec(

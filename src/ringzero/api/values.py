@@ -118,6 +118,15 @@ class MachineSummary(TypedDict):
     stats: NotRequired[dict[str, Any]]
 
 
+class PortSummary(TypedDict):
+    """A port of the host that leads to a machine. `protocol` is tcp or udp."""
+
+    address: str
+    port: int
+    guest_port: int
+    protocol: str
+
+
 class CommandEnd(TypedDict):
     """How a command in a guest ended: its exit status, 128 + N for the signal N."""
 

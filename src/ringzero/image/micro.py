@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from ringzero.errors import GuestImageError, NotFoundError
 from ringzero.host.files import atomic_directory, atomic_file, locked, require_space
 from ringzero.host.progress import QUIET, Progress
-from ringzero.image.guest import identity, launch, relay
+from ringzero.image.guest import identity, launch, relay, static_net
 from ringzero.records import record
 from ringzero.settings import CACHE_DIR, MIRROR
 from ringzero.units import MIB
@@ -109,8 +109,8 @@ class Recipe:
 
     def inputs(self) -> str:
         """Return everything here that shapes the image, except package versions."""
-        programs = [program.build().hex() for program in (identity, launch, relay)]
-        guest = [_init().decode(), *programs]
+        programs = [p.build().hex() for p in (identity, launch, relay, static_net)]
+        guest = [_script("init").decode(), _script("dhcp").decode(), *programs]
         inputs = [vars(self), MODULES, guest, COMMAND_LINE, _FORMAT, MIRROR.get()]
         return json.dumps(inputs, sort_keys=True)
 
@@ -332,7 +332,9 @@ def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
         tree.add_directory(name, mode=0o1777 if name == "tmp" else 0o755)
     tree.add_device("dev/console", "c", 5, 1, mode=0o600)
     tree.add_device("dev/null", "c", 1, 3, mode=0o666)
-    tree.add_file("init", _init(), mode=0o755)
+    tree.add_file("init", _script("init"), mode=0o755)
+    tree.add_file("sbin/dhcp", _script("dhcp"), mode=0o755)
+    tree.add_file("sbin/static-net", static_net.build(), mode=0o755)
     tree.add_file("sbin/identity", identity.build(), mode=0o755)
     tree.add_file("sbin/launch", launch.build(), mode=0o755)
     tree.add_file("sbin/relay", relay.build(), mode=0o755)
@@ -388,5 +390,5 @@ def applets(busybox: bytes) -> list[str]:
     return [name for name in names if "/" not in name]
 
 
-def _init() -> bytes:
-    return (Path(__file__).parent / "guest" / "init").read_bytes()
+def _script(name: str) -> bytes:
+    return (Path(__file__).parent / "guest" / name).read_bytes()

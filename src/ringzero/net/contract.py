@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ringzero.config.devices.net import NetConfig
+from ringzero.config.ports import Forward
 from ringzero.core.frames import Frame
+from ringzero.errors import ConflictError
 from ringzero.registry import Registry
 
 
@@ -68,6 +70,28 @@ class Network(ABC):
     @abstractmethod
     def leave(self) -> None:
         """In a forked process: let go of host resources, which stay the original's."""
+
+    def forward(self, forward: Forward) -> Forward:
+        """Forward a port of the host; return it with the port that it got.
+
+        From any thread. Raises InvalidValueError, ConflictError where the port is taken or this
+        network forwards none, HostError.
+        """
+        raise self._no_ports()
+
+    def unforward(self, forward: Forward) -> None:
+        """Forward a port no longer; connections that are up go on. Raises NotFoundError."""
+        raise self._no_ports()
+
+    def forwards(self) -> list[Forward]:
+        """Return the ports of the host that lead to this machine."""
+        return []
+
+    def _no_ports(self) -> ConflictError:
+        return ConflictError(
+            f"the network {self.config.network!r} forwards no ports",
+            hint="a machine with --net user, or on a network by its name, has them",
+        )
 
 
 NETWORKS: Registry[type[Network]] = Registry("network", "ringzero.net.networks")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def complete(
     if clash:
         raise ConfigError([f"an image has its own {name}" for name in sorted(clash)])
     files = _boot_files(image)
+    fields = with_network(fields)
     added = fields.pop("command_line", "")
     return MachineConfig.create(
         **{"name": image, **fields},
@@ -37,6 +39,23 @@ def complete(
         command_line=f"{files.command_line} {added}".strip(),
         agent=True,
     )
+
+
+def with_network(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a description of one of ringzero's own guests: with a user network.
+
+    Unless they say something of networks themselves; `nets=()` is none.
+    """
+    if "net" in fields or "nets" in fields or "net" in map(_kind, fields.get("devices", ())):
+        return dict(fields)
+    return {**fields, "nets": ("user",)}
+
+
+def _kind(device: Any) -> str:
+    """Return the kind of a device as a description may have it: a record, plain data, text."""
+    if isinstance(device, Mapping):
+        return str(device.get("kind"))
+    return str(getattr(device, "kind", "") or str(device).partition("=")[0])
 
 
 def read(config: MachineConfig) -> tuple[KernelImage | None, memoryview]:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from ringzero.disk.instant import InstantDisk
     from ringzero.host.memory import MemoryImage
 
+# What tells ringzero's own guests how to set their network interfaces up.
+NET_PARAMETER = "ringzero.net"
+
 
 def assemble(
     config: MachineConfig,
@@ -186,6 +189,9 @@ class Assembly:
         if self.guest is not None:
             # ringzero's own guests are called as their machines are (Linux from 5.19 on).
             command_line = f"{command_line} hostname={self.config.name}"
+            setups = [net.guest_setup(number) for number, net in enumerate(self.config.nets)]
+            if setups:
+                command_line += f" {NET_PARAMETER}={','.join(setups)}"
         states = self.board.boot(ground.kernel, command_line, ground.initrd, ground.loading)
         for thread, state in zip(self.threads, states, strict=True):
             thread.set_state(state)

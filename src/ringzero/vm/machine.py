@@ -37,6 +37,7 @@ from ringzero.vm.guest.agent import Agent
 from ringzero.vm.guest.execution import Execution
 from ringzero.vm.guest.identity import Identity
 from ringzero.vm.inspect import Cpu, MemoryAccess
+from ringzero.vm.nets import Nets
 from ringzero.vm.runloop import Wanted
 from ringzero.vm.seed import Seed
 from ringzero.vm.state import MachineState
@@ -136,7 +137,6 @@ class Machine:
     def _take(self, parts: Assembly, introduction: copies.Introduction | None = None) -> None:
         self.parts = parts
         self.identity = parts.identity
-        self.config = parts.config
         # Identifiers of the snapshots that the machine comes from, the latest first.
         self.lineage: tuple[str, ...] = ()
         self.control = parts.control
@@ -146,6 +146,8 @@ class Machine:
         self.threads = parts.threads
         self.serial = parts.lines.serial
         self.console = parts.lines.console
+        # The network interfaces: ports, networks, counters.
+        self.nets = Nets(parts)
         # The host's end of the socket device, where there is one.
         self.vsock = parts.devices.vsock
         # One per vCPU; `cpu` is the boot processor.
@@ -169,6 +171,11 @@ class Machine:
             "a machine is threads and memory of this process, and cannot be pickled or copied: "
             "fork() makes a copy, snapshot() writes one down for other processes"
         )
+
+    @property
+    def config(self) -> MachineConfig:
+        """The machine's description, as it is now."""
+        return self.parts.config
 
     @property
     def agent(self) -> Agent:
@@ -462,4 +469,6 @@ class Machine:
 
     def stats(self) -> Mapping[str, Any]:
         """Where the time went: the engine's counters per vCPU, accesses per device, exits."""
-        return statistics.of(self.board, self.threads, self.control, self.engine_name)
+        found = statistics.of(self.board, self.threads, self.control, self.engine_name)
+        counted = {f"eth{n}": backend.counters() for n, backend in enumerate(self.nets)}
+        return {**found, "net": counted} if counted else found

@@ -49,6 +49,8 @@ class Run(Verb):
   ringzero run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
   ringzero run --disk data.img,ro --memory 1G -- mount /dev/vda /mnt
   ringzero run --vsock /tmp/vm.sock       sockets between host and guest
+  ringzero run -d --name web -p 8080:80   port 8080 of this host leads to the guest's 80
+  ringzero run --net none -- ./untrusted  no network; also --net user,host=no,allow=packages.example
   ringzero run --net socket=/tmp/cable,listen
   ringzero run --net socket=/tmp/cable    two machines that are connected with each other
   ringzero run --disk a.img,format=raw --disk b.qcow2 --net none --net socket=/tmp/lan
@@ -80,6 +82,14 @@ Ctrl-] q ends the machine.
         )
         for kind, device in DEVICE_CONFIGS:
             add(f"--{kind}", metavar=device.spelling, action="append", default=[], help=device.help)
+        add(
+            *("-p", "--publish"),
+            metavar="[ADDR:]HOST:GUEST[/udp]",
+            action="append",
+            default=[],
+            help="forward a port of the host, by default of 127.0.0.1, to the guest; ranges as "
+            "8000-8009:80-89; HOST 0: any free one (`ringzero port NAME` tells) (repeatable)",
+        )
         add("--memory", "-m", metavar="SIZE", default=_MEMORY, help="memory (default: 512M)")
         add(
             "--cpu",
@@ -394,7 +404,20 @@ def _common(arguments: argparse.Namespace) -> dict[str, object]:
         "engine": arguments.engine or ENGINE.get(),
         **({"cpu": arguments.cpu} if arguments.cpu else {}),
         **{f"{kind}s": getattr(arguments, kind) for kind in DEVICE_CONFIGS.names()},
+        "nets": _nets(arguments),
     }
+
+
+def _nets(arguments: argparse.Namespace) -> Sequence[object]:
+    """Return the network interfaces; ringzero's own guests have one unless others are given."""
+    nets = arguments.net or ([] if arguments.kernel else ["user"])
+    if not arguments.publish:
+        return nets
+    from ringzero.config.devices.net import NetConfig, publish
+    from ringzero.config.ports import parse_ports
+
+    ports = [port for text in arguments.publish for port in parse_ports(text)]
+    return publish([NetConfig.parse(text) for text in nets], ports)
 
 
 def _user_config(arguments: argparse.Namespace) -> MachineConfig:

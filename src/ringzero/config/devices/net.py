@@ -15,6 +15,7 @@ from ringzero.config.device import (
     Addresses,
     DeviceConfig,
 )
+from ringzero.config.ports import Forward, double_faults, parse_ports
 from ringzero.errors import InvalidValueError
 from ringzero.records import record, replace
 
@@ -22,22 +23,31 @@ from ringzero.records import record, replace
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 # What IPv4 asks of every link (RFC 791), and what Ethernet calls jumbo frames.
 MINIMUM_MTU, MAXIMUM_MTU = 68, 9000
+# Networks that ringzero does not route itself: addresses and ports are others' there.
+UNROUTED = ("none", "socket", "tap", "bridge", "passt")
+# Where others may give addresses.
+_FOREIGN = ("tap", "bridge", "passt")
+_PATHS = ("socket", "passt")
+_YES_OR_NO = {"yes": True, "no": False}
 
 
 @DEVICE_CONFIGS.register("net")
 @record
 class NetConfig(DeviceConfig):
-    """A network interface. `network` is a name in the registry of `ringzero.net`.
+    """A network interface. `network` is a kind of network (`ringzero.net`), or one's own name.
 
-    `target` is that network's argument, a path for "socket"; with `listen`, others
-    connect there. `mac` None means a random address; `mtu` is in bytes.
+    `target` is that kind's argument, a path for "socket"; with `listen`, others
+    connect there. `mac` None means a random address; `mtu` is in bytes. `host` says whether
+    the guest reaches the host; `allow` None lets it go everywhere, else only to these places
+    (`ringzero.net.stack.policy.Rule`); `ports` are those of the host that lead to it.
     """
 
     kind = "net"
-    spelling = "none|socket=PATH[,listen][,mac=ADDRESS][,mtu=N]"
+    spelling = "user|none|NETWORK|socket=PATH[,OPTION...]"
     help = (
-        "a network interface: not connected, or a cable over a Unix socket to another "
-        "machine (one of the two listens) or a switch of yours (repeatable)"
+        "a network interface: user (the default guest's default: the world by the host's own "
+        "sockets), a network by its name, a cable over a Unix socket, or not connected; "
+        "options: host=no, allow=PLACE, port=HOST:GUEST, mac=, mtu=, listen (repeatable)"
     )
     # There was only one, which snapshots know by this name.
     first_has_number = False
@@ -47,15 +57,27 @@ class NetConfig(DeviceConfig):
     listen: bool = False
     mac: str | None = None
     mtu: int = 1500
+    host: bool = True
+    allow: tuple[str, ...] | None = None
+    ports: tuple[Forward, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Self:
         whole, values = text, dict[str, Any]()
+        allow, ports = list[str](), list[Forward]()
         while "," in text:
             head, _, option = text.rpartition(",")
             name, equals, given = option.partition("=")
             if option == "listen":
                 values["listen"] = True
+            elif option == "restrict":
+                values["allow"] = ()
+            elif name == "allow" and given:
+                allow.insert(0, given)
+            elif name == "port" and given:
+                ports[:0] = parse_ports(given)
+            elif name == "host" and given in _YES_OR_NO:
+                values["host"] = _YES_OR_NO[given]
             elif name == "mac" and equals:
                 values["mac"] = given.lower()
             elif name == "mtu" and given.isdecimal():
@@ -66,12 +88,33 @@ class NetConfig(DeviceConfig):
         network, equals, target = text.partition("=")
         if not network or (equals and not target) or "," in network:
             raise InvalidValueError(
-                f"no network in {whole!r}", hint="write none, or socket=PATH[,listen][,mac=ADDRESS]"
+                f"no network in {whole!r}",
+                hint="write user, none, a network's name, or socket=PATH, and options behind it: "
+                "host=no, restrict, allow=PLACE, port=HOST:GUEST, mac=ADDRESS, mtu=N, listen",
             )
-        return cls(network, target, **values)
+        if allow:
+            values["allow"] = tuple(allow)
+        return cls(network, target, **values, ports=tuple(ports))
+
+    @property
+    def routed(self) -> bool:
+        """Whether ringzero itself gives the addresses there, and forwards ports."""
+        return self.network not in UNROUTED
+
+    def guest_setup(self, number: int) -> str:
+        """Return how ringzero's own guests set the interface up before they run a command.
+
+        "static": with the addresses that every user network has; "dhcp"; "later": by DHCP, and no
+        command waits for it; "none".
+        """
+        if self.network == "user" and number == 0:
+            return "static"
+        if self.routed:
+            return "dhcp"
+        return "later" if self.network in _FOREIGN else "none"
 
     def absolute(self) -> Self:
-        if self.network != "socket":
+        if self.network not in _PATHS or not self.target:
             return self
         return replace(self, target=str(Path(self.target).absolute()))
 
@@ -88,6 +131,12 @@ class NetConfig(DeviceConfig):
             )
         if not MINIMUM_MTU <= self.mtu <= MAXIMUM_MTU:
             found.append(f"an MTU of {self.mtu} is outside {MINIMUM_MTU} to {MAXIMUM_MTU}")
+        found += [fault for forward in self.ports for fault in forward.faults()]
+        if not self.routed and (self.ports or self.allow is not None or not self.host):
+            found.append(
+                f"the network {self.network!r} is not ringzero's to route: ports, allow, restrict "
+                "and host=no go with user, or with a network by its name"
+            )
         return found
 
     @classmethod
@@ -97,13 +146,32 @@ class NetConfig(DeviceConfig):
         twice = dict.fromkeys(mac for mac in macs if macs.count(mac) > 1)
         found = [f"two network interfaces have the MAC address {mac}" for mac in twice]
         twice = dict.fromkeys(end for end in ends if ends.count(end) > 1)
-        return found + [f"two network interfaces listen at {end}" for end in twice]
+        found += [f"two network interfaces listen at {end}" for end in twice]
+        return found + list(double_faults([port for net in devices for port in net.ports]))
 
     def complete(self, number: int, addresses: Addresses) -> Self:
         return self if self.mac is not None else replace(self, mac=addresses.mac_of(number))
 
     def renew(self, number: int, addresses: Addresses) -> Self:
-        """Return the interface of a copy: its own address, and never the listening end."""
+        """Return the interface of a copy: its own address and ports, never the listening end."""
         given = addresses.net if number == 0 else None
-        net = given if isinstance(given, type(self)) else replace(self, mac=None, listen=False)
+        ports = tuple(forward.anywhere() for forward in self.ports)
+        own = replace(self, mac=None, listen=False, ports=ports)
+        net = given if isinstance(given, type(self)) else own
         return net.complete(number, addresses)
+
+
+def publish(nets: Sequence[NetConfig], ports: Sequence[Forward]) -> list[NetConfig]:
+    """Return the interfaces with `ports` forwarded to the first that ringzero routes.
+
+    Without any interface there is one on a user network. Raises InvalidValueError.
+    """
+    found = list(nets) or [NetConfig("user")]
+    for number, net in enumerate(found):
+        if net.routed:
+            found[number] = replace(net, ports=(*net.ports, *ports))
+            return found
+    raise InvalidValueError(
+        "ports are forwarded by networks that ringzero routes, and this machine is on none",
+        hint="add --net user, or a network by its name",
+    )

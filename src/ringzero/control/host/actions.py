@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +19,7 @@ from ringzero.api.values import (
     ExitRecord,
     ImageSummary,
     MachineSummary,
+    PortSummary,
     SnapshotFacts,
     SnapshotSummary,
 )
@@ -30,6 +31,7 @@ from ringzero.errors import ConflictError, ControlError
 from ringzero.records import record, replace
 
 if TYPE_CHECKING:
+    from ringzero.config.ports import Forward
     from ringzero.vm.saved.snapshot import Snapshot
     from ringzero.vm.saved.store import Node
 
@@ -67,6 +69,25 @@ def handles(name: str, *, running: bool = True) -> Callable[[Function], Function
 def inspect(where: MachineDirectory) -> MachineSummary:
     where.machine()
     return where.summary()
+
+
+@handles("ports", running=False)
+def ports(where: MachineDirectory) -> list[PortSummary]:
+    nets = where.machine().machine_config().nets
+    return port_summaries([forward for net in nets for forward in net.ports])
+
+
+def port_summaries(forwards: Sequence[Forward]) -> list[PortSummary]:
+    """Return forwarded ports as plain data."""
+    return [
+        {
+            "address": forward.address,
+            "port": forward.port,
+            "guest_port": forward.guest_port,
+            "protocol": forward.protocol,
+        }
+        for forward in forwards
+    ]
 
 
 @handles("start")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ringzero.api.protocol import STDERR, STDIN, STDOUT, Data, Message
-from ringzero.api.values import ExitRecord, MachineSummary
+from ringzero.api.values import ExitRecord, MachineSummary, PortSummary
+from ringzero.control.host.actions import port_summaries
 from ringzero.control.machine import fork as forking
 from ringzero.control.machine import life
 from ringzero.control.machine.keeper import Keeper
@@ -105,6 +106,25 @@ def snapshot(keeper: Keeper, name: str, store: str, memory: bool, compress: bool
 @handles("revert")
 def revert(keeper: Keeper, snapshot: str) -> None:
     life.revert(keeper, Path(snapshot))
+
+
+@handles("ports")
+def ports(keeper: Keeper) -> list[PortSummary]:
+    return port_summaries(keeper.machine.nets.ports())
+
+
+@handles("publish")
+def publish(keeper: Keeper, ports: str) -> list[PortSummary]:
+    made = keeper.machine.nets.publish(ports)
+    keeper.remember_config()
+    return port_summaries(made)
+
+
+@handles("unpublish")
+def unpublish(keeper: Keeper, ports: str) -> list[PortSummary]:
+    gone = keeper.machine.nets.unpublish(ports)
+    keeper.remember_config()
+    return port_summaries(gone)
 
 
 @handles("wait")

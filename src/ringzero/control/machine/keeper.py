@@ -231,6 +231,12 @@ class Keeper:
         self.machine.leave()
         self._log.leave()
 
+    def remember_config(self) -> None:
+        """Write down what the machine's description has become, for its next start."""
+        with self._changing:
+            self.record = replace(self.record, config=config_to_tree(self.machine.config))
+            save(self.record, self.directory.path / MACHINE)
+
     # ---- the console ------------------------------------------------------
 
     def ensure_shell(self, rows: int, columns: int) -> None:

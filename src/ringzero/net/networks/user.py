@@ -23,11 +23,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ringzero.config.devices.net import NetConfig
+from ringzero.config.ports import Forward
 from ringzero.core.frames import Frame
 from ringzero.errors import ConfigError, InvalidValueError
 from ringzero.net.contract import NETWORKS, Network
 from ringzero.net.proxy.echo import Echoes
-from ringzero.net.proxy.forwards import Forward, Forwards
+from ringzero.net.proxy.forwards import Forwards
 from ringzero.net.proxy.loop import EventLoop
 from ringzero.net.proxy.resolver import Resolver
 from ringzero.net.proxy.tcp import Relay
@@ -88,13 +89,18 @@ def subnet(mtu: int = 1500) -> Subnet:
 
 @NETWORKS.register("user")
 class UserNetwork(Network):
-    """The network of one machine. `dropped` counts frames for it that found no room."""
+    """The network of one machine. `dropped` counts frames for it that found no room.
+
+    Without `options` they are those of `config`.
+    """
 
     def __init__(self, config: NetConfig, options: UserOptions | None = None) -> None:
         super().__init__(config)
         if config.listen:
             raise ConfigError(["the network 'user' has nobody to listen for"])
-        self.options = options or UserOptions()
+        if config.target:
+            raise ConfigError(["the network 'user' takes no argument"], hint="write --net user")
+        self.options = options or UserOptions(config.host, config.allow, config.ports)
         self.loop = EventLoop("net", self._tell_time, self._round)
         self.relays: dict[Relay, None] = {}
         self._outbox: deque[Frame] = deque()

@@ -6,6 +6,7 @@ import errno
 import socket
 from typing import Protocol
 
+from ringzero.config.ports import Forward
 from ringzero.errors import ConflictError, HostError, InvalidValueError, NotFoundError
 from ringzero.net.proxy.loop import READ, EventLoop
 from ringzero.net.proxy.tcp import Owner, Relay
@@ -13,7 +14,7 @@ from ringzero.net.proxy.udp import UdpFlows
 from ringzero.net.stack import addresses
 from ringzero.net.stack.gateway import Gateway
 from ringzero.net.stack.ip import Path
-from ringzero.records import record, replace
+from ringzero.records import replace
 
 _BACKLOG = 128
 # Connections that are taken at once before others have their turn.
@@ -22,24 +23,6 @@ _TURNS = 32
 _BREATH = 0.1
 _LARGEST = 65535
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-@record
-class Forward:
-    """`port` of the host at `address` leads to `guest_port`; `guest` is the guest's address.
-
-    `port` 0 means any free one. `protocol` is tcp or udp.
-    """
-
-    port: int
-    guest_port: int
-    address: str = "127.0.0.1"
-    protocol: str = "tcp"
-    guest: str = ""
-
-    def __str__(self) -> str:
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{host}:{self.port}->{self.guest_port}/{self.protocol}"
 
 
 class Host(Owner, Protocol):
@@ -71,10 +54,8 @@ class Forwards:
         Raises InvalidValueError, ConflictError where the port is taken, HostError. From any
         thread; `open` begins to serve it.
         """
-        if forward.protocol not in ("tcp", "udp"):
-            raise InvalidValueError(f"no ports of {forward.protocol!r}", hint="write tcp or udp")
-        if not (0 <= forward.port <= 65535 and 0 < forward.guest_port <= 65535):
-            raise InvalidValueError(f"no such port: {forward}", hint="ports go up to 65535")
+        for fault in forward.faults():
+            raise InvalidValueError(fault)
         six = len(addresses.parse(forward.address)) == 16
         tcp = forward.protocol == "tcp"
         kind = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM

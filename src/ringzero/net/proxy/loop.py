@@ -60,6 +60,7 @@ class EventLoop:
         self._order = itertools.count()
         self._calls: deque[Callable[[], None]] = deque()
         self._woken = self._sleeping = self._closing = False
+        self._left = False
         self.now = time.monotonic()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
@@ -91,7 +92,11 @@ class EventLoop:
         self.leave()
 
     def leave(self) -> None:
-        """In a forked process, which has no such thread: let go."""
+        """In a forked process, which has no such thread: let go.
+
+        The original's epoll instance is the same: what it watches is left as it is.
+        """
+        self._left = True
         self._poll.close()
         os.close(self._signal)
 
@@ -110,7 +115,7 @@ class EventLoop:
     def forget(self, what: HasDescriptor) -> None:
         """Watch no longer; to be called before the descriptor is closed."""
         descriptor = what.fileno()
-        if self._callbacks.pop(descriptor, None) is not None:
+        if self._callbacks.pop(descriptor, None) is not None and not self._left:
             self._poll.unregister(descriptor)
 
     def at(self, moment: float, call: Callable[[], None]) -> Timer:

@@ -85,6 +85,11 @@ class KeptGuest(Guest, Protocol):
         """The machine's description."""
         ...
 
+    @property
+    def nets(self) -> Any:
+        """Its network interfaces (`ringzero.vm.nets.Nets`)."""
+        ...
+
     def pause(self) -> None:
         """Stop the guest; returns when its state stands still."""
         ...

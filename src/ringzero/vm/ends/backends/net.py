@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import TYPE_CHECKING
+
 from ringzero.config.devices.net import NetConfig
 from ringzero.devices.virtio.kinds.net import Net
 from ringzero.errors import ConfigError
-from ringzero.net.contract import NETWORKS
+from ringzero.net.contract import NETWORKS, Network
+from ringzero.net.lazy import LazyNetwork
 from ringzero.vm.ends.backend import BACKENDS, Backend
+
+if TYPE_CHECKING:
+    from ringzero.config.ports import Forward
 
 
 @BACKENDS.register("net")
@@ -16,19 +23,67 @@ class NetBackend(Backend):
     def __init__(self, config: NetConfig, name: str, content: object) -> None:
         if config.mac is None:
             raise ConfigError([f"the network interface {name} has no MAC address"])
+        self.config = config
         self._mac = bytes.fromhex(config.mac.replace(":", ""))
-        self._network = NETWORKS.get(config.network)(config)
-        self.device = self._interface = Net(self._mac, self._network, config.mtu)
-        self._network.port = self._interface
+        self.network = open_network(config)
+        self._began = False
+        self.device = self.interface = Net(self._mac, self, config.mtu)
+        self.network.port = self.interface
+
+    def wake(self) -> None:
+        """Pass on what the interface says to its network."""
+        self.network.wake()
 
     def start(self) -> None:
-        self._network.start()
+        self._began = True
+        self.network.start()
 
     def renew(self) -> None:
-        self._interface.renew(self._mac)
+        self.interface.renew(self._mac)
 
     def leave(self) -> None:
-        self._network.leave()
+        self.network.leave()
 
     def close(self) -> None:
-        self._network.close()
+        self.network.close()
+
+    def connect(self, config: NetConfig) -> None:
+        """Plug the interface into another network, as `config` says; its address stays.
+
+        Raises what opening that network does, and then nothing has changed.
+        """
+        network, old = open_network(config), self.network
+        with contextlib.ExitStack() as undo:
+            undo.callback(network.close)
+            old.close()
+            self.interface.set_link(False)
+            network.port = self.interface
+            self.network, self.config = network, config
+            if self._began:
+                network.start()
+            undo.pop_all()
+
+    def forward(self, forward: Forward) -> Forward:
+        """Forward a port of the host to the machine; raises as `Network.forward`."""
+        return self.network.forward(forward)
+
+    def counters(self) -> dict[str, int]:
+        """Return frames and bytes since the start, as the machine sees them."""
+        device = self.interface
+        return {
+            "received": device.received,
+            "received_bytes": device.received_bytes,
+            "sent": device.sent,
+            "sent_bytes": device.sent_bytes,
+            "dropped": device.dropped,
+        }
+
+
+def open_network(config: NetConfig) -> Network:
+    """Return one machine's end of the network that `config` names.
+
+    Raises NotFoundError, and what the network does.
+    """
+    if config.network == "user" and not config.ports and not config.allow and not config.target:
+        return LazyNetwork(config)
+    return NETWORKS.get(config.network)(config)

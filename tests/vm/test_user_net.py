@@ -1,0 +1,175 @@
+"""The user network from inside the default guest: out, in, and in copies; servers on loopback."""
+
+import hashlib
+import http.server
+import os
+import socket
+import threading
+import urllib.request
+
+import pytest
+
+from ringzero.errors import ConflictError, HostError, NotFoundError
+from ringzero.vm.machine import Machine
+
+pytestmark = [pytest.mark.boot, pytest.mark.engine]
+CONTENT = os.urandom(3 << 20)
+SUM = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write(CONTENT)
+
+    def do_POST(self):
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        text = hashlib.sha256(data).hexdigest().encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_):
+        pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 256
+    address_family = socket.AF_INET
+
+
+class Server6(Server):
+    address_family = socket.AF_INET6
+
+
+def serve(kind, address):
+    server = kind((address, 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.fixture(scope="module")
+def port():
+    server = serve(Server, "127.0.0.1")
+    yield server.server_port
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def machine():
+    try:
+        machine = Machine(image="micro", memory="128M", engine="soft")
+    except HostError as fault:
+        pytest.skip(f"needs Debian packages: {fault.message}")
+    with machine:
+        machine.run("mkdir /w; echo hello >/w/index.html; httpd -h /w -p 80")
+        yield machine
+
+
+def say(machine, command):
+    return machine.run(command, timeout=60, check=True, text=True).stdout
+
+
+def fetch(port):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as answer:
+        return answer.read()
+
+
+def test_it_is_set_up_before_the_first_command(machine):
+    assert "inet 10.0.2.15/24 brd 10.0.2.255" in say(machine, "ip -4 addr show eth0")
+    assert say(machine, "ip route").startswith("default via 10.0.2.2 dev eth0")
+    assert "nameserver 10.0.2.3\n" in say(machine, "cat /etc/resolv.conf")
+    assert "127.0.0.1" in say(machine, "ip addr show lo")
+
+
+def test_out_and_by_name_with_equal_checksums(machine, port):
+    command = f"wget -qO- http://host.ringzero.internal:{port}/f | sha256sum"
+    assert say(machine, command).split()[0] == SUM
+    # Text: busybox sends a file up to its first zero.
+    url = f"http://10.0.2.2:{port}/"
+    command = f"wget -qO- {url} | base64 >/f; wget -qO- --post-file=/f {url}; echo; sha256sum /f"
+    told, own = say(machine, command).splitlines()
+    assert told == own.split()[0]
+
+
+def test_over_ipv6(machine):
+    try:
+        server = serve(Server6, "::1")
+    except OSError:
+        pytest.skip("no IPv6 here")
+    wait = "while ip -6 addr show eth0 | grep -q tentative; do sleep 0.1; done; "
+    wait += "until ip -6 addr show eth0 | grep -q fd72; do sleep 0.1; done; "
+    command = wait + f"wget -qO- 'http://[fd72:7a00:0:2::2]:{server.server_port}/f' | sha256sum"
+    assert say(machine, command).split()[0] == SUM
+    server.shutdown()
+
+
+def test_many_connections_at_once(machine, port):
+    command = (
+        "for n in $(seq 200); do (wget -qO- http://10.0.2.2:%d/f | sha256sum >/tmp/s$n) & "
+        "done; wait; cat /tmp/s* | sort | uniq -c"
+    )
+    global CONTENT
+    whole, CONTENT = CONTENT, CONTENT[:20000]
+    try:
+        found = machine.run(command % port, timeout=180, text=True).stdout.split()
+        assert found[:2] == ["200", hashlib.sha256(CONTENT).hexdigest()]
+    finally:
+        CONTENT = whole
+
+
+def test_ports_come_and_go_while_it_runs(machine):
+    (made,) = machine.nets.publish("0:80")
+    assert made in machine.nets.ports()
+    assert fetch(made.port) == b"hello\n"
+    with pytest.raises(ConflictError, match="is taken") as caught:
+        machine.nets.publish(f"{made.port}:80")
+    assert "ss -ltnp" in caught.value.hint
+    assert len(machine.config.nets[0].ports) == 1
+    assert machine.nets.unpublish(str(made.port)) == [made]
+    assert not machine.nets.ports() and not machine.config.nets[0].ports
+    with pytest.raises(OSError):
+        fetch(made.port)
+    with pytest.raises(NotFoundError):
+        machine.nets.unpublish("1")
+
+
+def test_all_ports_of_a_range_or_none(machine):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        number = taken.getsockname()[1]
+        with pytest.raises(ConflictError):
+            machine.nets.publish(f"{number - 1}-{number}:80-81")
+    assert not machine.nets.ports()
+
+
+def test_a_copy_has_ports_and_a_mac_of_its_own(machine, port):
+    (made,) = machine.nets.publish("0:80")
+    (copy,) = machine.fork(start=True)
+    with copy:
+        (own,) = copy.nets.ports()
+        assert own.port not in (0, made.port)
+        assert fetch(own.port) == fetch(made.port) == b"hello\n"
+        mac = say(copy, "cat /sys/class/net/eth0/address").strip()
+        assert mac == copy.config.nets[0].mac != machine.config.nets[0].mac
+        command = f"wget -qO- http://10.0.2.2:{port}/f | sha256sum"
+        assert say(copy, command).split()[0] == SUM
+    machine.nets.unpublish(str(made.port))
+
+
+def test_counters(machine):
+    counted = machine.stats()["net"]["eth0"]
+    assert counted["received_bytes"] > len(CONTENT) < counted["sent_bytes"]
+
+
+def test_another_network_while_it_runs(machine, port):
+    from ringzero.config.devices.net import NetConfig
+
+    get = f"timeout 3 wget -qO- http://10.0.2.2:{port}/f | sha256sum"
+    assert machine.nets.connect(NetConfig("none"), 0) == 0
+    assert SUM not in say(machine, get)
+    assert machine.nets.connect(NetConfig("user")) == 0
+    assert SUM in say(machine, get)
