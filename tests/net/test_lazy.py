@@ -11,7 +11,8 @@ from ringzero.net.contract import NETWORKS, Network
 from ringzero.net.lazy import LazyNetwork, asks_nothing
 
 GUEST = bytes.fromhex("020000000001")
-ARP = b"\xff" * 6 + GUEST + b"\x08\x06" + bytes(28)
+ARP = b"\xff" * 6 + GUEST + b"\x08\x06" + bytes(24) + b"\x0a\0\2\2"
+ANNOUNCEMENT = ARP[:28] + ARP[-4:] + ARP[32:]
 
 
 def multicast6(source, next_header=58):
@@ -125,4 +126,4 @@ def test_a_forwarded_port_loads_it(lazy):
 )
 def test_everything_else_asks(frame):
     assert not asks_nothing(frame)
-    assert asks_nothing(PROBE) and asks_nothing(REPORT)
+    assert all(map(asks_nothing, (PROBE, REPORT, ANNOUNCEMENT)))

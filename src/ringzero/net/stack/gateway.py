@@ -218,8 +218,11 @@ class Gateway:
         if mac[0] & 1 or address in self._own:
             return
         known = self._neighbours
-        if known.get(address) != mac:
+        before = known.get(address)
+        if before != mac:
             known[address] = mac
+            if before is not None:
+                self.tcp.moved(address, mac)
             if len(known) > MAX_NEIGHBOURS:
                 known.popitem(last=False)
         asked = self._asked.pop(address, None) if self._asked else None

@@ -756,6 +756,13 @@ class Tcp:
         # What time it is, in seconds: whoever calls says so first.
         self.now = 0.0
 
+    def moved(self, address: bytes, mac: bytes) -> None:
+        """Hear that a guest has another MAC address, as one that was copied a moment ago."""
+        for connection in self.connections.values():
+            path = connection.path
+            if path.destination == address:
+                path.ethernet = mac + path.ethernet[6:]
+
     def receive(self, packet: Packet, back: Path | None) -> None:
         """Take a packet of a guest; `back` is the way to it, where it is known to be new."""
         try:
