@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import threading
+from contextlib import closing
 from itertools import pairwise
 
 import pytest
@@ -260,3 +262,36 @@ def test_a_window_ends_where_it_ends(tmp_path):
     with pytest.raises(DiskError, match="cannot grow"):
         window.write(4, b"much more")
     window.close()
+
+
+def test_what_is_appended_in_long_runs_takes_its_size_and_no_more(tmp_path):
+    run = 1 << 20
+    with closing(FileStorage(tmp_path / "file", create=True)) as storage:
+        for number in range(40):
+            storage.write(number * run, bytes([number]) * run)
+            assert os.fstat(storage.fd).st_size == storage.size == (number + 1) * run
+        # A hole between runs stays one.
+        storage.write(60 * run, b"x" * run)
+        assert storage.allocated() <= 41 * run + 65536
+        for number in range(40):
+            assert storage.read(number * run, run) == bytes([number]) * run
+        assert storage.read(50 * run, 512) == bytes(512)
+
+
+@pytest.mark.parametrize("answer", [False, OSError(errno.ENOSPC, "full")])
+def test_what_cannot_be_reserved_is_written_all_the_same(tmp_path, monkeypatch, answer):
+    calls = []
+
+    def reserve(fd, offset, length):
+        calls.append(offset)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(blockfile, "is_faster_reserved", lambda fd: True)
+    monkeypatch.setattr(blockfile, "reserve", reserve)
+    with closing(FileStorage(tmp_path / "file", create=True)) as storage:
+        for number in range(20):
+            storage.write(number << 20, b"x" * (1 << 20))
+        assert storage.read(19 << 20, 1 << 20) == b"x" * (1 << 20)
+    assert len(calls) == 1

@@ -23,7 +23,7 @@ from typing import Any
 from zlib import crc32
 
 from ringzero.disk.contract import Disk
-from ringzero.disk.copying import Copy
+from ringzero.disk.copying import THREADS, Copy
 from ringzero.disk.opening import create_disk, open_disk
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import FileStorage
@@ -51,7 +51,7 @@ class Conversion:
     backing_format: str | None = None
     compress: bool = False
     sparse: int = 4096
-    threads: int = 2
+    threads: int = THREADS
     overwrite: bool = False
     sync: bool = True
     on_progress: Callable[[int], None] = lambda done: None

@@ -1,14 +1,15 @@
 """Copying the contents of one disk to another: what holds data is read, what is zero is not.
 
-The disk is cut into pieces of about a window of data each. Plain ones are read
-and written by one thread: the host copies them as fast as two do, whose caches
-would have to hand the data over, and reads ahead by itself. Other threads
-unpack, pack and compare. Python is in the way once for a piece, which may hold
-a thousand short extents.
+The disk is cut into pieces of about a window of data each. A piece is read and
+written by one thread, in whose processor's cache it stays; while it is written,
+others read. Python is in the way once for a piece, which may hold a thousand
+short extents: such a piece is Python's work more than the host's, and no other
+thread's.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,9 @@ Request = tuple[int, memoryview]
 # it from the read to the write. And for the host to have the pages: with writes of 4 MiB, ext4
 # takes pages of 2 MiB, which a virtual machine's host has often yet to provide.
 WINDOW = MIB
+# More than there are processors on most hosts: some wait for the disk or for their turn to write,
+# and a busy host gives each its share.
+THREADS = max(4, len(os.sched_getaffinity(0)))
 # The shortest run of zeroes that is looked for unasked, as in qemu-img.
 SPARSE = 4 * KIB
 # Zeroes inside a cluster of the target are left out in pieces of this, at most.
@@ -37,6 +41,8 @@ _PACKED = 256 * KIB
 _AHEAD = 32 * MIB
 # Data with smaller gaps is read at once.
 _JOIN = 64 * KIB
+# With more parts a piece is Python's work, which one thread at a time does.
+_SHARED_PARTS = 16
 # More parts than this make no piece cheaper, and hold up whoever waits for it.
 _MOST_PARTS = 1024
 
@@ -69,7 +75,7 @@ class Copy:
     blank: bool = True
     sparse: int = SPARSE
     compress: bool = False
-    threads: int = 2
+    threads: int = THREADS
     on_progress: Callable[[int], None] = lambda done: None
     # Whether a read had to wait for the host's disk.
     waits: bool = False
@@ -172,7 +178,7 @@ class _Copier:
 
     def shares(self, piece: Piece) -> bool:
         """Whether other threads are to copy a piece."""
-        return piece.packed
+        return piece.packed or 0 < len(piece.parts) <= _SHARED_PARTS
 
     def _read(self, piece: Piece, buffer: memoryview) -> list[Request]:
         """Read the parts of a piece into `buffer`, one behind the other."""

@@ -331,7 +331,7 @@ class MappedDisk(Disk):
             self._gate.leave()
 
     def _write_batch(self, requests: Sequence[Checked]) -> None:
-        if self.grants_rows and self.backing is None and len(requests) > 1:
+        if self.grants_rows and self.backing is None and requests:
             self._gate.enter()
             try:
                 with self._alloc:

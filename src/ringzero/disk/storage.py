@@ -33,6 +33,13 @@ from ringzero.errors import (
     RingzeroError,
 )
 from ringzero.host import blockfile
+from ringzero.units import KIB, MIB
+
+# Appended runs from this size on are written into space that is reserved first: a fifth of the
+# processor's time on ext4. And not before so many bytes of them, which pays for the call's
+# module.
+_RESERVED_RUN = 256 * KIB
+_RESERVED_FROM = 16 * MIB
 
 # QEMU's byte ranges (block/file-posix.c, "RAW_LOCK_PERM_BASE"): a lock on
 # 100 + n says "I use permission n", on 200 + n "nobody else may use it".
@@ -123,6 +130,8 @@ class FileStorage(Storage):
 
     # Whether the file system can tell what is cached, as far as is known.
     _tells_cached = True
+    # Bytes that have been appended in long runs; -1 where nothing is reserved for them.
+    _appended = 0
 
     def __init__(
         self,
@@ -216,6 +225,8 @@ class FileStorage(Storage):
     def write(self, offset: int, buffers: Buffers) -> None:
         views = buffers if type(buffers) is list else as_views(buffers)
         end = offset + total(views)
+        if end - offset >= _RESERVED_RUN and end > self._size and self._appended >= 0:
+            self._reserve(offset, end - offset)
         try:
             at = offset
             while at < end:
@@ -229,6 +240,19 @@ class FileStorage(Storage):
         if end > self._size:
             with self._size_lock:
                 self._size = max(self._size, end)
+
+    def _reserve(self, offset: int, length: int) -> None:
+        """Find space for a run before it is appended, where that makes the writing faster."""
+        before, self._appended = self._appended, self._appended + length
+        if self._appended < _RESERVED_FROM:
+            return
+        # No space is no fault yet: the write tells.
+        with contextlib.suppress(OSError):
+            if (before >= _RESERVED_FROM or blockfile.is_faster_reserved(self.fd)) and (
+                blockfile.reserve(self.fd, offset, length)
+            ):
+                return
+        self._appended = -1
 
     def flush(self) -> None:
         if self.read_only or not self.sync:

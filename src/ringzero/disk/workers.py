@@ -59,24 +59,24 @@ class Job:
 
 
 class Workers:
-    """`count` threads, started with the first job; leaving the context waits for all jobs."""
+    """Up to `count` threads, one more with each job; leaving the context waits for all jobs."""
 
     def __init__(self, count: int, name: str) -> None:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._begun = False
-        self._threads = [
-            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
-            for number in range(count)
-        ]
+        self._count = count
+        self._name = name
+        self._threads: list[threading.Thread] = []
 
     def submit(self, call: Callable[..., Any], *values: Any) -> Job:
         """Have a thread call `call(*values)`."""
         job = Job(call, values)
         self._jobs.put(job)
-        if not self._begun:
-            self._begun = True
-            for thread in self._threads:
-                thread.start()
+        number = len(self._threads)
+        if number < self._count:
+            name = f"{self._name}-{number}"
+            thread = threading.Thread(target=self._work, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
         return job
 
     def _work(self) -> None:
@@ -92,8 +92,6 @@ class Workers:
         fault: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._begun:
-            return
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +58,7 @@ finished does not have its name yet.
         add("-B", "--backing", metavar="FILE", help="make an overlay over FILE")
         add("-F", "--backing-format", metavar="FMT", help="its format")
         add("-S", "--sparse", metavar="SIZE", default="4k", help="shortest hole (0: none)")
-        add("-m", "--threads", metavar="N", type=int, help="default: the number of CPUs")
+        add("-m", "--threads", metavar="N", type=int, help="default: 4, or one for each CPU")
         add("-n", "--no-create", action="store_true", help="write into a target that is there")
         add("-t", "--cache", metavar="MODE", default="writeback", help="unsafe: do not flush")
         add("-l", "--snapshot", metavar="NAME", help="convert this snapshot (also snapshot.id=ID)")
@@ -70,10 +69,11 @@ finished does not have its name yet.
         add_common(parser, progress=True, opens=True)
 
     def execute(self, arguments: argparse.Namespace) -> int:
+        from ringzero.disk.copying import THREADS
         from ringzero.units import parse_size
 
         sparse = parse_size(arguments.sparse)
-        threads = arguments.threads or os.cpu_count() or 1
+        threads = THREADS if arguments.threads is None else arguments.threads
         if threads < 1 or sparse < 0 or sparse % 512:
             raise InvalidValueError("-m and -S must be positive, -S a multiple of 512")
         source, target = Path(arguments.source), Path(arguments.target)
