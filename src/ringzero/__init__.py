@@ -6,23 +6,25 @@ first asked for, so that `import ringzero` stays light.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from ringzero.errors import (
-    CommandError,
-    ConfigError,
-    GuestError,
-    HostError,
-    NotFoundError,
-    RingzeroError,
-    TimeoutExpiredError,
-)
 from ringzero.version import __version__
 
+# As in `typing`, which is not loaded for it.
+TYPE_CHECKING = False
+
 if TYPE_CHECKING:
+    from typing import Any
+
     from ringzero.api.command import CommandResult
     from ringzero.config.machine import MachineConfig
+    from ringzero.errors import (
+        CommandError,
+        ConfigError,
+        GuestError,
+        HostError,
+        NotFoundError,
+        RingzeroError,
+        TimeoutExpiredError,
+    )
     from ringzero.vm.aio import AsyncMachine
     from ringzero.vm.exit import Exit, ExitReason
     from ringzero.vm.guest.identity import Identity
@@ -52,14 +54,21 @@ __all__ = [
 
 _HOMES = {
     "AsyncMachine": "ringzero.vm.aio",
+    "CommandError": "ringzero.errors",
     "CommandResult": "ringzero.api.command",
+    "ConfigError": "ringzero.errors",
     "Exit": "ringzero.vm.exit",
     "ExitReason": "ringzero.vm.exit",
+    "GuestError": "ringzero.errors",
+    "HostError": "ringzero.errors",
     "Identity": "ringzero.vm.guest.identity",
     "Machine": "ringzero.vm.machine",
     "MachineConfig": "ringzero.config.machine",
+    "NotFoundError": "ringzero.errors",
+    "RingzeroError": "ringzero.errors",
     "Snapshot": "ringzero.vm.saved.snapshot",
     "Store": "ringzero.vm.saved.store",
+    "TimeoutExpiredError": "ringzero.errors",
 }
 
 
@@ -67,4 +76,6 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'ringzero' has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(home), name)

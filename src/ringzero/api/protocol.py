@@ -70,7 +70,7 @@ def encode_message(content: Mapping[str, Any]) -> bytes:
     return HEADER.pack(len(payload), MESSAGE) + payload
 
 
-def encode_data(stream: int, content: bytes) -> bytes:
+def encode_data(stream: int, content: bytes | bytearray) -> bytes:
     """Return bytes of a stream as as many frames as they need; b"" is the stream's end."""
     chunks = [content[at : at + MAX_DATA] for at in range(0, len(content), MAX_DATA)] or [b""]
     return b"".join(
@@ -82,28 +82,34 @@ class Decoder:
     """Takes bytes as they come and gives frames; it keeps no more than one frame's bytes."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._rest = b""
 
     @property
     def pending(self) -> bool:
         """Whether a frame has begun and not ended."""
-        return bool(self._buffer)
+        return bool(self._rest)
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Yield the frames that `data` completes. Raises ProtocolError; use it no more then."""
-        self._buffer += data
-        while len(self._buffer) >= HEADER.size:
-            length, kind = HEADER.unpack_from(self._buffer)
-            limit = _LIMITS.get(kind)
-            if limit is None:
-                raise ProtocolError(f"a frame of unknown kind {kind}")
-            if length > limit or (kind == DATA and length == 0):
-                raise ProtocolError(f"a frame of kind {kind} with {length} bytes", limit=limit)
-            if len(self._buffer) < HEADER.size + length:
-                return
-            payload = bytes(self._buffer[HEADER.size : HEADER.size + length])
-            del self._buffer[: HEADER.size + length]
-            yield _message(payload) if kind == MESSAGE else Data(payload[0], payload[1:])
+        data, at = self._rest + data, 0
+        try:
+            while len(data) - at >= HEADER.size:
+                length, kind = HEADER.unpack_from(data, at)
+                limit = _LIMITS.get(kind)
+                if limit is None:
+                    raise ProtocolError(f"a frame of unknown kind {kind}")
+                if length > limit or (kind == DATA and length == 0):
+                    raise ProtocolError(f"a frame of kind {kind} with {length} bytes", limit=limit)
+                begin, end = at + HEADER.size, at + HEADER.size + length
+                if len(data) < end:
+                    return
+                at = end
+                if kind == MESSAGE:
+                    yield _message(data[begin:end])
+                else:
+                    yield Data(data[begin], data[begin + 1 : end])
+        finally:
+            self._rest = data[at:]
 
 
 def _message(payload: bytes) -> Message:

@@ -1,16 +1,18 @@
 """The process's entry: quiet under Ctrl-C from its first moment to its last.
 
 While modules are loaded, and after the work is done, the signal ends the
-process as it would end a program in C; in between it is a KeyboardInterrupt,
-which `main` turns into an exit code.
+process as it would end a program in C; in between `ringzero.cli.signals` has it.
 """
 
-import gc
-import os
-import signal
-import sys
+# The C half of `signal`, which takes no time to load: that of Python's own is enough for a Ctrl-C.
+from _signal import SIG_DFL, SIGINT, signal  # type: ignore[import-not-found]  # isort: skip
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal(SIGINT, SIG_DFL)
+
+import gc  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+
 # A start makes some ten thousand objects, and all of them stay: looking for garbage among them
 # again and again, as by default after 700, took a seventh of its time.
 gc.set_threshold(50_000)
@@ -35,15 +37,15 @@ def _hold_streams() -> None:
 def main() -> int:
     """Run the command line of this process; return the exit code."""
     _hold_streams()
+    from ringzero.cli.codes import INTERRUPTED
     from ringzero.cli.main import main as run
 
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         return run()
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        return INTERRUPTED
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal(SIGINT, SIG_DFL)
         # All goes with the process; to look for garbage once more took a tenth of a start.
         gc.freeze()
 

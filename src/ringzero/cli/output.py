@@ -39,14 +39,20 @@ class _Raw(io.RawIOBase):
 
 def write(descriptor: int, data: bytes) -> None:
     """Write all of `data` to one of our standard streams. Raises OutputError."""
+    try:
+        write_all(descriptor, data)
+    except OSError as fault:
+        raise output_error(fault) from fault
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data`, however long its reader takes. Raises OSError."""
     view = memoryview(data)
     while view:
         try:
             view = view[os.write(descriptor, view) :]
         except BlockingIOError:
             _await_room(descriptor)
-        except OSError as fault:
-            raise output_error(fault) from fault
 
 
 def output_error(fault: OSError) -> OutputError:

@@ -6,13 +6,15 @@ import contextlib
 import json
 import math
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ringzero.cli.signals import Loop
+from ringzero.cli.output import write_all
+from ringzero.cli.signals import Loop, taken
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import GuestError, HostError, TimeoutExpiredError
 from ringzero.host.files import host_error
@@ -94,7 +96,7 @@ class _Outlet:
         """Write all of `data`; never raises."""
         if self.fault is None:
             try:
-                _write(self.descriptor, data)
+                write_all(self.descriptor, data)
             except OSError as fault:
                 self.fault = fault
                 self.on_fault()
@@ -202,12 +204,14 @@ class _Session:
                 from ringzero.host.terminal import Reader
 
                 ready = lambda: command.backlog < INPUT_AHEAD  # noqa: E731 - read as an argument
-                stack.enter_context(Reader(_STDIN, command.write, command.close_input, ready))
+                reader = Reader(_STDIN, command.write, command.close_input, ready)
+                command.on_room = reader.proceed
+                stack.enter_context(reader)
             return self._command_status(command, done)
 
     def interactive(self, words: Sequence[str]) -> int:
         """Give the user's terminal to a shell, or to the command `words`, on the console."""
-        from ringzero.host.terminal import ESCAPE_HELP, EscapeFilter, Reader, on_resize, size
+        from ringzero.host.terminal import ESCAPE_HELP, EscapeFilter, Reader, size
 
         machine, escape, done = self._machine, EscapeFilter(), threading.Event()
         console = machine.console
@@ -233,11 +237,13 @@ class _Session:
 
         if os.isatty(_STDIN):
             print(f"ringzero: {ESCAPE_HELP}", file=sys.stderr)
+        reader = Reader(_STDIN, typed, no_more, lambda: machine.agent.ready)
+        machine.agent.on_ready = reader.proceed
         with (
             self._running(),
             self._raw_terminal(),
-            on_resize(lambda: console.resize(*size(_STDOUT))),
-            Reader(_STDIN, typed, no_more, lambda: machine.agent.ready),
+            taken((signal.SIGWINCH,), lambda _: console.resize(*size(_STDOUT))),
+            reader,
         ):
             return self._command_status(command, done)
 
@@ -389,16 +395,6 @@ def _can_read_stdin() -> bool:
     except OSError:
         return False
     return True
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    """Write all of `data`; raises OSError."""
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(descriptor, view) :]
-        except BlockingIOError:
-            time.sleep(0.001)
 
 
 def _print_stats(stats: Mapping[str, Any], as_json: bool) -> None:

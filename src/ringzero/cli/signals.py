@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -45,7 +44,14 @@ def install() -> None:
 
 @contextlib.contextmanager
 def taken(numbers: Iterable[int], take: Callable[[int], object]) -> Iterator[None]:
-    """Have `take` called with each of these signals, on a thread, instead of what they mean."""
+    """Have `take` called with each of these signals, on a thread, instead of what they mean.
+
+    On a thread: what it locks may be locked by whom a handler would interrupt. A signal is the
+    main thread's; within any other nothing is taken.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     _watch()
     entry = frozenset(numbers), take
     before = {number: signal.signal(number, _ignore) for number in entry[0]}
@@ -71,8 +77,10 @@ class Loop:
     """
 
     def __init__(self) -> None:
-        # Its `put` may interrupt itself, as handlers of signals do.
-        self._calls: SimpleQueue[None] = SimpleQueue()
+        # Free when somebody called. A handler of a signal may free it wherever it interrupts,
+        # itself included.
+        self._called = threading.Lock()
+        self._called.acquire()
         self._interrupted = False
         self._before: Any = None
 
@@ -94,13 +102,14 @@ class Loop:
 
     def wake(self, *_: object) -> None:
         """Have the one who waits look again."""
-        self._calls.put(None)
+        # It is free already: one call is as good as two.
+        with contextlib.suppress(RuntimeError):
+            self._called.release()
 
     def wait(self, timeout: float | None) -> None:
         """Wait up to `timeout` seconds for a `wake`. Raises KeyboardInterrupt, SystemExit."""
         self.check()
-        with contextlib.suppress(Empty):
-            self._calls.get(timeout=None if timeout is None else max(0.0, timeout))
+        self._called.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
         self.check()
 
     def check(self) -> None:

@@ -16,11 +16,13 @@ import termios
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 # Ctrl-], as telnet and virsh have it: rarely typed, on every keyboard layout.
 ESCAPE = 0x1D
 ESCAPE_HELP = "Ctrl-] q ends the machine, Ctrl-] Ctrl-] sends a Ctrl-]"
+# Bytes at a time; what a pipe holds.
+_READ = 1 << 16
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class EscapeFilter:
@@ -32,6 +34,8 @@ class EscapeFilter:
 
     def feed(self, data: bytes) -> bytes:
         """Return what goes to the guest; sets `ended` when the user asked for the end."""
+        if not self._pending and ESCAPE not in data:
+            return data
         out = bytearray()
         for byte in data:
             if self._pending:
@@ -53,8 +57,8 @@ def raw_mode(descriptor: int) -> Iterator[None]:
     """Put the terminal `descriptor` into raw mode for the block.
 
     It is restored when the block ends, at the interpreter's exit, and by
-    SIGTERM and SIGHUP, which then end the process as usual. A descriptor that
-    is no terminal is left alone.
+    SIGTERM, SIGHUP and SIGQUIT where these end the process without a handler.
+    A descriptor that is no terminal is left alone.
     """
     if not os.isatty(descriptor):
         yield
@@ -82,24 +86,21 @@ def _restored_by_signals(restore: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    earlier: dict[int, Any] = {}
 
-    def handler(number: int, frame: FrameType | None) -> None:
+    def handler(number: int, _: FrameType | None) -> None:
         restore()
-        before = earlier[number]
-        if callable(before):
-            before(number, frame)
-            return
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    for ending in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        earlier[ending] = signal.signal(ending, handler)
+    # A handler that is there ends the block, which restores, or means that it goes on.
+    ending = [n for n in _ENDING if signal.getsignal(n) is signal.SIG_DFL]
+    for number in ending:
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, before in earlier.items():
-            signal.signal(number, before)
+        for number in ending:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def size(descriptor: int) -> tuple[int, int]:
@@ -114,23 +115,11 @@ def size(descriptor: int) -> tuple[int, int]:
     return fallback.lines, fallback.columns
 
 
-@contextlib.contextmanager
-def on_resize(action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` whenever the terminal's size changes, for the block (main thread only)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGWINCH, lambda *_: action())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGWINCH, before)
-
-
 class Reader:
     """A thread that hands what comes from `descriptor` to `sink`, and `end()` at its end.
 
-    `ready` is asked before each read, so that a slow consumer can hold it back.
+    `ready` is asked before each read, so that a slow consumer can hold it back, who calls
+    `proceed` when the answer may be another one.
     """
 
     def __init__(
@@ -145,7 +134,10 @@ class Reader:
         self._end = end
         self._ready = ready
         self._wake_read, self._wake_write = os.pipe()
-        self._stopping = threading.Event()
+        self._stopping = False
+        # Whether the reader waits for `proceed`.
+        self._held = False
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._pump, name="terminal", daemon=True)
 
     def __enter__(self) -> Reader:
@@ -153,34 +145,45 @@ class Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stopping.set()
+        self._stopping = True
         os.write(self._wake_write, b"x")
         self._thread.join(1)
-        os.close(self._wake_write)
+        with self._lock:
+            os.close(self._wake_write)
+            self._wake_write = -1
         if not self._thread.is_alive():
             os.close(self._wake_read)
+
+    def proceed(self) -> None:
+        """Have `ready` asked again; from any thread."""
+        if self._held:
+            with self._lock:
+                if self._wake_write >= 0:
+                    os.write(self._wake_write, b"x")
 
     def _pump(self) -> None:
         poller = select.poll()
         poller.register(self._wake_read, select.POLLIN)
         poller.register(self._descriptor, select.POLLIN)
         try:
-            while not self._stopping.is_set():
+            while not self._stopping:
+                self._held = True
                 if not self._ready():
-                    # A wait, not a spin: the consumer tells nobody when it is ready.
-                    self._stopping.wait(0.005)
+                    os.read(self._wake_read, _READ)
                     continue
+                self._held = False
                 events = dict(poller.poll())
                 if self._wake_read in events:
-                    return
+                    os.read(self._wake_read, _READ)
+                    continue
                 if events.get(self._descriptor, 0) & select.POLLNVAL:
                     break
-                data = os.read(self._descriptor, 65536)
+                data = os.read(self._descriptor, _READ)
                 if not data:
                     break
                 self._sink(data)
         except OSError:
             # The terminal went away; that is the end of input.
             pass
-        if not self._stopping.is_set():
+        if not self._stopping:
             self._end()

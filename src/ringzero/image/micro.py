@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING
 from ringzero.errors import GuestImageError, NotFoundError
 from ringzero.host.files import atomic_directory, atomic_file, locked, require_space
 from ringzero.host.progress import QUIET, Progress
-from ringzero.image.guest import identity, launch, relay, static_net
 from ringzero.records import record
 from ringzero.settings import CACHE_DIR, MIRROR
 from ringzero.units import MIB
@@ -109,6 +108,8 @@ class Recipe:
 
     def inputs(self) -> str:
         """Return everything here that shapes the image, except package versions."""
+        from ringzero.image.guest import identity, launch, relay, static_net
+
         programs = [p.build().hex() for p in (identity, launch, relay, static_net)]
         guest = [_script("init").decode(), _script("dhcp").decode(), *programs]
         inputs = [vars(self), MODULES, guest, COMMAND_LINE, _FORMAT, MIRROR.get()]
@@ -322,6 +323,7 @@ def _plain(path: str, data: bytes) -> bytes:
 
 
 def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
+    from ringzero.image.guest import identity, launch, relay, static_net
     from ringzero.image.modules import dependency_file, with_dependencies
     from ringzero.image.rootfs import Rootfs
 

@@ -11,7 +11,6 @@ content.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import shutil
 import sys
@@ -19,13 +18,17 @@ import tempfile
 import time
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ringzero.digest import blake2b
 from ringzero.host.files import host_error, require_space
 from ringzero.jit.compile.llvm import PORTABLE, Library, Target, host_identity, host_target
-from ringzero.jit.workers import Progress, compile_all
+from ringzero.records import record
 from ringzero.settings import CACHE_DIR
+
+if TYPE_CHECKING:
+    from ringzero.jit.workers import Progress
 
 # The package's own directory.
 _ROOT = Path(__file__).parent.parent
@@ -41,7 +44,7 @@ BUILDING_AGE = 3600
 UNUSED_AGE = 14 * 24 * 3600
 
 
-@dataclass(frozen=True)
+@record
 class EngineObjects:
     """A compiled engine on disk."""
 
@@ -56,7 +59,7 @@ class EngineObjects:
 
 @functools.cache
 def _source_digest() -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
+    digest = blake2b(digest_size=16)
     for package in _SOURCES:
         for path in sorted((_ROOT / package).rglob("*.py")):
             digest.update(path.relative_to(_ROOT).as_posix().encode())
@@ -68,7 +71,7 @@ def cache_key(target: Target | None = None) -> str:
     """Return the key of the engine that this source needs on a target, by default this host."""
     # Objects of a portable engine come from another Python and LLVM than those that load them.
     identity = target.identity if target and target.needs else f"{host_identity()} {sys.version}"
-    digest = hashlib.blake2b(_source_digest(), digest_size=16)
+    digest = blake2b(_source_digest(), digest_size=16)
     digest.update(identity.encode())
     return digest.hexdigest()
 
@@ -114,6 +117,7 @@ def build(
     """
     from ringzero.jit import units
     from ringzero.jit.x86 import assembly
+    from ringzero.jit.workers import compile_all
 
     key = cache_key(target)
     kept = directory is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
@@ -36,6 +35,8 @@ class NativeFunction(Generic[P, R]):
 
     def signature(self) -> tuple[list[Any], Any]:
         """Return the parameter types and the result type (None for nothing)."""
+        import inspect  # for compiling alone: what is compiled already is only called
+
         hints = inspect.get_annotations(self.function, eval_str=True)
         result = hints.pop("return", None)
         return list(hints.values()), result

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ringzero.native.generation import convert
+from ringzero.records import record
 
 
-@dataclass(frozen=True)
+@record
 class Int:
     """An integer of `bits` bits; arithmetic wraps.
 
@@ -36,7 +36,7 @@ class Int:
         return (self.bits + 7) // 8
 
 
-@dataclass(frozen=True)
+@record
 class Bool:
     """A truth value; what comparisons give."""
 
@@ -49,7 +49,7 @@ class Bool:
         return "boolean"
 
 
-@dataclass(frozen=True)
+@record
 class Vec128:
     """128 bits without an interpretation, as held by a vector register."""
 

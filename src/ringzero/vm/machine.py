@@ -23,18 +23,15 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, overload
 
-from ringzero.api.command import CommandResult, Invocation, RunOptions
-from ringzero.config.fields import MachineFields
 from ringzero.config.machine import MachineConfig
 from ringzero.devices.contract import Device
 from ringzero.engine.contract import Engine
 from ringzero.errors import DeviceError, InvalidValueError
-from ringzero.vm import boot, copies, statistics
+from ringzero.vm import boot, copies
 from ringzero.vm.build import Assembly, assemble
 from ringzero.vm.debugger import Debugger
 from ringzero.vm.exit import Exit, ExitReason
 from ringzero.vm.guest.agent import Agent
-from ringzero.vm.guest.execution import Execution
 from ringzero.vm.guest.identity import Identity
 from ringzero.vm.inspect import Cpu, MemoryAccess
 from ringzero.vm.nets import Nets
@@ -43,6 +40,8 @@ from ringzero.vm.seed import Seed
 from ringzero.vm.state import MachineState
 
 if TYPE_CHECKING:
+    from ringzero.api.command import CommandResult, RunOptions
+    from ringzero.config.fields import MachineFields
     from ringzero.vm.saved.snapshot import Snapshot
     from ringzero.vm.saved.store import Store
 
@@ -348,6 +347,9 @@ class Machine:
         machine if need be. Raises TimeoutExpiredError, CommandError, InvalidValueError, and
         GuestError when the guest ended before the command did.
         """
+        from ringzero.api.command import Invocation
+        from ringzero.vm.guest.execution import Execution
+
         execution = Execution(self.agent, Invocation(command, text=text, **options))
         self.start()
         return execution.finish()
@@ -469,6 +471,8 @@ class Machine:
 
     def stats(self) -> Mapping[str, Any]:
         """Where the time went: the engine's counters per vCPU, accesses per device, exits."""
+        from ringzero.vm import statistics
+
         found = statistics.of(self.board, self.threads, self.control, self.engine_name)
         counted = {f"eth{n}": backend.counters() for n, backend in enumerate(self.nets)}
         return {**found, "net": counted} if counted else found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 from typing import Self
 
 from ringzero.api.action import Link, Stream
@@ -12,6 +13,7 @@ from ringzero.api.table import get
 from ringzero.cli.action_verb import add_flags
 from ringzero.cli.machines import add_json, add_name, named, note
 from ringzero.cli.output import write
+from ringzero.cli.signals import taken
 from ringzero.cli.verb import VERBS, Verb
 
 _STDIN, _STDOUT = 0, 1
@@ -75,7 +77,7 @@ class _Terminal(Stream):
         self._undo.close()
 
     def begin(self, link: Link) -> None:
-        from ringzero.host.terminal import Reader, on_resize, raw_mode, size
+        from ringzero.host.terminal import Reader, raw_mode, size
 
         def typed(data: bytes) -> None:
             data = self.escape.feed(data) if self._terminal else data
@@ -91,7 +93,7 @@ class _Terminal(Stream):
         if self._terminal:
             note("Ctrl-] q detaches, Ctrl-] Ctrl-] sends a Ctrl-]")
         self._undo.enter_context(raw_mode(_STDIN))
-        self._undo.enter_context(on_resize(resized))
+        self._undo.enter_context(taken((signal.SIGWINCH,), lambda _: resized()))
         # One that only watches types nothing, but for the escape key.
         if self._terminal or self._types:
             self._undo.enter_context(Reader(_STDIN, typed, lambda: link.send(b"")))

@@ -99,7 +99,7 @@ class _Streams(Stream):
         self._undo.close()
 
     def begin(self, link: Link) -> None:
-        from ringzero.host.terminal import Reader, on_resize, raw_mode, size
+        from ringzero.host.terminal import Reader, raw_mode, size
 
         def resized() -> None:
             rows, columns = size(_STDOUT)
@@ -109,7 +109,7 @@ class _Streams(Stream):
         enter(taken(_FORWARDED, lambda number: self._signal(link, number)))
         if self._tty and self._interactive:
             enter(raw_mode(_STDIN))
-            enter(on_resize(resized))
+            enter(taken((signal.SIGWINCH,), lambda _: resized()))
         if self._interactive:
             enter(Reader(_STDIN, link.send, lambda: link.send(b"")))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -171,6 +170,8 @@ Ctrl-] q ends the machine.
 
 def _refuse_command(own: list[str], found: list[int], command: list[str] | None) -> None:
     """Where a command stands before "--", or instead of an image, say where it belongs."""
+    import shlex
+
     from ringzero.image.names import IMAGES
 
     at, *more = found

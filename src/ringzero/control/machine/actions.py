@@ -180,6 +180,7 @@ def execute(
             on_lost=lost,
         )
     call.on_pressure = command.hold_output
+    command.on_room = call.wake
     with _bounded(keeper, call, command, wait):
         _serve_command(agent, call, command)
 
@@ -247,9 +248,8 @@ def _take_input(call: Call, command: Command, frame: Data) -> None:
         command.close_input()
         return
     command.write(frame.content)
-    while command.backlog > INPUT_AHEAD and not call.finished:
-        # The client's own sends wait meanwhile; the agent tells nobody when there is room.
-        time.sleep(0.005)
+    # The client's own sends wait meanwhile.
+    call.wait_until(lambda: command.backlog <= INPUT_AHEAD)
 
 
 @handles("console")

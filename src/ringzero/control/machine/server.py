@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 import threading
@@ -19,6 +20,8 @@ from typing import Any, Protocol, TypeAlias
 
 from ringzero.api.action import Action, to_plain
 from ringzero.api.protocol import (
+    MAX_DATA,
+    STDOUT,
     VERSION,
     Data,
     Decoder,
@@ -70,13 +73,21 @@ class Call:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._changed = threading.Condition()
+        # Frames to send, and behind them bytes of one stream that are none yet: what comes in
+        # small pieces while others are sent becomes one.
         self._queue: deque[bytes] = deque()
+        self._loose = bytearray()
+        self._stream = STDOUT
+        # Bytes in both.
         self._size = 0
         self._closing = False
         self.finished = False
         # Called with True when the client reads too slowly, with False when it goes on.
         self.on_pressure: Callable[[bool], None] | None = None
         self._pressed = False
+        # Readable when `wait_until` is to look again.
+        self._looks = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._waits = False
         self._writer = threading.Thread(target=self._work, name="client", daemon=True)
         self._writer.start()
 
@@ -85,7 +96,14 @@ class Call:
         with self._changed:
             if self._closing or self._size > 4 * HIGH:
                 return False
-            self._put(encode_data(stream, data))
+            if stream != self._stream:
+                self._bind()
+                self._stream = stream
+            self._loose += data
+            self._size += len(data)
+            if len(self._loose) >= MAX_DATA:
+                self._bind()
+            self._changed.notify_all()
             press = self._size > HIGH and not self._pressed
             if press:
                 self._pressed = True
@@ -114,11 +132,38 @@ class Call:
                 return
             yield frame
 
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Return when `condition` is true, which `wake` tells, or the call or the client has gone.
+
+        `condition` is called again after each `wake`, on this thread.
+        """
+        poller = select.poll()
+        poller.register(self._looks, select.POLLIN)
+        poller.register(self._connection.descriptor, select.POLLRDHUP)
+        while not self.finished:
+            self._waits = True
+            if condition():
+                break
+            events = dict(poller.poll())
+            if self._connection.descriptor in events:
+                break
+            os.eventfd_read(self._looks)
+        self._waits = False
+
+    def wake(self) -> None:
+        """Have `wait_until` look again; from any thread."""
+        if self._waits:
+            with self._changed:
+                if self._looks >= 0:
+                    os.eventfd_write(self._looks, 1)
+
     def close(self) -> None:
         """Let the writer come to its end."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+            os.close(self._looks)
+            self._looks = -1
         self._writer.join(_FAREWELL)
 
     def _end(self, answer: dict[str, Any]) -> None:
@@ -128,25 +173,39 @@ class Call:
             self.finished = True
             self._put(encode_message(answer))
             self._closing = True
+            if self._looks >= 0:
+                os.eventfd_write(self._looks, 1)
 
     def _put(self, data: bytes) -> None:
+        self._bind()
         self._queue.append(data)
         self._size += len(data)
         self._changed.notify_all()
 
+    def _bind(self) -> None:
+        """Make frames of what is none yet."""
+        if self._loose:
+            self._queue.append(encode_data(self._stream, self._loose))
+            self._size += len(self._queue[-1]) - len(self._loose)
+            self._loose.clear()
+
+    def _take(self) -> bytes:
+        """Wait for something to send; b"" when nothing will come any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._loose or self._closing)
+            if not self._queue:
+                self._bind()
+            return self._queue.popleft() if self._queue else b""
+
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._closing)
-                if not self._queue:
-                    break
-                data = self._queue.popleft()
+        while data := self._take():
             try:
                 self._connection.send(data)
             except OSError:
                 with self._changed:
                     self._closing = True
                     self._queue.clear()
+                    self._loose.clear()
                     self._size = 0
                 break
             with self._changed:
@@ -203,6 +262,11 @@ class Connection:
             if not data:
                 return
             self._frames.extend(self._decoder.feed(data))
+
+    @property
+    def descriptor(self) -> int:
+        """The socket's."""
+        return self._link.fileno()
 
     def send(self, data: bytes) -> None:
         """Send bytes; waits for the client. Raises OSError."""

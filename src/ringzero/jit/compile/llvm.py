@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import llvmlite.binding as llvm
 
+from ringzero.digest import blake2b
 from ringzero.errors import EngineError, InvalidValueError
+from ringzero.records import record
 from ringzero.settings import CACHE_DIR
 
 # What compiles fast code for straight lines, as stencils and handlers are, in a quarter of the
@@ -35,7 +35,7 @@ def _initialize() -> None:
     llvm.initialize_native_asmparser()
 
 
-@dataclass(frozen=True)
+@record
 class Target:
     """The host CPUs that code is compiled for.
 
@@ -161,7 +161,7 @@ def cached_object(
 
     So a change of one instruction compiles one unit anew and not the engine.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    digest = blake2b(digest_size=16)
     identity = (target or host_target()).identity
     for part in (llvm_version(), identity, str(level), relocation, *passes, ir):
         digest.update(part.encode() + b"\0")

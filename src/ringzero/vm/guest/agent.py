@@ -176,6 +176,13 @@ class Agent:
             elif base and slot.active is not None and slot.active.receive(base, data):
                 self._next(slot)
 
+    def sent(self) -> None:
+        """Hear that the guest has taken some of what was sent to it."""
+        with self.lock:
+            for slot in self._slots:
+                if slot.active is not None and slot.active.on_room is not None:
+                    slot.active.on_room()
+
     @property
     def kept(self) -> list[Command]:
         """The commands of the original that go on in this clone."""

@@ -71,6 +71,8 @@ class PortChannels:
             for name in (*names, *later)
         ]
         self.receive: Callable[[str, bytes], None] | None = None
+        # Called when the guest has taken bytes.
+        self.on_sent: Callable[[], None] | None = None
         # Hears of an exception on the thread that carries, which ends with it.
         self.on_fault: Callable[[BaseException], None] | None = None
         self._by_name = {port.name: port for port in self.ports}
@@ -194,10 +196,13 @@ class PortChannels:
                 self.receive(name, b"".join(data for _, data in pieces))
         if closed:
             return None
+        sent = 0
         for port in self.ports:
             if port.held != (port.name in held):
                 port.hold(not port.held)
-            self._push(port)
+            sent += self._push(port)
+        if sent and self.on_sent is not None:
+            self.on_sent()
         return size
 
     # ---- state ------------------------------------------------------------
@@ -246,22 +251,25 @@ class PortChannels:
             self._inbound_size = sum(len(data) for _, data in state.inbound)
         self._signal()
 
-    def _push(self, port: ConsolePort) -> None:
-        queue = self._outbound[port.name]
+    def _push(self, port: ConsolePort) -> int:
+        """Give a port what it takes; return the bytes."""
+        queue, sent = self._outbound[port.name], 0
         while queue:
             item = queue[0]
             if isinstance(item, bool):
                 # The guest must have everything before it sees the end of file.
                 if not item and port.backlog:
-                    return
+                    break
                 port.connect_host(item)
                 queue.popleft()
                 continue
             taken = port.push(item)
+            sent += taken
             with self._wake:
                 self._outbound_size[port.name] -= taken
                 if taken == len(item):
                     queue.popleft()
                 else:
                     queue[0] = item[taken:]
-                    return
+                    break
+        return sent

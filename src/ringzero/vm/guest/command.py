@@ -65,6 +65,8 @@ class Command:
         # Why it will never have a status, once that is known.
         self.fault: GuestError | None = None
         self.slot = -1
+        # Called whenever the guest has taken some of the input; it must not block.
+        self.on_room: Callable[[], object] | None = None
         self._lock = lock
         self._channels = channels
         self._request = request
@@ -96,7 +98,7 @@ class Command:
 
     @property
     def backlog(self) -> int:
-        """Bytes of input that the guest has not taken yet; a caller with much waits for it."""
+        """Bytes of input that the guest has not taken yet; who has much waits for `on_room`."""
         with self._lock:
             early = sum(map(len, self._early_input))
             return early + (self._channels.backlog(self._input) if self._started else 0)

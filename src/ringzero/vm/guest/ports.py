@@ -65,6 +65,7 @@ class AgentPorts:
         )
         self.agent = Agent(self.channels)
         self.channels.receive = self.agent.receive
+        self.channels.on_sent = self.agent.sent
         self.channels.on_fault = on_fault
         self.identity_port = ConsolePort(IDENTITY_PORT, lambda data: None)
         # As the guest numbers them, behind the console.

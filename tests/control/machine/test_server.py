@@ -1,0 +1,98 @@
+"""A machine's socket: what streams is sent in large pieces, and who waits is woken."""
+
+import os
+import socket
+import threading
+import time
+
+import pytest
+
+from ringzero.api.protocol import MAX_DATA, STDERR, STDOUT, Data, Decoder, Message
+from ringzero.control.machine.server import HIGH, LOW, Call, Connection
+
+# Longer than anything here takes, in seconds.
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def ends():
+    """A call, and its client's socket."""
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(PATIENCE)
+    call = Call(Connection(ours, None, "web", {}))
+    yield call, theirs
+    call.close()
+    ours.close()
+    theirs.close()
+
+
+def frames(link):
+    """Yield the frames that come, until the end."""
+    decoder = Decoder()
+    while data := link.recv(1 << 16):
+        yield from decoder.feed(data)
+
+
+def test_small_writes_become_large_frames_in_order(ends):
+    call, link = ends
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    pieces = [(STDERR if n % 100 == 99 else STDOUT, os.urandom(100)) for n in range(4000)]
+    for stream, data in pieces:
+        assert call.write(stream, data)
+    call.finish(7)
+    *content, end = frames(link)
+    assert end == Message({"result": 7})
+    assert all(isinstance(frame, Data) and len(frame.content) <= MAX_DATA for frame in content)
+    for stream in (STDOUT, STDERR):
+        sent = b"".join(data for kind, data in pieces if kind == stream)
+        assert b"".join(f.content for f in content if f.stream == stream) == sent
+    # Between two outputs' turns, a hundred pieces at most are together.
+    assert len(content) < len(pieces) // 10
+
+
+def test_a_slow_client_is_felt_and_relieved(ends):
+    call, link = ends
+    pressed = []
+    call.on_pressure = pressed.append
+    while not pressed:
+        assert call.write(STDOUT, bytes(1 << 16))
+    assert pressed == [True]
+    received = 0
+    while received < HIGH - LOW:
+        received += len(link.recv(1 << 16))
+    rest = iter(lambda: link.recv(1 << 16), b"")
+    threading.Thread(target=lambda: list(rest), daemon=True).start()
+    deadline = time.monotonic() + PATIENCE
+    while len(pressed) < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert pressed == [True, False]
+
+
+def test_who_waits_for_room_is_woken(ends):
+    call, _ = ends
+    room = threading.Event()
+
+    def make_room():
+        time.sleep(0.05)
+        call.wake()  # and there is none yet
+        time.sleep(0.05)
+        room.set()
+        call.wake()
+
+    threading.Thread(target=make_room).start()
+    used = time.process_time()
+    call.wait_until(room.is_set)
+    assert room.is_set()
+    assert time.process_time() - used < 0.05
+
+
+@pytest.mark.parametrize("how", ["finish", "leave"])
+def test_who_waits_for_room_hears_of_the_end(ends, how):
+    call, link = ends
+    end = (lambda: call.finish(None)) if how == "finish" else link.close
+    threading.Timer(0.05, end).start()
+    waiting = threading.Thread(target=call.wait_until, args=(lambda: False,))
+    waiting.start()
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+    call.wake()
