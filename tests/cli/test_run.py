@@ -258,7 +258,7 @@ def test_stats(machines, capfd):
 
 def test_interactive_session_on_a_terminal(machines, monkeypatch):
     output = bytearray()
-    monkeypatch.setattr(session, "_write", lambda _, data: output.extend(data))
+    monkeypatch.setattr(session, "write_all", lambda _, data: output.extend(data))
     master, slave = pty.openpty()
     kept = os.dup(0)
     os.dup2(slave, 0)
@@ -288,7 +288,7 @@ def test_interactive_session_on_a_terminal(machines, monkeypatch):
 
 
 def test_terminal_command_status(machines, monkeypatch):
-    monkeypatch.setattr(session, "_write", lambda *_: None)
+    monkeypatch.setattr(session, "write_all", lambda *_: None)
     assert main(["run", "-t", "--", "vi"]) == 4
 
 
