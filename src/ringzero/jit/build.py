@@ -116,8 +116,8 @@ def build(
     Raises HostError, EngineError.
     """
     from ringzero.jit import units
-    from ringzero.jit.x86 import assembly
     from ringzero.jit.workers import compile_all
+    from ringzero.jit.x86 import assembly
 
     key = cache_key(target)
     kept = directory is None

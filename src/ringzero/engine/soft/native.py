@@ -7,15 +7,17 @@ import functools
 import json
 from array import array
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.table.entry import SLOTS, FormEntry
 from ringzero.jit import build
 from ringzero.jit.tables import Exits
-from ringzero.jit.workers import Progress
 from ringzero.jit.x86.tables import Glue, GuestTables, LoweringEntry, Translator
 from ringzero.native.view import StructView
+
+if TYPE_CHECKING:
+    from ringzero.jit.workers import Progress
 
 Entry = Callable[[int], int]
 # Functions that Python calls, and the doors by the member of Cpu that holds their address.
