@@ -426,3 +426,28 @@ def test_changed_source_starts_again(tmp_path, disk, source):
     (work / "target").write_bytes(b"rubbish")
     assert disk("convert", "-O", "raw", "source.raw", "target")[0] == 0
     assert (tmp_path / "target").read_bytes() == source
+
+
+def test_names_of_files_behind_two_dashes(disk, tmp_path):
+    assert disk("create", "-f", "qcow2", "--", "-odd.qcow2", "1M")[0] == 0
+    assert disk("info", "--", "-odd.qcow2")[0] == 0
+    assert disk("convert", "-q", "-O", "raw", "--", "-odd.qcow2", "--json")[0] == 0
+    assert names(tmp_path) == ["--json", "-odd.qcow2"]
+    code, _, err = disk("info", "--")
+    assert code == 2
+    assert "filename" in err
+
+
+def test_a_moved_chain_is_told_on_stderr(disk, tmp_path):
+    (tmp_path / "new").mkdir()
+    assert disk("create", "-f", "qcow2", "gone.qcow2", "1M")[0] == 0
+    assert disk("create", "-f", "qcow2", "-b", f"{tmp_path}/gone.qcow2", "top.qcow2")[0] == 0
+    for name in ("gone.qcow2", "top.qcow2"):
+        (tmp_path / name).rename(tmp_path / "new" / name)
+    code, out, err = disk("info", "--json", "new/top.qcow2")
+    assert code == 0
+    assert json.loads(out)["backing-filename"] == f"{tmp_path}/gone.qcow2"
+    assert err == (
+        f"ringzero: new/top.qcow2 needs {tmp_path}/gone.qcow2, which does not exist: "
+        f"{tmp_path}/new/gone.qcow2 is taken\n"
+    )

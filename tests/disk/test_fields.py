@@ -172,33 +172,60 @@ def test_vdi_odd_size_needs_its_blocks(tmp_path):
     assert VdiHeader(5).size == 5
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_qcow2_of_odd_size(size, tmp_path):
-    path = tmp_path / "disk.qcow2"
+def odd_qcow2(path, size):
     create_disk(path, "qcow2", 4 * MIB)
     with open_disk(path) as disk:
         disk.write(0, b"Q" * 4 * MIB)
     with path.open("r+b") as file:
         file.seek(24)
         file.write(struct.pack(">Q", size))
-    whole = -(-size // 512) * 512
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_qcow2_of_odd_size(size, tmp_path):
+    path = tmp_path / "disk.qcow2"
+    odd_qcow2(path, size)
+    whole = size // 512 * 512
     with open_disk(path) as disk:
+        assert disk.size == whole
         assert disk.read(0, disk.size) == b"Q" * whole
-        disk.write(whole - 512, b"W" * 512)
+        if whole:
+            disk.write(whole - 512, b"W" * 512)
         disk.snapshots.create("one")
         disk.snapshots.apply("one")
+        assert disk.size == whole
         assert disk.check().errors == 0
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("size", SIZES)
+def test_qcow2_of_odd_size_by_qemu(size, tmp_path, qemu_img):
+    path = tmp_path / "disk.qcow2"
+    odd_qcow2(path, size)
+    qemu_img("convert", "-f", "qcow2", "-O", "raw", path, tmp_path / "raw")
+    with open_disk(path, read_only=True) as disk:
+        assert disk.read(0, disk.size) == (tmp_path / "raw").read_bytes()
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("size", [2 * MIB + 100, 4 * MIB - 1])
+def test_vhd_of_odd_size_by_qemu(size, tmp_path, qemu_img):
+    path = tmp_path / "disk.vhd"
+    path.write_bytes(dynamic_vhd(size, {0: b"A", 1: b"B"}))
+    qemu_img("convert", "-f", "vpc", "-O", "raw", path, tmp_path / "raw")
+    with open_disk(path, read_only=True) as disk:
+        assert disk.read(0, disk.size) == (tmp_path / "raw").read_bytes()
 
 
 @pytest.mark.parametrize("size", [2 * MIB + 100, 5_000_000, 4 * MIB - 1])
 def test_vhd_of_odd_size(size, tmp_path):
     path = tmp_path / "disk.vhd"
     path.write_bytes(dynamic_vhd(size, {0: b"A", 1: b"B"}))
-    whole = -(-size // 512) * 512
+    whole = size // 512 * 512
     with open_disk(path) as disk:
         assert disk.size == whole
         tail = disk.read(whole - 512, 512)
-        assert tail in (b"B" * 512, bytes(512))
+        assert tail in (b"A" * 512, b"B" * 512, bytes(512))
         disk.write(whole - 512, b"W" * 512)
     # In a fixed image the footer is where the rest of the last sector would be.
     footer = bytearray(path.read_bytes()[:512])

@@ -477,3 +477,79 @@ def test_vhd_structures_of_parents_as_specified(tmp_path):
     assert code == b"MacX"
     assert data[at : at + length].decode() == f"file://localhost{tmp_path}/base.vhd"
     assert Header.__dataclass_fields__["parent_name"].default == ""
+
+
+# ---- chains that were moved with absolute names ---------------------------
+
+
+def moved_chain(old, new):
+    """Make a chain of three in `old`, with absolute names, and move it to `new`."""
+    old.mkdir()
+    create_disk(old / "base.qcow2", "qcow2", MIB)
+    with open_disk(old / "base.qcow2") as disk:
+        disk.write(0, b"B" * 4096)
+    for below, name in (("base.qcow2", "middle.qcow2"), ("middle.qcow2", "top.qcow2")):
+        create_disk(old / name, "qcow2", backing=str(old / below), backing_format="qcow2")
+    old.rename(new)
+
+
+def test_a_moved_chain_is_found_beside_the_image_and_said(tmp_path):
+    moved_chain(tmp_path / "old", tmp_path / "new")
+    told = []
+    with open_disk(tmp_path / "new/top.qcow2", read_only=True, tell=told.append) as disk:
+        assert disk.read(0, 4096) == b"B" * 4096
+        assert [layer.path.name for layer in disk.chain()] == [
+            "top.qcow2",
+            "middle.qcow2",
+            "base.qcow2",
+        ]
+    assert len(told) == 2
+    assert str(tmp_path / "old/middle.qcow2") in told[0]
+    assert str(tmp_path / "new/middle.qcow2") in told[0]
+    with pytest.warns(UserWarning, match="does not exist"):
+        open_disk(tmp_path / "new/top.qcow2", read_only=True).close()
+
+
+def test_where_the_named_file_is_there_it_is_taken(tmp_path):
+    moved_chain(tmp_path / "old", tmp_path / "new")
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    told = []
+    with open_disk(tmp_path / "new/top.qcow2", read_only=True, tell=told.append) as disk:
+        assert disk.backing.path.parent.name == "old"
+    # Its own backing file is gone: that is no reason to take the one beside the top.
+    (tmp_path / "old/base.qcow2").unlink()
+    with pytest.raises(NotFoundError, match="base"):
+        open_disk(tmp_path / "new/top.qcow2", read_only=True, tell=told.append)
+    assert told == []
+
+
+@pytest.mark.parametrize("name", ["sub/base.qcow2", "base.qcow2.gone", "/nowhere/top.qcow2"])
+def test_what_is_no_moved_file_is_not_found(tmp_path, name):
+    moved_chain(tmp_path / "old", tmp_path / "new")
+    with open_disk(tmp_path / "new/top.qcow2", backing=False) as disk:
+        disk.change_backing(name, "qcow2")
+    with pytest.raises(NotFoundError, match="does not exist"):
+        open_disk(tmp_path / "new/top.qcow2", read_only=True)
+
+
+def test_a_device_beside_is_not_taken(tmp_path):
+    moved_chain(tmp_path / "old", tmp_path / "new")
+    (tmp_path / "new/middle.qcow2").unlink()
+    (tmp_path / "new/middle.qcow2").symlink_to("/dev/zero")
+    with pytest.raises(NotFoundError):
+        open_disk(tmp_path / "new/top.qcow2", read_only=True)
+
+
+@pytest.mark.parametrize("name", ["C:\\vm\\base.qcow2", "\\\\server\\share\\base.qcow2"])
+def test_names_of_windows(tmp_path, name):
+    moved_chain(tmp_path / "old", tmp_path / "new")
+    path = tmp_path / "new/top.qcow2"
+    # As QEMU writes them there: what is written here is no protocol anywhere.
+    with path.open("r+b") as file:
+        at, _ = struct.unpack_from(">QI", file.read(20), 8)
+        file.seek(at)
+        file.write(name.encode())
+        file.seek(16)
+        file.write(struct.pack(">I", len(name)))
+    with open_disk(path, read_only=True, tell=lambda text: None) as disk:
+        assert disk.backing.path == tmp_path / "new/base.qcow2"

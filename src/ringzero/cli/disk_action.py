@@ -125,7 +125,11 @@ def open_for(
     """Open an image that the user named; raw is assumed for writing as qemu-img does not."""
     from ringzero.disk import open_disk
 
-    return open_disk(path, format_name(format), read_only=not write, **more)
+    return open_disk(path, format_name(format), read_only=not write, tell=_tell, **more)
+
+
+def _tell(text: str) -> None:
+    print(f"ringzero: {text}", file=sys.stderr)
 
 
 def refuse_same_file(source: Path, target: Path) -> None:

@@ -74,6 +74,14 @@ def parse_name(name: str, format: str | None) -> FileName:
     return FileName(plain_path(name.removeprefix("file:")), format)
 
 
+def moved_name(found: FileName) -> FileName | None:
+    """Return what a name would be beside the image, for one that is absolute on some system."""
+    names = host_paths([found.path], beside=False)
+    if len(names) == 1:
+        return None
+    return FileName(names[-1], found.format, found.options, found.window)
+
+
 def parse_whole_name(name: str) -> str:
     """Return the path that the name of a data file means; DiskUnsupportedError for a part of it."""
     found = parse_name(name, "raw")

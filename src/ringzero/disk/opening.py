@@ -13,10 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from ringzero.disk.contract import Disk, Options, Surroundings
-from ringzero.disk.filenames import FileName, literal_path, name_to_write, parse_name, plain_path
+from ringzero.disk.filenames import (
+    FileName,
+    literal_path,
+    moved_name,
+    name_to_write,
+    parse_name,
+    plain_path,
+)
 from ringzero.disk.formatnames import format_name
 from ringzero.disk.overlay import OverlayDisk
-from ringzero.disk.policy import Rules, beside, is_near, judge, refuse_strange
+from ringzero.disk.policy import Rules, beside, is_near, judge, refuse_strange, warn
 from ringzero.disk.probing import probe
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import FileStorage, Storage, Window
@@ -57,7 +64,23 @@ class _Around(Surroundings):
         if not self.with_backing:
             return None
         self._refuse_inside(name)
-        return self._open_layer(parse_name(name, format))
+        return self._open_layer(self._find(parse_name(name, format)))
+
+    def _find(self, name: FileName) -> FileName:
+        """Return where a backing file is: as it is named, or where that is gone, beside the image.
+
+        Nothing in a qcow2 image tells its backing file from another, so that the user is told.
+        """
+        assert self.path is not None
+        moved = moved_name(name)
+        if moved is None or os.path.lexists(beside(self.path, name.path)):
+            return name
+        here = beside(self.path, moved.path)
+        # An overlay is often called what its base is called.
+        if not here.is_file() or _identity(here) in self.above:
+            return name
+        self.rules.tell(f"{self.path} needs {name.path}, which does not exist: {here} is taken")
+        return moved
 
     def open_parent(
         self,
@@ -246,6 +269,7 @@ def open_disk(
     backing_roots: Sequence[Path | str] = (),
     lock: bool = True,
     sync: bool = True,
+    tell: Callable[[str], None] = warn,
 ) -> Disk:
     """Open the disk image `path`, with all its backing files.
 
@@ -256,13 +280,14 @@ def open_disk(
     what is read from its backing file. `backing_roots` are directories whose
     files the names in the image may lead to. `lock=False` looks at an image
     that somebody may be writing. `sync=False` makes flush cheap and a loss of
-    power fatal.
+    power fatal. `tell` is given what the user should know of, a backing file
+    that was found elsewhere than the image says; by default that is a Python warning.
 
     Raises NotFoundError, DiskFormatError, DiskUnsupportedError,
     DiskLockedError, DiskReadOnlyError, DiskError.
     """
     path = Path(path)
-    rules = Rules.make(backing_roots, lock=lock, sync=sync)
+    rules = Rules.make(backing_roots, lock=lock, sync=sync, tell=tell)
     read_only = read_only or throw_away
     storage = FileStorage(path, read_only=read_only, sync=sync, lock=lock)
     try:
@@ -394,7 +419,7 @@ def open_as_backing(
 def _open_again(path: Path, format: str, rules: Rules, *, with_backing: bool) -> None:
     """Open an image that has just been made, as its next user will; raises what that raises."""
     # Somebody else may have found it already.
-    rules = Rules(rules.roots, lock=False, sync=rules.sync)
+    rules = Rules(rules.roots, lock=False, sync=rules.sync, tell=rules.tell)
     storage = FileStorage(path, read_only=True, lock=False)
     try:
         disk = _open_storage(

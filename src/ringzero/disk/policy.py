@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ringzero import settings
@@ -27,6 +27,13 @@ from ringzero.records import record
 _KERNEL_TREES = ("/dev", "/proc", "/sys")
 
 
+def warn(text: str) -> None:
+    """Tell the user of Python something that is no error."""
+    import warnings
+
+    warnings.warn(text, stacklevel=2)
+
+
 @record
 class Rules:
     """What holds for a whole chain while it is opened."""
@@ -35,12 +42,21 @@ class Rules:
     roots: tuple[str, ...]
     lock: bool
     sync: bool
+    # Takes what the user should know of.
+    tell: Callable[[str], None] = warn
 
     @classmethod
-    def make(cls, roots: Iterable[Path | str], *, lock: bool = True, sync: bool = True) -> Rules:
+    def make(
+        cls,
+        roots: Iterable[Path | str],
+        *,
+        lock: bool = True,
+        sync: bool = True,
+        tell: Callable[[str], None] = warn,
+    ) -> Rules:
         """Return rules with `roots` and the user's settings."""
         trusted = (*map(Path, roots), *settings.BACKING_DIRS.get())
-        return cls(tuple(os.path.realpath(root) for root in trusted), lock, sync)
+        return cls(tuple(os.path.realpath(root) for root in trusted), lock, sync, tell)
 
 
 @record

@@ -22,6 +22,10 @@ class Disk(Group):
 Names and options are those of qemu-img. `ringzero disk COMMAND --help` tells more.
 """
 
+    def split(self, words: list[str]) -> tuple[list[str], None]:
+        """Return the words as they are: behind "--" stand names of files, and no command."""
+        return words, None
+
     def commands(self) -> Registry[type[Verb]]:
         from ringzero.cli.disk_action import ACTIONS
 

@@ -153,8 +153,8 @@ class Header:
         if version == 3:
             length = header._read_version_3(head, storage)
         header._verify(storage)
-        # Some writers count bytes; a guest has whole sectors, and a cluster has room for one.
-        header.size = -(-header.size // 512) * 512
+        # Some writers count bytes; a guest has whole sectors, as in QEMU those that are full.
+        header.size = header.size // 512 * 512
         header._read_extensions(storage, length, fields[2] or header.cluster_size)
         header._refuse_features(storage)
         if fields[2]:

@@ -193,7 +193,7 @@ class Qcow2Snapshots(Snapshots):
     def _active_of(self, entry: Entry) -> tuple[int, array[int]]:
         """Return the size and the L1 table that the disk has with a snapshot applied."""
         disk = self.disk
-        size = disk.size if entry.disk_size is None else -(-entry.disk_size // 512) * 512
+        size = disk.size if entry.disk_size is None else entry.disk_size // 512 * 512
         if disk.header.l1_needed(size) > MAX_L1_BYTES // 8:
             raise DiskFormatError(f"snapshot {entry.name!r} is of an impossible size: {size}")
         items = self._l1_of(entry)

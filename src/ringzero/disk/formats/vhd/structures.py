@@ -86,9 +86,8 @@ class Footer:
             size = cylinders * heads * sectors * SECTOR
         if size > 1 << 62:
             raise DiskFormatError(f"{name}: a disk of {size} bytes", path=name)
-        # A last sector that is not whole: blocks have room for it, in fixed images the footer is
-        # there.
-        size = (size if kind == FIXED else size + SECTOR - 1) // SECTOR * SECTOR
+        # Whole sectors, as QEMU has them.
+        size = size // SECTOR * SECTOR
         return cls(
             size, kind, original, created, creator, UUID(bytes=unique), shape, saved, header_offset
         )
