@@ -102,6 +102,20 @@ class Latch:
     port: bool
     address: int
     size: int
+    # Told of it soon, even where the guest does nothing else.
+    prompt: bool = False
+
+
+@record
+class Shadow:
+    """A register of one byte at a port that reading does not change: an engine may answer for it.
+
+    `connect` takes what is called with the register's value whenever that changes, with None
+    while reading would change something.
+    """
+
+    port: int
+    connect: Callable[[Callable[[int | None], None]], None]
 
 
 class Board(ABC):
@@ -187,6 +201,10 @@ class Board(ABC):
 
     def latches(self) -> Iterator[Latch]:
         """Yield the registers whose writes an engine may gather."""
+        yield from ()
+
+    def shadows(self) -> Iterator[Shadow]:
+        """Yield the registers that an engine may answer for."""
         yield from ()
 
     def stateful(self) -> Iterator[tuple[str, Device[Any] | VirtioDevice[Any]]]:

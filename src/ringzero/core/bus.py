@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from ringzero.errors import DeviceError
@@ -24,12 +24,19 @@ class BusDevice(Protocol):
     def write(self, offset: int, width: int, value: int) -> None: ...
 
 
+# Takes what is written to one register, value after value: offset, width, values.
+Stream = Callable[[int, int, Sequence[int]], None]
+
+
 class Attachment:
     """A device's place on a bus, with the counts that `--stats` shows."""
 
-    __slots__ = ("base", "device", "end", "name", "reads", "size", "writes")
+    __slots__ = ("base", "device", "end", "name", "reads", "size", "stream", "writes")
 
-    def __init__(self, name: str, base: int, size: int, device: BusDevice) -> None:
+    def __init__(
+        self, name: str, base: int, size: int, device: BusDevice, stream: Stream | None = None
+    ) -> None:
+        self.stream = stream
         self.name, self.base, self.size, self.end = name, base, size, base + size
         self.device = device
         self.reads = self.writes = 0
@@ -53,14 +60,24 @@ class Bus:
         # Attachments are never taken away, so that what was found once stays true.
         self._memo: dict[int, Attachment] = {}
 
-    def attach(self, name: str, base: int, size: int, device: BusDevice) -> Attachment:
-        """Give `device` the range of `size` at `base`; raises DeviceError on an overlap."""
+    def attach(
+        self,
+        name: str,
+        base: int,
+        size: int,
+        device: BusDevice,
+        stream: Stream | None = None,
+    ) -> Attachment:
+        """Give `device` the range of `size` at `base`; raises DeviceError on an overlap.
+
+        `stream` is how it takes many values for one register at once, if it has such a way.
+        """
         index = bisect_right(self._bases, base)
         neighbours = self._attachments[max(index - 1, 0) : index + 1]
         for other in neighbours:
             if base < other.end and other.base < base + size:
                 raise DeviceError(f"{self.name}: {name} at {base:#x} overlaps {other.name}")
-        attachment = Attachment(name, base, size, device)
+        attachment = Attachment(name, base, size, device, stream)
         self._bases.insert(index, base)
         self._attachments.insert(index, attachment)
         return attachment
@@ -101,6 +118,16 @@ class Bus:
             return
         attachment.writes += 1
         attachment.device.write(address - attachment.base, width, value)
+
+    def write_all(self, address: int, width: int, values: Sequence[int]) -> None:
+        """Pass on what the guest writes to one register, value after value."""
+        attachment = self.find(address, width)
+        if attachment is None or attachment.stream is None:
+            for value in values:
+                self.write(address, width, value)
+            return
+        attachment.writes += len(values)
+        attachment.stream(address - attachment.base, width, values)
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self
 
@@ -146,16 +146,33 @@ class Vm(ABC, Generic[State]):
         return False
 
     def gather_writes(
-        self, port: bool, address: int, size: int, write: Callable[[int, int, int], None]
+        self,
+        port: bool,
+        address: int,
+        size: int,
+        write: Callable[[int, int, Sequence[int]], None],
+        *,
+        prompt: bool = False,
     ) -> bool:
         """Ask that a guest's writes to `size` bytes at a port or MMIO address make no exit.
 
         For registers in which a write only leaves a value, as an index register:
-        `write(address, width, value)` is called later, in order, before any other
-        access of the machine comes out of `run`, and by `settle`. Returns False
-        where the engine has no such thing; then they come out of `run` as any other.
+        `write(address, width, values)` is called later with values that came one after the
+        other, in order, before any other access of the machine comes out of `run`, and by
+        `settle`. With `prompt` it is called within a millisecond of guest code even where
+        nothing else happens, as for what leaves the machine. Returns False where the engine
+        has no such thing; then they come out of `run` as any other.
         """
         return False
+
+    def shadow_port(self, address: int) -> Callable[[int | None], None] | None:
+        """Ask that a guest's reads of the byte at a port make no exit.
+
+        For registers that reading does not change. They are answered with the value that the
+        returned function was last called with, from any thread; with None, as at first, they
+        come out of `run`, and so they do where the engine has no such thing and returns None.
+        """
+        return None
 
     def settle(self) -> None:
         """With vCPUs stopped: return when all that was rung or gathered has been served."""

@@ -143,7 +143,13 @@ class Assembly:
         for latch in board.latches():
             bus = board.pio if latch.port else board.mmio
             assert bus is not None
-            vm.gather_writes(latch.port, latch.address, latch.size, bus.write)
+            vm.gather_writes(
+                latch.port, latch.address, latch.size, bus.write_all, prompt=latch.prompt
+            )
+        for shadow in board.shadows():
+            show = vm.shadow_port(shadow.port)
+            if show is not None:
+                shadow.connect(show)
         return board
 
     def _make_threads(self) -> list[VcpuThread]:

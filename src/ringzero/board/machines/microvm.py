@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ringzero.board import microvm_map as memmap
 from ringzero.board.boot.kernelimage import KernelImage
 from ringzero.board.boot.linux64 import E820_ACPI, E820_RAM, E820Entry, Layout, Linux64
 from ringzero.board.boot.loading import Loading
-from ringzero.board.contract import BOARDS, Board, BoardParts, Latch
+from ringzero.board.contract import BOARDS, Board, BoardParts, Latch, Shadow
 from ringzero.board.firmware import acpi
 from ringzero.board.slots.contract import Slot
 from ringzero.board.slots.mmio import MmioSlot, MmioSlots
 from ringzero.board.x86 import X86Processor
 from ringzero.core.bus import Bus, MsrBus
 from ringzero.core.irq import IrqLine
+from ringzero.devices.chips import serial
 from ringzero.devices.chips.i8042 import I8042
 from ringzero.devices.chips.power import RESET_VALUE, SLEEP_TYPE_OFF, Power
 from ringzero.devices.chips.pvpanic import Pvpanic
@@ -112,6 +114,11 @@ class Microvm(Board):
         # The clock's index; and that of a PCI bus, which is not there, but is looked for.
         yield Latch(True, memmap.RTC_BASE, 1)
         yield Latch(True, memmap.PCI_ADDRESS, 4)
+        yield Latch(True, memmap.COM1_BASE + serial.TRANSMIT, 1, prompt=True)
+
+    def shadows(self) -> Iterator[Shadow]:
+        for offset in serial.STATUS:
+            yield Shadow(memmap.COM1_BASE + offset, partial(self.serial.shadow, offset))
 
     def end_of_interrupt(self, number: int) -> None:
         for listener in self._bus.eoi_listeners:
@@ -120,7 +127,10 @@ class Microvm(Board):
     def _build_legacy(self, parts: BoardParts) -> None:
         events = parts.events
         self.serial = Serial(self.irq_line_of(memmap.COM1_GSI), parts.serial)
-        self._add_port("serial", memmap.COM1_BASE, memmap.COM1_SIZE, self.serial)
+        self.pio.attach(
+            "serial", memmap.COM1_BASE, memmap.COM1_SIZE, self.serial, self.serial.write_all
+        )
+        self.parts["serial"] = self.serial
         self._add_port("rtc", memmap.RTC_BASE, memmap.RTC_SIZE, Rtc(parts.now))
         self._add_port("i8042", memmap.I8042_COMMAND, 1, I8042(events.reboot))
         self._add_port("pvpanic", memmap.PVPANIC_BASE, 1, Pvpanic(events.panic))

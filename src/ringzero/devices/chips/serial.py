@@ -6,7 +6,7 @@ The transmitter is infinitely fast: a byte is out as soon as it is written.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ringzero.core.irq import IrqLine
 from ringzero.devices.contract import DEVICES, ByteDevice
@@ -17,6 +17,9 @@ FIFO_SIZE = 16
 # Bytes from the host that wait for room in the FIFO before `push` takes no more.
 BACKLOG_SIZE = 4096
 
+# Registers by their offsets: the transmitter, line and modem status.
+TRANSMIT, LINE_STATUS, MODEM_STATUS = 0, 5, 6
+STATUS = (LINE_STATUS, MODEM_STATUS)
 IER_RECEIVED, IER_TRANSMIT, IER_LINE, IER_MODEM = 1, 2, 4, 8
 IIR_NONE, IIR_TRANSMIT, IIR_RECEIVED, IIR_LINE, IIR_TIMEOUT, IIR_MODEM = 1, 2, 4, 6, 0xC, 0
 IIR_FIFO_ENABLED = 0xC0
@@ -63,6 +66,9 @@ class Serial(ByteDevice[SerialState]):
         self._paused = False
         # Called (from a vCPU thread) when `push` takes bytes again.
         self.on_room: Callable[[], None] | None = None
+        # Who answers reads of the status registers, and what was last shown there.
+        self._shadows: dict[int, Callable[[int | None], None]] = {}
+        self._shown: dict[int, int | None] = dict.fromkeys(STATUS)
         self.reset()
 
     def reset(self) -> None:
@@ -75,6 +81,23 @@ class Serial(ByteDevice[SerialState]):
             self._received = bytearray()
             self._backlog.clear()
             self._update()
+
+    def shadow(self, offset: int, show: Callable[[int | None], None]) -> None:
+        """Have `show` told what reading a status register gives, None while that has effects."""
+        with self._lock:
+            self._shadows[offset] = show
+            self._shown[offset] = None
+            self._show()
+
+    def _show(self) -> None:
+        # In loopback what is transmitted comes back, and an engine may keep it for a while.
+        loop = self._mcr & MCR_LOOP
+        line = None if loop or self._errors else LSR_EMPTY | bool(self._received) * LSR_DATA
+        modem = None if loop or self._modem_delta else MSR_CONNECTED
+        for offset, value in ((LINE_STATUS, line), (MODEM_STATUS, modem)):
+            if offset in self._shadows and value != self._shown[offset]:
+                self._shown[offset] = value
+                self._shadows[offset](value)
 
     def push(self, data: bytes) -> int:
         """Offer bytes to the guest's receiver; return how many were taken."""
@@ -123,6 +146,7 @@ class Serial(ByteDevice[SerialState]):
     def _update(self) -> None:
         # OUT2 gates the interrupt pin on every PC board.
         self._irq.set(bool(self._mcr & MCR_OUT2) and self._identification() != IIR_NONE)
+        self._show()
 
     def read_byte(self, offset: int) -> int:
         room = None
@@ -178,16 +202,32 @@ class Serial(ByteDevice[SerialState]):
         return (mcr & 2) << 3 | (mcr & 1) << 5 | (mcr & 4) << 4 | (mcr & 8) << 4
 
     def write_byte(self, offset: int, value: int) -> None:
-        if offset == 0 and not self._lcr & LCR_DIVISOR_LATCH and not self._mcr & MCR_LOOP:
-            self._output(bytes((value,)))
-            if self._ier & IER_TRANSMIT:
-                with self._lock:
-                    self._transmit_pending = True
-                    self._update()
+        if offset == TRANSMIT and self._transmits:
+            self._transmit(bytes((value,)))
             return
         with self._lock:
             self._write(offset, value)
             self._update()
+
+    def write_all(self, offset: int, width: int, values: Sequence[int]) -> None:
+        """Take what is written to one register, value after value."""
+        if (offset, width) == (TRANSMIT, 1) and self._transmits:
+            self._transmit(bytes(value & 0xFF for value in values))
+            return
+        for value in values:
+            self.write(offset, width, value)
+
+    @property
+    def _transmits(self) -> bool:
+        """Whether the first register is the transmitter, and the line its end."""
+        return not self._lcr & LCR_DIVISOR_LATCH and not self._mcr & MCR_LOOP
+
+    def _transmit(self, data: bytes) -> None:
+        self._output(data)
+        if self._ier & IER_TRANSMIT:
+            with self._lock:
+                self._transmit_pending = True
+                self._update()
 
     def _write(self, offset: int, value: int) -> None:
         match offset:

@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from ringzero.core.irq import LocalInterrupts
@@ -80,7 +80,7 @@ class KvmVm(Vm[CpuState]):
         self._closing = threading.Lock()
         self._messages: Messages | None = None
         self.gathered: kvmfd.CoalescedPage | None = None
-        self._gatherers: list[tuple[bool, int, int, Callable[[int, int, int], None]]] = []
+        self._gatherers: list[tuple[bool, int, int, Callable[[int, int, Sequence[int]], None]]] = []
         self._delivering = threading.Lock()
         self._closed = False
         self._tracking = False
@@ -253,8 +253,17 @@ class KvmVm(Vm[CpuState]):
         return True
 
     def gather_writes(
-        self, port: bool, address: int, size: int, write: Callable[[int, int, int], None]
+        self,
+        port: bool,
+        address: int,
+        size: int,
+        write: Callable[[int, int, Sequence[int]], None],
+        *,
+        prompt: bool = False,
     ) -> bool:
+        # A guest that goes on without exits keeps what was gathered for as long as it likes.
+        if prompt:
+            return False
         if not self.system.check(kvm.CAP_COALESCED_PIO if port else kvm.CAP_COALESCED_MMIO):
             return False
         zone = kvm.CoalescedZone(addr=address, size=size, pio=port)
@@ -278,7 +287,7 @@ class KvmVm(Vm[CpuState]):
             for port, address, width, value in ring.drain():
                 for of_port, start, end, write in self._gatherers:
                     if of_port == port and start <= address < end:
-                        write(address, width, value)
+                        write(address, width, (value,))
 
     def settle(self) -> None:
         self.deliver_gathered()

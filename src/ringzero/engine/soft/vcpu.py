@@ -14,6 +14,7 @@ from ringzero.engine.exits import Exit
 from ringzero.engine.soft.code import CodeArenas
 from ringzero.engine.soft.contract import Counter, SoftVcpu
 from ringzero.engine.soft.native import NativeEngine
+from ringzero.engine.soft.ports import Ports
 from ringzero.engine.soft.report import unknown_instructions
 from ringzero.engine.x86 import LocalApic, MsrRead, MsrWrite, PortRead, PortWrite
 from ringzero.host.memory import HostMemory, MemoryImage
@@ -63,6 +64,7 @@ class Machine(Counter, Protocol):
     # A view of the CodeSpace that all vCPUs share.
     code: Any
     revealer: Revealer | None
+    ports: Ports
 
     @property
     def arenas(self) -> CodeArenas: ...
@@ -95,6 +97,7 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         work = ctypes.addressof(ctypes.c_char.from_buffer(self._work))
         self.translator = vm.engine.translator(work, vm.code.address)
         cpu.engine = work
+        cpu.ports = vm.ports.address
         vm.engine.connect(self.address)
         vm.describe_memory(cpu)
         self._kind_handlers |= {
@@ -106,9 +109,11 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
             x86.EXIT_CR8_WRITE: self._cr8_write,
             x86.EXIT_RANDOM: self._random,
             x86.EXIT_NMI: self._nmi,
+            x86.EXIT_GATHERED: self._gathered,
         }
 
     def _after_exit(self) -> None:
+        self.vm.ports.deliver()
         self.vm.arenas.look()
         if self.vm.revealer is not None:
             self.vm.revealer.look(self.cpu)
@@ -149,6 +154,9 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         if self._apic.take_nmi():
             self.cpu.inject = x86.NMI + 1
         self._interrupts_changed()
+
+    def _gathered(self) -> None:
+        """Nothing is left to do: they were delivered after the exit, as after any."""
 
     def _interrupts_changed(self) -> None:
         super()._interrupts_changed()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from ringzero.core.irq import LocalInterrupts
@@ -13,11 +13,13 @@ from ringzero.engine import contract
 from ringzero.engine.soft.code import CODE_SIZE, CodeArenas, SharedCode
 from ringzero.engine.soft.contract import SoftVm
 from ringzero.engine.soft.native import NativeEngine
+from ringzero.engine.soft.ports import Ports, Write
 from ringzero.engine.soft.translations import Translations
 from ringzero.engine.soft.vcpu import X86SoftVcpu
 from ringzero.errors import EngineError
 from ringzero.isa.x86.cpu import CpuidEntry
 from ringzero.isa.x86.cpuid import CpuidLeaf, for_vcpu
+from ringzero.isa.x86.ports import PortTable
 from ringzero.isa.x86.state import CpuState
 from ringzero.jit.tables import COUNTERS, CodeSpace
 from ringzero.native.view import StructView
@@ -46,12 +48,13 @@ class X86SoftVm(SoftVm[CpuState]):
         self.engine = engine
         self._leaves = tuple(cpuid)
         # Touched by what runs only, as most machines of a process are idle clones.
-        self._work = mmap.mmap(-1, COUNTERS + CodeSpace.size)
+        self._work = mmap.mmap(-1, COUNTERS + CodeSpace.size + PortTable.size)
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._work))
         # Translated code as native code sees it: a view of a jit.tables.CodeSpace.
         self.code: Any = StructView(CodeSpace, address + COUNTERS)
         self.code.counters = address
         self.code.hot = HOT
+        self.ports = Ports(address + COUNTERS + CodeSpace.size)
         self._arenas: CodeArenas | None = None
         self._translations: Translations | None = None
         # Describes translated blocks, where RINGZERO_DEBUG asks for that.
@@ -71,6 +74,19 @@ class X86SoftVm(SoftVm[CpuState]):
         vcpu = X86SoftVcpu(self, index, cast("LocalApic", interrupts))
         self._set_cpuid(vcpu, for_vcpu(self._leaves, index))
         return vcpu
+
+    # ---- ports ------------------------------------------------------------
+
+    def gather_writes(
+        self, port: bool, address: int, size: int, write: Write, *, prompt: bool = False
+    ) -> bool:
+        return port and self.ports.gather(address, size, write)
+
+    def shadow_port(self, address: int) -> Callable[[int | None], None] | None:
+        return self.ports.shadow(address)
+
+    def settle(self) -> None:
+        self.ports.deliver()
 
     # ---- translated code --------------------------------------------------
 

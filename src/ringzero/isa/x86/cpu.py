@@ -67,7 +67,8 @@ MODE_16, MODE_32, MODE_64 = 0, 1, 2
     EXIT_CR8_READ,
     EXIT_RANDOM,
     EXIT_NMI,
-) = range(EXIT_OF_ISA, EXIT_OF_ISA + 8)
+    EXIT_GATHERED,
+) = range(EXIT_OF_ISA, EXIT_OF_ISA + 9)
 
 # The bit of `Cpu.requests` that is x86's.
 REQUEST_NMI = REQUEST_OF_ISA
@@ -213,6 +214,7 @@ class Cpu(Struct):
     interrupt_vector = field(u32)
     exit_address = field(u64)
     exit_value = field(u64)
+    ports = field(u64)  # host address of the machine's ports.PortTable, or 0
     external_done = field(u32)  # outside accesses of this instruction already answered
     external_cursor = field(u32)
     external_values = field(u64, EXTERNAL_LIMIT)

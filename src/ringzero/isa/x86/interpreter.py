@@ -22,6 +22,7 @@ from ringzero.isa.execution import (
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import (
     CS,
+    EXIT_GATHERED,
     EXIT_NMI,
     MODE_64,
     REQUEST_NMI,
@@ -29,6 +30,7 @@ from ringzero.isa.x86.cpu import (
     Cpu,
     Insn,
 )
+from ringzero.isa.x86.ports import writes_wait
 from ringzero.isa.x86.privileged.debug import begin_instruction, check_debug, debug_active
 from ringzero.isa.x86.privileged.exceptions import deliver_fault, deliver_interrupt
 from ringzero.isa.x86.privileged.faults import leave, raise_gp0, raise_ud
@@ -162,12 +164,15 @@ def stop_here(cpu: Cpu) -> boolean:
 
 @staged
 def accept_interrupt(cpu: Any, requests: Any) -> Any:
-    """Return the exit by which an interrupt is fetched that the vCPU takes now, or EXIT_NONE."""
+    """Return the exit by which an interrupt is fetched that the vCPU takes now, or EXIT_NONE.
+
+    Or that by which gathered writes are passed on.
+    """
     if (requests & REQUEST_NMI) != 0 and cpu.nmi_blocked == 0 and cpu.shadow == 0:
         return u32(EXIT_NMI)
     if (requests & REQUEST_INTERRUPT) != 0 and (cpu.rflags & x86.IF) != 0 and cpu.shadow == 0:
         return u32(EXIT_INTERRUPT)
-    return u32(EXIT_NONE)
+    return select(writes_wait(cpu), u32(EXIT_GATHERED), u32(EXIT_NONE))
 
 
 @native(inline="never")

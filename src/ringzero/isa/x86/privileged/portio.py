@@ -1,6 +1,6 @@
 """IN, OUT, INS, OUTS (Intel SDM vol. 2, each name; permissions: vol. 1, 18.5).
 
-Ports are Python's: each access is an exit. A repeated INS or OUTS leaves the
+Ports are Python's: each access is an exit, but for those of `ringzero.isa.x86.ports`. A repeated INS or OUTS leaves the
 instruction after every element, with RIP still on it, so that interrupts come
 between the elements.
 """
@@ -26,6 +26,7 @@ from ringzero.isa.x86.cpu import (
     Insn,
 )
 from ringzero.isa.x86.insn.string import destination_address, set_address_register, source_address
+from ringzero.isa.x86.ports import KNOWN, gather, shadow_of
 from ringzero.isa.x86.privileged.breakpoints import DR7_ENABLED, match_port
 from ringzero.isa.x86.privileged.descriptors import TSS32_BUSY, protected_mode
 from ringzero.isa.x86.privileged.faults import external, raise_gp0
@@ -66,10 +67,22 @@ def port_in(cpu: Cpu, port: u32, width: u32) -> u64:
 
 
 @native(inline="never")
+def port_in_once(cpu: Cpu, port: u32, width: u32) -> u64:
+    """Do as `port_in`, for an instruction without any other access outside."""
+    shadow = shadow_of(cpu, port, width)
+    if shadow & KNOWN == 0:
+        return port_in(cpu, port, width)
+    check_port(cpu, port, width)
+    note_access(cpu, port, width)
+    return u64(shadow & 0xFF)
+
+
+@native(inline="never")
 def port_out(cpu: Cpu, port: u32, width: u32, value: u64) -> None:
     """Write 1, 2 or 4 bytes to a port, permissions checked."""
     check_port(cpu, port, width)
-    external(cpu, EXIT_PORT_WRITE, u64(port), width, value)
+    if gather(cpu, port, width, value) == 0:
+        external(cpu, EXIT_PORT_WRITE, u64(port), width, value)
     note_access(cpu, port, width)
 
 
@@ -90,7 +103,7 @@ def _port(m: Operation, n: int) -> Any:
 def _input(m: Operation, port: Any) -> None:
     """Read a port of the operation's width (at most 32 bits) into AL, AX or EAX."""
     kind = unsigned(min(m.size, 32))
-    m.set(RAX, kind(port_in(m.cpu, port, kind.size)))
+    m.set(RAX, kind(port_in_once(m.cpu, port, kind.size)))
 
 
 @staged
