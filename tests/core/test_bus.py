@@ -74,3 +74,26 @@ def test_every_address_of_a_large_range():
     bus.attach("d", 0, 3 * MEMO_LIMIT, Recorder(7))
     assert all(bus.read(address, 1) == 7 for address in range(3 * MEMO_LIMIT))
     assert bus.read(3 * MEMO_LIMIT, 1) == 0xFF
+
+
+def test_values_for_one_register_go_at_once_where_the_device_takes_them_so():
+    class Register:
+        def __init__(self):
+            self.taken = []
+
+        def read(self, offset, width):
+            return 0
+
+        def write(self, offset, width, value):
+            self.taken.append((offset, width, value))
+
+    bus, one, other = Bus("test"), Register(), Register()
+    bus.attach("one", 0x10, 4, one)
+    stream = []
+    attachment = bus.attach("other", 0x20, 4, other, lambda *what: stream.append(what))
+    bus.write_all(0x11, 1, [1, 2])
+    bus.write_all(0x21, 1, [3, 4])
+    bus.write_all(0x40, 1, [5])
+    assert one.taken == [(1, 1, 1), (1, 1, 2)]
+    assert stream == [(1, 1, [3, 4])] and not other.taken and attachment.writes == 2
+    assert bus.unclaimed == 1

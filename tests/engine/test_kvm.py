@@ -259,9 +259,10 @@ class TestGatheredWrites:
     def seen(self, vm):
         """What arrives late, in order."""
         found = []
-        late = lambda *write: found.append(write)  # noqa: E731 - two uses
+        late = lambda a, w, vs: found.extend((a, w, v) for v in vs)  # noqa: E731 - two uses
         assert vm.gather_writes(False, MMIO + 0x100, 4, late)
         assert vm.gather_writes(True, 0x70, 1, late)
+        assert not vm.gather_writes(True, 0x3F8, 1, late, prompt=True)
         return found
 
     def start(self, vm, rounds):

@@ -104,6 +104,8 @@ class Latch:
     size: int
     # Told of it soon, even where the guest does nothing else.
     prompt: bool = False
+    # Called once the device has been told, and has served the access before which that was.
+    then: Callable[[], None] | None = None
 
 
 @record

@@ -153,6 +153,7 @@ class Vm(ABC, Generic[State]):
         write: Callable[[int, int, Sequence[int]], None],
         *,
         prompt: bool = False,
+        then: Callable[[], None] | None = None,
     ) -> bool:
         """Ask that a guest's writes to `size` bytes at a port or MMIO address make no exit.
 
@@ -160,8 +161,9 @@ class Vm(ABC, Generic[State]):
         `write(address, width, values)` is called later with values that came one after the
         other, in order, before any other access of the machine comes out of `run`, and by
         `settle`. With `prompt` it is called within a millisecond of guest code even where
-        nothing else happens, as for what leaves the machine. Returns False where the engine
-        has no such thing; then they come out of `run` as any other.
+        nothing else happens, as for what leaves the machine. `then` is called after `write`
+        and the access before which that was, before the guest goes on. Returns False where the
+        engine has no such thing; then they come out of `run` as any other.
         """
         return False
 

@@ -144,7 +144,12 @@ class Assembly:
             bus = board.pio if latch.port else board.mmio
             assert bus is not None
             vm.gather_writes(
-                latch.port, latch.address, latch.size, bus.write_all, prompt=latch.prompt
+                latch.port,
+                latch.address,
+                latch.size,
+                bus.write_all,
+                prompt=latch.prompt,
+                then=latch.then,
             )
         for shadow in board.shadows():
             show = vm.shadow_port(shadow.port)

@@ -1,3 +1,5 @@
+import random
+
 import pytest
 
 from ringzero.core.irq import IrqLine
@@ -114,3 +116,60 @@ def test_loopback_receives_own_bytes(port):
         port.serial.write(0, 1, 1)
     assert port.serial.read(5, 1) & 2, "overrun"
     assert not port.serial.read(5, 1) & 2
+
+
+def test_what_is_transmitted_at_once(port):
+    port.serial.write_all(0, 1, [0x41, 0x142, 0x43])
+    assert port.out == b"ABC"
+    port.serial.write(3, 1, 0x80)  # the divisor latch lies there now
+    port.serial.write_all(0, 1, [0x50, 0x60])
+    assert port.serial.read(0, 1) == 0x60 and port.out == b"ABC"
+
+
+def test_an_interrupt_that_is_switched_off_before_it_is_raised(port):
+    port.serial.write(1, 1, 0x02)
+    assert port.serial.read(2, 1) == 0x02 and port.levels == [True, False]
+    port.serial.write_all(0, 1, b"abc")
+    port.serial.write(1, 1, 0x00)
+    port.serial.transmitted()
+    assert port.levels == [True, False], "the driver had no more to send"
+    port.serial.write(1, 1, 0x02)
+    port.serial.read(2, 1)
+    port.serial.write_all(0, 1, b"abc")
+    port.serial.transmitted()
+    assert port.line.level
+
+
+def test_shadows_are_what_reading_gives(port):
+    shown = {}
+    for offset in (2, 5, 6):
+        port.serial.shadow(offset, lambda value, offset=offset: shown.update({offset: value}))
+    rng = random.Random(7)
+    for _ in range(3000):
+        action = rng.randrange(4)
+        if action == 0:
+            port.serial.push(bytes(rng.randrange(4)))
+        elif action == 1:
+            port.serial.read(rng.randrange(8), 1)
+        elif action == 2:
+            port.serial.write(rng.randrange(8), 1, rng.randrange(256))
+        else:
+            port.serial.restore(port.serial.save())
+        known = {offset: value for offset, value in shown.items() if value is not None}
+        before = port.serial.save()
+        for offset, value in known.items():
+            assert port.serial.read(offset, 1) == value
+        assert port.serial.save() == before, "reading what is shadowed changes nothing"
+
+
+def test_status_that_reading_changes_is_not_shadowed(port):
+    shown = {}
+    for offset in (2, 5, 6):
+        port.serial.shadow(offset, lambda value, offset=offset: shown.update({offset: value}))
+    assert shown == {2: 0x01, 5: 0x60, 6: 0xB0}
+    port.serial.push(b"x")
+    assert shown[5] == 0x61
+    port.serial.write(1, 1, 0x02)  # the transmitter's interrupt comes with what is gathered
+    assert shown[2] is None
+    port.serial.write(4, 1, 0x10)  # loopback
+    assert shown == {2: None, 5: None, 6: None}

@@ -114,11 +114,12 @@ class Microvm(Board):
         # The clock's index; and that of a PCI bus, which is not there, but is looked for.
         yield Latch(True, memmap.RTC_BASE, 1)
         yield Latch(True, memmap.PCI_ADDRESS, 4)
-        yield Latch(True, memmap.COM1_BASE + serial.TRANSMIT, 1, prompt=True)
+        transmitter = memmap.COM1_BASE + serial.TRANSMIT
+        yield Latch(True, transmitter, 1, prompt=True, then=self._serial.transmitted)
 
     def shadows(self) -> Iterator[Shadow]:
         for offset in serial.STATUS:
-            yield Shadow(memmap.COM1_BASE + offset, partial(self.serial.shadow, offset))
+            yield Shadow(memmap.COM1_BASE + offset, partial(self._serial.shadow, offset))
 
     def end_of_interrupt(self, number: int) -> None:
         for listener in self._bus.eoi_listeners:
@@ -126,11 +127,11 @@ class Microvm(Board):
 
     def _build_legacy(self, parts: BoardParts) -> None:
         events = parts.events
-        self.serial = Serial(self.irq_line_of(memmap.COM1_GSI), parts.serial)
+        self.serial = self._serial = Serial(self.irq_line_of(memmap.COM1_GSI), parts.serial)
         self.pio.attach(
-            "serial", memmap.COM1_BASE, memmap.COM1_SIZE, self.serial, self.serial.write_all
+            "serial", memmap.COM1_BASE, memmap.COM1_SIZE, self._serial, self._serial.write_all
         )
-        self.parts["serial"] = self.serial
+        self.parts["serial"] = self._serial
         self._add_port("rtc", memmap.RTC_BASE, memmap.RTC_SIZE, Rtc(parts.now))
         self._add_port("i8042", memmap.I8042_COMMAND, 1, I8042(events.reboot))
         self._add_port("pvpanic", memmap.PVPANIC_BASE, 1, Pvpanic(events.panic))

@@ -17,9 +17,9 @@ FIFO_SIZE = 16
 # Bytes from the host that wait for room in the FIFO before `push` takes no more.
 BACKLOG_SIZE = 4096
 
-# Registers by their offsets: the transmitter, line and modem status.
-TRANSMIT, LINE_STATUS, MODEM_STATUS = 0, 5, 6
-STATUS = (LINE_STATUS, MODEM_STATUS)
+# Registers by their offsets: the transmitter; interrupt identification, line and modem status.
+TRANSMIT, IDENTIFICATION, LINE_STATUS, MODEM_STATUS = 0, 2, 5, 6
+STATUS = (IDENTIFICATION, LINE_STATUS, MODEM_STATUS)
 IER_RECEIVED, IER_TRANSMIT, IER_LINE, IER_MODEM = 1, 2, 4, 8
 IIR_NONE, IIR_TRANSMIT, IIR_RECEIVED, IIR_LINE, IIR_TIMEOUT, IIR_MODEM = 1, 2, 4, 6, 0xC, 0
 IIR_FIFO_ENABLED = 0xC0
@@ -94,7 +94,10 @@ class Serial(ByteDevice[SerialState]):
         loop = self._mcr & MCR_LOOP
         line = None if loop or self._errors else LSR_EMPTY | bool(self._received) * LSR_DATA
         modem = None if loop or self._modem_delta else MSR_CONNECTED
-        for offset, value in ((LINE_STATUS, line), (MODEM_STATUS, modem)):
+        # A transmitter whose interrupt is on may have one as soon as it is told of its bytes.
+        quiet = not loop and not self._ier & IER_TRANSMIT and self._identification() == IIR_NONE
+        none = IIR_NONE | self._fifo_bits if quiet else None
+        for offset, value in zip(STATUS, (none, line, modem), strict=True):
             if offset in self._shadows and value != self._shown[offset]:
                 self._shown[offset] = value
                 self._shadows[offset](value)
@@ -143,6 +146,10 @@ class Serial(ByteDevice[SerialState]):
             return IIR_MODEM
         return IIR_NONE
 
+    @property
+    def _fifo_bits(self) -> int:
+        return IIR_FIFO_ENABLED if self._fcr & FCR_ENABLE else 0
+
     def _update(self) -> None:
         # OUT2 gates the interrupt pin on every PC board.
         self._irq.set(bool(self._mcr & MCR_OUT2) and self._identification() != IIR_NONE)
@@ -180,7 +187,7 @@ class Serial(ByteDevice[SerialState]):
                 if value == IIR_TRANSMIT:
                     self._transmit_pending = False
                     self._update()
-                return value | (IIR_FIFO_ENABLED if self._fcr & FCR_ENABLE else 0)
+                return value | self._fifo_bits
             case 3:
                 return self._lcr
             case 4:
@@ -204,13 +211,14 @@ class Serial(ByteDevice[SerialState]):
     def write_byte(self, offset: int, value: int) -> None:
         if offset == TRANSMIT and self._transmits:
             self._transmit(bytes((value,)))
+            self.transmitted()
             return
         with self._lock:
             self._write(offset, value)
             self._update()
 
     def write_all(self, offset: int, width: int, values: Sequence[int]) -> None:
-        """Take what is written to one register, value after value."""
+        """Take what is written to one register, value after value; `transmitted` follows."""
         if (offset, width) == (TRANSMIT, 1) and self._transmits:
             self._transmit(bytes(value & 0xFF for value in values))
             return
@@ -227,7 +235,14 @@ class Serial(ByteDevice[SerialState]):
         if self._ier & IER_TRANSMIT:
             with self._lock:
                 self._transmit_pending = True
-                self._update()
+
+    def transmitted(self) -> None:
+        """Raise the interrupt of a transmitter that has become empty, if it still is to be.
+
+        A driver that has no more to send has turned it off by then.
+        """
+        with self._lock:
+            self._update()
 
     def _write(self, offset: int, value: int) -> None:
         match offset:

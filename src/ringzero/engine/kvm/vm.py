@@ -260,9 +260,10 @@ class KvmVm(Vm[CpuState]):
         write: Callable[[int, int, Sequence[int]], None],
         *,
         prompt: bool = False,
+        then: Callable[[], None] | None = None,
     ) -> bool:
         # A guest that goes on without exits keeps what was gathered for as long as it likes.
-        if prompt:
+        if prompt or then is not None:
             return False
         if not self.system.check(kvm.CAP_COALESCED_PIO if port else kvm.CAP_COALESCED_MMIO):
             return False

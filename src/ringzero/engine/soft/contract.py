@@ -29,6 +29,8 @@ from ringzero.registry import Registry
 # Instructions between two looks at requests and the timer: some 20 us of work.
 SLICE = 20_000
 MASK_64 = (1 << 64) - 1
+# Members of the struct by their size in bytes.
+_INTEGERS: dict[int, Any] = {4: ctypes.c_uint32, 8: ctypes.c_uint64}
 
 
 class Counter(Protocol):
@@ -84,6 +86,29 @@ class SoftVcpu(Vcpu[State]):
         self._early: Exit | None = None
         self._wake = threading.Event()
         requests = self.address + struct.offset_of("requests")
+        # What every exit reads and writes, so not through the view.
+        (
+            self._exit_kind,
+            self._exit_width,
+            self._exit_address,
+            self._exit_value,
+            self._external_done,
+            self._deadline,
+            self._exits,
+        ) = (
+            _INTEGERS[struct.fields[name].kind.size].from_address(
+                self.address + struct.offset_of(name)
+            )
+            for name in (
+                "exit_kind",
+                "exit_width",
+                "exit_address",
+                "exit_value",
+                "external_done",
+                "deadline",
+                "count_exits",
+            )
+        )
         self._kick, self._interrupt_flag, self._flush, self._isa_flag = (
             ctypes.c_uint8.from_address(requests + bit.bit_length() // 8)
             for bit in (
@@ -137,7 +162,7 @@ class SoftVcpu(Vcpu[State]):
         elif self._pending_exit != execution.EXIT_NONE:
             raise EngineError("a vCPU cannot run before its read is answered", vcpu=self.index)
         deadline = self._interrupts.deadline()
-        self.cpu.deadline = NEVER if deadline is None else deadline
+        self._deadline.value = NEVER if deadline is None else deadline
         while True:
             result = self._run_once()
             if result is not None:
@@ -145,7 +170,7 @@ class SoftVcpu(Vcpu[State]):
 
     def _run_once(self) -> Exit | None:
         kind = self._enter(self.address)
-        self.cpu.count_exits += 1
+        self._exits.value += 1
         self._after_exit()
         return self._kind_handlers[kind]()
 
@@ -161,15 +186,14 @@ class SoftVcpu(Vcpu[State]):
             self._early = self._run_once()
 
     def complete(self, value: int | None) -> None:
-        cpu = self.cpu
         self._pending_exit = execution.EXIT_NONE
         if value is None:
-            cpu.refuse = 1
-            cpu.external_done = 0
+            self.cpu.refuse = 1
+            self._external_done.value = 0
             return
-        done = cpu.external_done
-        cpu.external_values[done] = value
-        cpu.external_done = done + 1
+        done = self._external_done.value
+        self.cpu.external_values[done] = value
+        self._external_done.value = done + 1
 
     def kick(self) -> None:
         self._kick.value = 1
@@ -205,9 +229,8 @@ class SoftVcpu(Vcpu[State]):
 
     def _access(self) -> tuple[int, int, int]:
         """Return address, width and value of the access that native code exits with."""
-        cpu = self.cpu
-        self._pending_exit = cpu.exit_kind
-        return cpu.exit_address, cpu.exit_width, cpu.exit_value
+        self._pending_exit = self._exit_kind.value
+        return self._exit_address.value, self._exit_width.value, self._exit_value.value
 
     def _mmio_read(self) -> Exit | None:
         address, width, _ = self._access()
@@ -249,7 +272,7 @@ class SoftVcpu(Vcpu[State]):
         pending = interrupts.pending()
         self._interrupt_flag.value = pending
         deadline = interrupts.deadline()
-        self.cpu.deadline = NEVER if deadline is None else deadline
+        self._deadline.value = NEVER if deadline is None else deadline
         if pending or deadline is not None:
             self._wake.set()
 

@@ -18,6 +18,7 @@ from ringzero.isa.x86.ports import (
 from ringzero.native.view import StructView
 
 Write = Callable[[int, int, Sequence[int]], None]
+Then = Callable[[], None]
 
 
 class Ports:
@@ -32,16 +33,18 @@ class Ports:
             for name in ("written", "taken")
         )
         self._ring = (ctypes.c_uint64 * RING).from_address(address + PortTable.offset_of("ring"))
-        self._writers: list[tuple[int, int, Write]] = []
+        self._writers: list[tuple[int, int, Write, Then | None]] = []
+        # What is to be called before the guest goes on.
+        self._late: list[Then] = []
         # Whoever comes second waits until the first has passed on what it took.
         self._delivering = threading.RLock()
 
-    def gather(self, port: int, size: int, write: Write) -> bool:
+    def gather(self, port: int, size: int, write: Write, then: Then | None = None) -> bool:
         """Let writes to `size` ports from `port` on wait; False when there is no room for more."""
         number = len(self._writers)
         if number == GATHERED:
             return False
-        self._writers.append((port, port + size - 1, write))
+        self._writers.append((port, port + size - 1, write, then))
         self._table.first[number], self._table.last[number] = port, port + size - 1
         self._table.gathered = number + 1
         return True
@@ -61,10 +64,13 @@ class Ports:
 
         return show
 
-    def deliver(self) -> None:
-        """Pass on the writes that were entered before this moment, in their order."""
+    def deliver(self) -> bool:
+        """Pass on the writes that were entered before this moment, in their order.
+
+        Returns whether `finish` has something to do.
+        """
         if self._written.value == self._taken.value:
-            return
+            return bool(self._late)
         with self._delivering:
             end, at = self._written.value, self._taken.value
             while at != end:
@@ -77,11 +83,19 @@ class Ports:
                     at = (at + 1) & 0xFFFF_FFFF
                 self._taken.value = at
                 self._write(port, width, values)
+            return bool(self._late)
+
+    def finish(self) -> None:
+        """Do what is to be done between an access and the guest's going on."""
+        while self._late:
+            self._late.pop()()
 
     def _write(self, port: int, width: int, values: list[int]) -> None:
-        for first, last, write in self._writers:
+        for first, last, write, then in self._writers:
             if first <= port <= last:
                 write(port, width, values)
+                if then is not None and then not in self._late:
+                    self._late.append(then)
                 return
 
 

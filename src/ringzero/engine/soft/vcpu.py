@@ -25,7 +25,7 @@ from ringzero.isa.caches import (
     JumpCacheEntry,
     TlbEntry,
 )
-from ringzero.isa.execution import EXIT_MMIO_WRITE
+from ringzero.isa.execution import EXIT_MMIO_READ, EXIT_MMIO_WRITE
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.state import CpuState
@@ -54,6 +54,15 @@ def _empty_tables() -> MemoryImage:
     image.share()
     tables.close()
     return image
+
+
+# Exits that end with `complete`.
+_ACCESSES = frozenset(
+    (
+        EXIT_MMIO_READ, EXIT_MMIO_WRITE, x86.EXIT_PORT_READ, x86.EXIT_PORT_WRITE,
+        x86.EXIT_MSR_READ, x86.EXIT_MSR_WRITE,
+    )
+)  # fmt: skip
 
 
 class Machine(Counter, Protocol):
@@ -113,7 +122,9 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         }
 
     def _after_exit(self) -> None:
-        self.vm.ports.deliver()
+        ports = self.vm.ports
+        if ports.deliver() and self._exit_kind.value not in _ACCESSES:
+            ports.finish()
         self.vm.arenas.look()
         if self.vm.revealer is not None:
             self.vm.revealer.look(self.cpu)
@@ -154,6 +165,10 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         if self._apic.take_nmi():
             self.cpu.inject = x86.NMI + 1
         self._interrupts_changed()
+
+    def complete(self, value: int | None) -> None:
+        super().complete(value)
+        self.vm.ports.finish()
 
     def _gathered(self) -> None:
         """Nothing is left to do: they were delivered after the exit, as after any."""

@@ -78,15 +78,23 @@ class X86SoftVm(SoftVm[CpuState]):
     # ---- ports ------------------------------------------------------------
 
     def gather_writes(
-        self, port: bool, address: int, size: int, write: Write, *, prompt: bool = False
+        self,
+        port: bool,
+        address: int,
+        size: int,
+        write: Write,
+        *,
+        prompt: bool = False,
+        then: Callable[[], None] | None = None,
     ) -> bool:
-        return port and self.ports.gather(address, size, write)
+        return port and self.ports.gather(address, size, write, then)
 
     def shadow_port(self, address: int) -> Callable[[int | None], None] | None:
         return self.ports.shadow(address)
 
     def settle(self) -> None:
         self.ports.deliver()
+        self.ports.finish()
 
     # ---- translated code --------------------------------------------------
 

@@ -214,7 +214,6 @@ class Cpu(Struct):
     interrupt_vector = field(u32)
     exit_address = field(u64)
     exit_value = field(u64)
-    ports = field(u64)  # host address of the machine's ports.PortTable, or 0
     external_done = field(u32)  # outside accesses of this instruction already answered
     external_cursor = field(u32)
     external_values = field(u64, EXTERNAL_LIMIT)
@@ -288,6 +287,7 @@ class Cpu(Struct):
     refuse = field(u32)  # the outside access ends in #GP(0)
     inject = field(u32)  # vector + 1 of an external interrupt that run() delivers first
     fetch_buffer = field(v128, 2)
+    ports = field(u64)  # host address of the machine's ports.PortTable, or 0
 
     insn = field(Insn)  # the instruction the interpreter runs
     scratch = field(v128, 64)  # room for semantics that need memory (x87 images)

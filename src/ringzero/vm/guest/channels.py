@@ -67,6 +67,7 @@ class PortChannels:
                 connected=name not in closed,
                 present=name in names,
                 terminal=name in terminals,
+                late=True,
             )
             for name in (*names, *later)
         ]
@@ -191,6 +192,8 @@ class PortChannels:
             size = self._inbound_size
             self._inbound.clear()
             self._inbound_size = 0
+        for name in {name for name, _ in inbound}:
+            self._by_name[name].taken()
         if self.receive is not None:
             for name, pieces in itertools.groupby(inbound, key=itemgetter(0)):
                 self.receive(name, b"".join(data for _, data in pieces))

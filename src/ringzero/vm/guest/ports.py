@@ -31,15 +31,20 @@ class Lines:
         self.console_port = ConsolePort(
             CONSOLE_PORT_NAME,
             lambda data: self.console_output.write(data),  # noqa: PLW0108 - made below
+            late=True,
         )
         self.console_output = OutputBatch(
-            self.console.emit,
+            self._print,
             lambda: self.console_port.hold(True),
             lambda: self.console_port.hold(False),
             on_fault=on_fault,
         )
         self.console_port.on_room = self.console.room
         self.console.connect(self.console_port.push)
+
+    def _print(self, data: bytes) -> None:
+        self.console_port.taken()
+        self.console.emit(data)
 
     def flush(self) -> None:
         """Return when the user has all output, or does not read."""

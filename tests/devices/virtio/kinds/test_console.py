@@ -177,3 +177,25 @@ def test_a_driver_with_one_buffer_notifies_of_it():
     for _ in range(3):
         guest.driver.add(4, writable=[16])
         assert guest.driver.used(4) == [16]
+
+
+def test_a_driver_that_looks_for_its_buffers_gets_no_interrupt():
+    guest = Guest(SIZE | MULTIPORT | EVENT_IDX)
+    port = guest.ports[0]
+    port.late = True
+    guest.driver.add(1, readable=[b"first"])
+    assert guest.output["console"] == b"first" and guest.driver.edges == 0
+    # It does not look: it is interrupted once the output is taken.
+    port.taken()
+    assert guest.driver.edges == 1
+    port.taken()
+    assert guest.driver.edges == 1
+
+
+def test_a_restored_console_tells_who_waited():
+    guest = Guest(SIZE | MULTIPORT | EVENT_IDX)
+    guest.ports[0].late = True
+    guest.driver.add(1, readable=[b"first"])
+    guest.console.restore(guest.console.save())
+    guest.console.notify(1)
+    assert guest.driver.edges == 1

@@ -65,7 +65,9 @@ class ConsolePort:
     `output(data)` is called with what the guest writes, on a vCPU's thread
     and under the device's lock: it hands the bytes on and must not wait.
     `on_open(flag)` and `on_room()` tell, likewise, that the guest opened or
-    closed the port, and that `push` takes bytes again. A port that is not
+    closed the port, and that `push` takes bytes again. With `late`, whoever passes the output on
+    calls `taken` soon after: a driver that waits for its buffers by looking has found them by
+    then, and no interrupt is needed. A port that is not
     `present` is kept from the guest until `appear`; a `terminal` is one of its
     hvc terminals.
     """
@@ -78,7 +80,11 @@ class ConsolePort:
         *,
         present: bool = True,
         terminal: bool = False,
+        late: bool = False,
     ) -> None:
+        self.late = late
+        # Whether the driver was asked whether it waits for what was taken.
+        self.told = True
         self.name = name
         self.output = output
         self.present = present
@@ -132,6 +138,12 @@ class ConsolePort:
                 self.connected = connected
                 if self.ready:
                     self._device.announce(self)
+
+    def taken(self) -> None:
+        """Tell a driver that still waits for it that its output was taken (of a `late` port)."""
+        with self._device.lock:
+            self.told = False
+            self._device.transport.serve(receive_queue(self.index) + 1)
 
     def hold(self, held: bool) -> None:
         """Stop (True) or go on (False) taking the guest's output; it waits in its buffers."""
@@ -219,7 +231,9 @@ class Console(VirtioDevice[ConsoleState]):
             queue.push(chain, 0)
             if port.held:
                 break
-        self.complete(queue)
+        if not port.late or not port.told:
+            port.told = True
+            self.complete(queue)
 
     def _feed(self, port: ConsolePort) -> None:
         """Move waiting bytes into the guest's buffers."""
@@ -345,3 +359,4 @@ class Console(VirtioDevice[ConsoleState]):
                 port.guest_open = saved.guest_open
                 port.backlog[:] = saved.backlog
                 port.present = saved.present
+                port.told = False

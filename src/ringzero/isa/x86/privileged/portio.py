@@ -1,8 +1,8 @@
 """IN, OUT, INS, OUTS (Intel SDM vol. 2, each name; permissions: vol. 1, 18.5).
 
-Ports are Python's: each access is an exit, but for those of `ringzero.isa.x86.ports`. A repeated INS or OUTS leaves the
-instruction after every element, with RIP still on it, so that interrupts come
-between the elements.
+Ports are Python's: each access is an exit, but for those of `ringzero.isa.x86.ports`.
+A repeated INS or OUTS leaves the instruction after every element, with RIP still on
+it, so that interrupts come between the elements.
 """
 
 from __future__ import annotations
