@@ -96,9 +96,10 @@ class EventLoop:
 
         The original's epoll instance is the same: what it watches is left as it is.
         """
-        self._left = True
-        self._poll.close()
-        os.close(self._signal)
+        if not self._poll.closed:
+            self._left = self._closing = True
+            self._poll.close()
+            os.close(self._signal)
 
     # ---- descriptors and time ---------------------------------------------
 

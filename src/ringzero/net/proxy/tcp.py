@@ -100,7 +100,8 @@ class Relay:
             return 0
         count = self._send(buffers)
         if count < size:
-            self._update()
+            # The rest is about to be in the inbox.
+            self._update(waiting=True)
         return count
 
     def ended(self) -> None:
@@ -220,12 +221,12 @@ class Relay:
         if self.connection is not None:
             self.connection.abort()
 
-    def _update(self) -> None:
-        """Watch for what can be dealt with."""
+    def _update(self, *, waiting: bool = False) -> None:
+        """Watch for what can be dealt with; `waiting` says that there are bytes for the host."""
         connection = self.connection
         if self.closed or connection is None:
             return
-        wanted = WRITE if connection.inbox_size else 0
+        wanted = WRITE if waiting or connection.inbox_size else 0
         if self._opened and not self._host_ended and connection.room > 0:
             wanted |= READ
         if wanted != self._interest:
