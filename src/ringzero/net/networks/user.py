@@ -47,6 +47,8 @@ HOST_NAME = f"host.{DOMAIN}"
 GATEWAY_MAC = bytes.fromhex("525500000202")
 # Frames that are fetched before sockets have their turn.
 _BATCH = 64
+# Bytes of frames that are handled sooner than another thread wakes.
+_LITTLE = 4096
 # Frames for the guest beyond which datagrams are dropped: what a queue of Linux holds.
 _MAX_OUTBOX = 1000
 # How often idle flows are looked for, in seconds.
@@ -105,6 +107,9 @@ class UserNetwork(Network):
         self.relays: dict[Relay, None] = {}
         self._outbox: deque[Frame] = deque()
         self._woken = True
+        # Whether little was delivered, and no more than that has come: an answer may follow.
+        self._answering = False
+        self._fetched = 0
         self._owns: OrderedDict[bytes, tuple[bool, float]] = OrderedDict()
         self._sweep_at = 0.0
         self.dropped = 0
@@ -158,7 +163,9 @@ class UserNetwork(Network):
 
     def wake(self) -> None:
         self._woken = True
-        self.loop.wake()
+        # An answer goes out on the vCPU's own thread: no other has to wake for it.
+        if not self._answering or not self.loop.take_turn():
+            self.loop.wake()
 
     def start(self) -> None:
         self._begun = True
@@ -233,6 +240,7 @@ class UserNetwork(Network):
         """Move frames; called by the loop when sockets have had their turn."""
         gateway = self.gateway
         more = False
+        self._fetched = 0
         if self._woken:
             self._woken = False
             more = self.port.fetch(self._receive, _BATCH)
@@ -242,7 +250,8 @@ class UserNetwork(Network):
             gateway.expire()
             deadline = gateway.deadline()
         gateway.flush()
-        self._deliver()
+        delivered = self._deliver()
+        self._answering = self._fetched <= _LITTLE and 0 < delivered <= _LITTLE
         if self.loop.now >= self._sweep_at:
             self._sweep_at = self.loop.now + _SWEEP
             self.flows.expire()
@@ -250,17 +259,20 @@ class UserNetwork(Network):
         return self.loop.now if more else deadline
 
     def _receive(self, frame: Frame) -> None:
+        self._fetched += frame.size
         self.gateway.receive(frame)
 
-    def _deliver(self) -> None:
-        outbox = self._outbox
+    def _deliver(self) -> int:
+        """Give the guest what is for it; return how many bytes it took."""
+        outbox, size = self._outbox, 0
         if not outbox:
-            return
+            return 0
         for _ in range(self.port.deliver(outbox)):
-            outbox.popleft()
+            size += outbox.popleft().size
         while len(outbox) > _MAX_OUTBOX:
             outbox.pop()
             self.dropped += 1
+        return size
 
     # ---- the world --------------------------------------------------------
 

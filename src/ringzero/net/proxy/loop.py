@@ -46,6 +46,9 @@ class EventLoop:
     Each round begins with `before`, which is told the time; then descriptors and timers have
     their turn, and then `after`. It returns when it is to be called again at the latest, in
     seconds of `now`, or None; what is past means at once.
+
+    Who wants `after` called at once, and would have to wait for the thread to wake, lends its
+    own (`take_turn`): nothing but the wait for descriptors goes on at the same time.
     """
 
     def __init__(
@@ -61,6 +64,9 @@ class EventLoop:
         self._calls: deque[Callable[[], None]] = deque()
         self._woken = self._sleeping = self._closing = False
         self._left = False
+        # Held by whoever works; and until when the thread waits.
+        self._turn = threading.Lock()
+        self._until: float | None = None
         self.now = time.monotonic()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
@@ -72,6 +78,24 @@ class EventLoop:
         if self._sleeping and not self._closing:
             self._sleeping = False
             os.eventfd_write(self._signal, 1)
+
+    def take_turn(self) -> bool:
+        """Have `before` and `after` called on this thread; False where the loop's own works.
+
+        That one will do so at its next round, if it is told by `wake`.
+        """
+        if self._closing or not self._turn.acquire(blocking=False):
+            return False
+        try:
+            self.now = time.monotonic()
+            self._before(self.now)
+            until = self._earliest(self._after())
+            later = self._until is None or (until is not None and until < self._until)
+        finally:
+            self._turn.release()
+        if until is not None and later:
+            self.wake()
+        return True
 
     def call(self, call: Callable[[], None]) -> None:
         """Have the thread call this soon."""
@@ -128,9 +152,9 @@ class EventLoop:
     # ---- the thread -------------------------------------------------------
 
     def _work(self) -> None:
-        next_round: float | None = None
+        self._turn.acquire()
         while not self._closing:
-            events = self._wait(next_round)
+            events = self._wait()
             self.now = time.monotonic()
             self._before(self.now)
             for descriptor, happened in events:
@@ -145,18 +169,24 @@ class EventLoop:
                     timer.call()
             for _ in range(len(self._calls)):
                 self._calls.popleft()()
-            next_round = self._after()
+            self._until = self._earliest(self._after())
+        self._turn.release()
 
-    def _wait(self, next_round: float | None) -> list[tuple[int, int]]:
-        moments = [next_round] if next_round is not None else []
+    def _earliest(self, moment: float | None) -> float | None:
+        """Return when there is something to do, by the timers or at `moment`."""
         if self._timers:
-            moments.append(self._timers[0][0])
-        timeout = max(0.0, min(moments) - time.monotonic()) if moments else -1.0
+            first = self._timers[0][0]
+            return first if moment is None else min(first, moment)
+        return moment
+
+    def _wait(self) -> list[tuple[int, int]]:
+        until = self._until
+        timeout = max(0.0, until - time.monotonic()) if until is not None else -1.0
         if timeout:
             self._sleeping = True
-            # Whoever wakes from here on writes to the descriptor.
-            if self._woken:
-                timeout = 0.0
-        events = self._poll.poll(timeout)
+        self._turn.release()
+        # Whoever wakes from here on writes to the descriptor.
+        events = self._poll.poll(0.0 if self._woken else timeout)
         self._sleeping = self._woken = False
+        self._turn.acquire()
         return events

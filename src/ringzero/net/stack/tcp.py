@@ -46,6 +46,9 @@ _FIRST_RTO, _MIN_RTO, _MAX_RTO = 1.0, 0.2, 60.0
 _MAX_RETRIES, _MAX_SYN_RETRIES = 12, 4
 # As Linux has it: two hours of silence, then nine probes 75 seconds apart.
 _KEEP_ALIVE, _KEEP_ALIVE_INTERVAL, _KEEP_ALIVE_PROBES = 7200.0, 75.0, 9
+# A quarter of Linux's shortest: most answers are given sooner, and a guest that waits for the
+# acknowledgement before it sends the rest (RFC 896) hardly feels it.
+_ACK_DELAY = 0.01
 # Two ends of one cable see no old duplicates: enough to answer a last FIN that comes again.
 _TIME_WAIT = 5.0
 # Connections at once, and those among them that are not up yet. Of the latter the oldest goes.
@@ -164,7 +167,7 @@ class Connection:
         self.inbox: deque[bytes] = deque()
         self.inbox_size = 0
         # Receiving: the next number, the right edge of the window, pieces that came too early.
-        self._next = self._edge = 0
+        self._next = self._edge = self._acked = 0
         self._early: dict[int, bytes] = {}
         self._recent = 0
         self._fin_at: int | None = None
@@ -475,7 +478,16 @@ class Connection:
             self.guest_ended = True
             self._early.clear()
             self.endpoint.ended()
-        self._owe_ack()
+        # RFC 9293 section 3.8.6.3: at once for every second full segment, and when one is missing.
+        if (
+            self._early
+            or offset
+            or self.guest_ended
+            or difference(self._next, self._acked) >= 2 * self.mss
+        ):
+            self._owe_ack()
+        else:
+            self._delay_ack()
 
     def _deliver(self, buffers: list[Buffer], size: int) -> None:
         """Pass on bytes that come next."""
@@ -534,6 +546,11 @@ class Connection:
         self.ack_due = True
         self._tcp.owing[self] = None
 
+    def _delay_ack(self) -> None:
+        """Acknowledge soon; what is sent meanwhile does it (RFC 9293 section 3.8.6.3)."""
+        self.ack_due = True
+        self._tcp.delayed.setdefault(self, self._tcp.now + _ACK_DELAY)
+
     def send_ack(self) -> None:
         """Send the acknowledgement that is due."""
         if self.ack_due and self.state not in (OPENING, SYN_SENT, CLOSED):
@@ -566,9 +583,11 @@ class Connection:
             window = min(difference(self._edge, self._next) >> self._scale_in, 0xFFFF)
             if self._scale_in and difference(self._edge, self._next) > 0 and not window:
                 window = 1
+        self._acked = self._next
         if self.ack_due:
             self.ack_due = False
             self._tcp.owing.pop(self, None)
+            self._tcp.delayed.pop(self, None)
         path, size = self.path, len(data) if data is not None else 0
         length = HEADER.size + len(options) + size
         header = path.header(TCP, length) + HEADER.pack(
@@ -751,6 +770,8 @@ class Tcp:
         self.half_open: OrderedDict[Key, Connection] = OrderedDict()
         # Connections that owe an acknowledgement.
         self.owing: dict[Connection, None] = {}
+        # Those that do so by a certain time, the first one first.
+        self.delayed: dict[Connection, float] = {}
         self._timers: list[tuple[float, int, Connection]] = []
         self._order = itertools.count()
         # What time it is, in seconds: whoever calls says so first.
@@ -835,6 +856,7 @@ class Tcp:
         if self.half_open.get(connection.key) is connection:
             del self.half_open[connection.key]
         self.owing.pop(connection, None)
+        self.delayed.pop(connection, None)
 
     def schedule(self, connection: Connection, deadline: float) -> None:
         """See to it that the connection's `expire` is called at its deadline."""
@@ -850,10 +872,19 @@ class Tcp:
 
     def deadline(self) -> float | None:
         """Return when `expire` is to be called next."""
-        return self._timers[0][0] if self._timers else None
+        first = next(iter(self.delayed.values()), None)
+        if self._timers:
+            return self._timers[0][0] if first is None else min(first, self._timers[0][0])
+        return first
 
     def expire(self) -> None:
         """Do what is due."""
+        while self.delayed:
+            late, moment = next(iter(self.delayed.items()))
+            if moment > self.now:
+                break
+            del self.delayed[late]
+            late.send_ack()
         timers = self._timers
         while timers and timers[0][0] <= self.now:
             moment, _, connection = heapq.heappop(timers)
