@@ -25,13 +25,16 @@ class Port:
         self.frames = []
         self.up = False
 
-    def fetch(self, handle, limit):
+    def fetch(self, handle, limit, *, coalesce=False):
         handle(Frame(bytes(60)))
         return False
 
     def deliver(self, frames):
         self.frames += frames
         return len(frames)
+
+    def settle(self):
+        pass
 
     def set_link(self, up):
         self.up = up

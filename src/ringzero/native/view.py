@@ -7,38 +7,44 @@ from typing import Any
 
 from ringzero.native.types import Bool, Field, Int, StructType, Vec128
 
+# Integers of these sizes are stored and read by ctypes itself: memmove would give the interpreter's
+# lock away at each store, and another thread might take it.
+_CELLS: dict[tuple[int, bool], Any] = {
+    (ctypes.sizeof(cell), signed): cell
+    for signed, cells in (
+        (False, (ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64)),
+        (True, (ctypes.c_int8, ctypes.c_int16, ctypes.c_int32, ctypes.c_int64)),
+    )
+    for cell in cells
+}
+
+
+def _cell(kind: Any, address: int) -> Any:
+    """Return a ctypes object whose `value` is a member of this type; None where there is none."""
+    if isinstance(kind, Bool):
+        return ctypes.c_bool.from_address(address)
+    cell = _CELLS.get((kind.size, kind.signed)) if isinstance(kind, Int) else None
+    return None if cell is None else cell.from_address(address)
+
 
 def _read(kind: Any, address: int) -> Any:
     if isinstance(kind, StructType):
         return StructView(kind, address)
-    if isinstance(kind, Bool):
-        return bool(ctypes.c_uint8.from_address(address).value)
-    raw = ctypes.string_at(address, kind.size)
-    return int.from_bytes(raw, "little", signed=isinstance(kind, Int) and kind.signed)
-
-
-# Integers of these sizes are stored by ctypes itself: memmove would give the interpreter's lock
-# away at each store, and another thread might take it.
-_STORES: dict[int, Any] = {
-    1: ctypes.c_uint8,
-    2: ctypes.c_uint16,
-    4: ctypes.c_uint32,
-    8: ctypes.c_uint64,
-}
+    cell = _cell(kind, address)
+    if cell is not None:
+        return cell.value
+    return int.from_bytes(ctypes.string_at(address, kind.size), "little")
 
 
 def _write(kind: Any, address: int, value: int) -> None:
-    if isinstance(kind, Int):
-        store = _STORES.get(kind.size)
-        if store is not None:
-            store.from_address(address).value = value
-            return
-        data = (value & kind.mask).to_bytes(kind.size, "little")
-    elif isinstance(kind, (Bool, Vec128)):
-        data = int(value).to_bytes(kind.size, "little")
+    cell = _cell(kind, address)
+    if cell is not None:
+        cell.value = value
+    elif isinstance(kind, (Int, Vec128)):
+        data = (value & (1 << 8 * kind.size) - 1).to_bytes(kind.size, "little")
+        ctypes.memmove(address, data, len(data))
     else:
         raise TypeError(f"a member of type {kind!r} is set member by member")
-    ctypes.memmove(address, data, len(data))
 
 
 class ArrayView:
@@ -74,13 +80,16 @@ class StructView:
     outlive the view.
     """
 
-    __slots__ = ("_address", "_kind")
+    __slots__ = ("_address", "_cells", "_kind")
     _address: int
     _kind: StructType
+    # Members that were looked at: every exit of a vCPU reads and writes a dozen.
+    _cells: dict[str, Any]
 
     def __init__(self, kind: StructType, address: int) -> None:
         object.__setattr__(self, "_kind", kind)
         object.__setattr__(self, "_address", address)
+        object.__setattr__(self, "_cells", {})
 
     @property
     def address(self) -> int:
@@ -88,16 +97,29 @@ class StructView:
         return self._address
 
     def __getattr__(self, name: str) -> Any:
-        member = self._kind.fields.get(name)
-        if member is None:
-            raise AttributeError(f"{self._kind.__name__} has no member {name!r}")
+        cell = self._cells.get(name)
+        if cell is not None:
+            return cell.value
+        member = self._member(name)
         where = self._address + member.offset
         return ArrayView(member, where) if member.count is not None else _read(member.kind, where)
 
     def __setattr__(self, name: str, value: int) -> None:
-        member = self._kind.fields.get(name)
-        if member is None:
-            raise AttributeError(f"{self._kind.__name__} has no member {name!r}")
+        cell = self._cells.get(name)
+        if cell is not None:
+            cell.value = value
+            return
+        member = self._member(name)
         if member.count is not None:
             raise TypeError(f"{name} is an array: give an index")
         _write(member.kind, self._address + member.offset, value)
+
+    def _member(self, name: str) -> Field:
+        member = self._kind.fields.get(name)
+        if member is None:
+            raise AttributeError(f"{self._kind.__name__} has no member {name!r}")
+        if member.count is None:
+            cell = _cell(member.kind, self._address + member.offset)
+            if cell is not None:
+                self._cells[name] = cell
+        return member

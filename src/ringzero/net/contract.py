@@ -22,13 +22,21 @@ from ringzero.registry import Registry
 class Port(Protocol):
     """The machine's interface (`ringzero.devices.virtio.kinds.net.Net`); from any thread."""
 
-    def fetch(self, handle: Callable[[Frame], None], limit: int) -> bool:
+    def fetch(self, handle: Callable[[Frame], None], limit: int, *, coalesce: bool = False) -> bool:
         """Call `handle` for frames of the machine's, up to about `limit` of them.
 
         A frame's bytes are the machine's own memory, good only during the call. Returns
         whether more frames may wait; if not, `Network.wake` will tell of the next one.
         One thread at a time.
+
+        With `coalesce` the machine is not interrupted for a single small frame that has left,
+        but with the next thing that it hears: whoever says so calls `settle` some
+        milliseconds later.
         """
+        ...
+
+    def settle(self) -> None:
+        """Interrupt the machine for what has left, where that was put off."""
         ...
 
     def deliver(self, frames: Sequence[Frame]) -> int:

@@ -36,10 +36,13 @@ class Port:
         self.frames += [frame.data() for frame in list(frames)[:room]]
         return min(room, len(frames))
 
-    def fetch(self, handle, limit):
+    def fetch(self, handle, limit, *, coalesce=False):
         while self.outgoing:
             handle(Frame(self.outgoing.pop(0)))
         return False
+
+    def settle(self):
+        pass
 
     def set_link(self, up):
         self.links.append(up)

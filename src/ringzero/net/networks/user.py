@@ -49,6 +49,8 @@ GATEWAY_MAC = bytes.fromhex("525500000202")
 _BATCH = 64
 # Bytes of frames that are handled sooner than another thread wakes.
 _LITTLE = 4096
+# How long the guest is not told that a frame has left, in seconds.
+_SETTLE = 0.005
 # Frames for the guest beyond which datagrams are dropped: what a queue of Linux holds.
 _MAX_OUTBOX = 1000
 # How often idle flows are looked for, in seconds.
@@ -110,6 +112,7 @@ class UserNetwork(Network):
         # Whether little was delivered, and no more than that has come: an answer may follow.
         self._answering = False
         self._fetched = 0
+        self._settle_at: float | None = None
         self._owns: OrderedDict[bytes, tuple[bool, float]] = OrderedDict()
         self._sweep_at = 0.0
         self.dropped = 0
@@ -243,8 +246,13 @@ class UserNetwork(Network):
         self._fetched = 0
         if self._woken:
             self._woken = False
-            more = self.port.fetch(self._receive, _BATCH)
+            more = self.port.fetch(self._receive, _BATCH, coalesce=True)
             self._woken |= more
+            if self._settle_at is None and self._fetched:
+                self._settle_at = self.loop.now + _SETTLE
+        if self._settle_at is not None and self._settle_at <= self.loop.now:
+            self._settle_at = None
+            self.port.settle()
         deadline = gateway.deadline()
         if deadline is not None and deadline <= self.loop.now:
             gateway.expire()
@@ -256,7 +264,11 @@ class UserNetwork(Network):
             self._sweep_at = self.loop.now + _SWEEP
             self.flows.expire()
             self._echoes.expire()
-        return self.loop.now if more else deadline
+        if more:
+            return self.loop.now
+        if self._settle_at is None or deadline is None:
+            return deadline if self._settle_at is None else self._settle_at
+        return min(deadline, self._settle_at)
 
     def _receive(self, frame: Frame) -> None:
         self._fetched += frame.size

@@ -78,6 +78,8 @@ MAC_TABLE_SET, MAC_ADDR_SET = 0, 1
 CONTROL_OK, CONTROL_ERROR = b"\0", b"\1"
 # The most that a driver may write to the control queue: two tables of addresses.
 CONTROL_LIMIT = 8192
+# Bytes of a frame that nobody waits for to leave.
+_SMALL = 2048
 # A VLAN tag besides the Ethernet header.
 VLAN_TAG = 4
 # Frames for the guest that wait for its buffers before `deliver` takes no more.
@@ -135,13 +137,19 @@ class Net(VirtioDevice[NetState]):
         self._fetching = self._collecting = False
         self._collected: list[tuple[Chain, Frame | None]] = []
         self._drained, self._limit = True, 0
+        # Whether the driver has not been interrupted for a frame that has left.
+        self._unsettled = False
         self.received = self.sent = self.dropped = 0
         self.received_bytes = self.sent_bytes = 0
 
     # ---- the backend's calls, from any thread -----------------------------
 
-    def fetch(self, handle: Callable[[Frame], None], limit: int) -> bool:
-        """Call `handle` for up to about `limit` frames; False when `wake` will tell of more."""
+    def fetch(self, handle: Callable[[Frame], None], limit: int, *, coalesce: bool = False) -> bool:
+        """Call `handle` for up to about `limit` frames; False when `wake` will tell of more.
+
+        With `coalesce` the driver hears of a single small frame's end with the next
+        interrupt, or by `settle`: what waits for an answer needs one interrupt, not two.
+        """
         while limit > 0:
             with self.lock:
                 batch, generation = self._collect(limit), self._generation
@@ -160,8 +168,19 @@ class Net(VirtioDevice[NetState]):
                     if generation == self._generation:
                         queue = self.queues[TRANSMIT]
                         queue.push_all([(chain, 0) for chain, _ in batch])
-                        self.complete(queue)
+                        # Never for two: a socket may wait for its bytes to leave.
+                        alone = len(batch) == 1 and not self._unsettled
+                        self._unsettled = coalesce and alone and _is_small(batch[0][0])
+                        if not self._unsettled:
+                            self.complete(queue)
         return True
+
+    def settle(self) -> None:
+        """Interrupt the driver for the frame that has left, where that was put off."""
+        with self.lock:
+            if self._unsettled:
+                self._unsettled = False
+                self.complete(self.queues[TRANSMIT])
 
     def _collect(self, limit: int) -> list[tuple[Chain, Frame | None]]:
         """Return what the guest wants sent; the lock is held."""
@@ -209,6 +228,7 @@ class Net(VirtioDevice[NetState]):
 
     def reset(self) -> None:
         self._generation += 1
+        self._unsettled = False
         self._backlog.clear()
         self._link, self._announce = self._wire, False
 
@@ -288,6 +308,7 @@ class Net(VirtioDevice[NetState]):
             return
         while backlog and self._place(queue, backlog[0]):
             backlog.popleft()
+        self.settle()
         self.complete(queue)
         if self._pressed and len(backlog) <= BACKLOG // 2:
             self._pressed = False
@@ -371,6 +392,8 @@ class Net(VirtioDevice[NetState]):
             self._paused = True
             while self._fetching:
                 self._changed.wait()
+            if self.accepted:
+                self.settle()
 
     def resume(self) -> None:
         with self.lock:
@@ -390,6 +413,11 @@ class Net(VirtioDevice[NetState]):
             self._generation += 1
             self._backlog.clear()
             self.mac, self._link, self._announce = state.mac, state.link, state.announce
+
+
+def _is_small(chain: Chain) -> bool:
+    """Return whether a chain holds no more than one segment."""
+    return chain.readable_size <= _SMALL
 
 
 def _split(views: Sequence[memoryview], count: int) -> tuple[bytes, list[Buffer]]:
