@@ -307,8 +307,10 @@ def contenders(image: Any, names: list[str]) -> Iterator[dict[str, Contender]]:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             place.chmod(0o777)
             passt = subprocess.Popen(
-                ["passt", "--foreground", "--socket", place / "s", "-a", "10.0.2.15", "-n", "24"]
-                + ["-g", HOST, "--quiet"],
+                [
+                    *("passt", "--foreground", "--quiet", "--socket", place / "s"),
+                    *("-a", "10.0.2.15", "-n", "24", "-g", HOST),
+                ],
                 stdin=subprocess.DEVNULL,
             )
             stack.callback(passt.kill)

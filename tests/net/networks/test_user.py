@@ -121,8 +121,11 @@ def udp_mirror(host="127.0.0.1"):
 @linux
 @pytest.mark.parametrize("host,loopback", [(HOST4, "127.0.0.1"), (HOST6, "::1")])
 def test_bytes_both_ways(linux_guest, host, loopback):
-    linux_guest.shell("for n in 1 2 3 4 5 6 7 8 9; do ip -6 addr | grep -q 'fd72.*tentative'"
-                      " && sleep 0.3; ip -6 addr | grep -q fd72 && break; sleep 0.3; done")  # fmt: skip
+    # An address may be used once nobody objects to it (RFC 4862 section 5.4).
+    linux_guest.shell(
+        "for n in 1 2 3 4 5 6 7 8 9; do ip -6 addr show scope global | "
+        "grep fd72 | grep -qv tentative && break; sleep 0.3; done"
+    )
     with server(mirror, loopback) as port:
         assert linux_guest.run(f"{TRIP}\nresult = trip({host!r}, {port})") == [DIGEST, len(DATA)]
 

@@ -454,7 +454,7 @@ class Connection:
                     sent.sacked = True
 
     def _take_data(self, segment: Segment, offset: int, window: int) -> None:
-        size = segment.size
+        size, gap = segment.size, bool(self._early) or offset > 0
         if segment.flags & FIN:
             fin_at = segment.sequence + size & _MASK
             if offset + size <= window:
@@ -478,13 +478,9 @@ class Connection:
             self.guest_ended = True
             self._early.clear()
             self.endpoint.ended()
-        # RFC 9293 section 3.8.6.3: at once for every second full segment, and when one is missing.
-        if (
-            self._early
-            or offset
-            or self.guest_ended
-            or difference(self._next, self._acked) >= 2 * self.mss
-        ):
+        # RFC 5681 section 4.2: at once for every second full segment, and where some are missing.
+        many = difference(self._next, self._acked) >= 2 * self.mss
+        if many or gap or not size or self.guest_ended:
             self._owe_ack()
         else:
             self._delay_ack()
