@@ -277,8 +277,8 @@ class Gateway:
         data = packet.data()
         if not data or not ndp.ROUTER_SOLICITATION <= data[0] <= ndp.NEIGHBOUR_ADVERTISEMENT:
             return False
-        # RFC 4861 section 6.1, 7.1: nothing that has passed a router counts.
-        if packet.ttl != 255 or not packet.checksum_fits() or data[1]:
+        # RFC 4861 section 6.1, 7.1: nothing that has passed a router counts, nor what is cut off.
+        if packet.ttl != 255 or len(data) < 8 or data[1] or not packet.checksum_fits():
             return True
         mac, source = packet.frame.head[6:12], packet.source
         if source != ANY6 and not self.subnet.has(source):
