@@ -30,10 +30,13 @@ class Port:
         self.waiting = []
         self.up = False
 
-    def fetch(self, handle, limit):
+    def fetch(self, handle, limit, *, coalesce=False):
         for _ in range(min(limit, len(self.waiting))):
             handle(Frame(self.waiting.pop(0)))
         return bool(self.waiting)
+
+    def settle(self):
+        pass
 
     def deliver(self, frames):
         return len(frames)

@@ -117,6 +117,7 @@ class _KeptPort:
         # One thread fetches at a time.
         self._turn = threading.Lock()
         self.deliver: Callable[[Sequence[Frame]], int] = port.deliver
+        self.settle: Callable[[], None] = port.settle
         self.set_link: Callable[[bool], None] = port.set_link
 
     def look(self) -> bool:
@@ -130,12 +131,12 @@ class _KeptPort:
         if self._first or not asks_nothing(frame.head):
             self._first.append(frame.kept())
 
-    def fetch(self, handle: Callable[[Frame], None], limit: int) -> bool:
+    def fetch(self, handle: Callable[[Frame], None], limit: int, *, coalesce: bool = False) -> bool:
         """As `Port.fetch`."""
         with self._turn:
             while self._first:
                 handle(self._first.popleft())
-            return self._port.fetch(handle, limit)
+            return self._port.fetch(handle, limit, coalesce=coalesce)
 
 
 def asks_nothing(head: bytes) -> bool:
