@@ -50,9 +50,10 @@ PATIENCE = 60.0
 # What the guests call the host's loopback: the gateway, by ringzero, QEMU and passt alike.
 HOST = "10.0.2.2"
 MAC = "02:00:00:00:00:15"
+# ringzero's own guests have it already.
 NETWORK = (
-    "ip link set lo up; ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; "
-    f"ip route add default via {HOST}"
+    "ip link set lo up; ip link set eth0 up; ip addr show eth0 | grep -q 10.0.2.15 || "
+    f"{{ ip addr add 10.0.2.15/24 dev eth0; ip route add default via {HOST}; }}"
 )
 # Runs in the guest: waits at one connection for orders, so that Python's own start is not counted.
 GUEST = f"""
