@@ -12,7 +12,7 @@ from ringzero.api.values import Status
 from ringzero.cli import main as cli
 from ringzero.cli.action_verb import MachineVerb
 from ringzero.cli.verb import VERBS
-from ringzero.control.host import directory
+from ringzero.control.host import claims, directory
 from ringzero.control.host.client import RemoteMachine
 from ringzero.control.host.records import StatusRecord, save
 from ringzero.control.machine.server import Server
@@ -60,7 +60,7 @@ def owner(root, monkeypatch):
         examples = "  ringzero wave --times 3 web\n"
 
     monkeypatch.setitem(VERBS._items, "wave", Wave)
-    claim = directory.create("web", config())
+    claim = claims.create("web", config())
     owner = Owner("web")
     save(StatusRecord("running", 0.0), claim.directory.path / "status.json")
     server = Server(claim.directory, owner, {"wave": wave})

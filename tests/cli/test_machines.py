@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from ringzero.cli.main import main
 from ringzero.cli.verb import VERBS
-from ringzero.control.host import directory, launch
+from ringzero.control.host import claims, directory, launch
 from ringzero.image import micro
 from tests.control import fake
 from tests.control.conftest import root  # noqa: F401 - a fixture
@@ -98,7 +99,7 @@ def test_unknown_and_ended_machines(verb, capfd):
     assert run(verb, "nobody") == 3
     assert "no machine called 'nobody'" in capfd.readouterr().err
     assert run(verb, "no/name") == 2
-    claim = directory.create("gone", fake.config())
+    claim = claims.create("gone", fake.config())
     claim.release()
     expected = {"inspect": 0, "wait": 137, "logs": 0, "rm": 0, "kill": 11}.get(verb, 11)
     assert run(verb, "gone") == expected
@@ -185,7 +186,7 @@ def test_console_in_a_terminal(machines):
 
 
 def test_completion_of_names(capfd):
-    claim = directory.create("web", fake.config())
+    claim = claims.create("web", fake.config())
     assert run("completion", "bash") == 0
     code = capfd.readouterr().out
     script = (
@@ -210,3 +211,75 @@ def test_faces_never_load_the_engine(words):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == "[]\n"
+
+
+def test_create_and_start(capfd):
+    assert run("create", "--name", "web", "--memory", "64M", "--", "service", "-x") == 0
+    assert capfd.readouterr().out == "web\n"
+    assert run("ps") == 0
+    assert len(capfd.readouterr().out.splitlines()) == 1
+    assert run("inspect", "web") == 0
+    facts = json.loads(capfd.readouterr().out)
+    assert (facts["status"], facts["command"]) == ("defined", ["service", "-x"])
+    assert facts["config"]["memory"] == 64 << 20
+    assert run("create", "--name", "web") == 11
+    assert run("exec", "web", "true") == 11
+    assert "ringzero start web" in capfd.readouterr().err
+    assert run("create", "--json") == 0
+    assert json.loads(capfd.readouterr().out)["status"] == "defined"
+    assert run("create", "nonsense", "ls") == 3
+    assert "ringzero create -- nonsense ls" in capfd.readouterr().err
+    assert run("rm", "web", "micro-1") == 0
+
+
+# A command line of each verb that wants a machine, and, where it can be had, a machine that runs.
+RUNNING = [
+    ["inspect", "web"],
+    ["ps"],
+    ["stats", "web"],
+    ["logs", "web"],
+    ["exec", "web", "--", "sh", "-c", "echo out"],
+    ["pause", "web"],
+    ["fork", "web"],
+    ["rename", "gone", "went"],
+    ["stop", "web"],
+    ["kill", "web"],
+    ["wait", "web"],
+    ["rm", "-f", "web"],
+    ["create"],
+    ["run", "-d"],
+]
+
+
+@pytest.mark.parametrize("words", RUNNING, ids=lambda words: words[0])
+def test_output_that_cannot_be_written_is_exit_4(words, capfd):
+    assert run("run", "-d", "--name", "web") == 0
+    # What is logged is what is printed.
+    assert run("run", "-d", "--name", "gone") == run("stop", "gone") == 0
+    if words[0] == "logs":
+        (directory.find("web").path / "console.log").write_bytes(b"said")
+    if words[0] == "wait":
+        threading.Timer(0.5, lambda: run("kill", "web")).start()
+    capfd.readouterr()
+    # In a process of its own, whose standard output is the device that is always full.
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.cli.faked", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert (done.returncode, "No space left" in done.stderr) == (4, True), done.stderr
+
+
+@pytest.mark.parametrize("verb", (*VERBS_ABOUT_ONE, "start", "restart", "stats", "fork", "exec"))
+def test_faults_are_json_in_every_verb(verb, capfd):
+    words = [verb, "--json", "nobody", *(["true"] if verb == "exec" else [])]
+    assert run(*words) == 3
+    fault = json.loads(capfd.readouterr().err)["error"]
+    assert fault["kind"] == "not-found"
+    assert "nobody" in fault["message"]
+    # Usage, too.
+    assert run(verb, "--json", "--nonsense", "nobody") == 2
+    assert json.loads(capfd.readouterr().err)["error"]["kind"] in ("config", "invalid-value")

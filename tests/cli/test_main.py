@@ -172,6 +172,29 @@ def test_bash_completion():
     assert done.stdout.split() == ["--memory", "image", "build", "soft"]
 
 
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("ringzero crea", "create"),
+        ("ringzero run --kern", "--kernel"),
+        ("ringzero run --eng", "--engine"),
+        ("ringzero completion f", "fish"),
+    ],
+)
+def test_fish_completion(typed, offered, tmp_path):
+    code = program("completion", "fish").stdout
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", f"{code}\ncomplete -C '{typed}'"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"HOME": str(tmp_path)},
+    )
+    assert done.stderr == ""
+    assert [line.partition("\t")[0] for line in done.stdout.splitlines()] == [offered]
+
+
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
 def test_zsh_completion_is_read():
     code = program("completion", "zsh").stdout

@@ -105,11 +105,12 @@ def test_json_behind_the_command_is_the_commands(nobody, capfd):
 # ---- output that cannot be written ------------------------------------------
 
 SILENT = {"run", "exec", "start", "stop", "restart", "kill", "pause", "resume", "rm", "rename"}
-SILENT |= {"console", "logs", "wait", "fork", "inspect", "events", "port"}
+SILENT |= {"console", "create", "logs", "wait", "fork", "inspect", "events", "port"}
 PRINTING = {
     **{name: [name] for name in VERBS.names() if name not in SILENT},
     "completion": ["completion", "bash"],
     "disk": ["disk", "info", "DISK"],
+    "engine": ["engine", "status"],
     "image": ["image", "ls", "--json"],
     "snapshot": ["snapshot", "ls", "--json"],
     "stats": ["stats", "--json"],

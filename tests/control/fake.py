@@ -14,7 +14,7 @@ import time
 from ringzero.api.action import Stream
 from ringzero.config.machine import MachineConfig
 from ringzero.config.ports import parse_ports
-from ringzero.control.host import directory
+from ringzero.control.host import claims
 from ringzero.control.host.launch import launch
 from ringzero.control.machine import vmm
 from ringzero.errors import GuestImageError, StateError
@@ -181,7 +181,7 @@ def config(line="", **more):
 
 def start(name, line="", *, wait=True, **more):
     """Start a fake machine's process; return its directory."""
-    claim = directory.create(name, config(line), **more)
+    claim = claims.create(name, config(line), **more)
     return launch(claim, wait=wait, progress=QUIET, program=PROGRAM)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ringzero.api.table import get
 from ringzero.config.machine import MachineConfig
-from ringzero.control.host import client, directory
+from ringzero.control.host import claims, client
 from ringzero.control.host.launch import launch
 from ringzero.errors import GuestError, HostError
 from ringzero.host.progress import QUIET
@@ -52,7 +52,7 @@ def web(place):
         disks=[f"{disk},format=raw"],
     )
     service = "i=0; while :; do i=$((i+1)); echo tick $i; echo $i >/tmp/ticks; sleep 0.2; done"
-    claim = directory.create("web", config, command=("sh", "-c", service))
+    claim = claims.create("web", config, command=("sh", "-c", service))
     launch(claim, progress=QUIET)
     return client.machine("web")
 

@@ -16,7 +16,9 @@ A conversation:
 After a plain action's answer the client may ask for the next one. An action
 that streams is the last of its connection: until its answer both sides send
 DATA frames, and the client {"event": "resize", "rows": N, "columns": N} or
-{"event": "signal", "name": "INT"}, the server {"event": ...}.
+{"event": "signal", "name": "INT"}, the server {"event": "waiting", "seconds": N,
+"waited": N} while the guest takes no commands, and {"event": "live"} between what a
+console had said before and what it says now.
 
 Streams: 0 input, 1 output (or the console's), 2 error output.
 """

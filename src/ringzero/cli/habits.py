@@ -30,7 +30,6 @@ ADVICE: dict[str, str] = {
     "destroy": "`ringzero kill NAME` cuts the power, `ringzero rm -f NAME` removes it, too",
     "delete": "`ringzero rm NAME` removes a machine, `ringzero image rm NAME` an image",
     "rmi": "`ringzero image rm NAME`",
-    "create": "`ringzero run -d --name NAME` makes a machine and starts it",
     "up": "`ringzero run -d --name NAME`",
     "ssh": "`ringzero exec -it NAME sh`",
     "shell": "`ringzero exec -it NAME sh`, or `ringzero run` for a new machine",
@@ -66,7 +65,11 @@ _FOREIGN_EXEC: dict[str, str] = {
     "-d --detach": "end the command with &: `ringzero exec NAME sh -c 'CMD &'`",
     "--privileged": "not needed: commands run as root",
 }
-FOREIGN: dict[str, dict[str, str]] = {"run": _FOREIGN_RUN, "exec": _FOREIGN_EXEC}
+FOREIGN: dict[str, dict[str, str]] = {
+    "run": _FOREIGN_RUN,
+    "create": _FOREIGN_RUN,
+    "exec": _FOREIGN_EXEC,
+}
 
 
 def translate(words: Sequence[str]) -> list[str]:

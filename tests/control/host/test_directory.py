@@ -9,7 +9,7 @@ import pytest
 
 from ringzero.api.values import ExitRecord, Status
 from ringzero.config.tree import config_from_tree, config_to_tree
-from ringzero.control.host import directory
+from ringzero.control.host import claims, death, directory
 from ringzero.control.host.directory import EXIT, LOCK, MACHINE, PROCESS, STATUS, VMM_LOG
 from ringzero.control.host.records import (
     MachineRecord,
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("root")
 
 
 def make(name="web", **more):
-    return directory.create(name, config(), **more)
+    return claims.create(name, config(), **more)
 
 
 def dead(name="web", process=True):
@@ -96,12 +96,12 @@ def test_looking_never_takes_the_lock():
 def test_one_of_many_gets_the_name(root):
     """Processes race for one name and for free names."""
     code = (
-        "import sys; from ringzero.control.host import directory; from ringzero.errors import *\n"
+        "import sys; from ringzero.control.host import claims; from ringzero.errors import *\n"
         "from tests.control.fake import config\n"
         "sys.stdin.readline()\n"
-        "try: directory.create('web', config()); print('mine', end=' ')\n"
+        "try: claims.create('web', config()); print('mine', end=' ')\n"
         "except ConflictError: print('taken', end=' ')\n"
-        "print(directory.create(None, config()).directory.name)\n"
+        "print(claims.create(None, config()).directory.name)\n"
         "sys.stdout.flush(); sys.stdin.readline()\n"
     )
     racers = [
@@ -147,7 +147,7 @@ def test_reasons_of_a_death(monkeypatch):
     assert "crashed: Segmentation fault" in web.exit().detail
     (web.path / VMM_LOG).unlink()
     save(ProcessRecord(1, 1, host.boot_id(), "/x", 3), web.path / PROCESS)
-    monkeypatch.setattr(directory, "oom_kills", lambda cgroup: 4)
+    monkeypatch.setattr(death, "oom_kills", lambda cgroup: 4)
     assert "memory ran out" in web.exit().detail
     save(ProcessRecord(1, 1, "another boot"), web.path / PROCESS)
     assert web.exit().detail == "the host was restarted"
@@ -291,7 +291,7 @@ def test_renamed(root):
 
 
 def test_next_numbers():
-    assert [directory.next_number(n) for n in ("a-1", "a-9", "a", "7")] == [
+    assert [claims.next_number(n) for n in ("a-1", "a-9", "a", "7")] == [
         "a-2",
         "a-10",
         "a1",

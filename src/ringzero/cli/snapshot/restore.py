@@ -28,7 +28,7 @@ class Restore(Verb):
         add_common(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
-        from ringzero.control.host import directory
+        from ringzero.control.host import claims
         from ringzero.control.host.launch import launch
 
         snapshot = store().get(arguments.snapshot)
@@ -36,11 +36,11 @@ class Restore(Verb):
         if faults:
             raise StateError(f"{snapshot.name} is damaged: {faults[0]}")
         name = arguments.name or f"{snapshot.name[:50]}-1"
-        claim = directory.create(
+        claim = claims.create(
             name,
             snapshot.manifest.machine_config(),
             snapshot=str(snapshot.path),
-            again=None if arguments.name else directory.next_number,
+            again=None if arguments.name else claims.next_number,
         )
         machine = launch(claim)
         if arguments.json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 from ringzero.cli.verb import VERBS, Verb
 
@@ -42,20 +43,28 @@ complete -F _ringzero ringzero
 """
 
 
+# Flags whose values are files.
+_FILES = ("kernel", "initrd", "disk", "serial", "vsock")
+
+
 @VERBS.register("completion")
 class Completion(Verb):
     summary = "print shell code for completion"
     examples = """\
   eval "$(ringzero completion bash)"
   ringzero completion zsh > ~/.zfunc/_ringzero
+  ringzero completion fish > ~/.config/fish/completions/ringzero.fish
 """
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the shell's name."""
-        parser.add_argument("shell", choices=("bash", "zsh"))
+        parser.add_argument("shell", choices=("bash", "fish", "zsh"))
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Print the code."""
+        if arguments.shell == "fish":
+            print("\n".join(_fish()))
+            return 0
         cases, named = [], []
         for name, verb in VERBS:
             parser = argparse.ArgumentParser(prog=name)
@@ -81,3 +90,36 @@ def _words(parser: argparse.ArgumentParser) -> list[str]:
         if action.choices and not action.option_strings:
             words += [str(choice) for choice in action.choices]
     return words
+
+
+def _fish() -> Iterator[str]:
+    """Yield fish's commands: verbs with what they do, their flags, and machines' names."""
+    yield "complete -c ringzero -f"
+    for name, kind in VERBS:
+        verb, parser = kind(), argparse.ArgumentParser(prog=name)
+        verb.configure(parser)
+        yield f"complete -c ringzero -n __fish_use_subcommand -a {name} -d {_quoted(verb.summary)}"
+        before = f"complete -c ringzero -n '__fish_seen_subcommand_from {name}'"
+        for action in parser._actions:
+            flags = [_fish_flag(option) for option in action.option_strings]
+            if flags:
+                takes = "" if action.nargs == 0 else " -r"
+                takes += " -F" if action.dest in _FILES and takes else ""
+                text = _quoted((action.help or "").partition("(")[0].strip() % {})
+                yield f"{before} {' '.join(flags)}{takes} -d {text}"
+            elif action.choices:
+                yield f"{before} -a {_quoted(' '.join(map(str, action.choices)))}"
+            elif action.dest == "machine":
+                yield f"{before} -a '(ringzero ps -aq 2>/dev/null)'"
+
+
+def _fish_flag(option: str) -> str:
+    """Return how fish is told of a flag: long, of one letter, or old."""
+    if option.startswith("--"):
+        return f"-l {option[2:]}"
+    return f"-s {option[1:]}" if len(option) == 2 else f"-o {option[1:]}"
+
+
+def _quoted(text: str) -> str:
+    """Return a word of fish's, in which only quote and backslash are special."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import signal
-from typing import Self
+from typing import Any, Self
 
 from ringzero.api.action import Link, Stream
 from ringzero.api.table import get
@@ -14,6 +14,7 @@ from ringzero.cli.action_verb import add_flags
 from ringzero.cli.machines import add_json, add_name, named, note
 from ringzero.cli.output import write
 from ringzero.cli.signals import taken
+from ringzero.cli.text import TerminalFilter
 from ringzero.cli.verb import VERBS, Verb
 
 _STDIN, _STDOUT = 0, 1
@@ -68,6 +69,8 @@ class _Terminal(Stream):
         self.escape = EscapeFilter()
         self._types = types
         self._terminal = os.isatty(_STDIN)
+        # For what was said before: an answer to a question of then would be typed now.
+        self._filter = TerminalFilter() if os.isatty(_STDOUT) else None
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -99,4 +102,9 @@ class _Terminal(Stream):
             self._undo.enter_context(Reader(_STDIN, typed, lambda: link.send(b"")))
 
     def data(self, number: int, content: bytes) -> None:
-        write(_STDOUT, content)
+        write(_STDOUT, content if self._filter is None else self._filter.feed(content))
+
+    def event(self, kind: str, content: dict[str, Any]) -> None:
+        if kind == "live" and self._filter is not None:
+            write(_STDOUT, self._filter.end())
+            self._filter = None

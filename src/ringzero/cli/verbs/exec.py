@@ -118,7 +118,9 @@ class _Streams(Stream):
 
     def event(self, kind: str, content: dict[str, Any]) -> None:
         if kind == "waiting":
-            note("waiting for the guest to take commands; Ctrl-C ends that")
+            waited = content.get("waited", 0)
+            since = f", for {waited:.0f} s now" if isinstance(waited, (int, float)) else ""
+            note(f"waiting for the guest to take commands{since}; Ctrl-C ends that")
 
     def _signal(self, link: Link, number: int) -> None:
         """Send a signal that came to us on; the last of many ends us."""

@@ -35,6 +35,8 @@ _LEAST_MEMORY = 1 << 20
 
 @VERBS.register("run")
 class Run(Verb):
+    # What it is called, in hints.
+    name = "run"
     summary = "start a machine: the default Linux guest, or a kernel of your own"
     takes_command = True
     collects = True
@@ -63,6 +65,16 @@ Ctrl-] q ends the machine.
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the flags."""
         parser.usage = "ringzero run [FLAGS] [IMAGE] [-- CMD ...]"
+        self.add_machine_flags(parser)
+        add = parser.add_argument
+        add("-i", "--interactive", action="store_true", help="accepted: input is passed on anyway")
+        add("-t", "--tty", action="store_true", help="give the command the guest's console")
+        add("-d", "--detach", action="store_true", help="leave the machine running; print its name")
+        add("--no-wait", action="store_true", help="with -d: do not wait until the guest is up")
+        add("--stats", action="store_true", help="say on stderr where the time went")
+
+    def add_machine_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Add the flags that say what the machine is, and what runs in it."""
         add = parser.add_argument
         add("--kernel", metavar="FILE", help="bzImage or ELF vmlinux to boot directly")
         add(
@@ -111,14 +123,9 @@ Ctrl-] q ends the machine.
             metavar="stdio|FILE",
             help="where the serial line goes (default: stdio with --kernel, else nowhere)",
         )
-        add("-i", "--interactive", action="store_true", help="accepted: input is passed on anyway")
-        add("-t", "--tty", action="store_true", help="give the command the guest's console")
         add_command_flags(parser)
-        add("-d", "--detach", action="store_true", help="leave the machine running; print its name")
         add("--name", metavar="NAME", help="what `ps`, `exec`, `stop` and others call the machine")
         add("--rm", action="store_true", help="remove a named machine's directory at its end")
-        add("--no-wait", action="store_true", help="with -d: do not wait until the guest is up")
-        add("--stats", action="store_true", help="say on stderr where the time went")
         add("--json", action="store_true", help="statistics and errors as JSON")
 
     def split(self, words: list[str]) -> tuple[list[str], list[str] | None]:
@@ -130,13 +137,13 @@ Ctrl-] q ends the machine.
         from ringzero.cli.habits import foreign
 
         # A flag that we do not know may have a value: it is not taken for an image.
-        if not foreign("run", own, ()):
-            _refuse_command(own, found, command)
+        if not foreign(self.name, own, ()):
+            _refuse_command(self.name, own, found, command)
             own = [*own[: found[0]], *own[found[0] + 1 :], "--image", own[found[0]]]
         return own, command
 
-    def execute(self, arguments: argparse.Namespace) -> int:
-        """Build the machine's description, then hand over to `ringzero.cli.session`."""
+    def describe(self, arguments: argparse.Namespace) -> MachineConfig:
+        """Return the machine's description. Raises ConfigError with all that is wrong."""
         faults = Faults(arguments.faults)
         faults.take(lambda: _check(arguments))
         engine = arguments.engine or ENGINE.get()
@@ -147,8 +154,12 @@ Ctrl-] q ends the machine.
         faults.take(lambda: _check_files(arguments))
         faults.take(lambda: _description(arguments))
         faults.take(lambda: _place_command(arguments))
-        faults.end("run")
-        config = _user_config(arguments) if arguments.kernel else _default_config(arguments)
+        faults.end(self.name)
+        return _user_config(arguments) if arguments.kernel else _default_config(arguments)
+
+    def execute(self, arguments: argparse.Namespace) -> int:
+        """Build the machine's description, then hand over to `ringzero.cli.session`."""
+        config = self.describe(arguments)
         if arguments.detach:
             return _detach(arguments, config)
         _measure_engines(config.engine)
@@ -168,7 +179,7 @@ Ctrl-] q ends the machine.
         return _named(arguments, config, how)
 
 
-def _refuse_command(own: list[str], found: list[int], command: list[str] | None) -> None:
+def _refuse_command(verb: str, own: list[str], found: list[int], command: list[str] | None) -> None:
     """Where a command stands before "--", or instead of an image, say where it belongs."""
     import shlex
 
@@ -181,14 +192,14 @@ def _refuse_command(own: list[str], found: list[int], command: list[str] | None)
         before = shlex.join(own[:at])
         raise NotFoundError(
             f"no image is called {image!r}",
-            hint=f"a command goes behind --: ringzero run {before + ' ' if before else ''}-- {rest}"
-            f"; images: {', '.join(IMAGES.names())}",
+            hint=f"a command goes behind --: ringzero {verb} {before + ' ' if before else ''}"
+            f"-- {rest}; images: {', '.join(IMAGES.names())}",
         )
     if more:
         rest = shlex.join(own[more[0] :])
         raise InvalidValueError(
             f"{own[more[0]]!r} stands where a flag belongs",
-            hint=f"a command goes behind --: ringzero run {image} -- {rest}",
+            hint=f"a command goes behind --: ringzero {verb} {image} -- {rest}",
         )
 
 
@@ -340,11 +351,11 @@ def _suspect_memory(arguments: argparse.Namespace) -> None:
         )
 
 
-def _claim(arguments: argparse.Namespace, config: MachineConfig, foreground: bool) -> Claim:
+def claim(arguments: argparse.Namespace, config: MachineConfig, foreground: bool) -> Claim:
     """Make the machine's directory."""
-    from ringzero.control.host import directory
+    from ringzero.control.host import claims
 
-    return directory.create(
+    return claims.create(
         arguments.name,
         config,
         image="" if arguments.kernel else config.name,
@@ -362,10 +373,10 @@ def _named(arguments: argparse.Namespace, config: MachineConfig, how: dict[str, 
     from ringzero.control.machine.foreground import Foreground
     from ringzero.records import replace
 
-    claim = _claim(arguments, config, foreground=True)
+    claimed = claim(arguments, config, foreground=True)
     # The guest is called as its machine is.
-    config = replace(config, name=claim.directory.name)
-    with Foreground(claim) as foreground:
+    config = replace(config, name=claimed.directory.name)
+    with Foreground(claimed) as foreground:
         code = session.run(config, **how, wrap=foreground.keep)
         return foreground.conclude(code)
 
@@ -374,8 +385,8 @@ def _detach(arguments: argparse.Namespace, config: MachineConfig) -> int:
     """Start the machine in a process of its own, and print its name when the guest is up."""
     from ringzero.control.host.launch import launch
 
-    claim = _claim(arguments, config, foreground=False)
-    found = launch(claim, wait=not arguments.no_wait)
+    claimed = claim(arguments, config, foreground=False)
+    found = launch(claimed, wait=not arguments.no_wait)
     if arguments.json:
         print_json(found.summary())
     else:

@@ -23,7 +23,7 @@ from ringzero.api.values import (
     SnapshotFacts,
     SnapshotSummary,
 )
-from ringzero.control.host import directory
+from ringzero.control.host import claims, directory
 from ringzero.control.host.directory import MachineDirectory
 from ringzero.control.host.records import MachineRecord
 from ringzero.control.host.session import Session
@@ -190,7 +190,7 @@ def define(
 ) -> str:
     from ringzero.config.machine import MachineConfig
 
-    claim = directory.create(
+    claim = claims.create(
         name,
         MachineConfig.create(**config),
         image=image,
@@ -200,13 +200,7 @@ def define(
         remove=remove,
         where=where,
     )
-    try:
-        claim.directory.write_defined()
-    except BaseException:
-        claim.discard()
-        raise
-    claim.release()
-    return claim.directory.name
+    return claims.define(claim).name
 
 
 @handles("images")

@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ringzero.api.values import ExitRecord, MachineSummary, Status
 from ringzero.config.device import NAME
-from ringzero.config.machine import MachineConfig
-from ringzero.config.tree import config_to_tree
+from ringzero.control.host.death import cause_of_death
 from ringzero.control.host.records import (
     MachineRecord,
     ProcessRecord,
@@ -41,8 +39,7 @@ from ringzero.errors import (
     NotFoundError,
 )
 from ringzero.host import ofdlock
-from ringzero.host.files import host_error, open_regular
-from ringzero.host.process import boot_id, oom_kills
+from ringzero.host.files import host_error, open_regular, remove_tree
 from ringzero.host.unixsocket import LONGEST_PATH
 from ringzero.records import record, replace
 from ringzero.settings import MACHINES_DIR
@@ -50,17 +47,12 @@ from ringzero.settings import MACHINES_DIR
 if TYPE_CHECKING:
     import socket
 
-LOCK, MACHINE, PROCESS, STATUS, EXIT = (
-    "lock",
-    "machine.json",
-    "process.json",
-    "status.json",
-    "exit.json",
-)
+LOCK, MACHINE, PROCESS = "lock", "machine.json", "process.json"
+STATUS, EXIT = "status.json", "exit.json"
 SOCKET, CONSOLE_LOG, VMM_LOG = "socket", "console.log", "vmm.log"
 # What a directory is called before it has its name, and after it lost it. Machines' names
 # do not begin with a dot.
-_NEW, _OLD = ".new-", ".old-"
+NEW, OLD = ".new-", ".old-"
 # How much of vmm.log is read for the reason of a death, in bytes.
 _LOG_TAIL = 8192
 # How long a killed process may take to be gone, in seconds: the kernel frees its memory first.
@@ -68,7 +60,6 @@ _DEATH = 20.0
 # Between two looks at a lock that no process known to us holds, in seconds, at first and at
 # last: a command that is about to run the machine, or to remove it, has it for a moment.
 _PAUSE, _LONGEST_PAUSE = 0.001, 0.1
-_FATAL = re.compile(r"^Fatal Python error: (.*)$", re.MULTILINE)
 
 
 @record
@@ -192,26 +183,14 @@ class MachineDirectory:
             when = (self.path / STATUS).stat().st_mtime
         except OSError:
             when = 0.0
-        cause, machine = self._cause(process), load(MachineRecord, self.path / MACHINE)
+        machine = load(MachineRecord, self.path / MACHINE)
+        cause = cause_of_death(process, self.tail(VMM_LOG, _LOG_TAIL), self.path / VMM_LOG)
         if machine is not None and machine.revert:
             cause += (
                 f"; it was being taken back to {Path(machine.revert).name!r}, and its disks may be "
                 f"in between: `ringzero start {self.name}` completes that"
             )
         return ExitRecord("died", cause, 137, when)
-
-    def _cause(self, process: ProcessRecord | None) -> str:
-        if process is None:
-            return "the command that started it was killed before the machine ran"
-        if process.boot and boot_id() not in (process.boot, ""):
-            return "the host was restarted"
-        fatal = _FATAL.search(self.tail(VMM_LOG, _LOG_TAIL))
-        if fatal is not None:
-            return f"its process crashed: {fatal[1]} ({self.path / VMM_LOG})"
-        kills = oom_kills(process.cgroup)
-        if kills is not None and process.oom_kills is not None and kills > process.oom_kills:
-            return "its process was killed, probably because memory ran out"
-        return "its process was killed (kill -9, or the host ran out of memory)"
 
     def tail(self, name: str, size: int) -> str:
         """Return the end of one of the directory's files as text; "" where there is none."""
@@ -387,7 +366,7 @@ class MachineDirectory:
         lock = self._take_lock()
         try:
             if os.path.lexists(new.path):
-                raise _taken(new)
+                raise taken(new)
             record = self.machine()
             # Refused where somebody took the name meanwhile: their directory has files in it.
             self.path.rename(new.path)
@@ -395,7 +374,7 @@ class MachineDirectory:
             save(again, new.path / MACHINE)
         except OSError as fault:
             if new.exists and self.exists:
-                raise _taken(new) from None
+                raise taken(new) from None
             raise host_error(fault, "rename", self.path) from fault
         finally:
             os.close(lock)
@@ -430,14 +409,14 @@ class MachineDirectory:
 
     def discard(self) -> None:
         """Take the name away, then the files; the caller has the lock. Raises HostError."""
-        old = self.path.with_name(f"{_OLD}{_random()}")
+        old = self.path.with_name(f"{OLD}{random_name()}")
         try:
             self.path.rename(old)
         except FileNotFoundError:
             return
         except OSError as fault:
             raise host_error(fault, "remove", self.path) from fault
-        _remove_tree(old)
+        remove_tree(old)
 
 
 # ---- all of them ----------------------------------------------------------
@@ -503,91 +482,8 @@ def odd(where: Path | None = None) -> list[tuple[str, str]]:
     return [(name, reason) for name, reason in found if reason]
 
 
-def create(
-    name: str | None,
-    config: MachineConfig,
-    *,
-    image: str = "",
-    command: tuple[str, ...] = (),
-    timeout: float | None = None,
-    serial: str | None = None,
-    foreground: bool = False,
-    remove: bool = False,
-    parent: str = "",
-    snapshot: str = "",
-    where: Path | None = None,
-    again: Callable[[str], str] | None = None,
-) -> Claim:
-    """Make a machine's directory and claim it; without a name it gets a free one.
-
-    Where the name is taken, `again` gives the next one to try, or ConflictError
-    is raised. Raises HostError.
-    """
-    where = where or root()
-    make_root(where)
-    _sweep(where)
-
-    def describe(chosen: str) -> MachineRecord:
-        return MachineRecord(
-            name=chosen,
-            id=_random(),
-            created=time.time(),
-            config=config_to_tree(config) | {"name": chosen},
-            image=image,
-            command=command,
-            timeout=timeout,
-            serial=None if serial is None else str(Path(serial).absolute()),
-            foreground=foreground,
-            remove=remove,
-            parent=parent,
-            snapshot=snapshot,
-        )
-
-    if name is None:
-        name, again = f"{config.name[:50]}-1", next_number
-    while True:
-        try:
-            return _claim(where, check_name(name), describe)
-        except ConflictError:
-            if again is None:
-                raise
-            name = again(name)
-
-
-def next_number(name: str) -> str:
-    """Return the name with the number at its end raised by one."""
-    head = name.rstrip("0123456789")
-    return f"{head}{int(name[len(head) :] or 0) + 1}"
-
-
-def _claim(where: Path, name: str, describe: Callable[[str], MachineRecord]) -> Claim:
-    path = where / name
-    if os.path.lexists(path):
-        raise _taken(MachineDirectory(path))
-    new = where / f"{_NEW}{_random()}"
-    try:
-        new.mkdir(0o700)
-        lock = os.open(new / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as fault:
-        _remove_tree(new)
-        raise host_error(fault, "create", new) from fault
-    try:
-        ofdlock.take(lock)
-        save(describe(name), new / MACHINE)
-        # Refused where the name is taken: a directory with files in it is not replaced.
-        new.rename(path)
-    except BaseException as fault:
-        os.close(lock)
-        _remove_tree(new)
-        if isinstance(fault, OSError):
-            if path.exists():
-                raise _taken(MachineDirectory(path)) from None
-            raise host_error(fault, "create", path) from fault
-        raise
-    return Claim(MachineDirectory(path), lock)
-
-
-def _taken(directory: MachineDirectory) -> ConflictError:
+def taken(directory: MachineDirectory) -> ConflictError:
+    """Return the error for a name that somebody has."""
     name, status = directory.name, directory.status()
     reason = directory.oddity()
     if reason:
@@ -602,37 +498,6 @@ def _taken(directory: MachineDirectory) -> ConflictError:
     )
 
 
-def _remove_tree(path: Path) -> None:
-    import shutil
-
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _random() -> str:
+def random_name() -> str:
     """Return 16 digits that nobody else has drawn."""
     return os.urandom(8).hex()
-
-
-def make_root(where: Path) -> None:
-    """Make the directory of all machines, where it is missing. Raises HostError."""
-    try:
-        where.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as fault:
-        fault_error = host_error(fault, "create", where)
-        raise HostError(
-            fault_error.message, hint="set RINGZERO_MACHINES_DIR to a directory you can write to"
-        ) from fault
-
-
-def _sweep(where: Path) -> None:
-    """Remove what killed commands left half made or half removed."""
-    for prefix in (_NEW, _OLD):
-        for path in where.glob(f"{prefix}*"):
-            entry = MachineDirectory(path)
-            # A new one has its lock a moment after it appears.
-            with contextlib.suppress(OSError):
-                if not entry.alive and time.time() - path.stat().st_mtime > 10:
-                    _remove_tree(path)

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from ringzero.api.values import Event, EventKind, Status
 from ringzero.config.device import NAME
-from ringzero.control.host import directory
+from ringzero.control.host import claims, directory
 from ringzero.control.host.directory import EXIT, LOCK, PROCESS, STATUS, MachineDirectory
 from ringzero.control.host.records import ProcessRecord
 from ringzero.errors import HostError
@@ -47,7 +47,7 @@ class Watch:
 
     def __init__(self, where: Path) -> None:
         self._where = where
-        directory.make_root(where)
+        claims.make_root(where)
         self._inotify = inotify.Inotify()
         self._seen: dict[str, _Seen] = {}
         self._names: dict[int, str] = {}

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 # How long a command may go on after its client went away and SIGHUP was sent, in seconds.
 _HANGUP = 2.0
-# How long a guest may take to take a command before its client hears that it waits, in seconds.
-_PATIENCE = 2.0
+# How long a guest may take to take a command before its client hears that it waits, and how
+# long until it hears so again, in seconds.
+_PATIENCE, _TELL = 2.0, 10.0
 _MAX_TIMEOUT = 86400.0
 # The size of a terminal in characters: 16 bits in every interface.
 _MAX_SIZE = 0xFFFF
@@ -192,9 +193,14 @@ def _bounded(keeper: Keeper, call: Call, command: Command, wait: float) -> Itera
         yield
         return
 
-    def tell() -> None:
-        if not keeper.machine.agent.ready:
-            call.event(event="waiting", seconds=wait)
+    over = threading.Event()
+
+    def remind() -> None:
+        pause, waited = _PATIENCE, 0.0
+        while not over.wait(pause) and not keeper.machine.agent.ready:
+            waited += pause
+            call.event(event="waiting", seconds=wait, waited=waited)
+            pause = _TELL
 
     def give_up() -> None:
         if keeper.machine.agent.withdraw(command):
@@ -205,17 +211,16 @@ def _bounded(keeper: Keeper, call: Call, command: Command, wait: float) -> Itera
                 )
             )
 
-    timers = [threading.Timer(_PATIENCE, tell)]
+    threading.Thread(target=remind, name="waiting", daemon=True).start()
+    timer = threading.Timer(wait, give_up)
+    timer.daemon = True
     if wait:
-        timers.append(threading.Timer(wait, give_up))
-    for timer in timers:
-        timer.daemon = True
         timer.start()
     try:
         yield
     finally:
-        for timer in timers:
-            timer.cancel()
+        over.set()
+        timer.cancel()
 
 
 def _serve_command(agent: Agent, call: Call, command: Command) -> None:
@@ -273,7 +278,13 @@ def console(
         def write(self, data: bytes) -> bool:
             return call.write(STDOUT, data)
 
-    watcher = hubs[chosen].attach(Output(), writes=not watch, only=only, scrollback=scrollback)
+    watcher = hubs[chosen].attach(
+        Output(),
+        writes=not watch,
+        only=only,
+        scrollback=scrollback,
+        caught_up=lambda: call.event(event="live"),
+    )
     try:
         if chosen == "console" and watcher.writes:
             watcher.resize(*size)

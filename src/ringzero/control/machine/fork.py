@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ringzero.api.values import ExitRecord
-from ringzero.control.host import directory
+from ringzero.control.host import claims, directory
 from ringzero.control.host.directory import VMM_LOG, Claim
 from ringzero.control.host.report import Reporter
 from ringzero.control.machine.keeper import Keeper
@@ -67,26 +67,26 @@ def fork(keeper: Keeper, wanted: Sequence[str], *, free: bool) -> list[str]:
     With `free`, a name that is taken is made another by a higher number. All
     come to be, or none. Raises ConflictError, HostError.
     """
-    claims = _claim_all(keeper, wanted, free=free)
+    made = _claim_all(keeper, wanted, free=free)
     try:
-        _fork_all(keeper, claims)
+        _fork_all(keeper, made)
     except BaseException:
-        for claim in claims:
+        for claim in made:
             claim.end_process()
             claim.discard()
         raise
-    for claim in claims:
+    for claim in made:
         claim.release()
-    return [claim.directory.name for claim in claims]
+    return [claim.directory.name for claim in made]
 
 
 def _claim_all(keeper: Keeper, wanted: Sequence[str], *, free: bool) -> list[Claim]:
-    record, claims = keeper.record, list[Claim]()
+    record, made = keeper.record, list[Claim]()
     where = keeper.directory.path.parent
     try:
         for name in wanted:
-            claims.append(
-                directory.create(
+            made.append(
+                claims.create(
                     name,
                     keeper.machine.config,
                     image=record.image,
@@ -94,30 +94,30 @@ def _claim_all(keeper: Keeper, wanted: Sequence[str], *, free: bool) -> list[Cla
                     command=() if record.foreground else record.command,
                     parent=keeper.name,
                     where=where,
-                    again=directory.next_number if free else None,
+                    again=claims.next_number if free else None,
                 )
             )
     except BaseException:
-        for claim in claims:
+        for claim in made:
             claim.discard()
         raise
-    return claims
+    return made
 
 
-def _fork_all(keeper: Keeper, claims: Sequence[Claim]) -> None:
+def _fork_all(keeper: Keeper, made: Sequence[Claim]) -> None:
     reading, writing = os.pipe2(os.O_CLOEXEC)
     try:
         try:
-            middle = _fork_middle(keeper, claims, writing)
+            middle = _fork_middle(keeper, made, writing)
         finally:
             os.close(writing)
         os.waitpid(middle, 0)
-        _await_all(reading, len(claims))
+        _await_all(reading, len(made))
     finally:
         os.close(reading)
 
 
-def _fork_middle(keeper: Keeper, claims: Sequence[Claim], report: int) -> int:
+def _fork_middle(keeper: Keeper, made: Sequence[Claim], report: int) -> int:
     """Fork the process that forks the copies; return its number."""
     machine = keeper.machine
     # At the fork no device may be at work, and no lock of a disk held.
@@ -127,20 +127,20 @@ def _fork_middle(keeper: Keeper, claims: Sequence[Claim], report: int) -> int:
         try:
             number = os.fork()
             if number == 0:
-                _make_processes(keeper, seed, claims, report)
+                _make_processes(keeper, seed, made, report)
         finally:
             for reader in readers:
                 reader.complete()
     return number
 
 
-def _make_processes(keeper: Keeper, seed: Any, claims: Sequence[Claim], report: int) -> NoReturn:
+def _make_processes(keeper: Keeper, seed: Any, made: Sequence[Claim], report: int) -> NoReturn:
     """In the middle process: fork one for each copy and end."""
     status = 1
     try:
-        for index, claim in enumerate(claims):
+        for index, claim in enumerate(made):
             if os.fork() == 0:
-                _become(keeper, seed, claim, claims[index + 1 :], report)
+                _become(keeper, seed, claim, made[index + 1 :], report)
             os.close(claim.lock)
         status = 0
     finally:

@@ -102,9 +102,19 @@ class Hub:
             return bytes(self._scrollback[-min(size, SCROLLBACK) :])
 
     def attach(
-        self, sink: Sink, *, writes: bool = True, only: bool = False, scrollback: bool = True
+        self,
+        sink: Sink,
+        *,
+        writes: bool = True,
+        only: bool = False,
+        scrollback: bool = True,
+        caught_up: Callable[[], object] = lambda: None,
     ) -> Watcher:
-        """Attach; with `only`, nobody else may type meanwhile. Raises ConflictError."""
+        """Attach; with `only`, nobody else may type meanwhile.
+
+        `caught_up` is called between what was said before and what comes from now on; it must
+        not block. Raises ConflictError.
+        """
         watcher = Watcher(self, sink, writes or only)
         with self._lock:
             if self._only is not None and watcher.writes:
@@ -118,6 +128,7 @@ class Hub:
                 self._only = watcher
             if scrollback and self._scrollback:
                 watcher._show(bytes(self._scrollback[-SCROLLBACK:]))
+            caught_up()
             self._watchers.append(watcher)
         return watcher
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -15,6 +16,9 @@ from ringzero.control.host.report import Reporter
 from ringzero.control.machine.keeper import Keeper
 from ringzero.errors import ControlError, GuestError, RingzeroError
 from ringzero.settings import BOOT_TIMEOUT
+
+# How often the starter hears that the guest is not up yet, in seconds.
+_TELL = 10.0
 
 
 def keep(keeper: Keeper, reporter: Reporter) -> int:
@@ -50,7 +54,7 @@ def _report_up(keeper: Keeper, reporter: Reporter) -> None:
     if keeper.machine.config.agent:
         bound = BOOT_TIMEOUT.get()
         with contextlib.suppress(GuestError):
-            if not keeper.machine.agent.wait_ready(bound or None):
+            if not _await_ready(keeper, reporter, bound or math.inf):
                 reporter.fail(
                     GuestError(
                         f"the guest took no command within {bound:g} seconds; it runs on",
@@ -69,6 +73,19 @@ def _report_up(keeper: Keeper, reporter: Reporter) -> None:
         if keeper.record.command and not keeper.machine.agent.kept:
             _run_command(keeper)
     reporter.up()
+
+
+def _await_ready(keeper: Keeper, reporter: Reporter, bound: float) -> bool:
+    """Wait until the guest takes commands, and tell the starter of it; False after `bound` s."""
+    waited = 0.0
+    while waited < bound:
+        pause = min(_TELL, bound - waited)
+        if keeper.machine.agent.wait_ready(pause):
+            return True
+        waited += pause
+        if waited < bound:
+            reporter.say(note=f"the guest is starting, for {waited:.0f} s now")
+    return False
 
 
 def _run_command(keeper: Keeper) -> None:
