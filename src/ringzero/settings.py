@@ -63,6 +63,10 @@ def _xdg_machines() -> Path:
     return _xdg("XDG_STATE_HOME", ".local/state") / "machines"
 
 
+def _xdg_networks() -> Path:
+    return _xdg("XDG_STATE_HOME", ".local/state") / "networks"
+
+
 def _xdg_data() -> Path:
     return _xdg("XDG_DATA_HOME", ".local/share")
 
@@ -134,6 +138,12 @@ DEBUG_DIR = Setting(
 ENGINE = Setting("RINGZERO_ENGINE", str, lambda: "auto", "CPU engine: auto, soft, kvm")
 MIRROR = Setting(
     "RINGZERO_MIRROR", str, lambda: "", "Debian mirror (default: this machine's own apt sources)"
+)
+NETWORKS_DIR = Setting(
+    "RINGZERO_NETWORKS_DIR",
+    lambda text: Path(text).absolute(),
+    _xdg_networks,
+    "directory with one directory for each network by name",
 )
 MACHINES_DIR = Setting(
     "RINGZERO_MACHINES_DIR",

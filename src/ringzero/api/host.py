@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from ringzero.api.action import Actions, Scope, Stream, action
-from ringzero.api.values import EventKind, ImageSummary, MachineSummary, SnapshotSummary
+from ringzero.api.values import (
+    EventKind,
+    ImageSummary,
+    MachineSummary,
+    NetworkSummary,
+    SnapshotSummary,
+)
 
 
 class HostActions(Actions):
@@ -39,6 +45,27 @@ class HostActions(Actions):
     @action()
     def snapshots(self) -> list[SnapshotSummary]:
         """List the snapshots that can be read, parents first."""
+
+    @action()
+    def networks(self) -> list[NetworkSummary]:
+        """List the networks by name, with the machines that are on them."""
+
+    @action()
+    def create_network(
+        self,
+        name: Annotated[str, "its name"],
+        mode: Annotated[str, "nat, isolated or open"] = "nat",
+        subnet: Annotated[str, 'as 10.1.2.0/24; "": a free one'] = "",
+        range: Annotated[str, 'FIRST-LAST that DHCP gives out; "": all but the first two'] = "",
+        leases: Annotated[list[str] | None, "fixed addresses: MAC=ADDRESS"] = None,
+        host: Annotated[bool, "whether machines reach the host"] = True,
+        allow: Annotated[list[str] | None, "the only places they reach; null: all"] = None,
+    ) -> NetworkSummary:
+        """Make a network that machines can join by its name."""
+
+    @action()
+    def remove_network(self, name: Annotated[str, "the network's name"]) -> None:
+        """Remove a network that no machine is on."""
 
     @action(streams=True)
     def events(self, stream: Stream) -> None:

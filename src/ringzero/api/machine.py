@@ -121,6 +121,18 @@ class MachineActions(Actions):
     ) -> list[PortSummary]:
         """Forward ports no longer; return which."""
 
+    @action(states=_RUNS)
+    def connect(
+        self,
+        network: Annotated[str, "what --net takes: a network's name, user, none ..."],
+        interface: Annotated[int, "which interface, from 0 on; -1: the first that is on none"] = -1,
+    ) -> int:
+        """Plug an interface of the machine into another network; return which."""
+
+    @action(states=_RUNS)
+    def disconnect(self, interface: Annotated[int, "which interface, from 0 on"] = 0) -> None:
+        """Unplug an interface of the machine."""
+
     @action(states=(Status.STARTING, Status.RUNNING), streams=True)
     def exec(
         self,

@@ -127,6 +127,39 @@ class PortSummary(TypedDict):
     protocol: str
 
 
+class NetworkMember(TypedDict):
+    """A machine on a network; what it sent and received since it joined, in frames and bytes."""
+
+    name: str
+    mac: str
+    address: str
+    ports: list[dict[str, Any]]
+    sent: int
+    sent_bytes: int
+    received: int
+    received_bytes: int
+    dropped: int
+    refused: int
+
+
+class NetworkSummary(TypedDict):
+    """A network by name. `leases` are {"address", "name"} by MAC address."""
+
+    name: str
+    mode: str
+    subnet: str
+    gateway: str
+    first: str
+    last: str
+    fixed: dict[str, str]
+    host: bool
+    allow: list[str] | None
+    leases: dict[str, dict[str, str]]
+    machines: list[NetworkMember]
+    directory: str
+    notes: list[str]
+
+
 class CommandEnd(TypedDict):
     """How a command in a guest ended: its exit status, 128 + N for the signal N."""
 

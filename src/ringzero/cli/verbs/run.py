@@ -309,9 +309,15 @@ def _description(arguments: argparse.Namespace) -> None:
 
     config = MachineConfig.create(**_common(arguments))
     for net in config.nets:
+        if net.network == "user":
+            # Known without loading it.
+            continue
         from ringzero.net.contract import NETWORKS
 
-        NETWORKS.get(net.network)
+        if net.network not in NETWORKS:
+            from ringzero.net.named.directory import find
+
+            find(net.network)
 
 
 def _check_files(arguments: argparse.Namespace) -> None:

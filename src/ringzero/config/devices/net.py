@@ -39,7 +39,8 @@ class NetConfig(DeviceConfig):
     `target` is that kind's argument, a path for "socket"; with `listen`, others
     connect there. `mac` None means a random address; `mtu` is in bytes. `host` says whether
     the guest reaches the host; `allow` None lets it go everywhere, else only to these places
-    (`ringzero.net.stack.policy.Rule`); `ports` are those of the host that lead to it.
+    (`ringzero.net.stack.policy.Rule`); `ports` are those of the host that lead to it; `hostname` is
+    what others on the network call the machine.
     """
 
     kind = "net"
@@ -60,6 +61,7 @@ class NetConfig(DeviceConfig):
     host: bool = True
     allow: tuple[str, ...] | None = None
     ports: tuple[Forward, ...] = ()
+    hostname: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -150,7 +152,11 @@ class NetConfig(DeviceConfig):
         return found + list(double_faults([port for net in devices for port in net.ports]))
 
     def complete(self, number: int, addresses: Addresses) -> Self:
-        return self if self.mac is not None else replace(self, mac=addresses.mac_of(number))
+        mac = self.mac if self.mac is not None else addresses.mac_of(number)
+        hostname = addresses.name or self.hostname if self.routed else ""
+        if (mac, hostname) == (self.mac, self.hostname):
+            return self
+        return replace(self, mac=mac, hostname=hostname)
 
     def renew(self, number: int, addresses: Addresses) -> Self:
         """Return the interface of a copy: its own address and ports, never the listening end."""

@@ -19,6 +19,7 @@ from ringzero.api.values import (
     ExitRecord,
     ImageSummary,
     MachineSummary,
+    NetworkSummary,
     PortSummary,
     SnapshotFacts,
     SnapshotSummary,
@@ -27,11 +28,12 @@ from ringzero.control.host import claims, directory
 from ringzero.control.host.directory import MachineDirectory
 from ringzero.control.host.records import MachineRecord
 from ringzero.control.host.session import Session
-from ringzero.errors import ConflictError, ControlError
+from ringzero.errors import ConflictError, ControlError, InvalidValueError
 from ringzero.records import record, replace
 
 if TYPE_CHECKING:
     from ringzero.config.ports import Forward
+    from ringzero.net.named.directory import NetworkDirectory
     from ringzero.vm.saved.snapshot import Snapshot
     from ringzero.vm.saved.store import Node
 
@@ -249,6 +251,72 @@ def snapshot_facts(snapshot: Snapshot) -> SnapshotFacts:
         "disks": [part.size for part in manifest.disks],
         "engine": manifest.engine,
         "directory": str(snapshot.path),
+    }
+
+
+@handles("networks")
+def networks(where: Path) -> list[NetworkSummary]:
+    from ringzero.net.named import directory as places
+
+    return [_network_summary(place) for place in places.networks()]
+
+
+@handles("create_network")
+def create_network(
+    where: Path,
+    name: str,
+    mode: str,
+    subnet: str,
+    range: str,
+    leases: list[str] | None,
+    host: bool,
+    allow: list[str] | None,
+) -> NetworkSummary:
+    from ringzero.net.named import directory as places
+    from ringzero.net.named.description import NamedNetwork
+
+    first, _, last = range.partition("-")
+    fixed = dict[str, str]()
+    for lease in leases or ():
+        mac, equals, address = lease.partition("=")
+        if not equals or mac.lower() in fixed:
+            raise InvalidValueError(
+                f"no lease of its own in {lease!r}", hint="write MAC=ADDRESS, each MAC once"
+            )
+        fixed[mac.lower()] = address
+    allowed = None if allow is None else tuple(allow)
+    network = NamedNetwork(name, mode, subnet, first, last, fixed, host, allowed)
+    place, notes = places.create(network)
+    return {**_network_summary(place), "notes": notes}
+
+
+@handles("remove_network")
+def remove_network(where: Path, name: str) -> None:
+    from ringzero.net.named import directory as places
+
+    places.find(name).remove()
+
+
+def _network_summary(place: NetworkDirectory) -> NetworkSummary:
+    from ringzero.net.named.client import inspect
+    from ringzero.net.stack.addresses import text
+
+    network = place.network()
+    subnet = network.addresses()
+    return {
+        "name": network.name,
+        "mode": network.mode,
+        "subnet": network.subnet,
+        "gateway": text(subnet.gateway4),
+        "first": text(subnet.first4),
+        "last": text(subnet.last4),
+        "fixed": network.fixed,
+        "host": network.host,
+        "allow": None if network.allow is None else list(network.allow),
+        "leases": place.leases(),
+        "machines": inspect(place)["machines"],
+        "directory": str(place.path),
+        "notes": [],
     }
 
 

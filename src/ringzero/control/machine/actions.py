@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ringzero.api.protocol import STDERR, STDIN, STDOUT, Data, Message
 from ringzero.api.values import ExitRecord, MachineSummary, PortSummary
+from ringzero.config.devices.net import NetConfig
 from ringzero.control.host.actions import port_summaries
 from ringzero.control.machine import fork as forking
 from ringzero.control.machine import life
@@ -126,6 +127,20 @@ def unpublish(keeper: Keeper, ports: str) -> list[PortSummary]:
     gone = keeper.machine.nets.unpublish(ports)
     keeper.remember_config()
     return port_summaries(gone)
+
+
+@handles("connect")
+def connect(keeper: Keeper, network: str, interface: int) -> int:
+    number = None if interface < 0 else interface
+    found: int = keeper.machine.nets.connect(NetConfig.parse(network), number)
+    keeper.remember_config()
+    return found
+
+
+@handles("disconnect")
+def disconnect(keeper: Keeper, interface: int) -> None:
+    keeper.machine.nets.connect(NetConfig("none"), interface)
+    keeper.remember_config()
 
 
 @handles("wait")

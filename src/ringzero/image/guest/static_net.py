@@ -17,7 +17,9 @@ ADDRESS, NETMASK, ROUTER = (10, 0, 2, 15), (255, 255, 255, 0), (10, 0, 2, 2)
 RESOLVER, DOMAIN = "10.0.2.3", "ringzero.internal"
 # netdevice(7), linux/sockios.h.
 SIOCADDRT, SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK = 0x890B, 0x8914, 0x8916, 0x891C
-AF_INET, SOCK_DGRAM, IFF_UP = 2, 2, 1
+AF_INET, SOCK_DGRAM = 2, 2
+# Flags that are not given are taken away.
+IFF_UP, IFF_BROADCAST, IFF_MULTICAST = 0x1, 0x2, 0x1000
 # linux/route.h: struct rtentry, whose flags stand behind destination, gateway and mask.
 RTF_UP, RTF_GATEWAY = 1, 2
 # The first free descriptor of a program with three.
@@ -37,11 +39,13 @@ def _interface(name: bytes, value: bytes) -> bytes:
 
 def build() -> bytes:
     """Return the whole program as an ELF file."""
-    up = struct.pack("<H", IFF_UP)
+    loopback, up = (
+        struct.pack("<H", flags) for flags in (IFF_UP, IFF_UP | IFF_BROADCAST | IFF_MULTICAST)
+    )
     addresses = b"".join(map(_socket_address, (_ANY, ROUTER, _ANY)))
     route = bytes(8) + addresses + struct.pack("<H", RTF_UP | RTF_GATEWAY)
     requests = (
-        (SIOCSIFFLAGS, _interface(b"lo", up)),
+        (SIOCSIFFLAGS, _interface(b"lo", loopback)),
         (SIOCSIFADDR, _interface(b"eth0", _socket_address(ADDRESS))),
         (SIOCSIFNETMASK, _interface(b"eth0", _socket_address(NETMASK))),
         (SIOCSIFFLAGS, _interface(b"eth0", up)),

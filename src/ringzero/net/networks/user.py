@@ -66,11 +66,13 @@ class UserOptions:
 
     `host` says whether guests reach the host. `allow` None lets them go everywhere; else only to
     the places in it (`ringzero.net.stack.policy.Rule`). `forwards` are ports of the host.
+    `way_out` says whether guests are told of a route to anywhere.
     """
 
     host: bool = True
     allow: tuple[str, ...] | None = None
     forwards: tuple[Forward, ...] = ()
+    way_out: bool = True
 
 
 def subnet(mtu: int = 1500) -> Subnet:
@@ -95,10 +97,15 @@ def subnet(mtu: int = 1500) -> Subnet:
 class UserNetwork(Network):
     """The network of one machine. `dropped` counts frames for it that found no room.
 
-    Without `options` they are those of `config`.
+    Without `options` they are those of `config`; `place` has other addresses than `subnet`.
     """
 
-    def __init__(self, config: NetConfig, options: UserOptions | None = None) -> None:
+    def __init__(
+        self,
+        config: NetConfig,
+        options: UserOptions | None = None,
+        place: Subnet | None = None,
+    ) -> None:
         super().__init__(config)
         if config.listen:
             raise ConfigError(["the network 'user' has nobody to listen for"])
@@ -116,7 +123,7 @@ class UserNetwork(Network):
         self._owns: OrderedDict[bytes, tuple[bool, float]] = OrderedDict()
         self._sweep_at = 0.0
         self.dropped = 0
-        self.subnet = subnet(config.mtu)
+        self.subnet = place or subnet(config.mtu)
         self.resolver = Resolver(self.loop)
         self.gateway = self._make_gateway()
         self.flows = UdpFlows(self.loop, self.gateway, self._target)
@@ -154,7 +161,8 @@ class UserNetwork(Network):
             policy=policy,
             names=names,
             search=self.resolver.search,
-            default6=_has_route(socket.AF_INET6, "2000::1"),
+            default4=options.way_out,
+            default6=options.way_out and _has_route(socket.AF_INET6, "2000::1"),
             host_open=options.host,
         )
         gateway.dns.hosts = self.resolver.hosts
@@ -212,7 +220,7 @@ class UserNetwork(Network):
 
     def _on_loop(self, call: Callable[[], Any]) -> None:
         """Have the loop's thread call, and wait for it; raises what the call raises."""
-        if not self._begun:
+        if not self._begun or self.loop.is_own_thread():
             call()
             return
         done = threading.Event()

@@ -97,6 +97,10 @@ class EventLoop:
             self.wake()
         return True
 
+    def is_own_thread(self) -> bool:
+        """Return whether the caller is the loop's thread."""
+        return threading.current_thread() is self._thread
+
     def call(self, call: Callable[[], None]) -> None:
         """Have the thread call this soon."""
         self._calls.append(call)

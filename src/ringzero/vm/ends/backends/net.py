@@ -86,4 +86,8 @@ def open_network(config: NetConfig) -> Network:
     """
     if config.network == "user" and not config.ports and not config.allow and not config.target:
         return LazyNetwork(config)
-    return NETWORKS.get(config.network)(config)
+    if config.network in NETWORKS:
+        return NETWORKS.get(config.network)(config)
+    from ringzero.net.named.client import NamedEnd
+
+    return NamedEnd(config)

@@ -1,0 +1,1 @@
+"""Networks by name: described in a directory, one process each, which machines join."""

@@ -1,0 +1,293 @@
+"""A machine's end of a network by name: it joins, and joins again when the process is another."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import threading
+from collections import deque
+from typing import Any
+
+from ringzero.config.devices.net import NetConfig
+from ringzero.config.ports import Forward
+from ringzero.core.frames import Frame
+from ringzero.errors import ConfigError, ConflictError, HostError, RingzeroError, from_dict
+from ringzero.net.contract import Network
+from ringzero.net.named.directory import NetworkDirectory, find
+from ringzero.net.named.wire import Decoder, WireError, frame_message, object_message
+from ringzero.net.proxy.loop import GONE, READ, WRITE, EventLoop
+from ringzero.plain import from_plain, to_plain
+
+_READ = 256 * 1024
+_BATCH = 64
+# Bytes for a network that does not read before frames are dropped.
+_OUTBOX = 4 << 20
+# How long an answer may take, in seconds; and between two tries to join again.
+_PATIENCE, _RETRY = 10.0, 0.1
+# Frames for the guest that wait before nothing more is read.
+_INBOX = 256
+
+
+class NamedEnd(Network):
+    """One machine's end of the network called `config.network`.
+
+    Raises NotFoundError where there is no such network, ConflictError where a port or the
+    MAC address is taken, HostError.
+    """
+
+    def __init__(self, config: NetConfig) -> None:
+        super().__init__(config)
+        if config.listen or config.target:
+            raise ConfigError([f"the network {config.network!r} takes no argument"])
+        if config.allow is not None or not config.host:
+            raise ConfigError(
+                [f"where machines on {config.network!r} may go is the network's own"],
+                hint="`ringzero network create --allow` and --no-host say it for all of them",
+            )
+        self._place: NetworkDirectory = find(config.network)
+        self._loop = EventLoop("net", self._begin_round, self._round)
+        self._numbers = itertools.count(1)
+        # Answers that are waited for: what is set when one has come, and what came.
+        self._asked: dict[int, tuple[threading.Event, list[dict[str, Any]]]] = {}
+        self._ports: list[Forward] = list(config.ports)
+        self._link: socket.socket | None = None
+        self._decoder = Decoder()
+        self._outbox = bytearray()
+        self._inbox: deque[Frame] = deque()
+        self._interest = 0
+        self._woken = self._closed = False
+        self.dropped = 0
+        self.address = ""
+        try:
+            self._link = self._join()
+        except BaseException:
+            self._loop.leave()
+            raise
+
+    # ---- Network ----------------------------------------------------------
+
+    def wake(self) -> None:
+        self._woken = True
+        self._loop.wake()
+
+    def start(self) -> None:
+        self._loop.call(self._attach)
+        self._loop.start()
+
+    def close(self) -> None:
+        self._closed = True
+        self._loop.close()
+        if self._link is not None:
+            self._link.close()
+
+    def leave(self) -> None:
+        self._loop.leave()
+        if self._link is not None:
+            self._link.close()
+
+    def forward(self, forward: Forward) -> Forward:
+        answer = self._ask({"forward": to_plain(forward)})
+        made: Forward = from_plain(Forward, answer["port"])
+        self._ports.append(made)
+        return made
+
+    def unforward(self, forward: Forward) -> None:
+        self._ask({"unforward": to_plain(forward)})
+        self._ports.remove(forward)
+
+    def forwards(self) -> list[Forward]:
+        return list(self._ports)
+
+    # ---- joining ----------------------------------------------------------
+
+    def _join(self) -> socket.socket:
+        """Connect and say who we are. Raises what the network says."""
+        link = self._place.connect()
+        try:
+            link.settimeout(_PATIENCE)
+            self._decoder = Decoder()
+            who = {
+                "name": self.config.hostname or "machine",
+                "mac": self.config.mac,
+                "ports": [to_plain(forward) for forward in self._ports],
+            }
+            link.sendall(object_message({"id": 0, "join": who}))
+            answer = self._first_answer(link)
+        except (OSError, WireError) as fault:
+            link.close()
+            raise HostError(f"the network {self.config.network!r} does not answer") from fault
+        except BaseException:
+            link.close()
+            raise
+        self._ports = [from_plain(Forward, port) for port in answer["ports"]]
+        self.address = str(answer["address"])
+        link.setblocking(False)
+        return link
+
+    def _first_answer(self, link: socket.socket) -> dict[str, Any]:
+        while True:
+            data = link.recv(_READ)
+            if not data:
+                raise OSError("gone")
+            for message in self._decoder.feed(data):
+                if isinstance(message, dict):
+                    return _result(message)
+                self._inbox.append(message)
+
+    def _attach(self) -> None:
+        """Serve the link, on the loop's thread."""
+        if self._link is not None:
+            self._interest = READ
+            self._loop.watch(self._link, READ, self._happened)
+            self.port.set_link(True)
+            self.wake()
+
+    def _lose(self) -> None:
+        """The network's process has gone."""
+        link, self._link = self._link, None
+        if link is None:
+            return
+        self._loop.forget(link)
+        link.close()
+        self._outbox.clear()
+        self.port.set_link(False)
+        for done, answers in self._asked.values():
+            answers.append({"error": HostError("the network's process ended").to_dict()})
+            done.set()
+        self._loop.at(self._loop.now + _RETRY, self._again)
+
+    def _again(self) -> None:
+        if self._closed or self._link is not None:
+            return
+        try:
+            self._link = self._join()
+        except RingzeroError:
+            self._loop.at(self._loop.now + 10 * _RETRY, self._again)
+            return
+        self._attach()
+
+    # ---- asking -----------------------------------------------------------
+
+    def _ask(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Ask the network's process; from any thread but the loop's. Raises what it raises."""
+        number, done, answers = next(self._numbers), threading.Event(), list[dict[str, Any]]()
+        self._asked[number] = done, answers
+        try:
+            self._loop.call(lambda: self._push(object_message({"id": number, **content})))
+            if self._link is None or not done.wait(_PATIENCE):
+                raise HostError(
+                    f"the network {self.config.network!r} does not answer",
+                    hint="its process is started again within a second",
+                )
+        finally:
+            del self._asked[number]
+        return _result(answers[0])
+
+    # ---- moving frames; on the loop's thread ------------------------------
+
+    def _begin_round(self, now: float) -> None:
+        """Time is nothing to a cable."""
+
+    def _round(self) -> float | None:
+        more = False
+        if self._woken:
+            self._woken = False
+            more = self.port.fetch(self._send, _BATCH)
+            self._woken |= more
+            self._deliver()
+        self._flush()
+        self._watch()
+        return self._loop.now if more else None
+
+    def _send(self, frame: Frame) -> None:
+        if self._link is None or len(self._outbox) + frame.size > _OUTBOX:
+            self.dropped += 1
+            return
+        for piece in frame_message(frame):
+            self._outbox += piece
+
+    def _push(self, data: bytes) -> None:
+        if self._link is not None:
+            self._outbox += data
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._link is None or not self._outbox:
+            return
+        try:
+            del self._outbox[: self._link.send(self._outbox)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._lose()
+
+    def _happened(self, events: int) -> None:
+        if events & WRITE:
+            self._flush()
+        if self._link is None or not events & (READ | GONE):
+            return
+        try:
+            data = self._link.recv(_READ)
+            messages = self._decoder.feed(data) if data else None
+        except BlockingIOError:
+            return
+        except (OSError, WireError):
+            messages = None
+        if messages is None:
+            self._lose()
+            return
+        for message in messages:
+            if isinstance(message, Frame):
+                self._inbox.append(message)
+            else:
+                self._answered(message)
+        self._deliver()
+
+    def _answered(self, message: dict[str, Any]) -> None:
+        asked = self._asked.get(message.get("id", 0))
+        if asked is not None:
+            asked[1].append(message)
+            asked[0].set()
+
+    def _deliver(self) -> None:
+        if self._inbox:
+            for _ in range(self.port.deliver(self._inbox)):
+                self._inbox.popleft()
+
+    def _watch(self) -> None:
+        """Read while the machine takes frames, and hear of room while bytes wait."""
+        if self._link is None:
+            return
+        interest = (READ if len(self._inbox) < _INBOX else 0) | (WRITE if self._outbox else 0)
+        if interest != self._interest:
+            self._interest = interest
+            self._loop.change(self._link, interest)
+
+
+def _result(message: dict[str, Any]) -> dict[str, Any]:
+    """Return what an answer says. Raises the error that it is."""
+    error, result = message.get("error"), message.get("result")
+    if isinstance(error, dict):
+        raise from_dict(error)
+    return result if isinstance(result, dict) else {}
+
+
+def inspect(place: NetworkDirectory) -> dict[str, Any]:
+    """Return what a network's process knows of its machines; nothing where it does not run."""
+    link = place.try_connect() if place.alive else None
+    if link is None:
+        return {"machines": []}
+    decoder = Decoder()
+    with contextlib.closing(link):
+        link.settimeout(_PATIENCE)
+        try:
+            link.sendall(object_message({"id": 1, "inspect": True}))
+            while True:
+                for message in decoder.feed(data := link.recv(_READ)):
+                    if isinstance(message, dict):
+                        return _result(message)
+                if not data:
+                    return {"machines": []}
+        except (OSError, WireError, ConflictError):
+            return {"machines": []}

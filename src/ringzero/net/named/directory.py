@@ -1,0 +1,294 @@
+"""The directories of networks by name: made, looked at and removed by any process.
+
+`RINGZERO_NETWORKS_DIR` holds one directory (mode 0700) for each network:
+
+    network.json   its description
+    leases.json    who had which address, by MAC address
+    lock           held by the network's process as long as it lives
+    socket         where machines join
+    network.log    what its process had to say
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ringzero
+from ringzero.errors import ConflictError, HostError, MissingFileError, NotFoundError, StateError
+from ringzero.host import ofdlock
+from ringzero.host.files import host_error, open_regular
+from ringzero.net.named.description import RESERVED, NamedNetwork
+from ringzero.plain import MisfitError, from_plain, to_plain
+from ringzero.records import replace
+from ringzero.settings import NETWORKS_DIR
+
+DESCRIPTION, LEASES, LOCK, SOCKET, LOG = (
+    *("network.json", "leases.json", "lock", "socket", "network.log"),
+)
+_LARGEST = 1 << 20
+# Where subnets are taken from that nobody named: what neither libvirt nor docker uses.
+_POOL = [f"10.{89 + n // 256}.{n % 256}.0/24" for n in range(512)]
+# How long a network's process may take to listen, in seconds; 0.2 where the host is idle.
+_PATIENCE, _PAUSE = 20.0, 0.02
+# -P: the current directory is no place to import from.
+_PROGRAM = (sys.executable, "-P", "-m", "ringzero.net.named")
+
+
+class NetworkDirectory:
+    """One network's directory, as any process may see it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+
+    def network(self) -> NamedNetwork:
+        """Return the description. Raises NotFoundError, StateError."""
+        data = _read(self.path / DESCRIPTION)
+        if data is None and not self.path.is_dir():
+            raise not_found(self.name)
+        try:
+            found: NamedNetwork = from_plain(NamedNetwork, data)
+        except MisfitError as fault:
+            raise StateError(
+                f"{self.path / DESCRIPTION} is not readable as a network's description",
+                hint=f"`ringzero network rm {self.name}` removes it",
+            ) from fault
+        return replace(found, name=self.name)
+
+    def leases(self) -> dict[str, dict[str, str]]:
+        """Return {"address", "name"} by MAC address."""
+        data = _read(self.path / LEASES) or {}
+        return {m: x for m, x in data.items() if isinstance(x, dict) and x.keys() >= {"address"}}
+
+    def write_leases(self, leases: dict[str, dict[str, str]]) -> None:
+        """Note the leases; a full disk is no reason not to go on."""
+        with contextlib.suppress(HostError):
+            _write(self.path / LEASES, leases)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the network's process runs."""
+        try:
+            return ofdlock.is_held(self.path / LOCK)
+        except (OSError, HostError):
+            return False
+
+    # ---- joining ----------------------------------------------------------
+
+    def connect(self) -> socket.socket:
+        """Return a connection, blocking, to the network's process, which is started if need be.
+
+        Raises NotFoundError, HostError.
+        """
+        deadline, started = time.monotonic() + _PATIENCE, 0.0
+        while True:
+            if not self.path.is_dir():
+                raise not_found(self.name)
+            link = self.try_connect()
+            if link is not None:
+                return link
+            now = time.monotonic()
+            if now > deadline:
+                raise HostError(
+                    f"the process of network {self.name!r} does not start",
+                    hint=f"see {self.path / LOG}",
+                )
+            if not self.alive and now - started > 1.0:
+                self.launch()
+                started = now
+            time.sleep(_PAUSE)
+
+    def try_connect(self) -> socket.socket | None:
+        """Return a connection to the network's process, or None where there is none."""
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        descriptor = -1
+        try:
+            descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            # However long the path: unix(7) has 107 bytes for it.
+            link.connect(f"/proc/self/fd/{descriptor}/{SOCKET}")
+        except OSError:
+            link.close()
+            return None
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        return link
+
+    def launch(self) -> None:
+        """Start the network's process; of several the first one stays. Raises HostError."""
+        import subprocess
+
+        environment = dict(os.environ)
+        roots = [str(Path(ringzero.__file__).parent.parent), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, roots))
+        try:
+            with (self.path / LOG).open("ab") as log:
+                # It forks at once; the child is nobody's.
+                subprocess.run(
+                    [*_PROGRAM, str(self.path)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    env=environment,
+                    check=False,
+                )
+        except OSError as fault:
+            raise host_error(fault, "start the process of", self.path) from fault
+
+    # ---- the end ----------------------------------------------------------
+
+    def remove(self) -> None:
+        """Remove a network that no machine is on.
+
+        Raises ConflictError, NotFoundError, HostError.
+        """
+        import shutil
+
+        if not self.path.is_dir():
+            raise not_found(self.name)
+        if self.alive:
+            raise ConflictError(
+                f"machines are on the network {self.name!r}",
+                hint=f"`ringzero network inspect {self.name}` names them",
+            )
+        try:
+            shutil.rmtree(self.path)
+        except OSError as fault:
+            raise host_error(fault, "remove", self.path) from fault
+
+
+def root() -> Path:
+    """Return the directory of all networks."""
+    return NETWORKS_DIR.get()
+
+
+def not_found(name: str) -> NotFoundError:
+    """Return the error for a name that no network has."""
+    known = ", ".join((*RESERVED, *(other.name for other in networks())))
+    return NotFoundError(
+        f"no network called {name!r}",
+        hint=f"`ringzero network create {name}` makes one; known: {known}",
+    )
+
+
+def find(name: str) -> NetworkDirectory:
+    """Return the directory of the network called `name`. Raises NotFoundError."""
+    found = NetworkDirectory(root() / name)
+    if "/" in name or name.startswith(".") or not found.path.is_dir():
+        raise not_found(name)
+    return found
+
+
+def networks() -> list[NetworkDirectory]:
+    """Return the directories of all networks, by name."""
+    try:
+        entries = sorted(root().iterdir())
+    except OSError:
+        return []
+    return [NetworkDirectory(entry) for entry in entries if entry.name[0] != "." and entry.is_dir()]
+
+
+def create(network: NamedNetwork) -> tuple[NetworkDirectory, list[str]]:
+    """Make a network; return it, and what one should know of its subnet.
+
+    Without a subnet it gets a free one. Raises ConfigError, ConflictError, HostError.
+    """
+    others = {other.name: subnet for other in networks() if (subnet := _subnet(other)) is not None}
+    routes = list(host_routes())
+    if not network.subnet:
+        taken = [*others.values(), *routes]
+        free = (t for t in _POOL if not any(ipaddress.IPv4Network(t).overlaps(x) for x in taken))
+        network = replace(network, subnet=next(free, _POOL[0]))
+    network.check()
+    own = ipaddress.IPv4Network(network.subnet)
+    for name, subnet in others.items():
+        if name != network.name and own.overlaps(subnet):
+            raise ConflictError(
+                f"subnet {own} overlaps {subnet} of the network {name!r}",
+                hint="give another one, or none: a free one is chosen",
+            )
+    notes = [
+        f"the host has a route to {route}: machines on {network.name!r} do not reach it"
+        for route in routes
+        if route.prefixlen and own.overlaps(route)
+    ]
+    place = NetworkDirectory(root() / network.name)
+    new = place.path.with_name(f".{network.name}.{os.getpid()}")
+    try:
+        new.mkdir(mode=0o700, parents=True)
+        (new / LOCK).touch(0o600)
+        _write(new / DESCRIPTION, to_plain(network))
+        # Refused where the name is taken: a directory with files in it is not replaced.
+        new.rename(place.path)
+    except OSError as fault:
+        _discard(new)
+        if place.path.exists():
+            raise ConflictError(
+                f"there is a network {network.name!r} already",
+                hint=f"`ringzero network inspect {network.name}` describes it",
+            ) from None
+        raise host_error(fault, "create", place.path) from fault
+    return place, notes
+
+
+def host_routes() -> Iterator[ipaddress.IPv4Network]:
+    """Yield where this host has routes to, the default route left out (proc_net_route)."""
+    try:
+        lines = Path("/proc/net/route").read_text().splitlines()[1:]
+    except OSError:
+        return
+    for line in lines:
+        words = line.split()
+        try:
+            # Both in the byte order of the host.
+            address, mask = (struct.pack("=I", int(words[n], 16)) for n in (1, 7))
+            route = ipaddress.IPv4Network((address, str(ipaddress.IPv4Address(mask))))
+        except (ValueError, IndexError):
+            continue
+        if route.prefixlen:
+            yield route
+
+
+def _subnet(place: NetworkDirectory) -> ipaddress.IPv4Network | None:
+    with contextlib.suppress(NotFoundError, StateError, ValueError):
+        return ipaddress.IPv4Network(place.network().subnet)
+    return None
+
+
+def _discard(path: Path) -> None:
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            data = json.loads(file.read(_LARGEST))
+    except (OSError, HostError, MissingFileError, ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _write(path: Path, data: object) -> None:
+    """Replace a file: readers see the old one or the new one. Raises HostError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.touch(0o600)
+        temporary.write_text(json.dumps(data) + "\n")
+        temporary.replace(path)
+    except OSError as fault:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise host_error(fault, "write", path) from fault
