@@ -112,6 +112,7 @@ PRINTING = {
     "disk": ["disk", "info", "DISK"],
     "engine": ["engine", "status"],
     "image": ["image", "ls", "--json"],
+    "network": ["network", "ls"],
     "snapshot": ["snapshot", "ls", "--json"],
     "stats": ["stats", "--json"],
     **{f"{name} --help": [name, "--help"] for name in VERBS.names()},

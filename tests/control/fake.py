@@ -40,6 +40,10 @@ class FakeNets:
         self.forwards += made
         return made
 
+    def connect(self, config, number=None):
+        self.connected = config.network
+        return number or 0
+
     def unpublish(self, text):
         gone = [forward for forward in self.forwards if str(forward.port) == text]
         self.forwards = [forward for forward in self.forwards if forward not in gone]

@@ -80,6 +80,12 @@ def test_every_action_through_a_door(watch, tmp_path, monkeypatch):
     made = post("publish", ports="127.0.0.1:8080:80/udp")
     assert made == [{"address": "127.0.0.1", "port": 8080, "guest_port": 80, "protocol": "udp"}]
     assert post("ports") == made == post("unpublish", ports="8080")
+    assert post("connect", network="none") == 0
+    assert post("disconnect") is None
+    monkeypatch.setenv("RINGZERO_NETWORKS_DIR", str(tmp_path / "networks"))
+    assert post("create_network", name="lan", subnet="10.77.0.0/24")["gateway"] == "10.77.0.1"
+    assert [network["machines"] for network in post("networks")] == [[]]
+    assert post("remove_network", name="lan") is None
     assert post("exec", words=["sh", "-c", "exit 3"]) == {"status": 3}
     assert post("fork", name="copy") == ["copy"]
     causes("fork", "copy")

@@ -106,7 +106,8 @@ class Nets:
                     hint="interfaces are given at its start: --net NETWORK for each",
                 )
             old = backends[number].config
-            new = replace(config, mac=old.mac, mtu=old.mtu)
+            name = self._parts.config.name if config.routed else ""
+            new = replace(config, mac=old.mac, mtu=old.mtu, hostname=name)
             backends[number].connect(new)
             self._note(number, new)
         return number

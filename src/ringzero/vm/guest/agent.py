@@ -338,6 +338,8 @@ class Agent:
             case Adopted():
                 # A guest that was copied before it had opened the port is not waited for.
                 self._adoptions = max(0, self._adoptions - 1)
+                # Commands that run already want the network, too.
+                self.channels.send(SIGNAL, protocol.NETWORK)
                 self._schedule()
             case Ready() | Exited() | Nonsense():
                 self.faults += 1

@@ -28,6 +28,7 @@ Lines of the signal port:
 
     NAME ID             send the signal NAME to the process group of a command
     slot N              take commands from slot N, too
+    network             ask for IP addresses where interfaces have other MAC addresses now
     poweroff
 
 Control lines of the guest:
@@ -225,6 +226,7 @@ def slot_line(number: int) -> bytes:
 
 
 POWEROFF = b"poweroff\n"
+NETWORK = b"network\n"
 
 
 # ---- lines of the guest -----------------------------------------------------

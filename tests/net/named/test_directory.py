@@ -1,0 +1,97 @@
+"""Networks by name as directories: made, refused, listed, removed."""
+
+import ipaddress
+
+import pytest
+
+from ringzero.errors import ConfigError, ConflictError, NotFoundError, StateError
+from ringzero.net.named import directory
+from ringzero.net.named.description import RESERVED, NamedNetwork
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("RINGZERO_NETWORKS_DIR", str(tmp_path / "networks"))
+    monkeypatch.setattr(directory, "host_routes", lambda: iter(()))
+    return tmp_path / "networks"
+
+
+def test_life():
+    made, notes = directory.create(NamedNetwork("lan"))
+    assert not notes and not made.alive
+    assert directory.find("lan").network().subnet == "10.89.0.0/24"
+    assert [place.name for place in directory.networks()] == ["lan"]
+    made.write_leases({"02:00:00:00:00:01": {"address": "10.89.0.9", "name": "a"}})
+    assert made.leases()["02:00:00:00:00:01"]["address"] == "10.89.0.9"
+    made.remove()
+    assert directory.networks() == []
+    with pytest.raises(NotFoundError):
+        made.remove()
+
+
+def test_subnets_do_not_overlap(monkeypatch):
+    route = ipaddress.IPv4Network("10.89.0.0/24")
+    monkeypatch.setattr(directory, "host_routes", lambda: iter([route]))
+    one, _ = directory.create(NamedNetwork("one"))
+    two, _ = directory.create(NamedNetwork("two"))
+    assert [p.network().subnet for p in (one, two)] == ["10.89.1.0/24", "10.89.2.0/24"]
+    with pytest.raises(ConflictError, match=r"overlaps 10\.89\.1\.0/24 of the network 'one'"):
+        directory.create(NamedNetwork("three", subnet="10.89.0.0/16"))
+    _, notes = directory.create(NamedNetwork("four", subnet="10.89.0.0/25"))
+    assert "the host has a route to 10.89.0.0/24" in notes[0]
+
+
+def test_a_name_is_taken_once():
+    directory.create(NamedNetwork("lan", subnet="10.1.0.0/24"))
+    with pytest.raises(ConflictError, match="already"):
+        directory.create(NamedNetwork("lan", subnet="10.2.0.0/24"))
+    assert len(directory.networks()) == 1
+
+
+@pytest.mark.parametrize("name", [*RESERVED, "", "../x", "a b", ".hidden", "x" * 64])
+def test_names_that_cannot_be(name, place):
+    with pytest.raises(ConfigError, match="cannot be called"):
+        directory.create(NamedNetwork(name))
+    with pytest.raises(NotFoundError):
+        directory.find(name or "..")
+    assert not place.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"mode": "bridge"}, "no kind of network"),
+        ({"subnet": "10.0.0.1/24"}, "host bits set"),
+        ({"subnet": "fd00::/64"}, "subnet"),
+        ({"subnet": "10.0.0.0/30"}, "a /8 to a /29"),
+        ({"first": "10.9.0.1"}, "none of the machines' addresses"),
+        ({"first": "x"}, "DHCP range"),
+        ({"first": "10.89.0.9", "last": "10.89.0.8"}, "is empty"),
+        ({"fixed": {"01:00:00:00:00:00": "10.89.0.9"}}, "no MAC address"),
+        ({"fixed": {"02:00:00:00:00:00": "10.89.0.1"}}, "none of the machines' addresses"),
+        (
+            {"fixed": {f"02:00:00:00:00:0{n}": "10.89.0.9" for n in (1, 2)}},
+            "is the lease of 02:00:00:00:00:01 and of 02:00:00:00:00:02",
+        ),
+        ({"allow": ("a:b",)}, "no place is called"),
+    ],
+)
+def test_faults(fields, fault):
+    with pytest.raises(ConfigError, match=fault):
+        directory.create(NamedNetwork("lan", **fields))
+    assert directory.networks() == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": 1}', '{"name": "lan", "mac": 2}'])
+def test_a_description_that_is_none(text):
+    made, _ = directory.create(NamedNetwork("lan"))
+    (made.path / directory.DESCRIPTION).write_text(text)
+    with pytest.raises(StateError, match="is not readable as"):
+        made.network()
+    (made.path / directory.LEASES).write_text(text)
+    assert made.leases() == {}
+    made.remove()
+
+
+def test_host_routes_are_read():
+    assert all(route.prefixlen for route in directory.host_routes())

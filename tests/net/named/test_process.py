@@ -1,0 +1,215 @@
+"""A network's process and its machines' ends, without guests: joining, leases, ports, frames."""
+
+import os
+import signal
+import socket
+import time
+
+import pytest
+
+from ringzero.config.devices.net import NetConfig
+from ringzero.config.ports import Forward
+from ringzero.core.frames import Frame
+from ringzero.errors import ConfigError, ConflictError, NotFoundError
+from ringzero.net.named import client, directory
+from ringzero.net.named.client import NamedEnd
+from ringzero.net.named.description import NamedNetwork
+from ringzero.net.named.wire import Decoder, object_message
+
+
+class Port:
+    """A machine's interface that keeps what it gets."""
+
+    def __init__(self):
+        self.waiting, self.got, self.up = [], [], None
+
+    def fetch(self, handle, limit):
+        while self.waiting:
+            handle(Frame(self.waiting.pop(0)))
+        return False
+
+    def deliver(self, frames):
+        self.got += [frame.data() for frame in frames]
+        return len(frames)
+
+    def set_link(self, up):
+        self.up = up
+
+
+@pytest.fixture
+def lan(tmp_path, monkeypatch):
+    monkeypatch.setenv("RINGZERO_NETWORKS_DIR", str(tmp_path))
+    place, _ = directory.create(
+        NamedNetwork("lan", subnet="10.78.0.0/24", fixed={mac(7): "10.78.0.77"})
+    )
+    yield place
+    for pid in pids(place):
+        os.kill(pid, signal.SIGTERM)
+    until(lambda: not place.alive)
+
+
+def mac(number):
+    return f"02:00:00:00:00:{number:02x}"
+
+
+def until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "in vain"
+        time.sleep(0.01)
+
+
+def ask(place, data):
+    """Send bytes to the process, and return the first answer, or what ended it."""
+    link = place.try_connect()
+    if link is None:
+        return None
+    with link:
+        link.settimeout(10)
+        link.sendall(data)
+        link.shutdown(socket.SHUT_WR)
+        decoder = Decoder()
+        while True:
+            try:
+                got = link.recv(65536)
+            except ConnectionResetError:
+                return b""
+            found = decoder.feed(got)
+            if found or not got:
+                return found[0] if found else b""
+
+
+@pytest.fixture
+def join(lan):
+    ends = []
+
+    def join(number, name, **fields):
+        end = NamedEnd(NetConfig("lan", mac=mac(number), hostname=name, **fields))
+        end.port = Port()
+        end.start()
+        ends.append(end)
+        until(lambda: end.port.up)
+        return end
+
+    def leave(end):
+        ends.remove(end)
+        end.close()
+
+    join.leave = leave
+    yield join
+    for end in ends:
+        end.close()
+
+
+def arp(number, address, target):
+    head = b"\xff" * 6 + bytes.fromhex(mac(number).replace(":", "")) + b"\x08\x06"
+    body = b"\0\1\x08\0\6\4\0\1" + head[6:12] + socket.inet_aton(address) + bytes(6)
+    return head + body + socket.inet_aton(target)
+
+
+def test_machines_join_and_leave(lan, join):
+    one, two = join(1, "one"), join(2, "two")
+    fixed = join(7, "seven")
+    assert (one.address, two.address, fixed.address) == ("10.78.0.3", "10.78.0.4", "10.78.0.77")
+    assert [m["name"] for m in client.inspect(lan)["machines"]] == ["one", "two", "seven"]
+    join.leave(two)
+    until(lambda: len(client.inspect(lan)["machines"]) == 2)
+    # It has its name still, and so the address.
+    assert join(9, "two").address == "10.78.0.4"
+    with pytest.raises(ConflictError, match="has the MAC address"):
+        NamedEnd(NetConfig("lan", mac=mac(1), hostname="other"))
+
+
+def test_frames_go_to_whom_they_are_meant_for(lan, join):
+    one, two = join(1, "one"), join(2, "two")
+    frame = arp(1, one.address, two.address)
+    one.port.waiting.append(frame)
+    one.wake()
+    until(lambda: frame in two.port.got)
+    # Of what is not its own a machine says nothing.
+    one.port.waiting += [arp(1, two.address, "10.78.0.1"), arp(3, one.address, "10.78.0.1")]
+    one.wake()
+    until(lambda: client.inspect(lan)["machines"][0]["refused"] == 2)
+    # The router answers.
+    one.port.waiting.append(arp(1, one.address, "10.78.0.1"))
+    one.wake()
+    until(lambda: any(data[20:22] == b"\0\2" for data in one.port.got))
+
+
+def test_ports(lan, join):
+    one, two = join(1, "one", ports=(Forward(0, 80),)), join(2, "two")
+    (made,) = one.forwards()
+    assert made.port and made.guest == ""
+    with pytest.raises(ConflictError, match="is taken"):
+        two.forward(Forward(made.port, 80))
+    with pytest.raises(ConflictError):
+        NamedEnd(NetConfig("lan", mac=mac(3), hostname="x", ports=(Forward(made.port, 1),)))
+    assert len(client.inspect(lan)["machines"]) == 2
+    one.unforward(made)
+    assert one.forwards() == []
+    with pytest.raises(NotFoundError):
+        one.unforward(made)
+    again = two.forward(Forward(made.port, 81, protocol="udp"))
+    assert again.port == made.port
+
+
+def test_a_process_that_is_killed_is_another_soon(lan, join):
+    one, two = join(1, "one", ports=(Forward(0, 80),)), join(2, "two")
+    before = one.forwards(), one.address, two.address
+    for pid in pids(lan):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: one.port.up is False or not lan.alive)
+    until(lambda: len(client.inspect(lan)["machines"]) == 2)
+    until(lambda: one.port.up and two.port.up)
+    assert (one.forwards(), one.address, two.address) == before
+    one.port.waiting.append(frame := arp(1, one.address, two.address))
+    one.wake()
+    until(lambda: frame in two.port.got)
+
+
+def pids(place):
+    """Return who is the process of a network."""
+    entries = [entry for entry in os.listdir("/proc") if entry.isdecimal()]
+    return [int(entry) for entry in entries if os.fsencode(place.path) in _words(entry)]
+
+
+def _words(entry):
+    try:
+        with open(f"/proc/{entry}/cmdline", "rb") as file:  # noqa: PTH123
+            return file.read().split(b"\0")
+    except OSError:
+        return []
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"join": {}},
+        {"join": {"name": "x/y", "mac": mac(1)}},
+        {"join": {"name": "x", "mac": "01:00:00:00:00:00"}},
+        {"join": {"name": "x", "mac": 7}},
+        {"join": {"name": "x", "mac": mac(1), "ports": [3]}},
+        {"join": 3},
+        {"forward": {"port": "x"}},
+        {"unforward": None},
+        {"what": 1},
+        {},
+    ],
+)
+def test_requests_that_make_no_sense(lan, join, message):
+    join(5, "five")
+    answer = ask(lan, object_message({"id": 3, **message}))
+    assert answer["id"] == 3 and "error" in answer
+    assert len(client.inspect(lan)["machines"]) == 1
+
+
+def test_bytes_that_make_no_sense_end_the_conversation(lan, join):
+    join(5, "five")
+    assert ask(lan, b"\xff" * 20) == b""
+    assert len(client.inspect(lan)["machines"]) == 1
+
+
+@pytest.mark.parametrize("fields", [{"target": "x"}, {"listen": True}, {"host": False}])
+def test_what_is_not_for_networks_by_name(lan, fields):
+    with pytest.raises(ConfigError):
+        NamedEnd(NetConfig("lan", mac=mac(1), **fields))
