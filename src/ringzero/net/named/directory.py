@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ringzero
 from ringzero.errors import ConflictError, HostError, MissingFileError, NotFoundError, StateError
 from ringzero.host import ofdlock
 from ringzero.host.files import host_error, open_regular
@@ -129,7 +128,7 @@ class NetworkDirectory:
         import subprocess
 
         environment = dict(os.environ)
-        roots = [str(Path(ringzero.__file__).parent.parent), environment.get("PYTHONPATH", "")]
+        roots = [str(Path(__file__).parents[3]), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, roots))
         try:
             with (self.path / LOG).open("ab") as log:
