@@ -125,7 +125,7 @@ def test_sockets_and_network_reach_the_machine(machines, tmp_path):
 
 def test_a_network_that_is_none(machines, capfd):
     assert main(["run", "--net", "wifi", "--", "true"]) == 3
-    assert "known: none, socket" in capfd.readouterr().err and not machines
+    assert "known: user, none, socket" in capfd.readouterr().err and not machines
 
 
 def test_writable_disks_are_written_before_the_end(machines, tmp_path):

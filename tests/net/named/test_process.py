@@ -209,6 +209,17 @@ def test_bytes_that_make_no_sense_end_the_conversation(lan, join):
     assert len(client.inspect(lan)["machines"]) == 1
 
 
+def test_a_network_is_removed_when_nobody_is_on_it(lan, join):
+    one = join(1, "one")
+    with pytest.raises(ConflictError, match="machines are on"):
+        client.remove(lan)
+    assert lan.alive
+    join.leave(one)
+    until(lambda: not client.inspect(lan)["machines"])
+    client.remove(lan)
+    assert not lan.path.exists()
+
+
 @pytest.mark.parametrize("fields", [{"target": "x"}, {"listen": True}, {"host": False}])
 def test_what_is_not_for_networks_by_name(lan, fields):
     with pytest.raises(ConfigError):

@@ -292,9 +292,9 @@ def create_network(
 
 @handles("remove_network")
 def remove_network(where: Path, name: str) -> None:
-    from ringzero.net.named import directory as places
+    from ringzero.net.named import client, directory
 
-    places.find(name).remove()
+    client.remove(directory.find(name))
 
 
 def _network_summary(place: NetworkDirectory) -> NetworkSummary:

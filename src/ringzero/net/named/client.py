@@ -6,13 +6,14 @@ import contextlib
 import itertools
 import socket
 import threading
+import time
 from collections import deque
 from typing import Any
 
 from ringzero.config.devices.net import NetConfig
 from ringzero.config.ports import Forward
 from ringzero.core.frames import Frame
-from ringzero.errors import ConfigError, ConflictError, HostError, RingzeroError, from_dict
+from ringzero.errors import ConfigError, HostError, RingzeroError, from_dict
 from ringzero.net.contract import Network
 from ringzero.net.named.directory import NetworkDirectory, find
 from ringzero.net.named.wire import Decoder, WireError, frame_message, object_message
@@ -25,6 +26,8 @@ _BATCH = 64
 _OUTBOX = 4 << 20
 # How long an answer may take, in seconds; and between two tries to join again.
 _PATIENCE, _RETRY = 10.0, 0.1
+# How long a process that was asked to end may take, in seconds.
+_END = 3.0
 # Frames for the guest that wait before nothing more is read.
 _INBOX = 256
 
@@ -275,19 +278,36 @@ def _result(message: dict[str, Any]) -> dict[str, Any]:
 
 def inspect(place: NetworkDirectory) -> dict[str, Any]:
     """Return what a network's process knows of its machines; nothing where it does not run."""
+    return {"machines": [], **_ask_once(place, {"inspect": True})}
+
+
+def remove(place: NetworkDirectory) -> None:
+    """Remove a network that no machine is on; its process, if it is there still, ends first.
+
+    Raises ConflictError, NotFoundError, HostError.
+    """
+    _ask_once(place, {"end": True})
+    deadline = time.monotonic() + _END
+    while place.alive and not inspect(place)["machines"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    place.remove()
+
+
+def _ask_once(place: NetworkDirectory, content: dict[str, Any]) -> dict[str, Any]:
+    """Ask a network's process that may not run; return its answer, or nothing."""
     link = place.try_connect() if place.alive else None
     if link is None:
-        return {"machines": []}
+        return {}
     decoder = Decoder()
     with contextlib.closing(link):
         link.settimeout(_PATIENCE)
         try:
-            link.sendall(object_message({"id": 1, "inspect": True}))
+            link.sendall(object_message({"id": 1, **content}))
             while True:
                 for message in decoder.feed(data := link.recv(_READ)):
                     if isinstance(message, dict):
                         return _result(message)
                 if not data:
-                    return {"machines": []}
-        except (OSError, WireError, ConflictError):
-            return {"machines": []}
+                    return {}
+        except (OSError, WireError):
+            return {}

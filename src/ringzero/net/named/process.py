@@ -232,6 +232,10 @@ class Server:
                 case {"unforward": forward}:
                     self._unforward(member, _forward(forward))
                     found = {}
+                case {"end": _}:
+                    # What is answered goes out before the loop ends.
+                    self._end_if_alone()
+                    found = {}
                 case {"inspect": _}:
                     found = self._inspect()
                 case _:
