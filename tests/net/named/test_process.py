@@ -23,7 +23,7 @@ class Port:
     def __init__(self):
         self.waiting, self.got, self.up = [], [], None
 
-    def fetch(self, handle, limit):
+    def fetch(self, handle, limit, *, coalesce=False):
         while self.waiting:
             handle(Frame(self.waiting.pop(0)))
         return False

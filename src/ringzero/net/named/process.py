@@ -63,12 +63,15 @@ class Uplink:
         self._frames.append(frame)
         self._network.wake()
 
-    def fetch(self, handle: Callable[[Frame], None], limit: int) -> bool:
+    def fetch(self, handle: Callable[[Frame], None], limit: int, *, coalesce: bool = False) -> bool:
         """As `Port.fetch`."""
         while self._frames and limit > 0:
             handle(self._frames.popleft())
             limit -= 1
         return bool(self._frames)
+
+    def settle(self) -> None:
+        """As `Port.settle`; nothing is put off here."""
 
     def deliver(self, frames: Sequence[Frame]) -> int:
         """As `Port.deliver`; the switch takes all."""
