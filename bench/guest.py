@@ -2,6 +2,7 @@
 
     python bench/guest.py                    all rows
     python bench/guest.py start sort         rows whose name contains one of the words
+    python bench/guest.py plain              those of the plain command line
     python bench/guest.py --json out.json --compare before.json
 
 Both sides boot the same kernel, initrd and command line and run the same work,
@@ -9,7 +10,9 @@ in turn, on one CPU; the best of `--rounds` runs counts. "start" rows
 go from the start of the process to the end of `true` in the guest: warm with what
 earlier runs left in the cache, cold without the kept translations and the unpacked kernel (the
 engine itself stays compiled). QEMU is told the TSC's frequency, as ringzero tells its guest.
-"peak memory" is that of the host process over all programs, without the guest's RAM.
+Programs run twice: with the default image's command line, and as "plain ..." with one that
+switches nothing off, as a user's own guest has it. "peak memory" is that of the host process
+over all programs, without the guest's RAM.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from ringzero.config.machine import MachineConfig  # noqa: E402 - after the path
 from ringzero.errors import GuestError, RingzeroError  # noqa: E402
 from ringzero.host.progress import Progress  # noqa: E402
 from ringzero.image.micro import MICRO, BootFiles, ensure  # noqa: E402
+from ringzero.records import replace  # noqa: E402
 from ringzero.settings import CACHE_DIR  # noqa: E402
 from ringzero.units import MIB  # noqa: E402
 
@@ -47,6 +51,17 @@ PEAK_ROW = "peak memory"
 PATIENCE = 60
 # What a cold start may still find in the cache: it is no trace of an earlier guest.
 KEPT_WHEN_COLD = ("images", "engine", "objects")
+
+# What the programs need beyond the tests' image.
+IMAGE = replace(
+    guests.TOOLS,
+    name="bench",
+    packages=(*guests.TOOLS.packages, "bzip2", "zstd", "tcc", "libc6-dev", "luajit", "git"),
+)
+# Rows by their prefix, and the command line of their guests; None is the image's own.
+PLAIN = "plain "
+COMMAND_LINES = {"": None, PLAIN: "console=ttyS0 quiet panic=-1 reboot=a ringzero.agent"}
+MERSENNE = f"{(1 << 1279) - 1:X}"
 
 # Each prints something, which both sides must print alike.
 PROGRAMS = {
@@ -74,15 +89,43 @@ PROGRAMS = {
     "sort": "seq 200000 | rev | LC_ALL=C sort | md5sum",
     "shell forks": "i=0; while [ $i -lt 100 ]; do /usr/bin/true; i=$((i + 1)); done; echo $i",
     "dpkg": "for i in 1 2 3 4 5; do dpkg -l; done | md5sum",
+    "openssl prime": f"openssl prime -checks 40 -hex {MERSENNE} | md5sum",
+    "openssl sha512": "head -c 30000000 /dev/zero | openssl sha512 -r",
+    "bzip2": "seq 100000 | bzip2 | md5sum",
+    "zstd": "seq 400000 | zstd -6 -q -c | md5sum",
+    "compiler": (
+        """seq 8000 | awk '{ print "int f" $1 "(int a, int b) { int i, s = a;","""
+        """ "for (i = 0; i < b; i++) s = s * " $1 " + (i ^ a); return s; }" }' > /tmp/f.c;"""
+        " tcc -c -o /tmp/f.o /tmp/f.c; md5sum < /tmp/f.o"
+    ),
+    "luajit": (
+        "luajit -e 'local t = {} for i = 1, 2000000 do t[i % 1000] = (t[i % 1000] or 0) + i % 7 end"
+        " print(t[13])'"
+    ),
+    "git": (
+        "rm -rf /tmp/r; git init -q /tmp/r; cd /tmp/r; cp -r /usr/share/perl5 .; git add .;"
+        " export GIT_AUTHOR_DATE='2020-01-01T00:00Z' GIT_COMMITTER_DATE='2020-01-01T00:00Z';"
+        " git -c user.name=n -c user.email=e commit -qm m; git gc -q; git rev-parse HEAD"
+    ),
+    "find": "for i in 1 2 3; do find /usr -type f; done | sort | md5sum",
+    "system calls": "perl -e 'getppid for 1 .. 300000; print 1'",
+    "page faults": "perl -e 'for (1 .. 4) { my $s = q(x) x 60000000; print length $s }'",
+    "forks": "perl -e 'for (1 .. 300) { fork or exit; wait } print 1'",
+    "pipes": (
+        "perl -e 'pipe A, B; pipe C, D; if (!fork) { for (1 .. 8000) { sysread A, $x, 1;"
+        " syswrite D, q(x) } exit } for (1 .. 8000) { syswrite B, q(x); sysread C, $x, 1 } print 1'"
+    ),
 }
 
 
-def config(image: BootFiles, memory: int = MEMORY) -> MachineConfig:
-    """Return the machine that both sides run."""
+def config(
+    image: BootFiles, memory: int = MEMORY, command_line: str | None = None
+) -> MachineConfig:
+    """Return the machine that both sides run; `command_line` is by default the image's."""
     return MachineConfig.create(
         kernel=image.kernel,
         initrd=image.initrd,
-        command_line=image.command_line,
+        command_line=command_line or image.command_line,
         memory=memory,
         agent=True,
     )
@@ -161,18 +204,18 @@ def bench_starts(chosen: list[str], rounds: int) -> dict[str, dict[str, float]]:
     return rows
 
 
-def bench_programs(chosen: list[str], rounds: int) -> dict[str, dict[str, float]]:
-    """Return the rows about programs, and that about memory.
+def bench_programs(prefix: str, chosen: list[str], rounds: int) -> dict[str, dict[str, float]]:
+    """Return the rows about programs, and that about memory, for one of COMMAND_LINES.
 
     Raises RuntimeError where the two print different things.
     """
-    names = [name for name in PROGRAMS if matches(name, chosen)]
+    names = [name for name in PROGRAMS if matches(prefix + name, chosen)]
     rows: dict[str, dict[str, float]] = {}
     if not names:
         return rows
-    image = ensure(guests.TOOLS, progress=Progress())
+    machine_of = config(ensure(IMAGE, progress=Progress()), MEMORY, COMMAND_LINES[prefix])
     with contextlib.ExitStack() as stack:
-        machines = {kind: stack.enter_context(guests.build(kind, config(image))) for kind in KINDS}
+        machines = {kind: stack.enter_context(guests.build(kind, machine_of)) for kind in KINDS}
         peaks = {
             kind: stack.enter_context(PeakMemory(process_of(machine), MEMORY))
             for kind, machine in machines.items()
@@ -181,16 +224,16 @@ def bench_programs(chosen: list[str], rounds: int) -> dict[str, dict[str, float]
             if not machine.agent.wait_ready(PATIENCE):
                 raise RuntimeError(f"{kind}: the guest did not come up")
         for name in names:
-            rows[name] = dict.fromkeys(KINDS, math.inf)
+            row = rows[prefix + name] = dict.fromkeys(KINDS, math.inf)
             printed = {}
             for _ in range(rounds):
                 for kind, machine in machines.items():
                     taken, printed[kind] = time_program(machine, kind, name)
-                    rows[name][kind] = min(rows[name][kind], taken)
+                    row[kind] = min(row[kind], taken)
             if printed["ringzero"] != printed["qemu"]:
                 raise RuntimeError(f"{name}: the guests print different things")
-            print(show(name, rows[name]), flush=True)
-    rows[PEAK_ROW] = {kind: peak.bytes / MIB for kind, peak in peaks.items()}
+            print(show(prefix + name, row), flush=True)
+    rows[prefix + PEAK_ROW] = {kind: peak.bytes / MIB for kind, peak in peaks.items()}
     return rows
 
 
@@ -207,9 +250,9 @@ def matches(name: str, words: list[str]) -> bool:
 
 def show(name: str, row: dict[str, float], before: dict[str, float] | None = None) -> str:
     """Return a row as text: both sides, how many times better ringzero is, the change."""
-    unit, digits = ("MiB", 0) if name == PEAK_ROW else ("s", 3)
+    unit, digits = ("MiB", 0) if name.endswith(PEAK_ROW) else ("s", 3)
     ours, theirs = row["ringzero"], row["qemu"]
-    line = f"{name:18}{ours:10.{digits}f}{theirs:10.{digits}f} {unit:3}{theirs / ours:6.2f}"
+    line = f"{name:22}{ours:10.{digits}f}{theirs:10.{digits}f} {unit:3}{theirs / ours:6.2f}"
     if before is not None:
         line += f"   before {before['ringzero']:.{digits}f} (x {ours / before['ringzero']:.2f})"
     return line
@@ -228,18 +271,24 @@ def main() -> int:
         return 0
     try:
         rows = bench_starts(options.words, options.rounds)
-        rows |= bench_programs(options.words, options.rounds)
+        for prefix in COMMAND_LINES:
+            rows |= bench_programs(prefix, options.words, options.rounds)
     except (RingzeroError, RuntimeError, subprocess.SubprocessError) as fault:
         print(f"bench/guest.py: {fault}", file=sys.stderr)
         return 1
     before = json.loads(options.compare.read_text()) if options.compare else {}
-    print(f"\n{'':18}{'ringzero':>10}{'QEMU':>10}{'ratio':>8}")
+    print(f"\n{'':22}{'ringzero':>10}{'QEMU':>10}{'ratio':>8}")
     for name, row in rows.items():
         print(show(name, row, before.get(name)))
-    programs = [row["qemu"] / row["ringzero"] for name, row in rows.items() if name in PROGRAMS]
-    if programs:
-        mean = math.exp(sum(map(math.log, programs)) / len(programs))
-        print(f"geometric mean of {len(programs)} programs: {mean:.2f} of QEMU's speed")
+    for prefix in COMMAND_LINES:
+        ratios = [
+            row["qemu"] / row["ringzero"]
+            for name, row in rows.items()
+            if name in {prefix + program for program in PROGRAMS}
+        ]
+        if ratios:
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            print(f"{prefix}geometric mean of {len(ratios)} programs: {mean:.2f} of QEMU's speed")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0

@@ -9,6 +9,7 @@ import pytest
 
 import ringzero
 from ringzero.core.memory import GuestMemory
+from ringzero.engine.soft import translations
 from ringzero.engine.soft.translations import _HEADER, _places
 from ringzero.errors import HostError
 
@@ -123,6 +124,18 @@ def test_full_region(saved, place, image, native):
     assert place.read_bytes() != data
     assert loads(native)
     assert boot(image)[0].splitlines()[:3] == output.splitlines()[:3]
+
+
+def test_a_run_that_fills_too_much_leaves_what_it_had_early(place, image, native, monkeypatch):
+    monkeypatch.setattr(translations, "EARLY", 0.02)
+    monkeypatch.setattr(translations, "LARGEST", 0.05)
+    output, _, _ = boot(image)
+    first = place.read_bytes()
+    assert loads(native)
+    # The next run takes its pages from there, and does not replace them with too much.
+    again, adopted, _ = boot(image)
+    assert again.splitlines()[:3] == output.splitlines()[:3] and adopted > 20
+    assert not place.exists() or place.read_bytes() == first
 
 
 def test_a_page_outside_the_records(saved, place, native):

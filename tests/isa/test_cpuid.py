@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from ringzero.errors import InvalidValueError
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86 import cpuid
-from ringzero.isa.x86.cpuid import ALWAYS_EMULATED, AMD, FEATURES, INTEL, MODELS, CpuidLeaf
+from ringzero.isa.x86.cpuid import (
+    ALWAYS_EMULATED,
+    AMD,
+    FEATURES,
+    IMMUNITIES,
+    INTEL,
+    MODELS,
+    CpuidLeaf,
+)
 from tests.isa.guest import DATA, Guest
 
 MODEL = "x86-64-v2"
@@ -39,6 +47,16 @@ def test_the_model_keeps_the_promise_of_its_name():
     assert cpuid.features_of(build()) >= V2
     for name, (function, register, bit) in LINUX_BITS.items():
         assert getattr(leaf(build(), function), register) >> bit & 1, name
+
+
+def test_the_engine_that_is_the_processor_claims_what_it_is_immune_to():
+    """Only there, and only for the model that makes no promise for every host."""
+    assert cpuid.features_of(build()) >= IMMUNITIES
+    assert not cpuid.features_of(build(supported=build())) & IMMUNITIES
+    for name in ("intel", "amd"):
+        assert (
+            not cpuid.features_of(cpuid.build(f"{MODEL}-{name}", vcpus=1, tsc_hz=TSC)) & IMMUNITIES
+        )
 
 
 def test_no_two_features_share_a_bit():

@@ -28,7 +28,8 @@ NOT_CANONICAL = 1 << 47
 def with_msrs(guest, **values):
     numbers = {
         "star": msrs.IA32_STAR, "lstar": msrs.IA32_LSTAR, "fmask": msrs.IA32_FMASK,
-        "cs": msrs.IA32_SYSENTER_CS, "esp": msrs.IA32_SYSENTER_ESP, "eip": msrs.IA32_SYSENTER_EIP,
+        "cstar": msrs.IA32_CSTAR, "cs": msrs.IA32_SYSENTER_CS,
+        "esp": msrs.IA32_SYSENTER_ESP, "eip": msrs.IA32_SYSENTER_EIP,
         "kernel_gs": msrs.IA32_KERNEL_GS_BASE,
     }  # fmt: skip
     known = dict(guest.state.msrs)
@@ -141,3 +142,29 @@ def test_swapgs(kernel):
     assert end.cpu.seg[x86.GS].base == 0x1234 and end.cpu.kernel_gs_base == 0x5678
     kernel.become_user()
     assert kernel.run("swapgs").vector == 13
+
+
+# --- what AMD's processors do otherwise ---
+
+COMPATIBILITY_CS = 0x20 | 3
+
+
+@pytest.fixture
+def amd(user):
+    user.vcpu.cpu.is_amd = 1
+    return user
+
+
+def test_amds_syscall_from_compatibility_mode_goes_to_cstar(amd):
+    amd.write(CODE + 0x100, b"\xf4")
+    with_msrs(amd, star=STAR, lstar=CODE, cstar=CODE + 0x100, fmask=x86.DF)
+    amd.state = replace(amd.state, cs=Segment(COMPATIBILITY_CS, 0, 0xFFFFFFFF, 0xCFB))
+    end = amd.run("syscall", mode=32)
+    assert end.vector is None and end.cpu.rip == CODE + 0x101
+    assert end.reg(x86.RCX) == USER_CODE + 2
+    assert end.cpu.mode == x86.MODE_64 and end.cpu.cpl == 0
+
+
+def test_amds_sysenter_does_not_exist_in_long_mode(amd):
+    with_msrs(amd, cs=0x08, esp=KERNEL_STACK, eip=CODE)
+    assert amd.run("sysenter").vector == 6

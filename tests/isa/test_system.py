@@ -7,6 +7,7 @@ import pytest
 
 from ringzero.engine.x86 import MsrRead, MsrWrite, PortRead, PortWrite
 from ringzero.isa.x86 import cpu as x86
+from ringzero.isa.x86 import cpuid as models
 from ringzero.isa.x86 import msrs
 from ringzero.isa.x86.cpuid import CpuidLeaf
 from tests.isa.guest import (
@@ -201,9 +202,22 @@ def test_cache_instructions(guest, code):
     assert guest.run(code).vector is None
 
 
-@pytest.mark.parametrize("code", ["ud2", b"\x0f\xb9\xc0", b"\x0f\xff\xc0", "vmcall"])
+@pytest.mark.parametrize("code", ["ud2", b"\x0f\xb9\xc0", b"\x0f\xff\xc0", "vmmcall"])
 def test_undefined(guest, code):
     assert guest.run(code).vector == 6
+
+
+@pytest.mark.parametrize(("vendor", "code"), [(models.INTEL, "vmcall"), (models.AMD, "vmmcall")])
+def test_the_vendors_hypercall_is_one_that_nobody_knows(vendor, code):
+    guest = with_model(vendor=vendor)
+    try:
+        end = guest.run(f"{code}; hlt", rax=9)
+        assert end.vector is None and end.reg(x86.RAX) == ALL_ONES - 999  # -KVM_ENOSYS
+        other = "vmcall" if code == "vmmcall" else "vmmcall"
+        assert guest.run(f"{other}; hlt").vector == 6
+    finally:
+        guest.close()
+        Guest.alive.remove(guest)
 
 
 # --- CPUID, time ---
@@ -488,6 +502,15 @@ def test_ltr_marks_the_tss_busy(guest):
     assert fault(guest.run("ltr ax", rax=0)) == GP0
 
 
+@pytest.mark.parametrize(("code", "access"), [("ltr ax", 0x89), ("lldt ax", 0x82)])
+def test_a_system_segment_has_a_canonical_base(guest, code, access):
+    guest.q(GDT + TSS_SELECTOR, segment_descriptor(TSS, 0x67, access))
+    guest.q(GDT + TSS_SELECTOR + 8, 0x8000)
+    assert fault(guest.run(code, rax=TSS_SELECTOR)) == (13, TSS_SELECTOR)
+    # A TSS that was refused is not busy.
+    assert guest.read_q(GDT + TSS_SELECTOR) >> 40 & 0xFF == access
+
+
 def test_null_stack_selector_needs_the_right_rpl(guest):
     assert guest.run("mov ss, eax; hlt", rax=0).vector is None
     assert fault(guest.run("mov ss, eax", rax=1)) == GP0
@@ -565,3 +588,155 @@ def test_fast_strings_are_on(guest):
     """Linux believes CPUID's ERMS only where IA32_MISC_ENABLE says so too."""
     end = guest.run("rdmsr; hlt", rcx=msrs.IA32_MISC_ENABLE)
     assert end.vector is None and end.reg(x86.RAX) & 1
+
+
+# --- speculation control ---
+
+
+def with_model(**options):
+    leaves = models.build("x86-64-v2", vcpus=1, tsc_hz=2_000_000_000, **options)
+    return Guest(cpuid=list(models.for_vcpu(leaves, 0)))
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "allowed"),
+    [(0x48, 0b111, True), (0x48, 1 << 10, True), (0x48, 8, False), (0x49, 1, True),
+     (0x49, 2, False), (0x10A, 1, False)],
+)  # fmt: skip
+def test_speculation_control_is_kept(number, value, allowed):
+    guest = with_model()
+    try:
+        code = "wrmsr; xor eax, eax; mov ecx, 0x48; rdmsr; hlt"
+        end = guest.run(code, rax=value, rcx=number, rdx=0)
+        assert (end.vector is None) == allowed
+        if allowed and number == 0x48:
+            assert end.reg(x86.RAX) == value
+    finally:
+        guest.close()
+        Guest.alive.remove(guest)
+
+
+def test_immunities_are_read_where_cpuid_offers_them():
+    for options, there in (({}, True), ({"vendor": models.INTEL, "supported": models.build(
+        "x86-64-v2", vcpus=1, tsc_hz=2_000_000_000)}, False)):  # fmt: skip
+        guest = with_model(**options)
+        try:
+            end = guest.run("rdmsr; hlt", rcx=0x10A)
+            # RDCL_NO.
+            assert (end.vector is None and end.reg(x86.RAX) & 1 == 1) == there
+        finally:
+            guest.close()
+            Guest.alive.remove(guest)
+
+
+# --- translations of several address spaces ---
+
+KEEP = 1 << 63
+
+
+def pcid_guest(guest):
+    guest.state = replace(guest.state, cr4=CR4 | x86.CR4_PCIDE)
+    guest.write(DATA, b"\x01")
+    guest.write(DATA + 0x1000, b"\x02")
+    return {"rsi": DATA, "rdi": PT + (DATA >> 12) * 8, "r8": PML4 | KEEP, "r9": PML4 | 1 | KEEP}
+
+
+# Reads the page in PCID 0, points its entry elsewhere in PCID 1, and reads again in PCID 0.
+CHANGE = """
+    mov al, [rsi]; mov cr3, r9; add qword ptr [rdi], 0x1000
+    {forget}
+    mov cr3, r8; mov bl, [rsi]; hlt
+"""
+
+
+@pytest.mark.parametrize(
+    ("forget", "seen"),
+    [
+        ("nop", 1),  # kept, as nothing was told of the change
+        ("invlpg [rsi]", 2),  # ours reach all spaces, as a global page's must
+        ("mov rax, cr4; xor rax, 0x80; mov cr4, rax", 2),
+        ("mov r8, rdx", 2),  # PCID 0 again, without the bit that keeps
+    ],
+)
+def test_a_pcid_keeps_its_translations_until_they_are_forgotten(guest, forget, seen):
+    registers = pcid_guest(guest)
+    end = guest.run(CHANGE.format(forget=forget), **registers, rdx=PML4)
+    assert end.vector is None and end.reg(x86.RBX) & 0xFF == seen
+
+
+@pytest.mark.parametrize(("kind", "pcid", "seen"), [(1, 0, 2), (1, 1, 1), (2, 0, 2), (3, 0, 2)])
+def test_invpcid_forgets_the_pcids_that_it_names(guest, kind, pcid, seen):
+    registers = pcid_guest(guest)
+    guest.write(DATA + 0x2000, pcid.to_bytes(8, "little") + bytes(8))
+    code = CHANGE.format(forget="invpcid rcx, [rdx]")
+    end = guest.run(code, **registers, rcx=kind, rdx=DATA + 0x2000)
+    assert end.vector is None and end.reg(x86.RBX) & 0xFF == seen
+
+
+def test_more_pcids_than_there_are_tables_for(guest):
+    registers = pcid_guest(guest)
+    turns = "; ".join(f"mov rax, {PML4 | n | KEEP}; mov cr3, rax; mov bl, [rsi]" for n in range(20))
+    end = guest.run(f"{turns}; mov cr3, r8; mov bl, [rsi]; hlt", **registers)
+    assert end.vector is None and end.reg(x86.RBX) & 0xFF == 1
+
+
+def test_code_written_in_another_address_space_is_dropped(guest):
+    """PCID 0 loses its write entry when PCID 1 translates the page, and its code when 1 writes."""
+    registers = pcid_guest(guest)
+    code = """
+        mov rcx, 4
+        mov cr3, r9
+    again:
+        mov byte ptr [rsi], 0xb0
+        mov byte ptr [rsi + 1], cl
+        mov byte ptr [rsi + 2], 0xc3
+        mov cr3, r8
+        call rsi
+        mov cr3, r9
+        call rsi
+        add bl, al
+        dec rcx
+        jnz again
+        hlt
+    """
+    end = guest.run(code, **{**registers, "rbx": 0})
+    assert end.vector is None and end.reg(x86.RBX) & 0xFF == 4 + 3 + 2 + 1
+
+
+# --- the soft TLB ---
+
+
+def test_a_miss_of_translated_code_needs_no_interpreter(guest):
+    """Each page of a walk misses once; only what crosses pages is interpreted."""
+    code = """
+    again:
+        mov rdi, rsi; mov rcx, 64
+    next:
+        mov rax, [rdi]; mov [rdi + 8], rax; lea rsp, [rdi + 0x100]; push rax; pop rbx
+        add rdi, 0x1000; dec rcx; jnz next
+        hlt
+    """
+    end = guest.run(code, rsi=DATA)
+    assert end.vector is None
+    assert end.cpu.count_tlb_misses >= 64
+    if guest.entry == "run_translator":
+        assert end.cpu.count_slow < 16
+
+
+def test_a_page_fault_of_translated_code_is_at_its_instruction(guest):
+    guest.q(PT + ((DATA + 0x3000) >> 12) * 8, 0)
+    code = "mov rcx, 8; next: mov rax, [rsi]; add rsi, 0x1000; dec rcx; jnz next; hlt"
+    end = guest.run(code, rsi=DATA)
+    assert fault(end) == (14, 0) and end.cpu.cr2 == DATA + 0x3000
+    assert end.saved["rip"] == CODE + 7 and end.reg(x86.RCX) == 5
+
+
+@pytest.mark.parametrize("register", ["rsp", "rbp"])
+def test_one_entry_cannot_serve_both_ends_of_an_instruction(guest, register):
+    """PUSH of memory whose page shares a TLB entry with the stack's goes on in the interpreter."""
+    guest.q(PML4 + 8, guest.read_q(PML4))
+    far = 1 << 39
+    code = f"mov {register}, rdi; mov rsp, rdi; mov rcx, 20; l: push qword ptr [rsi]; pop rax"
+    guest.write(DATA + 0x800, b"\x11" * 8)
+    end = guest.run(f"{code}; dec rcx; jnz l; hlt", rsi=DATA + 0x800, rdi=far + DATA + 0x100)
+    assert end.vector is None and end.reg(x86.RAX) == 0x1111_1111_1111_1111

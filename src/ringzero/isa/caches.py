@@ -13,9 +13,13 @@ from ringzero.native import Struct, field, pointer, staged, u32, u64
 PAGE_SHIFT = 12
 PAGE_MASK = (1 << PAGE_SHIFT) - 1
 
-# A soft TLB has this many entries; its index is taken from the page number.
-TLB_BITS = 10
+# A soft TLB has this many entries; its index is taken from the page number. With 1024, two pages
+# that a program used in turn shared one in every fifth run or so, and it ran at half its speed.
+TLB_BITS = 12
 TLB_ENTRIES = 1 << TLB_BITS
+# What was filled is noted by groups of entries, a bit each, so that a flush touches no more.
+TLB_GROUP_BITS = 5
+TLB_USED_WORDS = TLB_ENTRIES >> TLB_GROUP_BITS >> 6
 # A tag bit below the page number: a tag with it never equals a page address, so the fast
 # path fails and the slow path looks closer.
 TLB_INVALID = 1 << 0
@@ -28,6 +32,9 @@ class TlbEntry(Struct):
     write = field(u64)
     execute = field(u64)
     addend = field(u64)
+
+
+TLB_SIZE = TLB_ENTRIES * TlbEntry.size
 
 
 @staged
@@ -68,8 +75,9 @@ class JumpCacheEntry(Struct):
     code = field(u64)  # host address
 
 
-# Bytes of the jump cache for one page.
+# Bytes of the jump cache for one page, and of all of it.
 JUMP_WINDOW = JumpCacheEntry.size << JUMP_OFFSET_BITS
+JUMPS_SIZE = JUMP_ENTRIES * JumpCacheEntry.size
 
 
 @staged

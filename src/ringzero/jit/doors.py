@@ -4,7 +4,7 @@ Outside of it they lie in the vCPU's struct. The doors move them:
 
     x_enter    from the run loop into a block
     x_exit     from a block back to the run loop, which finds RIP in the struct
-    x_slow     run one instruction by the interpreter, then go on in the block
+    x_slow     fill the TLB and try again, or interpret the instruction, then go on in the block
     x_generic  run one instruction by its handler, already decoded, then go on
 
 They are IR written out, because the language has no calling conventions.
@@ -63,7 +63,9 @@ def _define_step(module: Module, frame: Frame, name: str, target: str) -> None:
         *_reload(frame),
         _member("rp", frame.cpu.offset_of("resume")),
         " %resume = load ptr, ptr %rp",
-        f" musttail call {CONVENTION} void %resume({_arguments(frame)})",
+        _member("ap", frame.cpu.offset_of("slow_address")),
+        " %address = load i64, ptr %ap",
+        f" musttail call {CONVENTION} void %resume({_arguments(frame, '%address')})",
     )
 
 
@@ -92,5 +94,5 @@ def _reload(frame: Frame) -> list[str]:
     return lines + [f" %r{number} = load i64, ptr %p{number}" for number in frame.pinned]
 
 
-def _arguments(frame: Frame) -> str:
-    return frame.arguments(lambda n: f"%r{n}", "%n2", "poison")
+def _arguments(frame: Frame, temporary: str = "poison") -> str:
+    return frame.arguments(lambda n: f"%r{n}", "%n2", temporary)

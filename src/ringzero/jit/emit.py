@@ -10,7 +10,15 @@ from typing import Any
 from ringzero.isa.caches import PAGE_SHIFT
 from ringzero.jit import tables
 from ringzero.jit.host import x86_64 as host
-from ringzero.jit.tables import CodeSpace, Hole, Scratch, Stencil, Tables
+from ringzero.jit.tables import (
+    SLOW_BEHIND_BITS,
+    SLOW_OFFSET_BITS,
+    CodeSpace,
+    Hole,
+    Scratch,
+    Stencil,
+    Tables,
+)
 from ringzero.native import (
     i32,
     i64,
@@ -51,6 +59,7 @@ def emit(s: Scratch, number: u32) -> None:
     space = space_of(s)
     stencil = pointer(Stencil, known.stencils + u64(number) * Stencil.size)
     to = space.out
+    s.first = to
     length = u64(stencil.length)
     source = known.blob + u64(stencil.code)
     done = u64(0)
@@ -76,6 +85,11 @@ def fill_hole(s: Scratch, hole: Hole, to: u64) -> None:
     elif what == tables.SLOW:
         if s.slow_stub == 0:
             s.slow_stub = 1 + add_stub(s, u32(STUB_SLOW), u32(0), u32(0))
+            s.stubs[s.slow_stub - 1].resume = s.first
+            s.stubs[s.slow_stub - 1].access = s.access
+        elif s.stubs[s.slow_stub - 1].resume != s.first:
+            # Two stencils come here: it is not told which.
+            s.stubs[s.slow_stub - 1].access = 0
         add_fixup(s, site, s.slow_stub - 1)
     else:
         host.fill(site, hole.how, s.holes[u64(what)] + u64(i64(hole.addend)))
@@ -126,6 +140,7 @@ def emit_stubs(s: Scratch) -> None:
         s.holes[tables.HO] = u64(stub.offset)
         s.holes[tables.HR] = stub.resume
         if kind == STUB_SLOW:
+            s.holes[tables.HO] = slow_word(stub)
             emit(s, exits.slow)
         elif kind == STUB_BUDGET:
             emit(s, exits.leave)
@@ -139,6 +154,14 @@ def emit_stubs(s: Scratch) -> None:
         fixup = s.fixups[index]
         host.direct(fixup.site, s.stubs[fixup.stub].address)
         index += 1
+
+
+@staged
+def slow_word(stub: Any) -> Any:
+    """Return what a slow stub tells (see `tables.SLOW_OFFSET_BITS`)."""
+    behind = u64(stub.behind) << SLOW_OFFSET_BITS
+    access = u64(stub.access) << (SLOW_OFFSET_BITS + SLOW_BEHIND_BITS)
+    return u64(stub.offset) | behind | access
 
 
 @native(inline="never")
@@ -233,4 +256,4 @@ def resume_behind(s: Any, offset: Any, ended: Any) -> None:
         stub = s.stubs[s.slow_stub - 1]
         stub.offset = offset
         # After an instruction that ends the block the run loop finds the way.
-        stub.resume = select(ended, u64(0), space_of(s).out)
+        stub.behind = select(ended, u32(0), u32(space_of(s).out - stub.resume))

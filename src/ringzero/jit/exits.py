@@ -79,7 +79,8 @@ def leave_linked(m: StencilWriter) -> None:
 
 
 def slow(m: StencilWriter) -> None:
-    """Have the interpreter run the instruction, then go on."""
+    """Have the TLB filled and the stencil tried again, or its instruction interpreted."""
+    m.put("slow_address", m.temporary)
     m.put("slow_offset", m.hole("HO"))
     m.put("resume", m.hole("HR"))
     m.tail_member("slow_code")

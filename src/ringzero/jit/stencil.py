@@ -28,6 +28,13 @@ LIKELY, UNLIKELY = ", !prof !0", ", !prof !1"
 WEIGHTS = '!0 = !{!"branch_weights", i32 1000, i32 1}\n!1 = !{!"branch_weights", i32 1, i32 1000}'
 
 
+# How a stencil with one access to memory tells the slow path of it, so that a TLB miss is filled
+# without the interpreter: log2 of its size, whether it writes, that it must be aligned, and what
+# its address is: the temporary, or one of the guest's stack (`jit.x86.operands`).
+ACCESS_SIZE, ACCESS_WRITE, ACCESS_ALIGNED, ACCESS_BASE = 0x7, 0x8, 0x10, 0x60
+BY_TEMPORARY, BY_PUSH, BY_POP = 0x20, 0x40, 0x60
+
+
 @dataclass(frozen=True)
 class Frame:
     """Which guest registers are pinned, and in which order they are arguments.
@@ -72,6 +79,8 @@ class StencilWriter:
         self.budget = Value(u64, "%n")
         # Whether the stencil may leave to the slow path.
         self.uses_slow = False
+        # What `access` is made of, for each access.
+        self._accesses: list[int] = []
         self._changed: dict[int, str] = {}
 
     def hole(self, name: str) -> Value:
@@ -120,6 +129,9 @@ class StencilWriter:
         """
         builder = self.builder
         self.uses_slow = True
+        base = self.base_of(va, size)
+        kind = size.bit_length() - 1 | ACCESS_WRITE * write | ACCESS_ALIGNED * aligned
+        self._accesses.append(base | kind if base else 0)
         if aligned:
             multiple = builder.fresh("aligned")
             builder.branch((va & (size - 1)) == 0, multiple, "slow", LIKELY)
@@ -132,6 +144,15 @@ class StencilWriter:
         builder.start(hit)
         host: Value = va + entry.addend
         return host
+
+    def base_of(self, va: Value, size: int) -> int:
+        """Return which ACCESS_BASE the address `va` is; 0 for none of them."""
+        return BY_TEMPORARY if va.ref == "%t" else 0
+
+    @property
+    def access(self) -> int:
+        """How the slow path finds the address of the only access; 0 where that cannot be told."""
+        return self._accesses[0] if len(self._accesses) == 1 else 0
 
     # --- ends ---
 
@@ -163,7 +184,9 @@ class StencilWriter:
     def slow_exit(self) -> None:
         """Add the block `slow`, where everything is as it was at the start of the stencil."""
         self.builder.start("slow")
-        self.tail("SLOW", self.frame.arguments(lambda n: f"%g{n}", "%n", "poison"))
+        # A stencil that is tried again finds its address there.
+        temporary = "%t" if self.access & ACCESS_BASE == BY_TEMPORARY else "poison"
+        self.tail("SLOW", self.frame.arguments(lambda n: f"%g{n}", "%n", temporary))
 
 
 Body = Callable[[StencilWriter], None]

@@ -18,11 +18,16 @@ HOLES = (
 (
     H0, H1, HI, HN, HD, HB, HX, HS, HC, HO, HR, HG, HQ, HF, NEXT, TARGET, SLOW,
 ) = range(len(HOLES))  # fmt: skip
+# What a slow stub tells in one word: the in-page offset of its instruction, bytes to the next one,
+# and the access.
+SLOW_OFFSET_BITS, SLOW_BEHIND_BITS = 13, 11
 # How it is filled.
 RELATIVE_32, ABSOLUTE_32, ABSOLUTE_64, ABSOLUTE_8, ABSOLUTE_16 = range(5)
 
 # Entries (bytes) of the table that counts how often cold code was met.
 COUNTERS = 1 << 16
+# Forms that an instruction set has at most.
+FORM_LIMIT = 4096
 # Guest instructions in one block at most; stubs and fix-ups follow from it.
 BLOCK_LIMIT = 48
 STUB_LIMIT = BLOCK_LIMIT * 3
@@ -58,8 +63,10 @@ class Stub(Struct):
     offset = field(u32)  # in-page offset it is about (signed, for targets outside the page)
     refund = field(u32)
     branch = field(u32)  # in-page offset of the branch that it serves, or NO_BRANCH
-    resume = field(u64)
+    resume = field(u64)  # STUB_SLOW: the stencil that came here
     address = field(u64)
+    access = field(u32)  # STUB_SLOW: its access to memory (jit.stencil), or 0
+    behind = field(u32)  # STUB_SLOW: bytes from `resume` to the next instruction; 0: none follows
 
 
 class Fixup(Struct):
@@ -119,6 +126,7 @@ class CodeSpace(Struct):
     saved_hashes = field(u64)
     saved_contents = field(u64)
     saved_pages = field(u64)
+    handled = field(u64)  # a u32 for each form: how often its handler ran
     # Counters for statistics.
     count_blocks = field(u64)
     count_insns = field(u64)
@@ -139,6 +147,8 @@ class Scratch(Struct):
     stubs = field(Stub, STUB_LIMIT)
     stub_count = field(u32)
     slow_stub = field(u32)  # stub + 1 of the current instruction, 0: none yet
+    access = field(u32)  # of the stencil being appended (jit.stencil), or 0
+    first = field(u64)  # host address of that stencil
     target_stub = field(u32)
     fixups = field(Fixup, FIXUP_LIMIT)
     fixup_count = field(u32)

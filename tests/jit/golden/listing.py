@@ -22,7 +22,7 @@ from ringzero.jit.compile.llvm import host_identity
 from ringzero.jit.tables import Block, Hole, Stencil
 from ringzero.jit.x86.catalogue import Catalogue
 from ringzero.jit.x86.glue import glue
-from ringzero.jit.x86.tables import END_CONDITIONAL, END_JUMP
+from ringzero.jit.x86.tables import END_CONDITIONAL, END_JUMP, HIGH_REGISTERS, MOVABS
 from ringzero.native.view import StructView
 from tests.oracle.assembler import assemble
 from tests.oracle.model import CODE_BASE, Case, State
@@ -34,10 +34,10 @@ LISTINGS, COUNTS = HERE / "listings", HERE / "counts.txt"
 TOLD = ("HI", "HN", "HD", "HC", "HO")
 WIDTHS = {tables.ABSOLUTE_8: 1, tables.ABSOLUTE_16: 2, tables.ABSOLUTE_64: 8}
 # Glue that can stand before an instruction, and behind the last one.
-BEFORE = ("ea.", "carry.", "status.", "cond.", "refund")
+BEFORE = ("ea.", "carry.", "status.", "cond.", "refund", "swap.", "store")
 BEHIND = (
     "refund", "leave", "leave.linked", "slow", "target", "target32", "dispatch64", "dispatch32",
-    "goto",
+    "goto", "store", *(f"swap.{register}" for register in range(HIGH_REGISTERS)),
 )  # fmt: skip
 # Blocks begin at multiples of this many bytes.
 ALIGNMENT = 16
@@ -138,7 +138,8 @@ class Stencils:
         name = f"{key.form.function.__name__}.{key.size}"
         name = " ".join([name, *(binding.tag for binding in key.bindings)])
         pieces = [self._piece(number * 2 + n, name + " dead" * n) for n in range(2)]
-        return [piece for piece in pieces if piece.code]
+        # An instruction that does nothing has no code.
+        return [piece for n, piece in enumerate(pieces) if piece.code or n == 0]
 
     def named(self, *names: str) -> list[Piece]:
         """Return glue by the beginnings of names, the longest code first."""
@@ -209,6 +210,8 @@ class Listings:
             return self.stencils.named("goto", "target")
         if end == END_CONDITIONAL:
             return self.stencils.named("jcc.")
+        if key == MOVABS:
+            return self.stencils.named("movabs.")
         return self.stencils.of_key(key)
 
     def _tiles(

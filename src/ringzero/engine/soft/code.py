@@ -127,6 +127,11 @@ class CodeArenas:
         code.region_start = code.out = arena.start
         code.region_end = code.data = arena.end
 
+    @property
+    def used(self) -> int:
+        """Bytes of the arena in force that code and records take."""
+        return self._room - (self._data.value - self._out.value)
+
     def look(self) -> None:
         """Go on in a larger arena when this one is nearly full; no vCPU may run native code."""
         if (self._data.value - self._out.value) * 4 < self._room < CODE_SIZE:

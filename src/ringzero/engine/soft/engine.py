@@ -48,7 +48,7 @@ class SoftEngine(Engine):
         from ringzero.isa.x86.architecture import X86_64
 
         # No frequency: it is measured with compiled code, and this compiles none.
-        features = sorted(cpuid.MODELS[X86_64.default_model].features)
+        features = sorted(cpuid.own_features(cpuid.MODELS[X86_64.default_model]))
         return {"local_apics": False, "max_vcpus": 1, "cpu_features": features}
 
     def create_vm(

@@ -1,7 +1,10 @@
-"""The instructions of a guest that the software engine does not know, by name."""
+"""Instructions of a guest by name: those the software engine does not know, those it is slow at."""
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from ringzero.isa.x86.cpu import UNKNOWN_KINDS
@@ -16,3 +19,20 @@ def unknown_instructions(cpu: Any) -> dict[str, int]:
             code = record.code.to_bytes(8, "little")[: record.length]
             found[code.hex(" ")] = int(record.count)
     return found
+
+
+# Mnemonics that the statistics name.
+MOST_HANDLED = 10
+
+
+def handled_instructions(counts: Sequence[int], mnemonics: Sequence[str]) -> dict[str, int]:
+    """Return how often translated code called handlers, of the mnemonics that did so most.
+
+    `counts` has a number for each form, in the order of `mnemonics`.
+    """
+    by_name: Counter[str] = Counter()
+    for mnemonic, count in zip(mnemonics, counts, strict=False):
+        if count:
+            by_name[mnemonic] += count
+    most = heapq.nlargest(MOST_HANDLED, by_name.items(), key=lambda item: item[1])
+    return {f"handled {mnemonic}": count for mnemonic, count in most}

@@ -38,8 +38,10 @@ _HEADER = struct.Struct("<I4x8s32sQQQQQ")
 _CHECKED_FROM = 4
 # Writing costs about 0.1 s, so it must be worth it: this many blocks were translated anew.
 WORTH_SAVING = 400
-# A file that fills more of the region than this leaves new code no room: begin afresh.
+# A file that fills more of the region than this leaves new code no room.
 LARGEST = 3 / 4
+# A run that fills more than this writes what it has at once, as in the end it may have too much.
+EARLY = 1 / 2
 
 
 class Translations:
@@ -53,6 +55,7 @@ class Translations:
         self._code = code
         self._key = engine.objects.key.encode().ljust(32, b"\0")
         self._mapping: mmap.mmap | None = None
+        self._written_early = False
         # Where the mapping has the addresses of CodePages, and the guest pages they are of.
         self._addresses, self._contents = memoryview(b"").cast("I"), memoryview(b"")
 
@@ -128,16 +131,30 @@ class Translations:
 
     # --- saving ---
 
+    def look(self, used: int, code_pages: memoryview, memory: GuestMemory) -> None:
+        """Write what there is once, when so many bytes of the region are in use as EARLY says."""
+        if self._written_early or used < EARLY * (self._end - self._start):
+            return
+        if self._code.count_blocks < WORTH_SAVING:
+            return
+        self._written_early = True
+        self.save(code_pages, memory)
+
     def save(self, code_pages: memoryview, memory: GuestMemory) -> None:
-        """Write what the region holds, when enough of it is new; a failure to write is no fault."""
+        """Write what the region holds, when enough of it is new; a failure to write is no fault.
+
+        When it holds too much, what was written early stays, or what earlier runs left as
+        long as half of this run's pages came from it.
+        """
         space = self._code
         if space.count_blocks < WORTH_SAVING:
             return
         used = space.out - self._start + self._end - space.data
         path = self.path
         if used > LARGEST * (self._end - self._start):
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+            if len(self._addresses) and space.count_adopted < code_pages_in(code_pages) / 2:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
             return
         body = self._body(code_pages, memory)
         with contextlib.suppress(OSError):
@@ -189,6 +206,11 @@ class Translations:
         )
         checked = header[_CHECKED_FROM:] + rest
         return zlib.crc32(checked).to_bytes(_CHECKED_FROM, "little") + checked
+
+
+def code_pages_in(code_pages: memoryview) -> int:
+    """Return how many pages have translations."""
+    return sum(1 for address in code_pages if address)
 
 
 def _places(code: int, records: int, pages: int, slots: int) -> list[int]:

@@ -11,23 +11,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.exits import Exit
-from ringzero.engine.soft.code import CodeArenas
 from ringzero.engine.soft.contract import Counter, SoftVcpu
 from ringzero.engine.soft.native import NativeEngine
 from ringzero.engine.soft.ports import Ports
-from ringzero.engine.soft.report import unknown_instructions
+from ringzero.engine.soft.report import handled_instructions, unknown_instructions
 from ringzero.engine.x86 import LocalApic, MsrRead, MsrWrite, PortRead, PortWrite
 from ringzero.host.memory import HostMemory, MemoryImage
-from ringzero.isa.caches import (
-    JUMP_ENTRIES,
-    JUMP_NEVER_FIRST,
-    TLB_ENTRIES,
-    JumpCacheEntry,
-    TlbEntry,
-)
+from ringzero.isa.caches import JUMP_NEVER_FIRST, JUMPS_SIZE, TLB_SIZE
 from ringzero.isa.execution import EXIT_MMIO_READ, EXIT_MMIO_WRITE
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpu import Cpu
+from ringzero.isa.x86.cpu import FIRST_JUMPS, NO_SPACE, SPACE_SIZE, SPACES, Cpu
 from ringzero.isa.x86.state import CpuState
 from ringzero.isa.x86.view import CpuView
 from ringzero.jit.x86.tables import Translator
@@ -35,11 +28,8 @@ from ringzero.jit.x86.tables import Translator
 if TYPE_CHECKING:
     from ringzero.engine.soft.reveal import Revealer
 
-# The tables of a vCPU: three TLBs (user, kernel, checked), two jump caches (user, kernel).
-_TLB = TLB_ENTRIES * TlbEntry.size
-_JUMPS = JUMP_ENTRIES * JumpCacheEntry.size
-_FIRST_JUMPS = 3 * _TLB
-_TABLES = _FIRST_JUMPS + 2 * _JUMPS
+# The tables of a vCPU's first address space, and the TLB while alignment is checked.
+_TABLES = SPACE_SIZE + TLB_SIZE
 
 
 @functools.cache
@@ -48,7 +38,7 @@ def _empty_tables() -> MemoryImage:
     tables = HostMemory("vcpu-tables", _TABLES)
     # A tag of all ones matches no page.
     tables.view[:] = b"\xff" * _TABLES
-    for table in (_FIRST_JUMPS, _FIRST_JUMPS + _JUMPS):
+    for table in (FIRST_JUMPS, FIRST_JUMPS + JUMPS_SIZE):
         struct.pack_into("=Q", tables.view, table, JUMP_NEVER_FIRST)
     image = tables.freeze()
     image.share()
@@ -75,8 +65,8 @@ class Machine(Counter, Protocol):
     revealer: Revealer | None
     ports: Ports
 
-    @property
-    def arenas(self) -> CodeArenas: ...
+    def look(self) -> None:
+        """See to the room for translated code after an exit."""
 
     def describe_memory(self, cpu: Any) -> None:
         """Tell native code where RAM is, by a view of a vCPU's struct."""
@@ -95,12 +85,20 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         # A clone takes host memory only for as much of its tables as it uses.
         self._tables = HostMemory("vcpu-tables", _TABLES, _empty_tables())
         cpu.tlb_user = self._tables.address
-        cpu.tlb_kernel = cpu.tlb_user + _TLB
+        cpu.tlb_kernel = cpu.tlb_user + TLB_SIZE
         cpu.tlb = cpu.tlb_kernel
-        cpu.tlb_checked = cpu.tlb_kernel + _TLB
-        cpu.jump_user = self._tables.address + _FIRST_JUMPS
-        cpu.jump_kernel = cpu.jump_user + _JUMPS
+        cpu.jump_user = cpu.tlb_user + FIRST_JUMPS
+        cpu.jump_kernel = cpu.jump_user + JUMPS_SIZE
         cpu.jump_cache = cpu.jump_kernel
+        cpu.tlb_checked = cpu.tlb_user + SPACE_SIZE
+        # Those of further ones, which the engine fills when the guest has that many.
+        self._spaces = mmap.mmap(-1, (SPACES - 1) * SPACE_SIZE)
+        first = ctypes.addressof(ctypes.c_char.from_buffer(self._spaces))
+        for number in range(SPACES):
+            space = cpu.spaces[number]
+            space.cr3 = NO_SPACE if number else 0
+            space.tables = first + (number - 1) * SPACE_SIZE if number else cpu.tlb_user
+            space.blank = int(number != 0)
         # Touched when the vCPU translates, as most of a process are those of idle clones.
         self._work = mmap.mmap(-1, Translator.size)
         work = ctypes.addressof(ctypes.c_char.from_buffer(self._work))
@@ -125,7 +123,7 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         ports = self.vm.ports
         if ports.deliver() and self._exit_kind.value not in _ACCESSES:
             ports.finish()
-        self.vm.arenas.look()
+        self.vm.look()
         if self.vm.revealer is not None:
             self.vm.revealer.look(self.cpu)
 
@@ -209,6 +207,10 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
             return int(cpu.rip)
         return int(cpu.seg[x86.CS].base + cpu.rip) & 0xFFFFFFFF
 
+    def _handled(self) -> list[int]:
+        count = len(self.vm.engine.mnemonics)
+        return list((ctypes.c_uint32 * count).from_address(self.vm.code.handled))
+
     def statistics(self) -> dict[str, int]:
         cpu = self.cpu
         names = ("tlb_misses", "walks", "slow", "exceptions", "unknown", "dropped")
@@ -218,5 +220,6 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
             **super().statistics(),
             **{name: int(getattr(cpu, f"count_{name}")) for name in names},
             **{f"unknown {code}": n for code, n in unknown_instructions(cpu).items()},
+            **handled_instructions(self._handled(), self.vm.engine.mnemonics),
             **{f"translator_{name}": int(getattr(code, f"count_{name}")) for name in work},
         }

@@ -18,10 +18,11 @@ from ringzero.engine.soft.translations import Translations
 from ringzero.engine.soft.vcpu import X86SoftVcpu
 from ringzero.errors import EngineError
 from ringzero.isa.x86.cpu import CpuidEntry
-from ringzero.isa.x86.cpuid import CpuidLeaf, for_vcpu
+from ringzero.isa.x86.cpuid import AMD, IMMUNITIES, CpuidLeaf, features_of, for_vcpu, vendor_of
+from ringzero.isa.x86.msrs import ARCH_CAPABILITIES
 from ringzero.isa.x86.ports import PortTable
 from ringzero.isa.x86.state import CpuState
-from ringzero.jit.tables import COUNTERS, CodeSpace
+from ringzero.jit.tables import COUNTERS, FORM_LIMIT, CodeSpace
 from ringzero.native.view import StructView
 from ringzero.settings import DEBUG
 
@@ -48,11 +49,13 @@ class X86SoftVm(SoftVm[CpuState]):
         self.engine = engine
         self._leaves = tuple(cpuid)
         # Touched by what runs only, as most machines of a process are idle clones.
-        self._work = mmap.mmap(-1, COUNTERS + CodeSpace.size + PortTable.size)
+        parts = (COUNTERS, CodeSpace.size, PortTable.size, 4 * FORM_LIMIT)
+        self._work = mmap.mmap(-1, sum(parts))
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._work))
         # Translated code as native code sees it: a view of a jit.tables.CodeSpace.
         self.code: Any = StructView(CodeSpace, address + COUNTERS)
         self.code.counters = address
+        self.code.handled = address + sum(parts[:-1])
         self.code.hot = HOT
         self.ports = Ports(address + COUNTERS + CodeSpace.size)
         self._arenas: CodeArenas | None = None
@@ -114,6 +117,13 @@ class X86SoftVm(SoftVm[CpuState]):
                 self.engine, self.memory, self.code, self._arenas, saved, Wanted.from_settings()
             )
 
+    def look(self) -> None:
+        """See to the room for translated code after an exit; no vCPU may run native code."""
+        arenas = self.arenas
+        arenas.look()
+        if self._translations is not None and arenas.main:
+            self._translations.look(arenas.used, arenas.words, self.memory)
+
     def share(self) -> SharedCode:
         return self.arenas.share()
 
@@ -163,6 +173,9 @@ class X86SoftVm(SoftVm[CpuState]):
         self._tables.append(table)
         vcpu.cpu.cpuid_table = ctypes.addressof(table)
         vcpu.cpu.cpuid_count = len(rows)
+        vcpu.cpu.is_amd = int(vendor_of(rows) == AMD)
+        if features_of(rows) >= IMMUNITIES:
+            vcpu.cpu.arch_capabilities = ARCH_CAPABILITIES
 
     def _written(self, gpa: int, count: int) -> None:
         """Drop translations of pages that a device wrote to."""

@@ -6,7 +6,7 @@ touch comes first, so that its displacement fits a byte.
 
 from __future__ import annotations
 
-from ringzero.isa.caches import JUMP_USED_WORDS
+from ringzero.isa.caches import JUMP_USED_WORDS, JUMPS_SIZE, TLB_SIZE, TLB_USED_WORDS
 from ringzero.isa.execution import (
     EXIT_OF_ISA,
     EXTERNAL_LIMIT,
@@ -73,6 +73,15 @@ MODE_16, MODE_32, MODE_64 = 0, 1, 2
 # The bit of `Cpu.requests` that is x86's.
 REQUEST_NMI = REQUEST_OF_ISA
 
+# Address spaces (PCIDs) whose translations are kept side by side: Linux uses six of them in turn.
+SPACES = 6
+# `AddressSpace.cr3` of one that holds no translations in force.
+NO_SPACE = (1 << 64) - 1
+
+# The tables of an address space: TLBs of user and kernel, then jump caches of user and kernel.
+FIRST_JUMPS = 2 * TLB_SIZE
+SPACE_SIZE = FIRST_JUMPS + 2 * JUMPS_SIZE
+
 # User pages that the kernel's TLB holds at once while RFLAGS.AC suspends SMAP: a copy of some
 # length has source and destination in two pages each.
 OPEN_PAGES = 8
@@ -96,6 +105,25 @@ class Segment(Struct):
     limit = field(u32)
     attributes = field(u32)
     selector = field(u32)
+
+
+class AddressSpace(Struct):
+    """What is cached of one address space: its TLBs and jump caches, and which parts are filled.
+
+    Those of a space that is not in force are as they were left; its `cr3` says whether
+    they still hold.
+    """
+
+    cr3 = field(u64)  # the CR3 that it is for, PCID included; NO_SPACE: none
+    tables = field(u64)  # host address: TLBs of user and kernel, jump caches of user and kernel
+    last_used = field(u64)
+    blank = field(u32)  # the tables are all zero, as they come from the host
+    # 2 MiB regions (hashed) that had entries of large pages since the last flush.
+    large_pages = field(u64, 4)
+    # Groups of the two TLBs, and windows of the two jump caches, with entries since then (the
+    # user's first).
+    tlb_used = field(u64, 2 * TLB_USED_WORDS)
+    jump_used = field(u64, 2 * JUMP_USED_WORDS)
 
 
 class Insn(Struct):
@@ -166,6 +194,7 @@ class Cpu(Struct):
     sysenter_cs = field(u64)
     sysenter_esp = field(u64)
     sysenter_eip = field(u64)
+    spec_ctrl = field(u64)
     tsc_aux = field(u64)
     counter_offset = field(u64)  # guest TSC = host TSC + this
     tsc_adjust = field(u64)  # IA32_TSC_ADJUST: the sum of the guest's own changes of its TSC
@@ -224,27 +253,30 @@ class Cpu(Struct):
     ram_high_start = field(u64)  # guest-physical range of RAM above 4 GiB
     ram_high_end = field(u64)
     ram_high_addend = field(u64)  # offset in the mapping of ram_high_start, minus it
+    # The tables of the address space in force.
     tlb_user = field(u64)
     tlb_kernel = field(u64)
+    jump_user = field(u64)
+    jump_kernel = field(u64)
     # Entries that never match, used while every access must have its alignment checked.
     tlb_checked = field(u64)
     # Host address of a u64 per RAM page: 0, or the host address of its CodePage.
     code_pages = field(u64)
     # Host address of a byte per RAM page: 1 when saved translations were looked for.
     code_sought = field(u64)
-    # Which 2 MiB regions (hashed) had entries of large pages since the last flush.
-    large_pages = field(u64, 4)
     # Entries of the kernel's TLB made under RFLAGS.AC (see open_pages.py).
     open_entries = field(u64, OPEN_PAGES)
     open_count = field(u32)
-    # Windows of the two jump caches (user's first) with entries since the last flush.
-    jump_used = field(u64, 2 * JUMP_USED_WORDS)
-    jump_user = field(u64)
-    jump_kernel = field(u64)
+    spaces = field(AddressSpace, SPACES)
+    space = field(u32)  # the number of the one in force
+    space_clock = field(u64)
     physical_mask = field(u64)  # valid physical address bits
     cpuid_table = field(u64)  # host address of CpuidEntry records
     cpuid_count = field(u32)
     index = field(u32)
+    # What CPUID says, where instructions go by it.
+    is_amd = field(u32)
+    arch_capabilities = field(u64)  # IA32_ARCH_CAPABILITIES; 0: there is none
 
     # --- the engine ---
     budget = field(u64)  # instructions left in this slice (signed)
@@ -256,7 +288,8 @@ class Cpu(Struct):
     status_code = field(u64)  # flags.materialize_status
     resume = field(u64)  # host address to go on at after a slow or generic instruction
     branch_offset = field(u64)  # in-page offset of the branch that found no code, or NO_BRANCH
-    slow_offset = field(u64)  # in-page offset of the instruction to run slowly
+    slow_offset = field(u64)  # which instruction missed, and how (jit.tables.SLOW_OFFSET_BITS)
+    slow_address = field(u64)  # the temporary at that moment
     generic_insn = field(u64)  # host address of the Insn to run by its handler
     link_site = field(u64)  # host address of the jump to link to the next block, or 0
     slice = field(u64)  # instructions given to this slice

@@ -68,6 +68,9 @@ FEATURES: dict[str, tuple[int, int | None, str, int]] = {
     "erms": (7, 0, "ebx", 9),
     "invpcid": (7, 0, "ebx", 10),
     "smap": (7, 0, "ebx", 20),
+    "spec_ctrl": (7, 0, "edx", 26),
+    "arch_capabilities": (7, 0, "edx", 29),
+    "bhi_ctrl": (7, 2, "edx", 4),
     "lahf_lm": (0x80000001, None, "ecx", 0),
     "syscall": (0x80000001, None, "edx", 11),
     "nx": (0x80000001, None, "edx", 20),
@@ -79,13 +82,16 @@ FEATURES: dict[str, tuple[int, int | None, str, int]] = {
 
 # KVM gives these whatever the host's CPU has, and older kernels do not list them.
 ALWAYS_EMULATED = frozenset({"hypervisor", "x2apic", "tsc_deadline_timer", "arat"})
+# By these a processor says which faults of speculation it has not. They are of the engine that is
+# the processor itself; under KVM the host's faults are the guest's.
+IMMUNITIES = frozenset({"spec_ctrl", "arch_capabilities", "bhi_ctrl"})
 # Bits of leaf 1 EDX that an AMD CPU repeats in leaf 0x80000001 EDX (APM vol. 3, E.4.2).
 AMD_REPEATED = 0x0183F3FF
 
 # x87 and SSE: the parts of an XSAVE area that the models have, and its size in bytes.
 XSTATE_MASK, XSTATE_SIZE = 3, 576
-# Features of the paravirtual interface (leaf 0x40000001 EAX): the clock by old and by
-# new MSRs, no delay needed after port I/O, and a clock that is stable across vCPUs.
+# Features of the paravirtual interface (leaf 0x40000001 EAX): no delay needed after port I/O,
+# the clock by old and by new MSRs (devices.chips.kvmclock), and that it is stable across vCPUs.
 PV_FEATURES = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24
 # The local APIC timers of KVM and of devices.lapic count at 1 GHz.
 APIC_HZ = 1_000_000_000
@@ -112,7 +118,7 @@ _V2 = CpuModel(
     "x86-64-v2",
     # The table above lists what the software engine implements. MONITOR is not among
     # what guests are offered: MWAIT ends with interrupts only, where HLT does as well.
-    frozenset(FEATURES) - {"monitor"},
+    frozenset(FEATURES) - {"monitor"} - IMMUNITIES,
     # Intel: family 6, model 26 (Nehalem, the first v2 part). AMD: family 15, model 107,
     # for which Linux tries no model-specific registers.
     {INTEL: 0x000106A3, AMD: 0x00060FB1},
@@ -164,6 +170,14 @@ def missing_features(model: str, supported: Iterable[CpuidLeaf]) -> list[str]:
     """Return the features of `model` that `supported` lacks, sorted."""
     bounds = {(leaf.function, leaf.index): leaf for leaf in supported}
     return sorted(MODELS[model].features - _present(bounds))
+
+
+def own_features(model: CpuModel) -> frozenset[str]:
+    """Return the features of a model on an engine that is the processor itself.
+
+    Models with a vendor are the same everywhere, so those claim no immunity.
+    """
+    return model.features | IMMUNITIES if model.vendor is None else model.features
 
 
 def for_vcpu(leaves: Iterable[CpuidLeaf], index: int) -> tuple[CpuidLeaf, ...]:
@@ -225,7 +239,7 @@ def _model_leaves(
     vendor = vendor or model.vendor or vendor_of(bounds.values()) or INTEL
     if vendor not in model.signatures:
         vendor = INTEL
-    features = model.features & _present(bounds) if bounds else model.features
+    features = model.features & _present(bounds) if bounds else own_features(model)
     addresses = bounds.get((0x80000008, None))
     if addresses is not None:
         physical_bits = min(physical_bits, addresses.eax & 0xFF)
@@ -255,7 +269,13 @@ def _model_leaves(
         put(4, index, kind | level << 5 | 1 << 8, (ways - 1) << 22 | 63, sets - 1, 0)
     put(4, len(caches), 0, 0, 0, 0)
     put(6, None, 0, 0, 0, 0)
-    put(7, 0, 0, 0, 0, 0)
+    if "bhi_ctrl" in features:
+        # EAX: the highest subleaf.
+        put(7, 0, 2, 0, 0, 0)
+        put(7, 1, 0, 0, 0, 0)
+        put(7, 2, 0, 0, 0, 0)
+    else:
+        put(7, 0, 0, 0, 0, 0)
     if "xsave" in features:
         put(0xD, 0, XSTATE_MASK, XSTATE_SIZE, XSTATE_SIZE, 0)
         put(0xD, 1, 0, 0, 0, 0)

@@ -34,7 +34,8 @@ from ringzero.isa.x86.ports import writes_wait
 from ringzero.isa.x86.privileged.debug import begin_instruction, check_debug, debug_active
 from ringzero.isa.x86.privileged.exceptions import deliver_fault, deliver_interrupt
 from ringzero.isa.x86.privileged.faults import leave, raise_gp0, raise_ud
-from ringzero.isa.x86.privileged.mmu import fetch_page, flush_tlb
+from ringzero.isa.x86.privileged.lookaside import flush_tlb
+from ringzero.isa.x86.privileged.mmu import fetch_page
 from ringzero.isa.x86.table.decoder import DECODED, MAX_LENGTH, decode
 from ringzero.native import (
     address_of,

@@ -6,10 +6,13 @@ from ringzero.isa.x86.cpu import EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE
 
 IA32_TSC = 0x10
 IA32_TSC_ADJUST = 0x3B
+IA32_SPEC_CTRL = 0x48
+IA32_PRED_CMD = 0x49
 IA32_BIOS_UPDT_TRIG = 0x79
 IA32_BIOS_SIGN_ID = 0x8B
 MSR_PLATFORM_INFO = 0xCE
 IA32_MTRRCAP = 0xFE
+IA32_ARCH_CAPABILITIES = 0x10A
 IA32_SYSENTER_CS = 0x174
 IA32_SYSENTER_ESP = 0x175
 IA32_SYSENTER_EIP = 0x176
@@ -27,6 +30,18 @@ IA32_FS_BASE = 0xC0000100
 IA32_GS_BASE = 0xC0000101
 IA32_KERNEL_GS_BASE = 0xC0000102
 IA32_TSC_AUX = 0xC0000103
+
+# IA32_SPEC_CTRL: IBRS, STIBP, SSBD, BHI_DIS_S; IA32_PRED_CMD: IBPB. Guest code runs by look-ups
+# that know the privilege level, so there is nothing for them to do.
+SPEC_CTRL_BITS = 1 << 10 | 0b111
+PRED_CMD_BITS = 1
+# IA32_ARCH_CAPABILITIES (SDM vol. 4, table 2-2). An engine that walks page tables in software has
+# none of the faults that guests work around: no load goes on past a missing right (RDCL_NO,
+# SKIP_L1DFL_VMENTRY), nothing is forwarded from buffers of a processor's (MDS_NO, TAA_NO, the
+# three of MMIO, GDS_NO, RFDS_NO), no store is passed (SSB_NO), page sizes may change
+# (PSCHANGE_MC_NO), and one write of IBRS serves for good (IBRS_ALL) with indirect branches
+# predicted by no history (BHI_NO, PBRSB_NO, ITS_NO).
+ARCH_CAPABILITIES = sum(1 << bit for bit in (0, 1, 3, 4, 5, 6, 8, 13, 14, 15, 20, 24, 26, 27, 62))
 
 EFER_BITS = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE
 

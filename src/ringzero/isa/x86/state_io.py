@@ -13,7 +13,7 @@ from ringzero.errors import StateError
 from ringzero.isa.x86 import ccops, state
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import SHADOW_SS, SHADOW_STI
-from ringzero.isa.x86.msrs import MEMBERS
+from ringzero.isa.x86.msrs import IA32_SPEC_CTRL, MEMBERS
 from ringzero.isa.x86.state import CpuState, PendingEvent, Segment, Table
 
 U64 = (1 << 64) - 1
@@ -198,6 +198,14 @@ def write_xsave(cpu: Any, area: bytes) -> None:
 # --- the whole ---------------------------------------------------------------
 
 
+def _read_msrs(cpu: Any) -> dict[int, int]:
+    """Return the MSRs; IA32_SPEC_CTRL only where it was written, as not every engine has it."""
+    msrs = {number: int(getattr(cpu, name)) for number, name in MSRS.items()}
+    if cpu.spec_ctrl:
+        msrs[IA32_SPEC_CTRL] = cpu.spec_ctrl
+    return msrs
+
+
 def read_state(cpu: Any, host_tsc: int = 0) -> CpuState:
     """Return the state of a `CpuView`; `host_tsc` is the host's time-stamp counter now."""
     segments: dict[str, Any] = {name: _read_segment(cpu.seg[n]) for n, name in enumerate(SEGMENTS)}
@@ -221,7 +229,7 @@ def read_state(cpu: Any, host_tsc: int = 0) -> CpuState:
         **{name: getattr(cpu, name) for name in CONTROL},
         **{name: cpu.dr[n] for name, n in DEBUG.items()},
         xsave=read_xsave(cpu),
-        msrs={number: getattr(cpu, name) for number, name in MSRS.items()},
+        msrs=_read_msrs(cpu),
         tsc=(host_tsc + cpu.counter_offset) & U64,
         interrupt_shadow=shadow,
         nmi_masked=bool(cpu.nmi_blocked),
@@ -257,6 +265,7 @@ def write_state(cpu: Any, value: CpuState, host_tsc: int = 0) -> None:
     for number, name in MSRS.items():
         if number in value.msrs:
             setattr(cpu, name, value.msrs[number])
+    cpu.spec_ctrl = value.msrs.get(IA32_SPEC_CTRL, 0)
     cpu.counter_offset = value.tsc - host_tsc
     shadow = SHADOW_STI if value.interrupt_shadow & state.SHADOW_STI else 0
     if value.interrupt_shadow & state.SHADOW_MOV_SS:

@@ -57,6 +57,8 @@ def _facts(generated: Generated) -> list[Any]:
         live.needs_status,
         dead.needs_status,
         generated.slow,
+        generated.access,
+        generated.displaces,
     ]
 
 
@@ -79,7 +81,7 @@ def assemble(work: Path) -> None:
 
 
 def _operand_code(lowering: Lowering, n: int) -> int:
-    operand = lowering.form.operands[n]
+    operand = lowering.operands[n]
     by_reg = operand.letter in "GVP"
     if n in lowering.vectors:
         return tables.OPERAND_XMM_REG if by_reg else tables.OPERAND_XMM_RM
@@ -128,7 +130,10 @@ def _write_lowerings(
 
 def _described(lowering: Lowering, fact: list[Any]) -> dict[str, Any]:
     """Return members of an entry: flags, operands, and how they are found."""
-    result, defines, changes, carry_live, carry_dead, status_live, status_dead, slow = fact
+    (
+        result, defines, changes, carry_live, carry_dead, status_live, status_dead, slow, access,
+        displaces,
+    ) = fact  # fmt: skip
     flags = (
         tables.DEFINES * bool(defines)
         | tables.CHANGES * bool(changes)
@@ -138,6 +143,10 @@ def _described(lowering: Lowering, fact: list[Any]) -> dict[str, Any]:
         | tables.STATUS_DEAD * bool(status_dead)
         | tables.TOUCHES_MEMORY * bool(slow or _has_address(lowering))
         | tables.NO_SEGMENT * (lowering.form.mnemonic == "lea")
+        | tables.WIDE_MOVE * _is_wide_move(lowering)
+        | tables.HIGH_BYTES * _takes_high_bytes(lowering)
+        | tables.EXTENDS * (lowering.form.mnemonic in ("movzx", "movsx") and lowering.size >= 32)
+        | tables.DISPLACES * displaces
     )
     immediate = tables.IMMEDIATE_NONE
     if lowering.immediate >= 0:
@@ -145,7 +154,7 @@ def _described(lowering: Lowering, fact: list[Any]) -> dict[str, Any]:
         if lowering.shift:
             wide = lowering.size == 64
             immediate = tables.IMMEDIATE_SHIFT_64 if wide else tables.IMMEDIATE_SHIFT_32
-    operands = lowering.form.operands
+    operands = lowering.operands
     codes = [_operand_code(lowering, n) for n in range(len(operands))]
     spans = [
         operand.bits(lowering.size) // 8 - 1
@@ -158,18 +167,47 @@ def _described(lowering: Lowering, fact: list[Any]) -> dict[str, Any]:
         "immediate": immediate,
         "operands": codes,
         "span": spans[-1] if spans else 0,
+        "access": access,
     }
 
 
 def _has_address(lowering: Lowering) -> bool:
     return any(
-        _operand_code(lowering, n) == tables.OPERAND_MEMORY
-        for n in range(len(lowering.form.operands))
+        _operand_code(lowering, n) == tables.OPERAND_MEMORY for n in range(len(lowering.operands))
     )
 
 
+def _is_wide_move(lowering: Lowering) -> bool:
+    """Whether it is MOV of an immediate that may need 64 bits (B8+ with REX.W)."""
+    letters = [operand.letter + operand.size for operand in lowering.operands]
+    return lowering.form.mnemonic == "mov" and letters == ["Zv", "Iv"] and lowering.size == 64
+
+
+# Their registers that no operand names could be those of AH, CH, DH or BH.
+IMPLICIT = ("mul", "imul", "div", "idiv", "cmpxchg")
+
+
+def _takes_high_bytes(lowering: Lowering) -> bool:
+    """Whether a byte operand may be AH to BH: the stencil for AL to BL then runs on swapped bytes.
+
+    Not with an operand in memory, because the interpreter, on the slow path, would see them
+    swapped; nor with one that is always the same register.
+    """
+    fixed = any(operand.fixed not in ("", "1") for operand in lowering.operands)
+    bytes_there = any(
+        _operand_code(lowering, n) & tables.OPERAND_BYTE for n in range(len(lowering.operands))
+    )
+    return (
+        bytes_there and not fixed and not _has_address(lowering)
+        and lowering.form.mnemonic not in IMPLICIT
+    )  # fmt: skip
+
+
 def _slots(lowering: Lowering) -> list[int]:
-    """Return the decoder slots (operand size, memory, no LOCK) that a lowering serves."""
-    if lowering.form.sized:
-        return [{16: 0, 32: 1, 64: 2}[lowering.size] * 4 + lowering.memory * 2]
-    return [n * 4 + lowering.memory * 2 for n in range(3)]
+    """Return the decoder slots (operand size, memory, LOCK) that a lowering serves."""
+    ways = [lowering.memory * 2 + lowering.locked]
+    if lowering.locked and lowering.form.attributes.get("atomic"):
+        # Locked with the prefix and without it.
+        ways.append(lowering.memory * 2)
+    sizes = [{16: 0, 32: 1, 64: 2}[lowering.size]] if lowering.form.sized else range(3)
+    return [n * 4 + way for n in sizes for way in ways]

@@ -34,7 +34,7 @@ from ringzero.jit.x86.tables import (
 )
 
 # Their immediate counts are masked by the translator, which leaves a count of 0 to the handler.
-SHIFTS = ("shl", "shr", "sar", "rol", "ror")
+SHIFTS = ("shl", "shr", "sar", "rol", "ror", "shld", "shrd")
 END_BY_NAME = {"jmp": END_JUMP, "call": END_CALL, "jcc": END_CONDITIONAL}
 
 
@@ -45,6 +45,7 @@ class Key:
     form: Form
     size: int
     memory: bool
+    locked: bool
     mode64: bool
     bindings: tuple[Binding, ...]
 
@@ -58,7 +59,7 @@ class Key:
         if "condition" in self.form.attributes:
             # The condition is in the temporary, whichever it was.
             function = function.__qualname__
-        return (function, self.size, self.mode64, self.bindings, widths, kinds, rmw)
+        return (function, self.size, self.mode64, self.locked, self.bindings, widths, kinds, rmw)
 
 
 @dataclass
@@ -68,6 +69,9 @@ class Lowering:
     form: Form
     size: int
     memory: bool
+    locked: bool = False
+    # Those of the form that are looked at.
+    operands: tuple[Operand, ...] = ()
     base: int = 0
     end: int = END_NONE
     # Operand indices that are digits of the key, most significant first.
@@ -122,6 +126,25 @@ def _sizes(form: Form) -> tuple[int, ...]:
     return (16, 32, 64)
 
 
+def _memories(form: Form) -> list[bool]:
+    """Return whether ModRM names memory, for each way that has stencils."""
+    fast = form.attributes.get("fast")
+    found = []
+    if fast != "m" and (not form.has_modrm or form.may_be_register):
+        found.append(False)
+    if fast != "r" and form.has_modrm and form.may_be_memory:
+        found.append(True)
+    return found
+
+
+def _locks(form: Form, memory: bool) -> list[bool]:
+    """Return whether the instruction is locked, for each way that there is."""
+    if memory and form.attributes.get("atomic"):
+        return [True]
+    lockable = memory and form.attributes.get("lock") and form.operands[0].is_modrm_rm
+    return [False, True] if lockable else [False]
+
+
 class Catalogue:
     """All keys and lowerings, in an order that depends on the instruction table alone."""
 
@@ -135,20 +158,18 @@ class Catalogue:
             ):
                 continue
             for size in _sizes(form):
-                for memory in (False, True):
-                    if memory and not (form.has_modrm and form.may_be_memory):
-                        continue
-                    if not memory and form.has_modrm and not form.may_be_register:
-                        continue
-                    self._add(form, size, memory, known)
+                for memory in _memories(form):
+                    for locked in _locks(form, memory):
+                        self._add(Lowering(form, size, memory, locked), known)
 
-    def _add(self, form: Form, size: int, memory: bool, known: dict[tuple[Any, ...], int]) -> None:
-        lowering = Lowering(form, size, memory)
+    def _add(self, lowering: Lowering, known: dict[tuple[Any, ...], int]) -> None:
+        form, size, memory = lowering.form, lowering.size, lowering.memory
         name = form.function.__name__
         mode64 = not (form.attributes.get("d64") and size == 32)
         if form.attributes.get("ends"):
             lowering.end = END_BY_NAME.get(name, END_INDIRECT)
-        operands = form.operands
+        operands = () if form.attributes.get("unread") else form.operands
+        lowering.operands = operands
         if lowering.end in (END_JUMP, END_CONDITIONAL):
             self.lowerings.append(lowering)
             return
@@ -164,11 +185,9 @@ class Catalogue:
             if found == ["i"]:
                 lowering.immediate = n
             choices.append(found)
-        if memory and form.attributes.get("atomic"):
-            return
         lowering.shift = form.mnemonic in SHIFTS
         for combination in itertools.product(*choices):
-            key = Key(form, size, memory, mode64, _bind(combination))
+            key = Key(form, size, memory, lowering.locked, mode64, _bind(combination))
             identity = key.identity
             number = known.get(identity)
             if number is None:
@@ -189,7 +208,7 @@ def define_key(module: Module, number: int, key: Key) -> Generated | None:
     dead = live
     if live.flags.defines or live.flags.changes:
         dead = _define(module, f"s{number * 2 + 1}", key, flags_live=False) or live
-    return Generated(live.flags, dead.flags, live.slow)
+    return Generated(live.flags, dead.flags, live.slow, live.access, live.displaces)
 
 
 def _define(module: Module, name: str, key: Key, *, flags_live: bool) -> Generated | None:
@@ -202,6 +221,7 @@ def _define(module: Module, name: str, key: Key, *, flags_live: bool) -> Generat
             key.size,
             key.bindings,
             memory=key.memory,
+            locked=key.locked,
             mode64=key.mode64,
             flags_live=flags_live,
         )
@@ -216,7 +236,7 @@ def _define(module: Module, name: str, key: Key, *, flags_live: bool) -> Generat
             m.tail("NEXT", m.arguments())
         if m.uses_slow:
             m.slow_exit()
-        found.append(Generated(m.flag_use, m.flag_use, m.uses_slow))
+        found.append(Generated(m.flag_use, m.flag_use, m.uses_slow, m.access, m.displaces))
         return True
 
     define_stencil(module, name, FRAME, write)

@@ -20,8 +20,8 @@ from ringzero.jit.compile.module import Module
 from ringzero.jit.exits import exits
 from ringzero.jit.stencil import LIKELY, Body, StencilWriter, define_stencil, plain
 from ringzero.jit.x86.operands import FRAME
-from ringzero.jit.x86.tables import CLASSES, SCALES, SLOT
-from ringzero.native import boolean, load, store, u32, u64, unsigned
+from ringzero.jit.x86.tables import CLASSES, HIGH_REGISTERS, SCALES, SLOT
+from ringzero.native import boolean, load, store, u16, u32, u64, unsigned
 from ringzero.native.generation import as_value, convert
 from ringzero.native.values import Value
 
@@ -68,6 +68,8 @@ def members(number: Callable[[str], int]) -> dict[str, list[int]]:
         "jcc": [n for code in range(CONDITIONS) for n in by_op(f"jcc.{code}")],
         "status_any": [number("status.any")],
         "movabs": [number(f"movabs.{register}") for register in classes],
+        "store": [number("store")],
+        "swap": [number(f"swap.{register}") for register in range(HIGH_REGISTERS)],
     }  # fmt: skip
 
 
@@ -191,13 +193,35 @@ def _flags() -> dict[str, Body]:
 # --- moves -------------------------------------------------------------------
 
 
-def _wide(number: int, m: StencilWriter) -> None:
+def _wide(number: int, m: StencilWriter) -> Any:
+    """Put 64 bits into a register; those of a slot into the temporary, for `_store`.
+
+    LLVM would take the two together for a store of an immediate, which has 32 bits.
+    """
     value = m.wide_hole("HQ")
-    if number < SLOT:
-        m.set_register(number, value)
-    else:
-        store(u64, u64(m.cpu) + m.hole("H0"), value)
+    if number == SLOT:
+        return value
+    m.set_register(number, value)
+    return None
+
+
+def _store(m: StencilWriter) -> None:
+    """Store the temporary in a slot."""
+    store(u64, u64(m.cpu) + m.hole("H0"), m.temporary)
+
+
+def _swap(number: int, m: StencilWriter) -> None:
+    """Exchange the two low bytes of a register; the temporary stays."""
+    value = m.register(number)
+    low = u16(value)
+    turned = (low << 8) | (low >> 8)
+    m.set_register(number, (value & ~0xFFFF) | u64(turned))
+    m.tail("NEXT", m.arguments("%t"))
 
 
 def _moves() -> dict[str, Body]:
-    return {f"movabs.{number}": plain(partial(_wide, number)) for number in range(CLASSES)}
+    return {
+        **{f"movabs.{number}": plain(partial(_wide, number)) for number in range(CLASSES)},
+        "store": plain(_store),
+        **{f"swap.{number}": partial(_swap, number) for number in range(HIGH_REGISTERS)},
+    }

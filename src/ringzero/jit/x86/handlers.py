@@ -202,6 +202,9 @@ class HandlerOperation:
     def is_nonzero(self, count: Any) -> Any:
         return count != 0
 
+    def is_register(self, n: int, register: int) -> Any:
+        return self.insn.rm == register
+
     def register_number(self, n: int) -> Any:
         letter = self._form.operands[n].letter
         return u64(self.insn.reg if letter in "GSCDVP" else self.insn.rm)
@@ -383,6 +386,9 @@ class HandlerOperation:
             raise_fault(self.cpu, u32(vector))
         else:
             raise_fault_code(self.cpu, u32(vector), u64(code))
+
+    def defer(self) -> None:
+        raise TypeError("a handler has nobody to leave its instruction to")
 
     def long_mode(self) -> Any:
         return self.cpu.mode == MODE_64

@@ -15,9 +15,9 @@ from ringzero.isa.x86.privileged.descriptors import is_canonical
 from ringzero.isa.x86.state import GPR_NAMES
 from ringzero.isa.x86.table.forms import Form
 from ringzero.jit.compile.builder import FunctionBuilder
-from ringzero.jit.stencil import LIKELY, Frame, StencilWriter, pinned_by_name
+from ringzero.jit.stencil import BY_POP, BY_PUSH, LIKELY, Frame, StencilWriter, pinned_by_name
 from ringzero.jit.x86.tables import PINNED_REGISTERS
-from ringzero.native import load, signed, store, u32, u64, unsigned, v128
+from ringzero.native import compare_exchange, load, signed, store, u32, u64, unsigned, v128
 from ringzero.native.generation import convert
 from ringzero.native.types import Int
 from ringzero.native.values import Value
@@ -71,6 +71,9 @@ class Generated:
     flags: FlagUse
     dead: FlagUse
     slow: bool
+    # How the slow path finds the address of its only access (see jit.stencil), or 0.
+    access: int
+    displaces: bool
 
 
 class StencilOperation(StencilWriter):
@@ -86,6 +89,7 @@ class StencilOperation(StencilWriter):
         bindings: tuple[Binding, ...],
         *,
         memory: bool,
+        locked: bool,
         mode64: bool,
         flags_live: bool,
     ) -> None:
@@ -101,7 +105,13 @@ class StencilOperation(StencilWriter):
         self.S = signed(size)
         self.flag_use = FlagUse()
         self.jump_target: Value | None = None
+        # Whether the operand may lie far from where its address says (bit strings).
+        self.displaces = False
+        self._locked = locked
         self._host: Any = None
+        self._old: Any = None
+        self._retry = ""
+        self._extra: Any = None
         self._depth = builder.depth
 
     @property
@@ -151,9 +161,16 @@ class StencilOperation(StencilWriter):
         if binding.kind == "slot":
             return load(kind, u64(self.cpu) + self.hole(f"H{binding.value}"))
         if n == 0 and self._form.attributes.get("rmw"):
-            self._host = self.translated(self.temporary, kind.size, write=True)
-            return load(kind, self._host)
-        return load(kind, self.translated(self.temporary, kind.size, write=False))
+            self._host = self.translated(self._operand_address(), kind.size, write=True)
+            if self._locked:
+                self._retry = self.builder.fresh("retry")
+                self.builder.start(self._retry)
+            self._old = load(kind, self._host)
+            return self._old
+        return load(kind, self.translated(self._operand_address(), kind.size, write=False))
+
+    def _operand_address(self) -> Any:
+        return self.temporary if self._extra is None else self.temporary + self._extra
 
     def write(self, n: int, value: Any) -> None:
         binding = self._bindings[n]
@@ -164,10 +181,23 @@ class StencilOperation(StencilWriter):
                 value = u64(value)
             store(value.kind, u64(self.cpu) + self.hole(f"H{binding.value}"), value)
         elif self._host is not None:
-            store(value.kind, self._host, value)
+            self._store_modified(value)
         else:
             host = self.translated(self.temporary, value.kind.size, write=True)
             store(value.kind, host, value)
+
+    def _store_modified(self, value: Value) -> None:
+        """Store what a read-modify-write made of its operand; locked, if nobody changed it since.
+
+        On the way back to try again nothing but this value was computed.
+        """
+        if not self._locked:
+            store(value.kind, self._host, value)
+            return
+        seen = compare_exchange(value.kind, self._host, self._old, value)
+        done = self.builder.fresh("done")
+        self.builder.branch(seen == self._old, done, self._retry, LIKELY)
+        self.builder.start(done)
 
     def shift_count(self, n: int) -> Any:
         mask = 0x3F if self.size == 64 else 0x1F
@@ -180,10 +210,22 @@ class StencilOperation(StencilWriter):
         binding = self._bindings[-1]
         return True if binding.kind in ("immediate", "constant") else count != 0
 
+    def is_register(self, n: int, register: int) -> Any:
+        binding = self._bindings[n]
+        return binding.kind == "pinned" and binding.value == register
+
     def register_number(self, n: int) -> Any:
         raise Unsuitable("needs a register's number")
 
     # --- memory ---
+
+    def base_of(self, va: Value, size: int) -> int:
+        name = self._form.function.__name__
+        if not self.mode64 or va.ref == "%t":
+            return super().base_of(va, size)
+        if name in ("push", "push_immediate", "call"):
+            return BY_PUSH
+        return BY_POP if name in ("pop", "ret", "ret_release") else 0
 
     def effective_address(self, n: int) -> Any:
         return self.temporary
@@ -192,7 +234,8 @@ class StencilOperation(StencilWriter):
         return self.temporary
 
     def displace(self, amount: Any) -> None:
-        raise Unsuitable("reaches beyond its operand")
+        self.displaces = True
+        self._extra = amount
 
     def string_address(self, register: int, offset: Any) -> Any:
         raise Unsuitable("string instruction")
@@ -288,7 +331,13 @@ class StencilOperation(StencilWriter):
             self.builder.start(canonical)
 
     def fault(self, vector: int, code: Any = None) -> None:
-        raise Unsuitable("raises exceptions")
+        if self._form.mnemonic not in ("div", "idiv"):
+            raise Unsuitable("raises exceptions")
+        self.defer()
+
+    def defer(self) -> None:
+        self.uses_slow = True
+        self.builder.jump("slow")
 
     def long_mode(self) -> Any:
         return self.mode64

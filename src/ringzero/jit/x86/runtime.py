@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ringzero.isa.caches import PAGE_MASK, jump_entry
+from ringzero.isa.caches import PAGE_MASK, jump_entry, tlb_entry_of
 from ringzero.isa.execution import EXIT_DEBUG, EXIT_NONE
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import MODE_16, MODE_64, Cpu, Insn
@@ -23,17 +23,34 @@ from ringzero.isa.x86.interpreter import (
     stop_here,
 )
 from ringzero.isa.x86.privileged.descriptors import is_canonical
-from ringzero.isa.x86.privileged.mmu import fetch_page, note_jump, protect_code
+from ringzero.isa.x86.privileged.lookaside import note_jump, protect_code
+from ringzero.isa.x86.privileged.mmu import READ, WRITE, fetch_page
+from ringzero.isa.x86.privileged.mmu import translate as translate_address
 from ringzero.isa.x86.table.entry import FormEntry
 from ringzero.jit.blocks import adopt_saved, find_block, is_own
 from ringzero.jit.emit import NO_BRANCH, space_of
 from ringzero.jit.exits import TAG_32
 from ringzero.jit.host.x86_64 import direct
-from ringzero.jit.tables import BLOCK_LIMIT, COUNTERS, CodeSpace
+from ringzero.jit.stencil import (
+    ACCESS_ALIGNED,
+    ACCESS_BASE,
+    ACCESS_SIZE,
+    ACCESS_WRITE,
+    BY_POP,
+    BY_PUSH,
+)
+from ringzero.jit.tables import (
+    BLOCK_LIMIT,
+    COUNTERS,
+    SLOW_BEHIND_BITS,
+    SLOW_OFFSET_BITS,
+    CodeSpace,
+)
 from ringzero.jit.x86.tables import Translator
 from ringzero.jit.x86.translate import FPU_OFF, FS_OFF, translate
 from ringzero.native import (
     address_of,
+    boolean,
     call_address,
     i64,
     load,
@@ -180,11 +197,48 @@ def run_blocks(cpu: Cpu) -> u32:
             retake_branch(cpu)
 
 
+@native(inline="never")
+def refill(cpu: Cpu, access: u32) -> boolean:
+    """Fill the TLB entry that an access of a stencil missed; may raise #PF at `rip`.
+
+    False when that is not what the stencil wants: the interpreter finds out.
+    """
+    size = u64(1) << u64(access & ACCESS_SIZE)
+    base = access & ACCESS_BASE
+    va = u64(cpu.slow_address)
+    if base == BY_PUSH:
+        va = cpu.regs[x86.RSP] - size
+    elif base == BY_POP:
+        va = u64(cpu.regs[x86.RSP])
+    page = va & ~u64(PAGE_MASK)
+    crosses = ((va + size - 1) & ~u64(PAGE_MASK)) != page
+    misaligned = (access & ACCESS_ALIGNED) != 0 and (va & (size - 1)) != 0
+    watched = (cpu.dr[7] & 0xFF) != 0 or cpu.tlb == cpu.tlb_checked
+    if crosses or misaligned or watched or not is_canonical(va):
+        return u64(0) != 0
+    entry = tlb_entry_of(cpu.tlb, va)
+    write = access & ACCESS_WRITE
+    if select(write != 0, entry.write, entry.read) == page:
+        return u64(0) != 0
+    cpu.count_tlb_misses += 1
+    translate_address(cpu, va, select(write != 0, u32(WRITE), u32(READ)), u32(cpu.cpl == 3))
+    return select(write != 0, entry.write, entry.read) == page
+
+
 @native
 def slow_step(cpu: Cpu) -> u32:
-    """Interpret the instruction of a block that missed the TLB; 1 to leave the block."""
-    rip = cpu.page_base + cpu.slow_offset
+    """Fill the TLB for a block that missed it, else interpret the instruction; 1 to leave.
+
+    `Cpu.resume` is the stencil that missed, or the instruction behind it.
+    """
+    word = cpu.slow_offset
+    rip = cpu.page_base + (word & ((1 << SLOW_OFFSET_BITS) - 1))
     cpu.rip = rip
+    access = u32(word >> (SLOW_OFFSET_BITS + SLOW_BEHIND_BITS))
+    if access != 0 and refill(cpu, access):
+        return u32(0)
+    behind = (word >> SLOW_OFFSET_BITS) & ((1 << SLOW_BEHIND_BITS) - 1)
+    cpu.resume = select(behind == 0, u64(0), cpu.resume + behind)
     cpu.count_slow += 1
     cpu.stop_block = 0
     # The block has paid for it already.
@@ -206,6 +260,8 @@ def generic_step(cpu: Cpu) -> u32:
     cpu.stop_block = 0
     slot = (u64(insn.op_size - 1) << 2) | (u64(insn.memory) << 1) | u64(insn.lock)
     entry = pointer(FormEntry, cpu.form_table + u64(insn.form) * FormEntry.size)
+    counter = space_of(pointer(Translator, cpu.engine).scratch).handled + (u64(insn.form) << 2)
+    store(u32, counter, load(u32, counter) + 1)
     # Not `insn.handler`: the record may come from an earlier run, the address not.
     call_address(entry.handlers[slot], None, cpu, insn)
     cpu.rip = cpu.next_rip

@@ -15,6 +15,8 @@ CLASSES = PINNED_REGISTERS + 1
 SCALES = 4
 
 NO_STENCIL = 0xFFFFFFFF
+# In place of a key: MOV of 64 immediate bits, which is glue.
+MOVABS = 0xFFFFFFFE
 UNKNOWN_CC = 0xFF
 NO_CONDITION = 0xFF
 # LoweringEntry.operands: where an operand is found.
@@ -24,7 +26,10 @@ IMMEDIATE_NONE, IMMEDIATE_PLAIN, IMMEDIATE_SHIFT_32, IMMEDIATE_SHIFT_64 = range(
 # LoweringEntry.flags
 (
     DEFINES, CHANGES, CARRY_LIVE, CARRY_DEAD, STATUS_LIVE, STATUS_DEAD, TOUCHES_MEMORY, NO_SEGMENT,
-) = (1 << n for n in range(8))  # fmt: skip
+    WIDE_MOVE, HIGH_BYTES, EXTENDS, DISPLACES,
+) = (1 << n for n in range(12))  # fmt: skip
+# Guest registers with a second byte that has a name (AH, CH, DH, BH).
+HIGH_REGISTERS = 4
 # LoweringEntry.end: how an instruction ends its block.
 END_NONE, END_JUMP, END_CONDITIONAL, END_CALL, END_INDIRECT, END_GENERIC = range(6)
 # Operands of an instruction at most that a lowering describes.
@@ -42,6 +47,7 @@ class LoweringEntry(Struct):
     result = field(u8)
     condition = field(u8)
     span = field(u8)  # from the first to the last byte of the memory operand
+    access = field(u8)  # see jit.stencil
 
 
 class Glue(Struct):
@@ -62,7 +68,9 @@ class Glue(Struct):
     condition = field(u32, CONDITIONS * CC_OPS)
     jcc = field(u32, CONDITIONS * CC_OPS)
     status_any = field(u32)
-    movabs = field(u32, CLASSES)
+    movabs = field(u32, CLASSES)  # that of a slot leaves it to `store`
+    store = field(u32)
+    swap = field(u32, HIGH_REGISTERS)
 
 
 class GuestTables(Struct):

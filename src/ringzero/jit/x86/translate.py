@@ -18,7 +18,7 @@ from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.ccops import CC_OPS, CONDITIONS, STATUS
 from ringzero.isa.x86.cpu import MODE_64, Cpu, Insn
 from ringzero.isa.x86.interpreter import FETCH_BYTES
-from ringzero.isa.x86.privileged.mmu import flush_jump_cache, protect_code
+from ringzero.isa.x86.privileged.lookaside import flush_jump_cache, protect_code
 from ringzero.isa.x86.table.decoder import DECODED, MAX_LENGTH, decode
 from ringzero.isa.x86.table.entry import ENDS, SLOTS, FormEntry
 from ringzero.jit.blocks import ALIGNMENT, drop_blocks, register_block, reserve
@@ -38,7 +38,7 @@ from ringzero.jit.emit import (
     set_target,
     space_of,
 )
-from ringzero.jit.tables import BLOCK_LIMIT, BLOCK_ROOM, H0, HB, HD, HI, HN, HS, HX
+from ringzero.jit.tables import BLOCK_LIMIT, BLOCK_ROOM, H0, HB, HD, HI, HN, HQ, HS, HX
 from ringzero.jit.x86 import tables
 from ringzero.jit.x86.tables import (
     CLASSES,
@@ -47,6 +47,7 @@ from ringzero.jit.x86.tables import (
     END_INDIRECT,
     END_JUMP,
     END_NONE,
+    MOVABS,
     NO_CONDITION,
     NO_STENCIL,
     OPERANDS,
@@ -59,6 +60,7 @@ from ringzero.jit.x86.tables import (
 )
 from ringzero.native import (
     address_of,
+    boolean,
     copy_memory,
     i32,
     i64,
@@ -80,6 +82,7 @@ _NEXT_RIP = Cpu.offset_of("next_rip")
 _XMM = Cpu.offset_of("xmm")
 _FS, _GS = Cpu.offset_of("seg", x86.FS), Cpu.offset_of("seg", x86.GS)
 MASK_32 = 0xFFFFFFFF
+ALL_ONES = (1 << 64) - 1
 # Bits of a block's mode: SSE and x87 instructions go to their handlers, which fault;
 # accesses by FS and GS (`Cpu.limited`) to theirs, which check limit and rights.
 FPU_OFF = 4
@@ -115,6 +118,53 @@ def _operand_number(insn: Any, where: Any) -> Any:
     return u32(select(by_reg, insn.reg, insn.rm))
 
 
+@staged
+def _byte_place(insn: Any, where: Any) -> Any:
+    """Return the byte offset in Cpu.regs of a byte operand: odd for AH to BH."""
+    return u32(select(where == tables.OPERAND_REG, insn.reg8, insn.rm8))
+
+
+@native
+def may_swap(insn: Insn, lowering: LoweringEntry, high: u32) -> boolean:
+    """Return whether an instruction with the byte operand `high` (AH to BH) runs on swapped bytes.
+
+    No other operand may be a different part of the same register, but for the whole
+    of it that a MOVZX or MOVSX then sets.
+    """
+    if (lowering.flags & tables.HIGH_BYTES) == 0:
+        return u64(0) != 0
+    extends = (lowering.flags & tables.EXTENDS) != 0
+    for n in range(OPERANDS):
+        what = lowering.operands[n]
+        where = what & ~tables.OPERAND_BYTE & 0xFF
+        if where == tables.OPERAND_REG or where == tables.OPERAND_RM:
+            if what != where:
+                other = _byte_place(insn, where)
+                if other >> 3 == high >> 3 and other != high:
+                    return u64(0) != 0
+            elif _operand_number(insn, where) == high >> 3 and not extends:
+                return u64(0) != 0
+    return u64(0) == 0
+
+
+@native
+def emit_swaps(tr: Translator, insn: Insn, lowering: LoweringEntry, behind: u32) -> None:
+    """Append what brings AH to BH where the stencil has AL to BL, or back behind it."""
+    swapped = u32(8)  # no register
+    for n in range(OPERANDS):
+        what = lowering.operands[n]
+        where = what & ~tables.OPERAND_BYTE & 0xFF
+        if (where == tables.OPERAND_REG or where == tables.OPERAND_RM) and what != where:
+            byte = _byte_place(insn, where)
+            number = byte >> 3
+            gone = u32(0)
+            if behind != 0 and (lowering.flags & tables.EXTENDS) != 0:
+                gone = u32(u32(insn.reg) == number)
+            if (byte & 1) != 0 and number != swapped and gone == 0:
+                emit(tr.scratch, glue_of(tr).swap[number])
+                swapped = number
+
+
 @native
 def find_key(tr: Translator, insn: Insn, lowering: LoweringEntry) -> u32:
     """Return the stencil number for an instruction's operands, or NO_STENCIL."""
@@ -125,9 +175,10 @@ def find_key(tr: Translator, insn: Insn, lowering: LoweringEntry) -> u32:
         if where == tables.OPERAND_REG or where == tables.OPERAND_RM:
             number = _operand_number(insn, where)
             if what != where:
-                byte = select(where == tables.OPERAND_REG, insn.reg8, insn.rm8)
-                if (byte & 1) != 0:
+                byte = _byte_place(insn, where)
+                if (byte & 1) != 0 and not may_swap(insn, lowering, byte):
                     return u32(NO_STENCIL)
+                number = byte >> 3
             key = key * CLASSES + select(number < SLOT, number, u32(SLOT))
         vector = where == tables.OPERAND_XMM_REG or where == tables.OPERAND_XMM_RM
         if vector and (tr.mode & FPU_OFF) != 0:
@@ -136,13 +187,17 @@ def find_key(tr: Translator, insn: Insn, lowering: LoweringEntry) -> u32:
         imm = insn.imm
         if lowering.immediate == tables.IMMEDIATE_PLAIN:
             if u64(i64(i32(imm))) != imm:
-                return u32(NO_STENCIL)
+                return select(
+                    (lowering.flags & tables.WIDE_MOVE) != 0, u32(MOVABS), u32(NO_STENCIL)
+                )
         else:
             mask = select(lowering.immediate == tables.IMMEDIATE_SHIFT_64, u64(63), u64(31))
             insn.imm = imm & mask
             if insn.imm == 0:
                 return u32(NO_STENCIL)
     if (lowering.flags & tables.TOUCHES_MEMORY) != 0:
+        if (lowering.flags & tables.DISPLACES) != 0 and insn.address_mask != ALL_ONES:
+            return u32(NO_STENCIL)
         if (lowering.flags & tables.NO_SEGMENT) == 0:
             off = select(insn.segment == _FS, u32(FS_OFF), u32(0))
             off = select(insn.segment == _GS, u32(GS_OFF), off)
@@ -323,6 +378,14 @@ def emit_stencil(tr: Translator, insn: Insn, lowering: LoweringEntry, live: u32,
     """Append an instruction from stencils."""
     s = tr.scratch
     glue = glue_of(tr)
+    if key == MOVABS:
+        s.holes[HQ] = insn.imm
+        s.holes[H0] = u64(insn.rm) * 8 + _REGS
+        number = u32(insn.rm)
+        emit(s, glue.movabs[select(number < SLOT, number, u32(SLOT))])
+        if number >= SLOT:
+            emit(s, glue.store)
+        return
     flags = u32(lowering.flags)
     carry = select(live != 0, u32(tables.CARRY_LIVE), u32(tables.CARRY_DEAD))
     status = select(live != 0, u32(tables.STATUS_LIVE), u32(tables.STATUS_DEAD))
@@ -340,6 +403,8 @@ def emit_stencil(tr: Translator, insn: Insn, lowering: LoweringEntry, live: u32,
         where = what & ~tables.OPERAND_BYTE & 0xFF
         number = _operand_number(insn, where)
         if where == tables.OPERAND_REG or where == tables.OPERAND_RM:
+            if what != where:
+                number = _byte_place(insn, where) >> 3
             if number >= SLOT:
                 s.holes[H0 + slot] = u64(number) * 8 + _REGS
                 slot += 1
@@ -354,7 +419,13 @@ def emit_stencil(tr: Translator, insn: Insn, lowering: LoweringEntry, live: u32,
     number = key * 2
     if live == 0 and (flags & (tables.DEFINES | tables.CHANGES)) != 0:
         number += 1
+    if (flags & tables.HIGH_BYTES) != 0:
+        emit_swaps(tr, insn, lowering, u32(0))
+    s.access = u32(lowering.access)
     emit(s, number)
+    s.access = 0
+    if (flags & tables.HIGH_BYTES) != 0:
+        emit_swaps(tr, insn, lowering, u32(1))
     if (flags & (tables.DEFINES | tables.CHANGES)) != 0:
         tr.cc = select(live != 0, u32(lowering.result), u32(UNKNOWN_CC))
 

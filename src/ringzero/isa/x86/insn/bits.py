@@ -54,7 +54,9 @@ def _bit_instructions() -> None:
             by_immediate
         )
         instruction(f"0F {register} /r:r : Ev Gv", name=name, rmw=writes, fast=True)(by_immediate)
-        instruction(f"0F {register} /r:m : Ev Gv", name=name, rmw=writes, lock=writes)(in_memory)
+        instruction(f"0F {register} /r:m : Ev Gv", name=name, rmw=writes, lock=writes, fast=True)(
+            in_memory
+        )
 
 
 _bit_instructions()

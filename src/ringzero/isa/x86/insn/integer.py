@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.x86 import ccops
-from ringzero.isa.x86.cpu import AF, CF, DE, OF, PF, RAX, RDX, SF, ZF
+from ringzero.isa.x86.cpu import AF, ARITHMETIC_FLAGS, CF, DE, OF, PF, RAX, RDX, SF, ZF
+from ringzero.isa.x86.flags import status_of
 from ringzero.isa.x86.table.forms import instruction
 from ringzero.isa.x86.table.operation import Operation
 from ringzero.native import (
@@ -193,13 +194,13 @@ def _multiply(m: Operation, is_signed: bool) -> None:
     m.set_flags(ccops.MUL, low, T(overflows))
 
 
-@instruction("F6 /4 : Eb", "F7 /4 : Ev")
+@instruction("F6 /4 : Eb", "F7 /4 : Ev", fast=True)
 def mul(m: Operation) -> None:
     """MUL: unsigned multiply into DX:AX, EDX:EAX or RDX:RAX."""
     _multiply(m, False)
 
 
-@instruction("F6 /5 : Eb", "F7 /5 : Ev", name="imul")
+@instruction("F6 /5 : Eb", "F7 /5 : Ev", name="imul", fast=True)
 def imul_one(m: Operation) -> None:
     """IMUL, one operand."""
     _multiply(m, True)
@@ -304,7 +305,7 @@ def _divide(m: Operation, is_signed: bool) -> None:
         m.set(RDX, T(remainder))
 
 
-@instruction("F6 /6 : Eb", "F7 /6 : Ev")
+@instruction("F6 /6 : Eb", "F7 /6 : Ev", fast=True)
 def div(m: Operation) -> None:
     """DIV: unsigned divide; #DE on zero or a quotient that does not fit."""
     if m.size == 64:
@@ -316,13 +317,15 @@ def div(m: Operation) -> None:
             dividend = m.get(RAX, u64)
             m.set(RAX, dividend // divisor)
             m.set(RDX, dividend % divisor)
-        else:
+        elif m.checked:
             _divide_128(m, False)
+        else:
+            m.defer()
     else:
         _divide(m, False)
 
 
-@instruction("F6 /7 : Eb", "F7 /7 : Ev")
+@instruction("F6 /7 : Eb", "F7 /7 : Ev", fast=True)
 def idiv(m: Operation) -> None:
     """IDIV: signed divide; #DE on zero or a quotient that does not fit."""
     if m.size == 64:
@@ -332,8 +335,10 @@ def idiv(m: Operation) -> None:
         if short and divisor != 0 and divisor != -1:
             m.set(RAX, u64(low // divisor))
             m.set(RDX, u64(low % divisor))
-        else:
+        elif m.checked:
             _divide_128(m, True)
+        else:
+            m.defer()
     else:
         _divide(m, True)
 
@@ -483,7 +488,7 @@ def rcr(m: Operation) -> None:
         _write_back(m)
 
 
-@instruction("0F A4 /r : Ev Gv Ib", "0F A5 /r : Ev Gv CL", rmw=True)
+@instruction("0F A4 /r : Ev Gv Ib", "0F A5 /r : Ev Gv CL", rmw=True, fast="r")
 def shld(m: Operation) -> None:
     """SHLD; a count above 16 of a 16-bit operand rotates the pair, as processors do."""
     bits = m.size
@@ -504,7 +509,7 @@ def shld(m: Operation) -> None:
         _write_back(m)
 
 
-@instruction("0F AC /r : Ev Gv Ib", "0F AD /r : Ev Gv CL", rmw=True)
+@instruction("0F AC /r : Ev Gv Ib", "0F AD /r : Ev Gv CL", rmw=True, fast="r")
 def shrd(m: Operation) -> None:
     """SHRD; a count above 16 of a 16-bit operand rotates the pair, as processors do."""
     bits = m.size
@@ -521,9 +526,9 @@ def shrd(m: Operation) -> None:
             before = value >> (n - 1)
         m.write(0, result)
         # CF is the last bit shifted out; OF tells a change of sign.
-        m.set_flags(ccops.SAR, result, before)
+        status = status_of(ccops.SAR, result, before, m.T(0)) & ~OF
         changed = sign(result ^ value)
-        m.set_status(u64(changed) << 11, OF)
+        m.set_status(status | (u64(changed) << 11), ARITHMETIC_FLAGS)
     else:
         _write_back(m)
 
@@ -575,13 +580,14 @@ def xchg(m: Operation) -> None:
     m.write(1, first)
 
 
-@instruction("90+ : Zv rAX", name="xchg")
+@instruction("90+ : Zv rAX", name="xchg", fast=True)
 def xchg_rax(m: Operation) -> None:
     """XCHG with rAX; 90 is NOP in the table's eyes too, since EAX must not be truncated."""
     first, second = m.read(0), m.read(1)
-    if m.insn.rm != 0:
-        m.write(0, second)
-        m.write(1, first)
+    if m.is_register(0, RAX):
+        return
+    m.write(0, second)
+    m.set(RAX, first)
 
 
 @instruction("98", sized=True, fast=True)
@@ -628,7 +634,7 @@ for _code, _suffix in enumerate(CONDITIONS):
     _conditional(_code, _suffix)
 
 
-@instruction("0F B0 /r : Eb Gb", "0F B1 /r : Ev Gv", rmw=True, lock=True)
+@instruction("0F B0 /r : Eb Gb", "0F B1 /r : Ev Gv", rmw=True, lock=True, fast="m")
 def cmpxchg(m: Operation) -> None:
     """CMPXCHG: memory is written in either case, a register only when the values are equal."""
     expected = m.get(RAX, m.T)
@@ -645,7 +651,7 @@ def cmpxchg(m: Operation) -> None:
     m.set_flags(ccops.SUB, expected - old, old)
 
 
-@instruction("0F C0 /r : Eb Gb", "0F C1 /r : Ev Gv", rmw=True, lock=True)
+@instruction("0F C0 /r : Eb Gb", "0F C1 /r : Ev Gv", rmw=True, lock=True, fast="m")
 def xadd(m: Operation) -> None:
     """XADD."""
     old, source = m.read(0), m.read(1)
@@ -735,7 +741,9 @@ def salc(m: Operation) -> None:
     m.set(RAX, select(m.flag(CF), u8(0xFF), u8(0)))
 
 
-@instruction("0F 1F /r : Ev", *(f"0F {n:02X} /r : Ev" for n in range(0x18, 0x1F)))
+@instruction(
+    "0F 1F /r : Ev", *(f"0F {n:02X} /r : Ev" for n in range(0x18, 0x1F)), fast=True, unread=True
+)
 def nop(m: Operation) -> None:
     """NOP with an operand that is not accessed, and hints that act as NOP (PREFETCHh, ENDBR)."""
 

@@ -11,7 +11,7 @@ from ringzero.isa.x86.cpu import CR4_DE, CS, DB, MODE_64, RF, SHADOW_SS, TF, Cpu
 from ringzero.isa.x86.privileged.breakpoints import DR7_ENABLED, KEEP_RF, match_instruction
 from ringzero.isa.x86.privileged.exceptions import EVENT_TRAP, deliver
 from ringzero.isa.x86.privileged.faults import raise_fault, raise_gp0, raise_ud
-from ringzero.isa.x86.privileged.mmu import flush_tlb
+from ringzero.isa.x86.privileged.lookaside import flush_tlb
 from ringzero.isa.x86.table.forms import instruction
 from ringzero.isa.x86.table.operation import Operation
 from ringzero.native import boolean, native, u32, u64

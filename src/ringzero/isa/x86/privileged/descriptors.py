@@ -45,7 +45,8 @@ from ringzero.isa.x86.cpu import (
 )
 from ringzero.isa.x86.privileged.alignment import select_tlb
 from ringzero.isa.x86.privileged.faults import raise_fault_code, raise_gp0, raise_ss0
-from ringzero.isa.x86.privileged.mmu import flush_jump_cache, read_system, write_system
+from ringzero.isa.x86.privileged.lookaside import flush_jump_cache
+from ringzero.isa.x86.privileged.mmu import read_system, write_system
 from ringzero.isa.x86.privileged.open_pages import close_pages
 from ringzero.native import (
     address_of,

@@ -11,16 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.caches import (
-    JUMP_NEVER_FIRST,
-    JUMP_USED_WORDS,
-    JUMP_WINDOW,
     PAGE_MASK,
-    TLB_ENTRIES,
     TLB_INVALID,
     CodePage,
-    JumpCacheEntry,
-    TlbEntry,
-    jump_entry,
     page_of_last,
     tlb_entry_of,
 )
@@ -30,10 +23,15 @@ from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.privileged.alignment import check_alignment
 from ringzero.isa.x86.privileged.breakpoints import DR7_ENABLED, match_data, watches_page
 from ringzero.isa.x86.privileged.faults import external, raise_fault_code, raise_gp0
+from ringzero.isa.x86.privileged.lookaside import (
+    flush_jump_cache,
+    forget_entry,
+    note_large_page,
+    note_translation,
+)
 from ringzero.isa.x86.privileged.open_pages import note_open_page
 from ringzero.native import (
     fetch,
-    fill_memory,
     load,
     native,
     pointer,
@@ -185,8 +183,7 @@ def translate(cpu: Cpu, va: u64, access: u32, user: u32) -> u64:
             table = entry & PTE_ADDRESS
             shift -= 9
     if size != 0x1000:
-        region = (va >> 21) & 0xFF
-        cpu.large_pages[region >> 6] |= u64(1) << (region & 63)
+        note_large_page(cpu, va)
     physical = page | (va & (size - 1))
     user_page = (rights & PTE_U) != 0
     supervisor_write = (rights & PTE_W) != 0 or (cpu.cr0 & x86.CR0_WP) == 0
@@ -236,10 +233,9 @@ def fill_tlb(
     host = host_address(cpu, physical & ~u64(PAGE_MASK))
     entry = tlb_entry(cpu, va, user)
     if host == 0 or watches_page(cpu, va) != 0:
-        entry.read = TLB_INVALID
-        entry.write = TLB_INVALID
-        entry.execute = TLB_INVALID
+        forget_entry(entry)
         return
+    note_translation(cpu, va, user)
     code = load(u64, cpu.code_pages + (((host - cpu.ram) >> 12) << 3))
     entry.read = select(readable != 0, page, u64(TLB_INVALID))
     entry.write = select((writable != 0) & (code == 0), page, u64(TLB_INVALID))
@@ -252,84 +248,6 @@ def tlb_entry(cpu: Any, va: Any, user: Any) -> Any:
     """Return the TLB entry that serves `va` for user or supervisor accesses."""
     table = select(user != 0, cpu.tlb_user, cpu.tlb_kernel)
     return tlb_entry_of(table, va)
-
-
-@native(inline="never")
-def flush_tlb(cpu: Cpu) -> None:
-    """Forget all translations and all that was derived from them."""
-    for i in range(u64(TLB_ENTRIES)):
-        for table in (cpu.tlb_user, cpu.tlb_kernel):
-            entry = pointer(TlbEntry, table + i * TlbEntry.size)
-            entry.read = TLB_INVALID
-            entry.write = TLB_INVALID
-            entry.execute = TLB_INVALID
-    for word in range(4):
-        cpu.large_pages[word] = 0
-    flush_jump_cache(cpu)
-
-
-@native(inline="never")
-def flush_jump_cache(cpu: Cpu) -> None:
-    """Forget which translated code belongs to which guest-virtual address."""
-    for side in range(2):
-        table = cpu.jump_kernel if side else cpu.jump_user
-        for word in range(JUMP_USED_WORDS):
-            used = cpu.jump_used[side * JUMP_USED_WORDS + word]
-            cpu.jump_used[side * JUMP_USED_WORDS + word] = 0
-            window = table + word * 64 * JUMP_WINDOW
-            while used != 0:
-                if (used & 1) != 0:
-                    fill_memory(window, u8(0xFF), u64(JUMP_WINDOW))
-                used = used >> 1
-                window += JUMP_WINDOW
-        pointer(JumpCacheEntry, table).address = JUMP_NEVER_FIRST
-
-
-@native
-def note_jump(cpu: Cpu, entry: u64) -> None:
-    """Note that an entry of the jump cache in force, by its host address, is about to be filled."""
-    window = (entry - cpu.jump_cache) // JUMP_WINDOW
-    side = select(cpu.jump_cache == cpu.jump_user, u64(0), u64(JUMP_USED_WORDS))
-    cpu.jump_used[side + (window >> 6)] |= u64(1) << (window & 63)
-
-
-@staged
-def forget_jumps(table: Any, start: Any, size: Any) -> None:
-    """Empty `size` bytes of a jump cache from the host address `start` on.
-
-    All ones is the address of an empty entry, and of one byte of guest memory, which
-    the first entry serves: so that one is emptied with an address that it cannot have.
-    """
-    fill_memory(start, u8(0xFF), size)
-    pointer(JumpCacheEntry, table).address = JUMP_NEVER_FIRST
-
-
-@native(inline="never")
-def invalidate_page(cpu: Cpu, va: u64) -> None:
-    """INVLPG: forget the page that holds `va`, all of it when it is a large one."""
-    region = (va >> 21) & 0xFF
-    if (cpu.large_pages[region >> 6] >> (region & 63)) & 1 != 0:
-        flush_tlb(cpu)
-        return
-    for user in (u32(0), u32(1)):
-        entry = tlb_entry(cpu, va, user)
-        entry.read = TLB_INVALID
-        entry.write = TLB_INVALID
-        entry.execute = TLB_INVALID
-    for table in (cpu.jump_user, cpu.jump_kernel):
-        window = u64(jump_entry(table, va & ~u64(PAGE_MASK)))
-        start = table + ((window - table) & ~u64(JUMP_WINDOW - 1))
-        forget_jumps(table, start, u64(JUMP_WINDOW))
-
-
-@native(inline="never")
-def protect_code(cpu: Cpu, host_page: u64) -> None:
-    """Make the next write to a page of RAM, by its host address, take the slow path."""
-    for i in range(u64(TLB_ENTRIES)):
-        for table in (cpu.tlb_user, cpu.tlb_kernel):
-            entry = pointer(TlbEntry, table + i * TlbEntry.size)
-            if entry.write + entry.addend == host_page:
-                entry.write = TLB_INVALID
 
 
 @staged

@@ -26,6 +26,7 @@ from ringzero.isa.x86.msrs import (
     CANONICAL,
     EFER_BITS,
     FIXED,
+    IA32_ARCH_CAPABILITIES,
     IA32_EFER,
     IA32_FS_BASE,
     IA32_GS_BASE,
@@ -33,6 +34,8 @@ from ringzero.isa.x86.msrs import (
     IA32_MTRR_DEF_TYPE,
     IA32_MTRRCAP,
     IA32_PAT,
+    IA32_PRED_CMD,
+    IA32_SPEC_CTRL,
     IA32_TSC,
     IA32_TSC_ADJUST,
     IGNORED,
@@ -41,10 +44,12 @@ from ringzero.isa.x86.msrs import (
     MTRR_DEF_TYPE_BITS,
     NARROW,
     PLAIN,
+    PRED_CMD_BITS,
+    SPEC_CTRL_BITS,
 )
 from ringzero.isa.x86.privileged.descriptors import is_canonical
 from ringzero.isa.x86.privileged.faults import external, raise_gp0
-from ringzero.isa.x86.privileged.mmu import flush_tlb
+from ringzero.isa.x86.privileged.lookaside import flush_tlb
 from ringzero.isa.x86.table.forms import instruction
 from ringzero.isa.x86.table.operation import Operation
 from ringzero.native import native, read_host_tsc, staged, u32, u64
@@ -68,6 +73,11 @@ def read_msr(cpu: Cpu, index: u32) -> u64:
             return u64(value)
     if index == IA32_TSC:
         return guest_tsc(cpu)
+    if cpu.arch_capabilities != 0:
+        if index == IA32_ARCH_CAPABILITIES:
+            return cpu.arch_capabilities
+        if index == IA32_SPEC_CTRL:
+            return cpu.spec_ctrl
     if index == IA32_FS_BASE:
         return cpu.seg[FS].base
     if index == IA32_GS_BASE:
@@ -130,6 +140,18 @@ def write_msr(cpu: Cpu, index: u32, value: u64) -> None:
     for number in IGNORED:
         if index == number:
             return
+    if cpu.arch_capabilities != 0:
+        if index == IA32_SPEC_CTRL:
+            if value & ~u64(SPEC_CTRL_BITS) != 0:
+                raise_gp0(cpu)
+            cpu.spec_ctrl = value
+            return
+        if index == IA32_PRED_CMD:
+            if value & ~u64(PRED_CMD_BITS) != 0:
+                raise_gp0(cpu)
+            return
+        if index == IA32_ARCH_CAPABILITIES:
+            raise_gp0(cpu)
     if index == IA32_EFER:
         write_efer(cpu, value)
     elif index == IA32_FS_BASE:

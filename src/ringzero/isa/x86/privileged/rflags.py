@@ -90,13 +90,13 @@ def sti(m: Operation) -> None:
     m.stop_block()
 
 
-@instruction("FC")
+@instruction("FC", fast=True)
 def cld(m: Operation) -> None:
     """CLD."""
     m.cpu.rflags &= ~u64(DF)
 
 
-@instruction("FD")
+@instruction("FD", fast=True)
 def std(m: Operation) -> None:
     """STD."""
     m.cpu.rflags |= DF

@@ -42,6 +42,7 @@ from ringzero.isa.x86.privileged.descriptors import (
     TYPE_WRITABLE,
     descriptor_address,
     descriptor_attributes,
+    descriptor_base,
     descriptor_limit,
     dpl_of,
     is_canonical,
@@ -281,13 +282,25 @@ def read_system_descriptor(cpu: Cpu, selector: u32) -> u64:
 
 
 @native(inline="never")
+def read_upper_half(cpu: Cpu, selector: u32, descriptor: u64) -> u64:
+    """Return the second half of an LDT's or TSS's descriptor, 0 outside IA-32e mode.
+
+    #GP(selector) where its type is not 0, or the whole base is not canonical.
+    """
+    if not long_mode_active(cpu):
+        return u64(0)
+    high = u64(read_system(cpu, u64, cpu.gdt_base + u64(selector & 0xFFF8) + 8))
+    if high & (0x1F << 40) != 0:
+        selector_fault(cpu, GP, selector)
+    if not is_canonical(descriptor_base(descriptor) | (high << 32)):
+        selector_fault(cpu, GP, selector)
+    return high
+
+
+@native(inline="never")
 def set_system_segment(cpu: Cpu, number: u32, selector: u32, descriptor: u64) -> None:
     """Load LDTR or TR; in IA-32e mode the descriptor's second half holds bits 63:32 of the base."""
-    high = u64(0)
-    if long_mode_active(cpu):
-        high = read_system(cpu, u64, cpu.gdt_base + u64(selector & 0xFFF8) + 8)
-        if high & (0x1F << 40) != 0:
-            selector_fault(cpu, GP, selector)
+    high = read_upper_half(cpu, selector, descriptor)
     set_segment(cpu, number, selector, descriptor)
     cpu.seg[number].base = cpu.seg[number].base | (high << 32)
 
@@ -335,10 +348,7 @@ def set_busy(cpu: Cpu, selector: u32, descriptor: u64) -> None:
     """Load TR and mark its TSS busy, in the table and in the register."""
     busy = descriptor | (TSS16_BUSY & ~TSS16_AVAILABLE) << 40
     address = cpu.gdt_base + u64(selector & 0xFFF8) + 5
-    if long_mode_active(cpu):
-        high = read_system(cpu, u64, cpu.gdt_base + u64(selector & 0xFFF8) + 8)
-        if high & (0x1F << 40) != 0:
-            selector_fault(cpu, GP, selector)
+    read_upper_half(cpu, selector, descriptor)
     write_system(cpu, address, u8(busy >> 40))
     set_system_segment(cpu, TR, selector, busy)
 

@@ -1,12 +1,15 @@
 """SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS (Intel SDM vol. 2B, each name).
 
-Where Intel's and AMD's processors differ, Intel's behaviour is followed:
-SYSCALL and SYSRET exist in 64-bit mode only, SYSENTER and SYSEXIT in
-IA-32e mode too, and SYSRET to an address that is not canonical raises #GP(0) at
-privilege level 0.
+Where Intel's and AMD's processors differ, the vendor that CPUID names is followed. Intel's have
+SYSCALL and SYSRET in 64-bit mode only, and SYSENTER and SYSEXIT in IA-32e mode too; AMD's the
+other way round: SYSCALL in every protected mode, by CSTAR from compatibility mode and by
+STAR[31:0] outside long mode, and no SYSENTER in long mode (AMD64 APM vol. 2, 6.1). SYSRET to
+an address that is not canonical raises #GP(0) at privilege level 0 in both.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from ringzero.isa.x86 import flags
 from ringzero.isa.x86.cpu import (
@@ -38,7 +41,7 @@ from ringzero.isa.x86.privileged.descriptors import (
 from ringzero.isa.x86.privileged.faults import raise_gp0, raise_ud
 from ringzero.isa.x86.table.forms import instruction
 from ringzero.isa.x86.table.operation import Operation
-from ringzero.native import native, u32, u64
+from ringzero.native import native, select, staged, u32, u64
 
 DPL3 = 3 << 5
 
@@ -46,21 +49,44 @@ DPL3 = 3 << 5
 SYSRET_FLAGS = 0x3C7FD7
 
 
+@staged
+def has_syscall(cpu: Any) -> Any:
+    """Return whether the mode has SYSCALL and SYSRET: AMD's have them in all protected modes."""
+    return (cpu.mode == MODE_64) | ((cpu.is_amd != 0) & protected_mode(cpu))
+
+
+@native(inline="never")
+def legacy_syscall(cpu: Cpu) -> None:
+    """SYSCALL outside long mode (AMD64 APM vol. 3): ECX has the return address, no flag is kept."""
+    cpu.regs[RCX] = cpu.next_rip & 0xFFFFFFFF
+    cpu.rflags &= ~u64(VM | IF | RF)
+    selector = u32(cpu.star >> 32) & 0xFFFC
+    set_flat(cpu, CS, selector, FLAT_CODE32)
+    set_flat(cpu, SS, selector + 8, FLAT_DATA)
+    cpu.cpl = 0
+    update_mode(cpu)
+    cpu.next_rip = cpu.star & 0xFFFFFFFF
+
+
 @native(inline="never")
 def syscall_enter(cpu: Cpu) -> None:
     """SYSCALL."""
-    if cpu.mode != MODE_64 or cpu.efer & EFER_SCE == 0:
+    if cpu.efer & EFER_SCE == 0 or not has_syscall(cpu):
         raise_ud(cpu)
+    if not long_mode_active(cpu):
+        legacy_syscall(cpu)
+        return
     image = flags.get_rflags(cpu) & ~u64(RF)
     cpu.regs[RCX] = cpu.next_rip
     cpu.regs[R11] = image
     flags.set_rflags(cpu, image & ~cpu.sfmask, ~u64(0))
     selector = u32(cpu.star >> 32) & 0xFFFC
+    target = select(cpu.mode == MODE_64, cpu.lstar, cpu.cstar)
     set_flat(cpu, CS, selector, FLAT_CODE64)
     set_flat(cpu, SS, selector + 8, FLAT_DATA)
     cpu.cpl = 0
     update_mode(cpu)
-    cpu.next_rip = cpu.lstar
+    cpu.next_rip = target
     if cpu.rflags & TF == 0:
         cpu.stepping = 0
 
@@ -68,7 +94,7 @@ def syscall_enter(cpu: Cpu) -> None:
 @native(inline="never")
 def syscall_return(cpu: Cpu, wide: u32) -> None:
     """SYSRET; `wide` for the form with REX.W, which returns to 64-bit code."""
-    if cpu.mode != MODE_64 or cpu.efer & EFER_SCE == 0:
+    if cpu.efer & EFER_SCE == 0 or not has_syscall(cpu):
         raise_ud(cpu)
     if cpu.cpl != 0:
         raise_gp0(cpu)
@@ -82,15 +108,26 @@ def syscall_return(cpu: Cpu, wide: u32) -> None:
         target = target & 0xFFFFFFFF
         set_flat(cpu, CS, selector | 3, FLAT_CODE32 | DPL3)
     set_flat(cpu, SS, (selector + 8) | 3, FLAT_DATA | DPL3)
-    flags.set_rflags(cpu, cpu.regs[R11] & SYSRET_FLAGS, ~u64(0))
+    if long_mode_active(cpu):
+        flags.set_rflags(cpu, cpu.regs[R11] & SYSRET_FLAGS, ~u64(0))
+    else:
+        cpu.rflags |= IF
     cpu.cpl = 3
     update_mode(cpu)
     cpu.next_rip = target
 
 
+@staged
+def require_fast_system_calls(cpu: Any) -> None:
+    """#UD in long mode of AMD's, which have SYSENTER and SYSEXIT outside it only."""
+    if cpu.is_amd != 0 and long_mode_active(cpu):
+        raise_ud(cpu)
+
+
 @native(inline="never")
 def fast_enter(cpu: Cpu) -> None:
     """SYSENTER."""
+    require_fast_system_calls(cpu)
     selector = u32(cpu.sysenter_cs) & 0xFFFC
     if not protected_mode(cpu) or selector == 0:
         raise_gp0(cpu)
@@ -111,6 +148,7 @@ def fast_enter(cpu: Cpu) -> None:
 @native(inline="never")
 def fast_exit(cpu: Cpu, wide: u32) -> None:
     """SYSEXIT; `wide` for the form with REX.W, which returns to 64-bit code."""
+    require_fast_system_calls(cpu)
     selector = u32(cpu.sysenter_cs) & 0xFFFC
     if not protected_mode(cpu) or selector == 0 or cpu.cpl != 0:
         raise_gp0(cpu)
@@ -133,7 +171,7 @@ def fast_exit(cpu: Cpu, wide: u32) -> None:
 
 @instruction("0F 05", ends=True)
 def syscall(m: Operation) -> None:
-    """SYSCALL: Intel's, #UD outside 64-bit mode."""
+    """SYSCALL."""
     syscall_enter(m.cpu)
     m.stop_block()
 

@@ -58,11 +58,17 @@ from ringzero.isa.x86.privileged.descriptors import (
     update_mode,
 )
 from ringzero.isa.x86.privileged.faults import external, raise_gp0, raise_ud
-from ringzero.isa.x86.privileged.mmu import flush_jump_cache, flush_tlb, invalidate_page
+from ringzero.isa.x86.privileged.lookaside import (
+    enter_space,
+    flush_jump_cache,
+    flush_pcid,
+    flush_tlb,
+    invalidate_page,
+)
 from ringzero.isa.x86.privileged.msr import guest_tsc
 from ringzero.isa.x86.table.forms import instruction
 from ringzero.isa.x86.table.operation import Operation
-from ringzero.native import address_of, native, pointer, staged, u8, u16, u32, u64
+from ringzero.native import address_of, native, pointer, select, staged, u8, u16, u32, u64
 
 # Bits of CR0 and CR4 that can be set. Others of CR0's low half are ignored, the rest
 # raise #GP (SDM vol. 3A, 2.5).
@@ -119,14 +125,14 @@ def write_cr0(cpu: Cpu, value: u64) -> None:
 
 @native(inline="never")
 def write_cr3(cpu: Cpu, value: u64) -> None:
-    """MOV to CR3. The soft TLB has no PCIDs, so another address space always empties it."""
+    """MOV to CR3: bit 63 keeps translations of its PCID with CR4.PCIDE (SDM vol. 3A, 4.10.4.1)."""
     keep = value & CR3_KEEP
     if cpu.cr4 & CR4_PCIDE != 0:
         value = value & ~u64(CR3_KEEP)
     if long_mode_active(cpu) and value & ~(cpu.physical_mask | 0xFFF) != 0:
         raise_gp0(cpu)
-    if keep == 0 or value != cpu.cr3:
-        flush_tlb(cpu)
+    if cpu.cr0 & CR0_PG != 0:
+        enter_space(cpu, value, keep)
     cpu.cr3 = value
     cpu.stop_block = 1
 
@@ -250,6 +256,8 @@ def invalidate_pcid(cpu: Cpu, kind: u64, low: u64, address: u64) -> None:
         if not is_canonical(address):
             raise_gp0(cpu)
         invalidate_page(cpu, address)
+    elif kind == 1:
+        flush_pcid(cpu, low)
     else:
         flush_tlb(cpu)
 
@@ -310,6 +318,33 @@ def mwait(m: Operation) -> None:
         m.fault(GP, 0)
     m.cpu.halted = 1
     m.stop_block()
+
+
+# What KVM answers to a hypercall that it does not know, and to one of user code
+# (Linux Documentation/virt/kvm/x86/hypercalls.rst).
+KVM_ENOSYS, KVM_EPERM = (-1000 & (1 << 64) - 1), (-1 & (1 << 64) - 1)
+
+
+@native(inline="never")
+def call_hypervisor(cpu: Cpu) -> None:
+    """Answer a hypercall: no feature that CPUID offers has one."""
+    cpu.regs[RAX] = select(cpu.cpl == 0, u64(KVM_ENOSYS), u64(KVM_EPERM))
+
+
+@instruction("NP 0F 01 =C1", ends=True)
+def vmcall(m: Operation) -> None:
+    """VMCALL: the hypercall of Intel's processors, #UD on AMD's."""
+    if m.cpu.is_amd != 0:
+        m.fault(UD)
+    call_hypervisor(m.cpu)
+
+
+@instruction("NP 0F 01 =D9", ends=True)
+def vmmcall(m: Operation) -> None:
+    """VMMCALL: the hypercall of AMD's processors, #UD on Intel's."""
+    if m.cpu.is_amd == 0:
+        m.fault(UD)
+    call_hypervisor(m.cpu)
 
 
 @instruction("0F 0B", ends=True)

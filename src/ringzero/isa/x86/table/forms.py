@@ -210,7 +210,9 @@ def instruction(*forms: str, name: str | None = None, **attributes: Any) -> Call
     mmx, sse    the same, but #UD when CR0.EM is set;  sse: and when CR4.OSFXSR is not
     privileged  #GP(0) when CPL is not 0
     condition   the condition code (0-15) of a CMOVcc or SETcc
-    fast        the translator compiles it into stencils with registers pinned
+    fast        the translator compiles it into stencils with registers pinned; "r", "m": only
+                where ModRM names a register, or memory
+    unread      its operands are not looked at (NOP)
     """
 
     def enter(function: Callable[[Any], None]) -> Callable[[Any], None]:

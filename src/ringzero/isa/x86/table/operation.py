@@ -67,6 +67,9 @@ class Operation(Protocol):
     def is_memory(self, n: int) -> bool:
         """Return (at generation time) whether operand `n` is memory in this variant."""
 
+    def is_register(self, n: int, register: int) -> Any:
+        """Return whether operand `n`, named by the opcode, is GPR `register` (RAX ...)."""
+
     def register_number(self, n: int) -> Any:
         """Return the number of the register that is operand `n` (u64)."""
 
@@ -137,6 +140,9 @@ class Operation(Protocol):
 
     def fault(self, vector: int, code: Any = None) -> None:
         """Raise a fault with RIP of this instruction; does not return."""
+
+    def defer(self) -> None:
+        """Leave the instruction to its handler, from its start; in stencils only."""
 
     def long_mode(self) -> Any:
         """Return whether code runs in 64-bit mode (a bool or a boolean value)."""
