@@ -1,6 +1,7 @@
 """Copies: pieces that gather what is far apart, batches of writes, faults and interrupts."""
 
 import random
+import shutil
 import tempfile
 import threading
 from pathlib import Path
@@ -103,6 +104,46 @@ def test_pieces_of_data_are_cut_at_units(blocks, shift):
         assert offset % 4096 == 0 or place == 0
         rest[place : place + len(view)] = bytes(len(view))
     assert not any(rest)
+
+
+BLANK = bytes(4096)
+UNITS = [BLANK, b"\1" * 4096, BLANK[1:] + b"\1", b"\1" + BLANK[1:], BLANK[:9] + b"\1" + BLANK[10:]]
+
+
+@given(st.lists(st.sampled_from(UNITS), min_size=1, max_size=40))
+def test_whole_units_are_data_or_zero(units):
+    found = pieces_of_data(memoryview(b"".join(units)), 4 * 4096, 4096)
+    rest = [BLANK] * len(units)
+    last = -1
+    for offset, view in found:
+        assert offset > last
+        last = offset + len(view)
+        for at in range(0, len(view), 4096):
+            rest[(offset + at) // 4096 - 4] = bytes(view[at : at + 4096])
+    assert rest == units
+    assert sum(len(view) for _, view in found) == 4096 * sum(unit != BLANK for unit in units)
+
+
+@pytest.mark.parametrize("directory", [None, "/dev/shm"])
+def test_cached_data_with_gaps_is_not_waited_for(tmp_path, directory):
+    place = Path(tempfile.mkdtemp(dir=directory or tmp_path))
+    try:
+        create_disk(place / "source", "qcow2", SIZE)
+        with open_disk(place / "source") as disk:
+            for at in (0, 2 * 65536, 3 * 65536, 6 * 65536):
+                disk.write(at, b"x" * 4096)
+        create_disk(place / "target", "raw", SIZE)
+        with open_disk(place / "source", read_only=True) as source:
+            with open_disk(place / "target", "raw") as target:
+                copy = Copy(source, target)
+                copy.run()
+                assert target.read(0, SIZE) == source.read(0, SIZE)
+            found = source.read_ready([(0, memoryview(bytearray(8 * 65536)))])
+    finally:
+        shutil.rmtree(place)
+    if source.storage._tells_cached or source.storage._in_memory:
+        assert not copy.waits
+        assert found == []
 
 
 @pytest.mark.parametrize("flavour", [f for f in FLAVOURS if f.format != "raw"], ids=str)

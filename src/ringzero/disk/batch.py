@@ -11,13 +11,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from ringzero.disk.vectors import Buffers, Views, total
 from ringzero.units import MIB
-
-if TYPE_CHECKING:
-    from ringzero.disk.contract import Disk
 
 # One request of a batch: where on the disk, and the buffers to fill or to write.
 Request = tuple[int, Buffers]
@@ -31,23 +27,34 @@ _WORTH_A_THREAD = 4 * MIB
 _PROCESSORS = len(os.sched_getaffinity(0))
 
 
-def read(disk: Disk, requests: Sequence[Checked], length: int) -> None:
-    """Fill the buffers of all requests, which have been checked; `length` is their sum."""
+def read(
+    requests: Sequence[Checked],
+    length: int,
+    *,
+    ready: Callable[[Sequence[Checked]], Sequence[Checked]],
+    announce: Callable[[int, int], None],
+    fill: Callable[[int, Views], None],
+) -> None:
+    """Fill the buffers of all requests, which have been checked; `length` is their sum.
+
+    `ready` does those that need not wait and returns the others, `announce` tells the host of a
+    range, `fill` does one request: `Disk._read_ready`, `_announce` and `_read`.
+    """
     if length < len(requests) * _LARGE:
-        requests = disk._read_ready(requests)
+        requests = ready(requests)
     if len(requests) > 1:
         expected = -1
         for offset, views in requests:
             # What goes on where the one before ends needs no word either.
             if offset != expected and expected >= 0:
-                disk._announce(offset, total(views))
+                announce(offset, total(views))
             expected = offset + total(views)
     if length >= max(_WORTH_A_THREAD, len(requests) * _LARGE) and _PROCESSORS > 1:
         middle = len(requests) // 2
-        _at_once(disk._read, _joined(requests[:middle]), _joined(requests[middle:]))
+        _at_once(fill, _joined(requests[:middle]), _joined(requests[middle:]))
         return
     for offset, views in requests:
-        disk._read(offset, views)
+        fill(offset, views)
 
 
 def _joined(requests: Sequence[Checked]) -> list[Checked]:

@@ -456,7 +456,13 @@ class Disk(ABC):
             if length:
                 checked.append((offset, views))
                 sum_of_lengths += length
-        batch.read(self, checked, sum_of_lengths)
+        batch.read(
+            checked,
+            sum_of_lengths,
+            ready=self._read_ready,
+            announce=self._announce,
+            fill=self._read,
+        )
 
     def read_ready(self, requests: Sequence[tuple[int, memoryview]]) -> list[batch.Checked]:
         """Do those of the reads that need not wait for the host's disk; return the others.

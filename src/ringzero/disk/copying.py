@@ -13,6 +13,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from ringzero.disk.contract import Compression, Disk, Kind
@@ -42,7 +43,7 @@ _AHEAD = 32 * MIB
 # Data with smaller gaps is read at once.
 _JOIN = 64 * KIB
 # With more parts a piece is Python's work, which one thread at a time does.
-_SHARED_PARTS = 16
+_SHARED_PARTS = 8
 # More parts than this make no piece cheaper, and hold up whoever waits for it.
 _MOST_PARTS = 1024
 
@@ -384,17 +385,42 @@ def pieces_of_data(view: memoryview, offset: int, unit: int) -> list[Request]:
 
     Cut at multiples of `unit` on the disk.
     """
-    end = offset + len(view)
-    if not (offset % unit or len(view) % unit) and 0 not in view.cast("Q")[:: unit // 8].tolist():
-        # None of the pieces begins with zeroes.
+    if offset % unit or len(view) % unit:
+        return _pieces_of_odd_data(view, offset, unit)
+    firsts = view.cast("Q")[:: unit // 8].tolist()
+    if 0 not in firsts:
+        # None of the units begins with zeroes.
         return [(offset, view)]
     found: list[Request] = []
+    start = at = 0
+    for begun, group in groupby(firsts, bool):
+        stop = at + unit * len(list(group))
+        if begun:
+            at = stop
+        elif is_zero(view[at:stop]):
+            # All of them at once, as most that begin with zeroes are.
+            if start < at:
+                found.append((offset + start, view[start:at]))
+            start = at = stop
+        while at < stop:
+            if is_zero(view[at : at + unit]):
+                if start < at:
+                    found.append((offset + start, view[start:at]))
+                start = at + unit
+            at += unit
+    if start < at:
+        found.append((offset + start, view[start:]))
+    return found
+
+
+def _pieces_of_odd_data(view: memoryview, offset: int, unit: int) -> list[Request]:
+    """Return what `pieces_of_data` does, for data that does not begin or end with a unit."""
+    end = offset + len(view)
+    found: list[Request] = []
     start, at = offset, offset
-    blanks = bytearray(unit)
     while at < end:
         stop = min((at // unit + 1) * unit, end)
-        part = view[at - offset : stop - offset]
-        if blanks == part if stop - at == unit else is_zero(part):
+        if is_zero(view[at - offset : stop - offset]):
             if start < at:
                 found.append((start, view[start - offset : at - offset]))
             start = stop

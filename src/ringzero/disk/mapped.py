@@ -244,7 +244,7 @@ class MappedDisk(Disk):
                 offset, views = request
                 host = spot(offset, total(views), False)
                 if host is None:
-                    if not self._read_row(offset, views):
+                    if not self._read_cached(offset, views):
                         waiting.append(request)
                 elif host >= 0:
                     if not read_cached(host, views):
@@ -257,12 +257,22 @@ class MappedDisk(Disk):
             self._gate.leave()
         return waiting
 
-    def _read_row(self, offset: int, views: Views) -> bool:
-        """Read a range that is data in one row, if the host has it in memory."""
-        run = self._only_run(offset, total(views))
-        if run is None or run.storage is None or run.host is None:
-            return False
-        return run.storage.read_cached(run.host, views)
+    def _read_cached(self, offset: int, views: Views) -> bool:
+        """Read a range, if this layer has all of it and the host has that in memory."""
+        length, done = total(views), 0
+        for run in self._runs(offset, length):
+            part = views if run.length == length else cut(views, done, run.length)
+            if run.kind is Kind.DATA:
+                if run.storage is None or run.host is None:
+                    return False
+                if not run.storage.read_cached(run.host, part):
+                    return False
+            elif run.kind is Kind.ZERO or (run.kind is Kind.ABSENT and self.backing is None):
+                fill_zeroes(part)
+            else:
+                return False
+            done += run.length
+        return True
 
     def _announce(self, offset: int, length: int) -> None:
         self._gate.enter()
@@ -272,11 +282,6 @@ class MappedDisk(Disk):
                     run.storage.announce(run.host, run.length)
         finally:
             self._gate.leave()
-
-    def _only_run(self, offset: int, length: int) -> Run | None:
-        """Return the run of a range that is plain data in one row, or None."""
-        run = next(iter(self._runs(offset, length)))
-        return run if run.kind is Kind.DATA and run.length == length else None
 
     def _read_run(self, run: Run, offset: int, views: Views) -> None:
         if run.kind is Kind.DATA:

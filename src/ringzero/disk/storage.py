@@ -130,6 +130,8 @@ class FileStorage(Storage):
 
     # Whether the file system can tell what is cached, as far as is known.
     _tells_cached = True
+    # Whether all of it is in the host's memory, where the file system cannot tell.
+    _in_memory = False
     # Bytes that have been appended in long runs; -1 where nothing is reserved for them.
     _appended = 0
 
@@ -210,12 +212,17 @@ class FileStorage(Storage):
 
     def read_cached(self, offset: int, views: Views) -> bool:
         if not self._tells_cached or len(views) > blockfile.IOV_MAX:
-            return False
+            if self._in_memory:
+                self.read_into(offset, views)
+            return self._in_memory
         try:
             return os.preadv(self.fd, views, offset, os.RWF_NOWAIT) == total(views)
         except OSError as fault:
             # Not cached, or the file system cannot tell. A real fault comes again.
-            self._tells_cached = fault.errno != errno.EOPNOTSUPP
+            if fault.errno == errno.EOPNOTSUPP:
+                self._tells_cached = False
+                self._in_memory = blockfile.is_in_memory(self.fd)
+                return self.read_cached(offset, views)
             return False
 
     def announce(self, offset: int, length: int) -> None:

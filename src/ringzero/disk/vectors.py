@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
+from functools import lru_cache
 
 Buffer = bytes | bytearray | memoryview
 Buffers = Buffer | Sequence[Buffer]
@@ -97,9 +98,15 @@ def is_zero(data: Buffer) -> bool:
     if len(view) and (view[0] or view[-1]):
         return False
     # A bytearray compares with memcmp; a memoryview does it item by item.
+    if len(view) <= len(_BLANK):
+        return _blank(len(view)) == view
     return all(
-        _BLANK[: len(view) - start] == view[start : start + len(_BLANK)]
-        if len(view) - start < len(_BLANK)
-        else view[start : start + len(_BLANK)] == _BLANK
+        _blank(min(len(_BLANK), len(view) - start)) == view[start : start + len(_BLANK)]
         for start in range(0, len(view), len(_BLANK))
     )
+
+
+@lru_cache(maxsize=16)
+def _blank(length: int) -> bytearray:
+    """Return zeroes to compare with: runs of data have a few lengths, again and again."""
+    return _BLANK[:length]

@@ -33,6 +33,7 @@ _FLOCK = struct.Struct("hhqqi4x")
 # the place of many blocks. A tmpfs would fill the pages twice.
 _EXT4_MAGIC = 0xEF53
 _XFS_MAGIC = 0x58465342
+_TMPFS_MAGIC = 0x01021994
 # Of struct statfs, with room for all architectures' (asm-generic/statfs.h has 120 bytes).
 _STATFS_SIZE = 256
 
@@ -96,13 +97,23 @@ def preallocate(fd: int, offset: int, length: int) -> bool:
 
 def is_faster_reserved(fd: int) -> bool:
     """Whether the file system writes faster into space that `reserve` has found before."""
+    return _file_system(fd) in (_EXT4_MAGIC, _XFS_MAGIC)
+
+
+def is_in_memory(fd: int) -> bool:
+    """Whether no read of the file waits for a disk."""
+    return _file_system(fd) == _TMPFS_MAGIC
+
+
+def _file_system(fd: int) -> int:
+    """Return the kind of file system that a file is in; 0 when the host does not tell."""
     import ctypes
 
     answer = ctypes.create_string_buffer(_STATFS_SIZE)
     if ctypes.CDLL(None).fstatfs(fd, answer) != 0:
-        return False
+        return 0
     # The first field, a word of the machine's (__fsword_t).
-    return ctypes.c_ulong.from_buffer(answer).value in (_EXT4_MAGIC, _XFS_MAGIC)
+    return ctypes.c_ulong.from_buffer(answer).value
 
 
 def reserve(fd: int, offset: int, length: int) -> bool:
