@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable
 
 from ringzero.errors import GuestAddressError, StateError
@@ -63,24 +62,26 @@ class GuestMemory:
         if image is not None:
             self._check_size(image)
         self.host = HostMemory("guest-ram", offset, image, large_pages=large_pages)
-        self._bases = [region.base for region in regions]
+        # Base, end, and how far the host's offset is from the guest's address.
+        self._spans = [(region.base, region.end, region.offset - region.base) for region in regions]
         self._listeners: list[WriteListener] = []
 
     def offset_of(self, gpa: int, count: int) -> int:
         """Return where `count` bytes at `gpa` lie in the host mapping."""
-        index = bisect_right(self._bases, gpa) - 1
-        if index >= 0 and count >= 0:
-            region = self.regions[index]
-            if gpa + count <= region.end:
-                return region.offset + gpa - region.base
+        if count >= 0:
+            # A layout has two or three regions.
+            for base, end, shift in self._spans:
+                if base <= gpa and gpa + count <= end:
+                    return gpa + shift
         raise GuestAddressError(
             f"guest-physical {gpa:#x}+{count:#x} is not RAM", address=hex(gpa), count=count
         )
 
     def is_ram(self, gpa: int, count: int = 1) -> bool:
         """Return whether all `count` bytes at `gpa` are RAM of one region."""
-        index = bisect_right(self._bases, gpa) - 1
-        return index >= 0 and count >= 0 and gpa + count <= self.regions[index].end
+        return count >= 0 and any(
+            base <= gpa and gpa + count <= end for base, end, _ in self._spans
+        )
 
     def view(self, gpa: int, count: int) -> memoryview:
         """Return the bytes themselves, writable and without a copy."""

@@ -190,3 +190,16 @@ def test_writes_are_reported(queue, memory):
     queue.push(chain, 10)
     assert (DATA, 10) in seen
     assert any(gpa <= USED + 4 < gpa + count for gpa, count in seen)
+
+
+def test_buffers_side_by_side_are_marked_as_one(queue, memory):
+    # Three in a row, of which the last is not filled; then one elsewhere.
+    places = [(DATA, 0x100), (DATA + 0x100, 0x100), (DATA + 0x200, 0x100), (DATA + 0x1000, 0x40)]
+    for number, (address, length) in enumerate(places):
+        memory.write(DESC + 16 * number, struct.pack("<QIHH", address, length, 2, 0))
+    offer(memory, *range(len(places)))
+    seen = []
+    memory.listen(lambda gpa, count: seen.append((gpa, count)))
+    chains = [queue.pop() for _ in places]
+    queue.push_all(zip(chains, (0x100, 0x100, 0x80, 0x40), strict=True))
+    assert seen[:2] == [(DATA, 0x280), (DATA + 0x1000, 0x40)] and seen[2][0] == USED

@@ -179,6 +179,16 @@ class Virtqueue:
         chain = Chain(head)
         view = self._memory.view
         table, entries = self._table, self.size
+        if head < entries:
+            address, length, flags, _ = DESCRIPTOR.unpack_from(table, 16 * head)
+            if flags == WRITE:
+                # One buffer to write into: what a network's receive queue is full of.
+                try:
+                    chain.writable.append(view(address, length))
+                except GuestAddressError as fault:
+                    raise QueueError("a buffer is not in RAM", **fault.context) from fault
+                chain.addresses.append(address)
+                return chain
         index = head
         left = entries
         indirect = False
@@ -224,15 +234,23 @@ class Virtqueue:
         """Give several chains back, which the driver sees at once (as `push`)."""
         mark, used, mask = self._memory.mark_written, self._used_bytes, self.size - 1
         position = self._next_used
+        # Drivers take buffers from one piece of memory: those side by side are marked as one.
+        start = end = 0
         for chain, written in pushed:
             left = written
             for address, buffer in zip(chain.addresses, chain.writable, strict=True):
                 if left <= 0:
                     break
-                mark(address, min(left, len(buffer)))
+                if address != end:
+                    if end > start:
+                        mark(start, end - start)
+                    start = address
+                end = address + min(left, len(buffer))
                 left -= len(buffer)
             USED_ELEMENT.pack_into(used, 4 + 8 * (position & mask), chain.head, written)
             position += 1
+        if end > start:
+            mark(start, end - start)
         self._next_used = position & 0xFFFF
         self._used[1] = self._next_used
         mark(self.used, len(used))
