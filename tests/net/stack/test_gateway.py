@@ -110,6 +110,19 @@ def test_router_advertisements(default):
     assert answer[ICMPv6NDOptRDNSS].dns == [RESOLVER6] and checked(answer, ICMPv6ND_RA)
 
 
+def test_the_router_says_that_it_is_still_there(router):
+    """Hosts forget a router of whom they hear nothing for as long as its lifetime."""
+    assert router.wait(5000) == [] and router.gateway.deadline() is None, "nobody has asked"
+    ask = Ether(src=GUEST_MAC, dst="33:33:00:00:00:02") / IPv6(src=GUEST_LOCAL, dst="ff02::2")
+    (first,) = router.send(ask / ICMPv6ND_RS())
+    for _ in range(20):
+        router.gateway.now = router.gateway.deadline()
+        (again,) = router.wait(0)
+        assert again[IPv6].dst == "ff02::1" and again.dst == "33:33:00:00:00:01"
+        assert bytes(again[ICMPv6ND_RA])[4:] == bytes(first[ICMPv6ND_RA])[4:]
+    assert router.gateway.now - 5100 > first[ICMPv6ND_RA].routerlifetime
+
+
 def test_a_guest_is_asked_for(router):
     found = []
     wanted = bytes([10, 0, 2, 15])

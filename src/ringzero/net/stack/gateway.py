@@ -29,6 +29,8 @@ DNS_PORT = 53
 MAX_NEIGHBOURS = 1024
 # How long a host may take to answer who has an address, in seconds, asked as often as here.
 _ASK_TIME, _ASKS, _MAX_ASKED = 1.0, 3, 256
+# RFC 4861 section 6.2.1: how often routers say that they are there, in seconds, at most 1,800.
+_ADVERTISE_TIME = 600.0
 # The longest DNS query over TCP that is looked at.
 _MAX_QUERY = 4096
 
@@ -140,6 +142,8 @@ class Gateway:
         self._reassembler = ip.Reassembler()
         self._neighbours: OrderedDict[bytes, bytes] = OrderedDict()
         self._asked: OrderedDict[bytes, _Asked] = OrderedDict()
+        # Nobody is told of the router before somebody has asked.
+        self._advertise_at: float | None = None
         self._own = frozenset(
             (*(subnet.gateway4, subnet.resolver4), *(subnet.gateway6, subnet.resolver6))
         )
@@ -302,8 +306,10 @@ class Gateway:
         return True
 
     def advertise(self, mac: bytes | None = None, address: bytes = ANY6) -> None:
-        """Tell a host, or all of them, of the router."""
+        """Tell a host, or all of them, of the router; from then on all are told now and then."""
         subnet = self.subnet
+        if self._advertise_at is None:
+            self._advertise_at = self.now + _ADVERTISE_TIME
         if mac is None or address == ANY6:
             address = addresses.ALL_NODES6
             mac = addresses.multicast_mac(address)
@@ -491,12 +497,16 @@ class Gateway:
         """Return when `expire` is to be called next."""
         asked = next(iter(self._asked.values()), None)
         moments = [self.tcp.deadline(), asked.next if asked is not None else None]
+        moments.append(self._advertise_at)
         return min((moment for moment in moments if moment is not None), default=None)
 
     def expire(self) -> None:
         """Do what is due."""
         self.tcp.expire()
         self._reassembler.expire(self.now)
+        if self._advertise_at is not None and self._advertise_at <= self.now:
+            self._advertise_at = None
+            self.advertise()
         while self._asked:
             address, asked = next(iter(self._asked.items()))
             if asked.next > self.now:
