@@ -89,3 +89,23 @@ def test_what_is_taken_is_called_on_a_thread():
     other.start()
     other.join()
     assert signal.getsignal(signal.SIGWINCH) is signal.SIG_DFL
+
+
+def test_a_signal_is_somebodys_while_handlers_change():
+    """Sent by each change itself: before it is done, one that takes signals is there."""
+    heard, real = Queue(), signal.signal
+
+    def change(number, handler):
+        before = real(number, handler)
+        signal.raise_signal(number)
+        return before
+
+    signal.signal = change
+    try:
+        with taken((signal.SIGUSR1,), heard.put):
+            assert heard.get(timeout=10) == signal.SIGUSR1
+            signal.signal = real
+            real(signal.SIGUSR1, signal.SIG_IGN)
+    finally:
+        signal.signal = real
+        real(signal.SIGUSR1, signal.SIG_DFL)

@@ -54,14 +54,16 @@ def taken(numbers: Iterable[int], take: Callable[[int], object]) -> Iterator[Non
         return
     _watch()
     entry = frozenset(numbers), take
-    before = {number: signal.signal(number, _ignore) for number in entry[0]}
+    # It is there before the handlers go, and until they are back: a signal between the two would
+    # be nobody's.
     _takers.append(entry)
+    before = {number: signal.signal(number, _ignore) for number in entry[0]}
     try:
         yield
     finally:
-        _takers.remove(entry)
         for number, handler in before.items():
             signal.signal(number, handler)
+        _takers.remove(entry)
 
 
 def code() -> int:

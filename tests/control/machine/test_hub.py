@@ -100,3 +100,13 @@ def test_a_log_that_cannot_be_written_hurts_nobody(tmp_path):
     log = LogFile(tmp_path / "missing" / "log")
     log.write(b"x")
     log.close()
+
+
+def test_who_attaches_hears_where_the_past_ends():
+    hub, told = Hub(lambda data: None), []
+    hub.feed(b"before")
+    screen = Screen()
+    hub.attach(screen, caught_up=lambda: told.append(screen.data))
+    hub.feed(b" after")
+    assert told == [b"before"]
+    assert screen.data == b"before after"
