@@ -6,9 +6,10 @@ import pytest
 
 from ringzero.config.devices.net import NetConfig
 from ringzero.core.frames import Frame
+from ringzero.errors import HostError
 from ringzero.net.contract import NETWORKS
 
-TARGETS = {"none": "", "socket": "{}/s"}
+TARGETS = {"none": "", "socket": "{}/s", "bridge": "rzcontract"}
 
 
 def target(name, place):
@@ -16,6 +17,14 @@ def target(name, place):
     if name in TARGETS:
         return TARGETS[name].format(place)
     return importlib.import_module(f"tests.net.networks.test_{name}").TARGET.format(place)
+
+
+def opened(name, place):
+    """Return the network, or skip where this user may not have it."""
+    try:
+        return NETWORKS.get(name)(NetConfig(name, target(name, place)))
+    except HostError as fault:
+        pytest.skip(fault.message)
 
 
 class Port:
@@ -43,7 +52,7 @@ class Port:
 @pytest.mark.parametrize("name", sorted(NETWORKS.names()))
 @pytest.mark.parametrize("begun", [False, True])
 def test_life(name, begun, tmp_path):
-    network = NETWORKS.get(name)(NetConfig(name, target(name, tmp_path)))
+    network = opened(name, tmp_path)
     network.port = Port()
     if begun:
         network.start()
@@ -53,6 +62,6 @@ def test_life(name, begun, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(NETWORKS.names()))
 def test_a_forked_process_lets_go(name, tmp_path):
-    network = NETWORKS.get(name)(NetConfig(name, target(name, tmp_path)))
+    network = opened(name, tmp_path)
     network.port = Port()
     network.leave()

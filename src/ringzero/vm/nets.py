@@ -108,6 +108,8 @@ class Nets:
             old = backends[number].config
             name = self._parts.config.name if config.routed else ""
             new = replace(config, mac=old.mac, mtu=old.mtu, hostname=name)
+            if (new.rate, new.packet_rate) == (None, None):
+                new = replace(new, rate=old.rate, packet_rate=old.packet_rate, burst=old.burst)
             backends[number].connect(new)
             self._note(number, new)
         return number

@@ -18,6 +18,7 @@ from ringzero.config.device import (
 from ringzero.config.ports import Forward, double_faults, parse_ports
 from ringzero.errors import InvalidValueError
 from ringzero.records import record, replace
+from ringzero.units import parse_size
 
 # Six bytes of which the lowest bit of the first, which makes a group of it, is not set.
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
@@ -28,6 +29,7 @@ UNROUTED = ("none", "socket", "tap", "bridge", "passt")
 # Where others may give addresses.
 _FOREIGN = ("tap", "bridge", "passt")
 _PATHS = ("socket", "passt")
+_SIZES = ("rate", "burst")
 _YES_OR_NO = {"yes": True, "no": False}
 
 
@@ -40,7 +42,8 @@ class NetConfig(DeviceConfig):
     connect there. `mac` None means a random address; `mtu` is in bytes. `host` says whether
     the guest reaches the host; `allow` None lets it go everywhere, else only to these places
     (`ringzero.net.stack.policy.Rule`); `ports` are those of the host that lead to it; `hostname` is
-    what others on the network call the machine.
+    what others on the network call the machine. `rate` in bytes and `packet_rate` in packets
+    bound what passes in a second, each way; `burst` bytes more pass once.
     """
 
     kind = "net"
@@ -48,7 +51,7 @@ class NetConfig(DeviceConfig):
     help = (
         "a network interface: user (the default guest's default: the world by the host's own "
         "sockets), a network by its name, a cable over a Unix socket, or not connected; "
-        "options: host=no, allow=PLACE, port=HOST:GUEST, mac=, mtu=, listen (repeatable)"
+        "options: host=no, allow=PLACE, port=HOST:GUEST, rate=SIZE, mac=, mtu=, listen (repeatable)"
     )
     # There was only one, which snapshots know by this name.
     first_has_number = False
@@ -62,6 +65,9 @@ class NetConfig(DeviceConfig):
     allow: tuple[str, ...] | None = None
     ports: tuple[Forward, ...] = ()
     hostname: str = ""
+    rate: int | None = None
+    packet_rate: int | None = None
+    burst: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -82,6 +88,10 @@ class NetConfig(DeviceConfig):
                 values["host"] = _YES_OR_NO[given]
             elif name == "mac" and equals:
                 values["mac"] = given.lower()
+            elif name in _SIZES and given:
+                values[name] = parse_size(given)
+            elif name == "packets" and given.isdecimal():
+                values["packet_rate"] = int(given)
             elif name == "mtu" and given.isdecimal():
                 values["mtu"] = int(given)
             else:
@@ -92,7 +102,8 @@ class NetConfig(DeviceConfig):
             raise InvalidValueError(
                 f"no network in {whole!r}",
                 hint="write user, none, a network's name, or socket=PATH, and options behind it: "
-                "host=no, restrict, allow=PLACE, port=HOST:GUEST, mac=ADDRESS, mtu=N, listen",
+                "host=no, restrict, allow=PLACE, port=HOST:GUEST, rate=SIZE, packets=N, "
+                "burst=SIZE, mac=ADDRESS, mtu=N, listen",
             )
         if allow:
             values["allow"] = tuple(allow)
@@ -133,6 +144,10 @@ class NetConfig(DeviceConfig):
             )
         if not MINIMUM_MTU <= self.mtu <= MAXIMUM_MTU:
             found.append(f"an MTU of {self.mtu} is outside {MINIMUM_MTU} to {MAXIMUM_MTU}")
+        if 0 in (self.rate, self.packet_rate) or self.burst < 0:
+            found.append("a rate of nothing: write --net none for no network")
+        if self.burst and self.rate is None:
+            found.append("burst= goes with rate=")
         found += [fault for forward in self.ports for fault in forward.faults()]
         if not self.routed and (self.ports or self.allow is not None or not self.host):
             found.append(

@@ -14,6 +14,7 @@ from ringzero.vm.ends.backend import BACKENDS, Backend
 
 if TYPE_CHECKING:
     from ringzero.config.ports import Forward
+    from ringzero.net.limit import LimitedPort
 
 
 @BACKENDS.register("net")
@@ -27,8 +28,9 @@ class NetBackend(Backend):
         self._mac = bytes.fromhex(config.mac.replace(":", ""))
         self.network = open_network(config)
         self._began = False
+        self._limited: LimitedPort | None = None
         self.device = self.interface = Net(self._mac, self, config.mtu)
-        self.network.port = self.interface
+        self._plug(self.network)
 
     def wake(self) -> None:
         """Pass on what the interface says to its network."""
@@ -43,9 +45,31 @@ class NetBackend(Backend):
 
     def leave(self) -> None:
         self.network.leave()
+        if self._limited is not None:
+            self._limited.leave()
 
     def close(self) -> None:
         self.network.close()
+        self._unplug()
+
+    def _plug(self, network: Network) -> None:
+        """Give a network its port: the interface, behind the limits that it has."""
+        config = self.config
+        network.port = self.interface
+        if config.rate is None and config.packet_rate is None:
+            return
+        from ringzero.net.limit import Bucket, LimitedPort, Limits
+
+        size = None if config.rate is None else Bucket(config.rate, 1.0, config.burst)
+        packets = None if config.packet_rate is None else Bucket(config.packet_rate, 1.0)
+        limits = Limits(size, packets)
+        self._limited = LimitedPort(self.interface, network.wake, sent=limits, received=limits)
+        network.port = self._limited
+
+    def _unplug(self) -> None:
+        if self._limited is not None:
+            self._limited.close()
+            self._limited = None
 
     def connect(self, config: NetConfig) -> None:
         """Plug the interface into another network, as `config` says; its address stays.
@@ -57,8 +81,9 @@ class NetBackend(Backend):
             undo.callback(network.close)
             old.close()
             self.interface.set_link(False)
-            network.port = self.interface
+            self._unplug()
             self.network, self.config = network, config
+            self._plug(network)
             if self._began:
                 network.start()
             undo.pop_all()
