@@ -112,6 +112,8 @@ class EventLoop:
 
     def close(self) -> None:
         """End the thread; descriptors that were watched stay their owners'."""
+        if self._left:
+            return
         self._closing = True
         if self._thread.ident:
             os.eventfd_write(self._signal, 1)
@@ -124,7 +126,7 @@ class EventLoop:
 
         The original's epoll instance is the same: what it watches is left as it is.
         """
-        if not self._poll.closed:
+        if not self._left:
             self._left = self._closing = True
             self._poll.close()
             os.close(self._signal)

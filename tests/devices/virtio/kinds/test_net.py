@@ -138,3 +138,56 @@ def test_a_restored_device_tells_the_link_of_its_own(rig):
 def test_states_that_are_none():
     with pytest.raises(StateError):
         Net(MAC, Wire()).restore(NetState(b"short", False))
+
+
+def quiet_rig():
+    wire = Wire()
+    wire.wake = lambda: None
+    device = wire.device = Net(MAC, wire)
+    return wire, device, Driver(device, FEATURES).start()
+
+
+def leave(wire, driver, count=1, size=64):
+    for _ in range(count):
+        driver.add(1, readable=[bytes(12), bytes(size)])
+    edges = driver.edges
+    while wire.device.fetch(lambda frame: None, 64, coalesce=True):
+        pass
+    return driver.edges - edges
+
+
+def test_one_interrupt_for_an_answer():
+    wire, device, driver = quiet_rig()
+    driver.add(0, writable=[12, 1518])
+    assert leave(wire, driver) == 0 and driver.used(1) == [0], "it has its buffer back"
+    device.deliver([Frame(FRAME)])
+    assert driver.edges == 1 and driver.used(0) == [76]
+    driver.acknowledge()
+    device.settle()
+    assert driver.edges == 1, "that was all"
+
+
+def test_a_frame_that_has_left_is_told_of_at_last():
+    wire, device, driver = quiet_rig()
+    assert leave(wire, driver) == 0
+    device.settle()
+    assert driver.edges == 1
+    driver.acknowledge()
+    assert leave(wire, driver) == 0
+    driver.transport.pause()
+    assert driver.edges == 2, "a copy owes nothing"
+    driver.transport.resume()
+    wire, device, driver = quiet_rig()
+    assert leave(wire, driver) == 0
+    assert leave(wire, driver) == 1, "never for two"
+
+
+def test_a_long_frame_and_several_are_told_of_at_once():
+    wire, _, driver = quiet_rig()
+    assert leave(wire, driver, count=3) == 1
+    driver.acknowledge()
+    driver.used(1)
+    device = Net(MAC, wire, mtu=9000)
+    wire.device = device
+    driver = Driver(device, FEATURES).start()
+    assert leave(wire, driver, size=4000) == 1
