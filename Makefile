@@ -22,7 +22,12 @@ FUZZ_CASES = --seconds 36000 --instances $(INSTANCES) --seed $(SEED)
 # Seconds of mixed work in `make soak`.
 SOAK ?= 600
 
-.PHONY: help run shell test test-kvm lint bench bench-kvm fuzz soak clean
+# Both ends of the range of llvmlite in pyproject.toml.
+LLVMLITE = 0.45.0 0.50.0
+# Levels of x86-64 whose engines `make wheel` puts in.
+TARGETS = x86-64-v2 x86-64-v3
+
+.PHONY: help run shell test test-kvm test-llvmlite lint bench bench-kvm fuzz soak wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -52,6 +57,16 @@ test-kvm: $(VENV)/.development ## test the KVM engine, under QEMU's emulation of
 bench-kvm: $(VENV)/.development ## measure the KVM engine beside QEMU's, in the same rig
 	$(RIG_IMAGES)
 	$(RIG) --deb qemu-system-x86 -- env RINGZERO_CACHE_DIR=/out python3 tests/rigs/bench_kvm.py
+
+test-llvmlite: ## test the engine with the oldest and the newest llvmlite
+	tools/test-llvmlite $(LLVMLITE)
+
+wheel: $(VENV)/.runtime ## a wheel with the engine compiled in, in dist/
+	@for target in $(TARGETS); do \
+		$(BIN)/ringzero engine build --target $$target --output build/engines/$$target || exit 1; \
+	done
+	RINGZERO_WHEEL_ENGINES=$(CURDIR)/build/engines $(BIN)/python -m pip wheel -q --no-deps -w dist .
+	@ls dist/*.whl
 
 lint: $(VENV)/.development ## check style and types
 	$(BIN)/ruff check .

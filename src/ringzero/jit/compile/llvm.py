@@ -103,6 +103,7 @@ def host_identity() -> str:
 @functools.cache
 def target_machine(level: int, relocation: str = "pic", target: Target | None = None) -> Any:
     """Return a target machine, for this host by default; `static` relocation is for stencils."""
+    _initialize()
     target = target or host_target()
     return llvm.Target.from_default_triple().create_target_machine(
         opt=level,
