@@ -111,3 +111,11 @@ def _leads_to(fd, directory):
         return Path(f"/proc/self/fd/{fd}").readlink().is_relative_to(directory)
     except FileNotFoundError:
         return False
+
+
+def test_parent_that_is_no_directory_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(HostError, match=r"file is no directory") as caught:
+        files.make_directory(tmp_path / "file" / "cache" / "images")
+    assert caught.value.exit_code == HostError.exit_code
+    assert "RINGZERO_CACHE_DIR" in caught.value.hint

@@ -56,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as fault:  # a fault of ours is a message too, never a traceback
         if _debugging():
             raise
-        code = _internal(fault, words)
+        from ringzero.host.exhausted import host_limit
+
+        limit = host_limit(fault)
+        code = _internal(fault, words) if limit is None else _failed(limit, words)
     return signals.code() or code
 
 

@@ -25,6 +25,7 @@ CACHE_HINT = (
     "the disk is full: free some space (`ringzero image ls` shows what the cache "
     "holds) or set RINGZERO_CACHE_DIR to another disk"
 )
+_PLACE_HINT = "set RINGZERO_CACHE_DIR to a directory that you can write to"
 # What an unfinished file or directory is called until it is renamed.
 PARTIAL = ".partial-"
 # Age in seconds after which an unfinished entry cannot belong to a live
@@ -60,7 +61,7 @@ def host_error(fault: OSError, action: str, path: Path | str) -> HostError:
     if fault.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = CACHE_HINT
     elif fault.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        hint = "set RINGZERO_CACHE_DIR to a directory that you can write to"
+        hint = _PLACE_HINT
     return HostError(message, hint=hint, path=path, errno=fault.errno)
 
 
@@ -98,7 +99,12 @@ def make_directory(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
-        raise host_error(fault, "create", path) from fault
+        if fault.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
+            raise host_error(fault, "create", path) from fault
+        # Nobody has asked for a file that is not there: a parent is none, or takes nothing.
+        in_way = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
+        reason = f"{in_way} is no directory" if in_way else fault.strerror
+        raise HostError(f"cannot create {path}: {reason}", hint=_PLACE_HINT, path=path) from fault
     return path
 
 

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import mmap
 import os
+import resource
 import struct
 import threading
 import weakref
@@ -347,6 +348,14 @@ class HostMemory:
 def _no_memory(name: str, size: int, cause: Exception | None = None) -> HostError:
     if isinstance(cause, OSError) and cause.errno == errno.EFBIG:
         return too_large(f"{format_size(size)} of memory for {name}", size=size)
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        return HostError(
+            f"no {format_size(size)} of memory for {name}: "
+            f"the limit of address space here is {format_size(limit)}",
+            hint="raise it (`ulimit -v unlimited`; RLIMIT_AS), or give the machine less --memory",
+            size=size,
+        )
     return HostError(
         f"no {size} bytes of memory for {name}",
         hint="give the machine less --memory",

@@ -39,6 +39,7 @@ from ringzero.host.files import (
     locked,
     make_directory,
     require_space,
+    too_large,
 )
 from ringzero.host.progress import QUIET, Progress, Step
 from ringzero.image.sources import debian_sources
@@ -311,6 +312,14 @@ class Apt:
             child.wait()
             raise
         watcher.join(1)
+        if child.returncode == -signal.SIGXFSZ:
+            raise too_large(f"{command[0]} was ended by the host")
+        if child.returncode < 0:
+            name = signal.Signals(-child.returncode).name
+            raise HostError(
+                f"{command[0]} was ended by {name}",
+                hint="SIGKILL mostly means that memory ran out; try again",
+            )
         if child.returncode != 0:
             raise _failure(command, complaints)
         return output

@@ -86,7 +86,11 @@ def _spawn(claim: Claim, report: int, program: Sequence[str]) -> None:
         # It forks at once, and the machine's process is the child, which nobody waits for.
         starter.wait()
     except OSError as fault:
-        raise HostError(f"cannot start a process: {fault.strerror}") from fault
+        what = f" ({fault.filename})" if fault.filename else ""
+        raise HostError(
+            f"cannot start a process: {fault.strerror}{what}",
+            hint="a machine's process needs Python, /dev/null and its directory",
+        ) from fault
     if starter.returncode != 0:
         text = claim.directory.tail(VMM_LOG, 1000).strip()
         raise HostError(f"the machine's process did not start\n{text}")
