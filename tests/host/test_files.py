@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -119,3 +120,29 @@ def test_parent_that_is_no_directory_is_named(tmp_path):
         files.make_directory(tmp_path / "file" / "cache" / "images")
     assert caught.value.exit_code == HostError.exit_code
     assert "RINGZERO_CACHE_DIR" in caught.value.hint
+
+
+def test_long_wait_for_another_is_told(tmp_path):
+    told = []
+
+    class Steps:
+        def step(self, text):
+            told.append(text)
+            holder.communicate("\n")  # now the other one may go
+            return contextlib.nullcontext()
+
+    code = (
+        "import sys; from pathlib import Path; from ringzero.host.files import locked\n"
+        "with locked(Path(sys.argv[1])): print(flush=True); input()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": SOURCE},
+        text=True,
+    )
+    holder.stdout.readline()
+    with files.locked(tmp_path / "lock", Steps()):
+        pass
+    assert "waiting for another ringzero" in told[0]

@@ -2,12 +2,18 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from ringzero.settings import CACHE_DIR
 from tests.boot.process import ENVIRONMENT
 
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "test_guest.py"
+
 pytest_plugins = ["pytester"]
+# Asked for here: `pytester` gives its runs a home of their own.
+CACHE = CACHE_DIR.get()
 
 FAKE = """
 import pytest
@@ -82,9 +88,8 @@ def test_package_needs_no_pytest():
 
 @pytest.mark.boot
 @pytest.mark.engine
-def test_example(pytester):
+def test_example(pytester, monkeypatch):
     """A guest boots once; its copies do not see one another."""
-    from tests.testing.example import EXAMPLE
-
+    monkeypatch.setenv("RINGZERO_CACHE_DIR", str(CACHE))
     pytester.makepyfile(EXAMPLE.read_text())
     pytester.runpytest_subprocess("-q").assert_outcomes(passed=3)

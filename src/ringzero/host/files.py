@@ -16,10 +16,13 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from ringzero.errors import HostError, MissingFileError
 from ringzero.units import format_size
+
+if TYPE_CHECKING:
+    from ringzero.host.progress import Steps
 
 CACHE_HINT = (
     "the disk is full: free some space (`ringzero image ls` shows what the cache "
@@ -227,9 +230,10 @@ def sync_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[int]:
+def locked(path: Path, steps: Steps | None = None) -> Iterator[int]:
     """Hold the lock file `path` for the block, waiting for others; yield its descriptor.
 
+    A wait that takes long is told to `steps`, and ends with the user's Ctrl-C.
     The kernel drops the lock when its last holder ends, however it ends. A
     child that inherits the descriptor holds the lock too.
     """
@@ -239,7 +243,14 @@ def locked(path: Path) -> Iterator[int]:
     except OSError as fault:
         raise host_error(fault, "open", path) from fault
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting = f"waiting for another ringzero, which holds {path}"
+            with steps.step(waiting) if steps else contextlib.nullcontext():
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as fault:
+            raise host_error(fault, "lock", path) from fault
         yield descriptor
     finally:
         os.close(descriptor)

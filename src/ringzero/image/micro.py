@@ -138,7 +138,7 @@ def ensure(
         if found is not None:
             _mark_used(found)
             return found
-    with locked(cache / "images" / "lock"):
+    with locked(cache / "images" / "lock", progress):
         found = None if refresh else _load(pointer, inputs, cache)
         if found is None:
             digest = _build(recipe, cache, progress, refresh)

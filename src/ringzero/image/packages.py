@@ -146,7 +146,7 @@ class Apt:
         if self._fresh and max_age > 0:
             return
         stamp = self._root / "fetched"
-        with locked(self._cache / "apt" / "lock") as lock:
+        with locked(self._cache / "apt" / "lock", self._progress) as lock:
             if not stamp.exists():
                 require_space(self._root, _LISTS_SIZE, "fetching Debian's package lists")
             self._prepare()
@@ -179,7 +179,7 @@ class Apt:
                 raise NotFoundError(f"{name!r} cannot be the name of a Debian package")
         self.refresh()
         wanted = list(names)
-        with locked(self._cache / "apt" / "lock") as lock:
+        with locked(self._cache / "apt" / "lock", self._progress) as lock:
             if dependencies:
                 answer = self._run(["apt-get", "--print-uris", "install", *wanted], lock=lock)
                 wanted = [
@@ -200,7 +200,7 @@ class Apt:
     def depends(self, name: str) -> list[str]:
         """Return the names in the Depends field of the candidate version of `name`."""
         self.refresh()
-        with locked(self._cache / "apt" / "lock") as lock:
+        with locked(self._cache / "apt" / "lock", self._progress) as lock:
             record = self._run(["apt-cache", "show", "--no-all-versions", name], lock=lock)
         match = re.search(r"^Depends: (.*)$", record, re.MULTILINE)
         alternatives = match[1].split(",") if match else []
@@ -209,7 +209,7 @@ class Apt:
     def download(self, packages: Sequence[Package]) -> list[Path]:
         """Return the paths of the .deb files of `packages`, fetching those not here yet."""
         make_directory(self._pool)
-        with locked(self._pool / "lock") as lock:
+        with locked(self._pool / "lock", self._progress) as lock:
             missing = [p for p in packages if not _intact(self._pool / p.file_name, p)]
             if missing:
                 self._fetch(missing, lock)
