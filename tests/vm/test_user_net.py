@@ -168,7 +168,7 @@ def test_counters(machine):
 def test_another_network_while_it_runs(machine, port):
     from ringzero.config.devices.net import NetConfig
 
-    get = f"timeout 3 wget -qO- http://10.0.2.2:{port}/f | sha256sum"
+    get = f"timeout 10 wget -qO- http://10.0.2.2:{port}/f | sha256sum"
     assert machine.nets.connect(NetConfig("none"), 0) == 0
     assert SUM not in say(machine, get)
     assert machine.nets.connect(NetConfig("user")) == 0

@@ -86,6 +86,8 @@ class NetBackend(Backend):
             self._plug(network)
             if self._began:
                 network.start()
+                # What the interface said meanwhile, the old one heard.
+                network.wake()
             undo.pop_all()
 
     def forward(self, forward: Forward) -> Forward:
