@@ -125,9 +125,34 @@ def test_arithmetic_of_every_kind(guest):
     assert run(guest, "gzip -9 | gunzip", input=data)[1] == data
 
 
-def test_two_cpus_are_refused(image):
-    with pytest.raises(RingzeroError, match="one virtual CPU"), machine(image, cpus=2):
-        pass
+@pytest.mark.parametrize("cpus", [2, 4])
+def test_several_cpus_work_side_by_side(image, cpus):
+    """Forks, pipes and signals on all of them, saved in the midst of it and gone on with."""
+    script = (
+        "for i in $(seq 8); do (seq 2000 | sort -rn | sha256sum; (exit $i); kill -9 $$) & done;"
+        "wait; nproc"
+    )
+    with machine(image, cpus=cpus) as vm:
+        status, out, _ = run(vm, f"sh -c '{script}' 2>/dev/null; nproc")
+        assert (status, out.split()[-1]) == (0, b"%d" % cpus)
+        # A process of its own on each CPU, at the same time.
+        busy = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"
+        each = " & ".join([f"taskset -c {n} sh -c '{busy}'" for n in range(cpus)])
+        assert run(vm, f"{each} & wait")[0] == 0
+        # What is going on in all of them goes on in a clone, and in the original.
+        counting = "i=0; while :; do i=$((i+1)); echo $i >> /tmp/count{n}; done"
+        start = "".join(f"({counting.format(n=n)}) </dev/null >/dev/null 2>&1 & " for n in (1, 2))
+        assert run(vm, start + "true")[0] == 0
+        vm.pause()
+        vm.resume()
+        (clone,) = vm.fork(1, start=True)
+        with clone:
+            for one in (clone, vm):
+                look = "a=$(wc -l </tmp/count1); sleep 1; [ $(wc -l </tmp/count1) -gt $a ] && nproc"
+                assert run(one, look)[:2] == (0, b"%d\n" % cpus)
+        log = run(vm, "dmesg")[1]
+        bad = (b"WARNING", b"BUG:", b"Oops", b"Call Trace", b"general protection", b"stall")
+        assert [line for line in log.splitlines() if any(word in line for word in bad)] == []
 
 
 def test_32_bit_programs():

@@ -2,7 +2,7 @@
 
 A CodePage, and the blocks in its lists, lie in the data half of a code space. Pages
 whose content an earlier run has translated are taken over whole. Knows no guest; that
-a page is watched for writes is the caller's doing (`mmu.protect_code`).
+a page is watched for writes is the caller's doing (`lookaside.protect_code`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ringzero.jit.tables import Block, CodeSpace, Scratch
 from ringzero.native import (
     boolean,
     copy_memory,
+    fence,
     fill_memory,
     load,
     native,
@@ -75,12 +76,14 @@ def register_block(s: Scratch, slot: u64, start: u32, end: u32, mode: u32, code:
         first_of_page = u32(1)
         where = reserve(space, CodePage.size)
         fill_memory(where, u8(0), u64(CodePage.size))
+        fence()
         store(u64, slot, where)
     elif not is_own(space, where):
         # Other machines, whose page may differ where no code is, have the same list of blocks.
         copy = reserve(space, CodePage.size)
         copy_memory(copy, where, u64(CodePage.size))
         where = copy
+        fence()
         store(u64, slot, where)
     page = pointer(CodePage, where)
     first, last = u64(start) >> LINE_SHIFT, (u64(end) - 1) >> LINE_SHIFT
@@ -91,6 +94,8 @@ def register_block(s: Scratch, slot: u64, start: u32, end: u32, mode: u32, code:
     block.code = code
     block.offset = start
     block.mode = mode
+    # Others look for blocks without a lock: it is complete when they find it.
+    fence()
     page.blocks[first] = u32(address)
     space.count_blocks += 1
     return first_of_page
@@ -130,11 +135,8 @@ def same_page(first: u64, second: u64) -> boolean:
 
 
 @native(inline="never")
-def adopt_saved(space: CodeSpace, slot: u64, page: u64) -> u32:
-    """Take over translations of an earlier run for the page at host address `page`.
-
-    Returns 1 when there were some, for the same content; `slot` as for `find_block`.
-    """
+def find_saved(space: CodeSpace, page: u64) -> u32:
+    """Return number + 1 of the saved page that is like the one at host address `page`, or 0."""
     if space.saved_table == 0:
         return u32(0)
     wanted = page_hash(page)
@@ -143,10 +145,21 @@ def adopt_saved(space: CodeSpace, slot: u64, page: u64) -> u32:
         index = u64(load(u32, space.saved_table + (number << 2)))
         if index == 0:
             return u32(0)
-        index -= 1
-        alike = load(u64, space.saved_hashes + (index << 3)) == wanted
-        if alike and same_page(page, space.saved_contents + (index << PAGE_SHIFT)):
-            store(u64, slot, u64(load(u32, space.saved_pages + (index << 2))))
-            space.count_adopted += 1
-            return u32(1)
+        alike = load(u64, space.saved_hashes + ((index - 1) << 3)) == wanted
+        if alike and same_page(page, space.saved_contents + ((index - 1) << PAGE_SHIFT)):
+            return u32(index)
         number = (number + 1) & space.saved_mask
+
+
+@native(inline="never")
+def adopt_saved(space: CodeSpace, slot: u64, page: u64) -> u32:
+    """Take over translations of an earlier run for the page at host address `page`.
+
+    Returns 1 when there were some, for the same content; `slot` as for `find_block`.
+    """
+    found = find_saved(space, page)
+    if found == 0:
+        return u32(0)
+    store(u64, slot, u64(load(u32, space.saved_pages + (u64(found - 1) << 2))))
+    space.count_adopted += 1
+    return u32(1)

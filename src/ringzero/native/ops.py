@@ -126,5 +126,9 @@ def call_address(address: Any, result: Any, *arguments: Any) -> Any:
 
 
 def read_host_tsc() -> Any:
-    """Return the host's time-stamp counter (u64)."""
-    return host_asm(U64, "rdtsc; shlq $$32, %rdx; orq %rdx, %rax", "={rax},~{rdx},~{flags}")
+    """Return the host's time-stamp counter (u64), read after all earlier loads.
+
+    Without LFENCE the host may read it before them (SDM vol. 2B, RDTSC), and a guest's
+    clock, which orders the two by a fence of its own, went back between its vCPUs.
+    """
+    return host_asm(U64, "lfence; rdtsc; shlq $$32, %rdx; orq %rdx, %rax", "={rax},~{rdx},~{flags}")

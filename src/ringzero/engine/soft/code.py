@@ -132,9 +132,13 @@ class CodeArenas:
         """Bytes of the arena in force that code and records take."""
         return self._room - (self._data.value - self._out.value)
 
+    def is_short(self) -> bool:
+        """Whether a larger arena is due: this one is nearly full."""
+        return (self._data.value - self._out.value) * 4 < self._room < CODE_SIZE
+
     def look(self) -> None:
-        """Go on in a larger arena when this one is nearly full; no vCPU may run native code."""
-        if (self._data.value - self._out.value) * 4 < self._room < CODE_SIZE:
+        """Go on in a larger arena when that is due; the vCPUs stand still."""
+        if self.is_short():
             self._use(Arena(min(self._room * GROWTH, CODE_SIZE)))
 
     def share(self) -> SharedCode:

@@ -85,6 +85,7 @@ class SoftVcpu(Vcpu[State]):
         # What the next run() returns, found while an access was finished.
         self._early: Exit | None = None
         self._wake = threading.Event()
+        self._telling = threading.Lock()
         requests = self.address + struct.offset_of("requests")
         # What every exit reads and writes, so not through the view.
         (
@@ -268,6 +269,12 @@ class SoftVcpu(Vcpu[State]):
         return None
 
     def _interrupts_changed(self) -> None:
+        # Whoever comes last tells what it sees, and all of it: nothing older may come after.
+        with self._telling:
+            self._tell_interrupts()
+
+    def _tell_interrupts(self) -> None:
+        """Tell native code, and a sleeper, of the interrupts there are; one thread at a time."""
         interrupts = self._interrupts
         pending = interrupts.pending()
         self._interrupt_flag.value = pending

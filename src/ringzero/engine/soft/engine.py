@@ -44,12 +44,13 @@ class SoftEngine(Engine):
         return Availability(Usability.USABLE, "software translation runs on every x86-64 host")
 
     def offers(self) -> dict[str, Any]:
+        from ringzero.isa.exclusive import MAX_VCPUS
         from ringzero.isa.x86 import cpuid
         from ringzero.isa.x86.architecture import X86_64
 
         # No frequency: it is measured with compiled code, and this compiles none.
         features = sorted(cpuid.own_features(cpuid.MODELS[X86_64.default_model]))
-        return {"local_apics": False, "max_vcpus": 1, "cpu_features": features}
+        return {"local_apics": False, "max_vcpus": MAX_VCPUS, "cpu_features": features}
 
     def create_vm(
         self,

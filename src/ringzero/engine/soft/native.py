@@ -6,7 +6,8 @@ import ctypes
 import functools
 import json
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ringzero.isa.x86.cpu import Cpu
@@ -25,6 +26,8 @@ RUN_INTERPRETER, RUN_TRANSLATOR = "run_interpreter", "run_translator"
 HOST_TSC = "interpreter.host_tsc"
 PAGE_HASH = "blocks.page_hash"
 DECODE_BLOCK = "translate.decode_block"
+STOP_MACHINE, RESUME_MACHINE = "exclusive.stop_machine", "exclusive.resume_machine"
+WRITTEN_OUTSIDE = "mmu.written_outside"
 DOORS = {
     "enter_code": "x_enter",
     "exit_code": "x_exit",
@@ -49,6 +52,7 @@ class NativeEngine:
         self._places = {name: json.loads(objects.read(f"{name}.places")) for name in objects.units}
         handlers = [f"handlers.{name}" for name, places in self._places.items() if places]
         symbols = [RUN_INTERPRETER, RUN_TRANSLATOR, HOST_TSC, PAGE_HASH, DECODE_BLOCK]
+        symbols += [STOP_MACHINE, RESUME_MACHINE, WRITTEN_OUTSIDE]
         symbols += [*DOORS.values(), *handlers]
         self.library = build.link(objects, symbols)
         self.run_interpreter: Entry = self._entry(RUN_INTERPRETER)
@@ -63,6 +67,14 @@ class NativeEngine:
             ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64,
             ctypes.c_uint32, ctypes.c_uint32,
         )(self.library.address(DECODE_BLOCK))  # fmt: skip
+        self._stop_machine = self._entry(STOP_MACHINE)
+        self._resume_machine = self._entry(RESUME_MACHINE)
+        # The quick way keeps the GIL: it does not wait.
+        arguments = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64,
+                     ctypes.c_uint32)  # fmt: skip
+        where = self.library.address(WRITTEN_OUTSIDE)
+        self._written_quickly = ctypes.PYFUNCTYPE(*arguments)(where)
+        self._written = ctypes.CFUNCTYPE(*arguments)(where)
         self._opcodes = ctypes.create_string_buffer(objects.read("opcodes.bin"))
         self._groups = ctypes.create_string_buffer(objects.read("groups.bin"))
         self._forms = self._linked_forms()
@@ -107,6 +119,26 @@ class NativeEngine:
         }
         for name, where in members.items():
             ctypes.c_uint64.from_address(address + Cpu.offset_of(name)).value = where
+
+    @contextmanager
+    def stopped(self, exclusive: int) -> Iterator[None]:
+        """Have the vCPUs of the machine stand still that has an Exclusive at a host address.
+
+        For a thread that runs no guest code, and makes no other call of these meanwhile.
+        """
+        self._stop_machine(exclusive)
+        try:
+            yield
+        finally:
+            self._resume_machine(exclusive)
+
+    def written(self, cpu: int, first: int, count: int) -> None:
+        """Drop the code of `count` pages of RAM from number `first` on, which a device wrote to.
+
+        `cpu` is the host address of the struct of one of the machine's vCPUs.
+        """
+        if not self._written_quickly(cpu, first, count, 0):
+            self._written(cpu, first, count, 1)
 
     def _read_tables(self) -> Any:
         """Load what every translator reads; returns a view of the GuestTables."""

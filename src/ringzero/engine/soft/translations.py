@@ -131,11 +131,15 @@ class Translations:
 
     # --- saving ---
 
-    def look(self, used: int, code_pages: memoryview, memory: GuestMemory) -> None:
-        """Write what there is once, when so many bytes of the region are in use as EARLY says."""
+    def is_due(self, used: int) -> bool:
+        """Whether to write what there is: once, when so much is used as EARLY says."""
         if self._written_early or used < EARLY * (self._end - self._start):
-            return
-        if self._code.count_blocks < WORTH_SAVING:
+            return False
+        return int(self._code.count_blocks) >= WORTH_SAVING
+
+    def look(self, used: int, code_pages: memoryview, memory: GuestMemory) -> None:
+        """Write what there is when that is due; the vCPUs stand still."""
+        if not self.is_due(used):
             return
         self._written_early = True
         self.save(code_pages, memory)

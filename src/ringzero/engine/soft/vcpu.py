@@ -62,6 +62,8 @@ class Machine(Counter, Protocol):
     memory: GuestMemory
     # A view of the CodeSpace that all vCPUs share.
     code: Any
+    # A view of the Exclusive by which they stop one another.
+    exclusive: Any
     revealer: Revealer | None
     ports: Ports
 
@@ -105,6 +107,7 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         self.translator = vm.engine.translator(work, vm.code.address)
         cpu.engine = work
         cpu.ports = vm.ports.address
+        cpu.exclusive = vm.exclusive.address
         vm.engine.connect(self.address)
         vm.describe_memory(cpu)
         self._kind_handlers |= {
@@ -120,12 +123,13 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         }
 
     def _after_exit(self) -> None:
-        ports = self.vm.ports
-        if ports.deliver() and self._exit_kind.value not in _ACCESSES:
-            ports.finish()
-        self.vm.look()
-        if self.vm.revealer is not None:
-            self.vm.revealer.look(self.cpu)
+        vm = self.vm
+        if vm.ports.deliver() and self._exit_kind.value not in _ACCESSES:
+            vm.ports.finish()
+        vm.look()
+        if vm.revealer is not None:
+            with vm.engine.stopped(vm.exclusive.address):
+                vm.revealer.look(self.cpu)
 
     def _wakes(self) -> bool:
         return self._apic.pending() or self._apic.nmi_pending()
@@ -171,8 +175,8 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
     def _gathered(self) -> None:
         """Nothing is left to do: they were delivered after the exit, as after any."""
 
-    def _interrupts_changed(self) -> None:
-        super()._interrupts_changed()
+    def _tell_interrupts(self) -> None:
+        super()._tell_interrupts()
         nmi = self._apic.nmi_pending()
         self._isa_flag.value = nmi
         if nmi:

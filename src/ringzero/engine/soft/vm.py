@@ -17,6 +17,7 @@ from ringzero.engine.soft.ports import Ports, Write
 from ringzero.engine.soft.translations import Translations
 from ringzero.engine.soft.vcpu import X86SoftVcpu
 from ringzero.errors import EngineError
+from ringzero.isa.exclusive import MAX_VCPUS, Exclusive
 from ringzero.isa.x86.cpu import CpuidEntry
 from ringzero.isa.x86.cpuid import AMD, IMMUNITIES, CpuidLeaf, features_of, for_vcpu, vendor_of
 from ringzero.isa.x86.msrs import ARCH_CAPABILITIES
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 # MAXPHYADDR: as CPUID leaf 80000008h of the CPU models says.
 PHYSICAL_BITS = 48
 ANY_SUBLEAF = 0xFFFFFFFF
+# Room for an Exclusive at the next cache line.
+_EXCLUSIVE = Exclusive.size + 64
 # Translating costs about as much as interpreting three times.
 HOT = 3
 # The lowest level of RINGZERO_DEBUG that is about translated code.
@@ -49,13 +52,15 @@ class X86SoftVm(SoftVm[CpuState]):
         self.engine = engine
         self._leaves = tuple(cpuid)
         # Touched by what runs only, as most machines of a process are idle clones.
-        parts = (COUNTERS, CodeSpace.size, PortTable.size, 4 * FORM_LIMIT)
+        parts = (COUNTERS, CodeSpace.size, PortTable.size, 4 * FORM_LIMIT, _EXCLUSIVE)
         self._work = mmap.mmap(-1, sum(parts))
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._work))
         # Translated code as native code sees it: a view of a jit.tables.CodeSpace.
         self.code: Any = StructView(CodeSpace, address + COUNTERS)
         self.code.counters = address
-        self.code.handled = address + sum(parts[:-1])
+        self.code.handled = address + sum(parts[:3])
+        # How the vCPUs stop one another: a view of an isa.exclusive.Exclusive, at a multiple of 64.
+        self.exclusive: Any = StructView(Exclusive, -(-(address + sum(parts[:4])) // 64) * 64)
         self.code.hot = HOT
         self.ports = Ports(address + COUNTERS + CodeSpace.size)
         self._arenas: CodeArenas | None = None
@@ -67,15 +72,16 @@ class X86SoftVm(SoftVm[CpuState]):
 
     def _make_vcpu(self, index: int, interrupts: LocalInterrupts) -> X86SoftVcpu:
         self._open_space(None)
-        if index > 0:
-            # Translations are shared by all vCPUs, and dropping them is not yet made to wait
-            # for the others.
+        if index >= MAX_VCPUS:
             raise EngineError(
-                "the software engine runs one virtual CPU for now", hint="start it with --cpus 1"
+                f"the software engine runs at most {MAX_VCPUS} virtual CPUs",
+                hint=f"start it with --cpus {MAX_VCPUS} or fewer",
             )
         # Boards of x86 give their vCPUs local APICs.
         vcpu = X86SoftVcpu(self, index, cast("LocalApic", interrupts))
         self._set_cpuid(vcpu, for_vcpu(self._leaves, index))
+        self.exclusive.cpus[self.exclusive.count] = vcpu.address
+        self.exclusive.count += 1
         return vcpu
 
     # ---- ports ------------------------------------------------------------
@@ -118,11 +124,13 @@ class X86SoftVm(SoftVm[CpuState]):
             )
 
     def look(self) -> None:
-        """See to the room for translated code after an exit; no vCPU may run native code."""
-        arenas = self.arenas
-        arenas.look()
-        if self._translations is not None and arenas.main:
-            self._translations.look(arenas.used, arenas.words, self.memory)
+        """See to the room for translated code after an exit."""
+        arenas, saved = self.arenas, self._translations if self.arenas.main else None
+        if arenas.is_short() or (saved is not None and saved.is_due(arenas.used)):
+            with self.engine.stopped(self.exclusive.address):
+                if saved is not None:
+                    saved.look(arenas.used, arenas.words, self.memory)
+                arenas.look()
 
     def share(self) -> SharedCode:
         return self.arenas.share()
@@ -179,19 +187,11 @@ class X86SoftVm(SoftVm[CpuState]):
 
     def _written(self, gpa: int, count: int) -> None:
         """Drop translations of pages that a device wrote to."""
-        if count <= 0:
+        if count <= 0 or not self._vcpus:
             return
-        first = self.memory.offset_of(gpa, count) >> PAGE_SHIFT
-        last = (self.memory.offset_of(gpa, count) + count - 1) >> PAGE_SHIFT
-        if self._arenas is None:
-            return
-        words = self._arenas.words
-        if any(words[first : last + 1]):
-            pages = last + 1 - first
-            words[first : last + 1] = memoryview(bytes(8 * pages)).cast("Q")
-            self._arenas.sought[first : last + 1] = bytes(pages)
-            for vcpu in self._vcpus:
-                vcpu.flush()
+        offset = self.memory.offset_of(gpa, count)
+        first, last = offset >> PAGE_SHIFT, (offset + count - 1) >> PAGE_SHIFT
+        self.engine.written(self._vcpus[0].address, first, last + 1 - first)
 
     def close(self) -> None:
         if self.revealer is not None and self._vcpus:

@@ -325,6 +325,11 @@ class Cpu(Struct):
     insn = field(Insn)  # the instruction the interpreter runs
     scratch = field(v128, 64)  # room for semantics that need memory (x87 images)
 
+    # --- the other vCPUs (see isa.exclusive) ---
+    exclusive = field(u64)  # host address of the machine's Exclusive
+    whereabouts = field(u32)  # OUTSIDE, RUNNING or WAITING
+    held = field(u32)  # NOTHING, LOCK or MACHINE
+
 
 class CpuidEntry(Struct):
     """One CPUID leaf and what it returns; `subleaf` is all ones where it does not matter."""

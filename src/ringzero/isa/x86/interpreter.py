@@ -33,6 +33,7 @@ from ringzero.isa.x86.cpu import (
 from ringzero.isa.x86.ports import writes_wait
 from ringzero.isa.x86.privileged.debug import begin_instruction, check_debug, debug_active
 from ringzero.isa.x86.privileged.exceptions import deliver_fault, deliver_interrupt
+from ringzero.isa.x86.privileged.exclusive import end_exclusive, park, shared_of
 from ringzero.isa.x86.privileged.faults import leave, raise_gp0, raise_ud
 from ringzero.isa.x86.privileged.lookaside import flush_tlb
 from ringzero.isa.x86.privileged.mmu import fetch_page
@@ -51,6 +52,7 @@ from ringzero.native import (
     store,
     u32,
     u64,
+    v128,
 )
 
 # Decoding may look at this many bytes whatever the length turns out to be.
@@ -69,24 +71,24 @@ def fetch_decode(cpu: Cpu, insn: Insn, va: u64) -> None:
     """Decode the instruction at linear address `va`; raises its fetch and decode faults."""
     host = fetch_code(cpu, va)
     room = 0x1000 - (va & 0xFFF)
-    status = u32(DECODED)
+    # A copy, as other vCPUs may write to the page: no byte is looked at twice.
+    buffer = cpu.fetch_buffer.address()
     if room >= FETCH_BYTES:
-        status = decode(cpu, insn, host, cpu.mode)
+        for part in range(0, FETCH_BYTES, 16):
+            store(v128, buffer, load(v128, host, part), part)
     else:
-        buffer = cpu.fetch_buffer.address()
         for word in range(FETCH_BYTES // 8):
             store(u64, buffer, u64(0), word * 8)
         copy_memory(buffer, host, room)
+    status = decode(cpu, insn, buffer, cpu.mode)
+    if u64(insn.length) > room:
+        rest = fetch_code(cpu, va + room)
+        copy_memory(buffer + room, rest, FETCH_BYTES - room)
         status = decode(cpu, insn, buffer, cpu.mode)
-        if u64(insn.length) > room:
-            rest = fetch_code(cpu, va + room)
-            copy_memory(buffer + room, rest, FETCH_BYTES - room)
-            status = decode(cpu, insn, buffer, cpu.mode)
-        host = buffer
     if insn.length > MAX_LENGTH:
         raise_gp0(cpu)
     if status != DECODED:
-        note_unknown(cpu, host, u32(insn.length))
+        note_unknown(cpu, buffer, u32(insn.length))
         raise_ud(cpu)
 
 
@@ -178,7 +180,12 @@ def accept_interrupt(cpu: Any, requests: Any) -> Any:
 
 @native(inline="never")
 def attend(cpu: Cpu) -> u32:
-    """Serve requests, timer and interrupts; return why to exit to Python, or EXIT_NONE."""
+    """Serve requests, timer and interrupts; return why to exit to Python, or EXIT_NONE.
+
+    Stands still first when another vCPU wants that.
+    """
+    if shared_of(cpu).stop != 0:
+        park(cpu)
     return serve_requests(cpu, flush_tlb, accept_interrupt)
 
 
@@ -215,6 +222,7 @@ def begin(cpu: Cpu) -> None:
 @native
 def after_leave(cpu: Cpu) -> u32:
     """Go on after a long jump: 1 when the run must exit to Python (`exit_kind` says why)."""
+    end_exclusive(cpu)
     if cpu.leave_code == LEAVE_EXIT:
         return u32(1)
     cpu.external_done = 0

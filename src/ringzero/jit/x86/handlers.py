@@ -21,6 +21,7 @@ from ringzero.isa.x86.privileged.descriptors import (
     not_canonical,
     segment_address,
 )
+from ringzero.isa.x86.privileged.exclusive import begin_exclusive, end_exclusive
 from ringzero.isa.x86.privileged.faults import raise_fault, raise_fault_code, raise_gp0
 from ringzero.isa.x86.privileged.mmu import probe_write, read_memory, write_memory
 from ringzero.isa.x86.table.entry import SLOTS
@@ -283,6 +284,9 @@ class HandlerOperation:
     def _read_modify(self, kind: Any, address: Any) -> Any:
         self._host = probe_write(self.cpu, address, u64(kind.size))
         if self._locked:
+            # In pieces, it is one access only while nobody else makes any.
+            if self._host == 0:
+                begin_exclusive(self.cpu)
             self._begin_retry()
         value = kind(0)
         if self._host != 0:
@@ -307,6 +311,8 @@ class HandlerOperation:
                 store(value.kind, self._host, value)
         else:
             write_memory(self.cpu, address, value)
+            if self._locked:
+                end_exclusive(self.cpu)
 
     @staged
     def exchange_pair(self, kind: Any, expected: Any, desired: Any) -> Any:
@@ -320,6 +326,8 @@ class HandlerOperation:
         if host != 0:
             old = compare_exchange(kind, host, expected, desired)
         else:
+            if self._locked:
+                begin_exclusive(self.cpu)
             half = unsigned(kind.bits // 2)
             low = kind(read_memory(self.cpu, half, address))
             high = kind(read_memory(self.cpu, half, address + half.size))
@@ -327,6 +335,8 @@ class HandlerOperation:
             new = select(old == expected, desired, old)
             write_memory(self.cpu, address, half(new))
             write_memory(self.cpu, address + half.size, half(new >> half.bits))
+            if self._locked:
+                end_exclusive(self.cpu)
         return old
 
     # --- flags ---

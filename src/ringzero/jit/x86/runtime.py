@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.caches import PAGE_MASK, jump_entry, tlb_entry_of
+from ringzero.isa.exclusive import OUTSIDE
 from ringzero.isa.execution import EXIT_DEBUG, EXIT_NONE
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import MODE_16, MODE_64, Cpu, Insn
@@ -23,11 +24,18 @@ from ringzero.isa.x86.interpreter import (
     stop_here,
 )
 from ringzero.isa.x86.privileged.descriptors import is_canonical
+from ringzero.isa.x86.privileged.exclusive import (
+    end_exclusive,
+    lock_machine,
+    shared_of,
+    stop_others,
+    try_lock_machine,
+)
 from ringzero.isa.x86.privileged.lookaside import note_jump, protect_code
 from ringzero.isa.x86.privileged.mmu import READ, WRITE, fetch_page
 from ringzero.isa.x86.privileged.mmu import translate as translate_address
 from ringzero.isa.x86.table.entry import FormEntry
-from ringzero.jit.blocks import adopt_saved, find_block, is_own
+from ringzero.jit.blocks import adopt_saved, find_block, find_saved, is_own
 from ringzero.jit.emit import NO_BRANCH, space_of
 from ringzero.jit.exits import TAG_32
 from ringzero.jit.host.x86_64 import direct
@@ -88,6 +96,42 @@ def code_mode(cpu: Any) -> Any:
 
 
 @native(inline="never")
+def seek_saved(cpu: Cpu, space: CodeSpace, host_page: u64) -> None:
+    """Take over translations of an earlier run for a page of RAM, by its host address."""
+    page = (host_page - cpu.ram) >> 12
+    lock_machine(cpu, u32(OUTSIDE))
+    if load(u8, cpu.code_sought + page) == 0:
+        store(u8, cpu.code_sought + page, u8(1))
+        # What is compared must not change any more: again, with the others stopped.
+        if find_saved(space, host_page) != 0:
+            stop_others(cpu)
+            if adopt_saved(space, cpu.code_pages + (page << 3), host_page) != 0:
+                protect_code(cpu, host_page)
+    end_exclusive(cpu)
+
+
+@native(inline="never")
+def link_block(cpu: Cpu, space: CodeSpace, code: u64) -> None:
+    """Have the block that was left last jump to `code`, where it came here by a direct jump.
+
+    Others may run that jump: its displacement changes in one piece inside an aligned
+    8 bytes (SDM vol. 3A, 8.1.1), else while they stand still. Code that is shared with
+    other machines stays as it is.
+    """
+    site = u64(cpu.link_site)
+    if is_own(space, site):
+        if (site & 7) <= 4:
+            direct(site, code)
+            space.count_links += 1
+        elif try_lock_machine(cpu) != 0:
+            stop_others(cpu)
+            direct(site, code)
+            space.count_links += 1
+            end_exclusive(cpu)
+    cpu.link_site = 0
+
+
+@native(inline="never")
 def find_code(cpu: Cpu, tr: Translator, va: u64) -> u64:
     """Return translated code for linear address `va`, or 0 when it is to be interpreted."""
     tag = va | select(cpu.mode == MODE_64, u64(0), u64(TAG_32))
@@ -106,9 +150,7 @@ def find_code(cpu: Cpu, tr: Translator, va: u64) -> u64:
         offset = u32(va & PAGE_MASK)
         slot = cpu.code_pages + (page << 3)
         if load(u8, cpu.code_sought + page) == 0:
-            store(u8, cpu.code_sought + page, u8(1))
-            if adopt_saved(space, slot, start) != 0:
-                protect_code(cpu, start)
+            seek_saved(cpu, space, start)
         mode = code_mode(cpu)
         code = find_block(slot, offset, mode)
         if code == 0:
@@ -118,6 +160,8 @@ def find_code(cpu: Cpu, tr: Translator, va: u64) -> u64:
                 store(u8, counter, count)
                 return u64(0)
             code = translate(cpu, tr, start, offset, mode)
+            if code == 0:
+                return u64(0)
         note_jump(cpu, u64(known))
         known.address = tag
         known.code = code
@@ -166,9 +210,11 @@ def run_blocks(cpu: Cpu) -> u32:
     begin(cpu)
     tr = pointer(Translator, cpu.engine)
     space = space_of(tr.scratch)
+    shared = shared_of(cpu)
     cpu.link_site = 0
     while True:
-        if cpu.requests != 0 or i64(cpu.budget) < BLOCK_LIMIT or cpu.halted != 0:
+        called = (cpu.requests | shared.stop) != 0
+        if called or i64(cpu.budget) < BLOCK_LIMIT or cpu.halted != 0:
             cpu.link_site = 0
             reason = attend(cpu)
             if reason != EXIT_NONE:
@@ -185,12 +231,7 @@ def run_blocks(cpu: Cpu) -> u32:
             run_cold(cpu, space)
             continue
         if cpu.link_site != 0:
-            # The block before left by a direct jump inside its page: from now on it goes straight,
-            # unless its code is shared with other machines.
-            if is_own(space, cpu.link_site):
-                direct(cpu.link_site, code)
-                space.count_links += 1
-            cpu.link_site = 0
+            link_block(cpu, space, code)
         cpu.stop_block = 0
         call_address(cpu.enter_code, None, cpu, code)
         if not is_canonical(cpu.rip):

@@ -14,14 +14,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from ringzero.isa.exclusive import OUTSIDE
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.ccops import CC_OPS, CONDITIONS, STATUS
 from ringzero.isa.x86.cpu import MODE_64, Cpu, Insn
 from ringzero.isa.x86.interpreter import FETCH_BYTES
-from ringzero.isa.x86.privileged.lookaside import flush_jump_cache, protect_code
+from ringzero.isa.x86.privileged.exclusive import (
+    end_exclusive,
+    lock_machine,
+    resume_others,
+    shared_of,
+    stop_others,
+    stopped_within,
+)
+from ringzero.isa.x86.privileged.lookaside import forget_code, protect_code
 from ringzero.isa.x86.table.decoder import DECODED, MAX_LENGTH, decode
 from ringzero.isa.x86.table.entry import ENDS, SLOTS, FormEntry
-from ringzero.jit.blocks import ALIGNMENT, drop_blocks, register_block, reserve
+from ringzero.jit.blocks import ALIGNMENT, drop_blocks, find_block, register_block, reserve
 from ringzero.jit.emit import (
     NO_BRANCH,
     PAGE,
@@ -38,7 +47,19 @@ from ringzero.jit.emit import (
     set_target,
     space_of,
 )
-from ringzero.jit.tables import BLOCK_LIMIT, BLOCK_ROOM, H0, HB, HD, HI, HN, HQ, HS, HX
+from ringzero.jit.tables import (
+    BLOCK_LIMIT,
+    BLOCK_ROOM,
+    H0,
+    HB,
+    HD,
+    HI,
+    HN,
+    HQ,
+    HS,
+    HX,
+    CodeSpace,
+)  # fmt: skip
 from ringzero.jit.x86 import tables
 from ringzero.jit.x86.tables import (
     CLASSES,
@@ -491,14 +512,48 @@ def emit_insn(tr: Translator, number: u32, count: u32) -> u32:
 
 @native(inline="never")
 def translate(cpu: Cpu, tr: Translator, host_page: u64, start: u32, mode: u32) -> u64:
+    """Return the host address of the block at an in-page offset, translating it.
+
+    0 when there is no room for it now. A page gets its first block while no other
+    vCPU writes to it; from then on writes to it wait for the lock.
+    """
+    slot = cpu.code_pages + (((host_page - cpu.ram) >> 12) << 3)
+    lock_machine(cpu, u32(OUTSIDE))
+    # Another vCPU may have translated it while this one waited.
+    code = find_block(slot, start, mode)
+    if code == 0 and has_room(cpu, space_of(tr.scratch)) != 0:
+        if load(u64, slot) == 0:
+            stop_others(cpu)
+            protect_code(cpu, host_page)
+        code = translate_block(cpu, tr, host_page, start, mode)
+    end_exclusive(cpu)
+    return code
+
+
+@native(inline="never")
+def has_room(cpu: Cpu, space: CodeSpace) -> u32:
+    """Make room for a block, dropping all when there is none; 0 when that cannot be done now."""
+    if space.data - space.out >= BLOCK_ROOM:
+        return u32(1)
+    stop_others(cpu)
+    possible = u32(stopped_within(cpu) == 0)
+    if possible != 0:
+        drop_blocks(space, cpu.code_pages)
+        forget_code(shared_of(cpu))
+        # The jump by which the last block left lay in the region, too.
+        cpu.link_site = 0
+    resume_others(cpu)
+    return possible
+
+
+@native(inline="never")
+def translate_block(cpu: Cpu, tr: Translator, host_page: u64, start: u32, mode: u32) -> u64:
     """Translate the block at an in-page offset; return its host address."""
     s = tr.scratch
     space = space_of(s)
     tr.mode = mode
     s.width = u32((mode & MODE_BITS) != MODE_64)
     count = decode_block(cpu, tr, host_page, start, mode)
-    if space.data - space.out < BLOCK_ROOM:
-        flush_code(cpu, tr)
     find_dead_flags(tr, count)
     tr.cc = UNKNOWN_CC
     code = space.out
@@ -518,16 +573,6 @@ def translate(cpu: Cpu, tr: Translator, host_page: u64, start: u32, mode: u32) -
     emit_stubs(s)
     space.out = (space.out + (ALIGNMENT - 1)) & ~u64(ALIGNMENT - 1)
     slot = cpu.code_pages + (((host_page - cpu.ram) >> 12) << 3)
-    if register_block(s, slot, start, tr.block_end + tr.unfinished, mode, code) != 0:
-        protect_code(cpu, host_page)
+    register_block(s, slot, start, tr.block_end + tr.unfinished, mode, code)
     space.count_insns += u64(count)
     return code
-
-
-@native(inline="never")
-def flush_code(cpu: Cpu, tr: Translator) -> None:
-    """Drop all translations of the machine."""
-    drop_blocks(space_of(tr.scratch), cpu.code_pages)
-    flush_jump_cache(cpu)
-    # The jump by which the last block left lay in the region, too.
-    cpu.link_site = 0

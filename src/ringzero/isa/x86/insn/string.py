@@ -27,6 +27,7 @@ from ringzero.isa.x86.cpu import (
 )
 from ringzero.isa.x86.privileged.alignment import alignment_checked
 from ringzero.isa.x86.privileged.descriptors import segment_address
+from ringzero.isa.x86.privileged.exclusive import end_exclusive
 from ringzero.isa.x86.privileged.mmu import (
     probe_read_page,
     probe_write_bulk,
@@ -153,6 +154,7 @@ def _make_movs(size: int) -> Any:
                     if to != 0 and (to + length <= host or host + length <= to):
                         copy_memory(to, host, length)
                         done = count
+                    end_exclusive(cpu)
             if done == 0:
                 write_memory(cpu, target, read_memory(cpu, T, source))
                 done = u64(1)
@@ -191,6 +193,7 @@ def _make_stos(size: int) -> Any:
                             for i in range(count):
                                 store(T, to + i * size, value)
                         done = count
+                    end_exclusive(cpu)
             if done == 0:
                 write_memory(cpu, target, value)
                 done = u64(1)

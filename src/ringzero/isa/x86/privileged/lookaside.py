@@ -26,8 +26,10 @@ from ringzero.isa.caches import (
     jump_entry,
     tlb_entry_of,
 )
+from ringzero.isa.exclusive import Exclusive
 from ringzero.isa.x86.cpu import FIRST_JUMPS, NO_SPACE, SPACE_SIZE, SPACES, AddressSpace, Cpu
 from ringzero.isa.x86.privileged.alignment import select_tlb
+from ringzero.isa.x86.privileged.exclusive import shared_of
 from ringzero.native import fill_memory, native, pointer, select, staged, u8, u32, u64
 
 _GROUP_SIZE = TlbEntry.size << TLB_GROUP_BITS
@@ -98,6 +100,13 @@ def flush_jump_cache(cpu: Cpu) -> None:
 
 
 @native(inline="never")
+def forget_code(shared: Exclusive) -> None:
+    """Empty the jump caches of all vCPUs, which have stopped."""
+    for number in range(u64(shared.count)):
+        flush_jump_cache(pointer(Cpu, u64(shared.cpus[number])))
+
+
+@native(inline="never")
 def flush_pcid(cpu: Cpu, pcid: u64) -> None:
     """Forget the translations of one PCID."""
     for number in range(u64(SPACES)):
@@ -151,11 +160,17 @@ def forget_entry(entry: Any) -> None:
 
 @native(inline="never")
 def protect_code(cpu: Cpu, host_page: u64) -> None:
-    """Make the next write to a page of RAM, by its host address, take the slow path."""
-    for number in range(u64(SPACES)):
-        space = cpu.spaces[number]
-        if space.cr3 != NO_SPACE:
-            protect_in_space(space, host_page)
+    """Make everybody's next write to a page of RAM, by its host address, take the slow path.
+
+    The other vCPUs have stopped.
+    """
+    shared = shared_of(cpu)
+    for index in range(u64(shared.count)):
+        other = pointer(Cpu, u64(shared.cpus[index]))
+        for number in range(u64(SPACES)):
+            space = other.spaces[number]
+            if space.cr3 != NO_SPACE:
+                protect_in_space(space, host_page)
 
 
 @native(inline="never")

@@ -17,21 +17,40 @@ from ringzero.isa.caches import (
     page_of_last,
     tlb_entry_of,
 )
+from ringzero.isa.exclusive import (
+    MACHINE,
+    NOTHING,
+    WAITING,
+    Exclusive,
+    acquire,
+    release,
+    try_acquire,
+)
 from ringzero.isa.execution import EXIT_MMIO_READ, EXIT_MMIO_WRITE
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.privileged.alignment import check_alignment
 from ringzero.isa.x86.privileged.breakpoints import DR7_ENABLED, match_data, watches_page
+from ringzero.isa.x86.privileged.exclusive import (
+    await_stop,
+    end_stop,
+    lock_machine,
+    resume_others,
+    shared_of,
+    stop_others,
+    unlock_machine,
+)
 from ringzero.isa.x86.privileged.faults import external, raise_fault_code, raise_gp0
 from ringzero.isa.x86.privileged.lookaside import (
-    flush_jump_cache,
+    forget_code,
     forget_entry,
     note_large_page,
     note_translation,
 )
 from ringzero.isa.x86.privileged.open_pages import note_open_page
 from ringzero.native import (
-    fetch,
+    compare_exchange,
+    fill_memory,
     load,
     native,
     pointer,
@@ -47,6 +66,8 @@ from ringzero.native import (
 )
 
 ALL_ONES = (1 << 64) - 1
+# What a walk returns when another vCPU changed an entry that it was about to mark.
+LOST_RACE = ALL_ONES
 # Kinds of access, as given to `translate`.
 READ, WRITE, EXECUTE = 0, 1, 2
 
@@ -90,14 +111,19 @@ def read_entry(cpu: Any, table: Any, offset: Any, wide: bool) -> Any:
 
 
 @staged
-def mark_entry(cpu: Any, table: Any, offset: Any, entry: Any, bits: Any, wide: bool) -> None:
-    """Set accessed and dirty bits of an entry in guest memory where they are not set."""
+def mark_entry(cpu: Any, table: Any, offset: Any, entry: Any, bits: Any, wide: bool) -> Any:
+    """Set accessed and dirty bits of an entry in guest memory where they are not set.
+
+    Returns 0 when the entry is not what it was any more: then nothing was done, and the
+    walk has to begin anew (SDM vol. 3A, 4.8: processors do it in one locked cycle).
+    """
+    kind = u64 if wide else u32
+    same = u64(0) == 0
     if (entry & bits) != bits:
         host = host_address(cpu, table + offset)
-        if wide:
-            fetch("or", u64, host, bits)
-        else:
-            fetch("or", u32, host, u32(bits))
+        seen = compare_exchange(kind, host, kind(entry), kind(entry | bits))
+        same = seen == kind(entry)
+    return same
 
 
 @staged
@@ -111,8 +137,19 @@ def reserved_bits(cpu: Any) -> Any:
 def translate(cpu: Cpu, va: u64, access: u32, user: u32) -> u64:
     """Return the guest-physical address of a linear one, filling the TLB; may raise #PF.
 
-    `user` is 1 for an access with user privilege. Intel SDM vol. 3A, sections
-    4.3 to 4.6 (walks and rights), 4.8 (accessed and dirty).
+    `user` is 1 for an access with user privilege.
+    """
+    while True:
+        physical = walk(cpu, va, access, user)
+        if physical != LOST_RACE:
+            return physical
+
+
+@native(inline="never")
+def walk(cpu: Cpu, va: u64, access: u32, user: u32) -> u64:
+    """Walk the page tables for `translate`; LOST_RACE when that must be done again.
+
+    Intel SDM vol. 3A, sections 4.3 to 4.6 (walks and rights), 4.8 (accessed and dirty).
     """
     cpu.count_walks += 1
     if (cpu.cr0 & x86.CR0_PG) == 0:
@@ -135,7 +172,8 @@ def translate(cpu: Cpu, va: u64, access: u32, user: u32) -> u64:
             size = u64(0x400000)
             page = (entry & 0xFFC00000) | ((entry & 0x1FE000) << 19)
         else:
-            mark_entry(cpu, table, offset, entry, u64(PTE_A), False)
+            if not mark_entry(cpu, table, offset, entry, u64(PTE_A), False):
+                return u64(LOST_RACE)
             table = entry & 0xFFFFF000
             offset = (va >> 10) & 0xFFC
             entry = read_entry(cpu, table, offset, False)
@@ -144,7 +182,8 @@ def translate(cpu: Cpu, va: u64, access: u32, user: u32) -> u64:
             rights = rights & entry
             page = entry & 0xFFFFF000
         check_rights(cpu, va, access, user, rights, no_execute)
-        mark_entry(cpu, table, offset, entry, dirty, False)
+        if not mark_entry(cpu, table, offset, entry, dirty, False):
+            return u64(LOST_RACE)
     else:
         reserved = reserved_bits(cpu)
         table = cpu.cr3 & PTE_ADDRESS
@@ -177,9 +216,11 @@ def translate(cpu: Cpu, va: u64, access: u32, user: u32) -> u64:
                 size = u64(1) << shift
                 page = entry & PTE_ADDRESS & ~(size - 1)
                 check_rights(cpu, va, access, user, rights, no_execute)
-                mark_entry(cpu, table, offset, entry, dirty, True)
+                if not mark_entry(cpu, table, offset, entry, dirty, True):
+                    return u64(LOST_RACE)
                 break
-            mark_entry(cpu, table, offset, entry, u64(PTE_A), True)
+            if not mark_entry(cpu, table, offset, entry, u64(PTE_A), True):
+                return u64(LOST_RACE)
             table = entry & PTE_ADDRESS
             shift -= 9
     if size != 0x1000:
@@ -303,8 +344,14 @@ def load_slow(cpu: Cpu, va: u64, size: u64, user: u32) -> u64:
 
 @native(inline="never")
 def store_host(cpu: Cpu, host: u64, value: u64, size: u64) -> None:
-    """Store to RAM at a host address, dropping translated code that it changes."""
-    written_code(cpu, host, size)
+    """Store to RAM at a host address, dropping translated code that it changes.
+
+    A page gets its first code only while this vCPU stands still, so it has none when it
+    is stored to; one that has code gets no more of it meanwhile, by the machine's lock.
+    """
+    held = u32(cpu.held)
+    if load(u64, cpu.code_pages + (((host - cpu.ram) >> 12) << 3)) != 0:
+        written_code(cpu, host, size)
     if size == 1:
         store(u8, host, u8(value))
     elif size == 2:
@@ -313,11 +360,18 @@ def store_host(cpu: Cpu, host: u64, value: u64, size: u64) -> None:
         store(u32, host, u32(value))
     else:
         store(u64, host, value)
+    if cpu.held != held:
+        unlock_machine(cpu)
 
 
 @native(inline="never")
 def written_code(cpu: Cpu, host: u64, size: u64) -> None:
-    """Note a write to RAM: when it hits lines with translated code, that page's code goes."""
+    """Note a write to a page with code: when it hits lines of it, that page's code goes.
+
+    Takes the machine's lock unless the vCPU has it.
+    """
+    if cpu.held == NOTHING:
+        lock_machine(cpu, u32(WAITING))
     offset = host - cpu.ram
     page = load(u64, cpu.code_pages + ((offset >> 12) << 3))
     if page != 0:
@@ -327,11 +381,45 @@ def written_code(cpu: Cpu, host: u64, size: u64) -> None:
         if last > 63:
             last = u64(63)
         if (lines >> first) & ((u64(2) << (last - first)) - 1) != 0:
+            alone = cpu.held == MACHINE
+            if not alone:
+                stop_others(cpu)
             store(u64, cpu.code_pages + ((offset >> 12) << 3), u64(0))
             store(u8, cpu.code_sought + (offset >> 12), u8(0))
             cpu.count_dropped += 1
             cpu.stop_block = 1
-            flush_jump_cache(cpu)
+            forget_code(shared_of(cpu))
+            if not alone:
+                resume_others(cpu)
+
+
+@native(inline="never")
+def written_outside(cpu: Cpu, first: u64, count: u64, wait: u32) -> u32:
+    """Drop the code of pages that something else than a vCPU wrote to; 1 when that is done.
+
+    For threads that run no guest code; `cpu` is one of the machine's. Without `wait`
+    it does nothing, and returns 0, where it would have to wait for others.
+    """
+    shared = shared_of(cpu)
+    lock = cpu.exclusive + Exclusive.offset_of("lock")
+    if wait != 0:
+        acquire(lock)
+    elif try_acquire(lock) == 0:
+        return u32(0)
+    found = u64(0)
+    for page in range(count):
+        found = found | load(u64, cpu.code_pages + ((first + page) << 3))
+    done = u32(1)
+    if found != 0:
+        done = wait
+    if found != 0 and wait != 0:
+        await_stop(shared, u64(0))
+        fill_memory(cpu.code_pages + (first << 3), u8(0), count << 3)
+        fill_memory(cpu.code_sought + first, u8(0), count)
+        forget_code(shared)
+        end_stop(shared)
+    release(lock)
+    return done
 
 
 @native(inline="never")
@@ -500,12 +588,13 @@ def probe_write_bulk(cpu: Cpu, va: u64, size: u64) -> u64:
     """Return the host address for writing `size` bytes at `va`, all of one page, or 0.
 
     As `probe_write`, but for pages with translated code, too: what of it will be overwritten is
-    dropped. The caller writes all of them.
+    dropped. The caller writes all of them, and then gives back what the vCPU holds
+    (`exclusive.end_exclusive`): such a page gets no more code meanwhile.
     """
     host = probe_write(cpu, va, size)
     if host == 0 and watches_page(cpu, va) == 0:
         host = host_address(cpu, translate(cpu, va, WRITE, u32(cpu.cpl == 3)))
-        if host != 0:
+        if host != 0 and load(u64, cpu.code_pages + (((host - cpu.ram) >> 12) << 3)) != 0:
             written_code(cpu, host, size)
     return host
 
