@@ -92,6 +92,9 @@ class QemuMachine:
         self.serial = Line()
         self.console = Line()
         self.process = None
+        # QEMU 7.2 gets the flags of CMPXCHG16B wrong now and then, and a kernel of
+        # version 6.12 with it; without the instruction the kernel has its own way.
+        self.cpu = "Nehalem,-cx16"
         # Further arguments of the command line.
         self.extra = []
         self._place = tempfile.TemporaryDirectory(prefix="rzq")
@@ -102,9 +105,7 @@ class QemuMachine:
     def start(self):
         place, config = Path(self._place.name), self.config
         arguments = [
-            # QEMU 7.2 gets the flags of CMPXCHG16B wrong now and then, and a kernel of
-            # version 6.12 with it; without the instruction the kernel has its own way.
-            *(QEMU, "-accel", "tcg", "-M", "microvm,rtc=on,pcie=off", "-cpu", "Nehalem,-cx16"),
+            *(QEMU, "-accel", "tcg", "-M", "microvm,rtc=on,pcie=off", "-cpu", self.cpu),
             *("-m", f"{config.memory >> 20}M", "-smp", str(config.cpus)),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-kernel", str(config.kernel), "-append", config.command_line + _clock()),
