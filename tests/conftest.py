@@ -1,10 +1,10 @@
 """Fixtures that every part of the suite may use."""
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Shared machines stall: how long one example takes says nothing of the code.
-settings.register_profile("ringzero", deadline=None)
+settings.register_profile("ringzero", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ringzero")
 
 

@@ -30,7 +30,7 @@ def full(*_, **__):
 
 
 def test_full_disk_while_the_tables_are_written(cache, monkeypatch):
-    monkeypatch.setattr(build, "compile_all", full)
+    monkeypatch.setattr(workers, "compile_all", full)
     with pytest.raises(HostError, match="No space left") as caught:
         build.ensure()
     assert "RINGZERO_CACHE_DIR" in caught.value.hint
