@@ -229,16 +229,19 @@ def processors(engine, model="x86-64-v2", cpus=1, bounds=None):
     )
 
 
-def build(engine, model="x86-64-v2", supported=None) -> Guest:
+def build(engine, model="x86-64-v2", supported=None, *, adopts=False) -> Guest:
     """Make a guest with tables for every mode in its memory.
 
-    `supported` bounds its CPU's features, if not the engine itself.
+    `supported` bounds its CPU's features, if not the engine itself. With `adopts` the engine is
+    told that there is nothing to take over.
     """
     memory = GuestMemory([(0, RAM)])
     memory.write(GDT, _GDT)
     # RSP0 of the TSS.
     memory.write(TSS + 4, struct.pack("<Q", STACK))
     vm = engine.create_vm(memory, processors(engine, model, 1, supported))
+    if adopts:
+        vm.adopt(None)
     apic = FakeApic()
     return Guest(vm, memory, vm.create_vcpu(0, apic), apic)
 

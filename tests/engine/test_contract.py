@@ -486,6 +486,16 @@ class TestState:
         assert guest.memory.read(0x5100, 16) == bytes(range(16))
 
 
+def test_nothing_to_take_over(engine):
+    guest = toolkit.build(engine, adopts=True)
+    toolkit.write_long_tables(guest.memory)
+    guest.load(SUM, long_mode())
+    assert isinstance(guest.run(), Halt)
+    assert guest.writes() == [5050]
+    guest.vm.close()
+    guest.memory.close()
+
+
 class TestMemory:
     def test_code_changed_by_the_host_is_seen(self, guest):
         guest.load("again: mov al, 1\nout 0x10, al\njmp again", long_mode())

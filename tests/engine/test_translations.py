@@ -12,6 +12,7 @@ from ringzero.core.memory import GuestMemory
 from ringzero.engine.soft import translations
 from ringzero.engine.soft.translations import _HEADER, _places
 from ringzero.errors import HostError
+from tests.isa.guest import QuietInterrupts
 
 pytestmark = [pytest.mark.engine, pytest.mark.boot]
 SCRIPT = "uname -a; seq 2000 | sha256sum; awk 'BEGIN { print 1 / 3 }'; dmesg | wc -l"
@@ -99,7 +100,7 @@ def loads(native):
     from ringzero.engine.soft.vm import X86SoftVm
 
     vm = X86SoftVm(native, GuestMemory([(0, 1 << 20)]), [], 1_000_000_000)
-    vm.adopt(None)
+    vm.create_vcpu(0, QuietInterrupts())
     used = vm.code.out != vm.code.region_start
     vm.close()
     return used

@@ -401,3 +401,20 @@ class TestCost:
             ended.set()
             worker.join()
         assert len(set(sums)) == 1 and {sums[0]} == found
+
+
+@pytest.mark.boot
+def test_forks_of_a_booting_machine_have_their_names():
+    """A guest that does not listen yet finds its identity when it has come so far."""
+    names = []
+    with Machine(image="micro", memory="128M", engine="soft", name="first") as machine:
+        machine.start()
+        while not machine.agent.wait_ready(0.2):
+            with (
+                machine.seed() as seed,
+                machine.grow(seed, Identity(f"copy-{len(names)}")) as copy,
+            ):
+                names.append((copy.config.name, copy.run("hostname", timeout=120).stdout))
+        with machine.seed() as seed, machine.grow(seed, Identity("late")) as copy:
+            names.append((copy.config.name, copy.run("hostname", timeout=120).stdout))
+    assert [f"{name}\n".encode() for name, _ in names] == [told for _, told in names]

@@ -118,6 +118,8 @@ class Vm(ABC, Generic[State]):
 
     memory: GuestMemory
     on_eoi: Callable[[int], None] | None = None
+    # Hears of an exception that ends a thread of the engine's.
+    on_fault: Callable[[BaseException], None] | None = None
 
     @abstractmethod
     def create_vcpu(self, index: int, interrupts: LocalInterrupts | None) -> Vcpu[State]:

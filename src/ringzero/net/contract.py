@@ -16,6 +16,7 @@ from ringzero.config.devices.net import NetConfig
 from ringzero.config.ports import Forward
 from ringzero.core.frames import Frame
 from ringzero.errors import ConflictError
+from ringzero.host.service import OnFault
 from ringzero.registry import Registry
 
 
@@ -58,6 +59,9 @@ class Network(ABC):
     `wake` is called under the interface's lock, from any thread: it may not wait.
     Raises ConfigError, ConflictError and HostError where it cannot be what `config` says.
     """
+
+    # Hears of an exception that ends a thread of the network's.
+    on_fault: OnFault | None = None
 
     def __init__(self, config: NetConfig) -> None:
         self.config = config

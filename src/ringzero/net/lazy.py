@@ -14,6 +14,7 @@ from ringzero.config.devices.net import NetConfig
 from ringzero.config.ports import Forward
 from ringzero.core.frames import ETHERNET_HEADER, Frame
 from ringzero.errors import RingzeroError
+from ringzero.host.service import ServiceThread
 from ringzero.net.contract import NETWORKS, Network, Port
 
 _BATCH = 64
@@ -44,7 +45,7 @@ class LazyNetwork(Network):
                 return
             self._looking = True
         # The caller may not wait, and loading takes milliseconds.
-        threading.Thread(target=self._look, name="net", daemon=True).start()
+        ServiceThread(self, self._look, "net").start()
 
     def start(self) -> None:
         with self._loading:
@@ -81,6 +82,7 @@ class LazyNetwork(Network):
             if self._real is None:
                 network = NETWORKS.get(self.config.network)(self.config)
                 network.port = self._keep()
+                network.on_fault = self.on_fault
                 if self._began and not self._closed:
                     network.start()
                 self._real = network

@@ -95,9 +95,9 @@ class Assembly:
             interrupts = self.engine.interrupts[0]
             self.vm = self.engine.create_vm(self.memory, processors, interrupts=interrupts)
             self._closing.callback(self.vm.close)
+            self.vm.on_fault = self.control.fail
             self.processor = ProcessorKind.of(processors, self.vm.counter_hz)
-            if code is not None:
-                self.vm.adopt(code)
+            self.vm.adopt(code)
             self.lines = Lines(self.control.fail)
             self._closing.callback(self.lines.close)
             self.guest = AgentPorts(self.control.fail) if self.config.agent else None
@@ -212,7 +212,7 @@ class Assembly:
         """Start everything that works for the guest; the vCPUs wait until they are to run."""
         for thread in self.threads:
             thread.thread.start()
-        self.devices.start()
+        self.devices.start(self.control.fail)
         if self.guest is not None:
             self.guest.start()
 

@@ -48,8 +48,7 @@ class Introduction:
         guest = parts.guest
         if guest is None:
             return
-        if guest.identity_port.guest_open:
-            guest.agent.await_adoption()
+        guest.agent.await_adoption()
         clock = None if self.clock_ahead is None else time.time_ns() + self.clock_ahead
         macs = [net.mac for net in parts.config.nets if net.mac is not None]
         guest.introduce(self.identity.record(clock, macs))

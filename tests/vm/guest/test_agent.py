@@ -303,3 +303,43 @@ def test_plain_words_are_sent_as_a_person_writes_them():
     assert quote("uname") == "uname"
     assert shlex.split(quote("it's")) == ["it's"]
     assert quote("é\n") == "$'\\303\\251\\012'"
+
+
+def test_commands_wait_for_the_identity_that_a_booting_guest_is_given(channels):
+    agent = Agent(channels)
+    listens = False
+    agent.listens = lambda: listens
+    agent.await_adoption()
+    agent.run(["true"])
+    restored = Agent(channels)
+    restored.listens = lambda: listens
+    restored.restore(agent.save())
+    restored.run(["true"])
+    listens = True
+    for each in (agent, restored):
+        each.receive(CONTROL, b"ready 1 6.1.0-test\n")
+        assert not channels.control
+        each.receive(CONTROL, b"adopted\n")
+        assert channels.control
+        channels.sent.clear()
+
+
+def test_an_identity_that_was_taken_before_the_guest_is_ready(channels):
+    agent = Agent(channels)
+    agent.await_adoption()
+    agent.listens = lambda: True
+    agent.run(["true"])
+    agent.receive(CONTROL, b"adopted\nready 1 6.1.0-test\n")
+    assert channels.control
+
+
+def test_a_guest_that_knows_nothing_of_identities_is_not_waited_for(channels):
+    agent = Agent(channels)
+    agent.await_adoption()
+    agent.run(["true"])
+    agent.receive(CONTROL, b"ready 1 6.1.0-test\n")
+    assert channels.control
+    agent.await_adoption()
+    agent.run(["true"])
+    agent.receive(CONTROL, b"exit 1 0\n")
+    assert agent.save().adoptions == 0

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from ringzero.config.device import DeviceConfig
 from ringzero.devices.virtio.queue import Virtqueue
+from ringzero.host.service import OnFault
 from ringzero.registry import Registry
 
 S = TypeVar("S")
@@ -46,6 +47,8 @@ class VirtioDevice(ABC, Generic[S]):
     # Section 5: the number of the device type.
     device_id: ClassVar[int]
     state_type: ClassVar[type[Any]]
+    # Hears of an exception that ends a thread of the device's.
+    on_fault: OnFault | None = None
 
     def __init__(self, queue_sizes: tuple[int, ...], features: int = 0) -> None:
         self.queue_sizes = queue_sizes

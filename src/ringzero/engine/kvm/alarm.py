@@ -6,16 +6,19 @@ import threading
 import time
 from collections.abc import Callable
 
+from ringzero.host.service import OnFault, ServiceThread
+
 
 class Alarm:
     """Calls `ring` on its own thread when the time last given to `set` has come."""
 
-    def __init__(self, ring: Callable[[], None]) -> None:
+    def __init__(self, ring: Callable[[], None], on_fault: OnFault | None = None) -> None:
+        self.on_fault = on_fault
         self._ring = ring
         self._changed = threading.Condition()
         self._due: float | None = None
         self._closed = False
-        threading.Thread(target=self._work, name="vcpu-alarm", daemon=True).start()
+        ServiceThread(self, self._work, "vcpu-alarm").start()
 
     def set(self, seconds: float) -> None:
         """Ring in `seconds` from now, instead of what was set before."""

@@ -7,6 +7,8 @@ import select
 import threading
 from collections.abc import Callable
 
+from ringzero.host.service import OnFault, ServiceThread
+
 
 class Doorbells:
     """Event descriptors, each with what to call when the guest rings it.
@@ -14,16 +16,17 @@ class Doorbells:
     The vCPU that rings goes on at once; `ring` is called on this object's thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_fault: OnFault | None = None) -> None:
+        self.on_fault = on_fault
         self._poll = select.epoll()
         self._rings: dict[int, Callable[[], None]] = {}
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._closed = False
+        self._closed = self._ended = False
         # `settle` asks for a round; the thread answers when it has seen every event before it.
         self._changed = threading.Condition()
         self._asked = self._answered = 0
         self._poll.register(self._stop, select.EPOLLIN)
-        self._thread = threading.Thread(target=self._work, name="doorbells", daemon=True)
+        self._thread = ServiceThread(self, self._work, "doorbells")
         self._thread.start()
 
     def add(self, ring: Callable[[], None]) -> int:
@@ -39,7 +42,7 @@ class Doorbells:
             self._asked += 1
             mine = self._asked
             os.eventfd_write(self._stop, 1)
-            self._changed.wait_for(lambda: self._answered >= mine or not self._thread.is_alive())
+            self._changed.wait_for(lambda: self._answered >= mine or self._ended)
 
     def close(self) -> None:
         """End the thread and give the descriptors back."""
@@ -51,6 +54,14 @@ class Doorbells:
         self._poll.close()
 
     def _work(self) -> None:
+        try:
+            self._serve()
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _serve(self) -> None:
         while not self._closed:
             asked = self._asked
             stop = False

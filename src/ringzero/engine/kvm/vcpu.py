@@ -69,6 +69,7 @@ class Machine(Protocol):
     apics: bool
     xcrs: bool
     msr_indices: list[int]
+    on_fault: Callable[[BaseException], None] | None
     gathered: kvmfd.CoalescedPage | None
 
     @property
@@ -356,7 +357,7 @@ class KvmVcpu(Vcpu[CpuState]):
             if self._alarm is None:
                 from ringzero.engine.kvm.alarm import Alarm
 
-                self._alarm = Alarm(self._nudge)
+                self._alarm = Alarm(self._nudge, self._vm.on_fault)
             self._alarm.set(due)
         run = self._run
         if apic.pending() and run.ready_for_interrupt_injection and run.if_flag:

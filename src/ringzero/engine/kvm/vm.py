@@ -241,7 +241,7 @@ class KvmVm(Vm[CpuState]):
             if self._doorbells is None:
                 from ringzero.engine.kvm.doorbell import Doorbells
 
-                self._doorbells = Doorbells()
+                self._doorbells = Doorbells(self.on_fault)
             request = kvm.Ioeventfd(
                 datamatch=value,
                 addr=address,

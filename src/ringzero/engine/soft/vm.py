@@ -136,7 +136,11 @@ class X86SoftVm(SoftVm[CpuState]):
         return self.arenas.share()
 
     def adopt(self, code: contract.SharedCode | None) -> None:
-        self._open_space(code if isinstance(code, SharedCode) else None)
+        if code is None:
+            return
+        if not isinstance(code, SharedCode):
+            raise EngineError("the code to take over is another engine's")
+        self._open_space(code)
 
     @property
     def arenas(self) -> CodeArenas:

@@ -20,6 +20,7 @@ from pathlib import Path
 from ringzero.config.devices.net import NetConfig
 from ringzero.core.frames import Frame, plain
 from ringzero.errors import ConfigError, HostError
+from ringzero.host.service import ServiceThread
 from ringzero.host.unixsocket import Listener, connect
 from ringzero.net.contract import NETWORKS, Network
 
@@ -89,7 +90,7 @@ class SocketNetwork(Network):
         self._next_try, self._delay = 0.0, _FIRST_TRY
         self._linked, self._links_at = False, 0.0
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="net", daemon=True)
+        self._thread = ServiceThread(self, self._work, "net")
 
     def start(self) -> None:
         self._thread.start()

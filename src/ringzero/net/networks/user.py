@@ -180,6 +180,7 @@ class UserNetwork(Network):
 
     def start(self) -> None:
         self._begun = True
+        self.loop.on_fault = self.on_fault
         self.loop.start()
         self.port.set_link(True)
 

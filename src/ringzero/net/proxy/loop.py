@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from ringzero.host.service import OnFault, ServiceThread
+
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 GONE = select.EPOLLERR | select.EPOLLHUP
 # How long `close` waits for the thread, in seconds.
@@ -68,7 +70,8 @@ class EventLoop:
         self._turn = threading.Lock()
         self._until: float | None = None
         self.now = time.monotonic()
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self.on_fault: OnFault | None = None
+        self._thread = ServiceThread(self, self._work, name)
 
     # ---- from any thread --------------------------------------------------
 

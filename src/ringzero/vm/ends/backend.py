@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ringzero.config.device import DeviceConfig
 from ringzero.devices.virtio.device import VIRTIO_DEVICES, VirtioDevice
+from ringzero.host.service import OnFault
 from ringzero.registry import Registry
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ class Backend:
     def __init__(self, config: DeviceConfig, name: str, content: InstantDisk | None) -> None:
         self.device = VIRTIO_DEVICES.get(config.kind).from_config(config)
 
-    def start(self) -> None:
-        """Begin to move bytes; the guest runs."""
+    def start(self, on_fault: OnFault) -> None:
+        """Begin to move bytes; the guest runs. `on_fault` hears what ends a thread of ours."""
+        self.device.on_fault = on_fault
 
     def renew(self) -> None:
         """Give the device of a copy its own addresses; its state has been restored."""

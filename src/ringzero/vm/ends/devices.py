@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ringzero.config.machine import MachineConfig
 from ringzero.devices.virtio.device import VirtioDevice
+from ringzero.host.service import OnFault
 from ringzero.vm.ends.backend import Backend, open_backend
 
 if TYPE_CHECKING:
@@ -53,10 +54,10 @@ class Devices:
         found: Any = self.backends.get("vsock")
         return None if found is None else found.sockets
 
-    def start(self) -> None:
-        """Begin to move bytes."""
+    def start(self, on_fault: OnFault) -> None:
+        """Begin to move bytes; `on_fault` hears of an exception that ends a thread of theirs."""
         for backend in self.backends.values():
-            backend.start()
+            backend.start(on_fault)
 
     def renew(self) -> None:
         """Give the devices of a copy addresses of their own; their states have been restored."""

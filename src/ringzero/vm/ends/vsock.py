@@ -20,6 +20,7 @@ from pathlib import Path
 from ringzero.devices.virtio.kinds.vsock import NO_RECEIVE, NO_SEND, Connection, Endpoint, Vsock
 from ringzero.errors import HostError, NotFoundError, TimeoutExpiredError
 from ringzero.host.files import host_error
+from ringzero.host.service import OnFault, ServiceThread
 from ringzero.host.unixsocket import Listener, connect
 
 _CONNECT = re.compile(rb"CONNECT ([0-9]{1,10})\r?\n")
@@ -94,7 +95,8 @@ class VsockSockets:
         self._clients: dict[int, _Client] = {}
         self._noted: dict[_Client, None] = {}
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="vsock", daemon=True)
+        self.on_fault: OnFault | None = None
+        self._thread = ServiceThread(self, self._work, "vsock")
 
     def connect(self, device: Vsock) -> None:
         """Name the device whose host this is."""

@@ -78,6 +78,10 @@ class Agent:
         self._waiting: list[Command] = []
         self._count = 0
         self._adoptions = 0
+        # Identities that were given to a guest that did not listen yet, and may never do.
+        self._early = 0
+        # Whether the guest listens for identities.
+        self.listens: Callable[[], bool] = lambda: False
 
     @property
     def ready(self) -> bool:
@@ -156,9 +160,16 @@ class Agent:
         )
 
     def await_adoption(self) -> None:
-        """Start no command until the guest has taken the identity that it is given now."""
+        """Start no command until the guest has taken the identity that it is given now.
+
+        A guest that has not come so far as to listen (`listens`) is asked again when it takes
+        commands; one that does not listen then knows nothing of identities.
+        """
         with self.lock:
-            self._adoptions += 1
+            if self.listens():
+                self._adoptions += 1
+            elif not self.ready:
+                self._early += 1
 
     def poweroff(self) -> None:
         """Ask the guest to write everything to its disks and switch itself off."""
@@ -219,7 +230,7 @@ class Agent:
         """Return what the guest believes; commands that it has not been told of stay here."""
         with self.lock:
             slots = tuple(slot.save() for slot in self._slots)
-            return AgentState(self.release, self._count, slots, self._adoptions)
+            return AgentState(self.release, self._count, slots, self._adoptions, self._early)
 
     def restore(self, state: AgentState) -> None:
         """Speak to a copy of the guest that `state` was saved with.
@@ -235,6 +246,7 @@ class Agent:
             self.release = state.release[: protocol.MAX_RELEASE]
             self._count = state.count
             self._adoptions = max(0, state.adoptions)
+            self._early = max(0, state.early)
             del self._slots[1:]
             for number, saved in enumerate(state.slots):
                 slot = self._add_slot() if number else self._slots[0]
@@ -328,6 +340,9 @@ class Agent:
                 slot.ready = True
                 if not self.ready and slot is self._slots[0]:
                     self.release = answer.release
+                    if self.listens():
+                        self._adoptions += self._early
+                    self._early = 0
                     self._ready.set()
                     if self.on_ready is not None:
                         self.on_ready()
@@ -336,8 +351,10 @@ class Agent:
                 if slot.active.exited(answer.status):
                     self._next(slot)
             case Adopted():
-                # A guest that was copied before it had opened the port is not waited for.
-                self._adoptions = max(0, self._adoptions - 1)
+                if self._adoptions:
+                    self._adoptions -= 1
+                else:
+                    self._early = max(0, self._early - 1)
                 # Commands that run already want the network, too.
                 self.channels.send(SIGNAL, protocol.NETWORK)
                 self._schedule()

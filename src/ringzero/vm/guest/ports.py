@@ -73,6 +73,7 @@ class AgentPorts:
         self.channels.on_sent = self.agent.sent
         self.channels.on_fault = on_fault
         self.identity_port = ConsolePort(IDENTITY_PORT, lambda data: None)
+        self.agent.listens = lambda: self.identity_port.guest_open
         # As the guest numbers them, behind the console.
         self.ports = [*self.channels.ports, self.identity_port]
 

@@ -36,7 +36,8 @@ Control lines of the guest:
     ready 1 RELEASE     the slot takes commands; 1 is the protocol's version
     exit ID STATUS      the command ended
     pong ID
-    adopted             the guest of a copied machine has taken its identity
+    adopted             the guest of a copied machine has taken its identity; a guest that
+                        does has its port open before its first `ready`
 
 WORDS are quoted for the shell, in printable ASCII.
 
@@ -173,13 +174,15 @@ class SlotState:
 class AgentState:
     """What the guest believes.
 
-    `adoptions` is how many identities it was given and has not answered.
+    `adoptions` is how many identities it was given and has not answered; `early` of how many it
+    has heard nothing yet, because it was not yet listening when they were given.
     """
 
     release: str
     count: int
     slots: tuple[SlotState, ...]
     adoptions: int
+    early: int = 0
 
 
 # ---- lines of the host ------------------------------------------------------

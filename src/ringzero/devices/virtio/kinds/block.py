@@ -18,6 +18,7 @@ from typing import Protocol
 from ringzero.devices.virtio.device import VIRTIO_DEVICES, VirtioDevice
 from ringzero.devices.virtio.queue import Chain, QueueError
 from ringzero.errors import StateError
+from ringzero.host.service import ServiceThread
 from ringzero.records import record
 
 SECTOR = 512
@@ -106,7 +107,7 @@ class Block(VirtioDevice[BlockState]):
         self._closed = False
         # Counts resets: what was asked before one is not answered after it.
         self._generation = 0
-        self._worker: threading.Thread | None = None
+        self._worker: ServiceThread | None = None
 
     # ---- the transport's calls --------------------------------------------
 
@@ -136,7 +137,7 @@ class Block(VirtioDevice[BlockState]):
 
     def activate(self) -> None:
         if self._worker is None:
-            self._worker = threading.Thread(target=self._work, name="virtio-block", daemon=True)
+            self._worker = ServiceThread(self, self._work, "virtio-block")
             self._worker.start()
 
     def resume(self) -> None:
@@ -189,6 +190,16 @@ class Block(VirtioDevice[BlockState]):
     # ---- the worker -------------------------------------------------------
 
     def _work(self) -> None:
+        try:
+            self._serve_all()
+        finally:
+            # Whatever ended it, nobody waits for requests that nobody carries out.
+            with self._changed:
+                self._busy = False
+                self._waiting.clear()
+                self._changed.notify_all()
+
+    def _serve_all(self) -> None:
         while True:
             with self._changed:
                 self._busy = False

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ringzero.config.devices.net import NetConfig
 from ringzero.devices.virtio.kinds.net import Net
 from ringzero.errors import ConfigError
+from ringzero.host.service import OnFault
 from ringzero.net.contract import NETWORKS, Network
 from ringzero.net.lazy import LazyNetwork
 from ringzero.vm.ends.backend import BACKENDS, Backend
@@ -27,8 +28,9 @@ class NetBackend(Backend):
         self.config = config
         self._mac = bytes.fromhex(config.mac.replace(":", ""))
         self.network = open_network(config)
-        self._began = False
         self._limited: LimitedPort | None = None
+        # Known once the machine has begun.
+        self._on_fault: OnFault | None = None
         self.device = self.interface = Net(self._mac, self, config.mtu)
         self._plug(self.network)
 
@@ -36,8 +38,13 @@ class NetBackend(Backend):
         """Pass on what the interface says to its network."""
         self.network.wake()
 
-    def start(self) -> None:
-        self._began = True
+    def start(self, on_fault: OnFault) -> None:
+        super().start(on_fault)
+        self._on_fault = on_fault
+        self._start_network()
+
+    def _start_network(self) -> None:
+        self.network.on_fault = self._on_fault
         self.network.start()
 
     def renew(self) -> None:
@@ -84,8 +91,8 @@ class NetBackend(Backend):
             self._unplug()
             self.network, self.config = network, config
             self._plug(network)
-            if self._began:
-                network.start()
+            if self._on_fault is not None:
+                self._start_network()
                 # What the interface said meanwhile, the old one heard.
                 network.wake()
             undo.pop_all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ringzero.config.devices.vsock import VsockConfig
 from ringzero.devices.virtio.kinds.vsock import Vsock
 from ringzero.errors import ConfigError
+from ringzero.host.service import OnFault
 from ringzero.vm.ends.backend import BACKENDS, Backend
 from ringzero.vm.ends.vsock import VsockSockets
 
@@ -21,7 +22,9 @@ class VsockBackend(Backend):
         self.device = self._guest = Vsock(config.cid, self.sockets)
         self.sockets.connect(self._guest)
 
-    def start(self) -> None:
+    def start(self, on_fault: OnFault) -> None:
+        super().start(on_fault)
+        self.sockets.on_fault = on_fault
         self.sockets.start()
 
     def renew(self) -> None:

@@ -1,0 +1,116 @@
+"""An exception on any thread that serves a machine ends it, by name, and leaves nobody waiting."""
+
+import os
+import socket
+import threading
+
+import pytest
+
+from ringzero import Machine
+from ringzero.devices.virtio.kinds.block import Block
+from ringzero.engine.kvm.alarm import Alarm
+from ringzero.engine.kvm.doorbell import Doorbells
+from ringzero.errors import GuestError
+from ringzero.host.service import ServiceThread
+from ringzero.net.networks.socket import SocketNetwork
+from ringzero.net.proxy.loop import EventLoop
+from ringzero.vm.ends.vsock import VsockSockets
+from ringzero.vm.guest.channels import PortChannels
+
+SOON = 60
+# A network is loaded when a frame wants it.
+USE_THE_NETWORK = (
+    "ip link set eth0 up; ip a add 10.0.2.15/24 dev eth0; wget http://10.0.2.2; sleep 60"
+)
+
+
+class BrokenError(Exception):
+    """What no code of ours expects."""
+
+
+def broken(*_args, **_named):
+    raise BrokenError("it is broken")
+
+
+class Someone:
+    on_fault = None
+
+
+def test_a_fault_goes_to_who_is_named():
+    faults = []
+    server = Someone()
+    thread = ServiceThread(server, broken, "test")
+    server.on_fault = faults.append
+    thread.start()
+    thread.join(SOON)
+    assert [str(fault) for fault in faults] == ["it is broken"]
+
+
+def test_a_fault_that_nobody_hears_of_is_any_threads(monkeypatch):
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: seen.append(args.exc_type))
+    thread = ServiceThread(Someone(), broken, "test")
+    thread.start()
+    thread.join(SOON)
+    assert seen == [BrokenError]
+
+
+def test_a_doorbell_that_fails_keeps_nobody_who_settles():
+    faults = []
+    bells = Doorbells(faults.append)
+    os.eventfd_write(bells.add(broken), 1)
+    bells.settle()
+    bells.settle()
+    bells.close()
+    assert len(faults) == 1
+
+
+def test_an_alarm_that_fails():
+    told = threading.Event()
+    alarm = Alarm(broken, lambda fault: told.set())
+    alarm.set(0)
+    assert told.wait(SOON)
+    alarm.close()
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """What a machine with every kind of device is described by."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    return {
+        "disk": {"disks": [f"{disk},format=raw"]},
+        "vsock": {"vsock": str(tmp_path / "vsock")},
+        "net-socket": {"net": f"socket={tmp_path / 'net'},listen=on"},
+        "net-user": {"net": "user"},
+    }
+
+
+@pytest.mark.boot
+@pytest.mark.parametrize(
+    ("part", "owner", "method", "poke"),
+    [
+        ("disk", Block, "_serve", "cat /dev/vda >/dev/null; cat /dev/vda >/dev/null"),
+        ("vsock", VsockSockets, "_accept", "sleep 60"),
+        ("net-socket", SocketNetwork, "_work", "sleep 60"),
+        (
+            "net-user",
+            EventLoop,
+            "_wait",
+            USE_THE_NETWORK,
+        ),
+        ("", PortChannels, "_carry", "true"),
+    ],
+)
+def test_a_thread_that_fails_ends_the_machine(
+    parts, monkeypatch, tmp_path, part, owner, method, poke
+):
+    monkeypatch.setattr(owner, method, broken)
+    with Machine(image="micro", memory="128M", engine="soft", **parts.get(part, {})) as machine:
+        if part == "vsock":
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(tmp_path / "vsock"))
+        with pytest.raises(GuestError, match=r"the machine failed: .*it is broken"):
+            machine.run(poke, timeout=SOON)
+        with pytest.raises(BrokenError):
+            machine.wait(SOON)
