@@ -88,7 +88,11 @@ class Ports:
     def finish(self) -> None:
         """Do what is to be done between an access and the guest's going on."""
         while self._late:
-            self._late.pop()()
+            try:
+                then = self._late.pop()
+            except IndexError:
+                return  # another vCPU's thread was quicker
+            then()
 
     def _write(self, port: int, width: int, values: list[int]) -> None:
         for first, last, write, then in self._writers:
