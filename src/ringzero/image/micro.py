@@ -265,8 +265,9 @@ def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> st
     if _read(place) is not None:
         return digest
     _remove_tree(place)
-    # The kernel with its modules, and what is unpacked of the packages: an initrd is not packed.
-    size = 32 * MIB + 4 * sum(path.stat().st_size for path in paths[1:])
+    # Less will not do: the kernel, the modules of the smallest image, the packages unpacked. An
+    # image that takes more and does not fit is told when it is written.
+    size = 14 * MIB + 2 * sum(path.stat().st_size for path in paths[1:])
     require_space(place.parent, size, f"the image {recipe.name}")
     with progress.step(f"building the image {recipe.name}"), atomic_directory(place) as work:
         kernel, modules = _split_kernel(paths[0])

@@ -322,25 +322,21 @@ def _description(arguments: argparse.Namespace) -> None:
 
 def _check_files(arguments: argparse.Namespace) -> None:
     """Raise MissingFileError or ConfigError for files that are not there, or of no use."""
+    from ringzero.config.device import file_faults
     from ringzero.config.machine import MachineConfig
 
-    faults, missing = list[str](), False
-    wanted: list[dict[str, Any]] = [{"disks": [disk]} for disk in arguments.disk]
-    wanted += [{name: getattr(arguments, name)} for name in ("kernel", "initrd")]
-    for part in wanted:
-        if not any(part.values()):
-            continue
+    faults = list[str]()
+    for noun in ("kernel", "initrd"):
+        if path := getattr(arguments, noun):
+            faults += file_faults(noun, Path(path), writable=False, device=False)
+    for disk in arguments.disk:
         try:
-            config = MachineConfig.create(**part)
+            (device,) = MachineConfig.create(disks=[disk]).devices
         except ConfigError:
             # Told with the rest of the description.
             continue
-        try:
-            config.check_files()
-        except ConfigError as fault:
-            faults += fault.faults
-            missing = all("does not exist" in line for line in faults)
-    if len(faults) == 1 and missing:
+        faults += device.file_faults()
+    if len(faults) == 1 and faults[0].endswith("does not exist"):
         raise MissingFileError(faults[0], hint="check the path")
     if faults:
         raise ConfigError(faults, hint="check the paths")
