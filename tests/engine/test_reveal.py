@@ -106,13 +106,14 @@ def test_instructions_and_translations(tmp_path, code, count):
 
 def test_exits_of_devices(tmp_path):
     # mov edx, 0x3f8; mov ecx, 300; L: mov al, 'x'; out dx, al; dec ecx; jne L;
-    # mov edx, 0x3fd; in al, dx (seven times); mov al, 0xfe; out 0x64, al
+    # mov edx, 0x3fb; in al, dx (seven times); mov al, 0xfe; out 0x64, al
     code = bytes.fromhex(
-        "baf8030000 b92c010000 b078 ee ffc9 75f9 bafd030000" + "ec" * 7 + "b0fee664"
+        "baf8030000 b92c010000 b078 ee ffc9 75f9 bafb030000" + "ec" * 7 + "b0fee664"
     )
     stats = statistics(tmp_path, code)
     assert stats["devices"]["serial"] == {"reads": 7, "writes": 300}
-    assert stats["cpu0"]["exits"] >= 308
+    # What is written to the line leaves native code in batches.
+    assert 8 <= stats["cpu0"]["exits"] < 308
 
 
 def test_tlb_misses(tmp_path):

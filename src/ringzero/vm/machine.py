@@ -350,9 +350,10 @@ class Machine:
         from ringzero.api.command import Invocation
         from ringzero.vm.guest.execution import Execution
 
-        execution = Execution(self.agent, Invocation(command, text=text, **options))
+        agent, invocation = self.agent, Invocation(command, text=text, **options)
+        # A copy is told who it is as it starts: its first command waits for that.
         self.start()
-        return execution.finish()
+        return Execution(agent, invocation).finish()
 
     # ---- state and copies -------------------------------------------------
 
