@@ -126,7 +126,7 @@ def test_a_running_machine_is_saved_and_goes_on_in_another(cpus):
         # What is saved is plain data.
         tree = json.loads(json.dumps(state.tree))
         assert tree == state.tree
-        second._memory.host.view[:] = first._memory.host.view
+        second.parts.memory.host.view[:] = first.parts.memory.host.view
         second.restore(state)
         again = second.save().tree
         assert _timeless(again) == _timeless(state.tree)
