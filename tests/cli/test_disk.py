@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import ringzero
 from ringzero.cli.main import main
 from ringzero.disk import create_disk, open_disk
 
@@ -451,3 +453,29 @@ def test_a_moved_chain_is_told_on_stderr(disk, tmp_path):
         f"ringzero: new/top.qcow2 needs {tmp_path}/gone.qcow2, which does not exist: "
         f"{tmp_path}/new/gone.qcow2 is taken\n"
     )
+
+
+def test_a_conversion_loads_no_more_than_it_needs(tmp_path):
+    source = tmp_path / "a.raw"
+    source.write_bytes(b"x" * 65536)
+    code = (
+        "import sys\nfrom ringzero.cli.entry import main\nmain()\n"
+        "print(*sorted(sys.modules), file=sys.stderr)"
+    )
+    words = [
+        "disk",
+        "convert",
+        "-q",
+        "-f",
+        "raw",
+        "-O",
+        "qcow2",
+        str(source),
+        str(tmp_path / "b.qcow2"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code, *words], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(ringzero.__file__).parents[1])})  # fmt: skip
+    unwanted = {"argparse", "concurrent.futures", "ctypes", "dataclasses", "json", "logging"}
+    assert "ringzero.disk.copying" in done.stderr.split()
+    assert not unwanted & set(done.stderr.split())

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringzero.disk import create_disk, open_disk
-from ringzero.disk.copying import Copy, gathered, pieces_of_data
-from ringzero.disk.storage import MemoryStorage
+from ringzero.disk.copying import Copy, gathered, pieces_of_data, stored
+from ringzero.disk.storage import Holes, MemoryStorage
 from ringzero.disk.workers import Workers
 from ringzero.errors import DiskError
 from ringzero.units import KIB, MIB
@@ -238,6 +238,51 @@ def test_an_interrupt_tells_how_far_it_came(tmp_path, threads):
         assert target.read(0, reached[-1]) == expected[: reached[-1]]
         Copy(source, target, threads=threads).run(reached[-1])
         assert target.read(0, SIZE) == expected
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "vmdk"])
+def test_holes_inside_of_clusters_are_not_read(tmp_path, monkeypatch, kind):
+    path = tmp_path / f"source.{kind}"
+    create_disk(path, kind, 8 * MIB)
+    with open_disk(path, kind) as disk:
+        for at in range(0, 8 * MIB, MIB):
+            disk.write(at + 12 * KIB, NOISE[: 4 * KIB])
+    create_disk(tmp_path / "out", "raw", 8 * MIB)
+    with open_disk(path, kind, read_only=True) as source, open_disk(tmp_path / "out", "raw") as out:
+        file = source.sparse_files()[0]
+        assert file.allocated() < file.size
+        # The layer knows of clusters; the host of what is in them.
+        assert sum(e.length for e in source.block_status() if not e.reads_zero) == 512 * KIB
+        assert list(stored(source, 0, source.size)) == [
+            (at + 12 * KIB, 4 * KIB, False) for at in range(0, 8 * MIB, MIB)
+        ]
+        assert list(stored(source, 13 * KIB, 14 * KIB)) == [(13 * KIB, KIB, False)]
+        Copy(source, out).run()
+        assert out.read(0, out.size) == source.read(0, source.size)
+    with path.open("r+b") as full:
+        data = full.read()
+        full.seek(0)
+        full.write(data)
+    with open_disk(path, kind, read_only=True) as source:
+        assert sum(length for _, length, _ in stored(source, 0, source.size)) == 512 * KIB
+
+
+def test_the_end_of_a_stretch_of_data_is_looked_for_once(monkeypatch):
+    storage = MemoryStorage()
+    storage.write(0, NOISE[:MIB])
+    storage.truncate(3 * MIB)
+    storage.write(2 * MIB, NOISE[:MIB])
+    asked = []
+    extents = storage.extents
+    monkeypatch.setattr(
+        storage, "extents", lambda *range_: asked.append(range_) or extents(*range_)
+    )
+    holes = Holes(storage)
+    for at in range(0, MIB, 64 * KIB):
+        assert list(holes.extents(at, 64 * KIB)) == [(64 * KIB, True)]
+    assert len(asked) == 1
+    assert list(holes.extents(MIB - 1, MIB + 3)) == [(1, True), (MIB, False), (2, True)]
+    assert list(holes.extents(3 * MIB - 1, 5)) == [(1, True), (4, False)]
 
 
 def test_workers_return_raise_and_skip():

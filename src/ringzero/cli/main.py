@@ -6,7 +6,6 @@ Exit codes are in `ringzero.cli.codes`, for people in docs/run.md.
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -87,6 +86,8 @@ def _internal(fault: Exception, words: _Words) -> int:
     hint = "this is a fault in ringzero; RINGZERO_DEBUG=1 shows where it comes from"
     with contextlib.suppress(OSError):
         if _wants_json(words):
+            import json
+
             told = {"kind": "internal", "message": message, "hint": hint, "context": {}}
             print(json.dumps({"error": told}), file=sys.stderr)
         else:
@@ -198,6 +199,8 @@ def _debugging() -> bool:
 
 def _report(fault: RingzeroError, as_json: bool) -> None:
     if as_json:
+        import json
+
         json.dump({"error": fault.to_dict()}, sys.stderr)
         sys.stderr.write("\n")
         return

@@ -13,7 +13,6 @@ Its module imports nothing heavy; that is done inside `execute`.
 
 from __future__ import annotations
 
-import json
 import sys
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -87,5 +86,7 @@ VERBS: Registry[type[Verb]] = Registry("command", "ringzero.cli.verbs")
 
 def print_json(value: Any) -> None:
     """Print `value` as JSON for programs."""
+    import json
+
     json.dump(value, sys.stdout, indent=2, default=str)
     sys.stdout.write("\n")

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from ringzero.disk.blockcheck import BlockChecker, Range, copy_bytes, gaps
 from ringzero.disk.contract import SECTOR, CheckReport, Extent, Kind, Repair, Run
 from ringzero.disk.mapped import SPOT_ABSENT, SPOT_ZERO, MappedDisk
-from ringzero.disk.storage import Storage
+from ringzero.disk.storage import Holes, Storage
 from ringzero.disk.tables import units_of
 from ringzero.disk.vectors import Views
 from ringzero.errors import DiskFormatError
@@ -133,28 +133,18 @@ class BlockDisk(MappedDisk):
             offset += run
 
     def _status(self, offset: int, length: int, depth: int, layers: int | None) -> Iterator[Extent]:
-        # Of a block that is in the file, the host may have holes. To find the end of a stretch
-        # of data takes some file systems as long as it is, so it is asked for once.
-        dense = range(0)
+        # Of a block that is in the file, the host may have holes.
+        holes = Holes(self.storage)
         for extent in super()._status(offset, length, depth, layers):
             host = extent.host
             if extent.kind is not Kind.DATA or extent.depth != depth or host is None:
                 yield extent
                 continue
-            end = host + extent.length
-            if host in dense and end <= dense.stop:
-                yield extent
-                continue
-            for run, has_data in self.storage.extents(host, max(end, self.storage.size) - host):
-                if has_data:
-                    dense = range(host, host + run)
-                at = extent.offset + host - (end - extent.length)
+            at = extent.offset
+            for run, has_data in holes.extents(host, extent.length):
                 kind = Kind.DATA if has_data else Kind.ZERO
-                piece = min(run, end - host)
-                yield extent._replace(offset=at, length=piece, kind=kind, host=host)
-                host += piece
-                if host == end:
-                    break
+                yield extent._replace(offset=at, length=run, kind=kind, host=host)
+                at, host = at + run, host + run
 
     def _sector_runs(self, bits: bytearray, host: int, start: int, length: int) -> Iterator[Run]:
         """Yield the runs of one block between its bytes `start` and `start + length`."""

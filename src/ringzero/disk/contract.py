@@ -561,6 +561,10 @@ class Disk(ABC):
         """
         return 0
 
+    def sparse_files(self) -> Sequence[Storage]:
+        """Return the files that may have holes where `block_status` tells of data."""
+        return ()
+
     @abstractmethod
     def info(self) -> DiskInfo:
         """Describe this layer."""

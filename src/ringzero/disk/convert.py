@@ -14,7 +14,6 @@ belongs to somebody else) is written in place; see `host.placing`.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -176,14 +175,20 @@ class Conversion:
             if layer.path is not None:
                 status = layer.path.stat()
                 facts.append([status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns])
-        return json.dumps(facts, default=str)
+        return repr(facts)
 
     def _resume(self, work: Path, identity: str) -> int:
         """Return how far an interrupted conversion of the same kind has come, in bytes."""
         try:
-            note = json.loads((work / _NOTE).read_text())
+            text = (work / _NOTE).read_text()
+        except OSError:
+            return 0
+        import json
+
+        try:
+            note = json.loads(text)
             return int(note["done"]) if note["identity"] == identity else 0
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return 0
 
     def _open(self, path: Path) -> Disk:
@@ -210,6 +215,8 @@ class Conversion:
         one_go = _takes_only_packed(disk)
 
         def save() -> None:
+            import json
+
             disk.flush()
             text = json.dumps({"identity": identity, "done": done})
             fresh = work / f"{_NOTE}.new"

@@ -17,6 +17,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from ringzero.disk.contract import Compression, Disk, Kind
+from ringzero.disk.storage import Holes
 from ringzero.disk.vectors import aligned_buffer, fill_zeroes, is_zero
 from ringzero.disk.workers import Job, Workers
 from ringzero.records import mutable_record
@@ -43,7 +44,7 @@ _AHEAD = 32 * MIB
 # Data with smaller gaps is read at once.
 _JOIN = 64 * KIB
 # With more parts a piece is Python's work, which one thread at a time does.
-_SHARED_PARTS = 8
+_SHARED_PARTS = 64
 # More parts than this make no piece cheaper, and hold up whoever waits for it.
 _MOST_PARTS = 1024
 
@@ -309,6 +310,31 @@ def unit_of_data(target: Disk, sparse: int = SPARSE) -> int:
     return max(sparse, min(target.cluster_size or 0, _MAX_UNIT))
 
 
+def stored(source: Disk, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    """Yield what is not known to read as zeroes: (offset, length, whether it is compressed) each.
+
+    Holes that the host has inside of clusters are left out.
+    """
+    holes = {
+        file.name: Holes(file)
+        for layer in source.chain()
+        for file in layer.sparse_files()
+        if file.allocated() < file.size
+    }
+    for extent in source.block_status(start, end - start) if start < end else ():
+        if extent.reads_zero:
+            continue
+        there = holes.get(extent.path) if extent.path is not None else None
+        if there is None or extent.host is None or extent.kind is not Kind.DATA:
+            yield extent.offset, extent.length, extent.kind is Kind.COMPRESSED
+            continue
+        offset = extent.offset
+        for length, has_data in there.extents(extent.host, extent.length):
+            if has_data:
+                yield offset, length, False
+            offset += length
+
+
 def windows(source: Disk, start: int, end: int, size: int) -> Iterator[Piece]:
     """Cut a disk into windows with data; what is zero for long is one piece without parts."""
     at = start
@@ -316,10 +342,8 @@ def windows(source: Disk, start: int, end: int, size: int) -> Iterator[Piece]:
     packed = False
     # Where the window that `parts` belong to ends.
     edge = start
-    for extent in source.block_status(start, end - start) if start < end else ():
-        if extent.reads_zero:
-            continue
-        offset, stop = extent.offset, extent.offset + extent.length
+    for first, length, packs in stored(source, start, end):
+        offset, stop = first, first + length
         while offset < stop:
             if offset >= edge:
                 if parts:
@@ -331,7 +355,7 @@ def windows(source: Disk, start: int, end: int, size: int) -> Iterator[Piece]:
                     at = low
                 edge = min(low + size, end)
             piece = min(stop, edge) - offset
-            packed = packed or extent.kind is Kind.COMPRESSED
+            packed = packed or packs
             last = parts[-1] if parts else None
             if last is not None and offset - last[0] - last[1] <= _JOIN:
                 parts[-1] = last[0], offset + piece - last[0]
@@ -353,14 +377,11 @@ def gathered(source: Disk, start: int, end: int, size: int, join: int) -> Iterat
     at = start
     parts: list[tuple[int, int]] = []
     room, packed = size, False
-    for extent in source.block_status(start, end - start) if start < end else ():
-        if extent.reads_zero:
-            continue
-        offset, length = extent.offset, extent.length
-        packs = extent.kind is Kind.COMPRESSED
-        while length:
+    for first, length, packs in stored(source, start, end):
+        offset, stop = first, first + length
+        while offset < stop:
             # Long data is cut at the multiples of `size`.
-            count = min(length, size - offset % size)
+            count = min(stop - offset, size - offset % size)
             last = parts[-1] if parts else (0, 0)
             gap = offset - last[0] - last[1]
             joins = parts and gap <= join
@@ -375,7 +396,7 @@ def gathered(source: Disk, start: int, end: int, size: int, join: int) -> Iterat
             else:
                 parts.append((offset, count))
                 room = room - count if len(parts) < _MOST_PARTS else 0
-            offset, length = offset + count, length - count
+            offset += count
     if at < end:
         yield Piece(at, end, parts, packed)
 

@@ -10,7 +10,6 @@ Images that came from Windows or ESX name their parents and parts by paths of th
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -169,6 +168,8 @@ def host_paths(names: Iterable[str], *, beside: bool) -> list[str]:
 
 
 def _parse_json(name: str, format: str | None) -> FileName:
+    import json
+
     try:
         tree = json.loads(name.removeprefix("json:"), object_pairs_hook=_once)
     except (ValueError, RecursionError) as fault:

@@ -77,22 +77,22 @@ KINDS = (
     Foreign("an FSArchiver file", b"FsArCh_0", "restore it with fsarchiver"),
 )  # fmt: skip
 
-# Texts that describe a machine or a disk, and name the images.
+# Texts that describe a machine or a disk, and name the images. Patterns are compiled when they
+# are needed: most raw images have no text at their start.
 _TEXTS = (
-    (re.compile(rb"<(\w+:)?Envelope\b"), "an OVF description", "name the disk image beside it"),
-    (re.compile(rb"<VirtualBox\b"), "a VirtualBox machine", "name its .vdi or .vmdk image"),
-    (re.compile(rb"<Parallels_disk_image\b"), "a Parallels disk's description",
+    (rb"<(\w+:)?Envelope\b", "an OVF description", "name the disk image beside it"),
+    (rb"<VirtualBox\b", "a VirtualBox machine", "name its .vdi or .vmdk image"),
+    (rb"<Parallels_disk_image\b", "a Parallels disk's description",
      "name the .hds image beside it"),
-    (re.compile(rb"<domain\b"), "a libvirt domain", "name the image in its <source>"),
-    (re.compile(rb'(?m)^\s*\.encoding\s*=\s*"'), "a VMware machine (.vmx)",
+    (rb"<domain\b", "a libvirt domain", "name the image in its <source>"),
+    (rb'(?m)^\s*\.encoding\s*=\s*"', "a VMware machine (.vmx)",
      "name the .vmdk image beside it"),
 )  # fmt: skip
-_BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
+_BZIP2 = rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"
 # "lc/lp/pb", a dictionary of a power of two, and a size that is unknown or below 1 TiB.
-_LZMA = re.compile(
-    rb"\x5d\0\0(?:[\x01\x02\x04\x08\x10\x20\x40\x80]\0|\0[\x01\x02\x04\x08])"
-    rb"(?:\xff{8}|.{5}\0{3})",
-    re.DOTALL,
+_LZMA = (
+    rb"(?s)\x5d\0\0(?:[\x01\x02\x04\x08\x10\x20\x40\x80]\0|\0[\x01\x02\x04\x08])"
+    rb"(?:\xff{8}|.{5}\0{3})"
 )
 
 
@@ -111,9 +111,9 @@ def refuse_foreign(sample: Sample) -> None:
 def _certain(kind: Foreign, sample: Sample) -> bool:
     """Whether a short signature is confirmed by what follows it."""
     if kind.magic == b"BZh":
-        return bool(_BZIP2.match(sample.head))
+        return bool(re.match(_BZIP2, sample.head))
     if kind.magic == b"\x5d\0\0":
-        return bool(_LZMA.match(sample.head))
+        return bool(re.match(_LZMA, sample.head))
     if kind.magic == b"07070":
         return sample.head[5:6] in (b"1", b"2", b"7")
     return True
@@ -123,4 +123,4 @@ def _text(sample: Sample) -> tuple[str, str]:
     head = sample.head.removeprefix(b"\xef\xbb\xbf")
     if b"\0" in head:
         return "", ""
-    return next(((noun, hint) for form, noun, hint in _TEXTS if form.search(head)), ("", ""))
+    return next(((noun, hint) for form, noun, hint in _TEXTS if re.search(form, head)), ("", ""))

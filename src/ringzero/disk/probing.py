@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from ringzero.disk.contract import Sample
+from collections.abc import Iterator
+
+from ringzero.disk.contract import Disk, Sample
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import Storage
 
 _HEAD = 4096
 _TAIL = 512
+
+# What an image of a format has at its start, or so many bytes in: formats without it need not be
+# loaded to be asked. A format that is not listed always is.
+_SIGNS: dict[str, tuple[int, tuple[bytes, ...]]] = {
+    "luks": (0, (b"LUKS",)),
+    "parallels": (0, (b"Withou",)),
+    "qcow2": (0, (b"QFI",)),
+    "qed": (0, (b"QED",)),
+    "vdi": (0x40, (b"\x7f\x10\xda\xbe",)),
+    "vhdx": (0, (b"vhdxfile",)),
+}
+_VHD = b"conectix"
+# Of sparse VMDKs; and words, one of which a descriptor has.
+_VMDK = (b"KDMV", b"COWD", b"\xbe\xba\xfe\xca")
+_VMDK_WORDS = (b"version", b"descriptor")
 
 
 def probe(storage: Storage) -> str:
@@ -22,7 +39,7 @@ def probe(storage: Storage) -> str:
         storage.size,
         storage.name,
     )
-    score, name = max((kind.probe(sample), name) for name, kind in FORMATS)
+    score, name = max((kind.probe(sample), name) for name, kind in _candidates(sample))
     if name != "raw" and score > 1:
         return name
     # Loaded when nothing else is found: most images are of a format of ours.
@@ -30,3 +47,21 @@ def probe(storage: Storage) -> str:
 
     refuse_foreign(sample)
     return "raw"
+
+
+def _candidates(sample: Sample) -> Iterator[tuple[str, type[Disk]]]:
+    """Yield the formats that `sample` may be of, by name."""
+    for name in FORMATS.names():
+        if _is_possible(name, sample):
+            yield name, FORMATS.get(name)
+
+
+def _is_possible(name: str, sample: Sample) -> bool:
+    head = sample.head
+    if name == "vhd":
+        return head.startswith(_VHD) or sample.tail.startswith(_VHD)
+    if name == "vmdk":
+        text = head.lower()
+        return head.startswith(_VMDK) or any(word in text for word in _VMDK_WORDS)
+    at, signs = _SIGNS.get(name, (0, (b"",)))
+    return head[at:].startswith(signs)

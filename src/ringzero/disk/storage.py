@@ -120,6 +120,33 @@ class Storage(ABC):
         """Let go of the host resources, without a flush."""
 
 
+class Holes:
+    """Tells data from holes in a storage, for ranges that are asked for in order.
+
+    To find the end of a stretch of data takes some file systems as long as it is, so it is
+    asked for once.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._dense = range(0)
+
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        """Yield (length, has data) over a range, as `Storage.extents`."""
+        end = offset + length
+        if offset in self._dense and end <= self._dense.stop:
+            yield length, True
+            return
+        for run, has_data in self._storage.extents(offset, max(end, self._storage.size) - offset):
+            if has_data:
+                self._dense = range(offset, offset + run)
+            piece = min(run, end - offset)
+            yield piece, has_data
+            offset += piece
+            if offset == end:
+                return
+
+
 class FileStorage(Storage):
     """A regular file or block device of the host.
 

@@ -252,6 +252,9 @@ class Qcow2Disk(MappedDisk):
             return self.refcounts.room_for(clusters + tables)
         return self.refcounts.room_for(tables) + max(0, self.size - self.data.size)
 
+    def sparse_files(self) -> Sequence[Storage]:
+        return [self.data]
+
     @property
     def compression(self) -> Qcow2Compression | None:
         if self.map.external:

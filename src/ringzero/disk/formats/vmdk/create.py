@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from pathlib import Path
 
 from ringzero.disk.contract import SECTOR, Option, Options, Surroundings
@@ -61,7 +61,7 @@ _MAX_STREAM = 64 * TIB
 
 def fresh_cid() -> int:
     """Return a content id that no reader takes for "no parent"."""
-    return secrets.randbelow(NO_PARENT - 1) + 1
+    return int.from_bytes(os.urandom(8), "little") % (NO_PARENT - 1) + 1
 
 
 def lay_out(

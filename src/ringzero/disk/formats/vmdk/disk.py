@@ -242,6 +242,9 @@ class VmdkDisk(Disk):
             start = end
         return room
 
+    def sparse_files(self) -> Sequence[Storage]:
+        return [part.storage for part in self.parts if isinstance(part, SparseExtent)]
+
     @property
     def compression(self) -> StreamWriter | None:
         return self._stream
