@@ -92,6 +92,15 @@ def test_a_process_that_ran_on_has_other_random_numbers(parent):
         output(parent, "kill $(cat /tmp/pid)")
 
 
+def test_a_copy_starts_no_process_in_its_guest(parent):
+    """Its kernel looked for drivers of network interfaces that there are not, 14 times."""
+    count = "grep processes /proc/stat"
+    before = int(output(parent, count).split()[1])
+    with clone(parent) as child:
+        # The command's own, and perhaps a worker of the kernel's.
+        assert int(output(child, count).split()[1]) - before < 6
+
+
 def test_generation_identifiers_differ(parent):
     with clone(parent) as first, clone(parent) as second:
         seen = [vm.board.parts["vmgenid"].identifier for vm in (parent, first, second)]

@@ -22,12 +22,14 @@ def test_record():
     assert record[8:72] == bytes(range(64))
     assert struct.unpack_from("<qq", record, 72) == (5, 7)
     assert struct.unpack_from("<i", record, 88) == (3,)
-    assert record[92:].rstrip(b"\0") == b"web"
+    assert record[92:160].rstrip(b"\0") == b"web"
 
 
 def test_what_is_not_given_is_left_alone():
     assert struct.unpack_from("<qqi", Identity().record(), 72) == (0, -1, -1)
-    assert not any(Identity().record()[92:])
+    record = Identity().record()
+    assert not any(record[92:160])
+    assert record[160:480] == (b"lo".ljust(16, b"\0") + bytes(24)) * 8 and not any(record[480:])
 
 
 def test_the_addresses_of_the_interfaces():
@@ -40,6 +42,7 @@ def test_the_addresses_of_the_interfaces():
     assert record[160:184] == b"eth0".ljust(16, b"\0") + bytes.fromhex("0100 0212 34ff ffff")
     assert record[200:224] == b"eth1".ljust(16, b"\0") + bytes.fromhex("0100 0212 3400 0000")
     assert record[440:444] == b"eth7" and not any(record[464:])
+    assert identity.record(macs=macs[:3])[280:283] == b"lo\0"
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "\u00e9" * 33])

@@ -8,7 +8,7 @@ The host writes it to a port (`ringzero.vm.guest.identity`), a program in the gu
     offset 88   length of the host name, 32 bits; -1 leaves the name alone
     offset 92   the host name, 64 bytes
     offset 160  MAX_INTERFACES times struct ifreq of netdevice(7), of 40 bytes: a network
-                interface and its MAC address; no interface has an empty name
+                interface and its MAC address, or NO_INTERFACE
 
 All numbers are little-endian; the rest of the record is zero.
 """
@@ -30,6 +30,9 @@ ANSWER = b"adopted\n"
 
 _RECORD = struct.Struct(f"<ii{ENTROPY_SIZE}sqqi{NAME_SIZE}s4x")
 _INTERFACE = struct.Struct("<16sH6s16x")
+# For an unknown name, the empty one too, Linux starts modprobe twice, some 60,000 instructions
+# each time. The loopback interface is there, and takes no address of family 0.
+NO_INTERFACE = _INTERFACE.pack(b"lo", 0, bytes(6))
 _NANOSECONDS = 1_000_000_000
 _LEFT_ALONE = -1
 
@@ -44,7 +47,9 @@ def pack(entropy: bytes, clock: int | None, name: str | None, macs: Sequence[str
     label = b"" if name is None else name.encode()
     length = _LEFT_ALONE if name is None else len(label)
     packed = _RECORD.pack(8 * ENTROPY_SIZE, ENTROPY_SIZE, entropy, seconds, rest, length, label)
-    for number, mac in enumerate(macs[:MAX_INTERFACES]):
+    told = macs[:MAX_INTERFACES]
+    for number, mac in enumerate(told):
         address = bytes.fromhex(mac.replace(":", ""))
         packed += _INTERFACE.pack(b"eth%d" % number, ETHERNET, address)
+    packed += NO_INTERFACE * (MAX_INTERFACES - len(told))
     return packed.ljust(RECORD_SIZE, b"\0")
