@@ -423,6 +423,8 @@ class TestChangedCode:
             pair.load(n, text.format(n=n))
         code.region_end = code.data
         code.region_start = code.out = code.data - (200 << 10)
+        # Nor does anybody give more.
+        code.low_water = 0
         pair.start()
         pair.join(120)
         assert code.count_flushes > 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import MutableSequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
 
 from ringzero.core.irq import LocalInterrupts
 from ringzero.engine.exits import Access, Exit
@@ -45,6 +47,23 @@ class MsrWrite(Exit):
     value: int
 
 
+class ApicRegisters(Protocol):
+    """Where a local APIC has its registers, by their names (`isa.x86.apic`).
+
+    What the device sets is set at once, from its vCPU's thread or while that stands still.
+    """
+
+    lvt: MutableSequence[int]
+
+    def request(self, vector: int, level: bool) -> None:
+        """Enter an interrupt among those requested; from any thread."""
+        ...
+
+    def standing_still(self) -> AbstractContextManager[None]:
+        """Return what keeps the machine's vCPUs from guest code; not for a thread in a guest."""
+        ...
+
+
 class LocalApic(LocalInterrupts, Protocol):
     """A vCPU's local APIC, as an engine that keeps none asks the board's (SDM vol. 3A, 11)."""
 
@@ -62,4 +81,14 @@ class LocalApic(LocalInterrupts, Protocol):
 
     def set_task_priority(self, value: int) -> None:
         """Take a write of CR8 (0-15)."""
+        ...
+
+
+@runtime_checkable
+class MovableApic(LocalApic, Protocol):
+    """A local APIC whose registers an engine may have, so as to work on them itself."""
+
+    # Its setters take what they are given as registers do; attributes are the registers.
+    def move_registers(self, registers: Any) -> None:
+        """Hold the registers in `registers` (an `ApicRegisters`) from now on."""
         ...

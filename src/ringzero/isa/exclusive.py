@@ -52,7 +52,7 @@ class Exclusive(Struct):
 
 
 @staged
-def _futex(where: Any, operation: int, value: Any) -> None:
+def _futex(where: Any, operation: int, value: Any, timeout: Any) -> None:
     host_asm(
         u64,
         "syscall",
@@ -61,20 +61,29 @@ def _futex(where: Any, operation: int, value: Any) -> None:
         where,
         u64(operation),
         u64(value),
-        u64(0),
+        timeout,
     )
 
 
+@staged
+def pause() -> None:
+    """Tell the host's processor that this is a loop which waits."""
+    host_asm(None, "pause", "~{memory}")
+
+
 @native(inline="never")
-def sleep_while(where: u64, value: u32) -> None:
-    """Sleep while the word at a host address is `value`, until woken; may return early."""
-    _futex(where, FUTEX_WAIT_PRIVATE, value)
+def sleep_while(where: u64, value: u32, timeout: u64) -> None:
+    """Sleep while the word at a host address is `value`, until woken; may return early.
+
+    `timeout` is 0, or the host address of a timespec: the longest time to sleep.
+    """
+    _futex(where, FUTEX_WAIT_PRIVATE, value, timeout)
 
 
 @native(inline="never")
 def wake(where: u64, count: u32) -> None:
     """Wake up to `count` that sleep on the word at a host address."""
-    _futex(where, FUTEX_WAKE_PRIVATE, count)
+    _futex(where, FUTEX_WAKE_PRIVATE, count, u64(0))
 
 
 @native(inline="never")
@@ -83,9 +92,9 @@ def await_change(where: u64, value: u32) -> None:
     spins = u32(SPINS)
     while spins != 0 and load(u32, where) == value:
         spins -= 1
-        host_asm(None, "pause", "~{memory}")
+        pause()
     while load(u32, where) == value:
-        sleep_while(where, value)
+        sleep_while(where, value, u64(0))
 
 
 @native
@@ -102,9 +111,9 @@ def acquire(where: u64) -> None:
         if try_acquire(where) != 0:
             return
         spins -= 1
-        host_asm(None, "pause", "~{memory}")
+        pause()
     while fetch("xchg", u32, where, u32(CONTENDED)) != FREE:
-        sleep_while(where, u32(CONTENDED))
+        sleep_while(where, u32(CONTENDED), u64(0))
 
 
 @native

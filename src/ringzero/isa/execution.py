@@ -145,12 +145,13 @@ def ask_outside(
 
 
 @staged
-def serve_requests(cpu: Any, flush: Any, accept: Any) -> Any:
+def serve_requests(cpu: Any, flush: Any, accept: Any, expire: Any = None) -> Any:
     """Serve requests, timer and interrupts; return why to exit to Python, or EXIT_NONE.
 
     `flush(cpu)` forgets translated addresses; `accept(cpu, requests)` returns
     the exit by which an interrupt is fetched that the vCPU takes now, or
-    EXIT_NONE.
+    EXIT_NONE. `expire(cpu)` returns the exit by which the timer acts, or
+    EXIT_NONE when it has; without it that is EXIT_TIMER.
     """
     cpu.count_instructions += cpu.slice - cpu.budget
     cpu.budget = cpu.slice
@@ -163,8 +164,10 @@ def serve_requests(cpu: Any, flush: Any, accept: Any) -> Any:
         fetch("and", u32, where, u32(~REQUEST_KICK & 0xFFFFFFFF))
         return u32(EXIT_REQUEST)
     if i64(read_host_tsc() + cpu.counter_offset - cpu.deadline) >= 0 and cpu.deadline != NEVER:
-        return u32(EXIT_TIMER)
-    taken = accept(cpu, requests)
+        acted = expire(cpu) if expire is not None else u32(EXIT_TIMER)
+        if acted != EXIT_NONE:
+            return acted
+    taken = accept(cpu, cpu.requests)
     if taken != EXIT_NONE:
         return taken
     if cpu.halted != 0:

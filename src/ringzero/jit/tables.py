@@ -118,6 +118,7 @@ class CodeSpace(Struct):
     region_end = field(u64)
     code_pages_size = field(u64)
     counters = field(u64)
+    low_water = field(u64)  # with less than so much room, Python is to see to it
     hot = field(u32)  # a block met for this time is translated; until then it is interpreted
     # Translations of an earlier run (see engine.soft.translations): saved pages, a hash
     # table of indices + 1 into them, their contents, their CodePages.

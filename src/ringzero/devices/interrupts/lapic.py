@@ -7,7 +7,8 @@ fires, and the engine calls `expire` then.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from ringzero.devices.contract import DEVICES, Device
@@ -115,6 +116,49 @@ class ApicBus:
         return True
 
 
+class Registers:
+    """What one local APIC holds; an engine may have them elsewhere (`Lapic.move_registers`).
+
+    The three banks are numbers of 256 bits, one for each vector; `deadline` is None when the
+    timer is not armed.
+    """
+
+    apic_id: int
+    base: int
+    tpr: int
+    ldr: int
+    dfr: int
+    svr: int
+    isr: int
+    irr: int
+    tmr: int
+    esr: int
+    errors: int
+    icr: int
+    timer_initial: int
+    timer_divide: int
+    deadline: int | None
+    nmi: bool
+    # The counter's ticks for one of the timer's input, 32 bits of them fraction.
+    scale: int
+
+    def __init__(self) -> None:
+        self.lvt: MutableSequence[int] = [LVT_MASKED] * LVT_COUNT
+
+    def request(self, vector: int, level: bool) -> None:
+        """Enter an interrupt among those requested; from any thread."""
+        bit = 1 << vector
+        self.irr |= bit
+        if level:
+            self.tmr |= bit
+        else:
+            self.tmr &= ~bit
+
+    def standing_still(self) -> AbstractContextManager[None]:
+        """Return what keeps away whoever else writes to them; not for a thread in a guest."""
+        return nullcontext()
+
+
 @record
 class LapicState:
     """Architectural registers; vectors as 256-bit numbers; `deadline` in guest TSC."""
@@ -150,6 +194,9 @@ class Lapic(Device[LapicState]):
 
     def __init__(self, apic_id: int, bus: ApicBus, clock: Callable[[], int], tsc_hz: int) -> None:
         self.apic_id = apic_id
+        self.registers = Registers()
+        self.registers.apic_id = apic_id
+        self.registers.scale = (tsc_hz << 32) // TIMER_HZ
         self.on_init: Callable[[], None] | None = None
         self.on_startup: Callable[[int], None] | None = None
         self._bus = bus
@@ -158,28 +205,44 @@ class Lapic(Device[LapicState]):
         self._lock = threading.RLock()
         self._wake: Callable[[], None] | None = None
         bus.lapics.append(self)
-        self._base = APIC_BASE_ADDRESS | BASE_ENABLE | (BASE_BSP if apic_id == 0 else 0)
+        self.registers.base = APIC_BASE_ADDRESS | BASE_ENABLE | (BASE_BSP if apic_id == 0 else 0)
         self._reset_registers()
 
     def reset(self) -> None:
         with self._lock:
-            self._base = APIC_BASE_ADDRESS | BASE_ENABLE | (BASE_BSP if self.apic_id == 0 else 0)
+            self.registers.base = (
+                APIC_BASE_ADDRESS | BASE_ENABLE | (BASE_BSP if self.apic_id == 0 else 0)
+            )
             self._reset_registers()
 
     def init(self) -> None:
         """Take an INIT: as `reset`, but the mode and the base stay (SDM 11.4.7.3)."""
-        with self._lock:
+        with self._lock, self.registers.standing_still():
             self._reset_registers()
 
     def _reset_registers(self) -> None:
-        self._tpr = self._ldr = self._isr = self._irr = self._tmr = 0
-        self._dfr = MASK_32
-        self._svr = 0xFF
-        self._esr = self._errors = self._icr = 0
-        self._lvt = [LVT_MASKED] * LVT_COUNT
-        self._timer_initial = self._timer_divide = 0
-        self._deadline: int | None = None
-        self._nmi = False
+        registers = self.registers
+        registers.tpr = registers.ldr = registers.isr = registers.irr = registers.tmr = 0
+        registers.dfr = MASK_32
+        registers.svr = 0xFF
+        registers.esr = registers.errors = registers.icr = 0
+        for number in range(LVT_COUNT):
+            registers.lvt[number] = LVT_MASKED
+        registers.timer_initial = registers.timer_divide = 0
+        registers.deadline = None
+        registers.nmi = False
+
+    def move_registers(self, registers: Registers) -> None:
+        """Hold the registers in `registers` from now on, which an engine works on as well.
+
+        That it does only on the thread of the vCPU, but for interrupts that others request.
+        """
+        old = self.registers
+        for name in Registers.__annotations__:
+            setattr(registers, name, getattr(old, name))
+        for number, entry in enumerate(old.lvt):
+            registers.lvt[number] = entry
+        self.registers = registers
 
     # ---- what an engine sees: LocalInterrupts -----------------------------
 
@@ -191,8 +254,8 @@ class Lapic(Device[LapicState]):
             self._wake()
 
     def pending(self) -> bool:
-        irr = self._irr
-        if not irr or not self._svr & SVR_ENABLE:
+        irr = self.registers.irr
+        if not irr or not self.registers.svr & SVR_ENABLE:
             return False
         return (irr.bit_length() - 1) & 0xF0 > self.priority()
 
@@ -200,47 +263,50 @@ class Lapic(Device[LapicState]):
         with self._lock:
             if not self.pending():
                 return None
-            vector = self._irr.bit_length() - 1
+            vector = self.registers.irr.bit_length() - 1
             bit = 1 << vector
-            self._irr ^= bit
-            self._isr |= bit
+            self.registers.irr ^= bit
+            self.registers.isr |= bit
             return vector
 
     def nmi_pending(self) -> bool:
-        return self._nmi
+        return self.registers.nmi
 
     def take_nmi(self) -> bool:
         """Return whether a non-maskable interrupt waits, and take it."""
         with self._lock:
-            waiting, self._nmi = self._nmi, False
+            waiting, self.registers.nmi = self.registers.nmi, False
             return waiting
 
     def deadline(self) -> int | None:
-        return self._deadline
+        return self.registers.deadline
 
     def expire(self) -> None:
         with self._lock:
-            deadline = self._deadline
+            deadline = self.registers.deadline
             if deadline is None or self._clock() < deadline:
                 return
-            if self._lvt[0] & TIMER_MODE == TIMER_PERIODIC and self._timer_initial:
-                period = self._to_tsc(self._timer_initial)
+            if (
+                self.registers.lvt[0] & TIMER_MODE == TIMER_PERIODIC
+                and self.registers.timer_initial
+            ):
+                period = self._to_tsc(self.registers.timer_initial)
                 # Periods that were missed as a whole are lost, as in hardware.
                 missed = (self._clock() - deadline) // period
-                self._deadline = deadline + (missed + 1) * period
+                self.registers.deadline = deadline + (missed + 1) * period
             else:
-                self._deadline = None
-            entry = self._lvt[0]
+                self.registers.deadline = None
+            entry = self.registers.lvt[0]
             if not entry & LVT_MASKED:
                 self._accept(entry & 0xFF, level=False)
         self._changed()
 
     def get_task_priority(self) -> int:
-        return self._tpr >> 4
+        return self.registers.tpr >> 4
 
     def set_task_priority(self, value: int) -> None:
-        self._tpr = (value & 0xF) << 4
-        if self._irr:
+        self.registers.tpr = (value & 0xF) << 4
+        if self.registers.irr:
             self._changed()
 
     # ---- messages ---------------------------------------------------------
@@ -248,13 +314,13 @@ class Lapic(Device[LapicState]):
     @property
     def x2apic(self) -> bool:
         """Whether software has switched to x2APIC mode."""
-        return bool(self._base & BASE_X2APIC)
+        return bool(self.registers.base & BASE_X2APIC)
 
     def priority(self) -> int:
         """Return the processor priority: bits 7:4 of the PPR."""
-        isr = self._isr
+        isr = self.registers.isr
         in_service = (isr.bit_length() - 1) & 0xF0 if isr else 0
-        task = self._tpr & 0xF0
+        task = self.registers.tpr & 0xF0
         return in_service if in_service > task else task
 
     def in_logical(self, destination: int) -> bool:
@@ -262,8 +328,8 @@ class Lapic(Device[LapicState]):
         if self.x2apic:
             ldr = self._x2apic_ldr()
             return destination >> 16 == ldr >> 16 and bool(destination & ldr & 0xFFFF)
-        own = self._ldr >> 24
-        if self._dfr >> 28 == 0xF:
+        own = self.registers.ldr >> 24
+        if self.registers.dfr >> 28 == 0xF:
             return bool(destination & own & 0xFF)
         return destination >> 4 == own >> 4 and bool(destination & own & 0xF)
 
@@ -274,12 +340,12 @@ class Lapic(Device[LapicState]):
         """Take a message from the bus; from any thread."""
         if mode in (FIXED, LOWEST):
             with self._lock:
-                if not self._base & BASE_ENABLE or not self._svr & SVR_ENABLE:
+                if not self.registers.base & BASE_ENABLE or not self.registers.svr & SVR_ENABLE:
                     return
                 self._accept(vector, level)
         elif mode == NMI:
             with self._lock:
-                self._nmi = True
+                self.registers.nmi = True
         elif mode == INIT:
             self.init()
             if self.on_init is not None:
@@ -292,23 +358,18 @@ class Lapic(Device[LapicState]):
         if vector < 16:
             self._error(ERROR_RECEIVE_VECTOR)
             return
-        bit = 1 << vector
-        self._irr |= bit
-        if level:
-            self._tmr |= bit
-        else:
-            self._tmr &= ~bit
+        self.registers.request(vector, level)
 
     def _error(self, bit: int) -> None:
-        self._errors |= bit
-        entry = self._lvt[LVT_ERROR - LVT_FIRST]
+        self.registers.errors |= bit
+        entry = self.registers.lvt[LVT_ERROR - LVT_FIRST]
         if not entry & LVT_MASKED and entry & 0xFF >= 16:
-            self._irr |= 1 << (entry & 0xFF)
+            self.registers.request(entry & 0xFF, False)
 
     # ---- registers: MMIO --------------------------------------------------
 
     def read(self, offset: int, width: int) -> int:
-        if self._base & (BASE_ENABLE | BASE_X2APIC) != BASE_ENABLE:
+        if self.registers.base & (BASE_ENABLE | BASE_X2APIC) != BASE_ENABLE:
             return MASK_64
         # SDM 11.4.1: 32 bits at 16-byte steps; other accesses are undefined.
         if offset & 0xF or width < 4:
@@ -317,33 +378,37 @@ class Lapic(Device[LapicState]):
         if register == ID:
             return (self.apic_id & 0xFF) << 24
         if register == LDR:
-            return self._ldr
+            return self.registers.ldr
         if register == DFR:
-            return self._dfr
+            return self.registers.dfr
         if register == ICR_LOW:
-            return self._icr & MASK_32
+            return self.registers.icr & MASK_32
         if register == ICR_HIGH:
-            return self._icr >> 32
+            return self.registers.icr >> 32
         with self._lock:
             value = self._get(register)
         return 0 if value is None else value
 
     def write(self, offset: int, width: int, value: int) -> None:
-        if self._base & (BASE_ENABLE | BASE_X2APIC) != BASE_ENABLE or offset & 0xF or width < 4:
+        if (
+            self.registers.base & (BASE_ENABLE | BASE_X2APIC) != BASE_ENABLE
+            or offset & 0xF
+            or width < 4
+        ):
             return
         register = offset >> 4
         value &= MASK_32
         if register == EOI:
             self._end_of_interrupt()
         elif register == ICR_LOW:
-            self._icr = self._icr & ~MASK_32 | value & ICR_WRITABLE
-            self._send(self._icr, self._icr >> 56, wide=False)
+            self.registers.icr = self.registers.icr & ~MASK_32 | value & ICR_WRITABLE
+            self._send(self.registers.icr, self.registers.icr >> 56, wide=False)
         elif register == ICR_HIGH:
-            self._icr = self._icr & MASK_32 | (value & 0xFF00_0000) << 32
+            self.registers.icr = self.registers.icr & MASK_32 | (value & 0xFF00_0000) << 32
         elif register == LDR:
-            self._ldr = value & 0xFF00_0000
+            self.registers.ldr = value & 0xFF00_0000
         elif register == DFR:
-            self._dfr = value | 0x0FFF_FFFF
+            self.registers.dfr = value | 0x0FFF_FFFF
         else:
             self._set(register, value)
 
@@ -352,10 +417,10 @@ class Lapic(Device[LapicState]):
     def read_msr(self, index: int) -> int | None:
         """Return the register, or None for #GP (`ringzero.core.bus.MsrDevice`)."""
         if index == MSR_TSC_DEADLINE:
-            armed = self._lvt[0] & TIMER_MODE == TIMER_DEADLINE
-            return (self._deadline or 0) if armed else 0
+            armed = self.registers.lvt[0] & TIMER_MODE == TIMER_DEADLINE
+            return (self.registers.deadline or 0) if armed else 0
         if index == MSR_APIC_BASE:
-            return self._base
+            return self.registers.base
         if not self.x2apic:
             return None
         register = index - MSR_X2APIC_FIRST
@@ -364,7 +429,7 @@ class Lapic(Device[LapicState]):
         if register == LDR:
             return self._x2apic_ldr()
         if register == ICR_LOW:
-            return self._icr
+            return self.registers.icr
         with self._lock:
             return self._get(register)
 
@@ -372,8 +437,8 @@ class Lapic(Device[LapicState]):
         """Take the write; False means #GP."""
         if index == MSR_TSC_DEADLINE:
             with self._lock:
-                if self._lvt[0] & TIMER_MODE == TIMER_DEADLINE:
-                    self._deadline = value & MASK_64 or None
+                if self.registers.lvt[0] & TIMER_MODE == TIMER_DEADLINE:
+                    self.registers.deadline = value & MASK_64 or None
             self._changed()
             return True
         if index == MSR_APIC_BASE:
@@ -387,8 +452,8 @@ class Lapic(Device[LapicState]):
             self._end_of_interrupt()
             return True
         if register == ICR_LOW:
-            self._icr = value & (MASK_32 << 32 | ICR_WRITABLE)
-            self._send(self._icr, self._icr >> 32, wide=True)
+            self.registers.icr = value & (MASK_32 << 32 | ICR_WRITABLE)
+            self._send(self.registers.icr, self.registers.icr >> 32, wide=True)
             return True
         if value >> 32:
             return False
@@ -402,7 +467,10 @@ class Lapic(Device[LapicState]):
     def _set_base(self, value: int) -> bool:
         if value & ~(BASE_BSP | BASE_X2APIC | BASE_ENABLE) != APIC_BASE_ADDRESS:
             return False
-        mode, now = value & (BASE_X2APIC | BASE_ENABLE), self._base & (BASE_X2APIC | BASE_ENABLE)
+        mode, now = (
+            value & (BASE_X2APIC | BASE_ENABLE),
+            self.registers.base & (BASE_X2APIC | BASE_ENABLE),
+        )
         both = BASE_X2APIC | BASE_ENABLE
         # SDM 11.12.5: x2APIC without enable is invalid, and so are x2APIC to
         # xAPIC and disabled to x2APIC in one step.
@@ -415,7 +483,7 @@ class Lapic(Device[LapicState]):
         with self._lock:
             if not mode & BASE_ENABLE:
                 self._reset_registers()
-            self._base = value
+            self.registers.base = value
         self._changed()
         return True
 
@@ -424,27 +492,29 @@ class Lapic(Device[LapicState]):
     def _get(self, register: int) -> int | None:
         """Return a register that reads alike in both modes, or None when there is none."""
         if TMR <= register < ESR or ISR <= register < TMR:
-            bank = (self._isr, self._tmr, self._irr)[(register - ISR) >> 3]
+            bank = (self.registers.isr, self.registers.tmr, self.registers.irr)[
+                (register - ISR) >> 3
+            ]
             return bank >> 32 * (register & 7) & MASK_32
         if LVT_FIRST <= register < LVT_FIRST + LVT_COUNT:
-            return self._lvt[register - LVT_FIRST]
+            return self.registers.lvt[register - LVT_FIRST]
         if register == TPR:
-            return self._tpr
+            return self.registers.tpr
         if register == TIMER_CURRENT:
             return self._current_count()
         if register == PPR:
             priority = self.priority()
-            return self._tpr if self._tpr & 0xF0 == priority else priority
+            return self.registers.tpr if self.registers.tpr & 0xF0 == priority else priority
         if register == TIMER_INITIAL:
-            return self._timer_initial
+            return self.registers.timer_initial
         if register == TIMER_DIVIDE:
-            return self._timer_divide
+            return self.registers.timer_divide
         if register == VERSION_REGISTER:
             return VERSION
         if register == SVR:
-            return self._svr
+            return self.registers.svr
         if register == ESR:
-            return self._esr
+            return self.registers.esr
         return None
 
     def _set(self, register: int, value: int) -> bool:
@@ -453,19 +523,20 @@ class Lapic(Device[LapicState]):
             if LVT_FIRST <= register < LVT_FIRST + LVT_COUNT:
                 self._set_lvt(register - LVT_FIRST, value)
             elif register == TPR:
-                self._tpr = value & 0xFF
+                self.registers.tpr = value & 0xFF
             elif register == SVR:
-                self._svr = value & 0x1FF
+                self.registers.svr = value & 0x1FF
                 if not value & SVR_ENABLE:
-                    self._lvt = [entry | LVT_MASKED for entry in self._lvt]
+                    for number in range(LVT_COUNT):
+                        self.registers.lvt[number] |= LVT_MASKED
             elif register == ESR:
-                self._esr, self._errors = self._errors, 0
+                self.registers.esr, self.registers.errors = self.registers.errors, 0
             elif register == TIMER_INITIAL:
-                if self._lvt[0] & TIMER_MODE != TIMER_DEADLINE:
-                    self._timer_initial = value
-                    self._deadline = self._clock() + self._to_tsc(value) if value else None
+                if self.registers.lvt[0] & TIMER_MODE != TIMER_DEADLINE:
+                    self.registers.timer_initial = value
+                    self.registers.deadline = self._clock() + self._to_tsc(value) if value else None
             elif register == TIMER_DIVIDE:
-                self._timer_divide = value & 0xB
+                self.registers.timer_divide = value & 0xB
             else:
                 return False
         self._changed()
@@ -473,25 +544,25 @@ class Lapic(Device[LapicState]):
 
     def _set_lvt(self, number: int, value: int) -> None:
         value &= LVT_WRITABLE[number]
-        if not self._svr & SVR_ENABLE:
+        if not self.registers.svr & SVR_ENABLE:
             value |= LVT_MASKED
-        old, new = self._lvt[0] & TIMER_MODE, value & TIMER_MODE
+        old, new = self.registers.lvt[0] & TIMER_MODE, value & TIMER_MODE
         # SDM 11.5.4.1: going to or from TSC-deadline mode disarms the timer.
         if number == 0 and old != new and TIMER_DEADLINE in (old, new):
-            self._deadline = None
-            self._timer_initial = 0
-        self._lvt[number] = value
+            self.registers.deadline = None
+            self.registers.timer_initial = 0
+        self.registers.lvt[number] = value
 
     def _end_of_interrupt(self) -> None:
         with self._lock:
-            isr = self._isr
+            isr = self.registers.isr
             if not isr:
                 return
             vector = isr.bit_length() - 1
             bit = 1 << vector
-            self._isr = isr ^ bit
-            level = self._tmr & bit
-            waiting = self._irr
+            self.registers.isr = isr ^ bit
+            level = self.registers.tmr & bit
+            waiting = self.registers.irr
         if level:
             for listener in self._bus.eoi_listeners:
                 listener.end_of_interrupt(vector)
@@ -502,7 +573,7 @@ class Lapic(Device[LapicState]):
         with self._lock:
             if vector < 16:
                 self._error(ERROR_SEND_VECTOR)
-            elif self._svr & SVR_ENABLE:
+            elif self.registers.svr & SVR_ENABLE:
                 self._accept(vector, level=False)
         self._changed()
 
@@ -533,19 +604,19 @@ class Lapic(Device[LapicState]):
 
     def _divisor(self) -> int:
         """Return the timer's divisor, 1-128 (SDM figure 11-10)."""
-        code = self._timer_divide & 3 | self._timer_divide >> 1 & 4
+        code = self.registers.timer_divide & 3 | self.registers.timer_divide >> 1 & 4
         return 1 << ((code + 1) & 7)
 
     def _to_tsc(self, count: int) -> int:
-        return max(count * self._divisor() * self._tsc_hz // TIMER_HZ, 1)
+        return max(count * self._divisor() * self.registers.scale >> 32, 1)
 
     def _current_count(self) -> int:
-        if self._deadline is None or self._lvt[0] & TIMER_MODE == TIMER_DEADLINE:
+        if self.registers.deadline is None or self.registers.lvt[0] & TIMER_MODE == TIMER_DEADLINE:
             return 0
-        left = self._deadline - self._clock()
+        left = self.registers.deadline - self._clock()
         if left <= 0:
             return 0
-        return min(left * TIMER_HZ // self._tsc_hz // self._divisor(), self._timer_initial)
+        return min(left * TIMER_HZ // self._tsc_hz // self._divisor(), self.registers.timer_initial)
 
     # ---- state ------------------------------------------------------------
 
@@ -553,22 +624,22 @@ class Lapic(Device[LapicState]):
         with self._lock:
             return LapicState(
                 self.apic_id,
-                self._base,
-                self._tpr,
-                self._ldr,
-                self._dfr,
-                self._svr,
-                self._isr,
-                self._irr,
-                self._tmr,
-                self._esr,
-                self._errors,
-                self._icr,
-                tuple(self._lvt),
-                self._timer_initial,
-                self._timer_divide,
-                self._deadline,
-                self._nmi,
+                self.registers.base,
+                self.registers.tpr,
+                self.registers.ldr,
+                self.registers.dfr,
+                self.registers.svr,
+                self.registers.isr,
+                self.registers.irr,
+                self.registers.tmr,
+                self.registers.esr,
+                self.registers.errors,
+                self.registers.icr,
+                tuple(self.registers.lvt),
+                self.registers.timer_initial,
+                self.registers.timer_divide,
+                self.registers.deadline,
+                self.registers.nmi,
             )
 
     def restore(self, state: LapicState) -> None:
@@ -577,24 +648,24 @@ class Lapic(Device[LapicState]):
         if min(state.isr, state.irr, state.tmr) < 0 or (state.isr | state.irr | state.tmr) >> 256:
             raise StateError("lapic: there are 256 vectors")
         with self._lock:
-            self._base = state.base & (BASE_BSP | BASE_X2APIC | BASE_ENABLE) | APIC_BASE_ADDRESS
-            self._tpr = state.tpr & 0xFF
-            self._ldr = state.ldr & 0xFF00_0000
-            self._dfr = state.dfr & MASK_32
-            self._svr = state.svr & 0x1FF
+            self.registers.base = (
+                state.base & (BASE_BSP | BASE_X2APIC | BASE_ENABLE) | APIC_BASE_ADDRESS
+            )
+            self.registers.tpr = state.tpr & 0xFF
+            self.registers.ldr = state.ldr & 0xFF00_0000
+            self.registers.dfr = state.dfr & MASK_32
+            self.registers.svr = state.svr & 0x1FF
             # Vectors 0-15 cannot be in the registers (SDM 11.5.2).
-            self._isr, self._irr, self._tmr = (
+            self.registers.isr, self.registers.irr, self.registers.tmr = (
                 vectors >> 16 << 16 for vectors in (state.isr, state.irr, state.tmr)
             )
-            self._esr = state.esr & 0xFF
-            self._errors = state.errors & 0xFF
-            self._icr = state.icr & MASK_64
-            self._lvt = [
-                entry & (mask | LVT_MASKED)
-                for entry, mask in zip(state.lvt, LVT_WRITABLE, strict=True)
-            ]
-            self._timer_initial = state.timer_initial & MASK_32
-            self._timer_divide = state.timer_divide & 0xB
-            self._deadline = None if state.deadline is None else state.deadline & MASK_64
-            self._nmi = state.nmi
+            self.registers.esr = state.esr & 0xFF
+            self.registers.errors = state.errors & 0xFF
+            self.registers.icr = state.icr & MASK_64
+            for number, (entry, mask) in enumerate(zip(state.lvt, LVT_WRITABLE, strict=True)):
+                self.registers.lvt[number] = entry & (mask | LVT_MASKED)
+            self.registers.timer_initial = state.timer_initial & MASK_32
+            self.registers.timer_divide = state.timer_divide & 0xB
+            self.registers.deadline = None if state.deadline is None else state.deadline & MASK_64
+            self.registers.nmi = state.nmi
         self._changed()

@@ -104,9 +104,9 @@ class CodeArenas:
         code.code_pages_size = pages * 8
         self._arenas: list[Arena] = []
         # Read at every exit, so not through the view.
-        self._out, self._data = (
+        self._out, self._data, self._low_water = (
             ctypes.c_uint64.from_address(code.address + CodeSpace.offset_of(name))
-            for name in ("out", "data")
+            for name in ("out", "data", "low_water")
         )
         if shared is None:
             arena = Arena(CODE_SIZE, CODE_BASE, FIRST_ARENA)
@@ -126,6 +126,8 @@ class CodeArenas:
         code = self._code
         code.region_start = code.out = arena.start
         code.region_end = code.data = arena.end
+        # Where a larger one is due, or what there is is to be saved early.
+        self._low_water.value = self._room // (GROWTH if self._room < CODE_SIZE else 2)
 
     @property
     def used(self) -> int:
@@ -133,13 +135,15 @@ class CodeArenas:
         return self._room - (self._data.value - self._out.value)
 
     def is_short(self) -> bool:
-        """Whether a larger arena is due: this one is nearly full."""
-        return (self._data.value - self._out.value) * 4 < self._room < CODE_SIZE
+        """Whether the arena is to be looked after; native code exits for that."""
+        return self._data.value - self._out.value < self._low_water.value
 
     def look(self) -> None:
-        """Go on in a larger arena when that is due; the vCPUs stand still."""
-        if self.is_short():
+        """Go on in a larger arena where that is due, else for good; the vCPUs stand still."""
+        if self._room < CODE_SIZE:
             self._use(Arena(min(self._room * GROWTH, CODE_SIZE)))
+        else:
+            self._low_water.value = 0
 
     def share(self) -> SharedCode:
         """Hand everything on to clones, and go on in what is left; the machine stands still."""

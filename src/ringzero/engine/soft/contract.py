@@ -24,7 +24,6 @@ from ringzero.errors import EngineError
 from ringzero.isa import execution
 from ringzero.isa.contract import Identification, State
 from ringzero.isa.execution import NEVER
-from ringzero.native.view import view_of
 from ringzero.registry import Registry
 
 # Instructions between two looks at requests and the timer: some 20 us of work.
@@ -54,7 +53,8 @@ class Counter(Protocol):
 class SoftVcpu(Vcpu[State]):
     """One vCPU: its struct, its exits, its interrupts.
 
-    `struct` is the native type; `enter(address)` runs guest code and returns the exit's kind.
+    `view` makes a view of the struct at a host address, `size` bytes long;
+    `enter(address)` runs guest code and returns the exit's kind.
     """
 
     # Kinds of exits after which the guest waits for no value.
@@ -64,6 +64,7 @@ class SoftVcpu(Vcpu[State]):
         self,
         index: int,
         struct: Any,
+        view: Callable[[int], Any],
         enter: Callable[[int], int],
         counter: Counter,
         interrupts: LocalInterrupts,
@@ -73,7 +74,7 @@ class SoftVcpu(Vcpu[State]):
         self._interrupts = interrupts
         self._memory = mmap.mmap(-1, struct.size)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        self.cpu = view_of(struct, self.address)
+        self.cpu = view(self.address)
         cpu = self.cpu
         cpu.deadline = NEVER
         cpu.reported = execution.NOT_REPORTED
@@ -161,12 +162,16 @@ class SoftVcpu(Vcpu[State]):
             self.complete(0)
         elif self._pending_exit != execution.EXIT_NONE:
             raise EngineError("a vCPU cannot run before its read is answered", vcpu=self.index)
-        deadline = self._interrupts.deadline()
-        self._deadline.value = NEVER if deadline is None else deadline
+        self._before_run()
         while True:
             result = self._run_once()
             if result is not None:
                 return result
+
+    def _before_run(self) -> None:
+        """Tell native code of the timer, which may have been set since."""
+        deadline = self._interrupts.deadline()
+        self._deadline.value = NEVER if deadline is None else deadline
 
     def _run_once(self) -> Exit | None:
         kind = self._enter(self.address)

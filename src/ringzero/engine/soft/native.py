@@ -15,7 +15,7 @@ from ringzero.isa.x86.table.entry import SLOTS, FormEntry
 from ringzero.jit import build
 from ringzero.jit.tables import Exits
 from ringzero.jit.x86.tables import Glue, GuestTables, LoweringEntry, Translator
-from ringzero.native.view import view_of
+from ringzero.native.view import StructView
 
 if TYPE_CHECKING:
     from ringzero.jit.workers import Progress
@@ -28,6 +28,7 @@ PAGE_HASH = "blocks.page_hash"
 DECODE_BLOCK = "translate.decode_block"
 STOP_MACHINE, RESUME_MACHINE = "exclusive.stop_machine", "exclusive.resume_machine"
 WRITTEN_OUTSIDE = "mmu.written_outside"
+POST_INTERRUPT, NOTIFY = "apic.post", "apic.notify"
 DOORS = {
     "enter_code": "x_enter",
     "exit_code": "x_exit",
@@ -52,7 +53,7 @@ class NativeEngine:
         self._places = {name: json.loads(objects.read(f"{name}.places")) for name in objects.units}
         handlers = [f"handlers.{name}" for name, places in self._places.items() if places]
         symbols = [RUN_INTERPRETER, RUN_TRANSLATOR, HOST_TSC, PAGE_HASH, DECODE_BLOCK]
-        symbols += [STOP_MACHINE, RESUME_MACHINE, WRITTEN_OUTSIDE]
+        symbols += [STOP_MACHINE, RESUME_MACHINE, WRITTEN_OUTSIDE, POST_INTERRUPT, NOTIFY]
         symbols += [*DOORS.values(), *handlers]
         self.library = build.link(objects, symbols)
         self.run_interpreter: Entry = self._entry(RUN_INTERPRETER)
@@ -75,6 +76,13 @@ class NativeEngine:
         where = self.library.address(WRITTEN_OUTSIDE)
         self._written_quickly = ctypes.PYFUNCTYPE(*arguments)(where)
         self._written = ctypes.CFUNCTYPE(*arguments)(where)
+        # These two neither wait, so they keep the GIL as well.
+        self.post: Callable[[int, int, int], None] = ctypes.PYFUNCTYPE(
+            None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32
+        )(self.library.address(POST_INTERRUPT))
+        self.notify: Callable[[int, int], None] = ctypes.PYFUNCTYPE(
+            None, ctypes.c_void_p, ctypes.c_uint32
+        )(self.library.address(NOTIFY))
         self._opcodes = ctypes.create_string_buffer(objects.read("opcodes.bin"))
         self._groups = ctypes.create_string_buffer(objects.read("groups.bin"))
         self._forms = self._linked_forms()
@@ -142,7 +150,7 @@ class NativeEngine:
 
     def _read_tables(self) -> Any:
         """Load what every translator reads; returns a view of the GuestTables."""
-        view = view_of(GuestTables, ctypes.addressof(self._memory))
+        view = StructView(GuestTables, ctypes.addressof(self._memory))
         for part, files in ((view.common, COMMON_TABLES), (view, GUEST_TABLES)):
             for member, file in files.items():
                 self._parts[member] = ctypes.create_string_buffer(self.objects.read(file))
@@ -153,11 +161,11 @@ class NativeEngine:
 
     def lowering(self, number: int) -> Any:
         """Return a view of a LoweringEntry, by what a decoded block says of an instruction."""
-        return view_of(LoweringEntry, self.tables.lowerings + number * LoweringEntry.size)
+        return StructView(LoweringEntry, self.tables.lowerings + number * LoweringEntry.size)
 
     def translator(self, address: int, space: int) -> Any:
         """Return a view of a Translator at a host address, which translates into a CodeSpace."""
-        view = view_of(Translator, address)
+        view = StructView(Translator, address)
         view.scratch.tables = self.tables.address
         view.scratch.space = space
         return view

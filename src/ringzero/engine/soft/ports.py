@@ -15,7 +15,7 @@ from ringzero.isa.x86.ports import (
     WIDTH_SHIFT,
     PortTable,
 )
-from ringzero.native.view import view_of
+from ringzero.native.view import StructView
 
 Write = Callable[[int, int, Sequence[int]], None]
 Then = Callable[[], None]
@@ -26,7 +26,7 @@ class Ports:
 
     def __init__(self, address: int) -> None:
         self.address = address
-        self._table = view_of(PortTable, address)
+        self._table = StructView(PortTable, address)
         # Read at every exit, so not through the view.
         self._written, self._taken = (
             ctypes.c_uint32.from_address(address + PortTable.offset_of(name))

@@ -11,22 +11,37 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.exits import Exit
+from ringzero.engine.soft.apic import SharedRegisters
 from ringzero.engine.soft.contract import Counter, SoftVcpu
 from ringzero.engine.soft.native import NativeEngine
 from ringzero.engine.soft.ports import Ports
 from ringzero.engine.soft.report import handled_instructions, unknown_instructions
-from ringzero.engine.x86 import LocalApic, MsrRead, MsrWrite, PortRead, PortWrite
+from ringzero.engine.x86 import (
+    LocalApic,
+    MovableApic,
+    MsrRead,
+    MsrWrite,
+    PortRead,
+    PortWrite,
+)
 from ringzero.host.memory import HostMemory, MemoryImage
 from ringzero.isa.caches import JUMP_NEVER_FIRST, JUMPS_SIZE, TLB_SIZE
-from ringzero.isa.execution import EXIT_MMIO_READ, EXIT_MMIO_WRITE
+from ringzero.isa.execution import (
+    EXIT_MMIO_READ,
+    EXIT_MMIO_WRITE,
+    REQUEST_INTERRUPT,
+    REQUEST_KICK,
+)
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpu import FIRST_JUMPS, NO_SPACE, SPACE_SIZE, SPACES, Cpu
+from ringzero.isa.x86.cpu import FIRST_JUMPS, NO_SPACE, REQUEST_NMI, SPACE_SIZE, SPACES, Cpu
 from ringzero.isa.x86.state import CpuState
+from ringzero.isa.x86.view import CpuView
 from ringzero.jit.x86.tables import Translator
 
 if TYPE_CHECKING:
     from ringzero.engine.soft.reveal import Revealer
 
+NANOSECONDS = 1_000_000_000
 # The tables of a vCPU's first address space, and the TLB while alignment is checked.
 _TABLES = SPACE_SIZE + TLB_SIZE
 
@@ -81,7 +96,7 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
     def __init__(self, vm: Machine, index: int, interrupts: LocalApic) -> None:
         self.vm = vm
         self._apic = interrupts
-        super().__init__(index, Cpu, vm.engine.run_translator, vm, interrupts)
+        super().__init__(index, Cpu, CpuView, vm.engine.run_translator, vm, interrupts)
         cpu = self.cpu
         # A clone takes host memory only for as much of its tables as it uses.
         self._tables = HostMemory("vcpu-tables", _TABLES, _empty_tables())
@@ -109,6 +124,14 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         cpu.exclusive = vm.exclusive.address
         vm.engine.connect(self.address)
         vm.describe_memory(cpu)
+        # Whether native code keeps the local APIC.
+        self._kept = isinstance(interrupts, MovableApic)
+        if isinstance(interrupts, MovableApic):
+            cpu.tick_nanoseconds = (NANOSECONDS << 32) // vm.counter_hz
+            cpu.tick_limit = vm.counter_hz
+            registers = SharedRegisters(vm.engine, cpu, vm.exclusive.address)
+            interrupts.move_registers(registers)
+            cpu.apic.kept = 1
         self._kind_handlers |= {
             x86.EXIT_PORT_READ: self._port_read,
             x86.EXIT_PORT_WRITE: self._port_write,
@@ -129,6 +152,17 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         if vm.revealer is not None:
             with vm.engine.stopped(vm.exclusive.address):
                 vm.revealer.look(self.cpu)
+
+    def _before_run(self) -> None:
+        # The timer's deadline is a register of an APIC that native code keeps.
+        if not self._kept:
+            super()._before_run()
+
+    def kick(self) -> None:
+        if self._kept:
+            self.vm.engine.notify(self.address, REQUEST_KICK)
+        else:
+            super().kick()
 
     def _wakes(self) -> bool:
         return self._apic.pending() or self._apic.nmi_pending()
@@ -175,6 +209,11 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         """Nothing is left to do: they were delivered after the exit, as after any."""
 
     def _tell_interrupts(self) -> None:
+        if self._kept:
+            # Native code looks itself what there is.
+            nmi = REQUEST_NMI if self._apic.nmi_pending() else 0
+            self.vm.engine.notify(self.address, REQUEST_INTERRUPT | nmi)
+            return
         super()._tell_interrupts()
         nmi = self._apic.nmi_pending()
         self._isa_flag.value = nmi
@@ -222,6 +261,7 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         return {
             **super().statistics(),
             **{name: int(getattr(cpu, f"count_{name}")) for name in names},
+            **({"halts": cpu.count_halts, "ipis": cpu.count_ipis} if self._kept else {}),
             **{f"unknown {code}": n for code, n in unknown_instructions(cpu).items()},
             **handled_instructions(self._handled(), self.vm.engine.mnemonics),
             **{f"translator_{name}": int(getattr(code, f"count_{name}")) for name in work},

@@ -13,6 +13,7 @@ from ringzero.isa.execution import (
     HOST_BREAKPOINTS,
     REQUEST_OF_ISA,
 )
+from ringzero.isa.x86.apic import ApicRegisters
 from ringzero.native import Struct, field, u8, u16, u32, u64, v128
 
 # GPR numbers (Intel SDM vol. 2, table 3-1).
@@ -329,6 +330,16 @@ class Cpu(Struct):
     exclusive = field(u64)  # host address of the machine's Exclusive
     whereabouts = field(u32)  # OUTSIDE, RUNNING or WAITING
     held = field(u32)  # NOTHING, LOCK or MACHINE
+
+    # --- interrupts (see isa.x86.privileged.apic) ---
+    apic = field(ApicRegisters)
+    sleeping = field(u32)  # 1 while the thread sleeps, or is about to, for want of requests
+    polled = field(u32)  # nanoseconds for which it looks out for them before
+    tick_nanoseconds = field(u64)  # of the guest's counter, 32 bits of them fraction
+    tick_limit = field(u64)  # ticks in LONGEST_SLEEP nanoseconds
+    timespec = field(u64, 2)
+    count_halts = field(u64)
+    count_ipis = field(u64)
 
 
 class CpuidEntry(Struct):

@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.execution import (
+    EXIT_HALT,
     EXIT_INTERRUPT,
     EXIT_NONE,
     EXIT_SHUTDOWN,
+    EXIT_TIMER,
     LEAVE_EXIT,
     REQUEST_INTERRUPT,
     run_steps,
@@ -31,6 +33,7 @@ from ringzero.isa.x86.cpu import (
     Insn,
 )
 from ringzero.isa.x86.ports import writes_wait
+from ringzero.isa.x86.privileged.apic import acknowledge, await_interrupt, expire, take_nmi
 from ringzero.isa.x86.privileged.debug import begin_instruction, check_debug, debug_active
 from ringzero.isa.x86.privileged.exceptions import deliver_fault, deliver_interrupt
 from ringzero.isa.x86.privileged.exclusive import end_exclusive, park, shared_of
@@ -167,26 +170,56 @@ def stop_here(cpu: Cpu) -> boolean:
 
 @staged
 def accept_interrupt(cpu: Any, requests: Any) -> Any:
-    """Return the exit by which an interrupt is fetched that the vCPU takes now, or EXIT_NONE.
+    """Take an interrupt, or return the exit by which it is fetched; EXIT_NONE otherwise.
 
     Or that by which gathered writes are passed on.
     """
+    reason = select(writes_wait(cpu), u32(EXIT_GATHERED), u32(EXIT_NONE))
     if (requests & REQUEST_NMI) != 0 and cpu.nmi_blocked == 0 and cpu.shadow == 0:
-        return u32(EXIT_NMI)
+        if cpu.apic.kept == 0:
+            return u32(EXIT_NMI)
+        if reason == EXIT_NONE and take_nmi(cpu) != 0:
+            inject(cpu, u32(x86.NMI))
     if (requests & REQUEST_INTERRUPT) != 0 and (cpu.rflags & x86.IF) != 0 and cpu.shadow == 0:
-        return u32(EXIT_INTERRUPT)
-    return select(writes_wait(cpu), u32(EXIT_GATHERED), u32(EXIT_NONE))
+        if cpu.apic.kept == 0:
+            return u32(EXIT_INTERRUPT)
+        if reason == EXIT_NONE:
+            taken = acknowledge(cpu)
+            if taken != 0:
+                inject(cpu, taken - 1)
+    return reason
+
+
+@staged
+def expire_timer(cpu: Any) -> Any:
+    """Let the timer act, or return the exit by which it does; EXIT_NONE otherwise."""
+    if cpu.apic.kept == 0:
+        return u32(EXIT_TIMER)
+    expire(cpu)
+    return u32(EXIT_NONE)
+
+
+@native(inline="never")
+def inject(cpu: Cpu, vector: u32) -> None:
+    """Deliver an external interrupt, or an NMI."""
+    cpu.halted = 0
+    cpu.count_interrupts += 1
+    deliver_interrupt(cpu, vector)
 
 
 @native(inline="never")
 def attend(cpu: Cpu) -> u32:
     """Serve requests, timer and interrupts; return why to exit to Python, or EXIT_NONE.
 
-    Stands still first when another vCPU wants that.
+    Stands still first when another vCPU wants that, and waits while it is halted.
     """
     if shared_of(cpu).stop != 0:
         park(cpu)
-    return serve_requests(cpu, flush_tlb, accept_interrupt)
+    while True:
+        reason = serve_requests(cpu, flush_tlb, accept_interrupt, expire_timer)
+        if reason != EXIT_HALT or cpu.apic.kept == 0:
+            return reason
+        await_interrupt(cpu)
 
 
 @native
@@ -214,9 +247,7 @@ def begin(cpu: Cpu) -> None:
     if cpu.inject != 0:
         vector = cpu.inject - 1
         cpu.inject = 0
-        cpu.halted = 0
-        cpu.count_interrupts += 1
-        deliver_interrupt(cpu, vector)
+        inject(cpu, vector)
 
 
 @native

@@ -12,7 +12,7 @@ from ringzero.isa.caches import PAGE_MASK, jump_entry, tlb_entry_of
 from ringzero.isa.exclusive import OUTSIDE
 from ringzero.isa.execution import EXIT_DEBUG, EXIT_NONE
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpu import MODE_16, MODE_64, Cpu, Insn
+from ringzero.isa.x86.cpu import EXIT_GATHERED, MODE_16, MODE_64, Cpu, Insn
 from ringzero.isa.x86.insn.mxcsr import MASKS
 from ringzero.isa.x86.interpreter import (
     attend,
@@ -219,6 +219,8 @@ def run_blocks(cpu: Cpu) -> u32:
             reason = attend(cpu)
             if reason != EXIT_NONE:
                 return reason
+            if space.data - space.out < space.low_water:
+                return u32(EXIT_GATHERED)
         if must_step(cpu):
             cpu.link_site = 0
             if cpu.single_step != 0 and stop_here(cpu):

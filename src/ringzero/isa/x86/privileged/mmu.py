@@ -30,6 +30,7 @@ from ringzero.isa.execution import EXIT_MMIO_READ, EXIT_MMIO_WRITE
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.privileged.alignment import check_alignment
+from ringzero.isa.x86.privileged.apic import read_apic, reads_apic, write_apic
 from ringzero.isa.x86.privileged.breakpoints import DR7_ENABLED, match_data, watches_page
 from ringzero.isa.x86.privileged.exclusive import (
     await_stop,
@@ -315,6 +316,8 @@ def load_slow(cpu: Cpu, va: u64, size: u64, user: u32) -> u64:
         physical = translate(cpu, va, READ, user)
         host = host_address(cpu, physical)
         if host == 0:
+            if reads_apic(cpu, physical, size) != 0:
+                return read_apic(cpu, physical)
             return external(cpu, EXIT_MMIO_READ, physical, u32(size), 0)
         if size == 1:
             return u64(load(u8, host))
@@ -435,7 +438,8 @@ def store_slow(cpu: Cpu, va: u64, value: u64, size: u64, user: u32) -> None:
         physical = translate(cpu, va, WRITE, user)
         host = host_address(cpu, physical)
         if host == 0:
-            external(cpu, EXIT_MMIO_WRITE, physical, u32(size), value)
+            if write_apic(cpu, physical, size, value) == 0:
+                external(cpu, EXIT_MMIO_WRITE, physical, u32(size), value)
         else:
             store_host(cpu, host, value, size)
         return

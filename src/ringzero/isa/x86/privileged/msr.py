@@ -47,6 +47,7 @@ from ringzero.isa.x86.msrs import (
     PRED_CMD_BITS,
     SPEC_CTRL_BITS,
 )
+from ringzero.isa.x86.privileged.apic import write_apic_msr
 from ringzero.isa.x86.privileged.descriptors import is_canonical
 from ringzero.isa.x86.privileged.faults import external, raise_gp0
 from ringzero.isa.x86.privileged.lookaside import flush_tlb
@@ -173,7 +174,7 @@ def write_msr(cpu: Cpu, index: u32, value: u64) -> None:
         cpu.mtrr_def_type = value
     elif index == IA32_MTRRCAP or index == IA32_MCG_CAP or index == MSR_PLATFORM_INFO:
         raise_gp0(cpu)
-    else:
+    elif write_apic_msr(cpu, index, value) == 0:
         external(cpu, EXIT_MSR_WRITE, u64(index), 8, value)
 
 

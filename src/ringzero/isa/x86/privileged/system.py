@@ -51,6 +51,7 @@ from ringzero.isa.x86.cpu import (
     Cpu,
     CpuidEntry,
 )
+from ringzero.isa.x86.privileged.apic import set_task_priority
 from ringzero.isa.x86.privileged.descriptors import (
     TSS32_BUSY,
     is_canonical,
@@ -170,7 +171,10 @@ def write_control(cpu: Cpu, number: u32, value: u64) -> None:
     elif number == 8:
         if value & ~u64(0xF) != 0:
             raise_gp0(cpu)
-        external(cpu, EXIT_CR8_WRITE, 8, 8, value)
+        if cpu.apic.kept != 0:
+            set_task_priority(cpu, u32(value) << 4)
+        else:
+            external(cpu, EXIT_CR8_WRITE, 8, 8, value)
     else:
         raise_ud(cpu)
 
@@ -188,6 +192,8 @@ def read_control(cpu: Cpu, number: u32) -> u64:
         return cpu.cr4
     if number != 8:
         raise_ud(cpu)
+    if cpu.apic.kept != 0:
+        return u64(cpu.apic.tpr >> 4)
     return external(cpu, EXIT_CR8_READ, 8, 8, 0)
 
 
