@@ -19,8 +19,11 @@ FUZZ ?= 50
 INSTANCES ?= 1000000
 SEED ?= 0
 FUZZ_CASES = --seconds 36000 --instances $(INSTANCES) --seed $(SEED)
-# Seconds of mixed work in `make soak`.
+# Seconds of mixed work in `make soak`; copies that are made there, in each of two ways, and how
+# many seconds that may take. How far it came is kept: the next run goes on from there.
 SOAK ?= 600
+SOAK_COPIES ?= 100000
+SOAK_SECONDS ?= 600
 
 # Both ends of the range of llvmlite in pyproject.toml.
 LLVMLITE = 0.45.0 0.50.0
@@ -87,8 +90,12 @@ fuzz: $(VENV)/.development ## run the fuzzers for longer (FUZZ=50 INSTANCES=1000
 	$(BIN)/python -m tests.oracle.fuzz --engine translator $(FUZZ_CASES); second=$$?; \
 	wait $$first && exit $$second
 
-soak: $(VENV)/.development ## mixed work in a guest for SOAK=600 seconds, every result checked
+soak: $(VENV)/.development ## mixed work in a guest for SOAK=600 seconds; SOAK_COPIES=100000 copies, a command in each
 	RINGZERO_SOAK=$(SOAK) $(BIN)/python -m pytest -s tests/boot/test_soak.py
+	@mkdir -p build/soak
+	@for form in objects processes; do \
+		$(BIN)/python -m tests.vm.soak_copies $$form $(SOAK_COPIES) build/soak/$$form.json $(SOAK_SECONDS) || exit 1; \
+	done
 
 clean: ## remove what make has made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
