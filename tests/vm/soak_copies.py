@@ -1,4 +1,4 @@
-"""`python -m tests.vm.soak_copies FORM COUNT FILE [SECONDS]`: copies of a machine, a command in each.
+"""`python -m tests.vm.soak_copies FORM COUNT FILE [SECONDS]`: copies, and a command in each.
 
 FORM is `objects` (all in this process) or `processes` (a machine that others fork). What was
 made, and how each death came about, is kept in FILE, from which another run goes on: COUNT is of
