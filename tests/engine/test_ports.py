@@ -1,11 +1,17 @@
 """Ports that the software engine's native code serves: gathered writes, shadowed reads."""
 
+import random
+from functools import partial
+
 import pytest
 
+from ringzero.core.irq import IrqLine
+from ringzero.devices.chips.serial import IDENTIFICATION, IER_TRANSMIT, STATUS, Serial
 from ringzero.engine.exits import Halt, Kicked
 from ringzero.engine.x86 import PortRead, PortWrite
 from ringzero.isa.x86.ports import GATHERED, RING, SHADOWED
 from tests.isa.guest import USER_DATA, Guest
+from tests.oracle import assembler
 
 pytestmark = pytest.mark.engine
 
@@ -137,3 +143,89 @@ def test_there_is_room_for_so_many(rig):
     shadows = [vm.shadow_port(0x200 + n) for n in range(SHADOWED + 1)]
     assert [show is not None for show in shadows] == [True] * SHADOWED + [False]
     assert not vm.gather_writes(False, 0xFEC0_0000, 4, rig.write), "memory is not gathered"
+
+
+class SerialRig:
+    """A guest with a serial port that native code serves in part, beside one that it does not."""
+
+    def __init__(self, guest):
+        self.guest = guest
+        self.out, self.plain_out = bytearray(), bytearray()
+        self.serial = Serial(IrqLine(lambda _: None), self.out.extend)
+        self.plain = Serial(IrqLine(lambda _: None), self.plain_out.extend)
+        vm, serial = guest.vm, self.serial
+        for offset in STATUS:
+            read = serial.identified if offset == IDENTIFICATION else None
+            serial.shadow(offset, vm.shadow_port(0x3F8 + offset, read))
+        identification = 0x3F8 + IDENTIFICATION
+
+        def write(port, width, values):
+            serial.write_all(port - 0x3F8, width, values)
+
+        gather = partial(vm.gather_writes, True, changes=identification)
+        assert gather(0x3F8, 1, write, prompt=True, then=serial.settle)
+        assert gather(0x3F9, 1, write, clears=IER_TRANSMIT, hold=serial.hold_enabled)
+
+    def run(self, accesses):
+        """Make accesses, in the guest and to the plain port; return what both read, and exits."""
+        code, expected = [f"mov edi, {USER_DATA}"], bytearray()
+        for offset, value in accesses:
+            code.append(f"mov edx, {0x3F8 + offset}")
+            if value is None:
+                code.append("in al, dx; mov [rdi], al; inc edi")
+                expected.append(self.plain.read(offset, 1))
+            else:
+                code.append(f"mov al, {value}; out dx, al")
+                self.plain.write(offset, 1, value)
+        vcpu, exits = self.guest.vcpu, 0
+        self.guest.write(self.guest.state.rip, assembler.assemble("; ".join([*code, "hlt"]), 64))
+        vcpu.set_state(self.guest.state)
+        while (event := vcpu.run()) != Halt():
+            if isinstance(event, PortRead):
+                exits += 1
+                vcpu.complete(self.serial.read(event.port - 0x3F8, event.width))
+            elif isinstance(event, PortWrite):
+                exits += 1
+                self.serial.write(event.port - 0x3F8, event.width, event.value)
+        self.guest.vm.settle()
+        return self.guest.memory.read(USER_DATA, len(expected)), bytes(expected), exits
+
+    def compare(self):
+        assert self.out == self.plain_out
+        assert self.serial._irq.level == self.plain._irq.level or self.serial._late
+        assert self.serial.save() == self.plain.save()
+
+
+@pytest.fixture(params=[Guest, Translated])
+def serial_rig(request):
+    return SerialRig(request.param())
+
+
+def test_a_line_of_a_drivers_needs_one_exit(serial_rig):
+    """As Linux's: interrupt on, identified, sent, off, identified again."""
+    line = [(1, 7), (2, None), (5, None), *((0, byte) for byte in b"a line\r\n"), (1, 5), (2, None)]
+    serial_rig.run([(2, 1), (1, 5)])
+    read, expected, exits = serial_rig.run(line * 5)
+    assert read == expected == bytes([0xC2, 0x60, 0xC1] * 5)
+    assert exits == 5
+    serial_rig.compare()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_port_served_in_part_is_the_same_port(serial_rig, seed):
+    rng = random.Random(seed)
+    # What drivers do most; now and then anything.
+    usual = [(1, 7), (1, 5), (1, 2), (1, 0), (1, 1), (0, 65), (0, None), (2, None), (5, None)]
+    for _ in range(25):
+        accesses = [
+            rng.choice(usual)
+            if rng.random() < 0.9
+            else (rng.randrange(8), rng.choice((None, rng.randrange(256))))
+            for _ in range(rng.randrange(1, 40))
+        ]
+        read, expected, _ = serial_rig.run(accesses)
+        assert read == expected, accesses
+        serial_rig.compare()
+        pushed = bytes(rng.randrange(3))
+        assert serial_rig.serial.push(pushed) == serial_rig.plain.push(pushed)
+        serial_rig.compare()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 from ringzero.board.boot.kernelimage import KernelImage
 from ringzero.board.boot.loading import Loading
 from ringzero.board.slots.contract import Doorbell, Slot
-from ringzero.core.bus import Bus, MsrBus
+from ringzero.core.bus import Bus, MsrBus, Show
 from ringzero.core.irq import IrqLine, LocalInterrupts, StartControl
 from ringzero.core.memory import GuestMemory
 from ringzero.devices.contract import Device
@@ -106,18 +106,26 @@ class Latch:
     prompt: bool = False
     # Called once the device has been told, and has served the access before which that was.
     then: Callable[[], None] | None = None
+    # The port of the shadowed register that such a write changes.
+    changes: int | None = None
+    # For a register of which only those writes may wait that clear these bits, and leave the
+    # others as they are: `hold` takes what is called with the value that it holds, whenever
+    # that has come by another way.
+    clears: int = 0
+    hold: Callable[[Callable[[int], None]], None] | None = None
 
 
 @record
 class Shadow:
-    """A register of one byte at a port that reading does not change: an engine may answer for it.
+    """A register of one byte at a port for which an engine may answer.
 
-    `connect` takes what is called with the register's value whenever that changes, with None
-    while reading would change something.
+    `connect` takes what is shown the register's value whenever that changes; `read` is called
+    after a read that has changed it.
     """
 
     port: int
-    connect: Callable[[Callable[[int | None], None]], None]
+    connect: Callable[[Show], None]
+    read: Callable[[], None] | None = None
 
 
 class Board(ABC):

@@ -28,6 +28,19 @@ class BusDevice(Protocol):
 Stream = Callable[[int, int, Sequence[int]], None]
 
 
+class Show(Protocol):
+    """Takes what reading a register of one byte gives from now on.
+
+    None: reads have effects that only the device knows, and are its own. With `once` the first
+    read changes the register, to `then`, and the device hears of it later. `then` is also what
+    the register becomes by a write that only clears certain bits of the one that it depends on.
+    """
+
+    def __call__(self, value: int | None, then: int | None = None, *, once: bool = False) -> None:
+        """Show `value`."""
+        ...
+
+
 class Attachment:
     """A device's place on a bus, with the counts that `--stats` shows."""
 

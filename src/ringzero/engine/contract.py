@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self
 
+from ringzero.core.bus import Show
 from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.exits import Exit
@@ -156,6 +157,9 @@ class Vm(ABC, Generic[State]):
         *,
         prompt: bool = False,
         then: Callable[[], None] | None = None,
+        changes: int | None = None,
+        clears: int = 0,
+        hold: Callable[[Callable[[int], None]], None] | None = None,
     ) -> bool:
         """Ask that a guest's writes to `size` bytes at a port or MMIO address make no exit.
 
@@ -164,17 +168,26 @@ class Vm(ABC, Generic[State]):
         other, in order, before any other access of the machine comes out of `run`, and by
         `settle`. With `prompt` it is called within a millisecond of guest code even where
         nothing else happens, as for what leaves the machine. `then` is called after `write`
-        and the access before which that was, before the guest goes on. Returns False where the
-        engine has no such thing; then they come out of `run` as any other.
+        and the access before which that was, before the guest goes on.
+
+        A write that is gathered changes the register that is shadowed at the port `changes`:
+        its reads come out of `run`, or, with `clears`, give what it was shown as `then`. With
+        `clears` only those writes are gathered that clear these bits of the register, and leave
+        the others as they are; `hold` is called with what is to be told of its value when that
+        has come by another way.
+
+        Returns False where the engine has no such thing; then they come out of `run` as any
+        other.
         """
         return False
 
-    def shadow_port(self, address: int) -> Callable[[int | None], None] | None:
+    def shadow_port(self, address: int, read: Callable[[], None] | None = None) -> Show | None:
         """Ask that a guest's reads of the byte at a port make no exit.
 
-        For registers that reading does not change. They are answered with the value that the
-        returned function was last called with, from any thread; with None, as at first, they
-        come out of `run`, and so they do where the engine has no such thing and returns None.
+        They are answered with the value that the returned function was last shown, from any
+        thread; with None, as at first, they come out of `run`, and so they do where the engine
+        has no such thing and returns None. `read` is called for each read that changed the
+        register, in its place among the writes that are gathered.
         """
         return None
 

@@ -140,6 +140,10 @@ class Assembly:
         board.serial.on_room = lines.serial.room
         lines.console.connect_size(console.resize)
         vm.on_eoi = board.end_of_interrupt
+        for shadow in board.shadows():
+            show = vm.shadow_port(shadow.port, shadow.read)
+            if show is not None:
+                shadow.connect(show)
         for latch in board.latches():
             bus = board.pio if latch.port else board.mmio
             assert bus is not None
@@ -150,11 +154,10 @@ class Assembly:
                 bus.write_all,
                 prompt=latch.prompt,
                 then=latch.then,
+                changes=latch.changes,
+                clears=latch.clears,
+                hold=latch.hold,
             )
-        for shadow in board.shadows():
-            show = vm.shadow_port(shadow.port)
-            if show is not None:
-                shadow.connect(show)
         return board
 
     def _make_threads(self) -> list[VcpuThread]:

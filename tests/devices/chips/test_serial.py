@@ -1,4 +1,5 @@
 import random
+from functools import partial
 
 import pytest
 
@@ -131,19 +132,32 @@ def test_an_interrupt_that_is_switched_off_before_it_is_raised(port):
     assert port.serial.read(2, 1) == 0x02 and port.levels == [True, False]
     port.serial.write_all(0, 1, b"abc")
     port.serial.write(1, 1, 0x00)
-    port.serial.transmitted()
+    port.serial.settle()
     assert port.levels == [True, False], "the driver had no more to send"
     port.serial.write(1, 1, 0x02)
     port.serial.read(2, 1)
     port.serial.write_all(0, 1, b"abc")
-    port.serial.transmitted()
+    port.serial.settle()
     assert port.line.level
 
 
+class Shown:
+    """What status registers are shown to hold, and what a read of one makes of it."""
+
+    def __init__(self, port):
+        self.values, self.changed = {}, set()
+        for offset in (2, 5, 6):
+            port.serial.shadow(offset, partial(self.show, offset))
+
+    def show(self, offset, value, then=None, *, once=False):
+        self.values[offset] = value, then
+        self.changed.discard(offset)
+        if once:
+            self.changed.add(offset)
+
+
 def test_shadows_are_what_reading_gives(port):
-    shown = {}
-    for offset in (2, 5, 6):
-        port.serial.shadow(offset, lambda value, offset=offset: shown.update({offset: value}))
+    shown = Shown(port)
     rng = random.Random(7)
     for _ in range(3000):
         action = rng.randrange(4)
@@ -155,21 +169,42 @@ def test_shadows_are_what_reading_gives(port):
             port.serial.write(rng.randrange(8), 1, rng.randrange(256))
         else:
             port.serial.restore(port.serial.save())
-        known = {offset: value for offset, value in shown.items() if value is not None}
-        before = port.serial.save()
-        for offset, value in known.items():
+        changed = set(shown.changed)
+        for offset, (value, then) in list(shown.values.items()):
+            if value is None:
+                continue
+            before = port.serial.save()
             assert port.serial.read(offset, 1) == value
-        assert port.serial.save() == before, "reading what is shadowed changes nothing"
+            if offset in changed:
+                assert port.serial.read(offset, 1) == then
+                port.serial.restore(before)
+                port.serial.identified()
+                port.serial.settle()
+            else:
+                assert port.serial.save() == before, "reading what is shadowed changes nothing"
 
 
 def test_status_that_reading_changes_is_not_shadowed(port):
-    shown = {}
-    for offset in (2, 5, 6):
-        port.serial.shadow(offset, lambda value, offset=offset: shown.update({offset: value}))
-    assert shown == {2: 0x01, 5: 0x60, 6: 0xB0}
+    shown = Shown(port)
+    assert {offset: value for offset, (value, _) in shown.values.items()} == {
+        2: 0x01,
+        5: 0x60,
+        6: 0xB0,
+    }
     port.serial.push(b"x")
-    assert shown[5] == 0x61
-    port.serial.write(1, 1, 0x02)  # the transmitter's interrupt comes with what is gathered
-    assert shown[2] is None
+    assert shown.values[5] == (0x61, None)
+    port.serial.write(1, 1, 0x02)
+    assert shown.values[2] == (0x02, 0x01) and shown.changed == {2}
+    port.serial.identified()
+    port.serial.settle()
+    assert shown.values[2][0] is None, "its interrupt comes with what is gathered"
     port.serial.write(4, 1, 0x10)  # loopback
-    assert shown == {2: None, 5: None, 6: None}
+    assert {value for value, _ in shown.values.values()} == {None}
+
+
+def test_what_comes_behind_a_read_from_a_shadow_is_an_edge(port):
+    port.serial.write(1, 1, 0x03)
+    assert port.levels == [True]
+    port.serial.identified()
+    port.serial.push(b"x")
+    assert port.levels == [True, False, True]

@@ -115,11 +115,27 @@ class Microvm(Board):
         yield Latch(True, memmap.RTC_BASE, 1)
         yield Latch(True, memmap.PCI_ADDRESS, 4)
         transmitter = memmap.COM1_BASE + serial.TRANSMIT
-        yield Latch(True, transmitter, 1, prompt=True, then=self._serial.transmitted)
+        identification = memmap.COM1_BASE + serial.IDENTIFICATION
+        yield Latch(
+            True,
+            transmitter,
+            1,
+            prompt=True,
+            then=self._serial.settle,
+            changes=identification,
+        )
+        enable = memmap.COM1_BASE + serial.INTERRUPT_ENABLE
+        hold = self._serial.hold_enabled
+        off = serial.IER_TRANSMIT
+        yield Latch(True, enable, 1, changes=identification, clears=off, hold=hold)
 
     def shadows(self) -> Iterator[Shadow]:
         for offset in serial.STATUS:
-            yield Shadow(memmap.COM1_BASE + offset, partial(self._serial.shadow, offset))
+            yield Shadow(
+                memmap.COM1_BASE + offset,
+                partial(self._serial.shadow, offset),
+                self._serial.identified if offset == serial.IDENTIFICATION else None,
+            )
 
     def end_of_interrupt(self, number: int) -> None:
         for listener in self._bus.eoi_listeners:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
+from ringzero.core.bus import Show
 from ringzero.core.irq import IrqLine
 from ringzero.devices.contract import DEVICES, ByteDevice
 from ringzero.errors import StateError
@@ -17,8 +18,9 @@ FIFO_SIZE = 16
 # Bytes from the host that wait for room in the FIFO before `push` takes no more.
 BACKLOG_SIZE = 4096
 
-# Registers by their offsets: the transmitter; interrupt identification, line and modem status.
-TRANSMIT, IDENTIFICATION, LINE_STATUS, MODEM_STATUS = 0, 2, 5, 6
+# Registers by their offsets: the transmitter, interrupt enable; interrupt identification, line and
+# modem status.
+TRANSMIT, INTERRUPT_ENABLE, IDENTIFICATION, LINE_STATUS, MODEM_STATUS = 0, 1, 2, 5, 6
 STATUS = (IDENTIFICATION, LINE_STATUS, MODEM_STATUS)
 IER_RECEIVED, IER_TRANSMIT, IER_LINE, IER_MODEM = 1, 2, 4, 8
 IIR_NONE, IIR_TRANSMIT, IIR_RECEIVED, IIR_LINE, IIR_TIMEOUT, IIR_MODEM = 1, 2, 4, 6, 0xC, 0
@@ -66,9 +68,12 @@ class Serial(ByteDevice[SerialState]):
         self._paused = False
         # Called (from a vCPU thread) when `push` takes bytes again.
         self.on_room: Callable[[], None] | None = None
-        # Who answers reads of the status registers, and what was last shown there.
-        self._shadows: dict[int, Callable[[int | None], None]] = {}
+        # Who answers reads of the status registers; who is told which interrupts are enabled.
+        self._shadows: dict[int, Show] = {}
         self._shown: dict[int, int | None] = dict.fromkeys(STATUS)
+        # Whether the guest did something a while ago of which the interrupt does not know yet.
+        self._late = False
+        self._hold: Callable[[int], None] = lambda _: None
         self.reset()
 
     def reset(self) -> None:
@@ -80,27 +85,47 @@ class Serial(ByteDevice[SerialState]):
             self._transmit_pending = False
             self._received = bytearray()
             self._backlog.clear()
+            self._show_enabled()
             self._update()
 
-    def shadow(self, offset: int, show: Callable[[int | None], None]) -> None:
+    def shadow(self, offset: int, show: Show) -> None:
         """Have `show` told what reading a status register gives, None while that has effects."""
         with self._lock:
             self._shadows[offset] = show
             self._shown[offset] = None
-            self._show()
+            self._update()
 
-    def _show(self) -> None:
+    def hold_enabled(self, hold: Callable[[int], None]) -> None:
+        """Have `hold` told of the interrupts that the guest has enabled; it turns some off."""
+        with self._lock:
+            self._hold = hold
+            self._show_enabled()
+
+    def _show_enabled(self) -> None:
+        # The divisor's latch is another register at the same place.
+        self._hold(0 if self._lcr & LCR_DIVISOR_LATCH else self._ier)
+
+    def _show(self, now: int, quiet: int) -> None:
+        """Show the status; `now` and `quiet` are the identification with the transmitter's."""
         # In loopback what is transmitted comes back, and an engine may keep it for a while.
-        loop = self._mcr & MCR_LOOP
-        line = None if loop or self._errors else LSR_EMPTY | bool(self._received) * LSR_DATA
-        modem = None if loop or self._modem_delta else MSR_CONNECTED
-        # A transmitter whose interrupt is on may have one as soon as it is told of its bytes.
-        quiet = not loop and not self._ier & IER_TRANSMIT and self._identification() == IIR_NONE
-        none = IIR_NONE | self._fifo_bits if quiet else None
-        for offset, value in zip(STATUS, (none, line, modem), strict=True):
+        known = not self._mcr & MCR_LOOP
+        line = LSR_EMPTY | bool(self._received) * LSR_DATA if known and not self._errors else None
+        modem = MSR_CONNECTED if known and not self._modem_delta else None
+        for offset, value in ((LINE_STATUS, line), (MODEM_STATUS, modem)):
             if offset in self._shadows and value != self._shown[offset]:
                 self._shown[offset] = value
                 self._shadows[offset](value)
+        show = self._shadows.get(IDENTIFICATION)
+        if show is None:
+            return
+        # What was shown before may have become something else by the guest's accesses.
+        if not known or self._lcr & LCR_DIVISOR_LATCH:
+            show(None)
+            return
+        bits = self._fifo_bits
+        # A transmitter whose interrupt is on has one as soon as it is told of its bytes.
+        waits = now == IIR_NONE and self._ier & IER_TRANSMIT
+        show(None if waits else now | bits, quiet | bits, once=now == IIR_TRANSMIT)
 
     def push(self, data: bytes) -> int:
         """Offer bytes to the guest's receiver; return how many were taken."""
@@ -133,6 +158,14 @@ class Serial(ByteDevice[SerialState]):
 
     def _identification(self) -> int:
         """Return the interrupt-identification register without its FIFO bits."""
+        quiet = self._quiet_identification()
+        # The receiver's come first, the modem's last.
+        if quiet in (IIR_NONE, IIR_MODEM) and self._ier & IER_TRANSMIT and self._transmit_pending:
+            return IIR_TRANSMIT
+        return quiet
+
+    def _quiet_identification(self) -> int:
+        """Return what that would be if the transmitter wanted nothing."""
         if self._ier & IER_LINE and self._errors:
             return IIR_LINE
         if self._ier & IER_RECEIVED and self._received:
@@ -140,20 +173,22 @@ class Serial(ByteDevice[SerialState]):
                 return IIR_RECEIVED
             # Fewer bytes than the trigger level: no more come soon, so time out at once.
             return IIR_TIMEOUT if self._fcr & FCR_ENABLE else IIR_RECEIVED
-        if self._ier & IER_TRANSMIT and self._transmit_pending:
-            return IIR_TRANSMIT
-        if self._ier & IER_MODEM and self._modem_delta:
-            return IIR_MODEM
-        return IIR_NONE
+        return IIR_MODEM if self._ier & IER_MODEM and self._modem_delta else IIR_NONE
 
     @property
     def _fifo_bits(self) -> int:
         return IIR_FIFO_ENABLED if self._fcr & FCR_ENABLE else 0
 
     def _update(self) -> None:
+        if self._late:
+            # What has come since finds the interrupt raised: the guest has seen it fall.
+            self._late = False
+            self._irq.set(False)
+        now = self._identification()
         # OUT2 gates the interrupt pin on every PC board.
-        self._irq.set(bool(self._mcr & MCR_OUT2) and self._identification() != IIR_NONE)
-        self._show()
+        self._irq.set(bool(self._mcr & MCR_OUT2) and now != IIR_NONE)
+        if self._shadows:
+            self._show(now, self._quiet_identification())
 
     def read_byte(self, offset: int) -> int:
         room = None
@@ -211,19 +246,34 @@ class Serial(ByteDevice[SerialState]):
     def write_byte(self, offset: int, value: int) -> None:
         if offset == TRANSMIT and self._transmits:
             self._transmit(bytes((value,)))
-            self.transmitted()
+            self.settle()
             return
         with self._lock:
             self._write(offset, value)
+            self._show_enabled()
             self._update()
 
     def write_all(self, offset: int, width: int, values: Sequence[int]) -> None:
-        """Take what is written to one register, value after value; `transmitted` follows."""
-        if (offset, width) == (TRANSMIT, 1) and self._transmits:
-            self._transmit(bytes(value & 0xFF for value in values))
-            return
-        for value in values:
-            self.write(offset, width, value)
+        """Take what was written to one register, value after value.
+
+        `settle` follows where that was the transmitter.
+        """
+        if width != 1:
+            for value in values:
+                self.write(offset, width, value)
+        elif offset == TRANSMIT and self._transmits:
+            self._transmit(bytes([value & 0xFF for value in values]))
+        else:
+            with self._lock:
+                for value in values:
+                    self._write(offset, value & 0xFF)
+                self._late = True
+
+    def identified(self) -> None:
+        """Hear that the guest has read from a shadow that the transmitter is empty."""
+        with self._lock:
+            self._transmit_pending = False
+            self._late = True
 
     @property
     def _transmits(self) -> bool:
@@ -235,14 +285,16 @@ class Serial(ByteDevice[SerialState]):
         if self._ier & IER_TRANSMIT:
             with self._lock:
                 self._transmit_pending = True
+                self._late = True
 
-    def transmitted(self) -> None:
-        """Raise the interrupt of a transmitter that has become empty, if it still is to be.
+    def settle(self) -> None:
+        """Change the interrupt as what the guest did a while ago has it.
 
-        A driver that has no more to send has turned it off by then.
+        A driver that has no more to send has turned the transmitter's off by then.
         """
-        with self._lock:
-            self._update()
+        if self._late:
+            with self._lock:
+                self._update()
 
     def _write(self, offset: int, value: int) -> None:
         match offset:
@@ -307,4 +359,5 @@ class Serial(ByteDevice[SerialState]):
             self._transmit_pending = state.transmit_pending
             self._received = bytearray(state.received)
             self._backlog[:] = state.backlog
+            self._show_enabled()
             self._update()

@@ -261,9 +261,12 @@ class KvmVm(Vm[CpuState]):
         *,
         prompt: bool = False,
         then: Callable[[], None] | None = None,
+        changes: int | None = None,
+        clears: int = 0,
+        hold: Callable[[Callable[[int], None]], None] | None = None,
     ) -> bool:
         # A guest that goes on without exits keeps what was gathered for as long as it likes.
-        if prompt or then is not None:
+        if prompt or then is not None or clears:
             return False
         if not self.system.check(kvm.CAP_COALESCED_PIO if port else kvm.CAP_COALESCED_MMIO):
             return False

@@ -7,6 +7,7 @@ import mmap
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
+from ringzero.core.bus import Show
 from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import PAGE_SHIFT, GuestMemory
 from ringzero.engine import contract
@@ -95,11 +96,16 @@ class X86SoftVm(SoftVm[CpuState]):
         *,
         prompt: bool = False,
         then: Callable[[], None] | None = None,
+        changes: int | None = None,
+        clears: int = 0,
+        hold: Callable[[Callable[[int], None]], None] | None = None,
     ) -> bool:
-        return port and self.ports.gather(address, size, write, then)
+        return port and self.ports.gather(
+            address, size, write, then, changes=changes, clears=clears, hold=hold
+        )
 
-    def shadow_port(self, address: int) -> Callable[[int | None], None] | None:
-        return self.ports.shadow(address)
+    def shadow_port(self, address: int, read: Callable[[], None] | None = None) -> Show | None:
+        return self.ports.shadow(address, read)
 
     def settle(self) -> None:
         self.ports.deliver()

@@ -69,12 +69,13 @@ def port_in(cpu: Cpu, port: u32, width: u32) -> u64:
 @native(inline="never")
 def port_in_once(cpu: Cpu, port: u32, width: u32) -> u64:
     """Do as `port_in`, for an instruction without any other access outside."""
-    shadow = shadow_of(cpu, port, width)
-    if shadow & KNOWN == 0:
-        return port_in(cpu, port, width)
     check_port(cpu, port, width)
+    shadow = shadow_of(cpu, port, width)
+    value = u64(shadow & 0xFF)
+    if shadow & KNOWN == 0:
+        value = external(cpu, EXIT_PORT_READ, u64(port), width, 0)
     note_access(cpu, port, width)
-    return u64(shadow & 0xFF)
+    return value
 
 
 @native(inline="never")
