@@ -66,8 +66,8 @@ def space():
     made.close()
 
 
-def register(call, space, start, end, code, mode=MODE):
-    return call(blocks.register_block, space.scratch, space.slot, start, end, mode, code)
+def register(call, space, start, end, code, mode=MODE, lines=0):
+    return call(blocks.register_block, space.scratch, space.slot, start, end, lines, mode, code)
 
 
 def find(call, space, offset, mode=MODE):

@@ -45,6 +45,12 @@ def reserve(space: Any, size: Any) -> Any:
     return space.data
 
 
+@staged
+def lines_between(first: Any, last: Any) -> Any:
+    """Return the lines of a page from one number to another, as `CodePage.lines`."""
+    return ((u64(2) << (last - first)) - 1) << first
+
+
 @native
 def find_block(slot: u64, offset: u32, mode: u32) -> u64:
     """Return the host address of a known block, or 0.
@@ -64,9 +70,12 @@ def find_block(slot: u64, offset: u32, mode: u32) -> u64:
 
 
 @native(inline="never")
-def register_block(s: Scratch, slot: u64, start: u32, end: u32, mode: u32, code: u64) -> u32:
+def register_block(
+    s: Scratch, slot: u64, start: u32, end: u32, lines: u64, mode: u32, code: u64
+) -> u32:
     """Make the block of in-page offsets `start` to `end` known; `slot` as for `find_block`.
 
+    It depends on `lines` of the page too (as `CodePage.lines`), beyond its own.
     Returns 1 when it is the first of its page, else 0.
     """
     space = space_of(s)
@@ -87,7 +96,7 @@ def register_block(s: Scratch, slot: u64, start: u32, end: u32, mode: u32, code:
         store(u64, slot, where)
     page = pointer(CodePage, where)
     first, last = u64(start) >> LINE_SHIFT, (u64(end) - 1) >> LINE_SHIFT
-    page.lines |= ((u64(2) << (last - first)) - 1) << first
+    page.lines |= lines_between(first, last) | lines
     address = reserve(space, Block.size)
     block = pointer(Block, address)
     block.next = u64(page.blocks[first])

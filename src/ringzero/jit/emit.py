@@ -120,6 +120,7 @@ def add_stub(s: Scratch, kind: u32, offset: u32, refund: u32) -> u32:
     stub.offset = offset
     stub.refund = refund
     stub.resume = 0
+    stub.unsettled = 0
     stub.branch = s.branch
     s.stub_count = number + 1
     return number
@@ -137,6 +138,9 @@ def emit_stubs(s: Scratch) -> None:
         if stub.refund != 0:
             s.holes[tables.HC] = u64(stub.refund)
             emit(s, exits.refund)
+        if stub.unsettled != 0:
+            s.holes[tables.HC] = u64(stub.unsettled)
+            emit(s, exits.unsettled)
         s.holes[tables.HO] = u64(stub.offset)
         s.holes[tables.HR] = stub.resume
         if kind == STUB_SLOW:
@@ -180,18 +184,22 @@ def emit_dispatch(s: Any, branch: Any) -> None:
 
 
 @native
-def set_target(s: Scratch, offset: u32, refund: u32) -> None:
-    """Make the next TARGET go to an in-page offset, or to one outside."""
+def set_target(s: Scratch, offset: u32, unsettled: u32) -> None:
+    """Make the next TARGET go to an in-page offset, or to one outside.
+
+    `unsettled` are the instructions there until the guest's flags hold (see `Stub`).
+    """
     kind = select(offset < PAGE, u32(STUB_LINK), u32(STUB_FAR))
-    stub = add_stub(s, kind, offset, refund)
+    stub = add_stub(s, kind, offset, u32(0))
+    s.stubs[stub].unsettled = unsettled
     s.target_stub = stub
 
 
 @native
-def emit_goto(s: Scratch, offset: u32) -> None:
-    """Append an unconditional jump to an offset from the page's start."""
+def emit_goto(s: Scratch, offset: u32, unsettled: u32) -> None:
+    """Append an unconditional jump to an offset from the page's start, as for `set_target`."""
     if offset < PAGE:
-        set_target(s, offset, u32(0))
+        set_target(s, offset, unsettled)
         emit(s, exits_of(s).goto)
         # A link replaces the displacement of this jump.
         link_stub(s)
@@ -200,8 +208,8 @@ def emit_goto(s: Scratch, offset: u32) -> None:
 
 
 @native
-def link_stub(s: Scratch) -> None:
-    """Tell the last target's stub which jump leads to it.
+def link_stub(s: Scratch) -> u64:
+    """Tell the last target's stub which jump leads to it; return where its displacement lies.
 
     That is the last one noted for it; fix-ups of the slow path may have come in between.
     """
@@ -211,16 +219,21 @@ def link_stub(s: Scratch) -> None:
         fixup = s.fixups[index]
         if fixup.stub == s.target_stub:
             s.stubs[s.target_stub].resume = fixup.site
-            return
+            return fixup.site
+    return u64(0)
 
 
 @native(inline="never")
-def begin_block(s: Scratch, start: u32, instructions: u32) -> None:
-    """Append a block's head: it leaves when the budget has no room for so many instructions."""
+def begin_block(s: Scratch, start: u32, instructions: u32, unsettled: u32) -> None:
+    """Append a block's head: it leaves when the budget has no room for so many instructions.
+
+    Who comes to it may have left flags out for as many instructions as are `unsettled`.
+    """
     s.stub_count = 0
     s.fixup_count = 0
     s.slow_stub = 0
     s.target_stub = add_stub(s, u32(STUB_BUDGET), start, instructions)
+    s.stubs[s.target_stub].unsettled = unsettled
     s.holes[tables.HC] = u64(instructions)
     emit(s, exits_of(s).head)
 

@@ -1,7 +1,7 @@
 """Stencils by which blocks begin, jump and are left; they are the same for every guest.
 
 They want of a vCPU's struct: rip, page_base, jump_cache, what they leave there for the
-run loop (link_site, slow_offset, resume, generic_insn, branch_offset), and where the
+run loop (link_site, slow_offset, resume, generic_insn, branch_offset, unsettled), and where the
 doors are (exit_code, slow_code, generic_code; see jit.doors).
 """
 
@@ -25,6 +25,7 @@ def exits() -> dict[str, Body]:
         "refund": refund,
         "leave": leave,
         "leave.linked": leave_linked,
+        "unsettled": plain(lambda m: m.put("unsettled", u32(m.hole("HC")))),
         "slow": slow,
         "generic": generic,
         "goto": goto,
@@ -37,7 +38,7 @@ def exits() -> dict[str, Body]:
 
 def members(numbers: Callable[[str], int]) -> dict[str, list[int]]:
     """Return each member of tables.Exits, given what numbers the stencils have."""
-    single = ("head", "refund", "leave", "slow", "generic", "goto")
+    single = ("head", "refund", "leave", "unsettled", "slow", "generic", "goto")
     return {
         **{name: [numbers(name)] for name in single},
         "leave_linked": [numbers("leave.linked")],

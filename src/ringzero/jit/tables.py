@@ -62,6 +62,7 @@ class Stub(Struct):
     purpose = field(u32)
     offset = field(u32)  # in-page offset it is about (signed, for targets outside the page)
     refund = field(u32)
+    unsettled = field(u32)  # STUB_BUDGET, STUB_LINK: instructions until the flags hold; 0: they do
     branch = field(u32)  # in-page offset of the branch that it serves, or NO_BRANCH
     resume = field(u64)  # STUB_SLOW: the stencil that came here
     address = field(u64)
@@ -92,6 +93,7 @@ class Exits(Struct):
     refund = field(u32)
     leave = field(u32)
     leave_linked = field(u32)
+    unsettled = field(u32)
     slow = field(u32)
     generic = field(u32)
     goto = field(u32)

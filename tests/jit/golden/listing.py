@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,8 @@ WIDTHS = {tables.ABSOLUTE_8: 1, tables.ABSOLUTE_16: 2, tables.ABSOLUTE_64: 8}
 # Glue that can stand before an instruction, and behind the last one.
 BEFORE = ("ea.", "carry.", "status.", "cond.", "refund", "swap.", "store")
 BEHIND = (
-    "refund", "leave", "leave.linked", "slow", "target", "target32", "dispatch64", "dispatch32",
-    "goto", "store", *(f"swap.{register}" for register in range(HIGH_REGISTERS)),
+    "refund", "leave", "leave.linked", "unsettled", "slow", "target", "target32", "dispatch64",
+    "dispatch32", "goto", "store", *(f"swap.{register}" for register in range(HIGH_REGISTERS)),
 )  # fmt: skip
 # Blocks begin at multiples of this many bytes.
 ALIGNMENT = 16
@@ -110,6 +111,10 @@ def host_text(code: bytes) -> tuple[str, ...]:
     return tuple(f"{name} {rest}".rstrip() for _, _, name, rest in engine.disasm_lite(code, 0))
 
 
+# Stands for an instruction that is one stencil with the jump behind it.
+WAITS = Piece("with the jump", b"", ())
+
+
 class Stencils:
     """The compiled engine's stencils by name."""
 
@@ -118,6 +123,7 @@ class Stencils:
         self._blob = objects.read("blob.bin")
         self._records = ctypes.create_string_buffer(objects.read("stencils.bin"))
         self._holes = ctypes.create_string_buffer(objects.read("holes.bin"))
+        self._fused = array("I", objects.read("fused.bin"))
         self.catalogue = Catalogue()
         first = len(self.catalogue.keys) * 2
         self.glue = [self._piece(first + n, name) for n, name in enumerate(glue())]
@@ -140,6 +146,18 @@ class Stencils:
         pieces = [self._piece(number * 2 + n, name + " dead" * n) for n in range(2)]
         # An instruction that does nothing has no code.
         return [piece for n, piece in enumerate(pieces) if piece.code or n == 0]
+
+    def jumping(self, number: int) -> list[Piece]:
+        """Return the stencils of a key with a conditional jump, whose condition is a hole."""
+        if number >= len(self.catalogue.keys) or not self._fused[number]:
+            return []
+        name = self.of_key(number)[0].name
+        found = []
+        for n, suffix in enumerate((" jcc", " dead jcc")):
+            piece = self._piece(self._fused[number] + n, name + suffix)
+            condition = len(piece.code) - 5
+            found.append(Piece(piece.name, piece.code, ((condition, 1, "condition"), *piece.holes)))
+        return found
 
     def named(self, *names: str) -> list[Piece]:
         """Return glue by the beginnings of names, the longest code first."""
@@ -193,7 +211,12 @@ class Listings:
             insn = tr.insns[number]
             raw = ctypes.string_at(host_page + insn.page_offset, insn.length).hex(" ")
             guest.append(f"{raw:<24} {text_of(insn, insn.page_offset)}")
-            mains.append(self._mains(tr.lowering[number], tr.key[number]))
+            own = self._mains(tr.lowering[number], tr.key[number])
+            if number and machine.vm.engine.lowering(tr.lowering[number]).end == END_CONDITIONAL:
+                # The instruction before may wait for its jump, and be one stencil with it.
+                own += self.stencils.jumping(tr.key[number - 1])
+                mains[-1].insert(0, WAITS)
+            mains.append(own)
         code = ctypes.string_at(block.code, end - block.code)
         head = self.stencils.named("head")[0]
         assert head.stands(code, 0)

@@ -40,6 +40,7 @@ DOORS = {
 COMMON_TABLES = {"stencils": "stencils.bin", "holes": "holes.bin", "blob": "blob.bin"}
 GUEST_TABLES = {
     "keys": "keys.bin",
+    "fused": "fused.bin",
     "lowerings": "lowerings.bin",
     "lowering_index": "lowering_index.bin",
 }

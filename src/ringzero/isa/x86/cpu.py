@@ -292,6 +292,9 @@ class Cpu(Struct):
     slow_offset = field(u64)  # which instruction missed, and how (jit.tables.SLOW_OFFSET_BITS)
     slow_address = field(u64)  # the temporary at that moment
     generic_insn = field(u64)  # host address of the Insn to run by its handler
+    # Instructions at RIP after which the arithmetic flags hold again: none of them looks at them,
+    # the last one sets them all, and none can fault.
+    unsettled = field(u32)
     link_site = field(u64)  # host address of the jump to link to the next block, or 0
     slice = field(u64)  # instructions given to this slice
     engine = field(u64)  # host address of the engine's own struct (jit.x86.tables.Scratch)

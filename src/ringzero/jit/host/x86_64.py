@@ -30,6 +30,7 @@ _KINDS = {
 _JMP_REL32, _JMP_LENGTH = 0xE9, 5
 _TWO_BYTE, _JCC_REL32, _JCC_LENGTH = 0x0F, 0x80, 6
 _DISPLACEMENT = 4
+_LESS = 0xC  # the condition code of JL
 
 # (offset, how it is filled, what with: index into HOLES, addend)
 Place = tuple[int, int, int, int]
@@ -74,6 +75,19 @@ def _is_conditional(code: bytearray, end: int, hole: Place) -> bool:
     )
 
 
+def condition_hole(code: str, holes: list[Place]) -> int | None:
+    """Return where a stencil, in hexadecimal, has the opcode of its one jump to TARGET.
+
+    That must be its last instruction and, as it is compiled, JL; None where it is not.
+    """
+    targets = [hole for hole in holes if hole[2] == tables.TARGET]
+    opcode = bytes((_TWO_BYTE, _JCC_REL32 | _LESS))
+    place = len(code) // 2 - _DISPLACEMENT
+    if [hole[0] for hole in targets] != [place]:
+        return None
+    return place - 1 if bytes.fromhex(code)[place - 2 : place] == opcode else None
+
+
 @native
 def fill(site: u64, kind: u8, value: u64) -> None:
     """Fill a hole at a host address with `value`; `kind` is one of tables.RELATIVE_32 ..."""
@@ -87,6 +101,12 @@ def fill(site: u64, kind: u8, value: u64) -> None:
         store(u16, site, u16(value))
     else:
         store(u8, site, u8(value))
+
+
+@staged
+def set_condition(site: Any, code: Any) -> None:
+    """Make the conditional jump whose displacement lies at a host address look at `code` (0-15)."""
+    store(u8, site - 1, u8(_JCC_REL32 | code))
 
 
 @staged

@@ -18,9 +18,10 @@ from ringzero.jit.assembly import (
 )
 from ringzero.jit.compile.llvm import Target
 from ringzero.jit.compile.module import Module
+from ringzero.jit.host.x86_64 import condition_hole
 from ringzero.jit.stencil import WEIGHTS
 from ringzero.jit.x86 import tables
-from ringzero.jit.x86.catalogue import Catalogue, Lowering, define_key
+from ringzero.jit.x86.catalogue import Catalogue, Lowering, define_fused, define_key
 from ringzero.jit.x86.glue import define_glue, glue, members
 from ringzero.jit.x86.operands import Generated
 from ringzero.jit.x86.tables import END_CONDITIONAL, END_JUMP, LoweringEntry
@@ -43,6 +44,10 @@ def compile_share(share: int, target: Target | None = None) -> dict[str, Any]:
     for number, body in enumerate(glue().values()):
         if number % SHARES == share:
             define_glue(module, first_glue + number, body)
+    first_fused = first_glue + len(glue())
+    for rank, number in enumerate(catalogue.fused):
+        if number in facts:
+            define_fused(module, first_fused + rank * 2, catalogue.keys[number])
     return {"facts": facts, "stencils": compile_stencils(module, target)}
 
 
@@ -73,11 +78,25 @@ def assemble(work: Path) -> None:
         stencils |= {int(n): tuple(s) for n, s in data["stencils"].items()}
     first = len(catalogue.keys) * 2
     numbers = {name: first + n for n, name in enumerate(glue())}
-    write_stencils(work, stencils, first + len(numbers))
+    first_fused = first + len(numbers)
+    write_stencils(work, stencils, first_fused + len(catalogue.fused) * 2)
+    _write_fused(work, catalogue, first_fused, stencils)
     write_exits(work, numbers, stencils)
     (work / "glue.bin").write_bytes(record(tables.Glue, members(numbers.__getitem__)))
     usable = {n for n in facts if n * 2 in stencils}
     _write_lowerings(work, catalogue, facts, usable)
+
+
+def _write_fused(
+    work: Path, catalogue: Catalogue, first: int, stencils: dict[int, Compiled]
+) -> None:
+    """Write for each key the number of its first stencil that jumps, 0 where it has none."""
+    numbers = array("I", bytes(4 * len(catalogue.keys)))
+    for rank, key in enumerate(catalogue.fused):
+        both = [stencils.get(first + rank * 2 + n) for n in range(2)]
+        if all(found is not None and condition_hole(*found) is not None for found in both):
+            numbers[key] = first + rank * 2
+    (work / "fused.bin").write_bytes(numbers.tobytes())
 
 
 def _operand_code(lowering: Lowering, n: int) -> int:

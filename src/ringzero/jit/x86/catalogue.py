@@ -6,7 +6,8 @@ which operands can be bound. Other stencils are written out in `glue`.
 An instruction's stencil is found by arithmetic: the form's `Lowering` has the
 number of its first key, and register operands are digits to base 9 (the eight
 pinned registers, and a register in memory). Key k is stencil 2k while its
-flags are wanted and 2k + 1 while they are dead.
+flags are wanted and 2k + 1 while they are dead. Some have two more, with the conditional
+jump that stands behind the instruction in them; `Catalogue.fused` tells which.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from ringzero.jit.compile.module import Module
 from ringzero.jit.compile.staging import Execution, StagingError
 from ringzero.jit.stencil import define_stencil
 from ringzero.jit.x86.handlers import operation_size
-from ringzero.jit.x86.operands import FRAME, Binding, Generated, StencilOperation, Unsuitable
+from ringzero.jit.x86.operands import (
+    FRAME,
+    FUSED,
+    FUSED_NARROW,
+    Binding,
+    Generated,
+    StencilOperation,
+    Unsuitable,
+)
 from ringzero.jit.x86.tables import (
     CLASSES,
     END_CALL,
@@ -145,12 +154,21 @@ def _locks(form: Form, memory: bool) -> list[bool]:
     return [False, True] if lockable else [False]
 
 
+def _jumps(key: Key) -> bool:
+    """Return whether a key has stencils with the conditional jump behind it."""
+    name = key.form.function.__name__
+    bits = key.form.operands[0].bits(key.size) if key.form.operands else 0
+    return name in FUSED and not key.locked and (bits >= 32 or name in FUSED_NARROW)
+
+
 class Catalogue:
     """All keys and lowerings, in an order that depends on the instruction table alone."""
 
     def __init__(self) -> None:
         self.keys: list[Key] = []
         self.lowerings: list[Lowering] = []
+        # Keys with stencils that jump, in the order of those.
+        self.fused: list[int] = []
         known: dict[tuple[Any, ...], int] = {}
         for form in all_forms():
             if not form.attributes.get("fast") or any(
@@ -193,6 +211,8 @@ class Catalogue:
             if number is None:
                 number = known[identity] = len(self.keys)
                 self.keys.append(key)
+                if _jumps(key):
+                    self.fused.append(number)
             lowering.keys.append(number)
         self.lowerings.append(lowering)
 
@@ -211,7 +231,15 @@ def define_key(module: Module, number: int, key: Key) -> Generated | None:
     return Generated(live.flags, dead.flags, live.slow, live.access, live.displaces)
 
 
-def _define(module: Module, name: str, key: Key, *, flags_live: bool) -> Generated | None:
+def define_fused(module: Module, number: int, key: Key) -> None:
+    """Add the stencils of a key that jump: s<number> leaves the flags, the next one does not."""
+    _define(module, f"s{number}", key, flags_live=True, fused=True)
+    _define(module, f"s{number + 1}", key, flags_live=False, fused=True)
+
+
+def _define(
+    module: Module, name: str, key: Key, *, flags_live: bool, fused: bool = False
+) -> Generated | None:
     found: list[Generated] = []
 
     def write(builder: FunctionBuilder) -> bool:
@@ -224,11 +252,14 @@ def _define(module: Module, name: str, key: Key, *, flags_live: bool) -> Generat
             locked=key.locked,
             mode64=key.mode64,
             flags_live=flags_live,
+            fused=fused,
         )
         if not _run(m, key.form.function):
             return False
         target = m.jump_target
-        if target is not None and END_BY_NAME.get(key.form.function.__name__) == END_CALL:
+        if fused:
+            m.jump_on_host_flags()
+        elif target is not None and END_BY_NAME.get(key.form.function.__name__) == END_CALL:
             m.tail("TARGET", m.arguments())
         elif target is not None:
             m.tail("NEXT", m.arguments(target.ref))

@@ -17,13 +17,24 @@ from ringzero.isa.x86.table.forms import Form
 from ringzero.jit.compile.builder import FunctionBuilder
 from ringzero.jit.stencil import BY_POP, BY_PUSH, LIKELY, Frame, StencilWriter, pinned_by_name
 from ringzero.jit.x86.tables import PINNED_REGISTERS
-from ringzero.native import compare_exchange, load, signed, store, u32, u64, unsigned, v128
+from ringzero.native import compare_exchange, load, signed, store, u8, u32, u64, unsigned, v128
 from ringzero.native.generation import convert
 from ringzero.native.types import Int
 from ringzero.native.values import Value
 
 # Guest registers that stencils pass in host registers; R8 to R15 stay in memory.
 FRAME = Frame(Cpu, pinned_by_name(GPR_NAMES[:PINNED_REGISTERS]))
+
+
+# Instructions that have stencils with the conditional jump behind them: by which of the host's
+# the flags are computed for it (of INC and DEC all but CF).
+FUSED = {
+    "cmp": "cmp", "sub": "cmp", "test": "test", "and_": "test", "or_": "test",
+    "add": "add", "inc": "add", "dec": "cmp",
+}  # fmt: skip
+# Those of them that have such stencils for operands of 8 and 16 bits, too.
+FUSED_NARROW = ("cmp", "test")
+_SUFFIXES = {8: "b", 16: "w", 32: "l", 64: "q"}
 
 
 class Unsuitable(Exception):  # noqa: N818 - a fact about an instruction, not a fault
@@ -92,8 +103,13 @@ class StencilOperation(StencilWriter):
         locked: bool,
         mode64: bool,
         flags_live: bool,
+        fused: bool = False,
     ) -> None:
         super().__init__(builder, FRAME)
+        # Operands and result of what a conditional jump in this stencil looks at.
+        self._fused = fused
+        self._values: dict[int, Any] = {}
+        self._flagged: Any = None
         self._form = form
         self._bindings = bindings
         self._flags_live = flags_live
@@ -150,6 +166,10 @@ class StencilOperation(StencilWriter):
         return self._bindings[n].kind == "memory"
 
     def read(self, n: int) -> Any:
+        value = self._values[n] = self._read(n)
+        return value
+
+    def _read(self, n: int) -> Any:
         binding = self._bindings[n]
         if binding.kind == "immediate":
             return self.T(self.hole("HI"))
@@ -259,6 +279,7 @@ class StencilOperation(StencilWriter):
 
     def set_flags(self, kind: int, dst: Any, src: Any = 0, aux: Any = 0) -> None:
         use = self.flag_use
+        self._flagged = dst
         operation = ccops.cc_op(kind, dst.kind.bits)
         if self._conditional:
             use.changes = True
@@ -278,6 +299,42 @@ class StencilOperation(StencilWriter):
         if kind in (ccops.ADC, ccops.SBB):
             self.put("cc_aux", u64(aux))
         self.put("cc_op", operation)
+
+    def jump_on_host_flags(self) -> None:
+        """End in a conditional jump to TARGET, else to NEXT, by the flags of the instruction.
+
+        The host's own jump looks at the host's own flags, so whoever copies the stencil puts
+        the guest's condition in the place of "less" (`host.x86_64.set_condition`).
+        """
+        builder = self.builder
+        name = self._form.function.__name__
+        operation, result = FUSED[name], self._flagged
+        bits = result.kind.bits
+        if operation == "test" and name != "test":
+            first = second = result
+        else:
+            first = self._values[0]
+            second = None if name in ("inc", "dec") else self._values[1]
+        given, how = "i64 1", "i"
+        if second is not None:
+            given, how = f"i{bits} {second.ref}", "r"
+            if second is not result and self._bindings[-1].kind == "immediate":
+                given, how = "i64 ptrtoint (ptr @HI to i64)", "i"
+        # The operand that ADD changes is the first output.
+        changed = operation == "add"
+        kinds, outputs = (f"{{ i{bits}, i8 }}", "=r,={@ccl},0") if changed else ("i8", "={@ccl},r")
+        text = f"{operation}{_SUFFIXES[bits]} ${2 + changed}, ${1 - changed}"
+        constraints = f"{outputs},{how},~{{flags}}"
+        arguments = f"i{bits} {first.ref}, {given}"
+        flag = builder.emit(f'call {kinds} asm "{text}", "{constraints}"({arguments})', u8)
+        if changed:
+            flag = builder.emit(f"extractvalue {kinds} {flag.ref}, 1", u8)
+        taken, stays = builder.fresh("taken"), builder.fresh("stays")
+        builder.branch(flag != 0, taken, stays)
+        builder.start(taken)
+        self.tail("TARGET", self.arguments())
+        builder.start(stays)
+        self.tail("NEXT", self.arguments())
 
     def set_status(self, value: Any, mask: int) -> None:
         use = self.flag_use

@@ -204,6 +204,16 @@ def retake_branch(cpu: Cpu) -> None:
     step(cpu)
 
 
+@native(inline="never")
+def settle(cpu: Cpu) -> None:
+    """Run the instructions after which the flags hold: translated code has left some out."""
+    left = u32(cpu.unsettled)
+    cpu.unsettled = 0
+    while left != 0:
+        left -= 1
+        step(cpu)
+
+
 @native
 def run_blocks(cpu: Cpu) -> u32:
     """Run until there is a reason to exit to Python: the translator's run loop."""
@@ -216,6 +226,8 @@ def run_blocks(cpu: Cpu) -> u32:
         called = (cpu.requests | shared.stop) != 0
         if called or i64(cpu.budget) < BLOCK_LIMIT or cpu.halted != 0:
             cpu.link_site = 0
+            if cpu.unsettled != 0:
+                settle(cpu)
             reason = attend(cpu)
             if reason != EXIT_NONE:
                 return reason
@@ -223,6 +235,7 @@ def run_blocks(cpu: Cpu) -> u32:
                 return u32(EXIT_GATHERED)
         if must_step(cpu):
             cpu.link_site = 0
+            cpu.unsettled = 0
             if cpu.single_step != 0 and stop_here(cpu):
                 return u32(EXIT_DEBUG)
             step_one(cpu)
@@ -230,11 +243,13 @@ def run_blocks(cpu: Cpu) -> u32:
         code = find_code(cpu, tr, code_address(cpu))
         if code == 0:
             cpu.link_site = 0
+            cpu.unsettled = 0
             run_cold(cpu, space)
             continue
         if cpu.link_site != 0:
             link_block(cpu, space, code)
         cpu.stop_block = 0
+        cpu.unsettled = 0
         call_address(cpu.enter_code, None, cpu, code)
         if not is_canonical(cpu.rip):
             retake_branch(cpu)

@@ -78,6 +78,7 @@ class GuestTables(Struct):
 
     common = field(Tables)
     keys = field(u64)
+    fused = field(u64)  # a u32 by key: the stencil with the conditional jump behind it, or 0
     lowerings = field(u64)
     lowering_index = field(u64)
     glue = field(Glue)
@@ -91,6 +92,13 @@ class Translator(Struct):
     lowering = field(u32, BLOCK_LIMIT)  # index into lowerings; 0: by handler
     key = field(u32, BLOCK_LIMIT)
     live = field(u8, BLOCK_LIMIT)
+    # After how many instructions of the path to a branch's target its flags are others (see
+    # translate.settled); 0: they may be looked at.
+    unsettled = field(u8, BLOCK_LIMIT)
+    unsettled_end = field(u32)  # the same where the block goes on behind its end
+    ahead = field(Insn)  # an instruction that is looked at and no part of the block
+    lines = field(u64)  # lines of the page (isa.caches.CodePage) with such instructions
+    fused = field(u32)  # the instruction before waits for its jump: their stencil; else 0
     cc = field(u32)  # cc_op in force, or UNKNOWN_CC
     mode = field(u32)  # see runtime.code_mode
     block_end = field(u32)  # in-page offset behind the block

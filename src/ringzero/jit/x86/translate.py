@@ -3,8 +3,9 @@
 A block is a run of instructions inside one page, with one entry; conditional
 jumps leave it on the side and it goes on, so it ends only at unconditional
 jumps, at the end of the page, or at BLOCK_LIMIT. Three passes: decode, find
-which flags are dead (backward), emit (forward, knowing which operation set the
-flags last). Whatever has no stencil is run by its handler.
+which flags are dead (backward, with a look at where jumps lead), emit (forward,
+knowing which operation set the flags last; a compare and the jump behind it
+become one stencil). Whatever has no stencil is run by its handler.
 
 Blocks hold in-page offsets only, never addresses, so one translation serves
 all virtual addresses at which a page is mapped.
@@ -14,9 +15,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ringzero.isa.caches import LINE_SHIFT
 from ringzero.isa.exclusive import OUTSIDE
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.ccops import CC_OPS, CONDITIONS, STATUS
+from ringzero.isa.x86.ccops import CC_OPS, CONDITIONS, DEC, INC, LOG2, STATUS
 from ringzero.isa.x86.cpu import MODE_64, Cpu, Insn
 from ringzero.isa.x86.interpreter import FETCH_BYTES
 from ringzero.isa.x86.privileged.exclusive import (
@@ -30,7 +32,14 @@ from ringzero.isa.x86.privileged.exclusive import (
 from ringzero.isa.x86.privileged.lookaside import forget_code, protect_code
 from ringzero.isa.x86.table.decoder import DECODED, MAX_LENGTH, decode
 from ringzero.isa.x86.table.entry import ENDS, SLOTS, FormEntry
-from ringzero.jit.blocks import ALIGNMENT, drop_blocks, find_block, register_block, reserve
+from ringzero.jit.blocks import (
+    ALIGNMENT,
+    drop_blocks,
+    find_block,
+    lines_between,
+    register_block,
+    reserve,
+)
 from ringzero.jit.emit import (
     NO_BRANCH,
     PAGE,
@@ -47,6 +56,7 @@ from ringzero.jit.emit import (
     set_target,
     space_of,
 )
+from ringzero.jit.host.x86_64 import set_condition
 from ringzero.jit.tables import (
     BLOCK_LIMIT,
     BLOCK_ROOM,
@@ -109,6 +119,8 @@ ALL_ONES = (1 << 64) - 1
 FPU_OFF = 4
 FS_OFF, GS_OFF = x86.FS_LIMITED << 3, x86.GS_LIMITED << 3
 MODE_BITS = 3
+# Instructions behind a jump that are looked at, to find whether its flags are needed.
+AHEAD = 6
 
 
 @staged
@@ -245,6 +257,31 @@ def reaches(insn: Any, end: Any) -> Any:
 
 
 @native(inline="never")
+def decode_in_page(cpu: Cpu, tr: Translator, insn: Insn, page: u64, at: u64) -> u32:
+    """Decode the instruction at an in-page offset; 0 when it is none, or leaves the page."""
+    room = PAGE - at
+    where = page + at
+    if room < FETCH_BYTES:
+        buffer = cpu.fetch_buffer.address()
+        for word in range(FETCH_BYTES // 8):
+            store(u64, buffer, u64(0), word * 8)
+        copy_memory(buffer, where, room)
+        where = buffer
+    status = decode(cpu, insn, where, tr.mode & MODE_BITS)
+    length = u64(insn.length)
+    insn.page_offset = u16(at)
+    return u32((status == DECODED) & (length <= room) & (length <= MAX_LENGTH))
+
+
+@staged
+def lowering_number(tr: Any, insn: Any) -> Any:
+    """Return the index of the lowering for a decoded instruction; 0: there is none."""
+    slot = (u32(insn.op_size - 1) << 2) | (u32(insn.memory) << 1) | u32(insn.lock)
+    index = u32(insn.form) * SLOTS + slot
+    return u32(load(u16, tables_of(tr).lowering_index + (u64(index) << 1)))
+
+
+@native(inline="never")
 def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> u32:
     """Decode the block at in-page offset `start` of the page at a host address; return its size.
 
@@ -252,43 +289,31 @@ def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> 
     """
     at = u64(start)
     count = u32(0)
+    tr.mode = mode
     tr.unfinished = 0
     while count < BLOCK_LIMIT:
         if at >= PAGE:
             break
         insn = tr.insns[count]
-        room = PAGE - at
-        where = page + at
-        if room < FETCH_BYTES:
-            buffer = cpu.fetch_buffer.address()
-            for word in range(FETCH_BYTES // 8):
-                store(u64, buffer, u64(0), word * 8)
-            copy_memory(buffer, where, room)
-            where = buffer
-        status = decode(cpu, insn, where, mode & MODE_BITS)
-        length = u64(insn.length)
-        if status != DECODED or length > room or length > MAX_LENGTH:
+        if decode_in_page(cpu, tr, insn, page, at) == 0:
             tr.unfinished = 1
             break
-        insn.page_offset = u16(at)
-        slot = (u32(insn.op_size - 1) << 2) | (u32(insn.memory) << 1) | u32(insn.lock)
-        index = u32(insn.form) * SLOTS + slot
-        lowering_number = u32(load(u16, tables_of(tr).lowering_index + (u64(index) << 1)))
+        number = lowering_number(tr, insn)
         end = u32(END_NONE)
-        if lowering_number != 0:
-            lowering = lowering_of(tr, lowering_number)
+        if number != 0:
+            lowering = lowering_of(tr, number)
             end = u32(lowering.end)
             if not reaches(insn, end):
-                lowering_number = u32(0)
+                number = u32(0)
             elif end != END_JUMP and end != END_CONDITIONAL:
                 key = find_key(tr, insn, lowering)
                 tr.key[count] = key
                 if key == NO_STENCIL:
-                    lowering_number = u32(0)
-        tr.lowering[count] = lowering_number
+                    number = u32(0)
+        tr.lowering[count] = number
         count += 1
-        at += length
-        if end == END_CONDITIONAL and lowering_number != 0:
+        at += u64(insn.length)
+        if end == END_CONDITIONAL and number != 0:
             continue
         form = pointer(FormEntry, cpu.form_table + u64(insn.form) * FormEntry.size)
         if (form.flags & ENDS) != 0:
@@ -297,10 +322,60 @@ def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> 
     return count
 
 
+@native(inline="never")
+def settled(cpu: Cpu, tr: Translator, page: u64, start: u32) -> u32:
+    """Return how many instructions from an in-page offset on replace all flags; 0: not known.
+
+    None of them looks at what they were before, none can fault or be left midway. So what
+    jumps there need not leave flags, but where it is left before they are replaced, the
+    run loop lets these instructions run first (`Cpu.unsettled`).
+    """
+    at = u64(start)
+    for number in range(u32(AHEAD)):
+        insn = tr.ahead
+        if at >= PAGE or decode_in_page(cpu, tr, insn, page, at) == 0:
+            return u32(0)
+        index = lowering_number(tr, insn)
+        if index == 0:
+            return u32(0)
+        lowering = lowering_of(tr, index)
+        flags = u32(lowering.flags)
+        looks = tables.CARRY_DEAD | tables.STATUS_DEAD | tables.TOUCHES_MEMORY
+        if lowering.end != END_NONE or lowering.condition != NO_CONDITION or (flags & looks) != 0:
+            return u32(0)
+        if find_key(tr, insn, lowering) == NO_STENCIL:
+            return u32(0)
+        at += u64(insn.length)
+        keeps = tables.CARRY_LIVE | tables.STATUS_LIVE
+        if (flags & (tables.DEFINES | keeps)) == tables.DEFINES:
+            tr.lines |= lines_between(u64(start) >> LINE_SHIFT, (at - 1) >> LINE_SHIFT)
+            return number + 1
+    return u32(0)
+
+
 @native
-def find_dead_flags(tr: Translator, count: u32) -> None:
+def settled_at(cpu: Cpu, tr: Translator, page: u64, offset: u32) -> u32:
+    """The same for a branch's target, counted from the page's start; 0 outside of the page."""
+    found = u32(0)
+    if offset < PAGE:
+        found = settled(cpu, tr, page, offset)
+    return found
+
+
+@staged
+def target_of(insn: Any) -> Any:
+    """Return the target of a relative branch, counted from the page's start."""
+    return u32(insn.page_offset) + u32(insn.length) + u32(insn.imm)
+
+
+@native
+def find_dead_flags(cpu: Cpu, tr: Translator, page: u64, count: u32) -> None:
     """Note for each instruction whether anyone may look at the flags that it leaves."""
-    live = u32(1)
+    tr.lines = 0
+    tr.unsettled_end = 0
+    if tr.unfinished == 0:
+        tr.unsettled_end = settled_at(cpu, tr, page, tr.block_end)
+    live = u32(tr.unsettled_end == 0)
     number = count
     while number != 0:
         number -= 1
@@ -311,6 +386,15 @@ def find_dead_flags(tr: Translator, count: u32) -> None:
             continue
         lowering = lowering_of(tr, index)
         flags = u32(lowering.flags)
+        if lowering.end == END_JUMP or lowering.end == END_CONDITIONAL:
+            due = settled_at(cpu, tr, page, target_of(tr.insns[number]))
+            tr.unsettled[number] = u8(due)
+            if lowering.end == END_JUMP:
+                live = u32(due == 0)
+            else:
+                tr.live[number] = u8(live | u32(due == 0))
+                live = u32(1)
+            continue
         if lowering.end != END_NONE or lowering.condition != NO_CONDITION:
             live = u32(1)
             continue
@@ -395,8 +479,10 @@ def emit_generic(tr: Translator, insn: Insn) -> None:
 
 
 @native(inline="never")
-def emit_stencil(tr: Translator, insn: Insn, lowering: LoweringEntry, live: u32, key: u32) -> None:
-    """Append an instruction from stencils."""
+def emit_stencil(
+    tr: Translator, insn: Insn, lowering: LoweringEntry, live: u32, key: u32, fused: u32
+) -> None:
+    """Append an instruction from stencils; `fused` is that which jumps, too, or 0."""
     s = tr.scratch
     glue = glue_of(tr)
     if key == MOVABS:
@@ -437,7 +523,7 @@ def emit_stencil(tr: Translator, insn: Insn, lowering: LoweringEntry, live: u32,
             emit_address(tr, insn, segment, u32(lowering.span))
     s.holes[HI] = insn.imm
     s.holes[HN] = u64(insn.page_offset) + u64(insn.length)
-    number = key * 2
+    number = select(fused != 0, fused, key * 2)
     if live == 0 and (flags & (tables.DEFINES | tables.CHANGES)) != 0:
         number += 1
     if (flags & tables.HIGH_BYTES) != 0:
@@ -449,6 +535,66 @@ def emit_stencil(tr: Translator, insn: Insn, lowering: LoweringEntry, live: u32,
         emit_swaps(tr, insn, lowering, u32(1))
     if (flags & (tables.DEFINES | tables.CHANGES)) != 0:
         tr.cc = select(live != 0, u32(lowering.result), u32(UNKNOWN_CC))
+
+
+@native(inline="never")
+def fused_number(tr: Translator, number: u32, count: u32) -> u32:
+    """Return the stencil of an instruction with the conditional jump behind it, or 0."""
+    index = tr.lowering[number]
+    following = number + 1
+    if index == 0 or following >= count or tr.lowering[following] == 0:
+        return u32(0)
+    lowering = lowering_of(tr, index)
+    key = tr.key[number]
+    if lowering.end != END_NONE or key == MOVABS:
+        return u32(0)
+    if lowering_of(tr, tr.lowering[following]).end != END_CONDITIONAL:
+        return u32(0)
+    kind = u32(lowering.result) // len(LOG2)
+    base = u32(tr.insns[following].opcode & (CONDITIONS - 1)) >> 1
+    # INC and DEC leave CF as it was (conditions B and BE are those that look at it).
+    if (kind == INC or kind == DEC) and (base == 1 or base == 3):
+        return u32(0)
+    if (lowering.flags & tables.HIGH_BYTES) != 0 and has_high_byte(tr.insns[number], lowering):
+        return u32(0)
+    return load(u32, tables_of(tr).fused + (u64(key) << 2))
+
+
+@native
+def has_high_byte(insn: Insn, lowering: LoweringEntry) -> boolean:
+    """Return whether one of an instruction's operands is AH to BH."""
+    found = u32(0)
+    for n in range(OPERANDS):
+        what = lowering.operands[n]
+        where = what & ~tables.OPERAND_BYTE & 0xFF
+        if (where == tables.OPERAND_REG or where == tables.OPERAND_RM) and what != where:
+            found = found | (_byte_place(insn, where) & 1)
+    return found != 0
+
+
+@native(inline="never")
+def emit_conditional(tr: Translator, number: u32) -> None:
+    """Append a conditional jump, and the instruction before it where that waits for it."""
+    s = tr.scratch
+    insn = tr.insns[number]
+    code = u32(insn.opcode & (CONDITIONS - 1))
+    fused = tr.fused
+    tr.fused = 0
+    if fused != 0:
+        set_target(s, target_of(insn), u32(tr.unsettled[number]))
+        before = number - 1
+        lowering = lowering_of(tr, tr.lowering[before])
+        live = u32(tr.live[number])
+        emit_stencil(tr, tr.insns[before], lowering, live, tr.key[before], fused)
+        set_condition(link_stub(s), code)
+        # What the slow path runs is that instruction; the run loop finds the jump.
+        resume_behind(s, u32(tr.insns[before].page_offset), u64(0) == 0)
+        s.slow_stub = 0
+    else:
+        cc = know_flags(tr)
+        set_target(s, target_of(insn), u32(tr.unsettled[number]))
+        emit(s, glue_of(tr).jcc[code * CC_OPS + cc])
+        link_stub(s)
 
 
 @native(inline="never")
@@ -478,16 +624,13 @@ def emit_insn(tr: Translator, number: u32, count: u32) -> u32:
         return u32(0)
     lowering = lowering_of(tr, index)
     end = lowering.end
-    following = u32(insn.page_offset) + u32(insn.length)
-    target = following + u32(insn.imm)
+    target = target_of(insn)
     ended = u32(1)
+    tr.fused = select(tr.fused == 0, fused_number(tr, number, count), tr.fused)
     if end == END_JUMP:
-        emit_goto(s, target)
+        emit_goto(s, target, u32(tr.unsettled[number]))
     elif end == END_CONDITIONAL:
-        cc = know_flags(tr)
-        set_target(s, target, u32(0))
-        emit(s, glue_of(tr).jcc[u32(insn.opcode & (CONDITIONS - 1)) * CC_OPS + cc])
-        link_stub(s)
+        emit_conditional(tr, number)
         # Whoever goes on pays for the instructions up to the next way out.
         rest = stretch(tr, number + 1, count)
         if rest != 0:
@@ -495,13 +638,15 @@ def emit_insn(tr: Translator, number: u32, count: u32) -> u32:
         ended = u32(0)
     elif end == END_CALL:
         set_target(s, target, u32(0))
-        emit_stencil(tr, insn, lowering, u32(1), tr.key[number])
+        emit_stencil(tr, insn, lowering, u32(1), tr.key[number], u32(0))
         link_stub(s)
     elif end == END_INDIRECT:
-        emit_stencil(tr, insn, lowering, u32(1), tr.key[number])
+        emit_stencil(tr, insn, lowering, u32(1), tr.key[number], u32(0))
         emit_dispatch(s, s.branch)
+    elif tr.fused != 0:
+        ended = u32(0)
     else:
-        emit_stencil(tr, insn, lowering, u32(tr.live[number]), tr.key[number])
+        emit_stencil(tr, insn, lowering, u32(tr.live[number]), tr.key[number], u32(0))
         ended = u32(0)
     resume_behind(s, u32(insn.page_offset), ended != 0)
     return ended
@@ -551,13 +696,14 @@ def translate_block(cpu: Cpu, tr: Translator, host_page: u64, start: u32, mode: 
     """Translate the block at an in-page offset; return its host address."""
     s = tr.scratch
     space = space_of(s)
-    tr.mode = mode
     s.width = u32((mode & MODE_BITS) != MODE_64)
     count = decode_block(cpu, tr, host_page, start, mode)
-    find_dead_flags(tr, count)
+    find_dead_flags(cpu, tr, host_page, count)
     tr.cc = UNKNOWN_CC
+    tr.fused = 0
     code = space.out
-    begin_block(s, start, stretch(tr, u32(0), count))
+    unsettled = settled_at(cpu, tr, host_page, start)
+    begin_block(s, start, stretch(tr, u32(0), count), unsettled)
     ended = u32(0)
     number = u32(0)
     while number < count:
@@ -569,10 +715,10 @@ def translate_block(cpu: Cpu, tr: Translator, host_page: u64, start: u32, mode: 
         if tr.unfinished != 0:
             emit_interpreted(s, tr.block_end)
         else:
-            emit_goto(s, tr.block_end)
+            emit_goto(s, tr.block_end, tr.unsettled_end)
     emit_stubs(s)
     space.out = (space.out + (ALIGNMENT - 1)) & ~u64(ALIGNMENT - 1)
     slot = cpu.code_pages + (((host_page - cpu.ram) >> 12) << 3)
-    register_block(s, slot, start, tr.block_end + tr.unfinished, mode, code)
+    register_block(s, slot, start, tr.block_end + tr.unfinished, tr.lines, mode, code)
     space.count_insns += u64(count)
     return code
