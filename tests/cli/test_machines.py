@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -232,16 +231,21 @@ def test_create_and_start(capfd):
     assert run("rm", "web", "micro-1") == 0
 
 
-# A command line of each verb that wants a machine, and, where it can be had, a machine that runs.
-RUNNING = [
+# A command line of each verb that wants a machine: "web" runs, "gone" has ended.
+WITH_OUTPUT = [
     ["inspect", "web"],
     ["ps"],
     ["stats", "web"],
     ["logs", "web"],
+    ["console", "web"],
+    ["events"],
     ["exec", "web", "--", "sh", "-c", "echo out"],
     ["pause", "web"],
+    ["resume", "web"],
     ["fork", "web"],
     ["rename", "gone", "went"],
+    ["start", "gone"],
+    ["restart", "web"],
     ["stop", "web"],
     ["kill", "web"],
     ["wait", "web"],
@@ -251,26 +255,34 @@ RUNNING = [
 ]
 
 
-@pytest.mark.parametrize("words", RUNNING, ids=lambda words: words[0])
-def test_output_that_cannot_be_written_is_exit_4(words, capfd):
+@pytest.mark.parametrize("closed", [False, True], ids=["full", "closed"])
+@pytest.mark.parametrize("words", WITH_OUTPUT, ids=lambda words: words[0])
+def test_output_that_cannot_be_written_is_exit_4(words, closed, capfd):
     assert run("run", "-d", "--name", "web") == 0
-    # What is logged is what is printed.
     assert run("run", "-d", "--name", "gone") == run("stop", "gone") == 0
-    if words[0] == "logs":
-        (directory.find("web").path / "console.log").write_bytes(b"said")
+    if words[0] == "resume":
+        assert run("pause", "web") == 0
     if words[0] == "wait":
         threading.Timer(0.5, lambda: run("kill", "web")).start()
     capfd.readouterr()
-    # In a process of its own, whose standard output is the device that is always full.
-    with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.cli.faked", *words],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-        )
-    assert (done.returncode, "No space left" in done.stderr) == (4, True), done.stderr
+    # In a process of its own, whose standard output is closed or the device that is always full.
+    to = '"$@" >&-' if closed else '"$@" >/dev/full'
+    done = subprocess.run(
+        ["sh", "-c", to, "-", sys.executable, "-m", "tests.cli.faked", *words],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 4, done.stderr
+    assert "cannot write the output: " in done.stderr
+
+
+def test_a_log_of_nothing_is_nothing(capfd):
+    assert run("run", "-d", "--name", "web") == 0
+    capfd.readouterr()
+    assert run("logs", "web") == 0
+    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize("verb", (*VERBS_ABOUT_ONE, "start", "restart", "stats", "fork", "exec"))

@@ -1,6 +1,8 @@
 """Machines in processes of their own with a real guest: commands, terminals, copies, the end."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -14,6 +16,8 @@ from ringzero.errors import GuestError, HostError
 from ringzero.host.progress import QUIET
 from tests.control.fake import Taker
 
+# Some thousands of signals in `make fuzz`.
+FUZZ = int(os.environ.get("RINGZERO_FUZZ", "1"))
 pytestmark = [pytest.mark.boot, pytest.mark.engine]
 
 
@@ -216,3 +220,22 @@ def test_after_its_end_it_is_started_again_and_taken_back(web, place):
     assert output(web, look) == "then\nthen\n"
     assert web.stop().reason == "poweroff"
     assert (place / "disk.img").read_bytes()[:5] == b"then\n"
+
+
+@pytest.mark.parametrize("flags", [[], ["-it"]], ids=["plain", "terminal"])
+def test_signals_at_random_moments_end_exec_and_its_command(web, flags):
+    if not web.directory.alive:
+        web.start()
+    rounds = 25 if FUZZ == 1 else 500 * FUZZ
+    seed = str(os.getpid())
+    words = ["exec", *flags, "web", "sleep", "31"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cli.signalled", str(rounds), seed, *words],
+        capture_output=True,
+        text=True,
+        timeout=280 * FUZZ,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr[-2000:]
+    # None of the commands is left in the guest.
+    left = "ps | grep -c '[s]leep 31' || true"
+    assert output(web, left).strip() == "0"

@@ -6,11 +6,11 @@ import pytest
 
 from ringzero.host.memory import ExecutableMemory
 from ringzero.isa.caches import CodePage
-from ringzero.isa.x86.view import StructView
 from ringzero.jit import blocks
 from ringzero.jit.compile.llvm import Library, compile_object
 from ringzero.jit.compile.module import Module
 from ringzero.jit.tables import CodeSpace, Scratch
+from ringzero.native.view import view_of
 
 pytestmark = pytest.mark.engine
 FUNCTIONS = (
@@ -46,8 +46,8 @@ class Space:
         self.memory = ExecutableMemory(1 << 16)
         self._structs = ctypes.create_string_buffer(CodeSpace.size + Scratch.size)
         address = ctypes.addressof(self._structs)
-        self.view = StructView(CodeSpace, address)
-        self.scratch = StructView(Scratch, address + CodeSpace.size)
+        self.view = view_of(CodeSpace, address)
+        self.scratch = view_of(Scratch, address + CodeSpace.size)
         self.scratch.space = address
         self.view.out = self.view.region_start = self.memory.address
         self.view.data = self.view.region_end = self.memory.address + (1 << 16)
@@ -92,7 +92,7 @@ def test_a_block_is_found_by_its_offset_and_mode(call, space):
 )
 def test_the_lines_that_a_block_lies_in_are_noted(call, space, start, end, lines):
     register(call, space, start, end, 0x1111)
-    assert StructView(CodePage, space.words[0]).lines == lines & (1 << 64) - 1
+    assert view_of(CodePage, space.words[0]).lines == lines & (1 << 64) - 1
 
 
 def test_records_lie_in_the_region_and_aligned(call, space):

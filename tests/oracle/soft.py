@@ -157,7 +157,7 @@ class Soft:
         segment.limit, segment.attributes = limit, attributes
 
     def _field(self, name: str) -> Any:
-        """A register of the vCPU as a ctypes value: a tenth of the time that `CpuView` takes."""
+        """A register of the vCPU as a ctypes value, found once for all instances."""
         member = Cpu.fields[name]
         kind = getattr(ctypes, f"c_uint{member.kind.bits}")
         return kind.from_address(self.vcpu.address + member.offset)

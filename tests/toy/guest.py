@@ -13,7 +13,6 @@ from ringzero.isa.contract import Identification
 from ringzero.jit.compile.llvm import Library, cached_object
 from ringzero.jit.compile.module import Module
 from ringzero.jit.entry import define_entry
-from ringzero.native.view import StructView
 from tests.toy.architecture import TOY, ToyProcessors
 from tests.toy.cpu import Cpu, ToyState
 from tests.toy.insn import EXECUTION, host_counter, interpret
@@ -39,9 +38,7 @@ class ToyVcpu(SoftVcpu[ToyState]):
         enter: Callable[[int], int],
         interrupts: LocalInterrupts,
     ) -> None:
-        super().__init__(
-            index, Cpu, lambda address: StructView(Cpu, address), enter, vm, interrupts
-        )
+        super().__init__(index, Cpu, enter, vm, interrupts)
         self._vm = vm
         self.cpu.ram = vm.memory.host.address
         self.cpu.ram_end = vm.memory.size

@@ -38,7 +38,10 @@ class _Raw(io.RawIOBase):
 
 
 def write(descriptor: int, data: bytes) -> None:
-    """Write all of `data` to one of our standard streams. Raises OutputError."""
+    """Write all of `data` to one of our standard streams. Raises OutputError.
+
+    Where there is nothing to write, a stream that is closed or full is told all the same.
+    """
     try:
         write_all(descriptor, data)
     except OSError as fault:
@@ -48,11 +51,13 @@ def write(descriptor: int, data: bytes) -> None:
 def write_all(descriptor: int, data: bytes) -> None:
     """Write all of `data`, however long its reader takes. Raises OSError."""
     view = memoryview(data)
-    while view:
+    while True:
         try:
             view = view[os.write(descriptor, view) :]
         except BlockingIOError:
             _await_room(descriptor)
+        if not view:
+            return
 
 
 def output_error(fault: OSError) -> OutputError:

@@ -42,6 +42,11 @@ def to_tree(state: Any) -> Any:
         raise StateError(f"not to be saved: {fault.reason}") from fault
 
 
+def from_part(kind: Any, part: Any, where: str = "state") -> Any:
+    """Return `part` if it is a `kind`, which is frozen, and as `from_tree` does otherwise."""
+    return part if type(part) is kind else from_tree(kind, part, where)
+
+
 def from_tree(kind: Any, tree: Any, where: str = "state") -> Any:
     """Rebuild a value of type `kind` from what `to_tree` made of it, or an older version did.
 

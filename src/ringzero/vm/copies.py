@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ringzero.core.state import from_tree, to_tree
+from ringzero.core.state import from_part
 from ringzero.engine.contract import Engine
 from ringzero.errors import StateError
 from ringzero.records import record
@@ -59,15 +59,15 @@ class Introduction:
 
 def save(parts: Assembly) -> MachineState:
     """Return the state of everything but memory and disks; the machine stands still."""
-    kind = {"processor": to_tree(parts.processor)}
+    kind = {"processor": parts.processor}
     guest = parts.guest
     if guest is None:
         state = save_parts(parts.board, parts.threads, parts.vm)
-        return MachineState({**state.tree, **kind})
+        return MachineState({**state.parts, **kind})
     with guest.channels.still():
         state = save_parts(parts.board, parts.threads, parts.vm)
         agent = AgentLink(guest.agent.save(), guest.channels.save())
-    return MachineState({**state.tree, **kind, "agent": to_tree(agent)})
+    return MachineState({**state.parts, **kind, "agent": agent})
 
 
 def restore(parts: Assembly, state: MachineState, elapsed: int = 0) -> None:
@@ -76,12 +76,12 @@ def restore(parts: Assembly, state: MachineState, elapsed: int = 0) -> None:
     The machine stands still. Raises StateError.
     """
     guest = parts.guest
-    agent = state.tree.get("agent") if isinstance(state.tree, dict) else None
+    saved = state.parts if isinstance(state.parts, dict) else {}
+    agent = saved.get("agent")
     if (agent is None) != (guest is None):
         raise StateError("only one of the saved machine and this one has an agent")
-    kind = state.tree.get("processor") if isinstance(state.tree, dict) else None
-    from_tree(ProcessorKind, kind, "processor").check(parts.processor)
-    link = from_tree(AgentLink, agent, "agent") if agent is not None else None
+    from_part(ProcessorKind, saved.get("processor"), "processor").check(parts.processor)
+    link = from_part(AgentLink, agent, "agent") if agent is not None else None
     restore_parts(state, parts.board, parts.threads, parts.vm, elapsed)
     if link is not None and guest is not None:
         with guest.channels.still():

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ringzero.board.contract import Board
-from ringzero.core.state import from_tree, to_tree
+from ringzero.core.state import from_part, to_tree
 from ringzero.devices.contract import Device
 from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.engine.contract import Vm
@@ -33,13 +33,20 @@ NANOSECONDS = 1_000_000_000
 
 @record
 class MachineState:
-    """`tree` is JSON-ready: version, architecture, devices by name, vCPUs in order, the engine's.
+    """`parts`: version, architecture, devices by name, vCPUs in order, the engine's.
 
     Under "processor" it holds a ProcessorKind; under "agent" an AgentLink, where the machine
-    has an agent.
+    has an agent. Each is the part's frozen state, as it was saved, or plain data of it, as it
+    was read from a file: a copy in the same process needs no plain data.
     """
 
-    tree: dict[str, Any]
+    parts: dict[str, Any]
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        """All of it as JSON-ready data; raises StateError for what has no such form."""
+        tree: dict[str, Any] = to_tree(self.parts)
+        return tree
 
 
 @record
@@ -92,8 +99,8 @@ def save_parts(board: Board, threads: Sequence[VcpuThread], vm: Vm[Any]) -> Mach
         {
             "version": VERSION,
             "architecture": board.architecture.name,
-            "devices": {name: to_tree(part.save()) for name, part in board.stateful()},
-            "cpus": [to_tree(thread.get_state()) for thread in threads],
+            "devices": {name: part.save() for name, part in board.stateful()},
+            "cpus": [thread.get_state() for thread in threads],
             "engine": vm.save(),
         }
     )
@@ -112,7 +119,7 @@ def restore_parts(
     long: counters and what is derived from them (a paravirtual clock, timers) move together;
     the guest's RTC follows the host's clock anyway.
     """
-    tree, architecture = state.tree, board.architecture
+    tree, architecture = state.parts, board.architecture
     if not isinstance(tree, dict) or tree.get("version") != VERSION:
         raise StateError("the saved machine is of another version", expected=VERSION)
     # Version 3 was saved without it, by the first architecture only.
@@ -127,14 +134,14 @@ def restore_parts(
         raise StateError(f"the saved machine has other devices: {', '.join(odd)}")
     if not isinstance(cpus, list) or len(cpus) != len(threads):
         raise StateError("the saved machine has another number of vCPUs", expected=len(threads))
-    # All of the tree is read before any of it is used.
+    # All of it is read before any of it is used.
     ticks = elapsed * vm.counter_hz // NANOSECONDS
     cpu_states = [
-        architecture.advance(from_tree(architecture.state_type, cpu, f"cpus[{n}]"), ticks)
+        architecture.advance(from_part(architecture.state_type, cpu, f"cpus[{n}]"), ticks)
         for n, cpu in enumerate(cpus)
     ]
     device_states = {
-        name: from_tree(part.state_type, devices[name], f"devices.{name}")
+        name: from_part(part.state_type, devices[name], f"devices.{name}")
         for name, part in parts.items()
         if name not in added
     }

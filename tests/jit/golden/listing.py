@@ -24,7 +24,7 @@ from ringzero.jit.tables import Block, Hole, Stencil
 from ringzero.jit.x86.catalogue import Catalogue
 from ringzero.jit.x86.glue import glue
 from ringzero.jit.x86.tables import END_CONDITIONAL, END_JUMP, HIGH_REGISTERS, MOVABS
-from ringzero.native.view import StructView
+from ringzero.native.view import StructView, view_of
 from tests.oracle.assembler import assemble
 from tests.oracle.model import CODE_BASE, Case, State
 from tests.oracle.soft import CODE, Soft, translator
@@ -130,10 +130,10 @@ class Stencils:
 
     def _piece(self, number: int, name: str) -> Piece:
         base = ctypes.addressof(self._records)
-        stencil = StructView(Stencil, base + number * Stencil.size)
+        stencil = view_of(Stencil, base + number * Stencil.size)
         holes = []
         for n in range(stencil.first_hole, stencil.first_hole + stencil.holes):
-            hole = StructView(Hole, ctypes.addressof(self._holes) + n * Hole.size)
+            hole = view_of(Hole, ctypes.addressof(self._holes) + n * Hole.size)
             holes.append((hole.offset, WIDTHS.get(hole.how, 4), tables.HOLES[hole.what]))
         code = self._blob[stencil.code : stencil.code + stencil.length]
         return Piece(name, code, tuple(holes))
@@ -167,10 +167,10 @@ class Stencils:
 
 def blocks_of(page: int) -> Iterator[StructView]:
     """Yield the blocks of a CodePage."""
-    for first in StructView(CodePage, page).blocks:
+    for first in view_of(CodePage, page).blocks:
         where = first
         while where:
-            block = StructView(Block, where)
+            block = view_of(Block, where)
             yield block
             where = block.next
 

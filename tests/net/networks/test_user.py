@@ -348,7 +348,7 @@ def test_a_router_by_ipv6(linux_guest):
     address = linux_guest.shell("ip -6 addr show dev eth0")
     assert "fd72:7a00:0:2:0:ff:fe00:15/64" in address
     network = linux_guest.network
-    assert ("default" in linux_guest.shell("ip -6 route")) == network.gateway.default6
+    assert ("default" in linux_guest.shell("ip -6 route")) == network.gateway.neighbours.default6
 
 
 ASK = """

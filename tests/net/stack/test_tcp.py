@@ -6,15 +6,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from ringzero.core.frames import Frame, plain
-from ringzero.net.stack import ip, tcp
+from ringzero.net.stack import ip
 from ringzero.net.stack.ip import Path
+from ringzero.net.stack.tcp.connection import SYN_RECEIVED
+from ringzero.net.stack.tcp.segment import key_in, parse, parse_frame, parse_options
+from ringzero.net.stack.tcp.table import MAX_HALF_OPEN, Tcp
 from tests.net.stack.world import GUEST4, HEAD, OUT, Router
 
 MAC_A, MAC_B = b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"
 A, B = b"\x0a\0\0\1", b"\x0a\0\0\2"
+GUEST6 = "fd72:7a00:0:2::15"
 
 
 class End:
@@ -23,7 +28,7 @@ class End:
     def __init__(self, pair, mac, peer_mac, address, peer, number):
         self.out = pair.cable(self)
         self.path = Path(peer_mac + mac + b"\x08\0", address, peer, 1500)
-        self.tcp = tcp.Tcp(self.out.append, self.opener, lambda: number)
+        self.tcp = Tcp(self.out.append, self.opener, lambda: number)
         self.pieces = ip.Reassembler()
         self.connection = None
         self.to_send, self.got = b"", b""
@@ -279,7 +284,7 @@ def test_a_closed_window_is_asked_after(router):
     (probe,) = router.wait(2)
     assert len(probe[TCP].payload) == 1
     router.send(segment(101, ack + 1, window=64240))
-    assert connection._unsent_size == 0
+    assert connection.unsent_size == 0
 
 
 def test_a_silent_guest_is_asked_and_given_up(router):
@@ -322,16 +327,16 @@ def test_ten_thousand_half_open_connections_cost_little_and_end(router):
             router.world.opened[-1].accept()
         router.frames.clear()
     half_open = router.gateway.tcp.half_open
-    assert len(half_open) <= tcp.MAX_HALF_OPEN and len(router.gateway.tcp.connections) <= 1024
+    assert len(half_open) <= MAX_HALF_OPEN and len(router.gateway.tcp.connections) <= 1024
     for _ in range(40):
         router.wait(10)
-    assert not [c for c in router.gateway.tcp.connections.values() if c.state == tcp.SYN_RECEIVED]
-    assert len(router.gateway.tcp._timers) <= 2 * tcp.MAX_HALF_OPEN
+    assert not [c for c in router.gateway.tcp.connections.values() if c.state == SYN_RECEIVED]
+    assert len(router.gateway.tcp._timers) <= 2 * MAX_HALF_OPEN
 
 
 @given(st.binary(max_size=40))
 def test_any_options(options):
-    found = tcp.parse_options(options)
+    found = parse_options(options)
     assert all(len(value) <= 253 for value in found.values())
 
 
@@ -364,6 +369,45 @@ def test_any_segments(segments):
     got = connection.endpoint.data
     assert got == stream[: len(got)]
     assert connection.inbox_size == sum(map(len, connection.inbox))
-    assert connection._flight_size == sum(len(s.data) for s in connection._flight)
+    assert connection.flight_size == sum(len(s.data) for s in connection._sender.flight)
     for _ in range(30):
         router.wait(100)
+
+
+def _packet(six, options, payload, mangle):
+    ours = IPv6(src=GUEST6, dst="2001:db8::1") if six else OUT
+    made = HEAD / ours / TCP(sport=4000, dport=80, flags="PA", seq=7, ack=9, options=options)
+    data = bytearray(bytes(made / payload))
+    for place, value in mangle:
+        data[place % len(data)] = value
+    return bytes(data)
+
+
+@given(
+    st.booleans(),
+    st.sampled_from([[], [("NOP", None)] * 4, [("SAck", (1, 2))]]),
+    st.binary(max_size=40),
+    st.lists(st.tuples(st.integers(0, 120), st.integers(0, 255)), max_size=3),
+    st.integers(0, 3),
+    st.integers(54, 200),
+)
+def test_the_short_way_sees_what_the_long_one_does(six, options, payload, mangle, more, split):
+    data = _packet(six, options, payload, mangle) + bytes(more)
+    frame = Frame(data[:split], (memoryview(data)[split:],) if data[split:] else (), 34, 16)
+    short = parse_frame(frame)
+    if short is None:
+        return
+    packet = ip.parse(frame, ip.Reassembler(), 0.0)
+    assert packet is not None and packet.protocol == ip.TCP
+    long = parse(packet)
+    fields = [name for name in long.__slots__ if name != "buffers"]
+    assert all(getattr(short, name) == getattr(long, name) for name in fields)
+    assert b"".join(short.buffers) == b"".join(long.buffers)
+    key = packet.source + packet.destination + packet.head[packet.at : packet.at + 4]
+    assert key_in(frame.head) == key
+
+
+def test_the_short_way_is_the_usual_one():
+    for six in (False, True):
+        segment = parse_frame(Frame(_packet(six, [], b"payload", []), (), 34, 16))
+        assert segment is not None and segment.buffers == [b"payload"] and segment.sequence == 7

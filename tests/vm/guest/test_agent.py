@@ -229,6 +229,20 @@ def test_signals(agent, channels):
         command.signal("TERM; reboot")
 
 
+def test_a_signal_waits_for_its_command(agent, channels):
+    first = agent.run(["sleep", "9"])
+    second = agent.run(["true"])
+    assert first.slot == 0
+    assert second.slot == -1
+    second.signal("TERM")
+    assert not any(data == b"TERM 2\n" for _, data in channels.sent)
+    agent.receive(CONTROL, b"exit 1 0\n")
+    agent.receive(STDOUT, first._token)
+    agent.receive(STDERR, first._token)
+    assert channels.sent[-2][0] == CONTROL
+    assert channels.sent[-1] == (SIGNAL, b"TERM 2\n")
+
+
 def test_a_guest_that_goes_away(agent):
     active, waiting = agent.run(["x"]), agent.run(["y"])
     agent.close()

@@ -47,6 +47,8 @@ class Console(Verb):
 
         rows, columns = size(_STDOUT)
         machine, terminal = named(arguments), _Terminal(types=not arguments.watch)
+        # Output that goes nowhere is told now, and not when the guest says something.
+        write(_STDOUT, b"")
         with terminal:
             machine.console(
                 terminal,

@@ -34,6 +34,8 @@ class Events(Verb):
         """Print a line for each."""
         from ringzero.control.host.client import host
 
+        # Output that goes nowhere is told now, and not when something happens.
+        write(_STDOUT, b"")
         host().events(_Printer(frozenset(arguments.machine), as_json=arguments.json))
         return 0
 

@@ -68,14 +68,16 @@ class VirtioMmio(Device[VirtioMmioState]):
         # Why the device stopped serving a driver that broke the rules.
         self.failure: str | None = None
         self._paused = False
-        self._reset_registers()
+        self._clear_registers()
 
-    def _reset_registers(self) -> None:
+    def _clear_registers(self) -> None:
         self._status = self._features = 0
         self._device_select = self._driver_select = self._queue_select = 0
         self._interrupts = 0
         self._generation = 0
         self.failure = None
+
+    def _reset_queues(self) -> None:
         for queue in self._queues:
             queue.reset()
 
@@ -83,7 +85,8 @@ class VirtioMmio(Device[VirtioMmioState]):
         with self._lock:
             self.device.reset()
             self.device.accepted = 0
-            self._reset_registers()
+            self._clear_registers()
+            self._reset_queues()
             self._irq.set(False)
 
     # ---- what the device calls: Transport ---------------------------------
@@ -256,8 +259,7 @@ class VirtioMmio(Device[VirtioMmioState]):
         self.device.close()
         with self._lock:
             # The queues' views would keep the guest's memory.
-            for queue in self._queues:
-                queue.reset()
+            self._reset_queues()
 
     def save(self) -> VirtioMmioState:
         with self._lock:
@@ -281,7 +283,9 @@ class VirtioMmio(Device[VirtioMmioState]):
                 seen=len(state.queues),
             )
         with self._lock:
-            self._reset_registers()
+            self._clear_registers()
+            for queue in self._queues[len(state.queues) :]:
+                queue.reset()
             self._features = state.features & ((1 << 128) - 1)
             for queue, saved in zip(self._queues, state.queues, strict=False):
                 queue.restore(saved, bool(self._features & EVENT_IDX))

@@ -24,6 +24,7 @@ from ringzero.errors import EngineError
 from ringzero.isa import execution
 from ringzero.isa.contract import Identification, State
 from ringzero.isa.execution import NEVER
+from ringzero.native.view import view_of
 from ringzero.registry import Registry
 
 # Instructions between two looks at requests and the timer: some 20 us of work.
@@ -53,8 +54,7 @@ class Counter(Protocol):
 class SoftVcpu(Vcpu[State]):
     """One vCPU: its struct, its exits, its interrupts.
 
-    `view` makes a view of the struct at a host address, `size` bytes long;
-    `enter(address)` runs guest code and returns the exit's kind.
+    `struct` is the native type; `enter(address)` runs guest code and returns the exit's kind.
     """
 
     # Kinds of exits after which the guest waits for no value.
@@ -64,7 +64,6 @@ class SoftVcpu(Vcpu[State]):
         self,
         index: int,
         struct: Any,
-        view: Callable[[int], Any],
         enter: Callable[[int], int],
         counter: Counter,
         interrupts: LocalInterrupts,
@@ -74,7 +73,7 @@ class SoftVcpu(Vcpu[State]):
         self._interrupts = interrupts
         self._memory = mmap.mmap(-1, struct.size)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        self.cpu = view(self.address)
+        self.cpu = view_of(struct, self.address)
         cpu = self.cpu
         cpu.deadline = NEVER
         cpu.reported = execution.NOT_REPORTED

@@ -15,7 +15,7 @@ from ringzero.isa.x86.table.entry import SLOTS, FormEntry
 from ringzero.jit import build
 from ringzero.jit.tables import Exits
 from ringzero.jit.x86.tables import Glue, GuestTables, LoweringEntry, Translator
-from ringzero.native.view import StructView
+from ringzero.native.view import view_of
 
 if TYPE_CHECKING:
     from ringzero.jit.workers import Progress
@@ -151,7 +151,7 @@ class NativeEngine:
 
     def _read_tables(self) -> Any:
         """Load what every translator reads; returns a view of the GuestTables."""
-        view = StructView(GuestTables, ctypes.addressof(self._memory))
+        view = view_of(GuestTables, ctypes.addressof(self._memory))
         for part, files in ((view.common, COMMON_TABLES), (view, GUEST_TABLES)):
             for member, file in files.items():
                 self._parts[member] = ctypes.create_string_buffer(self.objects.read(file))
@@ -162,11 +162,11 @@ class NativeEngine:
 
     def lowering(self, number: int) -> Any:
         """Return a view of a LoweringEntry, by what a decoded block says of an instruction."""
-        return StructView(LoweringEntry, self.tables.lowerings + number * LoweringEntry.size)
+        return view_of(LoweringEntry, self.tables.lowerings + number * LoweringEntry.size)
 
     def translator(self, address: int, space: int) -> Any:
         """Return a view of a Translator at a host address, which translates into a CodeSpace."""
-        view = StructView(Translator, address)
+        view = view_of(Translator, address)
         view.scratch.tables = self.tables.address
         view.scratch.space = space
         return view

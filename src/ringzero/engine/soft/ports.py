@@ -20,7 +20,7 @@ from ringzero.isa.x86.ports import (
     WIDTH_SHIFT,
     PortTable,
 )
-from ringzero.native.view import StructView
+from ringzero.native.view import view_of
 
 Write = Callable[[int, int, Sequence[int]], None]
 Then = Callable[[], None]
@@ -33,7 +33,7 @@ class Ports:
 
     def __init__(self, address: int) -> None:
         self.address = address
-        self._table = StructView(PortTable, address)
+        self._table = view_of(PortTable, address)
         # Read at every exit, so not through the view.
         self._written, self._taken = (
             ctypes.c_uint32.from_address(address + PortTable.offset_of(name))

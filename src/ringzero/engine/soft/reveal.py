@@ -31,7 +31,7 @@ from ringzero.jit.tables import Block
 from ringzero.jit.x86.catalogue import Catalogue, define_key
 from ringzero.jit.x86.handlers import define_handler, variants
 from ringzero.jit.x86.tables import END_CONDITIONAL, END_JUMP, Translator
-from ringzero.native.view import StructView
+from ringzero.native.view import view_of
 from ringzero.settings import DEBUG, DEBUG_AT, DEBUG_COUNT, DEBUG_DIR
 
 IR, HOST_CODE = 3, 4
@@ -150,7 +150,7 @@ class Revealer:
         places = [p for p in (block.physical, block.linear) if p is not None]
         if not any(first - _PAGE < place <= last for place in places):
             return
-        translator = StructView(Translator, cpu.engine)
+        translator = view_of(Translator, cpu.engine)
         host_page = cpu.ram + block.page * _PAGE
         start = block.physical % _PAGE
         translator.mode = block.mode
@@ -213,13 +213,13 @@ class Revealer:
 
 def _blocks_of(page: int, seen: set[int]) -> Iterator[Any]:
     """Yield the blocks of a CodePage that are not in `seen`, and enter them there."""
-    heads = StructView(CodePage, page).blocks
+    heads = view_of(CodePage, page).blocks
     for line in range(len(heads)):
         where = heads[line]
         # New blocks stand in front of those that were there.
         while where and where not in seen:
             seen.add(where)
-            block = StructView(Block, where)
+            block = view_of(Block, where)
             yield block
             where = block.next
 

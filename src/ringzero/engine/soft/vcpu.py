@@ -35,7 +35,6 @@ from ringzero.isa.execution import (
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import FIRST_JUMPS, NO_SPACE, REQUEST_NMI, SPACE_SIZE, SPACES, Cpu
 from ringzero.isa.x86.state import CpuState
-from ringzero.isa.x86.view import CpuView
 from ringzero.jit.x86.tables import Translator
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
     def __init__(self, vm: Machine, index: int, interrupts: LocalApic) -> None:
         self.vm = vm
         self._apic = interrupts
-        super().__init__(index, Cpu, CpuView, vm.engine.run_translator, vm, interrupts)
+        super().__init__(index, Cpu, vm.engine.run_translator, vm, interrupts)
         cpu = self.cpu
         # A clone takes host memory only for as much of its tables as it uses.
         self._tables = HostMemory("vcpu-tables", _TABLES, _empty_tables())

@@ -25,7 +25,7 @@ from ringzero.isa.x86.msrs import ARCH_CAPABILITIES
 from ringzero.isa.x86.ports import PortTable
 from ringzero.isa.x86.state import CpuState
 from ringzero.jit.tables import COUNTERS, FORM_LIMIT, CodeSpace
-from ringzero.native.view import StructView
+from ringzero.native.view import view_of
 from ringzero.settings import DEBUG
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ class X86SoftVm(SoftVm[CpuState]):
         self._work = mmap.mmap(-1, sum(parts))
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._work))
         # Translated code as native code sees it: a view of a jit.tables.CodeSpace.
-        self.code: Any = StructView(CodeSpace, address + COUNTERS)
+        self.code: Any = view_of(CodeSpace, address + COUNTERS)
         self.code.counters = address
         self.code.handled = address + sum(parts[:3])
         # How the vCPUs stop one another: a view of an isa.exclusive.Exclusive, at a multiple of 64.
-        self.exclusive: Any = StructView(Exclusive, -(-(address + sum(parts[:4])) // 64) * 64)
+        self.exclusive: Any = view_of(Exclusive, -(-(address + sum(parts[:4])) // 64) * 64)
         self.code.hot = HOT
         self.ports = Ports(address + COUNTERS + CodeSpace.size)
         self._arenas: CodeArenas | None = None

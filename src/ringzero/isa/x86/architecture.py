@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from ringzero.core.memory import GuestMemory
 from ringzero.errors import EngineError
 from ringzero.isa.contract import Architecture, Identification, check_width
@@ -33,9 +35,16 @@ class CpuidTable(Identification):
     def architecture(self) -> X86:
         return X86_64
 
-    @property
+    @functools.cached_property
     def features(self) -> frozenset[str]:
         return cpuid.features_of(self.leaves)
+
+
+@functools.lru_cache(maxsize=8)
+def _identify(model: str, cpus: int, counter_hz: int, supported: CpuidTable | None) -> CpuidTable:
+    """Return the table of a kind of machine; copies of one ask for the same again and again."""
+    leaves = None if supported is None else supported.leaves
+    return CpuidTable(cpuid.build(model, vcpus=cpus, tsc_hz=counter_hz, supported=leaves))
 
 
 class X86(Architecture[CpuState]):
@@ -50,8 +59,8 @@ class X86(Architecture[CpuState]):
     def identify(
         self, model: str, *, cpus: int, counter_hz: int, bounds: Identification | None
     ) -> CpuidTable:
-        supported = bounds.leaves if isinstance(bounds, CpuidTable) else None
-        return CpuidTable(cpuid.build(model, vcpus=cpus, tsc_hz=counter_hz, supported=supported))
+        supported = bounds if isinstance(bounds, CpuidTable) else None
+        return _identify(model, cpus, counter_hz, supported)
 
     def read_register(self, state: CpuState, name: str) -> int:
         if name in GPR_NAMES:

@@ -207,7 +207,7 @@ def _read_msrs(cpu: Any) -> dict[int, int]:
 
 
 def read_state(cpu: Any, host_tsc: int = 0) -> CpuState:
-    """Return the state of a `CpuView`; `host_tsc` is the host's time-stamp counter now."""
+    """Return the state of a view of a `Cpu`; `host_tsc` is the host's time-stamp counter now."""
     segments: dict[str, Any] = {name: _read_segment(cpu.seg[n]) for n, name in enumerate(SEGMENTS)}
     shadow = 0
     if cpu.shadow & SHADOW_STI:
@@ -239,7 +239,7 @@ def read_state(cpu: Any, host_tsc: int = 0) -> CpuState:
 
 
 def write_state(cpu: Any, value: CpuState, host_tsc: int = 0) -> None:
-    """Replace the state of a `CpuView`; its TLB must be flushed before it runs.
+    """Replace the state of a view of a `Cpu`; its TLB must be flushed before it runs.
 
     An exception or a software interrupt under delivery is not taken: RIP is
     still on the instruction, which raises it again. Raises StateError for what

@@ -9,8 +9,8 @@ import zlib
 from ringzero.config.device import NAME
 from ringzero.config.devices.net import UNROUTED
 from ringzero.errors import ConfigError, InvalidValueError
-from ringzero.net.stack.gateway import Subnet
 from ringzero.net.stack.policy import Rule
+from ringzero.net.stack.subnet import Subnet
 from ringzero.records import field, record
 
 # nat: out by the host's sockets. isolated: the host and one another, nothing else. open: as nat,

@@ -35,10 +35,11 @@ from ringzero.net.proxy.tcp import Relay
 from ringzero.net.proxy.udp import UdpFlows
 from ringzero.net.stack import addresses, icmp
 from ringzero.net.stack.dns import Names
-from ringzero.net.stack.gateway import Gateway, Subnet
+from ringzero.net.stack.gateway import Gateway
 from ringzero.net.stack.ip import Packet, Path
 from ringzero.net.stack.policy import Policy, Rule
-from ringzero.net.stack.tcp import Connection
+from ringzero.net.stack.subnet import Subnet
+from ringzero.net.stack.tcp.connection import Connection
 from ringzero.net.stack.udp import Datagram
 from ringzero.records import record
 

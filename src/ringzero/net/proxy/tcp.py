@@ -13,7 +13,7 @@ from typing import Protocol
 from ringzero.core.frames import Buffer
 from ringzero.net.proxy.loop import GONE, READ, WRITE, EventLoop
 from ringzero.net.stack import icmp
-from ringzero.net.stack.tcp import Connection
+from ringzero.net.stack.tcp.connection import Connection
 
 # Reads from one socket before others have their turn.
 _TURNS = 8

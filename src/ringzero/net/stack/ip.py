@@ -269,17 +269,20 @@ class Path:
     `ethernet` is the Ethernet header; `mtu` bounds IP packets, in bytes.
     """
 
-    __slots__ = ("_ipv4_sum", "_pseudo", "destination", "ethernet", "mtu", "overhead", "source")
+    __slots__ = (
+        *("addresses", "destination", "ethernet", "ipv4_sum", "mtu", "overhead", "pseudo_sum"),
+        *("source",),
+    )
 
     def __init__(self, ethernet: bytes, source: bytes, destination: bytes, mtu: int) -> None:
         self.ethernet = ethernet
         self.source, self.destination = source, destination
         self.mtu = mtu
         self.overhead = IPV4_HEADER if len(source) == 4 else IPV6_HEADER
-        addresses = ones_sum(source + destination)
-        self._pseudo = addresses
-        # All of the header but length and protocol.
-        self._ipv4_sum = addresses + 0x4500 + _DONT_FRAGMENT + (_TTL << 8)
+        self.addresses = source + destination
+        # One's complement sums: of the addresses, and of an IPv4 header but length and protocol.
+        self.pseudo_sum = ones_sum(self.addresses)
+        self.ipv4_sum = self.pseudo_sum + 0x4500 + _DONT_FRAGMENT + (_TTL << 8)
 
     def header(self, protocol: int, size: int, ttl: int = _TTL) -> bytes:
         """Return the Ethernet and IP headers for `size` bytes of `protocol`."""
@@ -288,7 +291,7 @@ class Path:
                 6 << 28, size, protocol, ttl, self.source, self.destination
             )
         total = size + IPV4_HEADER
-        total_sum = self._ipv4_sum + total + protocol + ((ttl - _TTL) << 8)
+        total_sum = self.ipv4_sum + total + protocol + ((ttl - _TTL) << 8)
         total_sum = (total_sum & 0xFFFF) + (total_sum >> 16)
         total_sum = (total_sum & 0xFFFF) + (total_sum >> 16)
         return self.ethernet + _IPV4.pack(
@@ -298,7 +301,7 @@ class Path:
 
     def partial_sum(self, protocol: int, size: int) -> int:
         """Return the pseudo header's sum, folded: what an open checksum holds."""
-        total = self._pseudo + protocol + size
+        total = self.pseudo_sum + protocol + size
         return (total & 0xFFFF) + (total >> 16)
 
     def reversed(self) -> Path:

@@ -72,6 +72,7 @@ class Command:
         self._request = request
         self._input_open = request.takes_input or request.tty
         self._early_input: list[bytes] = []
+        self._early_signals: list[bytes] = []
         self._held = False
         self._exit_status: int | None = None
         self._token = os.urandom(16).hex().encode()
@@ -120,10 +121,15 @@ class Command:
                 self._channels.resize(self._input, rows, columns)
 
     def signal(self, name: str) -> None:
-        """Send the signal `name` ("INT", "TERM") to the command's process group."""
+        """Send the signal `name` ("INT", "TERM") to the command's process group.
+
+        A command that has not begun gets it when it does. Raises InvalidValueError.
+        """
         line = signal_line(name, self.number)
         with self._lock:
-            if self._started and self.status is None:
+            if not self._started:
+                self._early_signals.append(line)
+            elif self.status is None:
                 self._channels.send(SIGNAL, line)
 
     def hold_output(self, held: bool) -> None:
@@ -194,9 +200,12 @@ class Command:
             terminal=slot if self._request.tty else 0,
         )
         channels.send(port_name(CONTROL, slot), line)
+        for early in self._early_signals:
+            channels.send(SIGNAL, early)
         for data in self._early_input:
             channels.send(self._input, data)
         self._early_input.clear()
+        self._early_signals.clear()
         if takes_input and not self._input_open:
             channels.connect(self._input, False)
 

@@ -26,7 +26,7 @@ Control lines of the host:
 
 Lines of the signal port:
 
-    NAME ID             send the signal NAME to the process group of a command
+    NAME ID             send the signal NAME to the process group of a command, once it has begun
     slot N              take commands from slot N, too
     network             ask for IP addresses where interfaces have other MAC addresses now
     poweroff

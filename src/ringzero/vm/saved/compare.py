@@ -35,9 +35,9 @@ def difference(first: Snapshot, second: Snapshot) -> dict[str, Any]:
 def _devices(first: Snapshot, second: Snapshot) -> list[str]:
     """Return the names of the devices (and vCPUs, as `cpus`) whose states differ."""
     one, two = first.state(), second.state()
-    trees = [dict(s.tree.get("devices", {})) if s is not None else {} for s in (one, two)]
+    trees = [dict(s.parts.get("devices", {})) if s is not None else {} for s in (one, two)]
     names = {name for name in {*trees[0], *trees[1]} if trees[0].get(name) != trees[1].get(name)}
-    if one is not None and two is not None and one.tree.get("cpus") != two.tree.get("cpus"):
+    if one is not None and two is not None and one.parts.get("cpus") != two.parts.get("cpus"):
         names.add("cpus")
     return sorted(names)
 
