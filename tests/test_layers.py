@@ -48,14 +48,6 @@ FORBIDDEN = {
 OWED_ARROWS: set[tuple[str, str]] = set()
 # Arrows that close a circle of modules: without them there is none.
 OWED_CIRCLES = {
-    ("disk.blockcheck", "disk.blocks"),
-    ("disk.formats.qcow2.bitmaps", "disk.formats.qcow2.disk"),
-    ("disk.formats.qcow2.check", "disk.formats.qcow2.disk"),
-    ("disk.formats.qcow2.compressed", "disk.formats.qcow2.disk"),
-    ("disk.formats.qcow2.snapshots", "disk.formats.qcow2.disk"),
-    ("disk.formats.vmdk.check", "disk.formats.vmdk.extents"),
-    ("disk.formats.vmdk.layout", "disk.formats.vmdk.extents"),
-    ("disk.formats.vmdk.resize", "disk.formats.vmdk.disk"),
     ("vm.saved.snapshot", "vm.machine"),
 }
 # What `import ringzero` and `--help` must not load.

@@ -12,54 +12,10 @@ anyway.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
-
+from ringzero.disk.blocks import BlockDisk
 from ringzero.disk.contract import CheckReport, Repair
+from ringzero.disk.gaps import data_in
 from ringzero.errors import DiskFormatError
-from ringzero.units import MIB
-
-if TYPE_CHECKING:
-    from ringzero.disk.blocks import BlockDisk
-    from ringzero.disk.storage import Storage
-
-# What nearly all file systems allocate in.
-_HOST_BLOCK = 4096
-
-# What tables leave behind when they move; not worth a word.
-_SCRAP = 16384
-
-Range = tuple[int, int]
-
-
-def gaps(taken: Iterable[Range], start: int, end: int) -> Iterator[Range]:
-    """Yield the (start, end) of what lies between `start` and `end` and is not in `taken`."""
-    for low, high in sorted(taken):
-        if low > start:
-            yield start, min(low, end)
-        start = max(start, high)
-        if start >= end:
-            return
-    if start < end:
-        yield start, end
-
-
-def data_in(storage: Storage, start: int, end: int) -> int:
-    """Return how many bytes of a range of the file take room on the host.
-
-    The edges may belong to a host block that is in use, and count for nothing; nor do scraps.
-    """
-    start = -(-start // _HOST_BLOCK) * _HOST_BLOCK
-    there = max(0, min(end, storage.size) // _HOST_BLOCK * _HOST_BLOCK - start)
-    found = sum(length for length, has_data in storage.extents(start, there) if has_data)
-    return found if found > _SCRAP else 0
-
-
-def copy_bytes(storage: Storage, source: int, target: int, length: int) -> None:
-    """Copy a range of the file to another place in it."""
-    for done in range(0, length, MIB):
-        piece = min(MIB, length - done)
-        storage.write(target + done, storage.read(source + done, piece))
 
 
 class BlockChecker:
@@ -133,3 +89,16 @@ class BlockChecker:
                 disk.storage.write_zeroes(start, end - start)
         if report.leaks_fixed:
             disk._flush_storages()
+
+
+class CheckedBlockDisk(BlockDisk):
+    """An image in large blocks that can be verified and mended."""
+
+    def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
+        """Look for blocks that lead nowhere or share space, and for space that nobody uses."""
+        if self.read_only and repair is not Repair.NOTHING:
+            raise self._read_only_error()
+        if not self.read_only:
+            self._flush()
+        with self._gate.alone(), self._alloc:
+            return BlockChecker(self, repair).run()

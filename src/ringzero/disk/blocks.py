@@ -12,8 +12,8 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
-from ringzero.disk.blockcheck import BlockChecker, Range, copy_bytes, gaps
-from ringzero.disk.contract import SECTOR, CheckReport, Extent, Kind, Repair, Run
+from ringzero.disk.contract import SECTOR, Extent, Kind, Run
+from ringzero.disk.gaps import Range, copy_bytes, gaps
 from ringzero.disk.mapped import SPOT_ABSENT, SPOT_ZERO, MappedDisk
 from ringzero.disk.storage import Holes, Storage
 from ringzero.disk.tables import units_of
@@ -346,15 +346,6 @@ class BlockDisk(MappedDisk):
             if fresh is not None:
                 fresh[:] = b"\xff" * len(fresh) if bits is None else bits
                 self._bits_changed(index)
-
-    def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
-        """Look for blocks that lead nowhere or share space, and for space that nobody uses."""
-        if self.read_only and repair is not Repair.NOTHING:
-            raise self._read_only_error()
-        if not self.read_only:
-            self._flush()
-        with self._gate.alone(), self._alloc:
-            return BlockChecker(self, repair).run()
 
 
 def bit_run(bits: bytearray, start: int, end: int, *, high_first: bool) -> tuple[bool, int]:

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from typing import Self
 from uuid import UUID
 
-from ringzero.disk.blockcheck import Range
-from ringzero.disk.blocks import ABSENT, ZERO, BlockDisk
+from ringzero.disk.blockcheck import CheckedBlockDisk
+from ringzero.disk.blocks import ABSENT, ZERO
 from ringzero.disk.contract import (
     PARENT_OPTION,
     SECTOR,
@@ -35,6 +35,7 @@ from ringzero.disk.contract import (
     Surroundings,
 )
 from ringzero.disk.filenames import host_paths
+from ringzero.disk.gaps import Range
 from ringzero.disk.paged import PagedTable
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import FileStorage, Storage
@@ -134,7 +135,7 @@ class Header:
 
 
 @FORMATS.register("vdi")
-class VdiDisk(BlockDisk):
+class VdiDisk(CheckedBlockDisk):
     """An open VDI image."""
 
     format = "vdi"

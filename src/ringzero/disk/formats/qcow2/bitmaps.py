@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import struct
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ringzero.disk.formats.qcow2.image import Qcow2Image
 from ringzero.disk.formats.qcow2.mapping import OFFSET
 from ringzero.disk.tables import Table
 from ringzero.errors import DiskFormatError
 from ringzero.records import field, mutable_record
-
-if TYPE_CHECKING:
-    from ringzero.disk.formats.qcow2.disk import Qcow2Disk
 
 _ENTRY = struct.Struct(">QIIBBHI")
 
@@ -85,7 +83,7 @@ def _set_bits(page: bytearray, start: int, stop: int) -> None:
 class Bitmaps:
     """All bitmaps of an image."""
 
-    def __init__(self, disk: Qcow2Disk) -> None:
+    def __init__(self, disk: Qcow2Image) -> None:
         self.disk = disk
         self._tracked: list[Bitmap] | None = None
         self._lock = threading.Lock()

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from ringzero.disk.contract import CheckReport, Repair
+from ringzero.disk.formats.qcow2.bitmaps import Bitmaps
 from ringzero.disk.formats.qcow2.compressed import place_of
 from ringzero.disk.formats.qcow2.create import plan_refcounts, write_refcounts
 from ringzero.disk.formats.qcow2.header import CORRUPT, DIRTY
+from ringzero.disk.formats.qcow2.image import Qcow2Image
 from ringzero.disk.formats.qcow2.mapping import COMPRESSED, COPIED, OFFSET
 from ringzero.disk.formats.qcow2.refcounts import REFTABLE_OFFSET, Refcounts
 from ringzero.disk.formats.qcow2.snapshots import read_table
 from ringzero.errors import DiskError, DiskFormatError
-
-if TYPE_CHECKING:
-    from ringzero.disk.formats.qcow2.disk import Qcow2Disk
 
 _COUNT_MAX = 0xFFFF_FFFF
 
@@ -29,9 +27,10 @@ _COUNT_MAX = 0xFFFF_FFFF
 class Checker:
     """One run over one image. The disk is quiet and its tables are written."""
 
-    def __init__(self, disk: Qcow2Disk) -> None:
+    def __init__(self, disk: Qcow2Image) -> None:
         self.disk = disk
         self.header = disk.header
+        self.bitmaps = Bitmaps(disk)
         self.refcounts = disk.refcounts
         self.per_block = disk.refcounts.per_block
         self.report = CheckReport()
@@ -150,12 +149,12 @@ class Checker:
         if extension is None:
             return
         try:
-            bitmaps = self.disk.bitmaps.read()
+            bitmaps = self.bitmaps.read()
             self._refer(extension.directory_offset, extension.directory_size)
             for bitmap in bitmaps:
                 if not bitmap.table_size:
                     continue
-                table = self.disk.bitmaps.table(bitmap)
+                table = self.bitmaps.table(bitmap)
                 self._refer(bitmap.table_offset, bitmap.table_size * 8)
                 for entry in table.items:
                     if entry & OFFSET and self._sound(

@@ -12,10 +12,10 @@ import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from ringzero.disk.contract import Snapshot, Snapshots
 from ringzero.disk.formats.qcow2.header import DIRTY, MAX_L1_BYTES, MAX_SNAPSHOTS
+from ringzero.disk.formats.qcow2.image import Qcow2Image
 from ringzero.disk.formats.qcow2.mapping import COMPRESSED, COPIED, OFFSET
 from ringzero.disk.snapshotnames import find_to_delete, find_to_read
 from ringzero.errors import (
@@ -25,9 +25,6 @@ from ringzero.errors import (
     RingzeroError,
 )
 from ringzero.records import record
-
-if TYPE_CHECKING:
-    from ringzero.disk.formats.qcow2.disk import Qcow2Disk
 
 _ENTRY = struct.Struct(">QIHHIIQII")
 _EXTRA = struct.Struct(">QQ")
@@ -97,7 +94,7 @@ class Entry:
         return whole.ljust(-(-len(whole) // 8) * 8, b"\0")
 
 
-def read_table(disk: Qcow2Disk) -> tuple[list[Entry], int]:
+def read_table(disk: Qcow2Image) -> tuple[list[Entry], int]:
     """Return the snapshots and the length of their table in bytes; DiskFormatError."""
     storage, header = disk.storage, disk.header
     found: list[Entry] = []
@@ -144,7 +141,7 @@ def read_table(disk: Qcow2Disk) -> tuple[list[Entry], int]:
 class Qcow2Snapshots(Snapshots):
     """The internal snapshots of one image."""
 
-    def __init__(self, disk: Qcow2Disk) -> None:
+    def __init__(self, disk: Qcow2Image) -> None:
         self.disk = disk
 
     def list(self) -> Sequence[Snapshot]:
@@ -204,7 +201,7 @@ class Qcow2Snapshots(Snapshots):
 
     def apply(self, which: str) -> None:
         disk = self.disk
-        disk._touch(0, disk.size)
+        disk.touch(0, disk.size)
         with self._change() as entries:
             entry = find_to_read(entries, which)
             size, active = self._active_of(entry)
@@ -286,7 +283,7 @@ class Qcow2Snapshots(Snapshots):
             yield offset >> bits
             for entry in disk.map.read_table(offset).items[::step]:
                 if entry & COMPRESSED:
-                    yield from disk._clusters_of(entry)
+                    yield from disk.clusters_of(entry)
                 elif entry & OFFSET:
                     yield (entry & OFFSET) >> bits
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Self
 
-from ringzero.disk.blockcheck import Range
-from ringzero.disk.blocks import ABSENT, ZERO, BlockDisk
+from ringzero.disk.blockcheck import CheckedBlockDisk
+from ringzero.disk.blocks import ABSENT, ZERO
 from ringzero.disk.contract import (
     PARENT_OPTION,
     SECTOR,
@@ -43,6 +43,7 @@ from ringzero.disk.formats.vhd.structures import (
     locators_for,
     read_footer,
 )
+from ringzero.disk.gaps import Range
 from ringzero.disk.paged import PagedTable
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import FileStorage, Storage
@@ -63,7 +64,7 @@ _BITMAPS_TOLD = 64
 
 
 @FORMATS.register("vhd")
-class VhdDisk(BlockDisk):
+class VhdDisk(CheckedBlockDisk):
     """An open VHD image, dynamic or differencing; `FixedVhd` is the other kind."""
 
     format = "vhd"

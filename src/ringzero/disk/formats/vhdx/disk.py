@@ -13,8 +13,8 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Self
 
-from ringzero.disk.blockcheck import Range
-from ringzero.disk.blocks import ABSENT, ZERO, BlockDisk
+from ringzero.disk.blockcheck import CheckedBlockDisk
+from ringzero.disk.blocks import ABSENT, ZERO
 from ringzero.disk.contract import (
     PARENT_OPTION,
     Disk,
@@ -42,6 +42,7 @@ from ringzero.disk.formats.vhdx.structures import (
     read_regions,
     region_table,
 )
+from ringzero.disk.gaps import Range
 from ringzero.disk.paged import PagedTable
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import FileStorage, Storage
@@ -58,7 +59,7 @@ _BITMAPS_KEPT = 512
 
 
 @FORMATS.register("vhdx")
-class VhdxDisk(BlockDisk):
+class VhdxDisk(CheckedBlockDisk):
     """An open VHDX image: dynamic, fixed or differencing. See the package for its rooms."""
 
     format = "vhdx"

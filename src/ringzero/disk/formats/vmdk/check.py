@@ -12,20 +12,25 @@ from __future__ import annotations
 
 from array import array
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
-from ringzero.disk.blockcheck import copy_bytes, data_in, gaps
 from ringzero.disk.contract import SECTOR, CheckReport, Repair
-from ringzero.disk.formats.vmdk.layout import Layout
+from ringzero.disk.formats.vmdk.extents import SparseExtent
+from ringzero.disk.gaps import copy_bytes, data_in, gaps
 from ringzero.disk.tables import Table
 from ringzero.errors import DiskFormatError
 
-if TYPE_CHECKING:
-    from ringzero.disk.formats.vmdk.extents import SparseExtent
+
+def inspect(extent: SparseExtent, repair: Repair, report: CheckReport) -> None:
+    """Add what is wrong with an extent to `report`, and mend it."""
+    report.total_clusters += -(-extent.size // extent.cluster_size)
+    with extent.at_rest():
+        ExtentChecker(extent, repair, report).run()
+        if report.errors_fixed:
+            extent.forget_unsafe()
 
 
 class ExtentChecker:
-    """One run over one extent. The gate is closed, `_alloc` is held, tables are written."""
+    """One run over one extent, which is at rest."""
 
     def __init__(self, extent: SparseExtent, repair: Repair, report: CheckReport) -> None:
         self.extent = extent
@@ -34,7 +39,7 @@ class ExtentChecker:
         # Packed grains are never written in place.
         self.mend = repair is Repair.ALL and not extent.header.compressed
         self.mend_leaks = repair is not Repair.NOTHING
-        self.layout = Layout(extent)
+        self.layout = extent.layout()
         self._sectors = extent.header.grain // SECTOR
         # (sector, table, place) of every grain.
         self._found: list[tuple[int, int, int]] = []

@@ -23,6 +23,7 @@ from ringzero.disk.contract import (
     Surroundings,
 )
 from ringzero.disk.filenames import host_paths
+from ringzero.disk.formats.vmdk.check import inspect
 from ringzero.disk.formats.vmdk.create import CREATE_OPTIONS, fresh_cid, lay_out
 from ringzero.disk.formats.vmdk.descriptor import (
     MAX_BYTES,
@@ -299,9 +300,9 @@ class VmdkDisk(Disk):
         report = CheckReport()
         for part in self.parts:
             if isinstance(part, SparseExtent):
-                part.inspect(repair, report)
+                inspect(part, repair, report)
         if report.errors_fixed:
-            self._begin()
+            self.begin()
             self.storage.flush()
         return report
 
@@ -331,6 +332,10 @@ class VmdkDisk(Disk):
         self.storage.write(offset, data.ljust(room, b"\0"))
 
     def _resize(self, size: int) -> None:
+        if self._stream is not None:
+            raise DiskUnsupportedError(
+                "a stream-optimized image cannot be resized", hint="convert it to another size"
+            )
         resize(self, size)
 
     def add_parts(self, parts: Sequence[FlatExtent | SparseExtent]) -> None:
@@ -361,7 +366,7 @@ class VmdkDisk(Disk):
         for part in self.parts:
             if not isinstance(part, SparseExtent):
                 raise DiskUnsupportedError("a flat VMDK image cannot be emptied")
-        self._begin()
+        self.begin()
         for part in self.parts:
             assert isinstance(part, SparseExtent)
             part.forget_all()
@@ -405,7 +410,7 @@ class VmdkDisk(Disk):
             part._announce(inside, piece)
 
     def _write(self, offset: int, views: Views) -> None:
-        self._begin()
+        self.begin()
         if len(self.parts) == 1:
             self._writable(self.parts[0])._write(offset, views)
             return
@@ -427,13 +432,13 @@ class VmdkDisk(Disk):
         return part
 
     def _write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
-        self._begin()
+        self.begin()
         for part, inside, piece in self._pieces(offset, length):
             self._writable(part)._write_zeroes(inside, piece, unmap)
 
     def _discard(self, offset: int, length: int) -> None:
         if self._stream is None:
-            self._begin()
+            self.begin()
             for part, inside, piece in self._pieces(offset, length):
                 if not part.read_only:
                     part._discard(inside, piece)
@@ -448,9 +453,9 @@ class VmdkDisk(Disk):
         for part in self.parts:
             part.copy_on_read = value
         if value:
-            self._begin()
+            self.begin()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Give the image a new content id before its first change of this session."""
         if self._begun.is_set():
             return

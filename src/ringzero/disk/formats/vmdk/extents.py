@@ -10,25 +10,23 @@ import threading
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn, Self
 
 from ringzero.disk.batch import Checked
-from ringzero.disk.blockcheck import gaps
 from ringzero.disk.contract import (
     SECTOR,
-    CheckReport,
     Disk,
     DiskInfo,
     Kind,
-    Repair,
     Run,
     Sample,
     Surroundings,
 )
-from ringzero.disk.formats.vmdk.check import ExtentChecker
 from ringzero.disk.formats.vmdk.header import MARKERS, REDUNDANT, ZERO_GRAINS, Header
 from ringzero.disk.formats.vmdk.layout import Layout
 from ringzero.disk.formats.vmdk.stream import sector_numbers
+from ringzero.disk.gaps import gaps
 from ringzero.disk.mapped import SPOT_ABSENT, MappedDisk
 from ringzero.disk.paged import PagedTable
 from ringzero.disk.storage import Storage
@@ -370,8 +368,13 @@ class SparseExtent(Part, MappedDisk):
 
     def _structures(self) -> Layout:
         if self._layout is None:
-            self._layout = Layout(self)
+            self._layout = self.layout()
         return self._layout
+
+    def layout(self) -> Layout:
+        """Return where the structures lie now."""
+        directories = [self.directory] + ([self.redundant] if self.redundant is not None else [])
+        return Layout(self.header, directories, zero_grains=self.zero_grains)
 
     def _table_to_change(self, number: int) -> Table:
         layout = self._structures()
@@ -685,17 +688,14 @@ class SparseExtent(Part, MappedDisk):
 
     # ---- checking ---------------------------------------------------------
 
-    def inspect(self, repair: Repair, report: CheckReport) -> None:
-        """Add what is wrong with this extent to `report`, and mend it."""
-        report.total_clusters += -(-self.size // self._grain)
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Keep everybody out, with all tables written, while the extent is looked at as a whole."""
         with self._gate.alone(), self._alloc:
             if not self.read_only:
                 self._write_back()
-            ExtentChecker(self, repair, report).run()
-            if report.errors_fixed:
-                self._unsafe.clear()
+            yield
 
-    def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
-        report = CheckReport()
-        self.inspect(repair, report)
-        return report
+    def forget_unsafe(self) -> None:
+        """Take all grains for safe: those over structures have got other places."""
+        self._unsafe.clear()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import bisect
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
-from ringzero.disk.blockcheck import Range
 from ringzero.disk.contract import SECTOR
-
-if TYPE_CHECKING:
-    from ringzero.disk.formats.vmdk.extents import SparseExtent
+from ringzero.disk.formats.vmdk.header import Header
+from ringzero.disk.gaps import Range
+from ringzero.disk.paged import PagedTable
 
 
 class Layout:
@@ -21,15 +19,17 @@ class Layout:
     `overlap` is true when they lie over one another; nothing may then be written.
     """
 
-    def __init__(self, extent: SparseExtent) -> None:
-        self._taken = sorted(_structures(extent))
+    def __init__(
+        self, header: Header, directories: Sequence[PagedTable], *, zero_grains: bool
+    ) -> None:
+        self._taken = sorted(_structures(header, directories))
         self.overlap = any(first[1] > second[0] for first, second in pairwise(self._taken))
         self._starts = array("Q", (start for start, _ in self._taken))
         # Structures are at the front; all that lies behind them needs no search.
         self.end = max(end for _, end in self._taken)
-        self._grain = extent.header.grain
+        self._grain = header.grain
         # The lowest entry that is the sector of a grain.
-        self._lowest = 2 if extent.zero_grains else 1
+        self._lowest = 2 if zero_grains else 1
 
     def __iter__(self) -> Iterator[Range]:
         return iter(self._taken)
@@ -55,16 +55,13 @@ class Layout:
         }
 
 
-def _structures(extent: SparseExtent) -> Iterator[Range]:
-    header = extent.header
+def _structures(header: Header, directories: Sequence[PagedTable]) -> Iterator[Range]:
     yield 0, SECTOR
     if header.descriptor_offset:
         start = header.descriptor_offset * SECTOR
         yield start, start + header.descriptor_size * SECTOR
     room = -(-header.per_table * 4 // SECTOR) * SECTOR
-    for directory in (extent.directory, extent.redundant):
-        if directory is None:
-            continue
+    for directory in directories:
         yield directory.offset, directory.offset + 4 * len(directory)
         for sector in directory:
             if sector:

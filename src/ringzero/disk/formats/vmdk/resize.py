@@ -6,24 +6,48 @@ says so, and what is cut off goes after it has said so.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
 
-from ringzero.disk.contract import SECTOR
+from ringzero.disk.contract import SECTOR, Surroundings
 from ringzero.disk.formats.vmdk.create import MAX_SPARSE, SPLIT, lay_sparse, part_name
-from ringzero.disk.formats.vmdk.descriptor import ExtentLine, with_extents
-from ringzero.disk.formats.vmdk.extents import FlatExtent, SparseExtent
+from ringzero.disk.formats.vmdk.descriptor import Descriptor, ExtentLine, with_extents
+from ringzero.disk.formats.vmdk.extents import FlatExtent, SparseExtent, ZeroExtent
 from ringzero.disk.formats.vmdk.header import Header
+from ringzero.disk.storage import Storage
 from ringzero.errors import DiskUnsupportedError, InvalidValueError
 from ringzero.records import replace
 
-if TYPE_CHECKING:
-    from ringzero.disk.formats.vmdk.disk import VmdkDisk
+
+class Extents(Protocol):
+    """What is resized: a descriptor, the extents that it lists, and how both are changed."""
+
+    path: Path | None
+    storage: Storage
+    around: Surroundings
+    descriptor: Descriptor
+    place: tuple[int, int]
+    parts: list[FlatExtent | ZeroExtent | SparseExtent]
+
+    @property
+    def size(self) -> int: ...
+
+    def begin(self) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def add_parts(self, parts: Sequence[FlatExtent | SparseExtent]) -> None: ...
+
+    def drop_parts(self, count: int) -> None: ...
+
+    def write_descriptor(self, data: bytes) -> None: ...
 
 
-def resize(disk: VmdkDisk, size: int) -> None:
+def resize(disk: Extents, size: int) -> None:
     """Make the disk `size` bytes long; DiskUnsupportedError for layouts that cannot change."""
     if any(not isinstance(part, (FlatExtent, SparseExtent)) or part.read_only
-           for part in disk.parts) or disk.compression is not None:  # fmt: skip
+           for part in disk.parts):  # fmt: skip
         raise DiskUnsupportedError(
             "a VMDK image of this layout cannot be resized", hint="convert it to another size"
         )
@@ -43,7 +67,7 @@ def resize(disk: VmdkDisk, size: int) -> None:
         _shrink(disk, wanted)
 
 
-def _grow(disk: VmdkDisk, wanted: list[int]) -> None:
+def _grow(disk: Extents, wanted: list[int]) -> None:
     lines = list(disk.descriptor.extents)
     last = len(lines) - 1
     old = disk.parts[last].size
@@ -66,12 +90,12 @@ def _grow(disk: VmdkDisk, wanted: list[int]) -> None:
         grown._zero_new(old, wanted[last])
 
 
-def _shrink(disk: VmdkDisk, wanted: list[int]) -> None:
+def _shrink(disk: Extents, wanted: list[int]) -> None:
     lines = list(disk.descriptor.extents)[: len(wanted)]
     last = len(wanted) - 1
     gone = disk.descriptor.extents[len(wanted) :]
     lines[last] = replace(lines[last], sectors=wanted[last] // SECTOR)
-    disk._flush()
+    disk.flush()
     _describe(disk, lines)
     disk.drop_parts(len(wanted))
     disk.parts[last].cut(wanted[last])  # type: ignore[union-attr]
@@ -80,9 +104,9 @@ def _shrink(disk: VmdkDisk, wanted: list[int]) -> None:
         disk.around.remove_storage(line.filename)
 
 
-def _describe(disk: VmdkDisk, lines: list[ExtentLine]) -> None:
+def _describe(disk: Extents, lines: list[ExtentLine]) -> None:
     """Write the descriptor with other extents, durably."""
-    disk._begin()
+    disk.begin()
     raw = disk.storage.read(*disk.place).split(b"\0", 1)[0]
     size = sum(line.sectors for line in lines)
     disk.write_descriptor(with_extents(raw, lines, size, disk.descriptor.codec))
@@ -91,7 +115,7 @@ def _describe(disk: VmdkDisk, lines: list[ExtentLine]) -> None:
 
 
 def _new_part(
-    disk: VmdkDisk, number: int, length: int
+    disk: Extents, number: int, length: int
 ) -> tuple[FlatExtent | SparseExtent, ExtentLine]:
     first = disk.parts[0]
     flat = isinstance(first, FlatExtent)
