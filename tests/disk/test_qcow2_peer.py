@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ringzero.disk import Kind, Repair, create_disk, open_disk
-from ringzero.disk.formats.qcow2 import compressed
+from ringzero.disk.formats.qcow2 import compression
 from ringzero.errors import DiskLockedError
 from tests.disk.lossy import ROUNDS
 
@@ -404,13 +404,13 @@ def test_threads_that_begin_to_compress_at_once_share_one_place(tmp_path, monkey
     """Two of them once had a place each, and one of those was the header's."""
     path = tmp_path / "disk.qcow2"
     create_disk(path, "qcow2", SIZE, options={"cluster_size": "4K"})
-    build = compressed.Qcow2Compression.__init__
+    build = compression.Qcow2Compression.__init__
 
     def slow(self, disk):
         time.sleep(0.05)
         build(self, disk)
 
-    monkeypatch.setattr(compressed.Qcow2Compression, "__init__", slow)
+    monkeypatch.setattr(compression.Qcow2Compression, "__init__", slow)
     with open_disk(path) as disk:
         ready = threading.Barrier(4)
 

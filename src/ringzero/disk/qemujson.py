@@ -15,7 +15,7 @@ from ringzero.disk.formatnames import qemu_format_name
 
 # The formats of which it tells facts (ImageInfoSpecific), and those whose clusters it counts.
 _SPECIFIC = ("qcow2", "vmdk")
-_COUNTED = ("qcow2",)
+_COUNTED = ("qcow2", "qed", "parallels")
 _SECOND = 10**9
 
 

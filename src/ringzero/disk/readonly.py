@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import NoReturn
 
-from ringzero.disk.contract import Disk, DiskInfo, Kind, Repair, Run, Surroundings
+from ringzero.disk.contract import CheckReport, Disk, DiskInfo, Kind, Repair, Run, Surroundings
 from ringzero.disk.storage import Storage
 from ringzero.disk.vectors import Views, cut, fill_zeroes, total
-from ringzero.errors import DiskReadOnlyError, DiskUnsupportedError
+from ringzero.errors import DiskReadOnlyError
 
 
 class ReadOnlyDisk(Disk):
@@ -61,11 +62,14 @@ class ReadOnlyDisk(Disk):
             dirty=self._dirty,
         )
 
-    def check(self, repair: Repair = Repair.NOTHING) -> NoReturn:
-        raise DiskUnsupportedError(
-            f"{self.format} images are only read, and not checked",
-            hint=f"use qemu-img check -f {self.format}",
-        )
+    def check(self, repair: Repair = Repair.NOTHING) -> CheckReport:
+        if repair is not Repair.NOTHING:
+            raise self._read_only_error()
+        return self._check()
+
+    @abstractmethod
+    def _check(self) -> CheckReport:
+        """Verify the tables."""
 
     def _read(self, offset: int, views: Views) -> None:
         done = 0

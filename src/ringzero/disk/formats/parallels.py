@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from ringzero.disk.contract import SECTOR, Kind, Run, Sample, Surroundings
+from ringzero.disk.contract import SECTOR, CheckReport, Kind, Run, Sample, Surroundings
 from ringzero.disk.paged import PagedTable
 from ringzero.disk.readonly import ReadOnlyDisk, joined
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import Storage
+from ringzero.disk.tables import Table
 from ringzero.errors import DiskFormatError, DiskUnsupportedError
 from ringzero.units import GIB
 
@@ -27,6 +28,8 @@ _VERSION = 2
 _IN_USE = 0x746F_6E59
 # QEMU's bound; real ones have 1 MiB.
 _MAX_CLUSTER = 2 * GIB
+# Entries of the table that are looked at together.
+_PAGE = 8192
 
 
 @dataclass(frozen=True)
@@ -113,3 +116,41 @@ class ParallelsDisk(ReadOnlyDisk):
             else:
                 yield Run(run, Kind.DATA, host + inside, self.storage)
             offset += run
+
+    def _check(self) -> CheckReport:
+        """Verify the table, with QEMU's counts (block/parallels.c); shared clusters are errors."""
+        header, end = self.header, self.storage.size
+        report = CheckReport(total_clusters=header.entries)
+        if header.in_use:
+            report.error("the image was not closed properly")
+        first = _HEADER.size + 4 * header.entries
+        used: set[int] = set()
+        last = before = highest = 0
+        for index, host in self._places():
+            if not first <= host < end:
+                report.error(f"cluster {index} is at {host:#x}, outside the file or over its table")
+                continue
+            if host in used:
+                report.error(f"the cluster at {host:#x} is used more than once")
+            used.add(host)
+            report.allocated_clusters += 1
+            if before and last == index - 1:
+                report.fragmented_clusters += before + header.cluster_size != host
+            last, before, highest = index, host, max(highest, host)
+        report.image_end = highest + header.cluster_size
+        if end > report.image_end:
+            wasted = end - report.image_end
+            count = -(-wasted // header.cluster_size)
+            report.leak(f"{wasted} bytes at the end of the image belong to nobody", count)
+        return report
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        """Yield (number, place in the file) of all clusters that have one."""
+        count, unit = self.header.entries, self.header.unit
+        for first in range(0, count, _PAGE):
+            items = Table.load(
+                self.storage, _HEADER.size + 4 * first, min(_PAGE, count - first), "I",
+                big_endian=False,
+            ).items  # fmt: skip
+            if any(items):
+                yield from ((first + n, item * unit) for n, item in enumerate(items) if item)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from ringzero.disk.contract import SECTOR, Kind, Run, Sample, Surroundings
+from ringzero.disk.contract import SECTOR, CheckReport, Kind, Run, Sample, Surroundings
 from ringzero.disk.readonly import ReadOnlyDisk, joined
 from ringzero.disk.registry import FORMATS
 from ringzero.disk.storage import Storage
@@ -35,6 +35,8 @@ _ZERO = 1
 # Pieces of tables in memory: 64 KiB each, 16 MiB in all.
 _PAGE = 8192
 _PAGES_KEPT = 256
+# A byte for each is noted, and a hostile file may pretend to any length.
+_MOST_CHECKED = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,9 @@ class QedDisk(ReadOnlyDisk):
     def open(cls, storage: Storage, around: Surroundings) -> Self:
         return cls(storage, Header.read(storage), around)
 
+    def _check(self) -> CheckReport:
+        return _Checker(self.storage, self.header).run()
+
     # ---- mapping ----------------------------------------------------------
 
     def _runs(self, offset: int, length: int) -> Iterator[Run]:
@@ -169,3 +174,74 @@ class QedDisk(ReadOnlyDisk):
                 path=self.storage.name,
                 offset=at,
             )
+
+
+class _Checker:
+    """One run over one image: what leads nowhere, what is used twice, what nothing names.
+
+    Counts are those of QEMU (block/qed-check.c).
+    """
+
+    def __init__(self, storage: Storage, header: Header) -> None:
+        self._storage = storage
+        self._header = header
+        clusters = -(-storage.size // header.cluster_size)
+        if clusters > _MOST_CHECKED:
+            raise DiskUnsupportedError(f"{storage.name} has too many clusters to check")
+        self._used = bytearray(clusters)
+        self._report = CheckReport(total_clusters=-(-header.size // header.cluster_size))
+
+    def run(self) -> CheckReport:
+        header, report = self._header, self._report
+        self._use(header.l1_offset, header.table_size, "the L1 table")
+        for at in self._table(header.l1_offset):
+            if not self._is_place(at, header.table_size):
+                report.error(f"an L2 table is at {at:#x}, outside the file or misaligned")
+            elif self._use(at, header.table_size, "an L2 table"):
+                self._walk(self._table(at))
+        # A cluster that ends behind the file is nobody's loss.
+        first, whole = (n // header.cluster_size for n in (header.header_size, self._storage.size))
+        unused = self._used.count(0, first, whole)
+        if unused:
+            report.leak(f"{unused} clusters belong to nobody", unused)
+        return report
+
+    def _walk(self, entries: Iterator[int]) -> None:
+        report, size = self._report, self._header.cluster_size
+        last = 0
+        for at in entries:
+            if at == _ZERO:
+                continue
+            report.allocated_clusters += 1
+            report.fragmented_clusters += bool(last) and last + size != at
+            last = at
+            if self._is_place(at, size):
+                self._use(at, size, "a cluster")
+            else:
+                report.error(f"a cluster is at {at:#x}, outside the file or misaligned")
+
+    def _table(self, at: int) -> Iterator[int]:
+        """Yield the entries of a table that are not zero."""
+        count = self._header.table_size // 8
+        for first in range(0, count, _PAGE):
+            place, length = at + 8 * first, min(_PAGE, count - first)
+            items = Table.load(self._storage, place, length, "Q", big_endian=False).items
+            yield from filter(None, items)
+
+    def _is_place(self, at: int, length: int) -> bool:
+        header = self._header
+        last = at + length - header.cluster_size
+        aligned = at % header.cluster_size == 0
+        return aligned and header.header_size <= at and last < self._storage.size
+
+    def _use(self, at: int, length: int, what: str) -> bool:
+        """Note that a range is used; False, with an error for each cluster, when it is already."""
+        sound = True
+        first = at // self._header.cluster_size
+        for number in range(first, first + length // self._header.cluster_size):
+            if self._used[number]:
+                where = number * self._header.cluster_size
+                self._report.error(f"{what} at {where:#x} lies over something else")
+                sound = False
+            self._used[number] = 1
+        return sound
