@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ringzero import CommandError, GuestError, Machine
+from ringzero import CommandError, GuestError, Machine, TimeoutExpiredError
 from ringzero.image import micro
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]
@@ -32,6 +32,17 @@ def test_environment_directory_and_user(vm):
     who = vm.run(["sh", "-c", 'id -un; echo "$A"'], user="nobody", env={"A": "b"}, text=True)
     assert who.stdout == "nobody\nb\n"
     assert vm.run("true", cwd="/nowhere", timeout=60).exit_code == 126
+
+
+def test_a_root_that_is_mounted_read_only_is_no_end(vm):
+    """The init's own files are elsewhere: it is the first process, whose end is a panic."""
+    (copy,) = vm.fork(start=True)
+    with copy:
+        for command, code in (("mount -o remount,ro /", 0), ("touch /x", 1), ("true", 0)):
+            assert copy.run(command, timeout=60).exit_code == code
+        with pytest.raises(TimeoutExpiredError):
+            copy.run(["sleep", "31"], timeout=0.5)
+        assert copy.run("while ps | grep -q '[s]leep 31'; do :; done", timeout=60).exit_code == 0
 
 
 def test_check(vm):

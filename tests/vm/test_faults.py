@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+import time
 
 import pytest
 
@@ -12,10 +13,14 @@ from ringzero.engine.kvm.alarm import Alarm
 from ringzero.engine.kvm.doorbell import Doorbells
 from ringzero.errors import GuestError
 from ringzero.host.service import ServiceThread
+from ringzero.net.limit import _Alarm
 from ringzero.net.networks.socket import SocketNetwork
 from ringzero.net.proxy.loop import EventLoop
 from ringzero.vm.ends.vsock import VsockSockets
+from ringzero.vm.guest.agent import Agent
 from ringzero.vm.guest.channels import PortChannels
+from ringzero.vm.runloop import RunControl
+from ringzero.vm.saved import workingset
 
 SOON = 60
 # A network is loaded when a frame wants it.
@@ -83,6 +88,7 @@ def parts(tmp_path):
         "vsock": {"vsock": str(tmp_path / "vsock")},
         "net-socket": {"net": f"socket={tmp_path / 'net'},listen=on"},
         "net-user": {"net": "user"},
+        "net-limited": {"net": "user,packets=1"},
     }
 
 
@@ -99,6 +105,8 @@ def parts(tmp_path):
             "_wait",
             USE_THE_NETWORK,
         ),
+        # The second packet waits.
+        ("net-limited", _Alarm, "_work", USE_THE_NETWORK),
         ("", PortChannels, "_carry", "true"),
     ],
 )
@@ -114,3 +122,51 @@ def test_a_thread_that_fails_ends_the_machine(
             machine.run(poke, timeout=SOON)
         with pytest.raises(BrokenError):
             machine.wait(SOON)
+
+
+def fails_on(thread, function):
+    """Return `function`, which is broken on the threads of that name."""
+
+    def call(*arguments):
+        if threading.current_thread().name == thread:
+            broken()
+        return function(*arguments)
+
+    return call
+
+
+@pytest.mark.boot
+def test_who_waits_for_the_end_and_fails_leaves_nobody_waiting(monkeypatch):
+    monkeypatch.setattr(RunControl, "wait_end", fails_on("end", RunControl.wait_end))
+    with Machine(image="micro", memory="128M", engine="soft") as machine:
+        with pytest.raises(GuestError, match=r"the machine failed: .*it is broken"):
+            machine.run("sleep 60", timeout=SOON)
+        with pytest.raises(BrokenError):
+            machine.wait(SOON)
+
+
+@pytest.mark.boot
+def test_a_copy_that_cannot_end_its_originals_command_ends(monkeypatch):
+    with Machine(image="micro", memory="128M", engine="soft") as machine:
+        machine.run("true")
+        machine.agent.run("sleep 5")
+        deadline = time.monotonic() + SOON
+        while "sleep 5" not in machine.run("ps", text=True).stdout:
+            assert time.monotonic() < deadline
+        monkeypatch.setattr(Agent, "_insist", broken)
+        (copy,) = machine.fork()
+        with copy, pytest.raises(BrokenError):
+            copy.start()
+            copy.wait(SOON)
+
+
+def test_a_note_of_the_working_set_that_fails_is_no_fault_of_the_machine(monkeypatch, tmp_path):
+    seen = threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda args: seen.set())
+    monkeypatch.setattr(workingset, "note", broken)
+    monkeypatch.setattr(workingset, "SETTLED", 0)
+    control = RunControl()
+    workingset.watch(control, None, tmp_path / "note")
+    control.entered.set()
+    assert seen.wait(SOON)
+    assert control.failure is None

@@ -144,7 +144,9 @@ def _listen(descriptor: int) -> None:
         for number in numbers:
             take = next((take for wanted, take in _takers[::-1] if number in wanted), None)
             if take is not None:
-                take(number)
+                # Whatever becomes of one, the next is heard.
+                with contextlib.suppress(Exception):
+                    take(number)
             elif number in _ENDING:
                 for loop in _loops:
                     loop.wake()

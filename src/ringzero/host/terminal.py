@@ -185,5 +185,6 @@ class Reader:
         except OSError:
             # The terminal went away; that is the end of input.
             pass
-        if not self._stopping:
-            self._end()
+        finally:
+            if not self._stopping:
+                self._end()

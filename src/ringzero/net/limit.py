@@ -13,6 +13,7 @@ from itertools import islice
 
 from ringzero.core.frames import Frame
 from ringzero.errors import InvalidValueError
+from ringzero.host.service import OnFault, ServiceThread
 from ringzero.net.contract import Port
 from ringzero.records import record
 
@@ -124,7 +125,9 @@ class LimitedPort:
         now = clock()
         self._sent = _Direction(sent or Limits(), now)
         self._received = _Direction(received or Limits(), now)
-        self._alarm = _Alarm(wake)
+        # Hears of an exception that ends the thread.
+        self.on_fault: OnFault | None = None
+        self._alarm = _Alarm(self._wake, self._failed)
         self.set_link = port.set_link
         self.settle = port.settle
 
@@ -164,13 +167,18 @@ class LimitedPort:
             done += 1
         return done
 
+    def _failed(self, fault: BaseException) -> None:
+        if self.on_fault is None:
+            raise fault
+        self.on_fault(fault)
+
     def close(self) -> None:
         """Give the thread back, if there is one."""
         self._alarm.close()
 
     def leave(self) -> None:
         """In a forked process, which has no such thread."""
-        self._alarm = _Alarm(self._wake)
+        self._alarm = _Alarm(self._wake, self._failed)
 
 
 def _each(frames: Sequence[Frame]) -> Iterable[Frame]:
@@ -181,7 +189,8 @@ def _each(frames: Sequence[Frame]) -> Iterable[Frame]:
 class _Alarm:
     """Calls once after a while; a thread that exists from the first time on."""
 
-    def __init__(self, call: Callable[[], None]) -> None:
+    def __init__(self, call: Callable[[], None], on_fault: OnFault) -> None:
+        self.on_fault: OnFault | None = on_fault
         self._call = call
         self._changed = threading.Condition()
         self._moment: float | None = None
@@ -196,7 +205,7 @@ class _Alarm:
                 self._moment = moment
                 self._changed.notify()
             if self._thread is None and not self._closing:
-                self._thread = threading.Thread(target=self._work, name="rate", daemon=True)
+                self._thread = ServiceThread(self, self._work, "rate")
                 self._thread.start()
 
     def _work(self) -> None:

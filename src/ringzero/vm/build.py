@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from ringzero.devices.virtio.kinds.console import Console
 from ringzero.devices.virtio.kinds.rng import Rng
 from ringzero.engine.contract import Engine, Interrupts
 from ringzero.errors import DeviceError, GuestError, InvalidValueError, RingzeroError
+from ringzero.host.service import OnFault, ServiceThread
 from ringzero.vm.ends.devices import Devices
 from ringzero.vm.exit import Exit, ExitReason
 from ringzero.vm.groundwork import Groundwork
@@ -76,6 +76,8 @@ class Assembly:
         self.identity = identity or Identity(ground.config.name)
         self.config = self.identity.complete(ground.config)
         self.control = RunControl()
+        # Hears of an exception that ends a thread which serves the machine.
+        self.on_fault: OnFault | None = self.control.fail
         self.stopped_at: Callable[[VcpuThread, int], bool] = lambda thread, address: False
         self._closing = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
@@ -227,10 +229,14 @@ class Assembly:
     def watch_end(self) -> None:
         """Tell those who wait for a command when the guest is gone; on a thread of its own."""
         if self.guest is not None:
-            threading.Thread(target=self._when_ended, name="end", daemon=True).start()
+            ServiceThread(self, self._when_ended, "end").start()
 
     def _when_ended(self) -> None:
-        self.control.wait_end(None)
+        try:
+            self.control.wait_end(None)
+        except BaseException as fault:
+            # First: those who wait are told of it.
+            self.control.fail(fault)
         self.abandon_commands()
 
     def stop(self) -> None:

@@ -196,6 +196,11 @@ class _Collector(Stream):
             link.event("signal", name="KILL")
 
     def _feed(self, link: Link) -> None:
-        if self._input:
-            link.send(self._input)
-        link.send(b"")
+        try:
+            if self._input:
+                link.send(self._input)
+            link.send(b"")
+        except BaseException:
+            # The command would wait for the rest for ever.
+            link.close()
+            raise

@@ -42,6 +42,7 @@ from ringzero.errors import (
 )
 from ringzero.host.files import sync_file
 from ringzero.host.process import ProcessIdentity, oom_kills, own_cgroup
+from ringzero.host.service import OnFault
 from ringzero.records import replace
 from ringzero.vm.exit import Exit, ExitReason
 from ringzero.vm.guest import linux
@@ -81,6 +82,8 @@ class Keeper:
         self._stopping: ExitRecord | None = None
         self._shell: Command | None = None
         self._hearers: list[Callable[[ExitRecord], None]] = []
+        # Hears of an exception that ends a thread which serves the machine.
+        self.on_fault: OnFault | None = self.fail
         self.ended = threading.Event()
         self.result: ExitRecord | None = None
         write_process(self.directory)
@@ -158,6 +161,12 @@ class Keeper:
         self.expect(why)
         self.machine.stop()
         return self._await_result()
+
+    def fail(self, fault: BaseException) -> None:
+        """End the guest because of a fault of ours."""
+        text = f"internal error: {type(fault).__name__}: {fault}"
+        self.expect(ExitRecord("fault", text, 70, time.time()))
+        self.machine.stop()
 
     def expect(self, why: ExitRecord) -> None:
         """Say what the exit record will be once the machine is stopped from outside."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -15,6 +15,7 @@ from ringzero.api.values import ExitRecord
 from ringzero.control.host.report import Reporter
 from ringzero.control.machine.keeper import Keeper
 from ringzero.errors import ControlError, GuestError, RingzeroError
+from ringzero.host.service import ServiceThread
 from ringzero.settings import BOOT_TIMEOUT
 
 # How often the starter hears that the guest is not up yet, in seconds.
@@ -30,9 +31,9 @@ def keep(keeper: Keeper, reporter: Reporter) -> int:
         keeper.stop()
 
     # The handler notes the signal, and no more: it may interrupt anything.
-    threading.Thread(target=stop_when_asked, name="stop", daemon=True).start()
+    ServiceThread(keeper, stop_when_asked, "stop").start()
     signal.signal(signal.SIGTERM, lambda number, _: asked.put(number))
-    watcher = threading.Thread(target=_report_up, args=(keeper, reporter), daemon=True)
+    watcher = ServiceThread(keeper, partial(_report_up, keeper, reporter), "up")
     try:
         keeper.start()
         watcher.start()
@@ -115,7 +116,7 @@ def revert(keeper: Keeper, snapshot: Path) -> None:
         return
     take_over(keeper)
     if keeper.record.command and not keeper.machine.agent.kept:
-        threading.Thread(target=_run_when_ready, args=(keeper,), daemon=True).start()
+        ServiceThread(keeper, partial(_run_when_ready, keeper), "command").start()
 
 
 def _run_when_ready(keeper: Keeper) -> None:
@@ -128,7 +129,7 @@ def _end_with(keeper: Keeper) -> Callable[[int], None]:
     def over(status: int) -> None:
         text = f"its command ended with status {status}"
         keeper.expect(ExitRecord("command", text, status, time.time()))
-        threading.Thread(target=_finish, args=(keeper,), daemon=True).start()
+        ServiceThread(keeper, partial(_finish, keeper), "finish").start()
 
     return over
 

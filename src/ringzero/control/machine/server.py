@@ -198,6 +198,13 @@ class Call:
             return self._queue.popleft() if self._queue else b""
 
     def _work(self) -> None:
+        try:
+            self._pass_on()
+        finally:
+            # The reader of this connection waits for frames that nobody needs any more.
+            self._connection.shut()
+
+    def _pass_on(self) -> None:
         while data := self._take():
             try:
                 self._connection.send(data)
@@ -217,8 +224,6 @@ class Call:
                 self.on_pressure(False)
         if self._pressed and self.on_pressure is not None:
             self.on_pressure(False)
-        # The reader of this connection waits for frames that nobody needs any more.
-        self._connection.shut()
 
 
 class Connection:
@@ -402,7 +407,13 @@ class Server:
             else:
                 link.close()
                 return
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            # The host has no thread to spare: that is the end of this client, not of the socket.
+            with self._lock:
+                self._connections.pop(connection)
+            link.close()
 
     def _serve(self, connection: Connection) -> None:
         try:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ringzero.errors import GuestError, InvalidValueError
+from ringzero.host.service import OnFault, ServiceThread
 from ringzero.vm.guest import protocol
 from ringzero.vm.guest.command import Command, Request
 from ringzero.vm.guest.protocol import (
@@ -32,9 +34,9 @@ from ringzero.vm.guest.protocol import (
     port_name,
 )
 
-# How long a clone waits between two attempts to end its original's command, in seconds: the
-# guest may not yet have started it.
-_INSIST = 0.1
+# How long a clone waits between its first attempts to end its original's command, in seconds, and
+# at most: guests of older snapshots do not keep a signal for a command that has not begun.
+_INSIST, _INSIST_MOST = 0.1, 5.0
 
 
 class _Slot:
@@ -70,6 +72,9 @@ class Agent:
         self.release = ""
         self.faults = 0
         self.on_ready: Callable[[], None] | None = None
+        # Hears of an exception that ends a thread of the agent's.
+        self.on_fault: OnFault | None = None
+        self._over = threading.Event()
         self._ready = threading.Event()
         # Why there is no guest any more.
         self._gone: GuestError | None = None
@@ -207,6 +212,7 @@ class Agent:
             if self._gone is None:
                 self._gone = why or GuestError("the guest ended")
             self._ready.set()
+            self._over.set()
             faults = []
             for command in self._take_all():
                 try:
@@ -264,16 +270,19 @@ class Agent:
                 if orphan.finish():
                     slot.active = None
                 elif not orphan.kept:
-                    self._insist(orphan)
+                    orphan.signal("KILL")
+                    ServiceThread(self, partial(self._insist, orphan), "orphan").start()
 
     def _insist(self, command: Command) -> None:
         """Kill a command that nobody waits for, until it is gone."""
-        with self.lock:
-            if self._slots[command.slot].active is command and self._gone is None:
+        pause = _INSIST
+        while not self._over.wait(pause):
+            with self.lock:
+                slot = self._slots[command.slot] if command.slot < len(self._slots) else None
+                if slot is None or slot.active is not command:
+                    return
                 command.signal("KILL")
-                again = threading.Timer(_INSIST, self._insist, (command,))
-                again.daemon = True
-                again.start()
+            pause = min(2 * pause, _INSIST_MOST)
 
     def _enqueue(self, request: Request) -> Command:
         if len(request.line) > MAX_COMMAND:

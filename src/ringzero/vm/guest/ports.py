@@ -71,7 +71,7 @@ class AgentPorts:
         self.agent = Agent(self.channels)
         self.channels.receive = self.agent.receive
         self.channels.on_sent = self.agent.sent
-        self.channels.on_fault = on_fault
+        self.channels.on_fault = self.agent.on_fault = on_fault
         self.identity_port = ConsolePort(IDENTITY_PORT, lambda data: None)
         self.agent.listens = lambda: self.identity_port.guest_open
         # As the guest numbers them, behind the console.

@@ -45,6 +45,8 @@ class NetBackend(Backend):
 
     def _start_network(self) -> None:
         self.network.on_fault = self._on_fault
+        if self._limited is not None:
+            self._limited.on_fault = self._on_fault
         self.network.start()
 
     def renew(self) -> None:
