@@ -11,8 +11,9 @@ go from the start of the process to the end of `true` in the guest: warm with wh
 earlier runs left in the cache, cold without the kept translations and the unpacked kernel (the
 engine itself stays compiled). QEMU is told the TSC's frequency, as ringzero tells its guest.
 Programs run twice: with the default image's command line, and as "plain ..." with one that
-switches nothing off, as a user's own guest has it. "peak memory" is that of the host process
-over all programs, without the guest's RAM.
+switches nothing off, as a user's own guest has it. "two ..." rows are others, on two virtual
+CPUs (QEMU: `thread=multi`). "peak memory" is that of the host process over all programs,
+without the guest's RAM.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ MEMORY = 1024 * MIB
 KINDS = ("ringzero", "qemu")
 PEAK_ROW = "peak memory"
 # Seconds for one start or one program: twenty times what the slowest takes.
-PATIENCE = 60
+PATIENCE = 120
 # What a cold start may still find in the cache: it is no trace of an earlier guest.
 KEPT_WHEN_COLD = ("images", "engine", "objects")
 
@@ -59,8 +60,9 @@ IMAGE = replace(
     packages=(*guests.TOOLS.packages, "bzip2", "zstd", "tcc", "libc6-dev", "luajit", "git"),
 )
 # Rows by their prefix, and the command line of their guests; None is the image's own.
-PLAIN = "plain "
-COMMAND_LINES = {"": None, PLAIN: "console=ttyS0 quiet panic=-1 reboot=a ringzero.agent"}
+PLAIN, TWO = "plain ", "two "
+_SWITCHES_NOTHING_OFF = "console=ttyS0 quiet panic=-1 reboot=a ringzero.agent"
+COMMAND_LINES = {"": None, PLAIN: _SWITCHES_NOTHING_OFF, TWO: _SWITCHES_NOTHING_OFF}
 MERSENNE = f"{(1 << 1279) - 1:X}"
 
 # Each prints something, which both sides must print alike.
@@ -117,9 +119,43 @@ PROGRAMS = {
     ),
 }
 
+BUSY = "awk 'BEGIN { for (i = 0; i < 800000; i++) s += i % 7; print s }'"
+ONE_BUSY, TWO_BUSY = "busy process", "busy processes"
+COMPILED = (
+    """seq 3000 | awk '{ print "int f" $1 "(int a, int b) { int i, s = a;","""
+    """ "for (i = 0; i < b; i++) s = s * " $1 " + (i ^ a); return s; }" }' > /tmp/f.c;"""
+    " seq 8 | xargs -P 2 -I N tcc -c -o /tmp/fN.o /tmp/f.c; cat /tmp/f?.o | md5sum"
+)
+PING_PONG = """python3 -c '
+import threading
+a, b = threading.Lock(), threading.Lock()
+b.acquire()
+def pong():
+    for _ in range(20000):
+        b.acquire()
+        a.release()
+t = threading.Thread(target=pong)
+t.start()
+for _ in range(20000):
+    a.acquire()
+    b.release()
+t.join()
+print(1)'"""
+# On two virtual CPUs.
+PAIRS = {
+    ONE_BUSY: BUSY,
+    TWO_BUSY: f"{BUSY} & {BUSY} & wait",
+    "xz -T2": "seq 400000 | xz -T2 -1 --block-size=262144 | md5sum",
+    "compilers": COMPILED,
+    "lock ping-pong": PING_PONG,
+    "pipe ping-pong": PROGRAMS["pipes"],
+    "forks": "for i in 1 2; do perl -e 'for (1 .. 99) { fork or exit; wait }' & done; wait; echo 1",
+}
+ROWS = {"": PROGRAMS, PLAIN: PROGRAMS, TWO: PAIRS}
+
 
 def config(
-    image: BootFiles, memory: int = MEMORY, command_line: str | None = None
+    image: BootFiles, memory: int = MEMORY, command_line: str | None = None, cpus: int = 1
 ) -> MachineConfig:
     """Return the machine that both sides run; `command_line` is by default the image's."""
     return MachineConfig.create(
@@ -127,6 +163,7 @@ def config(
         initrd=image.initrd,
         command_line=command_line or image.command_line,
         memory=memory,
+        cpus=cpus,
         agent=True,
     )
 
@@ -177,11 +214,17 @@ def run(machine: Any, kind: str, command: str) -> bytes:
     return printed
 
 
-def time_program(machine: Any, kind: str, name: str) -> tuple[float, bytes]:
-    """Run one program; return its seconds and what it printed."""
-    began = time.perf_counter()
-    printed = run(machine, kind, PROGRAMS[name])
-    return time.perf_counter() - began, printed
+def time_program(machine: Any, kind: str, command: str) -> tuple[float, float, bytes]:
+    """Run one program; return its seconds, those of CPU time, and what it printed."""
+    began, used = time.perf_counter(), cpu_seconds(process_of(machine))
+    printed = run(machine, kind, command)
+    return time.perf_counter() - began, cpu_seconds(process_of(machine)) - used, printed
+
+
+def cpu_seconds(process: int) -> float:
+    """Return the CPU time that a process has taken so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def bench_starts(chosen: list[str], rounds: int) -> dict[str, dict[str, float]]:
@@ -209,14 +252,16 @@ def bench_programs(prefix: str, chosen: list[str], rounds: int) -> dict[str, dic
 
     Raises RuntimeError where the two print different things.
     """
-    names = [name for name in PROGRAMS if matches(prefix + name, chosen)]
+    programs = ROWS[prefix]
+    names = [name for name in programs if matches(prefix + name, chosen)]
     rows: dict[str, dict[str, float]] = {}
     if not names:
         return rows
-    machine_of = config(ensure(IMAGE, progress=Progress()), MEMORY, COMMAND_LINES[prefix])
+    cpus = 2 if prefix == TWO else 1
+    machine_of = config(ensure(IMAGE, progress=Progress()), MEMORY, COMMAND_LINES[prefix], cpus)
     with contextlib.ExitStack() as stack:
         built = {kind: guests.build(kind, machine_of) for kind in KINDS}
-        if prefix == PLAIN:
+        if prefix:
             # Its own best: a model of AMD's, for which Linux does not isolate page tables.
             built["qemu"].cpu = "max,-cx16"
         machines = {kind: stack.enter_context(machine) for kind, machine in built.items()}
@@ -228,17 +273,23 @@ def bench_programs(prefix: str, chosen: list[str], rounds: int) -> dict[str, dic
             if not machine.agent.wait_ready(PATIENCE):
                 raise RuntimeError(f"{kind}: the guest did not come up")
         for name in names:
-            row = rows[prefix + name] = dict.fromkeys(KINDS, math.inf)
+            row = rows[prefix + name] = dict.fromkeys((*KINDS, *map(cpu_of, KINDS)), math.inf)
             printed = {}
             for _ in range(rounds):
                 for kind, machine in machines.items():
-                    taken, printed[kind] = time_program(machine, kind, name)
+                    taken, used, printed[kind] = time_program(machine, kind, programs[name])
                     row[kind] = min(row[kind], taken)
+                    row[cpu_of(kind)] = min(row[cpu_of(kind)], used)
             if printed["ringzero"] != printed["qemu"]:
                 raise RuntimeError(f"{name}: the guests print different things")
             print(show(prefix + name, row), flush=True)
     rows[prefix + PEAK_ROW] = {kind: peak.bytes / MIB for kind, peak in peaks.items()}
     return rows
+
+
+def cpu_of(kind: str) -> str:
+    """Return the member of a row that holds CPU time."""
+    return f"{kind} cpu"
 
 
 def process_of(machine: Any) -> int:
@@ -260,6 +311,21 @@ def show(name: str, row: dict[str, float], before: dict[str, float] | None = Non
     if before is not None:
         line += f"   before {before['ringzero']:.{digits}f} (x {ours / before['ringzero']:.2f})"
     return line
+
+
+def show_scaling(rows: dict[str, dict[str, float]]) -> None:
+    """Print how much more two busy processes get done on two virtual CPUs than one.
+
+    By the clock, which is less on a host whose CPUs are busy; the CPU time tells what is lost
+    in any case.
+    """
+    if not {TWO + ONE_BUSY, TWO + TWO_BUSY} <= rows.keys():
+        return
+    one, two = rows[TWO + ONE_BUSY], rows[TWO + TWO_BUSY]
+    for kind in KINDS:
+        clock, used = (2 * one[key] / two[key] for key in (kind, cpu_of(kind)))
+        print(f"{kind}: two busy processes get {clock:.2f} times one's work done,", end=" ")
+        print(f"in {1 / used:.2f} times its CPU time for each")
 
 
 def main() -> int:
@@ -288,11 +354,12 @@ def main() -> int:
         ratios = [
             row["qemu"] / row["ringzero"]
             for name, row in rows.items()
-            if name in {prefix + program for program in PROGRAMS}
+            if name in {prefix + program for program in ROWS[prefix]}
         ]
         if ratios:
             mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
             print(f"{prefix}geometric mean of {len(ratios)} programs: {mean:.2f} of QEMU's speed")
+    show_scaling(rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0

@@ -105,7 +105,15 @@ class QemuMachine:
     def start(self):
         place, config = Path(self._place.name), self.config
         arguments = [
-            *(QEMU, "-accel", "tcg", "-M", "microvm,rtc=on,pcie=off", "-cpu", self.cpu),
+            *(
+                QEMU,
+                "-accel",
+                "tcg,thread=multi",
+                "-M",
+                "microvm,rtc=on,pcie=off",
+                "-cpu",
+                self.cpu,
+            ),
             *("-m", f"{config.memory >> 20}M", "-smp", str(config.cpus)),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-kernel", str(config.kernel), "-append", config.command_line + _clock()),
