@@ -73,7 +73,10 @@ class GuestMemory:
             for base, end, shift in self._spans:
                 if base <= gpa and gpa + count <= end:
                     return gpa + shift
-        raise GuestAddressError(
+        raise self._stray(gpa, count)
+
+    def _stray(self, gpa: int, count: int) -> GuestAddressError:
+        return GuestAddressError(
             f"guest-physical {gpa:#x}+{count:#x} is not RAM", address=hex(gpa), count=count
         )
 
@@ -85,8 +88,12 @@ class GuestMemory:
 
     def view(self, gpa: int, count: int) -> memoryview:
         """Return the bytes themselves, writable and without a copy."""
-        offset = self.offset_of(gpa, count)
-        return self.host.view[offset : offset + count]
+        if count >= 0:
+            for base, end, shift in self._spans:
+                if base <= gpa and gpa + count <= end:
+                    start = gpa + shift
+                    return self.host.view[start : start + count]
+        raise self._stray(gpa, count)
 
     def read(self, gpa: int, count: int) -> bytes:
         """Return a copy of `count` bytes at `gpa`."""

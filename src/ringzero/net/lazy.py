@@ -81,7 +81,8 @@ class LazyNetwork(Network):
         with self._loading:
             if self._real is None:
                 network = NETWORKS.get(self.config.network)(self.config)
-                network.port = self._keep()
+                network.port = kept = self._keep()
+                kept.network = network
                 network.on_fault = self.on_fault
                 if self._began and not self._closed:
                     network.start()
@@ -115,6 +116,8 @@ class _KeptPort:
 
     def __init__(self, port: Port) -> None:
         self._port = port
+        # Whose port it is; it gets the real one when what was fetched before is dealt with.
+        self.network: Network | None = None
         self._first: deque[Frame] = deque()
         # One thread fetches at a time.
         self._turn = threading.Lock()
@@ -138,6 +141,8 @@ class _KeptPort:
         with self._turn:
             while self._first:
                 handle(self._first.popleft())
+            if self.network is not None:
+                self.network.port = self._port
             return self._port.fetch(handle, limit, coalesce=coalesce)
 
 

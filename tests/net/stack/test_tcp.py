@@ -13,7 +13,7 @@ from ringzero.core.frames import Frame, plain
 from ringzero.net.stack import ip
 from ringzero.net.stack.ip import Path
 from ringzero.net.stack.tcp.connection import SYN_RECEIVED
-from ringzero.net.stack.tcp.segment import key_in, parse, parse_frame, parse_options
+from ringzero.net.stack.tcp.segment import parse, parse_frame, parse_options
 from ringzero.net.stack.tcp.table import MAX_HALF_OPEN, Tcp
 from tests.net.stack.world import GUEST4, HEAD, OUT, Router
 
@@ -233,6 +233,17 @@ def test_what_comes_early_is_told_of(router):
     assert answer[TCP].ack == 109 and connection.endpoint.data == b"thislate"
 
 
+def test_what_is_missing_finds_room_behind_whatever_came_early(router):
+    connection, ack = open_connection(router)
+    for number in range(1, 400):
+        router.send(segment(101 + 4 * number, ack, data=b"late"))
+    (answer,) = router.send(segment(101, ack, data=b"this"))
+    assert answer[TCP].ack > 105 and connection.endpoint.data.startswith(b"thislatelate")
+    for number in range(1, 400):
+        router.send(segment(101 + 4 * number, ack, data=b"late"))
+    assert connection.endpoint.data == b"this" + 399 * b"late"
+
+
 def test_an_acknowledgement_waits_for_what_may_carry_it(router):
     connection, ack = open_connection(router)
     assert router.send(segment(101, ack, data=b"question")) == []
@@ -404,7 +415,7 @@ def test_the_short_way_sees_what_the_long_one_does(six, options, payload, mangle
     assert all(getattr(short, name) == getattr(long, name) for name in fields)
     assert b"".join(short.buffers) == b"".join(long.buffers)
     key = packet.source + packet.destination + packet.head[packet.at : packet.at + 4]
-    assert key_in(frame.head) == key
+    assert ip.flow_key(frame.head) == key
 
 
 def test_the_short_way_is_the_usual_one():

@@ -29,6 +29,13 @@ class Transport(Protocol):
         """Call `notify(index)` for a reason on the host's side, if the driver is ready for it."""
         ...
 
+    def serves(self, index: int) -> bool:
+        """Return whether the driver is ready for queue `index`; the device's lock is held.
+
+        Who looks at a queue on its strength, outside `notify`, tells `fail` of a QueueError.
+        """
+        ...
+
     def fail(self, reason: str) -> None:
         """Tell the driver that the device needs a reset; it is not served until then."""
         ...
@@ -41,7 +48,7 @@ class VirtioDevice(ABC, Generic[S]):
     `reset` at any time. The device calls `self.transport` when it has pushed
     buffers that the driver wants to hear of (`complete` does it). Only within
     `notify` may a method that touches a queue raise QueueError: what happens
-    on the host's side goes through `transport.serve`.
+    on the host's side goes through `transport.serve`, or asks `transport.serves`.
     """
 
     # Section 5: the number of the device type.

@@ -105,6 +105,13 @@ class VirtioMmio(Device[VirtioMmioState]):
             if not self._paused:
                 self._notify(index)
 
+    def serves(self, index: int) -> bool:
+        return (
+            not self._paused
+            and self._status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK
+            and self._queues[index].ready
+        )
+
     def fail(self, reason: str) -> None:
         with self._lock:
             self.failure = reason

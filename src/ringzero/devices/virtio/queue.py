@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from ringzero.core.memory import GuestMemory
 from ringzero.errors import DeviceError, GuestAddressError, StateError
@@ -89,6 +89,29 @@ class Chain:
             if done >= len(data):
                 break
         return done
+
+
+class Room:
+    """Buffers of one or more requests, taken together to be written to: `size` bytes at least.
+
+    `used` has each request's head and how many of its bytes are meant; `runs` are the stretches
+    of guest memory (address, bytes), which hold as many as were asked for.
+    """
+
+    __slots__ = ("runs", "size", "used")
+
+    def __init__(self) -> None:
+        self.used: list[tuple[int, int]] = []
+        self.runs: list[tuple[int, int]] = []
+        self.size = 0
+
+    def add(self, address: int, count: int) -> None:
+        """Add a buffer; drivers take them from one piece of memory, one behind the other."""
+        runs = self.runs
+        if runs and runs[-1][0] + runs[-1][1] == address:
+            runs[-1] = (runs[-1][0], runs[-1][1] + count)
+        elif count:
+            runs.append((address, count))
 
 
 @record
@@ -181,13 +204,17 @@ class Virtqueue:
         table, entries = self._table, self.size
         if head < entries:
             address, length, flags, _ = DESCRIPTOR.unpack_from(table, 16 * head)
-            if flags == WRITE:
-                # One buffer to write into: what a network's receive queue is full of.
+            if flags == WRITE or not flags:
+                # One buffer: what a network's queues are full of.
                 try:
-                    chain.writable.append(view(address, length))
+                    buffer = view(address, length)
                 except GuestAddressError as fault:
                     raise QueueError("a buffer is not in RAM", **fault.context) from fault
-                chain.addresses.append(address)
+                if flags:
+                    chain.writable.append(buffer)
+                    chain.addresses.append(address)
+                else:
+                    chain.readable.append(buffer)
                 return chain
         index = head
         left = entries
@@ -232,8 +259,8 @@ class Virtqueue:
 
     def push_all(self, pushed: Iterable[tuple[Chain, int]]) -> None:
         """Give several chains back, which the driver sees at once (as `push`)."""
-        mark, used, mask = self._memory.mark_written, self._used_bytes, self.size - 1
-        position = self._next_used
+        mark = self._memory.mark_written
+        heads: list[tuple[int, int]] = []
         # Drivers take buffers from one piece of memory: those side by side are marked as one.
         start = end = 0
         for chain, written in pushed:
@@ -247,13 +274,107 @@ class Virtqueue:
                     start = address
                 end = address + min(left, len(buffer))
                 left -= len(buffer)
-            USED_ELEMENT.pack_into(used, 4 + 8 * (position & mask), chain.head, written)
-            position += 1
+            heads.append((chain.head, written))
         if end > start:
             mark(start, end - start)
+        self.give_back(heads)
+
+    # ---- many at once -----------------------------------------------------
+
+    def put(self, data: bytes) -> bool:
+        """Write `data` into the next request, if that is one buffer with room, and give it back.
+
+        False, and nothing is done, where it wants more than that. Raises QueueError.
+        """
+        position, entries, size = self._next_available, self.size, len(data)
+        head = self._available[2 + (position & (entries - 1))]
+        if self._available[1] == position or head >= entries:
+            return False
+        address, length, flags, _ = DESCRIPTOR.unpack_from(self._table, 16 * head)
+        if flags != WRITE or length < size:
+            return False
+        try:
+            self._memory.view(address, length)[:size] = data
+        except GuestAddressError as fault:
+            raise QueueError("a buffer is not in RAM", **fault.context) from fault
+        self._memory.mark_written(address, size)
+        self._next_available = position + 1 & 0xFFFF
+        self.give_back(((head, size),))
+        return True
+
+    def reserve(self, needed: int, most: int) -> Room | None:
+        """Take requests that hold `needed` bytes together, at most `most` of them.
+
+        None where not as many wait yet, and then none is taken. Where `most` of them are too
+        small, the room is as large as they are. Raises QueueError.
+        """
+        room = Room()
+        table, available, entries = self._table, self._available, self.size
+        position = first = self._next_available
+        waiting = (available[1] - position) & 0xFFFF
+        if waiting > entries:
+            raise QueueError("the available index ran away", waiting=waiting, size=entries)
+        is_ram, left = self._memory.is_ram, needed
+        while left > 0 and len(room.used) < most:
+            if not waiting:
+                self._next_available = first
+                return None
+            waiting -= 1
+            head = available[2 + (position & (entries - 1))]
+            position = position + 1 & 0xFFFF
+            if head < entries:
+                address, length, flags, _ = DESCRIPTOR.unpack_from(table, 16 * head)
+                if flags == WRITE:
+                    if not is_ram(address, length):
+                        raise QueueError("a buffer is not in RAM", address=address, count=length)
+                    taken = min(length, left)
+                    room.add(address, taken)
+                    room.used.append((head, taken))
+                    room.size += length
+                    left -= taken
+                    continue
+            chain = self._walk(head)
+            taken = 0
+            for address, view in zip(chain.addresses, chain.writable, strict=True):
+                count = min(len(view), left - taken)
+                room.add(address, count)
+                room.size += len(view)
+                taken += count
+            room.used.append((head, taken))
+            left -= taken
+        self._next_available = position
+        return room
+
+    def fill(self, room: Room, pieces: Sequence[bytes | memoryview]) -> None:
+        """Copy `pieces` into a room, which they fill, and give its requests back."""
+        memory = self._memory
+        if len(room.runs) == len(pieces) == 1:
+            address, count = room.runs[0]
+            memory.view(address, count)[:] = pieces[0]
+            memory.mark_written(address, count)
+        else:
+            source = iter(pieces)
+            piece, at = memoryview(next(source)), 0
+            for address, count in room.runs:
+                view, place = memory.view(address, count), 0
+                while place < count:
+                    step = min(count - place, len(piece) - at)
+                    view[place : place + step] = piece[at : at + step]
+                    place, at = place + step, at + step
+                    if at == len(piece):
+                        piece, at = memoryview(next(source, b"")), 0
+                memory.mark_written(address, count)
+        self.give_back(room.used)
+
+    def give_back(self, used: Iterable[tuple[int, int]]) -> None:
+        """Give requests back by their heads, with how many bytes were written to each."""
+        mask, ring, position = self.size - 1, self._used_bytes, self._next_used
+        for head, written in used:
+            USED_ELEMENT.pack_into(ring, 4 + 8 * (position & mask), head, written)
+            position += 1
         self._next_used = position & 0xFFFF
         self._used[1] = self._next_used
-        mark(self.used, len(used))
+        self._memory.mark_written(self.used, len(ring))
 
     # ---- notification -----------------------------------------------------
 

@@ -119,7 +119,6 @@ class UserNetwork(Network):
         self._woken = True
         # Whether little was delivered, and no more than that has come: an answer may follow.
         self._answering = False
-        self._fetched = 0
         self._settle_at: float | None = None
         self._owns: OrderedDict[bytes, tuple[bool, float]] = OrderedDict()
         self._sweep_at = 0.0
@@ -251,44 +250,39 @@ class UserNetwork(Network):
 
     def _round(self) -> float | None:
         """Move frames; called by the loop when sockets have had their turn."""
-        gateway = self.gateway
-        more = False
-        self._fetched = 0
+        gateway, now = self.gateway, self.loop.now
+        more, before = False, gateway.received_bytes
         if self._woken:
             self._woken = False
-            more = self.port.fetch(self._receive, _BATCH, coalesce=True)
+            more = self.port.fetch(gateway.receive, _BATCH, coalesce=True)
+            self.flows.flush()
             self._woken |= more
-            if self._settle_at is None and self._fetched:
-                self._settle_at = self.loop.now + _SETTLE
-        if self._settle_at is not None and self._settle_at <= self.loop.now:
+            if self._settle_at is None and gateway.received_bytes != before:
+                self._settle_at = now + _SETTLE
+        if self._settle_at is not None and self._settle_at <= now:
             self._settle_at = None
             self.port.settle()
         deadline = gateway.deadline()
-        if deadline is not None and deadline <= self.loop.now:
+        if deadline is not None and deadline <= now:
             gateway.expire()
             deadline = gateway.deadline()
         gateway.flush()
-        delivered = self._deliver()
-        self._answering = self._fetched <= _LITTLE and 0 < delivered <= _LITTLE
-        if self.loop.now >= self._sweep_at:
-            self._sweep_at = self.loop.now + _SWEEP
+        delivered = self._deliver() if self._outbox else 0
+        few = gateway.received_bytes - before <= _LITTLE
+        self._answering = few and 0 < delivered <= _LITTLE
+        if now >= self._sweep_at:
+            self._sweep_at = now + _SWEEP
             self.flows.expire()
             self._echoes.expire()
         if more:
-            return self.loop.now
+            return now
         if self._settle_at is None or deadline is None:
             return deadline if self._settle_at is None else self._settle_at
         return min(deadline, self._settle_at)
 
-    def _receive(self, frame: Frame) -> None:
-        self._fetched += frame.size
-        self.gateway.receive(frame)
-
     def _deliver(self) -> int:
         """Give the guest what is for it; return how many bytes it took."""
         outbox, size = self._outbox, 0
-        if not outbox:
-            return 0
         for _ in range(self.port.deliver(outbox)):
             size += outbox.popleft().size
         while len(outbox) > _MAX_OUTBOX:
@@ -309,6 +303,14 @@ class UserNetwork(Network):
     def turn_away(self, connection: Connection, reason: tuple[int, int]) -> None:
         """Tell the guest why a connection cannot be."""
         self.gateway.turn_away(connection, reason)
+
+    def fail(self, relay: Relay, fault: Exception) -> None:
+        """End a relay, and its connection, because of a fault of ours."""
+        if relay.connection is not None:
+            self.gateway.tcp.fail(relay.connection, fault)
+        else:
+            self.gateway.faults.note("a connection to the guest", fault)
+        relay.close()
 
     def datagram(self, packet: Packet, datagram: Datagram, back: Path) -> None:
         """Send a guest's datagram into the host's world."""

@@ -182,8 +182,7 @@ class Forwards:
             return
         flows = self._host.flows
         port = flows.port_for(path.destination, forward.guest_port, client, path.source)
-        key = path.destination, forward.guest_port, path.source, port
-        flows.incoming(link, client, key, path)
+        flows.incoming(link, client, (forward.guest_port, port), path)
         self._host.gateway.send(path, port, forward.guest_port, data)
 
 

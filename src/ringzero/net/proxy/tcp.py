@@ -42,6 +42,10 @@ class Owner(Protocol):
         """Tell the guest that a connection cannot be."""
         ...
 
+    def fail(self, relay: Relay, fault: Exception) -> None:
+        """Hear of a fault of ours; the relay is to be ended, and its connection."""
+        ...
+
 
 class Relay:
     """A guest's connection (whose endpoint this is) and a socket of the host."""
@@ -123,6 +127,12 @@ class Relay:
     # ---- the host's side --------------------------------------------------
 
     def _happened(self, events: int) -> None:
+        try:
+            self._serve(events)
+        except Exception as fault:
+            self._owner.fail(self, fault)
+
+    def _serve(self, events: int) -> None:
         if not self._linked:
             self._connected()
             return

@@ -17,11 +17,19 @@ from ringzero.net.stack.addresses import ANY4
 from ringzero.net.stack.dhcp import DhcpServer, Offer
 from ringzero.net.stack.dns import DnsServer, Names
 from ringzero.net.stack.dnsservice import DNS_PORT, DnsService, Upstream
-from ringzero.net.stack.ip import ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, Path
+from ringzero.net.stack.faults import Faults
+from ringzero.net.stack.ip import (
+    ETHERTYPE_ARP,
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
+    Packet,
+    Path,
+    key_of,
+)
 from ringzero.net.stack.neighbours import Neighbours
 from ringzero.net.stack.policy import Policy
 from ringzero.net.stack.subnet import Subnet
-from ringzero.net.stack.tcp.connection import Connection, key_of
+from ringzero.net.stack.tcp.connection import Connection
 from ringzero.net.stack.tcp.endpoint import Endpoint
 from ringzero.net.stack.tcp.table import Tcp
 from ringzero.net.stack.udp import Datagram
@@ -69,6 +77,8 @@ class Gateway:
     ) -> None:
         self.subnet = subnet
         self._mac = subnet.mac
+        # What guests have sent, in bytes of frames.
+        self.received_bytes = 0
         self.world = world
         self.emit = emit
         self._number = number
@@ -91,7 +101,10 @@ class Gateway:
             subnet.first4,
             subnet.last4,
         )
-        self.tcp = Tcp(emit, self._open, number)
+        self.faults = Faults()
+        self.tcp = Tcp(emit, self._open, number, self.faults)
+        # What takes the datagrams of flows that were let out, by `ip.flow_key`; the world's.
+        self.flows: dict[bytes, Callable[[bytes, bytes], None]] = {}
         self.neighbours = Neighbours(
             *(subnet, emit, self.tcp.moved), default6=default6, domains=self.domains
         )
@@ -111,13 +124,26 @@ class Gateway:
         self.tcp.now = moment
 
     def receive(self, frame: Frame) -> None:
-        """Take a frame of a guest. What makes no sense is dropped."""
+        """Take a frame of a guest. What makes no sense is dropped, and what we fail at."""
+        try:
+            self._take_frame(frame)
+        except Exception as fault:
+            self.faults.note("a frame of a guest's", fault)
+
+    def _take_frame(self, frame: Frame) -> None:
         head = frame.head
+        self.received_bytes += frame.size
         if len(head) < ETHERNET_HEADER:
             return
         if head[:6] == self._mac:
-            # What belongs to a connection that is up needs no look at anything else.
-            if self.tcp.take(frame):
+            # What belongs to something that is up needs no look at anything else.
+            key = ip.flow_key(head)
+            connection = self.tcp.connections.get(key)
+            if connection is not None and self.tcp.take(connection, frame):
+                return
+            flow = self.flows.get(key)
+            if flow is not None and (payload := udp.payload_of(frame)) is not None:
+                flow(head, payload)
                 return
         elif not head[0] & 1:
             return

@@ -26,6 +26,11 @@ REASSEMBLY_TIME = 30.0
 MAX_PACKETS, MAX_PIECES, MAX_BYTES = 64, 128, 1 << 20
 MAX_PACKET = 65535
 
+# How an IPv4 packet without options begins behind the addresses of its frame; the bits of the
+# fragment field that make a fragment.
+PLAIN4, FRAGMENTED = ETHERTYPE_IPV4 + b"\x45", _MORE_FRAGMENTS | _OFFSET
+
+_PORTS = struct.Struct(">HH")
 _IPV4 = struct.Struct(">BBHHHBBH4s4s")
 _IPV6 = struct.Struct(">IHBB16s16s")
 
@@ -87,6 +92,19 @@ class Packet:
 def pseudo_sum(source: bytes, destination: bytes, protocol: int, size: int) -> int:
     """Return the sum of the pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1)."""
     return ones_sum(source + destination) + protocol + (size >> 16) + (size & 0xFFFF)
+
+
+def flow_key(head: bytes) -> bytes:
+    """Return addresses and ports, the sender's first, as a frame has them.
+
+    What kind of frame it is, is not looked at: it is meant for those without IP options.
+    """
+    return head[26:38] if head[12] == 0x08 else head[22:58]
+
+
+def key_of(guest: bytes, guest_port: int, other: bytes, other_port: int) -> bytes:
+    """Return the `flow_key` of what a guest sends from one port to another."""
+    return guest + other + _PORTS.pack(guest_port, other_port)
 
 
 class Reassembler:
@@ -209,7 +227,7 @@ def _parse_ipv4(frame: Frame, reassembler: Reassembler, now: float) -> Packet | 
         head, rest = frame.data()[: start + total], ()
     checked = bool(frame.checksum_start)
     size = total - length
-    if fragment & (_MORE_FRAGMENTS | _OFFSET):
+    if fragment & FRAGMENTED:
         data = b"".join((head[at:], *rest))
         key = (source, destination, protocol, identification)
         more = bool(fragment & _MORE_FRAGMENTS)

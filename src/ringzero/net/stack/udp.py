@@ -12,10 +12,24 @@ from ringzero.core.frames import (
     Frame,
     checksum,
 )
-from ringzero.net.stack.ip import IPV4_HEADER, UDP, Packet, Path, pseudo_sum
+from ringzero.net.stack.ip import (
+    ETHERTYPE_IPV6,
+    FRAGMENTED,
+    IPV4_HEADER,
+    IPV6_HEADER,
+    PLAIN4,
+    UDP,
+    Packet,
+    Path,
+    pseudo_sum,
+)
 
 HEADER = struct.Struct(">HHHH")
 _CHECKSUM_OFFSET = 6
+# From the length field of the IP header on: lengths, fragment, protocol.
+_FRAME4, _FRAME6 = struct.Struct(">HxxHxB14xH"), struct.Struct(">HB37xH")
+_LEAST4 = ETHERNET_HEADER + IPV4_HEADER + HEADER.size
+_LEAST6 = ETHERNET_HEADER + IPV6_HEADER + HEADER.size
 
 
 class Datagram:
@@ -46,6 +60,34 @@ class Datagram:
     def data(self) -> bytes:
         """Return the payload in one piece."""
         return b"".join(self.buffers)
+
+
+def payload_of(frame: Frame) -> bytes | None:
+    """Return the payload of an ordinary datagram; None where the frame wants a closer look.
+
+    Ordinary are whole packets without options or extensions, whose checksum was left open.
+    """
+    head, size = frame.head, frame.size - ETHERNET_HEADER
+    if not frame.checksum_start or frame.gso or len(head) < _LEAST4:
+        return None
+    if head[12:15] == PLAIN4:
+        total, fragment, protocol, length = _FRAME4.unpack_from(head, 16)
+        # A remainder of 0 is the right checksum (`ones_sum`).
+        if fragment & FRAGMENTED or int.from_bytes(head[14:34], "big") % 0xFFFF:
+            return None
+        at = _LEAST4
+        if total != size or length != size - IPV4_HEADER:
+            return None
+    elif head[12:14] == ETHERTYPE_IPV6 and head[14] >> 4 == 6 and len(head) >= _LEAST6:
+        total, protocol, length = _FRAME6.unpack_from(head, 18)
+        at = _LEAST6
+        if total != size - IPV6_HEADER or length != total:
+            return None
+    else:
+        return None
+    if protocol != UDP:
+        return None
+    return b"".join((head[at:], *frame.rest)) if frame.rest else head[at:]
 
 
 def frames(

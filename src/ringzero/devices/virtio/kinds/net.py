@@ -30,7 +30,7 @@ from ringzero.core.frames import (
     plain,
 )
 from ringzero.devices.virtio.device import VIRTIO_DEVICES, VirtioDevice
-from ringzero.devices.virtio.queue import Chain, Virtqueue
+from ringzero.devices.virtio.queue import Chain, QueueError, Virtqueue
 from ringzero.errors import StateError
 from ringzero.records import record
 
@@ -78,7 +78,7 @@ MAC_TABLE_SET, MAC_ADDR_SET = 0, 1
 CONTROL_OK, CONTROL_ERROR = b"\0", b"\1"
 # The most that a driver may write to the control queue: two tables of addresses.
 CONTROL_LIMIT = 8192
-# Bytes of a frame that nobody waits for to leave.
+# Bytes of a frame that is copied whole, and that nobody waits for to leave.
 _SMALL = 2048
 # A VLAN tag besides the Ethernet header.
 VLAN_TAG = 4
@@ -134,9 +134,8 @@ class Net(VirtioDevice[NetState]):
         # Frames that the backend looks at outside the lock: whose they are, and whether any are.
         self._changed = threading.Condition(self.lock)
         self._generation = 0
-        self._fetching = self._collecting = False
-        self._collected: list[tuple[Chain, Frame | None]] = []
-        self._drained, self._limit = True, 0
+        self._fetching = False
+        self._drained = True
         # Whether the driver has not been interrupted for a frame that has left.
         self._unsettled = False
         self.received = self.sent = self.dropped = 0
@@ -150,30 +149,35 @@ class Net(VirtioDevice[NetState]):
         With `coalesce` the driver hears of a single small frame's end with the next
         interrupt, or by `settle`: what waits for an answer needs one interrupt, not two.
         """
-        while limit > 0:
-            with self.lock:
-                batch, generation = self._collect(limit), self._generation
-                self._fetching = bool(batch)
-                if not batch:
-                    return not self._drained
+        with self.lock:
+            batch, generation = self._collect(limit), self._generation
+            self._fetching = bool(batch)
+        while batch:
             limit -= len(batch)
+            done = False
             try:
                 for _, frame in batch:
                     if frame is not None:
                         handle(frame)
+                done = True
             finally:
                 with self.lock:
-                    self._fetching = False
-                    self._changed.notify_all()
                     if generation == self._generation:
-                        queue = self.queues[TRANSMIT]
-                        queue.push_all([(chain, 0) for chain, _ in batch])
-                        # Never for two: a socket may wait for its bytes to leave.
-                        alone = len(batch) == 1 and not self._unsettled
-                        self._unsettled = coalesce and alone and _is_small(batch[0][0])
-                        if not self._unsettled:
-                            self.complete(queue)
-        return True
+                        self._give_back(batch, coalesce)
+                    batch, generation = self._collect(limit if done else 0), self._generation
+                    self._fetching = bool(batch)
+                    if not batch:
+                        self._changed.notify_all()
+        return not self._drained
+
+    def _give_back(self, batch: list[tuple[Chain, Frame | None]], coalesce: bool) -> None:
+        queue = self.queues[TRANSMIT]
+        queue.give_back([(chain.head, 0) for chain, _ in batch])
+        # Never for two: a socket may wait for its bytes to leave.
+        alone = len(batch) == 1 and not self._unsettled
+        self._unsettled = coalesce and alone and batch[0][0].readable_size <= _SMALL
+        if not self._unsettled:
+            self.complete(queue)
 
     def settle(self) -> None:
         """Interrupt the driver for the frame that has left, where that was put off."""
@@ -183,13 +187,19 @@ class Net(VirtioDevice[NetState]):
                 self.complete(self.queues[TRANSMIT])
 
     def _collect(self, limit: int) -> list[tuple[Chain, Frame | None]]:
-        """Return what the guest wants sent; the lock is held."""
-        self._collected, self._drained, self._limit = [], True, limit
-        # A driver that breaks the rules is the transport's to deal with.
-        self._collecting = True
-        self.transport.serve(TRANSMIT)
-        self._collecting = False
-        return self._collected
+        """Return what the guest wants sent, up to `limit` frames; the lock is held.
+
+        Where it is nothing, and not for the limit, the driver is asked to notify of the next.
+        """
+        self._drained = limit > 0
+        if limit <= 0 or not self.transport.serves(TRANSMIT):
+            return []
+        found: list[tuple[Chain, Frame | None]] = []
+        try:
+            self._pop_frames(found, limit)
+        except QueueError as fault:
+            self.transport.fail(f"queue {TRANSMIT}: {fault.message}")
+        return found
 
     def deliver(self, frames: Sequence[Frame]) -> int:
         """Take frames for the guest, from the first on; if not all, `wake` will tell of room."""
@@ -198,8 +208,14 @@ class Net(VirtioDevice[NetState]):
                 self.dropped += len(frames)
                 return len(frames)
             count = min(len(frames), BACKLOG - len(self._backlog))
+            checksums = self.accepted & GUEST_CSUM
             for index in range(count):
-                self._backlog.extend(self._fitting(frames[index]))
+                frame = frames[index]
+                ordinary = not frame.gso and (checksums or not frame.checksum_start)
+                if ordinary and ETHERNET_HEADER <= frame.size <= self._largest:
+                    self._backlog.append(frame)
+                else:
+                    self._backlog.extend(self._fitting(frame))
             self._pressed |= count < len(frames)
             self.transport.serve(RECEIVE)
             return count
@@ -237,23 +253,22 @@ class Net(VirtioDevice[NetState]):
             self._feed()
         elif index == CONTROL:
             self._control()
-        elif self._collecting:
-            self._pop_frames()
         elif not self._fetching:
             self._backend.wake()
 
     # ---- from the guest ---------------------------------------------------
 
-    def _pop_frames(self) -> None:
-        queue, found = self.queues[TRANSMIT], self._collected
+    def _pop_frames(self, found: list[tuple[Chain, Frame | None]], limit: int) -> None:
+        queue = self.queues[TRANSMIT]
         queue.suppress()
         size = 0
-        while size < BATCH_BYTES and len(found) < self._limit:
+        while size < BATCH_BYTES and len(found) < limit:
             chain = queue.pop()
             if chain is None:
-                if queue.rearm():
-                    continue
-                return
+                # Where frames were found, the queue is looked at again when they are dealt with.
+                if found or not queue.rearm():
+                    return
+                continue
             frame = self._frame(chain)
             if frame is None:
                 self.dropped += 1
@@ -270,7 +285,7 @@ class Net(VirtioDevice[NetState]):
         size = sum(map(len, views))
         if not HEADER.size + ETHERNET_HEADER <= size <= HEADER.size + LARGEST_FRAME:
             return None
-        head, rest = _split(views, size if size <= 2 * HEADERS_SIZE else HEADERS_SIZE)
+        head, rest = _split(views, size if size <= _SMALL else HEADERS_SIZE)
         flags, gso, _, gso_size, start, offset, _ = HEADER.unpack_from(head)
         head = head[HEADER.size :]
         if not flags & NEEDS_CSUM:
@@ -308,7 +323,8 @@ class Net(VirtioDevice[NetState]):
             return
         while backlog and self._place(queue, backlog[0]):
             backlog.popleft()
-        self.settle()
+        if self._unsettled:
+            self.settle()
         self.complete(queue)
         if self._pressed and len(backlog) <= BACKLOG // 2:
             self._pressed = False
@@ -317,42 +333,45 @@ class Net(VirtioDevice[NetState]):
     def _place(self, queue: Virtqueue, frame: Frame) -> bool:
         """Put one frame into the guest's buffers, or drop it; False where it has too few."""
         needed = HEADER.size + frame.size
-        chains: list[Chain] = []
-        room = 0
-        while room < needed:
-            chain = queue.pop()
-            if chain is None:
-                queue.unpop(len(chains))
-                offered = queue.offered
-                queue.request_notice()
-                if offered == queue.offered:
-                    if len(chains) < queue.size:
-                        return False
-                    # Even all of its buffers are too few.
-                    self.dropped += 1
-                    return True
-                chains.clear()
-                room = 0
-                continue
-            chains.append(chain)
-            room += chain.writable_size
-            if not self.accepted & MRG_RXBUF:
-                break
-        if room < needed:
-            # The driver knows the MTU; it gets the buffer back empty.
+        if not frame.rest:
+            header = HEADER.pack(*self._fields(frame), 1)
+            if queue.put(header + frame.head):
+                self.received += 1
+                self.received_bytes += frame.size
+                return True
+        most = queue.size if self.accepted & MRG_RXBUF else 1
+        room = queue.reserve(needed, most)
+        if room is None:
+            offered = queue.offered
+            queue.request_notice()
+            if offered == queue.offered:
+                if queue.waiting < queue.size:
+                    return False
+                # Even all of its buffers are too few.
+                self.dropped += 1
+                return True
+            room = queue.reserve(needed, most)
+            if room is None:
+                return False
+        if room.size < needed:
+            # The driver knows the MTU; it gets the buffers back empty.
             self.dropped += 1
-            queue.push(chains[0], 0)
+            queue.give_back([(head, 0) for head, _ in room.used])
             return True
-        flags = NEEDS_CSUM if frame.checksum_start else 0
-        # Section 5.1.6.4.1: the header's length is a hint; Linux takes none for 0.
-        header = HEADER.pack(
-            *(flags, frame.gso, len(frame.head) if frame.gso else 0, frame.gso_size),
-            *(frame.checksum_start, frame.checksum_offset, len(chains)),
-        )
-        queue.push_all(_scatter(chains, [header + frame.head, *frame.rest], needed))
+        header = HEADER.pack(*self._fields(frame), len(room.used))
+        queue.fill(room, (header + frame.head, *frame.rest))
         self.received += 1
         self.received_bytes += frame.size
         return True
+
+    def _fields(self, frame: Frame) -> tuple[int, int, int, int, int, int]:
+        """Return what the header has of a frame: all but the number of buffers."""
+        if not frame.checksum_start:
+            return 0, 0, 0, 0, 0, 0
+        # Section 5.1.6.4.1: the header's length is a hint; Linux takes none for 0.
+        length = len(frame.head) if frame.gso else 0
+        start, offset = frame.checksum_start, frame.checksum_offset
+        return NEEDS_CSUM, frame.gso, length, frame.gso_size, start, offset
 
     # ---- control ----------------------------------------------------------
 
@@ -415,11 +434,6 @@ class Net(VirtioDevice[NetState]):
             self.mac, self._link, self._announce = state.mac, state.link, state.announce
 
 
-def _is_small(chain: Chain) -> bool:
-    """Return whether a chain holds no more than one segment."""
-    return chain.readable_size <= _SMALL
-
-
 def _split(views: Sequence[memoryview], count: int) -> tuple[bytes, list[Buffer]]:
     """Return a copy of the first `count` bytes, and views of the rest."""
     first = views[0]
@@ -433,26 +447,3 @@ def _split(views: Sequence[memoryview], count: int) -> tuple[bytes, list[Buffer]
         if len(view) > missing:
             rest.append(view[max(0, missing) :])
     return head, rest
-
-
-def _scatter(chains: list[Chain], pieces: Sequence[Buffer], size: int) -> list[tuple[Chain, int]]:
-    """Copy `pieces`, `size` bytes in all, into the chains; return how much went into each."""
-    source = iter(pieces)
-    piece = memoryview(next(source))
-    at, left, done = 0, size, []
-    for chain in chains:
-        written = 0
-        for view in chain.writable:
-            place, room = 0, min(len(view), left)
-            while place < room:
-                count = min(room - place, len(piece) - at)
-                view[place : place + count] = piece[at : at + count]
-                place, at = place + count, at + count
-                if at == len(piece):
-                    piece, at = memoryview(next(source, b"")), 0
-            written += room
-            left -= room
-            if not left:
-                break
-        done.append((chain, written))
-    return done

@@ -7,7 +7,8 @@ from collections import deque
 from typing import Protocol
 
 from ringzero.core.frames import Buffer, Frame
-from ringzero.net.stack.ip import Path
+from ringzero.net.stack.addresses import text
+from ringzero.net.stack.ip import Path, key_of
 from ringzero.net.stack.tcp.endpoint import Endpoint
 from ringzero.net.stack.tcp.receiver import SCALE, Receiver
 from ringzero.net.stack.tcp.segment import (
@@ -43,14 +44,7 @@ _TIME_WAIT = 5.0
 # States, as far as both directions do not tell more.
 OPENING, SYN_SENT, SYN_RECEIVED, ESTABLISHED, TIME_WAIT, CLOSED = range(6)
 
-# Addresses and ports: the guest's address, the other, the guest's port, the other.
-Key = bytes
 _PORTS = struct.Struct(">HH")
-
-
-def key_of(guest: bytes, guest_port: int, other: bytes, other_port: int) -> Key:
-    """Return a connection's key: these bytes stand so in the packets that the guest sends."""
-    return guest + other + _PORTS.pack(guest_port, other_port)
 
 
 class Table(Protocol):
@@ -117,6 +111,10 @@ class Connection:
         self._heard = table.now
         self.deadline: float | None = None
         self.scheduled: float | None = None
+
+    def __str__(self) -> str:
+        guest, other = text(self.path.destination), text(self.path.source)
+        return f"of {guest} port {self.remote} and {other} port {self.local}"
 
     # ---- the endpoint's calls ---------------------------------------------
 
@@ -233,7 +231,7 @@ class Connection:
             return
         if self.state == OPENING:
             if segment.flags & RST:
-                self._lose()
+                self.lose()
             return
         if self.state == SYN_SENT:
             self._take_answer(segment)
@@ -251,7 +249,7 @@ class Connection:
         if flags & RST:
             # RFC 5961 section 3.2: any but the exact number is asked for again.
             if offset == 0:
-                self._lose()
+                self.lose()
             else:
                 self._owe_ack()
             return
@@ -290,20 +288,25 @@ class Connection:
         table = self._table
         now = self._heard = table.now
         sender.window = segment.window << sender.scale
+        if not sender.flight:
+            sender.retries = 0
+        if size:
+            # First, for somebody may wait for it.
+            receiver.deliver(segment.buffers, size)
+            if self.state != ESTABLISHED:
+                return True
+            self.ack_due = True
+            # RFC 5681 section 4.2: at once for every second full segment.
+            if (receiver.next - receiver.acked) & MASK >= 2 * sender.mss:
+                table.owe(self)
+            else:
+                table.delay(self)
         if acked:
             sender.acknowledged(segment.ack, now)
             if not sender.finishing:
                 self.endpoint.room()
                 if self.state != ESTABLISHED:
                     return True
-        if size:
-            receiver.deliver(segment.buffers, size)
-            # RFC 5681 section 4.2: at once for every second full segment.
-            self.ack_due = True
-            if (receiver.next - receiver.acked) & MASK >= 2 * sender.mss:
-                table.owe(self)
-            else:
-                table.delay(self)
         if sender.unsent or sender.finishing:
             if self.state == ESTABLISHED:
                 sender.push(now)
@@ -320,7 +323,7 @@ class Connection:
             return
         if flags & RST:
             if fits:
-                self._lose()
+                self.lose()
             return
         if not flags & SYN or not fits:
             # Both asking at once (RFC 9293 section 3.5, figure 8) does not happen here.
@@ -467,7 +470,7 @@ class Connection:
         if sender.flight:
             opening = self.state in (SYN_SENT, SYN_RECEIVED)
             if sender.retries > (_MAX_SYN_RETRIES if opening else _MAX_RETRIES):
-                self._lose()
+                self.lose()
                 return
             sender.timed_out(now)
         elif sender.unsent:
@@ -493,7 +496,8 @@ class Connection:
             self.deadline = self._table.now + _TIME_WAIT
             self._table.schedule(self, self.deadline)
 
-    def _lose(self) -> None:
+    def lose(self) -> None:
+        """Take the connection for gone, and tell the endpoint."""
         self._close()
         self.endpoint.lost()
 

@@ -61,10 +61,13 @@ class Receiver:
                 buffers, size = [data], len(data)
             offset = max(offset, 0)
         if size:
-            if offset == 0 and not self._early:
+            if offset == 0:
+                # Whatever else is kept: what comes next never has to find room.
                 self.deliver(buffers, size)
             else:
                 self._keep_early(self.next + offset & MASK, b"".join(buffers))
+            if self._early:
+                self._deliver_early()
         if self._fin_at is not None and self._fin_at == self.next and not self.ended:
             self.next = self.next + 1 & MASK
             self.edge = self.next + max(0, difference(self.edge, self.next)) & MASK
@@ -88,11 +91,15 @@ class Receiver:
                 taken = 0
 
     def _keep_early(self, sequence: int, data: bytes) -> None:
-        """Keep a piece until those before it have come, and pass on what can be."""
+        """Keep a piece until those before it have come."""
         early = self._early
         if len(early) < _MAX_EARLY and len(early.get(sequence, b"")) < len(data):
             early[sequence] = data
             self._recent = sequence
+
+    def _deliver_early(self) -> None:
+        """Pass on the pieces that come next now."""
+        early = self._early
         while early:
             start = min(early, key=lambda number: difference(number, self.next))
             ahead = difference(start, self.next)

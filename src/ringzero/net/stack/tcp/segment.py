@@ -6,10 +6,11 @@ import struct
 
 from ringzero.core.frames import ETHERNET_HEADER, GSO_NONE, GSO_TCP4, GSO_TCP6, Buffer, Frame
 from ringzero.net.stack.ip import (
-    ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
+    FRAGMENTED,
     IPV4_HEADER,
     IPV6_HEADER,
+    PLAIN4,
     TCP,
     Packet,
     Path,
@@ -32,7 +33,6 @@ _HEADERS4 = struct.Struct(">14sIIHH12sIIHHHH")
 _HEADERS6 = struct.Struct(">14sIHH36sIIHHHH")
 # What comes in: lengths, fragment, protocol, ports and so on, from the length field on.
 _FRAME4, _FRAME6 = struct.Struct(">HxxHxBxx8xHHIIHH"), struct.Struct(">HBx32xHHIIHH")
-_PLAIN4, _FRAGMENTED = ETHERTYPE_IPV4 + b"\x45", 0x3FFF
 _LEAST4 = ETHERNET_HEADER + IPV4_HEADER + HEADER.size
 _LEAST6 = ETHERNET_HEADER + IPV6_HEADER + HEADER.size
 _VERSION4, _DONT_FRAGMENT, _TTL_TCP = 0x4500 << 16, 0x4000, 64 << 8 | TCP
@@ -90,14 +90,6 @@ def parse(packet: Packet) -> Segment:
     )
 
 
-def key_in(head: bytes) -> bytes:
-    """Return addresses and ports where they stand in a frame without options in its IP header.
-
-    Whether it is such a frame is not looked at.
-    """
-    return head[26:38] if head[12] == 0x08 else head[22:58]
-
-
 def parse_frame(frame: Frame) -> Segment | None:
     """Return the segment in an ordinary frame; None where the frame wants a closer look.
 
@@ -107,12 +99,12 @@ def parse_frame(frame: Frame) -> Segment | None:
     there = frame.size - ETHERNET_HEADER
     if not frame.checksum_start or len(head) < _LEAST4:
         return None
-    if head[12:15] == _PLAIN4:
+    if head[12:15] == PLAIN4:
         total, fragment, protocol, source, destination, sequence, ack, offset_flags, window = (
             _FRAME4.unpack_from(head, 16)
         )
         # A remainder of 0 is the right checksum (`ones_sum`).
-        if fragment & _FRAGMENTED or int.from_bytes(head[14:34], "big") % 0xFFFF:
+        if fragment & FRAGMENTED or int.from_bytes(head[14:34], "big") % 0xFFFF:
             return None
         total -= IPV4_HEADER
         there -= IPV4_HEADER

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable
 
 from ringzero.core.frames import Frame
-from ringzero.net.stack.ip import Packet, Path
+from ringzero.net.stack.faults import Faults
+from ringzero.net.stack.ip import Packet, Path, key_of
 from ringzero.net.stack.tcp.connection import (
     CLOSED,
     ESTABLISHED,
     TIME_WAIT,
     Connection,
-    Key,
-    key_of,
 )
 from ringzero.net.stack.tcp.endpoint import Endpoint
 from ringzero.net.stack.tcp.segment import (
@@ -23,7 +23,6 @@ from ringzero.net.stack.tcp.segment import (
     RST,
     SYN,
     Segment,
-    key_in,
     parse,
     parse_frame,
     reset_for,
@@ -41,7 +40,8 @@ class Tcp:
 
     `opener` is told of a connection that the guest asks for; it sets `endpoint`, and has
     `accept` or `refuse` called. `number` gives the first sequence number of a connection,
-    32 bits that nobody can guess (RFC 6528).
+    32 bits that nobody can guess (RFC 6528). A fault while a connection is dealt with ends that
+    connection, and is noted in `faults`.
     """
 
     def __init__(
@@ -49,12 +49,14 @@ class Tcp:
         emit: Callable[[Frame], None],
         opener: Callable[[Connection], None],
         number: Callable[[], int],
+        faults: Faults | None = None,
     ) -> None:
         self.emit = emit
+        self._faults = faults or Faults()
         self._opener = opener
         self._number = number
-        self.connections: dict[Key, Connection] = {}
-        self.half_open: OrderedDict[Key, Connection] = OrderedDict()
+        self.connections: dict[bytes, Connection] = {}
+        self.half_open: OrderedDict[bytes, Connection] = OrderedDict()
         # Connections that owe an acknowledgement.
         self.owing: dict[Connection, None] = {}
         # Those that do so by a certain time, the first one first.
@@ -71,18 +73,20 @@ class Tcp:
             if path.destination == address:
                 path.ethernet = mac + path.ethernet[6:]
 
-    def take(self, frame: Frame) -> bool:
-        """Take a frame at once if it is an ordinary one of a connection that is up; or else False.
+    def take(self, connection: Connection, frame: Frame) -> bool:
+        """Take a frame of `connection` at once if both are ordinary; or else return False.
 
         Most frames are such: this is `receive` without what the others need.
         """
-        connection = self.connections.get(key_in(frame.head))
-        if connection is None or connection.state != ESTABLISHED:
+        if connection.state != ESTABLISHED:
             return False
         segment = parse_frame(frame)
         if segment is None:
             return False
-        connection.take(segment)
+        try:
+            connection.take(segment)
+        except Exception as fault:
+            self.fail(connection, fault)
         return True
 
     def receive(self, packet: Packet, back: Path | None) -> None:
@@ -101,7 +105,10 @@ class Tcp:
             self.forget(connection)
             connection = None
         if connection is not None:
-            connection.take(segment)
+            try:
+                connection.take(segment)
+            except Exception as fault:
+                self.fail(connection, fault)
         elif back is not None:
             self._begin(packet, segment, back)
 
@@ -115,8 +122,11 @@ class Tcp:
         ports = segment.destination_port, segment.source_port
         connection = self._add(Connection(self, back, *ports, self._number()))
         connection.request = packet.original()
-        connection.take_syn(segment)
-        self._opener(connection)
+        try:
+            connection.take_syn(segment)
+            self._opener(connection)
+        except Exception as fault:
+            self.fail(connection, fault)
 
     def connect(self, path: Path, local: int, remote: int, endpoint: Endpoint) -> Connection | None:
         """Ask a guest for a connection to its port `remote`; None where there are too many."""
@@ -136,6 +146,21 @@ class Tcp:
             oldest.abort()
             oldest.endpoint.lost()
         return connection
+
+    def _have(self, connection: Connection, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as fault:
+            self.fail(connection, fault)
+
+    def fail(self, connection: Connection, fault: Exception) -> None:
+        """End a connection, at both ends, because of a fault of ours."""
+        self._faults.note(f"the TCP connection {connection}", fault)
+        for act in (connection.abort, connection.drop, connection.lose):
+            # What is broken may be so in any of them.
+            with contextlib.suppress(Exception):
+                act()
+        self.forget(connection)
 
     # ---- the connections' calls -------------------------------------------
 
@@ -177,7 +202,7 @@ class Tcp:
         """Send the acknowledgements that are due."""
         while self.owing:
             connection, _ = self.owing.popitem()
-            connection.send_ack()
+            self._have(connection, connection.send_ack)
 
     def deadline(self) -> float | None:
         """Return when `expire` is to be called next."""
@@ -193,7 +218,7 @@ class Tcp:
             if moment > self.now:
                 break
             del self.delayed[late]
-            late.send_ack()
+            self._have(late, late.send_ack)
         timers = self._timers
         while timers and timers[0][0] <= self.now:
             moment, _, connection = heapq.heappop(timers)
@@ -203,6 +228,6 @@ class Tcp:
             if connection.deadline is None or connection.state == CLOSED:
                 continue
             if connection.deadline <= self.now:
-                connection.expire()
+                self._have(connection, connection.expire)
             else:
                 self.schedule(connection, connection.deadline)
