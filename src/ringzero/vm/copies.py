@@ -48,10 +48,16 @@ class Introduction:
         guest = parts.guest
         if guest is None:
             return
-        guest.agent.await_adoption()
-        clock = None if self.clock_ahead is None else time.time_ns() + self.clock_ahead
-        macs = [net.mac for net in parts.config.nets if net.mac is not None]
-        guest.introduce(self.identity.record(clock, macs))
+        ahead = self.clock_ahead
+
+        def introduce() -> None:
+            clock = None if ahead is None else time.time_ns() + ahead
+            macs = [net.mac for net in parts.config.nets if net.mac is not None]
+            guest.introduce(self.identity.record(clock, macs))
+
+        # A guest that takes it late, on a host that is busy, sets its clock to what was then.
+        guest.agent.await_adoption(None if ahead is None else introduce)
+        introduce()
 
 
 # ---- state ----------------------------------------------------------------

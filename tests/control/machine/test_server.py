@@ -7,7 +7,17 @@ import time
 
 import pytest
 
-from ringzero.api.protocol import MAX_DATA, STDERR, STDOUT, Data, Decoder, Message
+from ringzero.api.protocol import (
+    MAX_DATA,
+    STDERR,
+    STDIN,
+    STDOUT,
+    Data,
+    Decoder,
+    Message,
+    encode_data,
+)
+from ringzero.control.machine import server
 from ringzero.control.machine.server import HIGH, LOW, Call, Connection
 
 # Longer than anything here takes, in seconds.
@@ -96,3 +106,41 @@ def test_who_waits_for_room_hears_of_the_end(ends, how):
     waiting.join(PATIENCE)
     assert not waiting.is_alive()
     call.wake()
+
+
+def test_what_comes_and_goes_at_once_is_whole(ends):
+    """One thread reads, now in the middle of a frame and now not, while the other sends."""
+    call, link = ends
+    # Sends that have to wait often.
+    call._connection._link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    piece, count = os.urandom(8192), 2000
+
+    def echo():
+        for frame in call.frames():
+            while not call.write(STDOUT, frame.content):
+                time.sleep(0.001)
+
+    def feed():
+        whole = encode_data(STDIN, piece)
+        for _ in range(count):
+            link.sendall(whole[:100])
+            link.sendall(whole[100:])
+
+    for work in (echo, feed):
+        threading.Thread(target=work, daemon=True).start()
+    size, decoder = 0, Decoder()
+    while size < count * len(piece):
+        data = link.recv(1 << 16)
+        assert data, f"ended after {size} bytes"
+        size += sum(len(frame.content) for frame in decoder.feed(data))
+    call.finish(None)
+
+
+def test_who_stops_in_the_middle_of_a_frame_is_left(ends, monkeypatch):
+    call, link = ends
+    monkeypatch.setattr(server, "PATIENCE", 0.1)
+    link.sendall(encode_data(STDIN, b"whole") + encode_data(STDIN, b"half")[:-1])
+    frames = call.frames()
+    assert next(frames).content == b"whole"
+    with pytest.raises(TimeoutError):
+        next(frames)

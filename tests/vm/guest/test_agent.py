@@ -229,6 +229,32 @@ def test_signals(agent, channels):
         command.signal("TERM; reboot")
 
 
+def test_a_guest_that_takes_the_time_late_is_told_again(agent, channels, monkeypatch):
+    now, told = [100.0], []
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    agent.listens = lambda: True
+    agent.await_adoption(lambda: told.append(now[0]))
+    agent.run(["date"])
+    for late in (3, 1, 0.01):
+        assert not any(data.startswith(b"run") for _, data in channels.sent if data is not True)
+        now[0] += late
+        agent.receive(CONTROL, b"adopted\n")
+    assert told == [103.0, 104.0]
+    assert channels.sent[-1][1].startswith(b"run 1 ")
+
+
+def test_a_guest_that_is_always_late_runs_commands(agent, channels, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    agent.listens = lambda: True
+    agent.await_adoption(lambda: None)
+    agent.run(["date"])
+    for _ in range(6):
+        now[0] += 9
+        agent.receive(CONTROL, b"adopted\n")
+    assert channels.sent[-1][1].startswith(b"run 1 ")
+
+
 def test_a_signal_waits_for_its_command(agent, channels):
     first = agent.run(["sleep", "9"])
     second = agent.run(["true"])

@@ -49,6 +49,8 @@ _FAREWELL = 2.0
 _READ = 256 * 1024
 # struct ucred (unix(7)): pid, uid, gid.
 _UCRED = struct.Struct("@iII")
+# struct timeval (socket(7)): seconds, microseconds.
+_TIMEVAL = struct.Struct("@ll")
 
 # Who does what is asked for, by the action's name: it takes the owner, the call where the
 # action streams, and all of the action's arguments by name.
@@ -243,7 +245,9 @@ class Connection:
         """Speak with the client until it leaves; on a thread of its own."""
         with self._link, contextlib.suppress(OSError):
             try:
-                self._link.settimeout(PATIENCE)
+                # One thread reads, another may send: the socket's mode is none's to change.
+                self._link.settimeout(None)
+                self._bound_sends(PATIENCE)
                 self.send(encode_message(greeting(self._name)))
                 for frame in self.frames():
                     if not self._answer(frame):
@@ -259,7 +263,8 @@ class Connection:
         while True:
             while self._frames:
                 yield self._frames.popleft()
-            self._link.settimeout(None if patient and not self._decoder.pending else PATIENCE)
+            if not patient or self._decoder.pending:
+                self._await_data()
             try:
                 data = self._link.recv(_READ)
             except ConnectionError:
@@ -267,6 +272,18 @@ class Connection:
             if not data:
                 return
             self._frames.extend(self._decoder.feed(data))
+
+    def _await_data(self) -> None:
+        """Wait until the client has said more, or has left. Raises TimeoutError."""
+        poller = select.poll()
+        poller.register(self._link, select.POLLIN)
+        if not poller.poll(PATIENCE * 1000):
+            raise TimeoutError("a client that stopped in the middle")
+
+    def _bound_sends(self, seconds: float) -> None:
+        """Have sends fail that take longer; 0: they may take any time (socket(7))."""
+        bound = _TIMEVAL.pack(int(seconds), 0)
+        self._link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
 
     @property
     def descriptor(self) -> int:
@@ -316,6 +333,8 @@ class Connection:
     def _stream(
         self, action: Action, handler: Callable[..., Any], arguments: dict[str, Any]
     ) -> None:
+        # Who reads slowly has what is sent held back.
+        self._bound_sends(0)
         call = self.call = Call(self)
         try:
             handler(self._owner, call, **arguments)

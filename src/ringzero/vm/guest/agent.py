@@ -6,6 +6,7 @@ The protocol is in `ringzero.vm.guest.protocol`, a command in `ringzero.vm.guest
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -37,6 +38,9 @@ from ringzero.vm.guest.protocol import (
 # How long a clone waits between its first attempts to end its original's command, in seconds, and
 # at most: guests of older snapshots do not keep a signal for a command that has not begun.
 _INSIST, _INSIST_MOST = 0.1, 5.0
+# A guest that takes its identity, and the time in it, later than so many seconds after it was given
+# is given it once more, so many times at most.
+_LATE, _ROUNDS = 0.2, 5
 
 
 class _Slot:
@@ -85,6 +89,9 @@ class Agent:
         self._adoptions = 0
         # Identities that were given to a guest that did not listen yet, and may never do.
         self._early = 0
+        # Gives the last one once more; when that was given, and how many more times it may be.
+        self._again: Callable[[], None] | None = None
+        self._asked, self._rounds = 0.0, 0
         # Whether the guest listens for identities.
         self.listens: Callable[[], bool] = lambda: False
 
@@ -164,13 +171,16 @@ class Agent:
             )
         )
 
-    def await_adoption(self) -> None:
+    def await_adoption(self, again: Callable[[], None] | None = None) -> None:
         """Start no command until the guest has taken the identity that it is given now.
+
+        `again` gives it once more, where the guest took so long that its clock is late.
 
         A guest that has not come so far as to listen (`listens`) is asked again when it takes
         commands; one that does not listen then knows nothing of identities.
         """
         with self.lock:
+            self._again, self._asked, self._rounds = again, time.monotonic(), _ROUNDS
             if self.listens():
                 self._adoptions += 1
             elif not self.ready:
@@ -343,6 +353,14 @@ class Agent:
             self._ports[port_name(port, number)] = (number, port)
         return self._slots[-1]
 
+    def _give_again(self) -> None:
+        """Have the guest set its clock again, if it took its identity late."""
+        now = time.monotonic()
+        if self._again is not None and self._rounds and now - self._asked > _LATE:
+            self._asked, self._rounds = now, self._rounds - 1
+            self._adoptions += 1
+            self._again()
+
     def _answered(self, slot: _Slot, answer: Answer) -> None:
         match answer:
             case Ready() if not slot.ready:
@@ -362,6 +380,7 @@ class Agent:
             case Adopted():
                 if self._adoptions:
                     self._adoptions -= 1
+                    self._give_again()
                 else:
                     self._early = max(0, self._early - 1)
                 # Commands that run already want the network, too.
