@@ -36,6 +36,10 @@ FORBIDDEN = {
         f"jit.{name}": ("isa.x86", "jit.x86")
         for name in ("assembly", "blocks", "doors", "emit", "entry", "exits", "stencil", "tables")
     },
+    **{
+        f"engine.soft.{name}": ("engine.soft.x86", "isa.x86", "jit.x86")
+        for name in ("contract", "code", "translations")
+    },
     "isa.x86.table": ("isa.x86.privileged",),
     # The host's half needs no process of a machine's.
     "control.host": ("control.machine",),

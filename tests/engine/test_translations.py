@@ -31,7 +31,7 @@ def image():
 @pytest.fixture(scope="module")
 def native():
     from ringzero.engine.soft.engine import host_tsc_hz
-    from ringzero.engine.soft.native import native_engine
+    from ringzero.engine.soft.x86.native import native_engine
 
     host_tsc_hz()
     return native_engine()
@@ -97,7 +97,7 @@ def write(path, data, mode=0o600):
 
 def loads(native):
     """Whether a new machine takes over what is saved."""
-    from ringzero.engine.soft.vm import X86SoftVm
+    from ringzero.engine.soft.x86.vm import X86SoftVm
 
     vm = X86SoftVm(native, GuestMemory([(0, 1 << 20)]), [], 1_000_000_000)
     vm.create_vcpu(0, QuietInterrupts())

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from ringzero.core.memory import GuestMemory
-from ringzero.engine.soft.native import native_engine
-from ringzero.engine.soft.vm import X86SoftVm
+from ringzero.engine.soft.x86.native import native_engine
+from ringzero.engine.soft.x86.vm import X86SoftVm
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpuid import CpuidLeaf
 from ringzero.isa.x86.state import CpuState, Segment, Table

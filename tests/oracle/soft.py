@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ringzero.core.memory import GuestMemory
-from ringzero.engine.soft.native import native_engine
-from ringzero.engine.soft.vcpu import X86SoftVcpu
-from ringzero.engine.soft.vm import X86SoftVm
+from ringzero.engine.soft.x86.native import native_engine
+from ringzero.engine.soft.x86.vcpu import X86SoftVcpu
+from ringzero.engine.soft.x86.vm import X86SoftVm
 from ringzero.isa import execution
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import Cpu

@@ -16,7 +16,7 @@ from pathlib import Path
 import capstone
 import llvmlite.binding as llvm
 
-from ringzero.engine.soft.insn_text import text_of
+from ringzero.engine.soft.x86.insn_text import text_of
 from ringzero.isa.caches import CodePage
 from ringzero.jit import tables
 from ringzero.jit.compile.llvm import host_identity

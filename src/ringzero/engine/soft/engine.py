@@ -93,7 +93,7 @@ def host_tsc_hz() -> int:
 
 
 def _measure_tsc_hz() -> int:
-    from ringzero.engine.soft.native import native_engine
+    from ringzero.engine.soft.x86.native import native_engine
 
     # 50 ms against a clock of about 100 ns: an error of a few parts in a million.
     read = native_engine().read_host_tsc

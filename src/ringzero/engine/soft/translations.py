@@ -22,12 +22,12 @@ import struct
 import tempfile
 import zlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ringzero.core.memory import PAGE_SIZE, GuestMemory
-from ringzero.engine.soft.native import NativeEngine
+from ringzero.jit.build import EngineObjects
 from ringzero.settings import CACHE_DIR
 
 _MAGIC = b"rztrans3"
@@ -44,10 +44,17 @@ LARGEST = 3 / 4
 EARLY = 1 / 2
 
 
+class CompiledEngine(Protocol):
+    """What made the translations: its objects' key, and its hash of a page at a host address."""
+
+    objects: EngineObjects
+    page_hash: Callable[[int], int]
+
+
 class Translations:
     """The saved translations of one compiled engine, loaded into one machine's code space."""
 
-    def __init__(self, engine: NativeEngine, code: Any, size: int) -> None:
+    def __init__(self, engine: CompiledEngine, code: Any, size: int) -> None:
         """Serve a region of `size` bytes that nobody has used yet; `code` views its CodeSpace."""
         self._start: int = code.region_start
         self._end: int = code.region_start + size

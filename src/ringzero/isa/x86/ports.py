@@ -4,7 +4,7 @@ Writes to *gathered* ports wait in a ring, of which Python passes on what is the
 native code comes back, and at the latest when a slice of instructions is over. Bytes read at
 *shadowed* ports are answered with what Python last put there; a read that changes the register
 is entered into the ring, too, and a gathered write may change another register's shadow. The
-engine's side is `ringzero.engine.soft.ports`.
+engine's side is `ringzero.engine.soft.x86.ports`.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.soft.contract import GUESTS
-from ringzero.engine.soft.native import native_engine
-from ringzero.engine.soft.vm import X86SoftVm
+from ringzero.engine.soft.x86.native import native_engine
+from ringzero.engine.soft.x86.vm import X86SoftVm
 from ringzero.isa.contract import Identification
 from ringzero.isa.x86.architecture import CpuidTable
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.exits import Exit
-from ringzero.engine.soft.apic import SharedRegisters
 from ringzero.engine.soft.contract import Counter, SoftVcpu
-from ringzero.engine.soft.native import NativeEngine
-from ringzero.engine.soft.ports import Ports
-from ringzero.engine.soft.report import handled_instructions, unknown_instructions
+from ringzero.engine.soft.x86.apic import SharedRegisters
+from ringzero.engine.soft.x86.native import NativeEngine
+from ringzero.engine.soft.x86.ports import Ports
+from ringzero.engine.soft.x86.report import handled_instructions, unknown_instructions
 from ringzero.engine.x86 import (
     LocalApic,
     MovableApic,
@@ -38,7 +38,7 @@ from ringzero.isa.x86.state import CpuState
 from ringzero.jit.x86.tables import Translator
 
 if TYPE_CHECKING:
-    from ringzero.engine.soft.reveal import Revealer
+    from ringzero.engine.soft.x86.reveal import Revealer
 
 NANOSECONDS = 1_000_000_000
 # The tables of a vCPU's first address space, and the TLB while alignment is checked.

@@ -13,10 +13,10 @@ from ringzero.core.memory import PAGE_SHIFT, GuestMemory
 from ringzero.engine import contract
 from ringzero.engine.soft.code import CODE_SIZE, CodeArenas, SharedCode
 from ringzero.engine.soft.contract import SoftVm
-from ringzero.engine.soft.native import NativeEngine
-from ringzero.engine.soft.ports import Ports, Write
 from ringzero.engine.soft.translations import Translations
-from ringzero.engine.soft.vcpu import X86SoftVcpu
+from ringzero.engine.soft.x86.native import NativeEngine
+from ringzero.engine.soft.x86.ports import Ports, Write
+from ringzero.engine.soft.x86.vcpu import X86SoftVcpu
 from ringzero.errors import EngineError
 from ringzero.isa.exclusive import MAX_VCPUS, Exclusive
 from ringzero.isa.x86.cpu import CpuidEntry
@@ -29,7 +29,7 @@ from ringzero.native.view import view_of
 from ringzero.settings import DEBUG
 
 if TYPE_CHECKING:
-    from ringzero.engine.soft.reveal import Revealer
+    from ringzero.engine.soft.x86.reveal import Revealer
     from ringzero.engine.x86 import LocalApic
 
 # MAXPHYADDR: as CPUID leaf 80000008h of the CPU models says.
@@ -122,7 +122,7 @@ class X86SoftVm(SoftVm[CpuState]):
             self._translations.load()
             self._arenas.owner = self._translations
         if DEBUG.get() >= LEAST_REVEALING:
-            from ringzero.engine.soft.reveal import Revealer, Wanted
+            from ringzero.engine.soft.x86.reveal import Revealer, Wanted
 
             saved = self._translations.loaded if self._translations is not None else ()
             self.revealer = Revealer(

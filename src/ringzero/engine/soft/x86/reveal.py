@@ -20,8 +20,8 @@ from typing import Any, TextIO
 
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.soft.code import CodeArenas
-from ringzero.engine.soft.insn_text import text_of
-from ringzero.engine.soft.native import NativeEngine
+from ringzero.engine.soft.x86.insn_text import text_of
+from ringzero.engine.soft.x86.native import NativeEngine
 from ringzero.host.files import host_error, make_directory
 from ringzero.isa.caches import JUMP_ENTRIES, CodePage
 from ringzero.isa.x86.table.instructions import all_forms
