@@ -34,7 +34,20 @@ FORBIDDEN = {
     "jit.host": ("isa", "jit.compile", "jit.x86"),
     **{
         f"jit.{name}": ("isa.x86", "jit.x86")
-        for name in ("assembly", "blocks", "doors", "emit", "entry", "exits", "stencil", "tables")
+        for name in (
+            "assembly",
+            "blocks",
+            "build",
+            "compile_unit",
+            "doors",
+            "emit",
+            "entry",
+            "exits",
+            "guest",
+            "stencil",
+            "tables",
+            "workers",
+        )
     },
     **{
         f"engine.soft.{name}": ("engine.soft.x86", "isa.x86", "jit.x86")

@@ -1,5 +1,6 @@
 """The engine in the cache: full disks, killed compilers, targets."""
 
+import ctypes
 import errno
 import json
 import os
@@ -8,10 +9,11 @@ import sys
 
 import pytest
 
-from ringzero.errors import HostError, InvalidValueError
+from ringzero.errors import HostError, InvalidValueError, NotFoundError
 from ringzero.host import files
 from ringzero.jit import build, workers
 from ringzero.jit.compile import llvm
+from ringzero.jit.guest import GUESTS, GuestCode
 from ringzero.jit.workers import NO_ROOM, compile_all
 from tests.boot.process import ENVIRONMENT
 
@@ -45,7 +47,8 @@ def test_directory_that_cannot_be_made(cache):
 
 def test_full_disk_while_a_unit_is_written(cache, tmp_path):
     """The compiler of units says so by its exit code; its directory is missing here."""
-    command = [sys.executable, "-m", "ringzero.jit.compile_unit", str(tmp_path / "none"), "host"]
+    unit = [sys.executable, "-m", "ringzero.jit.compile_unit", "x86_64"]
+    command = [*unit, str(tmp_path / "none"), "host"]
     done = subprocess.run(
         command, env=ENVIRONMENT, input=f"{SMALL}\n", capture_output=True, text=True
     )
@@ -67,7 +70,7 @@ class Dying:
 
     deaths = 0
 
-    def __init__(self, work, target):
+    def __init__(self, guest, work, target):
         self.unit = None
         self._reader, self._writer = os.pipe()
         self.answers = os.fdopen(self._reader, "rb")
@@ -160,3 +163,46 @@ def test_objects_that_cannot_be_kept_are_used_all_the_same(cache):
     (cache / "objects").write_bytes(b"")
     code = llvm.cached_object("define i32 @f() {\n ret i32 7\n}\n")
     assert code.startswith(b"\x7fELF")
+
+
+class Tiny(GuestCode):
+    """A guest whose engine is one function, and a table that `assemble` makes of its size."""
+
+    objects = ("core",)
+
+    def units(self):
+        return ["core"]
+
+    def compile(self, unit, directory, target):
+        code = llvm.cached_object("define i32 @answer() {\n ret i32 42\n}\n", target=target)
+        (directory / f"{unit}.o").write_bytes(code)
+
+    def assemble(self, directory):
+        size = (directory / "core.o").stat().st_size
+        (directory / "size.bin").write_bytes(size.to_bytes(8, "little"))
+
+
+def compiled_here(units, work, target, progress, guest):
+    for unit in units:
+        GUESTS.get(guest)().compile(unit, work, target)
+
+
+def test_an_engine_for_another_guest(cache, monkeypatch):
+    """Beside the first guest's, under a key of its own."""
+    monkeypatch.setitem(GUESTS._items, "tiny", Tiny)
+    monkeypatch.setattr(workers, "compile_all", compiled_here)
+    target = llvm.host_target()
+    assert build.cache_key(target, "tiny") != build.cache_key(target)
+    made = build.ensure(guest="tiny")
+    assert (made.guest, made.units) == ("tiny", ["core"])
+    assert int.from_bytes(made.read("size.bin"), "little") == len(made.read("core.o"))
+    assert [found.key for found in build.compiled("tiny")] == [made.key]
+    assert list(build.compiled()) == []
+    library = build.link(made, ["answer"])
+    assert ctypes.CFUNCTYPE(ctypes.c_uint32)(library.address("answer"))() == 42
+
+
+def test_a_guest_without_an_engine(cache):
+    with pytest.raises(NotFoundError, match="pdp11"):
+        build.ensure(guest="pdp11")
+    assert list(cache.iterdir()) == []

@@ -270,11 +270,13 @@ class Engine(ABC):
     def availability(self) -> Availability:
         """Say whether this host can run the engine, measured and not guessed."""
 
-    def prepare(self, steps: Steps) -> None:  # noqa: B027 - an engine that needs no preparation
-        """Make what is made once on a host, reporting to `steps`. Raises EngineError, HostError.
+    def prepare(  # noqa: B027 - an engine that needs no preparation
+        self, steps: Steps, architecture: Architecture[Any]
+    ) -> None:
+        """Make what is made once on a host for guests of an architecture, reporting to `steps`.
 
         Nothing to do where it was made before; whoever does not call this waits for it
-        without a word when the first machine is made.
+        without a word when the first machine is made. Raises EngineError, HostError.
         """
 
     def offers(self) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Compiles the engine once, keeps it in the cache, and links it in milliseconds afterwards.
 
-An engine is known by a key: the content of every source file that the generated
-code depends on, and the target. For this host's own CPU, that is LLVM's version and
-the CPU's features; a portable engine runs on every host of a level of x86-64. A
-directory appears by rename when it is complete, so a build cut short leaves nothing
-half-made. What it had compiled is found again among the objects, which are kept by
-content.
+An engine serves guests of one ISA (`ringzero.jit.guest`). It is known by a key: the content of
+every source file that the generated code depends on, the guest, and the target. For this
+host's own CPU, that is LLVM's version and the CPU's features; a portable engine runs on every
+host of a level of x86-64. A directory appears by rename when it is complete, so a build cut
+short leaves nothing half-made. What it had compiled is found again among the objects, which
+are kept by content.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import shutil
 import sys
 import tempfile
 import time
-from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING
 from ringzero.digest import blake2b
 from ringzero.host.files import host_error, require_space
 from ringzero.jit.compile.llvm import PORTABLE, Library, Target, host_identity, host_target
+from ringzero.jit.guest import DEFAULT_GUEST
 from ringzero.records import record
 from ringzero.settings import CACHE_DIR
 
@@ -52,6 +52,7 @@ class EngineObjects:
     key: str
     units: list[str]
     target: str
+    guest: str = DEFAULT_GUEST
 
     def read(self, name: str) -> bytes:
         return (self.directory / name).read_bytes()
@@ -67,74 +68,75 @@ def _source_digest() -> bytes:
     return digest.digest()
 
 
-def cache_key(target: Target | None = None) -> str:
-    """Return the key of the engine that this source needs on a target, by default this host."""
+def cache_key(target: Target | None = None, guest: str = DEFAULT_GUEST) -> str:
+    """Return the key of a guest's engine of this source on a target, by default this host."""
     # Objects of a portable engine come from another Python and LLVM than those that load them.
     identity = target.identity if target and target.needs else f"{host_identity()} {sys.version}"
     digest = blake2b(_source_digest(), digest_size=16)
-    digest.update(identity.encode())
+    digest.update(f"{guest} {identity}".encode())
     return digest.hexdigest()
 
 
-def compiled() -> Iterator[EngineObjects]:
-    """Yield the engines of this source that are there and run on this host, the best first."""
+def compiled(guest: str = DEFAULT_GUEST) -> Iterator[EngineObjects]:
+    """Yield a guest's engines of this source that there are for this host, the best first."""
     engines = CACHE_DIR.get() / "engine"
     portable = [target for target in PORTABLE if target.runs_here()]
-    places = [(target, engines / cache_key(target)) for target in (host_target(), *portable)]
+    places = [(target, engines / cache_key(target, guest)) for target in (host_target(), *portable)]
     places += [(target, SHIPPED / target.name) for target in portable]
     for target, directory in places:
-        found = _read(directory, target)
+        found = _read(directory, target, guest)
         if found is not None:
             yield found
 
 
-def kept(target: Target) -> EngineObjects | None:
-    """Return the engine for a target that is in the cache."""
-    return _read(CACHE_DIR.get() / "engine" / cache_key(target), target)
+def kept(target: Target, guest: str = DEFAULT_GUEST) -> EngineObjects | None:
+    """Return a guest's engine for a target that is in the cache."""
+    return _read(CACHE_DIR.get() / "engine" / cache_key(target, guest), target, guest)
 
 
-def _read(directory: Path, target: Target) -> EngineObjects | None:
-    """Return the engine in a directory when it is whole, of this source and this target."""
+def _read(directory: Path, target: Target, guest: str) -> EngineObjects | None:
+    """Return the engine in a directory when it is whole, of this source, target and guest."""
     try:
         record = json.loads((directory / _COMPLETE).read_text())
         units, key = record["units"], record["key"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return EngineObjects(directory, key, units, target.name) if key == cache_key(target) else None
+    if key != cache_key(target, guest):
+        return None
+    return EngineObjects(directory, key, units, target.name, guest)
 
 
-def ensure(progress: Progress | None = None) -> EngineObjects:
-    """Return the compiled engine, compiling it for this host first when there is none."""
-    return next(compiled(), None) or build(host_target(), progress)
+def ensure(progress: Progress | None = None, guest: str = DEFAULT_GUEST) -> EngineObjects:
+    """Return a guest's compiled engine, compiling it for this host first when there is none."""
+    return next(compiled(guest), None) or build(host_target(), progress, guest=guest)
 
 
 def build(
-    target: Target, progress: Progress | None = None, directory: Path | None = None
+    target: Target,
+    progress: Progress | None = None,
+    directory: Path | None = None,
+    guest: str = DEFAULT_GUEST,
 ) -> EngineObjects:
-    """Compile the engine for `target`, into `directory` (default: the cache).
+    """Compile a guest's engine for `target`, into `directory` (default: the cache).
 
-    Raises HostError, EngineError.
+    Raises HostError, EngineError, NotFoundError for a guest that no engine is made for.
     """
-    from ringzero.jit import units
+    from ringzero.jit.guest import GUESTS
     from ringzero.jit.workers import compile_all
-    from ringzero.jit.x86 import assembly
 
-    key = cache_key(target)
+    code = GUESTS.get(guest)()
+    key = cache_key(target, guest)
     kept = directory is None
     directory = directory or CACHE_DIR.get() / "engine" / key
-    names = units.names()
-    stencils = [f"stencils{n}" for n in range(assembly.SHARES)]
     work = None
     require_space(directory.parent, _SIZE, "compiling the software engine")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix="building-", dir=directory.parent))
         # The slowest first, so that all workers end at about the same time.
-        compile_all([*names[:1], *stencils, *names[1:]], work, target, progress)
-        _write_tables(names, work)
-        assembly.assemble(work)
-        for name in stencils:
-            (work / f"{name}.json").unlink()
+        compile_all(code.units(), work, target, progress, guest)
+        code.assemble(work)
+        names = list(code.objects)
         record = {"units": names, "key": key, "target": target.name}
         (work / _COMPLETE).write_text(json.dumps(record))
         # Others may use it: an image that it is baked into, a user other than root.
@@ -153,7 +155,7 @@ def build(
             shutil.rmtree(work, ignore_errors=True)
     if kept:
         _sweep(directory)
-    return EngineObjects(directory, key, names, target.name)
+    return EngineObjects(directory, key, names, target.name, guest)
 
 
 def remove() -> list[Path]:
@@ -183,31 +185,6 @@ def _sweep(used: Path) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError:
             continue  # somebody else was faster, or uses it
-
-
-def _write_tables(names: list[str], work: Path) -> None:
-    """Write the decoder's tables, with handlers as indices into all units' arrays in order."""
-    from ringzero.isa.x86.table.decoder import build_tables, entry_flags, immediates
-    from ringzero.isa.x86.table.entry import SLOTS, FormEntry
-    from ringzero.isa.x86.table.instructions import all_forms
-
-    forms = all_forms()
-    tables = build_tables(forms)
-    (work / "opcodes.bin").write_bytes(tables.opcodes.tobytes())
-    (work / "groups.bin").write_bytes(tables.groups.tobytes())
-    words = FormEntry.size // 8
-    entries = array("Q", bytes(FormEntry.size * len(forms)))
-    # Index + 1 into the concatenated handler arrays; 0: no handler.
-    number = 0
-    for name in names:
-        for form, slot in json.loads((work / f"{name}.places").read_text()):
-            number += 1
-            entries[form * words + slot] = number
-    for form in forms:
-        first, second = immediates(form)
-        entries[form.index * words + SLOTS] = entry_flags(form) | first << 32 | second << 40
-    (work / "forms.bin").write_bytes(entries.tobytes())
-    (work / "names.json").write_text(json.dumps([f.mnemonic for f in forms]))
 
 
 def link(objects: EngineObjects, symbols: Iterable[str]) -> Library:

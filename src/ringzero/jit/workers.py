@@ -21,6 +21,7 @@ from ringzero.errors import EngineError, HostError
 from ringzero.host.files import CACHE_HINT
 from ringzero.host.process import usable_cpus
 from ringzero.jit.compile.llvm import Target
+from ringzero.jit.guest import DEFAULT_GUEST
 
 # Called with (units done, units in all, what is being compiled).
 Progress = Callable[[int, int, str], None]
@@ -34,13 +35,13 @@ _KEPT = 2000
 class _Worker:
     """One process, and the unit that it compiles now."""
 
-    def __init__(self, work: Path, target: Target) -> None:
+    def __init__(self, guest: str, work: Path, target: Target) -> None:
         paths = (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH"))
         self.unit: str | None = None
         # A file, as nobody reads while the process runs.
         self._complaints = os.memfd_create("complaints", os.MFD_CLOEXEC)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "ringzero.jit.compile_unit", str(work), target.name],
+            [sys.executable, "-m", "ringzero.jit.compile_unit", guest, str(work), target.name],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -79,16 +80,23 @@ class _Worker:
 
 
 def compile_all(
-    names: Iterable[str], work: Path, target: Target, progress: Progress | None = None
+    names: Iterable[str],
+    work: Path,
+    target: Target,
+    progress: Progress | None = None,
+    guest: str = DEFAULT_GUEST,
 ) -> None:
-    """Compile units, in this order, into the directory `work`. Raises HostError, EngineError."""
+    """Compile units of a guest's engine, in this order, into the directory `work`.
+
+    Raises HostError, EngineError.
+    """
     waiting = deque(names)
     total, done = len(waiting), 0
     workers: list[_Worker] = []
     with selectors.DefaultSelector() as selector:
         try:
             for _ in range(min(usable_cpus(), total)):
-                worker = _Worker(work, target)
+                worker = _Worker(guest, work, target)
                 workers.append(worker)
                 selector.register(worker.answers, selectors.EVENT_READ, worker)
                 worker.take(waiting.popleft())

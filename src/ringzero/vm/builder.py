@@ -24,8 +24,9 @@ def build(config: MachineConfig, steps: Steps) -> Machine:
     from ringzero.engine import select
     from ringzero.vm.groundwork import Groundwork
 
-    engine = select.choose(config.engine, BOARDS.get(config.board).architecture)
-    engine.prepare(steps)
+    architecture = BOARDS.get(config.board).architecture
+    engine = select.choose(config.engine, architecture)
+    engine.prepare(steps, architecture)
     ground = Groundwork(config, engine)
     try:
         from ringzero.vm.build import Assembly

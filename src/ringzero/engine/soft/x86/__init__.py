@@ -1,1 +1,1 @@
-"""x86 guests: `native` is the compiled engine, `vm` and `vcpu` the contract, `reveal` shows its code."""
+"""x86 guests: `native` is the compiled engine, `vm` and `vcpu` the contract, `reveal` its code."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-from ringzero.engine.soft.native import NativeEngine
+from ringzero.engine.soft.x86.native import NativeEngine
 from ringzero.isa.execution import NEVER
 from ringzero.isa.x86.apic import VECTOR_WORDS
 

@@ -1,4 +1,4 @@
-"""How the engine is cut into units that are compiled on their own, side by side.
+"""How x86's engine is cut into units that are compiled on their own, side by side.
 
 Each module of instruction semantics is one unit: its handlers and its native
 functions. All other native functions are the unit `core`.
@@ -6,10 +6,15 @@ functions. All other native functions are the unit `core`.
 
 from __future__ import annotations
 
+import json
+from array import array
 from dataclasses import dataclass
+from pathlib import Path
 
 from ringzero.isa.x86.execution import EXECUTION
 from ringzero.isa.x86.interpreter import interpret
+from ringzero.isa.x86.table.decoder import build_tables, entry_flags, immediates
+from ringzero.isa.x86.table.entry import SLOTS, FormEntry
 from ringzero.isa.x86.table.forms import Form
 from ringzero.isa.x86.table.instructions import MODULES, all_forms
 from ringzero.jit.compile.llvm import INLINED, Target, cached_object
@@ -29,6 +34,9 @@ RUN_INTERPRETER = "run_interpreter"
 RUN_TRANSLATOR = "run_translator"
 # Units that spend their time in loops.
 LOOPS = ("core", "insn.string", "insn.sse_string")
+_SLOWEST = ("insn.sse_integer", "insn.integer")
+# All of them, the slowest to compile first.
+NAMES = (*_SLOWEST, *(module for module in MODULES if module not in _SLOWEST), "core")
 
 
 @dataclass(frozen=True)
@@ -38,12 +46,6 @@ class Unit:
     name: str
     code: bytes
     places: list[tuple[int, int]]
-
-
-def names() -> list[str]:
-    """Return the names of all units, the slowest to compile first."""
-    first = ["insn.sse_integer", "insn.integer"]
-    return [*first, *(m for m in MODULES if m not in first), "core"]
 
 
 def home_of(module: str) -> str | None:
@@ -86,3 +88,24 @@ def compile_unit(name: str, target: Target | None = None) -> Unit:
     # Handlers have no loops but in these units.
     passes = () if name in LOOPS else INLINED
     return Unit(name, cached_object(module.text(), passes=passes, target=target), places)
+
+
+def write_tables(work: Path) -> None:
+    """Write the decoder's tables, with handlers as indices into all units' arrays in order."""
+    forms = all_forms()
+    tables = build_tables(forms)
+    (work / "opcodes.bin").write_bytes(tables.opcodes.tobytes())
+    (work / "groups.bin").write_bytes(tables.groups.tobytes())
+    words = FormEntry.size // 8
+    entries = array("Q", bytes(FormEntry.size * len(forms)))
+    # Index + 1 into the concatenated handler arrays; 0: no handler.
+    number = 0
+    for name in NAMES:
+        for form, slot in json.loads((work / f"{name}.places").read_text()):
+            number += 1
+            entries[form * words + slot] = number
+    for form in forms:
+        first, second = immediates(form)
+        entries[form.index * words + SLOTS] = entry_flags(form) | first << 32 | second << 40
+    (work / "forms.bin").write_bytes(entries.tobytes())
+    (work / "names.json").write_text(json.dumps([f.mnemonic for f in forms]))
