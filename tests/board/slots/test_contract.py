@@ -11,7 +11,8 @@ from ringzero.core.irq import IrqLine
 from ringzero.core.memory import GuestMemory
 from ringzero.devices.contract import Device
 from ringzero.devices.virtio.kinds.rng import Rng
-from ringzero.devices.virtio.mmio import QUEUE_NOTIFY, VirtioMmio, VirtioMmioState
+from ringzero.devices.virtio.mmio import QUEUE_NOTIFY, VirtioMmio
+from ringzero.devices.virtio.transport import TransportState
 from ringzero.errors import DeviceError
 from ringzero.records import record
 from tests.devices.virtio.driver import MEMORY_SIZE, Driver
@@ -22,7 +23,7 @@ ROOM = 3
 @record
 class IndexedState:
     index: int
-    registers: VirtioMmioState
+    registers: TransportState
 
 
 class Indexed(Device[IndexedState]):

@@ -17,8 +17,8 @@ S = TypeVar("S")
 class Transport(Protocol):
     """What a device asks of its transport; all of it from any thread."""
 
-    def interrupt_queue(self) -> None:
-        """Tell the driver that used buffers wait in some queue."""
+    def interrupt_queue(self, queue: Virtqueue) -> None:
+        """Tell the driver that used buffers wait in `queue`."""
         ...
 
     def interrupt_config(self) -> None:
@@ -102,7 +102,7 @@ class VirtioDevice(ABC, Generic[S]):
     def complete(self, queue: Virtqueue) -> None:
         """Interrupt the driver, if it wants to hear of what was pushed to `queue`."""
         if queue.should_interrupt():
-            self.transport.interrupt_queue()
+            self.transport.interrupt_queue(queue)
 
     @abstractmethod
     def save(self) -> S:
