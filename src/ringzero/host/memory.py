@@ -12,6 +12,7 @@ import resource
 import struct
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Self
 
@@ -58,20 +59,12 @@ _LIBC = _libc()
 _FAILED = ctypes.c_void_p(-1).value
 
 
-class MemoryBase:
-    """A descriptor whose bytes many mappings look at; closed when the last holder lets go.
+class Held(ABC):
+    """Something of the host's with several holders, the last of which gives it back."""
 
-    `owned` says that nobody else knows the descriptor, so that a single holder may write to it.
-    """
-
-    def __init__(self, fd: int, size: int, *, owned: bool) -> None:
-        self.fd = fd
-        self.size = size
-        self.owned = owned
+    def __init__(self) -> None:
         self._holders = 1
         self._lock = threading.Lock()
-        # Whoever forgets to let go must not use up the process's descriptors.
-        self._close = weakref.finalize(self, os.close, fd)
 
     def hold(self) -> Self:
         """Count one more holder."""
@@ -84,8 +77,30 @@ class MemoryBase:
         with self._lock:
             self._holders -= 1
             if self._holders == 0:
-                self._close()
-                self.fd = -1
+                self._give_back()
+
+    @abstractmethod
+    def _give_back(self) -> None:
+        """Nobody holds it any more."""
+
+
+class MemoryBase(Held):
+    """A descriptor whose bytes many mappings look at; closed when the last holder lets go.
+
+    `owned` says that nobody else knows the descriptor, so that a single holder may write to it.
+    """
+
+    def __init__(self, fd: int, size: int, *, owned: bool) -> None:
+        super().__init__()
+        self.fd = fd
+        self.size = size
+        self.owned = owned
+        # Whoever forgets to let go must not use up the process's descriptors.
+        self._close = weakref.finalize(self, os.close, fd)
+
+    def _give_back(self) -> None:
+        self._close()
+        self.fd = -1
 
     @property
     def sole(self) -> bool:

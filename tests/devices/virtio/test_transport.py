@@ -5,6 +5,8 @@ offsets of the specification; the ISR is cleared by reading it, notifications li
 each queue has a message of its own.
 """
 
+from typing import ClassVar
+
 import pytest
 
 from ringzero.core.memory import GuestMemory
@@ -128,7 +130,7 @@ class Function(VirtioTransport[FunctionState]):
 class PciDriver(Driver):
     """The same driver, by other registers: what it writes for MMIO is translated."""
 
-    PLACES = {0x70: 0x14, 0x24: 0x08, 0x20: 0x0C, 0x30: 0x16, 0x38: 0x18, 0x44: 0x1C, 0x50: NOTIFY,
+    PLACES: ClassVar = {0x70: 0x14, 0x24: 0x08, 0x20: 0x0C, 0x30: 0x16, 0x38: 0x18, 0x44: 0x1C, 0x50: NOTIFY,
               0x80: 0x20, 0x84: 0x24, 0x90: 0x28, 0x94: 0x2C, 0xA0: 0x30, 0xA4: 0x34}  # fmt: skip
 
     def __init__(self, device, memory=None):

@@ -6,7 +6,6 @@ import contextlib
 import socket
 import threading
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self
 
 from ringzero.api.action import PATIENCE, Action, Stream, from_plain
@@ -42,12 +41,7 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

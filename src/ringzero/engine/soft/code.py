@@ -14,10 +14,9 @@ written to, only clears its own table.
 from __future__ import annotations
 
 import ctypes
-import threading
-from typing import Any, Self
+from typing import Any
 
-from ringzero.host.memory import ExecutableMemory, HostMemory, MemoryImage
+from ringzero.host.memory import ExecutableMemory, Held, HostMemory, MemoryImage
 from ringzero.jit.tables import CodeSpace
 from ringzero.records import record, replace
 
@@ -36,28 +35,17 @@ LEAST = 256 << 10
 SAVED = ("saved_table", "saved_mask", "saved_hashes", "saved_contents", "saved_pages")
 
 
-class Arena:
+class Arena(Held):
     """Executable memory with several holders, given back by the last."""
 
     def __init__(self, size: int, wanted: int = 0, elsewhere: int | None = None) -> None:
+        super().__init__()
         self._memory = ExecutableMemory(size, wanted, elsewhere)
         self.start = self._memory.address
         self.end = self.start + self._memory.size
-        self._holders = 1
-        self._lock = threading.Lock()
 
-    def hold(self) -> Self:
-        """Count one more holder."""
-        with self._lock:
-            self._holders += 1
-        return self
-
-    def release(self) -> None:
-        """Count one holder less."""
-        with self._lock:
-            self._holders -= 1
-            if self._holders == 0:
-                self._memory.close()
+    def _give_back(self) -> None:
+        self._memory.close()
 
 
 @record
