@@ -55,7 +55,7 @@ def test_full_disk_while_a_unit_is_written(cache, tmp_path):
     assert done.returncode == NO_ROOM
     assert done.stderr == "No such file or directory\n"
     with pytest.raises(HostError, match="No such file or directory"):
-        compile_all([SMALL], tmp_path / "none", llvm.host_target())
+        compile_all("x86_64", [SMALL], tmp_path / "none", llvm.host_target())
 
 
 def test_too_little_room_is_told_before_the_work(cache, monkeypatch):
@@ -98,11 +98,13 @@ def test_unit_of_a_killed_worker_is_given_to_another(monkeypatch, tmp_path):
     monkeypatch.setattr(workers, "usable_cpus", lambda: 2)
     monkeypatch.setattr(Dying, "deaths", 1)
     told = []
-    compile_all(["a", "b", "c"], tmp_path, llvm.host_target(), lambda *state: told.append(state))
+    compile_all(
+        "x86_64", ["a", "b", "c"], tmp_path, llvm.host_target(), lambda *state: told.append(state)
+    )
     assert told[-1][:2] == (3, 3)
     monkeypatch.setattr(Dying, "deaths", 2)
     with pytest.raises(HostError, match=r"killed the engine's compiler"):
-        compile_all(["a", "b", "c"], tmp_path, llvm.host_target())
+        compile_all("x86_64", ["a", "b", "c"], tmp_path, llvm.host_target())
 
 
 def complete(directory, target, key=None):
@@ -182,7 +184,7 @@ class Tiny(GuestCode):
         (directory / "size.bin").write_bytes(size.to_bytes(8, "little"))
 
 
-def compiled_here(units, work, target, progress, guest):
+def compiled_here(guest, units, work, target, progress):
     for unit in units:
         GUESTS.get(guest)().compile(unit, work, target)
 

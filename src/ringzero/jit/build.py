@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING
 from ringzero.digest import blake2b
 from ringzero.host.files import host_error, require_space
 from ringzero.jit.compile.llvm import PORTABLE, Library, Target, host_identity, host_target
-from ringzero.jit.guest import DEFAULT_GUEST
 from ringzero.records import record
 from ringzero.settings import CACHE_DIR
 
 if TYPE_CHECKING:
     from ringzero.jit.workers import Progress
 
+# The guests of who asks for none: those that run as they are on the hosts there are.
+DEFAULT_GUEST = "x86_64"
 # The package's own directory.
 _ROOT = Path(__file__).parent.parent
 # Packages in it whose source decides the generated code.
@@ -134,7 +135,7 @@ def build(
         directory.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix="building-", dir=directory.parent))
         # The slowest first, so that all workers end at about the same time.
-        compile_all(code.units(), work, target, progress, guest)
+        compile_all(guest, code.units(), work, target, progress)
         code.assemble(work)
         names = list(code.objects)
         record = {"units": names, "key": key, "target": target.name}

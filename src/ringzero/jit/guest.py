@@ -14,9 +14,6 @@ from typing import ClassVar
 from ringzero.jit.compile.llvm import Target
 from ringzero.registry import Registry
 
-# The guests of who asks for none: those that run as they are on the hosts there are.
-DEFAULT_GUEST = "x86_64"
-
 
 class GuestCode(ABC):
     """The code of one guest ISA's engine, as its units."""

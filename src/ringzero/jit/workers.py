@@ -21,7 +21,6 @@ from ringzero.errors import EngineError, HostError
 from ringzero.host.files import CACHE_HINT
 from ringzero.host.process import usable_cpus
 from ringzero.jit.compile.llvm import Target
-from ringzero.jit.guest import DEFAULT_GUEST
 
 # Called with (units done, units in all, what is being compiled).
 Progress = Callable[[int, int, str], None]
@@ -80,11 +79,7 @@ class _Worker:
 
 
 def compile_all(
-    names: Iterable[str],
-    work: Path,
-    target: Target,
-    progress: Progress | None = None,
-    guest: str = DEFAULT_GUEST,
+    guest: str, names: Iterable[str], work: Path, target: Target, progress: Progress | None = None
 ) -> None:
     """Compile units of a guest's engine, in this order, into the directory `work`.
 
