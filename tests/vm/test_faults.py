@@ -13,6 +13,7 @@ from ringzero.engine.kvm.alarm import Alarm
 from ringzero.engine.kvm.doorbell import Doorbells
 from ringzero.errors import GuestError
 from ringzero.host.service import ServiceThread
+from ringzero.net.lazy import LazyNetwork
 from ringzero.net.limit import _Alarm
 from ringzero.net.networks.socket import SocketNetwork
 from ringzero.net.proxy.loop import EventLoop
@@ -105,6 +106,7 @@ def parts(tmp_path):
             "_wait",
             USE_THE_NETWORK,
         ),
+        ("net-user", LazyNetwork, "_look", USE_THE_NETWORK),
         # The second packet waits.
         ("net-limited", _Alarm, "_work", USE_THE_NETWORK),
         ("", PortChannels, "_carry", "true"),
