@@ -479,3 +479,52 @@ def test_a_conversion_loads_no_more_than_it_needs(tmp_path):
     unwanted = {"argparse", "concurrent.futures", "ctypes", "dataclasses", "json", "logging"}
     assert "ringzero.disk.copying" in done.stderr.split()
     assert not unwanted & set(done.stderr.split())
+
+
+def test_images_are_named_as_qemu_names_them(disk, source, tmp_path):
+    assert disk("convert", "-q", "-O", "qcow2", "source.raw", "a.qcow2")[0] == 0
+    names = (
+        "file:a.qcow2",
+        'json:{"driver": "qcow2", "file": {"driver": "file", "filename": "a.qcow2"}}',
+        'json:{"file.filename": "a.qcow2"}',
+    )
+    for name in names:
+        for words in (["info", "-f", "qcow2"], ["check"], ["map"]):
+            assert disk(*words, name)[0] == 0
+        assert disk("compare", name, "source.raw")[0] == 0
+    part = 'json:{"driver": "raw", "offset": 512, "size": 1024, "file": {"filename": "source.raw"}}'
+    assert disk("convert", "-q", part, "-O", "raw", "part.raw")[0] == 0
+    assert (tmp_path / "part.raw").read_bytes() == source[512:1536]
+    # A name that leads to the target is seen.
+    assert disk("convert", "-q", "--force", names[2], "a.qcow2")[0] == 2
+    for name in (
+        "nbd://localhost/x",
+        "https://localhost/x.raw",
+        'json:{"driver": "nbd"}',
+        "json:{",
+    ):
+        code, _, err = disk("info", name)
+        assert code == 6 and "copy it to this host first" in err
+    # A file of that name is what is meant.
+    (tmp_path / "file:a").write_bytes(bytes(512))
+    assert "virtual size: 512 B" in disk("info", "-f", "raw", "file:a")[1]
+
+
+def test_words_of_qemu_img(disk, source):
+    assert disk("convert", "-q", "-W", "-T", "none", "-O", "qcow2", "source.raw", "a.qcow2")[0] == 0
+    code, _, err = disk("convert", "-t", "bad", "-O", "qcow2", "source.raw", "b.qcow2")
+    assert code == 2 and "writethrough" in err
+    assert disk("create", "-q", "-f", "qcow2", "-o", "size=5M", "c.qcow2")[0] == 0
+    more = "backing_file=a.qcow2,backing_fmt=qcow2,cluster_size=4k"
+    assert disk("create", "-q", "-f", "qcow2", "-o", more, "d.qcow2")[0] == 0
+    told = json.loads(disk("info", "--output", "json", "d.qcow2")[1])
+    assert told["backing-filename"] == "a.qcow2" and told["cluster-size"] == 4096
+    assert told["virtual-size"] == SIZE
+    assert disk("create", "-q", "-f", "qcow2", "-o", "size=5M", "e.qcow2", "6M")[0] == 2
+
+
+def test_a_snapshot_has_a_name(disk):
+    disk("create", "-q", "a.qcow2", "1M")
+    for flag in ("-c", "-a", "-d"):
+        code, out, err = disk("snapshot", flag, "", "a.qcow2")
+        assert code == 2 and not out and "empty" in err

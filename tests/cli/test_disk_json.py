@@ -103,10 +103,16 @@ def test_check(image, capsys, format, options):
 def test_map(image, capsys, format, options):
     theirs, name = image(format, options)
     expected, found = both(capsys, "map", "-f", theirs, name)
-    # Holes of a subcluster's size belong to no cluster here.
-    if "extended_l2" in options:
-        expected = [run for run in expected if run["data"]]
-        found = [run for run in found if run["data"]]
+    assert found == expected
+
+
+@pytest.mark.parametrize("options", ["", "extended_l2=on", "cluster_size=4k"])
+def test_zeroes_that_keep_their_clusters(image, capsys, options):
+    _, name = image("qcow2", options)
+    for command in ("write -z 5M 128k", "write -z 64k 16k", "write -z 8M 64k", "write 8M 512"):
+        subprocess.run(["qemu-io", "-c", command, name], check=True, capture_output=True)
+    expected, found = both(capsys, "map", name)
+    assert any(run["zero"] and "offset" in run for run in expected)
     assert found == expected
 
 
@@ -178,6 +184,17 @@ def test_measure(image, capsys, format):
     assert found.keys() == expected.keys()
     assert found["fully-allocated"] == expected["fully-allocated"]
     assert found["required"] <= expected["required"]
+
+
+def test_measure_with_bitmaps(image, capsys):
+    _, name = image("qcow2", "")
+    for count in range(3):
+        expected, found = both(capsys, "measure", "-O", "qcow2", name)
+        assert found["bitmaps"] == expected["bitmaps"] and bool(found["bitmaps"]) == bool(count)
+        peer("bitmap", "--add", "-g", str(512 << count), name, "b" * (100 * count + 1))
+    for words in (["-o", "compat=0.10"], ["-o", "cluster_size=4k"]):
+        expected, found = both(capsys, "measure", "-O", "qcow2", *words, name)
+        assert found.get("bitmaps") == expected.get("bitmaps")
 
 
 def test_more_is_said_for_our_own_programs(image, capsys):

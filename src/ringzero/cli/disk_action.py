@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from ringzero.disk import Disk
 
+# How qemu-img may go about the host's cache. What is not unsafe is flushed once all is written.
+CACHE_MODES = ("none", "writeback", "unsafe", "directsync", "writethrough")
 # What is meant by a file's suffix; all others are raw.
 _SUFFIXES = {
     "qcow2": "qcow2",
@@ -122,10 +125,36 @@ def open_for(
     write: bool = False,
     **more: Any,
 ) -> Disk:
-    """Open an image that the user named; raw is assumed for writing as qemu-img does not."""
+    """Open an image that the user named, as QEMU names files too (`json:`, `file:`).
+
+    Raw is assumed for writing as qemu-img does not.
+    """
     from ringzero.disk import open_disk
 
-    return open_disk(path, format_name(format), read_only=not write, tell=_tell, **more)
+    kind = format_name(format)
+    if ":" in path and not os.path.lexists(path):
+        path, kind, said = _named(path, kind)
+        more["options"] = {**said, **(more.get("options") or {})}
+    return open_disk(path, kind, read_only=not write, tell=_tell, **more)
+
+
+def _named(name: str, kind: str | None) -> tuple[str, str | None, dict[str, Any]]:
+    """Return the path, the format and the options of an image that is named as QEMU does it."""
+    from ringzero.disk.filenames import parse_name
+    from ringzero.errors import DiskFormatError, DiskUnsupportedError
+
+    try:
+        found = parse_name(name, kind)
+    except (DiskFormatError, DiskUnsupportedError) as fault:
+        raise DiskUnsupportedError(
+            f"{name[:200]} is not the name of a file here",
+            hint="images are opened from files and block devices: copy it to this host first",
+        ) from fault
+    if found.window is not None:
+        raise DiskUnsupportedError(
+            f"{name[:200]} is a part of a file", hint="take it out with `ringzero disk dd`"
+        )
+    return found.path, found.format, dict(found.options)
 
 
 def _tell(text: str) -> None:

@@ -16,6 +16,8 @@ from ringzero.disk.formatnames import qemu_format_name
 # The formats of which it tells facts (ImageInfoSpecific), and those whose clusters it counts.
 _SPECIFIC = ("qcow2", "vmdk")
 _COUNTED = ("qcow2", "qed", "parallels")
+# Formats in which what reads as zeroes is no data, though it may have a place.
+_ZEROES = ("raw", "qcow2")
 _SECOND = 10**9
 
 
@@ -88,7 +90,7 @@ def check(filename: str, format: str, report: CheckReport) -> dict[str, Any]:
 def map_entry(extent: Extent, format: str) -> dict[str, Any]:
     """Return MapEntry, without the name of the file, which qemu-img leaves out.
 
-    What an image other than a raw one has a place for is data, be it a hole of the host's.
+    What other formats than raw and qcow2 have a place for is data, be it a hole of the host's.
     """
     plain: dict[str, Any] = {
         "start": extent.offset,
@@ -96,7 +98,7 @@ def map_entry(extent: Extent, format: str) -> dict[str, Any]:
         "depth": extent.depth,
         "present": extent.kind is not Kind.ABSENT,
         "zero": extent.reads_zero,
-        "data": not extent.reads_zero or (extent.host is not None and format != "raw"),
+        "data": not extent.reads_zero or (extent.host is not None and format not in _ZEROES),
     }
     if extent.host is not None:
         plain["offset"] = extent.host

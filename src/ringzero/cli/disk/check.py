@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ringzero.cli.disk_action import ACTIONS, Action, add_common, format_name, wants_json
+from ringzero.cli.disk_action import (
+    ACTIONS,
+    Action,
+    add_common,
+    format_name,
+    open_for,
+    wants_json,
+)
 from ringzero.cli.verb import print_json
 from ringzero.errors import DiskUnsupportedError, InvalidValueError
 
@@ -48,18 +55,18 @@ Exit code: 0 sound, 2 errors, 3 leaked clusters only, 63 the format has no check
 
 def check(arguments: argparse.Namespace, repair: Repair, *, lock: bool = True) -> int:
     """Check the image that the arguments name, and print what was found."""
-    from ringzero.disk import FORMATS, open_disk
+    from ringzero.disk import FORMATS
     from ringzero.disk import Repair as Repairs
 
     mend = repair is not Repairs.NOTHING
     kind = format_name(arguments.format)
     if kind is None:
-        with open_disk(arguments.filename, read_only=True, backing=False, lock=lock) as probe:
+        with open_for(arguments.filename, None, backing=False, lock=lock) as probe:
             kind = probe.format
     able = any(option.name == "for_repair" for option in FORMATS.get(kind).open_options)
     options = {"for_repair": True} if mend and able else {}
-    with open_disk(
-        arguments.filename, kind, read_only=not mend, backing=False, lock=lock, options=options
+    with open_for(
+        arguments.filename, kind, write=mend, backing=False, lock=lock, options=options
     ) as disk:
         try:
             report = disk.check(repair)

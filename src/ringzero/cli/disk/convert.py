@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ringzero.cli.disk_action import (
     ACTIONS,
+    CACHE_MODES,
     Action,
     add_common,
     format_name,
@@ -60,7 +61,9 @@ finished does not have its name yet.
         add("-S", "--sparse", metavar="SIZE", default="4k", help="shortest hole (0: none)")
         add("-m", "--threads", metavar="N", type=int, help="default: 4, or one for each CPU")
         add("-n", "--no-create", action="store_true", help="write into a target that is there")
-        add("-t", "--cache", metavar="MODE", default="writeback", help="unsafe: do not flush")
+        add("-t", "--cache", choices=CACHE_MODES, default="writeback", help="unsafe: no flush")
+        add("-T", "--source-cache", choices=CACHE_MODES, help="accepted; changes nothing")
+        add("-W", "--out-of-order", action="store_true", help="accepted: it is always so")
         add("-l", "--snapshot", metavar="NAME", help="convert this snapshot (also snapshot.id=ID)")
         add("-U", "--force-share", action="store_true", help="even while somebody is writing to it")
         add("--force", action="store_true", help="overwrite a target that is there")

@@ -59,6 +59,13 @@ class Create(Action):
             return 0
         if arguments.filename is None:
             raise InvalidValueError("no file name", hint="ringzero disk create FILE SIZE")
+        given = options(arguments.options)
+        # As qemu-img takes them, too.
+        arguments.size = _said(arguments.size, given.pop("size", None), "size")
+        arguments.backing = _said(arguments.backing, given.pop("backing_file", None), "backing")
+        arguments.backing_format = _said(
+            arguments.backing_format, given.pop("backing_fmt", None), "backing format"
+        )
         kind = new_format(arguments, arguments.format, arguments.filename)
         # Sizes are in whole sectors, rounded up as qemu-img does it.
         size = None if arguments.size is None else -(-parse_size(arguments.size) // 512) * 512
@@ -68,7 +75,7 @@ class Create(Action):
             size,
             backing=arguments.backing,
             backing_format=format_name(arguments.backing_format),
-            options=options(arguments.options),
+            options=given,
             overwrite=arguments.force,
             check_backing=not arguments.unsafe,
         )
@@ -78,3 +85,10 @@ class Create(Action):
             what = f", {format_size(size)}" if size is not None else ""
             print(f"made {arguments.filename} ({kind}{what})")
         return 0
+
+
+def _said(given: str | None, option: str | None, what: str) -> str | None:
+    """Return what is given in one of two ways; InvalidValueError when they differ."""
+    if given is not None and option is not None and given != option:
+        raise InvalidValueError(f"the {what} is given twice: {given} and {option}")
+    return option if given is None else given

@@ -65,9 +65,14 @@ class Measuring(Action):
                 source,
                 options(arguments.options),
             )
+        bitmaps = {} if found.bitmaps is None else {"bitmaps": found.bitmaps}
         if wants_json(arguments):
-            print_json({"required": found.required, "fully-allocated": found.fully_allocated})
+            print_json(
+                {"required": found.required, "fully-allocated": found.fully_allocated, **bitmaps}
+            )
         else:
             print(f"required size: {found.required}")
             print(f"fully allocated size: {found.fully_allocated}")
+            if found.bitmaps is not None:
+                print(f"bitmaps size: {found.bitmaps}")
         return 0

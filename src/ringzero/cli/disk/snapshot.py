@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ringzero.cli.disk_action import ACTIONS, Action, add_common, open_for, wants_json
 from ringzero.cli.verb import print_json
-from ringzero.errors import DiskUnsupportedError
+from ringzero.errors import DiskUnsupportedError, InvalidValueError
 from ringzero.units import format_size
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ snapshot.name=NAME say which is meant.
         add_common(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
-        change = arguments.create or arguments.apply or arguments.delete
+        given = (arguments.create, arguments.apply, arguments.delete)
+        change = next((name for name in given if name is not None), None)
+        if change == "":
+            raise InvalidValueError("the name of the snapshot is empty", hint="give it a name")
         with open_for(arguments.filename, arguments.format, write=bool(change)) as disk:
             snapshots = disk.snapshots
             if snapshots is None:

@@ -252,7 +252,12 @@ class Mapping:
                 kind = Kind.COMPRESSED
             elif entry & self.zero_flag:
                 kind = Kind.ZERO
+                # A cluster that is kept for later may lie below.
+                host, expected = entry & OFFSET, entry & OFFSET
                 while stop <= last and items[stop] & (ZERO | COMPRESSED) == ZERO:
+                    expected += size if host else 0
+                    if items[stop] & OFFSET != expected:
+                        break
                     stop += 1
             elif host or (self.external and entry & COPIED):
                 kind = Kind.DATA
@@ -278,6 +283,8 @@ class Mapping:
                 yield Run(length, kind, host, data, writable)
             elif kind is Kind.COMPRESSED:
                 yield Run(length, kind, entry, self.storage)
+            elif kind is Kind.ZERO and host:
+                yield Run(length, kind, host + (offset & inside), data)
             else:
                 yield Run(length, kind)
             offset = run_end
@@ -313,7 +320,7 @@ class Mapping:
                 held.kind is run.kind
                 and held.writable == run.writable
                 and held.kind is not Kind.COMPRESSED
-                and (held.host is None or held.host + held.length == run.host)
+                and run.host == (None if held.host is None else held.host + held.length)
             ):
                 held = held._replace(length=held.length + run.length)
             else:
@@ -332,11 +339,12 @@ class Mapping:
         while stop <= last and bitmap >> stop & 0x1_0000_0001 == state:
             stop += 1
         length = min(end, (offset & ~inside) + (stop << bits)) - offset
-        if not state:
-            return Run(length, Kind.ABSENT)
-        if state == 1 << 32:
-            return Run(length, Kind.ZERO)
         host = entry & OFFSET
+        if not state or state == 1 << 32:
+            # A cluster is there as a whole, for those of its subclusters that hold data.
+            place = host + (offset & inside) if host else None
+            storage = self.data if host else None
+            return Run(length, Kind.ZERO if state else Kind.ABSENT, place, storage)
         if state != 1 or host & inside or not (host or self.external):
             raise self._misaligned(offset, host)
         return Run(length, Kind.DATA, host + (offset & inside))
