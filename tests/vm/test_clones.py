@@ -138,6 +138,16 @@ def test_after_a_long_time_the_wall_clock_is_set(parent, step):
     assert abs(clock(parent)[0]) < CLOSE + 1, "the parent's clock is its own"
 
 
+def test_the_time_that_a_restore_takes_is_no_time_lost(parent):
+    with parent.seed() as seed:
+        time.sleep(0.3)
+        identity = Identity()
+        # As reading a snapshot does on a busy host.
+        time.sleep(3)
+        with Machine.from_seed(seed, identity) as child:
+            assert abs(clock(child)[0] - clock(parent)[0]) < 2
+
+
 def test_clocks_that_shall_not_move(parent):
     with parent.seed() as seed:
         time.sleep(1.5)

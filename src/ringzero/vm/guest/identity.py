@@ -42,8 +42,9 @@ class Identity:
 
     `name` is that of the machine and of its guest; None keeps the one that
     there is. `generation` is its VM generation identifier, `entropy` new seed
-    for its random numbers. `now` is UTC in nanoseconds: to this its wall clock
-    is set, never back; None lets it go on from where the original's stood.
+    for its random numbers. `now` is UTC in nanoseconds, when the identity was `made`: to this,
+    and what has passed since, its wall clock is set, never back; None lets it go on from where
+    the original's stood.
     `mac` and `cid` are its addresses where it has a network or a socket device; `vsock` is
     the path of the latter on the host, None means the original's with ".NAME" or ".CID" behind
     it. `net` is another network than the original's for the first interface; a clone connects to
@@ -59,6 +60,7 @@ class Identity:
     cid: int = field(default_factory=random_cid)
     vsock: Path | None = None
     net: NetConfig | None = None
+    made: int = field(default_factory=time.time_ns, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.generation) != GENERATION_SIZE or len(self.entropy) != ENTROPY_SIZE:
