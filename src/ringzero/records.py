@@ -141,6 +141,8 @@ def _repr(self: Any) -> str:
 
 
 def _eq(self: Any, other: Any) -> bool:
+    if self is other:
+        return True
     return _values(self) == _values(other) if type(other) is type(self) else NotImplemented
 
 

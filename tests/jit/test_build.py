@@ -1,11 +1,14 @@
 """The engine in the cache: full disks, killed compilers, targets."""
 
+import contextlib
 import ctypes
 import errno
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -36,12 +39,13 @@ def test_full_disk_while_the_tables_are_written(cache, monkeypatch):
     with pytest.raises(HostError, match="No space left") as caught:
         build.ensure()
     assert "RINGZERO_CACHE_DIR" in caught.value.hint
-    assert list((cache / "engine").iterdir()) == []
+    # Nothing but what keeps two processes apart.
+    assert [path.suffix for path in (cache / "engine").iterdir()] == [".lock"]
 
 
 def test_directory_that_cannot_be_made(cache):
     (cache / "engine").write_bytes(b"")
-    with pytest.raises(HostError, match="cannot write"):
+    with pytest.raises(HostError, match="cannot create"):
         build.ensure()
 
 
@@ -101,7 +105,7 @@ def test_unit_of_a_killed_worker_is_given_to_another(monkeypatch, tmp_path):
     compile_all(
         "x86_64", ["a", "b", "c"], tmp_path, llvm.host_target(), lambda *state: told.append(state)
     )
-    assert told[-1][:2] == (3, 3)
+    assert told[-1] == (3, 3)
     monkeypatch.setattr(Dying, "deaths", 2)
     with pytest.raises(HostError, match=r"killed the engine's compiler"):
         compile_all("x86_64", ["a", "b", "c"], tmp_path, llvm.host_target())
@@ -144,6 +148,72 @@ def test_portable_engine_does_not_depend_on_this_host(monkeypatch):
     monkeypatch.setattr(build, "host_identity", lambda: "another LLVM, another CPU")
     assert build.cache_key(target) == key
     assert build.cache_key() != key
+
+
+class Told:
+    """Steps that note what a user would hear."""
+
+    def __init__(self):
+        self.texts = []
+
+    @contextlib.contextmanager
+    def step(self, text):
+        self.texts.append(text)
+        yield None
+
+
+def test_two_first_starts_compile_once(cache, monkeypatch):
+    target, begun, go = llvm.host_target(), threading.Event(), threading.Event()
+    compilations = []
+
+    def compile_slowly(target, steps, directory, guest, *, again):
+        compilations.append(directory)
+        begun.set()
+        go.wait(60)
+        complete(directory, target)
+        return build.kept(target)
+
+    monkeypatch.setattr(build, "_compile", compile_slowly)
+    engines, second = [], Told()
+    first = threading.Thread(target=lambda: engines.append(build.build(target)))
+    other = threading.Thread(target=lambda: engines.append(build.build(target, second)))
+    first.start()
+    assert begun.wait(60)
+    other.start()
+    while not second.texts:
+        time.sleep(0.01)
+    go.set()
+    first.join(60)
+    other.join(60)
+    assert len(compilations) == 1 and engines[0] == engines[1]
+    assert "another process prepares the engine" in second.texts[0]
+
+
+def test_next_process_takes_over_when_the_first_dies(cache, monkeypatch):
+    """Its lock goes with it; what it left half-made is in nobody's way."""
+    target = llvm.host_target()
+    directory = cache / "engine" / build.cache_key(target)
+    (directory.parent / "building-dead").mkdir(parents=True)
+    program = (
+        "import sys; from pathlib import Path; from ringzero.host.files import locked\n"
+        "with locked(Path(sys.argv[1])): print(flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(directory.with_suffix(".lock"))],
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        holder.stdout.readline()
+        monkeypatch.setattr(build, "_compile", lambda *_, again: complete(directory, target))
+        told = Told()
+        waiting = threading.Thread(target=build.build, args=(target, told))
+        waiting.start()
+        while not told.texts:
+            time.sleep(0.01)
+        holder.kill()
+        waiting.join(60)
+    assert build.kept(target) is not None
 
 
 def test_removed_engines(cache):

@@ -230,10 +230,12 @@ def sync_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, steps: Steps | None = None) -> Iterator[int]:
+def locked(
+    path: Path, steps: Steps | None = None, waiting: str = "waiting for another ringzero"
+) -> Iterator[int]:
     """Hold the lock file `path` for the block, waiting for others; yield its descriptor.
 
-    A wait that takes long is told to `steps`, and ends with the user's Ctrl-C.
+    A wait that takes long is told to `steps` as `waiting`, and ends with the user's Ctrl-C.
     The kernel drops the lock when its last holder ends, however it ends. A
     child that inherits the descriptor holds the lock too.
     """
@@ -246,8 +248,8 @@ def locked(path: Path, steps: Steps | None = None) -> Iterator[int]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            waiting = f"waiting for another ringzero, which holds {path}"
-            with steps.step(waiting) if steps else contextlib.nullcontext():
+            told = f"{waiting}, which holds {path}"
+            with steps.step(told) if steps else contextlib.nullcontext():
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as fault:
             raise host_error(fault, "lock", path) from fault

@@ -5,7 +5,8 @@ every source file that the generated code depends on, the guest, and the target.
 host's own CPU, that is LLVM's version and the CPU's features; a portable engine runs on every
 host of a level of x86-64. A directory appears by rename when it is complete, so a build cut
 short leaves nothing half-made. What it had compiled is found again among the objects, which
-are kept by content.
+are kept by content. Of several processes that need the same engine one compiles it and the
+others wait; should it die, the next one goes on.
 """
 
 from __future__ import annotations
@@ -18,16 +19,13 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ringzero.digest import blake2b
-from ringzero.host.files import host_error, require_space
+from ringzero.host.files import host_error, locked, require_space
+from ringzero.host.progress import QUIET, Steps
 from ringzero.jit.compile.llvm import PORTABLE, Library, Target, host_identity, host_target
 from ringzero.records import record
 from ringzero.settings import CACHE_DIR
-
-if TYPE_CHECKING:
-    from ringzero.jit.workers import Progress
 
 # The guests of who asks for none: those that run as they are on the hosts there are.
 DEFAULT_GUEST = "x86_64"
@@ -42,6 +40,7 @@ _COMPLETE = "complete.json"
 _SIZE = 12 << 20
 # Seconds after which a build is taken to have died, and an engine or object to be of no use.
 BUILDING_AGE = 3600
+_WAITING = "another process prepares the engine: waiting for it"
 UNUSED_AGE = 14 * 24 * 3600
 
 
@@ -107,35 +106,54 @@ def _read(directory: Path, target: Target, guest: str) -> EngineObjects | None:
     return EngineObjects(directory, key, units, target.name, guest)
 
 
-def ensure(progress: Progress | None = None, guest: str = DEFAULT_GUEST) -> EngineObjects:
+def ensure(steps: Steps = QUIET, guest: str = DEFAULT_GUEST) -> EngineObjects:
     """Return a guest's compiled engine, compiling it for this host first when there is none."""
-    return next(compiled(guest), None) or build(host_target(), progress, guest=guest)
+    return next(compiled(guest), None) or build(host_target(), steps, guest=guest)
 
 
 def build(
     target: Target,
-    progress: Progress | None = None,
+    steps: Steps = QUIET,
     directory: Path | None = None,
     guest: str = DEFAULT_GUEST,
 ) -> EngineObjects:
-    """Compile a guest's engine for `target`, into `directory` (default: the cache).
+    """Compile a guest's engine for `target`, into `directory`.
+
+    By default into the cache, if it is not there.
 
     Raises HostError, EngineError, NotFoundError for a guest that no engine is made for.
     """
+    require_space(directory or CACHE_DIR.get() / "engine", _SIZE, "compiling the software engine")
+    if directory is not None:
+        return _compile(target, steps, directory, guest, again=True)
+    directory = CACHE_DIR.get() / "engine" / cache_key(target, guest)
+    with locked(directory.with_suffix(".lock"), steps, _WAITING):
+        found = kept(target, guest) or _compile(target, steps, directory, guest, again=False)
+    _sweep(directory)
+    return found
+
+
+def _compile(
+    target: Target, steps: Steps, directory: Path, guest: str, *, again: bool
+) -> EngineObjects:
+    """Compile the engine into `directory`; `again`: in place of one that is there."""
     from ringzero.jit.guest import GUESTS
     from ringzero.jit.workers import compile_all
 
     code = GUESTS.get(guest)()
     key = cache_key(target, guest)
-    kept = directory is None
-    directory = directory or CACHE_DIR.get() / "engine" / key
     work = None
-    require_space(directory.parent, _SIZE, "compiling the software engine")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix="building-", dir=directory.parent))
         # The slowest first, so that all workers end at about the same time.
-        compile_all(guest, code.units(), work, target, progress)
+        units = code.units()
+        whom = target.name if target.needs else "this host"
+        with steps.step(f"compiling the software engine for {whom}, once") as step:
+            compile_all(
+                *(guest, units, work, target),
+                lambda done, total: step.update(done / total, f"{done} of {total}"),
+            )
         code.assemble(work)
         names = list(code.objects)
         record = {"units": names, "key": key, "target": target.name}
@@ -146,7 +164,7 @@ def build(
             work.rename(directory)
         except OSError:
             # Somebody else was faster, or an incomplete or older directory is in the way.
-            if not kept or not (directory / _COMPLETE).exists():
+            if again or not (directory / _COMPLETE).exists():
                 shutil.rmtree(directory, ignore_errors=True)
                 work.rename(directory)
     except OSError as fault:
@@ -154,8 +172,6 @@ def build(
     finally:
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
-    if kept:
-        _sweep(directory)
     return EngineObjects(directory, key, names, target.name, guest)
 
 

@@ -8,6 +8,7 @@ in when it copies a stencil are *holes*: external symbols named in `tables.HOLES
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ class Frame:
     cpu: StructType
     pinned: tuple[int, ...]
 
-    @property
+    @functools.cached_property
     def parameters(self) -> str:
         """The parameter list of every stencil, as IR."""
         names = (*COMMON[1:], *(f"g{n}" for n in self.pinned))

@@ -22,8 +22,8 @@ from ringzero.host.files import CACHE_HINT
 from ringzero.host.process import usable_cpus
 from ringzero.jit.compile.llvm import Target
 
-# Called with (units done, units in all, what is being compiled).
-Progress = Callable[[int, int, str], None]
+# Called with (units done, units in all).
+Progress = Callable[[int, int], None]
 # Exit code of a worker when the host refuses a file (sysexits.h, EX_IOERR).
 NO_ROOM = 74
 _PACKAGE_ROOT = Path(__file__).parent.parent.parent
@@ -97,7 +97,7 @@ def compile_all(
                 worker.take(waiting.popleft())
             while done < total:
                 if progress:
-                    progress(done, total, ", ".join(w.unit for w in workers if w.unit))
+                    progress(done, total)
                 for key, _ in selector.select():
                     worker = key.data
                     if worker.done():
@@ -116,7 +116,7 @@ def compile_all(
                 worker.end()
                 worker.last_words()
     if progress:
-        progress(done, total, "")
+        progress(done, total)
 
 
 def _given_back(worker: _Worker, work: Path, *, left: bool) -> str:

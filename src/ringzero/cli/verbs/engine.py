@@ -75,10 +75,7 @@ def _build(name: str, output: Path | None) -> Any:
     found = None if output else build.kept(target)
     if found is not None:
         return found
-    with Progress().step(f"compiling the software engine for {name}") as step:
-        return build.build(
-            target, lambda done, total, _: step.update(done / total, f"{done} of {total}"), output
-        )
+    return build.build(target, Progress(), output)
 
 
 def _described(engine: Any) -> dict[str, str]:

@@ -28,11 +28,7 @@ class SoftEngine(Engine):
     def prepare(self, steps: Steps, architecture: Architecture[Any]) -> None:
         from ringzero.jit import build
 
-        with steps.step("compiling the software engine, once on this machine") as step:
-            build.ensure(
-                lambda done, total, _: step.update(done / total, f"{done} of {total}"),
-                architecture.name,
-            )
+        build.ensure(steps, architecture.name)
 
     def runs(self, architecture: Architecture[Any]) -> bool:
         from ringzero.engine.soft.contract import GUESTS

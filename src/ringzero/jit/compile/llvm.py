@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -25,6 +25,24 @@ INLINED = (
     "new_gvn",
     "dead_store_elimination",
     *STRAIGHT[2:4],
+)
+# Passes of the code generator that find nothing in such code either, or make it longer by copies
+# of its ends: a fifth of its time, as each takes some for every function (llc --help-hidden).
+_NEEDLESS = (
+    "disable-block-placement",
+    "disable-constant-hoisting",
+    "disable-early-ifcvt",
+    "disable-early-taildup",
+    "disable-expand-reductions",
+    "disable-lsr",
+    "disable-mergeicmps",
+    "disable-partial-libcall-inlining",
+    "disable-post-ra",
+    "disable-postra-machine-licm",
+    "disable-select-optimize",
+    "disable-ssc",
+    "disable-tail-duplicate",
+    "disable-x86-domain-reassignment",
 )
 
 
@@ -131,6 +149,21 @@ def _optimise(module: Any, machine: Any, level: int, passes: tuple[str, ...]) ->
     manager.run(module, builder)
 
 
+@contextlib.contextmanager
+def _code_generation(*, straight: bool) -> Iterator[None]:
+    """Leave needless passes out while straight code is generated; options are the process's."""
+    _choose_passes(straight)
+    try:
+        yield
+    finally:
+        _choose_passes(False)
+
+
+def _choose_passes(straight: bool) -> None:
+    for name in _NEEDLESS:
+        llvm.set_option("ringzero", f"-{name}={str(straight).lower()}")
+
+
 def compile_object(
     ir: str,
     *,
@@ -147,7 +180,8 @@ def compile_object(
     except RuntimeError as cause:
         raise EngineError("generated code is not valid", detail=str(cause)) from cause
     _optimise(module, machine, level, passes)
-    return bytes(machine.emit_object(module))
+    with _code_generation(straight=bool(passes)):
+        return bytes(machine.emit_object(module))
 
 
 def cached_object(
@@ -163,8 +197,9 @@ def cached_object(
     So a change of one instruction compiles one unit anew and not the engine.
     """
     digest = blake2b(digest_size=16)
+    needless = _NEEDLESS if passes else ()
     identity = (target or host_target()).identity
-    for part in (llvm_version(), identity, str(level), relocation, *passes, ir):
+    for part in (llvm_version(), identity, str(level), relocation, *passes, *needless, ir):
         digest.update(part.encode() + b"\0")
     path = CACHE_DIR.get() / "objects" / digest.hexdigest()
     try:

@@ -82,6 +82,9 @@ def _syntax(function: Callable[..., Any]) -> tuple[ast.FunctionDef, str, int]:
     return tree, inspect.getsourcefile(function) or "?", function.__code__.co_firstlineno
 
 
+_signature = functools.cache(inspect.signature)
+
+
 @functools.cache
 def _closure(function: Callable[..., Any]) -> dict[str, Any]:
     found = inspect.getclosurevars(function)
@@ -110,7 +113,7 @@ class Execution:
     def run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run inline and return the result (a Value, a Python object, a tuple)."""
         tree, _, _ = _syntax(self.function)
-        bound = inspect.signature(self.function).bind(*args, **kwargs)
+        bound = _signature(self.function).bind(*args, **kwargs)
         bound.apply_defaults()
         for name, value in bound.arguments.items():
             self._bind_argument(name, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from array import array
 from pathlib import Path
@@ -28,11 +29,12 @@ from ringzero.jit.x86.tables import END_CONDITIONAL, END_JUMP, LoweringEntry
 
 # Shares of the catalogue that are compiled on their own.
 SHARES = 8
+_catalogue = functools.cache(Catalogue)
 
 
 def compile_share(share: int, target: Target | None = None) -> dict[str, Any]:
     """Generate and compile one share; returns what `assemble` wants, as plain data."""
-    catalogue = Catalogue()
+    catalogue = _catalogue()
     module = Module(f"stencils{share}")
     module.define(WEIGHTS)
     facts: dict[int, Any] = {}
@@ -69,7 +71,7 @@ def _facts(generated: Generated) -> list[Any]:
 
 def assemble(work: Path) -> None:
     """Write the translator's tables from all shares, which lie in `work` as JSON."""
-    catalogue = Catalogue()
+    catalogue = _catalogue()
     facts: dict[int, list[Any]] = {}
     stencils: dict[int, Compiled] = {}
     for share in range(SHARES):

@@ -44,6 +44,8 @@ from ringzero.jit.x86.tables import (
 
 # Their immediate counts are masked by the translator, which leaves a count of 0 to the handler.
 SHIFTS = ("shl", "shr", "sar", "rol", "ror", "shld", "shrd")
+# No compiler makes them of 16 bits, where they are handlers: a twelfth of all stencils.
+WIDE_ONLY = ("bsf", "bsr", "cmov", "crc32", "movsxd", "popcnt", "shld", "shrd")
 END_BY_NAME = {"jmp": END_JUMP, "call": END_CALL, "jcc": END_CONDITIONAL}
 
 
@@ -132,6 +134,8 @@ def _sizes(form: Form) -> tuple[int, ...]:
         return (operation_size(form, 32),)
     if form.attributes.get("d64"):
         return (32, 64)  # 32: outside 64-bit mode
+    if form.function.__name__ in WIDE_ONLY:
+        return (32, 64)
     return (16, 32, 64)
 
 

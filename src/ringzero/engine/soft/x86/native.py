@@ -8,7 +8,7 @@ import json
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.table.entry import SLOTS, FormEntry
@@ -16,9 +16,6 @@ from ringzero.jit import build
 from ringzero.jit.tables import Exits
 from ringzero.jit.x86.tables import Glue, GuestTables, LoweringEntry, Translator
 from ringzero.native.view import view_of
-
-if TYPE_CHECKING:
-    from ringzero.jit.workers import Progress
 
 Entry = Callable[[int], int]
 # Functions that Python calls, and the doors by the member of Cpu that holds their address.
@@ -173,6 +170,6 @@ class NativeEngine:
 
 
 @functools.cache
-def native_engine(progress: Progress | None = None) -> NativeEngine:
+def native_engine() -> NativeEngine:
     """Return the compiled engine, compiling it first where it is not cached."""
-    return NativeEngine(build.ensure(progress))
+    return NativeEngine(build.ensure())
