@@ -1,4 +1,6 @@
+import argparse
 import os
+import re
 import resource
 import shutil
 import signal
@@ -15,6 +17,7 @@ from ringzero.cli.verb import VERBS
 from ringzero.settings import CACHE_DIR
 
 SOURCE = str(Path(ringzero.__file__).parents[1])
+BIN = Path(sys.executable).parent
 
 
 def program(*words, **options):
@@ -170,6 +173,109 @@ def test_bash_completion():
     )
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["--memory", "image", "build", "soft"]
+
+
+# What each command offers, by every shell that is there.
+TYPED = [
+    ("ringzero network cre", ["create"]),
+    ("ringzero network create lan --mo", ["--mode"]),
+    ("ringzero network create lan --mode is", ["isolated"]),
+    ("ringzero disk conv", ["convert"]),
+    ("ringzero disk convert --target-f", ["--target-format"]),
+    ("ringzero disk convert --target-format vmd", ["vmdk"]),
+    ("ringzero disk convert -f vmd", ["vmdk"]),
+    ("ringzero snapshot save --js", ["--json"]),
+    ("ringzero image rm mic", ["micro"]),
+    ("ringzero engine build --targ", ["--target"]),
+    ("ringzero help netw", ["network"]),
+    ("ringzero run --image ful", ["full"]),
+    ("ringzero disk info a-fi", ["a-file.img"]),
+    ("ringzero run --kernel a-fi", ["a-file.img"]),
+    ("ringzero run -- cat a-fi", ["a-file.img"]),
+]
+
+
+def complete_bash(typed, directory):
+    """Ask bash as its own line editor does: files are its default where `-o default` is set."""
+    words = typed.split()
+    script = (
+        f"{program('completion', 'bash').stdout}\nOPTIONS=\ncompopt() {{ OPTIONS=$2; }}\n"
+        f"COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _ringzero\n"
+        '[ ${#COMPREPLY[@]} = 0 ] && [ "$OPTIONS" = default ] '
+        f"&& COMPREPLY=($(compgen -f -- {words[-1]}))\n"
+        'echo "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=60, cwd=directory
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def complete_fish(typed, directory):
+    code = program("completion", "fish").stdout
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", f"{code}\ncomplete -C '{typed}'"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=directory,
+        env=os.environ | {"HOME": str(directory), "PATH": f"{BIN}:{os.environ['PATH']}"},
+    )
+    assert done.stderr == ""
+    return [line.partition("\t")[0] for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("shell", [complete_bash, complete_fish])
+@pytest.mark.parametrize(("typed", "offered"), TYPED)
+def test_completion_of_commands_in_groups_values_and_files(shell, typed, offered, tmp_path):
+    if shutil.which(shell.__name__.removeprefix("complete_")) is None:
+        pytest.skip("no such shell here")
+    (tmp_path / "a-file.img").touch()
+    assert shell(typed, tmp_path) == offered
+
+
+def commands():
+    """Every command with its parser: verbs, and those in groups."""
+    for name, verb in VERBS:
+        parser = argparse.ArgumentParser(prog=name)
+        verb().configure(parser)
+        groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        yield (name,), parser
+        for sub, inner in groups[0].choices.items() if groups else ():
+            yield (name, sub), inner
+
+
+def test_every_flag_of_every_command_is_completed():
+    """In each shell: what the verb takes is compared with what the shell's code offers."""
+    bash, fish = program("completion", "bash").stdout, program("completion", "fish").stdout
+    seen = 0
+    for path, parser in commands():
+        told = " ".join(path)
+        head = f'[0-9]" {told}{chr(34) if len(path) > 1 else " " + chr(34)}'
+        branch = bash.partition(head)[2].partition("esac ;;")[0]
+        for action in parser._actions:
+            for option in action.option_strings:
+                if any(isinstance(a, argparse._SubParsersAction) for a in parser._actions):
+                    continue
+                seen += 1
+                if option.startswith("--"):
+                    assert re.search(rf'["\s]{option}["\s]', branch), (path, option)
+                    flag = f"-l {option[2:]}"
+                else:
+                    flag = f"-s {option[1:]}" if len(option) == 2 else f"-o {option[1:]}"
+                lines = [x for x in fish.splitlines() if f"'__ringzero_at {told}'" in x]
+                assert any(re.search(rf" {flag}( |$)", x) for x in lines), (path, option)
+    assert seen > 200
+
+
+def test_every_command_has_examples_and_help_by_name(capsys):
+    for path, _ in commands():
+        assert cli.main([*path, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert "examples:" in text, path
+        assert cli.main(["help", *path]) == 0
+        assert capsys.readouterr().out == text
 
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")

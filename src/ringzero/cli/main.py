@@ -171,6 +171,7 @@ def _run_parsed(words: _Words, named: str | None, command: list[str] | None) -> 
             if isinstance(verb, Group) and words[1:2] and words[1] in verb.commands():
                 verb.named = words[1]
             verb.configure(sub)
+            _share_examples(sub, name, verb.examples)
             known = list(sub._option_string_actions)
         sub.set_defaults(chosen=verb)
     try:
@@ -187,6 +188,19 @@ def _run_parsed(words: _Words, named: str | None, command: list[str] | None) -> 
         parser.print_help()
         return 0
     return _execute(arguments.chosen, arguments.verb, arguments, command)
+
+
+def _share_examples(parser: argparse.ArgumentParser, verb: str, examples: str) -> None:
+    """Give the commands of a group those of its examples that are theirs."""
+    import re
+
+    for action in parser._actions:
+        # The commands of a group have their parsers for choices.
+        for name, command in action.choices.items() if isinstance(action.choices, dict) else ():
+            named = re.compile(rf"ringzero {verb} {name}\b")
+            found = [line for line in examples.splitlines() if named.search(line)]
+            if found and not command.epilog:
+                command.epilog = "\n".join(["examples:", *found])
 
 
 def _debugging() -> bool:

@@ -1,50 +1,99 @@
-"""`ringzero completion`: shell code that completes verbs, flags, files, machines and snapshots."""
+"""`ringzero completion`: shell code that completes commands, flags, their values, files, names.
+
+All of it is made from the verbs' own parsers, so that a new flag is completed too.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from typing import Any
 
 from ringzero.cli.verb import VERBS, Verb
+from ringzero.records import record
+
+# How the names of what there is are found, by what a positional word or a flag calls it.
+_MACHINES, _SNAPSHOTS = "ringzero ps -aq", "ringzero snapshot ls -q"
+_NETWORKS = "ringzero network ls | sed 1d | cut -d ' ' -f 1"
+_ASKED = {
+    "machine": _MACHINES,
+    "snapshot": _SNAPSHOTS,
+    "other": _SNAPSHOTS,
+    "network": _NETWORKS,
+    "networks": _NETWORKS,
+    "net": _NETWORKS,
+}
+# Positional words that are files, and flags' values that are: what they stand for says so.
+_FILE_WORDS = ("filename", "first", "second", "source", "target", "file", "operands")
+_FILE_VALUES = ("FILE", "PATH", "DIR")
+# Of a guest, not of the host.
+_GUESTS_OWN = "workdir"
 
 _BASH = """\
 _ringzero() {{
-    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}} words=
+    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}}
+    local words= files= names= word
     COMPREPLY=()
-    if [ "$COMP_CWORD" -eq 1 ]; then
-        words="{verbs} --help --version"
-    else
-        case ${{COMP_WORDS[1]}} in
+    for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
+        # A guest's command.
+        [ "$word" = -- ] && compopt -o default 2>/dev/null && return
+    done
+    case "$COMP_CWORD ${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}}" in
 {cases}
-        esac
-    fi
-    case ${{COMP_WORDS[1]}} in
-        {named}) words+=" $(ringzero ps -aq 2>/dev/null)" ;;
-        snapshot)
-            if [ "$COMP_CWORD" -gt 2 ]; then
-                words="--json"
-                case ${{COMP_WORDS[2]}} in
-                    save|revert) words+=" $(ringzero ps -aq 2>/dev/null)" ;;
-                    import|export) compopt -o default 2>/dev/null ;;
-                esac
-                case ${{COMP_WORDS[2]}} in
-                    save|import|ls|tree) ;;
-                    *) words+=" $(ringzero snapshot ls -q 2>/dev/null)" ;;
-                esac
-            fi ;;
     esac
-    case $previous in
-        --engine) words="auto soft kvm" ;;
-        --kernel|--initrd|--disk|--serial|--vsock) compopt -o default 2>/dev/null; return ;;
-    esac
+    case $current in -*) names= files= ;; esac
+    [ -n "$files" ] && compopt -o default 2>/dev/null
+    [ -n "$names" ] && words+=" $(eval "$names" 2>/dev/null)"
     COMPREPLY=($(compgen -W "$words" -- "$current"))
 }}
 complete -F _ringzero ringzero
 """
 
+_FISH = """\
+function __ringzero_at
+    set -l words (commandline -opc)
+    contains -- -- $words; and return 1
+    test "$words[2..]" = "$argv"; or string match -q -- "$argv *" "$words[2..]"
+end
+function __ringzero_begins
+    set -l words (commandline -opc)
+    test "$words[2..]" = "$argv"
+end
+complete -c ringzero -f
+complete -c ringzero -n 'contains -- -- (commandline -opc)' -F
+"""
 
-# Flags whose values are files.
-_FILES = ("kernel", "initrd", "disk", "serial", "vsock")
+
+@record
+class _Offer:
+    """What can stand in a place: fixed words, files, and names that a command tells."""
+
+    words: tuple[str, ...] = ()
+    files: bool = False
+    names: str = ""
+
+
+@record
+class _Command:
+    """A command, or a group with the commands in it (by name, each with what it does)."""
+
+    path: tuple[str, ...]
+    parser: argparse.ArgumentParser
+    commands: dict[str, str]
+
+    @property
+    def flags(self) -> list[argparse.Action]:
+        return [action for action in self.parser._actions if action.option_strings]
+
+    @property
+    def positional(self) -> _Offer:
+        """What its words can be, wherever they stand."""
+        offers = [_offer(a, self.path) for a in self.parser._actions if not a.option_strings]
+        return _Offer(
+            tuple(word for offer in offers for word in offer.words),
+            any(offer.files for offer in offers),
+            "; ".join(dict.fromkeys(offer.names for offer in offers if offer.names)),
+        )
 
 
 @VERBS.register("completion")
@@ -63,54 +112,118 @@ class Completion(Verb):
     def execute(self, arguments: argparse.Namespace) -> int:
         """Print the code."""
         if arguments.shell == "fish":
-            print("\n".join(_fish()))
+            print(_FISH + "\n".join(_fish()))
             return 0
-        cases, named = [], []
-        for name, verb in VERBS:
-            parser = argparse.ArgumentParser(prog=name)
-            verb().configure(parser)
-            words = " ".join(_words(parser))
-            cases.append(f'            {name}) words="{words}" ;;')
-            if any(action.dest == "machine" for action in parser._actions):
-                named.append(name)
-        code = _BASH.format(
-            verbs=" ".join(VERBS.names()), cases="\n".join(cases), named="|".join(named)
-        )
         if arguments.shell == "zsh":
-            code = "#compdef ringzero\nautoload -U +X bashcompinit && bashcompinit\n" + code
-        print(code, end="")
+            print("#compdef ringzero\nautoload -U +X bashcompinit && bashcompinit")
+        print(_BASH.format(cases="\n".join(_bash())), end="")
         return 0
 
 
-def _words(parser: argparse.ArgumentParser) -> list[str]:
-    """Return the flags and the fixed words that `parser` takes."""
-    words = []
-    for action in parser._actions:
-        words += [option for option in action.option_strings if option.startswith("--")]
-        if action.choices and not action.option_strings:
-            words += [str(choice) for choice in action.choices]
-    return words
+def _all_commands() -> Iterator[_Command]:
+    """Yield every verb, and behind a group the commands in it."""
+    for name, verb in VERBS:
+        parser = argparse.ArgumentParser(prog=name)
+        verb().configure(parser)
+        group = next((a for a in parser._actions if isinstance(a, _SubParsers)), None)
+        if group is None:
+            yield _Command((name,), parser, {})
+            continue
+        helps = {choice.dest: choice.help or "" for choice in group._choices_actions}
+        yield _Command((name,), parser, {n: helps.get(n, "") for n in group.choices})
+        for command, sub in group.choices.items():
+            yield _Command((name, command), sub, {})
+
+
+_SubParsers = argparse._SubParsersAction
+
+
+def _offer(action: argparse.Action, path: tuple[str, ...]) -> _Offer:
+    """Return what a positional word or a flag's value can be."""
+    what, metavar = action.dest, str(action.metavar or "")
+    if isinstance(action, _SubParsers):
+        return _Offer()
+    if action.choices:
+        return _Offer(tuple(map(str, action.choices)))
+    if what in _ASKED:
+        return _Offer(names=_ASKED[what])
+    if what == "words":
+        return _Offer(tuple(VERBS.names()))
+    if what == "engine":
+        return _Offer(("auto", "soft", "kvm"))
+    if what == "image" or path[0] == "image":
+        from ringzero.image.names import IMAGES
+
+        return _Offer(tuple(IMAGES.names()))
+    if metavar == "FMT":
+        from ringzero.disk.registry import FORMATS
+
+        return _Offer(tuple(FORMATS.names()))
+    files = what in _FILE_WORDS or any(name in metavar for name in _FILE_VALUES)
+    return _Offer(files=files and what != _GUESTS_OWN)
+
+
+def _bash() -> Iterator[str]:
+    """Yield the branches that set `words`, `files` and `names`, the narrow ones first."""
+    verbs = " ".join((*VERBS.names(), "--help", "--version"))
+    yield f'    "1 "*) words="{verbs}" ;;'
+    for command in _all_commands():
+        if command.commands:
+            words = " ".join((*command.commands, "--help"))
+            yield f'    "2 {command.path[0]} "*) words="{words}" ;;'
+            continue
+        end = '"' if len(command.path) > 1 else ' "*'
+        yield f'    *[0-9]" {" ".join(command.path)}{end})'
+        yield "        case $previous in"
+        for flag in command.flags:
+            if flag.nargs != 0:
+                offer = _offer(flag, command.path)
+                yield f"        {'|'.join(flag.option_strings)}) {_set(offer)} ;;"
+        long = (o for flag in command.flags for o in flag.option_strings if o.startswith("--"))
+        offer = command.positional
+        yield f"        *) {_set(_Offer((*long, *offer.words), offer.files, offer.names))} ;;"
+        yield "        esac ;;"
+
+
+def _set(offer: _Offer) -> str:
+    names = offer.names.replace('"', '\\"')
+    return f'words="{" ".join(offer.words)}" files={"1" if offer.files else ""} names="{names}"'
 
 
 def _fish() -> Iterator[str]:
-    """Yield fish's commands: verbs with what they do, their flags, and machines' names."""
-    yield "complete -c ringzero -f"
-    for name, kind in VERBS:
-        verb, parser = kind(), argparse.ArgumentParser(prog=name)
-        verb.configure(parser)
-        yield f"complete -c ringzero -n __fish_use_subcommand -a {name} -d {_quoted(verb.summary)}"
-        before = f"complete -c ringzero -n '__fish_seen_subcommand_from {name}'"
-        for action in parser._actions:
-            flags = [_fish_flag(option) for option in action.option_strings]
-            if flags:
-                takes = "" if action.nargs == 0 else " -r"
-                takes += " -F" if action.dest in _FILES and takes else ""
-                text = _quoted((action.help or "").partition("(")[0].strip() % {})
-                yield f"{before} {' '.join(flags)}{takes} -d {text}"
-            elif action.choices:
-                yield f"{before} -a {_quoted(' '.join(map(str, action.choices)))}"
-            elif action.dest == "machine":
-                yield f"{before} -a '(ringzero ps -aq 2>/dev/null)'"
+    """Yield fish's commands: what there is and what it does, flags, their values, names."""
+    for name, verb in VERBS:
+        yield f"complete -c ringzero -n __ringzero_begins -a {name} -d {_quoted(verb.summary)}"
+    for command in _all_commands():
+        path = " ".join(command.path)
+        for name, text in command.commands.items():
+            yield f"complete -c ringzero -n '__ringzero_begins {path}' -a {name} -d {_quoted(text)}"
+        if command.commands:
+            continue
+        before = f"complete -c ringzero -n '__ringzero_at {path}'"
+        for flag in command.flags:
+            options = " ".join(_fish_flag(option) for option in flag.option_strings)
+            offer = _offer(flag, command.path)
+            takes = "" if flag.nargs == 0 else f" -r{_fish_offer(offer)}"
+            text = _quoted((flag.help or "").partition("(")[0].strip() % _Anything())
+            yield f"{before} {options}{takes} -d {text}"
+        offered = _fish_offer(command.positional)
+        if offered:
+            yield f"{before}{offered}"
+
+
+class _Anything(dict[str, Any]):
+    """For the places in a flag's help where argparse puts defaults."""
+
+    def __missing__(self, key: str) -> str:
+        return ""
+
+
+def _fish_offer(offer: _Offer) -> str:
+    words = list(offer.words)
+    if offer.names:
+        words.append(f"(begin; {offer.names}; end 2>/dev/null)")
+    return (f" -a {_quoted(' '.join(words))}" if words else "") + (" -F" if offer.files else "")
 
 
 def _fish_flag(option: str) -> str:

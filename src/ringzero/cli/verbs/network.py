@@ -28,6 +28,8 @@ class NetworkVerb(Verb):
   ringzero network create vault --mode isolated --subnet 10.9.8.0/24
   ringzero network inspect lan                          machines, leases, counters
   ringzero network disconnect web; ringzero network connect lan web
+  ringzero network ls
+  ringzero network rm lan vault
 
 `ringzero network COMMAND --help` tells more.
 """
