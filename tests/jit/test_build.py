@@ -57,9 +57,24 @@ def test_full_disk_while_a_unit_is_written(cache, tmp_path):
         command, env=ENVIRONMENT, input=f"{SMALL}\n", capture_output=True, text=True
     )
     assert done.returncode == NO_ROOM
-    assert done.stderr == "No such file or directory\n"
+    assert done.stderr == f"{errno.ENOENT}\n"
     with pytest.raises(HostError, match="No such file or directory"):
         compile_all("x86_64", [SMALL], tmp_path / "none", llvm.host_target())
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [(errno.ENOSPC, "disk is full"), (errno.EFBIG, "ulimit -f"), (errno.EROFS, "can write to")],
+)
+def test_why_a_unit_cannot_be_written(monkeypatch, tmp_path, number, hint):
+    """The worker says the errno; a limit of file sizes is no full disk."""
+    monkeypatch.setattr(workers, "_Worker", Dying)
+    monkeypatch.setattr(Dying, "deaths", 1)
+    monkeypatch.setattr(Dying, "end", lambda *_, **__: NO_ROOM)
+    monkeypatch.setattr(Dying, "last_words", lambda _: str(number))
+    with pytest.raises(HostError) as caught:
+        compile_all(["a"], tmp_path, llvm.host_target())
+    assert hint in caught.value.hint
 
 
 def test_too_little_room_is_told_before_the_work(cache, monkeypatch):

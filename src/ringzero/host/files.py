@@ -248,7 +248,7 @@ def locked(
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            told = f"{waiting}, which holds {path}"
+            told = f"{waiting} (it holds {path})"
             with steps.step(told) if steps else contextlib.nullcontext():
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as fault:

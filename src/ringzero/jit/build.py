@@ -40,7 +40,7 @@ _COMPLETE = "complete.json"
 _SIZE = 12 << 20
 # Seconds after which a build is taken to have died, and an engine or object to be of no use.
 BUILDING_AGE = 3600
-_WAITING = "another process prepares the engine: waiting for it"
+_WAITING = "another process prepares the engine, this one waits"
 UNUSED_AGE = 14 * 24 * 3600
 
 

@@ -29,5 +29,5 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except OSError as fault:
-        print(fault.strerror or fault, file=sys.stderr)
+        print(fault.errno, file=sys.stderr)
         sys.exit(NO_ROOM)

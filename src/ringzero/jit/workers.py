@@ -7,6 +7,7 @@ kills for want of memory gives its unit back, and the others go on.
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import signal
@@ -18,13 +19,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from ringzero.errors import EngineError, HostError
-from ringzero.host.files import CACHE_HINT
+from ringzero.host.files import host_error
 from ringzero.host.process import usable_cpus
 from ringzero.jit.compile.llvm import Target
 
 # Called with (units done, units in all).
 Progress = Callable[[int, int], None]
-# Exit code of a worker when the host refuses a file (sysexits.h, EX_IOERR).
+# Exit code of a worker when the host refuses a file (sysexits.h, EX_IOERR); it says the errno.
 NO_ROOM = 74
 _PACKAGE_ROOT = Path(__file__).parent.parent.parent
 # Of a worker's last words, in bytes.
@@ -124,7 +125,8 @@ def _given_back(worker: _Worker, work: Path, *, left: bool) -> str:
     code = worker.end(kill=False)
     words, unit = worker.last_words(), worker.unit or "none"
     if code == NO_ROOM:
-        raise HostError(f"cannot write the compiled engine to {work}: {words}", hint=CACHE_HINT)
+        number = int(words) if words.isdecimal() else errno.EIO
+        raise host_error(OSError(number, os.strerror(number)), "write", work)
     if code == -signal.SIGKILL:
         if left:
             return unit
