@@ -73,7 +73,7 @@ def test_why_a_unit_cannot_be_written(monkeypatch, tmp_path, number, hint):
     monkeypatch.setattr(Dying, "end", lambda *_, **__: NO_ROOM)
     monkeypatch.setattr(Dying, "last_words", lambda _: str(number))
     with pytest.raises(HostError) as caught:
-        compile_all(["a"], tmp_path, llvm.host_target())
+        compile_all("x86_64", ["a"], tmp_path, llvm.host_target())
     assert hint in caught.value.hint
 
 

@@ -123,6 +123,9 @@ def build(
 
     Raises HostError, EngineError, NotFoundError for a guest that no engine is made for.
     """
+    from ringzero.jit.guest import GUESTS
+
+    GUESTS.get(guest)
     require_space(directory or CACHE_DIR.get() / "engine", _SIZE, "compiling the software engine")
     if directory is not None:
         return _compile(target, steps, directory, guest, again=True)
