@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.caches import LINE_SHIFT, PAGE_SHIFT, CodePage
-from ringzero.jit.emit import space_of
+from ringzero.jit.emit import reserve, space_of
 from ringzero.jit.tables import Block, CodeSpace, Scratch
 from ringzero.native import (
     boolean,
@@ -36,13 +36,6 @@ ALIGNMENT = 16
 def is_own(space: Any, address: Any) -> Any:
     """Whether translated code or a record lies in the region that only this machine uses."""
     return address - space.region_start < space.region_end - space.region_start
-
-
-@staged
-def reserve(space: Any, size: Any) -> Any:
-    """Return the host address of `size` bytes for a record, at a multiple of 16."""
-    space.data = (space.data - size) & ~u64(15)
-    return space.data
 
 
 @staged
@@ -101,6 +94,8 @@ def register_block(
     block = pointer(Block, address)
     block.next = u64(page.blocks[first])
     block.code = code
+    block.stubs = s.stubs_start
+    block.stubs_size = s.stubs_size
     block.offset = start
     block.mode = mode
     # Others look for blocks without a lock: it is complete when they find it.

@@ -16,8 +16,10 @@ from typing import Any
 
 from ringzero.jit.compile.module import Module
 from ringzero.jit.host.x86_64 import CONVENTION
-from ringzero.jit.stencil import Frame
+from ringzero.jit.stencil import CPU_BIAS, Frame
 from ringzero.native import NativeFunction
+
+_VCPU = f" %vcpu = getelementptr i8, ptr %cpu, i64 -{CPU_BIAS}"
 
 
 def define_doors(
@@ -34,13 +36,14 @@ def define_doors(
         module.require(function)
     _define(
         module,
-        "void @x_enter(ptr %cpu, i64 %code)",
+        "void @x_enter(ptr %vcpu, i64 %code)",
+        f" %cpu = getelementptr i8, ptr %vcpu, i64 {CPU_BIAS}",
         *_addresses(frame),
         *_reload(frame),
         " %where = inttoptr i64 %code to ptr",
         f" call {CONVENTION} void %where({_arguments(frame)})",
     )
-    _define(module, f"{CONVENTION} void @x_exit({frame.parameters})", *_spill(frame))
+    _define(module, f"{CONVENTION} void @x_exit({frame.parameters})", _VCPU, *_spill(frame))
     _define_step(module, frame, "x_slow", slow_step.name)
     _define_step(module, frame, "x_generic", generic_step.name)
 
@@ -53,8 +56,9 @@ def _define_step(module: Module, frame: Frame, name: str, target: str) -> None:
     _define(
         module,
         f"{CONVENTION} void @{name}({frame.parameters})",
+        _VCPU,
         *_spill(frame),
-        f" %leaves = call i32 @{target}(ptr %cpu)",
+        f" %leaves = call i32 @{target}(ptr %vcpu)",
         " %stop = icmp ne i32 %leaves, 0",
         " br i1 %stop, label %out, label %on",
         "out:",
@@ -70,7 +74,7 @@ def _define_step(module: Module, frame: Frame, name: str, target: str) -> None:
 
 
 def _member(name: str, offset: int) -> str:
-    return f" %{name} = getelementptr i8, ptr %cpu, i64 {offset}"
+    return f" %{name} = getelementptr i8, ptr %vcpu, i64 {offset}"
 
 
 def _register(frame: Frame, number: int) -> str:

@@ -1,4 +1,4 @@
-"""Puts stencils together into blocks: holes filled, stubs behind the block, jumps to them.
+"""Puts stencils together into blocks: holes filled, stubs out of line, jumps to them.
 
 Knows no guest: what an instruction becomes is the ISA's own (jit.x86.translate).
 """
@@ -17,6 +17,7 @@ from ringzero.jit.tables import (
     Hole,
     Scratch,
     Stencil,
+    Stub,
     Tables,
 )
 from ringzero.native import (
@@ -36,14 +37,23 @@ from ringzero.native import (
 PAGE = 1 << PAGE_SHIFT
 # `Scratch.branch` behind the last instruction of a block, which does not branch.
 NO_BRANCH = PAGE
-# Stub kinds.
-STUB_BUDGET, STUB_LINK, STUB_FAR, STUB_SLOW = range(4)
+# Bytes in which stencils are copied.
+COPY_STEP = 16
+# Stub kinds; STUB_NONE is not wanted any more.
+STUB_BUDGET, STUB_LINK, STUB_FAR, STUB_SLOW, STUB_NONE = range(5)
 
 
 @staged
 def space_of(s: Any) -> Any:
     """Return the code space that a thread translates into."""
     return pointer(CodeSpace, s.space)
+
+
+@staged
+def reserve(space: Any, size: Any) -> Any:
+    """Return the host address of `size` bytes among the records, at a multiple of 16."""
+    space.data = (space.data - size) & ~u64(15)
+    return space.data
 
 
 @staged
@@ -63,10 +73,10 @@ def emit(s: Scratch, number: u32) -> None:
     length = u64(stencil.length)
     source = known.blob + u64(stencil.code)
     done = u64(0)
-    # In steps of 16 bytes: the bytes beyond the end are overwritten by what follows.
+    # In steps: the bytes beyond the end are overwritten by what follows.
     while done < length:
         store(v128, to + done, load(v128, source + done))
-        done += 16
+        done += COPY_STEP
     space.out = to + length
     s.holes[tables.NEXT] = to + length
     hole = known.holes + u64(stencil.first_hole) * Hole.size
@@ -126,10 +136,46 @@ def add_stub(s: Scratch, kind: u32, offset: u32, refund: u32) -> u32:
     return number
 
 
+@native
+def stub_length(s: Scratch, stub: Stub) -> u64:
+    """Return how many bytes a stub has."""
+    exits = exits_of(s)
+    kind = stub.purpose
+    length = u64(0)
+    if stub.refund != 0:
+        length += stencil_length(s, exits.refund)
+    if stub.unsettled != 0:
+        length += stencil_length(s, exits.unsettled)
+    if kind == STUB_SLOW:
+        length += stencil_length(s, exits.slow)
+    elif kind == STUB_BUDGET:
+        length += stencil_length(s, exits.leave)
+    elif kind == STUB_LINK:
+        length += stencil_length(s, exits.leave_linked)
+    elif kind == STUB_FAR:
+        length += stencil_length(s, exits.target[s.width])
+        length += stencil_length(s, exits.dispatch[s.width])
+    return length
+
+
 @native(inline="never")
 def emit_stubs(s: Scratch) -> None:
-    """Append all stubs of the block and point its jumps at them."""
+    """Write all stubs of the block among the records, and point its jumps at them.
+
+    They run seldom: so code that runs lies close together.
+    """
     exits = exits_of(s)
+    space = space_of(s)
+    size = u64(0)
+    number = u32(0)
+    while number < s.stub_count:
+        size += stub_length(s, s.stubs[number])
+        number += 1
+    end = space.out
+    # Copied in steps, stencils write beyond their end, where a record lies.
+    space.out = reserve(space, size + COPY_STEP)
+    s.stubs_start = space.out
+    s.stubs_size = u32(size)
     number = u32(0)
     while number < s.stub_count:
         stub = s.stubs[number]
@@ -150,9 +196,10 @@ def emit_stubs(s: Scratch) -> None:
             emit(s, exits.leave)
         elif kind == STUB_LINK:
             emit(s, exits.leave_linked)
-        else:
+        elif kind == STUB_FAR:
             emit_far(s, stub.offset, stub.branch)
         number += 1
+    space.out = end
     index = u32(0)
     while index < s.fixup_count:
         fixup = s.fixups[index]
@@ -221,6 +268,23 @@ def link_stub(s: Scratch) -> u64:
             s.stubs[s.target_stub].resume = fixup.site
             return fixup.site
     return u64(0)
+
+
+@native(inline="never")
+def follow_far(s: Scratch) -> None:
+    """Append the way to the last target, outside of the page, right behind the jump to it.
+
+    A jump that ends the code goes, as what it leads to follows.
+    """
+    stub = s.stubs[s.target_stub]
+    site = link_stub(s)
+    space = space_of(s)
+    last = s.fixups[s.fixup_count - 1]
+    if last.site == site and host.ends_in_jump(site, space.out):
+        space.out -= host.JUMP_LENGTH
+        s.fixup_count -= 1
+        stub.purpose = STUB_NONE
+        emit_far(s, stub.offset, stub.branch)
 
 
 @native(inline="never")

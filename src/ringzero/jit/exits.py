@@ -68,13 +68,13 @@ def refund(m: StencilWriter) -> None:
 
 def leave(m: StencilWriter) -> None:
     """Exit to the run loop with RIP inside this page."""
-    m.put("rip", m.cpu.page_base + m.hole("HO"))
+    m.put("rip", m.cpu.page_base + m.moved_hole("HO", wide=False))
     m.tail_member("exit_code")
 
 
 def leave_linked(m: StencilWriter) -> None:
     """The same, and tell which jump would go there directly."""
-    m.put("rip", m.cpu.page_base + m.hole("HO"))
+    m.put("rip", m.cpu.page_base + m.moved_hole("HO", wide=False))
     m.put("link_site", m.hole("HR"))
     m.tail_member("exit_code")
 

@@ -24,6 +24,9 @@ from ringzero.native.values import Value
 
 # Arguments before the pinned registers: vCPU, budget, temporary.
 COMMON = ("cpu", "n", "t")
+# What stencils get for the vCPU is the address of its struct and this much more, so that a
+# displacement of one byte reaches its first 256 bytes.
+CPU_BIAS = 128
 # Metadata of branches that are nearly always, and nearly never, taken.
 LIKELY, UNLIKELY = ", !prof !0", ", !prof !1"
 WEIGHTS = '!0 = !{!"branch_weights", i32 1000, i32 1}\n!1 = !{!"branch_weights", i32 1, i32 1000}'
@@ -75,7 +78,8 @@ class StencilWriter:
     def __init__(self, builder: FunctionBuilder, frame: Frame) -> None:
         self.builder = builder
         self.frame = frame
-        self.cpu: Any = Value(frame.cpu, "%cpu")
+        self.cpu: Any = Value(frame.cpu, "%vcpu")
+        builder.entry.append(f" %vcpu = getelementptr i8, ptr %cpu, i64 -{CPU_BIAS}")
         self.temporary = Value(u64, "%t")
         self.budget = Value(u64, "%n")
         # Whether the stencil may leave to the slow path.
@@ -92,6 +96,16 @@ class StencilWriter:
             "!absolute_symbol !{i64 -2147483648, i64 2147483648}",
         )
         return self.builder.emit(f"ptrtoint ptr @{name} to i64", u64)
+
+    def moved_hole(self, name: str, *, wide: bool) -> Value:
+        """Return the value of a hole, its 32 bits sign-extended if `wide`, by a move of its own.
+
+        Shorter than what LLVM makes of `hole` where the value is no operand.
+        """
+        self.hole(name)
+        text = "movq $1, $0" if wide else "movl $1, ${0:k}"
+        given = f"i64 ptrtoint (ptr @{name} to i64)"
+        return self.builder.emit(f'call i64 asm "{text}", "=r,i"({given})', u64)
 
     def wide_hole(self, name: str) -> Value:
         """Return the value of a hole of 64 bits."""

@@ -57,7 +57,7 @@ class Hole(Struct):
 
 
 class Stub(Struct):
-    """Code out of line, after the block."""
+    """Code out of line, among the records."""
 
     purpose = field(u32)
     offset = field(u32)  # in-page offset it is about (signed, for targets outside the page)
@@ -82,6 +82,8 @@ class Block(Struct):
 
     next = field(u64)
     code = field(u64)
+    stubs = field(u64)  # its code out of line
+    stubs_size = field(u32)
     offset = field(u32)
     mode = field(u32)
 
@@ -149,6 +151,8 @@ class Scratch(Struct):
     holes = field(u64, len(HOLES))
     stubs = field(Stub, STUB_LIMIT)
     stub_count = field(u32)
+    stubs_start = field(u64)  # host address of the last block's
+    stubs_size = field(u32)
     slow_stub = field(u32)  # stub + 1 of the current instruction, 0: none yet
     access = field(u32)  # of the stencil being appended (jit.stencil), or 0
     first = field(u64)  # host address of that stencil

@@ -20,10 +20,11 @@ from ringzero.engine.soft.x86.insn_text import text_of
 from ringzero.isa.caches import CodePage
 from ringzero.jit import tables
 from ringzero.jit.compile.llvm import host_identity
+from ringzero.jit.host.x86_64 import JUMP_LENGTH
 from ringzero.jit.tables import Block, Hole, Stencil
 from ringzero.jit.x86.catalogue import Catalogue
 from ringzero.jit.x86.glue import glue
-from ringzero.jit.x86.tables import END_CONDITIONAL, END_JUMP, HIGH_REGISTERS, MOVABS
+from ringzero.jit.x86.tables import END_CALL, END_CONDITIONAL, END_JUMP, HIGH_REGISTERS, MOVABS
 from ringzero.native.view import StructView, view_of
 from tests.oracle.assembler import assemble
 from tests.oracle.model import CODE_BASE, Case, State
@@ -84,7 +85,8 @@ class Listing:
         for number, piece, at in self.pieces:
             if number != shown:
                 shown = number
-                found.append(self.guest[number] if number < len(self.guest) else "behind it")
+                places = (*self.guest, "behind it", "out of line")
+                found.append(places[number])
             found.append("  " + " ".join([piece.name, *told(piece, self.code[at:])]))
             found += [f"      {text}" for text in host_text(piece.code)]
         return found
@@ -94,6 +96,13 @@ class Listing:
         own = [p for n, p, _ in self.pieces if n == 0 and p.name not in ("head", "refund")]
         names = " + ".join(p.name for p in own)
         return sum(len(host_text(p.code)) for p in own), sum(len(p.code) for p in own), names
+
+
+def without_jump(piece: Piece) -> Piece:
+    """Return a stencil that ends in a jump, without it: what it leads to follows."""
+    end = len(piece.code) - JUMP_LENGTH
+    holes = tuple(hole for hole in piece.holes if hole[0] < end)
+    return Piece(piece.name, piece.code[:end], holes)
 
 
 def told(piece: Piece, code: bytes) -> list[str]:
@@ -218,11 +227,16 @@ class Listings:
                 mains[-1].insert(0, WAITS)
             mains.append(own)
         code = ctypes.string_at(block.code, end - block.code)
+        stubs = ctypes.string_at(block.stubs, block.stubs_size)
         head = self.stencils.named("head")[0]
         assert head.stands(code, 0)
         rest = self._tiles(code, len(head.code), 0, mains)
+        away = self._tiles(stubs, 0, 0, [])
         assert rest is not None, f"what is this? {guest}\n" + "\n".join(host_text(code))
-        return Listing(guest, [(0, head, 0), *rest], code)
+        assert away is not None, f"what is this? {guest}\n" + "\n".join(host_text(stubs))
+        pieces = [(0, head, 0), *rest]
+        pieces += [(len(mains) + 1, piece, at + len(code)) for _, piece, at in away]
+        return Listing(guest, pieces, code + stubs)
 
     def _mains(self, lowering: int, key: int) -> list[Piece]:
         """Return the stencils of which one must stand for a guest instruction."""
@@ -235,6 +249,8 @@ class Listings:
             return self.stencils.named("jcc.")
         if key == MOVABS:
             return self.stencils.named("movabs.")
+        if end == END_CALL:
+            return [*self.stencils.of_key(key), *map(without_jump, self.stencils.of_key(key))]
         return self.stencils.of_key(key)
 
     def _tiles(
@@ -242,7 +258,7 @@ class Listings:
     ) -> list[tuple[int, Piece, int]] | None:
         """Return the stencils from a place on; None when there is no way to the end."""
         if number == len(mains):
-            if -at % ALIGNMENT == len(code) - at:
+            if len(code) in (at, at + -at % ALIGNMENT):
                 return []
             choices = [(number, piece) for piece in self._behind]
         else:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ringzero.jit import tables
 from ringzero.jit.host.elf import R_8, R_16, R_32, R_32S, R_64, R_PC32, R_PLT32, Function
-from ringzero.native import native, staged, store, u8, u16, u32, u64
+from ringzero.native import load, native, staged, store, u8, u16, u32, u64
 
 CONVENTION = "preserve_nonecc"
 ARGUMENT_REGISTERS = (
@@ -27,7 +27,7 @@ _KINDS = {
     R_16: tables.ABSOLUTE_16,
 }
 # JMP rel32 and Jcc rel32 (0F 8x), with their lengths (SDM vol. 2, JMP and Jcc).
-_JMP_REL32, _JMP_LENGTH = 0xE9, 5
+_JMP_REL32, JUMP_LENGTH = 0xE9, 5
 _TWO_BYTE, _JCC_REL32, _JCC_LENGTH = 0x0F, 0x80, 6
 _DISPLACEMENT = 4
 _LESS = 0xC  # the condition code of JL
@@ -50,9 +50,9 @@ def trimmed(function: Function) -> tuple[bytes, list[Place]] | None:
             (place.offset, _KINDS[place.kind], tables.HOLES.index(place.symbol), place.addend)
         )
     last = holes[-1] if holes else (0, 0, 0, 0)
-    if last[0] != len(code) - _DISPLACEMENT or code[-_JMP_LENGTH] != _JMP_REL32:
+    if last[0] != len(code) - _DISPLACEMENT or code[-JUMP_LENGTH] != _JMP_REL32:
         return bytes(code), holes
-    jump = len(code) - _JMP_LENGTH
+    jump = len(code) - JUMP_LENGTH
     if last[2] == tables.NEXT:
         del code[jump:]
         holes.pop()
@@ -107,6 +107,12 @@ def fill(site: u64, kind: u8, value: u64) -> None:
 def set_condition(site: Any, code: Any) -> None:
     """Make the conditional jump whose displacement lies at a host address look at `code` (0-15)."""
     store(u8, site - 1, u8(_JCC_REL32 | code))
+
+
+@staged
+def ends_in_jump(site: Any, end: Any) -> Any:
+    """Whether code ends in the jump whose displacement lies at a host address."""
+    return (end - site == _DISPLACEMENT) & (load(u8, site - 1) == _JMP_REL32)
 
 
 @staged

@@ -66,6 +66,7 @@ def members(number: Callable[[str], int]) -> dict[str, list[int]]:
         "status": by_op("status"),
         "condition": [n for code in range(CONDITIONS) for n in by_op(f"cond.{code}")],
         "jcc": [n for code in range(CONDITIONS) for n in by_op(f"jcc.{code}")],
+        "carry_any": [number("carry.any")],
         "status_any": [number("status.any")],
         "movabs": [number(f"movabs.{register}") for register in classes],
         "store": [number("store")],
@@ -178,6 +179,24 @@ def _any_status(m: StencilWriter) -> None:
     m.tail("NEXT", m.arguments())
 
 
+def _any_carry(m: StencilWriter) -> None:
+    """Put CF into cc_aux, whatever operation was the last; at once after INC and DEC.
+
+    A loop that counts so, and looks at no other flags, has no other in force.
+    """
+    builder = m.builder
+    kept, other = builder.fresh("kept"), builder.fresh("other")
+    counts = m.cpu.cc_op - ccops.INC * len(ccops.LOG2) < 2 * len(ccops.LOG2)
+    builder.branch(counts, kept, other, LIKELY)
+    builder.start(kept)
+    m.put("cc_aux", m.cpu.cc_src)
+    m.tail("NEXT", m.arguments())
+    builder.start(other)
+    builder.call_address(m.cpu.status_code, None, [m.cpu])
+    m.put("cc_aux", m.cpu.cc_src & 1)
+    m.tail("NEXT", m.arguments())
+
+
 def _flags() -> dict[str, Body]:
     bodies: dict[str, Body] = {}
     for op in cc_ops():
@@ -186,6 +205,7 @@ def _flags() -> dict[str, Body]:
         for code in range(CONDITIONS):
             bodies[f"cond.{code}.{op}"] = plain(partial(_condition, op, code))
             bodies[f"jcc.{code}.{op}"] = partial(_jump, op, code)
+    bodies["carry.any"] = _any_carry
     bodies["status.any"] = _any_status
     return bodies
 

@@ -172,6 +172,8 @@ class StencilOperation(StencilWriter):
     def _read(self, n: int) -> Any:
         binding = self._bindings[n]
         if binding.kind == "immediate":
+            if self.mnemonic == "mov" and not self.memory:
+                return self.T(self.moved_hole("HI", wide=self.size == 64))
             return self.T(self.hole("HI"))
         if binding.kind == "constant":
             return self.T(binding.value)

@@ -67,6 +67,7 @@ class Glue(Struct):
     # By condition code and cc_op.
     condition = field(u32, CONDITIONS * CC_OPS)
     jcc = field(u32, CONDITIONS * CC_OPS)
+    carry_any = field(u32)
     status_any = field(u32)
     movabs = field(u32, CLASSES)  # that of a slot leaves it to `store`
     store = field(u32)

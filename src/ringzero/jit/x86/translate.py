@@ -38,7 +38,6 @@ from ringzero.jit.blocks import (
     find_block,
     lines_between,
     register_block,
-    reserve,
 )
 from ringzero.jit.emit import (
     NO_BRANCH,
@@ -50,8 +49,10 @@ from ringzero.jit.emit import (
     emit_handled,
     emit_interpreted,
     emit_stubs,
+    follow_far,
     link_stub,
     pay,
+    reserve,
     resume_behind,
     set_target,
     space_of,
@@ -497,7 +498,8 @@ def emit_stencil(
     carry = select(live != 0, u32(tables.CARRY_LIVE), u32(tables.CARRY_DEAD))
     status = select(live != 0, u32(tables.STATUS_LIVE), u32(tables.STATUS_DEAD))
     if (flags & carry) != 0:
-        emit(s, glue.carry[know_flags(tr)])
+        cc = tr.cc
+        emit(s, glue.carry_any if cc == UNKNOWN_CC else glue.carry[cc])
     if (flags & status) != 0:
         emit(s, glue.status[know_flags(tr)])
         tr.cc = STATUS
@@ -639,7 +641,10 @@ def emit_insn(tr: Translator, number: u32, count: u32) -> u32:
     elif end == END_CALL:
         set_target(s, target, u32(0))
         emit_stencil(tr, insn, lowering, u32(1), tr.key[number], u32(0))
-        link_stub(s)
+        if target >= PAGE:
+            follow_far(s)
+        else:
+            link_stub(s)
     elif end == END_INDIRECT:
         emit_stencil(tr, insn, lowering, u32(1), tr.key[number], u32(0))
         emit_dispatch(s, s.branch)

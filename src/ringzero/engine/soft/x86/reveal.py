@@ -61,13 +61,17 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Found:
-    """One translated block: its guest code's page (by number) and place, mode, host code."""
+    """One translated block: its guest code's page (by number) and place, mode, host code.
+
+    `stubs` are start and size of the part that lies elsewhere.
+    """
 
     page: int
     physical: int
     linear: int | None
     mode: int
     code: int
+    stubs: tuple[int, int]
 
     @property
     def title(self) -> str:
@@ -130,7 +134,8 @@ class Revealer:
             known = self._linear.get(number)
             linear = None if known is None else known + block.offset
             physical = self._physical(number) + block.offset
-            self._consider(cpu, Found(number, physical, linear, block.mode, block.code))
+            stubs = (block.stubs, block.stubs_size)
+            self._consider(cpu, Found(number, physical, linear, block.mode, block.code, stubs))
             if self._left <= 0:
                 limit = self._wanted.count
                 print(f"ringzero: RINGZERO_DEBUG_COUNT={limit} blocks shown", file=sys.stderr)
@@ -198,6 +203,9 @@ class Revealer:
         code = ctypes.string_at(block.code, max(0, end - block.code))
         yield f"  host code at {block.code:#x}, {len(code)} bytes"
         yield from (f"    {line}" for line in disassembled(code, block.code))
+        where, size = block.stubs
+        yield f"  out of line at {where:#x}, {size} bytes"
+        yield from (f"    {line}" for line in disassembled(ctypes.string_at(where, size), where))
 
     def _write(self, name: str, text: str) -> None:
         directory = self._wanted.directory
