@@ -87,6 +87,11 @@ SPACE_SIZE = FIRST_JUMPS + 2 * JUMPS_SIZE
 # length has source and destination in two pages each.
 OPEN_PAGES = 8
 
+# Decoding may look at this many bytes whatever the length turns out to be.
+FETCH_BYTES = 32
+# Instructions across two pages that are kept decoded, by the second page's number.
+CROSSINGS = 64
+
 # Different unknown instructions that the statistics name; further ones are only counted.
 UNKNOWN_KINDS = 16
 
@@ -154,6 +159,15 @@ class Insn(Struct):
     address_size = field(u8)  # log2 of address size in bytes
     opcode = field(u8)  # last opcode byte
     page_offset = field(u16)  # where in its page it lies (translator only)
+
+
+class CrossingInsn(Struct):
+    """An instruction that lies in two pages, as it was decoded last."""
+
+    address = field(u64)  # linear; 0: the record is free
+    mode = field(u32)
+    code = field(u64, FETCH_BYTES // 8)  # its bytes, then zeros
+    insn = field(Insn)
 
 
 class Cpu(Struct):
@@ -324,6 +338,7 @@ class Cpu(Struct):
     refuse = field(u32)  # the outside access ends in #GP(0)
     inject = field(u32)  # vector + 1 of an external interrupt that run() delivers first
     fetch_buffer = field(v128, 2)
+    crossings = field(CrossingInsn, CROSSINGS)
     ports = field(u64)  # host address of the machine's ports.PortTable, or 0
 
     insn = field(Insn)  # the instruction the interpreter runs

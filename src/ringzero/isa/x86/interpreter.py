@@ -23,9 +23,11 @@ from ringzero.isa.execution import (
 )
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import (
+    CROSSINGS,
     CS,
     EXIT_GATHERED,
     EXIT_NMI,
+    FETCH_BYTES,
     MODE_64,
     REQUEST_NMI,
     UNKNOWN_KINDS,
@@ -53,13 +55,11 @@ from ringzero.native import (
     select,
     staged,
     store,
+    u8,
     u32,
     u64,
     v128,
 )
-
-# Decoding may look at this many bytes whatever the length turns out to be.
-FETCH_BYTES = 32
 
 
 @native
@@ -83,16 +83,66 @@ def fetch_decode(cpu: Cpu, insn: Insn, va: u64) -> None:
         for word in range(FETCH_BYTES // 8):
             store(u64, buffer, u64(0), word * 8)
         copy_memory(buffer, host, room)
+        if room < MAX_LENGTH and known_crossing(cpu, insn, va, room) != 0:
+            return
     status = decode(cpu, insn, buffer, cpu.mode)
     if u64(insn.length) > room:
         rest = fetch_code(cpu, va + room)
         copy_memory(buffer + room, rest, FETCH_BYTES - room)
         status = decode(cpu, insn, buffer, cpu.mode)
+        if status == DECODED and insn.length <= MAX_LENGTH:
+            note_crossing(cpu, insn, va)
     if insn.length > MAX_LENGTH:
         raise_gp0(cpu)
     if status != DECODED:
         note_unknown(cpu, buffer, u32(insn.length))
         raise_ud(cpu)
+
+
+@staged
+def crossing_of(cpu: Any, va: Any) -> Any:
+    """Return the record for an instruction that reaches out of the page of `va`."""
+    return cpu.crossings[(va >> 12) & (CROSSINGS - 1)]
+
+
+@native(inline="never")
+def known_crossing(cpu: Cpu, insn: Insn, va: u64, room: u64) -> u32:
+    """Return 1, and the instruction at `va`, when it is that which was decoded there last.
+
+    `Cpu.fetch_buffer` has its bytes in the first page, then zeros. Raises the faults of
+    fetching the others, as soon as those are the same.
+    """
+    known = crossing_of(cpu, va)
+    if known.address != va or known.mode != cpu.mode:
+        return u32(0)
+    buffer = cpu.fetch_buffer.address()
+    code = known.code.address()
+    for at in range(room):
+        if load(u8, buffer + at) != load(u8, code + at):
+            return u32(0)
+    length = u64(known.insn.length)
+    rest = fetch_code(cpu, va + room)
+    copy_memory(buffer + room, rest, length - room)
+    for word in range(MAX_LENGTH // 8 + 1):
+        if load(u64, buffer, word * 8) != load(u64, code, word * 8):
+            copy_memory(buffer + room, code + length, FETCH_BYTES - length)
+            return u32(0)
+    copy_memory(address_of(insn), address_of(known.insn), u64(Insn.size))
+    return u32(1)
+
+
+@native(inline="never")
+def note_crossing(cpu: Cpu, insn: Insn, va: u64) -> None:
+    """Keep a decoded instruction at `va`, whose bytes `Cpu.fetch_buffer` has."""
+    known = crossing_of(cpu, va)
+    known.address = va
+    known.mode = cpu.mode
+    code = known.code.address()
+    length = u64(insn.length)
+    for word in range(FETCH_BYTES // 8):
+        store(u64, code, u64(0), word * 8)
+    copy_memory(code, cpu.fetch_buffer.address(), length)
+    copy_memory(address_of(known.insn), address_of(insn), u64(Insn.size))
 
 
 @native(inline="never")

@@ -19,8 +19,7 @@ from ringzero.isa.caches import LINE_SHIFT
 from ringzero.isa.exclusive import OUTSIDE
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.ccops import CC_OPS, CONDITIONS, DEC, INC, LOG2, STATUS
-from ringzero.isa.x86.cpu import MODE_64, Cpu, Insn
-from ringzero.isa.x86.interpreter import FETCH_BYTES
+from ringzero.isa.x86.cpu import FETCH_BYTES, MODE_64, Cpu, Insn
 from ringzero.isa.x86.privileged.exclusive import (
     end_exclusive,
     lock_machine,
