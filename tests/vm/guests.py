@@ -55,6 +55,10 @@ class OurMachine:
         return self._machine.agent
 
     @property
+    def nets(self):
+        return self._machine.nets
+
+    @property
     def serial_text(self):
         return self.serial_data.decode(errors="replace")
 
