@@ -47,6 +47,8 @@ from tests.net.stack.world import (
 
 ROUTER6, RESOLVER6 = "fd72:7a00:0:2::2", "fd72:7a00:0:2::3"
 GUEST6, GUEST_LOCAL = "fd72:7a00:0:2::15", "fe80::15"
+# What the router fails at, it tells by a warning.
+pytestmark = pytest.mark.filterwarnings("error:the network has ended")
 FUZZ = int(os.environ.get("RINGZERO_FUZZ", "1"))
 
 

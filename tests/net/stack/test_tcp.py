@@ -17,6 +17,8 @@ from ringzero.net.stack.tcp.segment import parse, parse_frame, parse_options
 from ringzero.net.stack.tcp.table import MAX_HALF_OPEN, Tcp
 from tests.net.stack.world import GUEST4, HEAD, OUT, Router
 
+# What the stack fails at, it tells by a warning.
+pytestmark = pytest.mark.filterwarnings("error:the network has ended")
 MAC_A, MAC_B = b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"
 A, B = b"\x0a\0\0\1", b"\x0a\0\0\2"
 GUEST6 = "fd72:7a00:0:2::15"
