@@ -203,7 +203,7 @@ class TestOrdering:
     def test_independent_reads_of_independent_writes(self, crew):
         """IRIW: two readers agree on the order of two writers' stores."""
         four = crew(4)
-        rounds = 200
+        rounds = ROUNDS // 10
 
         def reader(first, second):
             return (

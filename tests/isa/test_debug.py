@@ -187,6 +187,41 @@ def test_data_breakpoint_during_mov_ss_waits(guest):
     assert end.vector == 1 and hits(end) == 1 and end.saved["rip"] == CODE + 3
 
 
+@pytest.mark.parametrize(
+    ("code", "vector"),
+    [
+        pytest.param("int3", 3, id="int3"),
+        pytest.param("int 0x80", 0x80, id="int-n"),
+        pytest.param(".byte 0xf1", 1, id="int1"),
+    ],
+)
+def test_data_breakpoint_during_mov_ss_is_met_in_the_handler(guest, code, vector):
+    """It comes behind the event that the next instruction asks for (SDM vol. 3A, 6.8.3)."""
+    guest.write(DATA, b"\x10\x00")
+    first, second = DATA + 0x200, DATA + 0x300
+    guest.write(first, assemble("mov rax, dr6; hlt"))
+    guest.write(second, assemble("mov rbx, dr6; mov rcx, [rsp]; hlt"))
+    guest.gate(vector, first)
+    if vector != 1:
+        guest.gate(1, second)
+    watch(guest, 0, DATA, ACCESS, 2)
+    end = guest.run(f"mov ss, [rsi]; {code}; hlt", rsi=DATA)
+    assert end.vector is None and hits(end) == 1
+    if vector == 1:
+        # The trap enters the handler anew, above its frame (each begins at a multiple of 16).
+        frames = [guest.read_q(end.reg(x86.RSP) + n) for n in (0, 48)]
+        assert frames == [first, CODE + 3]
+    else:
+        assert end.reg(x86.RCX) == first
+
+
+def test_a_fault_takes_the_place_of_a_data_breakpoint_during_mov_ss(guest):
+    guest.write(DATA, b"\x10\x00")
+    watch(guest, 0, DATA, ACCESS, 2)
+    end = guest.run("mov ss, [rsi]; ud2", rsi=DATA)
+    assert end.vector == 6 and hits(end) == 0
+
+
 def test_port_breakpoint(guest):
     guest.state = replace(guest.state, cr4=CR4 | x86.CR4_DE)
     watch(guest, 3, 0x61, PORT)

@@ -35,6 +35,28 @@ def test_no_access_wraps_at_4_gib(guest, code, vector):
     assert guest.stack(2) == (0, CODE)
 
 
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("mov eax, [ebx]", "read"), ("bound ecx, [ebx - 4]", "read"), ("add ecx, [ebx]", "read"),
+        ("mov [ebx], ecx", "write"), ("bts dword ptr [ebx], 1", "modify"),
+        ("lock inc dword ptr [ebx]", "modify"),
+    ],
+)  # fmt: skip
+def test_linear_addresses_wrap_at_4_gib(guest, code, kind):
+    """Where a segment's base brings them there: half of it lies at the top, half at 0."""
+    guest.q(GDT + FREE, segment_descriptor(0xFFFF0000, 0xFFFFF, 0x93, 0xC))
+    guest.write(0, b"\x01\x02\x03\x04")
+    end = guest.run(f"mov ds, edx; {code}; hlt", rdx=FREE, rbx=0xFFFE, rcx=0x7F7F7F7F)
+    assert end.vector is None
+    seen = {event.address for event in end.exits}
+    assert seen <= {0xFFFFFFFA, 0xFFFFFFFE, 0xFFFFFFFF}
+    if kind == "write":
+        assert guest.memory.read(0, 4) == b"\x7f\x7f\x03\x04"
+    elif code.startswith("mov"):
+        assert end.reg(x86.RAX) == 0x02010000
+
+
 @pytest.mark.parametrize("code", ["push eax", "call edi", "pushfd", "enter 0, 0", "pusha"])
 def test_pushes_below_the_stack_segment(guest, code):
     # An expand-down stack whose lowest offset is that of the stack pointer.

@@ -109,3 +109,12 @@ def test_guest_rounding_does_not_reach_the_host(guest):
     guest.write(DATA, struct.pack("<I", 0x7F80))
     assert guest.run("mov ebx, 0x18000; ldmxcsr [rbx]; hlt").vector is None
     assert 1.0 / 3.0 * 3.0 == 1.0
+
+
+@pytest.mark.parametrize("bit", [16, 17, 31])
+def test_mxcsr_has_no_bits_beyond_those_of_its_mask(guest, bit):
+    """Bit 17 is AMD's misaligned mode, which CPUID (80000001h, ECX bit 7) does not offer."""
+    guest.write(DATA, struct.pack("<I", 0x1F80 | 1 << bit))
+    end = guest.run("fxsave [rbx + 0x200]; mov esi, [rbx + 0x21c]; ldmxcsr [rbx]", rbx=DATA)
+    assert end.vector == 13 and end.code == 0
+    assert end.reg(x86.RSI) == 0xFFFF

@@ -160,7 +160,10 @@ def deliver(cpu: Cpu, vector: u32, has_code: u32, code: u64, event: u32, saved_r
     cpu.halted = 0
     cpu.shadow = 0
     cpu.stepping = 0
-    cpu.debug_pending = 0
+    # What a load of SS has put off survives an instruction that asks for its event, INT1 too:
+    # it is raised at the handler's first instruction. A fault takes its place.
+    if event != EVENT_SOFTWARE and event != EVENT_TRAP:
+        cpu.debug_pending = 0
     cpu.stop_block = 1
 
 

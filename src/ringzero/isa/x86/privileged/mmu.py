@@ -303,6 +303,16 @@ def check_canonical(cpu: Any, va: Any) -> None:
 # --- loads and stores --------------------------------------------------------
 
 
+@staged
+def page_behind(cpu: Any, last: Any) -> Any:
+    """Return the page of an access's last byte, which lies in another page than its first.
+
+    Outside 64-bit mode linear addresses have 32 bits, and wrap.
+    """
+    page = last & ~u64(PAGE_MASK)
+    return select((cpu.mode != x86.MODE_64) & (page == 1 << 32), u64(0), page)
+
+
 @native(inline="never")
 def load_slow(cpu: Cpu, va: u64, size: u64, user: u32) -> u64:
     """Load 1 to 8 bytes that the TLB did not serve."""
@@ -328,7 +338,7 @@ def load_slow(cpu: Cpu, va: u64, size: u64, user: u32) -> u64:
         return load(u64, host)
     check_canonical(cpu, last)
     first_page = translate(cpu, va, READ, user)
-    second_page = translate(cpu, last & ~u64(PAGE_MASK), READ, user)
+    second_page = translate(cpu, page_behind(cpu, last), READ, user)
     split = 0x1000 - (va & PAGE_MASK)
     result = u64(0)
     for i in range(size):
@@ -445,7 +455,7 @@ def store_slow(cpu: Cpu, va: u64, value: u64, size: u64, user: u32) -> None:
         return
     check_canonical(cpu, last)
     first_page = translate(cpu, va, WRITE, user)
-    second_page = translate(cpu, last & ~u64(PAGE_MASK), WRITE, user)
+    second_page = translate(cpu, page_behind(cpu, last), WRITE, user)
     split = 0x1000 - (va & PAGE_MASK)
     for i in range(size):
         physical = first_page + i
@@ -543,7 +553,7 @@ def probe_range(cpu: Cpu, va: u64, size: u64, user: u32) -> None:
     last = va + size - 1
     if (va ^ last) > PAGE_MASK:
         check_canonical(cpu, last)
-        translate(cpu, last & ~u64(PAGE_MASK), WRITE, user)
+        translate(cpu, page_behind(cpu, last), WRITE, user)
 
 
 @native(inline="never")
