@@ -99,6 +99,13 @@ class Network(ABC):
         """Return the ports of the host that lead to this machine."""
         return []
 
+    def counters(self) -> dict[str, int]:
+        """Return what this end counts: "dropped" frames, and what a kind has besides.
+
+        From any thread.
+        """
+        return {}
+
     def _no_ports(self) -> ConflictError:
         return ConflictError(
             f"the network {self.config.network!r} forwards no ports",

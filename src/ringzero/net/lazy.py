@@ -74,6 +74,9 @@ class LazyNetwork(Network):
     def forwards(self) -> list[Forward]:
         return self._real.forwards() if self._real is not None else []
 
+    def counters(self) -> dict[str, int]:
+        return self._real.counters() if self._real is not None else {}
+
     # ---- loading ----------------------------------------------------------
 
     def load(self) -> Network:

@@ -102,6 +102,9 @@ class NamedEnd(Network):
     def forwards(self) -> list[Forward]:
         return list(self._ports)
 
+    def counters(self) -> dict[str, int]:
+        return {"dropped": self.dropped}
+
     # ---- joining ----------------------------------------------------------
 
     def _join(self) -> socket.socket:

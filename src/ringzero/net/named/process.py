@@ -33,7 +33,7 @@ from ringzero.net.named.description import NamedNetwork
 from ringzero.net.named.directory import LOCK, SOCKET, NetworkDirectory
 from ringzero.net.named.wire import Decoder, WireError, frame_message, object_message
 from ringzero.net.networks.user import DOMAIN, HOST_NAME, UserNetwork, UserOptions
-from ringzero.net.proxy.loop import GONE, READ, WRITE
+from ringzero.net.proxy.loop import BREATH, EXHAUSTED, GONE, READ, WRITE
 from ringzero.net.stack import addresses
 from ringzero.net.stack.dns import Names
 from ringzero.net.stack.guard import Claims, Guard
@@ -198,7 +198,12 @@ class Server:
     def _accept(self, events: int) -> None:
         try:
             link, _ = self._listener.socket.accept()
-        except OSError:
+        except OSError as fault:
+            if fault.errno in EXHAUSTED:
+                # Whoever wants in waits, and nobody spins.
+                loop, door = self.network.loop, self._listener.socket
+                loop.forget(door)
+                loop.at(loop.now + BREATH, lambda: loop.watch(door, READ, self._accept))
             return
         if len(self.members) >= _MAX_LINKS:
             link.close()

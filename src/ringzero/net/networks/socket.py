@@ -117,6 +117,9 @@ class SocketNetwork(Network):
 
     # ---- the interface's calls --------------------------------------------
 
+    def counters(self) -> dict[str, int]:
+        return {"dropped": self.dropped}
+
     def wake(self) -> None:
         # On the vCPU's thread: the socket takes what there is, or it is dropped.
         while self.port.fetch(self._send, _BATCH):

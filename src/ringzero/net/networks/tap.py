@@ -53,6 +53,9 @@ class TapNetwork(Network):
         """Return which interface it is; the kernel puts a number for "%d"."""
         return self.config.target
 
+    def counters(self) -> dict[str, int]:
+        return {"dropped": self.dropped}
+
     def wake(self) -> None:
         self._woken = True
         self._loop.wake()

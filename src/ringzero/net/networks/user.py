@@ -15,6 +15,7 @@ guest's connection in `ringzero.net.stack.tcp`, the world's in the host's kernel
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -96,7 +97,8 @@ def subnet(mtu: int = 1500) -> Subnet:
 
 @NETWORKS.register("user")
 class UserNetwork(Network):
-    """The network of one machine. `dropped` counts frames for it that found no room.
+    """The network of one machine. `dropped` counts frames for it that found no room,
+    `turned_away` connections for which the host had no descriptors left.
 
     Without `options` they are those of `config`; `place` has other addresses than `subnet`.
     """
@@ -122,9 +124,11 @@ class UserNetwork(Network):
         self._settle_at: float | None = None
         self._owns: OrderedDict[bytes, tuple[bool, float]] = OrderedDict()
         self._sweep_at = 0.0
-        self.dropped = 0
+        self.dropped = self.turned_away = 0
         self.subnet = place or subnet(config.mtu)
-        self.resolver = Resolver(self.loop)
+        here = (self.subnet.gateway4, self.subnet.gateway6) if self.options.host else ()
+        self.resolver = Resolver(self.loop, here=here)
+        self._search = self.resolver.search
         self.gateway = self._make_gateway()
         self.flows = UdpFlows(self.loop, self.gateway, self._target)
         self._echoes = Echoes(self.loop, self.gateway)
@@ -160,12 +164,12 @@ class UserNetwork(Network):
             _number,
             policy=policy,
             names=names,
-            search=self.resolver.search,
+            search=self._search,
             default4=options.way_out,
             default6=options.way_out and _has_route(socket.AF_INET6, "2000::1"),
             host_open=options.host,
         )
-        gateway.dns.hosts = self.resolver.hosts
+        gateway.dns.hosts = self.resolver
         if mac:
             gateway.dhcp.fixed[mac] = net.first4
         return gateway
@@ -239,6 +243,14 @@ class UserNetwork(Network):
         if faults:
             raise faults[0]
 
+    def counters(self) -> dict[str, int]:
+        return {
+            "connections": len(self.relays),
+            "flows": len(self.flows),
+            "turned_away": self.turned_away,
+            "dropped": self.dropped,
+        }
+
     def guest_address(self) -> bytes:
         """Return the machine's address, as DHCP gives it."""
         return self.subnet.first4
@@ -252,6 +264,8 @@ class UserNetwork(Network):
         """Move frames; called by the loop when sockets have had their turn."""
         gateway, now = self.gateway, self.loop.now
         more, before = False, gateway.received_bytes
+        if now >= self._sweep_at:
+            self._sweep()
         if self._woken:
             self._woken = False
             more = self.port.fetch(gateway.receive, _BATCH, coalesce=True)
@@ -270,15 +284,21 @@ class UserNetwork(Network):
         delivered = self._deliver() if self._outbox else 0
         few = gateway.received_bytes - before <= _LITTLE
         self._answering = few and 0 < delivered <= _LITTLE
-        if now >= self._sweep_at:
-            self._sweep_at = now + _SWEEP
-            self.flows.expire()
-            self._echoes.expire()
         if more:
             return now
         if self._settle_at is None or deadline is None:
             return deadline if self._settle_at is None else self._settle_at
         return min(deadline, self._settle_at)
+
+    def _sweep(self) -> None:
+        """Give up idle flows, and follow the host's configuration."""
+        self._sweep_at = self.loop.now + _SWEEP
+        self.flows.expire()
+        self._echoes.expire()
+        self.resolver.refresh()
+        if self._search != self.resolver.search:
+            self._search = self.resolver.search
+            self.gateway.set_search(self._search)
 
     def _deliver(self) -> int:
         """Give the guest what is for it; return how many bytes it took."""
@@ -326,8 +346,6 @@ class UserNetwork(Network):
 
     def resolve(self, query: bytes, stream: bool, answer: Callable[[bytes | None], None]) -> None:
         """Ask the host's resolvers for a guest."""
-        self.resolver.refresh()
-        self.gateway.dns.hosts = self.resolver.hosts
         self.resolver.ask(query, stream, answer)
 
     def _target(self, address: bytes) -> str | None:
@@ -336,9 +354,11 @@ class UserNetwork(Network):
             return "127.0.0.1"
         if address == self.subnet.gateway6:
             return "::1"
-        if not self.options.host and self._is_own(address):
-            return None
-        return addresses.text(address)
+        policy = self.gateway.policy
+        if self.options.host and (not policy.restricted or policy.names_address(address)):
+            return addresses.text(address)
+        # A name that may be asked for says nothing of the host's own addresses.
+        return None if self._is_own(address) else addresses.text(address)
 
     def _is_own(self, address: bytes) -> bool:
         """Return whether an address is this host's: its kernel would send from it to itself."""
@@ -347,7 +367,12 @@ class UserNetwork(Network):
             return known[0]
         text, own = addresses.text(address), False
         family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe = socket.socket(family, socket.SOCK_DGRAM)
+        except OSError as fault:
+            # A host without IPv6 has no such address; one without descriptors may.
+            return fault.errno != errno.EAFNOSUPPORT
+        with contextlib.suppress(OSError), probe:
             probe.connect((text, 9))
             own = addresses.parse(str(probe.getsockname()[0])) == address
         self._owns[address] = own, self.loop.now + _OWN_TIME

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ringzero.config.ports import Forward
 from ringzero.errors import ConflictError, HostError, InvalidValueError, NotFoundError
-from ringzero.net.proxy.loop import READ, EventLoop
+from ringzero.net.proxy.loop import BREATH, EXHAUSTED, READ, EventLoop
 from ringzero.net.proxy.tcp import Owner, Relay
 from ringzero.net.proxy.udp import UdpFlows
 from ringzero.net.stack import addresses
@@ -19,10 +19,7 @@ from ringzero.records import replace
 _BACKLOG = 128
 # Connections that are taken at once before others have their turn.
 _TURNS = 32
-# Where the host has no descriptors left, the next try, in seconds.
-_BREATH = 0.1
 _LARGEST = 65535
-_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Host(Owner, Protocol):
@@ -120,10 +117,11 @@ class Forwards:
             except BlockingIOError:
                 return
             except OSError as fault:
-                if fault.errno in _NO_DESCRIPTORS:
+                if fault.errno in EXHAUSTED:
+                    self._host.turned_away += 1
                     loop = self._host.loop
                     loop.forget(link)
-                    loop.at(loop.now + _BREATH, lambda: self._watch(forward, link))
+                    loop.at(loop.now + BREATH, lambda: self._watch(forward, link))
                 return
             client.setblocking(False)
             relay = Relay.to_guest(self._host, client)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import heapq
 import itertools
 import os
@@ -15,6 +16,10 @@ from typing import Protocol
 from ringzero.host.service import OnFault, ServiceThread
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+# What the host says when it has no socket left to give, of this process or of all.
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# When it is asked again, in seconds.
+BREATH = 0.1
 GONE = select.EPOLLERR | select.EPOLLHUP
 # How long `close` waits for the thread, in seconds.
 _PATIENCE = 5.0

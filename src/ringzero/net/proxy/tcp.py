@@ -11,7 +11,7 @@ import struct
 from typing import Protocol
 
 from ringzero.core.frames import Buffer
-from ringzero.net.proxy.loop import GONE, READ, WRITE, EventLoop
+from ringzero.net.proxy.loop import EXHAUSTED, GONE, READ, WRITE, EventLoop
 from ringzero.net.stack import icmp
 from ringzero.net.stack.tcp.connection import Connection
 
@@ -37,6 +37,8 @@ class Owner(Protocol):
     loop: EventLoop
     # All that are open, so that they can be closed.
     relays: dict[Relay, None]
+    # Connections for which the host had no socket left.
+    turned_away: int
 
     def turn_away(self, connection: Connection, reason: tuple[int, int]) -> None:
         """Tell the guest that a connection cannot be."""
@@ -265,6 +267,8 @@ class Relay:
 
 def _fail(owner: Owner, connection: Connection, fault: OSError) -> None:
     """Tell a guest in TCP's or ICMP's words why there is no connection."""
+    if fault.errno in EXHAUSTED:
+        owner.turned_away += 1
     reason = _UNREACHABLE.get(fault.errno or 0)
     if reason is None:
         connection.refuse()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
+from ringzero.net.stack import addresses as addressing
 from ringzero.net.stack import dnsmessage as dns
 from ringzero.net.stack.policy import Policy
 
@@ -56,19 +58,37 @@ def parse_resolv_conf(text: str) -> tuple[list[str], list[str]]:
     for line in text.splitlines():
         keyword, *values = line.split() or [""]
         if keyword == "nameserver" and values:
-            servers.append(values[0].partition("%")[0])
+            servers.append(values[0])
         elif keyword in ("search", "domain"):
             domains = [value.rstrip(".") for value in values if value != "."]
     return servers, domains
 
 
-class DnsServer:
-    """Answers from `own` names, then from `hosts`; what it does not know is to be forwarded."""
+class Hosts(Protocol):
+    """What the host's hosts(5) file says; a dict will do."""
 
-    def __init__(self, own: Names, policy: Policy) -> None:
+    def get(self, name: str, /) -> Sequence[bytes] | None:
+        """Return the addresses of a name in lower case."""
+        ...
+
+
+class DnsServer:
+    """Answers from `own` names, then from `hosts`; what it does not know is to be forwarded.
+
+    `foreign` says of an address whether others may give it to an allowed name: the host and what
+    belongs to it are allowed by their own names only.
+    """
+
+    def __init__(
+        self,
+        own: Names,
+        policy: Policy,
+        foreign: Callable[[bytes], bool] = addressing.leads_out,
+    ) -> None:
         self.own = own
         self._policy = policy
-        self.hosts: Mapping[str, list[bytes]] = {}
+        self._foreign = foreign
+        self.hosts: Hosts = {}
 
     def answer(self, query: bytes) -> bytes | None:
         """Return the answer; None means that somebody else is to be asked.
@@ -86,7 +106,7 @@ class DnsServer:
             found = self.own.name_of(name)
             if found is not None:
                 return dns.reply(query, question, dns.NO_ERROR, [(dns.PTR, dns.encode_name(found))])
-        addresses = self.own.find(name)
+        addresses: Sequence[bytes] | None = self.own.find(name)
         if addresses is None and self._policy.allows_name(name):
             addresses = self.hosts.get(name)
             if addresses:
@@ -108,7 +128,8 @@ class DnsServer:
         try:
             name = dns.parse_question(query).name
             for _, kind, ttl, data in dns.answers(answer):
-                if (kind, len(data)) in ((dns.A, 4), (dns.AAAA, 16)):
+                fits = (kind, len(data)) in ((dns.A, 4), (dns.AAAA, 16))
+                if fits and self._foreign(data):
                     self._policy.learn(name, data, now + ttl)
         except dns.DnsFormatError:
             return

@@ -33,6 +33,7 @@ from ringzero.net.stack.tcp.connection import Connection
 from ringzero.net.stack.tcp.endpoint import Endpoint
 from ringzero.net.stack.tcp.table import Tcp
 from ringzero.net.stack.udp import Datagram
+from ringzero.records import replace
 
 
 class World(Upstream, Protocol):
@@ -84,9 +85,9 @@ class Gateway:
         self._number = number
         self.policy = policy or Policy()
         self.names = names or Names(subnet.domain)
-        self.dns = DnsServer(self.names, self.policy)
+        self.dns = DnsServer(self.names, self.policy, self._is_foreign)
         self.host_open = host_open
-        self.domains = tuple(dict.fromkeys((*filter(None, (subnet.domain,)), *search)))
+        self.domains = self._all_domains(search)
         self.dhcp = DhcpServer(
             Offer(
                 server=subnet.gateway4,
@@ -111,6 +112,18 @@ class Gateway:
         self._own = self.neighbours.own
         self._resolver = DnsService(self.dns, world, lambda: self.tcp.now)
         self._reassembler = ip.Reassembler()
+
+    def _is_foreign(self, address: bytes) -> bool:
+        return addresses.leads_out(address) and not self.subnet.has(address)
+
+    def _all_domains(self, search: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*filter(None, (self.subnet.domain,)), *search)))
+
+    def set_search(self, search: tuple[str, ...]) -> None:
+        """Tell guests that ask from now on of other domains to search."""
+        self.domains = self._all_domains(search)
+        self.dhcp.offer = replace(self.dhcp.offer, search=self.domains)
+        self.neighbours.domains = self.domains
 
     # ---- frames -----------------------------------------------------------
 

@@ -42,7 +42,7 @@ class Neighbours:
         self._emit = emit
         self._moved = moved
         self.default6 = default6
-        self._domains = domains
+        self.domains = domains
         self.link_local = addresses.link_local(subnet.mac)
         # Whom the router speaks for.
         self.own = frozenset((*subnet.gateways, *subnet.resolvers))
@@ -155,7 +155,7 @@ class Neighbours:
                 prefix=subnet.prefix6,
                 mtu=subnet.mtu,
                 resolvers=[subnet.resolver6],
-                domains=list(self._domains),
+                domains=list(self.domains),
                 default=self.default6,
             )
         )

@@ -103,6 +103,11 @@ class Policy:
         while len(self._learned) > _MAX_LEARNED:
             self._learned.popitem(last=False)
 
+    def names_address(self, address: bytes) -> bool:
+        """Return whether an address itself is one of the places."""
+        rules = self.rules or ()
+        return any(rule.prefix == address and rule.length == 8 * len(address) for rule in rules)
+
     def allows(
         self, address: bytes, port: int, protocol: str, now: float, *, exactly: bool = False
     ) -> bool:

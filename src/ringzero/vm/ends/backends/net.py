@@ -104,14 +104,19 @@ class NetBackend(Backend):
         return self.network.forward(forward)
 
     def counters(self) -> dict[str, int]:
-        """Return frames and bytes since the start, as the machine sees them."""
-        device = self.interface
+        """Return frames and bytes since the start, as the machine sees them.
+
+        "dropped" are frames that found no room, in the interface or on their network, which may
+        count more (`Network.counters`).
+        """
+        device, counted = self.interface, self.network.counters()
         return {
             "received": device.received,
             "received_bytes": device.received_bytes,
             "sent": device.sent,
             "sent_bytes": device.sent_bytes,
-            "dropped": device.dropped,
+            **counted,
+            "dropped": device.dropped + counted.get("dropped", 0),
         }
 
 
