@@ -62,11 +62,21 @@ def test_every_action_through_a_door(watch, tmp_path, monkeypatch):
     def causes(name, of="web"):
         seen(watch, of, list(ACTIONS[name].events))
 
-    assert post("define", config=config_to_tree(config()), name="web") == "web"
+    assert post("define", config=config_to_tree(config(nets=("user",))), name="web") == "web"
     causes("define")
     assert post("inspect")["status"] == "defined"
     with pytest.raises(ConflictError, match="never started"):
         post("pause")
+    # Of one that does not run, the description is changed.
+    made = post("publish", ports="0:80-81")
+    assert [port["guest_port"] for port in made] == [80, 81]
+    assert made + post("publish", ports="8080:90") == post("ports")
+    with pytest.raises(ConflictError, match="forwarded twice"):
+        post("publish", ports="8080:91")
+    with pytest.raises(NotFoundError, match="no port is forwarded as '9'"):
+        post("unpublish", ports="9")
+    assert post("unpublish", ports="0:80-81") == made
+    assert [port["port"] for port in post("ports")] == [8080]
     assert post("start") is None
     causes("start")
     with pytest.raises(ConflictError, match="is running; 'start' needs"):

@@ -248,6 +248,9 @@ class _Wire:
 
     device: Net
 
+    def connections(self) -> tuple[bytes, ...]:
+        return ()
+
     def wake(self) -> None:
         while self.device.fetch(lambda frame: None, 64):
             pass

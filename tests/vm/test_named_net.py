@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 import urllib.request
 from contextlib import ExitStack
@@ -119,6 +120,29 @@ def test_ports_and_copies(machines):
         mine, others = (say(m, "ip -4 -o addr show eth0 | grep inet") for m in (copy, web))
         assert mine != others and mine.count("inet") == 1
     assert web.nets.unpublish(str(made.port)) == [made]
+
+
+def test_a_copy_announces_itself_and_has_no_connection_of_the_originals(machines):
+    web, cli, _ = machines
+    say(cli, "echo 1 >/proc/sys/net/ipv4/conf/eth0/arp_accept; ip neigh flush dev eth0")
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        door.settimeout(30)
+        number = door.getsockname()[1]
+        gateway = "$(ip -4 route | awk '/default/{print $3}')"
+        pull = f"(nc {gateway} {number} <>/tmp/p >/tmp/got; echo over >/tmp/over) "
+        say(web, f"mkfifo /tmp/p; ({pull} &) >/dev/null 2>&1")
+        link, _ = door.accept()
+        with link, web.seed() as seed, web.grow(seed, Identity(name="twin")) as copy:
+            copy.start()
+            over = "for n in $(seq 200); do [ -e /tmp/over ] && exit; sleep 0.05; done; exit 1"
+            assert say(copy, over) == ""
+            address = say(copy, "ip -4 -o addr show eth0 | grep -o 'inet [0-9.]*'").split()[1]
+            heard = f"until ip neigh | grep '^{address} '; do sleep 0.05; done"
+            assert say(copy, "cat /sys/class/net/eth0/address").strip() in say(cli, heard)
+            assert address in say(cli, "nslookup twin")
+            link.sendall(b"after")
+            say(web, "until [ -s /tmp/got ]; do sleep 0.05; done; [ ! -e /tmp/over ]")
+    say(web, "rm -f /tmp/p /tmp/got /tmp/over")
 
 
 def test_kill_9_in_mid_transfer(host, machines):

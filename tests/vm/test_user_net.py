@@ -173,3 +173,38 @@ def test_another_network_while_it_runs(machine, port):
     assert SUM not in say(machine, get)
     assert machine.nets.connect(NetConfig("user")) == 0
     assert SUM in say(machine, get)
+
+
+def test_connections_stay_the_originals(machine, tmp_path):
+    """A copy's and a restored machine's own are reset; those of the original go on."""
+    from ringzero.vm.saved.store import Store
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        door.settimeout(30)
+        number = door.getsockname()[1]
+        # What waits for input would never notice by itself.
+        out = f"(nc 10.0.2.2 {number} <>/tmp/p1 >/tmp/got; echo over >/tmp/out) "
+        in_ = "(nc -l -p 7777 <>/tmp/p2 >/tmp/heard; echo over >/tmp/in) "
+        say(machine, f"mkfifo /tmp/p1 /tmp/p2; ({out} & {in_} &) >/dev/null 2>&1")
+        link, _ = door.accept()
+        (made,) = machine.nets.publish("0:7777")
+        say(machine, "until netstat -lnt | grep -q :7777; do sleep 0.05; done")
+        with link, socket.create_connection(("127.0.0.1", made.port), 10) as caller:
+            caller.sendall(b"before\n")
+            link.sendall(b"before\n")
+            wait = "until [ -s /tmp/got ] && [ -s /tmp/heard ]; do sleep 0.05; done"
+            say(machine, wait)
+            (copy,) = machine.fork(start=True)
+            over = "for n in $(seq 200); do [ -e /tmp/out ] && [ -e /tmp/in ] && exit; sleep 0.05; "
+            over += "done; netstat -nt; ls /tmp; exit 1"
+            with copy:
+                assert say(copy, over) == ""
+            store = Store(tmp_path / "snapshots")
+            saved = machine.snapshot("one", store=store)
+            with saved.restore() as restored:
+                assert say(restored, over) == ""
+            caller.sendall(b"after\n")
+            link.sendall(b"after\n")
+            wait = "until grep -q after /tmp/got && grep -q after /tmp/heard; do sleep 0.05; done"
+            assert say(machine, wait + "; ls /tmp/in /tmp/out 2>/dev/null || true") == ""
+    machine.nets.unpublish(str(made.port))

@@ -109,13 +109,13 @@ class MachineActions(Actions):
     def ports(self) -> list[PortSummary]:
         """List the ports of the host that lead to the machine."""
 
-    @action(states=_RUNS)
+    @action(states=(*_RUNS, *GONE))
     def publish(
         self, ports: Annotated[str, "[ADDR:]HOST:GUEST[/udp], HOST 0: any free one; or ranges"]
     ) -> list[PortSummary]:
-        """Forward ports of the host to the machine; return them."""
+        """Forward ports of the host to the machine, now or from its next start on."""
 
-    @action(states=_RUNS)
+    @action(states=(*_RUNS, *GONE))
     def unpublish(
         self, ports: Annotated[str, "the host's port, or as it was published; or ranges"]
     ) -> list[PortSummary]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from ringzero.errors import InvalidValueError
+from ringzero.errors import InvalidValueError, NotFoundError
 from ringzero.records import record, replace
 
 LOOPBACK = "127.0.0.1"
@@ -82,6 +82,38 @@ def parse_ports(text: str) -> list[Forward]:
     if faults:
         raise InvalidValueError(f"{text!r}: {faults[0]}", hint=_HINT)
     return forwards
+
+
+def choose(text: str, forwards: Iterable[Forward]) -> list[Forward]:
+    """Return those of `forwards` that are meant: "8080", "8080/udp", or as `-p` has them.
+
+    Raises InvalidValueError, and NotFoundError where there is none.
+    """
+    # A single port is the host's here.
+    place, slash, protocol = text.partition("/")
+    exactly = ":" in place
+    wanted = parse_ports((place if exactly else f"{place}:{place}") + slash + protocol)
+    if exactly:
+        found = [f for f in forwards if replace(f, guest="") in wanted]
+    else:
+        places = {(w.port, w.protocol) for w in wanted}
+        found = [f for f in forwards if (f.port, f.protocol) in places]
+    if not found:
+        raise NotFoundError(
+            f"no port is forwarded as {text!r}", hint="`ringzero port NAME` lists those that are"
+        )
+    return found
+
+
+def without(forwards: Iterable[Forward], gone: Forward) -> tuple[Forward, ...]:
+    """Return a description's ports but for the one that `gone` came of."""
+    left = list(forwards)
+    gone = replace(gone, guest="")
+    for candidate in (gone, gone.anywhere()):
+        if candidate in left:
+            left.remove(candidate)
+            break
+    return tuple(left)
 
 
 def _range(text: str, whole: str) -> range:

@@ -99,6 +99,18 @@ class Network(ABC):
         """Return the ports of the host that lead to this machine."""
         return []
 
+    def connections(self) -> tuple[bytes, ...]:
+        """Return the machine's connections that end in this network, for its copies to lose."""
+        return ()
+
+    def inherit(  # noqa: B027 - a cable's connections are others'
+        self, connections: tuple[bytes, ...], mac: bytes
+    ) -> None:
+        """Hear that the machine is a copy of one that had `connections`, and the address `mac`.
+
+        They are the original's: they are reset in the guest once it runs.
+        """
+
     def counters(self) -> dict[str, int]:
         """Return what this end counts: "dropped" frames, and what a kind has besides.
 

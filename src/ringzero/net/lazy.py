@@ -74,6 +74,13 @@ class LazyNetwork(Network):
     def forwards(self) -> list[Forward]:
         return self._real.forwards() if self._real is not None else []
 
+    def connections(self) -> tuple[bytes, ...]:
+        return self._real.connections() if self._real is not None else ()
+
+    def inherit(self, connections: tuple[bytes, ...], mac: bytes) -> None:
+        if connections or self._real is not None:
+            self.load().inherit(connections, mac)
+
     def counters(self) -> dict[str, int]:
         return self._real.counters() if self._real is not None else {}
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ringzero.host.memory import MemoryImage
 
 # What tells ringzero's own guests how to set their network interfaces up.
-NET_PARAMETER = "ringzero.net"
+NET_PARAMETER, SEARCH_PARAMETER = "ringzero.net", "ringzero.search"
 
 
 def assemble(
@@ -208,6 +208,13 @@ class Assembly:
             setups = [net.guest_setup(number) for number, net in enumerate(self.config.nets)]
             if setups:
                 command_line += f" {NET_PARAMETER}={','.join(setups)}"
+            if "static" in setups:
+                from ringzero.host.resolvconf import search_domains
+
+                # Those with DHCP are told by it.
+                domains = search_domains()
+                if domains:
+                    command_line += f" {SEARCH_PARAMETER}={','.join(domains)}"
         states = self.board.boot(ground.kernel, command_line, ground.initrd, ground.loading)
         for thread, state in zip(self.threads, states, strict=True):
             thread.set_state(state)

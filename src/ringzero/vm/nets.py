@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ringzero.config.devices.net import NetConfig
-from ringzero.config.ports import Forward, parse_ports
-from ringzero.errors import ConflictError, InvalidValueError, NotFoundError
+from ringzero.config.ports import Forward, choose, parse_ports, without
+from ringzero.errors import ConflictError, InvalidValueError
 from ringzero.records import replace
 from ringzero.vm.ends.backends.net import NetBackend
 
@@ -66,25 +66,15 @@ class Nets:
 
         Connections that are up go on. Raises InvalidValueError, NotFoundError.
         """
-        # A single port is the host's here.
-        place, slash, protocol = text.partition("/")
-        lone = place if ":" in place else f"{place}:{place}"
-        wanted = parse_ports(lone + slash + protocol)
         with self._changing:
-            gone = []
-            for number, backend in enumerate(self):
-                for forward in backend.network.forwards():
-                    if any(_is_meant(w, forward, exactly=":" in place) for w in wanted):
-                        backend.network.unforward(forward)
-                        gone.append((number, forward))
-            if not gone:
-                raise NotFoundError(
-                    f"no port is forwarded as {text!r}",
-                    hint="`ringzero port NAME` lists those that are",
-                )
+            here = [(n, f) for n, backend in enumerate(self) for f in backend.network.forwards()]
+            chosen = choose(text, [forward for _, forward in here])
+            gone = [(number, forward) for number, forward in here if forward in chosen]
+            for number, forward in gone:
+                list(self)[number].network.unforward(forward)
             for number, forward in gone:
                 config = list(self)[number].config
-                self._note(number, replace(config, ports=_without(config.ports, forward)))
+                self._note(number, replace(config, ports=without(config.ports, forward)))
         return [forward for _, forward in gone]
 
     # ---- networks ---------------------------------------------------------
@@ -120,20 +110,3 @@ class Nets:
         self._parts.config = self._parts.config.map_devices(
             lambda n, device: config if device.kind == "net" and n == number else device
         )
-
-
-def _is_meant(wanted: Forward, forward: Forward, *, exactly: bool) -> bool:
-    if exactly:
-        return wanted == replace(forward, guest="")
-    return (wanted.port, wanted.protocol) == (forward.port, forward.protocol)
-
-
-def _without(ports: Iterable[Forward], gone: Forward) -> tuple[Forward, ...]:
-    """Return the description's ports but for the one that `gone` came of."""
-    left = list(ports)
-    gone = replace(gone, guest="")
-    for candidate in (gone, gone.anywhere()):
-        if candidate in left:
-            left.remove(candidate)
-            break
-    return tuple(left)

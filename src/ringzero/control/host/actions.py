@@ -32,6 +32,7 @@ from ringzero.errors import ConflictError, ControlError, InvalidValueError
 from ringzero.records import record, replace
 
 if TYPE_CHECKING:
+    from ringzero.config.devices.net import NetConfig
     from ringzero.config.ports import Forward
     from ringzero.net.named.directory import NetworkDirectory
     from ringzero.vm.saved.snapshot import Snapshot
@@ -77,6 +78,54 @@ def inspect(where: MachineDirectory) -> MachineSummary:
 def ports(where: MachineDirectory) -> list[PortSummary]:
     nets = where.machine().machine_config().nets
     return port_summaries([forward for net in nets for forward in net.ports])
+
+
+@handles("publish", running=False)
+def publish(where: MachineDirectory, ports: str) -> list[PortSummary]:
+    from ringzero.config.devices import net
+    from ringzero.config.ports import double_faults, parse_ports
+
+    wanted = parse_ports(ports)
+
+    def change(old: MachineRecord) -> MachineRecord:
+        nets = net.publish(old.machine_config().nets, wanted)
+        for fault in double_faults([forward for each in nets for forward in each.ports]):
+            raise ConflictError(fault, hint=f"`ringzero port {where.name}` lists its ports")
+        return _with_nets(old, nets)
+
+    where.redescribe(change)
+    return port_summaries(wanted)
+
+
+@handles("unpublish", running=False)
+def unpublish(where: MachineDirectory, ports: str) -> list[PortSummary]:
+    from ringzero.config.ports import choose, without
+
+    gone: list[Forward] = []
+
+    def change(old: MachineRecord) -> MachineRecord:
+        nets = list(old.machine_config().nets)
+        gone.extend(choose(ports, [forward for net in nets for forward in net.ports]))
+        for forward in gone:
+            nets = [replace(net, ports=without(net.ports, forward)) for net in nets]
+        return _with_nets(old, nets)
+
+    where.redescribe(change)
+    return port_summaries(gone)
+
+
+def _with_nets(record: MachineRecord, nets: Sequence[NetConfig]) -> MachineRecord:
+    """Return a description with other interfaces."""
+    from ringzero.config.tree import config_to_tree
+
+    old = record.machine_config()
+    if len(nets) != len(old.nets):
+        raise ConflictError(
+            "the machine has no network interface",
+            hint="one made with --net user, or a network by its name, forwards ports",
+        )
+    changed = old.map_devices(lambda n, device: nets[n] if device.kind == "net" else device)
+    return replace(record, config=config_to_tree(changed))
 
 
 def port_summaries(forwards: Sequence[Forward]) -> list[PortSummary]:

@@ -17,7 +17,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -356,6 +356,17 @@ class MachineDirectory:
                 raise host_error(fault, "write", self.path) from fault
             raise
         return Claim(self, lock, again=True)
+
+    def redescribe(self, change: Callable[[MachineRecord], MachineRecord]) -> None:
+        """Replace the description of a machine that does not run by what `change` makes of it.
+
+        Raises what `change` does, ConflictError, NotFoundError, HostError.
+        """
+        lock = self._take_lock()
+        try:
+            save(change(self.machine()), self.path / MACHINE)
+        finally:
+            os.close(lock)
 
     def rename(self, name: str) -> MachineDirectory:
         """Give a machine that does not run another name; return its directory.

@@ -32,9 +32,9 @@ from ringzero.host.unixsocket import Listener
 from ringzero.net.named.description import NamedNetwork
 from ringzero.net.named.directory import LOCK, SOCKET, NetworkDirectory
 from ringzero.net.named.wire import Decoder, WireError, frame_message, object_message
-from ringzero.net.networks.user import DOMAIN, HOST_NAME, UserNetwork, UserOptions
+from ringzero.net.networks.user import DOMAIN, HOST_NAME, RESETS, UserNetwork, UserOptions
 from ringzero.net.proxy.loop import BREATH, EXHAUSTED, GONE, READ, WRITE
-from ringzero.net.stack import addresses
+from ringzero.net.stack import addresses, orphans
 from ringzero.net.stack.dns import Names
 from ringzero.net.stack.guard import Claims, Guard
 from ringzero.net.stack.switch import Switch, SwitchPort
@@ -240,6 +240,9 @@ class Server:
                 case {"unforward": forward}:
                     self._unforward(member, _forward(forward))
                     found = {}
+                case {"disown": mac}:
+                    self._disown(member, mac)
+                    found = {}
                 case {"end": _}:
                     # What is answered goes out before the loop ends.
                     self._end_if_alone()
@@ -341,6 +344,23 @@ class Server:
                 seen.add(member.name)
                 names.add(member.name, [addresses.parse(member.address)])
         gateway.names = gateway.dns.own = names
+
+    def _disown(self, member: Member, mac: Any) -> None:
+        """Reset the connections of the machine with the address `mac` in its copy."""
+        if not (isinstance(mac, str) and _MAC.fullmatch(mac)):
+            raise InvalidValueError("a copy of which machine?")
+        original = bytes.fromhex(mac.replace(":", ""))
+        known = self.network.gateway.tcp.connections.values()
+        packed = orphans.pack([c for c in known if c.path.ethernet.startswith(original)])
+        own = bytes.fromhex(member.mac.replace(":", ""))
+
+        def reset() -> None:
+            for frame in orphans.resets(packed, self.subnet.mac, [original, own]):
+                member.take(frame)
+
+        loop = self.network.loop
+        for delay in RESETS:
+            loop.at(loop.now + delay, reset)
 
     def _inspect(self) -> dict[str, Any]:
         joined = [member for member in self.members if member.port is not None]

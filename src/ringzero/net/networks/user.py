@@ -34,7 +34,7 @@ from ringzero.net.proxy.loop import EventLoop
 from ringzero.net.proxy.resolver import Resolver
 from ringzero.net.proxy.tcp import Relay
 from ringzero.net.proxy.udp import UdpFlows
-from ringzero.net.stack import addresses, icmp
+from ringzero.net.stack import addresses, icmp, orphans
 from ringzero.net.stack.dns import Names
 from ringzero.net.stack.gateway import Gateway
 from ringzero.net.stack.ip import Packet, Path
@@ -60,6 +60,9 @@ _SWEEP = 10.0
 # Whether an address is this host's own is remembered for so long, in seconds, for so many.
 _OWN_TIME, _MAX_OWN = 10.0, 1024
 _PATIENCE = 10.0
+# When a copy's guest is told of connections that it does not have, in seconds from its start:
+# its kernel takes what is sent to the address that it has just then.
+RESETS = (0.0, 0.1, 1.0)
 
 
 @record
@@ -242,6 +245,26 @@ class UserNetwork(Network):
         done.wait(_PATIENCE)
         if faults:
             raise faults[0]
+
+    def connections(self) -> tuple[bytes, ...]:
+        return orphans.pack(list(self.gateway.tcp.connections.values()))
+
+    def inherit(self, connections: tuple[bytes, ...], mac: bytes) -> None:
+        own = bytes.fromhex((self.config.mac or "").replace(":", ""))
+        self.loop.call(lambda: self._reset_all(connections, [mac, own]))
+
+    def _reset_all(self, connections: tuple[bytes, ...], macs: list[bytes]) -> None:
+        """Have the guest without any connection: it is another's, or of another time."""
+        for connection in list(self.gateway.tcp.connections.values()):
+            connection.abort()
+            connection.endpoint.lost()
+
+        def reset() -> None:
+            for frame in orphans.resets(connections, self.subnet.mac, filter(None, macs)):
+                self.gateway.emit(frame)
+
+        for delay in RESETS:
+            self.loop.at(self.loop.now + delay, reset)
 
     def counters(self) -> dict[str, int]:
         return {

@@ -14,14 +14,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ringzero.errors import InvalidValueError
+from ringzero.host import resolvconf
 from ringzero.net.proxy.loop import READ, WRITE, EventLoop, Timer
 from ringzero.net.stack import addresses
-from ringzero.net.stack.dns import parse_hosts, parse_resolv_conf
+from ringzero.net.stack.dns import parse_hosts
 from ringzero.net.stack.dnsmessage import NOT_IMPLEMENTED, REFUSED, SERVER_FAILURE
 
 _PORT = 53
-# As resolv.conf(5) has them: rounds through the resolvers, resolvers, domains to search.
-_ROUNDS, _MAX_SERVERS, MAX_SEARCH = 2, 3, 6
+# As resolv.conf(5) has them: rounds through the resolvers, resolvers.
+_ROUNDS, _MAX_SERVERS = 2, 3
 # In seconds. Clients ask again after 5: they hear before that when nobody answers. The next
 # resolver is asked when one has not answered for `_NEXT`, or sooner where there are many.
 BOUND, _NEXT = 4.5, 1.5
@@ -31,7 +32,7 @@ _LARGEST = 65535
 _HEADER = 12
 # Answers after which resolver(3) asks the next resolver.
 _TRY_ANOTHER = (SERVER_FAILURE, NOT_IMPLEMENTED, REFUSED)
-RESOLV_CONF, HOSTS = Path("/etc/resolv.conf"), Path("/etc/hosts")
+HOSTS = Path("/etc/hosts")
 
 Answer = Callable[[bytes | None], None]
 
@@ -46,7 +47,7 @@ class Resolver:
     def __init__(
         self,
         loop: EventLoop,
-        resolv_conf: Path = RESOLV_CONF,
+        resolv_conf: Path = resolvconf.RESOLV_CONF,
         hosts: Path = HOSTS,
         *,
         here: Sequence[bytes] = (),
@@ -67,10 +68,10 @@ class Resolver:
         if stamps == self._stamps:
             return False
         self._stamps = stamps
-        servers, search = parse_resolv_conf(_read(self._files[0]))
+        servers, search = resolvconf.parse(_read(self._files[0]))
         # resolver(3): without a configuration there is one on this host.
         self.servers = [s for s in servers if _is_address(s)][:_MAX_SERVERS] or ["127.0.0.1"]
-        self.search = tuple(search)[:MAX_SEARCH]
+        self.search = tuple(search)
         self._hosts = {}
         for name, found in parse_hosts(_read(self._files[1])).items():
             known = [a for a in (self._seen(name, text) for text in found) if a is not None]

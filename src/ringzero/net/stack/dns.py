@@ -51,19 +51,6 @@ def parse_hosts(text: str) -> dict[str, list[str]]:
     return found
 
 
-def parse_resolv_conf(text: str) -> tuple[list[str], list[str]]:
-    """Return (resolvers, search domains) of a resolv.conf(5)."""
-    servers: list[str] = []
-    domains: list[str] = []
-    for line in text.splitlines():
-        keyword, *values = line.split() or [""]
-        if keyword == "nameserver" and values:
-            servers.append(values[0])
-        elif keyword in ("search", "domain"):
-            domains = [value.rstrip(".") for value in values if value != "."]
-    return servers, domains
-
-
 class Hosts(Protocol):
     """What the host's hosts(5) file says; a dict will do."""
 

@@ -19,6 +19,9 @@ class Wire:
         self.frames = []
         self.rooms = 0
 
+    def connections(self):
+        return ()
+
     def wake(self):
         self.rooms += 1
         while self.device.fetch(lambda frame: self.frames.append(frame.kept()), 64):

@@ -96,14 +96,22 @@ class NetBackend(Protocol):
         """Hear that `fetch` has frames, or `deliver` takes them again."""
         ...
 
+    def connections(self) -> tuple[bytes, ...]:
+        """Return what the state keeps for a copy of the machine (`NetState.connections`)."""
+        ...
+
 
 @record
 class NetState:
-    """The device's address, whether the guest knows of the link, and owes an announcement."""
+    """The device's address, whether the guest knows of the link, and owes an announcement.
+
+    `connections` are those that end in the machine's network, which a copy's does not have.
+    """
 
     mac: bytes
     link: bool
     announce: bool = False
+    connections: tuple[bytes, ...] = ()
 
 
 @VIRTIO_DEVICES.register("net")
@@ -130,6 +138,8 @@ class Net(VirtioDevice[NetState]):
         # Whether there is a link, and whether the guest was told so; whether it shall tell
         # its neighbours of itself.
         self._wire = self._link = self._announce = False
+        # Of the state that was restored.
+        self.connections: tuple[bytes, ...] = ()
         self._paused = False
         # Frames that the backend looks at outside the lock: whose they are, and whether any are.
         self._changed = threading.Condition(self.lock)
@@ -423,7 +433,8 @@ class Net(VirtioDevice[NetState]):
 
     def save(self) -> NetState:
         with self.lock:
-            return NetState(self.mac, self._link, self._announce)
+            connections = self._backend.connections()
+            return NetState(self.mac, self._link, self._announce, connections)
 
     def restore(self, state: NetState) -> None:
         if len(state.mac) != len(self.mac):
@@ -432,6 +443,7 @@ class Net(VirtioDevice[NetState]):
             self._generation += 1
             self._backlog.clear()
             self.mac, self._link, self._announce = state.mac, state.link, state.announce
+            self.connections = state.connections
 
 
 def _split(views: Sequence[memoryview], count: int) -> tuple[bytes, list[Buffer]]:

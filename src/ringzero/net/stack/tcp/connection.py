@@ -150,6 +150,11 @@ class Connection:
         return self._sender.largest
 
     @property
+    def next_sequence(self) -> int:
+        """The sequence number of what is sent to the guest next."""
+        return self._sender.next
+
+    @property
     def inbox(self) -> deque[bytes]:
         """What the endpoint has not taken."""
         return self._receiver.inbox

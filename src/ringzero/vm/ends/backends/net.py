@@ -49,8 +49,14 @@ class NetBackend(Backend):
             self._limited.on_fault = self._on_fault
         self.network.start()
 
+    def connections(self) -> tuple[bytes, ...]:
+        """Return the machine's connections that end in its network."""
+        return self.network.connections()
+
     def renew(self) -> None:
-        self.interface.renew(self._mac)
+        device = self.interface
+        self.network.inherit(device.connections, device.mac)
+        device.renew(self._mac)
 
     def leave(self) -> None:
         self.network.leave()
