@@ -188,7 +188,7 @@ def test_any_cut_gives_the_same_frames(frames, cuts):
 
 
 def test_registry():
-    assert NETWORKS.names() == ["bridge", "none", "socket", "tap", "user"]
+    assert NETWORKS.names() == ["bridge", "none", "passt", "socket", "tap", "user"]
     assert NETWORKS.get("none") is NoNetwork
     with pytest.raises(NotFoundError, match="wifi"):
         NETWORKS.get("wifi")

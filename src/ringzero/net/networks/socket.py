@@ -69,9 +69,7 @@ class SocketNetwork(Network):
 
     def __init__(self, config: NetConfig) -> None:
         super().__init__(config)
-        if not config.target:
-            raise ConfigError(["a network over a socket without a path"], hint="socket=PATH")
-        self._path = Path(config.target)
+        self._path = self._place(config)
         self._listener = Listener(self._path, backlog=4) if config.listen else None
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.epoll()
@@ -91,6 +89,12 @@ class SocketNetwork(Network):
         self._linked, self._links_at = False, 0.0
         self._closing = False
         self._thread = ServiceThread(self, self._work, "net")
+
+    def _place(self, config: NetConfig) -> Path:
+        """Return where the socket is."""
+        if not config.target:
+            raise ConfigError(["a network over a socket without a path"], hint="socket=PATH")
+        return Path(config.target)
 
     def start(self) -> None:
         self._thread.start()
@@ -187,10 +191,14 @@ class SocketNetwork(Network):
         if time.monotonic() < self._next_try:
             return
         try:
-            self._begin(connect(self._path), _PROBATION)
+            self._begin(self._connect(), _PROBATION)
         except HostError:
             self._next_try = time.monotonic() + self._delay
             self._delay = min(2 * self._delay, _LAST_TRY)
+
+    def _connect(self) -> socket.socket:
+        """Return a connection to the other end. Raises HostError."""
+        return connect(self._path)
 
     def _accept(self, listener: Listener) -> None:
         try:
