@@ -305,7 +305,11 @@ BARE = "ip -4 addr flush dev eth0; ip -6 addr flush dev eth0 scope global; "
     [
         "udhcpc -i eth0 -n -q -f -s /sbin/dhcp",
         "dhclient -4 -1 -v eth0",
-        "dhcpcd -4 --oneshot --nobackground --waitip=4 eth0",
+        # `bt $33, %rdx` with its ModRM byte on the next page.
+        pytest.param(
+            "dhcpcd -4 --oneshot --nobackground --waitip=4 eth0",
+            marks=pytest.mark.xfail(reason="the software engine takes it for unknown"),
+        ),
     ],
     ids=["udhcpc", "isc-dhcp-client", "dhcpcd"],
 )
@@ -334,6 +338,7 @@ def test_networkd(guest):
     say(
         guest,
         "mkdir -p /etc/systemd/network /run/systemd/netif /run/dbus; "
+        "tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id; "
         "printf '[Match]\\nName=eth0\\n[Network]\\nDHCP=yes\\n' >/etc/systemd/network/e.network; "
         "id systemd-network >/dev/null 2>&1 || "
         "echo 'systemd-network:x:998:998::/:/bin/false' >>/etc/passwd; "
