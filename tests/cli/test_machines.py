@@ -197,6 +197,36 @@ def test_completion_of_names(capfd):
     claim.release()
 
 
+def test_completion_of_networks(capfd, tmp_path, monkeypatch):
+    monkeypatch.setenv("RINGZERO_NETWORKS_DIR", str(tmp_path / "networks"))
+    assert run("network", "create", "lan") == run("completion", "bash") == 0
+    code = capfd.readouterr().out.partition("\n")[2]
+    script = f'ringzero() {{ {sys.executable} -m ringzero "$@"; }}\n{code}\n'
+    for words in ("network rm l", "run --net l"):
+        script += f"COMP_WORDS=(ringzero {words}) COMP_CWORD=3; _ringzero; "
+        script += 'echo "${COMPREPLY[@]}"\n'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.stdout == "lan\nlan\n", done.stderr
+    assert run("network", "rm", "lan") == 0
+
+
+def test_stats_of_interfaces(capfd):
+    claim = claims.create("web", fake.config(nets=("user", "none")))
+    launch.launch(claim, program=fake.PROGRAM)
+    assert run("stats", "--once") == 0
+    head, row = capfd.readouterr().out.splitlines()
+    assert head.split()[-4:] == ["NET", "IN", "NET", "OUT"]
+    assert row.split()[-4:] == ["5.9", "KiB", "128", "B"], row
+    assert run("stats", "--once", "--net") == 0
+    rows = [line.split() for line in capfd.readouterr().out.splitlines()[1:]]
+    counted = ["2.9", "KiB", "2", "64", "B", "1", "5"]
+    assert rows == [["web", "eth0", "user", *counted], ["web", "eth1", "none", *counted]]
+    assert run("stats", "--json", "web") == 0
+    (facts,) = json.loads(capfd.readouterr().out)
+    assert [net["network"] for net in facts["interfaces"]] == ["user", "none"]
+    assert facts["interfaces"][0]["received_bytes"] == 3000
+
+
 HEAVY = ("llvmlite", "ringzero.jit", "ringzero.isa", "ringzero.engine", "ringzero.vm")
 
 

@@ -80,7 +80,9 @@ class Fake(FakeMachine):
         super().end(how)
 
     def stats(self):
-        return {"engine": "fake"}
+        counted = {"received_bytes": 3000, "received": 2, "sent_bytes": 64, "sent": 1, "dropped": 5}
+        nets = {f"eth{number}": counted for number, _ in enumerate(self.config.nets)}
+        return {"engine": "fake", "net": nets}
 
     def frozen(self):
         return contextlib.nullcontext()

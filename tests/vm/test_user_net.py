@@ -175,6 +175,28 @@ def test_another_network_while_it_runs(machine, port):
     assert SUM in say(machine, get)
 
 
+def test_a_cable_that_is_pulled_in_mid_transfer(machine):
+    """What was on its way ends with an error once there is a network again; what is new works."""
+    from ringzero.config.devices.net import NetConfig
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        door.settimeout(30)
+        url = f"http://10.0.2.2:{door.getsockname()[1]}/f"
+        pull = machine.agent.run(["sh", "-c", f"wget -T 60 -O /tmp/part {url} 2>/tmp/why"])
+        link, _ = door.accept()
+        with link:
+            link.recv(4096)
+            head = b"HTTP/1.0 200 OK\r\nContent-Length: 1000000\r\n\r\n"
+            link.sendall(head + b"x" * 5000)
+            say(machine, "until [ -s /tmp/part ]; do sleep 0.05; done")
+            machine.nets.connect(NetConfig("none"), 0)
+            link.settimeout(30)
+            assert link.recv(1) == b"", "the host's side hears of it"
+            assert machine.nets.connect(NetConfig("user")) == 0
+            assert pull.wait(30) != 0
+            assert "reset" in say(machine, "cat /tmp/why")
+
+
 def test_connections_stay_the_originals(machine, tmp_path):
     """A copy's and a restored machine's own are reset; those of the original go on."""
     from ringzero.vm.saved.store import Store

@@ -70,7 +70,8 @@ class NetworkVerb(Verb):
         create.add_argument(
             "--allow", metavar="PLACE", action="append", help="the only places that they reach"
         )
-        command("ls", _list, "list the networks")
+        listing = command("ls", _list, "list the networks")
+        listing.add_argument("-q", "--quiet", action="store_true", help="names only")
         inspect = command("inspect", _inspect, "tell all about networks, as JSON")
         inspect.add_argument("networks", metavar="NETWORK", nargs="+", help="a network's name")
         remove = command("rm", _remove, "remove networks that no machine is on")
@@ -122,7 +123,10 @@ def _create(host: Host, arguments: argparse.Namespace) -> NetworkSummary:
 
 def _list(host: Host, arguments: argparse.Namespace) -> list[NetworkSummary]:
     found = host.networks()
-    if not arguments.json:
+    if arguments.quiet and not arguments.json:
+        for facts in found:
+            print(facts["name"])
+    elif not arguments.json:
         rows = [
             (
                 facts["name"],

@@ -251,11 +251,15 @@ class UserNetwork(Network):
 
     def inherit(self, connections: tuple[bytes, ...], mac: bytes) -> None:
         own = bytes.fromhex((self.config.mac or "").replace(":", ""))
-        self.loop.call(lambda: self._reset_all(connections, [mac, own]))
+        # What the guest begins from here on is its own.
+        before = list(self.gateway.tcp.connections.values())
+        self.loop.call(lambda: self._reset_all(before, connections, [mac, own]))
 
-    def _reset_all(self, connections: tuple[bytes, ...], macs: list[bytes]) -> None:
-        """Have the guest without any connection: it is another's, or of another time."""
-        for connection in list(self.gateway.tcp.connections.values()):
+    def _reset_all(
+        self, before: list[Connection], connections: tuple[bytes, ...], macs: list[bytes]
+    ) -> None:
+        """End connections of another time here, and in the guest those of another machine."""
+        for connection in before:
             connection.abort()
             connection.endpoint.lost()
 

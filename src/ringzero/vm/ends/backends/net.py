@@ -29,6 +29,8 @@ class NetBackend(Backend):
         self._mac = bytes.fromhex(config.mac.replace(":", ""))
         self.network = open_network(config)
         self._limited: LimitedPort | None = None
+        # Connections of networks that the interface was unplugged from, which the guest has still.
+        self._lost: tuple[bytes, ...] = ()
         # Known once the machine has begun.
         self._on_fault: OnFault | None = None
         self.device = self.interface = Net(self._mac, self, config.mtu)
@@ -89,9 +91,11 @@ class NetBackend(Backend):
     def connect(self, config: NetConfig) -> None:
         """Plug the interface into another network, as `config` says; its address stays.
 
+        Connections by the old one are reset in the guest when there is a network again.
         Raises what opening that network does, and then nothing has changed.
         """
         network, old = open_network(config), self.network
+        lost = self._lost + old.connections()
         with contextlib.ExitStack() as undo:
             undo.callback(network.close)
             old.close()
@@ -99,6 +103,9 @@ class NetBackend(Backend):
             self._unplug()
             self.network, self.config = network, config
             self._plug(network)
+            if config.routed and lost:
+                network.inherit(lost, self.interface.mac)
+            self._lost = () if config.routed else lost
             if self._on_fault is not None:
                 self._start_network()
                 # What the interface said meanwhile, the old one heard.
