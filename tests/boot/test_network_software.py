@@ -305,11 +305,7 @@ BARE = "ip -4 addr flush dev eth0; ip -6 addr flush dev eth0 scope global; "
     [
         "udhcpc -i eth0 -n -q -f -s /sbin/dhcp",
         "dhclient -4 -1 -v eth0",
-        # `bt $33, %rdx` with its ModRM byte on the next page.
-        pytest.param(
-            "dhcpcd -4 --oneshot --nobackground --waitip=4 eth0",
-            marks=pytest.mark.xfail(reason="the software engine takes it for unknown"),
-        ),
+        "dhcpcd -4 --oneshot --nobackground --waitip=4 eth0",
     ],
     ids=["udhcpc", "isc-dhcp-client", "dhcpcd"],
 )

@@ -328,11 +328,14 @@ def decode(cpu: Cpu, insn: Insn, p: u64, mode: u32) -> u32:
     index = (((is64 << 2) | prefix) << 10) | (opcode_map << 8) | byte
     form = u32(load(u16, cpu.opcode_table + (u64(index) << 1)))
     modrm = u64(load(u8, p + used))
+    looked_at = used
     if (form & GROUP) != 0:
+        # The ModRM byte says which instruction it is, so an unknown one has it, too.
+        looked_at += 1
         group = ((form & (GROUP - 1)) << 8) | u32(modrm)
         form = u32(load(u16, cpu.group_table + (u64(group) << 1)))
     if form == 0:
-        insn.length = u8(used)
+        insn.length = u8(looked_at)
         return u32(UNKNOWN)
     form -= 1
     entry = pointer(FormEntry, cpu.form_table + u64(form) * FormEntry.size)
