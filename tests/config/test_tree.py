@@ -31,6 +31,7 @@ def test_every_kind_survives(tmp_path):
         disks=[f"{tmp_path}/a,ro", f"{tmp_path}/b,format=qcow2"],
         vsock=VsockConfig(tmp_path / "odd,cid=5", 9),
         nets=["none", f"socket={tmp_path}/c,listen,mtu=1280"],
+        shares=[f"{tmp_path}:/m:ro"],
     )
     assert {device.kind for device in config.devices} == set(DEVICE_CONFIGS.names())
     assert config_from_tree(json.loads(json.dumps(config_to_tree(config)))) == config

@@ -45,7 +45,6 @@ ADVICE: dict[str, str] = {
 # Flags of other programs' run and exec, with or without a value, and what to do here.
 _FOREIGN_RUN: dict[str, str] = {
     "-P --publish-all": "name the ports: `-p HOST:GUEST`, with HOST 0 for any free one",
-    "-v --volume --mount": "directories are not shared; attach a disk: `--disk FILE`",
     "--cdrom -cdrom": "attach the image as a disk: `--disk FILE.iso,ro,format=raw`",
     "--hda -hda -drive --drive": "attach a disk: `--disk FILE`",
     "--network --nic -nic -netdev": "it is called `--net` (docs/network.md)",

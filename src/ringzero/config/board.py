@@ -47,10 +47,11 @@ class BoardLimits:
             found.append(
                 f"a kernel command line of {length} bytes; it may have {self.command_line}"
             )
-        if len(devices) > self.devices:
+        joined = {device.kind for device in devices if device.joined}
+        places = len(joined) + sum(not device.joined for device in devices)
+        if places > self.devices:
             found.append(
-                f"{len(devices)} disks and other devices; "
-                f"a {self.board} has room for {self.devices}"
+                f"{places} disks and other devices; a {self.board} has room for {self.devices}"
             )
         counts = Counter(device.kind for device in devices)
         found += [

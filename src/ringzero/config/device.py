@@ -58,7 +58,8 @@ class DeviceConfig:
 
     `kind` is its name in the registries of descriptions and of devices; `spelling` and `help`
     are those of its flag. The first of a kind whose `first_has_number` is not set is called by
-    the kind alone (`net`, `net1`), the others by kind and number (`disk0`).
+    the kind alone (`net`, `net1`), the others by kind and number (`disk0`). Its flag is
+    `--KIND`, unless `flags` has other names; of a kind that is `joined`, all are one device.
     """
 
     kinds: ClassVar[Registry[type[DeviceConfig]]]
@@ -66,6 +67,8 @@ class DeviceConfig:
     spelling: ClassVar[str]
     help: ClassVar[str]
     first_has_number: ClassVar[bool] = True
+    flags: ClassVar[tuple[str, ...]] = ()
+    joined: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -101,6 +104,11 @@ class DeviceConfig:
     def renew(self, number: int, addresses: Addresses) -> Self:
         """Return what a copy of the machine has for it."""
         return self
+
+    @classmethod
+    def flag_names(cls) -> tuple[str, ...]:
+        """Return what its flag is called on the command line; the first long one is its name."""
+        return cls.flags or (f"--{cls.kind}",)
 
     @classmethod
     def name_of(cls, number: int) -> str:

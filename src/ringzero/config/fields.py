@@ -32,5 +32,7 @@ class MachineFields(TypedDict, total=False):
     disks: Iterable[Device | Path]
     net: Device | None
     nets: Iterable[Device]
+    share: Device | None
+    shares: Iterable[Device]
     vsock: Device | Path | None
     vsocks: Iterable[Device | Path]

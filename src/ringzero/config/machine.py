@@ -22,6 +22,7 @@ from ringzero.units import MIB, parse_size
 if TYPE_CHECKING:
     from ringzero.config.devices.disk import DiskConfig
     from ringzero.config.devices.net import NetConfig
+    from ringzero.config.devices.share import ShareConfig
     from ringzero.config.devices.vsock import VsockConfig
 
 _PAGE = 4096
@@ -198,6 +199,11 @@ class MachineConfig:
     def nets(self) -> tuple[NetConfig, ...]:
         """The network interfaces, in their order."""
         return self.of_kind("net")  # type: ignore[return-value]
+
+    @property
+    def shares(self) -> tuple[ShareConfig, ...]:
+        """The shared folders, in their order."""
+        return self.of_kind("share")  # type: ignore[return-value]
 
     @property
     def vsock(self) -> VsockConfig | None:

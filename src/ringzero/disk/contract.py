@@ -271,11 +271,8 @@ class Surroundings(ABC):
         """
         raise DiskUnsupportedError(f"{self.path} has no parent that can be opened here")
 
-    def look_at(self, name: str, format: str | None, *, guessed: bool = False) -> Disk:
-        """Open a file that is to become the backing file, to see what it is.
-
-        With `guessed`, a format that only the content tells may lead to no other file.
-        """
+    def look_at(self, name: str, format: str | None) -> Disk:
+        """Open a file that is to become the backing file, to see what it is."""
         raise DiskUnsupportedError(f"{name} cannot be looked at here")
 
     def open_inside(self, part: Storage) -> Disk:
@@ -357,8 +354,6 @@ class Disk(ABC):
     open_options: ClassVar[tuple[Option, ...]] = ()
     # Whether an image may have a backing file (parent).
     can_have_backing: ClassVar[bool] = False
-    # Whether the backing file may be of another format than the image.
-    any_backing: ClassVar[bool] = False
 
     path: Path | None
     read_only: bool

@@ -57,9 +57,6 @@ class _Around(Surroundings):
     above: tuple[tuple[int, int], ...] = ()
     # Whether the image is in an archive: what it names is not beside it.
     inside: bool = False
-    # The image's format, where it was found by content that a guest may have written to a raw
-    # image: it is believed only as long as it leads to no other file of the host.
-    guessed: str = ""
     overwrite: bool = False
     made: list[Path] = field(default_factory=list)
 
@@ -67,7 +64,6 @@ class _Around(Surroundings):
         if not self.with_backing:
             return None
         self._refuse_inside(name)
-        self._refuse_guessed(name)
         return self._open_layer(self._find(parse_name(name, format)))
 
     def _find(self, name: FileName) -> FileName:
@@ -98,7 +94,6 @@ class _Around(Surroundings):
             return None
         if given is None:
             self._refuse_inside("its parent")
-            self._refuse_guessed(names[0] if names else "its parent")
         faults: list[DiskError | NotFoundError] = []
         # What the user says may also be meant from where the user is.
         for name in [given, str(Path(given).absolute())] if given else names:
@@ -138,7 +133,7 @@ class _Around(Surroundings):
             path=self.path,
         )
 
-    def _open_layer(self, name: FileName, *, trusted: bool = False, guessed: bool = False) -> Disk:
+    def _open_layer(self, name: FileName, *, trusted: bool = False) -> Disk:
         """Open a file below this image; `trusted` when the user, and not the image, named it."""
         assert self.path is not None
         if len(self.above) > MAX_DEPTH:
@@ -160,16 +155,15 @@ class _Around(Surroundings):
                 refuse_strange(self.path, storage, view, name.path, name.format)
             return _open_storage(
                 view, place.path, name.format, name.options,
-                read_only=True, rules=self.rules, above=self.above, guessed=guessed,
+                read_only=True, rules=self.rules, above=self.above,
             )  # fmt: skip
         except BaseException:
             storage.close()
             raise
 
-    def look_at(self, name: str, format: str | None, *, guessed: bool = False) -> Disk:
-        found = parse_name(name, format)
+    def look_at(self, name: str, format: str | None) -> Disk:
         try:
-            return self._open_layer(found, guessed=guessed and found.format is None)
+            return self._open_layer(parse_name(name, format))
         except NotFoundError as fault:
             raise NotFoundError(f"no file {name}", hint="check the path", path=name) from fault
 
@@ -185,16 +179,6 @@ class _Around(Surroundings):
             raise DiskUnsupportedError(
                 f"the image in {self.path} names {name}, and in an archive it has to be whole",
                 hint="unpack the archive, and open the image beside it",
-                path=self.path,
-            )
-
-    def _refuse_guessed(self, name: str) -> None:
-        """Refuse what leads to another file, where nobody but the content says what this one is."""
-        if self.guessed:
-            raise DiskFormatError(
-                f"{self.path} looks like {self.guessed} and names another file, {name}, as a guest "
-                "can make a raw image do",
-                hint=f"say which it is: `-F {self.guessed}` or `-F raw` (backing_format=)",
                 path=self.path,
             )
 
@@ -233,7 +217,6 @@ class _Around(Surroundings):
         """Return the path of a part of the image: the first of `names` that is there."""
         assert self.path is not None
         self._refuse_inside(names[0])
-        self._refuse_guessed(names[0])
         first: NotFoundError | None = None
         for name in names:
             try:
@@ -350,8 +333,7 @@ def create_disk(
 
     With `backing` it is an overlay: `backing` is written into the image as it
     is given (relative: to the new image's directory), its format as given or
-    found (only where what it is found to be names no other file: a guest may have written it
-    into a raw image), and `size` defaults to the backing file's. The backing file must be
+    found, and `size` defaults to the backing file's. The backing file must be
     one that `open_disk` with the same `backing_roots` will open below the new
     image. `check_backing=False` does not look at the backing file;
     `backing_format` and `size` are then needed. A failed creation leaves no
@@ -380,7 +362,7 @@ def create_disk(
             )
         name = name_to_write(str(backing))
         if check_backing:
-            with around.look_at(name, backing_format, guessed=kind.any_backing) as base:
+            with around.look_at(name, backing_format) as base:
                 backing_format = base.format
                 size = base.size if size is None else size
         if backing_format is None:
@@ -431,9 +413,7 @@ def open_as_backing(
     around = _Around(
         image, True, Options((), {}, ""), Rules.make(backing_roots), above=(_identity(image),)
     )
-    with contextlib.closing(FileStorage(image, read_only=True, lock=False)) as storage:
-        kind = FORMATS.get(probe(storage))
-    return around.look_at(name_to_write(name), format, guessed=kind.any_backing)
+    return around.look_at(name_to_write(name), format)
 
 
 def _open_again(path: Path, format: str, rules: Rules, *, with_backing: bool) -> None:
@@ -462,7 +442,6 @@ def _open_storage(
     with_backing: bool = True,
     above: tuple[tuple[int, int], ...] = (),
     inside: bool = False,
-    guessed: bool = False,
 ) -> Disk:
     """Open what is in `storage`, which stays the caller's when this raises."""
     kind = FORMATS.get(format_name(format) if format else probe(storage))
@@ -474,7 +453,6 @@ def _open_storage(
         with_backing,
         (*above, _identity(path)),
         inside,
-        kind.format if guessed else "",
     )
     return kind.open(storage, around)
 

@@ -39,12 +39,7 @@ class Create(Action):
             help="default: by the suffix, or raw",
         )
         add("-b", "--backing", metavar="FILE", help="the image that lies below this one")
-        add(
-            "-F",
-            "--backing-format",
-            metavar="FMT",
-            help="its format (default: found by content, where that names no other file)",
-        )
+        add("-F", "--backing-format", metavar="FMT", help="its format (default: found by content)")
         add("-u", "--unsafe", action="store_true", help="do not look at the backing file")
         add("-o", "--options", metavar="NAME=VALUE,...", action="append", help="'-o help' lists")
         add("--force", action="store_true", help="overwrite an image that is there")

@@ -34,11 +34,7 @@ With -u only the name is written; the contents must be the same.
         add = parser.add_argument
         add("-f", "--format", metavar="FMT", help="default: found by content")
         add("-b", "--backing", metavar="FILE", required=True, help="'' for none")
-        add(
-            *("-F", "--backing-format"),
-            metavar="FMT",
-            help="default: found by content, where that names no other file",
-        )
+        add("-F", "--backing-format", metavar="FMT", help="default: found by content")
         add("-u", "--unsafe", action="store_true", help="write the name, and nothing else")
         add("filename")
         add_common(parser, progress=True)

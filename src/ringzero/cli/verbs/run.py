@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ringzero.cli.command_flags import add_command_flags, command_words, given
 from ringzero.cli.flags import words_of
 from ringzero.cli.verb import VERBS, Verb, print_json
-from ringzero.config.device import DEVICE_CONFIGS
+from ringzero.config.device import DEVICE_CONFIGS, DeviceConfig
 from ringzero.errors import (
     ConfigError,
     InvalidValueError,
@@ -49,6 +49,7 @@ class Run(Verb):
   ringzero run -e LANG=C -w /tmp -u nobody -- env
   ringzero run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
   ringzero run --disk data.img,ro --memory 1G -- mount /dev/vda /mnt
+  ringzero run -v .:/src -w /src -- make  this folder is the guest's /src; also -v DATA:/data:ro
   ringzero run --vsock /tmp/vm.sock       sockets between host and guest
   ringzero run -d --name web -p 8080:80   port 8080 of this host leads to the guest's 80
   ringzero run --net none -- ./untrusted  no network; also --net user,host=no,allow=packages.example
@@ -91,8 +92,14 @@ Ctrl-] q ends the machine.
             action="append",
             help="kernel command line (with the default guest: added to its own)",
         )
-        for kind, device in DEVICE_CONFIGS:
-            add(f"--{kind}", metavar=device.spelling, action="append", default=[], help=device.help)
+        for _, device in DEVICE_CONFIGS:
+            add(
+                *device.flag_names(),
+                metavar=device.spelling,
+                action="append",
+                default=[],
+                help=device.help,
+            )
         add(
             *("-p", "--publish"),
             metavar="[ADDR:]HOST:GUEST[/udp]",
@@ -329,9 +336,12 @@ def _check_files(arguments: argparse.Namespace) -> None:
     for noun in ("kernel", "initrd"):
         if path := getattr(arguments, noun):
             faults += file_faults(noun, Path(path), writable=False, device=False)
-    for disk in arguments.disk:
+    named = [("disks", text) for text in arguments.disk]
+    named += [("shares", text) for text in arguments.mount]
+    for plural, text in named:
+        fields: dict[str, Any] = {plural: [text]}
         try:
-            (device,) = MachineConfig.create(disks=[disk]).devices
+            (device,) = MachineConfig.create(**fields).devices
         except ConfigError:
             # Told with the rest of the description.
             continue
@@ -417,9 +427,16 @@ def _common(arguments: argparse.Namespace) -> dict[str, object]:
         "cpus": arguments.cpus,
         "engine": arguments.engine or ENGINE.get(),
         **({"cpu": arguments.cpu} if arguments.cpu else {}),
-        **{f"{kind}s": getattr(arguments, kind) for kind in DEVICE_CONFIGS.names()},
+        **{f"{kind}s": _of_flag(arguments, device) for kind, device in DEVICE_CONFIGS},
         "nets": _nets(arguments),
     }
+
+
+def _of_flag(arguments: argparse.Namespace, device: type[DeviceConfig]) -> Sequence[object]:
+    """Return what was written behind the flag of a kind of device."""
+    name = next(name for name in device.flag_names() if name.startswith("--"))
+    found: Sequence[object] = getattr(arguments, name.removeprefix("--"))
+    return found
 
 
 def _nets(arguments: argparse.Namespace) -> Sequence[object]:

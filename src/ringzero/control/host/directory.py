@@ -31,7 +31,6 @@ from ringzero.control.host.records import (
     load,
     save,
 )
-from ringzero.control.host.removed import name_of_removed
 from ringzero.errors import (
     ConflictError,
     ControlError,
@@ -421,8 +420,7 @@ class MachineDirectory:
 
     def discard(self) -> None:
         """Take the name away, then the files; the caller has the lock. Raises HostError."""
-        ended = load(ExitRecord, self.path / EXIT)
-        old = self.path.with_name(name_of_removed(OLD, random_name(), ended))
+        old = self.path.with_name(f"{OLD}{random_name()}")
         try:
             self.path.rename(old)
         except FileNotFoundError:

@@ -16,12 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from ringzero.api.values import Event, EventKind, ExitRecord, Status
+from ringzero.api.values import Event, EventKind, Status
 from ringzero.config.device import NAME
 from ringzero.control.host import claims, directory
 from ringzero.control.host.directory import EXIT, LOCK, PROCESS, STATUS, MachineDirectory
-from ringzero.control.host.records import ProcessRecord, load
-from ringzero.control.host.removed import end_of_removed
+from ringzero.control.host.records import ProcessRecord
 from ringzero.errors import HostError
 from ringzero.host import inotify
 from ringzero.host.files import host_error
@@ -97,14 +96,13 @@ class Watch:
         poller = select.poll()
         for descriptor in (self._inotify.descriptor, self._wake):
             poller.register(descriptor, select.POLLIN)
-        wait = _PAUSE if self._pending or self._moved else timeout
+        wait = _PAUSE if self._pending else timeout
         poller.poll(None if wait is None else wait * 1000)
         again, self._pending = self._pending, {}
-        moved = set(self._moved)
         found = [event for change in self._inotify.read() for event in self._changed(change)]
-        # Moved away, and to no place of ours: the kernel tells of that next, if ever.
-        for cookie in moved & set(self._moved):
-            found += self._removed(self._moved.pop(cookie))
+        # Moved away, and to no place of ours.
+        found += [event for name in self._moved.values() for event in self._removed(name)]
+        self._moved.clear()
         for name, looks in again.items():
             found += self._look(name, looks)
         return found
@@ -112,17 +110,13 @@ class Watch:
     def _changed(self, change: inotify.Change) -> list[Event]:
         if change.mask & inotify.OVERFLOW:
             names = {machine.name for machine in directory.machines(self._where)}
-            gone = set(self._seen) - names
-            found = [event for name in gone for event in self._removed(name)]
-            return found + [event for name in names for event in self._appeared(name)]
+            return [event for name in names | set(self._seen) for event in self._appeared(name)]
         if change.number != self._root:
             name = self._names.get(change.number)
             if name is None or change.name not in _TELLING:
                 return []
             return self._look(name, _LOOKS if change.name == LOCK else 0)
         before = self._moved.pop(change.cookie, "") if change.cookie else ""
-        if change.mask & inotify.DELETE:
-            return self._removed(change.name)
         if change.mask & inotify.MOVED_FROM:
             if NAME.fullmatch(change.name):
                 self._moved[change.cookie] = change.name
@@ -130,35 +124,28 @@ class Watch:
         if NAME.fullmatch(change.name):
             return self._appeared(change.name, before)
         # One that is being removed has such a name, or one that is being made.
-        return self._removed(before, self._where / change.name) if before else []
+        return self._removed(before) if before else []
 
     def _appeared(self, name: str, before: str = "") -> list[Event]:
         machine = MachineDirectory(self._where / name)
+        if machine.oddity():
+            return self._removed(name)
+        self._follow(name)
         found: list[Event] = []
         if before in self._seen:
             self._seen[name] = self._seen.pop(before)
             found.append(_event(EventKind.RENAMED, name, **{"from": before}))
-        if not os.path.lexists(machine.path):
-            # The kernel tells next of its going, and what it was called then.
-            return found
-        if machine.oddity():
-            return found + self._removed(name)
-        self._follow(name)
         return found + self._look(name, 0)
 
-    def _removed(self, name: str, place: Path | None = None) -> list[Event]:
-        """Forget a machine, whose directory is at `place` as long as it is there at all."""
+    def _removed(self, name: str) -> list[Event]:
         for number in [number for number, of in self._names.items() if of == name]:
             self._inotify.remove(number)
             del self._names[number]
         seen = self._seen.pop(name, None)
         if seen is None:
             return []
-        removed = _event(EventKind.REMOVED, name)
-        if not seen.status.alive:
-            return [removed]
-        ended = place and (load(ExitRecord, place / EXIT) or end_of_removed(place))
-        return [_ended(name, ended or None), removed]
+        ended = [_event(EventKind.ENDED, name)] if seen.status.alive else []
+        return [*ended, _event(EventKind.REMOVED, name)]
 
     def _follow(self, name: str) -> None:
         with contextlib.suppress(OSError):
@@ -166,20 +153,13 @@ class Watch:
 
     def _look(self, name: str, looks: int) -> list[Event]:
         machine = MachineDirectory(self._where / name)
-        if not os.path.lexists(machine.path):
-            return []
         if machine.oddity():
             return self._removed(name)
         now, before = _look(machine), self._seen.get(name)
-        over = before is not None and before.status.alive and not now.status.alive
-        ended = machine.exit() if over else None
-        if not os.path.lexists(machine.path):
-            # What was read may be the half of it.
-            return []
         if looks and now.status.alive:
             self._pending[name] = looks - 1
         self._seen[name] = now
-        return list(_differences(name, before, now, ended))
+        return list(_differences(machine, before, now))
 
 
 class Changes:
@@ -219,20 +199,19 @@ def _look(machine: MachineDirectory) -> _Seen:
     return _Seen(machine.status(), machine.process())
 
 
-def _differences(
-    name: str, before: _Seen | None, now: _Seen, ended: ExitRecord | None
-) -> Iterator[Event]:
-    old = before.status if before is not None else None
+def _differences(machine: MachineDirectory, before: _Seen | None, now: _Seen) -> Iterator[Event]:
+    name, old = machine.name, before.status if before is not None else None
     if old is None:
         yield _event(EventKind.CREATED, name)
     alive = old is not None and old.alive
     if before is not None and None is not before.process != now.process is not None:
         # Another process runs it: it ended in between.
         if alive:
-            yield _ended(name, None)
+            yield _event(EventKind.ENDED, name)
         alive, old = False, None
     if alive and not now.status.alive:
-        yield _ended(name, ended)
+        ended = machine.exit()
+        yield _event(EventKind.ENDED, name, **({"exit": ended.to_dict()} if ended else {}))
     if now.status in (Status.RUNNING, Status.PAUSED) and not (
         old in (Status.RUNNING, Status.PAUSED) and alive
     ):
@@ -246,10 +225,6 @@ def _differences(
                 yield _event(EventKind.RESUMED, name)
             case Status.STOPPING:
                 yield _event(EventKind.STOPPING, name)
-
-
-def _ended(name: str, ended: ExitRecord | None) -> Event:
-    return _event(EventKind.ENDED, name, **({"exit": ended.to_dict()} if ended else {}))
 
 
 def _event(kind: EventKind, machine: str, **detail: Any) -> Event:

@@ -198,6 +198,10 @@ class Virtqueue:
         """Give the last popped requests back, to be popped again later."""
         self._next_available = (self._next_available - count) & 0xFFFF
 
+    def chain(self, head: int) -> Chain:
+        """Return the request that begins at `head`, which was popped before; raises QueueError."""
+        return self._walk(head)
+
     def _walk(self, head: int) -> Chain:
         chain = Chain(head)
         view = self._memory.view

@@ -32,6 +32,10 @@ class Backend:
     def __init__(self, config: DeviceConfig, name: str, content: InstantDisk | None) -> None:
         self.device = VIRTIO_DEVICES.get(config.kind).from_config(config)
 
+    def join(self, config: DeviceConfig, number: int) -> None:
+        """Take up a further description of a kind whose devices are all one (`joined`)."""
+        raise NotImplementedError
+
     def start(self, on_fault: OnFault) -> None:
         """Begin to move bytes; the guest runs. `on_fault` hears what ends a thread of ours."""
         self.device.on_fault = on_fault

@@ -31,6 +31,9 @@ class Devices:
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             for number, device in config.numbered():
+                if device.joined and number:
+                    self.backends[device.name_of(0)].join(device, number)
+                    continue
                 stores = contents is not None and device.kind == "disk"
                 content = contents[number] if contents and stores else None
                 name = device.name_of(number)

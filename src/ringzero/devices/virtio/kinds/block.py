@@ -12,9 +12,9 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from typing import Protocol
 
+from ringzero.core.views import Buffers, fill, split
 from ringzero.devices.virtio.device import VIRTIO_DEVICES, VirtioDevice
 from ringzero.devices.virtio.queue import Chain, QueueError
 from ringzero.errors import StateError
@@ -46,8 +46,6 @@ MAX_SEGMENTS = QUEUE_SIZE - 2
 SMALL = 64 * 1024
 QUICK = 0.0005
 BACK_OFF = 256
-
-Buffers = Sequence[memoryview]
 
 
 class BlockBackend(Protocol):
@@ -250,7 +248,7 @@ class Block(VirtioDevice[BlockState]):
         """Carry one request out; return its status."""
         if not chain.writable or not len(chain.writable[-1]):
             raise QueueError("a block request without room for its status")
-        header, data_out = _split(chain.readable, HEADER.size)
+        header, data_out = split(chain.readable, HEADER.size)
         if len(header) < HEADER.size:
             raise QueueError("a block request without its header")
         kind, _, sector = HEADER.unpack(header)
@@ -270,7 +268,7 @@ class Block(VirtioDevice[BlockState]):
             self._disk.flush()
             return OK
         if kind == GET_ID:
-            _fill(data_in, self._identity)
+            fill(data_in, self._identity)
             return OK
         if kind in (DISCARD, WRITE_ZEROES) and not self._disk.read_only:
             return self._ranges(kind, data_out)
@@ -280,7 +278,7 @@ class Block(VirtioDevice[BlockState]):
         return length % SECTOR == 0 and offset + length <= self._disk.size
 
     def _ranges(self, kind: int, data: Buffers) -> int:
-        table, rest = _split(data, MAX_RANGES * RANGE.size)
+        table, rest = split(data, MAX_RANGES * RANGE.size)
         if rest or len(table) % RANGE.size or not table:
             return UNSUPPORTED
         ranges = list(RANGE.iter_unpack(table))
@@ -310,25 +308,3 @@ class Block(VirtioDevice[BlockState]):
                 expected=state.size,
                 seen=self._disk.size,
             )
-
-
-def _split(buffers: Buffers, count: int) -> tuple[bytes, list[memoryview]]:
-    """Return a copy of the first `count` bytes, and views of the rest."""
-    head = b""
-    rest: list[memoryview] = []
-    for buffer in buffers:
-        missing = count - len(head)
-        if missing:
-            head += bytes(buffer[:missing])
-        if len(buffer) > missing:
-            rest.append(buffer[missing:])
-    return head, rest
-
-
-def _fill(buffers: Buffers, data: bytes) -> None:
-    """Copy `data` into `buffers` as far as it fits."""
-    done = 0
-    for buffer in buffers:
-        piece = data[done : done + len(buffer)]
-        buffer[: len(piece)] = piece
-        done += len(piece)

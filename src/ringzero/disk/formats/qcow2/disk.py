@@ -60,7 +60,6 @@ class Qcow2Disk(Qcow2Image):
 
     format = "qcow2"
     can_have_backing = True
-    any_backing = True
     create_options = CREATE_OPTIONS
     open_options = (
         Option.flag("for_repair", False, "open an image that is marked corrupt, to repair it"),

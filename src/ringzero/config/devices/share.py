@@ -1,0 +1,144 @@
+"""A shared folder: a directory, or a file, of the host that the guest has at a place of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from ringzero.config.device import DEVICE_CONFIGS, NAME, DeviceConfig
+from ringzero.errors import InvalidValueError
+from ringzero.records import record
+
+# How long the guest may believe what it was told of names and attributes, in seconds.
+CACHES = {"none": 0.0, "auto": 1.0, "always": 86400.0}
+OWNERS = ("user", "host")
+# Docker's words for what is so anyway.
+_SILENT = ("rw", "z", "Z", "cached", "delegated", "consistent", "")
+_HINT = "write HOST:GUEST, or HOST:GUEST:ro, as --mount ./src:/src"
+# limits.h: PATH_MAX, with the end.
+_LONGEST_TARGET = 4095
+
+
+@DEVICE_CONFIGS.register("share")
+@record
+class ShareConfig(DeviceConfig):
+    """A folder, or file, `path` of the host, at `target` in the guest.
+
+    `cache` is a name in CACHES; `owners` "user": whoever runs ringzero is root in the guest,
+    "host": the numbers are the host's. `backend` is a name in the registry of what can be shared.
+    """
+
+    kind = "share"
+    flags = ("-v", "--mount", "--volume")
+    spelling = "HOST:GUEST[:ro]"
+    help = (
+        "share a folder, or a file, of the host; read-only with ':ro'; ':cache=none' has every "
+        "change of the host's seen at once (repeatable)"
+    )
+    # All shares of a machine are one device.
+    joined = True
+    first_has_number = False
+
+    path: Path
+    target: str
+    read_only: bool = False
+    cache: str = "auto"
+    owners: str = "user"
+    backend: str = "host"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        if "=" in text.partition(":")[0] and "," in text:
+            return cls._parse_fields(text)
+        path, _, target = text.rpartition(":")
+        options = ""
+        if path and not target.startswith("/"):
+            options = target
+            path, _, target = path.rpartition(":")
+        if not path or not target.startswith("/"):
+            raise InvalidValueError(f"no shared folder in {text!r}", hint=_HINT)
+        return cls._with_options(text, path, target, options.split(","))
+
+    @classmethod
+    def _parse_fields(cls, text: str) -> Self:
+        """Read Docker's other form: type=bind,source=HOST,target=GUEST,readonly."""
+        names = {"src": "source", "dst": "target", "destination": "target", "readonly": "ro"}
+        fields: dict[str, str] = {}
+        options = []
+        for part in text.split(","):
+            name, equals, value = part.partition("=")
+            name = names.get(name, name)
+            if name in ("source", "target", "type") and equals:
+                fields[name] = value
+            elif name == "ro":
+                options += [] if value in ("false", "0") else ["ro"]
+            else:
+                options.append(part)
+        if fields.get("type", "bind") != "bind":
+            raise InvalidValueError(
+                f"no mount of the type {fields['type']!r}", hint=f"only folders: {_HINT}"
+            )
+        if "source" not in fields or "target" not in fields:
+            raise InvalidValueError(f"no shared folder in {text!r}", hint=_HINT)
+        return cls._with_options(text, fields["source"], fields["target"], options)
+
+    @classmethod
+    def _with_options(cls, text: str, path: str, target: str, options: Sequence[str]) -> Self:
+        read_only, values = False, {"cache": "auto", "owners": "user"}
+        for option in options:
+            name, equals, value = option.partition("=")
+            if option == "ro":
+                read_only = True
+            elif equals and name in values:
+                values[name] = value
+            elif option not in _SILENT:
+                raise InvalidValueError(
+                    f"no option {option!r} in the shared folder {text!r}",
+                    hint="known: ro, cache=none|auto|always, owners=user|host",
+                )
+        return cls(Path(path), _normal(target), read_only, values["cache"], values["owners"])
+
+    def faults(self) -> list[str]:
+        found = []
+        target = self.target
+        if not target.startswith("/") or ".." in target.split("/"):
+            found.append(f"share {self.path}: its place {target!r} is no absolute path")
+        elif _normal(target) == "/":
+            found.append(f"share {self.path}: the guest's root cannot be its place")
+        if any(c in target for c in "\0\n") or len(target.encode()) > _LONGEST_TARGET:
+            found.append(f"share {self.path}: a place with a line break in it, or too long a one")
+        if self.cache not in CACHES:
+            found.append(f"share {self.path}: cache={self.cache}; known: {', '.join(CACHES)}")
+        if self.owners not in OWNERS:
+            found.append(f"share {self.path}: owners={self.owners}; known: {', '.join(OWNERS)}")
+        if not NAME.fullmatch(self.backend):
+            found.append(f"share {self.path}: no kind of share is called {self.backend!r}")
+        return found
+
+    @classmethod
+    def faults_together(cls, devices: Sequence[Self]) -> list[str]:
+        targets = [_normal(share.target) for share in devices]
+        return [
+            f"two shared folders at {target}"
+            for target in dict.fromkeys(targets)
+            if targets.count(target) > 1
+        ]
+
+    def file_faults(self) -> list[str]:
+        path = self.path
+        try:
+            exists = path.exists()
+        except OSError as fault:
+            return [f"shared folder {path}: {fault.strerror}"]
+        if not exists:
+            return [f"shared folder {path} does not exist"]
+        if not (path.is_dir() or path.is_file()):
+            return [f"shared folder {path} is neither a folder nor a file"]
+        return []
+
+
+def _normal(target: str) -> str:
+    """Return a place in the guest without what does not matter in it."""
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    return "/" + "/".join(parts) if target.startswith("/") else target

@@ -1,0 +1,1 @@
+"""What can be shared with a guest, one module each."""

@@ -1,0 +1,501 @@
+"""A directory of the host, or a single file.
+
+Nothing outside it is ever reached. Nodes are descriptors (O_PATH): a name is looked up in the
+descriptor of its directory, one component at a time, and no symbolic link is followed; a node
+whose descriptor was let go is found by openat2 with RESOLVE_BENEATH; a directory that somebody
+moves out of what is shared is refused from then on. What opens a file opens the node's own
+descriptor anew, and only regular files: FIFOs, sockets and devices are the guest's own affair.
+What the guest must not do to the host is kept in attributes (`ringzero.share.host.owners`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import Any
+
+from ringzero.errors import ConfigError, HostError
+from ringzero.host import beneath
+from ringzero.share.contract import (
+    BACKENDS,
+    NOW,
+    Attributes,
+    Change,
+    Entry,
+    Node,
+    Owner,
+    Tree,
+)
+from ringzero.share.host.files import HostFile, HostLocks
+from ringzero.share.host.nodes import HostNode, Nodes, proc_path
+from ringzero.share.host.owners import ATTRIBUTE, FOREIGN, Override, Owners
+
+# What of a guest's flags for an open file counts here: how it is written and made durable.
+_OPEN_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
+_ALWAYS = os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+_SET_IDS = stat.S_ISUID | stat.S_ISGID
+# Types that the host makes itself; others are kept as an empty file with an attribute.
+_MADE = (stat.S_IFREG, stat.S_IFDIR)
+_DIRENT_REGULAR, _DIRENT_DIRECTORY, _DIRENT_LINK, _DIRENT_UNKNOWN = 8, 4, 10, 0
+# What capabilities(7) of a program are kept in; a write takes them away, as Linux does.
+_CAPABILITIES = b"security.capability"
+
+
+@BACKENDS.register("host")
+class HostTree(Tree):
+    """The directory, or file, `source`; `limit` bounds its descriptors (None: by the process)."""
+
+    def __init__(
+        self,
+        source: str | bytes,
+        *,
+        read_only: bool = False,
+        owners: Owners | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self.read_only = read_only
+        self._owners = owners or Owners(os.geteuid() == 0)
+        fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
+        try:
+            found = os.fstat(fd)
+            if not (stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)):
+                raise OSError(errno.EINVAL, "it is neither a directory nor a file")
+            key, kind = (found.st_dev, found.st_ino), stat.S_IFMT(found.st_mode)
+            self._root = HostNode(self, key, kind, None, b"")
+            self._root.fd, self._root.pinned = fd, True
+            self._nodes = Nodes(self._root, limit)
+        except BaseException:
+            os.close(fd)
+            raise
+        # What the guest has set where the host's file takes no attribute, by (device, inode).
+        self._loose: dict[tuple[int, ...], Override] = {}
+
+    @classmethod
+    def open(cls, source: str, *, read_only: bool, ownership: str) -> Tree:
+        owners = Owners(ownership == "host" or os.geteuid() == 0)
+        try:
+            return cls(source, read_only=read_only, owners=owners)
+        except FileNotFoundError as fault:
+            if fault.filename is not None and b"/proc/" in os.fsencode(fault.filename):
+                raise HostError("shares need /proc on the host", hint="mount it") from fault
+            raise ConfigError(
+                [f"the shared folder {source} does not exist"], hint="check the path"
+            ) from fault
+        except OSError as fault:
+            raise HostError(
+                f"cannot share {source}: {fault.strerror}", hint="check the path", path=source
+            ) from fault
+
+    def root(self) -> Node:
+        return self._root
+
+    # ---- looking ----------------------------------------------------------
+
+    def lookup(self, parent: Node, name: bytes) -> tuple[Node, Attributes]:
+        above = _own(parent)
+        return self._found(above, self._directory(above), name)
+
+    def _found(self, above: HostNode, directory: int, name: bytes) -> tuple[HostNode, Attributes]:
+        fd = self._nodes.opened(
+            lambda: os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        )
+        try:
+            found = os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        node = self._nodes.take(fd, found, above, name)
+        return node, self._shown(node, found)
+
+    def attributes(self, node: Node) -> Attributes:
+        own = _own(node)
+        return self._shown(own, os.fstat(self._nodes.fd(own)))
+
+    def _shown(self, node: HostNode, found: os.stat_result) -> Attributes:
+        override = self._override(node, found)
+        mode, uid, gid, rdev = self._owners.shown(found, override)
+        node.kind = stat.S_IFMT(mode)
+        return Attributes(
+            found.st_ino,
+            found.st_size,
+            found.st_blocks,
+            found.st_atime_ns,
+            found.st_mtime_ns,
+            found.st_ctime_ns,
+            mode,
+            found.st_nlink,
+            uid,
+            gid,
+            rdev,
+            found.st_blksize,
+            found.st_dev,
+        )
+
+    def _override(self, node: HostNode, found: os.stat_result) -> Override | None:
+        """Return what the guest has set; setting it changes the change time."""
+        if node.known_ctime == found.st_ctime_ns:
+            return node.known_override
+        override = self._loose.get(node.key)
+        if override is None and node.host_kind in _MADE and node.fd is not None:
+            try:
+                value = os.getxattr(proc_path(node.fd), ATTRIBUTE)
+            except OSError:
+                pass
+            else:
+                override = Override.parse(value)
+        node.known_ctime, node.known_override = found.st_ctime_ns, override
+        return override
+
+    def entries(self, node: Node) -> list[Entry]:
+        directory = self._directory(_own(node))
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        fd = self._nodes.opened(lambda: os.open(b".", flags, dir_fd=directory))
+        try:
+            with os.scandir(fd) as found:
+                return [Entry(os.fsencode(e.name), e.inode(), _kind_of(e)) for e in found]
+        finally:
+            os.close(fd)
+
+    def read_link(self, node: Node) -> bytes:
+        return os.readlink(b"", dir_fd=self._nodes.fd(_own(node)))
+
+    def forget(self, node: Node) -> None:
+        self._nodes.forget(_own(node))
+
+    def statistics(self, node: Node) -> os.statvfs_result:
+        return os.statvfs(self._nodes.fd(_own(node)))
+
+    def _directory(self, node: HostNode) -> int:
+        if node.host_kind != stat.S_IFDIR:
+            raise OSError(errno.ENOTDIR, "no directory")
+        return self._nodes.fd(node)
+
+    # ---- attributes -------------------------------------------------------
+
+    def change(self, node: Node, change: Change) -> Attributes:
+        own = _own(node)
+        fd = self._nodes.fd(own)
+        place = proc_path(fd)
+        found = os.fstat(fd)
+        before = self._shown(own, found)
+        if change.size is not None:
+            if own.kind != stat.S_IFREG or own.host_kind != stat.S_IFREG:
+                raise OSError(errno.EISDIR if own.kind == stat.S_IFDIR else errno.EINVAL, "size")
+            if change.size >= 1 << 63:
+                raise OSError(errno.EFBIG, "too large")
+            os.truncate(place, change.size)
+        mode, uid, gid = before.mode, before.uid, before.gid
+        if change.mode is not None:
+            mode = stat.S_IFMT(mode) | stat.S_IMODE(change.mode)
+        uid = uid if change.uid is None else change.uid
+        gid = gid if change.gid is None else change.gid
+        if change.kill and own.kind == stat.S_IFREG:
+            mode = without_set_ids(mode)
+            self._drop_capabilities(own, place)
+        wanted = mode, uid, gid
+        if wanted != (before.mode, before.uid, before.gid):
+            self._set_owner(own, fd, *wanted, before.rdev)
+        if change.atime is not None or change.mtime is not None:
+            _set_times(place, found, change.atime, change.mtime)
+        return self.attributes(own)
+
+    def _set_owner(self, node: HostNode, fd: int, mode: int, uid: int, gid: int, rdev: int) -> None:
+        """Make mode and owner what the guest says, on the host as far as that may be."""
+        place = proc_path(fd)
+        found = os.fstat(fd)
+        if self._owners.real and (uid, gid) != (found.st_uid, found.st_gid):
+            os.chown(place, uid, gid)
+        if node.host_kind != stat.S_IFLNK and (node.kind in _MADE):
+            on_host = self._owners.on_host(mode)
+            if stat.S_IMODE(os.fstat(fd).st_mode) != on_host:
+                os.chmod(place, on_host)  # noqa: PTH101 - bytes
+        found = os.fstat(fd)
+        if self._owners.shown(found, None) == (mode, uid, gid, found.st_rdev) and (
+            stat.S_IFMT(mode) == stat.S_IFMT(found.st_mode)
+        ):
+            self._clear_override(node, place)
+        else:
+            self._store_override(node, place, Override(uid, gid, mode, rdev, found.st_mode))
+
+    def _store_override(self, node: HostNode, place: bytes, override: Override) -> None:
+        node.known_ctime = -1
+        if node.host_kind in _MADE:
+            try:
+                os.setxattr(place, ATTRIBUTE, override.pack())
+            except OSError as fault:
+                # Where the host has no attributes, or no room for one.
+                if fault.errno not in (errno.ENOTSUP, errno.ENOSPC, errno.EDQUOT, errno.EPERM):
+                    raise
+            else:
+                self._loose.pop(node.key, None)
+                return
+        self._loose[node.key] = override
+
+    def _clear_override(self, node: HostNode, place: bytes) -> None:
+        self._loose.pop(node.key, None)
+        if node.host_kind in _MADE and node.known_override is not None:
+            with contextlib.suppress(OSError):
+                os.removexattr(place, ATTRIBUTE)
+        node.known_ctime = -1
+
+    def _drop_capabilities(self, node: HostNode, place: bytes) -> None:
+        if node.known_override is not None or self._owners.real:
+            with contextlib.suppress(OSError):
+                os.removexattr(place, FOREIGN + _CAPABILITIES)
+
+    # ---- files ------------------------------------------------------------
+
+    def open_file(self, node: Node, flags: int) -> HostFile:
+        own = _own(node)
+        if own.host_kind != stat.S_IFREG or own.kind != stat.S_IFREG:
+            # A FIFO would block, and a device act.
+            raise OSError(errno.EISDIR if own.kind == stat.S_IFDIR else errno.ENXIO, "no file")
+        fd = self._nodes.fd(own)
+        how = flags & _OPEN_FLAGS | _ALWAYS
+        return HostFile(self._nodes.opened(lambda: os.open(proc_path(fd), how)))
+
+    def create(
+        self, parent: Node, name: bytes, flags: int, mode: int, owner: Owner
+    ) -> tuple[Node, Attributes, HostFile]:
+        above = _own(parent)
+        directory = self._directory(above)
+        how = flags & _OPEN_FLAGS & ~os.O_TRUNC | _ALWAYS | os.O_CREAT | os.O_EXCL
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
+        try:
+            fd = self._nodes.opened(
+                lambda: os.open(name, how, self._owners.on_host(mode), dir_fd=directory)
+            )
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            # Somebody else has just made it.
+            node, _ = self._found(above, directory, name)
+            file = self.open_file(node, flags)
+            return node, self.attributes(node), file
+        file = HostFile(fd)
+        try:
+            node, shown = self._adopt(above, directory, name, mode, 0, owner)
+        except BaseException:
+            file.close()
+            raise
+        return node, shown, file
+
+    def make(
+        self, parent: Node, name: bytes, mode: int, rdev: int, owner: Owner
+    ) -> tuple[Node, Attributes]:
+        above = _own(parent)
+        directory = self._directory(above)
+        if stat.S_ISDIR(mode):
+            os.mkdir(name, self._owners.on_host(mode), dir_fd=directory)
+        elif stat.S_IFMT(mode) in (
+            *(stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK),
+        ):
+            how = os.O_CREAT | os.O_EXCL | os.O_WRONLY | _ALWAYS
+            permissions = self._owners.on_host(stat.S_IFREG | stat.S_IMODE(mode))
+            os.close(self._nodes.opened(lambda: os.open(name, how, permissions, dir_fd=directory)))
+        else:
+            raise OSError(errno.EINVAL, "no type of file")
+        return self._adopt(above, directory, name, mode, rdev, owner)
+
+    def symlink(
+        self, parent: Node, name: bytes, target: bytes, owner: Owner
+    ) -> tuple[Node, Attributes]:
+        above = _own(parent)
+        directory = self._directory(above)
+        os.symlink(target, name, dir_fd=directory)
+        return self._adopt(above, directory, name, stat.S_IFLNK | 0o777, 0, owner)
+
+    def _adopt(
+        self, above: HostNode, directory: int, name: bytes, mode: int, rdev: int, owner: Owner
+    ) -> tuple[HostNode, Attributes]:
+        """Return the node that was just made, with the owner and mode that it is to have."""
+        node, shown = self._found(above, directory, name)
+        uid, gid = owner
+        inherited = self.attributes(above)
+        if inherited.mode & stat.S_ISGID:
+            gid = inherited.gid
+            if stat.S_ISDIR(mode):
+                mode |= stat.S_ISGID
+        if node.host_kind == stat.S_IFLNK:
+            mode = shown.mode
+        if (shown.mode, shown.uid, shown.gid, shown.rdev) == (mode, uid, gid, rdev):
+            return node, shown
+        node.kind = stat.S_IFMT(mode)
+        self._set_owner(node, self._nodes.fd(node), mode, uid, gid, rdev)
+        return node, self.attributes(node)
+
+    def link(self, node: Node, parent: Node, name: bytes) -> Attributes:
+        above, own = _own(parent), _own(node)
+        if own.host_kind == stat.S_IFDIR:
+            raise OSError(errno.EPERM, "no links of directories")
+        place = proc_path(self._nodes.fd(own))
+        os.link(place, name, dst_dir_fd=self._directory(above), follow_symlinks=True)
+        own.parent, own.name = above, name
+        return self.attributes(own)
+
+    def unlink(self, parent: Node, name: bytes, *, directory: bool) -> None:
+        above = self._directory(_own(parent))
+        self._keep(above, name)
+        if directory:
+            os.rmdir(name, dir_fd=above)
+        else:
+            os.unlink(name, dir_fd=above)
+
+    def _keep(self, directory: int, name: bytes) -> None:
+        """Hold what is called so: the guest may have it open, and its name goes away."""
+        node = self._nodes.known(directory, name)
+        if node is not None:
+            self._nodes.pin(node)
+
+    def rename(
+        self, parent: Node, name: bytes, new_parent: Node, new_name: bytes, flags: int
+    ) -> None:
+        above, new_above = _own(parent), _own(new_parent)
+        source, target = self._directory(above), self._directory(new_above)
+        if flags not in (0, beneath.RENAME_NOREPLACE, beneath.RENAME_EXCHANGE):
+            raise OSError(errno.EINVAL, "no such way to rename")
+        moved = self._nodes.known(source, name)
+        replaced = self._nodes.known(target, new_name)
+        exchange = flags == beneath.RENAME_EXCHANGE
+        if replaced is not None and replaced is not moved and not exchange:
+            self._nodes.pin(replaced)
+        beneath.rename(source, name, target, new_name, flags)
+        if moved is not None and moved is not self._root:
+            moved.parent, moved.name = new_above, new_name
+        if exchange and replaced is not None and replaced is not self._root:
+            replaced.parent, replaced.name = above, name
+
+    def sync(self, node: Node, *, data_only: bool) -> None:
+        own = _own(node)
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        if own.host_kind not in _MADE:
+            return
+        place = proc_path(self._nodes.fd(own))
+        fd = self._nodes.opened(lambda: os.open(place, flags))
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def sync_all(self) -> None:
+        fd = os.open(proc_path(self._nodes.fd(self._root)), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            beneath.syncfs(fd)
+        finally:
+            os.close(fd)
+
+    # ---- extended attributes ----------------------------------------------
+
+    def get_xattr(self, node: Node, name: bytes) -> bytes:
+        return os.getxattr(self._place(node), _stored(name))
+
+    def set_xattr(self, node: Node, name: bytes, value: bytes, flags: int) -> None:
+        _own(node).known_ctime = -1
+        os.setxattr(self._place(node), _stored(name), value, flags)
+
+    def list_xattrs(self, node: Node) -> list[bytes]:
+        names = map(os.fsencode, os.listxattr(self._place(node)))
+        return [shown for name in names if (shown := _visible(name)) is not None]
+
+    def remove_xattr(self, node: Node, name: bytes) -> None:
+        os.removexattr(self._place(node), _stored(name))
+
+    def _place(self, node: Node) -> bytes:
+        own = _own(node)
+        place = proc_path(self._nodes.fd(own))
+        if own.host_kind not in _MADE:
+            # Linux keeps user attributes with files and directories alone.
+            raise OSError(errno.ENOTSUP, "no attributes")
+        return place
+
+    # ---- locks, state -----------------------------------------------------
+
+    def locks(self, node: Node) -> HostLocks:
+        own = _own(node)
+        if own.host_kind != stat.S_IFREG:
+            raise OSError(errno.EINVAL, "no file")
+        place = proc_path(self._nodes.fd(own))
+        try:
+            fd = self._nodes.opened(lambda: os.open(place, os.O_RDWR | _ALWAYS))
+        except (PermissionError, OSError) as fault:
+            if fault.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
+                raise
+            fd = self._nodes.opened(lambda: os.open(place, os.O_RDONLY | _ALWAYS))
+        return HostLocks(fd)
+
+    def save_node(self, node: Node) -> Any:
+        own = _own(node)
+        return [os.fsdecode(own.path()), *own.key]
+
+    def restore_node(self, saved: Any) -> Node | None:
+        try:
+            path, device, inode = saved
+            names = [os.fsencode(name) for name in str(path).split("/") if name not in ("", ".")]
+            node: HostNode = self._root
+            for name in names:
+                if name == b".." or len(name) > 255:
+                    return None
+                node, _ = self._found(node, self._directory(node), name)
+        except (OSError, ValueError, TypeError):
+            return None
+        # On another host the numbers are others; there the path alone must do.
+        return node if node.key == (device, inode) or not names else None
+
+    def close(self) -> None:
+        self._nodes.close()
+
+
+def _own(node: Node) -> HostNode:
+    assert isinstance(node, HostNode)
+    return node
+
+
+def without_set_ids(mode: int) -> int:
+    """Return the mode that is left when somebody writes (chown(2), notes on S_ISGID)."""
+    if mode & stat.S_IXGRP:
+        return mode & ~_SET_IDS
+    return mode & ~stat.S_ISUID
+
+
+def _kind_of(entry: os.DirEntry[str]) -> int:
+    if entry.is_symlink():
+        return _DIRENT_LINK
+    if entry.is_dir(follow_symlinks=False):
+        return _DIRENT_DIRECTORY
+    return _DIRENT_REGULAR if entry.is_file(follow_symlinks=False) else _DIRENT_UNKNOWN
+
+
+def _set_times(place: bytes, found: os.stat_result, atime: int | None, mtime: int | None) -> None:
+    if atime == NOW and mtime == NOW:
+        os.utime(place)
+        return
+    import time
+
+    now = time.time_ns()
+    times = [
+        old if new is None else now if new == NOW else new
+        for new, old in ((atime, found.st_atime_ns), (mtime, found.st_mtime_ns))
+    ]
+    os.utime(place, ns=(times[0], times[1]))
+
+
+def _stored(name: bytes) -> bytes:
+    """Return under which name the host keeps an attribute of the guest's."""
+    if name.startswith(b"user.ringzero."):
+        raise OSError(errno.EPERM, "kept for the host")
+    if name.startswith(b"user."):
+        return name
+    if name.startswith((b"security.", b"trusted.")):
+        return FOREIGN + name
+    raise OSError(errno.ENOTSUP, "no such name space")
+
+
+def _visible(name: bytes) -> bytes | None:
+    """Return what the guest calls an attribute of the host's; None hides it."""
+    if name.startswith(FOREIGN):
+        return name.removeprefix(FOREIGN)
+    if name.startswith(b"user.") and not name.startswith(b"user.ringzero."):
+        return name
+    return None

@@ -1,0 +1,1 @@
+"""What the back end `host` is made of: owners, descriptors, open files."""

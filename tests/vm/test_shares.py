@@ -1,0 +1,102 @@
+"""Shared folders in real guests: both ways, read-only, and across forks and snapshots."""
+
+import stat
+
+import pytest
+
+from ringzero import Machine
+from ringzero.errors import ConfigError
+from ringzero.image import micro
+from ringzero.vm.saved.store import Store
+
+pytestmark = [pytest.mark.boot, pytest.mark.engine]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def vm(folder):
+    micro.ensure()
+    (folder / "read only").mkdir()
+    (folder / "file").write_text("one file")
+    shares = [f"{folder}:/m", f"{folder}/read only:/a place/ro:ro", f"{folder}/file:/etc/one"]
+    with Machine(image="micro", memory="256M", engine="soft", shares=shares) as machine:
+        machine.run("true", timeout=120)
+        yield machine
+
+
+def told(machine, command):
+    return machine.run(command, timeout=60, text=True, check=True).stdout.strip()
+
+
+def test_files_go_both_ways(vm, folder):
+    (folder / "a").write_text("from the host")
+    assert told(vm, "cat /m/a; echo from the guest >/m/b; ln /m/a /m/c; mv /m/b /m/d") == (
+        "from the host"
+    )
+    assert (folder / "d").read_text() == "from the guest\n"
+    assert (folder / "c").stat().st_ino == (folder / "a").stat().st_ino
+    assert told(vm, "cat /etc/one") == "one file"
+
+
+def test_a_read_only_share(vm, folder):
+    (folder / "read only" / "x").write_text("x")
+    assert told(vm, "cat '/a place/ro/x'") == "x"
+    done = vm.run("touch '/a place/ro/y'", timeout=60, text=True)
+    assert "Read-only file system" in done.stderr
+    assert "ro," in told(vm, "grep 'place' /proc/mounts")
+
+
+def test_what_the_host_writes_is_seen_by_whoever_opens(vm, folder):
+    for text in ("short", "a longer one", "s"):
+        (folder / "changing").write_text(text)
+        assert told(vm, "cat /m/changing; stat -c %s /m/changing") == f"{text}{len(text)}"
+        (folder / "new").write_text(text * 2)
+        (folder / "new").rename(folder / "changing")
+        assert told(vm, "cat /m/changing") == text * 2
+    (folder / "changing").unlink()
+    assert vm.run("cat /m/changing", timeout=60).exit_code == 1
+
+
+def test_set_id_bits_and_devices_are_the_guest_s_own(vm, folder):
+    told(vm, "cp /bin/busybox /m/su; chmod 4755 /m/su; mknod /m/null c 1 3; mkfifo /m/fifo")
+    told(vm, "chown 12:34 /m/su; chmod 4755 /m/su; echo nothing >/m/null")
+    assert told(vm, "stat -c '%a %u %g' /m/su") == "4755 12 34"
+    assert told(vm, "(echo through >/m/fifo) & cat /m/fifo") == "through"
+    for name in ("su", "null", "fifo"):
+        found = (folder / name).lstat()
+        assert stat.S_ISREG(found.st_mode)
+        assert not found.st_mode & 0o7000
+
+
+def test_a_fork_goes_on_with_its_open_files(vm, folder):
+    told(vm, "exec 9>/m/log; echo one >&9; (sleep 1.5; echo two >&9) & cd /m; echo $$ >/dev/null")
+    (copy,) = vm.fork(start=True)
+    with copy:
+        assert told(copy, "cat /m/log")[:3] == "one"
+        told(copy, "echo from the copy >/m/copied")
+        assert (folder / "copied").read_text() == "from the copy\n"
+        told(copy, "sleep 2")
+    told(vm, "sleep 2")
+    # Both wrote where the file ended for them.
+    assert (folder / "log").read_text() == "one\ntwo\n"
+
+
+def test_a_snapshot_comes_back_with_its_shares(vm, folder, tmp_path):
+    store = Store(tmp_path)
+    (folder / "s").write_text("before")
+    told(vm, "cat /m/s; (while sleep 0.1; do cat /m/s >/tmp/seen; done) 2>/dev/null &")
+    vm.snapshot("ready", store=store)
+    (folder / "s").write_text("after")
+    with store.get("ready").start() as copy:
+        assert told(copy, "cat /m/s") == "after"
+        assert told(copy, "ls '/a place/ro'") == "x"
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    micro.ensure()
+    with pytest.raises(ConfigError, match="does not exist"):
+        Machine(image="micro", engine="soft", share=f"{tmp_path}/none:/m")
