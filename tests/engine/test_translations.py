@@ -9,7 +9,7 @@ import pytest
 
 import ringzero
 from ringzero.core.memory import GuestMemory
-from ringzero.engine.soft import translations
+from ringzero.engine.soft import code, translations
 from ringzero.engine.soft.translations import _HEADER, _places
 from ringzero.errors import HostError
 from tests.isa.guest import QuietInterrupts
@@ -128,7 +128,7 @@ def test_full_region(saved, place, image, native):
 
 
 def test_a_run_that_fills_too_much_leaves_what_it_had_early(place, image, native, monkeypatch):
-    monkeypatch.setattr(translations, "EARLY", 0.02)
+    monkeypatch.setattr(code, "EARLY", 0.02)
     monkeypatch.setattr(translations, "LARGEST", 0.05)
     output, _, _ = boot(image)
     first = place.read_bytes()

@@ -29,6 +29,8 @@ CODE_BASE = 0x1000_0000
 # Linux and a few commands need some 300 KiB beside what a clone has from its original.
 FIRST_ARENA, CLONE_ARENA = 8 << 20, 512 << 10
 GROWTH = 4
+# When so much of CODE_SIZE is used, what there is is saved: in the end it may be too much to save.
+EARLY = 1 / 2
 # The least that a machine goes on in: several times what one block can need.
 LEAST = 256 << 10
 # Members of CodeSpace that lead to translations of an earlier run.
@@ -115,12 +117,8 @@ class CodeArenas:
         code.region_start = code.out = arena.start
         code.region_end = code.data = arena.end
         # Where a larger one is due, or what there is is to be saved early.
-        self._low_water.value = self._room // (GROWTH if self._room < CODE_SIZE else 2)
-
-    @property
-    def used(self) -> int:
-        """Bytes of the arena in force that code and records take."""
-        return self._room - (self._data.value - self._out.value)
+        left = 1 / GROWTH if self._room < CODE_SIZE else 1 - EARLY
+        self._low_water.value = int(self._room * left)
 
     def is_short(self) -> bool:
         """Whether the arena is to be looked after; native code exits for that."""

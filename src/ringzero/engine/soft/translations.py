@@ -40,8 +40,6 @@ _CHECKED_FROM = 4
 WORTH_SAVING = 400
 # A file that fills more of the region than this leaves new code no room.
 LARGEST = 3 / 4
-# A run that fills more than this writes what it has at once, as in the end it may have too much.
-EARLY = 1 / 2
 
 
 class CompiledEngine(Protocol):
@@ -62,7 +60,6 @@ class Translations:
         self._code = code
         self._key = engine.objects.key.encode().ljust(32, b"\0")
         self._mapping: mmap.mmap | None = None
-        self._written_early = False
         # Where the mapping has the addresses of CodePages, and the guest pages they are of.
         self._addresses, self._contents = memoryview(b"").cast("I"), memoryview(b"")
 
@@ -137,19 +134,6 @@ class Translations:
         return data
 
     # --- saving ---
-
-    def is_due(self, used: int) -> bool:
-        """Whether to write what there is: once, when so much is used as EARLY says."""
-        if self._written_early or used < EARLY * (self._end - self._start):
-            return False
-        return int(self._code.count_blocks) >= WORTH_SAVING
-
-    def look(self, used: int, code_pages: memoryview, memory: GuestMemory) -> None:
-        """Write what there is when that is due; the vCPUs stand still."""
-        if not self.is_due(used):
-            return
-        self._written_early = True
-        self.save(code_pages, memory)
 
     def save(self, code_pages: memoryview, memory: GuestMemory) -> None:
         """Write what the region holds, when enough of it is new; a failure to write is no fault.

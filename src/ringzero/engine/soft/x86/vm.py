@@ -137,7 +137,7 @@ class X86SoftVm(SoftVm[CpuState]):
                 if not arenas.is_short():
                     return  # another vCPU's thread has done it
                 if self._translations is not None and arenas.main:
-                    self._translations.look(arenas.used, arenas.words, self.memory)
+                    self._translations.save(arenas.words, self.memory)
                 arenas.look()
 
     def share(self) -> SharedCode:
