@@ -5,13 +5,23 @@ process as it would end a program in C; in between `ringzero.cli.signals` has it
 """
 
 # The C half of `signal`, which takes no time to load: that of Python's own is enough for a Ctrl-C.
-from _signal import SIG_DFL, SIGINT, signal  # type: ignore[import-not-found]  # isort: skip
+from _signal import (  # type: ignore[import-not-found]  # isort: skip
+    SIG_DFL,
+    SIGINT,
+    raise_signal,
+    signal,
+)
 
-signal(SIGINT, SIG_DFL)
+try:
+    signal(SIGINT, SIG_DFL)
+except KeyboardInterrupt:
+    # The signal came while the interpreter itself was loaded.
+    signal(SIGINT, SIG_DFL)
+    raise_signal(SIGINT)
 
-import gc  # noqa: E402
-import os  # noqa: E402
-import sys  # noqa: E402
+import gc
+import os
+import sys
 
 # A start makes some ten thousand objects, and all of them stay: looking for garbage among them
 # again and again, as by default after 700, took a seventh of its time.
