@@ -50,12 +50,32 @@ class FakeNets:
         return gone
 
 
+class FakeShares:
+    """Shares folders by writing them down in the description."""
+
+    def __init__(self, machine):
+        self.machine = machine
+
+    def add(self, share):
+        config = self.machine.config
+        self.machine.config = replace(config, devices=(*config.devices, share))
+        return share
+
+    def remove(self, target, *, force=False):
+        config = self.machine.config
+        (share,) = (s for s in config.shares if s.target == target)
+        rest = tuple(device for device in config.devices if device is not share)
+        self.machine.config = replace(config, devices=rest)
+        return share
+
+
 class Fake(FakeMachine):
     """A FakeMachine that can be paused and copied, and prints what is typed."""
 
     def __init__(self, config):
         super().__init__(config)
         self.nets = FakeNets()
+        self.shares = FakeShares(self)
         self.paused = False
         self.reverted = 0
         self.failure = None

@@ -90,6 +90,11 @@ def test_every_action_through_a_door(watch, tmp_path, monkeypatch):
     made = post("publish", ports="127.0.0.1:8080:80/udp")
     assert made == [{"address": "127.0.0.1", "port": 8080, "guest_port": 80, "protocol": "udp"}]
     assert post("ports") == made == post("unpublish", ports="8080")
+    assert post("shares") == []
+    made = post("share", folder=f"{tmp_path}:/m:ro")
+    assert made == {"path": str(tmp_path), "target": "/m", "read_only": True}
+    assert post("shares") == [made]
+    assert post("unshare", target="/m") == made
     assert post("connect", network="none") == 0
     assert post("disconnect") is None
     monkeypatch.setenv("RINGZERO_NETWORKS_DIR", str(tmp_path / "networks"))

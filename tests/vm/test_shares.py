@@ -5,7 +5,8 @@ import stat
 import pytest
 
 from ringzero import Machine
-from ringzero.errors import ConfigError
+from ringzero.config.devices.share import ShareConfig
+from ringzero.errors import ConfigError, ConflictError, NotFoundError
 from ringzero.image import micro
 from ringzero.vm.saved.store import Store
 
@@ -94,6 +95,40 @@ def test_a_snapshot_comes_back_with_its_shares(vm, folder, tmp_path):
     with store.get("ready").start() as copy:
         assert told(copy, "cat /m/s") == "after"
         assert told(copy, "ls '/a place/ro'") == "x"
+
+
+def test_folders_come_and_go_while_the_machine_runs(folder, tmp_path):
+    (tmp_path / "x").write_text("later")
+    (tmp_path / "sub").mkdir()
+    with Machine(image="micro", memory="256M", engine="soft", share="later") as machine:
+        assert machine.run("grep virtiofs /proc/mounts", timeout=120).exit_code == 1
+        machine.shares.add(ShareConfig.parse(f"{tmp_path}:/later:ro"))
+        machine.shares.add(ShareConfig.parse(f"{tmp_path}/sub:/sub"))
+        assert told(machine, "cat /later/x; echo y >/sub/y") == "later"
+        assert (tmp_path / "sub" / "y").read_text() == "y\n"
+        with pytest.raises(ConflictError, match="another folder"):
+            machine.shares.add(ShareConfig.parse(f"{tmp_path}:/sub"))
+        with pytest.raises(ConfigError, match="does not exist"):
+            machine.shares.add(ShareConfig.parse(f"{tmp_path}/none:/none"))
+        (copy,) = machine.fork(start=True)
+        with copy:
+            assert told(copy, "cat /later/x") == "later"
+        told(machine, "exec sleep 60 </later/x >/dev/null 2>&1 &")
+        with pytest.raises(ConflictError, match="does not let /later go"):
+            machine.shares.remove("/later")
+        machine.shares.remove("/later", force=True)
+        with pytest.raises(NotFoundError, match="at /later"):
+            machine.shares.remove("/later")
+        assert machine.run("cat /later/x", timeout=60).exit_code == 1
+        assert told(machine, "cat /sub/y") == "y"
+        assert [share.target for share in machine.shares.all] == ["/sub"]
+        # What is left keeps its number, in copies too.
+        (copy,) = machine.fork(start=True)
+        with copy:
+            assert told(copy, "cat /sub/y") == "y"
+        machine.shares.remove("/sub/")
+        machine.shares.add(ShareConfig.parse(f"{tmp_path}:/again"))
+        assert told(machine, "cat /again/x") == "later"
 
 
 def test_a_folder_that_is_not_there(tmp_path):

@@ -14,6 +14,7 @@ from ringzero.api.values import (
     ExitRecord,
     MachineSummary,
     PortSummary,
+    ShareSummary,
     Status,
 )
 
@@ -21,6 +22,8 @@ from ringzero.api.values import (
 _FORK = 120.0
 # How long memory and disks may take to be written, in seconds: an hour is 200 GB on a slow disk.
 _SAVE = 3600.0
+# How long a guest may take to mount a folder, in seconds.
+_SHARE = 90.0
 # How long a process may take to answer before it is ended from outside, in seconds.
 _KILL = 2.0
 # How long a machine's process may take to build it, in seconds: its engine may be compiled first.
@@ -132,6 +135,24 @@ class MachineActions(Actions):
     @action(states=_RUNS)
     def disconnect(self, interface: Annotated[int, "which interface, from 0 on"] = 0) -> None:
         """Unplug an interface of the machine."""
+
+    @action(states=ANY)
+    def shares(self) -> list[ShareSummary]:
+        """List the folders of the host that the machine has."""
+
+    @action(states=(Status.RUNNING,), patience=_SHARE)
+    def share(
+        self, folder: Annotated[str, "HOST:GUEST[:ro], with an absolute path of the host"]
+    ) -> ShareSummary:
+        """Share a folder of the host with a running machine."""
+
+    @action(states=(Status.RUNNING,), patience=_SHARE)
+    def unshare(
+        self,
+        target: Annotated[str, "its place in the guest"],
+        force: Annotated[bool, "also while programs of the guest use it"] = False,
+    ) -> ShareSummary:
+        """Take a shared folder from a running machine."""
 
     @action(states=(Status.STARTING, Status.RUNNING), streams=True)
     def exec(

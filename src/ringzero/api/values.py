@@ -127,6 +127,14 @@ class PortSummary(TypedDict):
     protocol: str
 
 
+class ShareSummary(TypedDict):
+    """A folder of the host that a machine has at `target`."""
+
+    path: str
+    target: str
+    read_only: bool
+
+
 class NetworkMember(TypedDict):
     """A machine on a network; what it sent and received since it joined, in frames and bytes."""
 

@@ -111,7 +111,7 @@ class Recipe:
         from ringzero.image.guest import identity, launch, relay, static_net
 
         programs = [p.build().hex() for p in (identity, launch, relay, static_net)]
-        guest = [_script("init").decode(), _script("dhcp").decode(), *programs]
+        guest = [_script(name).decode() for name in ("init", "dhcp", "share")] + programs
         inputs = [vars(self), MODULES, guest, COMMAND_LINE, _FORMAT, MIRROR.get()]
         return json.dumps(inputs, sort_keys=True)
 
@@ -337,6 +337,7 @@ def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
     tree.add_device("dev/null", "c", 1, 3, mode=0o666)
     tree.add_file("init", _script("init"), mode=0o755)
     tree.add_file("sbin/dhcp", _script("dhcp"), mode=0o755)
+    tree.add_file("sbin/share", _script("share"), mode=0o755)
     tree.add_file("sbin/static-net", static_net.build(), mode=0o755)
     tree.add_file("sbin/identity", identity.build(), mode=0o755)
     tree.add_file("sbin/launch", launch.build(), mode=0o755)

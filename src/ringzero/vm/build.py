@@ -205,6 +205,8 @@ class Assembly:
         if self.guest is not None:
             # ringzero's own guests are called as their machines are (Linux from 5.19 on).
             command_line = f"{command_line} hostname={self.config.name}"
+            if any(share.target for share in self.config.shares):
+                command_line += " ringzero.shares"
             setups = [net.guest_setup(number) for number, net in enumerate(self.config.nets)]
             if setups:
                 command_line += f" {NET_PARAMETER}={','.join(setups)}"

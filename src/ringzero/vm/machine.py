@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ringzero.config.fields import MachineFields
     from ringzero.vm.saved.snapshot import Snapshot
     from ringzero.vm.saved.store import Store
+    from ringzero.vm.shares import Shares
 
 # The longest that `start` waits for a vCPU to enter the guest, in seconds.
 _FIRST_ENTRY = 0.1
@@ -183,6 +184,13 @@ class Machine:
                 "this machine has no agent", hint="build it from an image, or with agent=True"
             )
         return self.parts.guest.agent
+
+    @functools.cached_property
+    def shares(self) -> Shares:
+        """The shared folders: which there are, others, and fewer."""
+        from ringzero.vm.shares import Shares
+
+        return Shares(self.parts)
 
     def attach(
         self,

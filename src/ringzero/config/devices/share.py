@@ -15,6 +15,8 @@ CACHES = {"none": 0.0, "auto": 1.0, "always": 86400.0}
 OWNERS = ("user", "host")
 # Docker's words for what is so anyway.
 _SILENT = ("rw", "z", "Z", "cached", "delegated", "consistent", "")
+# Spelled for no folder, but for room for those that come while the machine runs.
+ROOM = "later"
 _HINT = "write HOST:GUEST, or HOST:GUEST:ro, as --mount ./src:/src"
 # limits.h: PATH_MAX, with the end.
 _LONGEST_TARGET = 4095
@@ -26,7 +28,8 @@ class ShareConfig(DeviceConfig):
     """A folder, or file, `path` of the host, at `target` in the guest.
 
     `cache` is a name in CACHES; `owners` "user": whoever runs ringzero is root in the guest,
-    "host": the numbers are the host's. `backend` is a name in the registry of what can be shared.
+    "host": the numbers are the host's. `backend` is a name in the registry of what can be shared;
+    `number` is the guest's name for it, given where others came or went while it ran.
     """
 
     kind = "share"
@@ -46,9 +49,22 @@ class ShareConfig(DeviceConfig):
     cache: str = "auto"
     owners: str = "user"
     backend: str = "host"
+    number: int | None = None
+
+    @classmethod
+    def room(cls, number: int | None = None) -> Self:
+        """Return what only makes room for folders that come while the machine runs."""
+        return cls(Path("/"), "", number=number)
+
+    def spelled(self) -> str:
+        """Return the text that `parse` reads."""
+        options = f"cache={self.cache},owners={self.owners}"
+        return f"{self.path}:{self.target}:{'ro,' if self.read_only else ''}{options}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
+        if text == ROOM:
+            return cls.room()
         if "=" in text.partition(":")[0] and "," in text:
             return cls._parse_fields(text)
         path, _, target = text.rpartition(":")
@@ -100,8 +116,10 @@ class ShareConfig(DeviceConfig):
         return cls(Path(path), _normal(target), read_only, values["cache"], values["owners"])
 
     def faults(self) -> list[str]:
-        found = []
+        found: list[str] = []
         target = self.target
+        if not target:
+            return found
         if not target.startswith("/") or ".." in target.split("/"):
             found.append(f"share {self.path}: its place {target!r} is no absolute path")
         elif _normal(target) == "/":
@@ -118,7 +136,10 @@ class ShareConfig(DeviceConfig):
 
     @classmethod
     def faults_together(cls, devices: Sequence[Self]) -> list[str]:
-        targets = [_normal(share.target) for share in devices]
+        targets = [_normal(share.target) for share in devices if share.target]
+        known = numbers(devices)
+        if len(set(known)) < len(known) or any(number < 0 for number in known):
+            return ["shared folders with the same number"]
         return [
             f"two shared folders at {target}"
             for target in dict.fromkeys(targets)
@@ -127,6 +148,8 @@ class ShareConfig(DeviceConfig):
 
     def file_faults(self) -> list[str]:
         path = self.path
+        if not self.target:
+            return []
         try:
             exists = path.exists()
         except OSError as fault:
@@ -136,6 +159,11 @@ class ShareConfig(DeviceConfig):
         if not (path.is_dir() or path.is_file()):
             return [f"shared folder {path} is neither a folder nor a file"]
         return []
+
+
+def numbers(shares: Sequence[ShareConfig]) -> list[int]:
+    """Return by which numbers the guest knows these, which are one machine's, in their order."""
+    return [n if share.number is None else share.number for n, share in enumerate(shares)]
 
 
 def _normal(target: str) -> str:

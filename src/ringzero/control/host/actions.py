@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,7 @@ from ringzero.api.values import (
     MachineSummary,
     NetworkSummary,
     PortSummary,
+    ShareSummary,
     SnapshotFacts,
     SnapshotSummary,
 )
@@ -33,6 +34,7 @@ from ringzero.records import record, replace
 
 if TYPE_CHECKING:
     from ringzero.config.devices.net import NetConfig
+    from ringzero.config.devices.share import ShareConfig
     from ringzero.config.ports import Forward
     from ringzero.net.named.directory import NetworkDirectory
     from ringzero.vm.saved.snapshot import Snapshot
@@ -78,6 +80,11 @@ def inspect(where: MachineDirectory) -> MachineSummary:
 def ports(where: MachineDirectory) -> list[PortSummary]:
     nets = where.machine().machine_config().nets
     return port_summaries([forward for net in nets for forward in net.ports])
+
+
+@handles("shares", running=False)
+def shares(where: MachineDirectory) -> list[ShareSummary]:
+    return share_summaries(where.machine().machine_config().shares)
 
 
 @handles("publish", running=False)
@@ -138,6 +145,15 @@ def port_summaries(forwards: Sequence[Forward]) -> list[PortSummary]:
             "protocol": forward.protocol,
         }
         for forward in forwards
+    ]
+
+
+def share_summaries(shares: Iterable[ShareConfig]) -> list[ShareSummary]:
+    """Return shared folders as plain data; room for some is none."""
+    return [
+        {"path": str(share.path), "target": share.target, "read_only": share.read_only}
+        for share in shares
+        if share.target
     ]
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ringzero.api.protocol import STDERR, STDIN, STDOUT, Data, Message
-from ringzero.api.values import ExitRecord, MachineSummary, PortSummary
+from ringzero.api.values import ExitRecord, MachineSummary, PortSummary, ShareSummary
 from ringzero.config.devices.net import NetConfig
-from ringzero.control.host.actions import port_summaries
+from ringzero.config.devices.share import ShareConfig
+from ringzero.control.host.actions import port_summaries, share_summaries
 from ringzero.control.machine import fork as forking
 from ringzero.control.machine import life
 from ringzero.control.machine.keeper import Keeper
@@ -141,6 +142,25 @@ def connect(keeper: Keeper, network: str, interface: int) -> int:
 def disconnect(keeper: Keeper, interface: int) -> None:
     keeper.machine.nets.connect(NetConfig("none"), interface)
     keeper.remember_config()
+
+
+@handles("shares")
+def shares(keeper: Keeper) -> list[ShareSummary]:
+    return share_summaries(keeper.machine.config.shares)
+
+
+@handles("share")
+def share(keeper: Keeper, folder: str) -> ShareSummary:
+    made = keeper.machine.shares.add(ShareConfig.parse(folder))
+    keeper.remember_config()
+    return share_summaries([made])[0]
+
+
+@handles("unshare")
+def unshare(keeper: Keeper, target: str, force: bool) -> ShareSummary:
+    gone = keeper.machine.shares.remove(target, force=force)
+    keeper.remember_config()
+    return share_summaries([gone])[0]
 
 
 @handles("wait")

@@ -90,6 +90,11 @@ class KeptGuest(Guest, Protocol):
         """Its network interfaces (`ringzero.vm.nets.Nets`)."""
         ...
 
+    @property
+    def shares(self) -> Any:
+        """Its shared folders (`ringzero.vm.shares.Shares`)."""
+        ...
+
     def pause(self) -> None:
         """Stop the guest; returns when its state stands still."""
         ...

@@ -30,7 +30,13 @@ class ShareBackend(Backend):
 
     def join(self, config: DeviceConfig, number: int) -> None:
         assert isinstance(config, ShareConfig)
-        self.server.add(number, open_tree(config), config.target)
+        if config.target:
+            number = number if config.number is None else config.number
+            self.server.add(number, open_tree(config), config.target)
+
+    def leave_out(self, number: int) -> None:
+        """Share a folder no longer: the guest gets ESTALE for what it still has of it."""
+        self.server.remove(number)
 
     def close(self) -> None:
         self.server.close()
