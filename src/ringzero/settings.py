@@ -151,3 +151,33 @@ MACHINES_DIR = Setting(
     _xdg_machines,
     "directory with one directory for each named machine",
 )
+
+
+def _items(text: str) -> tuple[str, ...]:
+    return tuple(item for item in (part.strip() for part in text.split(",")) if item)
+
+
+def _size(text: str) -> int:
+    from ringzero.units import parse_size
+
+    return parse_size(text)
+
+
+IMAGE_LIMIT = Setting(
+    "RINGZERO_IMAGE_LIMIT",
+    _size,
+    lambda: 64 << 30,
+    "SIZE that the layers of one image may unpack to (default: 64G)",
+)
+HTTP_REGISTRIES = Setting(
+    "RINGZERO_HTTP_REGISTRIES",
+    _items,
+    lambda: (),
+    "HOST[:PORT],...: registries of images to be asked by plain HTTP (those of this host are)",
+)
+REGISTRY_MIRRORS = Setting(
+    "RINGZERO_REGISTRY_MIRRORS",
+    _items,
+    lambda: (),
+    "[REGISTRY=]HOST[:PORT] or URL,...: where images are asked for first (default: for docker.io)",
+)

@@ -38,11 +38,15 @@ def command_words(arguments: argparse.Namespace, words: Sequence[str]) -> list[s
         return list(words)
     from ringzero.api.command import Invocation
 
-    environment = dict(_variable(text) for text in arguments.env)
     invocation = Invocation(
-        list(words), env=environment, cwd=arguments.workdir, user=arguments.user
+        list(words), env=dict(variables(arguments)), cwd=arguments.workdir, user=arguments.user
     )
     return list(map(os.fsdecode, invocation.words()))
+
+
+def variables(arguments: argparse.Namespace) -> list[tuple[str, str]]:
+    """Return the names and values that --env gives. Raises InvalidValueError."""
+    return [_variable(text) for text in arguments.env]
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -55,7 +55,6 @@ _FOREIGN_RUN: dict[str, str] = {
     "-initrd": "it is called `--initrd FILE`",
     "-nographic": "not needed: a machine has no display",
     "-enable-kvm --enable-kvm": "it is called `--engine kvm`; the fastest engine is the default",
-    "--entrypoint": "the command goes behind --: `ringzero run IMAGE -- CMD`",
     "--restart": "machines are not restarted by themselves; `ringzero restart NAME` does it",
     "--privileged --cap-add --security-opt": "not needed: a guest has a kernel of its own",
     "-h --hostname": "the guest is called as the machine: `--name NAME`",

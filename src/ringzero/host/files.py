@@ -231,10 +231,15 @@ def sync_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(
-    path: Path, steps: Steps | None = None, waiting: str = "waiting for another ringzero"
+    path: Path,
+    steps: Steps | None = None,
+    waiting: str = "waiting for another ringzero",
+    *,
+    shared: bool = False,
 ) -> Iterator[int]:
     """Hold the lock file `path` for the block, waiting for others; yield its descriptor.
 
+    With `shared`, others may hold it as well that want no more than this.
     A wait that takes long is told to `steps` as `waiting`, and ends with the user's Ctrl-C.
     The kernel drops the lock when its last holder ends, however it ends. A
     child that inherits the descriptor holds the lock too.
@@ -244,13 +249,14 @@ def locked(
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as fault:
         raise host_error(fault, "open", path) from fault
+    mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
         except BlockingIOError:
             told = f"{waiting} (it holds {path})"
             with steps.step(told) if steps else contextlib.nullcontext():
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                fcntl.flock(descriptor, mode)
         except OSError as fault:
             raise host_error(fault, "lock", path) from fault
         yield descriptor

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ringzero.errors import GuestImageError, NotFoundError
+from ringzero.errors import GuestImageError, InvalidValueError, NotFoundError
 from ringzero.host.files import atomic_directory, atomic_file, locked, require_space
 from ringzero.host.progress import QUIET, Progress
 from ringzero.records import record
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 MODULES = (
     *("virtio_mmio", "virtio_pci", "virtio_console", "virtio_blk", "virtio_rng", "virtio_net"),
     *("virtio_balloon", "vmw_vsock_virtio_transport", "virtiofs", "pvpanic_mmio"),
-    *("ext4", "vfat", "nls_ascii", "nls_cp437", "isofs", "squashfs", "overlay", "loop"),
+    *("ext4", "vfat", "nls_ascii", "nls_cp437", "isofs", "squashfs", "erofs", "overlay", "loop"),
 )
 
 # With this line the kernel runs 0.35 thousand million instructions from its first to
@@ -82,6 +82,19 @@ class BootFiles:
     packages: tuple[str, ...]
     size: int
 
+    @property
+    def root(self) -> None:
+        """The initrd is the guest's root."""
+        return
+
+    def words(self, command: Sequence[str], entrypoint: str | None = None) -> list[str]:
+        """Return what to run: `command`, or nothing, for a shell. Raises InvalidValueError."""
+        if entrypoint is not None:
+            raise InvalidValueError(
+                f"the image {self.name} has no entrypoint", hint="give the command behind --"
+            )
+        return list(command)
+
 
 @record
 class Recipe:
@@ -108,9 +121,9 @@ class Recipe:
 
     def inputs(self) -> str:
         """Return everything here that shapes the image, except package versions."""
-        from ringzero.image.guest import identity, launch, relay, static_net
+        from ringzero.image.guest import become, identity, launch, relay, static_net
 
-        programs = [p.build().hex() for p in (identity, launch, relay, static_net)]
+        programs = [p.build().hex() for p in (become, identity, launch, relay, static_net)]
         guest = [_script(name).decode() for name in ("init", "dhcp", "share")] + programs
         inputs = [vars(self), MODULES, guest, COMMAND_LINE, _FORMAT, MIRROR.get()]
         return json.dumps(inputs, sort_keys=True)
@@ -324,7 +337,7 @@ def _plain(path: str, data: bytes) -> bytes:
 
 
 def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
-    from ringzero.image.guest import identity, launch, relay, static_net
+    from ringzero.image.guest import become, identity, launch, relay, static_net
     from ringzero.image.modules import dependency_file, with_dependencies
     from ringzero.image.rootfs import Rootfs
 
@@ -340,6 +353,7 @@ def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
     tree.add_file("sbin/share", _script("share"), mode=0o755)
     tree.add_file("sbin/static-net", static_net.build(), mode=0o755)
     tree.add_file("sbin/identity", identity.build(), mode=0o755)
+    tree.add_file("sbin/become", become.build(), mode=0o755)
     tree.add_file("sbin/launch", launch.build(), mode=0o755)
     tree.add_file("sbin/relay", relay.build(), mode=0o755)
     busybox = tree["bin/busybox"].data

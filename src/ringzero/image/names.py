@@ -6,6 +6,8 @@ Images are made by a layer above this one. Each is a module of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +38,15 @@ class BootFiles(Protocol):
         """The kernel's command line."""
         ...
 
+    @property
+    def root(self) -> Path | None:
+        """An EROFS image whose tree becomes the guest's root; None: the initrd is the root."""
+        ...
+
+    def words(self, command: Sequence[str], entrypoint: str | None = None) -> list[str]:
+        """Return what to run: `command`, or what the image says; empty for a shell."""
+        ...
+
 
 class ImageMaker(Protocol):
     """Returns an image's files from the cache, making them first if need be."""
@@ -46,3 +57,16 @@ class ImageMaker(Protocol):
 
 
 IMAGES: Registry[ImageMaker] = Registry("image", "ringzero.image.catalog")
+
+
+def find(name: str) -> ImageMaker:
+    """Return what makes the image called `name`: one of ours, or a container's.
+
+    Raises InvalidValueError for what can be no image's name.
+    """
+    if name in IMAGES:
+        return IMAGES.get(name)
+    from ringzero.image.oci import boot, reference
+
+    reference.parse(name)
+    return partial(boot.find, name)

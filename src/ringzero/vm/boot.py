@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from ringzero.board.boot.kernel import load_kernel
@@ -11,7 +12,9 @@ from ringzero.board.boot.kernelimage import KernelImage
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import ConfigError, GuestImageError, InvalidValueError
 from ringzero.host.files import map_file
-from ringzero.image.names import IMAGES, BootFiles
+from ringzero.image import names
+from ringzero.image.names import BootFiles
+from ringzero.records import replace
 from ringzero.settings import CACHE_DIR
 from ringzero.units import format_size
 
@@ -32,12 +35,30 @@ def complete(
     files = _boot_files(image)
     fields = with_network(fields)
     added = fields.pop("command_line", "")
-    return MachineConfig.create(
-        **{"name": image, **fields},
+    config = MachineConfig.create(
+        **{"name": files.name, **fields},
         kernel=files.kernel,
         initrd=files.initrd,
         command_line=f"{files.command_line} {added}".strip(),
         agent=True,
+    )
+    return with_root(config, files)
+
+
+def with_root(config: MachineConfig, files: BootFiles) -> MachineConfig:
+    """Return the same with the disk that holds the root of `files`, where it has one.
+
+    It is the last, so that the user's disks are called as they are in every other guest.
+    """
+    if files.root is None:
+        return config
+    from ringzero.config.devices.disk import DiskConfig
+
+    device = f"/dev/vd{ascii_lowercase[len(config.disks)]}"
+    return replace(
+        config,
+        devices=(*config.devices, DiskConfig(files.root, read_only=True, format="raw")),
+        command_line=f"{config.command_line} ringzero.root={device}",
     )
 
 
@@ -90,4 +111,4 @@ def _boot_files(image: str) -> BootFiles:
 
     Raises NotFoundError with the known names, and what making the image raises.
     """
-    return IMAGES.get(image)()
+    return names.find(image)()

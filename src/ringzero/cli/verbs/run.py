@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ringzero.cli.command_flags import add_command_flags, command_words, given
+from ringzero.cli.command_flags import add_command_flags, command_words, given, variables
 from ringzero.cli.flags import words_of
 from ringzero.cli.verb import VERBS, Verb, print_json
 from ringzero.config.device import DEVICE_CONFIGS, DeviceConfig
 from ringzero.errors import (
     ConfigError,
+    HostError,
     InvalidValueError,
     MissingFileError,
     NotFoundError,
@@ -46,6 +47,8 @@ class Run(Verb):
   echo hi | ringzero run -- cat           standard input goes to the command
   ringzero run -t -- vi                   a command that wants a terminal
   ringzero run full -- uname -r           another image: a guest with another kernel
+  ringzero run debian:12 -- cat /etc/os-release   a container's image as a machine
+  ringzero run localhost:5000/app         its own entrypoint; also oci:DIR, docker-archive:FILE
   ringzero run -e LANG=C -w /tmp -u nobody -- env
   ringzero run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
   ringzero run --disk data.img,ro --memory 1G -- mount /dev/vda /mnt
@@ -83,7 +86,8 @@ Ctrl-] q ends the machine.
             metavar="NAME",
             default=None,
             help="the guest, as IMAGE: micro (default), full (Debian's full kernel), backports (a "
-            "newer one)",
+            "newer one), or a container's image: NAME:TAG, REGISTRY/NAME, oci:PATH, "
+            "docker-archive:FILE",
         )
         add("--initrd", metavar="FILE", help="initial RAM disk for the kernel")
         add(
@@ -131,6 +135,12 @@ Ctrl-] q ends the machine.
             help="where the serial line goes (default: stdio with --kernel, else nowhere)",
         )
         add_command_flags(parser)
+        add(
+            "--entrypoint",
+            metavar="CMD",
+            default=None,
+            help="what a container's image runs, instead of its own entrypoint",
+        )
         add("--name", metavar="NAME", help="what `ps`, `exec`, `stop` and others call the machine")
         add("--rm", action="store_true", help="remove a named machine's directory at its end")
         add("--json", action="store_true", help="statistics and errors as JSON")
@@ -160,8 +170,9 @@ Ctrl-] q ends the machine.
         faults.take(lambda: _suspect_memory(arguments))
         faults.take(lambda: _check_files(arguments))
         faults.take(lambda: _description(arguments))
-        faults.take(lambda: _place_command(arguments))
+        faults.take(lambda: variables(arguments))
         faults.end(self.name)
+        arguments.own_command = bool(arguments.command)
         return _user_config(arguments) if arguments.kernel else _default_config(arguments)
 
     def execute(self, arguments: argparse.Namespace) -> int:
@@ -194,7 +205,7 @@ def _refuse_command(verb: str, own: list[str], found: list[int], command: list[s
 
     at, *more = found
     image = own[at]
-    if image not in IMAGES:
+    if image not in IMAGES and (more or not _may_be_container(image)):
         rest = shlex.join([*own[at:], *(command or ())])
         before = shlex.join(own[:at])
         raise NotFoundError(
@@ -208,6 +219,17 @@ def _refuse_command(verb: str, own: list[str], found: list[int], command: list[s
             f"{own[more[0]]!r} stands where a flag belongs",
             hint=f"a command goes behind --: ringzero {verb} {image} -- {rest}",
         )
+
+
+def _may_be_container(text: str) -> bool:
+    """Whether `text` can be the name of a container's image."""
+    from ringzero.image.oci.reference import parse
+
+    try:
+        parse(text)
+    except InvalidValueError:
+        return False
+    return True
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -240,6 +262,7 @@ def _contradictions(arguments: argparse.Namespace) -> Iterator[tuple[Any, str]]:
         arguments.kernel and (arguments.env or arguments.workdir or arguments.user),
         "--env, --workdir and --user are for commands in the default guest, not with --kernel",
     )
+    yield arguments.kernel and arguments.entrypoint, "--entrypoint is of images, not of --kernel"
     yield arguments.initrd and not arguments.kernel, "--initrd without --kernel"
     yield (
         arguments.tty and not arguments.command and not arguments.interactive,
@@ -297,8 +320,26 @@ def _on_terminal(arguments: argparse.Namespace) -> bool:
 def _place_command(arguments: argparse.Namespace) -> None:
     """Make environment, directory and user part of the command, or of the shell."""
     arguments.shell = not arguments.command
-    if given(arguments) and not arguments.kernel:
+    if given(arguments):
         arguments.command = command_words(arguments, arguments.command or _SHELL)
+
+
+def _place_program(arguments: argparse.Namespace) -> None:
+    """Make environment, directory and user part of a container's command, as its init reads them.
+
+    There need be no programs in the image by which that could be done.
+    """
+    arguments.shell = False
+    if not arguments.own_command and sys.stdin.isatty() and sys.stdout.isatty():
+        # What the image says is for a person, who sits there.
+        arguments.tty = arguments.tty or not arguments.detach
+    words = [f"--env={name}={value}" for name, value in variables(arguments)]
+    if arguments.workdir:
+        words.append(f"--workdir={arguments.workdir}")
+    if arguments.user:
+        words.append(f"--user={arguments.user}")
+    # A program whose name begins with a dash is no option.
+    arguments.command = [*words, "--", *arguments.command]
 
 
 def _refuse_kvm(name: str) -> None:
@@ -466,17 +507,42 @@ def _user_config(arguments: argparse.Namespace) -> MachineConfig:
 def _default_config(arguments: argparse.Namespace) -> MachineConfig:
     from ringzero.config.machine import MachineConfig
     from ringzero.host.progress import Progress
-    from ringzero.image.names import IMAGES
+    from ringzero.image import names
 
     common = _common(arguments)
-    image = IMAGES.get(arguments.image or _DEFAULT_IMAGE)(progress=Progress())
-    return MachineConfig.create(
+    name = arguments.image or _DEFAULT_IMAGE
+    try:
+        image = names.find(name)(progress=Progress())
+    except RingzeroError as fault:
+        raise _unknown(name, fault) from fault
+    arguments.command = image.words(arguments.command, arguments.entrypoint)
+    config = MachineConfig.create(
         **common,
         name=image.name,
         kernel=image.kernel,
         initrd=image.initrd,
         command_line=_joined(image.command_line, arguments.append),
         agent=True,
+    )
+    if image.root is None:
+        _place_command(arguments)
+        return config
+    from ringzero.vm.boot import with_root
+
+    _place_program(arguments)
+    return with_root(config, image)
+
+
+def _unknown(name: str, fault: RingzeroError) -> RingzeroError:
+    """Return the error for an image that cannot be had; a bare word may be a command."""
+    if any(c in name for c in ":/@") or not isinstance(fault, (HostError, NotFoundError)):
+        return fault
+    from ringzero.image.names import IMAGES
+
+    return NotFoundError(
+        f"no image is called {name!r} here, and {fault.message}",
+        hint=f"a command goes behind --: ringzero run -- {name}; images here: "
+        f"{', '.join(IMAGES.names())}",
     )
 
 

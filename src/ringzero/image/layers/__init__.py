@@ -1,0 +1,1 @@
+"""Layers of container images: tar archives, and the file tree that they make together."""

@@ -1,0 +1,82 @@
+"""A container's image as what a machine boots: the default guest's kernel, and its own root."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from ringzero.errors import InvalidValueError
+from ringzero.host.progress import QUIET, Progress
+from ringzero.image import micro
+from ringzero.image.oci.reference import Local, Reference, parse
+from ringzero.image.oci.store import Store, StoredImage
+from ringzero.records import record, replace
+from ringzero.settings import CACHE_DIR
+
+
+@record
+class ContainerFiles:
+    """What a direct boot needs, and the image whose tree becomes the guest's root."""
+
+    name: str
+    kernel: Path
+    initrd: Path
+    command_line: str
+    image: StoredImage
+
+    @property
+    def root(self) -> Path:
+        """The EROFS image with the guest's root."""
+        return self.image.root
+
+    def words(self, command: Sequence[str], entrypoint: str | None = None) -> list[str]:
+        """Return the program to run, and its words, by Docker's rules.
+
+        `command` stands for the image's own; an `entrypoint`, of several words perhaps, leaves
+        out the image's command, too. Raises InvalidValueError where there is nothing to run.
+        """
+        first, default = self.image.entrypoint, self.image.cmd
+        if entrypoint is not None:
+            try:
+                first, default = tuple(shlex.split(entrypoint)), ()
+            except ValueError as fault:
+                raise InvalidValueError(f"--entrypoint {entrypoint!r}: {fault}") from fault
+        words = [*first, *(command or default)]
+        if not words:
+            raise InvalidValueError(
+                f"the image {self.image.name} does not say what to run",
+                hint=f"ringzero run {self.image.name} -- CMD",
+            )
+        return words
+
+
+def find(text: str, *, progress: Progress = QUIET, refresh: bool = False) -> ContainerFiles:
+    """Return the files of the image called `text`; it is pulled where it is not in the store.
+
+    With `refresh` it is pulled in any case. What lies on this machine's disk is read again each
+    time. Raises InvalidValueError, NotFoundError, HostError, GuestImageError.
+    """
+    name = absolute(parse(text))
+    cache = CACHE_DIR.get()
+    image = None
+    if isinstance(name, Reference) and not refresh:
+        image = Store(cache).named(name)
+    if image is None:
+        from ringzero.image.oci.pull import pull
+
+        image = pull(name, cache=cache, progress=progress)
+    base = micro.ensure(cache=cache, progress=progress)
+    return ContainerFiles(_machine_name(name), base.kernel, base.initrd, base.command_line, image)
+
+
+def absolute(name: Reference | Local) -> Reference | Local:
+    """Return the same with a path that means the same in every directory."""
+    return replace(name, path=name.path.absolute()) if isinstance(name, Local) else name
+
+
+def _machine_name(name: Reference | Local) -> str:
+    """Return what a machine and its guest are called that run an image."""
+    path = name.path.rpartition("/")[2] if isinstance(name, Reference) else name.path.stem
+    text = "".join(c if c.isascii() and c.isalnum() else "-" for c in path)
+    return text.strip("-")[:60] or "machine"

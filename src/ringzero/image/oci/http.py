@@ -1,0 +1,226 @@
+"""HTTP for registries: connections that are used again, redirects, proxies, TLS verified.
+
+A header that says who we are goes to the server that it was made for and to no other: a
+redirect to another scheme, host or port drops it (distribution specification, "Pulling
+blobs"), and none leads from TLS to plain HTTP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ipaddress
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+
+from ringzero.errors import HostError
+from ringzero.records import record
+
+# Of silence, in seconds, before a server is given up.
+_TIMEOUT = 60.0
+_REDIRECTS = 10
+_REDIRECT_CODES = (301, 302, 303, 307, 308)
+# What of an answer is read that only tells of a fault, in bytes.
+MAX_ANSWER = 8 << 20
+_AGENT = "ringzero"
+
+# What goes wrong between us and a server.
+FAULTS = (OSError, http.client.HTTPException)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether HOST[:PORT] is this machine: localhost, or an address of the loopback network."""
+    name = urlsplit(f"//{host}").hostname or ""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+@record
+class Answer:
+    """A status and its headers; the body is read by `read` and `readinto`."""
+
+    url: str
+    response: http.client.HTTPResponse
+
+    @property
+    def status(self) -> int:
+        return self.response.status
+
+    def header(self, name: str) -> str:
+        """Return a header's value, or ""."""
+        return self.response.headers.get(name) or ""
+
+    def body(self, limit: int = MAX_ANSWER) -> bytes:
+        """Return the body. Raises HostError when it is longer than `limit`."""
+        data = self.response.read(limit + 1)
+        if len(data) > limit:
+            raise HostError(f"{origin(self.url)} answers with more than {limit} bytes")
+        return data
+
+
+def origin(url: str) -> str:
+    """Return SCHEME://HOST[:PORT] of a URL, without what may be secret in it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+class Client:
+    """Requests to any server. All methods may be called from any thread."""
+
+    def __init__(self, timeout: float = _TIMEOUT) -> None:
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._idle: dict[str, list[http.client.HTTPConnection]] = {}
+        self._tls: Any = None
+
+    @contextlib.contextmanager
+    def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        secret: Mapping[str, str],
+        body: bytes | None = None,
+    ) -> Iterator[Answer]:
+        """Yield the answer, redirects followed; `secret` are headers for the URL's server alone.
+
+        Raises HostError for a redirect that is not to be followed, OSError and HTTPException for
+        what goes wrong on the way.
+        """
+        first = origin(url)
+        for _ in range(_REDIRECTS):
+            sent = {"User-Agent": _AGENT, **headers}
+            if origin(url) == first:
+                sent |= secret
+            connection, answer = self._ask(method, url, sent, body)
+            if answer.status not in _REDIRECT_CODES or not answer.header("Location"):
+                try:
+                    yield answer
+                finally:
+                    self._give_back(url, connection, answer.response)
+                return
+            target = urljoin(url, answer.header("Location"))
+            answer.response.read(MAX_ANSWER)
+            self._give_back(url, connection, answer.response)
+            parts = urlsplit(target)
+            if parts.scheme not in ("https", "http") or not parts.hostname:
+                raise HostError(f"{origin(url)} redirects to what is no address of the web")
+            if parts.scheme == "http" and url.startswith("https:"):
+                raise HostError(
+                    f"{origin(url)} redirects from TLS to plain HTTP, at {parts.netloc}",
+                    hint="the registry is set up wrongly; tell whoever runs it",
+                )
+            url = target
+        raise HostError(f"{first} redirects more than {_REDIRECTS} times")
+
+    def close(self) -> None:
+        """Close all connections that wait for use."""
+        with self._lock:
+            idle, self._idle = self._idle, {}
+        for connections in idle.values():
+            for connection in connections:
+                connection.close()
+
+    def _ask(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
+    ) -> tuple[http.client.HTTPConnection, Answer]:
+        parts = urlsplit(url)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        kept = self._take(url)
+        if kept is not None:
+            # The server may have closed it meanwhile: then a new one is made.
+            with contextlib.suppress(*FAULTS):
+                return kept, Answer(url, _send(kept, method, target, headers, body))
+            kept.close()
+        connection, prefix, more = self._connect(parts)
+        try:
+            response = _send(connection, method, prefix + target, {**headers, **more}, body)
+        except BaseException:
+            connection.close()
+            raise
+        return connection, Answer(url, response)
+
+    def _take(self, url: str) -> http.client.HTTPConnection | None:
+        with self._lock:
+            idle = self._idle.get(origin(url))
+            return idle.pop() if idle else None
+
+    def _give_back(
+        self, url: str, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
+    ) -> None:
+        # What is not read to its end cannot be used again.
+        if not response.isclosed() or response.will_close or _proxy(urlsplit(url)):
+            connection.close()
+            return
+        with self._lock:
+            self._idle.setdefault(origin(url), []).append(connection)
+
+    def _connect(
+        self, parts: SplitResult
+    ) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
+        """Return a connection to a server, and for a proxy a prefix of paths and headers."""
+        host, port = parts.hostname or "", parts.port
+        proxy = _proxy(parts)
+        connect: Callable[[str, int | None], http.client.HTTPConnection]
+        if parts.scheme == "https":
+            context = self._context()
+            connect = lambda name, number: http.client.HTTPSConnection(  # noqa: E731
+                name, number, timeout=self._timeout, context=context
+            )
+        else:
+            connect = lambda name, number: http.client.HTTPConnection(  # noqa: E731
+                name, number, timeout=self._timeout
+            )
+        if proxy is None:
+            return connect(host, port), "", {}
+        headers = _proxy_headers(proxy)
+        connection = connect(proxy.hostname or "", proxy.port or 8080)
+        if parts.scheme == "https":
+            connection.set_tunnel(host, port or 443, headers)
+            return connection, "", {}
+        return connection, f"http://{parts.netloc}", headers
+
+    def _context(self) -> Any:
+        with self._lock:
+            if self._tls is None:
+                import ssl
+
+                self._tls = ssl.create_default_context()
+            return self._tls
+
+
+def _send(
+    connection: http.client.HTTPConnection,
+    method: str,
+    target: str,
+    headers: Mapping[str, str],
+    body: bytes | None,
+) -> http.client.HTTPResponse:
+    connection.request(method, target, body, dict(headers))
+    return connection.getresponse()
+
+
+def _proxy(parts: SplitResult) -> SplitResult | None:
+    """Return the proxy that the environment names for a server (http_proxy, no_proxy ...)."""
+    from urllib.request import getproxies, proxy_bypass
+
+    host = parts.hostname or ""
+    found = getproxies().get(parts.scheme)
+    if not found or is_loopback(parts.netloc) or proxy_bypass(host):
+        return None
+    return urlsplit(found if "://" in found else f"http://{found}")
+
+
+def _proxy_headers(proxy: SplitResult) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    from ringzero.image.oci.credentials import Credentials
+
+    pair = Credentials(unquote(proxy.username), unquote(proxy.password or ""))
+    return {"Proxy-Authorization": pair.basic()}

@@ -1,0 +1,187 @@
+"""Bringing an image into the store: manifest, configuration, layers, root file system."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ringzero.errors import GuestImageError, RingzeroError
+from ringzero.host.files import atomic_directory, locked, require_space
+from ringzero.host.progress import QUIET, Progress, Reported
+from ringzero.image.oci import manifest as documents
+from ringzero.image.oci.blobs import Blobs, digest_of
+from ringzero.image.oci.local import Source, open_local
+from ringzero.image.oci.manifest import ARCHITECTURES, INDEXES, Descriptor, ImageConfig, Manifest
+from ringzero.image.oci.reference import Local, Reference
+from ringzero.image.oci.store import ROOT, Store, StoredImage
+from ringzero.units import format_size
+
+# Layers at the same time: as many as Docker's client has, and one more for the small ones.
+_THREADS = 4
+# An index may name an index; nobody nests them deeper.
+_MAX_INDEXES = 4
+
+
+class _StoppedError(Exception):
+    """Another layer failed, or the user wants no more."""
+
+
+def pull(
+    name: Reference | Local,
+    *,
+    cache: Path,
+    progress: Progress = QUIET,
+    architecture: str | None = None,
+) -> StoredImage:
+    """Bring the image called `name` into the store, whatever was there by this name.
+
+    `architecture` is Go's name of one; None is this host's. Raises NotFoundError, HostError,
+    GuestImageError, InvalidValueError.
+    """
+    store, blobs = Store(cache), Blobs(cache)
+    wanted = architecture or ARCHITECTURES.get(platform.machine(), platform.machine())
+    with blobs.in_use(progress), contextlib.closing(_open(name)) as source:
+        digest, manifest = _manifest(name, source, blobs, wanted)
+        _fetch(name, source, blobs, [manifest.config, *manifest.layers], progress)
+        config = documents.image_config(blobs.read(manifest.config.digest))
+        if config.os not in ("", "linux"):
+            raise GuestImageError(f"{name} is an image for {config.os}, not for Linux")
+        if config.architecture not in ("", wanted):
+            raise GuestImageError(f"{name} is an image for {config.architecture}, not for {wanted}")
+        image = _made(store, blobs, digest, manifest, config, progress)
+    with store.lock(progress):
+        store.set_name(name, digest)
+    return store.named(name) or image
+
+
+def _open(name: Reference | Local) -> Source:
+    if isinstance(name, Local):
+        return open_local(name)
+    from ringzero.image.oci.registry import Registry
+
+    return Registry(name)
+
+
+def _manifest(
+    name: Reference | Local, source: Source, blobs: Blobs, architecture: str
+) -> tuple[str, Manifest]:
+    """Return the manifest for `architecture`, and its digest; both are stored."""
+    target = name.target if isinstance(name, Reference) else ""
+    expected = name.digest if isinstance(name, Reference) else None
+    for _ in range(_MAX_INDEXES):
+        data, told = source.manifest(target)
+        if expected is not None:
+            # Of the algorithm that was asked for.
+            blobs.put(data, expected)
+        value = documents.document(data, "the image's manifest")
+        if documents.media_type(value, told) not in INDEXES:
+            digest = expected or digest_of(data)
+            blobs.put(data, digest)
+            return digest, documents.manifest(value)
+        chosen = documents.choose(documents.index(value), architecture)
+        target = expected = chosen.digest
+    raise GuestImageError("indexes of the image lead to each other without an end")
+
+
+def _fetch(
+    name: Reference | Local,
+    source: Source,
+    blobs: Blobs,
+    wanted: list[Descriptor],
+    progress: Progress,
+) -> None:
+    """Have all blobs in the store: several at the same time, the largest first."""
+    missing = {d.digest: d for d in wanted if not blobs.has(d)}
+    if not missing:
+        return
+    total = sum(d.size for d in missing.values())
+    require_space(blobs.path(""), total, f"pulling {name}")
+    lock, stop = threading.Lock(), threading.Event()
+    done = 0
+
+    with progress.step(f"pulling {name} ({format_size(total)})") as step:
+
+        def count(size: int) -> None:
+            nonlocal done
+            if stop.is_set():
+                raise _StoppedError
+            with lock:
+                done += size
+                _tell(step, done, total)
+
+        def one(descriptor: Descriptor) -> None:
+            if stop.is_set():
+                raise _StoppedError
+            blobs.fetch(descriptor, lambda sink: source.blob(descriptor, sink, count), progress)
+
+        with ThreadPoolExecutor(_THREADS, "pull") as pool:
+            order = sorted(missing.values(), key=lambda d: -d.size)
+            work = [pool.submit(one, descriptor) for descriptor in order]
+            fault: BaseException | None = None
+            try:
+                for each in work:
+                    try:
+                        each.result()
+                    except _StoppedError:
+                        continue
+                    except RingzeroError as found:
+                        stop.set()
+                        fault = fault or found
+            except BaseException:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+            if fault is not None:
+                raise fault
+
+
+def _tell(step: Reported, done: int, total: int) -> None:
+    step.update(min(done / total, 1.0) if total else None, f"{format_size(done)}")
+
+
+def _made(
+    store: Store,
+    blobs: Blobs,
+    digest: str,
+    manifest: Manifest,
+    config: ImageConfig,
+    progress: Progress,
+) -> StoredImage:
+    """Return the image, whose root file system is written unless it is there."""
+    place = store.place(digest)
+    with locked(store.cache / "images" / f"{place.name}.lock", progress) as _:
+        found = store.load(digest)
+        if found is None:
+            from ringzero.host.files import remove_tree
+            from ringzero.image.oci import root
+
+            remove_tree(place)
+            layers = [blobs.path(layer.digest) for layer in manifest.layers]
+            with atomic_directory(place) as work:
+                uuid = bytes.fromhex(digest.partition(":")[2])
+                with (work / ROOT).open("w+b") as file:
+                    size = root.build(layers, config, uuid, file, progress)
+                store.write_info(work, digest, _info(config, manifest, size))
+            found = store.load(digest)
+    if found is None:
+        raise GuestImageError(f"the image {digest} vanished while it was made", path=place)
+    return found
+
+
+def _info(config: ImageConfig, manifest: Manifest, size: int) -> dict[str, object]:
+    return {
+        "size": size,
+        "entrypoint": config.entrypoint,
+        "cmd": config.cmd,
+        "user": config.user,
+        "workdir": config.workdir,
+        "stop_signal": config.stop_signal,
+        "env": config.env,
+        "ports": config.ports,
+        "created": config.created,
+        "config": manifest.config.digest,
+        "layers": [layer.digest for layer in manifest.layers],
+    }

@@ -1,0 +1,218 @@
+"""Images of containers in the cache, beside ringzero's own:
+
+    blobs/...                        manifests, configurations and layers (`blobs`)
+    images/names/HASH.json           a name, and the digest of the manifest that it stands for
+    images/<digest>/image.json       what a start needs to know of an image
+    images/<digest>/root.erofs       its root file system
+
+A start with an image in the store reads two small files and asks nobody anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ringzero.digest import blake2b
+from ringzero.errors import NotFoundError
+from ringzero.host.files import atomic_file, locked, make_directory
+from ringzero.host.progress import QUIET, Progress
+from ringzero.image.oci.reference import Local, Reference
+from ringzero.records import record
+
+# Of `image.json` and the root file system; another one is made anew from the blobs.
+_FORMAT = 1
+INFO, ROOT = "image.json", "root.erofs"
+_SHOWN = 24
+# What of a configuration is kept in INFO.
+_LISTS = ("entrypoint", "cmd", "env", "ports", "layers")
+_WORDS = ("user", "workdir", "stop_signal", "created", "config")
+
+
+@record
+class StoredImage:
+    """An image in the store: its names, its manifest's digest, what it runs, its root's file."""
+
+    names: tuple[str, ...]
+    digest: str
+    root: Path
+    size: int
+    entrypoint: tuple[str, ...]
+    cmd: tuple[str, ...]
+    user: str
+    workdir: str
+    stop_signal: str
+    env: tuple[str, ...]
+    ports: tuple[str, ...]
+    created: str
+    config: str
+    layers: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Its first name, or the beginning of its digest."""
+        return self.names[0] if self.names else self.digest[7 : 7 + 12]
+
+
+class Store:
+    """The images of containers below the cache directory `cache`."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self._images = cache / "images"
+
+    def lock(self, progress: Progress = QUIET) -> contextlib.AbstractContextManager[int]:
+        """Be the only one to change names and images, for a block."""
+        return locked(self._images / "lock", progress)
+
+    def place(self, digest: str) -> Path:
+        """Return the directory of the image whose manifest has `digest`."""
+        return self._images / digest.partition(":")[2][:_SHOWN]
+
+    def named(self, name: Reference | Local) -> StoredImage | None:
+        """Return the image that a name stands for; None when it is not (wholly) there."""
+        found = _json(self._pointer(str(name)))
+        if found is None or found.get("name") != str(name):
+            return None
+        return self.load(str(found.get("digest")), (_familiar(str(name)),))
+
+    def load(self, digest: str, names: Iterable[str] = ()) -> StoredImage | None:
+        """Return the image whose manifest has `digest`, or None when anything is amiss."""
+        place = self.place(digest)
+        found = _json(place / INFO)
+        if found is None or found.get("format") != _FORMAT or found.get("digest") != digest:
+            return None
+        root = place / ROOT
+        try:
+            if root.stat().st_size != found["size"]:
+                return None
+            values: dict[str, Any] = {name: tuple(found[name]) for name in _LISTS}
+            values |= {name: found[name] for name in _WORDS}
+            return StoredImage(
+                names=tuple(names), digest=digest, root=root, size=found["size"], **values
+            )
+        except (OSError, KeyError, TypeError):
+            return None
+
+    def set_name(self, name: Reference | Local, digest: str) -> None:
+        """Let `name` stand for an image."""
+        self._write(self._pointer(str(name)), {"name": str(name), "digest": digest})
+
+    def write_info(self, place: Path, digest: str, values: dict[str, Any]) -> None:
+        """Write what a start needs to know into an image's directory."""
+        self._write(place / INFO, {"format": _FORMAT, "digest": digest, **values})
+
+    def images(self) -> list[StoredImage]:
+        """Return all images, with all their names, in the order of these."""
+        named: dict[str, list[str]] = {}
+        for _, name, digest in self._names():
+            named.setdefault(digest, []).append(_familiar(name))
+        found = []
+        for path in self._images.glob(f"*/{INFO}"):
+            digest = str((_json(path) or {}).get("digest"))
+            image = self.load(digest, sorted(named.get(digest, ())))
+            if image is not None:
+                found.append(image)
+        return sorted(found, key=lambda image: (not image.names, image.names, image.digest))
+
+    def find(self, text: str) -> list[StoredImage]:
+        """Return the images called `text`, or whose digest begins so."""
+        from ringzero.errors import InvalidValueError
+        from ringzero.image.oci.reference import parse
+
+        with contextlib.suppress(InvalidValueError):
+            name = _familiar(str(parse(text)))
+            found = [image for image in self.images() if name in image.names]
+            if found:
+                return found
+        begin = text.removeprefix("sha256:")
+        return [i for i in self.images() if begin and i.digest[7:].startswith(begin)]
+
+    def remove(self, text: str) -> list[StoredImage]:
+        """Take away the name `text`, and images that have no name then.
+
+        Where `text` is a digest, all names of its image. Returns the images concerned. Raises
+        NotFoundError.
+        """
+        from ringzero.errors import InvalidValueError
+        from ringzero.image.oci.reference import parse
+
+        with self.lock():
+            found = self.find(text)
+            if not found:
+                raise NotFoundError(f"no image called {text!r}")
+            gone: set[str] | None = None
+            with contextlib.suppress(InvalidValueError):
+                name = _familiar(str(parse(text)))
+                if any(name in image.names for image in found):
+                    gone = {name}
+            for path, name, digest in self._names():
+                if any(i.digest == digest for i in found) and (not gone or _familiar(name) in gone):
+                    path.unlink(missing_ok=True)
+            left = {digest for _, _, digest in self._names()}
+            for image in found:
+                if image.digest not in left:
+                    self._drop(image)
+        self.sweep_blobs()
+        return found
+
+    def prune(self) -> tuple[list[StoredImage], int]:
+        """Remove images without a name and blobs of none; return those, and the bytes freed."""
+        with self.lock():
+            gone = [image for image in self.images() if not image.names]
+            for image in gone:
+                self._drop(image)
+        return gone, sum(image.size for image in gone) + self.sweep_blobs()
+
+    def sweep_blobs(self) -> int:
+        """Remove the blobs that no image needs; return how many bytes that frees."""
+        freed = 0
+        blobs = self.cache / "blobs"
+        with locked(blobs / "lock"):
+            kept = set[str]()
+            for image in self.images():
+                kept |= {image.digest, image.config, *image.layers}
+            for path in blobs.glob("*/*"):
+                if path.parent.name == "partial" or f"{path.parent.name}:{path.name}" not in kept:
+                    with contextlib.suppress(OSError):
+                        freed += path.stat().st_size
+                        path.unlink()
+        return freed
+
+    def _drop(self, image: StoredImage) -> None:
+        from ringzero.host.files import remove_tree
+
+        remove_tree(image.root.parent)
+
+    def _names(self) -> list[tuple[Path, str, str]]:
+        found = []
+        for path in sorted((self._images / "names").glob("*.json")):
+            value = _json(path) or {}
+            if isinstance(value.get("name"), str) and isinstance(value.get("digest"), str):
+                found.append((path, value["name"], value["digest"]))
+        return found
+
+    def _pointer(self, name: str) -> Path:
+        text = blake2b(name.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+        return self._images / "names" / f"{text}.json"
+
+    def _write(self, path: Path, value: dict[str, Any]) -> None:
+        make_directory(path.parent)
+        with atomic_file(path) as file:
+            file.write(json.dumps(value, indent=1).encode() + b"\n")
+
+
+def _familiar(name: str) -> str:
+    """Return a name as people write it."""
+    return name.removeprefix("docker.io/").removeprefix("library/")
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
