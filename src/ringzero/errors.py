@@ -9,6 +9,7 @@
     │   ├── MissingToolError    a program or package of the host is absent
     │   └── OutputError         results that cannot be written where they should go
     ├── GuestImageError         a kernel, initrd or image that cannot be booted
+    │   └── FileSystemError     a partition table or file system whose bytes cannot be read
     ├── DiskError               a disk image
     │   ├── DiskFormatError     its bytes are not what the format allows
     │   ├── DiskUnsupportedError a feature of the format that is not implemented
@@ -109,6 +110,10 @@ class OutputError(HostError):
 class GuestImageError(RingzeroError):
     kind = "guest-image"
     exit_code = 5
+
+
+class FileSystemError(GuestImageError):
+    kind = "file-system"
 
 
 class DiskError(RingzeroError):

@@ -27,6 +27,7 @@ class MachineFields(TypedDict, total=False):
     initrd: str | Path | None
     command_line: str
     agent: bool
+    boot_entry: str | None
     devices: Iterable[Device]
     disk: Device | Path | None
     disks: Iterable[Device | Path]

@@ -37,6 +37,7 @@ _TYPES = {
     "cpu": ((str, type(None)), "a text"),
     "command_line": _WORD,
     "agent": ((bool,), "true or false"),
+    "boot_entry": ((str, type(None)), "a text"),
 }
 
 
@@ -44,7 +45,9 @@ _TYPES = {
 class MachineConfig:
     """One machine. Sizes are in bytes.
 
-    `kernel` is booted directly, with `initrd` and `command_line`; `agent` adds
+    `kernel` is booted directly, with `initrd` and `command_line`. Without one, `boot_entry` names
+    what the boot loader on the first disk has, "" its default; `command_line` is then added to
+    the entry's. `agent` adds
     the ports by which ringzero's own guests take commands
     (`ringzero.vm.guest.protocol`). `devices` are those that the user asks for, in the order
     in which the guest finds them. `board` and `engine` are names in their registries; `cpu` is
@@ -62,6 +65,7 @@ class MachineConfig:
     command_line: str = ""
     devices: tuple[DeviceConfig, ...] = ()
     agent: bool = False
+    boot_entry: str | None = None
 
     def __post_init__(self) -> None:
         faults = self.faults()
@@ -139,7 +143,12 @@ class MachineConfig:
         ]
         if self.kernel is None and self.initrd is not None:
             found.append("an initrd without a kernel")
-        if self.kernel is None and self.command_line:
+        if self.boot_entry is not None:
+            if self.kernel is not None:
+                found.append("a boot entry of a disk, and a kernel")
+            elif not self.disks:
+                found.append("a boot entry without a disk")
+        elif self.kernel is None and self.command_line:
             found.append("a kernel command line without a kernel")
         if any(c in self.command_line for c in "\0\n"):
             found.append("a kernel command line with a NUL or a line break in it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Any
+from typing import Any, NamedTuple
 
 from ringzero.board.boot.kernel import load_kernel
 from ringzero.board.boot.kernelimage import KernelImage
@@ -16,7 +16,6 @@ from ringzero.image import names
 from ringzero.image.names import BootFiles
 from ringzero.records import replace
 from ringzero.settings import CACHE_DIR
-from ringzero.units import format_size
 
 
 def complete(
@@ -79,26 +78,38 @@ def _kind(device: Any) -> str:
     return str(getattr(device, "kind", "") or str(device).partition("=")[0])
 
 
-def read(config: MachineConfig) -> tuple[KernelImage | None, memoryview]:
-    """Return the kernel, if there is one, and the initrd."""
-    nothing = memoryview(b"")
+class Beginning(NamedTuple):
+    """What is put into memory before a machine runs."""
+
+    kernel: KernelImage | None
+    initrd: memoryview
+    command_line: str
+
+
+NOTHING = Beginning(None, memoryview(b""), "")
+
+
+def read(config: MachineConfig) -> Beginning:
+    """Return the kernel, if there is one, the initrd and the command line.
+
+    Raises GuestImageError, NotFoundError, HostError, and of a disk that is booted DiskError.
+    """
+    if config.boot_entry is not None:
+        from ringzero.vm import diskboot
+
+        return Beginning(*diskboot.read(config))
     if config.kernel is None:
-        return None, nothing
+        return NOTHING
     kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels")
-    return kernel, _read_initrd(config.initrd, config.memory) if config.initrd else nothing
+    initrd = _read_initrd(config.initrd, config.memory) if config.initrd else memoryview(b"")
+    return Beginning(kernel, initrd, config.command_line)
 
 
 def _read_initrd(path: Path, memory: int) -> memoryview:
     try:
         size = path.stat().st_size
-        if size > memory:
-            # Not read first: it may be a disk image by mistake, and take a minute.
-            raise GuestImageError(
-                f"the initrd {path} of {format_size(size)} does not fit into "
-                f"{format_size(memory)} of memory",
-                hint="give the machine more memory (--memory) or a smaller initrd",
-                path=path,
-            )
+        # Not read first: it may be a disk image by mistake, and take a minute.
+        KernelImage.check_initrd(size, memory, path)
         return map_file(path)[0]
     except OSError as fault:
         raise GuestImageError(

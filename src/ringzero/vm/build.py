@@ -201,7 +201,7 @@ class Assembly:
         ground = self.ground
         if self.booted or ground.kernel is None:
             return
-        command_line = self.config.command_line
+        command_line = ground.command_line
         if self.guest is not None:
             # ringzero's own guests are called as their machines are (Linux from 5.19 on).
             command_line = f"{command_line} hostname={self.config.name}"

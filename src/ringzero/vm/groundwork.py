@@ -31,7 +31,8 @@ class Groundwork:
         self.config = replace(config, cpu=config.cpu or board.architecture.default_model)
         self.engine = engine
         # Everything that can be wrong with files is found before memory is taken.
-        self.kernel, self.initrd = boot.read(config) if content is None else (None, memoryview(b""))
+        begins = boot.read(config) if content is None else boot.NOTHING
+        self.kernel, self.initrd, self.command_line = begins
         self.memory = GuestMemory(
             board.ram_layout(config.memory), content, large_pages=engine.likes_large_pages
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 from ringzero.core.memory import PAGE_SIZE
 from ringzero.errors import GuestImageError
@@ -51,6 +52,17 @@ class KernelImage:
     def highest(self) -> int:
         """The physical address after the last byte used, .bss included."""
         return max(segment.address + segment.size for segment in self.segments)
+
+    @staticmethod
+    def check_initrd(size: int, memory: int, path: Path) -> None:
+        """Raise GuestImageError for an initrd, of `path`, that is larger than the memory."""
+        if size > memory:
+            raise GuestImageError(
+                f"the initrd {path} of {format_size(size)} does not fit into "
+                f"{format_size(memory)} of memory",
+                hint="give the machine more memory (--memory) or a smaller initrd",
+                path=path,
+            )
 
     def check_fits(self, memory: int) -> None:
         """Raise GuestImageError when the kernel does not fit into `memory` bytes from 0."""

@@ -13,6 +13,7 @@ from ringzero.cli.verb import VERBS, Verb, print_json
 from ringzero.config.device import DEVICE_CONFIGS, DeviceConfig
 from ringzero.errors import (
     ConfigError,
+    GuestImageError,
     HostError,
     InvalidValueError,
     MissingFileError,
@@ -51,6 +52,7 @@ class Run(Verb):
   ringzero run localhost:5000/app         its own entrypoint; also oci:DIR, docker-archive:FILE
   ringzero run -e LANG=C -w /tmp -u nobody -- env
   ringzero run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
+  ringzero run --disk cloud.qcow2         a distribution's disk image: the kernel that it holds
   ringzero run --disk data.img,ro --memory 1G -- mount /dev/vda /mnt
   ringzero run -v .:/src -w /src -- make  this folder is the guest's /src; also -v DATA:/data:ro
   ringzero run --vsock /tmp/vm.sock       sockets between host and guest
@@ -91,10 +93,17 @@ Ctrl-] q ends the machine.
         )
         add("--initrd", metavar="FILE", help="initial RAM disk for the kernel")
         add(
+            "--boot-entry",
+            metavar="NAME|N",
+            default=None,
+            help="boot this entry of the boot loader on the first disk: a title, an id or a number "
+            "(default, without a kernel and a command: the loader's own choice)",
+        )
+        add(
             "--append",
             metavar="S",
             action="append",
-            help="kernel command line (with the default guest: added to its own)",
+            help="kernel command line (with an image or a disk: added to its own)",
         )
         for _, device in DEVICE_CONFIGS:
             add(
@@ -171,9 +180,10 @@ Ctrl-] q ends the machine.
         faults.take(lambda: _check_files(arguments))
         faults.take(lambda: _description(arguments))
         faults.take(lambda: variables(arguments))
+        faults.take(lambda: _find_entry(arguments))
         faults.end(self.name)
         arguments.own_command = bool(arguments.command)
-        return _user_config(arguments) if arguments.kernel else _default_config(arguments)
+        return _own_config(arguments) if _is_own(arguments) else _default_config(arguments)
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Build the machine's description, then hand over to `ringzero.cli.session`."""
@@ -187,7 +197,7 @@ Ctrl-] q ends the machine.
         how: dict[str, Any] = {
             "words": arguments.command,
             "terminal": _on_terminal(arguments),
-            "serial": arguments.serial or ("stdio" if arguments.kernel else None),
+            "serial": arguments.serial or ("stdio" if _is_own(arguments) else None),
             "timeout": arguments.timeout,
             "stats": arguments.stats,
             "as_json": arguments.json,
@@ -254,6 +264,15 @@ def _contradictions(arguments: argparse.Namespace) -> Iterator[tuple[Any, str]]:
         "a command can only be run in the default guest, not with --kernel; leave --kernel out, "
         "or let your own initrd run the command",
     )
+    booted = arguments.boot_entry is not None
+    yield booted and arguments.kernel, "--boot-entry is of a disk's kernels; give it or --kernel"
+    yield booted and arguments.image, "--boot-entry boots a disk, not an image; leave the image out"
+    yield booted and not arguments.disk, "--boot-entry without a disk; add --disk FILE"
+    yield (
+        booted and arguments.command,
+        "a command can only be run in the default guest, not with --boot-entry; log in on the "
+        "console, or let the guest's own services run it",
+    )
     yield (
         arguments.kernel and arguments.image,
         "--image has a kernel of its own; give it or --kernel",
@@ -277,7 +296,7 @@ def _contradictions(arguments: argparse.Namespace) -> Iterator[tuple[Any, str]]:
     yield arguments.rm and not (arguments.detach or arguments.name), "--rm without --name or -d"
     yield arguments.no_wait and not arguments.detach, "--no-wait without -d"
     yield (
-        arguments.serial == "stdio" and not arguments.kernel,
+        arguments.serial == "stdio" and not (arguments.kernel or arguments.disk),
         "the default guest uses standard input and output itself; give a file: --serial boot.log",
     )
 
@@ -411,7 +430,7 @@ def claim(arguments: argparse.Namespace, config: MachineConfig, foreground: bool
     return claims.create(
         arguments.name,
         config,
-        image="" if arguments.kernel else config.name,
+        image="" if _is_own(arguments) else config.name,
         command=tuple(arguments.command),
         timeout=arguments.timeout,
         serial=None if arguments.serial == "stdio" else arguments.serial,
@@ -492,15 +511,49 @@ def _nets(arguments: argparse.Namespace) -> Sequence[object]:
     return publish([NetConfig.parse(text) for text in nets], ports)
 
 
-def _user_config(arguments: argparse.Namespace) -> MachineConfig:
+def _is_own(arguments: argparse.Namespace) -> bool:
+    """Whether the guest is the user's own, and not one of ringzero's images."""
+    return bool(arguments.kernel) or arguments.boot_entry is not None
+
+
+def _find_entry(arguments: argparse.Namespace) -> None:
+    """Have the first disk booted where nothing else is to be, and it has something to boot.
+
+    Raises NotFoundError with the disk's entries where another was asked for.
+    """
+    asked = arguments.boot_entry is not None
+    other = arguments.kernel or arguments.image or arguments.command or given(arguments)
+    if not arguments.disk or (other and not asked):
+        return
+    from ringzero.config.devices.disk import DiskConfig
+    from ringzero.vm import diskboot
+
+    disk = DiskConfig.parse(arguments.disk[0])
+    if disk.file_faults():
+        # Told with the rest.
+        return
+    try:
+        entry = diskboot.look(disk).choose(arguments.boot_entry or "")
+    except GuestImageError as fault:
+        if asked:
+            raise
+        print(f"ringzero: {disk.path}: {fault.message}: the default guest has it", file=sys.stderr)
+        return
+    if not asked:
+        arguments.boot_entry = ""
+    print(f"ringzero: booting {entry.title!r} from {disk.path}", file=sys.stderr)
+
+
+def _own_config(arguments: argparse.Namespace) -> MachineConfig:
     from ringzero.config.machine import MachineConfig
 
     return MachineConfig.create(
         **_common(arguments),
-        name=_name(arguments.kernel),
+        name=_name(arguments.kernel or arguments.disk[0].partition(",")[0]),
         kernel=arguments.kernel,
         initrd=arguments.initrd,
         command_line=" ".join(arguments.append or ()),
+        boot_entry=arguments.boot_entry,
     )
 
 

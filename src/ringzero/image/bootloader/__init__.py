@@ -1,0 +1,1 @@
+"""What boot loaders' configurations say: which kernel, which initrds, which command line."""

@@ -1,0 +1,119 @@
+"""File systems made by their own tools from one tree, which is what the readers must give back."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from ringzero.image.source import Part
+
+
+class Bytes:
+    """A source in memory."""
+
+    def __init__(self, data):
+        self.data = data
+
+    @property
+    def size(self):
+        return len(self.data)
+
+    def read(self, offset, length):
+        assert 0 <= offset <= offset + length <= len(self.data)
+        return bytes(self.data[offset : offset + length])
+
+
+def part(path_or_data):
+    data = (
+        path_or_data if isinstance(path_or_data, (bytes, bytearray)) else path_or_data.read_bytes()
+    )
+    return Part(Bytes(data), 0, len(data), "the image")
+
+
+def make_tree(root):
+    """Fill `root`: small and large files, holes, links, long names, a directory of many entries."""
+    root.mkdir()
+    (root / "empty").write_bytes(b"")
+    (root / "small").write_bytes(b"hello\n")
+    (root / "tail").write_bytes(bytes(range(256)) * 20 + b"end")
+    (root / "large").write_bytes(os.urandom(700_000) + b"A" * 300_000)
+    with (root / "sparse").open("wb") as file:
+        file.write(b"first")
+        file.seek(400_000)
+        file.write(b"last")
+    below = root / "etc" / "deep" / "er"
+    below.mkdir(parents=True)
+    (below / "file").write_text("deep\n")
+    many = root / "many"
+    many.mkdir()
+    for number in range(600):
+        (many / f"entry-{number:04}-with-a-name-of-some-length").write_bytes(b"%d" % number)
+    (root / ("n" * 200)).write_text("long name\n")
+    return root
+
+
+def add_links(root):
+    (root / "link").symlink_to("small")
+    (root / "absolute").symlink_to("/etc/deep/er/file")
+    (root / "up").symlink_to("etc/deep/../../../../small")
+    (root / "dangling").symlink_to("nowhere")
+    (root / "loop").symlink_to("loop")
+    (root / "long").symlink_to("/" + "/".join(["etc/.."] * 30) + "/small")
+    return root
+
+
+def tool(name):
+    found = shutil.which(name, path=os.environ["PATH"] + ":/sbin:/usr/sbin")
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def run(*command, **more):
+    done = subprocess.run(
+        [tool(command[0]), *map(str, command[1:])], capture_output=True, timeout=120, **more
+    )
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    return done.stdout
+
+
+def sized(path, size):
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+def ext(*options, size=8 << 20):
+    def make(tree, path):
+        run("mke2fs", "-q", "-F", *options, "-L", "made", "-d", tree, sized(path, size))
+
+    return make
+
+
+def same(files, tree, *, links=True, modes=True):
+    """Assert that `files` holds what the directory `tree` does, byte for byte."""
+    seen = {}
+    for path, node in files.walk("/"):
+        if not path.startswith("/lost+found"):
+            seen[path] = node
+    wanted = {f"/{path.relative_to(tree)}": path for path in tree.rglob("*")}
+    assert set(seen) == set(wanted)
+    for path, real in wanted.items():
+        node = seen[path]
+        status = real.lstat()
+        if modes:
+            assert node.mode == status.st_mode, path
+        if real.is_symlink():
+            assert files.readlink(path) == str(real.readlink())
+        elif real.is_file():
+            assert node.size == status.st_size, path
+            assert files.read(path) == real.read_bytes(), path
+    large = (tree / "large").read_bytes()
+    for offset, length in ((0, 1), (4095, 2), (123_457, 65_537), (999_999, 100), (10**7, 5)):
+        assert files.read("/large", offset, length) == large[offset : offset + length]
+    assert files.listing("/many") == sorted(os.listdir(tree / "many"))
+    assert not files.exists("/many/none")
+    if links:
+        assert files.read("/link") == files.read("/up") == files.read("/long") == b"hello\n"
+        assert files.read("/absolute") == b"deep\n"
