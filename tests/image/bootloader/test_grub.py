@@ -201,7 +201,7 @@ def run(script, **files):
         ('for i in a b c; do c="$c$i"; done', "abc"),
         ("set n=x\nwhile [ $n != xxx ]; do set n=x$n; done\nset c=$n", "xxx"),
         ("until true; do c=never; done; c=once", "once"),
-        ("function f {\n set c=$1-$2\n}\nf one 'two three'", "one-two three"),
+        ("function f {\n set c=\"$1-$2\"\n}\nf one 'two three'", "one-two three"),
         ("if [ -f /there ]; then c=file; fi", "file"),
         ("if [ -d /boot/grub -a -s /there ]; then c=both; fi", "both"),
         ("if [ -e (hd0,gpt1)/there ]; then c=device; fi", "device"),
