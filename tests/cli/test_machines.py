@@ -84,7 +84,6 @@ def test_the_errors_of_a_machine_are_those_of_the_foreground(capfd):
         ["-d", "-t", "--", "vi"],
         ["-d", "--stats"],
         ["--no-wait"],
-        ["--rm"],
         ["-d", "--serial", "stdio", "--kernel", "/dev/null"],
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 
 import ringzero
 from ringzero.cli import codes, habits
+from ringzero.cli.command_flags import advise_quoting
 from ringzero.cli.main import main
 from ringzero.cli.verb import VERBS
 from ringzero.cli.verbs.exec import Exec
@@ -211,7 +212,16 @@ def test_a_word_of_run_is_an_image(words, own, command):
         (["-m", "1G", "ls"], ["ringzero run -m 1G -- ls"]),
         (["sh", "-c", "a b"], ["ringzero run -- sh -c 'a b'"]),
         (["micro", "uname", "-a"], ["ringzero run micro -- uname -a"]),
+        (["micro", "-m", "1G", "sh"], ["'sh' stands", "ringzero run micro -m 1G -- sh"]),
+        (["--rm", "-it", "micro", "sh"], ["ringzero run --rm -it micro -- sh"]),
         (["ubuntu", "--", "ls"], ["no image is called 'ubuntu'"]),
+        (["-it", "alpine", "sh"], ["'sh' stands", "ringzero run -it alpine -- sh"]),
+        (["x.org/tool:1", "a"], ["ringzero run x.org/tool:1 -- a"]),
+        (["a.qcow2"], ["a disk is attached: --disk a.qcow2"]),
+        (["micro", "--memry", "512M"], ["no flag --memry; did you mean --memory?"]),
+        (["--memry", "512M", "micro"], ["no flag --memry; did you mean --memory?"]),
+        (["-itx", "--", "true"], ["no flag -x"]),
+        (["-m", "512", "-p", "x"], ["was 512M meant? --memory 512M", "no ports in 'x'"]),
     ],
 )
 def test_a_command_without_its_dashes(machines, words, told, capfd):
@@ -245,6 +255,51 @@ def test_flags_of_other_programs_say_what_to_write_instead(machines, flag, capfd
     name = flag.split()[0].partition("=")[0]
     assert f"error: {name}: " in err
     assert not machines
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "told"),
+    [
+        ("logs --tail 5 web", 2, "--tail: it is called `-n N`"),
+        ("logs --raww web", 2, "no flag --raww; did you mean --raw?"),
+        ("stop -t 3 web", 2, "-t: it is called `--timeout S`"),
+        ("stop --all", 2, "`ringzero stop $(ringzero ps -q)`"),
+        ("stop --tiemout 3 web", 2, "no flag --tiemout; did you mean --timeout?"),
+        ("ps --filter status=running", 2, "`--status STATE`"),
+        ("disk convert --frce a b", 2, "`ringzero disk convert --help`"),
+        ("disk create --size 1G a", 2, "no flag --size\n"),
+        ("disk ls", 3, "`ringzero disk` has no command 'ls'"),
+        ("disk covnert", 3, "did you mean 'convert'?"),
+        ("snapshot create", 2, "`ringzero snapshot save --help`"),
+        ("image lst", 3, "did you mean 'ls'?"),
+        ("port web 80", 3, "`ringzero port` has no command '80'"),
+        ("-v", 2, "`ringzero --version`"),
+        ("cp a b", 3, "tar c FILES"),
+        ("comit web", 3, "`ringzero snapshot save NAME SNAPSHOT`"),
+    ],
+)
+def test_habits_of_other_commands(nobody, line, code, told, capfd):
+    assert main(line.split()) == code
+    assert told in capfd.readouterr().err
+
+
+def test_commands_of_groups_by_other_names(nobody, capfd):
+    for line in ("image list", "snapshot list", "network list"):
+        assert main([*line.split(), "--json"]) == 0
+        assert json.loads(capfd.readouterr().out) == []
+
+
+def test_a_line_of_the_shell_in_one_word(machines, capfd):
+    def status(words, code):
+        advise_quoting(words, code)
+        return capfd.readouterr().err
+
+    assert "-- sh -c 'ls -l'" in status(["ls -l"], 127)
+    assert status(["ls -l"], 1) == status(["ls"], 127) == status(["a b", "c"], 127) == ""
+
+
+def test_rm_without_a_name_is_what_happens_anyway(machines):
+    assert main(["run", "--rm", "micro", "--", "true"]) == 0
 
 
 def test_several_of_them_are_told_together(capfd):
@@ -300,9 +355,9 @@ def test_help_and_version(capfd):
 
 def test_all_faults_of_a_command_line_are_told_together(machines, capfd):
     words = ["--memory", "abc", "--cpus", "0", "--disk", "/nonexistent", "--timeout", "-1"]
-    assert main(["run", *words, "--rm", "--engine", "kvm,", "--nonsense", "--", "true"]) == 2
+    assert main(["run", *words, "--no-wait", "--engine", "kvm,", "--nonsense", "--", "true"]) == 2
     err = capfd.readouterr().err
-    for text in ("abc", "CPUs", "/nonexistent", "timeout", "--rm", "--nonsense"):
+    for text in ("abc", "CPUs", "/nonexistent", "timeout", "--no-wait", "--nonsense"):
         assert text in err
     assert main(["run", "--cpus", "many", "--timeout", "soon", "--memory", "512"]) == 2
     err = capfd.readouterr().err

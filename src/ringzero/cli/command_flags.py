@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,9 @@ from ringzero.errors import InvalidValueError
 
 if TYPE_CHECKING:
     import argparse
+
+# What a shell ends with where there is no such command (POSIX, 2.8.2).
+_NOT_FOUND = 127
 
 
 def add_command_flags(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +51,17 @@ def command_words(arguments: argparse.Namespace, words: Sequence[str]) -> list[s
 def variables(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     """Return the names and values that --env gives. Raises InvalidValueError."""
     return [_variable(text) for text in arguments.env]
+
+
+def advise_quoting(words: Sequence[str], status: int) -> None:
+    """Where a whole line was quoted as one word, which names no program, say how it is meant."""
+    if status == _NOT_FOUND and len(words) == 1 and " " in words[0].strip():
+        import shlex
+
+        from ringzero.cli.text import printable
+
+        line = printable(shlex.quote(words[0]))
+        print(f"  hint: for a line of the shell: -- sh -c {line}", file=sys.stderr)
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -114,6 +114,18 @@ class PlainFlags:
         values.update(zip([*self._needed, *self._optional], found, strict=False))
         return values
 
+    def knows(self, word: str) -> bool:
+        """Whether a word is a flag, or several short ones."""
+        name = word.partition("=")[0]
+        if name in self._flags or name.startswith("--"):
+            return name in self._flags
+        for letter in name[1:]:
+            _, action, _ = self._flags.get(f"-{letter}", ("", "", str))
+            if action != "store_true":
+                # The rest of the word is its value.
+                return bool(action)
+        return True
+
     def words(self, words: Sequence[str]) -> list[int]:
         """Return where in `words` those stand that are no flags and no values of flags."""
         found, at = [], 0
@@ -130,10 +142,21 @@ class PlainFlags:
 
 def words_of(verb: Verb, words: Sequence[str]) -> list[int]:
     """Return where in a verb's `words` those stand that are neither flags nor their values."""
+    return _lenient(verb).words(words)
+
+
+def unknown_flags(verb: Verb, words: Sequence[str]) -> bool:
+    """Whether a flag that the verb does not know is among its `words`."""
+    flags = _lenient(verb)
+    taken = {"-h", "--help"}
+    return any(w.startswith("-") and w not in taken and not flags.knows(w) for w in words)
+
+
+def _lenient(verb: Verb) -> PlainFlags:
     flags = PlainFlags()
     flags.lenient = True
     verb.configure(flags)  # type: ignore[arg-type]
-    return flags.words(words)
+    return flags
 
 
 def parse(verb: Verb, words: Sequence[str]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-
 from ringzero.errors import NotFoundError
 
 # Verbs by the names that docker, virsh, VBoxManage, vagrant or systemctl have for them.
@@ -23,7 +22,27 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "undefine": ("rm",),
     "dumpxml": ("inspect",),
     "domrename": ("rename",),
+    "dominfo": ("inspect",),
+    "showvminfo": ("inspect",),
+    "startvm": ("start",),
+    "unregistervm": ("rm",),
     "snapshots": ("snapshot", "ls"),
+    "snapshot-list": ("snapshot", "ls"),
+    "net": ("network",),
+    "networks": ("network", "ls"),
+    "net-list": ("network", "ls"),
+    "qemu-img": ("disk",),
+}
+# Commands of groups, in every group that has the other name.
+GROUP_ALIASES: dict[str, tuple[str, ...]] = {
+    "list": ("ls",),
+    "remove": ("rm",),
+    "delete": ("rm",),
+    "show": ("inspect", "info"),
+    "add": ("create",),
+    "create": ("save",),
+    "take": ("save",),
+    "apply": ("revert",),
 }
 # Names that mean different things in different programs, or that need more than another name.
 ADVICE: dict[str, str] = {
@@ -35,6 +54,25 @@ ADVICE: dict[str, str] = {
     "shell": "`ringzero exec -it NAME sh`, or `ringzero run` for a new machine",
     "pull": "images are made when they are first used: `ringzero run IMAGE`",
     "build": "`ringzero image build NAME`",
+    "define": "`ringzero create --name NAME`, with the flags of `ringzero run`",
+    "createvm": "`ringzero create --name NAME`, with the flags of `ringzero run`",
+    "init": "`ringzero create --name NAME`, with the flags of `ringzero run`",
+    "edit": "what a machine is stays as it was made; `ringzero create` makes another",
+    "update": "what a machine is stays as it was made; `ringzero create` makes another",
+    "modifyvm": "what a machine is stays as it was made; `ringzero create` makes another",
+    "controlvm": "`ringzero pause NAME`, `resume`, `restart`, `stop` or `kill`",
+    "status": "`ringzero ps -a` lists all machines, `ringzero inspect NAME` tells all about one",
+    "provision": "`ringzero exec NAME CMD`",
+    "cp": "`tar c FILES | ringzero exec -i NAME tar x`, or the other way round",
+    "commit": "`ringzero snapshot save NAME SNAPSHOT`",
+    "snapshot-create": "`ringzero snapshot save NAME SNAPSHOT`",
+    "snapshot-revert": "`ringzero snapshot revert NAME SNAPSHOT`",
+    "migrate": "`ringzero snapshot export` and `import` take a machine to another host",
+    "export": "`ringzero snapshot export SNAPSHOT FILE`",
+    "import": "`ringzero snapshot import FILE`",
+    "volume": "`-v HOST:GUEST` shares a folder; `ringzero disk create` makes a disk for `--disk`",
+    "prune": "`ringzero rm $(ringzero ps -aq --status ended)`; images: `ringzero image rm NAME`",
+    "system": "`ringzero info` tells of this host",
     "clone": "`ringzero fork NAME` copies a running machine",
     "checkpoint": "`ringzero snapshot save NAME SNAPSHOT`",
     "save": "`ringzero snapshot save NAME SNAPSHOT`",
@@ -67,7 +105,33 @@ FOREIGN: dict[str, dict[str, str]] = {
     "run": _FOREIGN_RUN,
     "create": _FOREIGN_RUN,
     "exec": _FOREIGN_EXEC,
+    "ps": {
+        "-f --filter": "machines in one state: `--status STATE`; the rest is in `--json`",
+        "--format --no-trunc": "all that is known is in `--json`",
+        "-l -n --latest --last": "`ringzero events` tells what happens to machines",
+    },
+    "logs": {"--tail": "it is called `-n N`"},
+    "stop": {
+        "-t --time": "it is called `--timeout S`",
+        "-a --all": "`ringzero stop $(ringzero ps -q)`",
+        "-f --force": "`ringzero kill NAME` cuts the power",
+    },
+    "kill": {
+        "-s --signal": "the machine ends at once; a signal to a command: `ringzero exec NAME kill`",
+        "-a --all": "`ringzero kill $(ringzero ps -q)`",
+    },
+    "rm": {"-a --all": "`ringzero rm $(ringzero ps -aq)`"},
+    "inspect": {"-f --format": "it is JSON, for jq or Python"},
+    "": {"-v -V": "`ringzero --version`"},
 }
+# What people run first elsewhere: names of container images.
+_CONTAINERS = frozenset((
+    "alpine", "arch", "archlinux", "busybox", "centos", "debian", "fedora", "golang",
+    "hello-world", "mysql", "nginx", "node", "opensuse", "postgres", "python", "redis",
+    "rockylinux", "ubuntu",
+))  # fmt: skip
+# What disk images are called.
+_DISKS = (".img", ".iso", ".ova", ".qcow2", ".raw", ".vdi", ".vhd", ".vhdx", ".vmdk")
 
 
 def translate(words: Sequence[str]) -> list[str]:
@@ -77,6 +141,44 @@ def translate(words: Sequence[str]) -> list[str]:
     return list(words)
 
 
+def command_of(group: str, word: str, known: Iterable[str]) -> str:
+    """Return the command of `group` (as `ringzero disk`) that `word` means, or NotFoundError."""
+    import difflib
+
+    names = list(known)
+    for name in GROUP_ALIASES.get(word, ()):
+        if name in names:
+            return name
+    close = difflib.get_close_matches(word, names, n=1)
+    raise NotFoundError(
+        f"`{group}` has no command {word!r}",
+        hint=f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}",
+    )
+
+
+def perhaps_container(word: str, *, alone: bool) -> bool:
+    """Whether a word is meant for a container's image; `alone` where no others are behind it."""
+    if word.endswith(_DISKS):
+        return False
+    return alone or ":" in word or word.rpartition("/")[2] in _CONTAINERS
+
+
+def no_image(word: str, before: str, after: str, known: Iterable[str]) -> NotFoundError:
+    """Return the error for an image that there is not, with what may have been meant.
+
+    `before` is the verb with the flags before the word, `after` what stands behind it.
+    """
+    if word.endswith(_DISKS):
+        hint = f"a disk is attached: --disk {word}"
+    else:
+        line = f"{word} {after}".strip()
+        hint = (
+            f"a command goes behind --: ringzero {before}-- {line}; images: {', '.join(known)}, "
+            "and those of containers: ringzero run alpine"
+        )
+    return NotFoundError(f"no image is called {word!r}", hint=hint)
+
+
 def unknown(word: str, known: Iterable[str]) -> NotFoundError:
     """Return the error for a verb that there is not, with what may have been meant."""
     import difflib
@@ -84,7 +186,9 @@ def unknown(word: str, known: Iterable[str]) -> NotFoundError:
     if word in ADVICE:
         return NotFoundError(f"no command called {word!r}", hint=f"here: {ADVICE[word]}")
     names = list(known)
-    close = difflib.get_close_matches(word, [*names, *ALIASES], n=1)
+    close = difflib.get_close_matches(word, [*names, *ALIASES, *ADVICE], n=1)
+    if close and close[0] in ADVICE:
+        return unknown(close[0], names)
     close = close or [name for name in names if name.startswith(word[:2])]
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
     return NotFoundError(f"no command called {word!r}", hint=hint)

@@ -132,14 +132,14 @@ def _execute(
     if command is not None and not verb.takes_command:
         raise InvalidValueError(f"`ringzero {name}` takes no command after '--'")
     if arguments.faults and not verb.collects:
-        raise fault_of(arguments.faults, name)
+        raise fault_of(arguments.faults, f"{name} {getattr(arguments, 'action', '')}".strip())
     arguments.command = command or []
     return verb.execute(arguments)
 
 
 def fault_of(faults: list[str], verb: str) -> RingzeroError:
     """Return the error for what is wrong with a command line."""
-    hint = f"`ringzero {verb} --help` tells what it takes"
+    hint = f"`{f'ringzero {verb}'.strip()} --help` tells what it takes"
     if len(faults) == 1:
         return InvalidValueError(faults[0], hint=hint)
     return ConfigError(faults, hint=hint)
@@ -157,6 +157,7 @@ def _run_parsed(words: _Words, named: str | None, command: list[str] | None) -> 
     )
     parser.add_argument("--version", action="version", version=f"ringzero {ringzero.__version__}")
     parser.add_argument("--json", action="store_true", help="errors as JSON; of every command")
+    known = ["--version", "--json"]
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
     for name in [named] if named is not None else VERBS.names():
         verb = VERBS.get(name)()
@@ -175,8 +176,9 @@ def _run_parsed(words: _Words, named: str | None, command: list[str] | None) -> 
             known = list(sub._option_string_actions)
         sub.set_defaults(chosen=verb)
     try:
-        if named is not None and (instead := foreign(named, words[1:], known)):
-            raise fault_of(instead, named)
+        instead = foreign(named or "", words[1:] if named else words, known)
+        if instead:
+            raise fault_of(instead, named or "")
         arguments, faults = parse(parser, words)
     except SystemExit as end:
         # Help or the version was printed.

@@ -10,7 +10,7 @@ import time
 from typing import Any, Self
 
 from ringzero.api.action import Link, Stream
-from ringzero.cli.command_flags import add_command_flags, command_words
+from ringzero.cli.command_flags import add_command_flags, advise_quoting, command_words
 from ringzero.cli.flags import words_of
 from ringzero.cli.machines import add_name, both_outputs, named, note
 from ringzero.cli.signals import taken
@@ -77,7 +77,8 @@ Flags stand before the command, whose own begin where it does; a -- before it ma
                 if streams.left:
                     return 128 + streams.left
                 raise
-            return end["status"]
+        advise_quoting(arguments.command, end["status"])
+        return int(end["status"])
 
 
 class _Streams(Stream):

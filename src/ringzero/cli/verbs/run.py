@@ -7,8 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ringzero.cli.command_flags import add_command_flags, command_words, given, variables
-from ringzero.cli.flags import words_of
+from ringzero.cli.command_flags import (
+    add_command_flags,
+    advise_quoting,
+    command_words,
+    given,
+    variables,
+)
+from ringzero.cli.flags import unknown_flags, words_of
 from ringzero.cli.verb import VERBS, Verb, print_json
 from ringzero.config.device import DEVICE_CONFIGS, DeviceConfig
 from ringzero.errors import (
@@ -17,7 +23,6 @@ from ringzero.errors import (
     HostError,
     InvalidValueError,
     MissingFileError,
-    NotFoundError,
     RingzeroError,
 )
 from ringzero.settings import ENGINE
@@ -160,12 +165,13 @@ Ctrl-] q ends the machine.
         found = words_of(self, own)
         if not found:
             return own, command
-        from ringzero.cli.habits import foreign
-
-        # A flag that we do not know may have a value: it is not taken for an image.
-        if not foreign(self.name, own, ()):
+        at = found[0]
+        # A flag that we do not know may have a value: it is not taken for an image or a command.
+        if not unknown_flags(self, own[:at]):
+            if found[1:] and unknown_flags(self, own[at + 1 : found[1]]):
+                found = found[:1]
             _refuse_command(self.name, own, found, command)
-            own = [*own[: found[0]], *own[found[0] + 1 :], "--image", own[found[0]]]
+            own = [*own[:at], *own[at + 1 :], "--image", own[at]]
         return own, command
 
     def describe(self, arguments: argparse.Namespace) -> MachineConfig:
@@ -203,31 +209,32 @@ Ctrl-] q ends the machine.
             "as_json": arguments.json,
         }
         if arguments.name is None:
-            return session.run(config, **how)
-        return _named(arguments, config, how)
+            code = session.run(config, **how)
+        else:
+            code = _named(arguments, config, how)
+        advise_quoting(arguments.command, code)
+        return code
 
 
 def _refuse_command(verb: str, own: list[str], found: list[int], command: list[str] | None) -> None:
     """Where a command stands before "--", or instead of an image, say where it belongs."""
     import shlex
 
+    from ringzero.cli.habits import no_image, perhaps_container
     from ringzero.image.names import IMAGES
 
     at, *more = found
     image = own[at]
-    if image not in IMAGES and (more or not _may_be_container(image)):
-        rest = shlex.join([*own[at:], *(command or ())])
-        before = shlex.join(own[:at])
-        raise NotFoundError(
-            f"no image is called {image!r}",
-            hint=f"a command goes behind --: ringzero {verb} {before + ' ' if before else ''}"
-            f"-- {rest}; images: {', '.join(IMAGES.names())}",
-        )
+    container = perhaps_container(image, alone=not more) and _may_be_container(image)
+    if image not in IMAGES and not container:
+        before = f"{verb} {shlex.join(own[:at])}".strip() + " "
+        rest = shlex.join([*own[at + 1 :], *(command or ())])
+        raise no_image(image, before, rest, IMAGES.names())
     if more:
-        rest = shlex.join(own[more[0] :])
+        before, rest = shlex.join(own[: more[0]]), shlex.join(own[more[0] :])
         raise InvalidValueError(
             f"{own[more[0]]!r} stands where a flag belongs",
-            hint=f"a command goes behind --: ringzero {verb} {image} -- {rest}",
+            hint=f"a command goes behind --: ringzero {verb} {before} -- {rest}",
         )
 
 
@@ -293,7 +300,6 @@ def _contradictions(arguments: argparse.Namespace) -> Iterator[tuple[Any, str]]:
         "a machine that is detached has no terminal; attach to it later: `ringzero console NAME`",
     )
     yield arguments.detach and arguments.stats, "--stats with -d; `ringzero inspect NAME` has them"
-    yield arguments.rm and not (arguments.detach or arguments.name), "--rm without --name or -d"
     yield arguments.no_wait and not arguments.detach, "--no-wait without -d"
     yield (
         arguments.serial == "stdio" and not (arguments.kernel or arguments.disk),
@@ -321,7 +327,8 @@ class Faults:
             return
         lines: dict[str, None] = {}
         for fault in self._found:
-            for line in getattr(fault, "faults", [fault.message]):
+            told = f"{fault.message}; {fault.hint}" if fault.hint else fault.message
+            for line in getattr(fault, "faults", [told]):
                 lines[line] = None
         if len(lines) > 1:
             raise ConfigError(list(lines), hint=hint)
