@@ -14,7 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ringzero.api.command import CommandResult
+    from ringzero.api.command import CommandResult, RunOptions
+    from ringzero.config.fields import MachineArguments
     from ringzero.config.machine import MachineConfig
     from ringzero.errors import (
         CommandError,
@@ -43,9 +44,11 @@ __all__ = [
     "HostError",
     "Identity",
     "Machine",
+    "MachineArguments",
     "MachineConfig",
     "NotFoundError",
     "RingzeroError",
+    "RunOptions",
     "Snapshot",
     "Store",
     "TimeoutExpiredError",
@@ -63,9 +66,11 @@ _HOMES = {
     "HostError": "ringzero.errors",
     "Identity": "ringzero.vm.guest.identity",
     "Machine": "ringzero.vm.machine",
+    "MachineArguments": "ringzero.config.fields",
     "MachineConfig": "ringzero.config.machine",
     "NotFoundError": "ringzero.errors",
     "RingzeroError": "ringzero.errors",
+    "RunOptions": "ringzero.api.command",
     "Snapshot": "ringzero.vm.saved.snapshot",
     "Store": "ringzero.vm.saved.store",
     "TimeoutExpiredError": "ringzero.errors",
@@ -75,7 +80,16 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
-        raise AttributeError(f"module 'ringzero' has no attribute {name!r}")
+        # From the name, Python itself finds what may have been meant.
+        import sys
+
+        raise AttributeError(
+            f"module 'ringzero' has no attribute {name!r}", name=name, obj=sys.modules[__name__]
+        )
     from importlib import import_module
 
     return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

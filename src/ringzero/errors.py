@@ -169,9 +169,26 @@ class GuestError(RingzeroError):
 
 
 class CommandError(GuestError):
-    """`context` holds exit_code, stdout and stderr."""
+    """`context` holds exit_code (the command's), stdout and stderr."""
 
     kind = "command"
+
+    @property
+    def returncode(self) -> int:
+        """The command's exit status; `exit_code` is that of the command line."""
+        return int(self.context["exit_code"])
+
+    @property
+    def stdout(self) -> bytes | str:
+        """What the command printed; str where text was asked for."""
+        printed: bytes | str = self.context["stdout"]
+        return printed
+
+    @property
+    def stderr(self) -> bytes | str:
+        """What the command said on its standard error, as `stdout`."""
+        said: bytes | str = self.context["stderr"]
+        return said
 
 
 class TripleFaultError(GuestError):

@@ -1,8 +1,10 @@
 """How a command is asked for, and what comes of it; no guest is needed."""
 
+from pathlib import PurePosixPath
+
 import pytest
 
-from ringzero.api.command import CommandResult, Invocation
+from ringzero.api.command import CommandResult, Invocation, invocation
 from ringzero.errors import CommandError, InvalidValueError
 
 
@@ -49,6 +51,35 @@ def test_input_of_another_kind_is_refused():
 def test_unknown_options_are_refused():
     with pytest.raises(TypeError):
         Invocation("true", timout=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"shell": True}, "a string is for the guest's shell"),
+        ({"capture_output": True}, "always captured"),
+        ({"timout": 3}, "there are input, timeout, env, cwd, user, check, text"),
+    ],
+)
+def test_options_of_subprocess_are_told_what_they_are_here(options, told):
+    with pytest.raises(TypeError, match=told):
+        invocation("true", text=False, options=options)
+
+
+@pytest.mark.parametrize("command", [b"ls", PurePosixPath("/bin/ls"), 5, None, ["ls", 1], {"ls"}])
+def test_what_is_no_command(command):
+    with pytest.raises(InvalidValueError, match="a string, or a sequence of words"):
+        invocation(command, text=False, options={})
+
+
+def test_a_directory_may_be_a_path():
+    assert "/a/b" in invocation("ls", text=True, options={"cwd": PurePosixPath("/a/b")}).words()
+
+
+def test_what_failed_is_told_as_subprocess_tells_it():
+    with pytest.raises(CommandError) as caught:
+        Invocation("x", check=True, text=True).result(3, b"out", b"err")
+    assert (caught.value.returncode, caught.value.stdout, caught.value.stderr) == (3, "out", "err")
 
 
 def test_text_and_check():

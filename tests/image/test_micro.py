@@ -99,6 +99,9 @@ def test_list_and_remove(guest, cache):
     assert micro.list_images() == []
     image = micro.ensure()
     assert micro.list_images() == [image]
+    assert micro.image_of(image.kernel) == "micro"
+    assert micro.image_of(image.kernel.with_name("other") / "vmlinuz") == ""
+    assert micro.image_of(cache / "images" / "x" / "vmlinuz") == micro.image_of(None) == ""
     with pytest.raises(NotFoundError, match="no image called"):
         micro.remove("other")
     assert micro.remove("micro") == [image]

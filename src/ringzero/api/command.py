@@ -6,8 +6,9 @@ Plain data: nothing here speaks with a guest.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import AnyStr, Generic, TypedDict
+from typing import Any, AnyStr, Generic, TypedDict
 
 from ringzero.errors import CommandError, InvalidValueError
 from ringzero.records import record
@@ -70,9 +71,40 @@ class RunOptions(TypedDict, total=False):
     input: bytes | str | None
     timeout: float | None
     env: Mapping[str, str] | None
-    cwd: str | None
+    cwd: str | os.PathLike[str] | None
     user: str | None
     check: bool
+
+
+# Options of `subprocess.run` that are others here, or not needed.
+_SUBPROCESS = {
+    "shell": "a string is for the guest's shell, a list are the words",
+    "capture_output": "output is always captured",
+    "stdin": "give the bytes or the text: input=",
+    "stdout": "output is captured; `Machine.agent` passes it on as it comes",
+    "stderr": "output is captured; `Machine.agent` passes it on as it comes",
+    "universal_newlines": "it is called text=",
+    "encoding": "text=True is UTF-8; bytes come without it",
+    "errors": "text=True replaces what is no UTF-8; bytes come without it",
+}
+
+
+def invocation(command: Any, *, text: bool, options: Mapping[str, Any]) -> Invocation:
+    """Return the command as `Machine.run` was asked for it. Raises TypeError, InvalidValueError."""
+    for name in options:
+        if name not in RunOptions.__annotations__:
+            known = ", ".join([*RunOptions.__annotations__, "text"])
+            told = _SUBPROCESS.get(name, f"there are {known}")
+            raise TypeError(f"run() has no option {name!r}: {told}")
+    words = [command] if isinstance(command, (str, bytes)) else command
+    if isinstance(command, bytes) or not (
+        isinstance(words, Sequence) and all(isinstance(word, (str, bytes)) for word in words)
+    ):
+        raise InvalidValueError(
+            f"a command is a string, or a sequence of words, not {command!r:.100}",
+            hint="run('ls -l') goes through the guest's shell, run(['ls', '-l']) does not",
+        )
+    return Invocation(command, text=text, **options)
 
 
 @record
@@ -88,7 +120,7 @@ class Invocation:
     input: bytes | str | None = None
     timeout: float | None = None
     env: Mapping[str, str] | None = None
-    cwd: str | None = None
+    cwd: str | os.PathLike[str] | None = None
     user: str | None = None
     check: bool = False
     text: bool = False
@@ -110,7 +142,7 @@ class Invocation:
                     raise InvalidValueError(f"an environment variable cannot be called {name!r}")
             words = ["env", *(f"{name}={value}" for name, value in self.env.items()), *words]
         if self.cwd:
-            words = ["sh", "-c", _CHANGE_DIRECTORY, self.cwd, *words]
+            words = ["sh", "-c", _CHANGE_DIRECTORY, os.fspath(self.cwd), *words]
         if self.user:
             if self.user.startswith("-"):
                 raise InvalidValueError(f"a user cannot be called {self.user!r}")

@@ -37,3 +37,14 @@ class MachineFields(TypedDict, total=False):
     shares: Iterable[Device]
     vsock: Device | Path | None
     vsocks: Iterable[Device | Path]
+
+
+class MachineArguments(MachineFields, total=False):
+    """What `ringzero.Machine` takes by name, for functions of a program's own that pass it on.
+
+    def boot(**arguments: Unpack[MachineArguments]) -> Machine:
+        return Machine(**arguments)
+    """
+
+    image: str | None
+    engine: str | None

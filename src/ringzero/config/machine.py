@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ringzero.config.devices.vsock import VsockConfig
 
 _PAGE = 4096
+_HELP = "see `ringzero run --help`, or help(ringzero.Machine)"
 _WORD, _NUMBER = ((str,), "a text"), ((int,), "a whole number")
 # What fields hold that are read as they are given.
 _TYPES = {
@@ -70,7 +71,7 @@ class MachineConfig:
     def __post_init__(self) -> None:
         faults = self.faults()
         if faults:
-            raise ConfigError(faults, hint="see `ringzero run --help`")
+            raise ConfigError(faults, hint=_HELP)
 
     @classmethod
     def create(cls, **values: Any) -> MachineConfig:
@@ -105,7 +106,7 @@ class MachineConfig:
         except ConfigError as fault:
             faults += fault.faults
         if faults:
-            raise ConfigError(faults, hint="see `ringzero run --help`")
+            raise ConfigError(faults, hint=_HELP)
         return config
 
     @classmethod
@@ -131,7 +132,8 @@ class MachineConfig:
         if not NAME.fullmatch(self.name):
             found.append(f"name {self.name!r}: use letters, digits, '_', '.' and '-'")
         if self.memory % _PAGE:
-            found.append(f"memory of {self.memory} bytes is not a multiple of {_PAGE}")
+            meant = f"; was '{self.memory}M' meant?" if 0 < self.memory < MIB else ""
+            found.append(f"memory of {self.memory} bytes is not a multiple of {_PAGE}{meant}")
         found += [
             f"no {noun} is called {value!r}"
             for noun, value in (

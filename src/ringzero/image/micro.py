@@ -164,6 +164,14 @@ def ensure(
     return found
 
 
+def image_of(kernel: Path | None) -> str:
+    """Return the name of the image in the cache that a kernel's file belongs to, or ""."""
+    if kernel is None or kernel.parent.parent != CACHE_DIR.get() / "images":
+        return ""
+    image = _read(kernel.parent)
+    return "" if image is None else image.name
+
+
 def list_images(cache: Path | None = None) -> list[BootFiles]:
     """Return the images in the cache, by name."""
     cache = cache if cache is not None else CACHE_DIR.get()

@@ -17,14 +17,16 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Literal, Self, TypeVar, Unpack, overload
 
-from ringzero.api.command import CommandResult, Invocation, RunOptions
+from ringzero.api.command import CommandResult, RunOptions, invocation
 from ringzero.vm.exit import Exit
 from ringzero.vm.guest.execution import Execution
 from ringzero.vm.machine import Machine
 
 if TYPE_CHECKING:
+    from ringzero.config.fields import MachineArguments
+    from ringzero.config.machine import MachineConfig
     from ringzero.vm.saved.snapshot import Snapshot
 
 T = TypeVar("T")
@@ -63,8 +65,13 @@ class AsyncMachine:
     It is built when the `async with` block is entered, or with the first method.
     """
 
-    def __init__(self, machine: Machine | None = None, **fields: Any) -> None:
-        self._made = machine
+    def __init__(
+        self,
+        machine: Machine | MachineConfig | None = None,
+        **fields: Unpack[MachineArguments],
+    ) -> None:
+        self._made = machine if isinstance(machine, Machine) else None
+        self._config = None if isinstance(machine, Machine) else machine
         self._fields = fields
         self._making = asyncio.Lock()
 
@@ -78,7 +85,7 @@ class AsyncMachine:
     async def _get(self) -> Machine:
         async with self._making:
             if self._made is None:
-                self._made = await in_thread(lambda: Machine(**self._fields))
+                self._made = await in_thread(lambda: Machine(self._config, **self._fields))
             return self._made
 
     async def __aenter__(self) -> Self:
@@ -134,6 +141,15 @@ class AsyncMachine:
         **options: Unpack[RunOptions],
     ) -> CommandResult[str]: ...
 
+    @overload
+    async def run(
+        self,
+        command: str | Sequence[str | bytes],
+        *,
+        text: bool,
+        **options: Unpack[RunOptions],
+    ) -> CommandResult[bytes] | CommandResult[str]: ...
+
     async def run(
         self,
         command: str | Sequence[str | bytes],
@@ -142,9 +158,10 @@ class AsyncMachine:
         **options: Unpack[RunOptions],
     ) -> CommandResult[bytes] | CommandResult[str]:
         """Run a command in the guest. It is killed when the caller is cancelled."""
+        asked = invocation(command, text=text, options=options)
         machine = await self._get()
         await in_thread(machine.start)
-        execution = Execution(machine.agent, Invocation(command, text=text, **options))
+        execution = Execution(machine.agent, asked)
         try:
             return await in_thread(execution.finish)
         except asyncio.CancelledError:

@@ -171,6 +171,11 @@ class Machine:
             "fork() makes a copy, snapshot() writes one down for other processes"
         )
 
+    def __repr__(self) -> str:
+        state = "running" if self.running else "stopped" if self._stopped else "paused"
+        state = state if self._started else "not started"
+        return f"<{type(self).__name__} {self.parts.config.name!r}: {state}>"
+
     @property
     def config(self) -> MachineConfig:
         """The machine's description, as it is now."""
@@ -335,6 +340,15 @@ class Machine:
         **options: Unpack[RunOptions],
     ) -> CommandResult[str]: ...
 
+    @overload
+    def run(
+        self,
+        command: str | Sequence[str | bytes],
+        *,
+        text: bool,
+        **options: Unpack[RunOptions],
+    ) -> CommandResult[bytes] | CommandResult[str]: ...
+
     def run(
         self,
         command: str | Sequence[str | bytes],
@@ -349,13 +363,13 @@ class Machine:
         machine if need be. Raises TimeoutExpiredError, CommandError, InvalidValueError, and
         GuestError when the guest ended before the command did.
         """
-        from ringzero.api.command import Invocation
+        from ringzero.api.command import invocation
         from ringzero.vm.guest.execution import Execution
 
-        agent, invocation = self.agent, Invocation(command, text=text, **options)
+        agent, asked = self.agent, invocation(command, text=text, options=options)
         # A copy is told who it is as it starts: its first command waits for that.
         self.start()
-        return Execution(agent, invocation).finish()
+        return Execution(agent, asked).finish()
 
     # ---- state and copies -------------------------------------------------
 

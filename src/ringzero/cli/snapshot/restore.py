@@ -30,15 +30,18 @@ class Restore(Verb):
     def execute(self, arguments: argparse.Namespace) -> int:
         from ringzero.control.host import claims
         from ringzero.control.host.launch import launch
+        from ringzero.image.micro import image_of
 
         snapshot = store().get(arguments.snapshot)
         faults = snapshot.check() if arguments.verify else []
         if faults:
             raise StateError(f"{snapshot.name} is damaged: {faults[0]}")
         name = arguments.name or f"{snapshot.name[:50]}-1"
+        config = snapshot.manifest.machine_config()
         claim = claims.create(
             name,
-            snapshot.manifest.machine_config(),
+            config,
+            image=image_of(config.kernel),
             snapshot=str(snapshot.path),
             again=None if arguments.name else claims.next_number,
         )

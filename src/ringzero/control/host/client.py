@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
 from ringzero.api.action import PATIENCE, Action, Link, Scope, Stream, to_plain
-from ringzero.api.command import CommandResult, Invocation, RunOptions
+from ringzero.api.command import CommandResult, RunOptions, invocation
 from ringzero.api.host import HostActions
 from ringzero.api.machine import MachineActions
 from ringzero.api.protocol import STDERR, STDOUT
@@ -74,25 +74,32 @@ class RemoteMachine(MachineActions):
         self, command: str | Sequence[str], *, text: Literal[True], **options: Unpack[RunOptions]
     ) -> CommandResult[str]: ...
 
+    @overload
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        text: bool,
+        **options: Unpack[RunOptions],
+    ) -> CommandResult[bytes] | CommandResult[str]: ...
+
     def run(
         self, command: str | Sequence[str], *, text: bool = False, **options: Unpack[RunOptions]
     ) -> CommandResult[bytes] | CommandResult[str]:
         """Run a command in the guest and return what it printed; as `ringzero.Machine.run`."""
-        invocation = Invocation(command, text=text, **options)
-        words = invocation.words()
-        data = invocation.data()
-        collected = _Collector(data or None, invocation.timeout)
+        asked = invocation(command, text=text, options=options)
+        words = asked.words()
+        data = asked.data()
+        collected = _Collector(data or None, asked.timeout)
         plain = ["sh", "-c", words] if isinstance(words, str) else list(map(os.fsdecode, words))
         try:
             answer = self.exec(collected, plain, stdin=bool(data))
         finally:
             collected.close()
         if collected.over:
-            raise TimeoutExpiredError(
-                f"the command did not end within {invocation.timeout} seconds"
-            )
+            raise TimeoutExpiredError(f"the command did not end within {asked.timeout} seconds")
         out, err = collected.output[STDOUT], collected.output[STDERR]
-        return invocation.result(answer["status"], bytes(out), bytes(err))
+        return asked.result(answer["status"], bytes(out), bytes(err))
 
     def _ask(self, action: Action, arguments: dict[str, Any], stream: Stream) -> Any:
         with self.session(action.answer_time(arguments)) as session:

@@ -28,12 +28,17 @@ class Execution:
             self._command.close_input()
 
     def finish(self) -> CommandResult[bytes] | CommandResult[str]:
-        """Wait for the end and return the result; the command is killed when its time is over.
+        """Wait for the end and return the result.
 
-        Raises TimeoutExpiredError, CommandError, and GuestError when the guest ended before.
+        The command is killed when its time is over, or the wait is interrupted (Ctrl-C). Raises
+        TimeoutExpiredError, CommandError, and GuestError when the guest ended before.
         """
         timeout = self._invocation.timeout
-        status = self._command.wait(timeout)
+        try:
+            status = self._command.wait(timeout)
+        except KeyboardInterrupt:
+            self.kill()
+            raise
         if status is None:
             self.kill()
             raise TimeoutExpiredError(f"the command did not end within {timeout} seconds")
