@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+
 from ringzero.errors import NotFoundError
 
 # Verbs by the names that docker, virsh, VBoxManage, vagrant or systemctl have for them.

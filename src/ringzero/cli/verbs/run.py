@@ -23,6 +23,7 @@ from ringzero.errors import (
     HostError,
     InvalidValueError,
     MissingFileError,
+    NotFoundError,
     RingzeroError,
 )
 from ringzero.settings import ENGINE
@@ -170,7 +171,8 @@ Ctrl-] q ends the machine.
         if not unknown_flags(self, own[:at]):
             if found[1:] and unknown_flags(self, own[at + 1 : found[1]]):
                 found = found[:1]
-            _refuse_command(self.name, own, found, command)
+            alone = len(found) == 1 and not unknown_flags(self, own[at + 1 :])
+            _refuse_command(self.name, own, found, command, alone)
             own = [*own[:at], *own[at + 1 :], "--image", own[at]]
         return own, command
 
@@ -216,7 +218,9 @@ Ctrl-] q ends the machine.
         return code
 
 
-def _refuse_command(verb: str, own: list[str], found: list[int], command: list[str] | None) -> None:
+def _refuse_command(
+    verb: str, own: list[str], found: list[int], command: list[str] | None, alone: bool
+) -> None:
     """Where a command stands before "--", or instead of an image, say where it belongs."""
     import shlex
 
@@ -225,7 +229,7 @@ def _refuse_command(verb: str, own: list[str], found: list[int], command: list[s
 
     at, *more = found
     image = own[at]
-    container = perhaps_container(image, alone=not more) and _may_be_container(image)
+    container = perhaps_container(image, alone=alone) and _may_be_container(image)
     if image not in IMAGES and not container:
         before = f"{verb} {shlex.join(own[:at])}".strip() + " "
         rest = shlex.join([*own[at + 1 :], *(command or ())])
