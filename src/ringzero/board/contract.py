@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from ringzero.board.boot.kernelimage import KernelImage
 from ringzero.board.boot.loading import Loading
-from ringzero.board.slots.contract import Doorbell, Slot
+from ringzero.board.slots.contract import Doorbell, Slot, StatusRegister
 from ringzero.core.bus import Bus, MsrBus, Show
 from ringzero.core.irq import IrqLine, LocalInterrupts, StartControl
 from ringzero.core.memory import GuestMemory
@@ -208,6 +208,11 @@ class Board(ABC):
         """Yield what an engine may serve without leaving the guest."""
         for slot in self.slots.values():
             yield from slot.doorbells()
+
+    def status_registers(self) -> Iterator[StatusRegister]:
+        """Yield the interrupt status registers that an engine may hold."""
+        for slot in self.slots.values():
+            yield from slot.status_registers()
 
     def latches(self) -> Iterator[Latch]:
         """Yield the registers whose writes an engine may gather."""

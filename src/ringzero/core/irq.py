@@ -15,6 +15,8 @@ class IrqLine:
     def __init__(self, sink: Callable[[bool], None]) -> None:
         self._sink = sink
         self.level = False
+        # What knows the level better, where others lower the wire (`InterruptStatus.share`).
+        self.source: SharedStatus | None = None
 
     def set(self, level: bool) -> None:
         """Drive the wire high (True) or low (False)."""
@@ -26,6 +28,82 @@ class IrqLine:
         """Raise and lower the wire: one edge."""
         self.set(True)
         self.set(False)
+
+
+class SharedStatus(Protocol):
+    """An interrupt status register that an engine serves to the guest (`Vm.share_status`).
+
+    `value` is what it holds. Other threads clear bits at any time, those of the guest.
+    """
+
+    value: int
+
+    def set(self, reasons: int) -> bool:
+        """Set bits; True when the first was, and its interrupt is the caller's to send."""
+        ...
+
+    def clear(self, reasons: int) -> int:
+        """Clear bits; return those that are left."""
+        ...
+
+    def route(self, receiver: int, vector: int) -> None:
+        """Have the interrupt sent to one vCPU, known by its controller; 0: by the caller."""
+        ...
+
+
+class InterruptStatus:
+    """A device's interrupt status register: why it interrupts, one reason a bit.
+
+    The wire `irq` rises with the first reason, and falls when those are cleared that were seen;
+    for others that came meanwhile it rises again. The caller sees to it that one thread at a
+    time changes it, but for the guest's clearing by way of an engine.
+    """
+
+    def __init__(self, irq: IrqLine) -> None:
+        self._irq = irq
+        self._value = 0
+        self._shared: SharedStatus | None = None
+
+    @property
+    def value(self) -> int:
+        return self._value if self._shared is None else self._shared.value
+
+    def share(self, shared: SharedStatus) -> None:
+        """Have an engine hold it from now on."""
+        shared.value = self._value
+        self._shared = self._irq.source = shared
+
+    def set(self, reasons: int) -> None:
+        """Set bits."""
+        if self._shared is not None:
+            if self._shared.set(reasons):
+                self._rise()
+        else:
+            self._value |= reasons
+            self._irq.set(True)
+
+    def clear(self, reasons: int) -> None:
+        """Clear bits."""
+        if self._shared is not None:
+            left = self._shared.clear(reasons)
+        else:
+            left = self._value = self._value & ~reasons
+        if left:
+            self._rise()
+        else:
+            self._irq.set(False)
+
+    def restore(self, value: int) -> None:
+        """Put a saved value back; the wire's other end restores the level itself."""
+        if self._shared is not None:
+            self._shared.value = value
+        self._value = value
+        self._irq.level = bool(value)
+
+    def _rise(self) -> None:
+        """Make an edge: the wire may have been lowered without its being told."""
+        self._irq.set(False)
+        self._irq.set(True)
 
 
 class LocalInterrupts(Protocol):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self
 
 from ringzero.core.bus import Show
-from ringzero.core.irq import LocalInterrupts
+from ringzero.core.irq import LocalInterrupts, SharedStatus
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.exits import Exit
 from ringzero.errors import EngineError
@@ -188,6 +188,16 @@ class Vm(ABC, Generic[State]):
         thread; with None, as at first, they come out of `run`, and so they do where the engine
         has no such thing and returns None. `read` is called for each read that changed the
         register, in its place among the writes that are gathered.
+        """
+        return None
+
+    def share_status(self, status: int, acknowledge: int) -> SharedStatus | None:
+        """Ask that a guest's accesses to an interrupt status register make no exit.
+
+        It is a register of 32 bits, read at the MMIO address `status`; writes to `acknowledge`
+        clear the bits that are set in them. Returns what holds it from now on, or None where
+        the engine has no such thing; then they come out of `run` as any other, and so does a
+        write that leaves bits set.
         """
         return None
 

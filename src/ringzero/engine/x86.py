@@ -54,6 +54,8 @@ class ApicRegisters(Protocol):
     """
 
     lvt: MutableSequence[int]
+    # What an engine knows the vCPU by where it interrupts that itself (`core.irq.SharedStatus`).
+    receiver: int
 
     def request(self, vector: int, level: bool) -> None:
         """Enter an interrupt among those requested; from any thread."""

@@ -146,6 +146,10 @@ class Assembly:
             show = vm.shadow_port(shadow.port, shadow.read)
             if show is not None:
                 shadow.connect(show)
+        for register in board.status_registers():
+            shared = vm.share_status(register.status, register.acknowledge)
+            if shared is not None:
+                register.share(shared)
         for latch in board.latches():
             bus = board.pio if latch.port else board.mmio
             assert bus is not None

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import pytest
 
+from ringzero.core.irq import IrqLine
 from ringzero.core.memory import GuestMemory
 from ringzero.core.state import from_tree, to_tree
 from ringzero.devices.virtio.kinds.rng import Rng
@@ -39,26 +40,27 @@ class Function(VirtioTransport[FunctionState]):
 
     def __init__(self, memory, send, device):
         self._send = send
-        self.level = False
+        self._line = IrqLine(lambda level: None)
         self._config_vector = NO_VECTOR
         self._vectors = [NO_VECTOR] * len(device.queue_sizes)
-        super().__init__(memory, device)
+        super().__init__(memory, self._line, device)
 
-    def _signal(self, reason, queue):
+    @property
+    def level(self):
+        # With messages there is no use of the line.
+        return self._line.level and NO_VECTOR in self._vectors
+
+    def _interrupt(self, reason, queue=None):
         vector = self._config_vector if queue is None else self._vectors[self._queues.index(queue)]
-        if vector == NO_VECTOR:
-            self.level = True
-        else:
+        super()._interrupt(reason, queue)
+        if vector != NO_VECTOR:
             self._send(vector)
-
-    def _settle(self):
-        self.level = bool(self._interrupts)
 
     def read(self, offset, width):
         with self._lock:
             if offset == ISR:
-                reasons = self._interrupts
-                self._acknowledge(reasons)
+                reasons = self._reasons.value
+                self._reasons.clear(reasons)
                 return reasons
             if offset >= CONFIG:
                 return self.device.read_config(offset - CONFIG, width)
@@ -124,7 +126,6 @@ class Function(VirtioTransport[FunctionState]):
                 raise StateError("another number of vectors")
             self._restore_common(state)
             self._config_vector, self._vectors = state.config_vector, list(state.vectors)
-            self._settle()
 
 
 class PciDriver(Driver):

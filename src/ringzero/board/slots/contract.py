@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ringzero.core.irq import SharedStatus
 from ringzero.devices.contract import Device
 from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.records import record
@@ -24,6 +25,18 @@ class Doorbell:
     width: int
     value: int
     ring: Callable[[], None]
+
+
+@record
+class StatusRegister:
+    """An interrupt status register at `status`; writes to `acknowledge` clear bits of it.
+
+    `share` takes what holds it where an engine serves it to the guest.
+    """
+
+    status: int
+    acknowledge: int
+    share: Callable[[SharedStatus], None]
 
 
 class Slot:
@@ -43,6 +56,10 @@ class Slot:
 
     def doorbells(self) -> Iterator[Doorbell]:
         """Yield what an engine may serve without leaving the guest (virtqueue notifications)."""
+        yield from ()
+
+    def status_registers(self) -> Iterator[StatusRegister]:
+        """Yield what says why the device interrupts, which an engine may hold."""
         yield from ()
 
 

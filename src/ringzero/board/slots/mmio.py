@@ -10,12 +10,18 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from ringzero.board.slots.contract import Doorbell, Slot, Slots
+from ringzero.board.slots.contract import Doorbell, Slot, Slots, StatusRegister
 from ringzero.core.bus import Bus
 from ringzero.core.irq import IrqLine
 from ringzero.core.memory import GuestMemory
 from ringzero.devices.virtio.device import VirtioDevice
-from ringzero.devices.virtio.mmio import QUEUE_NOTIFY, WINDOW_SIZE, VirtioMmio
+from ringzero.devices.virtio.mmio import (
+    INTERRUPT_ACKNOWLEDGE,
+    INTERRUPT_STATUS,
+    QUEUE_NOTIFY,
+    WINDOW_SIZE,
+    VirtioMmio,
+)
 
 
 class MmioSlot(Slot):
@@ -37,6 +43,13 @@ class MmioSlot(Slot):
         for index in range(len(self._transport.device.queue_sizes)):
             ring = partial(self._transport.write, QUEUE_NOTIFY, 4, index)
             yield Doorbell(self.base + QUEUE_NOTIFY, 4, index, ring)
+
+    def status_registers(self) -> Iterator[StatusRegister]:
+        yield StatusRegister(
+            self.base + INTERRUPT_STATUS,
+            self.base + INTERRUPT_ACKNOWLEDGE,
+            self._transport.share_reasons,
+        )
 
 
 class MmioSlots(Slots):

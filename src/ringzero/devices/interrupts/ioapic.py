@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from ringzero.core.irq import IrqLine
+from ringzero.core.irq import IrqLine, SharedStatus
 from ringzero.devices.contract import DEVICES, Device
 from ringzero.devices.interrupts.lapic import EXTINT, FIXED, LOWEST, NMI, InterruptBus
 from ringzero.errors import StateError
@@ -49,12 +49,15 @@ class Ioapic(Device[IoapicState]):
         self._first_identity = identity
         self._lock = threading.RLock()
         self._levels = 0
+        self._lines: list[list[IrqLine]] = [[] for _ in range(PINS)]
         bus.eoi_listeners.append(self)
         self.reset()
 
     def reset(self) -> None:
         """Mask everything; the pins keep the level at which devices drive them."""
         with self._lock:
+            for pin in range(PINS):
+                self._unroute(pin)
             self._select = 0
             self._identity = self._first_identity
             self._table = [MASKED] * PINS
@@ -68,7 +71,9 @@ class Ioapic(Device[IoapicState]):
         def sink(level: bool) -> None:
             self.set_level(pin, level)
 
-        return IrqLine(sink)
+        line = IrqLine(sink)
+        self._lines[pin].append(line)
+        return line
 
     def set_level(self, pin: int, level: bool) -> None:
         """Drive `pin`; from any thread."""
@@ -83,6 +88,24 @@ class Ioapic(Device[IoapicState]):
             else:
                 self._levels &= ~bit
 
+    def _source(self, pin: int) -> SharedStatus | None:
+        """Return what drives the pin alone, if an engine holds that."""
+        lines = self._lines[pin]
+        return lines[0].source if len(lines) == 1 else None
+
+    def _unroute(self, pin: int) -> None:
+        """Have the pin's source send nothing by itself; the lock is held."""
+        source = self._source(pin)
+        if source is not None:
+            source.route(0, 0)
+
+    def _look(self, pin: int) -> None:
+        """Take the pin's level from its source, which others lower; the lock is held."""
+        source = self._source(pin)
+        if source is not None:
+            bit = 1 << pin
+            self._levels = self._levels | bit if source.value else self._levels & ~bit
+
     def _service(self, pin: int) -> None:
         """Send what the pin has to send; the lock is held."""
         entry = self._table[pin]
@@ -91,6 +114,7 @@ class Ioapic(Device[IoapicState]):
         bit = 1 << pin
         level = bool(entry & LEVEL)
         if level:
+            self._look(pin)
             if entry & REMOTE_IRR or not self._levels & bit:
                 return
         elif not self._edges & bit:
@@ -101,8 +125,13 @@ class Ioapic(Device[IoapicState]):
             return
         mode = FIXED if mode == EXTINT else mode
         sent = self._bus.deliver(entry >> 56, bool(entry & LOGICAL), mode, entry & 0xFF, level)
-        if level and sent:
-            self._table[pin] |= REMOTE_IRR
+        if level:
+            if sent:
+                self._table[pin] |= REMOTE_IRR
+        elif mode in (FIXED, LOWEST):
+            source = self._source(pin)
+            if source is not None:
+                self._bus.route(entry >> 56, bool(entry & LOGICAL), entry & 0xFF, source)
 
     def end_of_interrupt(self, vector: int) -> None:
         """Take the EOI message of a local APIC for a level-triggered `vector`."""
@@ -145,6 +174,7 @@ class Ioapic(Device[IoapicState]):
         pin = (select - FIRST_REDIRECTION) >> 1
         if not 0 <= pin < PINS:
             return
+        self._unroute(pin)
         entry = self._table[pin]
         if select & 1:
             self._table[pin] = entry & MASK_32 | (value & WRITABLE_HIGH) << 32
@@ -157,6 +187,8 @@ class Ioapic(Device[IoapicState]):
 
     def save(self) -> IoapicState:
         with self._lock:
+            for pin in range(PINS):
+                self._look(pin)
             return IoapicState(
                 self._select, self._identity, tuple(self._table), self._levels, self._edges
             )
@@ -165,6 +197,8 @@ class Ioapic(Device[IoapicState]):
         if len(state.table) != PINS:
             raise StateError("ioapic: another number of pins", expected=PINS, seen=len(state.table))
         with self._lock:
+            for pin in range(PINS):
+                self._unroute(pin)
             self._select = state.select & 0xFF
             self._identity = state.identity & 0xF
             self._table = [

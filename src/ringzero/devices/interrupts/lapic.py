@@ -11,6 +11,7 @@ from collections.abc import Callable, MutableSequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
+from ringzero.core.irq import SharedStatus
 from ringzero.devices.contract import DEVICES, Device
 from ringzero.errors import StateError
 from ringzero.records import record
@@ -56,6 +57,10 @@ class EoiListener(Protocol):
 class InterruptBus(Protocol):
     """Where an I/O APIC sends its messages, whoever keeps the local APICs."""
 
+    def route(self, destination: int, logical: bool, vector: int, source: SharedStatus) -> None:
+        """Have a source send fixed interrupts by itself, as `deliver` would, while it may."""
+        ...
+
     eoi_listeners: list[EoiListener]
 
     def deliver(self, destination: int, logical: bool, mode: int, vector: int, level: bool) -> bool:
@@ -79,6 +84,9 @@ class MessageBus:
         address = APIC_BASE_ADDRESS | destination << 12 | logical << 2
         return self._send(address, vector | mode << 8 | level << 15 | 1 << 14)
 
+    def route(self, destination: int, logical: bool, vector: int, source: SharedStatus) -> None:
+        """Nothing: an engine that keeps the local APICs has ways of its own."""
+
 
 class ApicBus:
     """Carries interrupt messages from I/O APICs, devices and local APICs to local APICs."""
@@ -86,6 +94,9 @@ class ApicBus:
     def __init__(self) -> None:
         self.lapics: list[Lapic] = []
         self.eoi_listeners: list[EoiListener] = []
+        # Sources that send by themselves, and how often local APICs have changed their addresses.
+        self._routed: set[SharedStatus] = set()
+        self._addressings = 0
 
     def matching(self, destination: int, logical: bool, wide: bool = False) -> list[Lapic]:
         """Return the local APICs that `destination` names; `wide` when it has 32 bits."""
@@ -98,6 +109,20 @@ class ApicBus:
     def deliver(self, destination: int, logical: bool, mode: int, vector: int, level: bool) -> bool:
         """Send a message with an 8-bit destination, as I/O APICs and devices do."""
         return self.send(self.matching(destination, logical), mode, vector, level)
+
+    def route(self, destination: int, logical: bool, vector: int, source: SharedStatus) -> None:
+        before = self._addressings
+        self._routed.add(source)
+        targets = self.matching(destination, logical)
+        source.route(targets[0].registers.receiver if len(targets) == 1 else 0, vector)
+        if self._addressings != before:
+            source.route(0, 0)
+
+    def readdress(self) -> None:
+        """Have routes looked for anew: a local APIC has another address. From any thread."""
+        self._addressings += 1
+        for source in tuple(self._routed):
+            source.route(0, 0)
 
     def send(
         self,
@@ -141,6 +166,8 @@ class Registers:
     nmi: bool
     # The counter's ticks for one of the timer's input, 32 bits of them fraction.
     scale: int
+    # What an engine knows the vCPU by; 0: none interrupts it by itself.
+    receiver = 0
 
     def __init__(self) -> None:
         self.lvt: MutableSequence[int] = [LVT_MASKED] * LVT_COUNT
@@ -231,6 +258,7 @@ class Lapic(Device[LapicState]):
         registers.timer_initial = registers.timer_divide = 0
         registers.deadline = None
         registers.nmi = False
+        self._bus.readdress()
 
     def move_registers(self, registers: Registers) -> None:
         """Hold the registers in `registers` from now on, which an engine works on as well.
@@ -407,8 +435,10 @@ class Lapic(Device[LapicState]):
             self.registers.icr = self.registers.icr & MASK_32 | (value & 0xFF00_0000) << 32
         elif register == LDR:
             self.registers.ldr = value & 0xFF00_0000
+            self._bus.readdress()
         elif register == DFR:
             self.registers.dfr = value | 0x0FFF_FFFF
+            self._bus.readdress()
         else:
             self._set(register, value)
 
@@ -484,6 +514,7 @@ class Lapic(Device[LapicState]):
             if not mode & BASE_ENABLE:
                 self._reset_registers()
             self.registers.base = value
+        self._bus.readdress()
         self._changed()
         return True
 
@@ -668,4 +699,5 @@ class Lapic(Device[LapicState]):
             self.registers.timer_divide = state.timer_divide & 0xB
             self.registers.deadline = None if state.deadline is None else state.deadline & MASK_64
             self.registers.nmi = state.nmi
+        self._bus.readdress()
         self._changed()

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ringzero.core.irq import IrqLine
-from ringzero.core.memory import GuestMemory
-from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.devices.virtio.queue import Virtqueue
 from ringzero.devices.virtio.transport import (
     MASK_32,
@@ -39,24 +34,11 @@ class VirtioMmio(VirtioTransport[TransportState]):
 
     state_type = TransportState
 
-    def __init__(self, memory: GuestMemory, irq: IrqLine, device: VirtioDevice[Any]) -> None:
-        self._irq = irq
-        super().__init__(memory, device)
-
-    def _signal(self, reason: int, queue: Virtqueue | None) -> None:
-        self._irq.set(True)
-
-    def _settle(self) -> None:
-        self._irq.set(False)
-        # A reason that came after the driver read the status needs an edge of its own.
-        if self._interrupts:
-            self._irq.set(True)
-
     # ---- registers --------------------------------------------------------
 
     def read(self, offset: int, width: int) -> int:
         if offset == INTERRUPT_STATUS:
-            return self._interrupts
+            return self._reasons.value
         with self._lock:
             if offset >= CONFIG:
                 return self.device.read_config(offset - CONFIG, width)
@@ -93,7 +75,7 @@ class VirtioMmio(VirtioTransport[TransportState]):
             if offset == QUEUE_NOTIFY:
                 self._notify(value & 0xFFFF)
             elif offset == INTERRUPT_ACKNOWLEDGE:
-                self._acknowledge(value)
+                self._reasons.clear(value)
             elif offset >= CONFIG:
                 self.device.write_config(offset - CONFIG, width, value)
             elif width == 4:
@@ -143,5 +125,3 @@ class VirtioMmio(VirtioTransport[TransportState]):
     def restore(self, state: TransportState) -> None:
         with self._lock:
             self._restore_common(state)
-            # The controller restores its own view of the wire's level.
-            self._irq.level = bool(self._interrupts)

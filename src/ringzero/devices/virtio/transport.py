@@ -7,9 +7,9 @@ here; a transport adds where its registers lie and how its interrupts go out
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any, TypeVar
 
+from ringzero.core.irq import InterruptStatus, IrqLine, SharedStatus
 from ringzero.core.memory import GuestMemory
 from ringzero.devices.contract import Device
 from ringzero.devices.virtio.device import VirtioDevice
@@ -49,12 +49,12 @@ S = TypeVar("S", bound=TransportState)
 class VirtioTransport(Device[S]):
     """One virtio device as its driver sees it, but for the registers' places.
 
-    A transport's `read` and `write` come to the methods below, holding `_lock`. `_signal` and
-    `_settle` are how it interrupts: the one for each reason that comes, the other when reasons
-    were acknowledged or dropped, with what is left in `_interrupts`.
+    A transport's `read` and `write` come to the methods below, holding `_lock`. `irq` is its
+    interrupt line, and `_reasons` the register that says why it is high.
     """
 
-    def __init__(self, memory: GuestMemory, device: VirtioDevice[Any]) -> None:
+    def __init__(self, memory: GuestMemory, irq: IrqLine, device: VirtioDevice[Any]) -> None:
+        self._reasons = InterruptStatus(irq)
         self.device = device
         self._lock = device.lock
         self._queues = [Virtqueue(memory, size) for size in device.queue_sizes]
@@ -69,7 +69,6 @@ class VirtioTransport(Device[S]):
     def _clear_registers(self) -> None:
         self._status = self._features = 0
         self._device_select = self._driver_select = self._queue_select = 0
-        self._interrupts = 0
         self._generation = 0
         self.failure = None
 
@@ -83,32 +82,25 @@ class VirtioTransport(Device[S]):
             self.device.accepted = 0
             self._clear_registers()
             self._reset_queues()
-            self._settle()
+            self._reasons.clear(MASK_32)
 
-    # ---- interrupts -------------------------------------------------------
-
-    @abstractmethod
-    def _signal(self, reason: int, queue: Virtqueue | None) -> None:
-        """Interrupt the driver for `reason`; `queue` is the one with used buffers."""
-
-    @abstractmethod
-    def _settle(self) -> None:
-        """Make the interrupt's level what `_interrupts` says."""
+    def share_reasons(self, shared: SharedStatus) -> None:
+        """Have an engine hold the register that says why the line is high."""
+        with self._lock:
+            self._reasons.share(shared)
 
     def _interrupt(self, reason: int, queue: Virtqueue | None = None) -> None:
-        with self._lock:
-            self._interrupts |= reason
-            self._signal(reason, queue)
+        """Interrupt the driver for `reason`; `queue` is the one with used buffers.
 
-    def _acknowledge(self, reasons: int) -> None:
-        """Drop reasons that the driver has seen."""
-        self._interrupts &= ~reasons
-        self._settle()
+        The lock is held. A transport that has messages sends those.
+        """
+        self._reasons.set(reason)
 
     # ---- what the device calls: Transport ---------------------------------
 
     def interrupt_queue(self, queue: Virtqueue) -> None:
-        self._interrupt(USED_BUFFER, queue)
+        with self._lock:
+            self._interrupt(USED_BUFFER, queue)
 
     def interrupt_config(self) -> None:
         with self._lock:
@@ -218,7 +210,7 @@ class VirtioTransport(Device[S]):
             self._device_select,
             self._driver_select,
             self._queue_select,
-            self._interrupts,
+            self._reasons.value,
             self._generation,
             tuple(queue.save() for queue in self._queues),
         )
@@ -242,7 +234,7 @@ class VirtioTransport(Device[S]):
         self._device_select = state.device_select & MASK_32
         self._driver_select = state.driver_select & MASK_32
         self._queue_select = state.queue_select & MASK_32
-        self._interrupts = state.interrupts & (USED_BUFFER | CONFIG_CHANGED)
+        self._reasons.restore(state.interrupts & (USED_BUFFER | CONFIG_CHANGED))
         self._generation = state.generation & MASK_32
         self.device.accepted = self._features if self._status & DRIVER_OK else 0
 

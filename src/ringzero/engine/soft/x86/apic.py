@@ -21,7 +21,7 @@ class SharedRegisters:
 
     def __init__(self, engine: NativeEngine, cpu: Any, exclusive: int) -> None:
         own = {"_engine": engine, "_cpu": cpu, "_apic": cpu.apic, "_exclusive": exclusive}
-        self.__dict__.update(own, lvt=cpu.apic.lvt)
+        self.__dict__.update(own, lvt=cpu.apic.lvt, receiver=cpu.address)
 
     def __getattr__(self, name: str) -> Any:
         if name in _BANKS:

@@ -26,6 +26,7 @@ DECODE_BLOCK = "translate.decode_block"
 STOP_MACHINE, RESUME_MACHINE = "exclusive.stop_machine", "exclusive.resume_machine"
 WRITTEN_OUTSIDE = "mmu.written_outside"
 POST_INTERRUPT, NOTIFY = "apic.post", "apic.notify"
+RAISE_REASONS, CLEAR_REASONS = "irqstatus.raise_reasons", "irqstatus.clear_reasons"
 DOORS = {
     "enter_code": "x_enter",
     "exit_code": "x_exit",
@@ -52,7 +53,7 @@ class NativeEngine:
         handlers = [f"handlers.{name}" for name, places in self._places.items() if places]
         symbols = [RUN_INTERPRETER, RUN_TRANSLATOR, HOST_TSC, PAGE_HASH, DECODE_BLOCK]
         symbols += [STOP_MACHINE, RESUME_MACHINE, WRITTEN_OUTSIDE, POST_INTERRUPT, NOTIFY]
-        symbols += [*DOORS.values(), *handlers]
+        symbols += [RAISE_REASONS, CLEAR_REASONS, *DOORS.values(), *handlers]
         self.library = build.link(objects, symbols)
         self.run_interpreter: Entry = self._entry(RUN_INTERPRETER)
         self.run_translator: Entry = self._entry(RUN_TRANSLATOR)
@@ -74,13 +75,20 @@ class NativeEngine:
         where = self.library.address(WRITTEN_OUTSIDE)
         self._written_quickly = ctypes.PYFUNCTYPE(*arguments)(where)
         self._written = ctypes.CFUNCTYPE(*arguments)(where)
-        # These two neither wait, so they keep the GIL as well.
+        # These do not wait either, so they keep the GIL as well.
         self.post: Callable[[int, int, int], None] = ctypes.PYFUNCTYPE(
             None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32
         )(self.library.address(POST_INTERRUPT))
         self.notify: Callable[[int, int], None] = ctypes.PYFUNCTYPE(
             None, ctypes.c_void_p, ctypes.c_uint32
         )(self.library.address(NOTIFY))
+        change_reasons = ctypes.PYFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32)
+        self.raise_reasons: Callable[[int, int], int] = change_reasons(
+            self.library.address(RAISE_REASONS)
+        )
+        self.clear_reasons: Callable[[int, int], int] = change_reasons(
+            self.library.address(CLEAR_REASONS)
+        )
         self._opcodes = ctypes.create_string_buffer(objects.read("opcodes.bin"))
         self._groups = ctypes.create_string_buffer(objects.read("groups.bin"))
         self._forms = self._linked_forms()

@@ -13,6 +13,7 @@ from ringzero.core.memory import GuestMemory
 from ringzero.engine.exits import Exit
 from ringzero.engine.soft.contract import Counter, SoftVcpu
 from ringzero.engine.soft.x86.apic import SharedRegisters
+from ringzero.engine.soft.x86.irqstatus import IrqStatuses
 from ringzero.engine.soft.x86.native import NativeEngine
 from ringzero.engine.soft.x86.ports import Ports
 from ringzero.engine.soft.x86.report import handled_instructions, unknown_instructions
@@ -79,6 +80,7 @@ class Machine(Counter, Protocol):
     exclusive: Any
     revealer: Revealer | None
     ports: Ports
+    irq_status: IrqStatuses
 
     def look(self) -> None:
         """See to the room for translated code after an exit."""
@@ -120,6 +122,7 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         self.translator = vm.engine.translator(work, vm.code.address)
         cpu.engine = work
         cpu.ports = vm.ports.address
+        cpu.irq_status = vm.irq_status.address
         cpu.exclusive = vm.exclusive.address
         vm.engine.connect(self.address)
         vm.describe_memory(cpu)

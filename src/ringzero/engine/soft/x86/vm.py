@@ -14,6 +14,7 @@ from ringzero.engine import contract
 from ringzero.engine.soft.code import CODE_SIZE, CodeArenas, SharedCode
 from ringzero.engine.soft.contract import SoftVm
 from ringzero.engine.soft.translations import Translations
+from ringzero.engine.soft.x86.irqstatus import IrqStatuses, SharedStatus
 from ringzero.engine.soft.x86.native import NativeEngine
 from ringzero.engine.soft.x86.ports import Ports, Write
 from ringzero.engine.soft.x86.vcpu import X86SoftVcpu
@@ -21,6 +22,7 @@ from ringzero.errors import EngineError
 from ringzero.isa.exclusive import MAX_VCPUS, Exclusive
 from ringzero.isa.x86.cpu import CpuidEntry
 from ringzero.isa.x86.cpuid import AMD, IMMUNITIES, CpuidLeaf, features_of, for_vcpu, vendor_of
+from ringzero.isa.x86.irqstatus import IrqStatusTable
 from ringzero.isa.x86.msrs import ARCH_CAPABILITIES
 from ringzero.isa.x86.ports import PortTable
 from ringzero.isa.x86.state import CpuState
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
 # MAXPHYADDR: as CPUID leaf 80000008h of the CPU models says.
 PHYSICAL_BITS = 48
 ANY_SUBLEAF = 0xFFFFFFFF
-# Room for an Exclusive at the next cache line.
-_EXCLUSIVE = Exclusive.size + 64
+# Room for each at the next cache line.
+_EXCLUSIVE, _IRQ_STATUS = Exclusive.size + 64, IrqStatusTable.size + 64
 # Translating costs about as much as interpreting three times.
 HOT = 3
 # The lowest level of RINGZERO_DEBUG that is about translated code.
@@ -53,7 +55,7 @@ class X86SoftVm(SoftVm[CpuState]):
         self.engine = engine
         self._leaves = tuple(cpuid)
         # Touched by what runs only, as most machines of a process are idle clones.
-        parts = (COUNTERS, CodeSpace.size, PortTable.size, 4 * FORM_LIMIT, _EXCLUSIVE)
+        parts = (COUNTERS, CodeSpace.size, PortTable.size, 4 * FORM_LIMIT, _EXCLUSIVE, _IRQ_STATUS)
         self._work = mmap.mmap(-1, sum(parts))
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._work))
         # Translated code as native code sees it: a view of a jit.tables.CodeSpace.
@@ -64,6 +66,8 @@ class X86SoftVm(SoftVm[CpuState]):
         self.exclusive: Any = view_of(Exclusive, -(-(address + sum(parts[:4])) // 64) * 64)
         self.code.hot = HOT
         self.ports = Ports(address + COUNTERS + CodeSpace.size)
+        table = -(-(address + sum(parts[:5])) // 64) * 64
+        self.irq_status = IrqStatuses(engine, table, self._work)
         self._arenas: CodeArenas | None = None
         self._translations: Translations | None = None
         # Describes translated blocks, where RINGZERO_DEBUG asks for that.
@@ -106,6 +110,9 @@ class X86SoftVm(SoftVm[CpuState]):
 
     def shadow_port(self, address: int, read: Callable[[], None] | None = None) -> Show | None:
         return self.ports.shadow(address, read)
+
+    def share_status(self, status: int, acknowledge: int) -> SharedStatus | None:
+        return self.irq_status.add(status, acknowledge)
 
     def settle(self) -> None:
         self.ports.deliver()
@@ -208,6 +215,7 @@ class X86SoftVm(SoftVm[CpuState]):
     def close(self) -> None:
         if self.revealer is not None and self._vcpus:
             self.revealer.look(self._vcpus[0].cpu)
+        self.irq_status.close()
         super().close()
         if self._arenas is None:
             return

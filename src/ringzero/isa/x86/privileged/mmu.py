@@ -42,6 +42,7 @@ from ringzero.isa.x86.privileged.exclusive import (
     unlock_machine,
 )
 from ringzero.isa.x86.privileged.faults import external, raise_fault_code, raise_gp0
+from ringzero.isa.x86.privileged.irqstatus import acknowledge_reasons, irq_status_at
 from ringzero.isa.x86.privileged.lookaside import (
     forget_code,
     forget_entry,
@@ -328,6 +329,9 @@ def load_slow(cpu: Cpu, va: u64, size: u64, user: u32) -> u64:
         if host == 0:
             if reads_apic(cpu, physical, size) != 0:
                 return read_apic(cpu, physical)
+            status = irq_status_at(cpu, physical, size)
+            if status != 0:
+                return u64(load(u32, status))
             return external(cpu, EXIT_MMIO_READ, physical, u32(size), 0)
         if size == 1:
             return u64(load(u8, host))
@@ -448,7 +452,9 @@ def store_slow(cpu: Cpu, va: u64, value: u64, size: u64, user: u32) -> None:
         physical = translate(cpu, va, WRITE, user)
         host = host_address(cpu, physical)
         if host == 0:
-            if write_apic(cpu, physical, size, value) == 0:
+            if write_apic(cpu, physical, size, value) != 0:
+                return
+            if acknowledge_reasons(cpu, physical, size, value) == 0:
                 external(cpu, EXIT_MMIO_WRITE, physical, u32(size), value)
         else:
             store_host(cpu, host, value, size)
