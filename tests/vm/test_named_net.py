@@ -15,6 +15,7 @@ from ringzero.host import ofdlock
 from ringzero.net.named import directory
 from ringzero.vm.guest.identity import Identity
 from ringzero.vm.machine import Machine
+from ringzero.vm.saved.store import Store
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]
 
@@ -143,6 +144,32 @@ def test_a_copy_announces_itself_and_has_no_connection_of_the_originals(machines
             link.sendall(b"after")
             say(web, "until [ -s /tmp/got ]; do sleep 0.05; done; [ ! -e /tmp/over ]")
     say(web, "rm -f /tmp/p /tmp/got /tmp/over")
+
+
+def test_a_copy_has_no_connection_with_other_machines_and_the_originals_go_on(
+    host, machines, tmp_path
+):
+    """Nobody but the guest itself knows of such a one, also where the network has ended since."""
+    web, cli, _ = machines
+    say(web, "mkfifo /tmp/in; (nc -l -p 7000 <>/tmp/in >/tmp/got 2>&1 &) >/dev/null 2>&1")
+    pull = "(nc web 7000 <>/tmp/p >/tmp/got; echo over >/tmp/over)"
+    say(cli, f"mkfifo /tmp/p; ({pull} &) >/dev/null 2>&1")
+    say(web, "echo one >/tmp/in")
+    say(cli, "until grep -q one /tmp/got; do sleep 0.05; done")
+    over = "for n in $(seq 200); do [ -e /tmp/over ] && exit; sleep 0.05; done; exit 1"
+    with cli.seed() as seed, cli.grow(seed, Identity(name="twin")) as copy:
+        copy.start()
+        assert say(copy, over) == ""
+    saved = cli.snapshot("saved", store=Store(tmp_path))
+    say(web, "echo two >/tmp/in")
+    say(cli, "until grep -q two /tmp/got; do sleep 0.05; done; [ ! -e /tmp/over ]")
+    os.kill(pid(directory.find("lan")), signal.SIGKILL)
+    with saved.restore(Identity(name="late")) as late:
+        assert say(late, over) == ""
+    say(web, "echo three >/tmp/in")
+    say(cli, "until grep -q three /tmp/got; do sleep 0.05; done; [ ! -e /tmp/over ]")
+    say(cli, "rm -f /tmp/p /tmp/got; killall nc")
+    say(web, "rm -f /tmp/in /tmp/got")
 
 
 def test_kill_9_in_mid_transfer(host, machines):

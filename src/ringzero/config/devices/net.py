@@ -94,6 +94,12 @@ class NetConfig(DeviceConfig):
                 values["packet_rate"] = int(given)
             elif name == "mtu" and given.isdecimal():
                 values["mtu"] = int(given)
+            elif name in ("queues", "mq"):
+                raise InvalidValueError(
+                    f"{option}: an interface has one pair of queues",
+                    hint="one thread serves it, and takes segments of up to 64 KiB: a second pair "
+                    "would wait for the same one",
+                )
             else:
                 break
             text = head

@@ -18,6 +18,7 @@ from ringzero.net.contract import Network
 from ringzero.net.named.directory import NetworkDirectory, find
 from ringzero.net.named.wire import Decoder, WireError, frame_message, object_message
 from ringzero.net.proxy.loop import GONE, READ, WRITE, EventLoop
+from ringzero.net.stack import orphans
 from ringzero.plain import from_plain, to_plain
 
 _READ = 256 * 1024
@@ -28,6 +29,10 @@ _OUTBOX = 4 << 20
 _PATIENCE, _RETRY = 10.0, 0.1
 # How long a process that was asked to end may take, in seconds.
 _END = 3.0
+# How long a copy's guest is answered that goes on with its original's connections, in seconds.
+_OBJECTIONS = 60.0
+# Whose frame a reset is: nobody's.
+_PEER = bytes.fromhex("020000000000")
 # Frames for the guest that wait before nothing more is read.
 _INBOX = 256
 
@@ -58,6 +63,9 @@ class NamedEnd(Network):
         self._decoder = Decoder()
         self._outbox = bytearray()
         self._inbox: deque[Frame] = deque()
+        self._passing = orphans.Passing()
+        # Connections of the machine's original, which its guest may go on with.
+        self._orphans = frozenset[bytes]()
         self._interest = 0
         self._woken = self._closed = False
         self.dropped = 0
@@ -103,9 +111,26 @@ class NamedEnd(Network):
         return list(self._ports)
 
     def inherit(self, connections: tuple[bytes, ...], mac: bytes) -> None:
-        # Which there are, the network's process knows.
-        content = {"id": 0, "disown": mac.hex(":")}
-        self._loop.call(lambda: self._push(object_message(content)))
+        macs = [mac, bytes.fromhex((self.config.mac or "").replace(":", ""))]
+        self._loop.call(lambda: self._reset_all(connections, [m for m in macs if m]))
+
+    def connections(self) -> tuple[bytes, ...]:
+        return self._passing.packed()
+
+    def _reset_all(self, connections: tuple[bytes, ...], macs: list[bytes]) -> None:
+        """Reset another machine's connections in the guest, as whoever they were with would."""
+        self._orphans = orphans.keys(connections)
+
+        def reset() -> None:
+            self._inbox.extend(orphans.resets(connections, _PEER, macs))
+            self._deliver()
+
+        for delay in orphans.RESETS:
+            self._loop.at(self._loop.now + delay, reset)
+        self._loop.at(self._loop.now + _OBJECTIONS, self._forget_orphans)
+
+    def _forget_orphans(self) -> None:
+        self._orphans = frozenset()
 
     def counters(self) -> dict[str, int]:
         return {"dropped": self.dropped}
@@ -141,10 +166,14 @@ class NamedEnd(Network):
             data = link.recv(_READ)
             if not data:
                 raise OSError("gone")
+            found: dict[str, Any] | None = None
             for message in self._decoder.feed(data):
-                if isinstance(message, dict):
-                    return _result(message)
-                self._inbox.append(message)
+                if isinstance(message, Frame):
+                    self._inbox.append(message)
+                elif found is None:
+                    found = message
+            if found is not None:
+                return _result(found)
 
     def _attach(self) -> None:
         """Serve the link, on the loop's thread."""
@@ -189,7 +218,7 @@ class NamedEnd(Network):
             if self._link is None or not done.wait(_PATIENCE):
                 raise HostError(
                     f"the network {self.config.network!r} does not answer",
-                    hint="its process is started again within a second",
+                    hint="where its process has ended another is started within a second",
                 )
         finally:
             del self._asked[number]
@@ -212,6 +241,13 @@ class NamedEnd(Network):
         return self._loop.now if more else None
 
     def _send(self, frame: Frame) -> None:
+        if self._orphans:
+            own = socket.inet_aton(self.address)
+            answer = orphans.objection(frame, self._orphans, own)
+            if answer is not None:
+                self._inbox.append(answer)
+                return
+        self._passing.sent(frame)
         if self._link is None or len(self._outbox) + frame.size > _OUTBOX:
             self.dropped += 1
             return
@@ -250,6 +286,7 @@ class NamedEnd(Network):
             return
         for message in messages:
             if isinstance(message, Frame):
+                self._passing.received(message)
                 self._inbox.append(message)
             else:
                 self._answered(message)
@@ -260,6 +297,11 @@ class NamedEnd(Network):
         if asked is not None:
             asked[1].append(message)
             asked[0].set()
+            return
+        result = message.get("result")
+        if isinstance(result, dict) and "port" in result:
+            # Whoever asked for it has been told that it is not to be had.
+            self._push(object_message({"id": 0, "unforward": result["port"]}))
 
     def _deliver(self) -> None:
         if self._inbox:

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,16 +26,16 @@ from ringzero.config.device import NAME
 from ringzero.config.devices.net import NetConfig
 from ringzero.config.ports import Forward
 from ringzero.core.frames import Frame
-from ringzero.errors import ConflictError, InvalidValueError, RingzeroError
+from ringzero.errors import ConflictError, InvalidValueError, NotFoundError, RingzeroError
 from ringzero.host import ofdlock
 from ringzero.host.process import set_title
 from ringzero.host.unixsocket import Listener
 from ringzero.net.named.description import NamedNetwork
 from ringzero.net.named.directory import LOCK, SOCKET, NetworkDirectory
 from ringzero.net.named.wire import Decoder, WireError, frame_message, object_message
-from ringzero.net.networks.user import DOMAIN, HOST_NAME, RESETS, UserNetwork, UserOptions
+from ringzero.net.networks.user import DOMAIN, HOST_NAME, UserNetwork, UserOptions
 from ringzero.net.proxy.loop import BREATH, EXHAUSTED, GONE, READ, WRITE
-from ringzero.net.stack import addresses, orphans
+from ringzero.net.stack import addresses
 from ringzero.net.stack.dns import Names
 from ringzero.net.stack.guard import Claims, Guard
 from ringzero.net.stack.switch import Switch, SwitchPort
@@ -114,7 +115,17 @@ class Member:
             self.close()
             return
         self._server.switch.now = self._server.network.loop.now
+        try:
+            self._take(messages)
+        except Exception as fault:
+            # It joins again.
+            self._server.network.gateway.faults.note("a machine's connection", fault)
+            self.close()
+
+    def _take(self, messages: list[Frame | dict[str, Any]]) -> None:
         for message in messages:
+            if not self._open:
+                return
             if isinstance(message, dict):
                 self.send(self._server.answer(self, message))
             elif self.port is not None:
@@ -179,6 +190,7 @@ class Server:
         self.members: dict[Member, None] = {}
         self._leases = place.leases()
         self.ended = threading.Event()
+        self.network.on_fault = self._failed
         self._listener = Listener(Path("/proc/self/fd") / str(_pin(place.path)) / SOCKET)
         self._listener.socket.setblocking(False)
         self._name_all()
@@ -189,6 +201,11 @@ class Server:
         loop.watch(self._listener.socket, READ, self._accept)
         loop.at(loop.now + _FIRST_WAIT, self._end_if_alone)
         self.network.start()
+
+    def _failed(self, fault: BaseException) -> None:
+        """End, with what happened in the log: a machine starts another process."""
+        traceback.print_exception(fault)
+        self.ended.set()
 
     def close(self) -> None:
         """Give everything back; after it the lock may go."""
@@ -218,6 +235,7 @@ class Server:
             self.switch.disconnect(member.port)
             for forward in member.forwards:
                 self.network.unforward(forward)
+            member.forwards.clear()
             self._name_all()
         loop = self.network.loop
         loop.at(loop.now + _LAST_WAIT, self._end_if_alone)
@@ -239,9 +257,6 @@ class Server:
                     found = {"port": to_plain(self._forward(member, _forward(forward)))}
                 case {"unforward": forward}:
                     self._unforward(member, _forward(forward))
-                    found = {}
-                case {"disown": mac}:
-                    self._disown(member, mac)
                     found = {}
                 case {"end": _}:
                     # What is answered goes out before the loop ends.
@@ -330,8 +345,10 @@ class Server:
 
     def _unforward(self, member: Member, forward: Forward) -> None:
         meant = replace(forward, guest=member.address)
-        self.network.unforward(meant)
+        if meant not in member.forwards:
+            raise NotFoundError(f"no port is forwarded as {forward}")
         member.forwards.remove(meant)
+        self.network.unforward(meant)
 
     def _name_all(self) -> None:
         """Tell the resolver who is here; of machines with one name, the first has it."""
@@ -345,26 +362,10 @@ class Server:
                 names.add(member.name, [addresses.parse(member.address)])
         gateway.names = gateway.dns.own = names
 
-    def _disown(self, member: Member, mac: Any) -> None:
-        """Reset the connections of the machine with the address `mac` in its copy."""
-        if not (isinstance(mac, str) and _MAC.fullmatch(mac)):
-            raise InvalidValueError("a copy of which machine?")
-        original = bytes.fromhex(mac.replace(":", ""))
-        known = self.network.gateway.tcp.connections.values()
-        packed = orphans.pack([c for c in known if c.path.ethernet.startswith(original)])
-        own = bytes.fromhex(member.mac.replace(":", ""))
-
-        def reset() -> None:
-            for frame in orphans.resets(packed, self.subnet.mac, [original, own]):
-                member.take(frame)
-
-        loop = self.network.loop
-        for delay in RESETS:
-            loop.at(loop.now + delay, reset)
-
     def _inspect(self) -> dict[str, Any]:
         joined = [member for member in self.members if member.port is not None]
         return {
+            "counters": self.network.counters(),
             "machines": [
                 {
                     "name": member.name,
@@ -380,7 +381,7 @@ class Server:
                 }
                 for member in joined
                 if member.port is not None
-            ]
+            ],
         }
 
 

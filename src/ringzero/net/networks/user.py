@@ -60,9 +60,6 @@ _SWEEP = 10.0
 # Whether an address is this host's own is remembered for so long, in seconds, for so many.
 _OWN_TIME, _MAX_OWN = 10.0, 1024
 _PATIENCE = 10.0
-# When a copy's guest is told of connections that it does not have, in seconds from its start:
-# its kernel takes what is sent to the address that it has just then.
-RESETS = (0.0, 0.1, 1.0)
 
 
 @record
@@ -101,7 +98,8 @@ def subnet(mtu: int = 1500) -> Subnet:
 @NETWORKS.register("user")
 class UserNetwork(Network):
     """The network of one machine. `dropped` counts frames for it that found no room,
-    `turned_away` connections for which the host had no descriptors left.
+    `turned_away` connections for which the host had no descriptors left, `faults` what was
+    ended by a fault of ours.
 
     Without `options` they are those of `config`; `place` has other addresses than `subnet`.
     """
@@ -267,7 +265,7 @@ class UserNetwork(Network):
             for frame in orphans.resets(connections, self.subnet.mac, filter(None, macs)):
                 self.gateway.emit(frame)
 
-        for delay in RESETS:
+        for delay in orphans.RESETS:
             self.loop.at(self.loop.now + delay, reset)
 
     def counters(self) -> dict[str, int]:
@@ -275,6 +273,7 @@ class UserNetwork(Network):
             "connections": len(self.relays),
             "flows": len(self.flows),
             "turned_away": self.turned_away,
+            "faults": self.gateway.faults.count,
             "dropped": self.dropped,
         }
 

@@ -6,6 +6,7 @@ import socket
 from collections import OrderedDict
 
 from ringzero.net.proxy.loop import READ, EventLoop
+from ringzero.net.proxy.sockets import open_socket
 from ringzero.net.stack import icmp
 from ringzero.net.stack.gateway import Gateway
 from ringzero.net.stack.ip import Packet, Path
@@ -60,8 +61,8 @@ class Echoes:
         protocol = socket.IPPROTO_ICMP if four else socket.IPPROTO_ICMPV6
         link: socket.socket | None = None
         try:
-            kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
-            link = socket.socket(socket.AF_INET if four else socket.AF_INET6, kind, protocol)
+            family = socket.AF_INET if four else socket.AF_INET6
+            link = open_socket(family, socket.SOCK_DGRAM, protocol)
             link.connect((host, 0))
         except OSError:
             if link is not None:

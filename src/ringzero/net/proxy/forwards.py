@@ -9,6 +9,7 @@ from typing import Protocol
 from ringzero.config.ports import Forward
 from ringzero.errors import ConflictError, HostError, InvalidValueError, NotFoundError
 from ringzero.net.proxy.loop import BREATH, EXHAUSTED, READ, EventLoop
+from ringzero.net.proxy.sockets import spare
 from ringzero.net.proxy.tcp import Owner, Relay
 from ringzero.net.proxy.udp import UdpFlows
 from ringzero.net.stack import addresses
@@ -114,6 +115,7 @@ class Forwards:
         for _ in range(_TURNS):
             try:
                 client, peer = link.accept()
+                client = spare(client)
             except BlockingIOError:
                 return
             except OSError as fault:

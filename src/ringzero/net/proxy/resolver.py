@@ -16,6 +16,7 @@ from pathlib import Path
 from ringzero.errors import InvalidValueError
 from ringzero.host import resolvconf
 from ringzero.net.proxy.loop import READ, WRITE, EventLoop, Timer
+from ringzero.net.proxy.sockets import open_socket
 from ringzero.net.stack import addresses
 from ringzero.net.stack.dns import parse_hosts
 from ringzero.net.stack.dnsmessage import NOT_IMPLEMENTED, REFUSED, SERVER_FAILURE
@@ -217,7 +218,7 @@ class _Try:
         family = socket.AF_INET6 if ":" in self.target else socket.AF_INET
         kind = socket.SOCK_STREAM if stream else socket.SOCK_DGRAM
         try:
-            link = self._link = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+            link = self._link = open_socket(family, kind)
             with contextlib.suppress(BlockingIOError):
                 link.connect((self.target, _PORT))
             if stream:

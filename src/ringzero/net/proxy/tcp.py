@@ -12,6 +12,7 @@ from typing import Protocol
 
 from ringzero.core.frames import Buffer
 from ringzero.net.proxy.loop import EXHAUSTED, GONE, READ, WRITE, EventLoop
+from ringzero.net.proxy.sockets import open_socket
 from ringzero.net.stack import icmp
 from ringzero.net.stack.tcp.connection import Connection
 
@@ -69,7 +70,7 @@ class Relay:
         """Connect to `target` for a guest, and answer the guest then."""
         family = socket.AF_INET if len(connection.path.source) == 4 else socket.AF_INET6
         try:
-            link = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            link = open_socket(family, socket.SOCK_STREAM)
         except OSError as fault:
             _fail(owner, connection, fault)
             return

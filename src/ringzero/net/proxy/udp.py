@@ -12,6 +12,7 @@ from functools import partial
 
 from ringzero.core.frames import ETHERNET_HEADER
 from ringzero.net.proxy.loop import READ, EventLoop
+from ringzero.net.proxy.sockets import open_socket
 from ringzero.net.stack import icmp
 from ringzero.net.stack.gateway import Gateway
 from ringzero.net.stack.ip import Packet, Path, key_of
@@ -166,7 +167,7 @@ class UdpFlows:
         family = socket.AF_INET if len(place) == 4 else socket.AF_INET6
         link: socket.socket | None = None
         try:
-            link = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            link = open_socket(family, socket.SOCK_DGRAM)
             link.connect((host, port))
         except OSError:
             if link is not None:

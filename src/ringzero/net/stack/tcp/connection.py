@@ -155,6 +155,11 @@ class Connection:
         return self._sender.next
 
     @property
+    def next_expected(self) -> int:
+        """The sequence number of what the guest sends next."""
+        return self._receiver.next
+
+    @property
     def inbox(self) -> deque[bytes]:
         """What the endpoint has not taken."""
         return self._receiver.inbox
