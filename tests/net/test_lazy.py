@@ -7,6 +7,7 @@ import pytest
 from ringzero.config.devices.net import NetConfig
 from ringzero.config.ports import Forward
 from ringzero.core.frames import Frame
+from ringzero.errors import HostError
 from ringzero.net.contract import NETWORKS, Network
 from ringzero.net.lazy import LazyNetwork, asks_nothing
 
@@ -112,6 +113,22 @@ def test_the_first_frame_that_asks_is_not_lost(lazy):
     assert len(real.seen) == len(frames)
     lazy.close()
     assert real.closed
+
+
+@pytest.mark.parametrize("fault", [HostError("no"), OSError(24, "Too many open files")])
+def test_a_host_that_cannot(lazy, monkeypatch, fault):
+    def none(*_):
+        raise fault
+
+    monkeypatch.setattr(NETWORKS, "_items", {**NETWORKS._items, "real": none})
+    ended = []
+    lazy.on_fault = ended.append
+    lazy.start()
+    lazy.port.waiting.append(ARP)
+    lazy.wake()
+    until(lambda: lazy.port.up is False)
+    assert not ended
+    lazy.close()
 
 
 def test_a_forwarded_port_loads_it(lazy):

@@ -5,6 +5,7 @@ import http.server
 import os
 import socket
 import threading
+import time
 import urllib.request
 
 import pytest
@@ -163,6 +164,46 @@ def test_a_copy_has_ports_and_a_mac_of_its_own(machine, port):
 def test_counters(machine):
     counted = machine.stats()["net"]["eth0"]
     assert counted["received_bytes"] > len(CONTENT) < counted["sent_bytes"]
+
+
+def test_no_more_than_the_rate_passes_and_hardly_less():
+    """Both ways, a full bucket of a second at first; slower where the machine is busy."""
+    rate, size, took = 1 << 20, 3 << 20, []
+    with (
+        socket.create_server(("127.0.0.1", 0)) as sink,
+        socket.create_server(("127.0.0.1", 0)) as source,
+        Machine(image="micro", memory="128M", engine="soft", net=f"user,rate={rate}") as machine,
+    ):
+        machine.run("true", timeout=60)
+
+        def read():
+            link, _ = sink.accept()
+            began = time.monotonic()
+            with link:
+                while link.recv(1 << 16):
+                    pass
+            took.append(time.monotonic() - began)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        name = sink.getsockname()[1]
+        machine.run(f"head -c {size} /dev/zero | nc 10.0.2.2 {name}", timeout=60, check=True)
+        reader.join(10)
+
+        def write():
+            with source.accept()[0] as link:
+                link.sendall(bytes(size))
+
+        threading.Thread(target=write).start()
+        began = time.monotonic()
+        name = source.getsockname()[1]
+        assert say(machine, f"nc 10.0.2.2 {name} </dev/null | wc -c") == f"{size}\n"
+        took.append(time.monotonic() - began)
+        counted = machine.stats()["net"]["eth0"]
+    assert counted["sent_bytes"] > size < counted["received_bytes"]
+    # Two buckets of a second, and 15 parts of a hundred.
+    for seconds in took:
+        assert (size - rate) / (rate * 1.15) < seconds < 30
 
 
 def test_another_network_while_it_runs(machine, port):

@@ -116,7 +116,7 @@ class LazyNetwork(Network):
                 self._woken = False
         try:
             self.load().wake()
-        except RingzeroError:
+        except (RingzeroError, OSError):
             # What can be wrong with a description was found before; the host has too few sockets.
             self.port.set_link(False)
 

@@ -10,10 +10,11 @@ import pytest
 from ringzero.config.devices.net import NetConfig
 from ringzero.config.ports import Forward
 from ringzero.core.frames import Frame
-from ringzero.errors import ConfigError, ConflictError, NotFoundError
+from ringzero.errors import ConfigError, ConflictError, HostError, NotFoundError
 from ringzero.net.named import client, directory
 from ringzero.net.named.client import NamedEnd
 from ringzero.net.named.description import NamedNetwork
+from ringzero.net.named.process import Server
 from ringzero.net.named.wire import Decoder, object_message
 
 
@@ -151,6 +152,64 @@ def test_ports(lan, join):
         one.unforward(made)
     again = two.forward(Forward(made.port, 81, protocol="udp"))
     assert again.port == made.port
+
+
+def test_ports_before_the_machine_begins_and_answers_that_come_too_late(lan, join, monkeypatch):
+    end = NamedEnd(NetConfig("lan", mac=mac(1), hostname="one"))
+    made = end.forward(Forward(0, 80))
+    end.unforward(made)
+    with pytest.raises(NotFoundError):
+        end.unforward(made)
+    made = end.forward(Forward(0, 81))
+    end.close()
+    two = join(2, "two")
+    monkeypatch.setattr(client, "_PATIENCE", 0.2)
+    (pid,) = pids(lan)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(HostError, match="does not answer"):
+            two.forward(made)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    monkeypatch.undo()
+    monkeypatch.setenv("RINGZERO_NETWORKS_DIR", str(lan.path.parent))
+    # What was told to be not there is not.
+    until(lambda: client.inspect(lan)["machines"][0]["ports"] == [])
+    assert two.forwards() == []
+    assert two.forward(made) == made
+
+
+def test_what_is_not_ones_own_stays(lan, join):
+    one, two = join(1, "one", ports=(Forward(0, 80),)), join(2, "two")
+    with pytest.raises(NotFoundError):
+        two.unforward(one.forwards()[0])
+    assert len(client.inspect(lan)["machines"][0]["ports"]) == 1
+
+
+def test_a_fault_of_the_processes_own_ends_one_connection_or_makes_another_process(
+    tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv("RINGZERO_NETWORKS_DIR", str(tmp_path))
+    place, _ = directory.create(NamedNetwork("in", subnet="10.77.0.0/24"))
+    server = Server(place, place.network())
+    server.start()
+    try:
+
+        def broken(*_):
+            raise ZeroDivisionError
+
+        with pytest.MonkeyPatch.context() as patch, pytest.warns(RuntimeWarning, match="ZeroDiv"):
+            patch.setattr(server, "answer", broken)
+            with place.try_connect() as link:
+                link.sendall(object_message({"id": 1}))
+                link.settimeout(10)
+                assert link.recv(1) == b""
+        assert server.network.counters()["faults"] == 1 and not server.ended.is_set()
+        server.network.loop.call(broken)
+        assert server.ended.wait(10)
+    finally:
+        server.close()
+    assert "ZeroDivisionError" in capfd.readouterr().err
 
 
 def test_a_process_that_is_killed_is_another_soon(lan, join):

@@ -67,7 +67,7 @@ class NamedEnd(Network):
         # Connections of the machine's original, which its guest may go on with.
         self._orphans = frozenset[bytes]()
         self._interest = 0
-        self._woken = self._closed = False
+        self._woken = self._closed = self._begun = False
         self.dropped = 0
         self.address = ""
         try:
@@ -83,6 +83,7 @@ class NamedEnd(Network):
         self._loop.wake()
 
     def start(self) -> None:
+        self._begun = True
         self._loop.call(self._attach)
         self._loop.start()
 
@@ -211,6 +212,8 @@ class NamedEnd(Network):
 
     def _ask(self, content: dict[str, Any]) -> dict[str, Any]:
         """Ask the network's process; from any thread but the loop's. Raises what it raises."""
+        if not self._begun:
+            return self._ask_early(content)
         number, done, answers = next(self._numbers), threading.Event(), list[dict[str, Any]]()
         self._asked[number] = done, answers
         try:
@@ -223,6 +226,19 @@ class NamedEnd(Network):
         finally:
             del self._asked[number]
         return _result(answers[0])
+
+    def _ask_early(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Ask before the machine has begun, when there is no thread yet."""
+        link = self._link
+        assert link is not None, "it has joined"
+        try:
+            link.settimeout(_PATIENCE)
+            link.sendall(object_message({"id": 0, **content}))
+            return self._first_answer(link)
+        except (OSError, WireError) as fault:
+            raise HostError(f"the network {self.config.network!r} does not answer") from fault
+        finally:
+            link.setblocking(False)
 
     # ---- moving frames; on the loop's thread ------------------------------
 
