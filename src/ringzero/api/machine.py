@@ -168,6 +168,28 @@ class MachineActions(Actions):
     ) -> CommandEnd:
         """Run a command in the guest."""
 
+    @action(states=(Status.STARTING, Status.RUNNING), streams=True)
+    def put_archive(
+        self,
+        stream: Stream,
+        path: Annotated[str, "where to in the guest"],
+        rule: Annotated[
+            str, "what it holds: into, for members that go into a folder; file, folder or contents"
+        ] = "into",
+        wait: Annotated[float, "seconds that the guest may take to take it; 0: no bound"] = 120.0,
+    ) -> None:
+        """Unpack a tar archive, which comes on stream 0, in the guest."""
+
+    @action(states=(Status.STARTING, Status.RUNNING), streams=True)
+    def get_archive(
+        self,
+        stream: Stream,
+        path: Annotated[str, "a file or folder of the guest; PATH/. is what a folder holds"],
+        follow: Annotated[bool, "copy what symbolic links lead to"] = False,
+        wait: Annotated[float, "seconds that the guest may take to take it; 0: no bound"] = 120.0,
+    ) -> None:
+        """Send a file or folder of the guest as a tar archive on stream 1."""
+
     @action(states=ALIVE, streams=True)
     def console(
         self,

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeVar, Unpack, overload
 
@@ -167,6 +168,25 @@ class AsyncMachine:
         except asyncio.CancelledError:
             execution.kill()
             raise
+
+    async def copy_in(
+        self,
+        source: str | Path | Sequence[str | Path],
+        target: str,
+        *,
+        follow: bool = False,
+        owners: bool = False,
+    ) -> None:
+        """Copy files and folders of the host to `target` of the guest."""
+        machine = await self._get()
+        await in_thread(lambda: machine.copy_in(source, target, follow=follow, owners=owners))
+
+    async def copy_out(
+        self, source: str, target: str | Path, *, follow: bool = False, owners: bool = False
+    ) -> None:
+        """Copy a file or folder of the guest to `target` of the host."""
+        machine = await self._get()
+        await in_thread(lambda: machine.copy_out(source, target, follow=follow, owners=owners))
 
     async def fork(self, count: int = 1, *, start: bool = False) -> list[AsyncMachine]:
         """Return copies of the machine as it is now."""

@@ -20,6 +20,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, overload
 
 from ringzero.config.machine import MachineConfig
@@ -370,6 +371,39 @@ class Machine:
         # A copy is told who it is as it starts: its first command waits for that.
         self.start()
         return Execution(agent, asked).finish()
+
+    def copy_in(
+        self,
+        source: str | Path | Sequence[str | Path],
+        target: str,
+        *,
+        follow: bool = False,
+        owners: bool = False,
+    ) -> None:
+        """Copy files and folders of the host to `target` of the guest, as cp(1) would.
+
+        Modes, times and symbolic links stay; `follow` copies what links lead to, `owners` keeps
+        users and groups by number. Raises HostError, GuestError, InvalidValueError.
+        """
+        from ringzero.vm.guest import archive
+
+        sources = [source] if isinstance(source, str | PurePath) else source
+        agent = self.agent
+        self.start()
+        archive.copy_in(agent, sources, target, follow=follow, owners=owners)
+
+    def copy_out(
+        self, source: str, target: str | Path, *, follow: bool = False, owners: bool = False
+    ) -> None:
+        """Copy a file or folder of the guest to `target` of the host, as cp(1) would.
+
+        Nothing is written outside of it, whatever the guest sends. Raises as `copy_in` does.
+        """
+        from ringzero.vm.guest import archive
+
+        agent = self.agent
+        self.start()
+        archive.copy_out(agent, source, Path(target), follow=follow, owners=owners)
 
     # ---- state and copies -------------------------------------------------
 

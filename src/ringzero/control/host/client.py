@@ -15,7 +15,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, Unpack, overload
 
 from ringzero.api.action import PATIENCE, Action, Link, Scope, Stream, to_plain
@@ -30,6 +30,7 @@ from ringzero.control.host.actions import GONE_WITHIN, HANDLERS
 from ringzero.control.host.directory import MachineDirectory
 from ringzero.control.host.session import Session
 from ringzero.errors import InvalidValueError, RingzeroError, TimeoutExpiredError
+from ringzero.host.progress import QUIET, Steps
 
 
 class RemoteMachine(MachineActions):
@@ -100,6 +101,41 @@ class RemoteMachine(MachineActions):
             raise TimeoutExpiredError(f"the command did not end within {asked.timeout} seconds")
         out, err = collected.output[STDOUT], collected.output[STDERR]
         return asked.result(answer["status"], bytes(out), bytes(err))
+
+    def copy_in(
+        self,
+        source: str | Path | Sequence[str | Path],
+        target: str,
+        *,
+        follow: bool = False,
+        owners: bool = False,
+        progress: Steps = QUIET,
+    ) -> list[str]:
+        """Copy files and folders of the host to `target` of the guest; return what was skipped.
+
+        As `ringzero.Machine.copy_in`.
+        """
+        from ringzero.control.host import transfer
+
+        sources = [source] if isinstance(source, str | PurePath) else source
+        return transfer.copy_in(self, sources, target, follow, owners, progress)
+
+    def copy_out(
+        self,
+        source: str,
+        target: str | Path,
+        *,
+        follow: bool = False,
+        owners: bool = False,
+        progress: Steps = QUIET,
+    ) -> list[str]:
+        """Copy a file or folder of the guest to `target` of the host; return what was skipped.
+
+        As `ringzero.Machine.copy_out`.
+        """
+        from ringzero.control.host import transfer
+
+        return transfer.copy_out(self, source, Path(target), follow, owners, progress)
 
     def _ask(self, action: Action, arguments: dict[str, Any], stream: Stream) -> Any:
         with self.session(action.answer_time(arguments)) as session:

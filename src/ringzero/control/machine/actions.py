@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ringzero.api import copying
 from ringzero.api.protocol import STDERR, STDIN, STDOUT, Data, Message
 from ringzero.api.values import ExitRecord, MachineSummary, PortSummary, ShareSummary
 from ringzero.config.devices.net import NetConfig
@@ -182,12 +183,7 @@ def execute(
     term: str,
     wait: float,
 ) -> None:
-    if not keeper.machine.config.agent:
-        raise ConflictError(
-            "the guest has no agent that could run a command",
-            hint=f"its console is there: `ringzero console {keeper.name}`",
-        )
-    agent = keeper.machine.agent
+    agent = _agent(keeper)
 
     def over(status: int) -> None:
         call.finish({"status": status})
@@ -219,6 +215,62 @@ def execute(
     command.on_room = call.wake
     with _bounded(keeper, call, command, wait):
         _serve_command(agent, call, command)
+
+
+def _agent(keeper: Keeper) -> Agent:
+    if not keeper.machine.config.agent:
+        raise ConflictError(
+            "the guest has no agent that could run a command",
+            hint=f"its console is there: `ringzero console {keeper.name}`",
+        )
+    return keeper.machine.agent
+
+
+@handles("put_archive")
+def put_archive(keeper: Keeper, call: Call, path: str, rule: str, wait: float) -> None:
+    from ringzero.vm.guest.archive import Upload
+
+    upload = Upload(_agent(keeper), path, copying.rule(rule), call.fail, call.wake)
+    whole = False
+    try:
+        with _bounded(keeper, call, upload.command, wait):
+            for frame in call.frames():
+                if isinstance(frame, Data):
+                    whole = not frame.content
+                    if whole:
+                        break
+                    upload.send(frame.content)
+                    call.wait_until(lambda: upload.backlog <= INPUT_AHEAD)
+            if whole:
+                upload.finish()
+                call.finish(None)
+    finally:
+        if not whole:
+            upload.abort()
+
+
+@handles("get_archive")
+def get_archive(keeper: Keeper, call: Call, path: str, follow: bool, wait: float) -> None:
+    from ringzero.vm.guest.archive import Said
+
+    said = Said()
+
+    def over(status: int) -> None:
+        if status:
+            call.fail(copying.fault(bytes(said.text), status))
+        else:
+            call.finish(None)
+
+    command = _agent(keeper).run(
+        copying.send(path, follow=follow),
+        on_stdout=lambda data: call.write(STDOUT, data),
+        on_stderr=said.add,
+        on_exit=over,
+        on_lost=lambda: call.fail(GuestError("the machine was taken back to a snapshot")),
+    )
+    call.on_pressure = command.hold_output
+    with _bounded(keeper, call, command, wait):
+        _serve_command(keeper.machine.agent, call, command)
 
 
 @contextlib.contextmanager
