@@ -37,6 +37,8 @@ class MachineFields(TypedDict, total=False):
     shares: Iterable[Device]
     vsock: Device | Path | None
     vsocks: Iterable[Device | Path]
+    # A folder of the host as the root, DIR or DIR:rw; of `Machine` alone.
+    root: str | Path
 
 
 class MachineArguments(MachineFields, total=False):

@@ -19,14 +19,13 @@ import os
 import posixpath
 import stat
 import tarfile
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self, cast
 
-from ringzero.api.copying import PREFIX, Rule
+from ringzero.api.copying import Rule, token
 from ringzero.errors import GuestError, HostError, InvalidValueError, MissingFileError
 from ringzero.host.files import host_error, remove_tree
 from ringzero.units import MIB
@@ -267,17 +266,24 @@ class Unpacking:
         place = target if self._into else target.absolute().parent
         if not place.is_dir():
             raise MissingFileError(f"there is no folder {place}", hint="make it first: mkdir -p")
-        try:
-            self._work = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
-        except OSError as fault:
-            raise host_error(fault, "write into", place) from fault
-        self._root = os.open(self._work, _DIRECTORY)
+        self._work = place / token()
+        self._root = -1
         # Mode and time of folders, which are given when their content is in its place.
         self._folders: dict[tuple[str, ...], tarfile.TarInfo] = {}
         # What no user can make, or should: device nodes and the like.
         self.skipped: list[str] = []
 
     def __enter__(self) -> Self:
+        try:
+            self._work.mkdir(0o700)
+            self._root = os.open(self._work, _DIRECTORY)
+        except OSError as fault:
+            remove_tree(self._work)
+            raise host_error(fault, "write into", self._work.parent) from fault
+        except BaseException:
+            # A Ctrl-C, in the middle of it.
+            remove_tree(self._work)
+            raise
         return self
 
     def __exit__(

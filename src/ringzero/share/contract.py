@@ -140,6 +140,9 @@ class Tree(ABC):
 
     read_only: bool = False
     validity: float = 1.0
+    # Whether what is beneath is one file system to the guest, whatever devices it is on: overlayfs
+    # does not look into submounts.
+    joined: bool = False
 
     @classmethod
     def open(cls, source: str, *, read_only: bool, ownership: str) -> Tree:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from ringzero.board.boot.kernel import load_kernel
 from ringzero.board.boot.kernelimage import KernelImage
 from ringzero.config.machine import MachineConfig
+from ringzero.config.root import HostRoot
+from ringzero.config.root import parse as parse_root
 from ringzero.errors import ConfigError, GuestImageError, InvalidValueError
 from ringzero.host.files import map_file
 from ringzero.image import names
@@ -26,6 +28,9 @@ def complete(
         if image is not None or fields:
             raise InvalidValueError("give a MachineConfig or fields by name, not both")
         return config
+    if image is None and "root" in fields:
+        # The kernel and what runs beside the folder's programs are the default guest's.
+        image = "micro"
     if image is None:
         return MachineConfig.create(**fields)
     clash = {"kernel", "initrd"} & set(fields)
@@ -33,7 +38,7 @@ def complete(
         raise ConfigError([f"an image has its own {name}" for name in sorted(clash)])
     files = _boot_files(image)
     fields = with_network(fields)
-    added = fields.pop("command_line", "")
+    added, root = fields.pop("command_line", ""), fields.pop("root", None)
     config = MachineConfig.create(
         **{"name": files.name, **fields},
         kernel=files.kernel,
@@ -41,6 +46,10 @@ def complete(
         command_line=f"{files.command_line} {added}".strip(),
         agent=True,
     )
+    if root is not None:
+        if files.root is not None:
+            raise ConfigError([f"the image {image} has a root of its own"])
+        return with_folder(config, parse_root(str(root)))
     return with_root(config, files)
 
 
@@ -58,6 +67,22 @@ def with_root(config: MachineConfig, files: BootFiles) -> MachineConfig:
         config,
         devices=(*config.devices, DiskConfig(files.root, read_only=True, format="raw")),
         command_line=f"{config.command_line} ringzero.root={device}",
+    )
+
+
+def with_folder(config: MachineConfig, root: HostRoot) -> MachineConfig:
+    """Return the same with a folder of the host as the guest's root.
+
+    What the guest writes is thrown away with it, unless the folder is writable.
+    """
+    from ringzero.config.devices.share import ShareConfig
+
+    share = ShareConfig(root.folder, "/", read_only=not root.writable)
+    how = "share,rw" if root.writable else "share"
+    return replace(
+        config,
+        devices=(*config.devices, share.absolute()),
+        command_line=f"{config.command_line} ringzero.root={how}",
     )
 
 

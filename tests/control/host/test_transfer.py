@@ -137,7 +137,7 @@ def test_a_copy_that_is_broken_off_leaves_nothing(web, tmp_path, ending):
     said(web, "head -c 100000000 /dev/zero >/b/large")
     words = [sys.executable, "-m", "ringzero", "cp", "-q", "web:/b/large", str(tmp_path / "out")]
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as child:
-        while not any(name.startswith(PREFIX) for name in os.listdir(tmp_path)):
+        while not any(tmp_path.glob(f"{PREFIX}*/*")):
             if child.poll() is not None:
                 break
         child.send_signal(ending)

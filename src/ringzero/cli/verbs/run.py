@@ -57,6 +57,8 @@ class Run(Verb):
   ringzero run debian:12 -- cat /etc/os-release   a container's image as a machine
   ringzero run localhost:5000/app         its own entrypoint; also oci:DIR, docker-archive:FILE
   ringzero run -e LANG=C -w /tmp -u nobody -- env
+  ringzero run --root / -- pytest         this host's own files, in a machine
+  ringzero run --root ./rootfs:rw -- apt-get -y upgrade
   ringzero run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
   ringzero run --disk cloud.qcow2         a distribution's disk image: the kernel that it holds
   ringzero run --disk data.img,ro --memory 1G -- mount /dev/vda /mnt
@@ -96,6 +98,12 @@ Ctrl-] q ends the machine.
             help="the guest, as IMAGE: micro (default), full (Debian's full kernel), backports (a "
             "newer one), or a container's image: NAME:TAG, REGISTRY/NAME, oci:PATH, "
             "docker-archive:FILE",
+        )
+        add(
+            "--root",
+            metavar="DIR[:rw]",
+            help="a folder of the host, or / itself, as the guest's root; what the guest writes is "
+            "thrown away, unless with ':rw'",
         )
         add("--initrd", metavar="FILE", help="initial RAM disk for the kernel")
         add(
@@ -189,6 +197,7 @@ Ctrl-] q ends the machine.
         faults.take(lambda: _description(arguments))
         faults.take(lambda: variables(arguments))
         faults.take(lambda: _find_entry(arguments))
+        faults.take(lambda: _check_root(arguments))
         faults.end(self.name)
         arguments.own_command = bool(arguments.command)
         return _own_config(arguments) if _is_own(arguments) else _default_config(arguments)
@@ -295,6 +304,10 @@ def _contradictions(arguments: argparse.Namespace) -> Iterator[tuple[Any, str]]:
     yield arguments.kernel and arguments.entrypoint, "--entrypoint is of images, not of --kernel"
     yield arguments.initrd and not arguments.kernel, "--initrd without --kernel"
     yield (
+        arguments.kernel and arguments.root,
+        "--root boots with a kernel of ringzero's; leave --kernel out, or share the folder: -v",
+    )
+    yield (
         arguments.tty and not arguments.command and not arguments.interactive,
         "-t without a command; ringzero run -t -- CMD",
     )
@@ -354,7 +367,11 @@ def _place_command(arguments: argparse.Namespace) -> None:
         arguments.command = command_words(arguments, arguments.command or _SHELL)
 
 
-def _place_program(arguments: argparse.Namespace) -> None:
+def _place_program(
+    arguments: argparse.Namespace,
+    environment: Sequence[tuple[str, str]] = (),
+    directory: str | None = None,
+) -> None:
     """Make environment, directory and user part of a container's command, as its init reads them.
 
     There need be no programs in the image by which that could be done.
@@ -363,9 +380,10 @@ def _place_program(arguments: argparse.Namespace) -> None:
     if not arguments.own_command and sys.stdin.isatty() and sys.stdout.isatty():
         # What the image says is for a person, who sits there.
         arguments.tty = arguments.tty or not arguments.detach
-    words = [f"--env={name}={value}" for name, value in variables(arguments)]
-    if arguments.workdir:
-        words.append(f"--workdir={arguments.workdir}")
+    given = (*environment, *variables(arguments))
+    words = [f"--env={name}={value}" for name, value in given]
+    if arguments.workdir or directory:
+        words.append(f"--workdir={arguments.workdir or directory}")
     if arguments.user:
         words.append(f"--user={arguments.user}")
     # A program whose name begins with a dash is no option.
@@ -421,6 +439,13 @@ def _check_files(arguments: argparse.Namespace) -> None:
         raise MissingFileError(faults[0], hint="check the path")
     if faults:
         raise ConfigError(faults, hint="check the paths")
+
+
+def _check_root(arguments: argparse.Namespace) -> None:
+    if arguments.root:
+        from ringzero.config import root
+
+        root.parse(arguments.root)
 
 
 def _suspect_memory(arguments: argparse.Namespace) -> None:
@@ -588,6 +613,15 @@ def _default_config(arguments: argparse.Namespace) -> MachineConfig:
         command_line=_joined(image.command_line, arguments.append),
         agent=True,
     )
+    if arguments.root:
+        from ringzero.cli import hostroot
+        from ringzero.config import root as roots
+        from ringzero.vm.boot import with_folder
+
+        root = roots.parse(arguments.root)
+        arguments.command = arguments.command or hostroot.shell(root)
+        _place_program(arguments, hostroot.environment(root), hostroot.directory(root))
+        return with_folder(config, root)
     if image.root is None:
         _place_command(arguments)
         return config

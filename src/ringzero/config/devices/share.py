@@ -113,6 +113,10 @@ class ShareConfig(DeviceConfig):
                     f"no option {option!r} in the shared folder {text!r}",
                     hint="known: ro, cache=none|auto|always, owners=user|host",
                 )
+        if _normal(target) == "/":
+            raise InvalidValueError(
+                f"the guest's root cannot be the place of {path}", hint=f"--root {path}"
+            )
         return cls(Path(path), _normal(target), read_only, values["cache"], values["owners"])
 
     def faults(self) -> list[str]:
@@ -122,8 +126,6 @@ class ShareConfig(DeviceConfig):
             return found
         if not target.startswith("/") or ".." in target.split("/"):
             found.append(f"share {self.path}: its place {target!r} is no absolute path")
-        elif _normal(target) == "/":
-            found.append(f"share {self.path}: the guest's root cannot be its place")
         if any(c in target for c in "\0\n") or len(target.encode()) > _LONGEST_TARGET:
             found.append(f"share {self.path}: a place with a line break in it, or too long a one")
         if self.cache not in CACHES:

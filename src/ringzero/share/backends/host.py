@@ -29,6 +29,7 @@ from ringzero.share.contract import (
     Tree,
 )
 from ringzero.share.host.files import HostFile, HostLocks
+from ringzero.share.host.mounts import KernelMounts
 from ringzero.share.host.nodes import HostNode, Nodes, proc_path
 from ringzero.share.host.owners import ATTRIBUTE, FOREIGN, Override, Owners
 
@@ -69,6 +70,7 @@ class HostTree(Tree):
         except BaseException:
             os.close(fd)
             raise
+        self._mounts = KernelMounts()
         # What the guest has set where the host's file takes no attribute, by (device, inode).
         self._loose: dict[tuple[int, ...], Override] = {}
 
@@ -117,8 +119,10 @@ class HostTree(Tree):
         override = self._override(node, found)
         mode, uid, gid, rdev = self._owners.shown(found, override)
         node.kind = stat.S_IFMT(mode)
+        device = self._root.key[0]
+        joined = self.joined and found.st_dev != device
         return Attributes(
-            found.st_ino,
+            _apart(found.st_ino, found.st_dev) if joined else found.st_ino,
             found.st_size,
             found.st_blocks,
             found.st_atime_ns,
@@ -130,7 +134,7 @@ class HostTree(Tree):
             gid,
             rdev,
             found.st_blksize,
-            found.st_dev,
+            device if joined else found.st_dev,
         )
 
     def _override(self, node: HostNode, found: os.stat_result) -> Override | None:
@@ -154,7 +158,16 @@ class HostTree(Tree):
         fd = self._nodes.opened(lambda: os.open(b".", flags, dir_fd=directory))
         try:
             with os.scandir(fd) as found:
-                return [Entry(os.fsencode(e.name), e.inode(), _kind_of(e)) for e in found]
+                device = node.key[0]
+                apart = self.joined and device != self._root.key[0]
+                return [
+                    Entry(
+                        os.fsencode(e.name),
+                        _apart(e.inode(), device) if apart else e.inode(),
+                        _kind_of(e),
+                    )
+                    for e in found
+                ]
         finally:
             os.close(fd)
 
@@ -170,6 +183,9 @@ class HostTree(Tree):
     def _directory(self, node: HostNode) -> int:
         if node.host_kind != stat.S_IFDIR:
             raise OSError(errno.ENOTDIR, "no directory")
+        device = node.key[0]
+        if device != self._root.key[0] and self._mounts.has(device):
+            raise OSError(errno.EACCES, "a file system of the host's kernel")
         return self._nodes.fd(node)
 
     # ---- attributes -------------------------------------------------------
@@ -445,6 +461,11 @@ class HostTree(Tree):
 
     def close(self) -> None:
         self._nodes.close()
+
+
+def _apart(number: int, device: int) -> int:
+    """Return an inode's number so that those of other devices are others."""
+    return number ^ (device * 0x9E3779B1 & 0xFFFF) << 48
 
 
 def _own(node: Node) -> HostNode:

@@ -47,4 +47,6 @@ def open_tree(config: ShareConfig) -> Tree:
     kind = TREES.get(config.backend)
     tree = kind.open(str(config.path), read_only=config.read_only, ownership=config.owners)
     tree.validity = CACHES[config.cache]
+    # An overlay lies on what is the guest's root.
+    tree.joined = config.target == "/"
     return tree
