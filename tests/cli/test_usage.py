@@ -106,7 +106,19 @@ def test_json_behind_the_command_is_the_commands(nobody, capfd):
 # ---- output that cannot be written ------------------------------------------
 
 SILENT = {"run", "exec", "start", "stop", "restart", "kill", "pause", "resume", "rm", "rename"}
-SILENT |= {"console", "create", "logs", "wait", "fork", "inspect", "events", "port", "share", "cp"}
+SILENT |= {
+    "console",
+    "create",
+    "logs",
+    "wait",
+    "fork",
+    "inspect",
+    "events",
+    "port",
+    "share",
+    "cp",
+    "ssh",
+}
 PRINTING = {
     **{name: [name] for name in VERBS.names() if name not in SILENT},
     "completion": ["completion", "bash"],

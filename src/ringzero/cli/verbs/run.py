@@ -558,8 +558,11 @@ def _find_entry(arguments: argparse.Namespace) -> None:
     Raises NotFoundError with the disk's entries where another was asked for.
     """
     asked = arguments.boot_entry is not None
-    other = arguments.kernel or arguments.image or arguments.command or given(arguments)
-    if not arguments.disk or (other and not asked):
+    other = (
+        *(arguments.kernel, arguments.image, arguments.root, arguments.command),
+        given(arguments),
+    )
+    if not arguments.disk or (any(other) and not asked):
         return
     from ringzero.config.devices.disk import DiskConfig
     from ringzero.vm import diskboot
