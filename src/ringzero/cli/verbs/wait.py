@@ -12,7 +12,7 @@ from ringzero.cli.verb import VERBS, Verb, print_json
 @VERBS.register("wait")
 class Wait(Verb):
     summary = "wait for a machine's end, and end with its exit code"
-    examples = "  ringzero run -d --name job -- make test; ringzero wait job\n"
+    examples = "  ringzero run -d --name job -- sleep 5; ringzero wait job\n"
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the name."""
