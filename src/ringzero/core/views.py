@@ -9,6 +9,9 @@ Buffers = Sequence[memoryview]
 
 def split(buffers: Buffers, count: int) -> tuple[bytes, list[memoryview]]:
     """Return a copy of the first `count` bytes, or all that there are, and views of the rest."""
+    if buffers and len(buffers[0]) == count:
+        # A header in a buffer of its own, as drivers have it.
+        return bytes(buffers[0]), list(buffers[1:])
     head = b""
     rest: list[memoryview] = []
     for buffer in buffers:

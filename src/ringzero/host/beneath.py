@@ -67,10 +67,10 @@ def open_beneath(root: int, path: bytes, flags: int) -> int:
 
 def open_by_steps(root: int, path: bytes, flags: int) -> int:
     """Do as `open_beneath` where the kernel has no openat2: one component after the other."""
-    here = os.dup(root)
     names = [name for name in path.split(b"/") if name not in (b"", b".")]
     if b".." in names:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+    here = os.dup(root)
     try:
         for name in names[:-1]:
             step = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY, dir_fd=here)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 MODULES = (
     *("virtio_mmio", "virtio_pci", "virtio_console", "virtio_blk", "virtio_rng", "virtio_net"),
     *("virtio_balloon", "vmw_vsock_virtio_transport", "virtiofs", "pvpanic_mmio"),
+    *("9p", "9pnet_virtio"),
     *("ext4", "vfat", "nls_ascii", "nls_cp437", "isofs", "squashfs", "erofs", "overlay", "loop"),
 )
 

@@ -97,7 +97,13 @@ class HostTree(Tree):
 
     def lookup(self, parent: Node, name: bytes) -> tuple[Node, Attributes]:
         above = _own(parent)
-        return self._found(above, self._directory(above), name)
+        directory = self._directory(above)
+        # Most names lead to what is held already: nothing need be opened for them.
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        node = self._nodes.held(found, above, name)
+        if node is not None:
+            return node, self._shown(node, found)
+        return self._found(above, directory, name)
 
     def _found(self, above: HostNode, directory: int, name: bytes) -> tuple[HostNode, Attributes]:
         fd = self._nodes.opened(

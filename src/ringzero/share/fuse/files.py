@@ -74,9 +74,12 @@ def read(session: Session, request: Request) -> int:
 
 def write(session: Session, request: Request) -> bytes:
     number, offset, size, write_flags, _, _, _ = request.body.take(wire.TRANSFER)
-    data = limited(request.data, size)
-    if sum(map(len, data)) < size:
+    data = request.data
+    there = sum(map(len, data))
+    if there < size:
         raise OSError(errno.EINVAL, "less than it says")
+    if there > size:
+        data = limited(data, size)
     with session.using(number) as (handle, file):
         inode = handle.inode
         _may_write(inode, os.O_WRONLY)

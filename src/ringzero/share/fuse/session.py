@@ -29,7 +29,7 @@ _64, _32 = (1 << 64) - 1, (1 << 32) - 1
 class Inode:
     """A node that the guest knows by a number, and how often it was told of it."""
 
-    __slots__ = ("excused", "given", "id", "locks", "lookups", "node")
+    __slots__ = ("excused", "found", "given", "id", "locks", "lookups", "node", "packed")
 
     def __init__(self, number: int, node: Node) -> None:
         self.id = number
@@ -38,6 +38,9 @@ class Inode:
         # Size, times and place of the attributes that the guest has; None where it has none, or
         # has changed the file itself and asks again.
         self.given: tuple[int, ...] | None = None
+        # The attributes that were packed last.
+        self.found: Attributes | None = None
+        self.packed = b""
         # The guest was told to look the name up again; it is not told twice.
         self.excused = False
         # The record locks of each owner.
@@ -175,9 +178,14 @@ class Session:
 
     def attributes(self, inode: Inode, found: Attributes, *, submount: bool = False) -> bytes:
         """Return the attributes as the guest takes them, and note that it has them."""
-        inode.given = signature(found)
         inode.excused = False
-        return pack_attributes(found, self.number_of(found), submount)
+        if inode.found != found or inode.given is None:
+            inode.given = signature(found)
+            inode.found = found
+            inode.packed = pack_attributes(found, self.number_of(found), False)
+        if submount:
+            return pack_attributes(found, self.number_of(found), True)
+        return inode.packed
 
     def number_of(self, found: Attributes) -> int:
         """Return the inode number that the guest sees.

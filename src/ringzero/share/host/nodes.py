@@ -173,6 +173,15 @@ class Nodes:
         self._hold(node, fd)
         return node
 
+    def held(self, found: os.stat_result, parent: HostNode, name: bytes) -> HostNode | None:
+        """Return the node with these attributes if it is held; `name` leads to it."""
+        node = self._known.get((found.st_dev, found.st_ino))
+        if node is None or node.fd is None:
+            return None
+        if node is not self.root:
+            node.parent, node.name = parent, name
+        return node
+
     def known(self, directory: int, name: bytes) -> HostNode | None:
         """Return the node that a name in a directory leads to, if the guest knows of it."""
         try:
