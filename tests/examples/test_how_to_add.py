@@ -55,6 +55,7 @@ PAGES = {
     "add-a-device.md": (DICE, ["tests/devices/test_contract.py", "-k", "dice or registered"]),
     "add-a-board.md": ("", ["tests/config/test_machine.py"]),
     "add-a-disk-format.md": ("", ["tests/disk/test_contract.py", "-k", "tagged"]),
+    "add-a-share.md": ("", ["tests/config/devices/test_share.py"]),
     "add-a-network.md": ("", ["tests/net/test_contract.py", "-k", "mirror"]),
 }
 

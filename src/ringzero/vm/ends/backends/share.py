@@ -38,6 +38,10 @@ class ShareBackend(Backend):
         """Share a folder no longer: the guest gets ESTALE for what it still has of it."""
         self.server.remove(number)
 
+    def leave(self) -> None:
+        # The original's descriptors stay open there.
+        self.server.close()
+
     def close(self) -> None:
         self.server.close()
 
