@@ -62,7 +62,7 @@ class Run(Verb):
   ringzero run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
   ringzero run --disk cloud.qcow2         a distribution's disk image: the kernel that it holds
   ringzero run --disk data.img,ro --memory 1G -- mount /dev/vda /mnt
-  ringzero run -v .:/src -w /src -- ls  this folder is the guest's /src; also -v DATA:/data:ro
+  ringzero run -v .:/src -w /src -- ls    this folder is the guest's /src; also -v DATA:/data:ro
   ringzero run --vsock /tmp/vm.sock       sockets between host and guest
   ringzero run -d --name web -p 8080:80   port 8080 of this host leads to the guest's 80
   ringzero run --net none -- ./untrusted  no network; also --net user,host=no,allow=packages.example
