@@ -1,6 +1,7 @@
 """What every network of the registry does, whatever it is."""
 
 import importlib
+import subprocess
 
 import pytest
 
@@ -17,6 +18,24 @@ def target(name, place):
     if name in TARGETS:
         return TARGETS[name].format(place)
     return importlib.import_module(f"tests.net.networks.test_{name}").TARGET.format(place)
+
+
+@pytest.fixture(autouse=True)
+def bridge(request):
+    """Make the bridge, where this user may, for the network that wants one."""
+    names = request.node.callspec.params.values() if hasattr(request.node, "callspec") else ()
+    if "bridge" not in names or not _ip("link", "add", TARGETS["bridge"], "type", "bridge"):
+        yield
+        return
+    yield
+    _ip("link", "del", TARGETS["bridge"])
+
+
+def _ip(*words):
+    try:
+        return not subprocess.run(["ip", *words], capture_output=True, check=False).returncode
+    except FileNotFoundError:
+        return False
 
 
 def opened(name, place):

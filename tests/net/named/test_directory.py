@@ -1,6 +1,8 @@
 """Networks by name as directories: made, refused, listed, removed."""
 
 import ipaddress
+import subprocess
+import sys
 
 import pytest
 
@@ -91,6 +93,27 @@ def test_a_description_that_is_none(text):
     (made.path / directory.LEASES).write_text(text)
     assert made.leases() == {}
     made.remove()
+
+
+def test_routes_of_a_host_of_its_own(place):
+    """A namespace whose routes are known: what is made there says which are out of reach."""
+    code = (
+        "from ringzero.net.named import directory as d\n"
+        "from ringzero.net.named.description import NamedNetwork as N\n"
+        "print(*d.create(N('one', subnet='10.89.3.0/25'))[1])\n"
+        "print(d.create(N('two'))[0].network().subnet)"
+    )
+    routes = 'ip link set lo up && ip route add 10.89.0.0/22 dev lo && exec "$@"'
+    command = ["unshare", "-Urn", "sh", "-c", routes, "sh", sys.executable, "-c", code]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("needs unshare (util-linux)")
+    if done.returncode:
+        pytest.skip(f"needs namespaces and ip (iproute2): {done.stderr}")
+    note, subnet = done.stdout.splitlines()
+    assert "10.89.0.0/22: machines on 'one' do not reach it" in note
+    assert subnet == "10.89.4.0/24"
 
 
 def test_host_routes_are_read():

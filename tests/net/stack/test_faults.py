@@ -3,7 +3,7 @@
 import pytest
 from scapy.layers.inet import TCP, UDP
 
-from tests.net.stack.test_tcp import open_connection, segment, syn
+from tests.net.stack.tcp.peers import open_connection, segment, syn
 from tests.net.stack.world import HEAD, OUT, Router
 
 
