@@ -236,6 +236,21 @@ def test_saved_levels_are_the_registers():
     machine.close()
 
 
+def test_an_edge_after_the_levels_were_saved_is_one(machines):
+    """Though the I/O APIC saw the level at that time, and nobody told it of its end."""
+    machine = machines()
+    listening(machine)
+    machine.raise_reason()
+    machine.await_count(VECTOR, 1)
+    machine.shared.set(2)  # as by native code, which tells nobody
+    machine.ioapic.save()
+    machine.shared.value = 0
+    machine.redirect(VECTOR | MASKED)
+    machine.raise_reason()
+    machine.redirect(VECTOR)
+    machine.await_count(VECTOR, 3)
+
+
 @pytest.mark.parametrize("vcpus", [1, 2])
 @pytest.mark.parametrize("seed", range(4))
 def test_no_interrupt_is_lost(machines, seed, vcpus):

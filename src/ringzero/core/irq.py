@@ -24,6 +24,12 @@ class IrqLine:
             self.level = level
             self._sink(level)
 
+    def rise(self) -> None:
+        """Raise the wire, which others may have lowered without its being told: one edge."""
+        self._sink(False)
+        self.level = True
+        self._sink(True)
+
     def pulse(self) -> None:
         """Raise and lower the wire: one edge."""
         self.set(True)
@@ -77,7 +83,7 @@ class InterruptStatus:
         """Set bits."""
         if self._shared is not None:
             if self._shared.set(reasons):
-                self._rise()
+                self._irq.rise()
         else:
             self._value |= reasons
             self._irq.set(True)
@@ -89,7 +95,7 @@ class InterruptStatus:
         else:
             left = self._value = self._value & ~reasons
         if left:
-            self._rise()
+            self._irq.rise()
         else:
             self._irq.set(False)
 
@@ -99,11 +105,6 @@ class InterruptStatus:
             self._shared.value = value
         self._value = value
         self._irq.level = bool(value)
-
-    def _rise(self) -> None:
-        """Make an edge: the wire may have been lowered without its being told."""
-        self._irq.set(False)
-        self._irq.set(True)
 
 
 class LocalInterrupts(Protocol):
