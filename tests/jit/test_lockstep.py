@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from ringzero.jit.x86.catalogue import Catalogue
 from tests.oracle.cases import Generator, select_forms
 from tests.oracle.compare import explain
 from tests.oracle.isolate import Isolated
@@ -78,6 +79,22 @@ def test_lines_with_memory_operands(engines, mode):
         state = parts[0].state
         # What a page crossing leaves to the interpreter is in the other tests.
         cases.append(Case(code, state.replace(rip=CODE_BASE + 0x1000), memory, mode))
+    found = differences(engines, cases)
+    assert not found, f"{len(found)} of {len(cases)}:\n" + "\n\n".join(found[:5])
+
+
+@pytest.mark.parametrize("mode", [64, 32])
+def test_registers_that_are_spilled(engines, mode):
+    """Pairs of registers that share a stencil, their flags wanted and dead."""
+    spilled = {key.form.mnemonic for key in Catalogue().keys if key.spilled}
+    forms = [f for f in select_forms(mode) if not f.memory and f.mnemonic in spilled]
+    generator = Generator(mode + 4)
+    cases = []
+    for form in forms:
+        for n in range(60 * SCALE):
+            case = generator.case(form)
+            cases.append(Case(case.code + b"\x39\xc0" * (n % 2), case.state, case.memory, mode))
+    assert len(cases) > 5000 * SCALE
     found = differences(engines, cases)
     assert not found, f"{len(found)} of {len(cases)}:\n" + "\n\n".join(found[:5])
 

@@ -24,7 +24,15 @@ from ringzero.jit.host.x86_64 import JUMP_LENGTH
 from ringzero.jit.tables import Block, Hole, Stencil
 from ringzero.jit.x86.catalogue import Catalogue
 from ringzero.jit.x86.glue import glue
-from ringzero.jit.x86.tables import END_CALL, END_CONDITIONAL, END_JUMP, HIGH_REGISTERS, MOVABS
+from ringzero.jit.x86.tables import (
+    END_CALL,
+    END_CONDITIONAL,
+    END_JUMP,
+    HIGH_REGISTERS,
+    KEY_MASK,
+    MOVABS,
+    PINNED_REGISTERS,
+)
 from ringzero.native.view import StructView, view_of
 from tests.oracle.assembler import assemble
 from tests.oracle.model import CODE_BASE, Case, State
@@ -36,10 +44,11 @@ LISTINGS, COUNTS = HERE / "listings", HERE / "counts.txt"
 TOLD = ("HI", "HN", "HD", "HC", "HO")
 WIDTHS = {tables.ABSOLUTE_8: 1, tables.ABSOLUTE_16: 2, tables.ABSOLUTE_64: 8}
 # Glue that can stand before an instruction, and behind the last one.
-BEFORE = ("ea.", "carry.", "status.", "cond.", "refund", "swap.", "store")
+BEFORE = ("ea.", "carry.", "status.", "cond.", "refund", "swap.", "store", "spill.", "fill.")
 BEHIND = (
     "refund", "leave", "leave.linked", "unsettled", "slow", "target", "target32", "dispatch64",
     "dispatch32", "goto", "store", *(f"swap.{register}" for register in range(HIGH_REGISTERS)),
+    *(f"fill.{register}" for register in range(PINNED_REGISTERS)),
 )  # fmt: skip
 # Blocks begin at multiples of this many bytes.
 ALIGNMENT = 16
@@ -249,6 +258,7 @@ class Listings:
             return self.stencils.named("jcc.")
         if key == MOVABS:
             return self.stencils.named("movabs.")
+        key &= KEY_MASK
         if end == END_CALL:
             return [*self.stencils.of_key(key), *map(without_jump, self.stencils.of_key(key))]
         return self.stencils.of_key(key)

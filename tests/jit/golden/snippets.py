@@ -31,6 +31,10 @@ LISTINGS = {
     "rotate": (64, "rol eax, 3\nadc ebx, ebx"),
     "setcc": (64, "cmp eax, ebx\nsetbe cl"),
     "shifts": (64, "shl eax, 4\nshr rbx, cl\nsar r8d, 1"),
+    "spilled": (
+        64,
+        "add ah, bl\nmovzx cx, dl\nshrd rsi, r8, 4\nxchg edi, ebp\ncmp ax, cx\njb l\nl: nop",
+    ),
     "sse": (64, "movdqu xmm0, [rbx]\npaddd xmm0, xmm1\nmovaps [rbx], xmm0"),
     "string_copy": (64, "rep movsb"),
     "x87": (64, "fld qword ptr [rbx]\nfadd st(0), st(1)"),

@@ -66,6 +66,7 @@ def _facts(generated: Generated) -> list[Any]:
         generated.slow,
         generated.access,
         generated.displaces,
+        generated.moves,
     ]
 
 
@@ -131,7 +132,7 @@ def _write_lowerings(
             continue
         if condition != tables.NO_CONDITION and lowering.memory:
             continue  # the temporary cannot hold an address and a condition
-        keys.extend(k if k in usable else tables.NO_STENCIL for k in lowering.keys)
+        keys.extend(k | facts[k][-1] if k in usable else tables.NO_STENCIL for k in lowering.keys)
         entry = {
             "base": base,
             "end": lowering.end,
@@ -153,7 +154,7 @@ def _described(lowering: Lowering, fact: list[Any]) -> dict[str, Any]:
     """Return members of an entry: flags, operands, and how they are found."""
     (
         result, defines, changes, carry_live, carry_dead, status_live, status_dead, slow, access,
-        displaces,
+        displaces, _,
     ) = fact  # fmt: skip
     flags = (
         tables.DEFINES * bool(defines)

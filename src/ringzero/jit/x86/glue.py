@@ -20,7 +20,7 @@ from ringzero.jit.compile.module import Module
 from ringzero.jit.exits import exits
 from ringzero.jit.stencil import LIKELY, Body, StencilWriter, define_stencil, plain
 from ringzero.jit.x86.operands import FRAME
-from ringzero.jit.x86.tables import CLASSES, HIGH_REGISTERS, SCALES, SLOT
+from ringzero.jit.x86.tables import CLASSES, HIGH_REGISTERS, PINNED_REGISTERS, SCALES, SLOT
 from ringzero.native import boolean, load, store, u16, u32, u64, unsigned
 from ringzero.native.generation import as_value, convert
 from ringzero.native.values import Value
@@ -71,6 +71,8 @@ def members(number: Callable[[str], int]) -> dict[str, list[int]]:
         "movabs": [number(f"movabs.{register}") for register in classes],
         "store": [number("store")],
         "swap": [number(f"swap.{register}") for register in range(HIGH_REGISTERS)],
+        "spill": [number("spill.0")],
+        "fill": [number("fill.0")],
     }  # fmt: skip
 
 
@@ -239,9 +241,23 @@ def _swap(number: int, m: StencilWriter) -> None:
     m.tail("NEXT", m.arguments("%t"))
 
 
+def _spill(number: int, m: StencilWriter) -> None:
+    """Store a register in the vCPU's struct; the temporary stays."""
+    store(u64, u64(m.cpu) + Cpu.offset_of("regs", number), m.register(number))
+    m.tail("NEXT", m.arguments("%t"))
+
+
+def _fill(number: int, m: StencilWriter) -> None:
+    """Load a register from the vCPU's struct."""
+    m.set_register(number, load(u64, u64(m.cpu) + Cpu.offset_of("regs", number)))
+    m.tail("NEXT", m.arguments())
+
+
 def _moves() -> dict[str, Body]:
     return {
         **{f"movabs.{number}": plain(partial(_wide, number)) for number in range(CLASSES)},
         "store": plain(_store),
         **{f"swap.{number}": partial(_swap, number) for number in range(HIGH_REGISTERS)},
+        **{f"spill.{number}": partial(_spill, number) for number in range(PINNED_REGISTERS)},
+        **{f"fill.{number}": partial(_fill, number) for number in range(PINNED_REGISTERS)},
     }

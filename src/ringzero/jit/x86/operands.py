@@ -16,7 +16,7 @@ from ringzero.isa.x86.state import GPR_NAMES
 from ringzero.isa.x86.table.forms import Form
 from ringzero.jit.compile.builder import FunctionBuilder
 from ringzero.jit.stencil import BY_POP, BY_PUSH, LIKELY, Frame, StencilWriter, pinned_by_name
-from ringzero.jit.x86.tables import PINNED_REGISTERS
+from ringzero.jit.x86.tables import LOADED_FIRST, PINNED_REGISTERS, SPILLED, STORED_FIRST
 from ringzero.native import compare_exchange, load, signed, store, u8, u32, u64, unsigned, v128
 from ringzero.native.generation import convert
 from ringzero.native.types import Int
@@ -46,8 +46,9 @@ class Binding:
     """How a stencil gets at one operand.
 
     kind: "pinned" (register number), "slot" (byte offset in Cpu from hole H0 or
-    H1), "memory" (at the address in the temporary), "immediate" (hole HI),
-    "constant" (value).
+    H1), "spilled" (the same, of a register that is stored there before, and loaded
+    behind it when it was written), "memory" (at the address in the temporary),
+    "immediate" (hole HI), "constant" (value).
     """
 
     kind: str
@@ -55,9 +56,9 @@ class Binding:
 
     @property
     def tag(self) -> str:
-        return {"pinned": "p", "slot": "s", "memory": "m", "immediate": "i", "constant": "c"}[
-            self.kind
-        ] + (str(self.value) if self.kind in ("pinned", "slot", "constant") else "")
+        named = self.kind in ("pinned", "slot", "spilled", "constant")
+        letter = "v" if self.kind == "spilled" else self.kind[0]
+        return letter + (str(self.value) if named else "")
 
 
 @dataclass
@@ -85,6 +86,8 @@ class Generated:
     # How the slow path finds the address of its only access (see jit.stencil), or 0.
     access: int
     displaces: bool
+    # Flags of its key: which registers are stored before it, and loaded behind it.
+    moves: int
 
 
 class StencilOperation(StencilWriter):
@@ -123,6 +126,8 @@ class StencilOperation(StencilWriter):
         self.jump_target: Value | None = None
         # Whether the operand may lie far from where its address says (bit strings).
         self.displaces = False
+        # Flags of the key (tables.SPILLED ...), of one whose registers are spilled.
+        self.moves = 0
         self._locked = locked
         self._host: Any = None
         self._old: Any = None
@@ -180,8 +185,10 @@ class StencilOperation(StencilWriter):
         kind = self._kind(n)
         if binding.kind == "pinned":
             return kind(self.register(binding.value))
-        if binding.kind == "slot":
-            return load(kind, u64(self.cpu) + self.hole(f"H{binding.value}"))
+        if binding.kind == "spilled":
+            self.moves |= SPILLED | STORED_FIRST << binding.value
+        if binding.kind in ("slot", "spilled"):
+            return load(kind, self._slot(binding))
         if n == 0 and self._form.attributes.get("rmw"):
             self._host = self.translated(self._operand_address(), kind.size, write=True)
             if self._locked:
@@ -191,6 +198,21 @@ class StencilOperation(StencilWriter):
             return self._old
         return load(kind, self.translated(self._operand_address(), kind.size, write=False))
 
+    def _slot(self, binding: Binding) -> Any:
+        return u64(self.cpu) + self.hole(f"H{binding.value}")
+
+    def _write_spilled(self, binding: Binding, value: Value) -> None:
+        """Store the whole register: loading it from a part that was stored takes longer."""
+        self.moves |= SPILLED | LOADED_FIRST << binding.value
+        where = self._slot(binding)
+        whole = convert(u64, value)
+        if value.kind.bits < 32 or self._conditional:
+            # What is not written must be there as well.
+            self.moves |= STORED_FIRST << binding.value
+        if value.kind.bits < 32:
+            whole = (load(u64, where) & ~value.kind.mask) | whole
+        store(u64, where, whole)
+
     def _operand_address(self) -> Any:
         return self.temporary if self._extra is None else self.temporary + self._extra
 
@@ -198,10 +220,12 @@ class StencilOperation(StencilWriter):
         binding = self._bindings[n]
         if binding.kind == "pinned":
             self._set_pinned(binding.value, value)
+        elif binding.kind == "spilled":
+            self._write_spilled(binding, value)
         elif binding.kind == "slot":
             if value.kind == u32 and self._form.operands[n].letter in "EGZR":
                 value = u64(value)
-            store(value.kind, u64(self.cpu) + self.hole(f"H{binding.value}"), value)
+            store(value.kind, self._slot(binding), value)
         elif self._host is not None:
             self._store_modified(value)
         else:

@@ -17,6 +17,10 @@ SCALES = 4
 NO_STENCIL = 0xFFFFFFFF
 # In place of a key: MOV of 64 immediate bits, which is glue.
 MOVABS = 0xFFFFFFFE
+# Beside a key's number: its registers are taken from the vCPU's struct; the first (and by the next
+# bit the second) of them is stored there before it, and loaded again behind it.
+KEY_MASK = 0xFFFF
+SPILLED, STORED_FIRST, LOADED_FIRST = 1 << 16, 1 << 17, 1 << 19
 UNKNOWN_CC = 0xFF
 NO_CONDITION = 0xFF
 # LoweringEntry.operands: where an operand is found.
@@ -72,6 +76,8 @@ class Glue(Struct):
     movabs = field(u32, CLASSES)  # that of a slot leaves it to `store`
     store = field(u32)
     swap = field(u32, HIGH_REGISTERS)
+    spill = field(u32)  # those of RAX; the other pinned registers' follow
+    fill = field(u32)
 
 
 class GuestTables(Struct):

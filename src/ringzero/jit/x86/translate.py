@@ -198,6 +198,26 @@ def emit_swaps(tr: Translator, insn: Insn, lowering: LoweringEntry, behind: u32)
                 swapped = number
 
 
+@native(inline="never")
+def emit_moves(tr: Translator, insn: Insn, lowering: LoweringEntry, which: u32, first: u32) -> None:
+    """Append the moves of an instruction's register operands to or from the vCPU's struct.
+
+    Bit n of `which`: that of the nth of them. `first` is the stencil for RAX, whose like for
+    the other registers follow it; one that is there anyway needs none.
+    """
+    bit = u32(1)
+    for n in range(OPERANDS):
+        what = lowering.operands[n]
+        where = what & ~tables.OPERAND_BYTE & 0xFF
+        if where == tables.OPERAND_REG or where == tables.OPERAND_RM:
+            number = _operand_number(insn, where)
+            if what != where:
+                number = _byte_place(insn, where) >> 3
+            if (which & bit) != 0 and number < SLOT:
+                emit(tr.scratch, first + number)
+            bit <<= 1
+
+
 @native
 def find_key(tr: Translator, insn: Insn, lowering: LoweringEntry) -> u32:
     """Return the stencil number for an instruction's operands, or NO_STENCIL."""
@@ -505,6 +525,11 @@ def emit_stencil(
     if lowering.condition != NO_CONDITION:
         cc = know_flags(tr)
         emit(s, glue.condition[u32(lowering.condition) * CC_OPS + cc])
+    if (flags & tables.HIGH_BYTES) != 0:
+        emit_swaps(tr, insn, lowering, u32(0))
+    spilled = (key & tables.SPILLED) != 0
+    if spilled:
+        emit_moves(tr, insn, lowering, key >> tables.STORED_FIRST.bit_length() - 1, glue.spill)
     slot = u64(0)
     for n in range(OPERANDS):
         what = lowering.operands[n]
@@ -513,7 +538,7 @@ def emit_stencil(
         if where == tables.OPERAND_REG or where == tables.OPERAND_RM:
             if what != where:
                 number = _byte_place(insn, where) >> 3
-            if number >= SLOT:
+            if number >= SLOT or spilled:
                 s.holes[H0 + slot] = u64(number) * 8 + _REGS
                 slot += 1
         elif where == tables.OPERAND_XMM_REG or where == tables.OPERAND_XMM_RM:
@@ -524,14 +549,14 @@ def emit_stencil(
             emit_address(tr, insn, segment, u32(lowering.span))
     s.holes[HI] = insn.imm
     s.holes[HN] = u64(insn.page_offset) + u64(insn.length)
-    number = select(fused != 0, fused, key * 2)
+    number = select(fused != 0, fused, (key & tables.KEY_MASK) * 2)
     if live == 0 and (flags & (tables.DEFINES | tables.CHANGES)) != 0:
         number += 1
-    if (flags & tables.HIGH_BYTES) != 0:
-        emit_swaps(tr, insn, lowering, u32(0))
     s.access = u32(lowering.access)
     emit(s, number)
     s.access = 0
+    if spilled:
+        emit_moves(tr, insn, lowering, key >> tables.LOADED_FIRST.bit_length() - 1, glue.fill)
     if (flags & tables.HIGH_BYTES) != 0:
         emit_swaps(tr, insn, lowering, u32(1))
     if (flags & (tables.DEFINES | tables.CHANGES)) != 0:
@@ -555,6 +580,8 @@ def fused_number(tr: Translator, number: u32, count: u32) -> u32:
     base = u32(tr.insns[following].opcode & (CONDITIONS - 1)) >> 1
     # INC and DEC leave CF as it was (conditions B and BE are those that look at it).
     if (kind == INC or kind == DEC) and (base == 1 or base == 3):
+        return u32(0)
+    if (key & tables.SPILLED) != 0:
         return u32(0)
     if (lowering.flags & tables.HIGH_BYTES) != 0 and has_high_byte(tr.insns[number], lowering):
         return u32(0)
