@@ -28,6 +28,7 @@ class MachineFields(TypedDict, total=False):
     command_line: str
     agent: bool
     boot_entry: str | None
+    cloud_init: bool
     devices: Iterable[Device]
     disk: Device | Path | None
     disks: Iterable[Device | Path]

@@ -39,6 +39,7 @@ _TYPES = {
     "command_line": _WORD,
     "agent": ((bool,), "true or false"),
     "boot_entry": ((str, type(None)), "a text"),
+    "cloud_init": ((bool,), "true or false"),
 }
 
 
@@ -48,7 +49,8 @@ class MachineConfig:
 
     `kernel` is booted directly, with `initrd` and `command_line`. Without one, `boot_entry` names
     what the boot loader on the first disk has, "" its default; `command_line` is then added to
-    the entry's. `agent` adds
+    the entry's. `cloud_init` says that the guest has cloud-init, and is up when that has
+    finished. `agent` adds
     the ports by which ringzero's own guests take commands
     (`ringzero.vm.guest.protocol`). `devices` are those that the user asks for, in the order
     in which the guest finds them. `board` and `engine` are names in their registries; `cpu` is
@@ -67,6 +69,7 @@ class MachineConfig:
     devices: tuple[DeviceConfig, ...] = ()
     agent: bool = False
     boot_entry: str | None = None
+    cloud_init: bool = False
 
     def __post_init__(self) -> None:
         faults = self.faults()

@@ -24,11 +24,27 @@ class Bytes:
         return bytes(self.data[offset : offset + length])
 
 
-def part(path_or_data):
-    data = (
-        path_or_data if isinstance(path_or_data, (bytes, bytearray)) else path_or_data.read_bytes()
-    )
-    return Part(Bytes(data), 0, len(data), "the image")
+class Image:
+    """A source in a file, of which single bytes may read as others, or the end be missing."""
+
+    def __init__(self, path, changes=None, size=None):
+        self.file = path.open("rb")
+        self.size = path.stat().st_size if size is None else size
+        self.changes = changes or {}
+
+    def read(self, offset, length):
+        assert 0 <= offset <= offset + length <= self.size
+        data = bytearray(os.pread(self.file.fileno(), length, offset))
+        assert len(data) == length
+        for at, byte in self.changes.items():
+            if offset <= at < offset + length:
+                data[at - offset] = byte
+        return bytes(data)
+
+
+def part(source):
+    source = Bytes(source) if isinstance(source, (bytes, bytearray)) else source
+    return Part(source, 0, source.size, "the image")
 
 
 def make_tree(root):
@@ -91,13 +107,61 @@ def ext(*options, size=8 << 20):
     return make
 
 
+def xfs(*options):
+    def make(tree, path):
+        lines = ["/nothing", "1 1", "d--755 0 0"]
+
+        def add(folder):
+            for entry in sorted(folder.iterdir()):
+                if entry.is_symlink():
+                    lines.append(f"{entry.name} l--777 0 0 {entry.readlink()}")
+                elif entry.is_dir():
+                    lines.append(f"{entry.name} d--755 0 0")
+                    add(entry)
+                    lines.append("$")
+                else:
+                    lines.append(f"{entry.name} ---644 0 0 {entry}")
+
+        add(tree)
+        proto = path.with_suffix(".proto")
+        proto.write_text("\n".join([*lines, "$", ""]))
+        run("mkfs.xfs", "-q", *options, "-L", "made", "-p", proto, sized(path, 400 << 20))
+
+    return make
+
+
+def btrfs(*options):
+    def make(tree, path):
+        sized(path, 160 << 20)
+        run("mkfs.btrfs", "-q", *options, "-L", "made", "--rootdir", tree, path)
+
+    return make
+
+
+def erofs(*options):
+    def make(tree, path):
+        run("mkfs.erofs", "--quiet", *options, path, tree)
+
+    return make
+
+
+def fat(*options, size=8 << 20):
+    def make(tree, path):
+        run("mkfs.vfat", *options, "-n", "MADE", sized(path, size))
+        entries = [entry for entry in tree.iterdir() if not entry.is_symlink()]
+        run("mcopy", "-s", "-Q", "-i", path, *entries, "::/")
+
+    return make
+
+
 def same(files, tree, *, links=True, modes=True):
     """Assert that `files` holds what the directory `tree` does, byte for byte."""
     seen = {}
     for path, node in files.walk("/"):
         if not path.startswith("/lost+found"):
             seen[path] = node
-    wanted = {f"/{path.relative_to(tree)}": path for path in tree.rglob("*")}
+    all_ = [path for path in tree.rglob("*") if links or not path.is_symlink()]
+    wanted = {f"/{path.relative_to(tree)}": path for path in all_}
     assert set(seen) == set(wanted)
     for path, real in wanted.items():
         node = seen[path]

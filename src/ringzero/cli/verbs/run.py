@@ -26,13 +26,14 @@ from ringzero.errors import (
     NotFoundError,
     RingzeroError,
 )
-from ringzero.settings import ENGINE
+from ringzero.settings import DATA_DIR, ENGINE
 
 if TYPE_CHECKING:
     import argparse
 
     from ringzero.config.machine import MachineConfig
     from ringzero.control.host.directory import Claim
+    from ringzero.image.cloudinit import Seed
 
 # What `run` without a command runs.
 _SHELL = ("sh", "-l")
@@ -61,6 +62,7 @@ class Run(Verb):
   ringzero run --root ./rootfs:rw -- apt-get -y upgrade
   ringzero run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
   ringzero run --disk cloud.qcow2         a distribution's disk image: the kernel that it holds
+  ringzero run -d --name web --disk cloud.qcow2 --cloud-init web.yaml --ssh-key ~/.ssh/id.pub
   ringzero run --disk data.img,ro --memory 1G -- mount /dev/vda /mnt
   ringzero run -v .:/src -w /src -- ls    this folder is the guest's /src; also -v DATA:/data:ro
   ringzero run --vsock /tmp/vm.sock       sockets between host and guest
@@ -112,6 +114,26 @@ Ctrl-] q ends the machine.
             default=None,
             help="boot this entry of the boot loader on the first disk: a title, an id or a number "
             "(default, without a kernel and a command: the loader's own choice)",
+        )
+        add(
+            "--cloud-init",
+            metavar="FILE",
+            default=None,
+            help="user data for cloud-init in the disk that is booted: '#cloud-config' or a script",
+        )
+        add(
+            "--ssh-key",
+            metavar="FILE",
+            action="append",
+            default=[],
+            help="public key that may log in, by cloud-init (repeatable)",
+        )
+        add("--hostname", metavar="NAME", default=None, help="the guest's name, by cloud-init")
+        add(
+            "--network-config",
+            metavar="FILE",
+            default=None,
+            help="network configuration (version 1 or 2) for cloud-init",
         )
         add(
             "--append",
@@ -196,6 +218,8 @@ Ctrl-] q ends the machine.
         faults.take(lambda: _check_files(arguments))
         faults.take(lambda: _description(arguments))
         faults.take(lambda: variables(arguments))
+        if _seeded(arguments):
+            faults.take(lambda: _seed(arguments))
         faults.take(lambda: _find_entry(arguments))
         faults.take(lambda: _check_root(arguments))
         faults.end(self.name)
@@ -286,6 +310,14 @@ def _contradictions(arguments: argparse.Namespace) -> Iterator[tuple[Any, str]]:
     )
     booted = arguments.boot_entry is not None
     yield booted and arguments.kernel, "--boot-entry is of a disk's kernels; give it or --kernel"
+    seeded = _seeded(arguments)
+    yield (
+        seeded and (arguments.kernel or arguments.image or arguments.root or arguments.command),
+        "--cloud-init, --ssh-key, --hostname and --network-config are for a distribution's disk; "
+        "give --disk FILE, and no kernel, image or command",
+    )
+    yield seeded and not arguments.disk, "cloud-init without a disk; add --disk FILE"
+    yield booted and arguments.root, "--boot-entry boots a disk; give it or --root"
     yield booted and arguments.image, "--boot-entry boots a disk, not an image; leave the image out"
     yield booted and not arguments.disk, "--boot-entry without a disk; add --disk FILE"
     yield (
@@ -557,7 +589,7 @@ def _find_entry(arguments: argparse.Namespace) -> None:
 
     Raises NotFoundError with the disk's entries where another was asked for.
     """
-    asked = arguments.boot_entry is not None
+    asked = arguments.boot_entry is not None or _seeded(arguments)
     other = (
         *(arguments.kernel, arguments.image, arguments.root, arguments.command),
         given(arguments),
@@ -578,16 +610,41 @@ def _find_entry(arguments: argparse.Namespace) -> None:
             raise
         print(f"ringzero: {disk.path}: {fault.message}: the default guest has it", file=sys.stderr)
         return
-    if not asked:
-        arguments.boot_entry = ""
+    arguments.boot_entry = arguments.boot_entry or ""
     print(f"ringzero: booting {entry.title!r} from {disk.path}", file=sys.stderr)
+
+
+def _seeded(arguments: argparse.Namespace) -> bool:
+    """Whether cloud-init in the guest is to be given something."""
+    return bool(
+        arguments.cloud_init or arguments.ssh_key or arguments.hostname or arguments.network_config
+    )
+
+
+def _seed(arguments: argparse.Namespace) -> Seed:
+    """Return what cloud-init is given. Raises what is wrong with the files."""
+    from ringzero.image.cloudinit import Seed
+
+    return Seed.read(
+        user_data=arguments.cloud_init,
+        keys=arguments.ssh_key,
+        hostname=arguments.hostname,
+        network_config=arguments.network_config,
+    )
 
 
 def _own_config(arguments: argparse.Namespace) -> MachineConfig:
     from ringzero.config.machine import MachineConfig
 
+    common = _common(arguments)
+    if _seeded(arguments):
+        from ringzero.config.devices.disk import DiskConfig
+
+        path = _seed(arguments).keep(DATA_DIR.get() / "cloud-init")
+        common["disks"] = [*arguments.disk, DiskConfig(path, read_only=True, format="raw")]
     return MachineConfig.create(
-        **_common(arguments),
+        **common,
+        cloud_init=_seeded(arguments),
         name=_name(arguments.kernel or arguments.disk[0].partition(",")[0]),
         kernel=arguments.kernel,
         initrd=arguments.initrd,

@@ -17,6 +17,7 @@ from ringzero.control.machine.keeper import Keeper
 from ringzero.errors import ControlError, GuestError, RingzeroError
 from ringzero.host.service import ServiceThread
 from ringzero.settings import BOOT_TIMEOUT
+from ringzero.vm.guest.cloudinit import CloudInitWatch
 
 # How often the starter hears that the guest is not up yet, in seconds.
 _TELL = 10.0
@@ -73,7 +74,39 @@ def _report_up(keeper: Keeper, reporter: Reporter) -> None:
         # In a copy, and where the machine was taken back, the guest runs it already.
         if keeper.record.command and not keeper.machine.agent.kept:
             _run_command(keeper)
+    if keeper.machine.config.cloud_init:
+        _await_cloud_init(keeper, reporter)
     reporter.up()
+
+
+def _await_cloud_init(keeper: Keeper, reporter: Reporter) -> None:
+    """Wait until cloud-init in the guest has finished, and tell the starter what went wrong."""
+    watch = CloudInitWatch()
+    # What it said before is short of its end.
+    watch.feed(keeper.serial.tail())
+    keeper.serial.copy_to(watch.feed)
+    bound, waited = BOOT_TIMEOUT.get() or math.inf, 0.0
+    while not watch.wait(min(_TELL, bound - waited)) and not keeper.ended.is_set():
+        waited += _TELL
+        if waited >= bound:
+            reporter.fail(
+                GuestError(
+                    f"cloud-init did not finish within {bound:g} seconds; the machine runs on",
+                    hint=f"`ringzero logs --serial {keeper.name}`, `{BOOT_TIMEOUT.name}=1800`",
+                )
+            )
+            return
+        reporter.say(note=f"the guest is starting, for {waited:.0f} s now")
+    if keeper.ended.is_set() and not watch.finished:
+        reporter.fail(GuestError("the guest ended before cloud-init had finished"))
+    elif watch.problems:
+        lines = "\n".join(watch.problems)
+        reporter.fail(
+            GuestError(
+                f"cloud-init finished with faults; the machine runs on:\n{lines}",
+                hint=f"`ringzero console {keeper.name}`: see /var/log/cloud-init-output.log",
+            )
+        )
 
 
 def _await_ready(keeper: Keeper, reporter: Reporter, bound: float) -> bool:

@@ -69,6 +69,11 @@ class Extent(NamedTuple):
     length: int
     start: int | None
 
+    @property
+    def end(self) -> int | None:
+        """Where the bytes end in the source."""
+        return None if self.start is None else self.start + self.length
+
 
 class FileSystem(ABC):
     """One file system. `label` and `uuid` are spelled as blkid(8) does; "" where there is none.
@@ -197,10 +202,10 @@ class FileSystem(ABC):
             raise NotFoundError(f"{path} in {self.source.name} is no file")
         return node
 
-    def _walk(self, path: str, *, follow: bool = True) -> Node:
-        """Return the node at `path`; ".." ends at the root, and so do absolute links."""
+    def _walk(self, path: str, *, follow: bool = True, top: Node | None = None) -> Node:
+        """Return the node at `path`; ".." ends at `top`, the root, and so do absolute links."""
         with guarded(self.name, self.source):
-            above = [self.root()]
+            above = [top or self.root()]
         parts = _parts(os.fsencode(path))
         links = 0
         while parts:

@@ -251,8 +251,7 @@ class Ext(ExtentFileSystem):
         offset, start = at * self._block, block * self._block
         if found:
             last = found[-1]
-            joins = last.start is not None and last.start + last.length == start
-            if joins and last.offset + last.length == offset:
+            if last.end == start and last.offset + last.length == offset:
                 found[-1] = last._replace(length=last.length + self._block)
                 return
         if len(found) >= MAX_EXTENTS:

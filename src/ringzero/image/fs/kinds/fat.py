@@ -105,14 +105,14 @@ class Fat(ExtentFileSystem):
         # A file longer than the file system has a loop in its chain, or a wrong size.
         if limit > self._clusters * self._cluster and not key.directory:
             raise self.damaged(f"a file of {limit} bytes")
+        seen = set[int]()
         while 2 <= cluster < self._clusters + 2 and offset < limit:
+            if cluster in seen:
+                raise self.damaged("a chain of clusters that contains itself")
+            seen.add(cluster)
             start = self._data + (cluster - 2) * self._cluster
-            if found and found[-1].start is not None:
-                last = found[-1]
-                if last.start + last.length == start:  # type: ignore[operator]
-                    found[-1] = last._replace(length=last.length + self._cluster)
-                else:
-                    found.append(Extent(offset, self._cluster, start))
+            if found and start == found[-1].end:
+                found[-1] = found[-1]._replace(length=found[-1].length + self._cluster)
             else:
                 found.append(Extent(offset, self._cluster, start))
             offset += self._cluster
