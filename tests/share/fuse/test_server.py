@@ -116,6 +116,24 @@ def test_append_and_truncate(client, folder):
     assert (folder / "a").read_text() == ""
 
 
+def test_who_only_writes_and_is_alone_goes_past_the_guest_s_cache(client, folder):
+    (folder / "a").touch()
+    node = client.walk("a")
+
+    def opened(flags):
+        answer = client.call(wire.OPEN_OP, node, wire.OPEN.pack(flags, 0))
+        number, how, _ = wire.OPEN_OUT.unpack(answer)
+        return number, bool(how & wire.OPENED_DIRECT)
+
+    reader, direct = opened(os.O_RDWR)
+    assert not direct
+    writer, direct = opened(os.O_WRONLY)
+    assert not direct
+    client.release(node, reader)
+    client.release(node, writer)
+    assert opened(os.O_WRONLY)[1]
+
+
 def test_times(client, folder):
     (folder / "a").touch()
     node = client.walk("a")

@@ -44,8 +44,18 @@ def open_file(session: Session, request: Request) -> bytes:
         inode.given = None
         if open_flags & wire.OPEN_KILL:
             tree.change(node, Change(kill=True))
-    number = session.add_handle(inode, file, flags)
-    return wire.OPEN_OUT.pack(number, wire.OPENED_KEEP_CACHE if fresh else 0, 0)
+    opened = (wire.OPENED_KEEP_CACHE if fresh else 0) | _direct(inode, flags)
+    return wire.OPEN_OUT.pack(session.add_handle(inode, file, flags), opened, 0)
+
+
+def _direct(inode: Inode, flags: int) -> int:
+    """Return the flag for a file whose data go past the guest's cache, where that is right.
+
+    They then come from the program's own memory, in large pieces. Who only writes maps nothing,
+    and nobody else has the file open, whose mapping would be left behind.
+    """
+    alone = flags & os.O_ACCMODE == os.O_WRONLY and not inode.opens
+    return wire.OPENED_DIRECT if alone else 0
 
 
 def create(session: Session, request: Request) -> bytes:
@@ -58,12 +68,13 @@ def create(session: Session, request: Request) -> bytes:
     node, found, file = tree.create(parent.node, name, flags, mode, owner)
     entry = session.entry(parent, node, found)
     inode = session.known(node)
+    opened = _direct(inode, flags)
     try:
         number = session.add_handle(inode, file, flags)
     except OSError:
         session.forget(inode.id, 1)
         raise
-    return entry + wire.OPEN_OUT.pack(number, 0, 0)
+    return entry + wire.OPEN_OUT.pack(number, opened, 0)
 
 
 def read(session: Session, request: Request) -> int:

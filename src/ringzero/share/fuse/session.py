@@ -29,7 +29,7 @@ _64, _32 = (1 << 64) - 1, (1 << 32) - 1
 class Inode:
     """A node that the guest knows by a number, and how often it was told of it."""
 
-    __slots__ = ("excused", "found", "given", "id", "locks", "lookups", "node", "packed")
+    __slots__ = ("excused", "found", "given", "id", "locks", "lookups", "node", "opens", "packed")
 
     def __init__(self, number: int, node: Node) -> None:
         self.id = number
@@ -41,6 +41,8 @@ class Inode:
         # The attributes that were packed last.
         self.found: Attributes | None = None
         self.packed = b""
+        # How many open files the guest has of it.
+        self.opens = 0
         # The guest was told to look the name up again; it is not told twice.
         self.excused = False
         # The record locks of each owner.
@@ -248,6 +250,7 @@ class Session:
         number = self.next_handle
         self.next_handle += 1
         self.handles[number] = Handle(inode, file, flags)
+        inode.opens += file is not None
         return number
 
     def release(self, number: int) -> None:
@@ -258,6 +261,7 @@ class Session:
     @staticmethod
     def _shut(handle: Handle) -> None:
         handle.closing = True
+        handle.inode.opens -= handle.file is not None
         if handle.file is not None and not handle.users:
             handle.file.close()
 
