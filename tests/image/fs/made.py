@@ -145,6 +145,13 @@ def erofs(*options):
     return make
 
 
+def squashfs(*options):
+    def make(tree, path):
+        run("mksquashfs", tree, path, "-quiet", "-no-progress", *options)
+
+    return make
+
+
 def fat(*options, size=8 << 20):
     def make(tree, path):
         run("mkfs.vfat", *options, "-n", "MADE", sized(path, size))

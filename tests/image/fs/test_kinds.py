@@ -7,7 +7,19 @@ import pytest
 
 from ringzero.errors import FileSystemError, NotFoundError
 from ringzero.image.fs.contract import FILE_SYSTEMS, open_file_system
-from tests.image.fs.made import Image, add_links, btrfs, erofs, ext, fat, make_tree, part, same, xfs
+from tests.image.fs.made import (
+    Image,
+    add_links,
+    btrfs,
+    erofs,
+    ext,
+    fat,
+    make_tree,
+    part,
+    same,
+    squashfs,
+    xfs,
+)
 
 MAKERS = {
     "ext4": ext("-t", "ext4"),
@@ -25,6 +37,11 @@ MAKERS = {
     "xfs-1k": xfs("-b", "size=1024"),
     "erofs": erofs(),
     "erofs-chunks": erofs("--chunksize=65536"),
+    "squashfs": squashfs("-comp", "gzip"),
+    "squashfs-xz": squashfs("-comp", "xz"),
+    "squashfs-zstd": squashfs("-comp", "zstd"),
+    "squashfs-lz4": squashfs("-comp", "lz4", "-b", "16384"),
+    "squashfs-plain": squashfs("-noI", "-noD", "-noF"),
     "btrfs": btrfs(),
     "btrfs-4k": btrfs("--nodesize", "4096", "--mixed"),
 }
@@ -56,7 +73,7 @@ def test_the_tree_comes_back(images, tree, name):
     assert files is not None
     plain = name.startswith("fat")
     same(files, tree, links=not plain, modes=not plain and name[:3] != "xfs")
-    if not name.startswith("erofs"):
+    if not name.startswith(("erofs", "squashfs")):
         assert files.label.lower() == "made"
     assert files.warnings == []
     with pytest.raises(FileSystemError, match="more than"):
