@@ -64,7 +64,7 @@ COMMAND_LINE = (
     "cryptomgr.notests ringzero.agent"
 )
 
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST = "manifest.json"
 # An image that no recipe leads to is kept for this long after its last use, in seconds: a
 # machine may be starting from it, and two versions of ringzero may share one cache.
@@ -122,9 +122,9 @@ class Recipe:
 
     def inputs(self) -> str:
         """Return everything here that shapes the image, except package versions."""
-        from ringzero.image.guest import become, identity, launch, relay, static_net
+        from ringzero.image.guest import become, enter, identity, launch, relay, static_net
 
-        programs = [p.build().hex() for p in (become, identity, launch, relay, static_net)]
+        programs = [p.build().hex() for p in (become, enter, identity, launch, relay, static_net)]
         guest = [_script(name).decode() for name in ("init", "dhcp", "share")] + programs
         inputs = [vars(self), MODULES, guest, COMMAND_LINE, _FORMAT, MIRROR.get()]
         return json.dumps(inputs, sort_keys=True)
@@ -337,16 +337,18 @@ def _split_kernel(package: Path) -> tuple[bytes, dict[str, Module]]:
 
 
 def _plain(path: str, data: bytes) -> bytes:
-    """Return a module's content uncompressed, as the guest loads it fastest."""
+    """Return a module's content uncompressed and unsigned, as the guest loads it fastest."""
+    from ringzero.image.modules import unsigned
+
     if path.endswith(".xz"):
         import lzma
 
-        return lzma.decompress(data)
-    return data
+        data = lzma.decompress(data)
+    return unsigned(data)
 
 
 def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
-    from ringzero.image.guest import become, identity, launch, relay, static_net
+    from ringzero.image.guest import become, enter, identity, launch, relay, static_net
     from ringzero.image.modules import dependency_file, with_dependencies
     from ringzero.image.rootfs import Rootfs
 
@@ -362,6 +364,7 @@ def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
     tree.add_file("sbin/share", _script("share"), mode=0o755)
     tree.add_file("sbin/static-net", static_net.build(), mode=0o755)
     tree.add_file("sbin/identity", identity.build(), mode=0o755)
+    tree.add_file("sbin/enter", enter.build(), mode=0o755)
     tree.add_file("sbin/become", become.build(), mode=0o755)
     tree.add_file("sbin/launch", launch.build(), mode=0o755)
     tree.add_file("sbin/relay", relay.build(), mode=0o755)

@@ -7,7 +7,13 @@ from typing import Self
 
 # Registers as `mov r32, imm32` names them, in the order of a system call's arguments
 # (System V ABI, A.2.1).
-_MOV = {"edi": b"\xbf", "esi": b"\xbe", "edx": b"\xba", "r10d": b"\x41\xba"}
+_MOV = {
+    "edi": b"\xbf",
+    "esi": b"\xbe",
+    "edx": b"\xba",
+    "r10d": b"\x41\xba",
+    "r8d": b"\x41\xb8",
+}
 _MOV_EAX, _SYSCALL = b"\xb8", b"\x0f\x05"
 # Jumps with a displacement of 32 bits (SDM vol. 2, JMP and Jcc).
 _JUMPS = {
@@ -15,12 +21,13 @@ _JUMPS = {
     "jb": b"\x0f\x82",
     "jae": b"\x0f\x83",
     "jne": b"\x0f\x85",
+    "js": b"\x0f\x88",
     "jle": b"\x0f\x8e",
 }
 
 
 def system_call(number: int, **registers: int) -> bytes:
-    """Return a system call with constants in `registers` (edi, esi, edx, r10d)."""
+    """Return a system call with constants in `registers` (edi, esi, edx, r10d, r8d)."""
     code = b"".join(_MOV[name] + struct.pack("<I", value) for name, value in registers.items())
     return code + _MOV_EAX + struct.pack("<I", number) + _SYSCALL
 
@@ -45,7 +52,7 @@ class Code:
         return self
 
     def jump(self, mnemonic: str, label: str) -> Self:
-        """Append a jump: jmp, jb, jae, jne or jle."""
+        """Append a jump: jmp, jb, jae, jne, js or jle."""
         self._code += _JUMPS[mnemonic]
         self._jumps.append((len(self._code), label))
         self._code += bytes(4)
