@@ -1,8 +1,9 @@
-"""`ringzero image`: build, list and remove guest images in the cache."""
+"""`ringzero image`: the guests' images in the cache, ringzero's own and those of containers."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import Any
 
 from ringzero.cli.verb import VERBS, Verb, print_json
@@ -10,55 +11,72 @@ from ringzero.cli.verb import VERBS, Verb, print_json
 
 @VERBS.register("image")
 class Image(Verb):
-    summary = "build, list and remove guest images"
+    summary = "build, list, inspect and remove guest images"
     examples = """\
   ringzero image build                the default guest, if it is not there yet
   ringzero image build --refresh      the same from the newest Debian packages
   ringzero image build full           as micro, with the kernel of real machines
-  ringzero image ls
-  ringzero image rm micro
+  ringzero image ls                   ours, and those of containers (`ringzero pull`)
+  ringzero image inspect debian:12    what it runs, its layers, where its root file system is
+  ringzero image rm micro debian:12
+  ringzero image prune                images without a name, and layers that none needs
 """
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the actions and their flags."""
         actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-        build = actions.add_parser("build", help="put an image together")
+        build = actions.add_parser("build", help="put one of ringzero's own images together")
         build.add_argument("name", nargs="?", default="micro", help="default: micro")
         build.add_argument("--refresh", action="store_true", help="ask for newer packages")
-        build.add_argument("--json", action="store_true")
         listing = actions.add_parser("ls", help="list the images in the cache")
-        listing.add_argument("--json", action="store_true")
+        look = actions.add_parser("inspect", help="tell all about images, as JSON")
+        look.add_argument("name", nargs="+", help="a name, or the beginning of a digest")
         removal = actions.add_parser("rm", help="remove images from the cache")
         removal.add_argument("name", nargs="+", help="a name, or the beginning of a digest")
-        removal.add_argument("--json", action="store_true")
+        prune = actions.add_parser("prune", help="remove what no name leads to")
+        for action in (build, listing, look, removal, prune):
+            action.add_argument("--json", action="store_true")
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Do the action."""
-        from ringzero.image import micro
+        from ringzero.image import stored
 
+        as_json = arguments.json
         if arguments.action == "build":
             from ringzero.host.progress import Progress
             from ringzero.image.names import IMAGES
 
             make = IMAGES.get(arguments.name)
-            images: list[Any] = [make(progress=Progress(), refresh=arguments.refresh)]
+            made: Any = make(progress=Progress(), refresh=arguments.refresh)
+            _show([stored.own_summary(made)], as_json)
         elif arguments.action == "ls":
-            images = micro.list_images()
+            _show(stored.images(), as_json)
+        elif arguments.action == "inspect":
+            found = [image for name in arguments.name for image in stored.find(name)]
+            print_json(found)
+        elif arguments.action == "rm":
+            _show([image for name in arguments.name for image in stored.remove(name)], as_json)
         else:
-            images = [image for name in arguments.name for image in micro.remove(name)]
-        _show(images, arguments.json)
+            gone, freed = stored.prune()
+            if as_json:
+                print_json({"images": gone, "freed": freed})
+            else:
+                from ringzero.units import format_size
+
+                _show(gone, as_json=False)
+                print(f"{format_size(freed)} freed")
         return 0
 
 
-def _show(images: list[Any], as_json: bool) -> None:
-    from dataclasses import asdict
-
+def _show(images: Iterable[dict[str, Any]], as_json: bool) -> None:
     from ringzero.units import format_size
 
     if as_json:
-        print_json([asdict(image) for image in images])
+        print_json(list(images))
         return
     for image in images:
-        print(f"{image.name}  {image.digest[:12]}  {format_size(image.size)}")
-        for package in image.packages:
+        names = ", ".join(image.get("names") or [image["name"]])
+        digest = image["digest"].removeprefix("sha256:")[:12]
+        print(f"{names}  {digest}  {format_size(image['size'])}")
+        for package in image.get("packages", ()):
             print(f"  {package}")

@@ -56,6 +56,23 @@ class StoredImage:
         """Its first name, or the beginning of its digest."""
         return self.names[0] if self.names else self.digest[7 : 7 + 12]
 
+    def summary(self) -> dict[str, Any]:
+        """Return the image as plain data."""
+        return {
+            "kind": "container",
+            "name": self.name,
+            "names": list(self.names),
+            "digest": self.digest,
+            "size": self.size,
+            "root": str(self.root),
+            "created": self.created,
+            "config": self.config,
+            **{name: list(getattr(self, name)) for name in _LISTS},
+            "user": self.user,
+            "workdir": self.workdir,
+            "stop_signal": self.stop_signal,
+        }
+
 
 class Store:
     """The images of containers below the cache directory `cache`."""

@@ -1,0 +1,44 @@
+"""`ringzero pull`: bring a container's image into the store."""
+
+from __future__ import annotations
+
+import argparse
+
+from ringzero.cli.verb import VERBS, Verb, print_json
+
+
+@VERBS.register("pull")
+class Pull(Verb):
+    summary = "bring a container's image from a registry into the store"
+    examples = """\
+  ringzero pull debian:12                   from Docker Hub
+  ringzero pull localhost:5000/app:1.2      this machine's registry, by plain HTTP
+  ringzero pull quay.example/app@sha256:... exactly this one
+  ringzero pull oci:./layout:1.2            a directory in the OCI image layout
+  ringzero pull docker-archive:app.tar      what `docker save` has written
+
+Credentials come from Docker's config.json and its credential helpers (`docker login`).
+"""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the flags."""
+        parser.add_argument("image", metavar="IMAGE", help="the image's name")
+        parser.add_argument("--quiet", "-q", action="store_true", help="show no progress")
+        parser.add_argument("--json", action="store_true", help="the result as JSON")
+
+    def execute(self, arguments: argparse.Namespace) -> int:
+        """Pull it and print its digest."""
+        from ringzero.host.progress import QUIET, Progress
+        from ringzero.image.oci.boot import absolute
+        from ringzero.image.oci.pull import pull
+        from ringzero.image.oci.reference import parse
+        from ringzero.settings import CACHE_DIR
+
+        name = absolute(parse(arguments.image))
+        progress = QUIET if arguments.quiet else Progress()
+        image = pull(name, cache=CACHE_DIR.get(), progress=progress)
+        if arguments.json:
+            print_json(image.summary())
+        else:
+            print(f"{image.name}@{image.digest}")
+        return 0
