@@ -57,6 +57,9 @@ class Tree:
             if self._count > self._limit:
                 raise GuestImageError(f"the image has more than {self._limit} files")
             parts = _parts(member.name)
+            if any(part.startswith(_WHITEOUT) for part in parts[:-1]):
+                # Of aufs' own bookkeeping, which some old layers carry.
+                continue
             name = parts[-1] if parts else b""
             if not name.startswith(_WHITEOUT):
                 rest.append((parts, member))

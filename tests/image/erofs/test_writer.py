@@ -1,0 +1,154 @@
+"""EROFS images: read back by erofs-utils, and by Linux itself."""
+
+import io
+import os
+import shutil
+import stat
+import subprocess
+import tarfile
+
+import pytest
+
+from ringzero.image.erofs import writer
+from ringzero.image.layers.tar import read
+from ringzero.image.layers.tree import Tree
+from tests.image.oci.images import tar
+
+UUID = bytes(range(16))
+peer = pytest.mark.skipif(shutil.which("fsck.erofs") is None, reason="needs erofs-utils")
+
+
+def image(tmp_path, files, name="image"):
+    """Write the image of one layer; return its path and the tree."""
+    data = files if isinstance(files, bytes) else tar(files)
+    source = tmp_path / f"{name}.tar"
+    source.write_bytes(data)
+    tree = Tree(100_000)
+    tree.apply(read(memoryview(data)), 0)
+    path = tmp_path / f"{name}.erofs"
+    with source.open("rb") as layer, path.open("w+b") as file:
+        size = writer.write(tree.root, [layer.fileno()], file, UUID, "test")
+    assert path.stat().st_size == size
+    return path, tree
+
+
+def extract(path, target):
+    done = subprocess.run(["fsck.erofs", f"--extract={target}", path], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+SIZES = (0, 1, 1024, 1025, 4031, 4032, 4033, 4095, 4096, 4097, 8192, 100_000)
+
+
+@pytest.mark.peer
+@peer
+def test_files_of_all_sizes(tmp_path):
+    content = {f"{size}": os.urandom(size) for size in SIZES}
+    path, _ = image(tmp_path, content)
+    out = extract(path, tmp_path / "out")
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == content
+
+
+@pytest.mark.peer
+@peer
+def test_directories_of_all_sizes(tmp_path):
+    names = [f"{n:05}-{'x' * (n * 7 % 200)}" for n in range(3000)]
+    files = {f"big/{name}": b"" for name in names} | {f"small{n}/f": b"" for n in range(300)}
+    path, _ = image(tmp_path, files)
+    out = extract(path, tmp_path / "out")
+    assert sorted(p.name for p in (out / "big").iterdir()) == sorted(names)
+    assert len(list(out.iterdir())) == 301
+
+
+@pytest.mark.peer
+@peer
+def test_links(tmp_path):
+    long = "t" * 4000
+    path, _ = image(tmp_path, {"f": b"1", "h": ("=", "f"), "l": ("->", "f"), "long": ("->", long)})
+    out = extract(path, tmp_path / "out")
+    assert (out / "l").readlink().name == "f" and (out / "long").readlink().name == long
+    told = subprocess.run(
+        ["dump.erofs", "--path=/f", path], capture_output=True, text=True, check=True
+    ).stdout
+    assert "Links: 2" in told
+
+
+@pytest.mark.peer
+@peer
+def test_owners_modes_and_times(tmp_path):
+    info = tarfile.TarInfo("f")
+    info.uid, info.gid, info.mode, info.mtime = 100_000, 200_000, 0o4751, 1_700_000_000
+    # What dump.erofs shows of a mode are its last nine bits.
+    path, _ = image(tmp_path, {"f": info})
+    told = subprocess.run(
+        ["dump.erofs", "--path=/f", path], capture_output=True, text=True, check=True,
+        env=os.environ | {"TZ": "UTC"},
+    ).stdout  # fmt: skip
+    assert "Uid: 100000   Gid: 200000  Access: 0751" in told
+    assert "2023-11-14 22:13:20" in told
+
+
+def test_equal_trees_make_equal_images_and_zeros_are_holes(tmp_path):
+    files = {"a/b": b"1", "zeros": bytes(8 << 20), "c": ("->", "a")}
+    one, _ = image(tmp_path, files, "one")
+    two, _ = image(tmp_path, dict(reversed(files.items())), "two")
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_source_that_is_cut_short(tmp_path):
+    from ringzero.errors import GuestImageError
+
+    data = tar({"f": b"x" * 10_000})
+    tree = Tree(10)
+    tree.apply(read(memoryview(data)), 0)
+    source = tmp_path / "short"
+    source.write_bytes(data[:600])
+    with source.open("rb") as layer, pytest.raises(GuestImageError):
+        writer.write(tree.root, [layer.fileno()], (tmp_path / "image").open("w+b"), UUID)
+
+
+def node_with(attributes):
+    info = tarfile.TarInfo("f")
+    info.size = 3
+    info.pax_headers = {f"SCHILY.xattr.{key}": value for key, value in attributes.items()}
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(info, io.BytesIO(b"abc"))
+    return file.getvalue()
+
+
+@pytest.mark.peer
+@peer
+@pytest.mark.parametrize("size", [0, 1, 4, 3000, 5000])
+def test_extended_attributes_are_sound(tmp_path, size):
+    data = node_with({"user.a": "v" * size, "security.selinux": "label", "odd.kind": "x"})
+    path, tree = image(tmp_path, data)
+    assert tree.find(b"f").xattrs[b"user.a"] == b"v" * size
+    assert (extract(path, tmp_path / "out") / "f").read_bytes() == b"abc"
+
+
+@pytest.mark.boot
+@pytest.mark.engine
+def test_linux_reads_it(tmp_path):
+    import ringzero
+
+    device = tarfile.TarInfo("null")
+    device.type, device.devmajor, device.devminor = tarfile.CHRTYPE, 1, 3
+    program = tarfile.TarInfo("program")
+    program.mode, program.uid = 0o4711, 1000
+    files = {f"d/{n}": os.urandom(size) for n, size in enumerate(SIZES)}
+    path, tree = image(tmp_path, {**files, "null": device, "program": program, "l": ("->", "d/0")})
+    import hashlib
+
+    script = (
+        "modprobe erofs && mount -t erofs /dev/vda /mnt && cd /mnt && "
+        "sha256sum d/* && ls -ln null l program"
+    )
+    with ringzero.Machine(image="micro", disks=[f"{path},ro"]) as machine:
+        done = machine.run(["sh", "-c", script], text=True)
+    for name, content in files.items():
+        assert f"{hashlib.sha256(content).hexdigest()}  {name}\n" in done.stdout
+    assert "1,   3" in done.stdout and "l -> d/0" in done.stdout
+    assert "-rws--x--x    1 1000" in done.stdout
+    assert stat.S_ISCHR(tree.find(b"null").mode)

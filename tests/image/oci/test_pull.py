@@ -1,0 +1,355 @@
+"""Pulling: from a registry that behaves and one that does not, from layouts and archives."""
+
+import base64
+import io
+import json
+import subprocess
+import tarfile
+
+import pytest
+
+from ringzero.errors import GuestImageError, HostError, NotFoundError, RingzeroError
+from ringzero.image.oci import registry as client
+from ringzero.image.oci.pull import pull
+from ringzero.image.oci.reference import parse
+from ringzero.image.oci.store import Store
+from tests.image.oci.images import MANIFEST, FakeRegistry, Image, digest
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(client, "_PAUSE", 0.01)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+def take(name, cache, **more):
+    return pull(parse(name), cache=cache, architecture="amd64", **more)
+
+
+def blobs(cache):
+    return {f"sha256:{path.name}" for path in (cache / "blobs" / "sha256").glob("*")}
+
+
+BIG = {"big": bytes(range(256)) * 4000}
+
+
+@pytest.mark.parametrize("packing", ["", "+gzip", "+zstd"])
+def test_an_image_comes_whole(registry, cache, packing):
+    image = Image([{"a": b"1"}, {"b": b"2"}], {"Entrypoint": ["/x"], "Cmd": ["y"]}, packing)
+    found = take(registry.add("app", image) + ":1", cache)
+    assert found.digest == image.digest
+    assert (found.entrypoint, found.cmd) == (("/x",), ("y",))
+    assert blobs(cache) == set(image.blobs)
+    assert found.root.stat().st_size == found.size
+    assert Store(cache).named(parse(f"{registry.host}/app:1")) == found
+
+
+def test_what_is_there_is_not_asked_for_again(registry, cache):
+    name = registry.add("app", Image([{"a": b"1"}]))
+    take(name, cache)
+    before = len(registry.log)
+    take(name, cache)
+    assert [path for path, *_ in registry.log[before:]] == ["/v2/app/manifests/latest"]
+
+
+def test_127_layers(registry, cache):
+    image = Image([{f"f{n}": b"%d" % n, "same": b"%d" % n} for n in range(127)])
+    assert len(take(registry.add("deep", image), cache).layers) == 127
+
+
+def test_a_platform_is_chosen(registry, cache):
+    arm = Image([{"arm": b""}], architecture="arm64")
+    ours = Image([{"x86": b""}])
+    name = registry.add("multi", Image([{"x86": b""}]).index((arm, "arm64")))
+    assert take(name, cache).digest == ours.digest
+    with pytest.raises(NotFoundError, match="linux/riscv64"):
+        pull(parse(name), cache=cache, architecture="riscv64")
+
+
+def test_transfers_that_break_off_go_on(registry, cache):
+    name = registry.add("app", Image([BIG], packing=""))
+    registry.cut = 3
+    take(name, cache)
+    ranges = [h["Range"] for path, _, h in registry.log if "/blobs/" in path and "Range" in h]
+    assert len(ranges) == 3 and ranges == sorted(ranges, key=lambda r: int(r[6:-1]))
+
+
+def test_what_has_come_is_kept_for_another_time(registry, cache, monkeypatch):
+    image = Image([BIG], packing="")
+    name, layer = registry.add("app", image), image.layers[0]["digest"]
+    monkeypatch.setattr(client, "_ATTEMPTS", 0)
+    registry.cut = 1
+    with pytest.raises(HostError, match="broke off"):
+        take(name, cache)
+    partial = cache / "blobs" / "partial" / layer.replace(":", "-")
+    begin = partial.stat().st_size
+    assert 0 < begin < len(image.blobs[layer])
+    take(name, cache)
+    assert f"bytes={begin}-" in [headers.get("Range") for *_, headers in registry.log]
+    assert not list(partial.parent.iterdir())
+
+
+def test_a_registry_that_takes_nothing_up_again(registry, cache):
+    name = registry.add("app", Image([BIG], packing=""))
+    registry.ranges, registry.cut = False, 2
+    take(name, cache)
+
+
+def test_a_busy_registry_is_asked_again(registry, cache):
+    name = registry.add("app", Image([{"a": b"1"}]))
+    registry.busy = 3
+    take(name, cache)
+
+
+def test_a_wrong_digest_is_refused_and_not_kept(registry, cache):
+    image = Image([BIG], packing="")
+    name = registry.add("app", image)
+    layer = image.layers[0]["digest"]
+    right = image.blobs[layer]
+    image.blobs[layer] = right[:-1] + b"!"
+    with pytest.raises(GuestImageError, match="digest"):
+        take(name, cache)
+    assert layer not in blobs(cache)
+    image.blobs[layer] = right
+    take(name, cache)
+
+
+def test_a_blob_longer_than_told_is_refused(registry, cache):
+    image = Image([BIG], packing="")
+    name = registry.add("app", image)
+    image.blobs[image.layers[0]["digest"]] += b"more"
+    with pytest.raises(GuestImageError, match="more than"):
+        take(name, cache)
+
+
+def test_a_manifest_that_is_not_the_one_asked_for(registry, cache):
+    image, other = Image([{"a": b"1"}]), Image([{"b": b"1"}])
+    name = registry.add("app", image)
+    image.blobs[image.digest] = other.blobs[other.digest]
+    with pytest.raises(GuestImageError, match="digest"):
+        take(f"{name}@{image.digest}", cache)
+
+
+def test_layers_that_are_not_what_the_configuration_says(registry, cache):
+    image = Image([{"a": b"1"}])
+    value = json.loads(image.blobs[image.config["digest"]])
+    value["rootfs"]["diff_ids"] = ["sha256:" + "0" * 64]
+    image.config = image._put(json.dumps(value).encode(), image.config["mediaType"])
+    document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": image.config,
+                "layers": image.layers}  # fmt: skip
+    image.digest = image._put(json.dumps(document).encode(), MANIFEST)["digest"]
+    with pytest.raises(GuestImageError, match="layer 1"):
+        take(registry.add("app", image), cache)
+    assert not list((cache / "images").glob("*/root.erofs"))
+
+
+def test_schema_1_is_refused_by_name(registry, cache):
+    image = Image([{"a": b"1"}])
+    data = json.dumps({"schemaVersion": 1, "fsLayers": []}).encode()
+    image.digest = image._put(data, "application/vnd.docker.distribution.manifest.v1+json")[
+        "digest"
+    ]
+    with pytest.raises(GuestImageError, match="schema 1"):
+        take(registry.add("old", image), cache)
+
+
+def test_a_bomb_is_bounded(registry, cache, monkeypatch):
+    monkeypatch.setenv("RINGZERO_IMAGE_LIMIT", "1M")
+    with pytest.raises(GuestImageError, match="unpacks to more than 1 MiB"):
+        take(registry.add("bomb", Image([{"zeros": bytes(64 << 20)}])), cache)
+    assert not list((cache / "images").glob(".partial*"))
+
+
+def test_nobody_is_there(registry, cache):
+    with pytest.raises(NotFoundError, match="unknown name"):
+        take(f"{registry.host}/none", cache)
+    with pytest.raises(HostError, match="Connection refused"):
+        take("127.0.0.1:1/none", cache)
+
+
+# ---- who we are ------------------------------------------------------------
+
+
+def log_in(monkeypatch, tmp_path, config):
+    place = tmp_path / "docker"
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("DOCKER_CONFIG", str(place))
+
+
+def auths(host, pair="me:secret"):
+    return {"auths": {host: {"auth": base64.b64encode(pair.encode()).decode()}}}
+
+
+def test_a_token_for_anybody(registry, cache):
+    registry.token = "t0ken"
+    take(registry.add("app", Image([{"a": b"1"}])), cache)
+    (asked,) = [query for path, query, _ in registry.log if path == "/token"]
+    assert "service=fake" in asked and "scope=pull" in asked
+
+
+def test_a_token_for_those_who_log_in(registry, cache, monkeypatch, tmp_path):
+    registry.token, registry.basic = "t0ken", ("me", "secret")
+    name = registry.add("app", Image([{"a": b"1"}]))
+    with pytest.raises(HostError, match="does not let us"):
+        take(name, cache)
+    log_in(monkeypatch, tmp_path, auths(registry.host))
+    take(name, cache)
+
+
+def test_basic(registry, cache, monkeypatch, tmp_path):
+    registry.basic = ("me", "secret")
+    name = registry.add("app", Image([{"a": b"1"}]))
+    with pytest.raises(HostError, match="does not let us"):
+        take(name, cache)
+    log_in(monkeypatch, tmp_path, auths(registry.host))
+    take(name, cache)
+
+
+def test_a_credential_helper(registry, cache, monkeypatch, tmp_path):
+    registry.basic = ("me", "secret")
+    helper = tmp_path / "bin" / "docker-credential-test"
+    helper.parent.mkdir()
+    helper.write_text(
+        f'#!/bin/sh\nread server; [ "$1 $server" = "get {registry.host}/app" ] || exit 1\n'
+        'echo \'{"Username": "me", "Secret": "secret"}\'\n'
+    )
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", str(helper.parent), prepend=":")
+    log_in(monkeypatch, tmp_path, {"credHelpers": {registry.host: "test"}})
+    take(registry.add("app", Image([{"a": b"1"}])), cache)
+
+
+def test_a_redirect_takes_no_secrets_along(registry, cache, monkeypatch, tmp_path):
+    elsewhere = FakeRegistry()
+    try:
+        image = Image([{"a": b"1"}])
+        elsewhere.add("app", image)
+        registry.basic, registry.redirect = ("me", "secret"), elsewhere.host
+        log_in(monkeypatch, tmp_path, auths(registry.host))
+        take(registry.add("app", image), cache)
+        assert elsewhere.log and not any("Authorization" in h for *_, h in elsewhere.log)
+    finally:
+        elsewhere.close()
+
+
+def test_mirrors_come_first_and_need_not_be_there(registry, cache, monkeypatch):
+    registry.add("app", Image([{"a": b"1"}]))
+    registry.images["library"] = registry.images["app"]
+    monkeypatch.setenv("RINGZERO_REGISTRY_MIRRORS", f"127.0.0.1:1,quay.example={registry.host}")
+    take("quay.example/app", cache)
+
+
+# ---- images on this disk ----------------------------------------------------
+
+
+def test_a_layout(cache, tmp_path):
+    image = Image([{"a": b"1"}])
+    image.write_layout(tmp_path / "layout")
+    assert take(f"oci:{tmp_path}/layout:1", cache).digest == image.digest
+    assert take(f"oci:{tmp_path}/layout", cache).digest == image.digest
+    with pytest.raises(NotFoundError, match="called '2'"):
+        take(f"oci:{tmp_path}/layout:2", cache)
+    with pytest.raises(GuestImageError, match="no OCI image layout"):
+        take(f"oci:{tmp_path}", cache)
+
+
+def test_an_archive(cache, tmp_path):
+    image = Image([{"a": b"1"}], packing="")
+    listed = [{"Config": "c.json", "RepoTags": ["app:1"], "Layers": ["l/layer.tar"]}]
+    contents = {
+        "manifest.json": json.dumps(listed).encode(),
+        "c.json": image.blobs[image.config["digest"]],
+        "l/layer.tar": image.blobs[image.layers[0]["digest"]],
+    }
+    path = tmp_path / "app.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, data in contents.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    found = take(f"docker-archive:{path}", cache)
+    assert found.layers == (image.layers[0]["digest"],)
+    assert take(f"docker-archive:{path}:app:1", cache).digest == found.digest
+    with pytest.raises(NotFoundError):
+        take(f"docker-archive:{path}:other:1", cache)
+    path.write_bytes(b"nonsense" * 100)
+    with pytest.raises(GuestImageError):
+        take(f"docker-archive:{path}", cache)
+
+
+# ---- the store ---------------------------------------------------------------
+
+
+def test_removing_and_pruning(registry, cache):
+    base = {"base": b"1"}
+    one, two = Image([base, {"a": b"1"}]), Image([base, {"b": b"1"}])
+    names = [registry.add("one", one), registry.add("two", two)]
+    for name in names:
+        take(name, cache)
+    store = Store(cache)
+    assert [image.names for image in store.images()] == [(f"{n}:latest",) for n in names]
+    store.remove(names[0])
+    assert blobs(cache) == set(two.blobs)
+    assert store.named(parse(names[0])) is None
+    # A tag that has moved on leaves an image without a name.
+    registry.add("two", one)
+    take(names[1], cache)
+    gone, freed = store.prune()
+    assert [image.digest for image in gone] == [two.digest] and freed > 0
+    assert blobs(cache) == set(one.blobs)
+    with pytest.raises(NotFoundError):
+        store.remove("none")
+
+
+def test_equal_images_have_equal_roots(registry, tmp_path):
+    name = registry.add("app", Image([{"d/a": b"1", "b": b"2"}, {"l": ("->", "b")}]))
+    roots = [take(name, tmp_path / str(n)).root.read_bytes() for n in range(2)]
+    assert digest(roots[0]) == digest(roots[1])
+
+
+@pytest.mark.parametrize(
+    ("config", "user"),
+    [
+        ({"User": "me"}, "user=1000 groups=1000,44"),
+        ({"User": "1000"}, "user=1000 groups=1000,44"),
+        ({"User": "7"}, "user=7 groups=0"),
+        ({"User": "me:video"}, "user=1000 groups=44"),
+        ({}, "user=0 groups=0"),
+    ],
+)
+def test_users_are_looked_up_in_the_image(registry, cache, config, user):
+    files = {
+        "etc/passwd": b"root:x:0:0::/root:/bin/sh\nme:x:1000:1000::/home/me:/bin/sh\n",
+        "etc/group": b"root:x:0:\nvideo:x:44:me,you\n",
+    }
+    root = take(registry.add("app", Image([files], config)), cache).root.read_bytes()
+    assert user.encode() in root
+
+
+def test_a_user_whom_nobody_knows(registry, cache):
+    with pytest.raises(RingzeroError, match="'nobody-here'"):
+        take(registry.add("app", Image([{"a": b""}], {"User": "nobody-here"})), cache)
+
+
+def test_the_command_line(registry, cache, tmp_path):
+    import sys
+
+    name = registry.add("app", Image([{"a": b"1"}]))
+    environment = {"RINGZERO_CACHE_DIR": str(cache), "HOME": str(tmp_path)}
+
+    def ringzero(*words):
+        return subprocess.run([sys.executable, "-m", "ringzero", *words], capture_output=True,
+                              text=True, env=environment, timeout=60)  # fmt: skip
+
+    assert ringzero("pull", name).stdout.startswith(f"{name}:latest@sha256:")
+    assert f"{name}:latest" in ringzero("image", "ls").stdout
+    (told,) = json.loads(ringzero("image", "inspect", name).stdout)
+    assert told["cmd"] == ["sh"] and told["names"] == [f"{name}:latest"]
+    assert ringzero("image", "rm", name).returncode == 0
+    assert ringzero("image", "inspect", name).returncode == 3
+    assert "freed" in ringzero("image", "prune").stdout
