@@ -139,6 +139,12 @@ ENGINE = Setting("RINGZERO_ENGINE", str, lambda: "auto", "CPU engine: auto, soft
 MIRROR = Setting(
     "RINGZERO_MIRROR", str, lambda: "", "Debian mirror (default: this machine's own apt sources)"
 )
+MIRROR_KEYS = Setting(
+    "RINGZERO_MIRROR_KEYS",
+    _path,
+    lambda: None,
+    "file of OpenPGP keys that sign the mirror's releases, without apt (default: Debian's)",
+)
 NETWORKS_DIR = Setting(
     "RINGZERO_NETWORKS_DIR",
     lambda text: Path(text).absolute(),

@@ -32,8 +32,8 @@ from ringzero.settings import CACHE_DIR, MIRROR
 from ringzero.units import MIB
 
 if TYPE_CHECKING:
+    from ringzero.image.archives import Archive
     from ringzero.image.modules import Module
-    from ringzero.image.packages import Apt
     from ringzero.image.rootfs import Rootfs
 
 # Modules that a guest of this system can make use of: the virtio drivers of
@@ -142,7 +142,7 @@ def ensure(
 ) -> BootFiles:
     """Return the image of `recipe` from the cache, building it first if it is not there.
 
-    `refresh` asks the archive for newer packages. Raises what `Apt` raises.
+    `refresh` asks the archive for newer packages. Raises what `archives.Archive` raises.
     """
     cache = cache if cache is not None else CACHE_DIR.get()
     inputs = recipe.inputs()
@@ -261,9 +261,11 @@ def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> st
     """Put the image together and return its digest."""
     import hashlib
 
-    from ringzero.image.packages import Apt
+    from ringzero.image import archives
 
-    apt = Apt(architecture=recipe.architecture, suite=recipe.suite, cache=cache, progress=progress)
+    apt = archives.debian(
+        architecture=recipe.architecture, suite=recipe.suite, cache=cache, progress=progress
+    )
     if refresh:
         apt.refresh(max_age=0)
     kernel_name = _real_kernel(apt, recipe.kernel)
@@ -277,7 +279,7 @@ def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> st
     paths = apt.download(packages)
     for name in recipe.foreign:
         base, _, architecture = name.partition(":")
-        other = Apt(architecture=architecture, cache=cache, progress=progress)
+        other = archives.debian(architecture=architecture, cache=cache, progress=progress)
         foreign = other.resolve([base], dependencies=False)
         packages += foreign
         paths += other.download(foreign)
@@ -309,7 +311,7 @@ def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> st
     return digest
 
 
-def _real_kernel(apt: Apt, name: str) -> str:
+def _real_kernel(apt: Archive, name: str) -> str:
     """Return the package that holds the kernel: `name`, or what the meta package depends on."""
     for needed in apt.depends(name):
         if needed.startswith("linux-image-"):

@@ -48,7 +48,7 @@ from ringzero.units import MIB, format_size
 
 # Lists older than this, in seconds, are fetched again before they are used:
 # a mirror drops superseded packages, mostly not within a day.
-_LISTS_AGE = 86400
+LISTS_AGE = 86400
 
 # What the lists of one Debian release take on the disk, with apt's index of them, in bytes.
 _LISTS_SIZE = 160 * MIB
@@ -137,7 +137,7 @@ class Apt:
         self._pool = self._cache / "debs"
         self._fresh = False
 
-    def refresh(self, max_age: float = _LISTS_AGE) -> None:
+    def refresh(self, max_age: float = LISTS_AGE) -> None:
         """Fetch the package lists unless the ones here are younger than `max_age` seconds.
 
         Lists that are here but old stay in use when the archive cannot be
@@ -210,7 +210,7 @@ class Apt:
         """Return the paths of the .deb files of `packages`, fetching those not here yet."""
         make_directory(self._pool)
         with locked(self._pool / "lock", self._progress) as lock:
-            missing = [p for p in packages if not _intact(self._pool / p.file_name, p)]
+            missing = [p for p in packages if not intact(self._pool / p.file_name, p)]
             if missing:
                 self._fetch(missing, lock)
         return [self._pool / package.file_name for package in packages]
@@ -229,7 +229,7 @@ class Apt:
                 self._run(command, lock=lock, step=step, directory=Path(place))
                 for package in packages:
                     file = Path(place) / package.file_name
-                    if not _intact(file, package):
+                    if not intact(file, package):
                         raise HostError(f"apt-get did not deliver {package}", path=file)
                     file.replace(self._pool / package.file_name)
         except OSError as fault:
@@ -289,8 +289,8 @@ class Apt:
             os.close(reader)
             raise MissingToolError(
                 f"{command[0]} is not installed on this machine",
-                hint="Debian packages are fetched with apt; on a host without it, give a kernel "
-                "and an initrd of your own: ringzero run --kernel FILE --initrd FILE",
+                hint="give a kernel and an initrd of your own: "
+                "ringzero run --kernel FILE --initrd FILE",
             ) from fault
         except OSError as fault:
             os.close(reader)
@@ -410,7 +410,7 @@ def _identity(file_name: str) -> tuple[str, str, str]:
     return name, unquote(version), rest.removesuffix(".deb")
 
 
-def _intact(path: Path, package: Package) -> bool:
+def intact(path: Path, package: Package) -> bool:
     """Tell whether `path` is there and holds exactly what the archive published."""
     try:
         if path.stat().st_size != package.size:

@@ -21,8 +21,8 @@ from typing import BinaryIO
 from ringzero.errors import GuestImageError
 from ringzero.host.progress import QUIET, Progress
 from ringzero.image import cpio, deb
+from ringzero.image.archives import Archive, debian
 from ringzero.image.cpio import Entry
-from ringzero.image.packages import Apt
 
 # Debian's merged /usr: these are links into /usr (Debian policy 4.6.2).
 _MERGED = ("bin", "sbin", "lib", "lib64", "lib32", "libx32")
@@ -119,10 +119,10 @@ class Rootfs:
 
 
 def from_packages(
-    names: Iterable[str], apt: Apt | None = None, progress: Progress = QUIET
+    names: Iterable[str], apt: Archive | None = None, progress: Progress = QUIET
 ) -> Rootfs:
     """Return a tree that holds the Debian packages `names` with all their dependencies."""
-    apt = apt if apt is not None else Apt(progress=progress)
+    apt = apt if apt is not None else debian(progress=progress)
     tree = Rootfs()
     paths = apt.download(apt.resolve(list(names)))
     with progress.step(f"unpacking {len(paths)} packages") as step:

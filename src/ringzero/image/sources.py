@@ -28,6 +28,9 @@ _OPTIONS = {
     "trusted": "Trusted",
     "check-valid-until": "Check-Valid-Until",
 }
+ETC = Path("/etc/apt")
+# Where Debian's archive is for everybody, with its updates and what is mended for security.
+_MIRROR, _SECURITY = "http://ftp.debian.org/debian", "http://security.debian.org/debian-security"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
@@ -50,7 +53,7 @@ class Source:
         return "\n".join(lines + [f"{key}: {value}" for key, value in self.options]) + "\n"
 
 
-def debian_sources(suite: str | None = None, etc: Path = Path("/etc/apt")) -> list[Source]:
+def debian_sources(suite: str | None = None, etc: Path = ETC) -> list[Source]:
     """Return the Debian sources to use.
 
     `suite` adds another release than the machine's ("trixie",
@@ -74,6 +77,19 @@ def debian_sources(suite: str | None = None, etc: Path = Path("/etc/apt")) -> li
     # The security archive has other suite names; the main one has every release.
     main = next((s for s in found if not any("security" in name for name in s.suites)), found[0])
     return [*found, Source(main.uris, (suite,), main.options)]
+
+
+def mirror_sources(suite: str | None = None) -> list[Source]:
+    """Return the Debian sources to use where there is no apt: RINGZERO_MIRROR, or Debian's own.
+
+    `suite` adds another release, from the same archive. Raises InvalidValueError for a bad
+    RINGZERO_MIRROR.
+    """
+    setting = MIRROR.get()
+    if setting:
+        return _from_setting(setting, suite)
+    own = (DEFAULT_SUITE, f"{DEFAULT_SUITE}-updates", *([suite] if suite else []))
+    return [Source((_MIRROR,), own), Source((_SECURITY,), (f"{DEFAULT_SUITE}-security",))]
 
 
 def _from_setting(setting: str, suite: str | None) -> list[Source]:

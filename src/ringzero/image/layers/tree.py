@@ -149,7 +149,7 @@ class Tree:
                 return None
             found = here.children.get(part)
             if found is None:
-                if not make:
+                if not make or part.startswith(_WHITEOUT):
                     return None
                 found = here.children[part] = Node(stat.S_IFDIR | 0o755)
                 self._count += 1

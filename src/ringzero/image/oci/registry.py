@@ -22,8 +22,8 @@ from typing import Protocol
 from urllib.parse import urlencode, urlsplit
 
 from ringzero.errors import GuestImageError, HostError, NotFoundError
+from ringzero.image.http import FAULTS, MAX_ANSWER, Answer, Client, is_loopback, origin
 from ringzero.image.oci import credentials
-from ringzero.image.oci.http import FAULTS, MAX_ANSWER, Answer, Client, is_loopback, origin
 from ringzero.image.oci.manifest import INDEXES, MANIFESTS, MAX_DOCUMENT, Descriptor
 from ringzero.image.oci.reference import DEFAULT_REGISTRY, Reference
 from ringzero.settings import HTTP_REGISTRIES, REGISTRY_MIRRORS

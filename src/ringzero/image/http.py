@@ -1,4 +1,4 @@
-"""HTTP for registries: connections that are used again, redirects, proxies, TLS verified.
+"""HTTP for registries and archives: connections used again, redirects, proxies, TLS verified.
 
 A header that says who we are goes to the server that it was made for and to no other: a
 redirect to another scheme, host or port drops it (distribution specification, "Pulling
@@ -220,7 +220,7 @@ def _proxy(parts: SplitResult) -> SplitResult | None:
 def _proxy_headers(proxy: SplitResult) -> dict[str, str]:
     if proxy.username is None:
         return {}
-    from ringzero.image.oci.credentials import Credentials
+    import base64
 
-    pair = Credentials(unquote(proxy.username), unquote(proxy.password or ""))
-    return {"Proxy-Authorization": pair.basic()}
+    pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}".encode()
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(pair).decode()}"}

@@ -1,0 +1,1 @@
+"""Debian's archive by our own code, for hosts without apt."""
