@@ -125,7 +125,7 @@ class Recipe:
         from ringzero.image.guest import become, enter, identity, launch, relay, static_net
 
         programs = [p.build().hex() for p in (become, enter, identity, launch, relay, static_net)]
-        guest = [_script(name).decode() for name in ("init", "dhcp", "share")] + programs
+        guest = [script(name).decode() for name in ("init", "dhcp", "share")] + programs
         inputs = [vars(self), MODULES, guest, COMMAND_LINE, _FORMAT, MIRROR.get()]
         return json.dumps(inputs, sort_keys=True)
 
@@ -361,9 +361,9 @@ def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
         tree.add_directory(name, mode=0o1777 if name == "tmp" else 0o755)
     tree.add_device("dev/console", "c", 5, 1, mode=0o600)
     tree.add_device("dev/null", "c", 1, 3, mode=0o666)
-    tree.add_file("init", _script("init"), mode=0o755)
-    tree.add_file("sbin/dhcp", _script("dhcp"), mode=0o755)
-    tree.add_file("sbin/share", _script("share"), mode=0o755)
+    tree.add_file("init", script("init"), mode=0o755)
+    tree.add_file("sbin/dhcp", script("dhcp"), mode=0o755)
+    tree.add_file("sbin/share", script("share"), mode=0o755)
     tree.add_file("sbin/static-net", static_net.build(), mode=0o755)
     tree.add_file("sbin/identity", identity.build(), mode=0o755)
     tree.add_file("sbin/enter", enter.build(), mode=0o755)
@@ -422,5 +422,6 @@ def applets(busybox: bytes) -> list[str]:
     return [name for name in names if "/" not in name]
 
 
-def _script(name: str) -> bytes:
+def script(name: str) -> bytes:
+    """Return a script of those that run in guests."""
     return (Path(__file__).parent / "guest" / name).read_bytes()

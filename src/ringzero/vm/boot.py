@@ -111,6 +111,8 @@ class Beginning(NamedTuple):
     command_line: str
 
 
+# By which ringzero's own guests know that they are to be served by the agent.
+OWN_AGENT = "ringzero.agent"
 NOTHING = Beginning(None, memoryview(b""), "")
 
 
@@ -122,12 +124,26 @@ def read(config: MachineConfig) -> Beginning:
     if config.boot_entry is not None:
         from ringzero.vm import diskboot
 
-        return Beginning(*diskboot.read(config))
+        return _with_agent(config, Beginning(*diskboot.read(config)))
     if config.kernel is None:
         return NOTHING
     kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels")
     initrd = _read_initrd(config.initrd, config.memory) if config.initrd else memoryview(b"")
-    return Beginning(kernel, initrd, config.command_line)
+    return _with_agent(config, Beginning(kernel, initrd, config.command_line))
+
+
+def _with_agent(config: MachineConfig, found: Beginning) -> Beginning:
+    """Return the same with the agent brought into a guest that is to have one, and is not ours."""
+    if not config.agent or has_own_agent(found.command_line):
+        return found
+    from ringzero.image.agent import brought
+
+    return Beginning(found.kernel, *brought(found.initrd, found.command_line))
+
+
+def has_own_agent(command_line: str) -> bool:
+    """Whether the guest's own init is the agent, as in ringzero's own guests."""
+    return OWN_AGENT in command_line.split()
 
 
 def _read_initrd(path: Path, memory: int) -> memoryview:

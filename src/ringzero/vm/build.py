@@ -18,6 +18,7 @@ from ringzero.devices.virtio.kinds.rng import Rng
 from ringzero.engine.contract import Engine, Interrupts
 from ringzero.errors import DeviceError, GuestError, InvalidValueError, RingzeroError
 from ringzero.host.service import OnFault, ServiceThread
+from ringzero.vm import boot
 from ringzero.vm.ends.devices import Devices
 from ringzero.vm.exit import Exit, ExitReason
 from ringzero.vm.groundwork import Groundwork
@@ -206,7 +207,7 @@ class Assembly:
         if self.booted or ground.kernel is None:
             return
         command_line = ground.command_line
-        if self.guest is not None:
+        if self.guest is not None and boot.has_own_agent(command_line):
             # ringzero's own guests are called as their machines are (Linux from 5.19 on).
             command_line = f"{command_line} hostname={self.config.name}"
             if any(share.target for share in self.config.shares):

@@ -107,6 +107,12 @@ Ctrl-] q ends the machine.
             help="a folder of the host, or / itself, as the guest's root; what the guest writes is "
             "thrown away, unless with ':rw'",
         )
+        add(
+            "--agent",
+            action="store_true",
+            help="bring ringzero's agent into a Linux of your own, from --disk or --kernel and "
+            "--initrd: for commands, `exec`, `cp` and `stop` in order",
+        )
         add("--initrd", metavar="FILE", help="initial RAM disk for the kernel")
         add(
             "--boot-entry",
@@ -238,7 +244,8 @@ Ctrl-] q ends the machine.
         how: dict[str, Any] = {
             "words": arguments.command,
             "terminal": _on_terminal(arguments),
-            "serial": arguments.serial or ("stdio" if _is_own(arguments) else None),
+            "serial": arguments.serial
+            or ("stdio" if _is_own(arguments) and not arguments.agent else None),
             "timeout": arguments.timeout,
             "stats": arguments.stats,
             "as_json": arguments.json,
@@ -304,9 +311,9 @@ def _contradictions(arguments: argparse.Namespace) -> Iterator[tuple[Any, str]]:
     """Yield what is wrong and what to do, each with whether it is so."""
     limit = arguments.timeout
     yield (
-        arguments.kernel and arguments.command,
+        arguments.kernel and arguments.command and not arguments.agent,
         "a command can only be run in the default guest, not with --kernel; leave --kernel out, "
-        "or let your own initrd run the command",
+        "or add --agent to have ringzero's agent in a Linux of your own",
     )
     booted = arguments.boot_entry is not None
     yield booted and arguments.kernel, "--boot-entry is of a disk's kernels; give it or --kernel"
@@ -591,7 +598,8 @@ def _find_entry(arguments: argparse.Namespace) -> None:
     """
     asked = arguments.boot_entry is not None or _seeded(arguments)
     other = (
-        *(arguments.kernel, arguments.image, arguments.root, arguments.command),
+        *(arguments.kernel, arguments.image, arguments.root),
+        arguments.command and not arguments.agent,
         given(arguments),
     )
     if not arguments.disk or (any(other) and not asked):
@@ -650,6 +658,7 @@ def _own_config(arguments: argparse.Namespace) -> MachineConfig:
         initrd=arguments.initrd,
         command_line=" ".join(arguments.append or ()),
         boot_entry=arguments.boot_entry,
+        agent=arguments.agent,
     )
 
 

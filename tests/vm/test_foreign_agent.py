@@ -1,0 +1,94 @@
+"""The agent in guests of other systems: brought by an initrd, alive after their change of root."""
+
+import io
+import subprocess
+
+import pytest
+
+from ringzero import Machine
+from ringzero.errors import GuestImageError
+from ringzero.image import agent, cpio, micro
+from ringzero.image.cpio import Entry
+
+# What an initrd of a distribution does, in short: it finds the root and becomes its init.
+_INIT = b"""#!/bin/busybox sh
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs -o noexec run /run
+sleep 0.3
+mkdir /newroot
+mount -t tmpfs root /newroot
+cd /newroot
+mkdir dev proc sys run root etc tmp
+cp -a /usr /bin /lib /sbin .
+echo foreign >etc/hostname
+cat >usr/sbin/init <<.
+#!/bin/busybox sh
+hostname theirs
+trap 'echo asked; poweroff -f' USR2
+while :; do sleep 0.1; done
+.
+chmod +x usr/sbin/init
+for place in dev proc sys run; do mount -o move /$place /newroot/$place; done
+exec switch_root /newroot /sbin/init
+"""
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """Kernel and initrd of a system that knows nothing of ringzero."""
+    image = micro.ensure()
+    ours = ("init", "sbin/launch", "sbin/relay", "sbin/identity", "sbin/share", "sbin/become")
+    entries = [
+        entry
+        for entry in cpio.read(image.initrd.read_bytes())
+        if entry.name not in {*ours, *(f"usr/{name}" for name in ours)}
+    ]
+    entries.append(Entry("init", 0o100755, _INIT))
+    out = io.BytesIO()
+    cpio.write(entries, out)
+    where = tmp_path_factory.mktemp("foreign") / "initrd"
+    # As distributions have it: compressed, and of any length.
+    packed = subprocess.run(["gzip", "-1"], input=out.getvalue(), capture_output=True, check=True)
+    where.write_bytes(packed.stdout)
+    line = image.command_line.replace(" ringzero.agent", "")
+    return {"kernel": image.kernel, "initrd": where, "command_line": line, "memory": "512M"}
+
+
+@pytest.mark.boot
+@pytest.mark.engine
+def test_commands_and_files_in_another_systems_guest(foreign, tmp_path):
+    with Machine(**foreign, agent=True) as vm:
+        done = vm.run(
+            "hostname; cat /etc/hostname; pwd; cat /proc/1/cmdline", text=True, timeout=90
+        )
+        assert done.stdout.startswith("theirs\nforeign\n/\n"), done
+        assert "/sbin/init" in done.stdout
+        done = vm.run(["sh", "-c", "cat; exit 3"], input="in", text=True, timeout=60)
+        assert (done.stdout, done.exit_code) == ("in", 3)
+        (tmp_path / "a").write_bytes(b"a")
+        vm.copy_in(tmp_path / "a", "/root")
+        vm.copy_out("/root/a", tmp_path / "b")
+        assert (tmp_path / "b").read_bytes() == b"a"
+        (copy,) = vm.fork(start=True)
+        with copy:
+            assert copy.run("echo alive; head -c 8 /dev/urandom | od -x", timeout=60).exit_code == 0
+
+
+def test_no_initrd_no_agent(foreign):
+    with pytest.raises(GuestImageError, match="this kernel has none"):
+        agent.brought(memoryview(b""), "quiet")
+    with pytest.raises(GuestImageError, match="rdinit="):
+        agent.brought(memoryview(b"x"), "quiet rdinit=/mine")
+
+
+def test_the_archive_begins_where_the_kernel_looks(foreign):
+    whole, line = agent.brought(memoryview(b"12345"), "quiet")
+    assert line == f"quiet {agent.PARAMETER}"
+    assert bytes(whole[:8]) == b"12345\0\0\0"
+    names = [entry.name for entry in cpio.read(bytes(whole[8:]))]
+    assert names[0] == "ringzero"
+    assert {"ringzero/start", "ringzero/init", "ringzero/bin/busybox", "ringzero/sbin/relay"} <= {
+        *names
+    }
