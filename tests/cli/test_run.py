@@ -186,6 +186,12 @@ def test_own_kernel_with_its_serial_line(machines, tmp_path, monkeypatch, capfdb
     assert not machines[0].config.agent
 
 
+def test_what_a_command_says_is_not_for_the_serial_lines_file(machines, tmp_path, capfd):
+    assert main(["run", "--serial", str(tmp_path / "log"), "--", "echo", "said"]) == 0
+    assert capfd.readouterr().out == "said\n"
+    assert "said" not in (tmp_path / "log").read_text()
+
+
 def test_serial_line_into_a_file(machines, tmp_path, monkeypatch, capfdbinary):
     monkeypatch.setattr(FakeMachine, "boots", False)
     monkeypatch.setattr(FakeMachine, "serial_output", b"hello\r\n\0\xff")

@@ -163,7 +163,10 @@ class _Session:
         self._config = config
         self._deadline = deadline
         self._log = log
-        self._stdout = log.outlet or _Outlet(_STDOUT, "standard output")
+        # With the serial line in a file, what a command says is not for that.
+        shared = log.outlet is not None and log.outlet.descriptor == _STDOUT
+        own = log.outlet if shared else None
+        self._stdout = own or _Outlet(_STDOUT, "standard output")
         self._ended = threading.Event()
         self._loop = Loop()
         self._stdout.on_fault = self._loop.wake
