@@ -63,9 +63,15 @@ ROWS = {
 }
 
 
-def make_folder(place: Path) -> None:
-    """Make what the programs work on."""
+def make_folder(place: Path, names: list[str]) -> None:
+    """Make what the programs of the rows `names` work on."""
     repository = place / "repository"
+    with_files = any("file" in name or "git" in name for name in names)
+    with (place / "large").open("wb") as file:
+        for number in range(256):
+            file.write(bytes([number]) * MIB)
+    if not with_files:
+        return
     for number in range(FILES):
         path = repository / "tree" / f"directory-{number % DIRECTORIES}" / f"file-{number}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,9 +84,6 @@ def make_folder(place: Path) -> None:
         for number in range(ARCHIVED):
             name = f"directory-{number % 50}/file-{number}"
             archive.add(repository / "tree" / "directory-0" / "file-0.txt", name)
-    with (place / "large").open("wb") as file:
-        for number in range(256):
-            file.write(bytes([number]) * MIB)
 
 
 @contextlib.contextmanager
@@ -167,7 +170,8 @@ def measure(chosen: list[str], rounds: int, sides: list[str]) -> dict[str, dict[
     rows = {name: dict.fromkeys(sides, math.inf) for name in names}
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rzb")))
-        make_folder(place / sides[0])
+        (place / sides[0]).mkdir()
+        make_folder(place / sides[0], names)
         for side in sides[1:]:
             shutil.copytree(place / sides[0], place / side, symlinks=True)
         machines = {side: stack.enter_context(SIDES[side](place / side, base)) for side in sides}
