@@ -93,4 +93,5 @@ def script(config: ImageConfig, user: User) -> str:
     ]
     gids = ",".join(map(str, user.gids))
     lines += [f"user={user.uid} groups={gids}", f"directory={quote(config.workdir or '/')}"]
+    lines.append(f"stop_signal={config.stop_signal or 'TERM'}")
     return "\n".join(lines) + "\n"

@@ -24,7 +24,7 @@ from ringzero.image.oci.reference import Local, Reference
 from ringzero.records import record
 
 # Of `image.json` and the root file system; another one is made anew from the blobs.
-_FORMAT = 1
+_FORMAT = 2
 INFO, ROOT = "image.json", "root.erofs"
 _SHOWN = 24
 # What of a configuration is kept in INFO.
