@@ -702,10 +702,11 @@ def _default_config(arguments: argparse.Namespace) -> MachineConfig:
 
 def _unknown(name: str, fault: RingzeroError) -> RingzeroError:
     """Return the error for an image that cannot be had; a bare word may be a command."""
-    if any(c in name for c in ":/@") or not isinstance(fault, (HostError, NotFoundError)):
-        return fault
     from ringzero.image.names import IMAGES
 
+    reference = any(c in name for c in ":/@")
+    if name in IMAGES.names() or reference or not isinstance(fault, (HostError, NotFoundError)):
+        return fault
     return NotFoundError(
         f"no image is called {name!r} here, and {fault.message}",
         hint=f"a command goes behind --: ringzero run -- {name}; images here: "

@@ -30,7 +30,8 @@ def verified(signed: bytes, keys: Path | None = None) -> str:
             return text
     raise MissingToolError(
         "the signature of Debian's archive cannot be checked here",
-        hint="install gpgv (of GnuPG), or pip install 'ringzero[debian]'",
+        hint="install gpgv (of GnuPG), or pip install 'ringzero[debian]'; a kernel of your own "
+        "needs neither: --kernel FILE",
     )
 
 
