@@ -7,10 +7,10 @@ import subprocess
 import time
 
 import pytest
-from tests.image.oci.images import Image
 
 from ringzero.image.oci.pull import pull
 from ringzero.image.oci.reference import parse
+from tests.image.oci.images import Image
 
 pytestmark = pytest.mark.peer
 LAYERS = [
