@@ -41,7 +41,7 @@ def test_machine_is_the_public_name():
     [
         ({"memory": "1M"}, ConfigError, "memory"),
         ({"colour": "red"}, ConfigError, "colour"),
-        ({"image": "no-such"}, NotFoundError, "no-such"),
+        ({"image": "No-Such"}, InvalidValueError, "No-Such"),
         ({"image": "micro", "kernel": "/vmlinuz"}, ConfigError, "own kernel"),
         ({"board": "nosuch"}, NotFoundError, "board"),
         ({"kernel": "/nonexistent"}, GuestImageError, "nonexistent"),

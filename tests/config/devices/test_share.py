@@ -17,6 +17,7 @@ from ringzero.plain import from_plain, to_plain
         (".:/a//b/:ro", ShareConfig(Path(), "/a/b", True)),
         ("/x:y:/m:rw", ShareConfig(Path("/x:y"), "/m")),
         ("/x,y:/m", ShareConfig(Path("/x,y"), "/m")),
+        ("/x:/", None),
         ("/a=b,c:/m", None),
         ("/x:/m:ro,cache=none", ShareConfig(Path("/x"), "/m", True, "none")),
         ("/x:/m:owners=host", ShareConfig(Path("/x"), "/m", owners="host")),
@@ -46,7 +47,6 @@ def test_parse(text, expected):
     [
         (ShareConfig(Path("/x"), "m"), "no absolute path"),
         (ShareConfig(Path("/x"), "/a/../b"), "no absolute path"),
-        (ShareConfig(Path("/x"), "/"), "root"),
         (ShareConfig(Path("/x"), "/a\nb"), "line break"),
         (ShareConfig(Path("/x"), "/" + "a" * 5000), "too long"),
         (ShareConfig(Path("/x"), "/m", cache="some"), "known: none"),

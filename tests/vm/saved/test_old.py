@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from ringzero.core.state import from_tree, to_tree
+from ringzero.records import replace
+from ringzero.vm.boot import OWN_AGENT
 from ringzero.vm.guest.identity import Identity
 from ringzero.vm.machine import Machine
 from ringzero.vm.saved.store import Store
@@ -40,6 +42,8 @@ def test_its_state_fits_the_devices_of_today(snapshot, tmp_path, monkeypatch):
     Path("kernel").write_bytes(elf())
     Path("disk.img").write_bytes(bytes(8192))
     config = Identity(vsock=tmp_path / "socket").adopt(snapshot.manifest.machine_config())
+    # The kernel here needs no agent brought along, as the snapshot's guest had its own.
+    config = replace(config, command_line=f"{config.command_line} {OWN_AGENT}")
     devices = snapshot.state().tree["devices"]
     assert len(devices) == 19
     with Machine(config, engine=FakeEngine()) as machine:

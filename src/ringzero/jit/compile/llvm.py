@@ -42,7 +42,6 @@ _NEEDLESS = (
     "disable-select-optimize",
     "disable-ssc",
     "disable-tail-duplicate",
-    "disable-x86-domain-reassignment",
 )
 
 
