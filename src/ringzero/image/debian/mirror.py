@@ -207,6 +207,7 @@ class Mirror:
             text = self._get(f"{place}/Release", _MAX_RELEASE).decode("utf-8", "replace")
         else:
             keys = MIRROR_KEYS.get()
+            signature.require()
             text = signature.verified(self._get(f"{place}/InRelease", _MAX_RELEASE), keys)
         release = fields(text)
         if suite not in (release.get("suite"), release.get("codename")):

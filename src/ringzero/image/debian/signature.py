@@ -7,6 +7,7 @@ in Debian's package debian-archive-keyring 2023.3+deb12u2), or those of RINGZERO
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import tempfile
@@ -28,7 +29,17 @@ def verified(signed: bytes, keys: Path | None = None) -> str:
         text = check(signed, keys or KEYS)
         if text is not None:
             return text
-    raise MissingToolError(
+    raise _nothing_checks()
+
+
+def require() -> None:
+    """Raise MissingToolError where nothing can check a signature: before anything is fetched."""
+    if shutil.which("gpgv") is None and importlib.util.find_spec("pysequoia") is None:
+        raise _nothing_checks()
+
+
+def _nothing_checks() -> MissingToolError:
+    return MissingToolError(
         "the signature of Debian's archive cannot be checked here",
         hint="install gpgv (of GnuPG), or pip install 'ringzero[debian]'; a kernel of your own "
         "needs neither: --kernel FILE",
