@@ -58,7 +58,7 @@ def guest():
         engine="soft",
         nets=["user"],
     ) as machine:
-        say(machine, "mkdir -p /etc/apt/sources.list.d /var/lib/apt/lists /work")
+        say(machine, "mkdir -p /etc/apt/sources.list.d /var/lib/apt/lists /trial")
         yield machine
 
 
@@ -145,12 +145,12 @@ def test_pip(guest, tmp_path):
     bundled = next((Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl"), None)
     if bundled is None:
         pytest.skip("this Python has no pip of its own")
-    guest.run(f"cat >/work/{bundled.name}", input=bundled.read_bytes(), timeout=60)
+    guest.run(f"cat >/trial/{bundled.name}", input=bundled.read_bytes(), timeout=60)
     with serve(tmp_path) as port:
-        pip = f"python3 /work/{bundled.name}/pip"
+        pip = f"python3 /trial/{bundled.name}/pip"
         url = f"--index-url http://{HOST}:{port}/simple/ --trusted-host {HOST}"
-        say(guest, f"{pip} install -q --target /work/site {url} demo", 300)
-    said = say(guest, "PYTHONPATH=/work/site python3 -c 'import demo; print(demo.greet())'")
+        say(guest, f"{pip} install -q --target /trial/site {url} demo", 300)
+    said = say(guest, "PYTHONPATH=/trial/site python3 -c 'import demo; print(demo.greet())'")
     assert said == "from the index\n"
 
 
@@ -170,10 +170,10 @@ def test_wget_over_http_and_https(guest, tmp_path):
     served.mkdir()
     (served / "f").write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
-    guest.run("cat >/work/ca.pem", input=certificate.read_bytes(), timeout=60)
+    guest.run("cat >/trial/ca.pem", input=certificate.read_bytes(), timeout=60)
     with serve(served, context) as port:
         url = f"https://{HOST}:{port}/f"
-        said = say(guest, f"wget -qO- --ca-certificate=/work/ca.pem {url} | sha256sum")
+        said = say(guest, f"wget -qO- --ca-certificate=/trial/ca.pem {url} | sha256sum")
         assert said.split()[0] == digest
         assert guest.run(f"wget -qO- {url}", timeout=60).exit_code == 5, "nobody vouches for it"
     with serve(served) as port:
@@ -224,7 +224,7 @@ def test_into_the_guest_over_ipv6(guest):
     except OSError:
         pytest.skip("no IPv6 here")
     server = "python3 -m http.server --bind :: 80"
-    say(guest, f"cd /work && echo inside >f && ({server} >/dev/null 2>&1 &)")
+    say(guest, f"cd /trial && echo inside >f && ({server} >/dev/null 2>&1 &)")
     say(guest, "until ss -lnt | grep -q ':80 '; do sleep 0.1; done")
     made = [*guest.nets.publish("[::1]:0:80"), *guest.nets.publish("0:80")]
     for forward in made:
@@ -321,11 +321,11 @@ def test_dhcp_clients(guest, client):
 def test_dhcpv6_without_addresses(guest):
     """An information request (RFC 8415 section 6.1), as router advertisements ask for."""
     show = '#!/bin/sh\\necho "$reason $new_dhcp6_name_servers $new_dhcp6_domain_search"\\n'
-    say(guest, f"printf '{show}' >/work/show; chmod +x /work/show")
+    say(guest, f"printf '{show}' >/trial/show; chmod +x /trial/show")
     wait = "while ip -6 addr show dev eth0 | grep -q tentative; do sleep 0.2; done; "
-    client = "(timeout 60 dhclient -6 -S -1 -d -sf /work/show eth0 >/work/said 2>&1 &); "
-    wait += client + "for n in $(seq 200); do grep -q ringzero.internal /work/said && break; "
-    said = say(guest, wait + "sleep 0.2; done; kill $(pidof dhclient); cat /work/said")
+    client = "(timeout 60 dhclient -6 -S -1 -d -sf /trial/show eth0 >/trial/said 2>&1 &); "
+    wait += client + "for n in $(seq 200); do grep -q ringzero.internal /trial/said && break; "
+    said = say(guest, wait + "sleep 0.2; done; kill $(pidof dhclient); cat /trial/said")
     assert "fd72:7a00:0:2::3" in said and "ringzero.internal" in said, said
 
 
@@ -343,9 +343,9 @@ def test_networkd(guest):
     )
     # Without udev it takes interfaces as they are only where /sys says that this is a container.
     run = "mount -o remount,ro /sys; (SYSTEMD_LOG_TARGET=console /lib/systemd/systemd-networkd "
-    run += ">/work/networkd 2>&1 &); for n in $(seq 100); do ip addr show dev eth0 >/work/found; "
-    run += "grep -q 'inet 10.0.2.15' /work/found && grep -q 'inet6 fd72' /work/found && break; "
-    run += "sleep 0.3; done; cat /run/systemd/netif/leases/* /work/found /work/networkd; "
+    run += ">/trial/networkd 2>&1 &); for n in $(seq 100); do ip addr show dev eth0 >/trial/found; "
+    run += "grep -q 'inet 10.0.2.15' /trial/found && grep -q 'inet6 fd72' /trial/found && break; "
+    run += "sleep 0.3; done; cat /run/systemd/netif/leases/* /trial/found /trial/networkd; "
     said = say(guest, BARE + run + "kill $(pidof systemd-networkd); mount -o remount,rw /sys")
     assert re.search(r"inet 10\.0\.2\.15/24 .*dynamic", said), said
     assert "inet6 fd72:7a00:0:2:" in said and "SERVER_ADDRESS=10.0.2.2" in said, said
