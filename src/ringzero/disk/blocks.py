@@ -12,12 +12,12 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
+from ringzero.disk.batch import Checked
 from ringzero.disk.contract import SECTOR, Extent, Kind, Run
 from ringzero.disk.gaps import Range, copy_bytes, gaps
 from ringzero.disk.mapped import SPOT_ABSENT, SPOT_ZERO, MappedDisk
 from ringzero.disk.storage import Holes, Storage
 from ringzero.disk.tables import units_of
-from ringzero.disk.vectors import Views
 from ringzero.errors import DiskFormatError
 
 # What `_block` says of a block that is nowhere.
@@ -268,10 +268,9 @@ class BlockDisk(MappedDisk):
                     self._begin_writing()
                     self._begun = True
 
-    def _write(self, offset: int, views: Views) -> None:
+    def _prepare(self, requests: Sequence[Checked]) -> None:
         if not self._begun:
             self._begin()
-        super()._write(offset, views)
 
     def _has_forgotten(self) -> bool:
         return bool(self._settling)

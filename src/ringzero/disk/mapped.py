@@ -309,6 +309,13 @@ class MappedDisk(Disk):
     # ---- writing ----------------------------------------------------------
 
     def _write(self, offset: int, views: Views) -> None:
+        self._prepare([(offset, views)])
+        self._write_prepared(offset, views)
+
+    def _prepare(self, requests: Sequence[Checked]) -> None:
+        """Hear which ranges are about to be written."""
+
+    def _write_prepared(self, offset: int, views: Views) -> None:
         length = total(views)
         self._gate.enter()
         try:
@@ -336,6 +343,7 @@ class MappedDisk(Disk):
             self._gate.leave()
 
     def _write_batch(self, requests: Sequence[Checked]) -> None:
+        self._prepare(requests)
         if self.grants_rows and self.backing is None and requests:
             self._gate.enter()
             try:
@@ -344,7 +352,7 @@ class MappedDisk(Disk):
             finally:
                 self._gate.leave()
         for offset, views in requests:
-            self._write(offset, views)
+            self._write_prepared(offset, views)
 
     def _write_fresh(self, requests: Sequence[Checked]) -> list[Checked]:
         """Do the writes whose clusters are nowhere yet, into rows of space; return the others.

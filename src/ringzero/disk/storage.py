@@ -155,8 +155,8 @@ class FileStorage(Storage):
     or one write while another reads, the same image; raises DiskLockedError.
     """
 
-    # Whether the file system can tell what is cached, as far as is known.
-    _tells_cached = True
+    # The most buffers of one read of what is cached; -1 where the file system cannot tell of it.
+    _cached_views = blockfile.IOV_MAX
     # Whether all of it is in the host's memory, where the file system cannot tell.
     _in_memory = False
     # Bytes that have been appended in long runs; -1 where nothing is reserved for them.
@@ -238,7 +238,7 @@ class FileStorage(Storage):
             raise _io_error(fault, "read", self.name, offset) from fault
 
     def read_cached(self, offset: int, views: Views) -> bool:
-        if not self._tells_cached or len(views) > blockfile.IOV_MAX:
+        if len(views) > self._cached_views:
             if self._in_memory:
                 self.read_into(offset, views)
             return self._in_memory
@@ -247,7 +247,7 @@ class FileStorage(Storage):
         except OSError as fault:
             # Not cached, or the file system cannot tell. A real fault comes again.
             if fault.errno == errno.EOPNOTSUPP:
-                self._tells_cached = False
+                self._cached_views = -1
                 self._in_memory = blockfile.is_in_memory(self.fd)
                 return self.read_cached(offset, views)
             return False

@@ -305,15 +305,10 @@ class Qcow2Image(MappedDisk):
 
     # ---- writing ----------------------------------------------------------
 
-    def _write(self, offset: int, views: Views) -> None:
-        self.touch(offset, total(views))
-        super()._write(offset, views)
-
-    def _write_batch(self, requests: Sequence[Checked]) -> None:
+    def _prepare(self, requests: Sequence[Checked]) -> None:
         if self.header.bitmaps is not None:
             for offset, views in requests:
                 self.touch(offset, total(views))
-        super()._write_batch(requests)
 
     def _is_nowhere(self, index: int, count: int) -> bool:
         number, place = divmod(index, 1 << self.map.l2_bits)
