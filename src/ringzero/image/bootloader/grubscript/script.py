@@ -6,7 +6,7 @@ Nothing is run here. Depth and size have bounds; what has no valid form raises F
 from __future__ import annotations
 
 from ringzero.errors import FileSystemError
-from ringzero.image.bootloader.words import CLOSE, OPEN, SEPARATOR, Word, split
+from ringzero.image.bootloader.grubscript.words import CLOSE, OPEN, SEPARATOR, Word, split
 from ringzero.records import record
 
 # Blocks in blocks. grub-mkconfig writes 4.

@@ -1,0 +1,230 @@
+"""What `run` and `create` make of their flags: the description of the machine.
+
+It is a guest of the user's own (a kernel, or a disk that boots), or one of ringzero's images, with
+a container's image or a folder of the host's as its root.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ringzero.cli.command_flags import command_words, given, variables
+from ringzero.config.device import DEVICE_CONFIGS, DeviceConfig
+from ringzero.errors import GuestImageError, HostError, NotFoundError, RingzeroError
+from ringzero.settings import DATA_DIR, ENGINE
+
+if TYPE_CHECKING:
+    import argparse
+
+    from ringzero.config.machine import MachineConfig
+    from ringzero.image.cloudinit import Seed
+
+# What `run` without a command runs.
+_SHELL = ("sh", "-l")
+_DEFAULT_IMAGE = "micro"
+
+
+def _place_command(arguments: argparse.Namespace) -> None:
+    """Make environment, directory and user part of the command, or of the shell."""
+    arguments.shell = not arguments.command
+    if given(arguments):
+        arguments.command = command_words(arguments, arguments.command or _SHELL)
+
+
+def _place_program(
+    arguments: argparse.Namespace,
+    environment: Sequence[tuple[str, str]] = (),
+    directory: str | None = None,
+) -> None:
+    """Make environment, directory and user part of a container's command, as its init reads them.
+
+    There need be no programs in the image by which that could be done.
+    """
+    arguments.shell = False
+    if not arguments.own_command and sys.stdin.isatty() and sys.stdout.isatty():
+        # What the image says is for a person, who sits there.
+        arguments.tty = arguments.tty or not arguments.detach
+    given = (*environment, *variables(arguments))
+    words = [f"--env={name}={value}" for name, value in given]
+    if arguments.workdir or directory:
+        words.append(f"--workdir={arguments.workdir or directory}")
+    if arguments.user:
+        words.append(f"--user={arguments.user}")
+    # A program whose name begins with a dash is no option.
+    arguments.command = [*words, "--", *arguments.command]
+
+
+def common_fields(arguments: argparse.Namespace) -> dict[str, object]:
+    """Return the fields of the description that every guest has. Raises InvalidValueError."""
+    return {
+        "memory": arguments.memory,
+        "cpus": arguments.cpus,
+        "engine": arguments.engine or ENGINE.get(),
+        **({"cpu": arguments.cpu} if arguments.cpu else {}),
+        **{f"{kind}s": _of_flag(arguments, device) for kind, device in DEVICE_CONFIGS},
+        "nets": _nets(arguments),
+    }
+
+
+def _of_flag(arguments: argparse.Namespace, device: type[DeviceConfig]) -> Sequence[object]:
+    """Return what was written behind the flag of a kind of device."""
+    name = next(name for name in device.flag_names() if name.startswith("--"))
+    found: Sequence[object] = getattr(arguments, name.removeprefix("--"))
+    return found
+
+
+def _nets(arguments: argparse.Namespace) -> Sequence[object]:
+    """Return the network interfaces; ringzero's own guests have one unless others are given."""
+    nets = arguments.net or ([] if arguments.kernel else ["user"])
+    if not arguments.publish:
+        return nets
+    from ringzero.config.devices.net import NetConfig, publish
+    from ringzero.config.ports import parse_ports
+
+    ports = [port for text in arguments.publish for port in parse_ports(text)]
+    return publish([NetConfig.parse(text) for text in nets], ports)
+
+
+def is_own(arguments: argparse.Namespace) -> bool:
+    """Whether the guest is the user's own, and not one of ringzero's images."""
+    return bool(arguments.kernel) or arguments.boot_entry is not None
+
+
+def find_entry(arguments: argparse.Namespace) -> None:
+    """Have the first disk booted where nothing else is to be, and it has something to boot.
+
+    Raises NotFoundError with the disk's entries where another was asked for.
+    """
+    asked = arguments.boot_entry is not None or seeded(arguments)
+    other = (
+        *(arguments.kernel, arguments.image, arguments.root),
+        arguments.command and not arguments.agent,
+        given(arguments),
+    )
+    if not arguments.disk or (any(other) and not asked):
+        return
+    from ringzero.config.devices.disk import DiskConfig
+    from ringzero.vm import diskboot
+
+    disk = DiskConfig.parse(arguments.disk[0])
+    if disk.file_faults():
+        # Told with the rest.
+        return
+    try:
+        entry = diskboot.look(disk).choose(arguments.boot_entry or "")
+    except GuestImageError as fault:
+        if asked:
+            raise
+        print(f"ringzero: {disk.path}: {fault.message}: the default guest has it", file=sys.stderr)
+        return
+    arguments.boot_entry = arguments.boot_entry or ""
+    print(f"ringzero: booting {entry.title!r} from {disk.path}", file=sys.stderr)
+
+
+def seeded(arguments: argparse.Namespace) -> bool:
+    """Whether cloud-init in the guest is to be given something."""
+    return bool(
+        arguments.cloud_init or arguments.ssh_key or arguments.hostname or arguments.network_config
+    )
+
+
+def read_seed(arguments: argparse.Namespace) -> Seed:
+    """Return what cloud-init is given. Raises what is wrong with the files."""
+    from ringzero.image.cloudinit import Seed
+
+    return Seed.read(
+        user_data=arguments.cloud_init,
+        keys=arguments.ssh_key,
+        hostname=arguments.hostname,
+        network_config=arguments.network_config,
+    )
+
+
+def own_config(arguments: argparse.Namespace) -> MachineConfig:
+    """Return the description of a guest of the user's own. Raises ConfigError."""
+    from ringzero.config.machine import MachineConfig
+
+    common = common_fields(arguments)
+    if seeded(arguments):
+        from ringzero.config.devices.disk import DiskConfig
+
+        path = read_seed(arguments).keep(DATA_DIR.get() / "cloud-init")
+        common["disks"] = [*arguments.disk, DiskConfig(path, read_only=True, format="raw")]
+    return MachineConfig.create(
+        **common,
+        cloud_init=seeded(arguments),
+        name=_name(arguments.kernel or arguments.disk[0].partition(",")[0]),
+        kernel=arguments.kernel,
+        initrd=arguments.initrd,
+        command_line=" ".join(arguments.append or ()),
+        boot_entry=arguments.boot_entry,
+        agent=arguments.agent,
+    )
+
+
+def default_config(arguments: argparse.Namespace) -> MachineConfig:
+    """Return the description of a guest with a kernel of ringzero's, made where it is missing.
+
+    Its command is put into `arguments.command`. Raises NotFoundError, HostError, ConfigError.
+    """
+    from ringzero.config.machine import MachineConfig
+    from ringzero.host.progress import Progress
+    from ringzero.image import names
+
+    common = common_fields(arguments)
+    name = arguments.image or _DEFAULT_IMAGE
+    try:
+        image = names.find(name)(progress=Progress())
+    except RingzeroError as fault:
+        raise _unknown(name, fault) from fault
+    arguments.command = image.words(arguments.command, arguments.entrypoint)
+    config = MachineConfig.create(
+        **common,
+        name=image.name,
+        kernel=image.kernel,
+        initrd=image.initrd,
+        command_line=_joined(image.command_line, arguments.append),
+        agent=True,
+    )
+    if arguments.root:
+        from ringzero.cli import hostroot
+        from ringzero.config import root as roots
+        from ringzero.vm.boot import with_folder
+
+        root = roots.parse(arguments.root)
+        arguments.command = arguments.command or hostroot.shell(root)
+        _place_program(arguments, hostroot.environment(root), hostroot.directory(root))
+        return with_folder(config, root)
+    if image.root is None:
+        _place_command(arguments)
+        return config
+    from ringzero.vm.boot import with_root
+
+    _place_program(arguments)
+    return with_root(config, image)
+
+
+def _unknown(name: str, fault: RingzeroError) -> RingzeroError:
+    """Return the error for an image that cannot be had; a bare word may be a command."""
+    from ringzero.image.names import IMAGES
+
+    reference = any(c in name for c in ":/@")
+    if name in IMAGES.names() or reference or not isinstance(fault, (HostError, NotFoundError)):
+        return fault
+    return NotFoundError(
+        f"no image is called {name!r} here, and {fault.message}",
+        hint=f"a command goes behind --: ringzero run -- {name}; images here: "
+        f"{', '.join(IMAGES.names())}",
+    )
+
+
+def _joined(own: str, added: Sequence[str] | None) -> str:
+    return " ".join((own, *(added or ())))
+
+
+def _name(kernel: str) -> str:
+    text = "".join(c if c.isascii() and c.isalnum() else "-" for c in Path(kernel).name)
+    return text.strip("-")[:60] or "machine"

@@ -1,0 +1,1 @@
+"""GRUB's scripting language: words, grammar, expressions, and what runs it."""
