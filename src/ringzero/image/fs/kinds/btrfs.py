@@ -1,7 +1,7 @@
 """Btrfs on one device (btrfs.readthedocs.io, "On-disk Format"). All is little-endian.
 
-Read: chunks of one device, subvolumes, inline, plain and compressed extents (zlib, zstd; LZO is
-told). Checksums are not compared, and the log tree is not replayed.
+Read: chunks of one device, subvolumes, inline, plain and compressed extents (zlib, LZO, zstd).
+Checksums are not compared, and the log tree is not replayed.
 
 Paths: distributions keep / in a subvolume ("root", "@", "@rootfs") that rootflags= or the default
 names, while GRUB counts from the top. What is not found in the default subvolume is looked for at
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ringzero.errors import FileSystemError, NotFoundError
+from ringzero.image.fs import lzo
 from ringzero.image.fs.contract import FILE_SYSTEMS, FileSystem, Node, peek, uuid_text
 from ringzero.image.source import Part
 from ringzero.records import record
@@ -82,9 +83,12 @@ class Btrfs(FileSystem):
         root, chunks, log = struct.unpack_from("<QQQ", block, 80)
         (devices,) = struct.unpack_from("<Q", block, 136)
         (self._node_size,) = struct.unpack_from("<I", block, 148)
+        (self._sector,) = struct.unpack_from("<I", block, 144)
         (system,) = struct.unpack_from("<I", block, 160)
         if self._node_size not in (1 << n for n in range(12, 17)) or system > 2048:
             raise self.damaged(f"nodes of {self._node_size} bytes")
+        if self._sector not in (1 << n for n in range(12, 17)):
+            raise self.damaged(f"sectors of {self._sector} bytes")
         if devices != 1:
             raise FileSystemError(f"the btrfs in {source.name} lies on {devices} devices")
         if log:
@@ -299,11 +303,24 @@ class Btrfs(FileSystem):
             except zstandard.ZstdError as fault:
                 raise self.damaged(f"compressed data ({fault})") from fault
         if compression == _LZO:
-            raise FileSystemError(
-                f"a file of {self.source.name} is compressed by LZO, which ringzero does not read",
-                hint="in the guest: btrfs filesystem defragment -czstd FILE",
-            )
+            return self._unpacked_lzo(packed, size)
         raise self.damaged(f"compression {compression}")
+
+    def _unpacked_lzo(self, packed: bytes, size: int) -> bytes:
+        """Return an extent of LZO: its length, then each sector with its own.
+
+        No length stands across the border of two sectors.
+        """
+        (end,) = struct.unpack_from("<I", packed)
+        data, at = bytearray(), 4
+        while at < min(end, len(packed)) and len(data) < size:
+            if (left := -at % self._sector) and left < 4:
+                at += left
+            (length,) = struct.unpack_from("<I", packed, at)
+            at += 4
+            data += lzo.unpack(packed[at : at + length], self._sector)
+            at += length
+        return bytes(data[:size])
 
 
 def _listed(data: bytes) -> Iterator[tuple[bytes, tuple[int, int, int]]]:

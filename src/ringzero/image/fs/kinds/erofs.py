@@ -1,7 +1,8 @@
-"""EROFS (Documentation/filesystems/erofs.rst of the Linux source), but for compressed files.
+"""EROFS (Documentation/filesystems/erofs.rst of the Linux source).
 
-Read: compact and extended inodes, flat and inline data, chunks on the device itself. Compressed
-files and those on further devices are told.
+Read: compact and extended inodes, flat and inline data, chunks on the device itself, files
+compressed by LZ4 (`ringzero.image.fs.packed`). Other packings, fragments and further devices are
+told.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import struct
 from collections.abc import Iterator
 
 from ringzero.errors import FileSystemError
+from ringzero.image.fs import packed
 from ringzero.image.fs.contract import (
     FILE_SYSTEMS,
     MAX_EXTENTS,
@@ -25,9 +27,12 @@ from ringzero.records import record
 _SUPERBLOCK = 1024
 _MAGIC = 0xE0F5E1E2
 _SLOT = 32
-# Incompatible features: zero padding at a packed block's head, chunked files.
-_ZERO_PADDING, _CHUNKED = 1 << 0, 1 << 2
-_READABLE = _ZERO_PADDING | _CHUNKED
+# Incompatible features: zeros before what is packed, pclusters of several blocks, chunked files,
+# the last piece of a file behind its inode.
+_ZERO_PADDING, _BIG_CLUSTERS, _CHUNKED, _PACKED_TAILS = 1 << 0, 1 << 1, 1 << 2, 1 << 4
+_READABLE = _ZERO_PADDING | _BIG_CLUSTERS | _CHUNKED | _PACKED_TAILS
+_LZ4 = 0
+_ALGORITHMS = ("LZ4", "LZMA", "DEFLATE", "zstd")
 _FLAT, _PACKED_FULL, _INLINE, _PACKED_COMPACT, _CHUNKS = range(5)
 _CHUNK_INDEXES = 1 << 5
 _NO_BLOCK = 0xFFFFFFFF
@@ -62,6 +67,7 @@ class Erofs(ExtentFileSystem):
         self.uuid = uuid_text(head[48:64])
         self.label = head[64:80].partition(b"\0")[0].decode("utf-8", "replace")
         (features,) = struct.unpack_from("<I", head, 80)
+        self._features = features
         if features & ~_READABLE:
             raise FileSystemError(
                 f"the EROFS in {source.name} has features that ringzero does not read: "
@@ -87,10 +93,80 @@ class Erofs(ExtentFileSystem):
 
     def content(self, node: Node, offset: int, length: int) -> bytes:
         if node.detail.layout in (_PACKED_FULL, _PACKED_COMPACT):
-            raise FileSystemError(
-                f"a file of {self.source.name} is compressed, which ringzero does not read in EROFS"
-            )
+            return self._packed(node, offset, length)
         return super().content(node, offset, length)
+
+    def _packed(self, node: Node, offset: int, length: int) -> bytes:
+        """Return bytes of a compressed file."""
+        full = node.detail.layout == _PACKED_FULL
+        at = -(-node.detail.tail // packed.HEADER) * packed.HEADER
+        header = packed.Header.read(self.source.read(at, packed.HEADER))
+        if full and not self._features & (_BIG_CLUSTERS | _PACKED_TAILS):
+            # Before these there was no header, but zeros or what was left there.
+            header = packed.Header.read(bytes(packed.HEADER))
+        if header.fragment:
+            raise FileSystemError(f"a file of {self.source.name} lies in fragments of EROFS")
+        base, cluster = at + packed.HEADER, self._block << header.bits
+        clusters = -(-node.size // cluster)
+        if clusters > MAX_EXTENTS:
+            raise self.damaged(f"a file of {clusters} clusters")
+        end = packed.index_end(header, full, base, clusters)
+        index = self.source.read(base, end - base)
+        data = bytearray(length)
+        for piece in packed.pieces(header, full, index, base, node.size, cluster):
+            if piece.offset >= offset + length:
+                break
+            if piece.offset + piece.length <= offset:
+                continue
+            last = piece.offset + piece.length == node.size
+            if last and header.inline:
+                raw = self.source.read(end, header.inline)
+            else:
+                count = piece.blocks * self._block or cluster
+                raw = self.source.read(piece.block * self._block, count)
+            whole = self._unpacked(header, piece, raw, cluster)
+            first, stop = max(offset, piece.offset), min(offset + length, piece.offset + len(whole))
+            data[first - offset : stop - offset] = whole[first - piece.offset : stop - piece.offset]
+        return bytes(data)
+
+    def _unpacked(
+        self, header: packed.Header, piece: packed.Piece, raw: bytes, cluster: int
+    ) -> bytes:
+        if piece.kind == packed.PLAIN:
+            if piece.length > len(raw):
+                raise self.damaged("a plain piece that is longer than its block")
+            begin = piece.offset % cluster if header.rotated else 0
+            return (raw[begin:] + raw[:begin])[: piece.length]
+        algorithm = header.algorithms[piece.kind == packed.HEAD_2]
+        if algorithm != _LZ4:
+            name = _ALGORITHMS[algorithm] if algorithm < len(_ALGORITHMS) else str(algorithm)
+            raise FileSystemError(
+                f"a file of {self.source.name} is compressed by {name}, which ringzero does not "
+                "read in EROFS",
+                hint="mkfs.erofs -zlz4hc makes images that can be read",
+            )
+        if self._features & _ZERO_PADDING:
+            return self._lz4(raw.lstrip(b"\0"), piece.length)
+        # Before Linux 5.4 what is packed came first in its block.
+        return self._lz4(raw[: packed.lz4_end(raw, piece.length)], piece.length)
+
+    def _lz4(self, raw: bytes, length: int) -> bytes:
+        """Return the first `length` bytes that a block of LZ4 unpacks to."""
+        from lz4 import block
+
+        size = length
+        while True:
+            try:
+                found = bytes(block.decompress(raw, uncompressed_size=size))
+                break
+            except block.LZ4BlockError as fault:
+                # A piece may be the beginning of what was packed.
+                size *= 4
+                if size > packed.MAX_PIECE:
+                    raise self.damaged(f"packed data ({fault})") from fault
+        if len(found) < length:
+            raise self.damaged("packed data that ends too soon")
+        return found[:length]
 
     def extents(self, node: Node) -> list[Extent]:
         detail: _Detail = node.detail

@@ -1,6 +1,6 @@
 """SquashFS 4.0 (Documentation/filesystems/squashfs.rst; "The Squashfs Format" by Alejandro Baez).
 
-Read: everything but extended attributes; packed by gzip, xz, LZMA, LZ4 or zstd. LZO is told.
+Read: everything but extended attributes; packed by gzip, xz, LZMA, LZO, LZ4 or zstd.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ringzero.errors import FileSystemError
+from ringzero.image.fs import lzo
 from ringzero.image.fs.contract import FILE_SYSTEMS, FileSystem, Node, peek
 from ringzero.image.source import Part
 from ringzero.records import record
@@ -73,8 +74,6 @@ class SquashFs(FileSystem):
             )
         if not 4096 <= self._block <= MIB or self._block.bit_count() != 1:
             raise self.damaged(f"blocks of {self._block} bytes")
-        if self._packing == _LZO:
-            raise FileSystemError(f"the SquashFS in {source.name} is packed by LZO")
         # Metadata blocks unpacked, so that a walk does not unpack them over and over.
         self._metadata: dict[int, tuple[bytes, int]] = {}
         self._root = _Place(root >> 16, root & 0xFFFF)
@@ -88,6 +87,8 @@ class SquashFs(FileSystem):
                 return zlib.decompressobj().decompress(data, limit)
             if self._packing in (_XZ, _LZMA):
                 return lzma.LZMADecompressor().decompress(data, limit)
+            if self._packing == _LZO:
+                return lzo.unpack(data, limit)
             if self._packing == _LZ4:
                 from lz4 import block
 
