@@ -1,17 +1,20 @@
 """Tar archives, as the standard library and tar(1) write them, and as nobody should."""
 
 import io
+import os
 import stat
 import subprocess
 import tarfile
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringzero.errors import GuestImageError
 from ringzero.image.layers.tar import read
 from tests.image.oci.images import tar
+
+FUZZ = int(os.environ.get("RINGZERO_FUZZ", "1"))
 
 
 def members(data):
@@ -110,8 +113,9 @@ def test_damaged_and_cut_short():
         members(b"\x1f\x8b" * 512)
 
 
+@settings(max_examples=100 * FUZZ)
 @given(st.data())
-def test_damage_is_told_or_harmless(data):
+def test_fuzz_damage_is_told_or_harmless(data):
     info = tarfile.TarInfo("long" * 40)
     info.pax_headers = {"mtime": "1.5", "SCHILY.xattr.user.a": "b"}
     whole = bytearray(tar({"d": None, "long" * 40: info, "d/f": b"c" * 700}))

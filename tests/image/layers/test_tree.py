@@ -1,7 +1,9 @@
 """Layers on each other: whiteouts, opaque directories, links, and what must not lead out."""
 
+import os
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringzero.errors import GuestImageError
@@ -104,6 +106,7 @@ def test_notes_of_overlay_file_systems_are_not_taken():
     assert merged({"d": info}).find(b"d").xattrs == {b"user.kept": b"y"}
 
 
+FUZZ = int(os.environ.get("RINGZERO_FUZZ", "1"))
 PARTS = st.sampled_from(["a", "b", ".wh.a", ".wh..wh..opq", ".", ".."])
 PATHS = st.lists(PARTS, min_size=1, max_size=4).map("/".join)
 CONTENT = st.one_of(st.none(), st.just(b"x"), PATHS.map(lambda p: ("->", p)),
@@ -111,8 +114,9 @@ CONTENT = st.one_of(st.none(), st.just(b"x"), PATHS.map(lambda p: ("->", p)),
 LAYERS = st.lists(st.dictionaries(PATHS, CONTENT, max_size=5), max_size=4)
 
 
+@settings(max_examples=100 * FUZZ)
 @given(LAYERS)
-def test_any_layers_make_a_tree_or_an_error_of_ours(layers):
+def test_fuzz_any_layers_make_a_tree_or_an_error_of_ours(layers):
     try:
         tree = merged(*layers)
     except GuestImageError:

@@ -1,15 +1,18 @@
 """Names of images, by the rules of distribution's reference package."""
 
+import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringzero.errors import InvalidValueError
 from ringzero.image.oci.reference import Local, Reference, parse
 
 SHA = "sha256:" + "a" * 64
+
+FUZZ = int(os.environ.get("RINGZERO_FUZZ", "1"))
 
 
 @pytest.mark.parametrize(
@@ -52,8 +55,9 @@ def test_short_names_of_docker_hub():
     assert parse("debian").endpoint == "registry-1.docker.io"
 
 
+@settings(max_examples=100 * FUZZ)
 @given(st.text(max_size=60))
-def test_any_text_is_a_name_or_an_error_of_ours(text):
+def test_fuzz_any_text_is_a_name_or_an_error_of_ours(text):
     try:
         found = parse(text)
     except InvalidValueError:

@@ -43,6 +43,8 @@ from ringzero.units import MIB, format_size
 # A Release file, and a list of packages, compressed or not, are never larger, in bytes.
 _MAX_RELEASE, _MAX_LIST = 16 * MIB, 512 * MIB
 _MAX_PACKAGE = 2048 * MIB
+# A size with so many digits is none.
+_SIZE_DIGITS = 16
 _ATTEMPTS, _PAUSE = 4, 0.5
 _CHUNK = 1 << 20
 _THREADS = 4
@@ -219,7 +221,7 @@ class Mirror:
         hashes = {}
         for line in release.get("sha256", "").splitlines():
             words = line.split()
-            if len(words) == 3 and words[1].isdecimal():
+            if len(words) == 3 and words[1].isdecimal() and len(words[1]) < _SIZE_DIGITS:
                 hashes[words[2]] = words[0], int(words[1])
         return hashes
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ringzero.errors import HostError
 from ringzero.records import record
 
-_PART = re.compile(r"(\D*)(\d*)")
+_PART = re.compile(r"([^0-9]*)([0-9]*)")
 _RELATION = re.compile(
     r"\s*([a-z0-9][a-z0-9+.-]*)(?::[a-z0-9-]+)?\s*(?:\(\s*(<<|<=|=|>=|>>|<|>)\s*([^\s)]+)\s*\))?"
     r"(?:\s*\[[^\]]*\])?(?:\s*<[^>]*>)*\s*"
@@ -29,17 +29,25 @@ _HOLDS: dict[str, Callable[[int], bool]] = {
 def compare(one: str, two: str) -> int:
     """Return a number below, equal to or above 0, as version `one` is to version `two`."""
     first, second = _split(one), _split(two)
-    if first[0] != second[0]:
-        return first[0] - second[0]
-    return _compare(first[1], second[1]) or _compare(first[2], second[2])
+    return (
+        _compare_numbers(first[0], second[0])
+        or _compare(first[1], second[1])
+        or _compare(first[2], second[2])
+    )
 
 
-def _split(version: str) -> tuple[int, str, str]:
+def _split(version: str) -> tuple[str, str, str]:
     epoch, colon, rest = version.partition(":")
-    if not (colon and epoch.isdecimal()):
+    if not (colon and epoch.isascii() and epoch.isdecimal()):
         epoch, rest = "0", version
     upstream, _, revision = rest.rpartition("-")
-    return (int(epoch), upstream, revision) if upstream else (int(epoch), rest, "")
+    return (epoch, upstream, revision) if upstream else (epoch, rest, "")
+
+
+def _compare_numbers(one: str, two: str) -> int:
+    """Compare digits by value, however many there are: nobody bounds them."""
+    first, second = one.lstrip("0"), two.lstrip("0")
+    return len(first) - len(second) or (first > second) - (first < second)
 
 
 def _order(character: str) -> int:
@@ -58,7 +66,7 @@ def _compare(one: str, two: str) -> int:
             order = _order(text[index : index + 1]) - _order(other[index : index + 1])
             if order:
                 return order
-        if order := int(digits or 0) - int(numbers or 0):
+        if order := _compare_numbers(digits, numbers):
             return order
     return 0
 
