@@ -181,6 +181,18 @@ HTTP_REGISTRIES = Setting(
     lambda: (),
     "HOST[:PORT],...: registries of images to be asked by plain HTTP (those of this host are)",
 )
+INSECURE_REGISTRIES = Setting(
+    "RINGZERO_INSECURE_REGISTRIES",
+    _items,
+    lambda: (),
+    "HOST[:PORT],...: registries whose certificates are not checked, and that may speak plain HTTP",
+)
+CERTS_DIR = Setting(
+    "RINGZERO_CERTS_DIR",
+    _path,
+    lambda: None,
+    "folder with HOST[:PORT]/ca.crt for registries, before those of containers and Docker",
+)
 REGISTRY_MIRRORS = Setting(
     "RINGZERO_REGISTRY_MIRRORS",
     _items,

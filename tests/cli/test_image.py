@@ -1,8 +1,16 @@
 import json
+import shutil
 
 import pytest
 
 from ringzero.cli.main import main
+from ringzero.config.machine import MachineConfig
+from ringzero.control.host import claims, client, directory
+from ringzero.errors import ConflictError
+from ringzero.image.oci.pull import pull
+from ringzero.image.oci.reference import parse
+from ringzero.settings import CACHE_DIR
+from tests.image.oci.images import Image
 
 
 @pytest.fixture(autouse=True)
@@ -29,3 +37,43 @@ def test_list_and_remove_nothing(capsys):
 def test_action_is_needed(capsys):
     assert main(["image"]) == 2
     assert "ACTION" in capsys.readouterr().err
+
+
+def test_images_that_machines_need_stay(cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RINGZERO_MACHINES_DIR", str(tmp_path / "machines"))
+    layout, name = tmp_path / "layout", f"oci:{tmp_path}/layout"
+    found = pulled(layout, b"1", name)
+    config = MachineConfig.create(
+        name="web", kernel=tmp_path / "kernel", disks=[f"{found.root},ro,format=raw"]
+    )
+    claim = claims.create("web", config)
+    claims.define(claim)
+    assert main(["image", "rm", name]) == ConflictError.exit_code
+    told = capsys.readouterr().err
+    assert "is in use by web" in told and "ringzero rm web" in told and "--force" in told
+    # Its name goes to another image; this one stays nevertheless.
+    other = pulled(layout, b"2", name)
+    assert main(["image", "prune"]) == 0
+    assert found.root.exists()
+    assert main(["image", "rm", name]) == 0
+    assert found.root.exists() and not other.root.exists()
+    assert main(["image", "rm", "--force", found.digest[7:19]]) == 0
+    assert not found.root.exists()
+    directory.find("web").remove()
+    found = pulled(layout, b"1", name)
+    assert main(["image", "rm", name]) == 0
+
+
+def pulled(layout, content, name):
+    shutil.rmtree(layout, ignore_errors=True)
+    Image([{"file": content}]).write_layout(layout)
+    return pull(parse(name), cache=CACHE_DIR.get(), architecture="amd64")
+
+
+def test_own_images_and_those_of_containers_are_one_list(cache, tmp_path, capsys):
+    name = f"oci:{tmp_path}/layout"
+    found = pulled(tmp_path / "layout", b"1", name)
+    assert main(["image", "ls", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["kind"], told["digest"]) == ("container", found.digest)
+    assert client.host().call("images", {}) == [told]

@@ -16,7 +16,7 @@ from ringzero.control.host import client, directory
 from ringzero.control.host import launch as launching
 from ringzero.control.host.events import Watch
 from ringzero.errors import ConflictError, InvalidValueError, NotFoundError
-from ringzero.image import micro
+from ringzero.image import stored
 from tests.api.test_action import ToyDoor
 from tests.control.fake import PROGRAM, config, start
 from tests.vm import seeds
@@ -50,7 +50,7 @@ def snapshots(tmp_path):
 
 
 def test_every_action_through_a_door(watch, tmp_path, monkeypatch):
-    monkeypatch.setattr(micro, "list_images", list)
+    monkeypatch.setattr(stored, "images", list)
     host = client.host()
     door, done = ToyDoor(host), set()
 

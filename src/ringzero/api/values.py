@@ -175,14 +175,34 @@ class CommandEnd(TypedDict):
 
 
 class ImageSummary(TypedDict):
-    """A guest image in the cache; `size` is in bytes."""
+    """A guest image in the cache: of `kind` "own" or "container"; `size` is in bytes.
 
+    One of ringzero's own has packages, kernel, initrd and command line; a container's has its
+    root file system, its blobs (digests) and what it runs.
+    """
+
+    kind: str
     name: str
+    names: list[str]
     digest: str
     size: int
-    packages: list[str]
-    kernel: str
-    initrd: str
+    packages: NotRequired[list[str]]
+    kernel: NotRequired[str]
+    initrd: NotRequired[str]
+    command_line: NotRequired[str]
+    root: NotRequired[str]
+    created: NotRequired[str]
+    config: NotRequired[str]
+    layers: NotRequired[list[str]]
+    entrypoint: NotRequired[list[str]]
+    cmd: NotRequired[list[str]]
+    env: NotRequired[list[str]]
+    user: NotRequired[str]
+    workdir: NotRequired[str]
+    stop_signal: NotRequired[str]
+    ports: NotRequired[list[str]]
+    volumes: NotRequired[list[str]]
+    healthcheck: NotRequired[list[str]]
 
 
 class SnapshotFacts(TypedDict):

@@ -10,13 +10,17 @@ from __future__ import annotations
 import contextlib
 import http.client
 import ipaddress
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from ringzero.errors import HostError
 from ringzero.records import record
+
+if TYPE_CHECKING:
+    import ssl
 
 # Of silence, in seconds, before a server is given up.
 _TIMEOUT = 60.0
@@ -73,11 +77,19 @@ def origin(url: str) -> str:
 class Client:
     """Requests to any server. All methods may be called from any thread."""
 
-    def __init__(self, timeout: float = _TIMEOUT) -> None:
+    def __init__(
+        self, timeout: float = _TIMEOUT, tls: Callable[[str], ssl.SSLContext] | None = None
+    ) -> None:
+        """`tls` tells how TLS is spoken with the server HOST[:PORT]; None: with this host's trust.
+
+        It is asked once for each server.
+        """
         self._timeout = timeout
         self._lock = threading.Lock()
         self._idle: dict[str, list[http.client.HTTPConnection]] = {}
-        self._tls: Any = None
+        self._used = set[http.client.HTTPConnection]()
+        self._tls = tls or _this_hosts
+        self._contexts: dict[str, ssl.SSLContext] = {}
 
     @contextlib.contextmanager
     def request(
@@ -120,12 +132,17 @@ class Client:
         raise HostError(f"{first} redirects more than {_REDIRECTS} times")
 
     def close(self) -> None:
-        """Close all connections that wait for use."""
+        """Close all connections that wait for use, and break those off that are in use."""
         with self._lock:
             idle, self._idle = self._idle, {}
+            used = list(self._used)
         for connections in idle.values():
             for connection in connections:
                 connection.close()
+        for connection in used:
+            # Whoever reads of it hears that it is over.
+            with contextlib.suppress(OSError, AttributeError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
 
     def _ask(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
@@ -136,15 +153,30 @@ class Client:
         if kept is not None:
             # The server may have closed it meanwhile: then a new one is made.
             with contextlib.suppress(*FAULTS):
-                return kept, Answer(url, _send(kept, method, target, headers, body))
-            kept.close()
+                return kept, Answer(url, self._send(kept, method, target, headers, body))
         connection, prefix, more = self._connect(parts)
+        sent = {**headers, **more}
+        return connection, Answer(url, self._send(connection, method, prefix + target, sent, body))
+
+    def _send(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+    ) -> http.client.HTTPResponse:
+        """Return the answer; where there is none, the connection is closed."""
+        with self._lock:
+            self._used.add(connection)
         try:
-            response = _send(connection, method, prefix + target, {**headers, **more}, body)
+            connection.request(method, target, body, dict(headers))
+            return connection.getresponse()
         except BaseException:
+            with self._lock:
+                self._used.discard(connection)
             connection.close()
             raise
-        return connection, Answer(url, response)
 
     def _take(self, url: str) -> http.client.HTTPConnection | None:
         with self._lock:
@@ -154,8 +186,10 @@ class Client:
     def _give_back(
         self, url: str, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
     ) -> None:
+        with self._lock:
+            self._used.discard(connection)
         # What is not read to its end cannot be used again.
-        if not response.isclosed() or response.will_close or _proxy(urlsplit(url)):
+        if not response.isclosed() or response.will_close or proxy(url):
             connection.close()
             return
         with self._lock:
@@ -166,10 +200,10 @@ class Client:
     ) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
         """Return a connection to a server, and for a proxy a prefix of paths and headers."""
         host, port = parts.hostname or "", parts.port
-        proxy = _proxy(parts)
+        between = proxy(parts.geturl())
         connect: Callable[[str, int | None], http.client.HTTPConnection]
         if parts.scheme == "https":
-            context = self._context()
+            context = self._context(parts.netloc.rpartition("@")[2])
             connect = lambda name, number: http.client.HTTPSConnection(  # noqa: E731
                 name, number, timeout=self._timeout, context=context
             )
@@ -177,44 +211,47 @@ class Client:
             connect = lambda name, number: http.client.HTTPConnection(  # noqa: E731
                 name, number, timeout=self._timeout
             )
-        if proxy is None:
+        if between is None:
             return connect(host, port), "", {}
-        headers = _proxy_headers(proxy)
-        connection = connect(proxy.hostname or "", proxy.port or 8080)
+        headers = _proxy_headers(between)
+        connection = connect(between.hostname or "", between.port or http.client.HTTP_PORT)
         if parts.scheme == "https":
             connection.set_tunnel(host, port or 443, headers)
             return connection, "", {}
         return connection, f"http://{parts.netloc}", headers
 
-    def _context(self) -> Any:
+    def _context(self, server: str) -> ssl.SSLContext:
         with self._lock:
-            if self._tls is None:
-                import ssl
-
-                self._tls = ssl.create_default_context()
-            return self._tls
+            if server not in self._contexts:
+                self._contexts[server] = self._tls(server)
+            return self._contexts[server]
 
 
-def _send(
-    connection: http.client.HTTPConnection,
-    method: str,
-    target: str,
-    headers: Mapping[str, str],
-    body: bytes | None,
-) -> http.client.HTTPResponse:
-    connection.request(method, target, body, dict(headers))
-    return connection.getresponse()
+def _this_hosts(server: str) -> ssl.SSLContext:
+    import ssl
+
+    return ssl.create_default_context()
 
 
-def _proxy(parts: SplitResult) -> SplitResult | None:
-    """Return the proxy that the environment names for a server (http_proxy, no_proxy ...)."""
+def proxy(url: str) -> SplitResult | None:
+    """Return the proxy that the environment names for a URL (http_proxy, no_proxy ...), or None.
+
+    Raises HostError for one that is not spoken to by plain HTTP.
+    """
     from urllib.request import getproxies, proxy_bypass
 
-    host = parts.hostname or ""
+    parts = urlsplit(url)
     found = getproxies().get(parts.scheme)
-    if not found or is_loopback(parts.netloc) or proxy_bypass(host):
+    if not found or is_loopback(parts.netloc) or proxy_bypass(parts.hostname or ""):
         return None
-    return urlsplit(found if "://" in found else f"http://{found}")
+    between = urlsplit(found if "://" in found else f"http://{found}")
+    if between.scheme != "http" or not between.hostname:
+        raise HostError(
+            f"the proxy {origin(between.geturl())} cannot be used",
+            hint=f"{parts.scheme}_proxy=http://HOST:PORT names one that is spoken to by plain HTTP "
+            "(TLS goes through it untouched)",
+        )
+    return between
 
 
 def _proxy_headers(proxy: SplitResult) -> dict[str, str]:

@@ -24,6 +24,11 @@ class BootFiles(Protocol):
         ...
 
     @property
+    def digest(self) -> str:
+        """Hexadecimal digits that change with anything that a boot reads of the image."""
+        ...
+
+    @property
     def kernel(self) -> Path:
         """A bzImage or vmlinux."""
         ...

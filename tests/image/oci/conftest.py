@@ -1,6 +1,10 @@
+import os
+
 import pytest
 
 from tests.image.oci.images import FakeRegistry
+
+MINE = ("DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME")
 
 
 @pytest.fixture
@@ -14,6 +18,6 @@ def registry():
 def nobody(tmp_path, monkeypatch):
     """No credentials, proxies or settings of whoever runs the tests."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "http_proxy",
-                 "RINGZERO_REGISTRY_MIRRORS", "RINGZERO_HTTP_REGISTRIES"):  # fmt: skip
-        monkeypatch.delenv(name, raising=False)
+    for name in list(os.environ):
+        if name in MINE or name.lower().endswith("_proxy") or name.startswith("RINGZERO_"):
+            monkeypatch.delenv(name)

@@ -1,6 +1,7 @@
 """Images of containers made in memory, and a small registry that serves them, or misbehaves."""
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import io
@@ -8,6 +9,7 @@ import json
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs
 
 import zstandard
 
@@ -101,15 +103,18 @@ class FakeRegistry:
     """A registry on loopback. What it is to do wrong is set from outside:
 
     `cut`: how often a blob breaks off in its middle; `token`: the bearer token that it wants,
-    `basic`: (name, secret) that it, or its token server, wants; `redirect`: another server for
-    blobs; `busy`: how often it answers 503; `ranges`: whether it takes up a transfer.
+    `basic`: (name, secret) that it, or its token server, wants; `identity`: the identity token
+    that the token server wants; `redirect`: another server for blobs; `busy`: how often it
+    answers 503; `ranges`: whether it takes up a transfer; `stall`: an event that blobs wait for
+    in their middle. `tls` is an ssl.SSLContext.
     """
 
-    def __init__(self):
+    def __init__(self, tls=None):
         self.images, self.log = {}, []
         self.cut = self.busy = 0
-        self.token = self.basic = self.redirect = None
+        self.token = self.basic = self.identity = self.redirect = self.stall = None
         self.ranges = True
+        self.stalled = threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -118,11 +123,18 @@ class FakeRegistry:
             def do_GET(self):
                 outer.serve(self)
 
+            def do_POST(self):
+                outer.serve_token(self)
+
             def log_message(self, *_):
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
+        if tls is not None:
+            self.server.socket = tls.wrap_socket(
+                self.server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.host = f"127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -134,12 +146,20 @@ class FakeRegistry:
         self.images[name] = image
         return f"{self.host}/{name}"
 
+    def serve_token(self, request):
+        """Answer to an identity token (distribution's "OAuth 2")."""
+        form = parse_qs(request.rfile.read(int(request.headers["Content-Length"])).decode())
+        self.log.append((request.path, form, dict(request.headers)))
+        if request.path != "/token" or form.get("refresh_token") != [self.identity]:
+            return self.answer(request, 401)
+        return self.answer(request, 200, json.dumps({"access_token": self.token}).encode())
+
     def serve(self, request):
         path, _, query = request.path.partition("?")
         authorization = request.headers.get("Authorization")
         self.log.append((path, query, dict(request.headers)))
         if path == "/token":
-            if self.basic and authorization != self._basic():
+            if self.identity or (self.basic and authorization != self._basic()):
                 return self.answer(request, 401)
             return self.answer(request, 200, json.dumps({"token": self.token}).encode())
         if self.token is not None and authorization != f"Bearer {self.token}":
@@ -175,7 +195,22 @@ class FakeRegistry:
             headers["Content-Length"] = str(len(data) - begin)
             request.close_connection = True
             return self.answer(request, status, part, headers)
+        if kind == "blobs" and self.stall and len(data) > 2000:
+            return self._halves(request, status, data[begin:], headers)
         return self.answer(request, status, data[begin:], headers)
+
+    def _halves(self, request, status, data, headers):
+        """Send one half, and the other one when `stall` is set."""
+        stall = self.stall
+        request.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            request.send_header(name, value)
+        request.end_headers()
+        with contextlib.suppress(OSError):
+            request.wfile.write(data[: len(data) // 2])
+            self.stalled.set()
+            stall.wait(60)
+            request.wfile.write(data[len(data) // 2 :])
 
     def _basic(self):
         return "Basic " + base64.b64encode(":".join(self.basic).encode()).decode()

@@ -3,16 +3,29 @@
 import base64
 import io
 import json
+import platform
+import random
+import signal
 import subprocess
+import sys
 import tarfile
+import threading
+import time
 
 import pytest
 
 from ringzero.errors import GuestImageError, HostError, NotFoundError, RingzeroError
+from ringzero.image import micro
+from ringzero.image.fs.contract import open_file_system
+from ringzero.image.micro import BootFiles
+from ringzero.image.oci import boot
 from ringzero.image.oci import registry as client
 from ringzero.image.oci.pull import pull
 from ringzero.image.oci.reference import parse
 from ringzero.image.oci.store import Store
+from ringzero.records import replace
+from tests.image.fs.made import Image as Disk
+from tests.image.fs.made import part
 from tests.image.oci.images import MANIFEST, FakeRegistry, Image, digest
 
 
@@ -244,6 +257,35 @@ def test_mirrors_come_first_and_need_not_be_there(registry, cache, monkeypatch):
     take("quay.example/app", cache)
 
 
+# ---- Ctrl-C -------------------------------------------------------------------
+
+
+def test_an_interrupted_pull_ends_at_once_and_goes_on_later(registry, cache, tmp_path):
+    image = Image([{"big": random.Random(1).randbytes(3_000_000)}, {"small": b"1"}], packing="")
+    name = registry.add("app", image)
+    registry.stall = threading.Event()
+    environment = {"RINGZERO_CACHE_DIR": str(cache), "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "ringzero", "pull", name]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as child:
+        assert registry.stalled.wait(60)
+        partial = cache / "blobs" / "partial" / image.layers[0]["digest"].replace(":", "-")
+        deadline = time.monotonic() + 30
+        while not partial.exists() or not partial.stat().st_size:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        # The server goes on saying nothing for a minute.
+        assert child.wait(20) == 130
+        assert "Traceback" not in child.stderr.read()
+    begin = partial.stat().st_size
+    assert begin and not list((cache / "images").glob("*/"))
+    registry.stall.set()
+    registry.stall = None
+    assert take(name, cache).digest == image.digest
+    assert f"bytes={begin}-" in [headers.get("Range") for *_, headers in registry.log]
+    assert not list(partial.parent.iterdir())
+
+
 # ---- images on this disk ----------------------------------------------------
 
 
@@ -331,14 +373,57 @@ def test_users_are_looked_up_in_the_image(registry, cache, config, user):
     assert user.encode() in root
 
 
+def test_volumes_and_health_are_told_and_volumes_are_there(registry, cache):
+    config = {"Volumes": {"/data/db": {}}, "Healthcheck": {"Test": ["CMD-SHELL", "true"]}}
+    found = take(registry.add("app", Image([{"a": b"1"}], config)), cache)
+    assert found.volumes == ("/data/db",) and found.healthcheck == ("CMD-SHELL", "true")
+    assert found.summary()["volumes"] == ["/data/db"]
+    files = open_file_system(part(Disk(found.root)))
+    assert files.stat("/rootfs/data/db").is_directory
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"User": "9" * 5000},
+        {"User": "0:" + "9" * 5000},
+        {"Env": ["A=\ud800"]},
+        {"WorkingDir": "/\udfff"},
+        {"WorkingDir": "/a/b"},
+        {"Volumes": {"/a/b": {}}},
+        {"Volumes": {"../../x": {}}},
+        {"Healthcheck": {"Test": [1]}},
+        {"Env": {"A": "b"}},
+        {"StopSignal": "TERM; reboot"},
+    ],
+)
+def test_configurations_that_cannot_be(registry, cache, config):
+    with pytest.raises(GuestImageError):
+        take(registry.add("app", Image([{"a": b"1"}], config)), cache)
+    assert not list((cache / "images").glob("*/root.erofs"))
+
+
+def test_the_digest_of_all_that_boots(registry, cache, monkeypatch):
+    """One for one image, by whichever name it came; another one where anything differs."""
+    monkeypatch.setenv("RINGZERO_CACHE_DIR", str(cache))
+    base = BootFiles("micro", "0" * 24, cache, cache, "quiet", (), 0)
+    monkeypatch.setattr(micro, "ensure", lambda **_: base)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    one, two = Image([{"a": b"1"}]), Image([{"a": b"2"}])
+    names = [registry.add("one", one), registry.add("same", one), registry.add("two", two)]
+    first, same, other = [boot.find(name).digest for name in names]
+    assert first == same == boot.find(names[0], refresh=True).digest
+    assert len({first, other}) == 2 and int(first, 16)
+    base = replace(base, digest="1" * 24)
+    assert boot.find(names[0]).digest not in (first, other)
+
+
 def test_a_user_whom_nobody_knows(registry, cache):
     with pytest.raises(RingzeroError, match="'nobody-here'"):
         take(registry.add("app", Image([{"a": b""}], {"User": "nobody-here"})), cache)
 
 
 def test_the_command_line(registry, cache, tmp_path):
-    import sys
-
     name = registry.add("app", Image([{"a": b"1"}]))
     environment = {"RINGZERO_CACHE_DIR": str(cache), "HOME": str(tmp_path)}
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringzero.cli.verb import VERBS, Verb, print_json
+
+if TYPE_CHECKING:
+    from ringzero.api.values import ImageSummary
 
 
 @VERBS.register("image")
@@ -19,6 +22,7 @@ class Image(Verb):
   ringzero image ls                   ours, and those of containers (`ringzero pull`)
   ringzero image inspect debian:12    what it runs, its layers, where its root file system is
   ringzero image rm micro debian:12
+  ringzero image rm --force debian:12 though a machine still needs it
   ringzero image prune                images without a name, and layers that none needs
 """
 
@@ -33,6 +37,9 @@ class Image(Verb):
         look.add_argument("name", nargs="+", help="a name, or the beginning of a digest")
         removal = actions.add_parser("rm", help="remove images from the cache")
         removal.add_argument("name", nargs="+", help="a name, or the beginning of a digest")
+        removal.add_argument(
+            "--force", "-f", action="store_true", help="also those that machines need to start"
+        )
         prune = actions.add_parser("prune", help="remove what no name leads to")
         for action in (build, listing, look, removal, prune):
             action.add_argument("--json", action="store_true")
@@ -55,9 +62,15 @@ class Image(Verb):
             found = [image for name in arguments.name for image in stored.find(name)]
             print_json(found)
         elif arguments.action == "rm":
-            _show([image for name in arguments.name for image in stored.remove(name)], as_json)
+            from ringzero.control.host.directory import users_of
+
+            users = stored.NOBODY if arguments.force else users_of
+            gone = [image for name in arguments.name for image in stored.remove(name, users)]
+            _show(gone, as_json)
         else:
-            gone, freed = stored.prune()
+            from ringzero.control.host.directory import users_of
+
+            gone, freed = stored.prune(users_of)
             if as_json:
                 print_json({"images": gone, "freed": freed})
             else:
@@ -68,14 +81,14 @@ class Image(Verb):
         return 0
 
 
-def _show(images: Iterable[dict[str, Any]], as_json: bool) -> None:
+def _show(images: Iterable[ImageSummary], as_json: bool) -> None:
     from ringzero.units import format_size
 
     if as_json:
         print_json(list(images))
         return
     for image in images:
-        names = ", ".join(image.get("names") or [image["name"]])
+        names = ", ".join(image["names"] or [image["name"]])
         digest = image["digest"].removeprefix("sha256:")[:12]
         print(f"{names}  {digest}  {format_size(image['size'])}")
         for package in image.get("packages", ()):

@@ -272,19 +272,9 @@ def define(
 
 @handles("images")
 def images(where: Path) -> list[ImageSummary]:
-    from ringzero.image import micro
+    from ringzero.image import stored
 
-    return [
-        {
-            "name": image.name,
-            "digest": image.digest,
-            "size": image.size,
-            "packages": list(image.packages),
-            "kernel": str(image.kernel),
-            "initrd": str(image.initrd),
-        }
-        for image in micro.list_images()
-    ]
+    return stored.images()
 
 
 @handles("snapshots")

@@ -17,7 +17,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -481,6 +481,21 @@ def machines(where: Path | None = None) -> list[MachineDirectory]:
         return []
     found = [MachineDirectory(entry) for entry in entries if NAME.fullmatch(entry.name)]
     return [directory for directory in found if not directory.oddity()]
+
+
+def users_of(place: Path, where: Path | None = None) -> list[str]:
+    """Return the names of the machines whose description names a file below `place`."""
+    records = ((m.name, load(MachineRecord, m.path / MACHINE)) for m in machines(where))
+    begin = f"{place.absolute()}/"
+    return [name for name, record in records if record and _names_file(record.config, begin)]
+
+
+def _names_file(value: object, begin: str) -> bool:
+    """Whether a text in plain data begins so."""
+    if isinstance(value, str):
+        return value.startswith(begin)
+    items = value.values() if isinstance(value, dict) else value
+    return isinstance(items, Iterable) and any(_names_file(item, begin) for item in items)
 
 
 def odd(where: Path | None = None) -> list[tuple[str, str]]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, BinaryIO, Protocol, cast
 
 from ringzero.errors import GuestImageError, HostError
 from ringzero.host.files import free_space
@@ -61,55 +61,64 @@ class Budget:
                 )
 
 
-def kind_of(path: Path) -> str:
-    """Return how a file is compressed: "gzip", "zstd" or "tar"."""
-    with path.open("rb") as file:
-        head = file.read(4)
+class Readable(Protocol):
+    """What bytes come from, in their order."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at least one byte and at most `size`; none at the end."""
+        ...
+
+
+def kind_of(head: bytes) -> str:
+    """Return how a file is compressed that begins with `head`: "gzip", "zstd" or "tar"."""
     if head.startswith(_GZIP):
         return "gzip"
-    return "zstd" if head == _ZSTD else "tar"
+    return "zstd" if head.startswith(_ZSTD) else "tar"
 
 
-def unpack(
-    blob: Path, target: BinaryIO, budget: Budget, told: Callable[[int], object] = lambda _: None
-) -> str:
+class Headed:
+    """A file whose beginning, `head`, is looked at before it is read."""
+
+    def __init__(self, file: Readable) -> None:
+        self._file = file
+        self.head = b""
+        while len(self.head) < len(_ZSTD) and (data := file.read(_CHUNK)):
+            self.head += data
+        self._rest = self.head
+
+    def read(self, size: int) -> bytes:
+        """Return at least one byte and at most `size`; none at the end."""
+        if self._rest:
+            data, self._rest = self._rest[:size], self._rest[size:]
+            return data
+        return self._file.read(size)
+
+
+def unpack(file: Headed, target: BinaryIO, budget: Budget) -> str:
     """Write a layer's plain tar to `target`; return its digest.
 
-    By its content, not by its type: builders have been wrong about it. `told` hears how many
-    bytes of the blob are read. Raises GuestImageError for a damaged one, OSError, and what
-    `budget` does.
+    By its content, not by its type: builders have been wrong about it. Raises GuestImageError
+    for a damaged one, OSError, and what `budget` and `file` do.
     """
     digest = hashlib.sha256()
     readers = {"gzip": _gzip, "zstd": _zstd, "tar": _chunks}
-    reader = readers[kind_of(blob)]
-    with blob.open("rb", buffering=0) as file:
-        try:
-            for data in reader(_Counted(file, told)):
-                budget.spend(len(data))
-                digest.update(data)
-                target.write(data)
-        except (zlib.error, EOFError) as fault:
-            raise GuestImageError(f"a layer of the image is damaged: {fault}") from fault
+    try:
+        for data in readers[kind_of(file.head)](file):
+            budget.spend(len(data))
+            digest.update(data)
+            target.write(data)
+    except (zlib.error, EOFError) as fault:
+        raise GuestImageError(f"a layer of the image is damaged: {fault}") from fault
     target.flush()
     return f"sha256:{digest.hexdigest()}"
 
 
-class _Counted:
-    def __init__(self, file: BinaryIO, told: Callable[[int], object]) -> None:
-        self._file, self._told = file, told
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._told(len(data))
-        return data
-
-
-def _chunks(file: _Counted) -> Iterator[bytes]:
+def _chunks(file: Headed) -> Iterator[bytes]:
     while data := file.read(_CHUNK):
         yield data
 
 
-def _gzip(file: _Counted) -> Iterator[bytes]:
+def _gzip(file: Headed) -> Iterator[bytes]:
     """Yield the content of all members, as gzip(1) does; what is no member behind them is cut."""
     whole = False
     rest = b""
@@ -127,7 +136,7 @@ def _gzip(file: _Counted) -> Iterator[bytes]:
         whole = True
 
 
-def _zstd(file: _Counted) -> Iterator[bytes]:
+def _zstd(file: Headed) -> Iterator[bytes]:
     import zstandard
 
     unpacker = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)

@@ -87,7 +87,7 @@ class Tree:
         """Return the directory `path`, made where it is missing. Raises GuestImageError."""
         found = self._walk(_parts(path), make=True)
         if found is None or found.children is None:
-            raise GuestImageError(f"the image has a file where {path.decode()} belongs")
+            raise GuestImageError(f"the image has a file where {_shown(path)} belongs")
         return found
 
     def _add(self, parts: list[bytes], member: Member, layer: int) -> None:

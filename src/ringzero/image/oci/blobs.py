@@ -15,7 +15,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from ringzero.errors import GuestImageError
 from ringzero.host.files import host_error, locked, make_directory
@@ -63,26 +63,40 @@ class Blobs:
         if not self.has(descriptor):
             self.fetch(descriptor, lambda partial: partial.write(data))
 
+    def open(self, digest: str) -> BinaryIO:
+        """Open a blob for reading. Raises HostError."""
+        path = self.path(digest)
+        try:
+            return path.open("rb", buffering=0)
+        except OSError as fault:
+            raise host_error(fault, "read", path) from fault
+
     def fetch(
         self,
         descriptor: Descriptor,
         fill: Callable[[Partial], object],
         progress: Progress = QUIET,
+        follower: Follower | None = None,
     ) -> None:
         """Have a blob in the store: `fill` appends what is missing of it.
 
-        Raises GuestImageError when what came is not what the digest says, and what `fill` raises.
+        `follower` is told of what comes, while it comes, checked or not. Raises GuestImageError
+        when what came is not what the digest says, and what `fill` raises.
         """
         final = self.path(descriptor.digest)
         name = descriptor.digest.replace(":", "-")
         partial = self._place / "partial" / name
         with locked(self._place / "partial" / f"{name}.lock", progress):
             if self.has(descriptor):
+                # Somebody else was first.
+                if follower is not None:
+                    with self.open(descriptor.digest) as file:
+                        follower.begin(file.fileno(), descriptor.size)
                 return
             make_directory(final.parent)
             try:
                 with partial.open("a+b", buffering=0) as file:
-                    sink = Partial(file, descriptor)
+                    sink = Partial(file, descriptor, follower)
                     fill(sink)
                     sink.check()
                     os.fsync(file.fileno())
@@ -92,12 +106,29 @@ class Blobs:
                 raise host_error(fault, "write", partial) from fault
 
 
+class Follower(Protocol):
+    """Who reads a blob while it comes, before it is checked."""
+
+    def begin(self, descriptor: int, size: int) -> None:
+        """The blob is on its way into an open file, which has `size` bytes of it."""
+        ...
+
+    def tell(self, size: int) -> None:
+        """The file has `size` bytes now."""
+        ...
+
+    def restart(self) -> None:
+        """What was there is not to be trusted; the file is empty again."""
+        ...
+
+
 class Partial:
     """The file of a blob that is on its way, and the hash of what is there."""
 
-    def __init__(self, file: Any, descriptor: Descriptor) -> None:
+    def __init__(self, file: Any, descriptor: Descriptor, follower: Follower | None = None) -> None:
         self._file: BinaryIO = file
         self._descriptor = descriptor
+        self._follower = follower
         self._restart_hash()
         self.size = 0
         self._file.seek(0)
@@ -106,6 +137,8 @@ class Partial:
             self.size += len(data)
         if self.size > descriptor.size:
             self.restart()
+        if follower is not None:
+            follower.begin(file.fileno(), self.size)
 
     def _restart_hash(self) -> None:
         self._hash = hashlib.new(self._descriptor.digest.partition(":")[0])
@@ -124,12 +157,16 @@ class Partial:
         view = memoryview(data)
         while view:
             view = view[self._file.write(view) :]
+        if self._follower is not None:
+            self._follower.tell(self.size)
 
     def restart(self) -> None:
         """Forget all that has come."""
         self._file.truncate(0)
         self.size = 0
         self._restart_hash()
+        if self._follower is not None:
+            self._follower.restart()
 
     def check(self) -> None:
         """Raise GuestImageError unless the blob is whole and right; a wrong one is forgotten."""

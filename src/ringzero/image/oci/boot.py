@@ -6,11 +6,12 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from ringzero.digest import blake2b
 from ringzero.errors import InvalidValueError
 from ringzero.host.progress import QUIET, Progress
 from ringzero.image import micro
 from ringzero.image.oci.reference import Local, Reference, parse
-from ringzero.image.oci.store import Store, StoredImage
+from ringzero.image.oci.store import FORMAT, Store, StoredImage
 from ringzero.records import record, replace
 from ringzero.settings import CACHE_DIR
 
@@ -24,6 +25,17 @@ class ContainerFiles:
     initrd: Path
     command_line: str
     image: StoredImage
+    # Of the image whose kernel and initrd these are.
+    base: str
+
+    @property
+    def digest(self) -> str:
+        """Of all that boots: the image's manifest, how its root is written, kernel and initrd.
+
+        The same wherever the image came from, and by whichever name.
+        """
+        inputs = f"{self.image.digest} {FORMAT} {self.base}"
+        return blake2b(inputs.encode(), digest_size=12).hexdigest()
 
     @property
     def root(self) -> Path:
@@ -67,7 +79,8 @@ def find(text: str, *, progress: Progress = QUIET, refresh: bool = False) -> Con
 
         image = pull(name, cache=cache, progress=progress)
     base = micro.ensure(cache=cache, progress=progress)
-    return ContainerFiles(_machine_name(name), base.kernel, base.initrd, base.command_line, image)
+    machine = _machine_name(name)
+    return ContainerFiles(machine, base.kernel, base.initrd, base.command_line, image, base.digest)
 
 
 def absolute(name: Reference | Local) -> Reference | Local:

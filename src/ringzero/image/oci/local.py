@@ -23,6 +23,8 @@ from ringzero.image.oci.reference import LAYOUT, Local
 from ringzero.image.oci.registry import Sink
 
 _CHUNK = 1 << 20
+# What tells how a file is compressed, in bytes.
+_HEAD = 4
 _LIST, _MAX_LINKS = b"manifest.json", 8
 
 
@@ -108,7 +110,9 @@ class Archive:
     def __init__(self, local: Local) -> None:
         self._local = local
         try:
-            if kind_of(local.path) != "tar":
+            with local.path.open("rb") as file:
+                kind = kind_of(file.read(_HEAD))
+            if kind != "tar":
                 raise GuestImageError(
                     f"{local.path} is compressed", hint="unpack it first: gunzip, unzstd"
                 )
@@ -138,8 +142,10 @@ class Archive:
             told(len(data))
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+        """Close the file; a second time does nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def _made(self) -> bytes:
         item = self._chosen()

@@ -44,6 +44,8 @@ MAX_LAYERS = 512
 _MAX_SIZE = 1 << 40
 # Names of a platform as Go has them, by the kernel's.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+# Half a character, which JSON can spell and no file system or program can take.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SIGNAL = re.compile(r"(?:SIG)?[A-Z0-9+]{1,16}|[0-9]{1,2}")
 
 
@@ -85,6 +87,7 @@ class ImageConfig:
 
     `diff_ids` are the digests of the layers' plain tars. `env` are NAME=VALUE; `user` is
     USER[:GROUP] by name or number, "" for root; `stop_signal` a name or number, "" for TERM.
+    `healthcheck` is Docker's HEALTHCHECK: NONE, or CMD or CMD-SHELL and its words.
     """
 
     architecture: str
@@ -98,6 +101,7 @@ class ImageConfig:
     stop_signal: str = ""
     ports: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
+    healthcheck: tuple[str, ...] = ()
     created: str = ""
 
 
@@ -214,6 +218,8 @@ def image_config(data: bytes) -> ImageConfig:
     rootfs, config = value.get("rootfs"), value.get("config")
     rootfs = rootfs if isinstance(rootfs, dict) else {}
     config = config if isinstance(config, dict) else {}
+    health = config.get("Healthcheck")
+    health = health if isinstance(health, dict) else {}
     diff_ids = _words(rootfs.get("diff_ids"), "rootfs.diff_ids")
     if not all(is_digest(digest) for digest in diff_ids):
         raise GuestImageError("the image's configuration has a bad digest in rootfs.diff_ids")
@@ -233,6 +239,7 @@ def image_config(data: bytes) -> ImageConfig:
         signal.removeprefix("SIG"),
         _keys(config.get("ExposedPorts"), "ExposedPorts"),
         _keys(config.get("Volumes"), "Volumes"),
+        _words(health.get("Test"), "Healthcheck.Test"),
         _word(value.get("created"), "created"),
     )
 
@@ -240,7 +247,7 @@ def image_config(data: bytes) -> ImageConfig:
 def _word(value: object, name: str) -> str:
     if value is None:
         return ""
-    if not isinstance(value, str) or "\0" in value:
+    if not isinstance(value, str) or "\0" in value or _SURROGATE.search(value):
         raise GuestImageError(f"the image's configuration has no text in {name}")
     return value
 

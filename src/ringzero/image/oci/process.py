@@ -18,6 +18,8 @@ _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # The kernel's own limit of groups is higher; more than this no image has.
 _MAX_GROUPS = 256
+# A number of 32 bits has so many at most.
+_DIGITS = 10
 
 
 @record
@@ -37,7 +39,7 @@ def find_user(text: str, read: Callable[[str], bytes]) -> User:
     name, colon, group = text.partition(":")
     uid, gid, home, login = 0, 0, "/root", "root"
     if name.isdecimal():
-        uid, home, login = int(name), "/", ""
+        uid, home, login = _id(name), "/", ""
     found = False
     for fields in _lines(read("/etc/passwd"), 7):
         if fields[0] == (name or "root") or (name.isdecimal() and fields[2] == name):
@@ -73,7 +75,7 @@ def _lines(data: bytes, least: int) -> Iterator[list[str]]:
 
 
 def _id(text: str) -> int:
-    value = int(text) if text.isdecimal() else -1
+    value = int(text) if text.isdecimal() and len(text) <= _DIGITS else -1
     if not 0 <= value < (1 << 32) - 1:
         raise GuestImageError(f"{text[:40]!r} is no number of a user or group")
     return value

@@ -5,28 +5,26 @@ from __future__ import annotations
 import contextlib
 import platform
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from ringzero.errors import GuestImageError, RingzeroError
 from ringzero.host.files import atomic_directory, locked, require_space
 from ringzero.host.progress import QUIET, Progress, Reported
 from ringzero.image.oci import manifest as documents
-from ringzero.image.oci.blobs import Blobs, digest_of
+from ringzero.image.oci.blobs import Blobs, Follower, digest_of
+from ringzero.image.oci.certificates import Trust
 from ringzero.image.oci.local import Source, open_local
 from ringzero.image.oci.manifest import ARCHITECTURES, INDEXES, Descriptor, ImageConfig, Manifest
 from ringzero.image.oci.reference import Local, Reference
 from ringzero.image.oci.store import ROOT, Store, StoredImage
+from ringzero.image.oci.unpacking import THREADS, StoppedError, Unpacking
 from ringzero.units import format_size
 
-# Layers at the same time: as many as Docker's client has, and one more for the small ones.
-_THREADS = 4
 # An index may name an index; nobody nests them deeper.
 _MAX_INDEXES = 4
-
-
-class _StoppedError(Exception):
-    """Another layer failed, or the user wants no more."""
 
 
 def pull(
@@ -35,34 +33,37 @@ def pull(
     cache: Path,
     progress: Progress = QUIET,
     architecture: str | None = None,
+    trust: Trust | None = None,
 ) -> StoredImage:
     """Bring the image called `name` into the store, whatever was there by this name.
 
-    `architecture` is Go's name of one; None is this host's. Raises NotFoundError, HostError,
+    `architecture` is Go's name of one; None is this host's. `trust` is how the registry's
+    certificate is checked. Raises NotFoundError, HostError,
     GuestImageError, InvalidValueError.
     """
     store, blobs = Store(cache), Blobs(cache)
     wanted = architecture or ARCHITECTURES.get(platform.machine(), platform.machine())
-    with blobs.in_use(progress), contextlib.closing(_open(name)) as source:
+    with blobs.in_use(progress), contextlib.closing(_open(name, trust)) as source:
         digest, manifest = _manifest(name, source, blobs, wanted)
-        _fetch(name, source, blobs, [manifest.config, *manifest.layers], progress)
+        _fetch(name, source, blobs, [manifest.config], progress)
         config = documents.image_config(blobs.read(manifest.config.digest))
         if config.os not in ("", "linux"):
             raise GuestImageError(f"{name} is an image for {config.os}, not for Linux")
         if config.architecture not in ("", wanted):
             raise GuestImageError(f"{name} is an image for {config.architecture}, not for {wanted}")
-        image = _made(store, blobs, digest, manifest, config, progress)
+        fetch = partial(_fetch, name, source, blobs, manifest.layers, progress)
+        image = _made(store, blobs, digest, manifest, config, fetch, progress)
     with store.lock(progress):
         store.set_name(name, digest)
     return store.named(name) or image
 
 
-def _open(name: Reference | Local) -> Source:
+def _open(name: Reference | Local, trust: Trust | None) -> Source:
     if isinstance(name, Local):
         return open_local(name)
     from ringzero.image.oci.registry import Registry
 
-    return Registry(name)
+    return Registry(name, trust)
 
 
 def _manifest(
@@ -90,10 +91,14 @@ def _fetch(
     name: Reference | Local,
     source: Source,
     blobs: Blobs,
-    wanted: list[Descriptor],
+    wanted: Sequence[Descriptor],
     progress: Progress,
+    follow: Callable[[Descriptor], Follower | None] = lambda _: None,
 ) -> None:
-    """Have all blobs in the store: several at the same time, the largest first."""
+    """Have all blobs in the store: several at the same time, the largest first.
+
+    Each is told to who `follow` says, while it comes.
+    """
     missing = {d.digest: d for d in wanted if not blobs.has(d)}
     if not missing:
         return
@@ -107,17 +112,22 @@ def _fetch(
         def count(size: int) -> None:
             nonlocal done
             if stop.is_set():
-                raise _StoppedError
+                raise StoppedError
             with lock:
                 done += size
                 _tell(step, done, total)
 
         def one(descriptor: Descriptor) -> None:
             if stop.is_set():
-                raise _StoppedError
-            blobs.fetch(descriptor, lambda sink: source.blob(descriptor, sink, count), progress)
+                raise StoppedError
+            blobs.fetch(
+                descriptor,
+                lambda sink: source.blob(descriptor, sink, count),
+                progress,
+                follow(descriptor),
+            )
 
-        with ThreadPoolExecutor(_THREADS, "pull") as pool:
+        with ThreadPoolExecutor(THREADS, "pull") as pool:
             order = sorted(missing.values(), key=lambda d: -d.size)
             work = [pool.submit(one, descriptor) for descriptor in order]
             fault: BaseException | None = None
@@ -125,13 +135,14 @@ def _fetch(
                 for each in work:
                     try:
                         each.result()
-                    except _StoppedError:
+                    except StoppedError:
                         continue
                     except RingzeroError as found:
                         stop.set()
                         fault = fault or found
             except BaseException:
                 stop.set()
+                source.close()
                 pool.shutdown(cancel_futures=True)
                 raise
             if fault is not None:
@@ -148,23 +159,31 @@ def _made(
     digest: str,
     manifest: Manifest,
     config: ImageConfig,
+    fetch: Callable[..., None],
     progress: Progress,
 ) -> StoredImage:
-    """Return the image, whose root file system is written unless it is there."""
+    """Return the image, whose root file system is written unless it is there.
+
+    `fetch` has its layers come, told to whom it is given.
+    """
     place = store.place(digest)
     with locked(store.cache / "images" / f"{place.name}.lock", progress) as _:
         found = store.load(digest)
-        if found is None:
+        if found is not None:
+            fetch()
+        else:
             from ringzero.host.files import remove_tree
             from ringzero.image.oci import root
 
             remove_tree(place)
-            layers = [blobs.path(layer.digest) for layer in manifest.layers]
-            with atomic_directory(place) as work:
-                uuid = bytes.fromhex(digest.partition(":")[2])
-                with (work / ROOT).open("w+b") as file:
-                    size = root.build(layers, config, uuid, file, progress)
-                store.write_info(work, digest, _info(config, manifest, size))
+            with Unpacking(place.parent) as unpacking:
+                fetch(unpacking.follow)
+                layers = unpacking.finish(manifest.layers, config.diff_ids, blobs, progress)
+                with atomic_directory(place) as work:
+                    uuid = bytes.fromhex(digest.partition(":")[2])
+                    with (work / ROOT).open("w+b") as file:
+                        size = root.build(layers, config, uuid, file, progress)
+                    store.write_info(work, digest, _info(config, manifest, size))
             found = store.load(digest)
     if found is None:
         raise GuestImageError(f"the image {digest} vanished while it was made", path=place)
@@ -181,6 +200,8 @@ def _info(config: ImageConfig, manifest: Manifest, size: int) -> dict[str, objec
         "stop_signal": config.stop_signal,
         "env": config.env,
         "ports": config.ports,
+        "volumes": config.volumes,
+        "healthcheck": config.healthcheck,
         "created": config.created,
         "config": manifest.config.digest,
         "layers": [layer.digest for layer in manifest.layers],

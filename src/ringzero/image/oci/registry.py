@@ -6,34 +6,40 @@
 
 Authorization is by token (distribution's "token authentication") or Basic, with what
 `credentials` finds. Plain HTTP is spoken with this machine's own registries, and with those of
-RINGZERO_HTTP_REGISTRIES. Digests are checked by whoever stores what comes.
+RINGZERO_HTTP_REGISTRIES; certificates of others are checked (`certificates`). Digests are checked
+by whoever stores what comes.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from socket import gaierror
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlencode, urlsplit
 
 from ringzero.errors import GuestImageError, HostError, NotFoundError
-from ringzero.image.http import FAULTS, MAX_ANSWER, Answer, Client, is_loopback, origin
+from ringzero.image.http import FAULTS, MAX_ANSWER, Answer, Client, is_loopback, origin, proxy
 from ringzero.image.oci import credentials
+from ringzero.image.oci.certificates import Trust, context, folder
 from ringzero.image.oci.manifest import INDEXES, MANIFESTS, MAX_DOCUMENT, Descriptor
 from ringzero.image.oci.reference import DEFAULT_REGISTRY, Reference
-from ringzero.settings import HTTP_REGISTRIES, REGISTRY_MIRRORS
+from ringzero.settings import HTTP_REGISTRIES, INSECURE_REGISTRIES, REGISTRY_MIRRORS
+
+if TYPE_CHECKING:
+    import ssl
 
 # How often in a row a transfer may fail without a byte more, and the first pause between, in
 # seconds; the next ones are twice as long.
 _ATTEMPTS, _PAUSE = 5, 0.25
 # A registry that asks for patience is given so much at most, in seconds.
 _MOST_PATIENCE = 60.0
-_CHUNK = 1 << 20
+# Bytes that are read at once: so much is lost of a transfer that breaks off.
+_CHUNK = 1 << 18
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _PARTIAL, _BAD_RANGE = 206, 416
 _PARAMETER = re.compile(r'([a-zA-Z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
@@ -57,6 +63,10 @@ class Sink(Protocol):
         ...
 
 
+class _OtherSchemeError(HostError):
+    """A server that seems to speak TLS where we do not, or the other way round."""
+
+
 class _Busy(Exception):  # noqa: N818 - no error of the user's
     """A server that may do better in `pause` seconds; `answer` tells of it."""
 
@@ -70,18 +80,22 @@ class _Busy(Exception):  # noqa: N818 - no error of the user's
 class Registry:
     """One registry, for one repository of it. `blob` may be called from any thread."""
 
-    def __init__(self, reference: Reference, client: Client | None = None) -> None:
+    def __init__(self, reference: Reference, trust: Trust | None = None) -> None:
         self._reference = reference
-        self._client = client if client is not None else Client()
+        self._trust = trust or Trust()
+        self._client = Client(tls=self._tls)
         self._lock = threading.Lock()
+        self._closed = threading.Event()
         self._headers: dict[str, dict[str, str]] = {}
         self._credentials: credentials.Credentials | None = None
         self._asked_for_credentials = False
         # The servers to try in turn; the first that has the manifest is the one for blobs.
-        self._bases = [*_mirrors(reference.host), _base(reference.endpoint)]
+        self._own = _bases(reference.endpoint, self._trust)
+        self._bases = [*_mirrors(reference.host), *self._own]
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, also those that somebody waits for."""
+        self._closed.set()
         self._client.close()
 
     def manifest(self, target: str) -> tuple[bytes, str]:
@@ -95,10 +109,12 @@ class Registry:
                 url = f"{self._bases[0]}/v2/{self._reference.path}/manifests/{target}"
                 data, answer = self._document(url, headers, MAX_DOCUMENT)
                 return data, answer.header("Content-Type")
-            except (HostError, NotFoundError):
-                if len(self._bases) == 1:
+            except (HostError, NotFoundError) as fault:
+                # A mirror that has it not, or is not there, or our own spoken to by what it
+                # does not speak: the next one.
+                ours = self._bases[0] in self._own and not isinstance(fault, _OtherSchemeError)
+                if ours or len(self._bases) == 1:
                     raise
-                # A mirror that has it not, or is not there: the next one.
                 del self._bases[0]
 
     def blob(self, descriptor: Descriptor, sink: Sink, told: Callable[[int], object]) -> None:
@@ -123,9 +139,8 @@ class Registry:
                 fault = self._broken(str(lost) or type(lost).__name__)
                 fault.__cause__ = lost
             fruitless = 0 if sink.size > before else fruitless + 1
-            if fruitless >= _ATTEMPTS:
+            if fruitless >= _ATTEMPTS or self._wait(max(pause, _PAUSE * 2**fruitless)):
                 raise fault
-            time.sleep(min(max(pause, _PAUSE * 2**fruitless), _MOST_PATIENCE))
 
     def _transfer(self, descriptor: Descriptor, sink: Sink, told: Callable[[int], object]) -> None:
         url = f"{self._bases[0]}/v2/{self._reference.path}/blobs/{descriptor.digest}"
@@ -164,13 +179,15 @@ class Registry:
                 with self._get(url, headers) as answer:
                     return answer.body(limit), answer
             except _Busy as busy:
-                if attempt == _ATTEMPTS:
+                if attempt == _ATTEMPTS or self._wait(max(pause, busy.pause)):
                     raise busy.told from None
-                pause = max(pause, busy.pause)
             except FAULTS as lost:
-                if attempt == _ATTEMPTS or isinstance(lost, (ConnectionRefusedError, gaierror)):
+                if attempt == _ATTEMPTS or _is_final(lost) or self._wait(pause):
                     raise self._unreachable(url, lost) from lost
-            time.sleep(min(pause, _MOST_PATIENCE))
+
+    def _wait(self, pause: float) -> bool:
+        """Wait so many seconds, within reason; tell whether the registry was closed meanwhile."""
+        return self._closed.wait(min(pause, _MOST_PATIENCE))
 
     @contextmanager
     def _get(self, url: str, headers: dict[str, str]) -> Iterator[Answer]:
@@ -221,7 +238,7 @@ class Registry:
 
     def _known(self, server: str) -> credentials.Credentials | None:
         """Return the user's credentials, which are not for mirrors of the registry."""
-        if server != origin(_base(self._reference.endpoint)):
+        if server not in self._own:
             host = urlsplit(server).netloc
             return credentials.find(Reference(host, self._reference.path))
         if not self._asked_for_credentials:
@@ -296,19 +313,55 @@ class Registry:
                 f"the registry {self._reference.host} is asked too often{said}",
                 hint="wait, log in (`docker login`), or name a mirror in RINGZERO_REGISTRY_MIRRORS",
             )
-        return HostError(f"the registry {self._reference.host} answers {status} for {name}{said}")
+        kind = _OtherSchemeError if status == 400 else HostError
+        return kind(f"the registry {self._reference.host} answers {status} for {name}{said}")
 
     def _unreachable(self, url: str, lost: Exception) -> HostError:
         reason = getattr(lost, "strerror", None) or str(lost) or type(lost).__name__
         server = urlsplit(url).netloc
         hint = "is there a network? RINGZERO_REGISTRY_MIRRORS names mirrors"
-        if is_loopback(server):
-            hint = "is the registry running?"
-        elif "certificate" in str(lost).lower():
-            hint = "its certificate is not one that this host trusts (SSL_CERT_FILE names more)"
-        elif "WRONG_VERSION_NUMBER" in str(lost):
+        kind = HostError
+        if "certificate" in str(lost).lower():
+            hint = (
+                f"its authority belongs into certs.d/{server}/ca.crt of RINGZERO_CERTS_DIR or "
+                f"/etc/docker; unchecked: RINGZERO_INSECURE_REGISTRIES={server}"
+            )
+        elif _speaks_other(lost):
+            kind = _OtherSchemeError
             hint = f"it speaks plain HTTP; if that is meant: RINGZERO_HTTP_REGISTRIES={server}"
-        return HostError(f"cannot reach the registry {server}: {reason}", hint=hint)
+        elif is_loopback(server):
+            hint = "is the registry running?"
+        elif between := proxy(url):
+            server += f" through the proxy {origin(between.geturl())}"
+            hint = (
+                f"is {urlsplit(url).scheme}_proxy right? no_proxy names hosts to be asked directly"
+            )
+        return kind(f"cannot reach the registry {server}: {reason}", hint=hint)
+
+    def _tls(self, server: str) -> ssl.SSLContext:
+        """Return how TLS is spoken with a server: the registry's own, or one that it names.
+
+        What it names (servers of tokens and blobs) may be of the same authority.
+        """
+        home = urlsplit(self._bases[0]).netloc
+        place = self._trust.folder or folder(server) or folder(home)
+        verify = self._trust.verify and not _unchecked(server, self._trust)
+        return context(place, verify=verify)
+
+
+def _is_final(lost: Exception) -> bool:
+    """Whether what went wrong will go wrong again."""
+    import ssl
+
+    return isinstance(lost, (ConnectionRefusedError, gaierror, ssl.SSLCertVerificationError)) or (
+        isinstance(lost, ssl.SSLError) and _speaks_other(lost)
+    )
+
+
+def _speaks_other(lost: Exception) -> bool:
+    """Whether a fault is that of TLS with a server of plain HTTP, or the other way round."""
+    other = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "record layer failure")
+    return any(text in str(lost) for text in other) or isinstance(lost, http.client.BadStatusLine)
 
 
 def _said(data: bytes) -> str:
@@ -320,10 +373,26 @@ def _said(data: bytes) -> str:
     return f": {''.join(c for c in message if c.isprintable())[:200]}" if message else ""
 
 
-def _base(server: str) -> str:
-    """Return the URL of the server HOST[:PORT]."""
-    plain = is_loopback(server) or server in HTTP_REGISTRIES.get()
-    return f"{'http' if plain else 'https'}://{server}"
+def _bases(server: str, trust: Trust) -> list[str]:
+    """Return the URLs by which the server HOST[:PORT] is to be asked, the likely one first.
+
+    By plain HTTP where the user said so, and on this machine, unless there are certificates for
+    it; there, and where certificates are not checked, the other way is tried, too.
+    """
+    plain, secure = f"http://{server}", f"https://{server}"
+    if server in HTTP_REGISTRIES.get():
+        return [plain]
+    if trust.folder or folder(server):
+        return [secure]
+    if is_loopback(server):
+        return [plain, secure]
+    return [secure] if trust.verify and server not in INSECURE_REGISTRIES.get() else [secure, plain]
+
+
+def _unchecked(server: str, trust: Trust) -> bool:
+    """Whether a server's certificate is not checked: as Docker has it, one on this machine."""
+    known = trust.folder or folder(server)
+    return server in INSECURE_REGISTRIES.get() or (is_loopback(server) and not known)
 
 
 def _mirrors(host: str) -> list[str]:
@@ -334,5 +403,6 @@ def _mirrors(host: str) -> list[str]:
         if not equals:
             name, server = DEFAULT_REGISTRY, text
         if name == host:
-            found.append(server.rstrip("/") if "://" in server else _base(server.rstrip("/")))
+            server = server.rstrip("/")
+            found += [server] if "://" in server else _bases(server, Trust())
     return found

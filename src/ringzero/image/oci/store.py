@@ -12,24 +12,40 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ringzero.api.values import ImageSummary
 from ringzero.digest import blake2b
-from ringzero.errors import NotFoundError
+from ringzero.errors import ConflictError, NotFoundError
 from ringzero.host.files import atomic_file, locked, make_directory
 from ringzero.host.progress import QUIET, Progress
 from ringzero.image.oci.reference import Local, Reference
 from ringzero.records import record
 
 # Of `image.json` and the root file system; another one is made anew from the blobs.
-_FORMAT = 2
+FORMAT = 3
 INFO, ROOT = "image.json", "root.erofs"
 _SHOWN = 24
 # What of a configuration is kept in INFO.
-_LISTS = ("entrypoint", "cmd", "env", "ports", "layers")
+_LISTS = ("entrypoint", "cmd", "env", "ports", "volumes", "healthcheck", "layers")
 _WORDS = ("user", "workdir", "stop_signal", "created", "config")
+
+
+def nobody(place: Path) -> Sequence[str]:
+    """Return who needs an image's directory: nobody, where there is no one to ask."""
+    return ()
+
+
+def refuse_used(name: str, users: Sequence[str]) -> None:
+    """Raise ConflictError where `users`, names of machines, need the image called `name`."""
+    if users:
+        who = ", ".join(users[:5]) + (" ..." if len(users) > 5 else "")
+        raise ConflictError(
+            f"the image {name} is in use by {who}",
+            hint=f"`ringzero rm {users[0]}` first, or `ringzero image rm --force {name}`",
+        )
 
 
 @record
@@ -47,6 +63,8 @@ class StoredImage:
     stop_signal: str
     env: tuple[str, ...]
     ports: tuple[str, ...]
+    volumes: tuple[str, ...]
+    healthcheck: tuple[str, ...]
     created: str
     config: str
     layers: tuple[str, ...]
@@ -56,7 +74,7 @@ class StoredImage:
         """Its first name, or the beginning of its digest."""
         return self.names[0] if self.names else self.digest[7 : 7 + 12]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> ImageSummary:
         """Return the image as plain data."""
         return {
             "kind": "container",
@@ -67,10 +85,16 @@ class StoredImage:
             "root": str(self.root),
             "created": self.created,
             "config": self.config,
-            **{name: list(getattr(self, name)) for name in _LISTS},
+            "layers": list(self.layers),
+            "entrypoint": list(self.entrypoint),
+            "cmd": list(self.cmd),
+            "env": list(self.env),
             "user": self.user,
             "workdir": self.workdir,
             "stop_signal": self.stop_signal,
+            "ports": list(self.ports),
+            "volumes": list(self.volumes),
+            "healthcheck": list(self.healthcheck),
         }
 
 
@@ -100,7 +124,7 @@ class Store:
         """Return the image whose manifest has `digest`, or None when anything is amiss."""
         place = self.place(digest)
         found = _json(place / INFO)
-        if found is None or found.get("format") != _FORMAT or found.get("digest") != digest:
+        if found is None or found.get("format") != FORMAT or found.get("digest") != digest:
             return None
         root = place / ROOT
         try:
@@ -120,7 +144,7 @@ class Store:
 
     def write_info(self, place: Path, digest: str, values: dict[str, Any]) -> None:
         """Write what a start needs to know into an image's directory."""
-        self._write(place / INFO, {"format": _FORMAT, "digest": digest, **values})
+        self._write(place / INFO, {"format": FORMAT, "digest": digest, **values})
 
     def images(self) -> list[StoredImage]:
         """Return all images, with all their names, in the order of these."""
@@ -148,11 +172,14 @@ class Store:
         begin = text.removeprefix("sha256:")
         return [i for i in self.images() if begin and i.digest[7:].startswith(begin)]
 
-    def remove(self, text: str) -> list[StoredImage]:
+    def remove(
+        self, text: str, users: Callable[[Path], Sequence[str]] = nobody
+    ) -> list[StoredImage]:
         """Take away the name `text`, and images that have no name then.
 
-        Where `text` is a digest, all names of its image. Returns the images concerned. Raises
-        NotFoundError.
+        Where `text` is a digest, all names of its image. `users` tells who needs an image's
+        directory. Returns the images concerned. Raises NotFoundError, ConflictError for one
+        that is needed.
         """
         from ringzero.errors import InvalidValueError
         from ringzero.image.oci.reference import parse
@@ -166,20 +193,32 @@ class Store:
                 name = _familiar(str(parse(text)))
                 if any(name in image.names for image in found):
                     gone = {name}
+            going, left = list[Path](), set[str]()
             for path, name, digest in self._names():
                 if any(i.digest == digest for i in found) and (not gone or _familiar(name) in gone):
-                    path.unlink(missing_ok=True)
-            left = {digest for _, _, digest in self._names()}
-            for image in found:
-                if image.digest not in left:
-                    self._drop(image)
+                    going.append(path)
+                else:
+                    left.add(digest)
+            dropped = [image for image in found if image.digest not in left]
+            for image in dropped:
+                refuse_used(image.name, users(image.root.parent))
+            for path in going:
+                path.unlink(missing_ok=True)
+            for image in dropped:
+                self._drop(image)
         self.sweep_blobs()
         return found
 
-    def prune(self) -> tuple[list[StoredImage], int]:
-        """Remove images without a name and blobs of none; return those, and the bytes freed."""
+    def prune(
+        self, users: Callable[[Path], Sequence[str]] = nobody
+    ) -> tuple[list[StoredImage], int]:
+        """Remove images without a name and blobs of none; return those, and the bytes freed.
+
+        Images whose directory somebody needs, as `users` tells, stay.
+        """
         with self.lock():
-            gone = [image for image in self.images() if not image.names]
+            unnamed = [image for image in self.images() if not image.names]
+            gone = [image for image in unnamed if not users(image.root.parent)]
             for image in gone:
                 self._drop(image)
         return gone, sum(image.size for image in gone) + self.sweep_blobs()

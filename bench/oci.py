@@ -1,0 +1,234 @@
+"""Images of containers: pulling one beside skopeo, and starting one beside the default guest.
+
+    python bench/oci.py [--rounds N] [--size MIB] [--json FILE] [--only pull|start]
+
+Pull: an image of `--size` MiB (compressed, in `--layers` layers) in Debian's docker-registry on
+loopback; `ringzero pull` into an empty store, which unpacks it and writes its root file system,
+in turns with `skopeo copy` of it into an OCI layout, which keeps the layers as they come. Start:
+an image in the store until its first output, in turns with the default guest. The best of the
+rounds each, and the ratio; below 1 is faster than the peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+SCRIPT = Path(sys.executable).with_name("ringzero")
+COMMAND = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-m", "ringzero"]
+# A file of an image is of so many bytes here, and three quarters of it pack well: what a
+# distribution's programs and libraries come to.
+_FILE, _PLAIN_PART = 200_000, 0.4
+
+
+def layer(size: int, seed: int) -> bytes:
+    """Return a tar packed by gzip, of `size` bytes about."""
+    random_ = random.Random(seed)
+    words = [random_.randbytes(random_.randrange(3, 12)) for _ in range(4000)]
+    file, number = io.BytesIO(), 0
+    with (
+        gzip.GzipFile(fileobj=file, mode="wb", compresslevel=6, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w|") as archive,
+    ):
+        while file.tell() < size:
+            noise = random_.randbytes(int(_FILE * _PLAIN_PART))
+            text = b"".join(random_.choices(words, k=(_FILE - len(noise)) // 7))
+            data = noise + text
+            info = tarfile.TarInfo(f"usr/lib/{seed}/{number % 50}/file-{number}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+            number += 1
+    return file.getvalue()
+
+
+def write_layout(place: Path, layers: list[bytes], config: dict[str, object]) -> None:
+    """Write an OCI layout of packed layers with one image, called "1"."""
+    blobs = place / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+
+    def put(data: bytes, kind: str) -> dict[str, object]:
+        digest = hashlib.sha256(data).hexdigest()
+        (blobs / digest).write_bytes(data)
+        kind = f"application/vnd.oci.image.{kind}"
+        return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
+
+    plain = [hashlib.sha256(gzip.decompress(data)).hexdigest() for data in layers]
+    rootfs = {"type": "layers", "diff_ids": [f"sha256:{digest}" for digest in plain]}
+    value = {"architecture": "amd64", "os": "linux", "config": config, "rootfs": rootfs}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": put(json.dumps(value).encode(), "config.v1+json"),
+        "layers": [put(data, "layer.v1.tar+gzip") for data in layers],
+    }
+    entry = put(json.dumps(manifest).encode(), "manifest.v1+json")
+    entry |= {"annotations": {"org.opencontainers.image.ref.name": "1"}}
+    (place / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    (place / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+
+
+@contextlib.contextmanager
+def registry(place: Path) -> Iterator[str]:
+    """Run docker-registry on loopback; yield its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        host = f"127.0.0.1:{free.getsockname()[1]}"
+    config = place / "registry.yml"
+    config.write_text(
+        f"version: 0.1\nlog: {{level: error}}\n"
+        f"storage:\n  filesystem:\n    rootdirectory: {place}/registry\nhttp:\n  addr: {host}\n"
+    )
+    child = subprocess.Popen(
+        ["docker-registry", "serve", str(config)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", int(host.rpartition(":")[2]))) == 0:
+                    break
+            time.sleep(0.05)
+        yield host
+    finally:
+        child.terminate()
+        child.wait(10)
+
+
+def push(layout: str, name: str) -> None:
+    """Put the image of a layout into a registry on loopback."""
+    timed(["skopeo", "copy", "--dest-tls-verify=false", f"oci:{layout}:1", f"docker://{name}"])
+
+
+def timed(command: list[str], **environment: str) -> float:
+    """Return the seconds that a command takes."""
+    began = time.monotonic()
+    done = subprocess.run(command, env=ENVIRONMENT | environment, capture_output=True, check=False)
+    took = time.monotonic() - began
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}: {done.stderr.decode(errors='replace')[-500:]}")
+    return took
+
+
+def in_turns(
+    one: Callable[[], float], other: Callable[[], float], rounds: int
+) -> tuple[float, float]:
+    """Return the best of each."""
+    one()
+    other()
+    pairs = [(one(), other()) for _ in range(rounds)]
+    return min(a for a, _ in pairs), min(b for _, b in pairs)
+
+
+def pulls(place: Path, size: int, layers: int, rounds: int) -> tuple[float, float]:
+    """Return the best seconds of (ringzero pull, skopeo copy)."""
+    made = [layer((size << 20) // layers, seed) for seed in range(layers)]
+    write_layout(place / "layout", made, {"Cmd": ["true"]})
+    with registry(place) as host:
+        name = f"{host}/bench:1"
+        push(f"{place}/layout", name)
+
+        def ours() -> float:
+            took = timed([*COMMAND, "pull", "--quiet", name], RINGZERO_CACHE_DIR=f"{place}/cache")
+            shutil.rmtree(place / "cache")
+            return took
+
+        def theirs() -> float:
+            target = f"oci:{place}/copy:1"
+            took = timed(["skopeo", "copy", "--src-tls-verify=false", f"docker://{name}", target])
+            shutil.rmtree(place / "copy")
+            return took
+
+        return in_turns(ours, theirs, rounds)
+
+
+def starts(place: Path, rounds: int) -> tuple[float, float]:
+    """Return the best seconds until (an image in the store, the default guest) has said a word."""
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        sys.exit("needs a static busybox")
+    file = io.BytesIO()
+    with (
+        gzip.GzipFile(fileobj=file, mode="wb", mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w|") as archive,
+    ):
+        info = tarfile.TarInfo("bin/echo")
+        data = Path(busybox).read_bytes()
+        info.size, info.mode = len(data), 0o755
+        archive.addfile(info, io.BytesIO(data))
+    write_layout(place / "busybox", [file.getvalue()], {"Cmd": ["/bin/echo", "hello"]})
+    with registry(place) as host:
+        name = f"{host}/busybox:1"
+        push(f"{place}/busybox", name)
+        timed([*COMMAND, "pull", "--quiet", name])
+    try:
+        return in_turns(
+            lambda: first_output([*COMMAND, "run", name]),
+            lambda: first_output([*COMMAND, "run", "--", "echo", "hello"]),
+            rounds,
+        )
+    finally:
+        timed([*COMMAND, "image", "rm", name])
+
+
+def first_output(command: list[str]) -> float:
+    """Return the seconds from a command's start to its first byte of output."""
+    began = time.monotonic()
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        if not child.stdout.read(1):
+            sys.exit(f"{' '.join(command)} says nothing")
+        took = time.monotonic() - began
+        child.stdout.read()
+    return took
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=200, help="MiB of the image that is pulled")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--only", choices=("pull", "start"))
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    table = {}
+    with tempfile.TemporaryDirectory() as work:
+        place = Path(work)
+        missing = [p for p in ("docker-registry", "skopeo") if shutil.which(p) is None]
+        if missing:
+            print(f"not measured: there is no {' and no '.join(missing)}")
+            return 0
+        if arguments.only != "start":
+            ours, theirs = pulls(place, arguments.size, arguments.layers, arguments.rounds)
+            table["pull"] = {"seconds": ours, "skopeo": theirs, "ratio": ours / theirs}
+        if arguments.only != "pull":
+            ours, theirs = starts(place, arguments.rounds)
+            table["start"] = {"seconds": ours, "default_guest": theirs, "ratio": ours / theirs}
+    for name, row in table.items():
+        peer = next(key for key in row if key not in ("seconds", "ratio"))
+        print(
+            f"oci {name:6} {row['seconds']:7.2f} s   {peer.replace('_', ' ')} {row[peer]:7.2f} s"
+            f"   {row['ratio']:.2f}"
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(table, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
