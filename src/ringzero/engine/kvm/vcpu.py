@@ -83,8 +83,8 @@ class Machine(Protocol):
     def deliver_gathered(self) -> None:
         """Pass on the gathered writes."""
 
-    def common_tsc_offset(self, wanted: int) -> int:
-        """Return the offset that the machine's vCPUs share if `wanted` is about the same."""
+    def common_tsc_offset(self, index: int, wanted: int) -> int:
+        """Return the offset that vCPU `index` shares with others, or else `wanted`."""
 
     def follow_tsc(self, vcpu: KvmVcpu) -> None:
         """Let `read_counter` go on from what `vcpu` shows now."""
@@ -435,7 +435,8 @@ class KvmVcpu(Vcpu[CpuState]):
         if old is None:
             self._fd.set_msrs({MSR_TSC: value})
         else:
-            self._fd.set_tsc_offset(self._vm.common_tsc_offset(old + value - self.read_tsc()))
+            wanted = old + value - self.read_tsc()
+            self._fd.set_tsc_offset(self._vm.common_tsc_offset(self.index, wanted))
         if self.index == 0:
             self._vm.follow_tsc(self)
 

@@ -73,7 +73,9 @@ class KvmVm(Vm[CpuState]):
         self._leaves = tuple(leaves)
         self._tsc_hz = tsc_hz
         self._tsc_origin = (0, 0)
-        self._tsc_offsets: list[int] = []
+        # Which vCPUs had the same counter when they were saved, and what offset each group has.
+        self._tsc_groups: tuple[int, ...] = ()
+        self._tsc_offsets: dict[int | None, list[int]] = {}
         self._vcpus: list[KvmVcpu] = []
         self._doorbells: Doorbells | None = None
         # Bells are added while the guest runs already, and may be while it is stopped.
@@ -205,17 +207,21 @@ class KvmVm(Vm[CpuState]):
         """Let `read_counter` go on from what `vcpu` shows now."""
         self._tsc_origin = (vcpu.read_tsc(), time.monotonic_ns())
 
-    def common_tsc_offset(self, wanted: int) -> int:
-        """Return the offset that the machine's vCPUs share if `wanted` is about the same.
+    def common_tsc_offset(self, index: int, wanted: int) -> int:
+        """Return the offset of vCPU `index`: that of those with whom it shared one when saved.
 
-        The counters of several vCPUs were read one after the other: what is
-        less than a second apart was equal.
+        Where the state does not tell, what is less than a second apart was equal: the counters
+        of several vCPUs were read one after the other.
         """
         wanted &= MASK_64
-        for known in self._tsc_offsets:
-            if min((wanted - known) & MASK_64, (known - wanted) & MASK_64) < self._tsc_hz:
+        told = index < len(self._tsc_groups)
+        group = self._tsc_groups[index] if told else None
+        shared = self._tsc_offsets.setdefault(group, [])
+        for known in shared:
+            apart = min((wanted - known) & MASK_64, (known - wanted) & MASK_64)
+            if told or apart < self._tsc_hz:
                 return known
-        self._tsc_offsets.append(wanted)
+        shared.append(wanted)
         return wanted
 
     # ---- interrupts and notifications -------------------------------------
@@ -300,9 +306,13 @@ class KvmVm(Vm[CpuState]):
 
     # ---- state and end ----------------------------------------------------
 
-    def save(self) -> dict[str, int]:
-        """Return the KVM clock in nanoseconds."""
-        return {"clock": self.fd.get(kvm.GET_CLOCK, kvm.ClockData).clock}
+    def save(self) -> dict[str, Any]:
+        """Return the KVM clock in nanoseconds, and for each vCPU the first with the same TSC."""
+        offsets = [vcpu.descriptor.get_tsc_offset() for vcpu in self._vcpus]
+        return {
+            "clock": self.fd.get(kvm.GET_CLOCK, kvm.ClockData).clock,
+            "tsc_groups": [offsets.index(offset) for offset in offsets],
+        }
 
     def restore(self, state: Any, elapsed: int = 0) -> None:
         """Set the KVM clock; None (the state of an engine that has none) leaves it."""
@@ -313,6 +323,11 @@ class KvmVm(Vm[CpuState]):
             self.fd.set(kvm.SET_CLOCK, kvm.ClockData(clock=clock + elapsed))
         # The vCPUs are given their states next; they agree on a new offset.
         self._tsc_offsets.clear()
+        # States of earlier versions do not tell.
+        groups = state.get("tsc_groups", []) if state is not None else []
+        if not isinstance(groups, list) or not all(type(group) is int for group in groups):
+            raise StateError("the saved machine's groups of time-stamp counters are no numbers")
+        self._tsc_groups = tuple(groups)
 
     def close(self) -> None:
         with self._closing:
