@@ -6,7 +6,7 @@ import pytest
 
 from ringzero import Machine
 from ringzero.config.devices.share import ShareConfig
-from ringzero.errors import ConfigError, ConflictError, NotFoundError
+from ringzero.errors import ConfigError, ConflictError, GuestError, NotFoundError
 from ringzero.image import micro
 from ringzero.vm.saved.store import Store
 
@@ -129,6 +129,50 @@ def test_folders_come_and_go_while_the_machine_runs(folder, tmp_path):
         machine.shares.remove("/sub/")
         machine.shares.add(ShareConfig.parse(f"{tmp_path}:/again"))
         assert told(machine, "cat /again/x") == "later"
+
+
+def test_a_kernel_without_virtio_fs_has_them_by_9p(tmp_path):
+    """Which kernel it is nobody knows before it runs: it is no image's."""
+    image = micro.ensure(micro.Recipe("full", kernel="linux-image-amd64"))
+    (tmp_path / "vmlinuz").symlink_to(image.kernel)
+    (tmp_path / "shared" / "sub").mkdir(parents=True)
+    (tmp_path / "shared" / "x").write_text("by 9p")
+    with Machine(
+        kernel=tmp_path / "vmlinuz",
+        initrd=image.initrd,
+        command_line=f"{image.command_line} module_blacklist=virtiofs",
+        agent=True,
+        memory="512M",
+        engine="soft",
+        shares=[f"{tmp_path}/shared:/m", f"{tmp_path}/shared/sub:/s:ro"],
+    ) as machine:
+        assert told(machine, "cat /m/x; grep -c ' /m 9p ' /proc/mounts") == "by 9p1"
+        told(machine, "mkdir /m/d; echo y >/m/y; mv /m/y /m/d; ln /m/d/y /m/z; cp -a /m/d /m/e")
+        assert (tmp_path / "shared" / "e" / "y").read_text() == "y\n"
+        assert machine.run("touch /s/no", timeout=60).exit_code == 1
+        told(machine, "cp /bin/busybox /m/busybox; chown 5:6 /m/busybox; chmod 4755 /m/busybox")
+        assert told(machine, "stat -c '%a %u %g' /m/busybox; /m/busybox true") == "4755 5 6"
+        assert not (tmp_path / "shared" / "busybox").stat().st_mode & 0o7000
+        told(machine, "exec 9>/m/log; echo one >&9; (sleep 1; echo two >&9) &")
+        (copy,) = machine.fork(start=True)
+        with copy:
+            assert told(copy, "cat /m/x; echo >/m/copied") == "by 9p"
+        assert (tmp_path / "shared" / "copied").exists()
+        machine.shares.add(ShareConfig.parse(f"{tmp_path}/shared:/later:ro"))
+        assert told(machine, "cat /later/x") == "by 9p"
+        machine.shares.remove("/later")
+        assert machine.run("cat /later/x", timeout=60).exit_code == 1
+        told(machine, "until grep -q two /m/log; do sleep 0.1; done")
+
+
+def test_a_folder_that_cannot_be_mounted_is_told_with_its_reason(tmp_path):
+    micro.ensure()
+    place = "/proc/nothing/here"
+    with (
+        Machine(image="micro", memory="256M", engine="soft", share=f"{tmp_path}:{place}") as vm,
+        pytest.raises(GuestError, match=r"a shared folder cannot be mounted: .*/proc/nothing"),
+    ):
+        vm.run("true", timeout=120)
 
 
 def test_a_folder_that_is_not_there(tmp_path):

@@ -47,8 +47,8 @@ class BoardLimits:
             found.append(
                 f"a kernel command line of {length} bytes; it may have {self.command_line}"
             )
-        joined = {device.kind for device in devices if device.joined}
-        places = len(joined) + sum(not device.joined for device in devices)
+        kinds = dict.fromkeys(type(device) for device in devices)
+        places = sum(kind.places([d for d in devices if type(d) is kind]) for kind in kinds)
         if places > self.devices:
             found.append(
                 f"{places} disks and other devices; a {self.board} has room for {self.devices}"

@@ -84,6 +84,11 @@ class DeviceConfig:
         """Return what is wrong with having all of these, which are one machine's of this kind."""
         return []
 
+    @classmethod
+    def places(cls, devices: Sequence[Self]) -> int:
+        """Return how many places on the board these take, which are one machine's of this kind."""
+        return 1 if cls.joined else len(devices)
+
     def file_faults(self) -> list[str]:
         """Return what is wrong with the files that it names."""
         return []

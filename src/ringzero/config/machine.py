@@ -187,6 +187,19 @@ class MachineConfig:
             devices=tuple(device.absolute() for device in self.devices),
         )
 
+    def with_room_for_shares(self) -> MachineConfig:
+        """Return the same with a device for shared folders that come while the machine runs.
+
+        An agent mounts them; a machine without one, or whose board is full, stays as it is.
+        """
+        if not self.agent or self.shares:
+            return self
+        share: Any = DEVICE_CONFIGS.get("share")
+        try:
+            return replace(self, devices=(*self.devices, share.room()))
+        except ConfigError:
+            return self
+
     # ---- devices ----------------------------------------------------------
 
     def of_kind(self, kind: str) -> tuple[DeviceConfig, ...]:

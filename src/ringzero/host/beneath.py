@@ -19,6 +19,9 @@ RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+# statx(2), linux/stat.h: how large the structure is, and where the time of birth stands.
+_AT_EMPTY_PATH, _STATX_BTIME = 0x1000, 0x800
+_STATX_SIZE, _STATX_BTIME_AT, _STATX_TIME = 256, 80, struct.Struct("@qI")
 _HOW = struct.Struct("@QQQ")
 
 
@@ -108,6 +111,22 @@ def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
         ctypes.c_int64(length),
     ):
         _raise(b"")
+
+
+def birth_time(descriptor: int) -> int:
+    """Return when a file was made, in nanoseconds; 0 where the file system does not know."""
+    found = ctypes.create_string_buffer(_STATX_SIZE)
+    done = _libc.statx(
+        ctypes.c_int(descriptor),
+        ctypes.c_char_p(b""),
+        ctypes.c_int(_AT_EMPTY_PATH),
+        ctypes.c_uint(_STATX_BTIME),
+        found,
+    )
+    if done or not int.from_bytes(found.raw[:4], "little") & _STATX_BTIME:
+        return 0
+    seconds, nanoseconds = _STATX_TIME.unpack_from(found, _STATX_BTIME_AT)
+    return int(seconds) * 1_000_000_000 + int(nanoseconds)
 
 
 def syncfs(descriptor: int) -> None:

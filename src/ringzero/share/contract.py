@@ -187,6 +187,12 @@ class Tree(ABC):
         """Make and open a regular file, or open what another has just made."""
         raise _refusal()
 
+    def create_unnamed(
+        self, parent: Node, flags: int, mode: int, owner: Owner
+    ) -> tuple[Node, Attributes, File]:
+        """Make and open a regular file without a name, which `link` may give it (O_TMPFILE)."""
+        raise OSError(errno.EOPNOTSUPP, "no files without names")
+
     def make(
         self, parent: Node, name: bytes, mode: int, rdev: int, owner: Owner
     ) -> tuple[Node, Attributes]:

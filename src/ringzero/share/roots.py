@@ -14,6 +14,7 @@ import contextlib
 import errno
 import stat
 import time
+from typing import Any
 
 from ringzero.share.contract import Attributes, Entry, Node, Tree
 
@@ -101,6 +102,13 @@ class Roots(Tree):
         if isinstance(node, _Place) and node.kind == stat.S_IFLNK:
             return node.text
         raise OSError(errno.EINVAL, "no link")
+
+    def save_node(self, node: Node) -> Any:
+        """Return a link's name, which is the same in every server; "" is the directory."""
+        return next((name.decode() for name, link in self._links.items() if link is node), "")
+
+    def restore_node(self, saved: Any) -> Node | None:
+        return self._links.get(str(saved).encode()) if saved else self._root
 
     def sync_all(self) -> None:
         for tree in self._trees.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from string import ascii_lowercase
@@ -84,6 +85,34 @@ def with_folder(config: MachineConfig, root: HostRoot) -> MachineConfig:
         devices=(*config.devices, share.absolute()),
         command_line=f"{config.command_line} ringzero.root={how}",
     )
+
+
+def with_transport(config: MachineConfig, *, saved: bool = False) -> MachineConfig:
+    """Return the same with what carries its shared folders, where that is left open.
+
+    Our own guests have virtio-fs, and so have saved ones that say nothing of it, of an earlier
+    version. Of another kernel nobody knows before it runs: it gets both, if the board has room.
+    """
+    shares = config.shares
+    if all(share.transport != "auto" for share in shares):
+        return config
+    from ringzero.config.devices.share import AUTO, BOTH, VIRTIOFS, ShareConfig
+    from ringzero.image.micro import image_of
+
+    def carried(transport: str) -> MachineConfig:
+        return config.map_devices(
+            lambda _, device: (
+                replace(device, transport=transport) if isinstance(device, ShareConfig) else device
+            )
+        )
+
+    for share in shares:
+        if share.transport != AUTO:
+            return carried(share.transport)
+    if not saved and not image_of(config.kernel):
+        with contextlib.suppress(ConfigError):
+            return carried(BOTH)
+    return carried(VIRTIOFS)
 
 
 def with_network(fields: Mapping[str, Any]) -> dict[str, Any]:

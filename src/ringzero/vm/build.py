@@ -210,8 +210,6 @@ class Assembly:
         if self.guest is not None and boot.has_own_agent(command_line):
             # ringzero's own guests are called as their machines are (Linux from 5.19 on).
             command_line = f"{command_line} hostname={self.config.name}"
-            if any(share.target for share in self.config.shares):
-                command_line += " ringzero.shares"
             setups = [net.guest_setup(number) for number, net in enumerate(self.config.nets)]
             if setups:
                 command_line += f" {NET_PARAMETER}={','.join(setups)}"
@@ -222,6 +220,8 @@ class Assembly:
                 domains = search_domains()
                 if domains:
                     command_line += f" {SEARCH_PARAMETER}={','.join(domains)}"
+        if self.guest is not None and any(share.target for share in self.config.shares):
+            command_line += " ringzero.shares"
         states = self.board.boot(ground.kernel, command_line, ground.initrd, ground.loading)
         for thread, state in zip(self.threads, states, strict=True):
             thread.set_state(state)

@@ -27,6 +27,7 @@ class Groundwork:
         self, config: MachineConfig, engine: Engine, content: MemoryImage | None = None
     ) -> None:
         board = BOARDS.get(config.board)
+        config = boot.with_transport(config, saved=content is not None)
         # Whoever looks at the machine, or saves it, finds the model that it has.
         self.config = replace(config, cpu=config.cpu or board.architecture.default_model)
         self.engine = engine

@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from ringzero.api.command import Invocation
-from ringzero.config.devices.share import ShareConfig, numbers
+from ringzero.config.devices.share import AUTO, BOTH, ShareConfig, numbers
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import ConfigError, ConflictError, GuestError, NotFoundError
 from ringzero.records import replace
@@ -51,6 +51,7 @@ class Shares:
                 raise ConflictError(
                     f"another folder is at {share.target}", hint="take it away first"
                 )
+            share = replace(share, transport=_transport(config, share))
             number = max(numbers(config.shares)) + 1
             share = replace(share, number=number)
             devices = (*_numbered(config).devices, share)
@@ -118,6 +119,16 @@ class Shares:
             raise GuestError(told[-1] if told else f"status {result.exit_code}")
 
 
+def _transport(config: MachineConfig, share: ShareConfig) -> str:
+    """Return what carries the folders of a machine, for one more. Raises ConflictError."""
+    present = config.shares[0].transport
+    if share.transport not in (AUTO, present) and present != BOTH:
+        raise ConflictError(
+            f"the machine's shared folders go by {present}", hint="leave transport= out"
+        )
+    return present
+
+
 def _numbered(config: MachineConfig) -> MachineConfig:
     """Return the description with a number for every folder, which it keeps from now on."""
     known = iter(numbers(config.shares))
@@ -141,5 +152,5 @@ def _without(config: MachineConfig, share: ShareConfig) -> MachineConfig:
         if not isinstance(device, ShareConfig) or (device.target and device is not share)
     ]
     if not any(isinstance(device, ShareConfig) and device.number == last for device in rest):
-        rest.append(ShareConfig.room(last))
+        rest.append(ShareConfig.room(last, share.transport))
     return replace(config, devices=tuple(rest))

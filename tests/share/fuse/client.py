@@ -25,7 +25,9 @@ class Client:
         self._unique = 0
         if server is None or not self.server.session.minor:
             self.call(wire.INIT_OP, 0, struct.pack("<IIII48x", 7, minor, 1 << 17, flags))
-        self.root = self.lookup(1, "0")[0]
+        # The directory in which the shares are.
+        self.shares = 1
+        self.root = self.lookup(self.shares, "0")[0]
 
     def raw(self, readable: list[bytes], room: int = ROOM):
         """Return (error, body) of an answer, (None, b"") where there is none, or "wait"."""
@@ -100,6 +102,12 @@ class Client:
     def truncate(self, node, size):
         return self.set(node, wire.SET_SIZE, size=size)
 
+    def set_mtime(self, node, seconds):
+        return self.set(node, wire.SET_MTIME, mtime=seconds)
+
+    def touch(self, node):
+        return self.set(node, wire.SET_MTIME | wire.SET_MTIME_NOW)
+
     def mkdir(self, parent, name, mode=0o755):
         return self.entry(
             self.call(wire.MKDIR_OP, parent, wire.MKDIR.pack(mode, 0) + self.name(name))
@@ -155,6 +163,9 @@ class Client:
         body = wire.TRANSFER.pack(handle, offset, len(data), write_flags, 0, 0, 0)
         return wire.WRITE_OUT.unpack(self.call(wire.WRITE_OP, node, body, data))[0]
 
+    def sync(self, node, handle):
+        self.call(wire.FSYNC_OP, node, wire.FSYNC.pack(handle, 0, 0))
+
     def release(self, node, handle):
         self.call(wire.RELEASE_OP, node, wire.RELEASE.pack(handle, 0, 0, 0))
 
@@ -193,6 +204,9 @@ class Client:
     def listxattr(self, node):
         answer = self.call(wire.LISTXATTR_OP, node, wire.GETXATTR.pack(4096, 0))
         return {os.fsdecode(name) for name in answer.split(b"\0") if name}
+
+    def removexattr(self, node, name):
+        self.call(wire.REMOVEXATTR_OP, node, self.name(name))
 
     def lock(self, opcode, node, handle, owner, kind, start=0, end=(1 << 63) - 1, flags=0):
         """Return (error, answer)."""

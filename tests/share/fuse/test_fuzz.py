@@ -61,7 +61,7 @@ def test_any_sequence_of_requests(tmp_path_factory, requests, data):
     saved = client.server.save()
     client.server.restore(saved)
     client.server.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     assert (place / "secret").read_text() == "outside"
     assert sorted(os.listdir(place)) == ["secret", "shared"]
     for path in shared.rglob("*"):

@@ -383,3 +383,21 @@ def test_a_guest_that_knows_nothing_of_identities_is_not_waited_for(channels):
     agent.run(["true"])
     agent.receive(CONTROL, b"exit 1 0\n")
     assert agent.save().adoptions == 0
+
+
+def test_a_guest_that_says_why_it_takes_no_commands(channels):
+    agent = Agent(channels)
+    command = agent.run(["true"])
+    agent.receive(CONTROL, b"fault a shared folder cannot be mounted: no such device\n")
+    with pytest.raises(GuestError, match="before the guest took commands: a shared folder cannot"):
+        agent.wait_ready(1)
+    with pytest.raises(GuestError, match="no such device"):
+        command.wait(1)
+    assert agent.fault.exit_code == 125
+
+
+def test_a_guest_that_takes_commands_has_no_fault_any_more(channels):
+    agent = Agent(channels)
+    agent.receive(CONTROL, b"ready 1 6.1.0-test\nfault late\nfault\n")
+    assert agent.fault is None
+    assert agent.faults == 2

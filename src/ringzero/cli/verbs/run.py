@@ -265,7 +265,7 @@ def claim(arguments: argparse.Namespace, config: MachineConfig, foreground: bool
 
     return claims.create(
         arguments.name,
-        config,
+        config.with_room_for_shares(),
         image="" if is_own(arguments) else config.name,
         command=tuple(arguments.command),
         timeout=arguments.timeout,
@@ -283,7 +283,7 @@ def _named(arguments: argparse.Namespace, config: MachineConfig, how: dict[str, 
 
     claimed = claim(arguments, config, foreground=True)
     # The guest is called as its machine is.
-    config = replace(config, name=claimed.directory.name)
+    config = replace(config.with_room_for_shares(), name=claimed.directory.name)
     with Foreground(claimed) as foreground:
         code = session.run(config, **how, wrap=foreground.keep)
         return foreground.conclude(code)

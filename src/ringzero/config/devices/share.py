@@ -13,6 +13,9 @@ from ringzero.records import record
 # How long the guest may believe what it was told of names and attributes, in seconds.
 CACHES = {"none": 0.0, "auto": 1.0, "always": 86400.0}
 OWNERS = ("user", "host")
+# Which device carries the folders of a machine: AUTO is chosen when the machine is made, BOTH leave
+# it to the guest, which takes virtio-fs where its kernel has that.
+AUTO, VIRTIOFS, NINEP, BOTH = TRANSPORTS = ("auto", "virtiofs", "9p", "both")
 # Docker's words for what is so anyway.
 _SILENT = ("rw", "z", "Z", "cached", "delegated", "consistent", "")
 # Spelled for no folder, but for room for those that come while the machine runs.
@@ -28,8 +31,9 @@ class ShareConfig(DeviceConfig):
     """A folder, or file, `path` of the host, at `target` in the guest.
 
     `cache` is a name in CACHES; `owners` "user": whoever runs ringzero is root in the guest,
-    "host": the numbers are the host's. `backend` is a name in the registry of what can be shared;
-    `number` is the guest's name for it, given where others came or went while it ran.
+    "host": the numbers are the host's. `transport` is one of TRANSPORTS, the same for all folders
+    of a machine but for those that leave it open. `backend` is a name in the registry of what can
+    be shared; `number` is the guest's name for it, given where others came or went while it ran.
     """
 
     kind = "share"
@@ -50,15 +54,16 @@ class ShareConfig(DeviceConfig):
     owners: str = "user"
     backend: str = "host"
     number: int | None = None
+    transport: str = AUTO
 
     @classmethod
-    def room(cls, number: int | None = None) -> Self:
+    def room(cls, number: int | None = None, transport: str = AUTO) -> Self:
         """Return what only makes room for folders that come while the machine runs."""
-        return cls(Path("/"), "", number=number)
+        return cls(Path("/"), "", number=number, transport=transport)
 
     def spelled(self) -> str:
         """Return the text that `parse` reads."""
-        options = f"cache={self.cache},owners={self.owners}"
+        options = f"cache={self.cache},owners={self.owners},transport={self.transport}"
         return f"{self.path}:{self.target}:{'ro,' if self.read_only else ''}{options}"
 
     @classmethod
@@ -101,7 +106,7 @@ class ShareConfig(DeviceConfig):
 
     @classmethod
     def _with_options(cls, text: str, path: str, target: str, options: Sequence[str]) -> Self:
-        read_only, values = False, {"cache": "auto", "owners": "user"}
+        read_only, values = False, {"cache": "auto", "owners": "user", "transport": AUTO}
         for option in options:
             name, equals, value = option.partition("=")
             if option == "ro":
@@ -111,17 +116,28 @@ class ShareConfig(DeviceConfig):
             elif option not in _SILENT:
                 raise InvalidValueError(
                     f"no option {option!r} in the shared folder {text!r}",
-                    hint="known: ro, cache=none|auto|always, owners=user|host",
+                    hint="known: ro, cache=none|auto|always, owners=user|host, "
+                    f"transport={'|'.join(TRANSPORTS)}",
                 )
         if _normal(target) == "/":
             raise InvalidValueError(
                 f"the guest's root cannot be the place of {path}", hint=f"--root {path}"
             )
-        return cls(Path(path), _normal(target), read_only, values["cache"], values["owners"])
+        return cls(
+            Path(path),
+            _normal(target),
+            read_only,
+            values["cache"],
+            values["owners"],
+            transport=values["transport"],
+        )
 
     def faults(self) -> list[str]:
         found: list[str] = []
         target = self.target
+        if self.transport not in TRANSPORTS:
+            known = ", ".join(TRANSPORTS)
+            found.append(f"share {self.path}: transport={self.transport}; known: {known}")
         if not target:
             return found
         if not target.startswith("/") or ".." in target.split("/"):
@@ -142,11 +158,18 @@ class ShareConfig(DeviceConfig):
         known = numbers(devices)
         if len(set(known)) < len(known) or any(number < 0 for number in known):
             return ["shared folders with the same number"]
+        transports = sorted({share.transport for share in devices} - {AUTO})
+        if len(transports) > 1:
+            return [f"shared folders by {' and '.join(transports)}: all go the same way"]
         return [
             f"two shared folders at {target}"
             for target in dict.fromkeys(targets)
             if targets.count(target) > 1
         ]
+
+    @classmethod
+    def places(cls, devices: Sequence[Self]) -> int:
+        return 2 if any(share.transport == BOTH for share in devices) else 1
 
     def file_faults(self) -> list[str]:
         path = self.path

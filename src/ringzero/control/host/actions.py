@@ -259,7 +259,7 @@ def define(
 
     claim = claims.create(
         name,
-        MachineConfig.create(**config),
+        MachineConfig.create(**config).with_room_for_shares(),
         image=image,
         command=tuple(command or ()),
         timeout=timeout,

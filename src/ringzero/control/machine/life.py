@@ -65,6 +65,9 @@ def _report_up(keeper: Keeper, reporter: Reporter) -> None:
                 )
                 # Its command waits for it.
                 keeper.machine.agent.wait_ready()
+        if keeper.machine.agent.fault is not None:
+            reporter.fail(keeper.machine.agent.fault)
+            return
         if not keeper.machine.agent.ready or keeper.ended.is_set():
             keeper.ended.wait(5)
             result = keeper.result

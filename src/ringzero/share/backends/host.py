@@ -14,10 +14,12 @@ import contextlib
 import errno
 import os
 import stat
+from pathlib import Path
 from typing import Any
 
 from ringzero.errors import ConfigError, HostError
 from ringzero.host import beneath
+from ringzero.settings import DATA_DIR
 from ringzero.share.contract import (
     BACKENDS,
     NOW,
@@ -31,14 +33,13 @@ from ringzero.share.contract import (
 from ringzero.share.host.files import HostFile, HostLocks
 from ringzero.share.host.mounts import KernelMounts
 from ringzero.share.host.nodes import HostNode, Nodes, proc_path
-from ringzero.share.host.owners import ATTRIBUTE, FOREIGN, Override, Owners
+from ringzero.share.host.overrides import MADE, Overrides, SideFile
+from ringzero.share.host.owners import FOREIGN, Override, Owners
 
 # What of a guest's flags for an open file counts here: how it is written and made durable.
 _OPEN_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
 _ALWAYS = os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 _SET_IDS = stat.S_ISUID | stat.S_ISGID
-# Types that the host makes itself; others are kept as an empty file with an attribute.
-_MADE = (stat.S_IFREG, stat.S_IFDIR)
 _DIRENT_REGULAR, _DIRENT_DIRECTORY, _DIRENT_LINK, _DIRENT_UNKNOWN = 8, 4, 10, 0
 # What capabilities(7) of a program are kept in; a write takes them away, as Linux does.
 _CAPABILITIES = b"security.capability"
@@ -46,7 +47,10 @@ _CAPABILITIES = b"security.capability"
 
 @BACKENDS.register("host")
 class HostTree(Tree):
-    """The directory, or file, `source`; `limit` bounds its descriptors (None: by the process)."""
+    """The directory, or file, `source`; `limit` bounds its descriptors (None: by the process).
+
+    In the directory `beside` is kept of owners and modes what the files themselves cannot have.
+    """
 
     def __init__(
         self,
@@ -55,6 +59,7 @@ class HostTree(Tree):
         read_only: bool = False,
         owners: Owners | None = None,
         limit: int | None = None,
+        beside: Path | None = None,
     ) -> None:
         self.read_only = read_only
         self._owners = owners or Owners(os.geteuid() == 0)
@@ -67,18 +72,18 @@ class HostTree(Tree):
             self._root = HostNode(self, key, kind, None, b"")
             self._root.fd, self._root.pinned = fd, True
             self._nodes = Nodes(self._root, limit)
+            place = os.readlink(proc_path(fd))  # noqa: PTH115 - bytes
+            self._overrides = Overrides(found.st_dev, SideFile(place, beside))
         except BaseException:
             os.close(fd)
             raise
         self._mounts = KernelMounts()
-        # What the guest has set where the host's file takes no attribute, by (device, inode).
-        self._loose: dict[tuple[int, ...], Override] = {}
 
     @classmethod
     def open(cls, source: str, *, read_only: bool, ownership: str) -> Tree:
         owners = Owners(ownership == "host" or os.geteuid() == 0)
         try:
-            return cls(source, read_only=read_only, owners=owners)
+            return cls(source, read_only=read_only, owners=owners, beside=DATA_DIR.get() / "owners")
         except FileNotFoundError as fault:
             if fault.filename is not None and b"/proc/" in os.fsencode(fault.filename):
                 raise HostError("shares need /proc on the host", hint="mount it") from fault
@@ -122,7 +127,7 @@ class HostTree(Tree):
         return self._shown(own, os.fstat(self._nodes.fd(own)))
 
     def _shown(self, node: HostNode, found: os.stat_result) -> Attributes:
-        override = self._override(node, found)
+        override = self._overrides.of(node, found)
         mode, uid, gid, rdev = self._owners.shown(found, override)
         node.kind = stat.S_IFMT(mode)
         device = self._root.key[0]
@@ -142,21 +147,6 @@ class HostTree(Tree):
             found.st_blksize,
             device if joined else found.st_dev,
         )
-
-    def _override(self, node: HostNode, found: os.stat_result) -> Override | None:
-        """Return what the guest has set; setting it changes the change time."""
-        if node.known_ctime == found.st_ctime_ns:
-            return node.known_override
-        override = self._loose.get(node.key)
-        if override is None and node.host_kind in _MADE and node.fd is not None:
-            try:
-                value = os.getxattr(proc_path(node.fd), ATTRIBUTE)
-            except OSError:
-                pass
-            else:
-                override = Override.parse(value)
-        node.known_ctime, node.known_override = found.st_ctime_ns, override
-        return override
 
     def entries(self, node: Node) -> list[Entry]:
         directory = self._directory(_own(node))
@@ -181,7 +171,10 @@ class HostTree(Tree):
         return os.readlink(b"", dir_fd=self._nodes.fd(_own(node)))
 
     def forget(self, node: Node) -> None:
-        self._nodes.forget(_own(node))
+        own = _own(node)
+        if own.pinned and own is not self._root:
+            self._overrides.leave(own)
+        self._nodes.forget(own)
 
     def statistics(self, node: Node) -> os.statvfs_result:
         return os.statvfs(self._nodes.fd(_own(node)))
@@ -229,7 +222,7 @@ class HostTree(Tree):
         found = os.fstat(fd)
         if self._owners.real and (uid, gid) != (found.st_uid, found.st_gid):
             os.chown(place, uid, gid)
-        if node.host_kind != stat.S_IFLNK and (node.kind in _MADE):
+        if node.host_kind != stat.S_IFLNK and (node.kind in MADE):
             on_host = self._owners.on_host(mode)
             if stat.S_IMODE(os.fstat(fd).st_mode) != on_host:
                 os.chmod(place, on_host)  # noqa: PTH101 - bytes
@@ -237,30 +230,10 @@ class HostTree(Tree):
         if self._owners.shown(found, None) == (mode, uid, gid, found.st_rdev) and (
             stat.S_IFMT(mode) == stat.S_IFMT(found.st_mode)
         ):
-            self._clear_override(node, place)
+            self._overrides.clear(node, place)
         else:
-            self._store_override(node, place, Override(uid, gid, mode, rdev, found.st_mode))
-
-    def _store_override(self, node: HostNode, place: bytes, override: Override) -> None:
-        node.known_ctime = -1
-        if node.host_kind in _MADE:
-            try:
-                os.setxattr(place, ATTRIBUTE, override.pack())
-            except OSError as fault:
-                # Where the host has no attributes, or no room for one.
-                if fault.errno not in (errno.ENOTSUP, errno.ENOSPC, errno.EDQUOT, errno.EPERM):
-                    raise
-            else:
-                self._loose.pop(node.key, None)
-                return
-        self._loose[node.key] = override
-
-    def _clear_override(self, node: HostNode, place: bytes) -> None:
-        self._loose.pop(node.key, None)
-        if node.host_kind in _MADE and node.known_override is not None:
-            with contextlib.suppress(OSError):
-                os.removexattr(place, ATTRIBUTE)
-        node.known_ctime = -1
+            override = Override(uid, gid, mode, rdev, found.st_mode)
+            self._overrides.store(node, place, override)
 
     def _drop_capabilities(self, node: HostNode, place: bytes) -> None:
         if node.known_override is not None or self._owners.real:
@@ -334,6 +307,18 @@ class HostTree(Tree):
     ) -> tuple[HostNode, Attributes]:
         """Return the node that was just made, with the owner and mode that it is to have."""
         node, shown = self._found(above, directory, name)
+        return node, self._owned(node, shown, above, mode, rdev, owner)
+
+    def _owned(
+        self,
+        node: HostNode,
+        shown: Attributes,
+        above: HostNode,
+        mode: int,
+        rdev: int,
+        owner: Owner,
+    ) -> Attributes:
+        """Give what was just made its owner and mode; return what it then has."""
         uid, gid = owner
         inherited = self.attributes(above)
         if inherited.mode & stat.S_ISGID:
@@ -343,10 +328,33 @@ class HostTree(Tree):
         if node.host_kind == stat.S_IFLNK:
             mode = shown.mode
         if (shown.mode, shown.uid, shown.gid, shown.rdev) == (mode, uid, gid, rdev):
-            return node, shown
+            return shown
         node.kind = stat.S_IFMT(mode)
         self._set_owner(node, self._nodes.fd(node), mode, uid, gid, rdev)
-        return node, self.attributes(node)
+        return self.attributes(node)
+
+    def create_unnamed(
+        self, parent: Node, flags: int, mode: int, owner: Owner
+    ) -> tuple[Node, Attributes, HostFile]:
+        above = _own(parent)
+        directory = self._directory(above)
+        how = flags & (os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_EXCL) | _ALWAYS | os.O_TMPFILE
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
+        fd = self._nodes.opened(
+            lambda: os.open(b".", how, self._owners.on_host(mode), dir_fd=directory)
+        )
+        file = HostFile(fd)
+        try:
+            place = self._nodes.opened(lambda: os.open(proc_path(fd), os.O_PATH | os.O_CLOEXEC))
+            found = os.fstat(place)
+            node = self._nodes.take(place, found, above, b"")
+            # No path leads to it.
+            self._nodes.pin(node)
+            shown = self._owned(node, self._shown(node, found), above, mode, 0, owner)
+        except BaseException:
+            file.close()
+            raise
+        return node, shown, file
 
     def link(self, node: Node, parent: Node, name: bytes) -> Attributes:
         above, own = _own(parent), _own(node)
@@ -392,7 +400,7 @@ class HostTree(Tree):
     def sync(self, node: Node, *, data_only: bool) -> None:
         own = _own(node)
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-        if own.host_kind not in _MADE:
+        if own.host_kind not in MADE:
             return
         place = proc_path(self._nodes.fd(own))
         fd = self._nodes.opened(lambda: os.open(place, flags))
@@ -427,7 +435,7 @@ class HostTree(Tree):
     def _place(self, node: Node) -> bytes:
         own = _own(node)
         place = proc_path(self._nodes.fd(own))
-        if own.host_kind not in _MADE:
+        if own.host_kind not in MADE:
             # Linux keeps user attributes with files and directories alone.
             raise OSError(errno.ENOTSUP, "no attributes")
         return place
@@ -467,6 +475,7 @@ class HostTree(Tree):
 
     def close(self) -> None:
         self._nodes.close()
+        self._overrides.close()
 
 
 def _apart(number: int, device: int) -> int:

@@ -8,7 +8,7 @@ import os
 import stat
 
 from ringzero.core.views import limited
-from ringzero.share.contract import Change, File
+from ringzero.share.contract import Attributes, Change, File, Node
 from ringzero.share.fuse import wire
 from ringzero.share.fuse.session import Handle, Inode, Request, Session, signature
 
@@ -65,7 +65,23 @@ def create(session: Session, request: Request) -> bytes:
     if parent.node.tree.read_only:
         raise OSError(errno.EROFS, "shared read-only")
     tree, owner = parent.node.tree, (request.uid, request.gid)
-    node, found, file = tree.create(parent.node, name, flags, mode, owner)
+    return _created(session, parent, flags, tree.create(parent.node, name, flags, mode, owner))
+
+
+def create_unnamed(session: Session, request: Request) -> bytes:
+    """Make a file without a name (O_TMPFILE): what stands for one in the request is nothing."""
+    flags, mode, _, _ = request.body.take(wire.CREATE)
+    parent = session.inode(request.node)
+    if parent.node.tree.read_only:
+        raise OSError(errno.EROFS, "shared read-only")
+    tree, owner = parent.node.tree, (request.uid, request.gid)
+    return _created(session, parent, flags, tree.create_unnamed(parent.node, flags, mode, owner))
+
+
+def _created(
+    session: Session, parent: Inode, flags: int, made: tuple[Node, Attributes, File]
+) -> bytes:
+    node, found, file = made
     entry = session.entry(parent, node, found)
     inode = session.known(node)
     opened = _direct(inode, flags)

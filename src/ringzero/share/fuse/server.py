@@ -17,7 +17,7 @@ from ringzero.share.contract import Tree
 from ringzero.share.fuse import files, names, wire
 from ringzero.share.fuse.session import Inode, Request, Session
 from ringzero.share.fuse.state import FuseState, HandleState, InodeState
-from ringzero.share.roots import Roots
+from ringzero.share.server import ShareServer
 
 Handler = Callable[[Session, Request], "bytes | int | None"]
 
@@ -61,6 +61,7 @@ _NAMES: dict[int, Handler] = {
     wire.REMOVEXATTR_OP: names.remove_xattr,
     wire.OPEN_OP: files.open_file,
     wire.CREATE_OP: files.create,
+    wire.TMPFILE_OP: files.create_unnamed,
     wire.RELEASE_OP: files.release,
     wire.FLUSH_OP: files.flush,
     wire.GETLK_OP: files.get_lock,
@@ -86,20 +87,21 @@ _LONG = frozenset(
 _SILENT = frozenset((wire.FORGET_OP, wire.BATCH_FORGET_OP, wire.INTERRUPT_OP))
 
 
-class FuseServer:
-    """Serves the shares of one machine. `faults` counts our own errors, `fault` is the last."""
+class FuseServer(ShareServer):
+    """Serves the shares of one machine by FUSE."""
 
     def __init__(self) -> None:
-        self.roots = Roots()
-        self.session = Session(self.roots)
-        self.faults = 0
-        self.fault: BaseException | None = None
+        super().__init__()
+        self.session = Session(self)
 
     # ---- what the carrier calls -------------------------------------------
 
     def is_long(self, header: bytes) -> bool:
         """Return whether the request, of which the first bytes are given, may take long."""
         return int.from_bytes(header[4:8], "little") in _LONG
+
+    def defer(self, header: bytes) -> None:
+        """Hear that a request is served later; the guest takes none back but those for locks."""
 
     def serve(self, readable: Sequence[memoryview], writable: Sequence[memoryview]) -> int | None:
         """Serve one request; return how many bytes of `writable` the answer takes.
@@ -128,14 +130,10 @@ class FuseServer:
             error = errno.EINTR if opcode == wire.SETLKW_OP else errno.EAGAIN
         except wire.NameTooLongError:
             error = errno.ENAMETOOLONG
-        except (wire.WireError, ValueError, OverflowError):
+        except wire.WireError:
             error = errno.EINVAL
-        except OSError as fault:
-            error = fault.errno or errno.EIO
         except Exception as fault:  # whatever befalls us, the guest gets an answer
-            self.faults += 1
-            self.fault = fault
-            error = errno.EIO
+            error = self.error_of(fault)
         if opcode in _SILENT or len(answer) < wire.OUT_HEADER.size:
             return 0
         if not error and size > room:
@@ -220,33 +218,14 @@ class FuseServer:
             0,
         )
 
-    # ---- shares that come and go ------------------------------------------
-
-    def add(self, number: int, tree: Tree, target: str) -> None:
-        """Have a share, which is the server's from now on."""
-        with self.session.lock:
-            self.roots.add(number, tree, target)
-
-    def remove(self, number: int) -> None:
-        """End a share: what the guest still has open of it fails with ESTALE, or EBADF."""
-        with self.session.lock:
-            tree = self.roots.remove(number)
-            if tree is not None:
-                self.session.drop_tree(tree)
-                tree.close()
-
     # ---- life -------------------------------------------------------------
 
     def reset(self) -> None:
-        """Forget the guest: its driver begins anew."""
-        with self.session.lock:
+        with self.lock:
             self.session.reset()
 
-    def close(self) -> None:
-        """Close everything."""
-        with self.session.lock:
-            self.session.reset()
-            self.roots.close()
+    def drop(self, tree: Tree) -> None:
+        self.session.drop_tree(tree)
 
     def save(self) -> FuseState:
         """Return what the guest holds; nothing is in flight."""

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import errno
 import stat
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ringzero.share.contract import Attributes, Entry, File, Locks, Node, Tree
 from ringzero.share.fuse import wire
-from ringzero.share.roots import Roots
+from ringzero.share.server import ShareServer
 
 if TYPE_CHECKING:
     from ringzero.share.fuse.wire import Body
@@ -89,12 +88,12 @@ class Request:
 class Session:
     """The guest's side of one server: its inodes and handles, and what INIT has settled.
 
-    `lock` guards all of it and all trees; data moves without it.
+    The server's `lock` guards all of it and all trees; data moves without it.
     """
 
-    def __init__(self, roots: Roots) -> None:
-        self.roots = roots
-        self.lock = threading.RLock()
+    def __init__(self, server: ShareServer) -> None:
+        self.roots = server.roots
+        self.lock = server.lock
         self.flags = 0
         self.minor = 0
         self.inodes: dict[int, Inode] = {}

@@ -32,13 +32,19 @@ class Backend:
     def __init__(self, config: DeviceConfig, name: str, content: InstantDisk | None) -> None:
         self.device = VIRTIO_DEVICES.get(config.kind).from_config(config)
 
+    @property
+    def devices(self) -> dict[str, VirtioDevice[Any]]:
+        """The devices, by what stands behind the name in the machine; most have one."""
+        return {"": self.device}
+
     def join(self, config: DeviceConfig, number: int) -> None:
         """Take up a further description of a kind whose devices are all one (`joined`)."""
         raise NotImplementedError
 
     def start(self, on_fault: OnFault) -> None:
         """Begin to move bytes; the guest runs. `on_fault` hears what ends a thread of ours."""
-        self.device.on_fault = on_fault
+        for device in self.devices.values():
+            device.on_fault = on_fault
 
     def renew(self) -> None:
         """Give the device of a copy its own addresses; its state has been restored."""

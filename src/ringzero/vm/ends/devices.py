@@ -44,7 +44,11 @@ class Devices:
     @property
     def devices(self) -> dict[str, VirtioDevice[Any]]:
         """What the board places, by name."""
-        return {name: backend.device for name, backend in self.backends.items()}
+        return {
+            name + suffix: device
+            for name, backend in self.backends.items()
+            for suffix, device in backend.devices.items()
+        }
 
     @property
     def disks(self) -> tuple[LiveDisk, ...]:

@@ -27,6 +27,7 @@ from ringzero.vm.guest.protocol import (
     Answer,
     Channels,
     Exited,
+    Fault,
     LineReader,
     Nonsense,
     Output,
@@ -75,6 +76,8 @@ class Agent:
         self.lock = threading.RLock()
         self.release = ""
         self.faults = 0
+        # Why the guest takes no commands, where it says so.
+        self.fault: GuestError | None = None
         self.on_ready: Callable[[], None] | None = None
         # Hears of an exception that ends a thread of the agent's.
         self.on_fault: OnFault | None = None
@@ -386,5 +389,10 @@ class Agent:
                 # Commands that run already want the network, too.
                 self.channels.send(SIGNAL, protocol.NETWORK)
                 self._schedule()
-            case Ready() | Exited() | Nonsense():
+            case Fault() if not self.ready:
+                self.fault = GuestError(
+                    answer.text, hint="its console says more: `ringzero logs`, `--serial`"
+                )
+                self.close(self.fault)
+            case Ready() | Exited() | Fault() | Nonsense():
                 self.faults += 1

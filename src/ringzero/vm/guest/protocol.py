@@ -38,6 +38,8 @@ Control lines of the guest:
     pong ID
     adopted             the guest of a copied machine has taken its identity; a guest that
                         does has its port open before its first `ready`
+    fault TEXT          before its first `ready`: something that was asked for at the start is
+                        missing, and no command will run
 
 WORDS are quoted for the shell, in printable ASCII.
 
@@ -256,6 +258,13 @@ class Adopted:
 
 
 @record
+class Fault:
+    """The guest takes no commands; `text` says why."""
+
+    text: str
+
+
+@record
 class Pong:
     """The answer to a ping."""
 
@@ -265,7 +274,7 @@ class Nonsense:
     """A line that means nothing, or the beginning of one that is too long."""
 
 
-Answer = Ready | Exited | Adopted | Pong | Nonsense
+Answer = Ready | Exited | Adopted | Fault | Pong | Nonsense
 
 
 class LineReader:
@@ -297,6 +306,8 @@ def parse(line: bytes) -> Answer:
             return Pong()
         case ["adopted"]:
             return Adopted()
+        case ["fault", *words] if words:
+            return Fault(" ".join(words))
     return Nonsense()
 
 

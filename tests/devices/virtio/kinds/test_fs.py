@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from ringzero.devices.virtio.kinds.fs import Fs, FsState
+from ringzero.devices.virtio.fileserver import FsState
+from ringzero.devices.virtio.kinds.fs import Fs
 from ringzero.errors import StateError
 from tests.devices.specimens import virtio
 from tests.devices.virtio.driver import Driver
@@ -20,9 +21,13 @@ class Server:
     def __init__(self):
         self.go, self.free = threading.Event(), False
         self.threads, self.resets, self.restored = [], 0, None
+        self.deferred = []
 
     def is_long(self, header):
         return header[4:5] == bytes([LONG])
+
+    def defer(self, header):
+        self.deferred.append(header[4])
 
     def serve(self, readable, writable):
         self.threads.append(threading.current_thread())
@@ -99,6 +104,7 @@ def test_short_requests_are_served_where_they_ring_and_long_ones_beside():
     assert answers(driver) == [44]
     assert driver.memory.read(place, 44) == request(ECHO)
     assert server.threads[-1] is threading.current_thread()
+    assert server.deferred == [LONG]
     server.go.set()
     assert answers(driver) == [44]
     device.close()

@@ -1,4 +1,4 @@
-"""Random work of two guests and the host on one folder, compared with a model of it."""
+"""Random work of two guests, one by FUSE and one by 9p, and the host, compared with a model."""
 
 import errno
 import os
@@ -8,7 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from tests.share.fuse.client import client_of
+from tests.share.fuse import client as fuse
+from tests.share.ninep import client as ninep
 
 FUZZ = int(os.environ.get("RINGZERO_FUZZ", "1"))
 NAMES = st.sampled_from(["a", "b", "c", "d/a", "d/b", "d/e/a"])
@@ -40,8 +41,9 @@ class Host:
 class Guest:
     """The same by a client that remembers nodes, as Linux does."""
 
-    def __init__(self, place):
-        self.client = client_of(place, limit=16)
+    def __init__(self, place, protocol):
+        self.client = protocol.client_of(place, limit=16)
+        self.protocol = protocol
 
     def _place(self, path):
         directory, _, name = path.rpartition("/")
@@ -85,7 +87,7 @@ class Folder(RuleBasedStateMachine):
         Folder.count = getattr(Folder, "count", 0) + 1
         self.root = Folder.place / str(Folder.count)
         (self.root / "d" / "e").mkdir(parents=True)
-        self.sides = [Host(self.root), Guest(self.root), Guest(self.root)]
+        self.sides = [Host(self.root), Guest(self.root, fuse), Guest(self.root, ninep)]
         self.files = {}
 
     def _do(self, who, name, *arguments):
@@ -135,9 +137,9 @@ class Folder(RuleBasedStateMachine):
     def go_on_in_a_copy(self, who):
         """A copy's server takes up what the guest holds."""
         old = self.sides[who].client
-        new = client_of(self.root, limit=16)
+        new = self.sides[who].protocol.client_of(self.root, limit=16)
         new.server.restore(old.server.save())
-        new.root = old.root
+        new.root, new.shares = old.root, old.shares
         old.server.close()
         self.sides[who].client = new
 
