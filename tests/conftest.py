@@ -1,11 +1,16 @@
 """Fixtures that every part of the suite may use."""
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, settings
 
 # Shared machines stall: how long one example takes says nothing of the code.
 settings.register_profile("ringzero", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ringzero")
+
+# Guests boot: what one has left behind is for the tests of templates, which say so.
+os.environ["RINGZERO_TEMPLATES"] = "0"
 
 
 @pytest.fixture

@@ -159,14 +159,22 @@ MACHINES_DIR = Setting(
 )
 
 
-def _items(text: str) -> tuple[str, ...]:
-    return tuple(item for item in (part.strip() for part in text.split(",")) if item)
-
-
 def _size(text: str) -> int:
     from ringzero.units import parse_size
 
     return parse_size(text)
+
+
+TEMPLATES = Setting(
+    "RINGZERO_TEMPLATES",
+    _size,
+    lambda: 4 << 30,
+    "SIZE that saved starts of machines may take in the cache (default: 4G); 0: none are made",
+)
+
+
+def _items(text: str) -> tuple[str, ...]:
+    return tuple(item for item in (part.strip() for part in text.split(",")) if item)
 
 
 IMAGE_LIMIT = Setting(

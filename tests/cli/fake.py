@@ -40,8 +40,9 @@ class FakeMachine:
     ending = Exit(ExitReason.POWEROFF)
     serial_output = b""
 
-    def __init__(self, config):
+    def __init__(self, config, *, boot=False):
         self.config = config
+        self.boot = boot
         self.agent = Agent(self)
         self.serial = FakeLine()
         self.console = FakeLine()

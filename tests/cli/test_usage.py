@@ -129,6 +129,7 @@ PRINTING = {
     "network": ["network", "ls"],
     "snapshot": ["snapshot", "ls", "--json"],
     "stats": ["stats", "--json"],
+    "template": ["template", "ls", "--json"],
     **{f"{name} --help": [name, "--help"] for name in VERBS.names()},
     "--version": ["--version"],
     "": [],

@@ -72,7 +72,7 @@ class FakeShares:
 class Fake(FakeMachine):
     """A FakeMachine that can be paused and copied, and prints what is typed."""
 
-    def __init__(self, config):
+    def __init__(self, config, *, boot=False):
         super().__init__(config)
         self.nets = FakeNets()
         self.shares = FakeShares(self)
@@ -177,7 +177,7 @@ class Seed:
         pass
 
 
-def build(config, reporter):
+def build(config, reporter, *, boot=False):
     match config.command_line.strip():
         case "bad":
             raise GuestImageError("not a kernel", hint="give a kernel")

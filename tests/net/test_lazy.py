@@ -22,6 +22,9 @@ def multicast6(source, next_header=58):
 
 
 PROBE, REPORT = multicast6(bytes(16)), multicast6(b"\xfe\x80" + bytes(14), 0)
+# Of ICMPv6, the first byte of what is behind the header is the type.
+ADVERTISEMENT = multicast6(b"\xfe\x80" + bytes(14))[:54] + b"\x88" + bytes(23)
+SOLICITATION = ADVERTISEMENT[:54] + b"\x87" + ADVERTISEMENT[55:]
 
 
 class Port:
@@ -142,8 +145,12 @@ def test_a_forwarded_port_loads_it(lazy):
 
 
 @pytest.mark.parametrize(
-    "frame", [b"", bytes(13), bytes(60), ARP, PROBE[:53], multicast6(b"\1" * 16)]
+    "frame",
+    [
+        *(b"", bytes(13), bytes(60), ARP, PROBE[:53], multicast6(b"\1" * 16)),
+        *(SOLICITATION, ADVERTISEMENT[:54]),
+    ],
 )
 def test_everything_else_asks(frame):
     assert not asks_nothing(frame)
-    assert all(map(asks_nothing, (PROBE, REPORT, ANNOUNCEMENT)))
+    assert all(map(asks_nothing, (PROBE, REPORT, ANNOUNCEMENT, ADVERTISEMENT)))

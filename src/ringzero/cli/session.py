@@ -35,12 +35,16 @@ _TELL = 10.0
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
-def build_machine(config: MachineConfig) -> Guest:
-    """Build the machine; what takes long is shown."""
+def build_machine(config: MachineConfig, *, boot: bool = False) -> Guest:
+    """Build the machine, to go on from a template unless it is to `boot`; what lasts is shown."""
     from ringzero.host.progress import Progress
     from ringzero.vm import builder
 
-    return builder.build(config, Progress())
+    return builder.build(config, Progress(), boot=boot, tell=_tell)
+
+
+def _tell(line: str) -> None:
+    print(f"ringzero: {line}", file=sys.stderr, flush=True)
 
 
 def run(
@@ -52,18 +56,19 @@ def run(
     timeout: float | None = None,
     stats: bool = False,
     as_json: bool = False,
-    build: Callable[[MachineConfig], Guest] = build_machine,
+    boot: bool = False,
+    build: Callable[..., Guest] = build_machine,
     wrap: Callable[[Guest], Guest] = lambda machine: machine,
 ) -> int:
     """Run the machine of `config` to its end and return the exit code.
 
     `words` is the command for a guest with an agent; without one, such a guest
-    gives a shell. `serial` is "stdio", a file name or None. `wrap` puts something
-    between the session and the machine. Raises
+    gives a shell. `serial` is "stdio", a file name or None. With `boot` no template is gone on
+    from. `wrap` puts something between the session and the machine. Raises
     TimeoutExpiredError when the guest runs longer than `timeout` seconds,
     GuestError when it ends badly.
     """
-    machine = wrap(build(config))
+    machine = wrap(build(config, boot=boot))
     # What is compiled or opened before the guest can run is not the guest's time.
     deadline = None if timeout is None else time.monotonic() + timeout
     try:

@@ -110,6 +110,14 @@ class DeviceConfig:
         """Return what a copy of the machine has for it."""
         return self
 
+    def stand_in(self, number: int) -> Self | None:
+        """Return what a template of such machines has in its place (`ringzero.vm.saved.templates`).
+
+        While it boots and idles, a guest cannot tell the one from the other, and it needs nothing
+        of the host's that is another's. None: there is no such device, and the machine boots.
+        """
+        return None
+
     @classmethod
     def flag_names(cls) -> tuple[str, ...]:
         """Return what its flag is called on the command line; the first long one is its name."""

@@ -280,6 +280,14 @@ class Engine(ABC):
     def availability(self) -> Availability:
         """Say whether this host can run the engine, measured and not guessed."""
 
+    def code_version(self) -> str:
+        """Return what tells the code of this engine from that of another version; "" if nothing.
+
+        A guest's memory may bear the marks of an engine's fault: what was saved by other code is
+        not gone on from unasked.
+        """
+        return ""
+
     def prepare(  # noqa: B027 - an engine that needs no preparation
         self, steps: Steps, architecture: Architecture[Any]
     ) -> None:

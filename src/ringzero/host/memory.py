@@ -13,7 +13,7 @@ import struct
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Self
 
 from ringzero.errors import HostError
@@ -32,6 +32,8 @@ _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 _MADV_DONTNEED = 4
 _MADV_DONTFORK = 10
+# Linux 5.14: as if each page of the range were written to.
+_MADV_POPULATE_WRITE = 23
 # ioctl PAGEMAP_SCAN (Linux 6.7; Documentation/admin-guide/mm/pagemap.rst).
 _PAGEMAP_SCAN = 0xC0606610
 _SCAN = struct.Struct("<12Q")
@@ -342,6 +344,16 @@ class HostMemory:
             if first < end and start < last:
                 yield max(first, start), min(last, end)
 
+    def populate(self, runs: Iterable[tuple[int, int]]) -> None:
+        """Have pages of a private memory's own at hand for the runs (start, end) that lie in it.
+
+        For pages that are soon written to: one call is less work than a fault for each. A hint,
+        which a host may not know.
+        """
+        for start, end in runs:
+            if 0 <= start < end <= self.size and not (start | end) % PAGE:
+                _LIBC.madvise(self.address + start, end - start, _MADV_POPULATE_WRITE)
+
     def keep_from_children(self) -> None:
         """Leave the mapping out of processes forked from now on, until the next `freeze`.
 
@@ -446,6 +458,29 @@ def read_pages(
 _LOW_LIMIT = 1 << 31
 _MAP_32BIT = 0x40  # x86 Linux: map in the low 2 GiB
 _MAP_FIXED_NOREPLACE = 0x100000
+
+
+def map_program(fd: int, start: int, code: int, tables: int) -> int:
+    """Map a program from a file, for the process's life; return its address.
+
+    `code` bytes from `start` on can be read and run, `tables` bytes behind them read and written,
+    the latter for this process alone; all are multiples of a page. Raises HostError.
+    """
+    private = mmap.MAP_PRIVATE
+    address = _LIBC.mmap(
+        None, code + tables, mmap.PROT_READ, private | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1, 0
+    )
+    if address in (None, _FAILED):
+        raise HostError("the host gives no address space for a program", size=code + tables)
+    for place, size, at, how in (
+        (address, code, start, mmap.PROT_READ | mmap.PROT_EXEC),
+        (address + code, tables, start + code, mmap.PROT_READ | mmap.PROT_WRITE),
+    ):
+        if size and _LIBC.mmap(place, size, how, private | _MAP_FIXED, fd, at) != place:
+            _LIBC.munmap(address, code + tables)
+            # A file system without programs, or a policy against them.
+            raise HostError("the host maps no program from a file of the cache", size=size)
+    return int(address)
 
 
 class ExecutableMemory:

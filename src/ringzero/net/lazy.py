@@ -19,6 +19,7 @@ from ringzero.net.contract import NETWORKS, Network, Port
 
 _BATCH = 64
 _IPV6_TYPE, _IPV6_HEADER, _HOP_BY_HOP = b"\x86\xdd", 40, 0
+_ICMPV6, _ADVERTISEMENT = 58, 136
 _ARP, _ARP_SENDER, _ARP_TARGET = b"\x08\x06", ETHERNET_HEADER + 14, ETHERNET_HEADER + 24
 _UNSPECIFIED = bytes(16)
 
@@ -160,12 +161,15 @@ def asks_nothing(head: bytes) -> bool:
     """Return whether a frame is one to which a network of one machine has no answer.
 
     Namely duplicate address detection, reports of groups, which come with it, and announcements
-    (RFC 5227 section 2.3).
+    (RFC 5227 section 2.3, RFC 4861 section 7.2.6).
     """
     if head[12:14] == _ARP:
         sender, target = head[_ARP_SENDER:][:4], head[_ARP_TARGET:][:4]
         return sender == target and len(target) == 4
-    if head[12:14] != _IPV6_TYPE or len(head) < ETHERNET_HEADER + _IPV6_HEADER or not head[0] & 1:
+    if head[12:14] != _IPV6_TYPE or len(head) <= ETHERNET_HEADER + _IPV6_HEADER or not head[0] & 1:
         return False
-    source = head[ETHERNET_HEADER + 8 : ETHERNET_HEADER + 24]
-    return source == _UNSPECIFIED or head[ETHERNET_HEADER + 6] == _HOP_BY_HOP
+    source, following = head[ETHERNET_HEADER + 8 : ETHERNET_HEADER + 24], head[ETHERNET_HEADER + 6]
+    if following == _ICMPV6:
+        # Who says that it has another address, as a copy does (RFC 4861 section 7.2.6).
+        return source == _UNSPECIFIED or head[ETHERNET_HEADER + _IPV6_HEADER] == _ADVERTISEMENT
+    return source == _UNSPECIFIED or following == _HOP_BY_HOP

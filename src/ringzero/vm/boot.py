@@ -142,6 +142,8 @@ class Beginning(NamedTuple):
 
 # By which ringzero's own guests know that they are to be served by the agent.
 OWN_AGENT = "ringzero.agent"
+# What tells them how to set their network interfaces up.
+NET_PARAMETER, SEARCH_PARAMETER = "ringzero.net", "ringzero.search"
 NOTHING = Beginning(None, memoryview(b""), "")
 
 
@@ -173,6 +175,23 @@ def _with_agent(config: MachineConfig, found: Beginning) -> Beginning:
 def has_own_agent(command_line: str) -> bool:
     """Whether the guest's own init is the agent, as in ringzero's own guests."""
     return OWN_AGENT in command_line.split()
+
+
+def own_command_line(config: MachineConfig, given: str, hostname: str) -> str:
+    """Return the command line `given` of one of ringzero's own guests with what `config` adds."""
+    # They are called as their machines are (Linux from 5.19 on).
+    line = f"{given} hostname={hostname}"
+    setups = [net.guest_setup(number) for number, net in enumerate(config.nets)]
+    if setups:
+        line += f" {NET_PARAMETER}={','.join(setups)}"
+    if "static" in setups:
+        from ringzero.host.resolvconf import search_domains
+
+        # Those with DHCP are told by it.
+        domains = search_domains()
+        if domains:
+            line += f" {SEARCH_PARAMETER}={','.join(domains)}"
+    return line
 
 
 def _read_initrd(path: Path, memory: int) -> memoryview:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from ringzero.devices.virtio.kinds.console import Console
 from ringzero.devices.virtio.kinds.rng import Rng
 from ringzero.engine.contract import Engine, Interrupts
 from ringzero.errors import DeviceError, GuestError, InvalidValueError, RingzeroError
+from ringzero.host.memory import MemoryBase, MemoryImage
 from ringzero.host.service import OnFault, ServiceThread
 from ringzero.vm import boot
 from ringzero.vm.ends.devices import Devices
@@ -29,10 +31,6 @@ from ringzero.vm.state import ProcessorKind
 
 if TYPE_CHECKING:
     from ringzero.disk.instant import InstantDisk
-    from ringzero.host.memory import MemoryImage
-
-# What tells ringzero's own guests how to set their network interfaces up.
-NET_PARAMETER, SEARCH_PARAMETER = "ringzero.net", "ringzero.search"
 
 
 def assemble(
@@ -43,16 +41,18 @@ def assemble(
     content: MemoryImage | None = None,
     disks: Sequence[InstantDisk] | None = None,
     code: Any = None,
+    later: bool = False,
 ) -> Assembly:
     """Return what the machine of `config` is made of, on `engine` or the one that it names.
 
     With `content` the memory holds that, and no kernel is loaded; with `disks` they are new
     ones with that content. `code` is what the engine takes over from another machine
-    (`Vm.share`). Raises ConfigError, NotFoundError, GuestImageError, DiskError, EngineError,
-    HostError.
+    (`Vm.share`). `later` has the kernel read at the start only. Raises ConfigError,
+    NotFoundError, GuestImageError, DiskError, EngineError, HostError.
     """
     identity = identity or Identity(config.name)
-    ground = Groundwork(identity.complete(config), engine or _choose(config), content)
+    engine = engine or choose_engine(config)
+    ground = Groundwork(identity.complete(config), engine, content, later=later)
     return Assembly(ground, identity, disks=disks, code=code)
 
 
@@ -112,7 +112,7 @@ class Assembly:
                 ground.loading.join()
             undo.pop_all()
         # Whether the kernel is in place, or whatever a saved memory holds.
-        self.booted = ground.kernel is None
+        self.booted = ground.kernel is None and not ground.waits
 
     def close(self) -> None:
         """Free everything; the vCPUs' threads have ended, or were never started."""
@@ -204,28 +204,34 @@ class Assembly:
     def boot(self) -> None:
         """Load the kernel unless that was done, or a state restored. Raises GuestImageError."""
         ground = self.ground
-        if self.booted or ground.kernel is None:
+        if self.booted:
+            return
+        ground.read()
+        if ground.kernel is None:
             return
         command_line = ground.command_line
         if self.guest is not None and boot.has_own_agent(command_line):
-            # ringzero's own guests are called as their machines are (Linux from 5.19 on).
-            command_line = f"{command_line} hostname={self.config.name}"
-            setups = [net.guest_setup(number) for number, net in enumerate(self.config.nets)]
-            if setups:
-                command_line += f" {NET_PARAMETER}={','.join(setups)}"
-            if "static" in setups:
-                from ringzero.host.resolvconf import search_domains
-
-                # Those with DHCP are told by it.
-                domains = search_domains()
-                if domains:
-                    command_line += f" {SEARCH_PARAMETER}={','.join(domains)}"
+            command_line = boot.own_command_line(self.config, command_line, self.config.name)
         if self.guest is not None and any(share.target for share in self.config.shares):
             command_line += " ringzero.shares"
         states = self.board.boot(ground.kernel, command_line, ground.initrd, ground.loading)
         for thread, state in zip(self.threads, states, strict=True):
             thread.set_state(state)
         self.booted = True
+
+    def power_on(self) -> None:
+        """Be as after power-on, whatever a saved state has left; nothing has run. HostError."""
+        blank = MemoryBase(
+            os.memfd_create("guest-ram", os.MFD_CLOEXEC), self.memory.size, owned=True
+        )
+        try:
+            os.ftruncate(blank.fd, blank.size)
+            self.memory.become(MemoryImage(blank))
+        finally:
+            blank.release()
+        for _, part in self.board.stateful():
+            part.reset()
+        self.booted = False
 
     def start_threads(self) -> None:
         """Start everything that works for the guest; the vCPUs wait until they are to run."""
@@ -305,7 +311,8 @@ def _close_devices(board: Board) -> None:
         part.close()
 
 
-def _choose(config: MachineConfig) -> Engine:
+def choose_engine(config: MachineConfig) -> Engine:
+    """Return the engine that a description names. Raises NotFoundError, EngineError."""
     from ringzero.engine import select
 
     return select.choose(config.engine, BOARDS.get(config.board).architecture)

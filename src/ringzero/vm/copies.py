@@ -156,6 +156,26 @@ def take_back(parts: Assembly, seed: Seed, identity: Identity) -> Introduction:
     return become(parts, seed, identity)
 
 
+def resume(parts: Assembly, seed: Seed) -> Introduction:
+    """Have a machine that has not begun go on from `seed`, under the identity that it has.
+
+    Commands and the console's size that it was given are kept for its guest. Raises StateError
+    where the seed does not fit, HostError; then the machine is as it was and can be booted.
+    """
+    saved = seed.state.parts if isinstance(seed.state.parts, dict) else {}
+    kind = from_part(ProcessorKind, saved.get("processor"), "processor")
+    kind.check(parts.processor)
+    waiting = parts.guest.agent.kept_waiting() if parts.guest else contextlib.nullcontext()
+    with waiting:
+        try:
+            introduction = take_back(parts, seed, parts.identity)
+        except BaseException:
+            parts.power_on()
+            raise
+    parts.lines.console.tell_size()
+    return introduction
+
+
 def become(parts: Assembly, seed: Seed, identity: Identity) -> Introduction:
     """Take over the seed's state, as somebody else; memory and disks hold theirs already."""
     now, elapsed, clock_ahead = identity.now, 0, None

@@ -46,6 +46,11 @@ class Debugger(Generic[M]):
         # vCPUs that stand on a breakpoint: they get past it by a single step without it.
         self._standing: dict[VcpuThread, int] = {}
 
+    @property
+    def waits(self) -> bool:
+        """Whether there is any breakpoint or hook."""
+        return bool(self._breakpoints or self._hooks)
+
     def break_at(self, address: int) -> None:
         """Pause the machine when a vCPU comes to `address`. Raises EngineError if it cannot."""
         self._change(address, lambda: self._breakpoints.add(address))

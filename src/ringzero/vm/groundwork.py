@@ -19,12 +19,18 @@ from ringzero.vm import boot
 class Groundwork:
     """Memory for the machine of `config` on `engine`, with `content` or with its kernel.
 
-    `loading` is None where there is no kernel to load. Raises ConfigError, NotFoundError,
-    GuestImageError, HostError.
+    With `later` the kernel is read by `read` only: the machine may go on from a template instead.
+    `loading` is None where there is no kernel to load, or not yet. Raises ConfigError,
+    NotFoundError, GuestImageError, HostError.
     """
 
     def __init__(
-        self, config: MachineConfig, engine: Engine, content: MemoryImage | None = None
+        self,
+        config: MachineConfig,
+        engine: Engine,
+        content: MemoryImage | None = None,
+        *,
+        later: bool = False,
     ) -> None:
         board = BOARDS.get(config.board)
         config = boot.with_transport(config, saved=content is not None)
@@ -32,8 +38,10 @@ class Groundwork:
         self.config = replace(config, cpu=config.cpu or board.architecture.default_model)
         self.engine = engine
         # Everything that can be wrong with files is found before memory is taken.
-        begins = boot.read(config) if content is None else boot.NOTHING
+        begins = boot.read(config) if content is None and not later else boot.NOTHING
         self.kernel, self.initrd, self.command_line = begins
+        # Whether there may be a kernel that was not read yet.
+        self.waits = later
         self.memory = GuestMemory(
             board.ram_layout(config.memory), content, large_pages=engine.likes_large_pages
         )
@@ -41,8 +49,15 @@ class Groundwork:
         if self.kernel is not None:
             self.loading = Loading(self.memory, self.kernel, self.initrd)
 
+    def read(self) -> None:
+        """Read the kernel where that was put off. Raises GuestImageError, HostError."""
+        if self.waits:
+            self.waits = False
+            self.kernel, self.initrd, self.command_line = boot.read(self.config)
+
     def loaded(self) -> None:
-        """Forget what the machine has booted from."""
+        """Forget what the machine has booted from, or would have."""
+        self.waits = False
         self.kernel, self.initrd, self.loading = None, memoryview(b""), None
 
     def close(self) -> None:

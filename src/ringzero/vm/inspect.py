@@ -23,6 +23,8 @@ class MemoryAccess:
 
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory
+        # Whether a program has written there.
+        self.written = False
 
     @property
     def host(self) -> HostMemory:
@@ -36,6 +38,7 @@ class MemoryAccess:
         return self._open().read(where, 1)[0]
 
     def __setitem__(self, where: int | slice, value: int | bytes) -> None:
+        self.written = True
         if isinstance(where, slice):
             start, stop = self._range(where)
             if isinstance(value, int) or len(value) != stop - start:

@@ -27,8 +27,9 @@ from ringzero.config.machine import MachineConfig
 from ringzero.devices.contract import Device
 from ringzero.engine.contract import Engine
 from ringzero.errors import DeviceError, InvalidValueError
-from ringzero.vm import boot, copies
-from ringzero.vm.build import Assembly, assemble
+from ringzero.vm import copies
+from ringzero.vm.boot import complete
+from ringzero.vm.build import Assembly, assemble, choose_engine
 from ringzero.vm.debugger import Debugger
 from ringzero.vm.exit import Exit, ExitReason
 from ringzero.vm.guest.agent import Agent
@@ -37,6 +38,7 @@ from ringzero.vm.inspect import Cpu, MemoryAccess
 from ringzero.vm.nets import Nets
 from ringzero.vm.runloop import Wanted
 from ringzero.vm.seed import Seed
+from ringzero.vm.start import Start
 from ringzero.vm.state import MachineState
 
 if TYPE_CHECKING:
@@ -97,6 +99,9 @@ class Machine:
     Machine(kernel="vmlinuz", initrd="initrd.img", command_line="console=ttyS0").
     `engine` may be an Engine object instead of a name. Raises ConfigError,
     NotFoundError, GuestImageError, DiskError, EngineError, HostError.
+
+    One of an `image` goes on from a template where there is one: from an idle guest that has
+    booted. With `boot` it boots; without, one that was given by a config or a kernel may resume.
     """
 
     def __init__(
@@ -105,22 +110,33 @@ class Machine:
         *,
         image: str | None = None,
         engine: str | Engine | None = None,
+        boot: bool | None = None,
         **fields: Unpack[MachineFields],
     ) -> None:
         values: dict[str, Any] = {**fields}
         if isinstance(engine, str):
             values["engine"] = engine
-        config = boot.complete(config, image, values)
-        self._take(assemble(config, engine if isinstance(engine, Engine) else None))
+        config = complete(config, image, values)
+        chosen = engine if isinstance(engine, Engine) else choose_engine(config)
+        booted = boot if boot is not None else image is None
+        start = Start.plan(config, chosen, boot=booted)
+        self._take(assemble(config, chosen, later=start.may_resume), start=start)
 
     @classmethod
-    def of(cls, parts: Assembly, introduction: copies.Introduction | None = None) -> Self:
+    def of(
+        cls,
+        parts: Assembly,
+        introduction: copies.Introduction | None = None,
+        *,
+        start: Start | None = None,
+    ) -> Self:
         """Return the machine of `parts`, whose owner it becomes.
 
-        `introduction` is what its guest, a copy, is told before it runs.
+        `introduction` is what its guest, a copy, is told before it runs; `start` is how another
+        is to come to run.
         """
         machine = cls.__new__(cls)
-        machine._take(parts, introduction)
+        machine._take(parts, introduction, start)
         return machine
 
     @classmethod
@@ -134,8 +150,15 @@ class Machine:
         """
         return cls.of(*copies.grow(seed, identity or Identity(), engine))
 
-    def _take(self, parts: Assembly, introduction: copies.Introduction | None = None) -> None:
+    def _take(
+        self,
+        parts: Assembly,
+        introduction: copies.Introduction | None = None,
+        start: Start | None = None,
+    ) -> None:
         self.parts = parts
+        self._start = start or Start(copied=introduction is not None)
+        self._attached = False
         self.identity = parts.identity
         # Identifiers of the snapshots that the machine comes from, the latest first.
         self.lineage: tuple[str, ...] = ()
@@ -214,20 +237,22 @@ class Machine:
         if self._started:
             raise DeviceError("devices are attached before the machine starts")
         self.parts.attach(name, device, mmio, pio, size)
+        self._attached = True
 
     # ---- life -------------------------------------------------------------
 
     def start(self) -> None:
-        """Boot the kernel, if one was given, and let the guest run. Raises GuestImageError."""
+        """Go on from a template, or boot the kernel, and let the guest run. GuestImageError."""
         if self._stopped:
             raise InvalidValueError("the machine was stopped; build a new one")
         if self._started:
             return
-        self.parts.boot()
+        self._begin()
         self._introduce()
         self._started = True
         _RUNNING.add(self)
         _stop_all_at_exit()
+        self._start.watch(self.parts.guest.agent if self.parts.guest else None)
         self.parts.start_threads()
         self.parts.watch_end()
         # Devices whose state was restored go on with what they had in hand.
@@ -237,6 +262,22 @@ class Machine:
         # To unmap files of some tens of megabytes takes milliseconds.
         self.parts.ground.loaded()
         self.parts.add_doorbells()
+
+    def _begin(self) -> None:
+        """Have the guest booted, or gone on from its template; its vCPUs have not run yet."""
+        start = self._start
+        if start.may_resume and not self.parts.booted:
+            changes = (
+                (self._attached, "a device was attached"),
+                (self.memory.written, "its memory was written to"),
+                (self.debugger.waits, "a breakpoint or hook is set"),
+            )
+            why = next((text for changed, text in changes if changed), None)
+            if why is not None:
+                start.give_up(why)
+            else:
+                self._introduction = start.resume(self.parts)
+        self.parts.boot()
 
     def _introduce(self) -> None:
         """Tell the guest of a copy who it is; its vCPUs have not run yet."""
@@ -314,6 +355,10 @@ class Machine:
         self._forgotten.detach()
         _RUNNING.discard(self)
         self.parts.stop()
+        # What never took a command is no start for others.
+        if self.parts.guest is None or not self.parts.guest.agent.release:
+            self._start.give_up("")
+        self._start.close()
 
     def __enter__(self) -> Self:
         return self
@@ -524,6 +569,9 @@ class Machine:
         """Where the time went: the engine's counters per vCPU, accesses per device, exits."""
         from ringzero.vm import statistics
 
-        found = statistics.of(self.board, self.threads, self.control, self.engine_name)
+        found = {
+            "started": self._start.outcome,
+            **statistics.of(self.board, self.threads, self.control, self.engine_name),
+        }
         counted = {f"eth{n}": backend.counters() for n, backend in enumerate(self.nets)}
         return {**found, "net": counted} if counted else found

@@ -58,6 +58,8 @@ class Image(Verb):
             _show([stored.own_summary(made)], as_json)
         elif arguments.action == "ls":
             _show(stored.images(), as_json)
+            if not as_json:
+                _show_templates()
         elif arguments.action == "inspect":
             found = [image for name in arguments.name for image in stored.find(name)]
             print_json(found)
@@ -93,3 +95,14 @@ def _show(images: Iterable[ImageSummary], as_json: bool) -> None:
         print(f"{names}  {digest}  {format_size(image['size'])}")
         for package in image.get("packages", ()):
             print(f"  {package}")
+
+
+def _show_templates() -> None:
+    """Print what saved starts of images take, where there are any."""
+    from ringzero.units import format_size
+    from ringzero.vm.saved.templates import Templates
+
+    entries = Templates().entries()
+    if entries:
+        size = format_size(sum(entry.size for entry in entries))
+        print(f"{len(entries)} saved starts of them, {size}: ringzero template ls")

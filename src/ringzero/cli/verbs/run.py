@@ -67,6 +67,7 @@ class Run(Verb):
   ringzero run --net socket=/tmp/cable    two machines that are connected with each other
   ringzero run --disk a.img,format=raw --disk b.qcow2 --net none --net socket=/tmp/lan
   ringzero run -d --name web              a machine that stays; see ps, exec, console, stop
+  ringzero run --boot -- dmesg            a boot, and not an idle guest that goes on
 
 The default guest is put together from Debian's packages at the first run and
 kept in the cache. In an interactive session Ctrl-] is the escape key:
@@ -174,6 +175,11 @@ Ctrl-] q ends the machine.
             help="CPU engine: auto, soft, kvm, or kvm! where it is slow "
             "(default: auto, or RINGZERO_ENGINE)",
         )
+        add(
+            "--boot",
+            action="store_true",
+            help="boot the guest, and do not go on from an earlier start of the same description",
+        )
         add("--timeout", metavar="S", type=float, help="end the machine after S seconds (exit 124)")
         add(
             "--serial",
@@ -244,6 +250,7 @@ Ctrl-] q ends the machine.
             "timeout": arguments.timeout,
             "stats": arguments.stats,
             "as_json": arguments.json,
+            "boot": boots(arguments),
         }
         if arguments.name is None:
             code = session.run(config, **how)
@@ -259,6 +266,11 @@ def _on_terminal(arguments: argparse.Namespace) -> bool:
     return bool(arguments.command and (arguments.tty or shell))
 
 
+def boots(arguments: argparse.Namespace) -> bool:
+    """Whether the guest is to boot: where that is asked for, or what it says as it does."""
+    return bool(arguments.boot or arguments.serial)
+
+
 def claim(arguments: argparse.Namespace, config: MachineConfig, foreground: bool) -> Claim:
     """Make the machine's directory."""
     from ringzero.control.host import claims
@@ -272,6 +284,7 @@ def claim(arguments: argparse.Namespace, config: MachineConfig, foreground: bool
         serial=None if arguments.serial == "stdio" else arguments.serial,
         foreground=foreground,
         remove=arguments.rm,
+        boot=boots(arguments),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Self
 from ringzero.config.device import DEVICE_CONFIGS, NAME, DeviceConfig, file_faults
 from ringzero.errors import InvalidValueError
 from ringzero.records import record
+from ringzero.settings import CACHE_DIR
 
 
 @DEVICE_CONFIGS.register("disk")
@@ -60,6 +61,11 @@ class DiskConfig(DeviceConfig):
             for path in writable
             if paths.count(path) > 1
         ]
+
+    def stand_in(self, number: int) -> Self | None:
+        # What lies there is called by its content, and never written to.
+        images = CACHE_DIR.get() / "images"
+        return self if self.read_only and images in self.path.parents else None
 
     def file_faults(self) -> list[str]:
         return file_faults("disk", self.path, writable=not self.read_only, device=True)

@@ -132,6 +132,12 @@ class NetConfig(DeviceConfig):
             return "dhcp"
         return "later" if self.network in _FOREIGN else "none"
 
+    def stand_in(self, number: int) -> Self | None:
+        setup = self.guest_setup(number)
+        if setup == "none":
+            return type(self)("none", mtu=self.mtu)
+        return type(self)("user", mtu=self.mtu) if setup == "static" else None
+
     def absolute(self) -> Self:
         if self.network not in _PATHS or not self.target:
             return self

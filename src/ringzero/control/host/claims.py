@@ -43,6 +43,7 @@ def create(
     remove: bool = False,
     parent: str = "",
     snapshot: str = "",
+    boot: bool = False,
     where: Path | None = None,
     again: Callable[[str], str] | None = None,
 ) -> Claim:
@@ -69,6 +70,7 @@ def create(
             remove=remove,
             parent=parent,
             snapshot=snapshot,
+            boot=boot,
         )
 
     if name is None:

@@ -38,7 +38,8 @@ class MachineRecord(Value):
     `ringzero run`. `foreground` says that a terminal's command holds the machine,
     `remove` that the directory goes away at its end. `snapshot` is the directory of the
     snapshot that the machine goes on from, or ""; `revert` that of the one to which it is being
-    taken back: while it stands there, the machine's disks may be in between.
+    taken back: while it stands there, the machine's disks may be in between. `boot` has its guest
+    boot, and not go on from a template.
     """
 
     name: str
@@ -54,6 +55,7 @@ class MachineRecord(Value):
     parent: str = ""
     snapshot: str = ""
     revert: str = ""
+    boot: bool = False
     format: int = FORMAT
 
     def __post_init__(self) -> None:

@@ -32,14 +32,18 @@ from ringzero.records import replace
 from ringzero.vm.guest.contract import KeptGuest
 from ringzero.vm.guest.identity import Identity
 
-Build = Callable[[MachineConfig, Reporter], KeptGuest]
+Build = Callable[..., KeptGuest]
 
 
-def build(config: MachineConfig, reporter: Reporter) -> KeptGuest:
-    """Build the machine."""
+def build(config: MachineConfig, reporter: Reporter, *, boot: bool = False) -> KeptGuest:
+    """Build the machine, to go on from a template unless it is to `boot`."""
     from ringzero.vm import builder
 
-    return builder.build(config, reporter)
+    return builder.build(config, reporter, boot=boot, lasting=True, tell=_note(reporter))
+
+
+def _note(reporter: Reporter) -> Callable[[str], None]:
+    return lambda line: reporter.say(note=line)
 
 
 def restore(record: MachineRecord) -> KeptGuest:
@@ -83,7 +87,7 @@ def run(claim: Claim, reporter: Reporter, build: Build) -> int:
         write_process(directory)
         record = directory.machine()
         config = replace(record.machine_config(), name=directory.name)
-        machine = restore(record) if record.snapshot else build(config, reporter)
+        machine = restore(record) if record.snapshot else build(config, reporter, boot=record.boot)
         if record.revert:
             _take_back(machine, directory, Path(record.revert))
     except Exception as fault:

@@ -30,6 +30,11 @@ class SoftEngine(Engine):
 
         build.ensure(steps, architecture.name)
 
+    def code_version(self) -> str:
+        from ringzero.jit import build
+
+        return build.cache_key()
+
     def runs(self, architecture: Architecture[Any]) -> bool:
         from ringzero.engine.soft.contract import GUESTS
 

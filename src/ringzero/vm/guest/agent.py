@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from ringzero.errors import GuestError, InvalidValueError
@@ -188,6 +189,8 @@ class Agent:
                 self._adoptions += 1
             elif not self.ready:
                 self._early += 1
+            else:
+                self._schedule()
 
     def poweroff(self) -> None:
         """Ask the guest to write everything to its disks and switch itself off."""
@@ -242,6 +245,23 @@ class Agent:
             slot.active = None
         self._waiting = []
         return commands
+
+    @contextmanager
+    def kept_waiting(self) -> Iterator[None]:
+        """Keep the commands that wait for a guest that is `restore`d within the block.
+
+        The guest knows commands by ascending numbers, so they get others.
+        """
+        with self.lock:
+            waiting, self._waiting = self._waiting, []
+        try:
+            yield
+        finally:
+            with self.lock:
+                for command in waiting:
+                    self._count += 1
+                    command.number = self._count
+                self._waiting = waiting + self._waiting
 
     # ---- state ------------------------------------------------------------
 

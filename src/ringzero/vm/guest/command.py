@@ -72,7 +72,7 @@ class Command:
         self._request = request
         self._input_open = request.takes_input or request.tty
         self._early_input: list[bytes] = []
-        self._early_signals: list[bytes] = []
+        self._early_signals: list[str] = []
         self._held = False
         self._exit_status: int | None = None
         self._token = os.urandom(16).hex().encode()
@@ -128,7 +128,7 @@ class Command:
         line = signal_line(name, self.number)
         with self._lock:
             if not self._started:
-                self._early_signals.append(line)
+                self._early_signals.append(name)
             elif self.status is None:
                 self._channels.send(SIGNAL, line)
 
@@ -201,7 +201,7 @@ class Command:
         )
         channels.send(port_name(CONTROL, slot), line)
         for early in self._early_signals:
-            channels.send(SIGNAL, early)
+            channels.send(SIGNAL, signal_line(early, self.number))
         for data in self._early_input:
             channels.send(self._input, data)
         self._early_input.clear()

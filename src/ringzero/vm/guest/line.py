@@ -86,6 +86,8 @@ class Console(Line):
     def __init__(self) -> None:
         super().__init__()
         self._resize: Callable[[int, int], None] | None = None
+        # The last size that was told, as rows and columns.
+        self._size: tuple[int, int] | None = None
 
     def connect_size(self, resize: Callable[[int, int], None]) -> None:
         """Name the device's way to hear of a new size: `resize(columns, rows)`."""
@@ -93,5 +95,11 @@ class Console(Line):
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the guest the size of the user's terminal, in characters."""
+        self._size = rows, columns
         if self._resize is not None:
             self._resize(columns, rows)
+
+    def tell_size(self) -> None:
+        """Tell the size once more, if one was told: the guest has become another."""
+        if self._size is not None:
+            self.resize(*self._size)

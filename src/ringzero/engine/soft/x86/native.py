@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ringzero.engine.soft import linked
 from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.table.entry import SLOTS, FormEntry
 from ringzero.jit import build
@@ -54,7 +55,7 @@ class NativeEngine:
         symbols = [RUN_INTERPRETER, RUN_TRANSLATOR, HOST_TSC, PAGE_HASH, DECODE_BLOCK]
         symbols += [STOP_MACHINE, RESUME_MACHINE, WRITTEN_OUTSIDE, POST_INTERRUPT, NOTIFY]
         symbols += [RAISE_REASONS, CLEAR_REASONS, *DOORS.values(), *handlers]
-        self.library = build.link(objects, symbols)
+        self.library = linked.link(objects, symbols) or build.link(objects, symbols)
         self.run_interpreter: Entry = self._entry(RUN_INTERPRETER)
         self.run_translator: Entry = self._entry(RUN_TRANSLATOR)
         self.read_host_tsc: Entry = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(

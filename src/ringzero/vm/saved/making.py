@@ -1,0 +1,134 @@
+"""Making templates: a process in the background boots a guest, and writes it down when it is idle.
+
+It is started when a machine of the description has ended, or is up, and is that machine's nothing:
+no command, environment, name, port or folder of it is ever there. It takes turns with nobody: one
+such process at a time, at the lowest priority.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ringzero.config.tree import config_from_tree
+from ringzero.errors import GuestError, InvalidValueError, RingzeroError
+from ringzero.settings import TEMPLATES
+
+if TYPE_CHECKING:
+    from ringzero.config.machine import MachineConfig
+    from ringzero.engine.contract import Engine
+    from ringzero.vm.saved.templates import Key, Templates
+
+# How long the whole may take, in seconds, on the slowest of hosts.
+_PATIENCE = 300
+# How long the guest is left alone before it is written down, in seconds: what it does when an
+# interface has come up (RFC 4862, RFC 4861: it looks for others with its address, then for routers,
+# each for a second or two) is over then.
+_SETTLE = 4.0
+# nice(2): whoever else wants the CPU gets it.
+_LOWEST = 19
+# How often a command is run before the guest is written down.
+_WARM = 2
+
+
+def make(config: MachineConfig, engine: Engine, store: Templates) -> bool:
+    """Make the template of `config` on `engine`; False where there is one, or one is being made.
+
+    Raises what booting does, InvalidValueError where a template cannot be of such a machine.
+    """
+    from ringzero.vm.saved import templates
+
+    key = templates.key_of(config, engine)
+    if isinstance(key, str):
+        raise InvalidValueError(f"no template: {key}")
+    try:
+        with store.making(key) as work:
+            if work is None:
+                return False
+            _boot_and_write(key, engine, work)
+            templates.write_hint(work, _try(key, engine, work))
+    except RingzeroError as fault:
+        store.note_failure(key, fault.message)
+        raise
+    return True
+
+
+def _boot_and_write(key: Key, engine: Engine, work: Path) -> None:
+    """Boot the description and write down its idle guest."""
+    from ringzero.vm.build import assemble
+    from ringzero.vm.machine import Machine
+    from ringzero.vm.saved import templates
+
+    with Machine.of(assemble(key.config, engine)) as machine:
+        machine.start()
+        if not machine.agent.wait_ready(_PATIENCE):
+            raise GuestError("the guest took no command")
+        # What every command needs is then in the guest's memory, and translated.
+        for _ in range(_WARM):
+            machine.run(_words(key.config))
+        time.sleep(_SETTLE)
+        with machine.seed() as seed:
+            templates.write(work, key, seed)
+
+
+def _try(key: Key, engine: Engine, work: Path) -> list[tuple[int, int]]:
+    """Go on from the template once; return which pages its first command wrote to.
+
+    One from which no guest goes on is found here, and not by those who come to use it.
+    """
+    from ringzero.vm.build import Assembly
+    from ringzero.vm.groundwork import Groundwork
+    from ringzero.vm.machine import Machine
+    from ringzero.vm.saved import templates
+
+    template = templates.open_template(work, key)
+    try:
+        parts = Assembly(Groundwork(key.config, engine, later=True))
+        machine = Machine.of(parts, template.resume(parts))
+    finally:
+        template.close()
+    with machine:
+        machine.run(_words(key.config), timeout=_PATIENCE)
+        machine.pause()
+        return machine.memory.host.changed()
+
+
+def _words(config: MachineConfig) -> tuple[str, ...]:
+    """Return a command that does nothing; a container's image takes options before it."""
+    return ("--", "true") if config.disks else ("true",)
+
+
+def main(arguments: list[str]) -> int:
+    """Make the template whose stand-in standard input describes, in the store at `arguments`."""
+    from ringzero.board.contract import BOARDS
+    from ringzero.engine import select
+    from ringzero.host.process import set_title
+    from ringzero.host.progress import QUIET
+    from ringzero.vm.saved.templates import Templates
+
+    os.nice(_LOWEST)
+    os.chdir("/")
+    os.umask(0o077)
+    set_title("rz-template")
+    signal.alarm(_PATIENCE)
+    store = Templates(Path(arguments[0]))
+    try:
+        config = config_from_tree(json.load(sys.stdin))
+        architecture = BOARDS.get(config.board).architecture
+        engine = select.choose(config.engine, architecture)
+        engine.prepare(QUIET, architecture)
+        make(config, engine, store)
+        store.prune(TEMPLATES.get())
+    except RingzeroError as fault:
+        print(f"ringzero: no template: {fault.message}", file=sys.stderr)
+        return fault.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
