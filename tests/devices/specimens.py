@@ -258,12 +258,15 @@ class _Wire:
 
 def net() -> Specimen:
     wire = _Wire()
-    device = wire.device = Net(bytes.fromhex("020000000001"), wire)
+    device = wire.device = Net(bytes.fromhex("020000000001"), wire, pairs=2)
 
     def work(driver: Driver) -> None:
-        driver.features |= 1 << 3 | 1 << 5 | 1 << 16
+        # A MAC address, an MTU, a status, a control queue and several pairs of queues.
+        driver.features |= 1 << 3 | 1 << 5 | 1 << 16 | 1 << 17 | 1 << 22
         driver.start()
+        driver.add(4, readable=[bytes((4, 0, 2, 0))], writable=[1])
         device.set_link(True)
+        driver.add(3, readable=[bytes(12), bytes(60)])
         driver.add(1, readable=[bytes(12), bytes(60)])
         device.deliver([Frame(bytes(60))])
         driver.add(0, writable=[12, 1518], notify=False)

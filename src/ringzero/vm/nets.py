@@ -82,8 +82,8 @@ class Nets:
     def connect(self, config: NetConfig, number: int | None = None) -> int:
         """Plug an interface into the network that `config` names; return its number.
 
-        Without `number`, the first that is on none, or else the first. Its MAC address and MTU
-        stay. Raises InvalidValueError, NotFoundError, and what the network raises.
+        Without `number`, the first that is on none, or else the first. Its MAC address, MTU and
+        queues stay. Raises InvalidValueError, NotFoundError, and what the network raises.
         """
         with self._changing:
             backends = list(self)
@@ -97,7 +97,7 @@ class Nets:
                 )
             old = backends[number].config
             name = self._parts.config.name if config.routed else ""
-            new = replace(config, mac=old.mac, mtu=old.mtu, hostname=name)
+            new = replace(config, mac=old.mac, mtu=old.mtu, queues=old.queues, hostname=name)
             if (new.rate, new.packet_rate) == (None, None):
                 new = replace(new, rate=old.rate, packet_rate=old.packet_rate, burst=old.burst)
             backends[number].connect(new)

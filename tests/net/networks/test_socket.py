@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ringzero.config.devices.net import NetConfig
 from ringzero.config.machine import MachineConfig
 from ringzero.core.frames import Frame
-from ringzero.errors import ConfigError, ConflictError, InvalidValueError, NotFoundError
+from ringzero.errors import ConfigError, ConflictError, NotFoundError
 from ringzero.net.contract import NETWORKS
 from ringzero.net.networks.none import NoNetwork
 from ringzero.net.networks.socket import LENGTH, MAX_FRAME, OUTBOX_SIZE, Decoder, SocketNetwork
@@ -226,6 +226,8 @@ def test_descriptions_that_are_none(text):
 
 @pytest.mark.parametrize("network", ["user", "lan", "tap=x"])
 def test_several_pairs_of_queues(network):
-    with pytest.raises(InvalidValueError, match="queues=2: an interface has one pair") as caught:
-        NetConfig.parse(f"{network},queues=2,mtu=1400")
-    assert "second pair" in caught.value.hint
+    config = NetConfig.parse(f"{network},queues=2,mtu=1400")
+    assert (config.queues, config.mtu, config.faults()) == (2, 1400, [])
+    for wrong in (0, 17):
+        with pytest.raises(ConfigError, match="has 1 to 16 pairs of queues"):
+            MachineConfig.create(net=f"{network},queues={wrong}")

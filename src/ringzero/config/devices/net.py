@@ -30,6 +30,8 @@ UNROUTED = ("none", "socket", "tap", "bridge", "passt")
 _FOREIGN = ("tap", "bridge", "passt")
 _PATHS = ("socket", "passt")
 _SIZES = ("rate", "burst")
+# A guest's driver gives each pair 256 buffers, and takes no more than it has processors.
+MAXIMUM_QUEUES = 16
 _YES_OR_NO = {"yes": True, "no": False}
 
 
@@ -43,7 +45,8 @@ class NetConfig(DeviceConfig):
     the guest reaches the host; `allow` None lets it go everywhere, else only to these places
     (`ringzero.net.stack.policy.Rule`); `ports` are those of the host that lead to it; `hostname` is
     what others on the network call the machine. `rate` in bytes and `packet_rate` in packets
-    bound what passes in a second, each way; `burst` bytes more pass once.
+    bound what passes in a second, each way; `burst` bytes more pass once. `queues` are pairs of
+    queues that the guest may use, one for each of as many vCPUs.
     """
 
     kind = "net"
@@ -51,7 +54,8 @@ class NetConfig(DeviceConfig):
     help = (
         "a network interface: user (the default guest's default: the world by the host's own "
         "sockets), a network by its name, a cable over a Unix socket, or not connected; "
-        "options: host=no, allow=PLACE, port=HOST:GUEST, rate=SIZE, mac=, mtu=, listen (repeatable)"
+        "options: host=no, allow=PLACE, port=HOST:GUEST, rate=SIZE, mac=, mtu=, queues=, listen "
+        "(repeatable)"
     )
     # There was only one, which snapshots know by this name.
     first_has_number = False
@@ -68,6 +72,7 @@ class NetConfig(DeviceConfig):
     rate: int | None = None
     packet_rate: int | None = None
     burst: int = 0
+    queues: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -94,12 +99,8 @@ class NetConfig(DeviceConfig):
                 values["packet_rate"] = int(given)
             elif name == "mtu" and given.isdecimal():
                 values["mtu"] = int(given)
-            elif name in ("queues", "mq"):
-                raise InvalidValueError(
-                    f"{option}: an interface has one pair of queues",
-                    hint="one thread serves it, and takes segments of up to 64 KiB: a second pair "
-                    "would wait for the same one",
-                )
+            elif name == "queues" and given.isdecimal():
+                values["queues"] = int(given)
             else:
                 break
             text = head
@@ -109,7 +110,7 @@ class NetConfig(DeviceConfig):
                 f"no network in {whole!r}",
                 hint="write user, none, a network's name, or socket=PATH, and options behind it: "
                 "host=no, restrict, allow=PLACE, port=HOST:GUEST, rate=SIZE, packets=N, "
-                "burst=SIZE, mac=ADDRESS, mtu=N, listen",
+                "burst=SIZE, mac=ADDRESS, mtu=N, queues=N, listen",
             )
         if allow:
             values["allow"] = tuple(allow)
@@ -156,6 +157,8 @@ class NetConfig(DeviceConfig):
             )
         if not MINIMUM_MTU <= self.mtu <= MAXIMUM_MTU:
             found.append(f"an MTU of {self.mtu} is outside {MINIMUM_MTU} to {MAXIMUM_MTU}")
+        if not 1 <= self.queues <= MAXIMUM_QUEUES:
+            found.append(f"an interface has 1 to {MAXIMUM_QUEUES} pairs of queues")
         if 0 in (self.rate, self.packet_rate) or self.burst < 0:
             found.append("a rate of nothing: write --net none for no network")
         if self.burst and self.rate is None:

@@ -79,6 +79,20 @@ class Chain:
                 break
         return b"".join(parts)
 
+    def split(self, count: int) -> tuple[bytes, list[bytes | memoryview]]:
+        """Return a copy of the first readable `count` bytes, and views of the rest."""
+        views = self.readable
+        if len(views) == 1 and len(views[0]) <= count:
+            return bytes(views[0]), []
+        head, rest = b"", list[bytes | memoryview]()
+        for view in views:
+            missing = count - len(head)
+            if missing > 0:
+                head += view[:missing]
+            if len(view) > missing:
+                rest.append(view[max(0, missing) :])
+        return head, rest
+
     def scatter(self, data: bytes | bytearray | memoryview) -> int:
         """Copy `data` into the writable buffers; return how much found room."""
         done = 0

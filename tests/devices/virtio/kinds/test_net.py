@@ -194,3 +194,150 @@ def test_a_long_frame_and_several_are_told_of_at_once():
     wire.device = device
     driver = Driver(device, FEATURES).start()
     assert leave(wire, driver, size=4000) == 1
+
+
+# ---- pairs of queues ----------------------------------------------------------------------
+
+MQ, CONTROL = 1 << 22, 1 << 17
+
+
+def flow(back=False, number=0):
+    """A datagram of IPv4, or its answer."""
+    ends = [(b"\x0a\0\2\x0f", (5000 + number).to_bytes(2, "big")), (b"\x0a\0\2\2", b"\0\x35")]
+    (source, sport), (target, tport) = reversed(ends) if back else ends
+    return bytes(12) + b"\x08\0\x45" + bytes(11) + source + target + sport + tport + bytes(8)
+
+
+def pairs_rig(pairs=3, features=MQ | CONTROL, wire=None):
+    wire = wire or Wire()
+    device = wire.device = Net(MAC, wire, pairs=pairs)
+    return wire, device, Driver(device, FEATURES | features).start()
+
+
+def order(driver, pairs, queue=6):
+    (answer,) = driver.add(queue, readable=[bytes((4, 0)), pairs.to_bytes(2, "little")],
+                           writable=[1])  # fmt: skip
+    driver.used(queue)
+    return driver.memory.read(answer, 1)
+
+
+def test_pairs_are_offered_where_there_are_several():
+    _, device, driver = pairs_rig()
+    assert config(driver)[8:10] == b"\3\0" and device.features & MQ
+    assert not Net(MAC, Wire()).features & MQ
+
+
+def test_frames_out_by_any_pair_and_answers_by_the_same():
+    wire, device, driver = pairs_rig()
+    assert order(driver, 3) == b"\0"
+    for pair in range(3):
+        driver.add(2 * pair + 1, readable=[bytes(12), flow(number=pair)])
+        for _ in range(2):
+            driver.add(2 * pair, writable=[12, 1518])
+    assert wire.data == [flow(number=n) for n in range(3)]
+    assert [driver.used(2 * n + 1) for n in range(3)] == [[0], [0], [0]]
+    device.deliver([Frame(flow(True, n)) for n in (2, 1, 9, 2)])
+    size = 12 + len(flow())
+    assert [driver.used(2 * n) for n in range(3)] == [[size], [size], [size, size]]
+
+
+def test_a_pair_that_the_driver_does_not_use():
+    wire, device, driver = pairs_rig()
+    driver.add(3, readable=[bytes(12), FRAME])
+    driver.add(0, writable=[12, 1518])
+    assert not wire.frames, "one pair is in use until the driver says so"
+    assert order(driver, 2) == b"\0" and wire.data == [FRAME], "what waited goes out"
+    driver.add(3, readable=[bytes(12), flow()])
+    device.deliver([Frame(flow(True))])
+    assert driver.used(0) == [], "it waits for buffers of the other pair"
+    assert order(driver, 1) == b"\0"
+    driver.notify(0)
+    assert driver.used(0) == [12 + len(flow())], "and then has the first's"
+
+
+@pytest.mark.parametrize("pairs", [0, 4, 0x8000])
+def test_numbers_of_pairs_that_are_none(pairs):
+    _, _, driver = pairs_rig()
+    assert order(driver, pairs) == b"\1"
+    assert driver.transport.failure is None
+
+
+def test_a_driver_that_takes_one_pair_has_its_control_queue_behind_it():
+    wire, _, driver = pairs_rig(features=CONTROL)
+    assert order(driver, 2, queue=2) == b"\1", "it has not taken the feature"
+    (answer,) = driver.add(2, readable=[bytes((3, 0))], writable=[1])
+    assert driver.memory.read(answer, 1) == b"\0"
+    driver.add(3, readable=[bytes(12), FRAME])
+    assert not wire.frames and driver.transport.failure is None
+
+
+def test_no_pair_starves_the_others():
+    wire = Wire()
+    wire.wake = lambda: None
+    _, device, driver = pairs_rig(wire=wire)
+    order(driver, 3)
+    for number in range(6):
+        for pair in range(3):
+            driver.add(2 * pair + 1, readable=[bytes(12), flow(number=8 * pair + number)],
+                       notify=False)  # fmt: skip
+    order_seen = []
+    for _ in range(3):
+        assert device.fetch(lambda frame: order_seen.append(frame.head[35] >> 3 & 3), 2)
+    assert len(set(order_seen)) == 3, "each had its turn within three batches"
+    while device.fetch(lambda frame: None, 64):
+        pass
+    assert [len(driver.used(2 * n + 1)) for n in range(3)] == [6, 6, 6]
+    woken = []
+    wire.wake = lambda: woken.append(1)
+    for pair in range(3):
+        driver.add(2 * pair + 1, readable=[bytes(12), FRAME])
+    assert len(woken) == 3, "each asks to be notified"
+
+
+def test_a_frame_that_has_left_by_one_pair_is_told_of_with_another():
+    wire = Wire()
+    wire.wake = lambda: None
+    _, device, driver = pairs_rig(wire=wire)
+    order(driver, 2)
+    driver.acknowledge()
+    edges = driver.edges
+    for pair in range(2):
+        driver.add(2 * pair + 1, readable=[bytes(12), FRAME])
+        device.fetch(lambda frame: None, 64, coalesce=True)
+        assert driver.edges == edges + pair
+    assert [driver.used(2 * n + 1) for n in range(2)] == [[0], [0]]
+
+
+def test_pairs_are_saved_and_a_reset_leaves_one():
+    wire, device, driver = pairs_rig()
+    order(driver, 3)
+    driver.transport.pause()
+    saved = driver.transport.save(), device.save()
+    assert saved[1].pairs == 3
+    driver.write(0x70, 0)
+    assert device.save().pairs == 1
+    driver.transport.restore(saved[0])
+    device.restore(saved[1])
+    driver.transport.resume()
+    driver.add(5, readable=[bytes(12), FRAME])
+    assert wire.data == [FRAME]
+    for pairs in (0, 4):
+        with pytest.raises(StateError, match="pairs of queues"):
+            device.restore(NetState(MAC, True, pairs=pairs))
+
+
+def test_a_state_of_one_pair_in_a_device_with_several():
+    _, old, driver = pairs_rig(pairs=1, features=CONTROL)
+    driver.transport.pause()
+    saved = driver.transport.save(), old.save()
+    wire = Wire()
+    device = wire.device = Net(MAC, wire, pairs=3)
+    fresh = Driver(device, memory=driver.memory)
+    fresh.transport.restore(saved[0])
+    device.restore(saved[1])
+    fresh.transport.resume()
+    fresh.queues, fresh._free = driver.queues, driver._free
+    fresh.add(1, readable=[bytes(12), FRAME])
+    assert wire.data == [FRAME]
+    (answer,) = fresh.add(2, readable=[bytes((3, 0))], writable=[1])
+    assert fresh.memory.read(answer, 1) == b"\0"

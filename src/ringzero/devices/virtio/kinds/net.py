@@ -1,4 +1,4 @@
-"""virtio network device (virtio 1.2 section 5.1): one pair of queues, offloads, a control queue.
+"""virtio network device (virtio 1.2 section 5.1): pairs of queues, offloads, a control queue.
 
 Frames cross the device with checksums open and uncut, up to 64 KiB at once
 (`ringzero.core.frames`). A `NetBackend` fetches the guest's frames and delivers
@@ -13,7 +13,7 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ringzero.core.frames import (
     ETHERNET_HEADER,
@@ -25,7 +25,6 @@ from ringzero.core.frames import (
     GSO_UDP_L4,
     HEADERS_SIZE,
     LARGEST_FRAME,
-    Buffer,
     Frame,
     plain,
 )
@@ -34,14 +33,19 @@ from ringzero.devices.virtio.queue import Chain, QueueError, Virtqueue
 from ringzero.errors import StateError
 from ringzero.records import record
 
-RECEIVE, TRANSMIT, CONTROL = 0, 1, 2
+if TYPE_CHECKING:
+    from ringzero.devices.virtio.steering import Steering
+
+# Section 5.1.2: of each pair, one behind the other. The control queue follows those that the
+# driver has taken.
+RECEIVE, TRANSMIT = 0, 1
 QUEUE_SIZE, CONTROL_SIZE = 256, 64
 # Section 5.1.3.
 CSUM, GUEST_CSUM, FEATURE_MTU, FEATURE_MAC = 1 << 0, 1 << 1, 1 << 3, 1 << 5
 GUEST_TSO4, GUEST_TSO6, GUEST_ECN, GUEST_UFO = 1 << 7, 1 << 8, 1 << 9, 1 << 10
 HOST_TSO4, HOST_TSO6, HOST_ECN, HOST_UFO = 1 << 11, 1 << 12, 1 << 13, 1 << 14
 MRG_RXBUF, FEATURE_STATUS, CTRL_VQ, CTRL_RX = 1 << 15, 1 << 16, 1 << 17, 1 << 18
-GUEST_ANNOUNCE, CTRL_MAC_ADDR = 1 << 21, 1 << 23
+GUEST_ANNOUNCE, FEATURE_MQ, CTRL_MAC_ADDR = 1 << 21, 1 << 22, 1 << 23
 GUEST_USO4, GUEST_USO6, HOST_USO = 1 << 54, 1 << 55, 1 << 56
 FEATURES = (
     *(CSUM, GUEST_CSUM, FEATURE_MTU, FEATURE_MAC, FEATURE_STATUS),
@@ -67,14 +71,14 @@ HOST_GSO = {
     GSO_UDP_L4: HOST_USO,
 }
 LINK_UP, ANNOUNCE = 1, 2
-# Section 5.1.4: MAC, status, pairs of queues (there without being offered), MTU.
+# Section 5.1.4: MAC, status, pairs of queues (there where one is offered, too), MTU.
 CONFIG = struct.Struct("<6sHHH")
 # Section 5.1.6: flags, GSO type, header length, GSO size, checksum start and offset, buffers.
 HEADER = struct.Struct("<BBHHHHH")
 NEEDS_CSUM = 1
 # Section 5.1.6.5: classes of the control queue, and its answers.
-CLASS_RX, CLASS_MAC, CLASS_ANNOUNCE = 0, 1, 3
-MAC_TABLE_SET, MAC_ADDR_SET = 0, 1
+CLASS_RX, CLASS_MAC, CLASS_ANNOUNCE, CLASS_MQ = 0, 1, 3, 4
+MAC_TABLE_SET, MAC_ADDR_SET, VQ_PAIRS_SET = 0, 1, 0
 CONTROL_OK, CONTROL_ERROR = b"\0", b"\1"
 # The most that a driver may write to the control queue: two tables of addresses.
 CONTROL_LIMIT = 8192
@@ -106,18 +110,21 @@ class NetState:
     """The device's address, whether the guest knows of the link, and owes an announcement.
 
     `connections` are those that end in the machine's network, which a copy's does not have.
+    `pairs` are the pairs of queues that the driver uses.
     """
 
     mac: bytes
     link: bool
     announce: bool = False
     connections: tuple[bytes, ...] = ()
+    pairs: int = 1
 
 
 @VIRTIO_DEVICES.register("net")
 class Net(VirtioDevice[NetState]):
     """A network interface with the address `mac`, 6 bytes. Packets hold up to `mtu` bytes.
 
+    The driver may use up to `pairs` pairs of queues. One thread fetches from all of them.
     `received` and `sent` count the guest's frames, `received_bytes` and `sent_bytes` what is
     in them, `dropped` those that found no room or made no sense.
     """
@@ -125,15 +132,23 @@ class Net(VirtioDevice[NetState]):
     device_id = 1
     state_type = NetState
 
-    def __init__(self, mac: bytes, backend: NetBackend, mtu: int = 1500) -> None:
-        super().__init__(queue_sizes=(QUEUE_SIZE, QUEUE_SIZE, CONTROL_SIZE), features=sum(FEATURES))
+    def __init__(self, mac: bytes, backend: NetBackend, mtu: int = 1500, pairs: int = 1) -> None:
+        super().__init__(
+            queue_sizes=(*(QUEUE_SIZE,) * 2 * pairs, CONTROL_SIZE),
+            features=sum(FEATURES) | (FEATURE_MQ if pairs > 1 else 0),
+        )
         # There was no control queue at first.
         self.least_queues = 2
+        self._most_pairs = pairs
+        # What the driver uses of them; where that is several, which flow goes by which.
+        self._pairs = 1
+        self._steering: Steering | None = None
         self.mac = mac
         self._backend = backend
         self._mtu = mtu
         self._largest = mtu + ETHERNET_HEADER + VLAN_TAG
-        self._backlog: deque[Frame] = deque()
+        # What waits for the guest's buffers, for each pair.
+        self._backlogs: list[deque[Frame]] = [deque() for _ in range(pairs)]
         self._pressed = False
         # Whether there is a link, and whether the guest was told so; whether it shall tell
         # its neighbours of itself.
@@ -146,8 +161,11 @@ class Net(VirtioDevice[NetState]):
         self._generation = 0
         self._fetching = False
         self._drained = True
-        # Whether the driver has not been interrupted for a frame that has left.
-        self._unsettled = False
+        # The pair whose transmit queue was looked at last, and that queue.
+        self._turn = 0
+        self._source: Virtqueue
+        # The transmit queue with a frame that has left, for which the driver was not interrupted.
+        self._unsettled: Virtqueue | None = None
         self.received = self.sent = self.dropped = 0
         self.received_bytes = self.sent_bytes = 0
 
@@ -181,20 +199,24 @@ class Net(VirtioDevice[NetState]):
         return not self._drained
 
     def _give_back(self, batch: list[tuple[Chain, Frame | None]], coalesce: bool) -> None:
-        queue = self.queues[TRANSMIT]
+        queue = self._source
         queue.give_back([(chain.head, 0) for chain, _ in batch])
         # Never for two: a socket may wait for its bytes to leave.
-        alone = len(batch) == 1 and not self._unsettled
-        self._unsettled = coalesce and alone and batch[0][0].readable_size <= _SMALL
-        if not self._unsettled:
-            self.complete(queue)
+        alone = len(batch) == 1 and self._unsettled is None
+        if coalesce and alone and batch[0][0].readable_size <= _SMALL:
+            self._unsettled = queue
+            return
+        if self._unsettled is not queue:
+            self.settle()
+        self._unsettled = None
+        self.complete(queue)
 
     def settle(self) -> None:
         """Interrupt the driver for the frame that has left, where that was put off."""
         with self.lock:
-            if self._unsettled:
-                self._unsettled = False
-                self.complete(self.queues[TRANSMIT])
+            queue, self._unsettled = self._unsettled, None
+            if queue is not None:
+                self.complete(queue)
 
     def _collect(self, limit: int) -> list[tuple[Chain, Frame | None]]:
         """Return what the guest wants sent, up to `limit` frames; the lock is held.
@@ -202,13 +224,22 @@ class Net(VirtioDevice[NetState]):
         Where it is nothing, and not for the limit, the driver is asked to notify of the next.
         """
         self._drained = limit > 0
-        if limit <= 0 or not self.transport.serves(TRANSMIT):
-            return []
         found: list[tuple[Chain, Frame | None]] = []
-        try:
-            self._pop_frames(found, limit)
-        except QueueError as fault:
-            self.transport.fail(f"queue {TRANSMIT}: {fault.message}")
+        if limit <= 0:
+            return found
+        for _ in range(self._pairs):
+            # Each in turn, so that one that is never empty leaves something to the others.
+            self._turn = (self._turn + 1) % self._pairs
+            index = 2 * self._turn + TRANSMIT
+            if not self.transport.serves(index):
+                continue
+            self._source = self.queues[index]
+            try:
+                self._pop_frames(self._source, found, limit)
+            except QueueError as fault:
+                self.transport.fail(f"queue {index}: {fault.message}")
+            if found:
+                break
         return found
 
     def deliver(self, frames: Sequence[Frame]) -> int:
@@ -217,18 +248,27 @@ class Net(VirtioDevice[NetState]):
             if not self.accepted:
                 self.dropped += len(frames)
                 return len(frames)
-            count = min(len(frames), BACKLOG - len(self._backlog))
+            count = min(len(frames), BACKLOG - self._waiting())
             checksums = self.accepted & GUEST_CSUM
+            backlog = self._backlogs[0]
             for index in range(count):
                 frame = frames[index]
+                if self._steering is not None:
+                    backlog = self._backlogs[self._steering.pair_of(frame.head)]
                 ordinary = not frame.gso and (checksums or not frame.checksum_start)
                 if ordinary and ETHERNET_HEADER <= frame.size <= self._largest:
-                    self._backlog.append(frame)
+                    backlog.append(frame)
                 else:
-                    self._backlog.extend(self._fitting(frame))
+                    backlog.extend(self._fitting(frame))
             self._pressed |= count < len(frames)
-            self.transport.serve(RECEIVE)
+            for pair in range(self._pairs):
+                if self._backlogs[pair]:
+                    self.transport.serve(2 * pair + RECEIVE)
             return count
+
+    def _waiting(self) -> int:
+        """Return how many frames wait for the guest's buffers."""
+        return sum(map(len, self._backlogs))
 
     def set_link(self, up: bool) -> None:
         """Say whether frames find their way; the guest hears of it."""
@@ -250,26 +290,48 @@ class Net(VirtioDevice[NetState]):
 
     def config(self) -> bytes:
         status = LINK_UP * self._link | ANNOUNCE * self._announce
-        return CONFIG.pack(self.mac, status, 1, self._mtu)
+        return CONFIG.pack(self.mac, status, self._most_pairs, self._mtu)
 
     def reset(self) -> None:
-        self._generation += 1
-        self._unsettled = False
-        self._backlog.clear()
+        self._unsettled = None
+        self._forget()
+        self._use(1)
         self._link, self._announce = self._wire, False
 
+    def _forget(self) -> None:
+        """Drop the frames that are on their way."""
+        self._generation += 1
+        for backlog in self._backlogs:
+            backlog.clear()
+
+    def _use(self, pairs: int) -> None:
+        """Serve the first `pairs` pairs of queues from now on, and no others."""
+        self._pairs, self._turn, self._steering = pairs, 0, None
+        if pairs > 1:
+            # Few machines want it.
+            from ringzero.devices.virtio.steering import Steering
+
+            self._steering = Steering()
+        for backlog in self._backlogs[pairs:]:
+            self._backlogs[0].extend(backlog)
+            backlog.clear()
+
     def notify(self, index: int) -> None:
-        if index == RECEIVE:
-            self._feed()
-        elif index == CONTROL:
-            self._control()
+        if index == (2 * self._most_pairs if self.accepted & FEATURE_MQ else 2):
+            self._control(self.queues[index])
+        elif index >= 2 * self._pairs:
+            # Of a pair that the driver has not said it uses.
+            return
+        elif index & 1 == RECEIVE:
+            self._feed(self.queues[index], self._backlogs[index >> 1])
         elif not self._fetching:
             self._backend.wake()
 
     # ---- from the guest ---------------------------------------------------
 
-    def _pop_frames(self, found: list[tuple[Chain, Frame | None]], limit: int) -> None:
-        queue = self.queues[TRANSMIT]
+    def _pop_frames(
+        self, queue: Virtqueue, found: list[tuple[Chain, Frame | None]], limit: int
+    ) -> None:
         queue.suppress()
         size = 0
         while size < BATCH_BYTES and len(found) < limit:
@@ -286,16 +348,17 @@ class Net(VirtioDevice[NetState]):
                 self.sent += 1
                 self.sent_bytes += frame.size
                 size += frame.size
+                if self._steering is not None:
+                    self._steering.learn(frame.head, self._turn)
             found.append((chain, frame))
         self._drained = False
 
     def _frame(self, chain: Chain) -> Frame | None:
         """Return the frame in a chain, its headers copied; None where it is none."""
-        views = chain.readable
-        size = sum(map(len, views))
+        size = chain.readable_size
         if not HEADER.size + ETHERNET_HEADER <= size <= HEADER.size + LARGEST_FRAME:
             return None
-        head, rest = _split(views, size if size <= _SMALL else HEADERS_SIZE)
+        head, rest = chain.split(size if size <= _SMALL else HEADERS_SIZE)
         flags, gso, _, gso_size, start, offset, _ = HEADER.unpack_from(head)
         head = head[HEADER.size :]
         if not flags & NEEDS_CSUM:
@@ -327,16 +390,13 @@ class Net(VirtioDevice[NetState]):
             return [frame]
         return [Frame(data) for data in plain(frame) if len(data) <= self._largest]
 
-    def _feed(self) -> None:
-        queue, backlog = self.queues[RECEIVE], self._backlog
-        if not queue.ready:
-            return
+    def _feed(self, queue: Virtqueue, backlog: deque[Frame]) -> None:
         while backlog and self._place(queue, backlog[0]):
             backlog.popleft()
-        if self._unsettled:
+        if self._unsettled is not None:
             self.settle()
         self.complete(queue)
-        if self._pressed and len(backlog) <= BACKLOG // 2:
+        if self._pressed and self._waiting() <= BACKLOG // 2:
             self._pressed = False
             self._backend.wake()
 
@@ -385,8 +445,7 @@ class Net(VirtioDevice[NetState]):
 
     # ---- control ----------------------------------------------------------
 
-    def _control(self) -> None:
-        queue = self.queues[CONTROL]
+    def _control(self, queue: Virtqueue) -> None:
         for chain in queue.requests():
             command = chain.gather(CONTROL_LIMIT)
             answer = CONTROL_OK if self._obey(command) else CONTROL_ERROR
@@ -407,7 +466,18 @@ class Net(VirtioDevice[NetState]):
         if kind == bytes([CLASS_ANNOUNCE, 0]):
             self._announce = False
             return True
+        if kind == bytes([CLASS_MQ, VQ_PAIRS_SET]) and len(data) == 2:
+            return self._take_pairs(int.from_bytes(data, "little"))
         return False
+
+    def _take_pairs(self, pairs: int) -> bool:
+        """Serve as many pairs of queues as the driver says, if it may."""
+        if not self.accepted & FEATURE_MQ or not 1 <= pairs <= self._most_pairs:
+            return False
+        self._use(pairs)
+        # Frames may wait in them already, whose notifications nobody heard.
+        self._backend.wake()
+        return True
 
     def _tell_status(self) -> None:
         if self._link != self._wire:
@@ -434,28 +504,19 @@ class Net(VirtioDevice[NetState]):
     def save(self) -> NetState:
         with self.lock:
             connections = self._backend.connections()
-            return NetState(self.mac, self._link, self._announce, connections)
+            return NetState(self.mac, self._link, self._announce, connections, self._pairs)
 
     def restore(self, state: NetState) -> None:
         if len(state.mac) != len(self.mac):
             raise StateError("virtio network: an address of another length", seen=len(state.mac))
+        if not 1 <= state.pairs <= self._most_pairs:
+            raise StateError(
+                "virtio network: another number of pairs of queues",
+                expected=self._most_pairs,
+                seen=state.pairs,
+            )
         with self.lock:
-            self._generation += 1
-            self._backlog.clear()
+            self._forget()
+            self._use(state.pairs)
             self.mac, self._link, self._announce = state.mac, state.link, state.announce
             self.connections = state.connections
-
-
-def _split(views: Sequence[memoryview], count: int) -> tuple[bytes, list[Buffer]]:
-    """Return a copy of the first `count` bytes, and views of the rest."""
-    first = views[0]
-    if len(views) == 1 and len(first) <= count:
-        return bytes(first), []
-    head, rest = b"", list[Buffer]()
-    for view in views:
-        missing = count - len(head)
-        if missing > 0:
-            head += view[:missing]
-        if len(view) > missing:
-            rest.append(view[max(0, missing) :])
-    return head, rest

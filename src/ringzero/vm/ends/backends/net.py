@@ -33,7 +33,7 @@ class NetBackend(Backend):
         self._lost: tuple[bytes, ...] = ()
         # Known once the machine has begun.
         self._on_fault: OnFault | None = None
-        self.device = self.interface = Net(self._mac, self, config.mtu)
+        self.device = self.interface = Net(self._mac, self, config.mtu, config.queues)
         self._plug(self.network)
 
     def wake(self) -> None:
