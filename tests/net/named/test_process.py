@@ -1,6 +1,7 @@
 """A network's process and its machines' ends, without guests: joining, leases, ports, frames."""
 
 import os
+import resource
 import signal
 import socket
 import time
@@ -224,6 +225,52 @@ def test_a_process_that_is_killed_is_another_soon(lan, join):
     one.port.waiting.append(frame := arp(1, one.address, two.address))
     one.wake()
     until(lambda: frame in two.port.got)
+
+
+def test_a_port_that_somebody_takes_while_there_is_no_process(lan, join, capfd):
+    one = join(1, "one", ports=(Forward(0, 80), Forward(0, 81)))
+    first, second = one.forwards()
+    (pid,) = pids(lan)
+    # It holds the port until it is gone, and others who want it are not told when that is.
+    os.kill(pid, signal.SIGKILL)
+    thief = take(first)
+    with thief:
+        until(lambda: one.port.up is False)
+        until(lambda: one.port.up)
+        assert one.forwards() == [second], "the machine is there, and so are its other ports"
+        assert f"{first} is taken" in capfd.readouterr().err
+        one.unforward(second)
+        time.sleep(2.5 * client._PORT_RETRY)
+        assert one.forwards() == []
+    until(lambda: one.forwards() == [first])
+    assert f"{first} is forwarded again" in capfd.readouterr().err
+    one.unforward(first)
+
+
+def take(forward):
+    """Listen where a port was forwarded, as soon as one can."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return socket.create_server((forward.address, forward.port))
+        except OSError:
+            assert time.monotonic() < deadline
+
+
+def test_out_of_descriptors_while_the_process_is_another(lan, join):
+    one = join(1, "one")
+    (pid,) = pids(lan)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # What is open stays so; nothing else can be.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: one.port.up is False)
+        time.sleep(0.5)
+        assert one.port.up is False and one._loop._thread.is_alive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    until(lambda: one.port.up)
 
 
 def pids(place):

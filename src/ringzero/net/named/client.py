@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -25,8 +26,9 @@ _READ = 256 * 1024
 _BATCH = 64
 # Bytes for a network that does not read before frames are dropped.
 _OUTBOX = 4 << 20
-# How long an answer may take, in seconds; and between two tries to join again.
-_PATIENCE, _RETRY = 10.0, 0.1
+# How long an answer may take, in seconds; and between two tries to join again, and to have a
+# port again that somebody else took meanwhile.
+_PATIENCE, _RETRY, _PORT_RETRY = 10.0, 0.1, 1.0
 # How long a process that was asked to end may take, in seconds.
 _END = 3.0
 # How long a copy's guest is answered that goes on with its original's connections, in seconds.
@@ -59,6 +61,10 @@ class NamedEnd(Network):
         # Answers that are waited for: what is set when one has come, and what came.
         self._asked: dict[int, tuple[threading.Event, list[dict[str, Any]]]] = {}
         self._ports: list[Forward] = list(config.ports)
+        # Those that somebody else took while there was no network; by the number by which one
+        # was asked for, if it was.
+        self._missing: dict[int, Forward] = {}
+        self._searching = False
         self._link: socket.socket | None = None
         self._decoder = Decoder()
         self._outbox = bytearray()
@@ -138,8 +144,11 @@ class NamedEnd(Network):
 
     # ---- joining ----------------------------------------------------------
 
-    def _join(self) -> socket.socket:
-        """Connect and say who we are. Raises what the network says."""
+    def _join(self, *, again: bool = False) -> socket.socket:
+        """Connect and say who we are. Raises what the network says.
+
+        With `again` a port that is taken is no reason not to.
+        """
         link = self._place.connect()
         try:
             link.settimeout(_PATIENCE)
@@ -148,6 +157,7 @@ class NamedEnd(Network):
                 "name": self.config.hostname or "machine",
                 "mac": self.config.mac,
                 "ports": [to_plain(forward) for forward in self._ports],
+                "again": again,
             }
             link.sendall(object_message({"id": 0, "join": who}))
             answer = self._first_answer(link)
@@ -157,7 +167,9 @@ class NamedEnd(Network):
         except BaseException:
             link.close()
             raise
-        self._ports = [from_plain(Forward, port) for port in answer["ports"]]
+        wanted, self._ports = self._ports, [from_plain(Forward, port) for port in answer["ports"]]
+        if again:
+            self._miss([forward for forward in wanted if forward not in self._ports])
         self.address = str(answer["address"])
         link.setblocking(False)
         return link
@@ -192,6 +204,8 @@ class NamedEnd(Network):
         self._loop.forget(link)
         link.close()
         self._outbox.clear()
+        self._ports += self._missing.values()
+        self._missing.clear()
         self.port.set_link(False)
         for done, answers in self._asked.values():
             answers.append({"error": HostError("the network's process ended").to_dict()})
@@ -202,11 +216,40 @@ class NamedEnd(Network):
         if self._closed or self._link is not None:
             return
         try:
-            self._link = self._join()
+            self._link = self._join(again=True)
         except RingzeroError:
             self._loop.at(self._loop.now + 10 * _RETRY, self._again)
             return
         self._attach()
+
+    # ---- ports that others took -------------------------------------------
+
+    def _miss(self, ports: list[Forward]) -> None:
+        """Say in the machine's log which ports do not lead to it any more, and ask again."""
+        for forward in ports:
+            print(
+                f"ringzero: {forward} is taken; it is forwarded again once it is free",
+                file=sys.stderr,
+            )
+            self._missing[next(self._numbers)] = forward
+        if ports and not self._searching:
+            self._searching = True
+            self._loop.at(self._loop.now + _PORT_RETRY, self._ask_for_missing)
+
+    def _ask_for_missing(self) -> None:
+        self._searching = bool(self._missing)
+        for number, forward in list(self._missing.items()):
+            self._push(object_message({"id": number, "forward": to_plain(forward)}))
+        if self._searching:
+            self._loop.at(self._loop.now + _PORT_RETRY, self._ask_for_missing)
+
+    def _found(self, forward: Forward, result: object) -> None:
+        """Hear whether a port that was missing is there again."""
+        if isinstance(result, dict) and "port" in result:
+            self._ports.append(from_plain(Forward, result["port"]))
+            print(f"ringzero: {forward} is forwarded again", file=sys.stderr)
+        else:
+            self._missing[next(self._numbers)] = forward
 
     # ---- asking -----------------------------------------------------------
 
@@ -315,7 +358,10 @@ class NamedEnd(Network):
             asked[0].set()
             return
         result = message.get("result")
-        if isinstance(result, dict) and "port" in result:
+        missing = self._missing.pop(message.get("id", 0), None)
+        if missing is not None:
+            self._found(missing, result)
+        elif isinstance(result, dict) and "port" in result:
             # Whoever asked for it has been told that it is not to be had.
             self._push(object_message({"id": 0, "unforward": result["port"]}))
 

@@ -108,8 +108,14 @@ class NetworkDirectory:
             time.sleep(_PAUSE)
 
     def try_connect(self) -> socket.socket | None:
-        """Return a connection to the network's process, or None where there is none."""
-        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        """Return a connection to the network's process, or None where there is none.
+
+        Raises HostError where this process has no descriptor left for it.
+        """
+        try:
+            link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as fault:
+            raise host_error(fault, "reach", self.path) from fault
         descriptor = -1
         try:
             descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -92,7 +92,7 @@ class Member:
         self._link = link
         self._decoder = Decoder()
         self._outbox = bytearray()
-        self._open = True
+        self._open, self._interest = True, READ
         self.name = self.mac = self.address = ""
         self.port: SwitchPort | None = None
         self.forwards: list[Forward] = []
@@ -151,7 +151,6 @@ class Member:
     def _flush(self) -> None:
         if not self._open:
             return
-        before = bool(self._outbox)
         try:
             del self._outbox[: self._link.send(self._outbox)]
         except BlockingIOError:
@@ -159,8 +158,10 @@ class Member:
         except OSError:
             # Its end is read soon.
             self._outbox.clear()
-        if before:
-            self._server.network.loop.change(self._link, READ | (WRITE if self._outbox else 0))
+        interest = READ | (WRITE if self._outbox else 0)
+        if interest != self._interest:
+            self._interest = interest
+            self._server.network.loop.change(self._link, interest)
 
     def close(self) -> None:
         """Let go of the machine."""
@@ -294,7 +295,7 @@ class Server:
         port = self.switch.connect(member.take, guard)
         member.name, member.mac, member.address = name, mac, address
         try:
-            made = [self._forward(member, forward) for forward in wanted]
+            made = self._forward_all(member, wanted, again=who.get("again") is True)
         except RingzeroError:
             for forward in member.forwards:
                 self.network.unforward(forward)
@@ -342,6 +343,17 @@ class Server:
         made = self.network.forward(replace(forward, guest=member.address))
         member.forwards.append(made)
         return replace(made, guest="")
+
+    def _forward_all(self, member: Member, ports: list[Forward], *, again: bool) -> list[Forward]:
+        """Forward ports; with `again`, those that nobody took while there was no process."""
+        made = []
+        for forward in ports:
+            try:
+                made.append(self._forward(member, forward))
+            except ConflictError:
+                if not again:
+                    raise
+        return made
 
     def _unforward(self, member: Member, forward: Forward) -> None:
         meant = replace(forward, guest=member.address)
