@@ -192,6 +192,24 @@ def test_kill_9_in_mid_transfer(host, machines):
     web.nets.unpublish(str(made.port))
 
 
+def test_kill_9_while_a_machine_only_receives(host, machines):
+    """What ends with the process ends in the guest, too, though that says nothing by itself."""
+    _, cli, _ = machines
+    place = directory.find("lan")
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        door.settimeout(30)
+        url = f"http://host.ringzero.internal:{door.getsockname()[1]}/f"
+        pull = cli.agent.run(["sh", "-c", f"wget -O /part {url} 2>/why"])
+        link, _ = door.accept()
+        with link:
+            link.recv(4096)
+            link.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 5000)
+            say(cli, "until [ -s /part ]; do sleep 0.05; done")
+            os.kill(pid(place), signal.SIGKILL)
+            assert pull.wait(30) != 0, "it does not wait for ever"
+            assert "reset" in say(cli, "cat /why")
+
+
 def test_an_unknown_network():
     with pytest.raises(NotFoundError, match="no network called 'nix'") as caught:
         Machine(image="micro", net="nix")

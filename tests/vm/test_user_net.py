@@ -1,9 +1,11 @@
 """The user network from inside the default guest: out, in, and in copies; servers on loopback."""
 
+import contextlib
 import hashlib
 import http.server
 import os
 import socket
+import struct
 import threading
 import time
 import urllib.request
@@ -84,6 +86,46 @@ def test_it_is_set_up_before_the_first_command(machine):
     assert say(machine, "ip route").startswith("default via 10.0.2.2 dev eth0")
     assert "nameserver 10.0.2.3\n" in say(machine, "cat /etc/resolv.conf")
     assert "127.0.0.1" in say(machine, "ip addr show lo")
+
+
+@contextlib.contextmanager
+def resolver(name):
+    """Answer DNS at a port of the host's loopback, which is yielded: `name` is the gateway."""
+    known = b"".join(bytes([len(part)]) + part.encode() for part in name.split(".")) + b"\0"
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while query := (received := link.recvfrom(4096))[0]:
+                client = received[1]
+                question = query[12 : query.index(b"\0", 12) + 5]
+                found = question == known + b"\0\1\0\1"
+                there = question[:-4] == known
+                answer = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4\x0a\0\2\2" if found else b""
+                counts = struct.pack(">HHHHH", 0x8180 if there else 0x8183, 1, found, 0, 0)
+                link.sendto(query[:2] + counts + question + answer, client)
+
+    with socket.socket(type=socket.SOCK_DGRAM) as link:
+        link.bind(("127.0.0.1", 0))
+        threading.Thread(target=serve, daemon=True).start()
+        yield link.getsockname()[1]
+        # It says that there is no connection, and wakes who reads.
+        with contextlib.suppress(OSError):
+            link.shutdown(socket.SHUT_RDWR)
+
+
+def test_the_hosts_search_domains(tmp_path, monkeypatch, port):
+    """A guest that is set up without DHCP looks for names where the host does."""
+    place = tmp_path / "resolv.conf"
+    place.write_text("nameserver 127.0.0.1\nsearch one.example two.example\n")
+    monkeypatch.setattr("ringzero.host.resolvconf.RESOLV_CONF", place)
+    with resolver("short.two.example") as number:
+        monkeypatch.setattr("ringzero.net.proxy.resolver._PORT", number)
+        with Machine(image="micro", memory="128M", engine="soft") as fresh:
+            (backend,) = fresh.nets
+            backend.network.load().resolver.servers = ["127.0.0.1"]
+            assert " one.example two.example\n" in say(fresh, "cat /etc/resolv.conf")
+            assert SUM in say(fresh, f"wget -qO- http://short:{port}/f | sha256sum")
+            assert fresh.run(f"wget -qO- http://other:{port}/f", timeout=60).exit_code != 0
 
 
 def test_out_and_by_name_with_equal_checksums(machine, port):
@@ -271,3 +313,24 @@ def test_connections_stay_the_originals(machine, tmp_path):
             wait = "until grep -q after /tmp/got && grep -q after /tmp/heard; do sleep 0.05; done"
             assert say(machine, wait + "; ls /tmp/in /tmp/out 2>/dev/null || true") == ""
     machine.nets.unpublish(str(made.port))
+
+
+def test_several_pairs_of_queues(port):
+    """Linux uses one for each vCPU; a copy and a machine taken back use them, too."""
+    nets = ["user,queues=2"]
+    with Machine(image="micro", memory="128M", cpus=2, engine="soft", nets=nets) as two:
+        assert say(two, "ls /sys/class/net/eth0/queues").split() == ["rx-0", "rx-1", "tx-0", "tx-1"]
+        get = f"wget -qO- http://10.0.2.2:{port}/f | sha256sum"
+        both = f"taskset 1 sh -c '{get}' & taskset 2 sh -c '{get}'; wait"
+
+        def check(machine):
+            assert say(machine, both).split()[::2] == [SUM, SUM]
+            (backend,) = machine.nets
+            used = [backend.interface.queues[n].save().next_used for n in range(4)]
+            assert all(used), f"each of them is used: {used}"
+
+        check(two)
+        (copy,) = two.fork(start=True)
+        with copy:
+            check(copy)
+        check(two)

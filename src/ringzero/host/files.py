@@ -52,8 +52,13 @@ def too_large(what: str, **context: object) -> HostError:
     )
 
 
-def host_error(fault: OSError, action: str, path: Path | str) -> HostError:
-    """Return the HostError that tells a user what `fault` means for `action`."""
+def host_error(
+    fault: OSError, action: str, path: Path | str, place: str = _PLACE_HINT
+) -> HostError:
+    """Return the HostError that tells a user what `fault` means for `action`.
+
+    `place` is the hint where one may not write there.
+    """
     reason = fault.strerror or str(fault)
     message = f"cannot {action} {path}: {reason}"
     if fault.errno in (errno.ENOENT, errno.ENOTDIR):
@@ -64,7 +69,7 @@ def host_error(fault: OSError, action: str, path: Path | str) -> HostError:
     if fault.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = CACHE_HINT
     elif fault.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        hint = _PLACE_HINT
+        hint = place
     return HostError(message, hint=hint, path=path, errno=fault.errno)
 
 

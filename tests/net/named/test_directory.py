@@ -1,6 +1,7 @@
 """Networks by name as directories: made, refused, listed, removed."""
 
 import ipaddress
+import shutil
 import subprocess
 import sys
 
@@ -118,3 +119,33 @@ def test_routes_of_a_host_of_its_own(place):
 
 def test_host_routes_are_read():
     assert all(route.prefixlen for route in directory.host_routes())
+
+
+READ_ONLY = """
+from ringzero.errors import HostError
+from ringzero.net.named import directory
+from ringzero.net.named.description import NamedNetwork
+for call in (lambda: directory.create(NamedNetwork("two")), directory.find("one").connect):
+    try:
+        call()
+    except HostError as fault:
+        print(fault.message, "|", fault.hint)
+"""
+
+
+def test_a_place_that_is_read_only(place):
+    directory.create(NamedNetwork("one"))
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    words = ["unshare", "-rm", "sh", "-c", mount, str(place)]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*words, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("this user may not make a mount namespace")
+    program = [sys.executable, "-c", READ_ONLY]
+    said = subprocess.run([*words, *program], capture_output=True, check=True, timeout=60)
+    lines = said.stdout.decode().splitlines()
+    assert len(lines) == 2, said.stderr
+    for line in lines:
+        assert "Read-only file system" in line
+        assert line.endswith("| set RINGZERO_NETWORKS_DIR to a directory that you can write to")

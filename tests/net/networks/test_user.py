@@ -8,6 +8,7 @@ import shutil
 import socket
 import struct
 import threading
+import time
 
 import pytest
 
@@ -151,6 +152,31 @@ def test_a_bad_cable(faults):
 
 
 @linux
+def test_clocks_that_jump(monkeypatch):
+    """A process that was stopped for a month, and a host whose date is put back, lose nothing."""
+    gone = [0.0]
+
+    class Clock:
+        monotonic = staticmethod(lambda: time.monotonic() + gone[0])
+        time = staticmethod(lambda: 0.0)
+
+    monkeypatch.setattr("ringzero.net.proxy.loop.time", Clock)
+
+    def serve(link):
+        got = 0
+        while piece := link.recv(1 << 16):
+            link.sendall(piece)
+            if got >> 20 != (got := got + len(piece)) >> 20:
+                gone[0] += 30 * 86400.0
+        link.shutdown(socket.SHUT_WR)
+
+    with guest() as machine, server(serve) as port:
+        began = time.monotonic()
+        assert machine.run(f"{TRIP}\nresult = trip({HOST4!r}, {port})") == [DIGEST, len(DATA)]
+        assert gone[0] and time.monotonic() - began < 60
+
+
+@linux
 def test_many_connections_at_once(linux_guest):
     with server(mirror) as port:
         code = f"""{TRIP}
@@ -200,6 +226,23 @@ digest = hashlib.sha256()
 while piece := link.recv(1 << 16): digest.update(piece)
 result = digest.hexdigest()""")
         assert result == DIGEST
+
+
+@linux
+@pytest.mark.parametrize("host,loopback", [(HOST4, "::1"), (HOST6, "127.0.0.1")])
+def test_a_server_that_listens_on_one_of_the_hosts_addresses(linux_guest, host, loopback):
+    """A guest that knows the host by its name tries IPv4 or IPv6, as its C library likes."""
+    linux_guest.shell(
+        "for n in 1 2 3 4 5 6 7 8 9; do ip -6 addr show scope global | "
+        "grep fd72 | grep -qv tentative && break; sleep 0.3; done"
+    )
+    with server(mirror, loopback) as port:
+        assert linux_guest.run(f"{TRIP}\nresult = trip({host!r}, {port})") == [DIGEST, len(DATA)]
+    assert linux_guest.run(f"""
+import errno, socket
+try: result = socket.create_connection(({host!r}, {port}), 30)
+except OSError as fault: result = errno.errorcode[fault.errno]
+""") == "ECONNREFUSED"  # fmt: skip
 
 
 @linux

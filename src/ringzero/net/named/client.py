@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from ringzero.config.devices.net import NetConfig
@@ -20,6 +21,7 @@ from ringzero.net.named.directory import NetworkDirectory, find
 from ringzero.net.named.wire import Decoder, WireError, frame_message, object_message
 from ringzero.net.proxy.loop import GONE, READ, WRITE, EventLoop
 from ringzero.net.stack import orphans
+from ringzero.net.stack.subnet import Subnet
 from ringzero.plain import from_plain, to_plain
 
 _READ = 256 * 1024
@@ -127,14 +129,16 @@ class NamedEnd(Network):
     def _reset_all(self, connections: tuple[bytes, ...], macs: list[bytes]) -> None:
         """Reset another machine's connections in the guest, as whoever they were with would."""
         self._orphans = orphans.keys(connections)
+        self._send_resets(connections, macs)
+        self._loop.at(self._loop.now + _OBJECTIONS, self._forget_orphans)
 
+    def _send_resets(self, connections: Sequence[bytes], macs: list[bytes]) -> None:
         def reset() -> None:
             self._inbox.extend(orphans.resets(connections, _PEER, macs))
             self._deliver()
 
         for delay in orphans.RESETS:
             self._loop.at(self._loop.now + delay, reset)
-        self._loop.at(self._loop.now + _OBJECTIONS, self._forget_orphans)
 
     def _forget_orphans(self) -> None:
         self._orphans = frozenset()
@@ -221,6 +225,18 @@ class NamedEnd(Network):
             self._loop.at(self._loop.now + 10 * _RETRY, self._again)
             return
         self._attach()
+        self._reset_lost()
+
+    def _reset_lost(self) -> None:
+        """Reset what ended with the old process; who only receives would wait for ever.
+
+        What goes between machines goes on.
+        """
+        with contextlib.suppress(RingzeroError):
+            subnet = self._place.network().addresses()
+            known = self._passing.packed()
+            lost = [c for c in known if not _is_machine(orphans.peer_of(c), subnet)]
+            self._send_resets(lost, [bytes.fromhex((self.config.mac or "").replace(":", ""))])
 
     # ---- ports that others took -------------------------------------------
 
@@ -378,6 +394,11 @@ class NamedEnd(Network):
         if interest != self._interest:
             self._interest = interest
             self._loop.change(self._link, interest)
+
+
+def _is_machine(address: bytes, subnet: Subnet) -> bool:
+    """Return whether an address may be another machine's."""
+    return subnet.has(address) and address not in (*subnet.gateways, *subnet.resolvers)
 
 
 def _result(message: dict[str, Any]) -> dict[str, Any]:

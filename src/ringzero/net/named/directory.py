@@ -39,6 +39,7 @@ _LARGEST = 1 << 20
 _POOL = [f"10.{89 + n // 256}.{n % 256}.0/24" for n in range(512)]
 # How long a network's process may take to listen, in seconds; 0.2 where the host is idle.
 _PATIENCE, _PAUSE = 20.0, 0.02
+_PLACE = "set RINGZERO_NETWORKS_DIR to a directory that you can write to"
 # -P: the current directory is no place to import from.
 _PROGRAM = (sys.executable, "-P", "-m", "ringzero.net.named")
 
@@ -149,7 +150,7 @@ class NetworkDirectory:
                     check=False,
                 )
         except OSError as fault:
-            raise host_error(fault, "start the process of", self.path) from fault
+            raise host_error(fault, "start the process of", self.path, _PLACE) from fault
 
     # ---- the end ----------------------------------------------------------
 
@@ -170,7 +171,7 @@ class NetworkDirectory:
         try:
             shutil.rmtree(self.path)
         except OSError as fault:
-            raise host_error(fault, "remove", self.path) from fault
+            raise host_error(fault, "remove", self.path, _PLACE) from fault
 
 
 def root() -> Path:
@@ -243,7 +244,7 @@ def create(network: NamedNetwork) -> tuple[NetworkDirectory, list[str]]:
                 f"there is a network {network.name!r} already",
                 hint=f"`ringzero network inspect {network.name}` describes it",
             ) from None
-        raise host_error(fault, "create", place.path) from fault
+        raise host_error(fault, "create", place.path, _PLACE) from fault
     return place, notes
 
 
@@ -296,4 +297,4 @@ def _write(path: Path, data: object) -> None:
     except OSError as fault:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise host_error(fault, "write", path) from fault
+        raise host_error(fault, "write", path, _PLACE) from fault

@@ -1,7 +1,7 @@
 """The world by the host's own sockets: a router, DHCP and DNS for one machine, without root.
 
     10.0.2.2    the gateway; it is also the host (`host.ringzero.internal`): what a guest sends
-                there goes to 127.0.0.1
+                there goes to 127.0.0.1, or ::1 where nobody listens there
     10.0.2.3    the resolver, which asks those of the host
     10.0.2.15   the machine
 
@@ -60,6 +60,7 @@ _SWEEP = 10.0
 # Whether an address is this host's own is remembered for so long, in seconds, for so many.
 _OWN_TIME, _MAX_OWN = 10.0, 1024
 _PATIENCE = 10.0
+_OTHER_LOOPBACK = {"127.0.0.1": "::1", "::1": "127.0.0.1"}
 
 
 @record
@@ -340,11 +341,16 @@ class UserNetwork(Network):
 
     def open(self, connection: Connection) -> None:
         """Connect to the host's world for a guest."""
-        host = self._target(connection.path.source)
+        address, port = connection.path.source, connection.local
+        host = self._target(address)
         if host is None:
             self.turn_away(connection, icmp.PROHIBITED)
+        elif address in self.subnet.gateways:
+            # A server of this host's may listen on one of the two only, and a guest that knows
+            # both addresses tries one only.
+            Relay.to_host(self, connection, (host, port), (_OTHER_LOOPBACK[host], port))
         else:
-            Relay.to_host(self, connection, (host, connection.local))
+            Relay.to_host(self, connection, (host, port))
 
     def turn_away(self, connection: Connection, reason: tuple[int, int]) -> None:
         """Tell the guest why a connection cannot be."""

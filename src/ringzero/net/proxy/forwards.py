@@ -57,9 +57,11 @@ class Forwards:
         six = len(addresses.parse(forward.address)) == 16
         tcp = forward.protocol == "tcp"
         kind = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM
-        link = socket.socket(
-            socket.AF_INET6 if six else socket.AF_INET, kind | socket.SOCK_NONBLOCK
-        )
+        family = socket.AF_INET6 if six else socket.AF_INET
+        try:
+            link = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+        except OSError as fault:
+            raise _refusal(forward, fault) from fault
         try:
             if six:
                 link.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -201,8 +203,9 @@ def _refusal(forward: Forward, fault: OSError) -> HostError | ConflictError:
             hint="take a port from 1024 on",
             port=forward.port,
         )
-    if fault.errno == errno.EADDRNOTAVAIL:
+    if fault.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
         return HostError(
             f"this host has no address {forward.address}", hint="`ip address` lists them"
         )
-    return HostError(f"cannot listen at {forward}: {fault.strerror}")
+    hint = "`ulimit -n` allows more" if fault.errno == errno.EMFILE else None
+    return HostError(f"cannot listen at {forward}: {fault.strerror}", hint=hint)

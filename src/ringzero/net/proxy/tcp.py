@@ -32,6 +32,9 @@ _UNREACHABLE = {
 }
 
 
+Targets = tuple[tuple[str, int], ...]
+
+
 class Owner(Protocol):
     """Whose relays they are."""
 
@@ -60,21 +63,33 @@ class Relay:
         self.connection: Connection | None = None
         # Whether the host's side is up, and the guest's.
         self._linked = self._opened = False
+        # Where to go when nobody is there, and why it went no further before.
+        self._further: Targets = ()
+        self._before: OSError | None = None
         self._host_ended = self._guest_ended = self._shut = False
         self._interest = 0
         self.closed = False
         owner.relays[self] = None
 
     @classmethod
-    def to_host(cls, owner: Owner, connection: Connection, target: tuple[str, int]) -> None:
-        """Connect to `target` for a guest, and answer the guest then."""
-        family = socket.AF_INET if len(connection.path.source) == 4 else socket.AF_INET6
+    def to_host(cls, owner: Owner, connection: Connection, *targets: tuple[str, int]) -> None:
+        """Connect to the first of `targets` that takes it, and answer the guest then."""
+        cls._try(owner, connection, targets, None)
+
+    @classmethod
+    def _try(
+        cls, owner: Owner, connection: Connection, targets: Targets, before: OSError | None
+    ) -> None:
+        """Go on with the first of `targets`; `before` is why an earlier one was not it."""
+        target, further = targets[0], targets[1:]
+        family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
         try:
             link = open_socket(family, socket.SOCK_STREAM)
         except OSError as fault:
-            _fail(owner, connection, fault)
+            cls._refused(owner, connection, further, before, fault)
             return
         relay = cls(owner, link)
+        relay._further, relay._before = further, before
         relay.connection, connection.endpoint = connection, relay
         try:
             link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -83,9 +98,26 @@ class Relay:
             pass
         except OSError as fault:
             relay.close()
-            _fail(owner, connection, fault)
+            cls._refused(owner, connection, further, before, fault)
             return
         relay._watch(WRITE)
+
+    @classmethod
+    def _refused(
+        cls,
+        owner: Owner,
+        connection: Connection,
+        further: Targets,
+        before: OSError | None,
+        fault: OSError,
+    ) -> None:
+        """Try the next, or tell the guest: of several reasons, that nobody listens."""
+        if before is not None and fault.errno != errno.ECONNREFUSED:
+            fault = before
+        if further and fault.errno not in EXHAUSTED:
+            cls._try(owner, connection, further, fault)
+        else:
+            _fail(owner, connection, fault)
 
     @classmethod
     def to_guest(cls, owner: Owner, link: socket.socket) -> Relay:
@@ -159,7 +191,8 @@ class Relay:
             return
         if number:
             self.close()
-            _fail(self._owner, connection, OSError(number, os.strerror(number)))
+            fault = OSError(number, os.strerror(number))
+            self._refused(self._owner, connection, self._further, self._before, fault)
             return
         self._linked = True
         connection.accept()

@@ -51,6 +51,12 @@ def pack(connections: Iterable[Connection]) -> tuple[bytes, ...]:
     )
 
 
+def peer_of(data: bytes) -> bytes:
+    """Return the peer's address of a packed connection."""
+    size = (len(data) - _REST.size) // 2
+    return data[size : 2 * size]
+
+
 def resets(packed: Iterable[bytes], gateway: bytes, macs: Iterable[bytes]) -> Iterator[Frame]:
     """Yield the frames that end `packed` connections in a guest that has one of `macs`.
 

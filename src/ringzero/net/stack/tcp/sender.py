@@ -194,7 +194,11 @@ class Sender:
                     sent.sacked = True
 
     def _measure(self, seconds: float) -> None:
-        """Take a round trip into the timer (RFC 6298 section 2)."""
+        """Take a round trip into the timer (RFC 6298 section 2).
+
+        One of more than a second is that of somebody who stood still, as a stopped process does.
+        """
+        seconds = min(seconds, _FIRST_RTO)
         if self._smoothed is None:
             self._smoothed, self._variation = seconds, seconds / 2
         else:
