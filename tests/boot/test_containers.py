@@ -1,40 +1,50 @@
 """Images of containers as machines: what they run, as whom, and how they end."""
 
+import io
+import os
 import shutil
+import subprocess
+import tarfile
+import time
 from pathlib import Path
 
 import pytest
 
 from ringzero import Machine
 from ringzero.cli.main import main
+from tests.image.fs.made import run, tool
+from tests.image.oci.docker_registry import docker_registry, peer
 from tests.image.oci.images import Image
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]
+APPLETS = ("sh", "id", "env", "pwd", "cat", "ls", "sleep")
 
 
 @pytest.fixture(scope="module")
-def layout(tmp_path_factory):
-    """A layout with busybox, a user, and a program that waits for its signal."""
-    busybox = shutil.which("busybox")
-    if busybox is None:
+def busybox():
+    """The layers of an image with busybox: its program, and names for it."""
+    found = shutil.which("busybox")
+    if found is None:
         pytest.skip("needs a static busybox")
-    place = tmp_path_factory.mktemp("oci") / "layout"
-    import tarfile
-
     program = tarfile.TarInfo("bin/busybox")
-    data = Path(busybox).read_bytes()
+    data = Path(found).read_bytes()
     program.size, program.mode = len(data), 0o755
-    import io
-
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
         archive.addfile(program, io.BytesIO(data))
+    return file.getvalue(), {f"bin/{name}": ("->", "busybox") for name in APPLETS}
+
+
+@pytest.fixture(scope="module")
+def image(busybox):
+    """An image with busybox, a user, and a file that its last layer hides."""
+    program, names = busybox
     files = {
         "etc/passwd": b"root:x:0:0::/root:/bin/sh\nme:x:1000:1000::/home/me:/bin/sh\n",
         "etc/group": b"video:x:44:me\n",
         "etc/resolv.conf": ("->", "/nowhere/resolv.conf"),
         "gone": b"",
-        **{f"bin/{name}": ("->", "busybox") for name in ("sh", "id", "env", "pwd", "cat", "ls")},
+        **names,
     }
     config = {
         "Entrypoint": ["/bin/sh", "-c"],
@@ -42,9 +52,17 @@ def layout(tmp_path_factory):
         "Env": ["GREETING=hello world"],
         "User": "me",
         "WorkingDir": "/srv/app",
+        "Volumes": {"/data": {}},
     }
-    Image([file.getvalue(), files, {".wh.gone": b""}], config, "+zstd").write_layout(place)
-    return f"oci:{place}"
+    return Image([program, files, {".wh.gone": b""}], config, "+zstd")
+
+
+@pytest.fixture(scope="module")
+def layout(image, tmp_path_factory):
+    place = tmp_path_factory.mktemp("oci") / "layout"
+    image.write_layout(place)
+    yield f"oci:{place}"
+    main(["image", "rm", f"oci:{place}"])
 
 
 def test_what_the_image_says(layout, capfd):
@@ -61,6 +79,77 @@ def test_what_the_user_says(layout, capfd):
     assert "uid=0(root) gid=44(video) groups=44(video)\n/etc\nbye\n" in capfd.readouterr().out
     assert main(["run", "--entrypoint", "/bin/pwd", layout]) == 0
     assert capfd.readouterr().out == "/srv/app\n"
+
+
+@pytest.mark.parametrize(
+    ("user", "told"),
+    [("me", "uid=1000(me) gid=1000"), ("1000:44", "uid=1000(me) gid=44(video)"), ("7", "uid=7")],
+)
+def test_users_by_name_and_number(layout, capfd, user, told):
+    assert main(["run", "-u", user, "--entrypoint", "/bin/id", layout]) == 0
+    assert told in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("signal", ["SIGUSR1", "10"])
+def test_the_stop_signal_of_the_image(busybox, tmp_path, monkeypatch, capfd, signal):
+    """By name and by number; what the program does then, it has done before the power goes."""
+    monkeypatch.setenv("RINGZERO_MACHINES_DIR", str(tmp_path / "machines"))
+    program, names = busybox
+    script = "trap 'echo by-the-signal; exit 3' USR1; echo ready; while :; do sleep 0.1; done"
+    config = {"Cmd": ["/bin/sh", "-c", script], "StopSignal": signal}
+    Image([program, names], config).write_layout(tmp_path / "layout")
+    assert main(["run", "-d", "--name", "web", f"oci:{tmp_path}/layout"]) == 0
+    try:
+        deadline = time.monotonic() + 120
+        said = ""
+        while "ready" not in said:
+            assert time.monotonic() < deadline, said
+            assert main(["logs", "web"]) == 0
+            said += capfd.readouterr().out
+        assert main(["stop", "--timeout", "60", "web"]) == 0
+        assert main(["logs", "web"]) == 0
+        assert "by-the-signal" in capfd.readouterr().out
+    finally:
+        main(["rm", "-f", "web"])
+        main(["image", "rm", f"oci:{tmp_path}/layout"])
+
+
+@pytest.mark.peer
+def test_pushed_pulled_and_run(image, tmp_path, capfd, monkeypatch):
+    """By skopeo into Debian's docker-registry, from there into a machine; then it is removed."""
+    peer("skopeo")
+    image.write_layout(tmp_path / "layout")
+    with docker_registry(tmp_path / "registry") as host:
+        run("skopeo", "copy", "--dest-tls-verify=false", f"oci:{tmp_path}/layout:1",
+            f"docker://{host}/app:1")  # fmt: skip
+        assert main(["run", f"{host}/app:1", "--", "id -u; ls -d /data; ls /"]) == 0
+    told = capfd.readouterr().out
+    assert told.startswith("1000\n/data\n") and "\ngone\n" not in told
+    # The registry is gone: what is in the store needs none.
+    assert main(["run", f"{host}/app:1", "--", "echo again"]) == 0
+    assert capfd.readouterr().out == "again\n"
+    assert main(["image", "rm", f"{host}/app:1"]) == 0
+
+
+@pytest.mark.peer
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(
+    not os.environ.get("RINGZERO_TEST_DISTRIBUTIONS"),
+    reason="RINGZERO_TEST_DISTRIBUTIONS=1 installs Debian",
+)
+def test_debian_pushed_pulled_and_run(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("RINGZERO_CACHE_DIR", str(tmp_path / "cache"))
+    tree = tmp_path / "debian.tar"
+    command = [tool("mmdebstrap"), "--variant=minbase", "--include=python3-minimal", "bookworm"]
+    subprocess.run([*command, tree], check=True, capture_output=True, timeout=900)
+    Image([tree.read_bytes()], {"Cmd": ["bash", "-l"]}).write_layout(tmp_path / "layout")
+    with docker_registry(tmp_path / "registry") as host:
+        run("skopeo", "copy", "--dest-tls-verify=false", f"oci:{tmp_path}/layout:1",
+            f"docker://{host}/debian:12")  # fmt: skip
+        script = "apt-get --version | head -1; dpkg -l | wc -l; python3 -c 'print(6*7)'; id -un"
+        assert main(["run", "--memory", "512M", f"{host}/debian:12", "--", "sh", "-c", script]) == 0
+    told = capfd.readouterr().out
+    assert told.startswith("apt 2.") and told.endswith("\n42\nroot\n")
 
 
 def test_a_machine_of_python(layout):

@@ -1,5 +1,7 @@
 """Every kind of file system gives back the tree that its own tools put in; wrong bytes are told."""
 
+import contextlib
+import lzma
 import os
 import random
 import time
@@ -21,6 +23,7 @@ from tests.image.fs.made import (
     squashfs,
     xfs,
 )
+from tests.image.fs.make_packed_btrfs import COMPRESSIONS, CONTENT, TARGET
 
 FUZZ = int(os.environ.get("RINGZERO_FUZZ", "1"))
 MAKERS = {
@@ -166,3 +169,32 @@ def test_features_that_are_not_read_are_named(images):
     data[1024 + 96] |= 0x1
     with pytest.raises(FileSystemError, match="compression"):
         open_file_system(part(data))
+
+
+@pytest.mark.parametrize("how", COMPRESSIONS)
+def test_what_linux_packs_in_btrfs(how):
+    files = open_file_system(part(lzma.decompress(TARGET.read_bytes())))
+    assert files.label == "packed"
+    for name, (_, content) in CONTENT.items():
+        path = f"/{how}/{name}"
+        assert files.read(path) == content, path
+        for offset, length in ((1, 5), (4095, 2), (131_071, 3), (190_000, 99_999)):
+            assert files.read(path, offset, length) == content[offset : offset + length]
+
+
+@pytest.mark.parametrize("how", COMPRESSIONS)
+def test_fuzz_packed_bytes_of_btrfs(how):
+    whole = lzma.decompress(TARGET.read_bytes())
+    used = [at for at in range(0, len(whole), 512) if any(whole[at : at + 512])]
+    random_ = random.Random(how)
+    for _ in range(5 * FUZZ):
+        data = bytearray(whole)
+        for _ in range(random_.choice((3, 30, 200))):
+            data[random_.choice(used) + random_.randrange(512)] = random_.randrange(256)
+        try:
+            files = open_file_system(part(data))
+        except FileSystemError:
+            continue
+        for name in CONTENT if files else ():
+            with contextlib.suppress(FileSystemError, NotFoundError):
+                files.read(f"/{how}/{name}")
