@@ -153,6 +153,23 @@ def test_whole_file_loads(saved, place, native):
     assert loads(native)
 
 
+def test_a_file_that_was_right_is_not_read_again_until_it_changes(
+    saved, place, native, monkeypatch
+):
+    write(place, saved[2])
+    assert loads(native)
+    with monkeypatch.context() as patched:
+        patched.setattr(translations.zlib, "crc32", lambda *_: pytest.fail("read again"))
+        assert loads(native)
+    damaged = bytearray(saved[2])
+    damaged[-1] ^= 1
+    write(place, damaged)
+    assert not loads(native)
+    place.with_name(f"{place.name}.checked").write_bytes(b"0 0 0 0")
+    write(place, saved[2])
+    assert loads(native)
+
+
 def test_nothing_saved(cache, native):
     assert not loads(native)
 

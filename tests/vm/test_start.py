@@ -34,7 +34,7 @@ MODULES_OF_A_START = 178
 MODULES_OF_A_RESUME = 181
 NETWORK = ("ringzero.net.stack", "ringzero.net.proxy")
 NOT_IN_A_START = {
-    *("dataclasses", "hashlib", "inspect", "queue", "shlex", "subprocess"),
+    *("dataclasses", "hashlib", "inspect", "queue", "shlex", "subprocess", "llvmlite"),
 }
 # The part of the process, by the clock, with everything in the cache (issue 4).
 LIMIT_MS = 60

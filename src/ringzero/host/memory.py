@@ -13,7 +13,7 @@ import struct
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Self
 
 from ringzero.errors import HostError
@@ -32,8 +32,6 @@ _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 _MADV_DONTNEED = 4
 _MADV_DONTFORK = 10
-# Linux 5.14: as if each page of the range were written to.
-_MADV_POPULATE_WRITE = 23
 # ioctl PAGEMAP_SCAN (Linux 6.7; Documentation/admin-guide/mm/pagemap.rst).
 _PAGEMAP_SCAN = 0xC0606610
 _SCAN = struct.Struct("<12Q")
@@ -343,16 +341,6 @@ class HostMemory:
         for first, last in self.changed(start, end) if self.private and start < end else ():
             if first < end and start < last:
                 yield max(first, start), min(last, end)
-
-    def populate(self, runs: Iterable[tuple[int, int]]) -> None:
-        """Have pages of a private memory's own at hand for the runs (start, end) that lie in it.
-
-        For pages that are soon written to: one call is less work than a fault for each. A hint,
-        which a host may not know.
-        """
-        for start, end in runs:
-            if 0 <= start < end <= self.size and not (start | end) % PAGE:
-                _LIBC.madvise(self.address + start, end - start, _MADV_POPULATE_WRITE)
 
     def keep_from_children(self) -> None:
         """Leave the mapping out of processes forked from now on, until the next `freeze`.

@@ -104,6 +104,9 @@ class Assembly:
             self.lines = Lines(self.control.fail)
             self._closing.callback(self.lines.close)
             self.guest = AgentPorts(self.control.fail) if self.config.agent else None
+            if self.guest is not None:
+                setups = {net.guest_setup(n) for n, net in enumerate(self.config.nets)}
+                self.guest.agent.asks_for_addresses = bool(setups & {"dhcp", "later"})
             self._closing.callback(self.abandon_commands)
             self.board = self._make_board(board_type, interrupts)
             self.threads = self._make_threads()

@@ -11,7 +11,7 @@ from ringzero.config.devices.net import NetConfig
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import HostError, NotFoundError, StateError
 from ringzero.records import replace
-from ringzero.vm.saved import templates
+from ringzero.vm.saved import templates, workingset
 from ringzero.vm.saved.templates import Key, Template, Templates, key_of
 from tests.vm.seeds import content, image
 from tests.vm.seeds import seed as made_up
@@ -49,7 +49,6 @@ def make(store, config, text=b"one"):
     wanted = key(config)
     with store.making(wanted) as work, made_up(work.parent, text) as seed:
         templates.write(work, wanted, seed)
-        templates.write_hint(work, [(0x1000, 0x3000)])
     (store.root / "disk.img").unlink()
     return wanted
 
@@ -246,7 +245,7 @@ def test_another_users_is_not_used(store, config, monkeypatch):
 @pytest.mark.parametrize("text", [b"", b"x" * 15, b"\xff" * 64])
 def test_a_hint_is_no_more_than_that(store, config, text):
     wanted = make(store, config)
-    hint = store.root / wanted.name / "touched"
+    hint = store.root / wanted.name / workingset.FILE
     hint.write_bytes(text)
     store.take(wanted).close()
     hint.unlink()

@@ -26,14 +26,14 @@ class SoftEngine(Engine):
     name = "soft"
 
     def prepare(self, steps: Steps, architecture: Architecture[Any]) -> None:
-        from ringzero.jit import build
+        from ringzero.engine.soft import opened
 
-        build.ensure(steps, architecture.name)
+        opened.ensure(steps, architecture.name)
 
     def code_version(self) -> str:
-        from ringzero.jit import build
+        from ringzero.engine.soft import opened
 
-        return build.cache_key()
+        return opened.ensure().key
 
     def runs(self, architecture: Architecture[Any]) -> bool:
         from ringzero.engine.soft.contract import GUESTS

@@ -63,6 +63,14 @@ class Objects(Protocol):
     def read(self, name: str) -> bytes: ...
 
 
+class Library(Protocol):
+    """An engine that is linked into this process."""
+
+    def address(self, name: str) -> int:
+        """Return the host address of a function."""
+        ...
+
+
 class _UnknownError(Exception):
     """Something that only a real linker understands."""
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ringzero.core.memory import PAGE_SIZE, GuestMemory
-from ringzero.jit.build import EngineObjects
+from ringzero.engine.soft.linked import Objects
 from ringzero.settings import CACHE_DIR
 
 _MAGIC = b"rztrans3"
@@ -45,7 +45,7 @@ LARGEST = 3 / 4
 class CompiledEngine(Protocol):
     """What made the translations: its objects' key, and its hash of a page at a host address."""
 
-    objects: EngineObjects
+    objects: Objects
     page_hash: Callable[[int], int]
 
 
@@ -116,6 +116,10 @@ class Translations:
             if status.st_size < _HEADER.size:
                 return None
             data = mmap.mmap(descriptor, status.st_size, mmap.MAP_PRIVATE)
+            known = self._is_checked(status)
+            if not known:
+                # What is noted as right is on the disk as such.
+                os.fsync(descriptor)
         except OSError:
             return None
         finally:
@@ -126,12 +130,33 @@ class Translations:
         if (magic, key, start) != (_MAGIC, self._key, self._start) or not fits:
             return None
         places = _places(code, records, pages, slots)
-        if len(data) != places[6] or zlib.crc32(memoryview(data)[_CHECKED_FROM:]) != crc:
+        if len(data) != places[6]:
             return None
+        if not known:
+            if zlib.crc32(memoryview(data)[_CHECKED_FROM:]) != crc:
+                return None
+            self._note_checked(status)
         addresses = array("I", data[places[4] :][: pages * 4])
         if pages and not self._end - records <= min(addresses) <= max(addresses) < self._end:
             return None
         return data
+
+    @property
+    def _check(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.checked")
+
+    def _is_checked(self, status: os.stat_result) -> bool:
+        """Whether the checksum of this very file was right: to compute it takes 10 ms."""
+        with contextlib.suppress(OSError):
+            return self._check.read_bytes() == _stamp(status)
+        return False
+
+    def _note_checked(self, status: os.stat_result) -> None:
+        temporary = self._check.with_name(f"writing-{os.urandom(4).hex()}")
+        with contextlib.suppress(OSError):
+            temporary.touch(0o600)
+            temporary.write_bytes(_stamp(status))
+            temporary.replace(self._check)
 
     # --- saving ---
 
@@ -167,7 +192,7 @@ class Translations:
     def _forget_others(self, path: Path) -> None:
         """Remove files of engines that no longer are, and unfinished ones."""
         for other in path.parent.iterdir():
-            if other != path:
+            if other not in (path, self._check):
                 other.unlink(missing_ok=True)
 
     def _body(self, code_pages: memoryview, memory: GuestMemory) -> bytes:
@@ -201,6 +226,11 @@ class Translations:
         )
         checked = header[_CHECKED_FROM:] + rest
         return zlib.crc32(checked).to_bytes(_CHECKED_FROM, "little") + checked
+
+
+def _stamp(status: os.stat_result) -> bytes:
+    """Return what no write, and no other file in its place, leaves as it is."""
+    return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}".encode()
 
 
 def code_pages_in(code_pages: memoryview) -> int:

@@ -96,6 +96,8 @@ class Agent:
         # Gives the last one once more; when that was given, and how many more times it may be.
         self._again: Callable[[], None] | None = None
         self._asked, self._rounds = 0.0, 0
+        # Whether the guest has its addresses from others, and is to ask for new ones in a copy.
+        self.asks_for_addresses = True
         # Whether the guest listens for identities.
         self.listens: Callable[[], bool] = lambda: False
 
@@ -406,8 +408,9 @@ class Agent:
                     self._give_again()
                 else:
                     self._early = max(0, self._early - 1)
-                # Commands that run already want the network, too.
-                self.channels.send(SIGNAL, protocol.NETWORK)
+                if self.asks_for_addresses:
+                    # Commands that run already want the network, too.
+                    self.channels.send(SIGNAL, protocol.NETWORK)
                 self._schedule()
             case Fault() if not self.ready:
                 self.fault = GuestError(

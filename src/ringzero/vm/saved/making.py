@@ -51,7 +51,7 @@ def make(config: MachineConfig, engine: Engine, store: Templates) -> bool:
             if work is None:
                 return False
             _boot_and_write(key, engine, work)
-            templates.write_hint(work, _try(key, engine, work))
+            _try(key, engine, work)
     except RingzeroError as fault:
         store.note_failure(key, fault.message)
         raise
@@ -76,15 +76,15 @@ def _boot_and_write(key: Key, engine: Engine, work: Path) -> None:
             templates.write(work, key, seed)
 
 
-def _try(key: Key, engine: Engine, work: Path) -> list[tuple[int, int]]:
-    """Go on from the template once; return which pages its first command wrote to.
+def _try(key: Key, engine: Engine, work: Path) -> None:
+    """Go on from the template once, and note which pages its first command touches.
 
     One from which no guest goes on is found here, and not by those who come to use it.
     """
     from ringzero.vm.build import Assembly
     from ringzero.vm.groundwork import Groundwork
     from ringzero.vm.machine import Machine
-    from ringzero.vm.saved import templates
+    from ringzero.vm.saved import templates, workingset
 
     template = templates.open_template(work, key)
     try:
@@ -95,7 +95,8 @@ def _try(key: Key, engine: Engine, work: Path) -> list[tuple[int, int]]:
     with machine:
         machine.run(_words(key.config), timeout=_PATIENCE)
         machine.pause()
-        return machine.memory.host.changed()
+        workingset.note(machine.memory.host, work / workingset.FILE)
+        (work / workingset.FILE).chmod(0o600)
 
 
 def _words(config: MachineConfig) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
     ROOT/NAME/state         HEADER, then JSON: the key, and the state tree of `ringzero.vm.state`
     ROOT/NAME/memory        the guest's memory, sparse, to be mapped
-    ROOT/NAME/touched       runs of pages that a first command writes to (`pages`); a hint
+    ROOT/NAME/working-set   pages that a first command touches (`workingset`); a hint
     ROOT/NAME.failed        why the last attempt to make one failed, for people
     ROOT/lock               held by whoever makes one: one at a time costs nobody much
     ROOT/.partial-*/        what is being made, or removed
@@ -44,6 +44,7 @@ from ringzero.units import MIB
 from ringzero.version import __version__
 from ringzero.vm import boot
 from ringzero.vm import state as states
+from ringzero.vm.saved import workingset
 
 if TYPE_CHECKING:
     from ringzero.config.machine import MachineConfig
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 
 # Raised whenever a reader of before would misread what is written now.
 FORMAT = 1
-STATE, MEMORY, TOUCHED = "state", "memory", "touched"
+STATE, MEMORY = "state", "memory"
 # Where in the key the stand-in's plain data stand.
 _DESCRIPTION = 4
 # Of the state file: magic, CRC-32 of all behind it.
@@ -64,9 +65,6 @@ MAGIC = b"RZTMPL01"
 HOSTNAME = "ringzero"
 # A state tree has some 100 KiB. More is not ours.
 _MAX_STATE = 64 << 20
-# More runs than a guest of many GiB writes to at first.
-_MAX_HINT = 1 << 20
-_RUN = struct.Struct("<QQ")
 _SECTOR = 512
 _PARTIAL, _FAILED, _LOCK = ".partial-", ".failed", "lock"
 # What a template takes on the disk, in bytes, with some room for others.
@@ -137,13 +135,10 @@ def _stamp(status: os.stat_result) -> list[int]:
 class Template:
     """A template that is open: whatever becomes of its files, a machine may go on from it."""
 
-    def __init__(
-        self, memory: MemoryBase, tree: Mapping[str, Any], taken: int, touched: bytes
-    ) -> None:
+    def __init__(self, memory: MemoryBase, tree: Mapping[str, Any], taken: int) -> None:
         self._memory = memory
         self._tree = dict(tree)
         self._taken = taken
-        self._touched = touched
 
     def resume(self, parts: Assembly) -> Introduction:
         """Have a machine that has not begun go on from here. Raises StateError, HostError."""
@@ -152,9 +147,7 @@ class Template:
 
         image = MemoryImage(self._memory)
         state = states.MachineState(self._tree)
-        introduction = copies.resume(parts, Seed(parts.config, state, image, taken=self._taken))
-        parts.memory.host.populate(_RUN.iter_unpack(self._touched))
-        return introduction
+        return copies.resume(parts, Seed(parts.config, state, image, taken=self._taken))
 
     def close(self) -> None:
         """Let go of the memory; machines that went on from it keep it."""
@@ -373,12 +366,12 @@ def open_template(path: Path, key: Key, within: int | None = None) -> Template:
             raise _unfit(key.name, "it is of another description")
         memory = _open_memory(key.name, place, found)
         stack.callback(memory.release)
-        touched = _read_hint(place)
+        workingset.prefetch(path / workingset.FILE, memory.fd, memory.size)
         # The latest use, for whoever looks for room.
         with contextlib.suppress(OSError):
             os.utime(place)
         # Let go above, once.
-        return Template(memory.hold(), found["machine"], found["taken"], touched)
+        return Template(memory.hold(), found["machine"], found["taken"])
 
 
 def write(work: Path, key: Key, seed: Seed) -> None:
@@ -403,14 +396,6 @@ def write(work: Path, key: Key, seed: Seed) -> None:
     content = json.dumps(found, separators=(",", ":")).encode()
     header = HEADER.pack(MAGIC, zlib.crc32(content))
     _write(work / STATE, lambda fd: blobs.write_all(fd, header + content, 0))
-
-
-def write_hint(work: Path, runs: list[tuple[int, int]]) -> None:
-    """Write down which runs of pages, as (start, end), a first command writes to. HostError."""
-    from ringzero.vm.saved import blobs
-
-    data = b"".join(_RUN.pack(*run) for run in runs)[:_MAX_HINT]
-    _write(work / TOUCHED, lambda fd: blobs.write_all(fd, data, 0))
 
 
 def _write(path: Path, fill: Callable[[int], None]) -> None:
@@ -446,15 +431,6 @@ def _open_memory(name: str, place: int, found: Mapping[str, Any]) -> MemoryBase:
         memory.release()
         raise _unfit(name, "its memory is not what was written")
     return memory
-
-
-def _read_hint(place: int) -> bytes:
-    try:
-        with os.fdopen(open_private(TOUCHED, place), "rb") as file:
-            data = file.read(_MAX_HINT)
-    except (OSError, StateError):
-        return b""
-    return data[: len(data) // _RUN.size * _RUN.size]
 
 
 def _unfit(name: str, why: str) -> StateError:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ringzero.engine.soft import linked
+from ringzero.engine.soft import linked, opened
+from ringzero.engine.soft.linked import Library, Objects
 from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.table.entry import SLOTS, FormEntry
-from ringzero.jit import build
 from ringzero.jit.tables import Exits
 from ringzero.jit.x86.tables import Glue, GuestTables, LoweringEntry, Translator
 from ringzero.native.view import view_of
@@ -48,14 +48,14 @@ GUEST_TABLES = {
 class NativeEngine:
     """Loaded once per process; every vCPU uses the same code and tables."""
 
-    def __init__(self, objects: build.EngineObjects) -> None:
+    def __init__(self, objects: Objects) -> None:
         self.objects = objects
         self._places = {name: json.loads(objects.read(f"{name}.places")) for name in objects.units}
         handlers = [f"handlers.{name}" for name, places in self._places.items() if places]
         symbols = [RUN_INTERPRETER, RUN_TRANSLATOR, HOST_TSC, PAGE_HASH, DECODE_BLOCK]
         symbols += [STOP_MACHINE, RESUME_MACHINE, WRITTEN_OUTSIDE, POST_INTERRUPT, NOTIFY]
         symbols += [RAISE_REASONS, CLEAR_REASONS, *DOORS.values(), *handlers]
-        self.library = linked.link(objects, symbols) or build.link(objects, symbols)
+        self.library: Library = linked.link(objects, symbols) or _linked_by_llvm(objects, symbols)
         self.run_interpreter: Entry = self._entry(RUN_INTERPRETER)
         self.run_translator: Entry = self._entry(RUN_TRANSLATOR)
         self.read_host_tsc: Entry = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(
@@ -181,4 +181,10 @@ class NativeEngine:
 @functools.cache
 def native_engine() -> NativeEngine:
     """Return the compiled engine, compiling it first where it is not cached."""
-    return NativeEngine(build.ensure())
+    return NativeEngine(opened.ensure())
+
+
+def _linked_by_llvm(objects: Any, symbols: list[str]) -> Library:
+    from ringzero.jit import build
+
+    return build.link(objects, symbols)

@@ -1,0 +1,127 @@
+"""The compiled engine of this host, found without LLVM.
+
+Which one it is depends on what LLVM says of the host's CPU, and on all source that the generated
+code comes from: to load the one and read the other takes longer than a guest that resumes takes to
+answer. So the answer is noted in the cache, under a hash of what it can depend on: the CPU as the
+kernel names it, Python, llvmlite, and the sources by inode, size and times of last change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ringzero.digest import blake2b
+from ringzero.host.progress import QUIET, Steps
+from ringzero.records import record
+from ringzero.settings import CACHE_DIR
+
+if TYPE_CHECKING:
+    from ringzero.engine.soft.linked import Objects
+
+# The guest of who asks for none, as of `ringzero.jit.build`.
+DEFAULT_GUEST = "x86_64"
+_ROOT = Path(__file__).parents[2]
+# Packages whose source decides the generated code, as of `ringzero.jit.build`.
+_SOURCES = ("native", "isa", "jit")
+_COMPLETE = "complete.json"
+_CPU = Path("/proc/cpuinfo")
+# The first of the host's CPUs is told within so many bytes; all are alike.
+_FIRST_CPU = 4096
+# What of it changes from moment to moment.
+_MOMENTARY = (b"cpu MHz", b"bogomips")
+
+
+@record
+class Noted:
+    """A compiled engine on disk, as an `EngineObjects` of `ringzero.jit.build`."""
+
+    directory: Path
+    key: str
+    units: list[str]
+
+    def read(self, name: str) -> bytes:
+        """Return one of its files. Raises OSError."""
+        return (self.directory / name).read_bytes()
+
+
+def ensure(steps: Steps = QUIET, guest: str = DEFAULT_GUEST) -> Objects:
+    """Return a guest's compiled engine, compiling it where there is none.
+
+    Raises what `ringzero.jit.build.ensure` does.
+    """
+    note = _note(guest)
+    found = _read(note)
+    if found is not None:
+        return found
+    from ringzero.jit import build
+
+    objects = build.ensure(steps, guest)
+    with contextlib.suppress(OSError):
+        _write(note, Noted(objects.directory, objects.key, objects.units))
+    return objects
+
+
+def _note(guest: str) -> Path:
+    """Return where the engine of a guest is noted."""
+    digest = blake2b(guest.encode(), digest_size=16)
+    digest.update(sys.version.encode())
+    for text in _facts():
+        digest.update(text)
+    return CACHE_DIR.get() / "engine" / f"noted-{digest.hexdigest()}"
+
+
+def _facts() -> Iterator[bytes]:
+    """Yield all that the generated code, and the choice of it, depends on."""
+    try:
+        with _CPU.open("rb") as file:
+            lines = file.read(_FIRST_CPU).split(b"\n\n")[0].splitlines()
+        yield b"\n".join(line for line in lines if not line.startswith(_MOMENTARY))
+    except OSError:
+        # Nothing tells this host from another one.
+        yield os.urandom(16)
+    spec = find_spec("llvmlite")
+    if spec is not None and spec.origin is not None:
+        yield _stamp(spec.origin, os.stat(spec.origin))  # noqa: PTH116 - one of many, and timed
+    pending = [str(_ROOT / name) for name in _SOURCES]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                if entry.name.endswith(".py"):
+                    yield _stamp(entry.path, entry.stat())
+                elif entry.is_dir() and entry.name[0] not in "._":
+                    pending.append(entry.path)
+
+
+def _stamp(name: str, status: os.stat_result) -> bytes:
+    parts = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return f"{name} {parts}\n".encode()
+
+
+def _read(note: Path) -> Noted | None:
+    """Return the engine that a note names, where it still is."""
+    try:
+        noted = json.loads(note.read_bytes())
+        directory = Path(noted["directory"])
+        told = json.loads((directory / _COMPLETE).read_bytes())
+        if told["key"] != noted["key"]:
+            return None
+        return Noted(directory, str(told["key"]), list(told["units"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(note: Path, found: Noted) -> None:
+    note.parent.mkdir(parents=True, exist_ok=True)
+    temporary = note.with_name(f"building-{note.name}-{os.urandom(4).hex()}")
+    try:
+        temporary.write_text(json.dumps({"directory": str(found.directory), "key": found.key}))
+        temporary.replace(note)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,97 @@
+"""The compiled engine that is found by a note, without LLVM."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ringzero
+from ringzero.engine.soft import opened
+from ringzero.jit import build
+
+pytestmark = pytest.mark.engine
+
+ROOT = Path(ringzero.__file__).parents[1]
+LOOK = """
+import sys
+from ringzero.engine.soft import opened
+print(opened.ensure().key, "llvmlite" in sys.modules)
+"""
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache with an engine, and nothing noted."""
+    found = build.ensure()
+    shutil.copytree(found.directory, tmp_path / "engine" / found.directory.name)
+    monkeypatch.setenv("RINGZERO_CACHE_DIR", str(tmp_path))
+    return tmp_path / "engine"
+
+
+def notes(cache):
+    return list(cache.glob("noted-*"))
+
+
+def test_the_second_process_needs_no_llvm(cache):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for loaded in ("True", "False"):
+        done = subprocess.run(
+            [sys.executable, "-c", LOOK],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split() == [build.ensure().key, loaded]
+    assert len(notes(cache)) == 1
+
+
+def test_it_is_the_engine_that_the_compiler_has(cache):
+    right = build.ensure()
+    for _ in range(2):
+        found = opened.ensure()
+        assert (found.key, found.units) == (right.key, right.units)
+        assert found.read(f"{right.units[0]}.o") == right.read(f"{right.units[0]}.o")
+    assert isinstance(found, opened.Noted)
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b"\xff", b'{"directory": "/none", "key": ""}'])
+def test_a_note_that_leads_nowhere_is_written_again(cache, text):
+    opened.ensure()
+    (note,) = notes(cache)
+    note.write_bytes(text)
+    assert opened.ensure().key == build.ensure().key
+    assert isinstance(opened.ensure(), opened.Noted)
+
+
+def test_an_engine_of_another_source_in_its_place_is_not_taken(cache):
+    right = opened.ensure().key
+    complete = cache / right / "complete.json"
+    told = json.loads(complete.read_text())
+    complete.write_text(json.dumps({**told, "key": "another"}))
+    assert opened._read(notes(cache)[0]) is None
+
+
+@pytest.mark.parametrize("what", ["source", "python", "cpu", "guest"])
+def test_whatever_it_depends_on_is_another_note(cache, what, tmp_path, monkeypatch):
+    before = opened._note("x86_64")
+    guest = "x86_64"
+    if what == "source":
+        for name in opened._SOURCES:
+            (tmp_path / name).mkdir()
+        (tmp_path / "isa" / "one.py").write_text("one")
+        monkeypatch.setattr(opened, "_ROOT", tmp_path)
+        changed = opened._note(guest)
+        (tmp_path / "isa" / "one.py").write_text("two")
+        assert opened._note(guest) != changed
+    elif what == "python":
+        monkeypatch.setattr(sys, "version", "4")
+    elif what == "cpu":
+        monkeypatch.setattr(opened, "_CPU", tmp_path / "none")
+    else:
+        guest = "toy"
+    assert opened._note(guest) != before
