@@ -354,6 +354,7 @@ class Cpu(Struct):
     apic = field(ApicRegisters)
     sleeping = field(u32)  # 1 while the thread sleeps, or is about to, for want of requests
     polled = field(u32)  # nanoseconds for which it looks out for them before
+    most_polled_alone = field(u32)  # the same at most, where the guest has no other vCPU
     tick_nanoseconds = field(u64)  # of the guest's counter, 32 bits of them fraction
     tick_limit = field(u64)  # ticks in LONGEST_SLEEP nanoseconds
     timespec = field(u64, 2)

@@ -71,7 +71,7 @@ _MASK_32 = 0xFFFF_FFFF
 _DOWNWARDS = tuple(reversed(range(VECTOR_WORDS)))
 # A vCPU that slept for less than MOST_POLLED nanoseconds before something came looks out for
 # that a while before it sleeps again, as KVM's halt_poll_ns has it: for FIRST_POLLED at first,
-# then for twice as long each time.
+# then for twice as long each time. For a guest's only vCPU `Cpu.most_polled_alone` is the bound.
 FIRST_POLLED, MOST_POLLED = 5_000, 50_000
 # Nanoseconds that it sleeps at once at most, so that their number in ticks has room.
 LONGEST_SLEEP = 1_000_000_000
@@ -468,10 +468,13 @@ def await_interrupt(cpu: Cpu) -> None:
             sleep_while(where, seen, _timeout(cpu, left))
         cpu.sleeping = 0
     slept = _nanoseconds(cpu, read_host_tsc() - begin)
-    if shared_of(cpu).count == 1 or slept > MOST_POLLED:
+    limit = u64(MOST_POLLED)
+    if shared_of(cpu).count == 1:
+        limit = u64(cpu.most_polled_alone)
+    if slept > limit:
         cpu.polled = 0
     elif cpu.polled == 0:
         cpu.polled = FIRST_POLLED
-    elif slept > u64(cpu.polled) and cpu.polled < MOST_POLLED:
+    elif slept > u64(cpu.polled) and u64(cpu.polled) < limit:
         cpu.polled = cpu.polled * 2
     enter_guest(cpu)
