@@ -17,6 +17,7 @@ from ringzero.engine.exits import Halt, Shutdown
 from ringzero.engine.x86 import PortWrite
 from ringzero.errors import EngineError
 from ringzero.isa.exclusive import MAX_VCPUS
+from ringzero.isa.execution import REQUEST_KICK
 from tests.engine import guest as toolkit
 from tests.engine.guest import long_mode
 from tests.oracle.assembler import assemble
@@ -279,6 +280,45 @@ class TestAtomicity:
         """
         pair.run(text.format(64), text.format(128))
         assert pair.word(counter, 4) == 10000
+
+
+class TestCalledOut:
+    """One that runs translated code leaves it at its next access, not at its slice's end."""
+
+    LOOP = f"again: add qword ptr [{X}], 1; mov eax, [{Y}]; test eax, eax; jz again; hlt"
+
+    @pytest.fixture
+    def busy(self, crew):
+        """A vCPU in a slice without end."""
+        one = crew(1)
+        one.load(0, self.LOOP)
+        cpu = one.vcpus[0].cpu
+        cpu.slice = cpu.budget = 1 << 60
+        one.start()
+        end = time.monotonic() + 60
+        while one.word(X) < 10000:
+            assert time.monotonic() < end
+        yield one
+        one.memory.write_int(Y, 8, 1)
+        one.join(20)
+
+    def test_for_a_request(self, busy):
+        vcpu = busy.vcpus[0]
+        before = vcpu.statistics()["exits"]
+        busy.vm.engine.notify(vcpu.address, REQUEST_KICK)
+        end = time.monotonic() + 60
+        while vcpu.statistics()["exits"] == before:
+            assert time.monotonic() < end, "the request was not seen"
+            time.sleep(0.001)
+
+    def test_to_stand_still(self, busy):
+        with busy.vm.engine.stopped(busy.vm.exclusive.address):
+            seen = busy.word(X)
+            time.sleep(0.01)
+            assert busy.word(X) == seen
+        end = time.monotonic() + 60
+        while busy.word(X) == seen:
+            assert time.monotonic() < end, "it does not go on"
 
 
 class TestChangedCode:

@@ -67,3 +67,73 @@ def test_a_second_page_that_is_absent(guest, source):
         guest.state = replace(guest.state, rip=BOUNDARY - first)
         end = guest.run(code[:first], **REGISTERS)
         assert end.vector == PAGE_FAULT and end.cpu.cr2 == BOUNDARY
+
+
+class TestDecodedOnce:
+    """The second page is known when the first one's code is translated: a handler runs it."""
+
+    MAIN, HELPER, OTHER = 0x58000, BOUNDARY + 0x800, 0x5A000
+
+    def calls(self, guest, place, code, turns=20, then=""):
+        """Call `code` at `place` some times, its second page looked at before; return the end."""
+        guest.write(place, code + b"\xc3")
+        guest.write(self.HELPER, b"\xc3")
+        guest.write(DATA, bytes(range(256)) * 2)
+        guest.state = replace(guest.state, rip=self.MAIN)
+        return guest.run(
+            f"""
+            mov r8d, {place}; mov r10d, {self.HELPER}; mov r9d, {turns}
+            again: call r10; call r8; dec r9d; jnz again
+            {then}
+            hlt
+            """,
+            **REGISTERS,
+        )
+
+    @pytest.mark.parametrize(
+        "source", [s for s in INSTRUCTIONS if not s.startswith(("push", "pop", "fld1"))]
+    )
+    def test_cut_anywhere(self, guest, source):
+        code = assemble(source)
+        whole = self.calls(guest, BOUNDARY - 64, code)
+        assert whole.vector is None
+        expected = [whole.reg(n) for n in range(8)], guest.memory.read(DATA, 512)
+        for first in range(1, len(code)):
+            before = guest.vcpu.statistics()["slow"]
+            end = self.calls(guest, BOUNDARY - first, code)
+            found = [end.reg(n) for n in range(8)], guest.memory.read(DATA, 512)
+            assert found == expected, f"{first} bytes before"
+            if guest.entry == Translated.entry:
+                assert guest.vcpu.statistics()["slow"] - before < 10
+
+    def test_jumps(self, guest):
+        """Taken and not, each cut behind every byte."""
+        code = assemble("test r9d, 1; jz 1f; add rax, 1; .fill 0x200, 1, 0x90; 1: add rax, 2")
+        jump = len(assemble("test r9d, 1"))
+        for first in range(1, 6):
+            end = self.calls(guest, BOUNDARY - jump - first, code)
+            assert end.reg(0) == REGISTERS["rax"] + 20 * 2 + 10
+
+    def test_the_rest_is_written_to(self, guest):
+        place = BOUNDARY - 3
+        end = self.calls(
+            guest, place, assemble("mov eax, 0x11111111"),
+            then=f"mov byte ptr [{BOUNDARY + 1}], 0x22; call r8",
+        )  # fmt: skip
+        assert end.reg(0) == 0x22111111
+
+    def test_another_page_takes_its_place(self, guest):
+        guest.write(self.OTHER, b"\x33\x33\xc3")
+        end = self.calls(
+            guest, BOUNDARY - 3, assemble("mov eax, 0x11111111"),
+            then=f"mov dword ptr [{PT + 8 * (BOUNDARY >> 12)}], {self.OTHER | 3};"
+            f" invlpg [{BOUNDARY}]; call r8",
+        )  # fmt: skip
+        assert end.reg(0) == 0x33331111
+
+    def test_the_page_goes(self, guest):
+        end = self.calls(
+            guest, BOUNDARY - 3, assemble("mov eax, 0x11111111"),
+            then=f"mov dword ptr [{PT + 8 * (BOUNDARY >> 12)}], 0; invlpg [{BOUNDARY}]; call r8",
+        )  # fmt: skip
+        assert (end.vector, end.cpu.cr2, end.saved["rip"]) == (PAGE_FAULT, BOUNDARY, BOUNDARY - 3)

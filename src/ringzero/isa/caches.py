@@ -13,8 +13,10 @@ from ringzero.native import Struct, field, pointer, staged, u32, u64
 PAGE_SHIFT = 12
 PAGE_MASK = (1 << PAGE_SHIFT) - 1
 
-# A soft TLB has this many entries; its index is taken from the page number. With 1024, two pages
-# that a program used in turn shared one in every fifth run or so, and it ran at half its speed.
+# A soft TLB has two ways of this many entries; the index is taken from the page number. Translated
+# code looks at the first way alone, so what it missed may lie in the second: the two then change
+# places. With one way, pages that a program used in turn and that shared an entry by the luck of
+# where they lay cost it up to half its speed.
 TLB_BITS = 12
 TLB_ENTRIES = 1 << TLB_BITS
 # What was filled is noted by groups of entries, a bit each, so that a flush touches no more.
@@ -34,7 +36,9 @@ class TlbEntry(Struct):
     addend = field(u64)
 
 
-TLB_SIZE = TLB_ENTRIES * TlbEntry.size
+TLB_SIZE = TLB_ENTRIES * TlbEntry.size  # of one way
+# An address space has first the first ways, its user's and its kernel's, then the second ones.
+SECOND_TLB = 2 * TLB_SIZE
 
 
 @staged
@@ -58,14 +62,17 @@ def page_of_last(va: Any, size: Any) -> Any:
     return (va + (size - 1)) & ~PAGE_MASK
 
 
-# The jump cache has a window of entries for each page (hashed), so that one page can be
-# dropped without touching the rest.
-JUMP_PAGE_BITS = 7
-JUMP_OFFSET_BITS = 7
-JUMP_ENTRIES = 1 << (JUMP_PAGE_BITS + JUMP_OFFSET_BITS)
-JUMP_USED_WORDS = (1 << JUMP_PAGE_BITS) // 64
+# A jump cache has two ways, as a TLB has. Its index mixes the page's number into the offset in
+# the page so that the entries of one page lie in one aligned run of JUMP_RUN.
+JUMP_BITS = 13
+JUMP_ENTRIES = 1 << JUMP_BITS
+JUMP_RUN = 1 << PAGE_SHIFT
+JUMP_GROUP_BITS = 5
+JUMP_USED_WORDS = JUMP_ENTRIES >> JUMP_GROUP_BITS >> 6
 # An address that the first entry never serves: it belongs to the second.
 JUMP_NEVER_FIRST = 1
+# Distinguishes 32-bit code in jump-cache tags (bit 62 is 1 in no canonical user address).
+TAG_32 = 1 << 62
 
 
 class JumpCacheEntry(Struct):
@@ -75,19 +82,14 @@ class JumpCacheEntry(Struct):
     code = field(u64)  # host address
 
 
-# Bytes of the jump cache for one page, and of all of it.
-JUMP_WINDOW = JumpCacheEntry.size << JUMP_OFFSET_BITS
-JUMPS_SIZE = JUMP_ENTRIES * JumpCacheEntry.size
+JUMPS_SIZE = JUMP_ENTRIES * JumpCacheEntry.size  # of one way
+SECOND_JUMPS = 2 * JUMPS_SIZE
 
 
 @staged
 def jump_index(va: Any) -> Any:
     """Return the number of the entry in a jump cache that serves `va`."""
-    window = ((va >> PAGE_SHIFT) ^ (va >> (PAGE_SHIFT + JUMP_PAGE_BITS))) & (
-        (1 << JUMP_PAGE_BITS) - 1
-    )
-    within = (va ^ (va >> JUMP_OFFSET_BITS)) & ((1 << JUMP_OFFSET_BITS) - 1)
-    return (window << JUMP_OFFSET_BITS) | within
+    return (va ^ (va >> PAGE_SHIFT)) & (JUMP_ENTRIES - 1)
 
 
 @staged

@@ -4,8 +4,9 @@ Outside of it they lie in the vCPU's struct. The doors move them:
 
     x_enter    from the run loop into a block
     x_exit     from a block back to the run loop, which finds RIP in the struct
-    x_slow     fill the TLB and try again, or interpret the instruction, then go on in the block
+    x_slow     fill the TLB and try again, or interpret the instruction, then go on
     x_generic  run one instruction by its handler, already decoded, then go on
+    x_seek     go on at RIP, for which the jump cache had no code
 
 They are IR written out, because the language has no calling conventions.
 """
@@ -27,12 +28,14 @@ def define_doors(
     frame: Frame,
     slow_step: NativeFunction[[Any], int],
     generic_step: NativeFunction[[Any], int],
+    seek_step: NativeFunction[[Any], int],
 ) -> None:
     """Add the doors to a module.
 
-    `slow_step(cpu)` and `generic_step(cpu)` run the instruction; 1 to leave the block.
+    `slow_step(cpu)` and `generic_step(cpu)` run the instruction, `seek_step(cpu)` none. They
+    return 0 to go on at the host address in `resume`, 1 to leave for the run loop.
     """
-    for function in (slow_step, generic_step):
+    for function in (slow_step, generic_step, seek_step):
         module.require(function)
     _define(
         module,
@@ -46,6 +49,7 @@ def define_doors(
     _define(module, f"{CONVENTION} void @x_exit({frame.parameters})", _VCPU, *_spill(frame))
     _define_step(module, frame, "x_slow", slow_step.name)
     _define_step(module, frame, "x_generic", generic_step.name)
+    _define_step(module, frame, "x_seek", seek_step.name)
 
 
 def _define(module: Module, head: str, *lines: str) -> None:

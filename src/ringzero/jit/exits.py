@@ -2,7 +2,7 @@
 
 They want of a vCPU's struct: rip, page_base, jump_cache, what they leave there for the
 run loop (link_site, slow_offset, resume, generic_insn, branch_offset, unsettled), and where the
-doors are (exit_code, slow_code, generic_code; see jit.doors).
+doors are (exit_code, seek_code, slow_code, generic_code; see jit.doors).
 """
 
 from __future__ import annotations
@@ -10,12 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ringzero.isa.caches import PAGE_MASK, JumpCacheEntry, jump_index
+from ringzero.isa.caches import PAGE_MASK, TAG_32, JumpCacheEntry, jump_index
 from ringzero.jit.stencil import LIKELY, UNLIKELY, Body, StencilWriter, plain
 from ringzero.native import pointer, signed, u32, u64
-
-# Distinguishes 32-bit code in jump-cache tags (bit 62 is 1 in no canonical user address).
-TAG_32 = 1 << 62
 
 
 def exits() -> dict[str, Body]:
@@ -103,7 +100,7 @@ def dispatch(tag_bit: int) -> Body:
     """Return the body of a dispatch; `tag_bit` is set in the tags of code of its width."""
 
     def body(m: StencilWriter) -> None:
-        """Go to the address in the temporary: by the jump cache, else by the run loop."""
+        """Go to the address in the temporary: by the jump cache, else by the door that seeks."""
         builder = m.builder
         target: Any = m.temporary
         tag = target | tag_bit
@@ -119,6 +116,6 @@ def dispatch(tag_bit: int) -> Body:
         m.put("rip", target)
         if not tag_bit:
             m.put("branch_offset", m.hole("HF"))
-        m.tail_member("exit_code")
+        m.tail_member("seek_code")
 
     return body

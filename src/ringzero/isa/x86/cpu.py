@@ -79,9 +79,15 @@ SPACES = 6
 # `AddressSpace.cr3` of one that holds no translations in force.
 NO_SPACE = (1 << 64) - 1
 
-# The tables of an address space: TLBs of user and kernel, then jump caches of user and kernel.
-FIRST_JUMPS = 2 * TLB_SIZE
-SPACE_SIZE = FIRST_JUMPS + 2 * JUMPS_SIZE
+# The tables of an address space: TLBs of user and kernel, first both first ways, then the second
+# ones, and jump caches of user and kernel in the same order.
+TABLES_OF_KIND = 4
+FIRST_JUMPS = TABLES_OF_KIND * TLB_SIZE
+SPACE_SIZE = FIRST_JUMPS + TABLES_OF_KIND * JUMPS_SIZE
+# Pages with entries in the jump caches, and regions of 2 MiB and of 1 GiB with large pages, are
+# noted by as many bits, by the low bits of their numbers: the upper half of all addresses, with a
+# kernel's large pages, apart from the lower one, whose pages come and go.
+JUMP_PAGES, LARGE_REGIONS, HUGE_REGIONS = 1 << 12, 1 << 7, 1 << 5
 
 # User pages that the kernel's TLB holds at once while RFLAGS.AC suspends SMAP: a copy of some
 # length has source and destination in two pages each.
@@ -121,15 +127,18 @@ class AddressSpace(Struct):
     """
 
     cr3 = field(u64)  # the CR3 that it is for, PCID included; NO_SPACE: none
-    tables = field(u64)  # host address: TLBs of user and kernel, jump caches of user and kernel
+    tables = field(u64)  # host address (see SPACE_SIZE)
     last_used = field(u64)
     blank = field(u32)  # the tables are all zero, as they come from the host
-    # 2 MiB regions (hashed) that had entries of large pages since the last flush.
-    large_pages = field(u64, 4)
-    # Groups of the two TLBs, and windows of the two jump caches, with entries since then (the
-    # user's first).
-    tlb_used = field(u64, 2 * TLB_USED_WORDS)
-    jump_used = field(u64, 2 * JUMP_USED_WORDS)
+    # Something in them is neither of the lower half nor global, or code of it that the kernel ran.
+    local = field(u32)
+    # What was noted since the last flush (see JUMP_PAGES).
+    jump_pages = field(u64, 2 * JUMP_PAGES // 64)
+    large_pages = field(u64, 2 * LARGE_REGIONS // 64)
+    huge_pages = field(u64)
+    # Groups of the TLBs' and of the jump caches' tables with entries since then.
+    tlb_used = field(u64, TABLES_OF_KIND * TLB_USED_WORDS)
+    jump_used = field(u64, TABLES_OF_KIND * JUMP_USED_WORDS)
 
 
 class Insn(Struct):
@@ -273,7 +282,8 @@ class Cpu(Struct):
     tlb_kernel = field(u64)
     jump_user = field(u64)
     jump_kernel = field(u64)
-    # Entries that never match, used while every access must have its alignment checked.
+    # Entries that never match: while every access must have its alignment checked, and from when
+    # another thread wants this one to leave translated code until it has (see `apic.notify`).
     tlb_checked = field(u64)
     # Host address of a u64 per RAM page: 0, or the host address of its CodePage.
     code_pages = field(u64)
@@ -282,7 +292,6 @@ class Cpu(Struct):
     # Entries of the kernel's TLB made under RFLAGS.AC (see open_pages.py).
     open_entries = field(u64, OPEN_PAGES)
     open_count = field(u32)
-    spaces = field(AddressSpace, SPACES)
     space = field(u32)  # the number of the one in force
     space_clock = field(u64)
     physical_mask = field(u64)  # valid physical address bits
@@ -300,6 +309,7 @@ class Cpu(Struct):
     exit_code = field(u64)
     slow_code = field(u64)
     generic_code = field(u64)
+    seek_code = field(u64)
     status_code = field(u64)  # flags.materialize_status
     resume = field(u64)  # host address to go on at after a slow or generic instruction
     branch_offset = field(u64)  # in-page offset of the branch that found no code, or NO_BRANCH
@@ -360,6 +370,9 @@ class Cpu(Struct):
     timespec = field(u64, 2)
     count_halts = field(u64)
     count_ipis = field(u64)
+
+    # --- the largest ---
+    spaces = field(AddressSpace, SPACES)
 
 
 class CpuidEntry(Struct):

@@ -35,6 +35,7 @@ from ringzero.isa.x86.cpu import (
     Insn,
 )
 from ringzero.isa.x86.ports import writes_wait
+from ringzero.isa.x86.privileged.alignment import select_tlb
 from ringzero.isa.x86.privileged.apic import acknowledge, await_interrupt, expire, take_nmi
 from ringzero.isa.x86.privileged.debug import begin_instruction, check_debug, debug_active
 from ringzero.isa.x86.privileged.exceptions import deliver_fault, deliver_interrupt
@@ -263,6 +264,7 @@ def attend(cpu: Cpu) -> u32:
 
     Stands still first when another vCPU wants that, and waits while it is halted.
     """
+    select_tlb(cpu)
     if shared_of(cpu).stop != 0:
         park(cpu)
     while True:

@@ -1,14 +1,15 @@
 """The run loop around translated code of x86.
 
-`run_blocks` finds translated code, or interprets what is cold; `slow_step` and
-`generic_step` run single instructions of a block, behind the doors (jit.doors).
+`run_blocks` finds translated code, or interprets what is cold. Behind the doors
+(jit.doors) `slow_step` and `generic_step` run single instructions of a block, and
+`seek_step` finds the next block: they go on where they can, without the loop.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ringzero.isa.caches import PAGE_MASK, jump_entry, tlb_entry_of
+from ringzero.isa.caches import PAGE_MASK, TAG_32, jump_entry, tlb_entry_of
 from ringzero.isa.exclusive import OUTSIDE
 from ringzero.isa.execution import EXIT_DEBUG, EXIT_NONE
 from ringzero.isa.x86 import cpu as x86
@@ -23,6 +24,7 @@ from ringzero.isa.x86.interpreter import (
     step_one,
     stop_here,
 )
+from ringzero.isa.x86.privileged.alignment import alignment_checked, select_tlb
 from ringzero.isa.x86.privileged.descriptors import is_canonical
 from ringzero.isa.x86.privileged.exclusive import (
     end_exclusive,
@@ -31,13 +33,17 @@ from ringzero.isa.x86.privileged.exclusive import (
     stop_others,
     try_lock_machine,
 )
-from ringzero.isa.x86.privileged.lookaside import note_jump, protect_code
+from ringzero.isa.x86.privileged.lookaside import (
+    enter_jump,
+    protect_code,
+    take_second,
+    take_second_jump,
+)
 from ringzero.isa.x86.privileged.mmu import READ, WRITE, fetch_page
 from ringzero.isa.x86.privileged.mmu import translate as translate_address
 from ringzero.isa.x86.table.entry import FormEntry
 from ringzero.jit.blocks import adopt_saved, find_block, find_saved, is_own
-from ringzero.jit.emit import NO_BRANCH, space_of
-from ringzero.jit.exits import TAG_32
+from ringzero.jit.emit import NO_BRANCH, PAGE, space_of
 from ringzero.jit.host.x86_64 import direct
 from ringzero.jit.stencil import (
     ACCESS_ALIGNED,
@@ -54,8 +60,8 @@ from ringzero.jit.tables import (
     SLOW_OFFSET_BITS,
     CodeSpace,
 )
-from ringzero.jit.x86.tables import Translator
-from ringzero.jit.x86.translate import FPU_OFF, FS_OFF, translate
+from ringzero.jit.x86.tables import AcrossInsn, Translator
+from ringzero.jit.x86.translate import FPU_OFF, FS_OFF, crosses, translate
 from ringzero.native import (
     address_of,
     boolean,
@@ -137,6 +143,8 @@ def find_code(cpu: Cpu, tr: Translator, va: u64) -> u64:
     tag = va | select(cpu.mode == MODE_64, u64(0), u64(TAG_32))
     known = jump_entry(cpu.jump_cache, va)
     code = u64(0)
+    if known.address != tag:
+        take_second_jump(known, tag)
     if known.address == tag:
         code = known.code
     else:
@@ -162,9 +170,7 @@ def find_code(cpu: Cpu, tr: Translator, va: u64) -> u64:
             code = translate(cpu, tr, start, offset, mode)
             if code == 0:
                 return u64(0)
-        note_jump(cpu, u64(known))
-        known.address = tag
-        known.code = code
+        enter_jump(cpu, known, tag, code)
     cpu.page_base = va & ~u64(PAGE_MASK)
     return code
 
@@ -204,6 +210,13 @@ def retake_branch(cpu: Cpu) -> None:
     step(cpu)
 
 
+@staged
+def called(cpu: Any) -> Any:
+    """Whether the run loop has something to see to: a request, the end of the slice, HLT."""
+    wanted = (cpu.requests | shared_of(cpu).stop | cpu.halted) != 0
+    return wanted | (i64(cpu.budget) < BLOCK_LIMIT)
+
+
 @native(inline="never")
 def settle(cpu: Cpu) -> None:
     """Run the instructions after which the flags hold: translated code has left some out."""
@@ -220,11 +233,9 @@ def run_blocks(cpu: Cpu) -> u32:
     begin(cpu)
     tr = pointer(Translator, cpu.engine)
     space = space_of(tr.scratch)
-    shared = shared_of(cpu)
     cpu.link_site = 0
     while True:
-        called = (cpu.requests | shared.stop) != 0
-        if called or i64(cpu.budget) < BLOCK_LIMIT or cpu.halted != 0:
+        if called(cpu):
             cpu.link_site = 0
             if cpu.unsettled != 0:
                 settle(cpu)
@@ -256,6 +267,32 @@ def run_blocks(cpu: Cpu) -> u32:
 
 
 @native(inline="never")
+def seek(cpu: Cpu) -> u32:
+    """Go on at RIP from behind a door: with the code there in `Cpu.resume`, or (1) by the run loop.
+
+    What has no code yet is run here until something has.
+    """
+    tr = pointer(Translator, cpu.engine)
+    while True:
+        if called(cpu) or must_step(cpu):
+            return u32(1)
+        code = find_code(cpu, tr, code_address(cpu))
+        cpu.stop_block = 0
+        if code != 0:
+            cpu.resume = code
+            return u32(0)
+        run_cold(cpu, space_of(tr.scratch))
+
+
+@native
+def seek_step(cpu: Cpu) -> u32:
+    """Go on at RIP, for which the jump cache had no code; 1 to leave for the run loop."""
+    if not is_canonical(cpu.rip):
+        return u32(1)
+    return seek(cpu)
+
+
+@native(inline="never")
 def refill(cpu: Cpu, access: u32) -> boolean:
     """Fill the TLB entry that an access of a stencil missed; may raise #PF at `rip`.
 
@@ -271,13 +308,18 @@ def refill(cpu: Cpu, access: u32) -> boolean:
     page = va & ~u64(PAGE_MASK)
     crosses = ((va + size - 1) & ~u64(PAGE_MASK)) != page
     misaligned = (access & ACCESS_ALIGNED) != 0 and (va & (size - 1)) != 0
-    watched = (cpu.dr[7] & 0xFF) != 0 or cpu.tlb == cpu.tlb_checked
+    # Read once: another thread may choose a TLB meanwhile (`apic.notify`).
+    table = u64(cpu.tlb)
+    watched = (cpu.dr[7] & 0xFF) != 0 or table == cpu.tlb_checked
     if crosses or misaligned or watched or not is_canonical(va):
         return u64(0) != 0
-    entry = tlb_entry_of(cpu.tlb, va)
+    entry = tlb_entry_of(table, va)
     write = access & ACCESS_WRITE
     if select(write != 0, entry.write, entry.read) == page:
         return u64(0) != 0
+    take_second(entry, va)
+    if select(write != 0, entry.write, entry.read) == page:
+        return u64(0) == 0
     cpu.count_tlb_misses += 1
     translate_address(cpu, va, select(write != 0, u32(WRITE), u32(READ)), u32(cpu.cpl == 3))
     return select(write != 0, entry.write, entry.read) == page
@@ -292,6 +334,11 @@ def slow_step(cpu: Cpu) -> u32:
     word = cpu.slow_offset
     rip = cpu.page_base + (word & ((1 << SLOW_OFFSET_BITS) - 1))
     cpu.rip = rip
+    if cpu.tlb == cpu.tlb_checked and not alignment_checked(cpu):
+        # Somebody wants the run loop to look (`apic.notify`): then the instruction comes later.
+        select_tlb(cpu)
+        if called(cpu):
+            return u32(1)
     access = u32(word >> (SLOW_OFFSET_BITS + SLOW_BEHIND_BITS))
     if access != 0 and refill(cpu, access):
         return u32(0)
@@ -302,8 +349,25 @@ def slow_step(cpu: Cpu) -> u32:
     # The block has paid for it already.
     cpu.budget += 1
     step(cpu)
-    left = (cpu.stop_block != 0) | (cpu.rip != rip + u64(cpu.insn.length)) | (cpu.resume == 0)
-    return u32(left)
+    stays = (cpu.stop_block == 0) & (cpu.rip == rip + u64(cpu.insn.length)) & (cpu.resume != 0)
+    if stays:
+        return u32(0)
+    return seek(cpu)
+
+
+@native(inline="never")
+def is_whole(cpu: Cpu, insn: AcrossInsn) -> boolean:
+    """Return whether the bytes on the next page are still those of a decoded instruction at RIP."""
+    known = insn.rest.address()
+    room = PAGE - u64(insn.insn.page_offset)
+    host = fetch_page(cpu, cpu.rip + room)
+    if host == 0:
+        return u64(0) != 0
+    left = (u64(insn.insn.length) - room) * 8
+    low = select(left < 64, (u64(1) << (left & 63)) - 1, ~u64(0))
+    high = select(left > 64, (u64(1) << ((left - 64) & 63)) - 1, u64(0))
+    differ = (load(u64, host) ^ load(u64, known)) & low
+    return (differ | ((load(u64, host, 8) ^ load(u64, known, 8)) & high)) == 0
 
 
 @native
@@ -313,15 +377,24 @@ def generic_step(cpu: Cpu) -> u32:
     rip = cpu.page_base + u64(insn.page_offset)
     following = rip + u64(insn.length)
     cpu.rip = rip
+    if crosses(insn):
+        if not is_whole(cpu, pointer(AcrossInsn, cpu.generic_insn)):
+            cpu.count_slow += 1
+            cpu.budget += 1
+            step(cpu)
+            return seek(cpu)
+    else:
+        counter = space_of(pointer(Translator, cpu.engine).scratch).handled + (u64(insn.form) << 2)
+        store(u32, counter, load(u32, counter) + 1)
     cpu.next_rip = following
     cpu.external_cursor = 0
     cpu.stop_block = 0
     slot = (u64(insn.op_size - 1) << 2) | (u64(insn.memory) << 1) | u64(insn.lock)
     entry = pointer(FormEntry, cpu.form_table + u64(insn.form) * FormEntry.size)
-    counter = space_of(pointer(Translator, cpu.engine).scratch).handled + (u64(insn.form) << 2)
-    store(u32, counter, load(u32, counter) + 1)
     # Not `insn.handler`: the record may come from an earlier run, the address not.
     call_address(entry.handlers[slot], None, cpu, insn)
     cpu.rip = cpu.next_rip
     cpu.external_done = 0
-    return u32((cpu.stop_block != 0) | (cpu.rip != following))
+    if cpu.stop_block == 0 and cpu.rip == following:
+        return u32(0)
+    return seek(cpu)

@@ -91,6 +91,13 @@ class GuestTables(Struct):
     glue = field(Glue)
 
 
+class AcrossInsn(Struct):
+    """A decoded instruction that reaches into the next page, with its bytes there, then zeros."""
+
+    insn = field(Insn)
+    rest = field(u64, 2)
+
+
 class Translator(Struct):
     """The work area of one thread that translates; one per vCPU."""
 
@@ -110,3 +117,5 @@ class Translator(Struct):
     mode = field(u32)  # see runtime.code_mode
     block_end = field(u32)  # in-page offset behind the block
     unfinished = field(u32)  # 1: the instruction there is no part of the page's code
+    next_page = field(u64)  # host address of the page behind that of the block, or 0
+    rest = field(u64, 2)  # bytes there of the block's last instruction (see AcrossInsn)

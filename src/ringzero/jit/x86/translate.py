@@ -2,7 +2,9 @@
 
 A block is a run of instructions inside one page, with one entry; conditional
 jumps leave it on the side and it goes on, so it ends only at unconditional
-jumps, at the end of the page, or at BLOCK_LIMIT. Three passes: decode, find
+jumps, at the end of the page, or at BLOCK_LIMIT. An instruction that reaches into
+the next page may be its last: its handler runs it, when its bytes there are still
+those that were decoded. Three passes: decode, find
 which flags are dead (backward, with a look at where jumps lead), emit (forward,
 knowing which operation set the flags last; a compare and the jump behind it
 become one stencil). Whatever has no stencil is run by its handler.
@@ -29,6 +31,7 @@ from ringzero.isa.x86.privileged.exclusive import (
     stopped_within,
 )
 from ringzero.isa.x86.privileged.lookaside import forget_code, protect_code
+from ringzero.isa.x86.privileged.mmu import peek
 from ringzero.isa.x86.table.decoder import DECODED, MAX_LENGTH, decode
 from ringzero.isa.x86.table.entry import ENDS, SLOTS, FormEntry
 from ringzero.jit.blocks import (
@@ -85,6 +88,7 @@ from ringzero.jit.x86.tables import (
     SCALES,
     SLOT,
     UNKNOWN_CC,
+    AcrossInsn,
     GuestTables,
     LoweringEntry,
     Translator,
@@ -293,6 +297,30 @@ def decode_in_page(cpu: Cpu, tr: Translator, insn: Insn, page: u64, at: u64) -> 
     return u32((status == DECODED) & (length <= room) & (length <= MAX_LENGTH))
 
 
+@native(inline="never")
+def decode_across(cpu: Cpu, tr: Translator, insn: Insn, page: u64, at: u64) -> u32:
+    """Decode the instruction at an in-page offset that reaches into `Translator.next_page`.
+
+    0 when it is none, or there is no such page.
+    """
+    room = PAGE - at
+    if tr.next_page == 0 or room >= MAX_LENGTH:
+        return u32(0)
+    buffer = cpu.fetch_buffer.address()
+    copy_memory(buffer, page + at, room)
+    copy_memory(buffer + room, tr.next_page, FETCH_BYTES - room)
+    status = decode(cpu, insn, buffer, tr.mode & MODE_BITS)
+    length = u64(insn.length)
+    insn.page_offset = u16(at)
+    if status != DECODED or length <= room or length > MAX_LENGTH:
+        return u32(0)
+    rest = tr.rest.address()
+    store(u64, rest, u64(0))
+    store(u64, rest, u64(0), 8)
+    copy_memory(rest, buffer + room, length - room)
+    return u32(1)
+
+
 @staged
 def lowering_number(tr: Any, insn: Any) -> Any:
     """Return the index of the lowering for a decoded instruction; 0: there is none."""
@@ -305,7 +333,8 @@ def lowering_number(tr: Any, insn: Any) -> Any:
 def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> u32:
     """Decode the block at in-page offset `start` of the page at a host address; return its size.
 
-    Notes where it ends, and whether what follows is left to the interpreter.
+    Notes where it ends, and whether what follows is left to the interpreter. The last may
+    reach into the page of `Translator.next_page`.
     """
     at = u64(start)
     count = u32(0)
@@ -315,10 +344,12 @@ def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> 
         if at >= PAGE:
             break
         insn = tr.insns[count]
-        if decode_in_page(cpu, tr, insn, page, at) == 0:
+        number = u32(0)
+        if decode_in_page(cpu, tr, insn, page, at) != 0:
+            number = lowering_number(tr, insn)
+        elif decode_across(cpu, tr, insn, page, at) == 0:
             tr.unfinished = 1
             break
-        number = lowering_number(tr, insn)
         end = u32(END_NONE)
         if number != 0:
             lowering = lowering_of(tr, number)
@@ -487,12 +518,20 @@ def know_flags(tr: Translator) -> u32:
     return tr.cc
 
 
+@staged
+def crosses(insn: Any) -> Any:
+    """Whether a decoded instruction reaches into the page behind its own."""
+    return u32(insn.page_offset) + u32(insn.length) > PAGE
+
+
 @native(inline="never")
 def emit_generic(tr: Translator, insn: Insn) -> None:
     """Append a call of the instruction's handler."""
     space = space_of(tr.scratch)
-    record = reserve(space, Insn.size)
+    record = reserve(space, AcrossInsn.size)
     copy_memory(record, address_of(insn), u64(Insn.size))
+    if crosses(insn):
+        copy_memory(record + AcrossInsn.offset_of("rest"), tr.rest.address(), u64(16))
     emit_handled(tr.scratch, record)
     tr.cc = UNKNOWN_CC
     space.count_generic += 1
@@ -728,6 +767,10 @@ def translate_block(cpu: Cpu, tr: Translator, host_page: u64, start: u32, mode: 
     s = tr.scratch
     space = space_of(s)
     s.width = u32((mode & MODE_BITS) != MODE_64)
+    # Outside 64-bit mode addresses wrap, and code has a base.
+    tr.next_page = 0
+    if (mode & MODE_BITS) == MODE_64:
+        tr.next_page = peek(cpu, (cpu.rip & ~u64(PAGE - 1)) + PAGE)
     count = decode_block(cpu, tr, host_page, start, mode)
     find_dead_flags(cpu, tr, host_page, count)
     tr.cc = UNKNOWN_CC
@@ -750,6 +793,8 @@ def translate_block(cpu: Cpu, tr: Translator, host_page: u64, start: u32, mode: 
     emit_stubs(s)
     space.out = (space.out + (ALIGNMENT - 1)) & ~u64(ALIGNMENT - 1)
     slot = cpu.code_pages + (((host_page - cpu.ram) >> 12) << 3)
-    register_block(s, slot, start, tr.block_end + tr.unfinished, tr.lines, mode, code)
+    end = tr.block_end + tr.unfinished
+    end = select(end > PAGE, u32(PAGE), end)
+    register_block(s, slot, start, end, tr.lines, mode, code)
     space.count_insns += u64(count)
     return code

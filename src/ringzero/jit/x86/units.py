@@ -23,7 +23,7 @@ from ringzero.jit.doors import define_doors
 from ringzero.jit.entry import define_entry
 from ringzero.jit.x86.handlers import define_handlers
 from ringzero.jit.x86.operands import FRAME
-from ringzero.jit.x86.runtime import generic_step, run_blocks, slow_step
+from ringzero.jit.x86.runtime import generic_step, run_blocks, seek_step, slow_step
 from ringzero.native.functions import NATIVE_FUNCTIONS
 
 _PACKAGE = "ringzero.isa.x86."
@@ -77,7 +77,7 @@ def generate(name: str) -> tuple[Module, list[tuple[int, int]]]:
     if name == "core":
         define_entry(module, RUN_INTERPRETER, EXECUTION, interpret)
         define_entry(module, RUN_TRANSLATOR, EXECUTION, run_blocks)
-        define_doors(module, FRAME, slow_step, generic_step)
+        define_doors(module, FRAME, slow_step, generic_step, seek_step)
     else:
         places = define_handlers(module, forms_of(name))
     for function in NATIVE_FUNCTIONS:

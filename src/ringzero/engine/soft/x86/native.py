@@ -33,6 +33,7 @@ DOORS = {
     "exit_code": "x_exit",
     "slow_code": "x_slow",
     "generic_code": "x_generic",
+    "seek_code": "x_seek",
     "status_code": "flags.materialize_status",
 }
 # Tables of the translator: members of GuestTables and of the Tables in it, files.

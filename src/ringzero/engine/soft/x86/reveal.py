@@ -23,10 +23,9 @@ from ringzero.engine.soft.code import CodeArenas
 from ringzero.engine.soft.x86.insn_text import text_of
 from ringzero.engine.soft.x86.native import NativeEngine
 from ringzero.host.files import host_error, make_directory
-from ringzero.isa.caches import JUMP_ENTRIES, CodePage
+from ringzero.isa.caches import JUMP_ENTRIES, SECOND_JUMPS, TAG_32, CodePage
 from ringzero.isa.x86.table.instructions import all_forms
 from ringzero.jit.compile.module import Module
-from ringzero.jit.exits import TAG_32
 from ringzero.jit.tables import Block
 from ringzero.jit.x86.catalogue import Catalogue, define_key
 from ringzero.jit.x86.handlers import define_handler, variants
@@ -159,6 +158,7 @@ class Revealer:
         host_page = cpu.ram + block.page * _PAGE
         start = block.physical % _PAGE
         translator.mode = block.mode
+        translator.next_page = 0
         count = self._engine.decode_block(
             cpu.address, translator.address, host_page, start, block.mode
         )
@@ -235,7 +235,8 @@ def _blocks_of(page: int, seen: set[int]) -> Iterator[Any]:
 def _linear_addresses(cpu: Any) -> dict[int, int]:
     """Return linear addresses by host code, from the jump caches."""
     known = {}
-    for table in (cpu.jump_user, cpu.jump_kernel):
+    ways = (0, SECOND_JUMPS)
+    for table in (first + way for first in (cpu.jump_user, cpu.jump_kernel) for way in ways):
         words = (ctypes.c_uint64 * (2 * JUMP_ENTRIES)).from_address(table)
         for tag, code in zip(words[::2], words[1::2], strict=True):
             if tag != _EMPTY:

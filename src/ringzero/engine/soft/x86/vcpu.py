@@ -34,7 +34,15 @@ from ringzero.isa.execution import (
     REQUEST_KICK,
 )
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpu import FIRST_JUMPS, NO_SPACE, REQUEST_NMI, SPACE_SIZE, SPACES, Cpu
+from ringzero.isa.x86.cpu import (
+    FIRST_JUMPS,
+    NO_SPACE,
+    REQUEST_NMI,
+    SPACE_SIZE,
+    SPACES,
+    TABLES_OF_KIND,
+    Cpu,
+)
 from ringzero.isa.x86.state import CpuState
 from ringzero.jit.x86.tables import Translator
 
@@ -52,8 +60,8 @@ def _empty_tables() -> MemoryImage:
     tables = HostMemory("vcpu-tables", _TABLES)
     # A tag of all ones matches no page.
     tables.view[:] = b"\xff" * _TABLES
-    for table in (FIRST_JUMPS, FIRST_JUMPS + JUMPS_SIZE):
-        struct.pack_into("=Q", tables.view, table, JUMP_NEVER_FIRST)
+    for table in range(TABLES_OF_KIND):
+        struct.pack_into("=Q", tables.view, FIRST_JUMPS + table * JUMPS_SIZE, JUMP_NEVER_FIRST)
     image = tables.freeze()
     image.share()
     tables.close()

@@ -1,7 +1,7 @@
 """Alignment checking: #AC for unaligned accesses of user code (Intel SDM vol. 3A, 6.15).
 
-While CR0.AM, RFLAGS.AC and CPL 3 come together, `Cpu.tlb` is a TLB that never
-matches. So every access of translated code and of handlers takes the slow
+While CR0.AM, RFLAGS.AC and CPL 3 come together, `Cpu.tlb` is one that never matches,
+`Cpu.tlb_checked`. So every access of translated code and of handlers takes the slow
 path of mmu.py, which asks here; nothing else pays for it.
 """
 
@@ -19,7 +19,7 @@ def select_tlb(cpu: Cpu) -> None:
     """Set `Cpu.tlb` to what CPL, CR0.AM and RFLAGS.AC ask for."""
     if cpu.cpl != 3:
         cpu.tlb = cpu.tlb_kernel
-    elif (cpu.rflags & AC) != 0 and (cpu.cr0 & CR0_AM) != 0:
+    elif alignment_checked(cpu):
         cpu.tlb = cpu.tlb_checked
     else:
         cpu.tlb = cpu.tlb_user
@@ -28,7 +28,7 @@ def select_tlb(cpu: Cpu) -> None:
 @staged
 def alignment_checked(cpu: Any) -> Any:
     """Return whether accesses with the current privilege must be aligned."""
-    return cpu.tlb == cpu.tlb_checked
+    return (cpu.cpl == 3) & ((cpu.rflags & AC) != 0) & ((cpu.cr0 & CR0_AM) != 0)
 
 
 @staged

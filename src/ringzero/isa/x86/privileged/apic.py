@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ringzero.isa.exclusive import pause, sleep_while, wake
+from ringzero.isa.exclusive import RUNNING, pause, sleep_while, wake
 from ringzero.isa.execution import NEVER, REQUEST_INTERRUPT
 from ringzero.isa.x86.apic import (
     APIC_PAGE,
@@ -82,11 +82,18 @@ LONGEST_SLEEP = 1_000_000_000
 
 @native
 def notify(cpu: Cpu, bits: u32) -> None:
-    """Set bits of a vCPU's requests and wake it where it sleeps; from any thread."""
+    """Set bits of a vCPU's requests and wake it where it sleeps; from any thread.
+
+    One that runs is called out of translated code by a TLB that never matches, which its next
+    access to memory finds (`runtime.slow_step`). Should it choose another itself at that
+    moment, it looks when its slice ends.
+    """
     where = address_of(cpu) + _REQUESTS
     fetch("or", u32, where, bits)
     if cpu.sleeping != 0:
         wake(where, u32(1))
+    elif cpu.whereabouts == RUNNING:
+        cpu.tlb = cpu.tlb_checked
 
 
 # --- vectors -------------------------------------------------------------------

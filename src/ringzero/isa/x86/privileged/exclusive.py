@@ -115,9 +115,13 @@ def await_stop(shared: Exclusive, own: u64) -> None:
     """Have all vCPUs stop but the one whose struct is at `own`; the lock is held."""
     fetch("xchg", u32, address_of(shared) + _STOP, u32(1))
     for number in range(u64(shared.count)):
-        other = u64(shared.cpus[number])
-        if other != own:
-            await_change(other + _WHEREABOUTS, u32(RUNNING))
+        if shared.cpus[number] != own:
+            # Whoever runs translated code leaves it at its next access, as for a request.
+            other = pointer(Cpu, u64(shared.cpus[number]))
+            other.tlb = other.tlb_checked
+    for number in range(u64(shared.count)):
+        if shared.cpus[number] != own:
+            await_change(shared.cpus[number] + _WHEREABOUTS, u32(RUNNING))
 
 
 @native(inline="never")

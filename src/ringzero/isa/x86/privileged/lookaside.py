@@ -2,7 +2,8 @@
 
 Each PCID has tables of its own, as far as there are some (`SPACES`), so that a MOV to CR3
 which keeps translations keeps them here too (SDM vol. 3A, 4.10.1). Global pages have no
-table of their own: what forgets one forgets it in all spaces.
+table of their own: what forgets one forgets it in all spaces, and where a table is taken for
+another space those in it stay.
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.caches import (
+    JUMP_ENTRIES,
+    JUMP_GROUP_BITS,
     JUMP_NEVER_FIRST,
+    JUMP_RUN,
     JUMP_USED_WORDS,
-    JUMP_WINDOW,
     JUMPS_SIZE,
     PAGE_MASK,
     PAGE_SHIFT,
+    SECOND_JUMPS,
+    SECOND_TLB,
+    TAG_32,
     TLB_ENTRIES,
     TLB_GROUP_BITS,
     TLB_INVALID,
@@ -23,38 +29,94 @@ from ringzero.isa.caches import (
     TLB_USED_WORDS,
     JumpCacheEntry,
     TlbEntry,
-    jump_entry,
+    jump_index,
     tlb_entry_of,
 )
 from ringzero.isa.exclusive import Exclusive
-from ringzero.isa.x86.cpu import FIRST_JUMPS, NO_SPACE, SPACE_SIZE, SPACES, AddressSpace, Cpu
+from ringzero.isa.x86.cpu import (
+    FIRST_JUMPS,
+    HUGE_REGIONS,
+    JUMP_PAGES,
+    LARGE_REGIONS,
+    NO_SPACE,
+    SPACE_SIZE,
+    SPACES,
+    TABLES_OF_KIND,
+    AddressSpace,
+    Cpu,
+)
 from ringzero.isa.x86.privileged.alignment import select_tlb
 from ringzero.isa.x86.privileged.exclusive import shared_of
-from ringzero.native import fill_memory, native, pointer, select, staged, u8, u32, u64
+from ringzero.native import (
+    fill_memory,
+    load,
+    native,
+    pointer,
+    select,
+    staged,
+    store,
+    u8,
+    u32,
+    u64,
+    v128,
+)
 
+_GROUP = 1 << TLB_GROUP_BITS
 _GROUP_SIZE = TlbEntry.size << TLB_GROUP_BITS
+_JUMP_GROUP = 1 << JUMP_GROUP_BITS
+_JUMP_GROUP_SIZE = JumpCacheEntry.size << JUMP_GROUP_BITS
+_TLB_WORDS = TABLES_OF_KIND * TLB_USED_WORDS
+_JUMP_WORDS = TABLES_OF_KIND * JUMP_USED_WORDS
+_LARGE_SHIFT, _HUGE_SHIFT, _UPPER_HALF = 21, 30, 63
 _PCID = 0xFFF
 _EMPTY = 0xFF  # the byte of an empty entry
+_EMPTY_TAG = (1 << 64) - 1
 
 
 # --- forgetting ----------------------------------------------------------------
 
 
 @native(inline="never")
+def flush_tlb_table(space: AddressSpace, table: u32) -> None:
+    """Empty one of the four tables of a space's TLBs."""
+    for word in range(u64(TLB_USED_WORDS)):
+        at = u64(table) * TLB_USED_WORDS + word
+        used = space.tlb_used[at]
+        space.tlb_used[at] = 0
+        group = space.tables + at * (64 * _GROUP_SIZE)
+        while used != 0:
+            if (used & 1) != 0:
+                fill_memory(group, u8(_EMPTY), u64(_GROUP_SIZE))
+            used = used >> 1
+            group += _GROUP_SIZE
+
+
+@native(inline="never")
+def flush_jump_table(space: AddressSpace, table: u32) -> None:
+    """Empty one of the four tables of a space's jump caches."""
+    first = space.tables + u64(table) * JUMPS_SIZE + FIRST_JUMPS
+    for word in range(u64(JUMP_USED_WORDS)):
+        at = u64(table) * JUMP_USED_WORDS + word
+        used = space.jump_used[at]
+        space.jump_used[at] = 0
+        group = first + word * (64 * _JUMP_GROUP_SIZE)
+        while used != 0:
+            if (used & 1) != 0:
+                fill_memory(group, u8(_EMPTY), u64(_JUMP_GROUP_SIZE))
+            used = used >> 1
+            group += _JUMP_GROUP_SIZE
+    # All ones is the address of an empty entry, and of one byte of guest memory, which the first
+    # entry serves: so that one is emptied with an address that it cannot have.
+    pointer(JumpCacheEntry, first).address = JUMP_NEVER_FIRST
+
+
+@native(inline="never")
 def flush_jumps(space: AddressSpace) -> None:
     """Forget which translated code belongs to which guest-virtual address of a space."""
-    for side in range(2):
-        table = space.tables + FIRST_JUMPS + side * JUMPS_SIZE
-        for word in range(JUMP_USED_WORDS):
-            used = space.jump_used[side * JUMP_USED_WORDS + word]
-            space.jump_used[side * JUMP_USED_WORDS + word] = 0
-            window = table + word * 64 * JUMP_WINDOW
-            while used != 0:
-                if (used & 1) != 0:
-                    fill_memory(window, u8(_EMPTY), u64(JUMP_WINDOW))
-                used = used >> 1
-                window += JUMP_WINDOW
-        pointer(JumpCacheEntry, table).address = JUMP_NEVER_FIRST
+    for table in range(u32(TABLES_OF_KIND)):
+        flush_jump_table(space, table)
+    for word in range(u64(2 * JUMP_PAGES // 64)):
+        space.jump_pages[word] = 0
 
 
 @native(inline="never")
@@ -63,19 +125,44 @@ def flush_space(space: AddressSpace) -> None:
     if space.blank != 0:
         space.blank = 0
         fill_memory(space.tables, u8(_EMPTY), u64(SPACE_SIZE))
-    for side in range(2):
-        for word in range(TLB_USED_WORDS):
-            used = space.tlb_used[side * TLB_USED_WORDS + word]
-            space.tlb_used[side * TLB_USED_WORDS + word] = 0
-            group = space.tables + side * TLB_SIZE + word * 64 * _GROUP_SIZE
+    for table in range(u32(TABLES_OF_KIND)):
+        flush_tlb_table(space, table)
+    for word in range(2 * LARGE_REGIONS // 64):
+        space.large_pages[word] = 0
+    space.huge_pages = 0
+    space.local = 0
+    flush_jumps(space)
+
+
+@native(inline="never")
+def flush_context(space: AddressSpace) -> None:
+    """Forget a space's translations but for global ones, as MOV to CR3 does (SDM 4.10.4.1).
+
+    Those kept are the kernel's of the upper half, where no other was entered since the last
+    flush of all: then a kernel need not be found anew for each process.
+    """
+    if space.cr3 == NO_SPACE or space.local != 0:
+        flush_space(space)
+        return
+    for way in range(0, TABLES_OF_KIND, 2):
+        flush_tlb_table(space, u32(way))
+        flush_jump_table(space, u32(way))
+        for word in range(u64(TLB_USED_WORDS)):
+            used = space.tlb_used[word + (way + 1) * TLB_USED_WORDS]
+            group = space.tables + word * (64 * _GROUP_SIZE) + (way + 1) * TLB_SIZE
             while used != 0:
                 if (used & 1) != 0:
-                    fill_memory(group, u8(_EMPTY), u64(_GROUP_SIZE))
+                    for i in range(u64(_GROUP)):
+                        entry = pointer(TlbEntry, group + i * TlbEntry.size)
+                        if entry.read >> _UPPER_HALF == 0:
+                            forget_entry(entry)
                 used = used >> 1
                 group += _GROUP_SIZE
-    for word in range(4):
+    for word in range(u64(JUMP_PAGES // 64)):
+        space.jump_pages[word] = 0
+    for word in range(LARGE_REGIONS // 64):
         space.large_pages[word] = 0
-    flush_jumps(space)
+    space.huge_pages &= ((1 << HUGE_REGIONS) - 1) << HUGE_REGIONS
 
 
 @native(inline="never")
@@ -112,42 +199,87 @@ def flush_pcid(cpu: Cpu, pcid: u64) -> None:
     for number in range(u64(SPACES)):
         space = cpu.spaces[number]
         if space.cr3 != NO_SPACE and (space.cr3 & _PCID) == pcid:
-            flush_space(space)
-
-
-@staged
-def forget_jumps(table: Any, start: Any, size: Any) -> None:
-    """Empty `size` bytes of a jump cache from the host address `start` on.
-
-    All ones is the address of an empty entry, and of one byte of guest memory, which
-    the first entry serves: so that one is emptied with an address that it cannot have.
-    """
-    fill_memory(start, u8(_EMPTY), size)
-    pointer(JumpCacheEntry, table).address = JUMP_NEVER_FIRST
+            flush_context(space)
 
 
 @native(inline="never")
 def invalidate_page(cpu: Cpu, va: u64) -> None:
     """INVLPG: forget the page that holds `va`, all of it when it is a large one."""
-    region = (va >> 21) & 0xFF
+    large, huge = _large_region(va), _huge_region(va)
     for number in range(u64(SPACES)):
         space = cpu.spaces[number]
         if space.cr3 != NO_SPACE:
-            if (space.large_pages[region >> 6] >> (region & 63)) & 1 != 0:
-                flush_space(space)
+            if (space.huge_pages >> huge) & 1 != 0:
+                forget_region(space, va, u64(_HUGE_SHIFT))
+            elif (space.large_pages[large >> 6] >> (large & 63)) & 1 != 0:
+                forget_region(space, va, u64(_LARGE_SHIFT))
             else:
                 forget_page(space, va)
 
 
-@native
+@native(inline="never")
 def forget_page(space: AddressSpace, va: u64) -> None:
     """Forget the 4 KiB page of a space that holds `va`."""
     for side in range(2):
-        forget_entry(tlb_entry_of(space.tables + side * TLB_SIZE, va))
-        table = space.tables + FIRST_JUMPS + side * JUMPS_SIZE
-        window = u64(jump_entry(table, va & ~u64(PAGE_MASK)))
-        start = table + ((window - table) & ~u64(JUMP_WINDOW - 1))
-        forget_jumps(table, start, u64(JUMP_WINDOW))
+        forget_ways(tlb_entry_of(space.tables + side * TLB_SIZE, va), va & ~u64(PAGE_MASK))
+    bit = _jump_page(va)
+    if (space.jump_pages[bit >> 6] >> (bit & 63)) & 1 != 0:
+        first = u64(jump_index(va & ~u64(PAGE_MASK))) & ~u64(JUMP_RUN - 1)
+        forget_jumps(space, va, u64(PAGE_SHIFT), first, u64(JUMP_RUN))
+
+
+@native(inline="never")
+def forget_region(space: AddressSpace, va: u64, shift: u64) -> None:
+    """Forget what a space has of the aligned 2**`shift` bytes that hold `va`, 2 MiB at least."""
+    for word in range(u64(_TLB_WORDS)):
+        used = space.tlb_used[word]
+        group = space.tables + word * (64 * _GROUP_SIZE)
+        while used != 0:
+            if (used & 1) != 0:
+                for i in range(u64(_GROUP)):
+                    entry = pointer(TlbEntry, group + i * TlbEntry.size)
+                    seen = (entry.read ^ va) >> shift == 0
+                    seen = seen | ((entry.write ^ va) >> shift == 0)
+                    if seen | ((entry.execute ^ va) >> shift == 0):
+                        forget_entry(entry)
+            used = used >> 1
+            group += _GROUP_SIZE
+    forget_jumps(space, va, shift, u64(0), u64(JUMP_ENTRIES))
+
+
+@native(inline="never")
+def forget_jumps(space: AddressSpace, va: u64, shift: u64, first: u64, count: u64) -> None:
+    """Empty a space's jump-cache entries for the aligned 2**`shift` bytes that hold `va`.
+
+    Only `count` of them from number `first` on in each table are looked at, multiples of 32.
+    """
+    for table in range(u64(TABLES_OF_KIND)):
+        start = space.tables + table * JUMPS_SIZE + FIRST_JUMPS
+        at = u64(first)
+        while at < first + count:
+            group = at >> JUMP_GROUP_BITS
+            word = table * JUMP_USED_WORDS + (group >> 6)
+            if (space.jump_used[word] >> (group & 63)) & 1 != 0:
+                for i in range(u64(_JUMP_GROUP)):
+                    entry = pointer(JumpCacheEntry, start + (at + i) * JumpCacheEntry.size)
+                    if ((entry.address ^ va) & ~u64(TAG_32)) >> shift == 0:
+                        entry.address = select(at + i == 0, u64(JUMP_NEVER_FIRST), u64(_EMPTY_TAG))
+            at += _JUMP_GROUP
+
+
+@staged
+def serves(entry: Any, page: Any) -> Any:
+    """Whether a TLB entry is that of the page at a guest-virtual address."""
+    return (entry.read == page) | (entry.write == page) | (entry.execute == page)
+
+
+@staged
+def forget_ways(entry: Any, page: Any) -> None:
+    """Forget a page where an entry of the first way or that behind it in the second serves it."""
+    for way in (0, SECOND_TLB):
+        other = pointer(TlbEntry, u64(entry) + way)
+        if serves(other, page):
+            forget_entry(other)
 
 
 @staged
@@ -176,12 +308,12 @@ def protect_code(cpu: Cpu, host_page: u64) -> None:
 @native(inline="never")
 def protect_in_space(space: AddressSpace, host_page: u64) -> None:
     """Take back the right to write to a page, by its host address, from a space's TLBs."""
-    for word in range(2 * TLB_USED_WORDS):
+    for word in range(u64(_TLB_WORDS)):
         used = space.tlb_used[word]
-        group = space.tables + word * 64 * _GROUP_SIZE
+        group = space.tables + word * (64 * _GROUP_SIZE)
         while used != 0:
             if (used & 1) != 0:
-                for i in range(u64(1 << TLB_GROUP_BITS)):
+                for i in range(u64(_GROUP)):
                     entry = pointer(TlbEntry, group + i * TlbEntry.size)
                     if entry.write + entry.addend == host_page:
                         entry.write = TLB_INVALID
@@ -189,30 +321,107 @@ def protect_in_space(space: AddressSpace, host_page: u64) -> None:
             group += _GROUP_SIZE
 
 
-# --- noting --------------------------------------------------------------------
+# --- noting, and the second way ------------------------------------------------
 
 
 @staged
-def note_translation(cpu: Any, va: Any, user: Any) -> None:
-    """Note that the TLB entry that serves `va` is about to be filled."""
-    group = (va >> (PAGE_SHIFT + TLB_GROUP_BITS)) & ((TLB_ENTRIES >> TLB_GROUP_BITS) - 1)
-    word = select(user != 0, u64(0), u64(TLB_USED_WORDS)) + (group >> 6)
-    cpu.spaces[u64(cpu.space)].tlb_used[word] |= u64(1) << (group & 63)
+def _in_half(va: Any, number: Any, count: int) -> Any:
+    """Return the bit for a page or region, by its number, of those of its half of all addresses."""
+    return (number & (count - 1)) | ((va >> _UPPER_HALF) * count)
 
 
 @staged
-def note_large_page(cpu: Any, va: Any) -> None:
+def _large_region(va: Any) -> Any:
+    return _in_half(va, va >> _LARGE_SHIFT, LARGE_REGIONS)
+
+
+@staged
+def _huge_region(va: Any) -> Any:
+    return _in_half(va, va >> _HUGE_SHIFT, HUGE_REGIONS)
+
+
+@staged
+def _jump_page(va: Any) -> Any:
+    return _in_half(va, va >> PAGE_SHIFT, JUMP_PAGES)
+
+
+@staged
+def note_large_page(cpu: Any, va: Any, size: Any) -> None:
     """Note that a part of the large page that holds `va` is about to be entered."""
-    region = (va >> 21) & 0xFF
-    cpu.spaces[u64(cpu.space)].large_pages[region >> 6] |= u64(1) << (region & 63)
+    space = cpu.spaces[u64(cpu.space)]
+    if size >= 1 << _HUGE_SHIFT:
+        space.huge_pages |= u64(1) << _huge_region(va)
+    else:
+        bit = _large_region(va)
+        space.large_pages[bit >> 6] |= u64(1) << (bit & 63)
+
+
+@staged
+def note_local(cpu: Any, va: Any) -> None:
+    """Note that a page is about to be entered that is not global."""
+    if va >> _UPPER_HALF != 0:
+        cpu.spaces[u64(cpu.space)].local = 1
 
 
 @native
-def note_jump(cpu: Cpu, entry: u64) -> None:
-    """Note that an entry of the jump cache in force, by its host address, is about to be filled."""
-    window = (entry - cpu.jump_cache) // JUMP_WINDOW
+def make_room(cpu: Cpu, entry: TlbEntry, va: u64, user: u32) -> None:
+    """Have a TLB entry of the first way filled for `va` next: what it serves goes to the second."""
+    if not serves(entry, va & ~u64(PAGE_MASK)):
+        _copy(u64(entry), u64(entry) + SECOND_TLB)
+    group = (va >> (PAGE_SHIFT + TLB_GROUP_BITS)) & ((TLB_ENTRIES >> TLB_GROUP_BITS) - 1)
+    word = select(user != 0, u64(0), u64(TLB_USED_WORDS)) + (group >> 6)
+    space = cpu.spaces[u64(cpu.space)]
+    space.tlb_used[word] |= u64(1) << (group & 63)
+    space.tlb_used[word + 2 * TLB_USED_WORDS] |= u64(1) << (group & 63)
+
+
+@staged
+def _copy(source: Any, to: Any) -> None:
+    for part in range(0, TlbEntry.size, 16):
+        store(v128, to, load(v128, source, part), part)
+
+
+@native(inline="never")
+def take_second(first: TlbEntry, va: u64) -> None:
+    """Bring the page that holds `va` to its entry of a TLB's first way if the second has it."""
+    second = pointer(TlbEntry, u64(first) + SECOND_TLB)
+    if serves(second, va & ~u64(PAGE_MASK)):
+        for part in range(0, TlbEntry.size, 16):
+            kept = load(v128, u64(first), part)
+            store(v128, u64(first), load(v128, u64(second), part), part)
+            store(v128, u64(second), kept, part)
+
+
+@native(inline="never")
+def take_second_jump(entry: JumpCacheEntry, tag: u64) -> None:
+    """Bring a tag to its entry of a jump cache's first way if the second has it."""
+    second = pointer(JumpCacheEntry, u64(entry) + SECOND_JUMPS)
+    if second.address == tag:
+        address, code = u64(entry.address), u64(entry.code)
+        entry.address = tag
+        entry.code = second.code
+        second.address = address
+        second.code = code
+
+
+@native(inline="never")
+def enter_jump(cpu: Cpu, entry: JumpCacheEntry, tag: u64, code: u64) -> None:
+    """Fill an entry of the jump cache in force; what it had goes to the second way."""
+    second = pointer(JumpCacheEntry, u64(entry) + SECOND_JUMPS)
+    second.address = entry.address
+    second.code = entry.code
+    entry.address = tag
+    entry.code = code
+    group = (u64(entry) - cpu.jump_cache) // _JUMP_GROUP_SIZE
     side = select(cpu.jump_cache == cpu.jump_user, u64(0), u64(JUMP_USED_WORDS))
-    cpu.spaces[u64(cpu.space)].jump_used[side + (window >> 6)] |= u64(1) << (window & 63)
+    word = side + (group >> 6)
+    space = cpu.spaces[u64(cpu.space)]
+    space.jump_used[word] |= u64(1) << (group & 63)
+    space.jump_used[word + 2 * JUMP_USED_WORDS] |= u64(1) << (group & 63)
+    if side != 0 and tag >> _UPPER_HALF == 0:
+        space.local = 1
+    page = _jump_page(tag)
+    space.jump_pages[page >> 6] |= u64(1) << (page & 63)
 
 
 # --- changing the address space --------------------------------------------------
@@ -237,7 +446,7 @@ def enter_space(cpu: Cpu, value: u64, keep: u64) -> None:
     chosen = select(found == SPACES, oldest, found)
     space = cpu.spaces[u64(chosen)]
     if found == SPACES or keep == 0 or space.cr3 != value:
-        flush_space(space)
+        flush_context(space)
         space.cr3 = value
     if chosen == cpu.space:
         return

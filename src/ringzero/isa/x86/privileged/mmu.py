@@ -45,9 +45,11 @@ from ringzero.isa.x86.privileged.faults import external, raise_fault_code, raise
 from ringzero.isa.x86.privileged.irqstatus import acknowledge_reasons, irq_status_at
 from ringzero.isa.x86.privileged.lookaside import (
     forget_code,
-    forget_entry,
+    forget_ways,
+    make_room,
     note_large_page,
-    note_translation,
+    note_local,
+    take_second,
 )
 from ringzero.isa.x86.privileged.open_pages import note_open_page
 from ringzero.native import (
@@ -226,7 +228,9 @@ def walk(cpu: Cpu, va: u64, access: u32, user: u32) -> u64:
             table = entry & PTE_ADDRESS
             shift -= 9
     if size != 0x1000:
-        note_large_page(cpu, va)
+        note_large_page(cpu, va, size)
+    if (entry & PTE_G) == 0 or (cpu.cr4 & x86.CR4_PGE) == 0:
+        note_local(cpu, va)
     physical = page | (va & (size - 1))
     user_page = (rights & PTE_U) != 0
     supervisor_write = (rights & PTE_W) != 0 or (cpu.cr0 & x86.CR0_WP) == 0
@@ -276,9 +280,9 @@ def fill_tlb(
     host = host_address(cpu, physical & ~u64(PAGE_MASK))
     entry = tlb_entry(cpu, va, user)
     if host == 0 or watches_page(cpu, va) != 0:
-        forget_entry(entry)
+        forget_ways(entry, page)
         return
-    note_translation(cpu, va, user)
+    make_room(cpu, entry, va, user)
     code = load(u64, cpu.code_pages + (((host - cpu.ram) >> 12) << 3))
     entry.read = select(readable != 0, page, u64(TLB_INVALID))
     entry.write = select((writable != 0) & (code == 0), page, u64(TLB_INVALID))
@@ -291,6 +295,18 @@ def tlb_entry(cpu: Any, va: Any, user: Any) -> Any:
     """Return the TLB entry that serves `va` for user or supervisor accesses."""
     table = select(user != 0, cpu.tlb_user, cpu.tlb_kernel)
     return tlb_entry_of(table, va)
+
+
+@staged
+def took_second(cpu: Any, entry: Any, va: Any) -> Any:
+    """Bring the page that holds `va` to an entry of the current TLB's first way if it is near.
+
+    Returns whether that may have changed the entry: not where accesses are to be checked.
+    """
+    plain = cpu.tlb != cpu.tlb_checked
+    if plain:
+        take_second(entry, va)
+    return plain
 
 
 @staged
@@ -481,7 +497,8 @@ def _make_load(kind: Any, system: bool) -> Any:
     def load_fast(cpu: Cpu, va: u64) -> u64:
         table = cpu.tlb_kernel if system else cpu.tlb
         entry = tlb_entry_of(table, va)
-        if entry.read == page_of_last(va, size):
+        page = page_of_last(va, size)
+        if entry.read == page or (took_second(cpu, entry, va) and entry.read == page):
             return load(kind, va + entry.addend)
         user = u32(0) if system else u32(cpu.cpl == 3)
         if size == 16:
@@ -503,7 +520,8 @@ def _make_store(kind: Any, system: bool) -> Any:
     def store_fast(cpu: Cpu, va: u64, value: u64) -> None:
         table = cpu.tlb_kernel if system else cpu.tlb
         entry = tlb_entry_of(table, va)
-        if entry.write == page_of_last(va, size):
+        page = page_of_last(va, size)
+        if entry.write == page or (took_second(cpu, entry, va) and entry.write == page):
             store(kind, va + entry.addend, value)
         else:
             user = u32(0) if system else u32(cpu.cpl == 3)
@@ -572,7 +590,7 @@ def probe_write(cpu: Cpu, va: u64, size: u64) -> u64:
     """
     entry = tlb_entry_of(cpu.tlb, va)
     page = page_of_last(va, size)
-    if entry.write == page:
+    if entry.write == page or (took_second(cpu, entry, va) and entry.write == page):
         return va + entry.addend
     user = u32(cpu.cpl == 3)
     check_canonical(cpu, va)
@@ -592,7 +610,7 @@ def probe_read_page(cpu: Cpu, va: u64) -> u64:
     """
     page = va & ~u64(PAGE_MASK)
     entry = tlb_entry_of(cpu.tlb, va)
-    if entry.read == page:
+    if entry.read == page or (took_second(cpu, entry, va) and entry.read == page):
         return va + entry.addend
     user = u32(cpu.cpl == 3)
     check_canonical(cpu, va)
@@ -626,7 +644,28 @@ def fetch_page(cpu: Cpu, va: u64) -> u64:
     Raises #PF as an instruction fetch does, #GP(0) when `va` is not canonical.
     """
     entry = tlb_entry(cpu, va, u32(cpu.cpl == 3))
+    if entry.execute != va & ~u64(PAGE_MASK):
+        take_second(entry, va)
     if entry.execute == va & ~u64(PAGE_MASK):
         return va + entry.addend
     check_canonical(cpu, va)
     return host_address(cpu, translate(cpu, va, EXECUTE, u32(cpu.cpl == 3)))
+
+
+@native(inline="never")
+def peek(cpu: Cpu, va: u64) -> u64:
+    """Return the host address to which 4-level paging leads from `va`; 0 where there is no RAM.
+
+    For looking ahead: nothing is marked in the tables, no right is checked, nothing faults.
+    """
+    table = cpu.cr3 & PTE_ADDRESS
+    shift = u64(39)
+    while True:
+        entry = read_entry(cpu, table, ((va >> shift) & 0x1FF) << 3, True)
+        if (entry & PTE_P) == 0:
+            return u64(0)
+        table = entry & PTE_ADDRESS
+        if shift == 12 or ((entry & PTE_PS) != 0 and shift < 39):
+            size = u64(1) << shift
+            return host_address(cpu, (table & ~(size - 1)) | (va & (size - 1)))
+        shift -= 9

@@ -8,7 +8,7 @@ was replaced since is taken back in vain, which costs one miss.
 
 from __future__ import annotations
 
-from ringzero.isa.caches import TLB_INVALID, TlbEntry
+from ringzero.isa.caches import SECOND_TLB, TLB_INVALID, TlbEntry
 from ringzero.isa.x86.cpu import OPEN_PAGES, Cpu
 from ringzero.native import native, pointer, u64
 
@@ -18,10 +18,12 @@ def close_pages(cpu: Cpu) -> None:
     """Take back all entries that were made under RFLAGS.AC."""
     while cpu.open_count != 0:
         cpu.open_count -= 1
-        entry = pointer(TlbEntry, cpu.open_entries[cpu.open_count])
-        entry.read = TLB_INVALID
-        entry.write = TLB_INVALID
-        entry.execute = TLB_INVALID
+        # It may lie in either way by now.
+        for way in (0, SECOND_TLB):
+            entry = pointer(TlbEntry, cpu.open_entries[cpu.open_count] + way)
+            entry.read = TLB_INVALID
+            entry.write = TLB_INVALID
+            entry.execute = TLB_INVALID
 
 
 @native

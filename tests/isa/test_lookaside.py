@@ -1,0 +1,250 @@
+"""Two ways of soft TLB and jump cache: what shares an entry, and what forgets either way."""
+
+from dataclasses import replace
+
+import pytest
+
+from ringzero.isa.caches import JUMP_ENTRIES, TLB_ENTRIES, jump_index
+from ringzero.isa.x86 import cpu as x86
+from tests.isa.guest import CODE, PD, PDPT, PML4, PT, Guest, assemble
+
+pytestmark = pytest.mark.engine
+
+TABLE, PAGES, TURNS = 0x5000, 0x50000, 1000
+# Addresses whose translations share an entry, and those whose code does: so far apart.
+NEAR, FAR = TLB_ENTRIES << 12, JUMP_ENTRIES << 12
+LARGE, HUGE = 0xA00000, 1 << 30
+PRESENT, WRITABLE, USER, PS, GLOBAL = 1, 2, 4, 128, 256
+
+
+class Translated(Guest):
+    entry = "run_translator"
+
+
+@pytest.fixture(params=[Guest, Translated])
+def guest(request):
+    return request.param()
+
+
+def alias(guest, number, physical, step=NEAR, rights=PRESENT | WRITABLE | USER):
+    """Map a page at an address that shares its entry with those of other numbers; return it."""
+    address = number * step + PAGES
+    table = TABLE + number * 0x1000 if number else PT
+    if number:
+        guest.q(PD + 8 * (address >> 21), table | 7)
+    guest.q(table + 8 * (address >> 12 & 0x1FF), physical | rights)
+    return address
+
+
+def entry_of(number, address):
+    return (TABLE + number * 0x1000 if number else PT) + 8 * (address >> 12 & 0x1FF)
+
+
+def statistic(guest, name):
+    return guest.vcpu.statistics()[name]
+
+
+def loads(turns, *registers):
+    body = "; ".join(f"add rax, [{register}]" for register in registers)
+    return f"xor eax, eax; mov ecx, {turns}; again: {body}; dec ecx; jnz again; hlt"
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_two_pages_in_turn_are_walked_for_once(guest, write):
+    first, second = alias(guest, 0, 0x60000), alias(guest, 1, 0x61000)
+    body = "add [rsi], rcx; add [rdi], rcx" if write else "add rax, [rsi]; add rax, [rdi]"
+    guest.q(0x60000, 3)
+    guest.q(0x61000, 4)
+    end = guest.run(
+        f"xor eax, eax; mov ecx, {TURNS}; again: {body}; dec ecx; jnz again; hlt",
+        rsi=first, rdi=second,
+    )  # fmt: skip
+    assert end.vector is None
+    total = TURNS * (TURNS + 1) // 2
+    if write:
+        assert (guest.read_q(0x60000), guest.read_q(0x61000)) == (3 + total, 4 + total)
+    else:
+        assert end.reg(x86.RAX) == 7 * TURNS
+    assert statistic(guest, "walks") < 20
+
+
+def test_three_pages_in_turn_are_right(guest):
+    where = [alias(guest, n, 0x60000 + n * 0x1000) for n in range(3)]
+    for n in range(3):
+        guest.q(0x60000 + n * 0x1000, 10**n)
+    end = guest.run(loads(TURNS, "rsi", "rdi", "rbx"), rsi=where[0], rdi=where[1], rbx=where[2])
+    assert end.reg(x86.RAX) == 111 * TURNS
+
+
+@pytest.mark.parametrize("other_last", [False, True])
+def test_invlpg_forgets_a_page_in_either_way(guest, other_last):
+    first, second = alias(guest, 0, 0x60000), alias(guest, 1, 0x61000)
+    for n in range(3):
+        guest.q(0x60000 + n * 0x1000, n + 1)
+    end = guest.run(
+        f"""
+        mov rax, [rsi]; mov rax, [rdi]
+        {"mov rax, [rsi]" if other_last else ""}
+        mov qword ptr [{entry_of(1, second)}], {0x62000 | 7}
+        invlpg [rdi]
+        mov rax, [rsi]; mov rdx, [rdi]; hlt
+        """,
+        rsi=first, rdi=second,
+    )  # fmt: skip
+    assert (end.reg(x86.RAX), end.reg(x86.RDX)) == (1, 3)
+
+
+@pytest.mark.parametrize("size", [LARGE, HUGE])
+def test_invlpg_forgets_all_of_a_large_page_and_nothing_else(guest, size):
+    """Whichever of its addresses is named; a small page keeps its translation."""
+    table, slot = (PD, LARGE >> 21) if size == LARGE else (PDPT, 1)
+    base = LARGE if size == LARGE else HUGE
+    small = alias(guest, 1, 0x61000)
+    guest.q(table + 8 * slot, PRESENT | WRITABLE | PS)
+    # Where it leads to afterwards: a table that maps all to one page.
+    directory, other = 0x52000, 0x53000
+    guest.q(directory, other | 7)
+    for n in range(512):
+        guest.q(other + 8 * n, 0x62000 | 7)
+    target = other if size == LARGE else directory
+    guest.q(0x60000, 1)
+    guest.q(0x63000, 2)
+    guest.q(0x61000, 3)
+    guest.q(0x62000, 4)
+    guest.run(
+        f"""
+        mov rax, [rsi + 0x60000]; mov rax, [rsi + 0x63000]; mov rax, [rdi]
+        mov qword ptr [{table + 8 * slot}], {target | 7}
+        invlpg [rsi + 0x55000]
+        hlt
+        """,
+        rsi=base, rdi=small,
+    )  # fmt: skip
+    before = statistic(guest, "walks")
+    cpu = guest.cpu
+    space = cpu.spaces[cpu.space]
+    assert space.cr3 == cpu.cr3, "set_state would forget everything"
+    guest.write(cpu.rip, assemble("mov rax, [rdi]; hlt"))
+    assert guest.go([]).reg(x86.RAX) == 3
+    assert statistic(guest, "walks") - before <= 1, "at most that for the code"
+    guest.write(cpu.rip, assemble("mov rax, [rsi + 0x60000]; mov rdx, [rsi + 0x63000]; hlt"))
+    end = guest.go([])
+    assert (end.reg(x86.RAX), end.reg(x86.RDX)) == (4, 4)
+
+
+def test_a_page_in_the_second_way_is_protected_when_it_gets_code(guest):
+    """Else a write would go by, and the old code run."""
+    body, other = alias(guest, 0, 0x60000), alias(guest, 1, 0x61000)
+    guest.write(0x60000, assemble("mov eax, 1; ret"))
+    end = guest.run(
+        f"""
+        mov r8d, {0x60000}
+        mov byte ptr [rsi + 0x800], 0; mov rdx, [rdi]
+        mov ecx, 20; again: call r8; dec ecx; jnz again
+        mov ebx, eax
+        mov rdx, [rdi]; mov byte ptr [rsi + 1], 2
+        call r8
+        hlt
+        """,
+        rsi=body, rdi=other,
+    )  # fmt: skip
+    assert (end.reg(x86.RBX), end.reg(x86.RAX)) == (1, 2)
+
+
+def test_a_page_open_under_ac_is_closed_in_the_second_way(guest):
+    """SMAP: what STAC let the kernel reach it reaches no more after CLAC."""
+    guest.state = replace(guest.state, cr4=guest.state.cr4 | x86.CR4_SMAP)
+    user = alias(guest, 0, 0x60000)
+    kernel = alias(guest, 1, 0x61000, rights=PRESENT | WRITABLE)
+    end = guest.run("stac; mov rax, [rsi]; mov rax, [rdi]; clac; mov rax, [rsi]; hlt",
+                    rsi=user, rdi=kernel)  # fmt: skip
+    assert end.vector == x86.PF_FAULT
+
+
+@pytest.mark.parametrize("entry_is_global", [True, False])
+@pytest.mark.parametrize("paging", [True, False], ids=["CR4.PGE", "no CR4.PGE"])
+def test_global_pages_outlast_a_change_of_cr3(guest, entry_is_global, paging):
+    """Only those, and only of what the SDM lets outlast it: 4.10.2.4 and 4.10.4.1."""
+    if paging:
+        guest.state = replace(guest.state, cr4=guest.state.cr4 | x86.CR4_PGE)
+    upper = (1 << 64) - (1 << 39)
+    guest.q(PML4 + 511 * 8, PDPT | 7)
+    guest.q(PT + (0x60000 >> 12) * 8, 0x60000 | 3 | (GLOBAL if entry_is_global else 0))
+    guest.q(PT + (CODE >> 12) * 8, CODE | 3 | GLOBAL)
+    guest.q(0x60000, 1)
+    guest.q(0x61000, 2)
+    end = guest.run(
+        f"""
+        lea rax, [rip + above]; add rax, r8; jmp rax
+        above: mov rdx, cr3; mov cr3, rdx  # what the lower half was run for goes
+        mov rax, [rsi]; mov rbx, [rdi]
+        mov qword ptr [{PT + (0x60000 >> 12) * 8}], {0x61000 | 3}
+        mov rdx, cr3; mov cr3, rdx
+        mov rax, [rsi]; mov rbx, [rdi]
+        hlt
+        """,
+        rsi=upper + 0x60000, rdi=0x60000, r8=upper,
+    )  # fmt: skip
+    # Ours keeps global pages of the upper half alone; a processor may keep any global one.
+    assert end.reg(x86.RAX) == (1 if entry_is_global and paging else 2)
+    assert end.reg(x86.RBX) == 2
+
+
+class TestJumps:
+    """Functions whose addresses share an entry of the jump cache."""
+
+    @pytest.fixture
+    def functions(self, guest):
+        """Map `mov eax, N; ret` for N from 1 to 3; return where, and the guest."""
+        where = [alias(guest, n, 0x60000 + n * 0x1000, FAR) for n in range(3)]
+        assert len({jump_index.function(address) for address in where}) == 1
+        for n in range(4):
+            guest.write(0x60000 + n * 0x1000, assemble(f"mov eax, {n + 1}; ret"))
+        return guest, where
+
+    @staticmethod
+    def calls(turns, count):
+        body = "".join(f"call {r}; add rdx, rax; " for r in ("rsi", "rdi", "rbx")[:count])
+        return f"xor edx, edx; mov ecx, {turns}; again: {body} dec ecx; jnz again"
+
+    @pytest.mark.parametrize("count", [2, 3])
+    def test_calls_in_turn(self, functions, count):
+        guest, where = functions
+        end = guest.run(self.calls(TURNS, count) + "; hlt",
+                        rsi=where[0], rdi=where[1], rbx=where[2])  # fmt: skip
+        assert end.reg(x86.RDX) == TURNS * (3, 6)[count - 2]
+        if count == 2:
+            assert statistic(guest, "translator_lookups") < 50
+
+    @pytest.mark.parametrize("last", [0, 1])
+    def test_invlpg_forgets_code_in_either_way(self, functions, last):
+        guest, where = functions
+        end = guest.run(
+            f"""
+            {self.calls(10, 2)}
+            call {("rsi", "rdi")[last]}
+            mov qword ptr [{entry_of(1, where[1])}], {0x63000 | 7}
+            invlpg [rdi]
+            call rdi
+            mov edx, eax
+            call rsi
+            hlt
+            """,
+            rsi=where[0], rdi=where[1], rbx=where[2],
+        )  # fmt: skip
+        assert (end.reg(x86.RDX), end.reg(x86.RAX)) == (4, 1)
+
+    def test_code_that_is_written_to(self, functions):
+        guest, where = functions
+        end = guest.run(
+            f"{self.calls(10, 2)}; mov byte ptr [{0x61001}], 9; call rdi; hlt",
+            rsi=where[0], rdi=where[1], rbx=where[2],
+        )  # fmt: skip
+        assert end.reg(x86.RAX) == 9
+
+
+def test_a_jump_to_the_last_byte_of_all(guest):
+    """Its address is the tag of an empty entry: nothing is found there, and #PF is raised."""
+    end = guest.run(f"mov rax, -1; mov ecx, {CODE}; jmp rax")
+    assert end.vector == x86.PF_FAULT
+    assert guest.cpu.cr2 == (1 << 64) - 1
