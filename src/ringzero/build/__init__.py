@@ -1,1 +1,1 @@
-"""Building images: a Vmfile's steps, each run in a copy of the machine that the step before left."""
+"""Building images: a Vmfile's steps, each on top of what the step before left."""

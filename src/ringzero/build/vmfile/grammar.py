@@ -122,7 +122,7 @@ class Arguments:
 
     def end(self, known: tuple[str, ...]) -> None:
         """Refuse the flags that nobody has taken."""
-        for name, words in self._flags.items():
+        for name in self._flags:
             at = self.line.text.find(f"--{name}")
             close = meant(name, list(known)).replace("mean ", "mean --")
             has = "" if known else "; there are none here"

@@ -132,7 +132,7 @@ def _documents_of(text: str, escape: str) -> list[tuple[int, str, bool, bool]]:
     """Return (index, name, whether tabs go, whether it expands) of a line's here-documents."""
     keyword = text.split(maxsplit=1)[0].upper() if text.strip() else ""
     if keyword == "ONBUILD":
-        keyword = (text.split(maxsplit=2) + ["", ""])[1].upper()
+        keyword = [*text.split(maxsplit=2), "", ""][1].upper()
     if keyword not in _WITH_DOCUMENTS or "<<" not in text:
         return []
     found: list[tuple[int, str, bool, bool]] = []

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ringzero.cli import building
 from ringzero.cli.verb import VERBS, Verb, print_json
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 class Image(Verb):
     summary = "build, list, inspect and remove guest images"
     examples = """\
+  ringzero image build -t web:1 .     from the Vmfile (or Dockerfile) of this directory
   ringzero image build                the default guest, if it is not there yet
   ringzero image build --refresh      the same from the newest Debian packages
   ringzero image build full           as micro, with the kernel of real machines
@@ -29,9 +31,18 @@ class Image(Verb):
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the actions and their flags."""
         actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-        build = actions.add_parser("build", help="put one of ringzero's own images together")
-        build.add_argument("name", nargs="?", default="micro", help="default: micro")
+        build = actions.add_parser(
+            "build", help="build an image from a Vmfile, or put one of ringzero's own together"
+        )
+        build.add_argument(
+            "name",
+            nargs="?",
+            default="micro",
+            metavar="DIR|NAME",
+            help="the directory with the Vmfile; or the name of an own image (micro)",
+        )
         build.add_argument("--refresh", action="store_true", help="ask for newer packages")
+        building.configure(build)
         listing = actions.add_parser("ls", help="list the images in the cache")
         look = actions.add_parser("inspect", help="tell all about images, as JSON")
         look.add_argument("name", nargs="+", help="a name, or the beginning of a digest")
@@ -49,7 +60,9 @@ class Image(Verb):
         from ringzero.image import stored
 
         as_json = arguments.json
-        if arguments.action == "build":
+        if arguments.action == "build" and building.is_build(arguments):
+            _show([building.build(arguments)], as_json)
+        elif arguments.action == "build":
             from ringzero.host.progress import Progress
             from ringzero.image.names import IMAGES
 

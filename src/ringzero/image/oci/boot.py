@@ -78,9 +78,13 @@ def find(text: str, *, progress: Progress = QUIET, refresh: bool = False) -> Con
         from ringzero.image.oci.pull import pull
 
         image = pull(name, cache=cache, progress=progress)
-    base = micro.ensure(cache=cache, progress=progress)
-    machine = _machine_name(name)
-    return ContainerFiles(machine, base.kernel, base.initrd, base.command_line, image, base.digest)
+    return files(_machine_name(name), image, progress=progress)
+
+
+def files(name: str, image: StoredImage, *, progress: Progress = QUIET) -> ContainerFiles:
+    """Return what a machine called `name` boots that runs an image of the store."""
+    base = micro.ensure(cache=CACHE_DIR.get(), progress=progress)
+    return ContainerFiles(name, base.kernel, base.initrd, base.command_line, image, base.digest)
 
 
 def absolute(name: Reference | Local) -> Reference | Local:

@@ -52,7 +52,7 @@ def pull(
         if config.architecture not in ("", wanted):
             raise GuestImageError(f"{name} is an image for {config.architecture}, not for {wanted}")
         fetch = partial(_fetch, name, source, blobs, manifest.layers, progress)
-        image = _made(store, blobs, digest, manifest, config, fetch, progress)
+        image = unpacked(store, blobs, digest, manifest, config, fetch, progress)
     with store.lock(progress):
         store.set_name(name, digest)
     return store.named(name) or image
@@ -153,7 +153,7 @@ def _tell(step: Reported, done: int, total: int) -> None:
     step.update(min(done / total, 1.0) if total else None, f"{format_size(done)}")
 
 
-def _made(
+def unpacked(
     store: Store,
     blobs: Blobs,
     digest: str,

@@ -1,0 +1,121 @@
+"""What a stage stands on: an image of the store, ringzero's own guest, or nothing at all."""
+
+from __future__ import annotations
+
+import platform
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ringzero.build import entries
+from ringzero.build.cache import BuildCache
+from ringzero.build.entries import Entry, Layer
+from ringzero.build.stage import State
+from ringzero.errors import GuestImageError
+from ringzero.host.progress import Progress
+from ringzero.image import cpio
+from ringzero.image.names import IMAGES
+from ringzero.image.oci import boot
+from ringzero.image.oci.blobs import Blobs
+from ringzero.image.oci.boot import ContainerFiles
+from ringzero.image.oci.made import Made, put
+from ringzero.image.oci.manifest import ARCHITECTURES, Descriptor, document, manifest
+from ringzero.image.oci.store import StoredImage
+from ringzero.records import record
+
+SCRATCH = "scratch"
+# What of ringzero's own guest is no part of an image: its kernel's modules, and what the host
+# speaks with, which each machine brings along.
+_LEFT_OUT = ("usr/lib/modules/", "init", "dev/")
+_LAYER = "application/vnd.oci.image.layer.v1.tar"
+
+
+@record
+class Base:
+    """An image to stand on; its layers are in the blobs, and `diff_ids` are their plain tars'."""
+
+    name: str
+    image: StoredImage
+    files: ContainerFiles
+    layers: tuple[Descriptor, ...]
+    diff_ids: tuple[str, ...]
+    config: dict[str, Any]
+
+
+def find(name: str, cache: Path, builds: BuildCache, epoch: int, progress: Progress) -> Base:
+    """Return the image called `name`; it is pulled, or made, where it is not there.
+
+    Raises what the finding of images raises.
+    """
+    if name == SCRATCH:
+        return _of(name, _import(name, (), cache, builds, epoch, progress), cache, progress)
+    if name in IMAGES:
+        own = IMAGES.get(name)(progress=progress)
+        found = tuple(_own_files(own.initrd.read_bytes()))
+        return _of(name, _import(name, found, cache, builds, epoch, progress), cache, progress)
+    return _of(name, boot.find(name, progress=progress).image, cache, progress)
+
+
+def _of(name: str, image: StoredImage, cache: Path, progress: Progress) -> Base:
+    blobs = Blobs(cache)
+    found = manifest(document(blobs.read(image.digest), "the image's manifest"))
+    config = document(blobs.read(image.config), "the image's configuration")
+    rootfs = config.get("rootfs")
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    if not isinstance(diff_ids, list) or len(diff_ids) != len(found.layers):
+        raise GuestImageError(f"the image {name} does not tell its layers' digests")
+    files = boot.files("build", image, progress=progress)
+    return Base(name, image, files, found.layers, tuple(map(str, diff_ids)), config)
+
+
+def _own_files(archive: bytes) -> Iterator[Entry]:
+    """Yield what of ringzero's own guest an image holds."""
+    for entry in cpio.read(archive):
+        name = entry.name.strip("/")
+        if name in ("", ".") or name.startswith(_LEFT_OUT):
+            continue
+        link = entry.data if stat.S_ISLNK(entry.mode) else b""
+        regular = stat.S_ISREG(entry.mode)
+        yield Entry(
+            name.encode("utf-8", "surrogateescape"),
+            entry.mode,
+            entry.uid,
+            entry.gid,
+            entry.mtime,
+            link,
+            entry.device,
+            size=len(entry.data) if regular else 0,
+            content=lambda data=entry.data: iter((data,)),  # type: ignore[misc]
+        )
+
+
+def _import(
+    name: str,
+    files: tuple[Entry, ...],
+    cache: Path,
+    builds: BuildCache,
+    epoch: int,
+    progress: Progress,
+) -> StoredImage:
+    """Return the image of some files as one of the store."""
+    layers: list[Layer] = []
+    if files:
+        layers.append(builds.add(lambda file: entries.write(files, file, epoch)))
+    state = State(config={"Cmd": ["/bin/sh"]} if files else {})
+    architecture = ARCHITECTURES.get(platform.machine(), platform.machine())
+    config = state.document(architecture, [layer.digest for layer in layers], created(epoch))
+    made = Made(config, tuple((layer_of(x), builds.layer(x.digest)) for x in layers))
+    return put(made, cache=cache, progress=progress)
+
+
+def layer_of(layer: Layer) -> Descriptor:
+    """Return how a manifest tells of a layer."""
+    return Descriptor(_LAYER, layer.digest, layer.size)
+
+
+def created(epoch: int) -> str:
+    """Return a time as images have it (RFC 3339)."""
+    import time
+
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(epoch))

@@ -1,0 +1,171 @@
+"""COPY and ADD: which files a layer gets, and where (Dockerfile reference, "COPY")."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import stat
+from collections.abc import Iterator, Sequence
+
+from ringzero.build.entries import Entry
+from ringzero.build.ignore import pattern
+from ringzero.build.origin import Origin, matches, walk
+from ringzero.build.view import View
+from ringzero.errors import InvalidValueError, MissingFileError
+from ringzero.image.oci.process import find_user
+from ringzero.records import record, replace
+
+_DIRECTORY = stat.S_IFDIR | 0o755
+
+
+@record
+class Placement:
+    """Where files go, and whose they are; `mode` None keeps each one's own.
+
+    `target` is absolute; one that ends with a slash is a directory.
+    """
+
+    target: str
+    owner: tuple[int, int] = (0, 0)
+    mode: int | None = None
+    parents: bool = False
+    exclude: tuple[str, ...] = ()
+
+
+def owner_of(text: str, view: View) -> tuple[int, int]:
+    """Return the numbers that USER[:GROUP] means in an image. Raises GuestImageError."""
+    user = find_user(text, view.read)
+    name, colon, group = text.partition(":")
+    # A user by number alone is a group by the same number.
+    if name.isdecimal() and not (colon and group):
+        return user.uid, user.uid
+    return user.uid, user.gids[0]
+
+
+def mode_of(text: str) -> int:
+    """Return the mode that `--chmod` says. Raises InvalidValueError."""
+    if not re.fullmatch("[0-7]{1,4}", text):
+        raise InvalidValueError(f"--chmod {text!r} is no octal mode", hint="--chmod=0755")
+    return int(text, 8)
+
+
+def plan(
+    origin: Origin,
+    sources: Sequence[str],
+    documents: dict[str, bytes],
+    placement: Placement,
+    view: View,
+) -> list[Entry]:
+    """Return what the layer of a COPY holds. `documents` are here-documents by their names.
+
+    Raises MissingFileError, InvalidValueError, GuestImageError.
+    """
+    found: list[tuple[str, bytes | None]] = []
+    for source in sources:
+        if source in documents:
+            found.append((source, None))
+            continue
+        paths = matches(origin, source)
+        if not paths:
+            raise MissingFileError(
+                f"there is no {source!r} to copy",
+                hint="paths are relative to the build's directory; is it in .vmignore?",
+            )
+        found += [(source, path) for path in paths]
+    _, there = view.resolve(os.fsencode(placement.target))
+    into = (
+        placement.target.endswith("/")
+        or len(found) > 1
+        or placement.parents
+        or (there is not None and stat.S_ISDIR(there.mode))
+    )
+    layer = _Layer(view, placement)
+    for source, path in found:
+        if path is None:
+            data = documents[source]
+            name = posixpath.join(placement.target, source) if into else placement.target
+            layer.add(name, _document(data))
+            continue
+        top = placement.target
+        if placement.parents:
+            top = posixpath.join(top, os.fsdecode(path))
+        for entry in walk(origin, path):
+            if _left_out(entry.name or path, placement.exclude):
+                continue
+            if entry.name:
+                layer.add(posixpath.join(top, os.fsdecode(entry.name)), entry)
+            elif stat.S_ISDIR(entry.mode):
+                layer.directory(top)
+            else:
+                at = into and not placement.parents
+                name = posixpath.basename(os.fsdecode(path))
+                layer.add(posixpath.join(top, name) if at else top, entry)
+    return list(layer.entries.values())
+
+
+def directories(path: str, view: View) -> list[Entry]:
+    """Return what makes a directory, and those above it. Raises InvalidValueError."""
+    layer = _Layer(view, Placement(path))
+    layer.directory(path)
+    return list(layer.entries.values())
+
+
+class _Layer:
+    """Entries by their real names; directories that are missing come along."""
+
+    def __init__(self, view: View, placement: Placement) -> None:
+        self.entries: dict[bytes, Entry] = {}
+        self._view = view
+        self._placement = placement
+
+    def add(self, path: str, entry: Entry) -> None:
+        parent, _, name = path.rstrip("/").rpartition("/")
+        if not name:
+            raise InvalidValueError("a file cannot become the root directory")
+        if stat.S_ISDIR(entry.mode):
+            self.directory(path, entry)
+            return
+        directory = self.directory(parent)
+        real = directory + b"/" + os.fsencode(name) if directory else os.fsencode(name)
+        node = self._view.resolve(real)[1]
+        if node is not None and stat.S_ISDIR(node.mode):
+            raise InvalidValueError(
+                f"{path} is a directory of the image, and shall be a file",
+                hint="a target that ends with / is a directory",
+            )
+        self.entries[real] = self._own(replace(entry, name=real))
+
+    def directory(self, path: str, entry: Entry | None = None) -> bytes:
+        """Have a directory, made where it is missing; return its real name."""
+        real, node = self._view.resolve(os.fsencode(path))
+        if not real or real in self.entries:
+            return real
+        if node is not None:
+            if not stat.S_ISDIR(node.mode):
+                raise InvalidValueError(f"{path} is a file of the image, and no directory")
+            return real
+        parent = os.fsdecode(real.rpartition(b"/")[0])
+        if parent:
+            self.directory(parent)
+        self.entries[real] = self._own(Entry(real, entry.mode if entry else _DIRECTORY))
+        return real
+
+    def _own(self, entry: Entry) -> Entry:
+        entry.uid, entry.gid = self._placement.owner
+        mode = self._placement.mode
+        if mode is not None and not stat.S_ISLNK(entry.mode):
+            entry.mode = stat.S_IFMT(entry.mode) | mode
+        return entry
+
+
+def _document(data: bytes) -> Entry:
+    def content() -> Iterator[bytes]:
+        yield data
+
+    return Entry(b"", stat.S_IFREG | 0o644, size=len(data), content=content)
+
+
+def _left_out(path: bytes, exclude: tuple[str, ...]) -> bool:
+    text = os.fsdecode(path)
+    return any(re.fullmatch(pattern(p) + "(?:/.*)?", text, re.DOTALL) for p in exclude)

@@ -1,0 +1,173 @@
+"""`ringzero image build` with a Vmfile: its flags, and what people see of the steps."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ringzero.errors import InvalidValueError, MissingFileError
+
+if TYPE_CHECKING:
+    from ringzero.api.values import ImageSummary
+
+# The first that is there is taken.
+FILES = ("Vmfile", "Dockerfile")
+_SHOWN = 72
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a build from a Vmfile."""
+    parser.add_argument("-t", "--tag", action="append", default=[], metavar="NAME[:TAG]")
+    parser.add_argument(
+        "-f", "--file", metavar="FILE", help="default: Vmfile, or Dockerfile, of the directory"
+    )
+    parser.add_argument(
+        "--build-arg", action="append", default=[], metavar="NAME[=VALUE]", help="for ARG NAME"
+    )
+    parser.add_argument("--target", metavar="STAGE", help="build this stage, and what it needs")
+    parser.add_argument("--no-cache", action="store_true", help="run every RUN again")
+    parser.add_argument("--network", choices=("user", "none"), default="user", help="of every RUN")
+    parser.add_argument("-m", "--memory", metavar="SIZE", help="of the machine that RUNs (1G)")
+    parser.add_argument("--cpus", type=int, default=1, metavar="N", help="of that machine (1)")
+    parser.add_argument(
+        "--progress",
+        choices=("auto", "plain", "json", "quiet"),
+        default="auto",
+        help="how steps are told; json: an object a line on stdout",
+    )
+
+
+def is_build(arguments: argparse.Namespace) -> bool:
+    """Whether a Vmfile is meant, and not one of ringzero's own images by its name."""
+    flags = arguments.tag or arguments.file or arguments.build_arg or arguments.target
+    name = arguments.name
+    return bool(flags or name in (".", "..") or "/" in name or (Path(name).is_dir()))
+
+
+def build(arguments: argparse.Namespace) -> ImageSummary:
+    """Build the image, and return it as plain data. Raises what `ringzero.build` raises."""
+    from ringzero.build.builder import Options
+    from ringzero.build.builder import build as carry_out
+    from ringzero.build.origin import Context
+    from ringzero.build.vmfile.parse import parse
+    from ringzero.build.worker import MEMORY
+    from ringzero.host.progress import Progress
+    from ringzero.image.oci.reference import parse_reference
+    from ringzero.settings import CACHE_DIR
+    from ringzero.units import parse_size
+
+    # Without a name of its own it is the directory, as `docker build` has it.
+    directory = Path(arguments.name)
+    context = Context(directory)
+    path, text = _read(arguments.file, directory)
+    listener = _Steps(arguments.progress)
+    options = Options(
+        arguments=dict(_argument(item) for item in arguments.build_arg),
+        target=arguments.target,
+        names=tuple(parse_reference(name) for name in arguments.tag),
+        use_cache=not arguments.no_cache,
+        network=arguments.network != "none",
+        memory=parse_size(arguments.memory) if arguments.memory else MEMORY,
+        cpus=arguments.cpus,
+        epoch=_epoch(),
+    )
+    quiet = arguments.progress in ("json", "quiet")
+    image = carry_out(
+        parse(text, path),
+        context,
+        options,
+        cache=CACHE_DIR.get(),
+        listener=listener,
+        progress=Progress(enabled=not quiet),
+    )
+    return image.summary()
+
+
+def _read(name: str | None, directory: Path) -> tuple[str, str]:
+    """Return a Vmfile's name and text; "-" is standard input. Raises MissingFileError."""
+    from ringzero.host.files import host_error
+
+    if name == "-":
+        return "-", sys.stdin.read()
+    paths = [Path(name)] if name else [directory / each for each in FILES]
+    for path in paths:
+        try:
+            return str(path), path.read_text("utf-8", "surrogateescape")
+        except FileNotFoundError:
+            continue
+        except OSError as fault:
+            raise host_error(fault, "read", path) from fault
+    raise MissingFileError(
+        f"there is no {name or 'Vmfile'} in {directory}" if not name else f"there is no {name}",
+        hint="docs/vmfile.md tells how to write one; --file names another",
+        path=paths[0],
+    )
+
+
+def _argument(text: str) -> tuple[str, str]:
+    """Return a --build-arg; one without a value is the environment's. Raises InvalidValueError."""
+    name, equals, value = text.partition("=")
+    if not name:
+        raise InvalidValueError(f"--build-arg {text!r} has no name", hint="--build-arg NAME=VALUE")
+    if not equals:
+        found = os.environ.get(name)
+        if found is None:
+            raise InvalidValueError(
+                f"--build-arg {name}: there is no such variable", hint=f"--build-arg {name}=VALUE"
+            )
+        return name, found
+    return name, value
+
+
+def _epoch() -> int | None:
+    """Return $SOURCE_DATE_EPOCH, the time that files get (reproducible-builds.org)."""
+    text = os.environ.get("SOURCE_DATE_EPOCH")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise InvalidValueError(f"SOURCE_DATE_EPOCH is {text!r}, and no number of seconds")
+    return int(text)
+
+
+class _Steps:
+    """Tells of steps on stderr, as they are, or as JSON on stdout."""
+
+    def __init__(self, how: str) -> None:
+        self._how = how
+        self._head = ""
+        self._open = False
+
+    def begins(self, number: int, count: int, text: str) -> None:
+        line = " ".join(text.split())
+        shown = line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."
+        self._head = f"[{number}/{count}] {shown}"
+        self._tell({"step": number, "of": count, "instruction": text})
+        if self._how in ("auto", "plain"):
+            sys.stderr.write(self._head)
+            sys.stderr.flush()
+            self._open = True
+
+    def says(self, data: bytes) -> None:
+        if self._how == "json":
+            self._tell({"output": data.decode("utf-8", "replace")})
+        elif self._how != "quiet":
+            if self._open:
+                sys.stderr.write("\n")
+                self._open = False
+            sys.stderr.write(data.decode("utf-8", "replace"))
+            sys.stderr.flush()
+
+    def ends(self, number: int, seconds: float, *, cached: bool) -> None:
+        self._tell({"step": number, "seconds": round(seconds, 3), "cached": cached})
+        if self._how in ("auto", "plain"):
+            note = "cached" if cached else f"{seconds:.1f} s"
+            sys.stderr.write(f"  {note}\n" if self._open else f"[{number}] {note}\n")
+            self._open = False
+
+    def _tell(self, value: dict[str, Any]) -> None:
+        if self._how == "json":
+            print(json.dumps(value), flush=True)
