@@ -381,8 +381,7 @@ class _Stage:
         layer = builds.add(lambda file: entries.write(found, file, self._builder.epoch))
         step = key(self._chain, "COPY", layer.digest)
         known = builds.find(step) is not None
-        builds.keep(step, layer)
-        self._take(step, layer)
+        self._take(step, layer, known=known)
         return known
 
     # ---- RUN ----------------------------------------------------------------
@@ -407,8 +406,7 @@ class _Stage:
                 )
             view = self._current_view()
             layer = builder.builds.add(lambda file: worker.take(view, file, builder.epoch))
-            builder.builds.keep(chain, layer)
-        self._take(chain, layer)
+        self._take(chain, layer, known=known)
         if known:
             name = builder.builds.machine(chain)
             self._snapshot = (name, len(self._layers)) if name else self._snapshot
@@ -455,9 +453,13 @@ class _Stage:
 
     # ---- layers -------------------------------------------------------------
 
-    def _take(self, chain: str, layer: Layer) -> None:
+    def _take(self, chain: str, layer: Layer, *, known: bool) -> None:
+        """Put a layer on top. A new one is kept once it is seen to be sound."""
         self._chain = chain
         self._layers.append(layer)
+        if not known:
+            self._current_view()
+            self._builder.builds.keep(chain, layer)
 
     def _path(self, layer: Layer) -> Path:
         return self._builder.builds.layer(layer.digest)

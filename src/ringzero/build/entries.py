@@ -28,6 +28,10 @@ _KINDS = {
 WHITEOUT = b".wh."
 
 
+# Later than any time that a layer tells: it becomes the epoch.
+_NOW = 1 << 62
+
+
 @record
 class Layer:
     """A layer: a plain tar, by the digest that is its blob's and its `diff_id` alike."""
@@ -41,13 +45,14 @@ class Entry:
     """A file of a layer by its name without a leading slash; `mode` with the type's bits.
 
     `content` yields the bytes of a regular file, `size` of them. A hard link has the mode 0.
+    `mtime` is in seconds.
     """
 
     name: bytes
     mode: int
     uid: int = 0
     gid: int = 0
-    mtime: int = 0
+    mtime: int = _NOW
     link: bytes = b""
     device: tuple[int, int] = (0, 0)
     xattrs: dict[bytes, bytes] | None = None

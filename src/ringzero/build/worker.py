@@ -235,8 +235,7 @@ class Worker:
             self._must(_TAKE, number, on_stdout=raw.write)
             raw.flush()
             archive = map_whole(raw.fileno())
-            members = list(_members(archive))
-            found = {entry.name: entry for entry in members if not _hides(entry)}
+            found = _written(_members(archive))
             gone = self._gone(number, view, found)
             self._must(_CLOSE, number)
             layer = entries.write([*found.values(), *gone], target, epoch)
@@ -317,9 +316,20 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
         yield data
 
 
-def _hides(entry: Entry) -> bool:
-    """Whether an entry is the overlay's mark that something is gone."""
-    return stat.S_ISCHR(entry.mode) and entry.device == (0, 0)
+def _written(members: Iterable[Entry]) -> dict[bytes, Entry]:
+    """Return what a step wrote, by name, without the overlay's marks that something is gone.
+
+    Those are devices 0:0, and many are one inode, so that a tar has them as hard links.
+    """
+    found: dict[bytes, Entry] = {}
+    marks: set[bytes] = set()
+    for entry in members:
+        is_mark = stat.S_ISCHR(entry.mode) and entry.device == (0, 0)
+        if is_mark or (not entry.mode and entry.link in marks):
+            marks.add(entry.name)
+        else:
+            found[entry.name] = entry
+    return found
 
 
 def _members(archive: memoryview) -> Iterator[Entry]:

@@ -76,14 +76,17 @@ def build(arguments: argparse.Namespace) -> ImageSummary:
         epoch=_epoch(),
     )
     quiet = arguments.progress in ("json", "quiet")
-    image = carry_out(
-        parse(text, path),
-        context,
-        options,
-        cache=CACHE_DIR.get(),
-        listener=listener,
-        progress=Progress(enabled=not quiet),
-    )
+    try:
+        image = carry_out(
+            parse(text, path),
+            context,
+            options,
+            cache=CACHE_DIR.get(),
+            listener=listener,
+            progress=Progress(enabled=not quiet),
+        )
+    finally:
+        listener.close()
     return image.summary()
 
 
@@ -167,6 +170,11 @@ class _Steps:
             note = "cached" if cached else f"{seconds:.1f} s"
             sys.stderr.write(f"  {note}\n" if self._open else f"[{number}] {note}\n")
             self._open = False
+
+    def close(self) -> None:
+        """End the line of a step that has not ended."""
+        if self._open:
+            sys.stderr.write("\n")
 
     def _tell(self, value: dict[str, Any]) -> None:
         if self._how == "json":

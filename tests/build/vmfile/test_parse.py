@@ -3,9 +3,9 @@
 import re
 
 import pytest
-
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ringzero.build.vmfile import instructions as kinds
 from ringzero.build.vmfile.faults import FaultError
 from ringzero.build.vmfile.grammar import READERS
@@ -52,7 +52,15 @@ ENTRYPOINT ["/hello"]
     assert file.arguments[0].names[0][0] == "VERSION"
     run, copy = file.stages[0].steps
     assert isinstance(run, kinds.Run)
-    assert run.command.text.split() == "apt-get update && apt-get install -y hello".split()
+    assert run.command.text.split() == [
+        "apt-get",
+        "update",
+        "&&",
+        "apt-get",
+        "install",
+        "-y",
+        "hello",
+    ]
     assert isinstance(copy, kinds.Copy)
     assert texts(copy.sources) == ["a", "b"]
     assert (copy.target.text, copy.owner and copy.owner.text, copy.mode and copy.mode.text) == (
