@@ -90,6 +90,14 @@ def build(arguments: argparse.Namespace) -> ImageSummary:
     return image.summary()
 
 
+def prune() -> int:
+    """Remove what builds have kept; return how many bytes that frees."""
+    from ringzero.build.cache import BuildCache
+    from ringzero.settings import CACHE_DIR
+
+    return BuildCache(CACHE_DIR.get()).prune()
+
+
 def _read(name: str | None, directory: Path) -> tuple[str, str]:
     """Return a Vmfile's name and text; "-" is standard input. Raises MissingFileError."""
     from ringzero.host.files import host_error

@@ -52,6 +52,7 @@ class Image(Verb):
             "--force", "-f", action="store_true", help="also those that machines need to start"
         )
         prune = actions.add_parser("prune", help="remove what no name leads to")
+        prune.add_argument("--builds", action="store_true", help="and what builds have kept")
         for action in (build, listing, look, removal, prune):
             action.add_argument("--json", action="store_true")
 
@@ -86,6 +87,7 @@ class Image(Verb):
             from ringzero.control.host.directory import users_of
 
             gone, freed = stored.prune(users_of)
+            freed += building.prune() if arguments.builds else 0
             if as_json:
                 print_json({"images": gone, "freed": freed})
             else:
