@@ -1,13 +1,14 @@
 """Boot Loader Specification entries: one file per entry (uapi-group.org/specifications, UAPI.1).
 
-Read by systemd-boot and, in Fedora and its kin, by GRUB, whose variables may stand in them.
+Read by systemd-boot and, in Fedora and its kin, by GRUB, whose variables may stand in them. Their
+order is that of UAPI.1, "Sorting"; versions are compared as UAPI.10 says.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ringzero.errors import FileSystemError, NotFoundError
 from ringzero.image.bootloader.contract import (
@@ -20,10 +21,14 @@ from ringzero.image.bootloader.contract import (
 )
 
 _MAX_ENTRIES = 500
-_DIGITS = re.compile(r"[0-9]+|[A-Za-z]+|[~^.-]")
+_PARTS = re.compile(r"[0-9]+|[A-Za-z]+|[~^.-]")
+_SEPARATORS = {"~": -1, "-": 1, "^": 2, ".": 3}
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
-# Boot counting: "-3-1" before the suffix says three tries left, one done.
-_TRIES = re.compile(r"\+\d+(-\d+)?$")
+# Boot counting: "+3-1" before the suffix says three tries left, one done.
+_TRIES = re.compile(r"\+(\d+)(-\d+)?$")
+
+# What an entry is sorted by.
+Order = tuple[object, ...]
 
 
 def entries(
@@ -33,6 +38,13 @@ def entries(
 
     `value` gives GRUB's variables. Entries without a kernel are left out.
     """
+    return in_order(ordered(volume, directory, value))
+
+
+def ordered(
+    volume: Volume, directory: str, value: Callable[[str], str] = lambda name: ""
+) -> list[tuple[Order, BootEntry]]:
+    """Return the entries in a directory, each with what it is sorted by."""
     found = []
     names = [name for name in listing(volume, directory) if name.endswith(".conf")]
     for name in names[:_MAX_ENTRIES]:
@@ -42,7 +54,13 @@ def entries(
             continue
         entry = _entry(volume, name.removesuffix(".conf"), fields, value)
         if entry is not None:
-            found.append((_order(fields, name), entry))
+            texts = (fields.get(key, [""])[0] for key in ("sort-key", "machine-id", "version"))
+            found.append((order(name, *texts), entry))
+    return found
+
+
+def in_order(found: Iterable[tuple[Order, BootEntry]]) -> list[BootEntry]:
+    """Return entries by what they are sorted by, the one that is booted by default first."""
     return [entry for _, entry in sorted(found, key=lambda item: item[0], reverse=True)]
 
 
@@ -95,45 +113,65 @@ def path_of(volume: Volume, path: str) -> FileAt:
     return FileAt(volume, path)
 
 
-def _order(fields: dict[str, list[str]], name: str) -> tuple[object, ...]:
-    """Return what entries are sorted by, descending: sort-key, machine-id, version, file name."""
-    sort_key = fields.get("sort-key", [""])[0]
-    version = fields.get("version", [""])[0]
-    tried_out = re.search(r"\+0(-\d+)?\.conf$", name) is not None
+def order(name: str, sort_key: str = "", machine_id: str = "", version: str = "") -> Order:
+    """Return what the entry in a file called `name` is sorted by, descending.
+
+    An entry that has no tries left ("NAME+0.conf", "NAME+0-3.efi") is behind all others. Names
+    are compared with their suffix, as systemd-boot does: "arch" goes before "arch-fallback".
+    """
+    stem, dot, suffix = name.rpartition(".")
+    tries = _TRIES.search(stem)
+    identifier = _TRIES.sub("", stem) + dot + suffix
     return (
-        not tried_out,
+        tries is None or int(tries[1][:9]) > 0,
         bool(sort_key),
         # Sort keys and machine IDs ascend.
-        (*(-ord(c) for c in sort_key), 1),
-        (*(-ord(c) for c in fields.get("machine-id", [""])[0]), 1),
-        version_key(version) if version else (),
-        version_key(name.removesuffix(".conf")),
+        _ascending(sort_key),
+        _ascending(machine_id) if sort_key else (),
+        version_key(version) if sort_key else (),
+        version_key(identifier),
     )
 
 
+def _ascending(text: str) -> tuple[int, ...]:
+    """Return a key that is the smaller, the later a text comes."""
+    return (*(-ord(c) for c in text), 1)
+
+
 def version_key(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a key that sorts versions as strverscmp-like comparisons do: numbers by value."""
+    """Return a key that sorts versions: "~", the end, "-", "^", ".", letters, numbers."""
     key = []
-    for part in _DIGITS.findall(text):
+    for part in _PARTS.findall(text):
         if part.isdecimal():
-            key.append((3, int(part[:18]), ""))
+            digits = part.lstrip("0")
+            key.append((5, len(digits), digits))
         elif part.isalpha():
-            key.append((1, 0, part))
+            key.append((4, 0, part))
         else:
-            # "~" is before everything: release candidates.
-            key.append((-1 if part == "~" else 0, 0, part))
+            key.append((_SEPARATORS[part], 0, ""))
     return (*key, (0, 0, ""))
 
 
-def default_entry(volume: Volume, found: list[BootEntry]) -> BootEntry | None:
-    """Return the entry that systemd-boot's loader.conf calls the default; else the first."""
-    try:
-        fields = _fields(read_text(volume, "/loader/loader.conf"))
-    except (NotFoundError, FileSystemError):
-        fields = {}
-    pattern = fields.get("default", [""])[0].lower().removesuffix(".conf").removesuffix(".efi")
+def default_entry(places: Iterable[tuple[Volume, str]], found: list[BootEntry]) -> BootEntry | None:
+    """Return the entry that systemd-boot's loader.conf calls the default; else the first.
+
+    `places` are volumes, each with the directory in which it has its `loader`.
+    """
+    pattern = ""
+    for volume, top in places:
+        try:
+            fields = _fields(read_text(volume, f"{top}/loader/loader.conf"))
+        except (NotFoundError, FileSystemError):
+            continue
+        pattern = _plain(fields.get("default", [""])[0])
+        break
     if pattern and not pattern.startswith("@"):
         for entry in found:
-            if fnmatch.fnmatchcase(entry.id.lower().removesuffix(".efi"), pattern):
+            if fnmatch.fnmatchcase(_plain(entry.id), pattern):
                 return entry
     return found[0] if found else None
+
+
+def _plain(name: str) -> str:
+    """Return the name of an entry or a pattern of names as they are compared."""
+    return name.lower().removesuffix(".conf").removesuffix(".efi")

@@ -56,6 +56,8 @@ class _Menu:
         self._volume = volume
         self._path = path
         self._directory = path.rpartition("/")[0]
+        # Nobody presses a key: what is booted then goes before what is chosen else.
+        self._on_timeout = ""
         self._default = ""
         self._append = ""
         self._labels: list[_Label] = []
@@ -78,8 +80,10 @@ class _Menu:
             self._labels.append(_Label(rest, rest))
         elif word == "include":
             self._read(f"{self._directory}/{rest}", depth + 1)
-        elif word in ("default", "ontimeout") and label is None:
+        elif word == "default" and label is None:
             self._default = rest
+        elif word == "ontimeout":
+            self._on_timeout = rest
         elif word == "append" and label is None:
             self._append = rest
         elif label is None:
@@ -119,12 +123,16 @@ class _Menu:
                     tuple(self._file(path) for path in initrds),
                     line,
                     f"EXTLINUX ({self._path})",
-                    label.default or label.name == self._default,
                 )
             )
-        if found and not any(entry.default for entry in found):
-            found[0] = replace(found[0], default=True)
-        return found
+        chosen = self._chosen([entry.id for entry in found])
+        return [replace(entry, default=entry.id == chosen) for entry in found]
+
+    def _chosen(self, names: list[str]) -> str:
+        """Return which label is booted where nobody chooses."""
+        marked = [label.name for label in self._labels if label.default]
+        wanted = (self._on_timeout, *marked, self._default, *names)
+        return next((name for name in wanted if name in names), "")
 
     def _file(self, path: str) -> FileAt:
         if not path.startswith("/"):

@@ -7,6 +7,7 @@ says where they lie. Also systemd-boot's entries, which stand beside them.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 from ringzero.errors import FileSystemError, NotFoundError
 from ringzero.image.bootloader import bls
@@ -16,6 +17,7 @@ from ringzero.units import KIB
 
 _DIRECTORY = "/EFI/Linux"
 _MAX_IMAGES = 50
+_VERSIONS = ("IMAGE_VERSION", "VERSION", "VERSION_ID", "BUILD_ID")
 _MAX_SECTIONS = 64
 _PE = struct.Struct("<4sHHIIIHH")
 _AMD64 = 0x8664
@@ -24,33 +26,43 @@ _LONGEST_TEXT = 64 * KIB
 
 
 def find(volumes: Volumes) -> list[BootEntry]:
-    """Return what systemd-boot's menu has, its default marked."""
-    for volume in volumes:
-        found = bls.entries(volume, "/loader/entries") + _images(volume)
-        if not found:
-            found = bls.entries(volume, "/boot/loader/entries")
-        chosen = bls.default_entry(volume, found)
-        if chosen is not None:
-            found = [_with_sections(entry) for entry in found]
-            return [replace(entry, default=entry.id == chosen.id) for entry in found]
+    """Return what systemd-boot's menu has, its default marked.
+
+    That is what the EFI system partition and an extended boot partition have, in one order.
+    """
+    for top in ("", "/boot"):
+        ordered = [
+            item
+            for volume in volumes
+            for item in (*bls.ordered(volume, f"{top}/loader/entries"), *_images(volume, top))
+        ]
+        if not ordered:
+            continue
+        found = [_with_sections(entry) for entry in bls.in_order(ordered)]
+        chosen = bls.default_entry([(volume, top) for volume in volumes], found)
+        return [replace(entry, default=entry is chosen) for entry in found]
     return []
 
 
-def _images(volume: Volume) -> list[BootEntry]:
-    names = [name for name in listing(volume, _DIRECTORY) if name.lower().endswith(".efi")]
+def _images(volume: Volume, top: str) -> Iterator[tuple[bls.Order, BootEntry]]:
+    directory = f"{top}{_DIRECTORY}"
+    names = [name for name in listing(volume, directory) if name.lower().endswith(".efi")]
     names.sort(key=bls.version_key, reverse=True)
-    found = []
     for name in names[:_MAX_IMAGES]:
-        place = FileAt(volume, f"{_DIRECTORY}/{name}")
+        place = FileAt(volume, f"{directory}/{name}")
         try:
             about = sections(place)
         except (FileSystemError, NotFoundError):
             continue
         if ".linux" not in about:
             continue
-        title = _fields(text_of(place, ".osrel", about)).get("PRETTY_NAME", name)
-        found.append(BootEntry(name, title, place, (), "", "unified kernel image"))
-    return found
+        # As systemd-boot has it, of the system's release file: what to sort by, and the version.
+        system = _fields(text_of(place, ".osrel", about))
+        title = system.get("PRETTY_NAME", name)
+        sort_key = system.get("IMAGE_ID") or system.get("ID", "")
+        version = next((system[k] for k in _VERSIONS if system.get(k)), "")
+        order = bls.order(name, sort_key, "", version)
+        yield order, BootEntry(name, title, place, (), "", "unified kernel image")
 
 
 def _with_sections(entry: BootEntry) -> BootEntry:
