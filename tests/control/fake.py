@@ -78,6 +78,7 @@ class Fake(FakeMachine):
         self.shares = FakeShares(self)
         self.paused = False
         self.reverted = 0
+        self.pressed = False
         self.failure = None
         self.stubborn = config.command_line.strip() == "stubborn"
         self.console.write = lambda data: self.console.say(b"<" + data + b">")
@@ -98,6 +99,11 @@ class Fake(FakeMachine):
         if self.stubborn and how.reason is ExitReason.POWEROFF:
             return
         super().end(how)
+
+    def press_power_button(self):
+        self.pressed = True
+        self.end(Exit(ExitReason.POWEROFF))
+        return True
 
     def stats(self):
         counted = {"received_bytes": 3000, "received": 2, "sent_bytes": 64, "sent": 1, "dropped": 5}

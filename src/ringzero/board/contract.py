@@ -176,6 +176,10 @@ class Board(ABC):
     def renew_generation(self, identifier: bytes) -> None:
         """Give a copied machine another VM generation identifier, of 16 bytes, and tell it."""
 
+    def press_power_button(self) -> bool:
+        """Ask the guest's system to shut down; False where the board has no such button."""
+        return False
+
     @abstractmethod
     def place(self, name: str, device: VirtioDevice[Any]) -> Slot:
         """Put a device into a slot that is fit for it; raises DeviceError when there is none."""

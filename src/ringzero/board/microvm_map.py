@@ -31,6 +31,8 @@ POWER_BASE, POWER_SIZE = 0x600, 3
 COM1_GSI = 4
 # ACPI events; a pin that the PC's second serial port would have.
 EVENT_GSI = 3
+# The power button; a pin of the PC's keyboard, which is not there. (Linux has none with pin 2.)
+BUTTON_GSI = 1
 # Pins 0-15 are ISA's by habit; drivers treat those above as shareable and free.
 VIRTIO_FIRST_GSI, VIRTIO_LAST_GSI = 5, 23
 

@@ -342,6 +342,13 @@ class Machine:
             raise self.control.failure
         return self.control.exit
 
+    def press_power_button(self) -> bool:
+        """Ask the guest's system to shut down, as a person would; `wait` tells when it has.
+
+        False where the board has no such button. A system that heeds none goes on.
+        """
+        return self.parts.board.press_power_button()
+
     def stop(self) -> None:
         """End the guest at once and free everything; may be called twice.
 

@@ -23,6 +23,7 @@ PLAN = acpi.AcpiPlan(
     panic_port=0x505,
     generation_id=0xFE000,
     event_gsi=3,
+    button_gsi=2,
     windows=[(0xD0000000 + 0x1000 * n, 0x1000, 5 + n) for n in range(18)],
 )
 
@@ -110,6 +111,7 @@ def test_acpica_reads_the_tables(tmp_path):
     assert 'EisaId ("PNP0501")' in dsdt and 'EisaId ("PNP0B00")' in dsdt
     assert '"QEMU0001"' in dsdt
     assert '"VM_Gen_Counter"' in dsdt and '"ACPI0013"' in dsdt
+    assert 'EisaId ("PNP0C0C")' in dsdt and "Notify (PWRB, 0x80)" in dsdt
     assert "Notify (VGEN, 0x80)" in dsdt and "Method (_EVT, 1, Serialized)" in dsdt
     assert "0xD0011000" in dsdt and "0x00000016" in dsdt
     assert "Hardware Reduced (V5) : 1" in text["facp"]

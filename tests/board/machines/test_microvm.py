@@ -2,6 +2,7 @@ import pytest
 
 from ringzero.board import microvm_map as memmap
 from ringzero.board.contract import BOARDS, BoardEvents, BoardParts
+from ringzero.core.irq import IrqLine
 from ringzero.core.memory import GuestMemory
 from ringzero.devices.virtio.kinds.block import Block
 from ringzero.devices.virtio.kinds.console import Console, ConsolePort
@@ -113,3 +114,16 @@ def test_names_are_unique():
     board, _ = build()
     with pytest.raises(DeviceError):
         board.add("rng", Rng())
+
+
+def test_the_power_button_is_an_edge_of_its_own_interrupt():
+    board, _ = build()
+    levels, asked = [], []
+
+    def line_of(gsi):
+        asked.append(gsi)
+        return IrqLine(levels.append)
+
+    board.irq_line_of = line_of
+    assert board.press_power_button()
+    assert (asked, levels) == ([memmap.BUTTON_GSI], [True, False])

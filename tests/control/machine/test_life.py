@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import pytest
 
@@ -37,3 +38,56 @@ def test_a_thread_that_fails_ends_the_machine(keeper, monkeypatch, part):
     os.close(reading)
     assert keeper.result.reason == "fault"
     assert "ZeroDivisionError: it is broken" in keeper.result.detail
+
+
+def kept(tmp_path, monkeypatch, *, disk="", cloud_init=False):
+    """Return a keeper of a machine with a kernel and perhaps a disk."""
+    monkeypatch.setenv("RINGZERO_MACHINES_DIR", str(tmp_path / "machines"))
+    (tmp_path / "vmlinuz").write_bytes(b"")
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    disks = [f"{tmp_path / 'disk'}{disk},format=raw"] if disk is not None else []
+    config = MachineConfig.create(
+        kernel=tmp_path / "vmlinuz", disks=disks, cloud_init=cloud_init, engine="soft"
+    )
+    return Keeper(Fake(config), claims.create("web", config), {})
+
+
+@pytest.mark.parametrize(
+    ("given", "pressed"),
+    [
+        ({}, True),
+        # Nothing is lost with these, and a system that heeds no button would be waited for.
+        ({"disk": ",ro"}, False),
+        ({"disk": None}, False),
+    ],
+)
+def test_a_system_of_the_users_own_hears_the_power_button(tmp_path, monkeypatch, given, pressed):
+    keeper = kept(tmp_path, monkeypatch, **given)
+    # As the machine's main thread, which waits for the end.
+    waiting = threading.Thread(target=keeper.wait)
+    keeper.start()
+    waiting.start()
+    record = keeper.stop(timeout=5)
+    waiting.join()
+    assert keeper.machine.pressed is pressed
+    assert record.reason == ("poweroff" if pressed else "stopped")
+    keeper.close()
+
+
+def test_a_copy_does_not_wait_for_what_its_original_has_done(tmp_path, monkeypatch):
+    monkeypatch.setenv("RINGZERO_BOOT_TIMEOUT", "0.1")
+    keeper = kept(tmp_path, monkeypatch, cloud_init=True)
+    heard = []
+
+    class Heard(Reporter):
+        def say(self, **what):
+            heard.append(what)
+
+        def fail(self, fault):
+            heard.append(fault.message)
+
+    for resumed in (False, True):
+        heard.clear()
+        life._report_up(keeper, Heard(os.open(os.devnull, os.O_WRONLY)), resumed)
+        assert any("cloud-init did not finish" in str(what) for what in heard) is not resumed
+    keeper.close()

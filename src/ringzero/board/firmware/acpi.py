@@ -28,6 +28,8 @@ MADT_REVISION = 5
 LAPIC_ENABLED = 1
 # "Status change" of a virtual machine's generation identifier (Microsoft's paper of that name).
 GENERATION_CHANGED = 0x80
+# "S0 power button pressed" (table 5.211, "Control Method Power Button").
+BUTTON_PRESSED = 0x80
 # Table 5.23: identifiers below 255 go into the short form.
 MAX_SHORT_APIC_ID = 254
 
@@ -40,7 +42,7 @@ class AcpiPlan:
     `windows` are the (base, size, interrupt) of virtio devices over MMIO.
     `table_id` (8 bytes) names the board in every table's header.
     `generation_id` is where the generation identifier lies in memory, `event_gsi` the
-    interrupt by which the board says that it changed.
+    interrupt by which the board says that it changed, `button_gsi` that of the power button.
     """
 
     table_id: bytes
@@ -55,6 +57,7 @@ class AcpiPlan:
     panic_port: int
     generation_id: int
     event_gsi: int
+    button_gsi: int
     windows: Sequence[tuple[int, int, int]]
 
 
@@ -124,6 +127,7 @@ def dsdt(plan: AcpiPlan) -> bytes:
                 aml.interrupt(serial_gsi)),
         _device("RTC", "PNP0B00", 0, aml.io_ports(*plan.rtc)),
         _device("PEVT", "QEMU0001", 0, aml.io_ports(plan.panic_port, 1)),
+        _device("PWRB", "PNP0C0C", 0),
         _generation_id(plan),
         _events(plan),
     ]  # fmt: skip
@@ -158,13 +162,20 @@ def _generation_id(plan: AcpiPlan) -> bytes:
 
 def _events(plan: AcpiPlan) -> bytes:
     """Return the generic event device (5.6.9): interrupts that become notifications."""
-    changed = aml.notify("VGEN", GENERATION_CHANGED)
+    events = {
+        plan.event_gsi: aml.notify("VGEN", GENERATION_CHANGED),
+        plan.button_gsi: aml.notify("PWRB", BUTTON_PRESSED),
+    }
     return aml.device(
         "GED",
         aml.name("_HID", aml.string("ACPI0013")),
         aml.name("_UID", aml.ZERO),
-        aml.name("_CRS", aml.resources(aml.interrupt(plan.event_gsi))),
-        aml.method("_EVT", 1, aml.if_equal(aml.ARG0, aml.integer(plan.event_gsi), changed)),
+        aml.name("_CRS", aml.resources(*map(aml.interrupt, events))),
+        aml.method(
+            "_EVT",
+            1,
+            *(aml.if_equal(aml.ARG0, aml.integer(gsi), then) for gsi, then in events.items()),
+        ),
     )
 
 

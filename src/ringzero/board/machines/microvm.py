@@ -165,6 +165,10 @@ class Microvm(Board):
     def renew_generation(self, identifier: bytes) -> None:
         self._generation.renew(identifier)
 
+    def press_power_button(self) -> bool:
+        self.irq_line_of(memmap.BUTTON_GSI).pulse()
+        return True
+
     def irq_line(self) -> IrqLine:
         return self._take_line()[1]
 
@@ -201,6 +205,7 @@ class Microvm(Board):
             panic_port=memmap.PVPANIC_BASE,
             generation_id=memmap.GENERATION_ID,
             event_gsi=memmap.EVENT_GSI,
+            button_gsi=memmap.BUTTON_GSI,
             windows=[(slot.base, slot.size, slot.irq) for slot in self._windows.used],
         )
         rsdp, tables = acpi.build(plan, memmap.ACPI_TABLES, memmap.ACPI_TABLES_END)

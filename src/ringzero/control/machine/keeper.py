@@ -44,6 +44,7 @@ from ringzero.host.files import sync_file
 from ringzero.host.process import ProcessIdentity, oom_kills, own_cgroup
 from ringzero.host.service import OnFault
 from ringzero.records import replace
+from ringzero.vm.boot import has_own_agent
 from ringzero.vm.exit import Exit, ExitReason
 from ringzero.vm.guest import linux
 from ringzero.vm.guest.command import Command
@@ -151,10 +152,15 @@ class Keeper:
 
     def ask_power_off(self) -> bool:
         """Ask the guest to switch itself off; False where nobody in it would listen."""
-        if not self.machine.config.agent or not self.machine.agent.ready:
+        config = self.machine.config
+        if config.agent and self.machine.agent.ready:
+            self.machine.agent.poweroff()
+            return True
+        # A system of the user's own hears the power button. Without a disk there is nothing to
+        # write, and systems that heed no button need not be waited for.
+        if has_own_agent(config.command_line) or all(disk.read_only for disk in config.disks):
             return False
-        self.machine.agent.poweroff()
-        return True
+        return self.machine.press_power_button()
 
     def end(self, why: ExitRecord) -> ExitRecord:
         """End the guest at once; `why` becomes its exit record, if nothing was before."""

@@ -125,6 +125,10 @@ class KeptGuest(Guest, Protocol):
         """Become what a snapshot holds, in place."""
         ...
 
+    def press_power_button(self) -> bool:
+        """Ask the guest's system to shut down; False where the board has no such button."""
+        ...
+
     def leave(self) -> None:
         """In a forked process: let go of the machine's sockets on the host."""
         ...
