@@ -27,11 +27,14 @@ class Setting(Generic[T]):
     def __post_init__(self) -> None:
         TABLE[self.name] = self  # type: ignore[assignment]
 
-    def get(self) -> T:
-        """Return the value now in the environment; raises InvalidValueError."""
+    def get(self, otherwise: T | None = None) -> T:
+        """Return the value now in the environment; raises InvalidValueError.
+
+        Where there is none, that is `otherwise`, or the default.
+        """
         text = os.environ.get(self.name)
         if text is None or text == "":
-            return self.default()
+            return self.default() if otherwise is None else otherwise
         try:
             return self.parse(text)
         except ValueError as fault:
@@ -85,6 +88,18 @@ BOOT_TIMEOUT = Setting(
     lambda: 120.0,
     "seconds that a guest may take to start before whoever waits for it is told so; 0: no bound",
 )
+# A distribution's own system starts dozens of services.
+_SYSTEM_BOOT = 600.0
+
+
+def boot_bound(boot_entry: object) -> float:
+    """Return how long a guest may take to start, in seconds: longer, where it boots its disk.
+
+    0 is no bound. Raises InvalidValueError.
+    """
+    return BOOT_TIMEOUT.get(None if boot_entry is None else _SYSTEM_BOOT)
+
+
 CACHE_DIR = Setting(
     "RINGZERO_CACHE_DIR", Path, _xdg_cache, "directory for compiled engines, translations, images"
 )

@@ -50,10 +50,19 @@ def test_the_same_content_is_the_same_instance(tmp_path):
     other = seed(tmp_path, hostname="b")
     assert one.image() == same.image()
     assert json.loads(one.meta_data)["instance-id"] != json.loads(other.meta_data)["instance-id"]
-    path = one.keep(tmp_path / "kept")
-    assert path.read_bytes() == one.image()
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert same.keep(tmp_path / "kept") == path
+
+
+def test_the_agent_comes_along(tmp_path):
+    made = Seed.read(hostname="a", agent=True)
+    files = open_file_system(part(made.image()))
+    hook = files.read("/vendor-data")
+    assert hook.startswith(b"#cloud-boothook\n#!/bin/sh\n")
+    names = files.listing("/")
+    assert {"agent-init", "agent-busybox", "agent-relay", "agent-launch", "meta-data"} <= {*names}
+    assert files.read("/agent-busybox")[:4] == b"\x7fELF"
+    script = tmp_path / "hook"
+    script.write_bytes(hook)
+    run("sh", "-n", script)
 
 
 @pytest.mark.parametrize(

@@ -75,19 +75,23 @@ def _contradictions(arguments: argparse.Namespace) -> Iterator[tuple[Any, str]]:
     yield booted and arguments.kernel, "--boot-entry is of a disk's kernels; give it or --kernel"
     cloud_init = seeded(arguments)
     yield (
-        cloud_init and (arguments.kernel or arguments.image or arguments.root or arguments.command),
+        cloud_init and (arguments.kernel or arguments.image or arguments.root),
         "--cloud-init, --ssh-key, --hostname and --network-config are for a distribution's disk; "
-        "give --disk FILE, and no kernel, image or command",
+        "give --disk FILE, and no kernel, image or root",
+    )
+    yield (
+        (booted or cloud_init) and arguments.command and not arguments.agent,
+        "a command in a distribution's guest needs the agent; add --agent, or have the guest's own "
+        "services run it",
     )
     yield cloud_init and not arguments.disk, "cloud-init without a disk; add --disk FILE"
+    yield (
+        arguments.init is not None and not arguments.root,
+        "--init is the first process of a folder; give the folder: --root DIR",
+    )
     yield booted and arguments.root, "--boot-entry boots a disk; give it or --root"
     yield booted and arguments.image, "--boot-entry boots a disk, not an image; leave the image out"
     yield booted and not arguments.disk, "--boot-entry without a disk; add --disk FILE"
-    yield (
-        booted and arguments.command,
-        "a command can only be run in the default guest, not with --boot-entry; log in on the "
-        "console, or let the guest's own services run it",
-    )
     yield (
         arguments.kernel and arguments.image,
         "--image has a kernel of its own; give it or --kernel",
@@ -210,7 +214,7 @@ def check_root(arguments: argparse.Namespace) -> None:
     if arguments.root:
         from ringzero.config import root
 
-        root.parse(arguments.root)
+        root.parse(arguments.root, arguments.init)
 
 
 def suspect_memory(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ringzero.cli.command_flags import command_words, given, variables
 from ringzero.config.device import DEVICE_CONFIGS, DeviceConfig
 from ringzero.errors import GuestImageError, HostError, NotFoundError, RingzeroError
-from ringzero.settings import DATA_DIR, ENGINE
+from ringzero.settings import ENGINE
 
 if TYPE_CHECKING:
     import argparse
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 # What `run` without a command runs.
 _SHELL = ("sh", "-l")
 _DEFAULT_IMAGE = "micro"
+
+
+def release_seed(config: MachineConfig) -> None:
+    """Remove what cloud-init was given, where no machine is left that needs it."""
+    if config.cloud_init:
+        from ringzero.control.host import seeds
+        from ringzero.control.host.directory import descriptions
+
+        seeds.release(seeds.of(config), descriptions())
 
 
 def _place_command(arguments: argparse.Namespace) -> None:
@@ -114,7 +123,8 @@ def find_entry(arguments: argparse.Namespace) -> None:
         # Told with the rest.
         return
     try:
-        entry = diskboot.look(disk).choose(arguments.boot_entry or "")
+        bootable = diskboot.look(disk)
+        entry = bootable.choose(arguments.boot_entry or "")
     except GuestImageError as fault:
         if asked:
             raise
@@ -122,6 +132,12 @@ def find_entry(arguments: argparse.Namespace) -> None:
         return
     arguments.boot_entry = arguments.boot_entry or ""
     print(f"ringzero: booting {entry.title!r} from {disk.path}", file=sys.stderr)
+    if seeded(arguments) and not bootable.cloud_init:
+        print(
+            f"ringzero: {disk.path}: no cloud-init was found on it; it may pass over "
+            "--cloud-init, --ssh-key, --hostname and --network-config",
+            file=sys.stderr,
+        )
 
 
 def seeded(arguments: argparse.Namespace) -> bool:
@@ -140,6 +156,7 @@ def read_seed(arguments: argparse.Namespace) -> Seed:
         keys=arguments.ssh_key,
         hostname=arguments.hostname,
         network_config=arguments.network_config,
+        agent=arguments.agent,
     )
 
 
@@ -150,8 +167,10 @@ def own_config(arguments: argparse.Namespace) -> MachineConfig:
     common = common_fields(arguments)
     if seeded(arguments):
         from ringzero.config.devices.disk import DiskConfig
+        from ringzero.control.host import seeds
+        from ringzero.control.host.directory import descriptions
 
-        path = read_seed(arguments).keep(DATA_DIR.get() / "cloud-init")
+        path = seeds.keep(read_seed(arguments), descriptions())
         common["disks"] = [*arguments.disk, DiskConfig(path, read_only=True, format="raw")]
     return MachineConfig.create(
         **common,
@@ -192,12 +211,12 @@ def default_config(arguments: argparse.Namespace) -> MachineConfig:
     if arguments.root:
         from ringzero.cli import hostroot
         from ringzero.config import root as roots
-        from ringzero.vm.boot import with_folder
+        from ringzero.vm.boot import modules_of, with_folder
 
-        root = roots.parse(arguments.root)
+        root = roots.parse(arguments.root, arguments.init)
         arguments.command = arguments.command or hostroot.shell(root)
         _place_program(arguments, hostroot.environment(root), hostroot.directory(root))
-        return with_folder(config, root)
+        return with_folder(config, root, modules_of(image, root, Progress()))
     if image.root is None:
         _place_command(arguments)
         return config

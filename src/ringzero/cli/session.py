@@ -18,7 +18,7 @@ from ringzero.cli.signals import Loop, taken
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import GuestError, HostError, TimeoutExpiredError
 from ringzero.host.files import host_error
-from ringzero.settings import BOOT_TIMEOUT
+from ringzero.settings import BOOT_TIMEOUT, boot_bound
 from ringzero.vm.exit import Exit, ExitReason
 from ringzero.vm.guest import linux
 from ringzero.vm.guest.agent import Agent
@@ -286,7 +286,7 @@ class _Session:
     def _command_status(self, command: Command, done: threading.Event) -> int:
         """Wait for the command's end, the guest's end or the user's; return the exit code."""
         told: float | None = None
-        boot = _Boot(self._machine.agent)
+        boot = _Boot(self._machine.agent, boot_bound(self._config.boot_entry))
         while not done.is_set():
             if self._ended.is_set():
                 return 0
@@ -370,10 +370,10 @@ class _Session:
 class _Boot:
     """How long the guest has taken so far to take commands: told now and then, and bounded."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, bound: float) -> None:
         self._agent = agent
         self._began = time.monotonic()
-        self._bound = BOOT_TIMEOUT.get()
+        self._bound = bound
         self._next = self._began + _TELL
 
     def look(self, said: Callable[[], str]) -> float:
@@ -385,7 +385,7 @@ class _Boot:
         if now >= end:
             raise TimeoutExpiredError(
                 f"the guest took no command within {self._bound:g} seconds" + said(),
-                hint=f"{BOOT_TIMEOUT.name}=600 gives it longer; is its agent started at all?",
+                hint=f"{BOOT_TIMEOUT.name}=1800 gives it longer; is its agent started at all?",
             )
         if now >= self._next:
             waited = now - self._began

@@ -1,7 +1,11 @@
-"""A folder of the host as the guest's root: `--root DIR[:rw]`, `Machine(root=...)`."""
+"""A folder of the host as the guest's root: `--root DIR[:rw]`, `Machine(root=...)`.
+
+Its own first process may run it: `--init PATH`, `Machine(root=..., init=...)`.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ringzero.errors import InvalidValueError, MissingFileError
@@ -10,10 +14,14 @@ from ringzero.records import record
 
 @record
 class HostRoot:
-    """A folder, and whether the guest's writes go into it."""
+    """A folder, whether the guest's writes go into it, and the first process that runs it.
+
+    `init` is a path in the folder; "" for ringzero's own.
+    """
 
     folder: Path
     writable: bool = False
+    init: str = ""
 
     @property
     def whole(self) -> bool:
@@ -21,7 +29,7 @@ class HostRoot:
         return self.folder == Path("/")
 
 
-def parse(text: str) -> HostRoot:
+def parse(text: str, init: str | None = None) -> HostRoot:
     """Return what DIR or DIR:rw names. Raises InvalidValueError, MissingFileError."""
     path, writable = text, False
     if not Path(text).exists():
@@ -36,4 +44,18 @@ def parse(text: str) -> HostRoot:
         raise InvalidValueError(
             f"root: {path} is no folder", hint=f"is it a disk image? --disk {path}"
         )
-    return HostRoot(folder, writable)
+    return HostRoot(folder, writable, _init(folder, init) if init is not None else "")
+
+
+def _init(folder: Path, path: str) -> str:
+    # It stands in the kernel's command line.
+    if not path.startswith("/") or len(path.split()) != 1 or not path.isascii():
+        raise InvalidValueError(
+            f"init: {path!r} is no path of a program in the root",
+            hint="it begins with '/' and has no spaces: --init /sbin/init",
+        )
+    if not os.path.lexists(f"{folder}{path}"):
+        raise MissingFileError(
+            f"init: {folder} has no {path}", hint="the path is one inside the root's folder"
+        )
+    return path

@@ -6,7 +6,7 @@
     ringzero/sbin       the programs that it calls
 
 It needs no package, and changes nothing of the guest's disks: all of it is in memory, and is
-gone with the next start.
+gone with the next start. Where there is no initrd, cloud-init's disk can carry it (`on_seed`).
 """
 
 from __future__ import annotations
@@ -29,20 +29,34 @@ _RDINIT = "rdinit="
 
 def initrd(*, progress: Progress = QUIET) -> bytes:
     """Return the archive, uncompressed. Raises what making the default guest does."""
-    image = micro.ensure(progress=progress)
-    wanted = {f"usr/sbin/{name}": f"sbin/{name}" for name in _PROGRAMS}
-    wanted |= {_BUSYBOX: "bin/busybox", "init": "init"}
-    found = {
-        wanted[entry.name]: entry.data
-        for entry in cpio.read(image.initrd.read_bytes())
-        if entry.name in wanted
-    }
-    found["start"] = micro.script("start")
+    found = _files(progress) | {"start": micro.script("start")}
     entries = [Entry(f"ringzero{at}", _FOLDER) for at in ("", "/bin", "/sbin")]
     entries += [Entry(f"ringzero/{name}", _PROGRAM, data) for name, data in found.items()]
     out = io.BytesIO()
     cpio.write(entries, out)
     return out.getvalue()
+
+
+def on_seed(*, progress: Progress = QUIET) -> dict[str, bytes]:
+    """Return the files by which cloud-init starts the agent, as its disk has them.
+
+    `vendor-data` is a boot hook, which runs at every start. Raises what making the default guest
+    does.
+    """
+    files = {f"agent-{at.rpartition('/')[2]}": data for at, data in _files(progress).items()}
+    return {"vendor-data": micro.script("boothook"), **files}
+
+
+def _files(progress: Progress) -> dict[str, bytes]:
+    """Return the agent's files by their place below `ringzero`."""
+    image = micro.ensure(progress=progress)
+    wanted = {f"usr/sbin/{name}": f"sbin/{name}" for name in _PROGRAMS}
+    wanted |= {_BUSYBOX: "bin/busybox", "init": "init"}
+    return {
+        wanted[entry.name]: entry.data
+        for entry in cpio.read(image.initrd.read_bytes())
+        if entry.name in wanted
+    }
 
 
 def brought(own: memoryview, command_line: str) -> tuple[memoryview, str]:

@@ -42,6 +42,8 @@ _LOADERS: tuple[Callable[[Volumes], list[BootEntry]], ...] = (
 )
 # What a root file system has; a home or a boot partition has none of them.
 _OF_ROOT = ("/etc/os-release", "/usr/lib/os-release", "/sbin/init", "/etc/fstab")
+# cloud-init's program, and that of Alpine's small one.
+_OF_CLOUD_INIT = ("/usr/bin/cloud-init", "/usr/local/bin/cloud-init", "/usr/bin/tiny-cloud")
 # What is told by name: it is seen, and not read.
 _SIGNS = (
     (0, b"LUKS\xba\xbe", "LUKS (encrypted)"),
@@ -70,12 +72,14 @@ class Bootable:
     """The entries of a disk's boot loader.
 
     `notes` tell what was seen where nothing was found, `warnings` what to know in any case.
+    `cloud_init` says whether the system on it has cloud-init, and has not switched it off.
     """
 
     entries: tuple[BootEntry, ...]
     volumes: Volumes
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    cloud_init: bool = False
 
     def choose(self, wanted: str = "") -> BootEntry:
         """Return the entry with an id, a title or a number from 0 on; "" is the loader's default.
@@ -128,7 +132,12 @@ def examine(disk: Source) -> Bootable:
         if entries:
             break
     warnings = [f"{v.name}: {warning}" for v in found for warning in v.files.warnings]
-    return Bootable(tuple(entries), volumes, tuple(notes), tuple(warnings))
+    cloud_init = (
+        volumes.root is not None
+        and any(exists(volumes.root, path) for path in _OF_CLOUD_INIT)
+        and not exists(volumes.root, "/etc/cloud/cloud-init.disabled")
+    )
+    return Bootable(tuple(entries), volumes, tuple(notes), tuple(warnings), cloud_init)
 
 
 def _volume(disk: Source, place: Partition | None, notes: list[str]) -> Volume | None:

@@ -1,7 +1,7 @@
 """What cloud-init in a guest is given: a NoCloud disk (cloud-init's "NoCloud" data source).
 
     seed = Seed.read(user_data="user-data.yaml", keys=["id_ed25519.pub"], hostname="web")
-    path = seed.keep(directory)     # attached read-only: a vfat disk called CIDATA
+    data = seed.image()             # attached read-only: a vfat disk called CIDATA
 
 What cloud-init would pass over in silence, or only tell in the guest's log, is refused here: YAML
 that is none, user data of no known kind, a private key. The instance's identifier comes from the
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ringzero.errors import InvalidValueError, MissingFileError
-from ringzero.host.files import atomic_file, host_error, make_directory
+from ringzero.host.files import host_error
 from ringzero.image.fatimage import fat_image
 from ringzero.records import record
 from ringzero.units import MIB
@@ -41,11 +41,12 @@ _HOSTNAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}
 
 @record
 class Seed:
-    """The files of a NoCloud disk, checked."""
+    """The files of a NoCloud disk, checked. With `agent`, cloud-init starts ringzero's agent."""
 
     user_data: bytes
     meta_data: bytes
     network_config: bytes | None = None
+    agent: bool = False
 
     @classmethod
     def read(
@@ -55,6 +56,7 @@ class Seed:
         keys: Sequence[str] = (),
         hostname: str | None = None,
         network_config: str | None = None,
+        agent: bool = False,
     ) -> Self:
         """Read and check the files. Raises InvalidValueError, MissingFileError, HostError."""
         user = _NOTHING if user_data is None else _user_data(user_data)
@@ -73,25 +75,18 @@ class Seed:
         digest = hashlib.sha256(about.encode()).hexdigest()
         # JSON is YAML.
         text = json.dumps({"instance-id": f"ringzero-{digest[:16]}", **meta}, indent=1)
-        return cls(user, text.encode() + b"\n", network)
+        return cls(user, text.encode() + b"\n", network, agent)
 
     def image(self) -> bytes:
         """Return the disk: vfat, with the label by which cloud-init knows it."""
         files = {"user-data": self.user_data, "meta-data": self.meta_data}
         if self.network_config is not None:
             files["network-config"] = self.network_config
-        return fat_image(files, LABEL)
+        if self.agent:
+            from ringzero.image import agent
 
-    def keep(self, directory: Path) -> Path:
-        """Write the disk into `directory`, under the name of its content; return its path."""
-        data = self.image()
-        path = make_directory(directory) / f"{hashlib.sha256(data).hexdigest()[:32]}.img"
-        if not path.exists():
-            with atomic_file(path) as file:
-                file.write(data)
-            # It may hold passwords.
-            path.chmod(0o600)
-        return path
+            files |= agent.on_seed()
+        return fat_image(files, LABEL)
 
 
 def _read(path: str, noun: str) -> bytes:

@@ -331,14 +331,14 @@ def _split_kernel(package: Path) -> tuple[bytes, dict[str, Module]]:
         if path.startswith("boot/vmlinuz-"):
             kernel = data
         elif ".ko" in path and info.isreg():
-            module = Module(canonical(path), path.removesuffix(".xz"), _plain(path, data))
+            module = Module(canonical(path), path.removesuffix(".xz"), plain(path, data))
             modules[module.name] = module
     if not kernel:
         raise GuestImageError(f"{package.name} holds no kernel", path=package)
     return kernel, modules
 
 
-def _plain(path: str, data: bytes) -> bytes:
+def plain(path: str, data: bytes) -> bytes:
     """Return a module's content uncompressed and unsigned, as the guest loads it fastest."""
     from ringzero.image.modules import unsigned
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from ringzero.errors import GuestImageError
 
@@ -29,7 +30,7 @@ class Module:
     path: str
     data: bytes
 
-    @property
+    @cached_property
     def depends(self) -> list[str]:
         """Names of the modules that must be loaded before this one."""
         return [

@@ -15,6 +15,7 @@ from ringzero.config.root import HostRoot
 from ringzero.config.root import parse as parse_root
 from ringzero.errors import ConfigError, GuestImageError, InvalidValueError
 from ringzero.host.files import map_file
+from ringzero.host.progress import QUIET, Progress
 from ringzero.image import names
 from ringzero.image.names import BootFiles
 from ringzero.records import replace
@@ -40,6 +41,9 @@ def complete(
     files = _boot_files(image)
     fields = with_network(fields)
     added, root = fields.pop("command_line", ""), fields.pop("root", None)
+    init = fields.pop("init", None)
+    if init is not None and root is None:
+        raise ConfigError(["an init without a root: the first process is the image's own"])
     config = MachineConfig.create(
         **{"name": files.name, **fields},
         kernel=files.kernel,
@@ -50,7 +54,8 @@ def complete(
     if root is not None:
         if files.root is not None:
             raise ConfigError([f"the image {image} has a root of its own"])
-        return with_folder(config, parse_root(str(root)))
+        where = parse_root(str(root), init)
+        return with_folder(config, where, modules_of(files, where))
     return with_root(config, files)
 
 
@@ -71,19 +76,29 @@ def with_root(config: MachineConfig, files: BootFiles) -> MachineConfig:
     )
 
 
-def with_folder(config: MachineConfig, root: HostRoot) -> MachineConfig:
+def with_folder(
+    config: MachineConfig, root: HostRoot, modules: Path | None = None
+) -> MachineConfig:
     """Return the same with a folder of the host as the guest's root.
 
-    What the guest writes is thrown away with it, unless the folder is writable.
+    What the guest writes is thrown away with it, unless the folder is writable. `modules` is a
+    folder with those of the guest's kernel, called by its release; one that is written to is not
+    given a place for them.
     """
     from ringzero.config.devices.share import ShareConfig
 
     share = ShareConfig(root.folder, "/", read_only=not root.writable)
+    shares = [share.absolute()]
+    if modules is not None and not root.writable:
+        target = f"/lib/modules/{modules.name}"
+        shares.append(ShareConfig(modules, target, read_only=True, cache="always"))
     how = "share,rw" if root.writable else "share"
+    # The file systems that the folder's fstab names are on no disk of the guest's.
+    first = f" ringzero.init={root.init} fstab=no" if root.init else ""
     return replace(
         config,
-        devices=(*config.devices, share.absolute()),
-        command_line=f"{config.command_line} ringzero.root={how}",
+        devices=(*config.devices, *shares),
+        command_line=f"{config.command_line} ringzero.root={how}{first}",
     )
 
 
@@ -113,6 +128,18 @@ def with_transport(config: MachineConfig, *, saved: bool = False) -> MachineConf
         with contextlib.suppress(ConfigError):
             return carried(BOTH)
     return carried(VIRTIOFS)
+
+
+def modules_of(files: BootFiles, root: HostRoot, progress: Progress = QUIET) -> Path | None:
+    """Return a folder with the modules of an image's kernel, for a guest with such a root.
+
+    None where they have no place there, or cannot be had.
+    """
+    from ringzero.image import kernelmodules, micro
+
+    if root.writable or not isinstance(files, micro.BootFiles):
+        return None
+    return kernelmodules.ensure(files, progress=progress)
 
 
 def with_network(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,6 +193,9 @@ def read(config: MachineConfig) -> Beginning:
 def _with_agent(config: MachineConfig, found: Beginning) -> Beginning:
     """Return the same with the agent brought into a guest that is to have one, and is not ours."""
     if not config.agent or has_own_agent(found.command_line):
+        return found
+    if config.cloud_init and not len(found.initrd):
+        # cloud-init's disk has it.
         return found
     from ringzero.image.agent import brought
 

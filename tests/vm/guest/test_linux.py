@@ -38,3 +38,11 @@ def test_without_a_panic_it_is_the_end():
 def test_an_orderly_reboot():
     assert linux.restarted(text(BOOT, ["[    2.0] reboot: Restarting system"]))
     assert not linux.restarted(text(["[    2.0] reboot: Restarting system"], BOOT))
+
+
+def test_the_last_line_is_fit_for_a_person():
+    said = b"[  OK  ] Reached \x1b[0;1;39mBasic\x1b[0m.\r\n   Starting \x1b[1mssh\x1b[0m...\r\n\r\n"
+    assert linux.last_line(said) == "Starting ssh..."
+    assert linux.last_line(b"") == ""
+    assert linux.last_line(b"\xff\x00\x07 x\n") == "\ufffd?? x"
+    assert len(linux.last_line(b"x" * 5000)) == 100

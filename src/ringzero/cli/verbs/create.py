@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ringzero.cli.machine_config import release_seed
 from ringzero.cli.verb import VERBS, print_json
 from ringzero.cli.verbs.run import Run, claim
 
@@ -35,7 +36,10 @@ class Create(Run):
         arguments.detach = True
         arguments.tty = arguments.interactive = arguments.stats = arguments.no_wait = False
         config = self.describe(arguments)
-        found = define(claim(arguments, config, foreground=False))
+        try:
+            found = define(claim(arguments, config, foreground=False))
+        finally:
+            release_seed(config)
         if arguments.json:
             print_json(found.summary())
         else:

@@ -16,7 +16,6 @@ from ringzero.cli.machines import add_name, both_outputs, named, note
 from ringzero.cli.signals import taken
 from ringzero.cli.verb import VERBS, Verb
 from ringzero.errors import ControlError, InvalidValueError
-from ringzero.settings import BOOT_TIMEOUT
 
 _STDIN, _STDOUT = 0, 1
 # What the user may send to the command by sending it to us.
@@ -72,7 +71,7 @@ Flags stand before the command, whose own begin where it does; a -- before it ma
         machine = named(arguments)
         with _Streams(tty=arguments.tty, interactive=arguments.interactive) as streams:
             try:
-                end = machine.exec(streams, words, wait=BOOT_TIMEOUT.get(), **wanted)
+                end = machine.exec(streams, words, wait=machine.boot_bound(), **wanted)
             except ControlError:
                 if streams.left:
                     return 128 + streams.left

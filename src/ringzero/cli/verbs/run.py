@@ -24,6 +24,7 @@ from ringzero.cli.machine_config import (
     is_own,
     own_config,
     read_seed,
+    release_seed,
     seeded,
 )
 from ringzero.cli.verb import VERBS, Verb, print_json
@@ -55,6 +56,7 @@ class Run(Verb):
   ringzero run -e LANG=C -w /tmp -u nobody -- env
   ringzero run --root / -- pytest         this host's own files, in a machine
   ringzero run --root ./rootfs:rw -- apt-get -y upgrade
+  ringzero run --root ./rootfs --init /sbin/init -- systemctl status
   ringzero run --kernel vmlinuz --initrd initrd.img --append console=ttyS0
   ringzero run --disk cloud.qcow2         a distribution's disk image: the kernel that it holds
   ringzero run -d --name web --disk cloud.qcow2 --cloud-init web.yaml --ssh-key ~/.ssh/id.pub
@@ -102,6 +104,13 @@ Ctrl-] q ends the machine.
             metavar="DIR[:rw]",
             help="a folder of the host, or / itself, as the guest's root; what the guest writes is "
             "thrown away, unless with ':rw'",
+        )
+        add(
+            "--init",
+            metavar="PATH",
+            default=None,
+            help="with --root: the folder's own first process, such as /sbin/init; commands run "
+            "when its system is up",
         )
         add(
             "--agent",
@@ -236,6 +245,12 @@ Ctrl-] q ends the machine.
     def execute(self, arguments: argparse.Namespace) -> int:
         """Build the machine's description, then hand over to `ringzero.cli.session`."""
         config = self.describe(arguments)
+        try:
+            return self._run(arguments, config)
+        finally:
+            release_seed(config)
+
+    def _run(self, arguments: argparse.Namespace, config: MachineConfig) -> int:
         if arguments.detach:
             return _detach(arguments, config)
         _measure_engines(config.engine)

@@ -10,7 +10,6 @@ from ringzero.cli.flags import words_of
 from ringzero.cli.machines import add_name, named, note
 from ringzero.cli.verb import VERBS, Verb
 from ringzero.errors import InvalidValueError, MissingToolError
-from ringzero.settings import BOOT_TIMEOUT
 
 if TYPE_CHECKING:
     import argparse
@@ -79,7 +78,7 @@ the first connection. Guests of ringzero's own need no sshd: `ringzero exec`.
                     note("waiting for the guest's sshd; Ctrl-C ends that")
                 told = True
 
-            link, said = sshway.connect(machine, arguments.port, BOOT_TIMEOUT.get(), waiting)
+            link, said = sshway.connect(machine, arguments.port, machine.boot_bound(), waiting)
             sshway.relay(link, said)
             return 0
         options = sshway.options(machine, arguments.port, user or arguments.user or _USER)

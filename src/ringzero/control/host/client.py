@@ -31,6 +31,7 @@ from ringzero.control.host.directory import MachineDirectory
 from ringzero.control.host.session import Session
 from ringzero.errors import InvalidValueError, RingzeroError, TimeoutExpiredError
 from ringzero.host.progress import QUIET, Steps
+from ringzero.settings import boot_bound
 
 
 class RemoteMachine(MachineActions):
@@ -51,6 +52,10 @@ class RemoteMachine(MachineActions):
         action.require(self.name, where.status())
         more = {"stream": stream} if action.wants_stream else {}
         return handler.act(where, **more, **action.complete(arguments))
+
+    def boot_bound(self) -> float:
+        """Return how long the guest may take to start, in seconds; 0 is no bound."""
+        return boot_bound(self.directory.machine().config.get("boot_entry"))
 
     def session(self, timeout: float = PATIENCE) -> Session:
         """Return a new connection. Raises ConflictError where the machine does not run."""

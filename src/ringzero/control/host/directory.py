@@ -37,6 +37,7 @@ from ringzero.errors import (
     HostError,
     InvalidValueError,
     NotFoundError,
+    RingzeroError,
 )
 from ringzero.host import ofdlock
 from ringzero.host.files import host_error, open_regular, remove_tree
@@ -420,6 +421,7 @@ class MachineDirectory:
 
     def discard(self) -> None:
         """Take the name away, then the files; the caller has the lock. Raises HostError."""
+        described = load(MachineRecord, self.path / MACHINE)
         old = self.path.with_name(f"{OLD}{random_name()}")
         try:
             self.path.rename(old)
@@ -428,6 +430,14 @@ class MachineDirectory:
         except OSError as fault:
             raise host_error(fault, "remove", self.path) from fault
         remove_tree(old)
+        if described is not None and described.config.get("cloud_init"):
+            from ringzero.config.tree import config_from_tree
+            from ringzero.control.host import seeds
+
+            with contextlib.suppress(RingzeroError):
+                seeds.release(
+                    seeds.of(config_from_tree(described.config)), descriptions(self.path.parent)
+                )
 
 
 # ---- all of them ----------------------------------------------------------
@@ -436,6 +446,11 @@ class MachineDirectory:
 def root() -> Path:
     """Return the directory of all machines."""
     return MACHINES_DIR.get()
+
+
+def descriptions(where: Path | None = None) -> list[Path]:
+    """Return the files that say what the machines are."""
+    return list((where or root()).glob(f"*/{MACHINE}"))
 
 
 def check_name(name: str) -> str:

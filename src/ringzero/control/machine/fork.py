@@ -185,7 +185,7 @@ def _live(origin: Keeper, seed: Any, claim: Claim, reporter: Reporter) -> int:
         machine.stop()
         raise
     take_over(keeper)
-    return keep(keeper, reporter)
+    return keep(keeper, reporter, resumed=True)
 
 
 def _redirect(log: Path) -> None:

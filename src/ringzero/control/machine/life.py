@@ -16,15 +16,21 @@ from ringzero.control.host.report import Reporter
 from ringzero.control.machine.keeper import Keeper
 from ringzero.errors import ControlError, GuestError, RingzeroError
 from ringzero.host.service import ServiceThread
-from ringzero.settings import BOOT_TIMEOUT
+from ringzero.settings import BOOT_TIMEOUT, boot_bound
+from ringzero.vm.guest import linux
 from ringzero.vm.guest.cloudinit import CloudInitWatch
 
+# In so much of the serial line, in bytes, its last line is looked for.
+_LAST_SAID = 2048
 # How often the starter hears that the guest is not up yet, in seconds.
 _TELL = 10.0
 
 
-def keep(keeper: Keeper, reporter: Reporter) -> int:
-    """Let the machine of `keeper` run to its end; on the process's main thread."""
+def keep(keeper: Keeper, reporter: Reporter, *, resumed: bool = False) -> int:
+    """Let the machine of `keeper` run to its end; on the process's main thread.
+
+    A machine that is `resumed`, as a copy, has started long ago.
+    """
     asked: SimpleQueue[int] = SimpleQueue()
 
     def stop_when_asked() -> None:
@@ -34,7 +40,7 @@ def keep(keeper: Keeper, reporter: Reporter) -> int:
     # The handler notes the signal, and no more: it may interrupt anything.
     ServiceThread(keeper, stop_when_asked, "stop").start()
     signal.signal(signal.SIGTERM, lambda number, _: asked.put(number))
-    watcher = ServiceThread(keeper, partial(_report_up, keeper, reporter), "up")
+    watcher = ServiceThread(keeper, partial(_report_up, keeper, reporter, resumed), "up")
     try:
         keeper.start()
         watcher.start()
@@ -51,10 +57,10 @@ def keep(keeper: Keeper, reporter: Reporter) -> int:
     return result.exit_code
 
 
-def _report_up(keeper: Keeper, reporter: Reporter) -> None:
+def _report_up(keeper: Keeper, reporter: Reporter, resumed: bool) -> None:
     """Tell the starter when the guest takes commands, and run the one that it was started for."""
     if keeper.machine.config.agent:
-        bound = BOOT_TIMEOUT.get()
+        bound = boot_bound(keeper.machine.config.boot_entry)
         with contextlib.suppress(GuestError):
             if not _await_ready(keeper, reporter, bound or math.inf):
                 reporter.fail(
@@ -77,7 +83,7 @@ def _report_up(keeper: Keeper, reporter: Reporter) -> None:
         # In a copy, and where the machine was taken back, the guest runs it already.
         if keeper.record.command and not keeper.machine.agent.kept:
             _run_command(keeper)
-    if keeper.machine.config.cloud_init:
+    if keeper.machine.config.cloud_init and not resumed:
         _await_cloud_init(keeper, reporter)
     reporter.up()
 
@@ -88,7 +94,7 @@ def _await_cloud_init(keeper: Keeper, reporter: Reporter) -> None:
     # What it said before is short of its end.
     watch.feed(keeper.serial.tail())
     keeper.serial.copy_to(watch.feed)
-    bound, waited = BOOT_TIMEOUT.get() or math.inf, 0.0
+    bound, waited = boot_bound(keeper.machine.config.boot_entry) or math.inf, 0.0
     while not watch.wait(min(_TELL, bound - waited)) and not keeper.ended.is_set():
         waited += _TELL
         if waited >= bound:
@@ -99,7 +105,7 @@ def _await_cloud_init(keeper: Keeper, reporter: Reporter) -> None:
                 )
             )
             return
-        reporter.say(note=f"the guest is starting, for {waited:.0f} s now")
+        reporter.say(note=_starting(keeper, waited))
     if keeper.ended.is_set() and not watch.finished:
         reporter.fail(GuestError("the guest ended before cloud-init had finished"))
     elif watch.problems:
@@ -121,8 +127,17 @@ def _await_ready(keeper: Keeper, reporter: Reporter, bound: float) -> bool:
             return True
         waited += pause
         if waited < bound:
-            reporter.say(note=f"the guest is starting, for {waited:.0f} s now")
+            reporter.say(note=_starting(keeper, waited))
     return False
+
+
+def _starting(keeper: Keeper, waited: float) -> str:
+    """Return that the guest is starting, with what it said last where it is the user's own."""
+    text = f"the guest is starting, for {waited:.0f} s now"
+    if keeper.machine.config.boot_entry is None:
+        return text
+    said = linux.last_line(keeper.serial.tail(_LAST_SAID))
+    return f"{text}: {said}" if said else text
 
 
 def _run_command(keeper: Keeper) -> None:

@@ -101,7 +101,7 @@ def run(claim: Claim, reporter: Reporter, build: Build) -> int:
         keeper = Keeper(machine, claim, HANDLERS)
         take_over(keeper)
         with _serial_file(keeper):
-            return keep(keeper, reporter)
+            return keep(keeper, reporter, resumed=bool(record.snapshot or record.revert))
     except RingzeroError as fault:
         machine.stop()
         reporter.fail(fault)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 import threading
 
+from ringzero.vm.guest.linux import ESCAPES
+
 _FINISHED = re.compile(r"Cloud-init v\. \S+ finished at")
 _PROBLEM = re.compile(
     r"cloud-init\[\d+\]: .*?((\w+\.py)\[(WARNING|ERROR|CRITICAL)\]: .*|Traceback .*|ERROR: .*)"
     r"|(Failed to start .*[Cc]loud-(init|config|final)\S*.*)"
 )
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # A line that is longer is none of cloud-init's; a guest may write without end, in bytes.
 _LONGEST = 4096
 _MOST = 20
@@ -42,7 +43,7 @@ class CloudInitWatch:
         *lines, self._line = (self._line + data).split(b"\n")
         self._line = self._line[-_LONGEST:]
         for line in lines:
-            self._hear(_ESCAPES.sub("", line[-_LONGEST:].decode("utf-8", "replace")).strip())
+            self._hear(ESCAPES.sub("", line[-_LONGEST:].decode("utf-8", "replace")).strip())
 
     def _hear(self, line: str) -> None:
         if _FINISHED.search(line):

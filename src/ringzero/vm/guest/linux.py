@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 
+# Colours and other sequences that systemd writes.
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+# Beside a few words of our own, in characters.
+_LONGEST_SHOWN = 100
 # How every Linux begins its last words.
 PANIC_MARK = "Kernel panic - not syncing"
 # What Linux says before it reboots, by a triple fault if it was told reboot=t.
@@ -37,6 +41,14 @@ def panic_cause(said: str) -> str:
     """Return the cause that the last panic in `said` names, in one line; "" where none does."""
     found = _PANIC.findall(said)
     return str(found[-1]).strip(": \r") if found else ""
+
+
+def last_line(said: bytes) -> str:
+    """Return the last line of what a serial line has said, for a person, without colours."""
+    text = ESCAPES.sub("", said.decode("utf-8", "replace").replace("\r", "\n"))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    shown = "".join(c if c.isprintable() else "?" for c in lines[-1]) if lines else ""
+    return shown[:_LONGEST_SHOWN]
 
 
 def last_words(said: str, lines: int = LAST_LINES) -> str:
