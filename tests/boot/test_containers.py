@@ -115,7 +115,7 @@ def test_the_stop_signal_of_the_image(busybox, tmp_path, monkeypatch, capfd, sig
 
 
 @pytest.mark.peer
-def test_pushed_pulled_and_run(image, tmp_path, capfd, monkeypatch):
+def test_pushed_pulled_and_run(image, tmp_path, capfd):
     """By skopeo into Debian's docker-registry, from there into a machine; then it is removed."""
     peer("skopeo")
     image.write_layout(tmp_path / "layout")
@@ -137,8 +137,7 @@ def test_pushed_pulled_and_run(image, tmp_path, capfd, monkeypatch):
     not os.environ.get("RINGZERO_TEST_DISTRIBUTIONS"),
     reason="RINGZERO_TEST_DISTRIBUTIONS=1 installs Debian",
 )
-def test_debian_pushed_pulled_and_run(tmp_path, capfd, monkeypatch):
-    monkeypatch.setenv("RINGZERO_CACHE_DIR", str(tmp_path / "cache"))
+def test_debian_pushed_pulled_and_run(tmp_path, capfd):
     tree = tmp_path / "debian.tar"
     command = [tool("mmdebstrap"), "--variant=minbase", "--include=python3-minimal", "bookworm"]
     subprocess.run([*command, tree], check=True, capture_output=True, timeout=900)
@@ -148,7 +147,8 @@ def test_debian_pushed_pulled_and_run(tmp_path, capfd, monkeypatch):
             f"docker://{host}/debian:12")  # fmt: skip
         script = "apt-get --version | head -1; dpkg -l | wc -l; python3 -c 'print(6*7)'; id -un"
         assert main(["run", "--memory", "512M", f"{host}/debian:12", "--", "sh", "-c", script]) == 0
-    told = capfd.readouterr().out
+        told = capfd.readouterr().out
+        main(["image", "rm", f"{host}/debian:12"])
     assert told.startswith("apt 2.") and told.endswith("\n42\nroot\n")
 
 

@@ -87,7 +87,8 @@ class Client:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._idle: dict[str, list[http.client.HTTPConnection]] = {}
-        self._used = set[http.client.HTTPConnection]()
+        # Sockets: a connection forgets its own when the answer is the last one.
+        self._used: dict[http.client.HTTPConnection, socket.socket | None] = {}
         self._tls = tls or _this_hosts
         self._contexts: dict[str, ssl.SSLContext] = {}
 
@@ -135,14 +136,15 @@ class Client:
         """Close all connections that wait for use, and break those off that are in use."""
         with self._lock:
             idle, self._idle = self._idle, {}
-            used = list(self._used)
+            used = list(self._used.values())
         for connections in idle.values():
             for connection in connections:
                 connection.close()
-        for connection in used:
+        for one in used:
             # Whoever reads of it hears that it is over.
-            with contextlib.suppress(OSError, AttributeError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
+                if one is not None:
+                    one.shutdown(socket.SHUT_RDWR)
 
     def _ask(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
@@ -167,14 +169,14 @@ class Client:
         body: bytes | None,
     ) -> http.client.HTTPResponse:
         """Return the answer; where there is none, the connection is closed."""
-        with self._lock:
-            self._used.add(connection)
         try:
             connection.request(method, target, body, dict(headers))
+            with self._lock:
+                self._used[connection] = connection.sock
             return connection.getresponse()
         except BaseException:
             with self._lock:
-                self._used.discard(connection)
+                self._used.pop(connection, None)
             connection.close()
             raise
 
@@ -187,7 +189,7 @@ class Client:
         self, url: str, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
     ) -> None:
         with self._lock:
-            self._used.discard(connection)
+            self._used.pop(connection, None)
         # What is not read to its end cannot be used again.
         if not response.isclosed() or response.will_close or proxy(url):
             connection.close()

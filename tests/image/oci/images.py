@@ -63,8 +63,12 @@ class Image:
             "config": {"Cmd": ["sh"], **(config or {})},
             "rootfs": {"type": "layers", "diff_ids": [digest(layer) for layer in plain]},
         }
-        self.config = self._put(json.dumps(value).encode(), CONFIG)
         self.layers = [self._put(layer, LAYER + packing) for layer in packed]
+        self.rewrite(value)
+
+    def rewrite(self, config):
+        """Take a configuration, whatever it says."""
+        self.config = self._put(json.dumps(config).encode(), CONFIG)
         document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": self.config,
                     "layers": self.layers}  # fmt: skip
         self.descriptor = self._put(json.dumps(document).encode(), MANIFEST)

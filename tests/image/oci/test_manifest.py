@@ -9,10 +9,11 @@ import tarfile
 
 import pytest
 
-from ringzero.errors import GuestImageError, InvalidValueError, NotFoundError
+from ringzero.errors import GuestImageError, HostError, InvalidValueError, NotFoundError
 from ringzero.image.oci import manifest
 from ringzero.image.oci.local import open_local
 from ringzero.image.oci.process import find_user, script
+from ringzero.image.oci.pull import pull
 from ringzero.image.oci.reference import parse
 from tests.image.bootloader.test_fuzz import changed
 from tests.image.oci.images import Image
@@ -113,23 +114,41 @@ def test_fuzz_changed_archives(tmp_path, name):
             manifest.manifest(manifest.document(source.manifest("")[0], "it"))
 
 
-@pytest.mark.parametrize("where", ["index.json", "manifest", "gone", "folder"])
+@pytest.mark.parametrize(
+    "where", ["index.json", "manifest", "gone", "folder", "layer", "short", "missing", "unpacked"]
+)
 def test_layouts_that_are_damaged(tmp_path, where):
-    IMAGE.write_layout(tmp_path / "layout")
-    path = tmp_path / "layout" / "index.json"
-    if where == "manifest":
-        path = tmp_path / "layout" / "blobs" / "sha256" / IMAGE.digest[7:]
-    if where == "gone":
+    """One message, and nothing that is left but locks."""
+    image = Image([{"a": b"1" * 5000}])
+    if where == "unpacked":
+        # What the configuration calls a layer is another one.
+        value = json.loads(image.blobs[image.config["digest"]])
+        value["rootfs"]["diff_ids"] = [image.layers[0]["digest"]]
+        image.rewrite(value)
+    place = tmp_path / "layout"
+    image.write_layout(place)
+    blobs = place / "blobs" / "sha256"
+    path = {
+        "manifest": blobs / image.digest[7:],
+        "layer": blobs / image.layers[0]["digest"][7:],
+        "short": blobs / image.layers[0]["digest"][7:],
+        "missing": blobs / image.layers[0]["digest"][7:],
+    }.get(where, place / "index.json")
+    if where in ("gone", "missing", "folder"):
         path.unlink()
-    elif where == "folder":
-        path.unlink()
+    if where == "folder":
         path.mkdir()
-    else:
+    elif where == "short":
+        path.write_bytes(path.read_bytes()[:-10])
+    elif where == "layer":
+        path.write_bytes(bytes(path.stat().st_size))
+    elif where in ("index.json", "manifest"):
         path.write_text("[1")
-    from ringzero.errors import HostError
-    from ringzero.image.oci.pull import pull
-
-    with pytest.raises((GuestImageError, HostError)):
-        pull(parse(f"oci:{tmp_path}/layout"), cache=tmp_path / "cache", architecture="amd64")
-    left = [p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()]
-    assert all(name == "lock" or name.endswith(".lock") for name in left), left
+    with pytest.raises((GuestImageError, HostError)) as told:
+        pull(parse(f"oci:{place}"), cache=tmp_path / "cache", architecture="amd64")
+    assert "\n" not in told.value.message
+    left = {p for p in (tmp_path / "cache").rglob("*") if p.is_file()}
+    known = {p for p in left if p.name[-4:] == "lock" or f"sha256:{p.name}" in image.blobs}
+    # What has come whole is kept for another time; no root file system, no halves.
+    assert left == known, left - known
+    assert not list((tmp_path / "cache" / "images").glob("*/"))

@@ -26,7 +26,7 @@ from ringzero.image.oci.store import Store
 from ringzero.records import replace
 from tests.image.fs.made import Image as Disk
 from tests.image.fs.made import part
-from tests.image.oci.images import MANIFEST, FakeRegistry, Image, digest
+from tests.image.oci.images import FakeRegistry, Image, digest
 
 
 @pytest.fixture(autouse=True)
@@ -151,10 +151,7 @@ def test_layers_that_are_not_what_the_configuration_says(registry, cache):
     image = Image([{"a": b"1"}])
     value = json.loads(image.blobs[image.config["digest"]])
     value["rootfs"]["diff_ids"] = ["sha256:" + "0" * 64]
-    image.config = image._put(json.dumps(value).encode(), image.config["mediaType"])
-    document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": image.config,
-                "layers": image.layers}  # fmt: skip
-    image.digest = image._put(json.dumps(document).encode(), MANIFEST)["digest"]
+    image.rewrite(value)
     with pytest.raises(GuestImageError, match="layer 1"):
         take(registry.add("app", image), cache)
     assert not list((cache / "images").glob("*/root.erofs"))

@@ -104,6 +104,11 @@ class Blobs:
                 partial.with_name(f"{name}.lock").unlink(missing_ok=True)
             except OSError as fault:
                 raise host_error(fault, "write", partial) from fault
+            finally:
+                # Nothing of it is worth keeping.
+                with contextlib.suppress(OSError):
+                    if not partial.stat().st_size:
+                        partial.unlink()
 
 
 class Follower(Protocol):
@@ -171,7 +176,12 @@ class Partial:
     def check(self) -> None:
         """Raise GuestImageError unless the blob is whole and right; a wrong one is forgotten."""
         if self.size < self._descriptor.size:
-            raise GuestImageError(f"{self._descriptor.digest} is cut short: {self.size} bytes")
+            size = self.size
+            self.restart()
+            raise GuestImageError(
+                f"{self._descriptor.digest} is cut short: {size} of {self._descriptor.size} bytes",
+                hint="the image is damaged; build or push it again",
+            )
         found = f"{self._hash.name}:{self._hash.hexdigest()}"
         if found != self._descriptor.digest:
             self.restart()

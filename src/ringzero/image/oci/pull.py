@@ -128,10 +128,10 @@ def _fetch(
             )
 
         with ThreadPoolExecutor(THREADS, "pull") as pool:
-            order = sorted(missing.values(), key=lambda d: -d.size)
-            work = [pool.submit(one, descriptor) for descriptor in order]
             fault: BaseException | None = None
             try:
+                order = sorted(missing.values(), key=lambda d: -d.size)
+                work = [pool.submit(one, descriptor) for descriptor in order]
                 for each in work:
                     try:
                         each.result()

@@ -31,6 +31,8 @@ _SLOT = 32
 # the last piece of a file behind its inode.
 _ZERO_PADDING, _BIG_CLUSTERS, _CHUNKED, _PACKED_TAILS = 1 << 0, 1 << 1, 1 << 2, 1 << 4
 _READABLE = _ZERO_PADDING | _BIG_CLUSTERS | _CHUNKED | _PACKED_TAILS
+# MAX_ENTRIES of them with the longest names.
+_MAX_DIRECTORY = 64 << 20
 _LZ4 = 0
 _ALGORITHMS = ("LZ4", "LZMA", "DEFLATE", "zstd")
 _FLAT, _PACKED_FULL, _INLINE, _PACKED_COMPACT, _CHUNKS = range(5)
@@ -123,6 +125,9 @@ class Erofs(ExtentFileSystem):
                 raw = self.source.read(end, header.inline)
             else:
                 count = piece.blocks * self._block or cluster
+                if count > piece.length + 2 * cluster:
+                    # What is packed takes no more room than what it unpacks to.
+                    raise self.damaged(f"{count} bytes that unpack to {piece.length}")
                 raw = self.source.read(piece.block * self._block, count)
             whole = self._unpacked(header, piece, raw, cluster)
             first, stop = max(offset, piece.offset), min(offset + length, piece.offset + len(whole))
@@ -151,22 +156,16 @@ class Erofs(ExtentFileSystem):
         return self._lz4(raw[: packed.lz4_end(raw, piece.length)], piece.length)
 
     def _lz4(self, raw: bytes, length: int) -> bytes:
-        """Return the first `length` bytes that a block of LZ4 unpacks to."""
+        """Return the `length` bytes that a block of LZ4 unpacks to."""
         from lz4 import block
 
-        size = length
-        while True:
-            try:
-                found = bytes(block.decompress(raw, uncompressed_size=size))
-                break
-            except block.LZ4BlockError as fault:
-                # A piece may be the beginning of what was packed.
-                size *= 4
-                if size > packed.MAX_PIECE:
-                    raise self.damaged(f"packed data ({fault})") from fault
+        try:
+            found = bytes(block.decompress(raw, uncompressed_size=length))
+        except block.LZ4BlockError as fault:
+            raise self.damaged(f"packed data ({fault})") from fault
         if len(found) < length:
             raise self.damaged("packed data that ends too soon")
-        return found[:length]
+        return found
 
     def extents(self, node: Node) -> list[Extent]:
         detail: _Detail = node.detail
@@ -201,9 +200,12 @@ class Erofs(ExtentFileSystem):
         return found
 
     def entries(self, directory: Node) -> Iterator[tuple[bytes, int]]:
+        if directory.size > _MAX_DIRECTORY:
+            raise self.damaged(f"a directory of {directory.size} bytes")
+        whole = self.content(directory, 0, directory.size)
         for at in range(0, directory.size, self._block):
-            length = min(self._block, directory.size - at)
-            data = self.content(directory, at, length)
+            data = whole[at : at + self._block]
+            length = len(data)
             (first,) = struct.unpack_from("<H", data, 8)
             count = first // 12
             if not 0 < count <= length // 12:
