@@ -147,6 +147,29 @@ def test_ports_come_in_afterwards(store):
         assert started(vm) == "resumed"
 
 
+def test_folders_come_in_afterwards(store, tmp_path):
+    (tmp_path / "file").write_text("here\n")
+    config = boot.complete(None, "micro", {**FIELDS, "shares": ["later"]})
+    assert making.make(config, select.choose("soft"), store)
+    shares = [f"{tmp_path}:/src", f"{tmp_path / 'file'}:/etc/one:ro"]
+    with machine(shares=shares) as vm:
+        # It waited for the start, and finds the folders.
+        command = vm.agent.run(["cat", "/src/file", "/etc/one"], on_stdout=(said := []).append)
+        vm.start()
+        assert (command.wait(60), b"".join(said)) == (0, b"here\nhere\n")
+        output(vm, "echo back >/src/made; ! echo x >>/etc/one")
+        assert started(vm) == "resumed"
+        assert [share.target for share in vm.shares.all] == ["/src", "/etc/one"]
+    assert (tmp_path / "made").read_text() == "back\n"
+    with machine(shares=["later"]) as vm:
+        vm.start()
+        from ringzero.config.devices.share import ShareConfig
+
+        vm.shares.add(ShareConfig.parse(f"{tmp_path}:/late"))
+        assert output(vm, "cat /late/file") == "here\n"
+        assert started(vm) == "resumed"
+
+
 def test_the_consoles_size_was_given_before_its_start(store):
     with machine() as vm:
         vm.console.resize(33, 99)

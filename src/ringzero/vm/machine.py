@@ -158,7 +158,7 @@ class Machine:
     ) -> None:
         self.parts = parts
         self._start = start or Start(copied=introduction is not None)
-        self._attached = False
+        self._attached = self._mounts = False
         self.identity = parts.identity
         # Identifiers of the snapshots that the machine comes from, the latest first.
         self.lineage: tuple[str, ...] = ()
@@ -248,6 +248,16 @@ class Machine:
         if self._started:
             return
         self._begin()
+        # Folders that come in afterwards are there when a command begins.
+        with self.agent.kept_waiting() if self._mounts else contextlib.nullcontext():
+            self._run()
+            if self._mounts:
+                self.shares.mount_all()
+        if self._mounts:
+            self.agent.proceed()
+
+    def _run(self) -> None:
+        """Let the guest run, for the first time here."""
         self._introduce()
         self._started = True
         _RUNNING.add(self)
@@ -277,6 +287,8 @@ class Machine:
                 start.give_up(why)
             else:
                 self._introduction = start.resume(self.parts)
+                # What comes in afterwards, and commands have to find there.
+                self._mounts = start.resumed and any(s.target for s in self.config.shares)
         self.parts.boot()
 
     def _introduce(self) -> None:

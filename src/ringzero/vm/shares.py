@@ -35,6 +35,11 @@ class Shares:
         """Those that the guest has now."""
         return tuple(share for share in self._parts.config.shares if share.target)
 
+    def mount_all(self) -> None:
+        """Have a guest that has booted without them mount them all. Raises GuestError."""
+        with self._changing:
+            self._in_guest()
+
     def add(self, share: ShareConfig) -> ShareConfig:
         """Share a further folder; the guest has it at its place when this returns.
 

@@ -3,11 +3,13 @@
 import os
 import shutil
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from ringzero.config.devices.net import NetConfig
+from ringzero.config.devices.share import ShareConfig
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import HostError, NotFoundError, StateError
 from ringzero.records import replace
@@ -90,6 +92,15 @@ def test_what_the_guest_sees_is_part_of_the_key(config, change):
     assert key(replace(config, **change)).name != key(config).name
 
 
+def test_which_folders_are_shared_is_no_part_of_the_key(config):
+    shares = [ShareConfig(Path("/tmp"), f"/src{n}", read_only=bool(n)) for n in range(2)]
+    room = key(replace(config, devices=(ShareConfig.room(),)))
+    assert key(replace(config, devices=tuple(shares))) == room
+    assert key(replace(config, devices=tuple(shares[:1]))) == room
+    other = replace(shares[0], transport="9p")
+    assert key(replace(config, devices=(other,))).name != room.name
+
+
 def test_engines_and_their_code_are_part_of_the_key(config):
     others = [
         SimpleNamespace(name="kvm", code_version=lambda: "code"),
@@ -121,7 +132,7 @@ def test_a_stand_in_stands_for_itself(config):
         ({"command_line": "quiet"}, "none of ringzero's own"),
         ({"disks": ["/nonexistent.img"]}, "disk0"),
         ({"disks": ["/nonexistent.img,ro"]}, "disk0"),
-        ({"shares": ["/tmp:/src"]}, "share"),
+        ({"devices": (ShareConfig(Path("/"), "/"),)}, "share"),
         ({"vsock": "/tmp/none.sock"}, "vsock"),
         ({"nets": ["user", "user"]}, "net1"),
         ({"nets": ["tap=tap0"]}, "net"),

@@ -250,7 +250,7 @@ class Agent:
 
     @contextmanager
     def kept_waiting(self) -> Iterator[None]:
-        """Keep the commands that wait for a guest that is `restore`d within the block.
+        """Keep the commands that wait from the guest, which may become another, for the block.
 
         The guest knows commands by ascending numbers, so they get others.
         """
@@ -264,6 +264,11 @@ class Agent:
                     self._count += 1
                     command.number = self._count
                 self._waiting = waiting + self._waiting
+
+    def proceed(self) -> None:
+        """Start the commands that wait, after `kept_waiting`, as soon as the guest takes them."""
+        with self.lock:
+            self._schedule()
 
     # ---- state ------------------------------------------------------------
 

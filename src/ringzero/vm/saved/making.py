@@ -69,6 +69,9 @@ def _boot_and_write(key: Key, engine: Engine, work: Path) -> None:
         if not machine.agent.wait_ready(_PATIENCE):
             raise GuestError("the guest took no command")
         # What every command needs is then in the guest's memory, and translated.
+        if key.config.shares:
+            # As far as that goes without knowing any of the folders.
+            machine.run(("/sbin/share", "-m"))
         for _ in range(_WARM):
             machine.run(_words(key.config))
         time.sleep(_SETTLE)

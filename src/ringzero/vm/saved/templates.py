@@ -47,6 +47,7 @@ from ringzero.vm import state as states
 from ringzero.vm.saved import workingset
 
 if TYPE_CHECKING:
+    from ringzero.config.device import DeviceConfig
     from ringzero.config.machine import MachineConfig
     from ringzero.engine.contract import Engine
     from ringzero.vm.build import Assembly
@@ -92,8 +93,11 @@ def stand_in(config: MachineConfig, engine: str) -> MachineConfig | str:
         return "it boots from a disk"
     if not config.agent or not boot.has_own_agent(config.command_line):
         return "its guest is none of ringzero's own"
-    devices = []
+    devices: list[DeviceConfig] = []
     for number, device in config.numbered():
+        if number and device.joined:
+            # All of them are one device.
+            continue
         found = device.stand_in(number)
         if found is None:
             return f"it has a {device.kind} that a template cannot have: {device.name_of(number)}"
