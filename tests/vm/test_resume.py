@@ -2,6 +2,7 @@
 
 import os
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from ringzero.config.machine import MachineConfig
 from ringzero.devices.chips import rtc
 from ringzero.engine import select
 from ringzero.errors import HostError, RingzeroError, StateError
+from ringzero.image.guest import elf
+from ringzero.image.guest.code import Code, system_call
 from ringzero.settings import CACHE_DIR
 from ringzero.vm import boot
 from ringzero.vm.machine import Machine
@@ -121,6 +124,34 @@ def test_its_clock_is_the_hosts(store):
         # Monotonic time goes on where the template's stood.
         assert float(uptime) < 60
         assert output(vm, f"dmesg | grep -ci '{ALARMS}' || true") == "0\n"
+
+
+def look_at_clocks():
+    """A program that prints its time-stamp counter and, the next moment, the wall clock."""
+    program = Code()
+    program.add(
+        b"\x0f\x31\x48\xc1\xe2\x20\x48\x09\xd0",  # rdtsc; shl rdx, 32; or rax, rdx
+        b"\x48\x89\x04\x25" + struct.pack("<I", elf.ROOM),  # mov [ROOM], rax
+        system_call(228, edi=0, esi=elf.ROOM + 8),  # clock_gettime
+        system_call(1, edi=1, esi=elf.ROOM, edx=24),  # write
+        system_call(60, edi=0),  # exit
+    )
+    return elf.program(program.build(), elf.body_address(), elf.PAGE)
+
+
+def test_its_clock_is_right_to_a_millisecond(store):
+    with machine() as vm:
+        install = ["sh", "-c", "cat >/tmp/look; chmod +x /tmp/look"]
+        vm.run(install, input=look_at_clocks(), timeout=60, check=True)
+        apart = []
+        for _ in range(5):
+            said = vm.run(["/tmp/look"], timeout=60, check=True).stdout
+            then, seconds, nanoseconds = struct.unpack("<QQQ", said)
+            now, counter = time.time_ns(), vm.parts.vm.read_counter()
+            passed = (counter - then) * 1_000_000_000 // vm.parts.vm.counter_hz
+            apart.append(abs(seconds * 1_000_000_000 + nanoseconds - (now - passed)))
+        # Whoever is interrupted between its two looks finds more.
+        assert min(apart) < 1_000_000, apart
 
 
 def test_its_network_is_there(store):

@@ -53,7 +53,8 @@ class Introduction:
         def introduce() -> None:
             clock = None if ahead is None else time.time_ns() + ahead
             macs = [net.mac for net in parts.config.nets if net.mac is not None]
-            guest.introduce(self.identity.record(clock, macs))
+            counter = parts.vm.read_counter(), parts.vm.counter_hz
+            guest.introduce(self.identity.record(clock, macs, counter))
 
         # A guest that takes it late, on a host that is busy, sets its clock to what was then.
         guest.agent.await_adoption(None if ahead is None else introduce)

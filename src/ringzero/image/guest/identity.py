@@ -2,7 +2,7 @@
 
 The kernels of Debian's cloud images have no driver for the VM generation
 identifier, and a shell can make no ioctl. So this: a Linux program for x86-64
-that is nothing but a list of system calls with constant arguments, made over
+that is little but a list of system calls with constant arguments, made over
 and over. It reads a record (`ringzero.image.guest.identity_record`) from standard input, hands
 it to the kernel, and answers on standard output; standard error is the random
 device. It holds one page of memory and sleeps until the next record comes.
@@ -21,6 +21,7 @@ from ringzero.records import record
 # System calls of x86-64 Linux (arch/x86/entry/syscalls/syscall_64.tbl).
 READ, WRITE, CLOSE, IOCTL, SOCKET, EXIT, SETHOSTNAME, CLOCK_SETTIME = 0, 1, 3, 16, 41, 60, 170, 227
 CLOCK_REALTIME = 0
+_SECOND = 1_000_000_000
 # random(4): mix in a rand_pool_info and credit it; take new keys from the pool at once.
 RNDADDENTROPY, RNDRESEEDCRNG = 0x4008_5203, 0x5207
 # socket(2): any socket takes the ioctls of network interfaces (netdevice(7)).
@@ -45,6 +46,39 @@ class Call:
     result: int | None = None
 
 
+def _later() -> bytes:
+    """Return code that moves the record's time on by what the counter has run since.
+
+    Nothing where the clock is to be left alone, or the counter stands before the record's.
+    """
+    nanoseconds = RECORD + identity.TIME_OFFSET + 8
+
+    def at(code: bytes, address: int) -> bytes:
+        return code + struct.pack("<I", address)
+
+    move = (
+        at(b"\x48\xf7\x24\x25", RECORD + identity.TICK_OFFSET)  # mul qword [tick]
+        + b"\x48\x0f\xac\xd0\x20"  # shrd rax, rdx, 32
+        + at(b"\x48\x03\x04\x25", nanoseconds)  # add rax, [nanoseconds]
+        + b"\x31\xd2"  # xor edx, edx
+        + at(b"\xb9", _SECOND)  # mov ecx, 1000000000
+        + b"\x48\xf7\xf1"  # div rcx
+        + at(b"\x48\x01\x04\x25", RECORD + identity.TIME_OFFSET)  # add [seconds], rax
+        + at(b"\x48\x89\x14\x25", nanoseconds)  # mov [nanoseconds], rdx
+    )
+    elapsed = (
+        b"\x0f\x31"  # rdtsc
+        + b"\x48\xc1\xe2\x20"  # shl rdx, 32
+        + b"\x48\x09\xd0"  # or rax, rdx
+        + at(b"\x48\x2b\x04\x25", RECORD + identity.COUNTER_OFFSET)  # sub rax, [counter]
+        + b"\x72"  # jb
+        + struct.pack("<b", len(move))
+    )
+    # cmp qword [nanoseconds], 0; jl
+    unless = at(b"\x48\x83\x3c\x25", nanoseconds) + b"\0\x7c"
+    return unless + struct.pack("<b", len(elapsed) + len(move)) + elapsed + move
+
+
 # `mov r32, imm32` and `mov r32, [disp32]` for the registers of arguments in their order
 # (System V ABI for x86-64, A.2.1): rdi, rsi, rdx.
 _CONSTANT = (b"\xbf", b"\xbe", b"\xba")
@@ -53,8 +87,10 @@ _MOV_EAX, _COMPARE_EAX, _JUMP_UNLESS_EQUAL, _JUMP = b"\xb8", b"\x3d", b"\x0f\x85
 _SYSCALL = b"\x0f\x05"
 
 
-def _emit(call: Call, where: int, leave: int) -> bytes:
+def _emit(call: Call | bytes, where: int, leave: int) -> bytes:
     """Return the code of `call`, to lie at `where`; a wrong result jumps to `leave`."""
+    if isinstance(call, bytes):
+        return call
     code = b""
     for argument, constant, memory in zip(call.arguments, _CONSTANT, _MEMORY, strict=False):
         if isinstance(argument, Field):
@@ -69,9 +105,10 @@ def _emit(call: Call, where: int, leave: int) -> bytes:
     return code
 
 
-def program(calls: Sequence[Call], base: int) -> bytes:
+def program(calls: Sequence[Call | bytes], base: int) -> bytes:
     """Return code for `base`: how to end with status 1, and behind it the calls, in a loop.
 
+    Among them may be code that lies anywhere and leaves the stack alone.
     The loop begins at `entry_offset()`.
     """
     code = _emit(Call(EXIT, (1,)), base, base)
@@ -93,10 +130,11 @@ def data_address() -> int:
 def build() -> bytes:
     """Return the whole program as an ELF file."""
     answer = data_address()
-    calls = (
+    calls: tuple[Call | bytes, ...] = (
         Call(READ, (PORT, RECORD, identity.RECORD_SIZE), result=identity.RECORD_SIZE),
         Call(IOCTL, (RANDOM, RNDADDENTROPY, RECORD + identity.ENTROPY_OFFSET)),
         Call(IOCTL, (RANDOM, RNDRESEEDCRNG, 0)),
+        _later(),
         Call(CLOCK_SETTIME, (CLOCK_REALTIME, RECORD + identity.TIME_OFFSET)),
         Call(
             SETHOSTNAME,
@@ -116,7 +154,7 @@ def build() -> bytes:
     return executable(calls, identity.ANSWER)
 
 
-def executable(calls: Sequence[Call], data: bytes) -> bytes:
+def executable(calls: Sequence[Call | bytes], data: bytes) -> bytes:
     """Return an ELF file that makes `calls` over and over; `data` lies at `data_address()`."""
     start = data_address() + len(data)
     return elf.program(data + program(calls, start), start + entry_offset())

@@ -9,6 +9,8 @@ The host writes it to a port (`ringzero.vm.guest.identity`), a program in the gu
     offset 92   the host name, 64 bytes
     offset 160  MAX_INTERFACES times struct ifreq of netdevice(7), of 40 bytes: a network
                 interface and its MAC address, or NO_INTERFACE
+    offset 480  the guest's time-stamp counter at that wall clock, 64 bits
+    offset 488  nanoseconds of a tick of it, 64 bits, of which the lower 32 are behind the point
 
 All numbers are little-endian; the rest of the record is zero.
 """
@@ -25,11 +27,13 @@ NAME_SIZE = 64
 RECORD_SIZE = 512
 ENTROPY_OFFSET, TIME_OFFSET, NAME_LENGTH_OFFSET, NAME_OFFSET = 0, 72, 88, 92
 INTERFACE_OFFSET, INTERFACE_SIZE, MAX_INTERFACES = 160, 40, 8
+COUNTER_OFFSET, TICK_OFFSET = 480, 488
 ETHERNET = 1  # ARPHRD_ETHER
 ANSWER = b"adopted\n"
 
 _RECORD = struct.Struct(f"<ii{ENTROPY_SIZE}sqqi{NAME_SIZE}s4x")
 _INTERFACE = struct.Struct("<16sH6s16x")
+_COUNTER = struct.Struct("<QQ")
 # For an unknown name, the empty one too, Linux starts modprobe twice, some 60,000 instructions
 # each time. The loopback interface is there, and takes no address of family 0.
 NO_INTERFACE = _INTERFACE.pack(b"lo", 0, bytes(6))
@@ -37,9 +41,17 @@ _NANOSECONDS = 1_000_000_000
 _LEFT_ALONE = -1
 
 
-def pack(entropy: bytes, clock: int | None, name: str | None, macs: Sequence[str] = ()) -> bytes:
-    """Return the record; `clock` in nanoseconds of UTC, None leaves clock and name alone.
+def pack(
+    entropy: bytes,
+    clock: int | None,
+    name: str | None,
+    macs: Sequence[str] = (),
+    counter: tuple[int, int] = (0, 0),
+) -> bytes:
+    """Return the record; `clock` in nanoseconds of UTC, None leaves the clock alone.
 
+    `counter` is what the guest's time-stamp counter shows at that time, and its hertz: however
+    late the guest reads the record, its clock becomes right. A frequency of 0 is none.
     `macs` are the addresses of the network interfaces in the order in which the guest has found
     them: Linux calls them eth0, eth1 and so on. At most MAX_INTERFACES are told.
     """
@@ -52,4 +64,6 @@ def pack(entropy: bytes, clock: int | None, name: str | None, macs: Sequence[str
         address = bytes.fromhex(mac.replace(":", ""))
         packed += _INTERFACE.pack(b"eth%d" % number, ETHERNET, address)
     packed += NO_INTERFACE * (MAX_INTERFACES - len(told))
+    value, hertz = counter
+    packed += _COUNTER.pack(value, (_NANOSECONDS << 32) // hertz if hertz else 0)
     return packed.ljust(RECORD_SIZE, b"\0")

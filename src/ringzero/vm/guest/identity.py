@@ -88,10 +88,16 @@ class Identity:
             config = replace(config, name=self.name)
         return config.map_devices(lambda number, device: device.renew(number, self))
 
-    def record(self, clock: int | None = None, macs: Sequence[str] = ()) -> bytes:
+    def record(
+        self,
+        clock: int | None = None,
+        macs: Sequence[str] = (),
+        counter: tuple[int, int] = (0, 0),
+    ) -> bytes:
         """Return the record for the guest, which sets its wall clock to `clock` nanoseconds.
 
+        That is when its time-stamp counter showed the first of `counter`; the other is its hertz.
         `macs` become the addresses of its network interfaces, in the order in which it has found
         them.
         """
-        return identity_record.pack(self.entropy, clock, self.name, macs)
+        return identity_record.pack(self.entropy, clock, self.name, macs, counter)
