@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from ringzero.board.boot.kernelimage import KernelImage
 from ringzero.board.boot.loading import Loading
-from ringzero.board.slots.contract import Doorbell, Slot, StatusRegister
+from ringzero.board.slots.contract import Doorbell, Slot, StatusRegister, TransmitQueue
 from ringzero.core.bus import Bus, MsrBus, Show
 from ringzero.core.irq import IrqLine, LocalInterrupts, StartControl
 from ringzero.core.memory import GuestMemory
@@ -217,6 +217,11 @@ class Board(ABC):
         """Yield the interrupt status registers that an engine may hold."""
         for slot in self.slots.values():
             yield from slot.status_registers()
+
+    def transmit_queues(self) -> Iterator[TransmitQueue]:
+        """Yield the virtqueues that an engine may drain for their devices."""
+        for slot in self.slots.values():
+            yield from slot.transmit_queues()
 
     def latches(self) -> Iterator[Latch]:
         """Yield the registers whose writes an engine may gather."""

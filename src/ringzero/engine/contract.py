@@ -13,7 +13,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self
 
 from ringzero.core.bus import Show
 from ringzero.core.irq import LocalInterrupts, SharedStatus
@@ -24,6 +24,9 @@ from ringzero.host.progress import Steps
 from ringzero.isa.contract import Architecture, Identification, State
 from ringzero.records import record
 from ringzero.registry import Registry
+
+if TYPE_CHECKING:
+    from ringzero.core.transmit import TransmitDrain
 
 
 class Usability(enum.Enum):
@@ -198,6 +201,19 @@ class Vm(ABC, Generic[State]):
         clear the bits that are set in them. Returns what holds it from now on, or None where
         the engine has no such thing; then they come out of `run` as any other, and so does a
         write that leaves bits set.
+        """
+        return None
+
+    def drain_queue(
+        self, address: int, number: int, ready: Callable[[], None]
+    ) -> TransmitDrain | None:
+        """Ask that a driver's notifications of a transmit virtqueue make no exit.
+
+        A notification is a write of `number` to the register of 32 bits at the MMIO address.
+        What is returned drains the queue whenever the queue is lent to it. `ready` is called
+        when output waits in it: on a vCPU's thread, within a millisecond of guest code, before
+        any other access comes out of `run`, and by `settle`. What the engine cannot serve comes
+        out of `run` as any other write; None where it has no such thing.
         """
         return None
 

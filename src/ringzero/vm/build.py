@@ -154,6 +154,10 @@ class Assembly:
             shared = vm.share_status(register.status, register.acknowledge)
             if shared is not None:
                 register.share(shared)
+        for queue in board.transmit_queues():
+            drain = vm.drain_queue(queue.address, queue.number, queue.ready)
+            if drain is not None:
+                queue.share(drain)
         for latch in board.latches():
             bus = board.pio if latch.port else board.mmio
             assert bus is not None

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringzero.core.irq import SharedStatus
 from ringzero.devices.contract import Device
 from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.records import record
+
+if TYPE_CHECKING:
+    from ringzero.core.transmit import TransmitDrain
 
 
 @record
@@ -39,6 +42,19 @@ class StatusRegister:
     share: Callable[[SharedStatus], None]
 
 
+@record
+class TransmitQueue:
+    """A transmit virtqueue of which writes of `number` to `address` notify.
+
+    `share` takes what drains it where an engine does, and `ready` is told of output there.
+    """
+
+    address: int
+    number: int
+    share: Callable[[TransmitDrain], None]
+    ready: Callable[[], None]
+
+
 class Slot:
     """A device in its place. `part` is what the guest reaches: a transport with `device` behind it.
 
@@ -60,6 +76,10 @@ class Slot:
 
     def status_registers(self) -> Iterator[StatusRegister]:
         """Yield what says why the device interrupts, which an engine may hold."""
+        yield from ()
+
+    def transmit_queues(self) -> Iterator[TransmitQueue]:
+        """Yield the virtqueues that an engine may drain for the device."""
         yield from ()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from ringzero.board.slots.contract import Doorbell, Slot, Slots, StatusRegister
+from ringzero.board.slots.contract import Doorbell, Slot, Slots, StatusRegister, TransmitQueue
 from ringzero.core.bus import Bus
 from ringzero.core.irq import IrqLine
 from ringzero.core.memory import GuestMemory
@@ -50,6 +50,12 @@ class MmioSlot(Slot):
             self.base + INTERRUPT_ACKNOWLEDGE,
             self._transport.share_reasons,
         )
+
+    def transmit_queues(self) -> Iterator[TransmitQueue]:
+        transport = self._transport
+        for number, ready in transport.device.drained():
+            share = partial(transport.share_queue, number)
+            yield TransmitQueue(self.base + QUEUE_NOTIFY, number, share, ready)
 
 
 class MmioSlots(Slots):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from ringzero.config.device import DeviceConfig
@@ -103,6 +104,13 @@ class VirtioDevice(ABC, Generic[S]):
         """Interrupt the driver, if it wants to hear of what was pushed to `queue`."""
         if queue.should_interrupt():
             self.transport.interrupt_queue(queue)
+
+    def drained(self) -> Iterator[tuple[int, Callable[[], None]]]:
+        """Yield the transmit queues that an engine may drain, by number.
+
+        With each comes what is called when output waits there.
+        """
+        yield from ()
 
     @abstractmethod
     def save(self) -> S:

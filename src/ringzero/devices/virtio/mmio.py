@@ -102,7 +102,7 @@ class VirtioMmio(VirtioTransport[TransportState]):
             if value & 1:
                 self._enable(queue)
             else:
-                queue.ready = False
+                queue.disable()
             return
         if queue.ready:
             return

@@ -10,10 +10,14 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from ringzero.core.memory import GuestMemory
 from ringzero.errors import DeviceError, GuestAddressError, StateError
 from ringzero.records import record
+
+if TYPE_CHECKING:
+    from ringzero.core.transmit import TransmitDrain
 
 MAX_QUEUE_SIZE = 32768
 # Section 2.7.4: all descriptors of a chain together are at most 2^32 bytes.
@@ -152,10 +156,13 @@ class Virtqueue:
     def __init__(self, memory: GuestMemory, max_size: int) -> None:
         self._memory = memory
         self.max_size = max_size
+        # What drains the queue while it is lent, if an engine does that.
+        self.drain: TransmitDrain | None = None
         self.reset()
 
     def reset(self) -> None:
         """Go back to the state after power-on."""
+        self.reclaim()
         self.size = self.max_size
         self.ready = False
         self.event_idx = False
@@ -183,6 +190,28 @@ class Virtqueue:
         self._used = self._used_bytes.cast("H")
         self.event_idx = event_idx
         self.ready = True
+
+    def disable(self) -> None:
+        """Stop to use the areas."""
+        self.reclaim()
+        self.ready = False
+
+    # ---- an engine that drains it ------------------------------------------
+
+    def lend(self) -> None:
+        """Let the engine serve the driver's notifications until `reclaim`."""
+        if self.drain is not None and self.ready:
+            self.drain.lend(
+                (self.descriptors, self.available, self.used),
+                self.size,
+                self.event_idx,
+                (self._next_available, self._next_used),
+            )
+
+    def reclaim(self) -> None:
+        """Have the queue for the device again, wherever the engine has got to."""
+        if self.drain is not None and (indices := self.drain.reclaim()) is not None:
+            self._next_available, self._next_used = indices
 
     # ---- requests ---------------------------------------------------------
 
@@ -449,6 +478,7 @@ class Virtqueue:
     # ---- state ------------------------------------------------------------
 
     def save(self) -> QueueState:
+        self.reclaim()
         return QueueState(
             self.size,
             self.ready,

@@ -7,7 +7,7 @@ here; a transport adds where its registers lie and how its interrupts go out
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ringzero.core.irq import InterruptStatus, IrqLine, SharedStatus
 from ringzero.core.memory import GuestMemory
@@ -16,6 +16,9 @@ from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.devices.virtio.queue import QueueError, QueueState, Virtqueue
 from ringzero.errors import StateError
 from ringzero.records import record
+
+if TYPE_CHECKING:
+    from ringzero.core.transmit import TransmitDrain
 
 # Section 2.1: device status.
 DRIVER_OK, FEATURES_OK, NEEDS_RESET = 4, 8, 64
@@ -89,6 +92,11 @@ class VirtioTransport(Device[S]):
         with self._lock:
             self._reasons.share(shared)
 
+    def share_queue(self, index: int, drain: TransmitDrain) -> None:
+        """Have an engine drain a queue whenever the device lends it."""
+        with self._lock:
+            self._queues[index].drain = drain
+
     def _interrupt(self, reason: int, queue: Virtqueue | None = None) -> None:
         """Interrupt the driver for `reason`; `queue` is the one with used buffers.
 
@@ -124,6 +132,8 @@ class VirtioTransport(Device[S]):
         with self._lock:
             self.failure = reason
             self._status |= NEEDS_RESET
+            for queue in self._queues:
+                queue.reclaim()
             if self._status & DRIVER_OK:
                 self._interrupt(CONFIG_CHANGED)
 

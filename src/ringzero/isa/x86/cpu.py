@@ -351,6 +351,7 @@ class Cpu(Struct):
     crossings = field(CrossingInsn, CROSSINGS)
     ports = field(u64)  # host address of the machine's ports.PortTable, or 0
     irq_status = field(u64)  # and that of its irqstatus.IrqStatusTable
+    transmit = field(u64)  # and that of its transmit.TransmitTable
 
     insn = field(Insn)  # the instruction the interpreter runs
     scratch = field(v128, 64)  # room for semantics that need memory (x87 images)

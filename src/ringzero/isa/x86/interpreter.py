@@ -44,6 +44,7 @@ from ringzero.isa.x86.privileged.faults import leave, raise_gp0, raise_ud
 from ringzero.isa.x86.privileged.lookaside import flush_tlb
 from ringzero.isa.x86.privileged.mmu import fetch_page
 from ringzero.isa.x86.table.decoder import DECODED, MAX_LENGTH, decode
+from ringzero.isa.x86.transmit import output_waits
 from ringzero.native import (
     address_of,
     boolean,
@@ -223,9 +224,10 @@ def stop_here(cpu: Cpu) -> boolean:
 def accept_interrupt(cpu: Any, requests: Any) -> Any:
     """Take an interrupt, or return the exit by which it is fetched; EXIT_NONE otherwise.
 
-    Or that by which gathered writes are passed on.
+    Or that by which gathered writes and output are passed on.
     """
-    reason = select(writes_wait(cpu), u32(EXIT_GATHERED), u32(EXIT_NONE))
+    waits = writes_wait(cpu) | output_waits(cpu)
+    reason = select(waits, u32(EXIT_GATHERED), u32(EXIT_NONE))
     if (requests & REQUEST_NMI) != 0 and cpu.nmi_blocked == 0 and cpu.shadow == 0:
         if cpu.apic.kept == 0:
             return u32(EXIT_NMI)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ringzero.devices.virtio.device import VIRTIO_DEVICES, VirtioDevice
 from ringzero.errors import DeviceError, StateError
@@ -147,10 +147,13 @@ class ConsolePort:
 
     def hold(self, held: bool) -> None:
         """Stop (True) or go on (False) taking the guest's output; it waits in its buffers."""
-        with self._device.lock:
+        device, queue = self._device, receive_queue(self.index) + 1
+        with device.lock:
             self.held = held
-            if not held:
-                self._device.transport.serve(receive_queue(self.index) + 1)
+            if held:
+                device.queues[queue].reclaim()
+            else:
+                device.transport.serve(queue)
 
 
 @VIRTIO_DEVICES.register("console")
@@ -191,6 +194,11 @@ class Console(VirtioDevice[ConsoleState]):
         if offset == EMERGENCY_WRITE_OFFSET:
             self.ports[0].output(bytes((value & 0xFF,)))
 
+    def drained(self) -> Iterator[tuple[int, Callable[[], None]]]:
+        # The terminal's driver waits for each piece of a line, and needs no interrupt for it.
+        if self.ports[0].late:
+            yield receive_queue(0) + 1, self.collect
+
     def activate(self) -> None:
         if not self.accepted & FEATURE_MULTIPORT:
             self.ports[0].ready = True
@@ -203,6 +211,10 @@ class Console(VirtioDevice[ConsoleState]):
             port.buffers = 0
             if port.guest_open:
                 self._set_open(port, False)
+        self.collect()
+
+    def pause(self) -> None:
+        self.collect()
 
     def notify(self, index: int) -> None:
         if index == CONTROL_RECEIVE:
@@ -221,6 +233,8 @@ class Console(VirtioDevice[ConsoleState]):
     def _drain(self, port: ConsolePort) -> None:
         """Pass the guest's output of one port on."""
         queue = self.queues[receive_queue(port.index) + 1]
+        queue.reclaim()
+        self._collect(port)
         if port.held:
             return
         for chain in queue.requests():
@@ -234,6 +248,19 @@ class Console(VirtioDevice[ConsoleState]):
         if not port.late or not port.told:
             port.told = True
             self.complete(queue)
+        if port.late and not port.held:
+            queue.lend()
+
+    def _collect(self, port: ConsolePort) -> None:
+        """Pass on what an engine has drained of one port's queue; the lock is held."""
+        drain = self.queues[receive_queue(port.index) + 1].drain
+        if drain is not None and (data := drain.take()):
+            port.output(data)
+
+    def collect(self) -> None:
+        """Pass on what an engine has drained."""
+        with self.lock:
+            self._collect(self.ports[0])
 
     def _feed(self, port: ConsolePort) -> None:
         """Move waiting bytes into the guest's buffers."""

@@ -28,6 +28,7 @@ STOP_MACHINE, RESUME_MACHINE = "exclusive.stop_machine", "exclusive.resume_machi
 WRITTEN_OUTSIDE = "mmu.written_outside"
 POST_INTERRUPT, NOTIFY = "apic.post", "apic.notify"
 RAISE_REASONS, CLEAR_REASONS = "irqstatus.raise_reasons", "irqstatus.clear_reasons"
+RECLAIM_QUEUE = "transmit.reclaim"
 DOORS = {
     "enter_code": "x_enter",
     "exit_code": "x_exit",
@@ -55,7 +56,7 @@ class NativeEngine:
         handlers = [f"handlers.{name}" for name, places in self._places.items() if places]
         symbols = [RUN_INTERPRETER, RUN_TRANSLATOR, HOST_TSC, PAGE_HASH, DECODE_BLOCK]
         symbols += [STOP_MACHINE, RESUME_MACHINE, WRITTEN_OUTSIDE, POST_INTERRUPT, NOTIFY]
-        symbols += [RAISE_REASONS, CLEAR_REASONS, *DOORS.values(), *handlers]
+        symbols += [RAISE_REASONS, CLEAR_REASONS, RECLAIM_QUEUE, *DOORS.values(), *handlers]
         self.library: Library = linked.link(objects, symbols) or _linked_by_llvm(objects, symbols)
         self.run_interpreter: Entry = self._entry(RUN_INTERPRETER)
         self.run_translator: Entry = self._entry(RUN_TRANSLATOR)
@@ -91,6 +92,11 @@ class NativeEngine:
         self.clear_reasons: Callable[[int, int], int] = change_reasons(
             self.library.address(CLEAR_REASONS)
         )
+        where = self.library.address(RECLAIM_QUEUE)
+        self._reclaim_quickly = ctypes.PYFUNCTYPE(
+            ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32
+        )(where)
+        self._reclaim = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32)(where)
         self._opcodes = ctypes.create_string_buffer(objects.read("opcodes.bin"))
         self._groups = ctypes.create_string_buffer(objects.read("groups.bin"))
         self._forms = self._linked_forms()
@@ -155,6 +161,11 @@ class NativeEngine:
         """
         if not self._written_quickly(cpu, first, count, 0):
             self._written(cpu, first, count, 1)
+
+    def reclaim_queue(self, address: int) -> None:
+        """Take the TransmitQueue at a host address back from native code."""
+        if not self._reclaim_quickly(address, 0):
+            self._reclaim(address, 1)
 
     def _read_tables(self) -> Any:
         """Load what every translator reads; returns a view of the GuestTables."""

@@ -17,6 +17,7 @@ from ringzero.engine.soft.x86.irqstatus import IrqStatuses
 from ringzero.engine.soft.x86.native import NativeEngine
 from ringzero.engine.soft.x86.ports import Ports
 from ringzero.engine.soft.x86.report import handled_instructions, unknown_instructions
+from ringzero.engine.soft.x86.transmit import TransmitQueues
 from ringzero.engine.x86 import (
     LocalApic,
     MovableApic,
@@ -92,6 +93,7 @@ class Machine(Counter, Protocol):
     revealer: Revealer | None
     ports: Ports
     irq_status: IrqStatuses
+    transmit: TransmitQueues
 
     def look(self) -> None:
         """See to the room for translated code after an exit."""
@@ -134,6 +136,7 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         cpu.engine = work
         cpu.ports = vm.ports.address
         cpu.irq_status = vm.irq_status.address
+        cpu.transmit = vm.transmit.address
         cpu.exclusive = vm.exclusive.address
         vm.engine.connect(self.address)
         vm.describe_memory(cpu)
@@ -162,6 +165,7 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
 
     def _after_exit(self) -> None:
         vm = self.vm
+        vm.transmit.deliver()
         if vm.ports.deliver() and self._exit_kind.value not in _ACCESSES:
             vm.ports.finish()
         vm.look()

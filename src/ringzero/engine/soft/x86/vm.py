@@ -17,6 +17,7 @@ from ringzero.engine.soft.translations import Translations
 from ringzero.engine.soft.x86.irqstatus import IrqStatuses, SharedStatus
 from ringzero.engine.soft.x86.native import NativeEngine
 from ringzero.engine.soft.x86.ports import Ports, Write
+from ringzero.engine.soft.x86.transmit import SharedQueue, TransmitQueues
 from ringzero.engine.soft.x86.vcpu import X86SoftVcpu
 from ringzero.errors import EngineError
 from ringzero.isa.exclusive import MAX_VCPUS, Exclusive
@@ -26,6 +27,7 @@ from ringzero.isa.x86.irqstatus import IrqStatusTable
 from ringzero.isa.x86.msrs import ARCH_CAPABILITIES
 from ringzero.isa.x86.ports import PortTable
 from ringzero.isa.x86.state import CpuState
+from ringzero.isa.x86.transmit import TransmitTable
 from ringzero.jit.tables import COUNTERS, FORM_LIMIT, CodeSpace
 from ringzero.native.view import view_of
 from ringzero.settings import DEBUG
@@ -39,6 +41,7 @@ PHYSICAL_BITS = 48
 ANY_SUBLEAF = 0xFFFFFFFF
 # Room for each at the next cache line.
 _EXCLUSIVE, _IRQ_STATUS = Exclusive.size + 64, IrqStatusTable.size + 64
+_TRANSMIT = TransmitTable.size + 64
 # Translating costs about as much as interpreting three times.
 HOT = 3
 # The lowest level of RINGZERO_DEBUG that is about translated code.
@@ -55,7 +58,10 @@ class X86SoftVm(SoftVm[CpuState]):
         self.engine = engine
         self._leaves = tuple(cpuid)
         # Touched by what runs only, as most machines of a process are idle clones.
-        parts = (COUNTERS, CodeSpace.size, PortTable.size, 4 * FORM_LIMIT, _EXCLUSIVE, _IRQ_STATUS)
+        parts = (
+            *(COUNTERS, CodeSpace.size, PortTable.size, 4 * FORM_LIMIT),
+            *(_EXCLUSIVE, _IRQ_STATUS, _TRANSMIT),
+        )
         self._work = mmap.mmap(-1, sum(parts))
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._work))
         # Translated code as native code sees it: a view of a jit.tables.CodeSpace.
@@ -68,6 +74,8 @@ class X86SoftVm(SoftVm[CpuState]):
         self.ports = Ports(address + COUNTERS + CodeSpace.size)
         table = -(-(address + sum(parts[:5])) // 64) * 64
         self.irq_status = IrqStatuses(engine, table, self._work)
+        table = -(-(address + sum(parts[:6])) // 64) * 64
+        self.transmit = TransmitQueues(engine, memory, table, self._work)
         self._arenas: CodeArenas | None = None
         self._translations: Translations | None = None
         # Describes translated blocks, where RINGZERO_DEBUG asks for that.
@@ -114,7 +122,13 @@ class X86SoftVm(SoftVm[CpuState]):
     def share_status(self, status: int, acknowledge: int) -> SharedStatus | None:
         return self.irq_status.add(status, acknowledge)
 
+    def drain_queue(
+        self, address: int, number: int, ready: Callable[[], None]
+    ) -> SharedQueue | None:
+        return self.transmit.add(address, number, ready)
+
     def settle(self) -> None:
+        self.transmit.deliver()
         self.ports.deliver()
         self.ports.finish()
 

@@ -52,6 +52,8 @@ from ringzero.isa.x86.privileged.lookaside import (
     take_second,
 )
 from ringzero.isa.x86.privileged.open_pages import note_open_page
+from ringzero.isa.x86.privileged.ram import host_address
+from ringzero.isa.x86.privileged.transmit import drain_notified
 from ringzero.native import (
     compare_exchange,
     fill_memory,
@@ -80,16 +82,6 @@ PF_PRESENT, PF_WRITE, PF_USER, PF_RESERVED, PF_FETCH = 1, 2, 4, 8, 16
 PTE_P, PTE_W, PTE_U, PTE_A, PTE_D, PTE_PS, PTE_G = 1, 2, 4, 32, 64, 128, 256
 PTE_NX = 1 << 63
 PTE_ADDRESS = 0x000F_FFFF_FFFF_F000
-
-
-@native
-def host_address(cpu: Cpu, physical: u64) -> u64:
-    """Return the host address of a guest-physical address of RAM, or 0."""
-    if physical < cpu.ram_low_end:
-        return cpu.ram + physical
-    if physical >= cpu.ram_high_start and physical < cpu.ram_high_end:
-        return cpu.ram + physical + cpu.ram_high_addend
-    return u64(0)
 
 
 @native(inline="never")
@@ -470,7 +462,9 @@ def store_slow(cpu: Cpu, va: u64, value: u64, size: u64, user: u32) -> None:
         if host == 0:
             if write_apic(cpu, physical, size, value) != 0:
                 return
-            if acknowledge_reasons(cpu, physical, size, value) == 0:
+            if acknowledge_reasons(cpu, physical, size, value) != 0:
+                return
+            if drain_notified(cpu, physical, size, value) == 0:
                 external(cpu, EXIT_MMIO_WRITE, physical, u32(size), value)
         else:
             store_host(cpu, host, value, size)
