@@ -4,6 +4,8 @@ import threading
 
 import pytest
 
+from ringzero.disk import batch
+from ringzero.disk.vectors import total
 from ringzero.disk.workers import Job, Workers
 
 
@@ -52,3 +54,51 @@ def test_a_job_that_has_a_result_already():
     job = Job.made_already(7)
     assert job.made
     assert job.result() == 7
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+def test_a_host_without_a_thread_to_spare(monkeypatch, spare):
+    """Those that there are do it all, or whoever asks."""
+    start, left = threading.Thread.start, [None] * spare
+
+    def begin(thread):
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", begin)
+    with Workers(3, "crew") as crew:
+        jobs = [crew.submit(divmod, 7, number) for number in (2, 3, 4)]
+        broken = crew.submit(divmod, 1, 0)
+        assert [job.result() for job in jobs] == [(3, 1), (2, 1), (1, 3)]
+        with pytest.raises(ZeroDivisionError):
+            broken.result()
+
+
+@pytest.mark.parametrize("spare", [False, True])
+@pytest.mark.parametrize("which", [None, 0, 40])
+def test_half_of_a_batch_that_fails(monkeypatch, spare, which):
+    """A fault on either thread is raised, once both have ended; without a thread one does it."""
+
+    def begin(thread):
+        raise RuntimeError("can't start new thread")
+
+    if not spare:
+        monkeypatch.setattr(threading.Thread, "start", begin)
+    monkeypatch.setattr(batch, "_PROCESSORS", 2)
+    size, done = 1 << 20, []
+
+    def fill(offset, views):
+        if which is not None and offset <= which * size < offset + total(views):
+            raise LookupError("it is broken")
+        done.append((offset, total(views)))
+
+    requests = [(number * size, [memoryview(bytearray(size))]) for number in range(48)]
+    how = {"ready": lambda asked: asked, "announce": lambda at, length: None, "fill": fill}
+    if which is None:
+        batch.read(requests, 48 * size, **how)
+        assert sorted(done) == [(0, 24 * size), (24 * size, 24 * size)]
+    else:
+        with pytest.raises(LookupError):
+            batch.read(requests, 48 * size, **how)

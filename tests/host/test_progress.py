@@ -1,6 +1,7 @@
 """What people see of steps that take long."""
 
 import io
+import threading
 import time
 
 import pytest
@@ -62,3 +63,19 @@ def test_short_steps_and_quiet_ones_show_nothing(monkeypatch, capsys):
     with Progress().step("short"):
         pass
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_line_that_cannot_be_drawn_is_no_fault_of_the_step(monkeypatch):
+    seen, asked = [], threading.Event()
+
+    def broken(*_):
+        asked.set()
+        raise LookupError("it is broken")
+
+    monkeypatch.setattr(threading, "excepthook", lambda args: seen.append(args.exc_type))
+    monkeypatch.setattr(progress.Step, "show", broken)
+    with Progress(io.StringIO()).step("compiling"):
+        assert asked.wait(30)
+    # The thread is over when it has been asked.
+    until(lambda: all(thread.name != "progress" for thread in threading.enumerate()))
+    assert not seen

@@ -164,3 +164,21 @@ def test_reader_is_stopped_while_it_waits():
     assert not ended.is_set()
     os.close(reader)
     os.close(writer)
+
+
+def test_a_fault_of_who_takes_it_ends_the_reader_and_is_raised():
+    reader, writer = os.pipe()
+    ended, told = threading.Event(), threading.Event()
+
+    def broken(_):
+        raise LookupError("it is broken")
+
+    with (
+        pytest.raises(LookupError, match="it is broken"),
+        Reader(reader, broken, ended.set, broken=told.set),
+    ):
+        os.write(writer, b"abc")
+        assert told.wait(10)
+    assert not ended.is_set(), "half of the input is not all of it"
+    os.close(reader)
+    os.close(writer)

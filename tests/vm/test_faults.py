@@ -2,12 +2,15 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 from ringzero import Machine
+from ringzero.core.memory import GuestMemory
 from ringzero.devices.virtio.kinds.block import Block
 from ringzero.engine.kvm.alarm import Alarm
 from ringzero.engine.kvm.doorbell import Doorbells
@@ -20,6 +23,7 @@ from ringzero.net.proxy.loop import EventLoop
 from ringzero.vm.ends.vsock import VsockSockets
 from ringzero.vm.guest.agent import Agent
 from ringzero.vm.guest.channels import PortChannels
+from ringzero.vm.guest.command import Command
 from ringzero.vm.runloop import RunControl
 from ringzero.vm.saved import workingset
 
@@ -172,3 +176,53 @@ def test_a_note_of_the_working_set_that_fails_is_no_fault_of_the_machine(monkeyp
     control.entered.set()
     assert seen.wait(SOON)
     assert control.failure is None
+
+
+@pytest.mark.boot
+@pytest.mark.parametrize("fault", [BrokenError, SystemExit])
+def test_a_kernel_that_is_not_loaded_is_not_started(monkeypatch, fault):
+    """Whatever ends the thread that copies it is raised by who starts the machine."""
+
+    def refuse(*_):
+        raise fault("it is broken")
+
+    monkeypatch.setattr(GuestMemory, "fill", refuse)
+    with (
+        pytest.raises(fault, match="it is broken"),
+        Machine(image="micro", memory="128M", engine="soft") as machine,
+    ):
+        machine.start()
+
+
+@pytest.mark.boot
+def test_an_archive_that_nobody_hears_the_end_of_any_more(monkeypatch, tmp_path):
+    """Whoever copies out of a guest is told of a fault on the thread that watches."""
+    with Machine(image="micro", memory="128M", engine="soft") as machine:
+        machine.run("true")
+        monkeypatch.setattr(Command, "wait", fails_on("download", Command.wait))
+        with pytest.raises(BrokenError):
+            machine.copy_out("/etc/passwd", tmp_path / "passwd")
+
+
+@pytest.mark.boot
+@pytest.mark.parametrize("what", ["typed", "ready"])
+def test_input_that_cannot_be_passed_on_ends_the_run(what):
+    """`run` ends with the fault, not with a command that has half of its input."""
+    break_it = {
+        "typed": "Command.write = broken",
+        "ready": "Command.backlog = property(broken)",
+    }[what]
+    program = (
+        "import sys\n"
+        "from ringzero.vm.guest.command import Command\n"
+        "def broken(*_): raise LookupError('it is broken')\n"
+        f"{break_it}\n"
+        "from ringzero.cli.main import main\n"
+        "sys.exit(main(['run', '--engine', 'soft', '--', 'cat']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=b"half", capture_output=True, timeout=SOON
+    )
+    assert done.returncode == 70
+    assert b"LookupError: it is broken" in done.stderr
+    assert done.stdout == b""

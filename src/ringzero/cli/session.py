@@ -191,7 +191,8 @@ class _Session:
             if escape.ended:
                 self._end()
 
-        with self._running(), self._raw_terminal(), Reader(_STDIN, typed, lambda: None):
+        reader = Reader(_STDIN, typed, lambda: None, broken=self._end)
+        with self._running(), self._raw_terminal(), reader:
             return self._code(self._wait_for_end())
 
     def command(self, words: Sequence[str]) -> int:
@@ -212,7 +213,8 @@ class _Session:
                 from ringzero.host.terminal import Reader
 
                 ready = lambda: command.backlog < INPUT_AHEAD  # noqa: E731 - read as an argument
-                reader = Reader(_STDIN, command.write, command.close_input, ready)
+                take, end = command.write, command.close_input
+                reader = Reader(_STDIN, take, end, ready, broken=self._end)
                 command.on_room = reader.proceed
                 stack.enter_context(reader)
             return self._command_status(command, done)
@@ -245,7 +247,8 @@ class _Session:
 
         if os.isatty(_STDIN):
             print(f"ringzero: {ESCAPE_HELP}", file=sys.stderr)
-        reader = Reader(_STDIN, typed, no_more, lambda: machine.agent.ready)
+        ready = lambda: machine.agent.ready  # noqa: E731 - read as an argument
+        reader = Reader(_STDIN, typed, no_more, ready, broken=self._end)
         machine.agent.on_ready = reader.proceed
         with (
             self._running(),
@@ -270,7 +273,7 @@ class _Session:
 
     def _await_end(self) -> None:
         # What went wrong is raised where the loop asks.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(BaseException):
             self._machine.wait()
         self._loop.wake()
 

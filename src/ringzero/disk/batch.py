@@ -83,8 +83,14 @@ def _at_once(work: Callable[[int, Views], None], half: list[Checked], other: lis
             faults.append(fault)
 
     helper = threading.Thread(target=do, args=(other,), name="disk batch", daemon=True)
-    helper.start()
-    do(half)
-    helper.join()
+    try:
+        helper.start()
+    except RuntimeError:
+        # The host has no thread to spare.
+        do(half)
+        do(other)
+    else:
+        do(half)
+        helper.join()
     if faults:
         raise faults[0]

@@ -75,8 +75,14 @@ class Workers:
         if number < self._count:
             name = f"{self._name}-{number}"
             thread = threading.Thread(target=self._work, name=name, daemon=True)
-            thread.start()
-            self._threads.append(thread)
+            try:
+                thread.start()
+            except RuntimeError:
+                # The host has no thread to spare: those that there are do it, or this one.
+                if not self._threads:
+                    self._jobs.get().run()  # type: ignore[union-attr]  # the one just put
+            else:
+                self._threads.append(thread)
         return job
 
     def _work(self) -> None:

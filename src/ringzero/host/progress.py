@@ -67,9 +67,11 @@ class Progress:
     def _repeat(self, step: Step, over: threading.Event) -> None:
         """Show a step that takes long, whether or not anybody tells how far it is."""
         pause = _PATIENCE
-        while not over.wait(pause):
-            step.show()
-            pause = _REDRAW * 10 if self._terminal else _REPEAT
+        # What goes wrong here is no reason for the step to fail, or to say more than its result.
+        with contextlib.suppress(Exception):
+            while not over.wait(pause):
+                step.show()
+                pause = _REDRAW * 10 if self._terminal else _REPEAT
 
     @property
     def redraws(self) -> bool:

@@ -119,7 +119,8 @@ class Reader:
     """A thread that hands what comes from `descriptor` to `sink`, and `end()` at its end.
 
     `ready` is asked before each read, so that a slow consumer can hold it back, who calls
-    `proceed` when the answer may be another one.
+    `proceed` when the answer may be another one. An exception of theirs ends the thread:
+    `broken()` is called, and leaving the context raises it.
     """
 
     def __init__(
@@ -128,7 +129,10 @@ class Reader:
         sink: Callable[[bytes], None],
         end: Callable[[], None],
         ready: Callable[[], bool] = lambda: True,
+        broken: Callable[[], None] = lambda: None,
     ) -> None:
+        self._broken = broken
+        self._fault: BaseException | None = None
         self._descriptor = descriptor
         self._sink = sink
         self._end = end
@@ -153,6 +157,8 @@ class Reader:
             self._wake_write = -1
         if not self._thread.is_alive():
             os.close(self._wake_read)
+        if self._fault is not None:
+            raise self._fault
 
     def proceed(self) -> None:
         """Have `ready` asked again; from any thread."""
@@ -162,6 +168,13 @@ class Reader:
                     os.write(self._wake_write, b"x")
 
     def _pump(self) -> None:
+        try:
+            self._pass_on()
+        except BaseException as fault:
+            self._fault = fault
+            self._broken()
+
+    def _pass_on(self) -> None:
         poller = select.poll()
         poller.register(self._wake_read, select.POLLIN)
         poller.register(self._descriptor, select.POLLIN)
@@ -185,6 +198,5 @@ class Reader:
         except OSError:
             # The terminal went away; that is the end of input.
             pass
-        finally:
-            if not self._stopping:
-                self._end()
+        if not self._stopping:
+            self._end()

@@ -360,7 +360,8 @@ def _watch(status: BinaryIO, step: Step | None, signs: _Signs) -> None:
             signs.last = time.monotonic()
             fields = line.decode(errors="replace").strip().split(":", 3)
             if step is not None and fields[0] == "dlstatus" and len(fields) == 4:
-                with contextlib.suppress(ValueError):
+                # Whatever goes wrong: apt would wait for a reader.
+                with contextlib.suppress(Exception):
                     step.update(float(fields[2]) / 100)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import threading
 import time
 
@@ -17,8 +18,13 @@ from ringzero.api.protocol import (
     Message,
     encode_data,
 )
+from ringzero.api.table import get
+from ringzero.api.values import Status
+from ringzero.control.host.directory import MachineDirectory
+from ringzero.control.host.session import Session
 from ringzero.control.machine import server
 from ringzero.control.machine.server import HIGH, LOW, Call, Connection
+from ringzero.errors import ControlError, RingzeroError
 
 # Longer than anything here takes, in seconds.
 PATIENCE = 20.0
@@ -144,3 +150,84 @@ def test_who_stops_in_the_middle_of_a_frame_is_left(ends, monkeypatch):
     assert next(frames).content == b"whole"
     with pytest.raises(TimeoutError):
         next(frames)
+
+
+class Someone:
+    """An owner of a server; `faults` are those that its threads ended with."""
+
+    status = Status.RUNNING
+
+    def __init__(self):
+        self.faults = []
+        self.told = threading.Event()
+
+    def on_fault(self, fault):
+        self.faults.append(fault)
+        self.told.set()
+
+
+def broken(*_arguments, **_named):
+    raise LookupError("it is broken")
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A server in a machine's directory, and its owner."""
+    directory = MachineDirectory(tmp_path / "web")
+    directory.path.mkdir()
+    owner = Someone()
+    made = server.Server(directory, owner, {})
+    made.start()
+    yield made, owner, directory
+    made.close(ControlError("over"))
+
+
+def answer(directory):
+    """Return what a client is told that asks for something."""
+    with pytest.raises(RingzeroError) as caught, Session(directory) as session:
+        session.call(get("pause"), {})
+    return str(caught.value)
+
+
+def test_a_fault_while_a_client_is_admitted_is_its_own(served, monkeypatch):
+    _, owner, directory = served
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "_is_ours", broken)
+        assert "LookupError: it is broken" in answer(directory)
+    assert "knows no action" in answer(directory), "others are served"
+    assert not owner.faults
+
+
+def test_a_fault_of_a_clients_thread_is_told_to_it(served, monkeypatch):
+    _, owner, directory = served
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "frames", broken)
+        assert "LookupError: it is broken" in answer(directory)
+    assert "knows no action" in answer(directory)
+    assert not owner.faults
+
+
+def test_a_fault_of_the_thread_that_accepts_is_the_machines(served, monkeypatch):
+    _, owner, directory = served
+    monkeypatch.setattr(server.Server, "_admit", lambda self, link: sys.exit("it is broken"))
+    with pytest.raises(ControlError):
+        Session(directory, 0.5)
+    assert owner.told.wait(PATIENCE)
+    assert [str(fault) for fault in owner.faults] == ["it is broken"]
+
+
+def test_a_fault_of_the_thread_that_sends_ends_the_conversation(ends):
+    call, link = ends
+    pressed = []
+
+    def on_pressure(pressing):
+        pressed.append(pressing)
+        if not pressing:
+            broken()
+
+    call.on_pressure = on_pressure
+    while not pressed:
+        assert call.write(STDOUT, bytes(100_000))
+    *_, end = frames(link)
+    assert "LookupError: it is broken" in end.content["error"]["message"]
+    assert not call.write(STDOUT, b"more")

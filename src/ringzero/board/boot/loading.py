@@ -24,7 +24,7 @@ class Loading:
         self._memory = memory
         self._kernel = kernel
         self._initrd = initrd
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._copy, name="loading", daemon=True)
         self._thread.start()
 
@@ -46,5 +46,5 @@ class Loading:
                 low_end = self._memory.regions[0].end
                 address = self._kernel.place_initrd(len(self._initrd), low_end)
                 self._memory.fill(address, self._initrd)
-        except Exception as failure:  # it belongs to whoever waits
+        except BaseException as failure:  # it belongs to whoever waits
             self._failure = failure

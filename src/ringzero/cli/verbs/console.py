@@ -101,7 +101,9 @@ class _Terminal(Stream):
         self._undo.enter_context(taken((signal.SIGWINCH,), lambda _: resized()))
         # One that only watches types nothing, but for the escape key.
         if self._terminal or self._types:
-            self._undo.enter_context(Reader(_STDIN, typed, lambda: link.send(b"")))
+            self._undo.enter_context(
+                Reader(_STDIN, typed, lambda: link.send(b""), broken=link.close)
+            )
 
     def data(self, number: int, content: bytes) -> None:
         write(_STDOUT, content if self._filter is None else self._filter.feed(content))

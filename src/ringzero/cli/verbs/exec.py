@@ -111,7 +111,7 @@ class _Streams(Stream):
             enter(raw_mode(_STDIN))
             enter(taken((signal.SIGWINCH,), lambda _: resized()))
         if self._interactive:
-            enter(Reader(_STDIN, link.send, lambda: link.send(b"")))
+            enter(Reader(_STDIN, link.send, lambda: link.send(b""), broken=link.close))
 
     def data(self, number: int, content: bytes) -> None:
         both_outputs(number, content)

@@ -36,7 +36,14 @@ class Session:
         self._decoder = Decoder()
         self._waiting: list[Frame] = []
         self._sending = threading.Lock()
-        check_greeting(self._message())
+        try:
+            first = self._message()
+            if isinstance(error := first.get("error"), dict):
+                raise from_dict(error)
+            check_greeting(first)
+        except BaseException:
+            self._link.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

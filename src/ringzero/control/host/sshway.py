@@ -125,8 +125,13 @@ def relay(link: socket.socket, said: bytes) -> None:
 
 
 def _outwards(link: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := os.read(_STDIN, _PIECE):
-            link.sendall(data)
-    with contextlib.suppress(OSError):
-        link.shutdown(socket.SHUT_WR)
+    how = socket.SHUT_RDWR
+    try:
+        with contextlib.suppress(OSError):
+            while data := os.read(_STDIN, _PIECE):
+                link.sendall(data)
+        how = socket.SHUT_WR
+    finally:
+        # After anything else nobody is to wait for an answer.
+        with contextlib.suppress(OSError):
+            link.shutdown(how)

@@ -23,7 +23,7 @@ from ringzero.control.host.actions import port_summaries, share_summaries
 from ringzero.control.machine import fork as forking
 from ringzero.control.machine import life
 from ringzero.control.machine.keeper import Keeper
-from ringzero.control.machine.server import Call
+from ringzero.control.machine.server import Call, conversation_fault
 from ringzero.errors import (
     ConflictError,
     GuestError,
@@ -290,7 +290,13 @@ def _bounded(keeper: Keeper, call: Call, command: Command, wait: float) -> Itera
             pause = _TELL
 
     def give_up() -> None:
-        if keeper.machine.agent.withdraw(command):
+        try:
+            waits = keeper.machine.agent.withdraw(command)
+        except Exception as fault:
+            # The client would wait for ever.
+            call.fail(conversation_fault(fault))
+            return
+        if waits:
             call.fail(
                 TimeoutExpiredError(
                     f"the guest took no command within {wait:g} seconds",

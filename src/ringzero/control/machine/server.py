@@ -36,6 +36,7 @@ from ringzero.api.values import Status
 from ringzero.control.host.directory import SOCKET, MachineDirectory
 from ringzero.errors import ControlError, NotFoundError, ProtocolError, RingzeroError
 from ringzero.host.files import host_error
+from ringzero.host.service import OnFault, ServiceThread
 
 # More at once than scripts, watchers and a fleet's monitor need; each costs two threads.
 MAX_CONNECTIONS = 128
@@ -59,6 +60,9 @@ Handlers: TypeAlias = Mapping[str, Callable[..., Any]]
 
 class Owner(Protocol):
     """Whose socket it is; handed on to the handlers."""
+
+    # Hears of an exception that ends the thread which accepts clients.
+    on_fault: OnFault | None
 
     @property
     def status(self) -> Status:
@@ -202,7 +206,11 @@ class Call:
     def _work(self) -> None:
         try:
             self._pass_on()
+        except Exception as fault:  # a fault of ours ends this conversation, not the machine
+            self._connection.refuse(fault)
         finally:
+            with self._changed:
+                self._closing = True
             # The reader of this connection waits for frames that nobody needs any more.
             self._connection.shut()
 
@@ -254,6 +262,10 @@ class Connection:
                         return
             except ProtocolError as fault:
                 self.send(encode_message({"error": fault.to_dict()}))
+            except OSError:
+                raise
+            except Exception as fault:
+                self.refuse(fault)
 
     def frames(self, *, patient: bool = False) -> Iterator[Frame]:
         """Yield frames until the client leaves; a `patient` reader waits long between them.
@@ -294,6 +306,11 @@ class Connection:
         """Send bytes; waits for the client. Raises OSError."""
         self._link.sendall(data)
 
+    def refuse(self, fault: Exception) -> None:
+        """Tell the client of a fault of ours, which is the end of the conversation."""
+        with contextlib.suppress(OSError):
+            self.send(encode_message({"error": conversation_fault(fault).to_dict()}))
+
     def leave(self) -> None:
         """Close this process's end without a word."""
         self._link.close()
@@ -323,7 +340,7 @@ class Connection:
         except OSError as fault:
             answer = {"error": host_error(fault, "do it for", self._name).to_dict()}
         except Exception as fault:  # a fault of ours ends this request, not the machine
-            answer = {"error": _internal(fault).to_dict()}
+            answer = {"error": conversation_fault(fault).to_dict()}
         try:
             self.send(encode_message(answer))
         finally:
@@ -344,7 +361,7 @@ class Connection:
         except OSError:
             pass  # the client went away
         except Exception as fault:
-            call.fail(_internal(fault))
+            call.fail(conversation_fault(fault))
         finally:
             call.close()
 
@@ -371,7 +388,7 @@ class Server:
         except OSError as fault:
             self._listener.close()
             raise host_error(fault, "listen on", path) from fault
-        self._thread = threading.Thread(target=self._accept, name="socket", daemon=True)
+        self._thread = ServiceThread(owner, self._accept, "socket")
 
     def start(self) -> None:
         """Begin to answer."""
@@ -412,7 +429,11 @@ class Server:
                 # Too many open files, most likely: clients that leave give some back.
                 time.sleep(0.1)
                 continue
-            self._admit(link)
+            try:
+                self._admit(link)
+            except Exception as fault:  # the end of this client, not of the socket
+                with link, contextlib.suppress(OSError):
+                    link.send(encode_message({"error": conversation_fault(fault).to_dict()}))
 
     def _admit(self, link: socket.socket) -> None:
         connection = Connection(link, self._owner, self._directory.name, self._handlers)
@@ -459,7 +480,8 @@ def _is_ours(link: socket.socket) -> bool:
     return _UCRED.unpack(data)[1] in (os.geteuid(), 0)
 
 
-def _internal(fault: Exception) -> ControlError:
+def conversation_fault(fault: BaseException) -> ControlError:
+    """Return the error for a fault of ours that ends one conversation."""
     return ControlError(
         f"internal error in the machine's process: {type(fault).__name__}: {fault}",
         hint="this is a fault in ringzero; the machine goes on",

@@ -148,7 +148,8 @@ class Download:
         """Hear of a guest that goes away before it has ended."""
         try:
             self._command.wait()
-        except GuestError as fault:
+        except BaseException as fault:
+            # Whatever it is, it belongs to whoever reads.
             self._intake.close(fault)
 
 
