@@ -16,7 +16,7 @@ from ringzero.cli.main import main
 from ringzero.cli.verb import VERBS
 from ringzero.cli.verbs.exec import Exec
 from ringzero.cli.verbs.run import Run
-from ringzero.errors import RingzeroError
+from ringzero.errors import HostError, RingzeroError
 
 SOURCE = str(Path(ringzero.__file__).parents[1])
 DOCS = Path(__file__).parents[2] / "docs"
@@ -243,6 +243,44 @@ def test_a_command_without_its_dashes(machines, words, told, capfd):
     for text in told:
         assert text in err
     assert not machines
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """References of which a registry is asked, which is not there; nothing is in the store."""
+    found = []
+
+    def pull(reference, **_):
+        found.append(reference.familiar)
+        raise HostError("cannot reach the registry", hint="is there a network?")
+
+    monkeypatch.setattr("ringzero.image.oci.pull.pull", pull)
+    monkeypatch.setenv("RINGZERO_CACHE_DIR", str(tmp_path))
+    return found
+
+
+def test_a_command_alone_is_told_before_a_registry_is_asked(machines, asked, capfd):
+    assert main(["run", "uname"]) == 3
+    err = capfd.readouterr().err
+    assert "no image is called 'uname' here; it is a command" in err
+    assert "ringzero run -- uname" in err and "ringzero pull uname" in err
+    assert not asked and not machines
+
+
+@pytest.mark.parametrize("word", ["nothing-of-this-name", "uname:latest", "x.org/uname"])
+def test_another_word_is_asked_of_a_registry_which_is_told_first(machines, asked, word, capfd):
+    assert main(["run", word]) != 0
+    err = capfd.readouterr().err
+    assert len(asked) == 1
+    bare = word.isidentifier() or "-" in word
+    first = "no image is called 'nothing-of-this-name' here, a registry is asked for one"
+    assert (first in err.splitlines()[0]) == bare
+    assert "cannot reach the registry" in err
+
+
+def test_programs_hear_of_the_fault_alone(machines, asked, capfd):
+    assert main(["run", "--json", "nothing-of-this-name"]) != 0
+    assert json.loads(capfd.readouterr().err)["error"]["message"]
 
 
 def test_an_image_by_its_word(machines):

@@ -1,6 +1,7 @@
 """Machines in processes of their own, with a fake guest: life, clients good and bad, death."""
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ import pytest
 from ringzero.api.protocol import Decoder, encode_data, encode_message
 from ringzero.api.table import get
 from ringzero.api.values import Status
+from ringzero.cli.main import main
 from ringzero.config.tree import config_to_tree
 from ringzero.control.host import client, directory
 from ringzero.control.host import launch as launching
@@ -553,3 +555,12 @@ def test_a_long_path_is_no_trouble(tmp_path, monkeypatch):
     start("web")
     assert client.machine("web").run(["echo", "x"]).stdout == b"x\n"
     client.machine("web").remove(force=True)
+
+
+def test_a_renamed_machine_is_told_by_its_new_name(root, capsys):
+    client.host().define({"kernel": __file__}, name="web")
+    assert main(["rename", "web", "db"]) == 0
+    assert main(["rename", "--json", "db", "web"]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == "db"
+    assert json.loads("".join(rest)) == [{"name": "web", "result": None}]

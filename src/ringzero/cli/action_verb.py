@@ -62,7 +62,8 @@ class MachineVerb(Verb):
             # What is no machine, and is in the way of one, can be removed.
             found = machine(name, odd=self.action == "remove")
             result = found.perform(action, given, Stream())
-            results.append({"name": name, "result": to_plain(result)})
+            # As it is called now: `rename` has changed that.
+            results.append({"name": found.name, "result": to_plain(result)})
             if not arguments.json:
                 self.tell(found, result)
         if arguments.json:

@@ -195,6 +195,7 @@ def default_config(arguments: argparse.Namespace) -> MachineConfig:
 
     common = common_fields(arguments)
     name = arguments.image or _DEFAULT_IMAGE
+    _look_here(name, quiet=arguments.json)
     try:
         image = names.find(name)(progress=Progress())
     except RingzeroError as fault:
@@ -224,6 +225,31 @@ def default_config(arguments: argparse.Namespace) -> MachineConfig:
 
     _place_program(arguments)
     return with_root(config, image)
+
+
+def _look_here(name: str, *, quiet: bool) -> None:
+    """Say what a bare word is taken for before a registry is asked for an image of that name.
+
+    Raises NotFoundError for one that is a command, InvalidValueError for one that is no name.
+    """
+    from ringzero.image import names
+
+    if any(c in name for c in ":/@") or names.is_here(name):
+        return
+    import shutil
+
+    if shutil.which(name):
+        raise NotFoundError(
+            f"no image is called {name!r} here; it is a command",
+            hint=f"a command goes behind --: ringzero run -- {name}; for an image of that name: "
+            f"ringzero pull {name}",
+        )
+    if not quiet:
+        print(
+            f"ringzero: no image is called {name!r} here, a registry is asked for one "
+            f"(a command goes behind --: ringzero run -- {name})",
+            file=sys.stderr,
+        )
 
 
 def _unknown(name: str, fault: RingzeroError) -> RingzeroError:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Of silence, in seconds, before a server is given up.
 _TIMEOUT = 60.0
+# And until there is a connection at all, its name found and its addresses tried.
+_CONNECT = 15.0
 _REDIRECTS = 10
 _REDIRECT_CODES = (301, 302, 303, 307, 308)
 # What of an answer is read that only tells of a fault, in bytes.
@@ -32,6 +34,10 @@ _AGENT = "ringzero"
 
 # What goes wrong between us and a server.
 FAULTS = (OSError, http.client.HTTPException)
+
+
+class NoConnectionError(OSError):
+    """A server that there is no way to, and none in a moment either."""
 
 
 def is_loopback(host: str) -> bool:
@@ -170,6 +176,8 @@ class Client:
     ) -> http.client.HTTPResponse:
         """Return the answer; where there is none, the connection is closed."""
         try:
+            if connection.sock is None:
+                _open(connection)
             connection.request(method, target, body, dict(headers))
             with self._lock:
                 self._used[connection] = connection.sock
@@ -227,6 +235,28 @@ class Client:
             if server not in self._contexts:
                 self._contexts[server] = self._tls(server)
             return self._contexts[server]
+
+
+def _open(connection: http.client.HTTPConnection) -> None:
+    """Connect. Raises what that raises, and NoConnectionError when it takes too long.
+
+    On a thread: looking a name up cannot be bounded otherwise, nor ended by Ctrl-C.
+    """
+    faults: list[BaseException] = []
+
+    def connect() -> None:
+        try:
+            connection.connect()
+        except BaseException as fault:
+            faults.append(fault)
+
+    thread = threading.Thread(target=connect, name="connect", daemon=True)
+    thread.start()
+    thread.join(_CONNECT)
+    if thread.is_alive():
+        raise NoConnectionError(f"no connection within {_CONNECT:g} seconds")
+    if faults:
+        raise faults[0]
 
 
 def _this_hosts(server: str) -> ssl.SSLContext:

@@ -64,6 +64,18 @@ class ImageMaker(Protocol):
 IMAGES: Registry[ImageMaker] = Registry("image", "ringzero.image.catalog")
 
 
+def is_here(name: str) -> bool:
+    """Whether no registry has to be asked for the image called `name`.
+
+    Raises InvalidValueError for what can be no image's name.
+    """
+    if name in IMAGES:
+        return True
+    from ringzero.image.oci import boot
+
+    return boot.is_here(name)
+
+
 def find(name: str) -> ImageMaker:
     """Return what makes the image called `name`: one of ours, or a container's.
 

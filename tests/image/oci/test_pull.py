@@ -15,7 +15,7 @@ import time
 import pytest
 
 from ringzero.errors import GuestImageError, HostError, NotFoundError, RingzeroError
-from ringzero.image import micro
+from ringzero.image import http, micro
 from ringzero.image.fs.contract import open_file_system
 from ringzero.image.micro import BootFiles
 from ringzero.image.oci import boot
@@ -179,6 +179,22 @@ def test_nobody_is_there(registry, cache):
         take(f"{registry.host}/none", cache)
     with pytest.raises(HostError, match="Connection refused"):
         take("127.0.0.1:1/none", cache)
+
+
+def test_a_server_that_never_answers_to_a_connection(registry, cache, monkeypatch):
+    """Once, and not again: looking its name up counts, which nothing else would bound."""
+    connects, over = [], threading.Event()
+
+    def connect(connection):
+        connects.append(connection.host)
+        over.wait(60)
+
+    monkeypatch.setattr(http, "_CONNECT", 0.1)
+    monkeypatch.setattr("http.client.HTTPConnection.connect", connect)
+    with pytest.raises(HostError, match=r": no connection within 0\.1 seconds"):
+        take(f"{registry.host}/none", cache)
+    over.set()
+    assert len(connects) == 1
 
 
 # ---- who we are ------------------------------------------------------------

@@ -11,7 +11,6 @@ engine is loaded.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +38,11 @@ class RemoteMachine(MachineActions):
 
     def __init__(self, where: MachineDirectory) -> None:
         self.directory = where
-        self.name = where.name
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.directory.name
 
     def perform(self, action: Action, arguments: dict[str, Any], stream: Stream) -> Any:
         """Do it here, or ask the machine's process. Raises what it raises, and ControlError."""
@@ -51,7 +54,10 @@ class RemoteMachine(MachineActions):
             where.require_alive()
         action.require(self.name, where.status())
         more = {"stream": stream} if action.wants_stream else {}
-        return handler.act(where, **more, **action.complete(arguments))
+        result = handler.act(where, **more, **action.complete(arguments))
+        if EventKind.RENAMED in action.events:
+            self.directory = MachineDirectory(where.path.with_name(arguments["name"]))
+        return result
 
     def boot_bound(self) -> float:
         """Return how long the guest may take to start, in seconds; 0 is no bound."""
@@ -100,6 +106,10 @@ class RemoteMachine(MachineActions):
         plain = ["sh", "-c", words] if isinstance(words, str) else list(map(os.fsdecode, words))
         try:
             answer = self.exec(collected, plain, stdin=bool(data))
+        except RingzeroError:
+            if collected.fault is not None:
+                raise collected.fault from None
+            raise
         finally:
             collected.close()
         if collected.over:
@@ -220,6 +230,8 @@ class _Collector(Stream):
         self._timer: threading.Timer | None = None
         # Whether the command's time is over.
         self.over = False
+        # What went wrong on a thread of this side, which has left because of it.
+        self.fault: BaseException | None = None
         self.output = {STDOUT: bytearray(), STDERR: bytearray()}
 
     def begin(self, link: Link) -> None:
@@ -240,15 +252,21 @@ class _Collector(Stream):
 
     def _kill(self, link: Link) -> None:
         self.over = True
-        with contextlib.suppress(RingzeroError):
+        try:
             link.event("signal", name="KILL")
+        except BaseException as fault:
+            self._leave(link, fault)
 
     def _feed(self, link: Link) -> None:
         try:
             if self._input:
                 link.send(self._input)
             link.send(b"")
-        except BaseException:
+        except BaseException as fault:
             # The command would wait for the rest for ever.
-            link.close()
-            raise
+            self._leave(link, fault)
+
+    def _leave(self, link: Link, fault: BaseException) -> None:
+        """End the command because of a fault of this side's."""
+        self.fault = fault
+        link.close()

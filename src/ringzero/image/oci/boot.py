@@ -87,6 +87,12 @@ def files(name: str, image: StoredImage, *, progress: Progress = QUIET) -> Conta
     return ContainerFiles(name, base.kernel, base.initrd, base.command_line, image, base.digest)
 
 
+def is_here(text: str) -> bool:
+    """Whether no registry is asked for the image called `text`. Raises InvalidValueError."""
+    name = parse(text)
+    return isinstance(name, Local) or Store(CACHE_DIR.get()).named(name) is not None
+
+
 def absolute(name: Reference | Local) -> Reference | Local:
     """Return the same with a path that means the same in every directory."""
     return replace(name, path=name.path.absolute()) if isinstance(name, Local) else name

@@ -23,7 +23,16 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlencode, urlsplit
 
 from ringzero.errors import GuestImageError, HostError, NotFoundError
-from ringzero.image.http import FAULTS, MAX_ANSWER, Answer, Client, is_loopback, origin, proxy
+from ringzero.image.http import (
+    FAULTS,
+    MAX_ANSWER,
+    Answer,
+    Client,
+    NoConnectionError,
+    is_loopback,
+    origin,
+    proxy,
+)
 from ringzero.image.oci import credentials
 from ringzero.image.oci.certificates import Trust, context, folder
 from ringzero.image.oci.manifest import INDEXES, MANIFESTS, MAX_DOCUMENT, Descriptor
@@ -353,9 +362,8 @@ def _is_final(lost: Exception) -> bool:
     """Whether what went wrong will go wrong again."""
     import ssl
 
-    return isinstance(lost, (ConnectionRefusedError, gaierror, ssl.SSLCertVerificationError)) or (
-        isinstance(lost, ssl.SSLError) and _speaks_other(lost)
-    )
+    hopeless = (ConnectionRefusedError, gaierror, NoConnectionError, ssl.SSLCertVerificationError)
+    return isinstance(lost, hopeless) or (isinstance(lost, ssl.SSLError) and _speaks_other(lost))
 
 
 def _speaks_other(lost: Exception) -> bool:
