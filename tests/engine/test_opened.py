@@ -95,3 +95,14 @@ def test_whatever_it_depends_on_is_another_note(cache, what, tmp_path, monkeypat
     else:
         guest = "toy"
     assert opened._note(guest) != before
+
+
+@pytest.mark.parametrize("which", ["note", "directory", "file"])
+def test_what_others_may_write_to_is_not_taken(cache, which):
+    right = opened.ensure().key
+    (note,) = notes(cache)
+    directory = cache / right
+    place = {"note": note, "directory": directory, "file": directory / "core.o"}[which]
+    assert opened._read(note) is not None
+    place.chmod(place.stat().st_mode | 0o002)
+    assert opened._read(note) is None

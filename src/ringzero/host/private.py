@@ -1,4 +1,4 @@
-"""Files and directories that are this user's alone, opened without trust in what stands there."""
+"""Files and directories that are this user's alone, or that nobody else could have changed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,25 @@ from pathlib import Path
 from ringzero.errors import StateError
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def is_trusted(status: os.stat_result) -> bool:
+    """Whether only those may write to a file who may have us run anything anyway.
+
+    These are this user, root, and whoever owns this package.
+    """
+    owners = (0, os.geteuid(), os.stat(__file__).st_uid)  # noqa: PTH116 - at each start
+    return status.st_uid in owners and not status.st_mode & _OTHERS_WRITE
+
+
+def is_trusted_directory(path: Path) -> bool:
+    """Whether that is so of a directory and of all that is in it."""
+    try:
+        with os.scandir(path) as entries:
+            return is_trusted(path.stat()) and all(is_trusted(one.stat()) for one in entries)
+    except OSError:
+        return False
 
 
 def open_private(path: Path | str, within: int | None = None, *, directory: bool = False) -> int:

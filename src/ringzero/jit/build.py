@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ringzero.digest import blake2b
 from ringzero.host.files import host_error, locked, require_space
+from ringzero.host.private import is_trusted_directory
 from ringzero.host.progress import QUIET, Steps
 from ringzero.jit.compile.llvm import PORTABLE, Library, Target, host_identity, host_target
 from ringzero.records import record
@@ -85,13 +86,15 @@ def compiled(guest: str = DEFAULT_GUEST) -> Iterator[EngineObjects]:
     places += [(target, SHIPPED / target.name) for target in portable]
     for target, directory in places:
         found = _read(directory, target, guest)
-        if found is not None:
+        # Whoever may change the package may have us run anything.
+        if found is not None and (directory.parent == SHIPPED or may_run(directory)):
             yield found
 
 
 def kept(target: Target, guest: str = DEFAULT_GUEST) -> EngineObjects | None:
     """Return a guest's engine for a target that is in the cache."""
-    return _read(CACHE_DIR.get() / "engine" / cache_key(target, guest), target, guest)
+    found = _read(CACHE_DIR.get() / "engine" / cache_key(target, guest), target, guest)
+    return found if found is not None and may_run(found.directory) else None
 
 
 def _read(directory: Path, target: Target, guest: str) -> EngineObjects | None:
@@ -104,6 +107,15 @@ def _read(directory: Path, target: Target, guest: str) -> EngineObjects | None:
     if key != cache_key(target, guest):
         return None
     return EngineObjects(directory, key, units, target.name, guest)
+
+
+def may_run(directory: Path) -> bool:
+    """Whether what is in a directory is as it was compiled, for all that others could have done."""
+    if is_trusted_directory(directory):
+        return True
+    from ringzero.jit import trust
+
+    return trust.is_known(directory)
 
 
 def ensure(steps: Steps = QUIET, guest: str = DEFAULT_GUEST) -> EngineObjects:
@@ -152,7 +164,8 @@ def _compile(
         # The slowest first, so that all workers end at about the same time.
         units = code.units()
         whom = target.name if target.needs else "this host"
-        with steps.step(f"compiling the software engine for {whom}, once") as step:
+        why = f", anew: others may have changed {directory}" if directory.exists() else ", once"
+        with steps.step(f"compiling the software engine for {whom}{why}") as step:
             compile_all(
                 *(guest, units, work, target),
                 lambda done, total: step.update(done / total, f"{done} of {total}"),
@@ -161,15 +174,22 @@ def _compile(
         names = list(code.objects)
         record = {"units": names, "key": key, "target": target.name}
         (work / _COMPLETE).write_text(json.dumps(record))
-        # Others may use it: an image that it is baked into, a user other than root.
+        # Others may use it: an image that it is baked into, a user other than root. And nobody
+        # may change it, whatever the umask.
         work.chmod(0o755)
+        for path in work.iterdir():
+            path.chmod(0o644)
         try:
             work.rename(directory)
         except OSError:
-            # Somebody else was faster, or an incomplete or older directory is in the way.
-            if again or not (directory / _COMPLETE).exists():
+            # Somebody else was faster, or what is in the way is incomplete, older, or not ours.
+            if again or not (directory / _COMPLETE).exists() or not may_run(directory):
                 shutil.rmtree(directory, ignore_errors=True)
                 work.rename(directory)
+        if not is_trusted_directory(directory):
+            from ringzero.jit import trust
+
+            trust.note(directory)
     except OSError as fault:
         raise host_error(fault, "write", directory) from fault
     finally:

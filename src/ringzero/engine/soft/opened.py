@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ringzero.digest import blake2b
+from ringzero.host.private import is_trusted, is_trusted_directory
 from ringzero.host.progress import QUIET, Steps
 from ringzero.records import record
 from ringzero.settings import CACHE_DIR
@@ -105,10 +106,15 @@ def _stamp(name: str, status: os.stat_result) -> bytes:
 
 
 def _read(note: Path) -> Noted | None:
-    """Return the engine that a note names, where it still is."""
+    """Return the engine that a note names, where it still is and nobody else could change it."""
     try:
-        noted = json.loads(note.read_bytes())
+        with note.open("rb") as file:
+            if not is_trusted(os.fstat(file.fileno())):
+                return None
+            noted = json.loads(file.read())
         directory = Path(noted["directory"])
+        if not is_trusted_directory(directory):
+            return None
         told = json.loads((directory / _COMPLETE).read_bytes())
         if told["key"] != noted["key"]:
             return None
@@ -121,6 +127,7 @@ def _write(note: Path, found: Noted) -> None:
     note.parent.mkdir(parents=True, exist_ok=True)
     temporary = note.with_name(f"building-{note.name}-{os.urandom(4).hex()}")
     try:
+        temporary.touch(0o644)
         temporary.write_text(json.dumps({"directory": str(found.directory), "key": found.key}))
         temporary.replace(note)
     finally:

@@ -12,6 +12,8 @@ import llvmlite.binding as llvm
 
 from ringzero.digest import blake2b
 from ringzero.errors import EngineError, InvalidValueError
+from ringzero.host.files import open_regular
+from ringzero.host.private import is_trusted
 from ringzero.records import record
 from ringzero.settings import CACHE_DIR
 
@@ -201,16 +203,17 @@ def cached_object(
     for part in (llvm_version(), identity, str(level), relocation, *passes, *needless, ir):
         digest.update(part.encode() + b"\0")
     path = CACHE_DIR.get() / "objects" / digest.hexdigest()
-    try:
-        return path.read_bytes()
-    except OSError:
-        data = compile_object(ir, level=level, relocation=relocation, passes=passes, target=target)
+    with contextlib.suppress(OSError), os.fdopen(open_regular(path), "rb") as file:
+        if is_trusted(os.fstat(file.fileno())):
+            return file.read()
+    data = compile_object(ir, level=level, relocation=relocation, passes=passes, target=target)
     # Without room for it, the next build takes longer, and that is all.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
         try:
             temporary.write_bytes(data)
+            temporary.chmod(0o644)
             temporary.rename(path)
         finally:
             temporary.unlink(missing_ok=True)
