@@ -9,6 +9,7 @@ import struct
 import pytest
 
 from ringzero.disk import create_disk, open_as_backing, open_disk
+from ringzero.disk.formatnames import qemu_format_name
 from ringzero.disk.formats.vhd.structures import Footer, Header, checksum
 from ringzero.disk.formats.vhdx.structures import METADATA, Metadata
 from ringzero.errors import (
@@ -553,3 +554,46 @@ def test_names_of_windows(tmp_path, name):
         file.write(struct.pack(">I", len(name)))
     with open_disk(path, read_only=True, tell=lambda text: None) as disk:
         assert disk.backing.path == tmp_path / "new/base.qcow2"
+
+
+# ---- overlays that do not say what lies below ------------------------------
+
+
+def overlay_without_format(directory, kind):
+    """Make an overlay as others leave it: its backing file is named, its format is not."""
+    create_disk(directory / "base", kind, MIB)
+    create_disk(directory / "top", "qcow2", backing="base", backing_format=kind)
+    data = bytearray((directory / "top").read_bytes())
+    # The header extension "backing file format name" becomes one that nobody knows.
+    at = data.index(struct.pack(">II", 0xE2792ACA, len(qemu_format_name(kind))))
+    data[at : at + 4] = b"none"
+    (directory / "top").write_bytes(data)
+    return directory / "top"
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2", "vhd"])
+def test_a_format_that_is_guessed_is_said(tmp_path, kind):
+    top, told = overlay_without_format(tmp_path, kind), []
+    with open_disk(top, tell=told.append) as disk:
+        assert disk.backing.format == kind
+    (text,) = told
+    assert f"{top} does not say of which format base is: by its content it is {kind}" in text
+    assert f"`ringzero disk rebase -u -F {kind} -b base {top}`" in text
+    with open_disk(top, backing=False) as disk:
+        disk.change_backing("base", kind)
+    with open_disk(top, tell=told.append):
+        assert len(told) == 1
+
+
+@pytest.mark.parametrize("now", [0, 946_684_799, 1 << 40])
+@pytest.mark.parametrize("kind", OVERLAYS)
+def test_a_host_whose_clock_is_wrong(tmp_path, monkeypatch, kind, now):
+    """As one without a battery after its start: images are made, and open."""
+    monkeypatch.setattr("time.time", lambda: float(now))
+    monkeypatch.setattr("time.time_ns", lambda: now * 10**9)
+    create_disk(tmp_path / "base", kind, MIB)
+    create_disk(tmp_path / "top", kind, backing="base")
+    with open_disk(tmp_path / "top") as disk:
+        disk.write(0, b"above")
+    with open_disk(tmp_path / "top", read_only=True) as disk:
+        assert disk.read(0, 5) == b"above"

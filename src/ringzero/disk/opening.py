@@ -64,7 +64,16 @@ class _Around(Surroundings):
         if not self.with_backing:
             return None
         self._refuse_inside(name)
-        return self._open_layer(self._find(parse_name(name, format)))
+        found = self._find(parse_name(name, format))
+        disk = self._open_layer(found)
+        if found.format is None:
+            # A guess: whoever wrote to a raw base may have made it look like something else.
+            self.rules.tell(
+                f"{self.path} does not say of which format {found.path} is: by its content it is "
+                f"{disk.format}; `ringzero disk rebase -u -F {disk.format} -b {name} {self.path}` "
+                "writes that down"
+            )
+        return disk
 
     def _find(self, name: FileName) -> FileName:
         """Return where a backing file is: as it is named, or where that is gone, beside the image.
@@ -281,7 +290,8 @@ def open_disk(
     files the names in the image may lead to. `lock=False` looks at an image
     that somebody may be writing. `sync=False` makes flush cheap and a loss of
     power fatal. `tell` is given what the user should know of, a backing file
-    that was found elsewhere than the image says; by default that is a Python warning.
+    that was found elsewhere than the image says, or whose format the image does not say; by
+    default that is a Python warning.
 
     Raises NotFoundError, DiskFormatError, DiskUnsupportedError,
     DiskLockedError, DiskReadOnlyError, DiskError.

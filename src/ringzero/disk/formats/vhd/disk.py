@@ -7,7 +7,6 @@ front holds.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from itertools import chain
 from typing import Self
@@ -33,7 +32,6 @@ from ringzero.disk.formats.vhd.structures import (
     COOKIE,
     DIFFERENCING,
     DYNAMIC,
-    EPOCH,
     FIXED,
     HEADER_SIZE,
     MAX_BLOCK,
@@ -42,6 +40,7 @@ from ringzero.disk.formats.vhd.structures import (
     Header,
     locators_for,
     read_footer,
+    timestamp,
 )
 from ringzero.disk.gaps import Range
 from ringzero.disk.paged import PagedTable
@@ -509,7 +508,7 @@ def _link(header: Header, around: Surroundings, name: str, kind: str) -> list[tu
     with around.look_at(name, kind) as parent:
         assert isinstance(parent, VhdDisk)
         header.parent = parent.footer.unique
-        header.parent_time = int(time.time()) - EPOCH
+        header.parent_time = timestamp()
     header.parent_name = relative
     return locators
 

@@ -39,13 +39,18 @@ _NIL = UUID(int=0)
 _VERSION = 0x0001_0000
 _RESERVED = 2
 # 2000-01-01 00:00:00 UTC, from which VHD counts seconds.
-EPOCH = 946_684_800
+_EPOCH = 946_684_800
 # Who rounds sizes up to whole cylinders, and then means the cylinders.
 _BY_GEOMETRY = (b"vpc ", b"qemu")
 # Readers take the size of the footer as it is only from creators that they know.
 _CREATOR, _SYSTEM = b"win ", b"Wi2k"
 _MAX_GEOMETRY = (65535, 16, 255)
 MAX_BLOCK = 256 * MIB
+
+
+def timestamp() -> int:
+    """Return the time now as images have it; 0 where the host's clock stands before 2000."""
+    return max(0, int(time.time()) - _EPOCH) & 0xFFFF_FFFF
 
 
 @mutable_record
@@ -66,7 +71,7 @@ class Footer:
     @classmethod
     def make(cls, size: int, kind: int) -> Footer:
         """Return the footer of a new image."""
-        return cls(size, kind, size, int(time.time()) - EPOCH, geometry=geometry(size))
+        return cls(size, kind, size, timestamp(), geometry=geometry(size))
 
     @classmethod
     def parse(cls, data: bytes, name: str) -> Footer | None:
