@@ -17,11 +17,18 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def compiler(monkeypatch):
+def guests():
+    """The guests that engines were compiled for."""
+    return []
+
+
+@pytest.fixture
+def compiler(monkeypatch, guests):
     """Stands for the compiler; notes what it was asked for."""
     asked = []
 
-    def compile_for(target, steps, directory):
+    def compile_for(target, steps, directory, guest):
+        guests.append(guest)
         asked.append((target.name, directory))
         return build.EngineObjects(directory, "0" * 32, ["core"], target.name)
 
@@ -37,6 +44,18 @@ def test_build_is_portable_unless_told_otherwise(compiler, capsys, tmp_path):
     assert compiler[2][1] == tmp_path / "out"
     assert main(["engine", "build", "--target", "pentium"]) == 2
     assert "x86-64-v3" in capsys.readouterr().err
+
+
+def test_guests_of_further_models_have_an_engine_of_their_own(compiler, guests, capsys):
+    for model in ("x86-64-v2", "x86-64-v3", "max"):
+        assert main(["engine", "build", "--cpu", model]) == 0
+    assert guests == ["x86_64", "x86_64_extended", "x86_64_extended"]
+    capsys.readouterr()
+    assert main(["engine", "build", "--cpu", "x86-64-v9"]) == 2
+    assert "x86-64-v3" in capsys.readouterr().err
+    assert main(["engine", "build", "--cpu", "help"]) == 0
+    assert "x86-64-v3" in capsys.readouterr().out
+    assert len(guests) == 3
 
 
 def test_what_is_there_is_not_built_again(cache, compiler, capsys):

@@ -327,3 +327,11 @@ def test_progress_goes_to_stderr_only_when_slow():
         time.sleep(1.1)
         step.update(0.5, "half")
     assert stream.getvalue() == "ringzero: slow ...\n"
+
+
+def test_models_of_processors_are_listed_in_place_of_a_start(machines, capsys):
+    assert main(["run", "--cpu", "help"]) == 0
+    out = capsys.readouterr().out
+    for model in ("x86-64-v2", "x86-64-v3", "max", "host"):
+        assert f"\n{model} " in out
+    assert "THIS HOST" in out

@@ -16,7 +16,8 @@ from ringzero.core.memory import GuestMemory
 from ringzero.engine.soft.x86.native import native_engine
 from ringzero.engine.soft.x86.vm import X86SoftVm
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpuid import CpuidLeaf
+from ringzero.isa.x86.architecture import EXTENDED_GUEST, X86_64
+from ringzero.isa.x86.cpuid import CpuidLeaf, features_of, needs_extensions
 from ringzero.isa.x86.state import CpuState, Segment, Table
 from tests.oracle import assembler
 
@@ -146,7 +147,9 @@ class Guest:
 
     def __init__(self, cpuid: list[CpuidLeaf] | None = None) -> None:
         self.memory = GuestMemory([(0, SIZE)])
-        self.vm = X86SoftVm(native_engine(), self.memory, cpuid or [], 1_000_000_000)
+        beyond = needs_extensions(features_of(cpuid or []))
+        engine = native_engine(EXTENDED_GUEST if beyond else X86_64.name)
+        self.vm = X86SoftVm(engine, self.memory, cpuid or [], 1_000_000_000)
         self.interrupts = QuietInterrupts()
         self.vcpu = self.vm.create_vcpu(0, self.interrupts)
         self.vcpu._enter = getattr(self.vm.engine, self.entry)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringzero.errors import InvalidValueError
+from ringzero.errors import HostError, InvalidValueError
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86 import cpuid
 from ringzero.isa.x86.cpuid import (
@@ -28,6 +28,8 @@ V2 = {
     *("cmov", "cx8", "fpu", "fxsr", "mmx", "syscall", "sse", "sse2"),
     *("cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"),
 }
+# What x86-64-v3 adds (the same table); LZCNT is abm to Linux.
+V3 = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"}
 # Bits as Linux numbers them in cpufeatures.h, for a few that are easily confused.
 LINUX_BITS = {"pni": (1, "ecx", 0), "x2apic": (1, "ecx", 21), "nx": (0x80000001, "edx", 20)}
 
@@ -57,6 +59,52 @@ def test_the_engine_that_is_the_processor_claims_what_it_is_immune_to():
         assert (
             not cpuid.features_of(cpuid.build(f"{MODEL}-{name}", vcpus=1, tsc_hz=TSC)) & IMMUNITIES
         )
+
+
+def test_the_next_level_keeps_the_promise_of_its_name():
+    leaves = cpuid.build("x86-64-v3", vcpus=1, tsc_hz=TSC)
+    assert cpuid.features_of(leaves) >= V2 | V3
+    # Its XSAVE area has room for the upper halves.
+    assert leaf(leaves, 0xD).eax == 7
+    assert leaf(leaves, 0xD).ecx == 832
+    upper = leaf(leaves, 0xD, 2)
+    assert (upper.eax, upper.ebx) == (256, 576)
+    assert leaf(build(), 0xD).eax == 3
+
+
+def test_a_host_without_an_instruction_is_told_at_once():
+    rich = frozenset(cpuid.host_needs(MODELS["max"]))
+    for name in ("x86-64-v3", "max"):
+        assert not cpuid.host_lacks(MODELS[name], rich)
+    with pytest.raises(HostError, match="x86-64-v3 takes a host with f16c, fma") as caught:
+        cpuid.build("x86-64-v3", vcpus=1, tsc_hz=TSC, host=rich - {"fma", "f16c"})
+    assert "--cpu max" in caught.value.hint
+    # The default asks for nothing.
+    assert cpuid.features_of(cpuid.build(MODEL, vcpus=1, tsc_hz=TSC, host=frozenset())) >= V2
+
+
+@pytest.mark.parametrize(
+    ("lacking", "gone"),
+    [
+        ({"fma"}, {"fma"}),
+        ({"aes"}, {"aes", "vaes"}),
+        ({"avx2"}, {"avx2", "vaes", "vpclmulqdq"}),
+        ({"avx"}, {"avx", "avx2", "fma", "f16c", "vaes", "vpclmulqdq"}),
+    ],
+)
+def test_the_greatest_model_is_what_the_host_can_carry(lacking, gone):
+    host = frozenset(cpuid.host_needs(MODELS["max"])) - lacking
+    leaves = cpuid.build("max", vcpus=1, tsc_hz=TSC, host=host)
+    assert MODELS["max"].features - cpuid.features_of(leaves) == gone
+    assert (leaf(leaves, 0xD).eax == 7) == ("avx" not in lacking)
+
+
+def test_under_kvm_the_kernel_bounds_the_further_models():
+    supported = cpuid.build("x86-64-v3", vcpus=1, tsc_hz=TSC)
+    assert cpuid.features_of(cpuid.build("max", vcpus=1, tsc_hz=TSC, supported=supported)) >= V3
+    poor = [replace(item, ebx=0) if item.function == 7 else item for item in supported]
+    with pytest.raises(HostError, match="avx2"):
+        cpuid.build("x86-64-v3", vcpus=1, tsc_hz=TSC, supported=poor)
 
 
 def test_no_two_features_share_a_bit():

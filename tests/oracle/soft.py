@@ -18,6 +18,7 @@ from ringzero.engine.soft.x86.vcpu import X86SoftVcpu
 from ringzero.engine.soft.x86.vm import X86SoftVm
 from ringzero.isa import execution
 from ringzero.isa.x86 import cpu as x86
+from ringzero.isa.x86.architecture import X86_64
 from ringzero.isa.x86.cpu import Cpu
 from tests.oracle.model import (
     CODE_BASE,
@@ -88,11 +89,14 @@ class NoInterrupts:
 
 
 class Soft:
-    """Runs cases on one vCPU; `entry` names the run loop (interpreter or translator)."""
+    """Runs cases on one vCPU; `entry` names the run loop (interpreter or translator).
 
-    def __init__(self, entry: str = "run_interpreter") -> None:
+    `guest` is that of the compiled engine; with one beyond x86-64-v2 user code has AVX.
+    """
+
+    def __init__(self, entry: str = "run_interpreter", guest: str = X86_64.name) -> None:
         self.name = entry.removeprefix("run_")
-        engine = native_engine()
+        engine = native_engine(guest)
         self.memory = GuestMemory([(0, 1 << 20)])
         self.vm = X86SoftVm(engine, self.memory, [], 1_000_000_000)
         vcpu = self.vm.create_vcpu(0, NoInterrupts())
@@ -104,6 +108,9 @@ class Soft:
         self._gprs = (ctypes.c_uint64 * 16).from_address(self.vcpu.address + Cpu.offset_of("regs"))
         self._raw = {name: self._field(name) for name in _PER_CASE}
         self._build_tables()
+        if guest != X86_64.name:
+            self.cpu.cr4 |= x86.CR4_OSXSAVE
+            self.cpu.xcr0 = self.cpu.xcr0_mask = x86.XCR0_X87 | x86.XCR0_SSE | x86.XCR0_AVX
         self._users = {mode: self._user_segments(mode) for mode in (64, 32)}
 
     def run(self, cases: list[Case]) -> list[Outcome]:

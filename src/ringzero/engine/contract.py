@@ -305,9 +305,9 @@ class Engine(ABC):
         return ""
 
     def prepare(  # noqa: B027 - an engine that needs no preparation
-        self, steps: Steps, architecture: Architecture[Any]
+        self, steps: Steps, architecture: Architecture[Any], model: str
     ) -> None:
-        """Make what is made once on a host for guests of an architecture, reporting to `steps`.
+        """Make what is made once on a host for processors of a model, reporting to `steps`.
 
         Nothing to do where it was made before; whoever does not call this waits for it
         without a word when the first machine is made. Raises EngineError, HostError.

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from ringzero.core.memory import GuestMemory
 from ringzero.errors import InvalidValueError
+from ringzero.records import record
 
 State = TypeVar("State")
 
@@ -33,6 +34,23 @@ class Identification(ABC):
     @abstractmethod
     def features(self) -> frozenset[str]:
         """Names of the features shown, as the guest's Linux calls them."""
+
+
+@record
+class ProcessorModel:
+    """A model of processors that users can ask for, on this host.
+
+    `asks` names the features of the host's processor that an engine which translates needs for
+    it, `lacks` those of them that this host has not. A model that is `partial` is there without
+    them, less what they are needed for. `translated`: not by hardware's help alone.
+    """
+
+    name: str
+    summary: str
+    asks: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+    partial: bool = False
+    translated: bool = True
 
 
 class Architecture(ABC, Generic[State]):
@@ -58,6 +76,14 @@ class Architecture(ABC, Generic[State]):
         the engine can give, None: everything that is known. Raises
         InvalidValueError for an unknown model.
         """
+
+    def models(self) -> Sequence[ProcessorModel]:
+        """Return the models that there are, the default first."""
+        return ()
+
+    def compiled_guest(self, model: str) -> str:
+        """Return the guest of compiled engines (`jit.guest`) that has what `model` has."""
+        return self.name
 
     # ---- state ------------------------------------------------------------
 

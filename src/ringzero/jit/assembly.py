@@ -44,11 +44,19 @@ def record(struct: StructType, values: Mapping[str, int | Iterable[int]]) -> byt
     return bytes(buffer)
 
 
-def write_stencils(work: Path, stencils: Mapping[int, Compiled], count: int) -> None:
-    """Write the tables of `count` stencils, those that there are not with no code."""
-    blob = bytearray()
-    records = bytearray(Stencil.size * count)
-    holes = bytearray()
+def write_stencils(
+    work: Path, stencils: Mapping[int, Compiled], count: int, *, behind: bool = False
+) -> None:
+    """Write the tables of `count` stencils, those that there are not with no code.
+
+    `behind`: those with lower numbers are in `work` already.
+    """
+    blob, records, holes = bytearray(), bytearray(), bytearray()
+    if behind:
+        blob += (work / "blob.bin").read_bytes()
+        records += (work / "stencils.bin").read_bytes()
+        holes += (work / "holes.bin").read_bytes()
+    records += bytes(Stencil.size * count - len(records))
     for number, (text, places) in sorted(stencils.items()):
         code = bytes.fromhex(text)
         records[number * Stencil.size : (number + 1) * Stencil.size] = record(

@@ -24,7 +24,14 @@ from ringzero.digest import blake2b
 from ringzero.host.files import host_error, locked, require_space
 from ringzero.host.private import is_trusted_directory
 from ringzero.host.progress import QUIET, Steps
-from ringzero.jit.compile.llvm import PORTABLE, Library, Target, host_identity, host_target
+from ringzero.jit.compile.llvm import (
+    PORTABLE,
+    Library,
+    Target,
+    host_identity,
+    host_target,
+    target_named,
+)
 from ringzero.records import record
 from ringzero.settings import CACHE_DIR
 
@@ -119,8 +126,18 @@ def may_run(directory: Path) -> bool:
 
 
 def ensure(steps: Steps = QUIET, guest: str = DEFAULT_GUEST) -> EngineObjects:
-    """Return a guest's compiled engine, compiling it for this host first when there is none."""
-    return next(compiled(guest), None) or build(host_target(), steps, guest=guest)
+    """Return a guest's compiled engine, compiling it for this host first when there is none.
+
+    One that completes another guest's is compiled for the target of that one.
+    """
+    found = next(compiled(guest), None)
+    if found is not None:
+        return found
+    from ringzero.jit.guest import GUESTS
+
+    base = GUESTS.get(guest).base
+    target = host_target() if base is None else target_named(ensure(steps, base).target)
+    return build(target, steps, guest=guest)
 
 
 def build(
@@ -157,15 +174,20 @@ def _compile(
 
     code = GUESTS.get(guest)()
     key = cache_key(target, guest)
+    base = None if code.base is None else _base(target, steps, code.base)
     work = None
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix="building-", dir=directory.parent))
+        if base is not None:
+            shutil.copytree(base.directory, work, dirs_exist_ok=True)
+            (work / _COMPLETE).unlink()
         # The slowest first, so that all workers end at about the same time.
         units = code.units()
         whom = target.name if target.needs else "this host"
         why = f", anew: others may have changed {directory}" if directory.exists() else ", once"
-        with steps.step(f"compiling the software engine for {whom}{why}") as step:
+        what = "the software engine" if base is None else "further instructions of it"
+        with steps.step(f"compiling {what} for {whom}{why}") as step:
             compile_all(
                 *(guest, units, work, target),
                 lambda done, total: step.update(done / total, f"{done} of {total}"),
@@ -196,6 +218,12 @@ def _compile(
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
     return EngineObjects(directory, key, names, target.name, guest)
+
+
+def _base(target: Target, steps: Steps, guest: str) -> EngineObjects:
+    """Return the engine of another guest for a target, to be completed."""
+    there = (found for found in compiled(guest) if found.target == target.name)
+    return next(there, None) or build(target, steps, guest=guest)
 
 
 def remove() -> list[Path]:

@@ -20,6 +20,9 @@ class GuestCode(ABC):
 
     # Names of the units with an object NAME.o, which are linked.
     objects: ClassVar[tuple[str, ...]]
+    # The guest whose engine this one completes: its files lie in the directory before any unit is
+    # compiled.
+    base: ClassVar[str | None] = None
 
     @abstractmethod
     def units(self) -> list[str]:

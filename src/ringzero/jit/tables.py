@@ -12,11 +12,11 @@ from ringzero.native import Struct, field, i32, u8, u16, u32, u64
 
 # What a hole is filled with (index into Scratch.holes), by the symbol that stands for it.
 HOLES = (
-    "H0", "H1", "HI", "HN", "HD", "HB", "HX", "HS", "HC", "HO", "HR", "HG", "HQ", "HF",
+    "H0", "H1", "H2", "HI", "HN", "HD", "HB", "HX", "HS", "HC", "HO", "HR", "HG", "HQ", "HF",
     "NEXT", "TARGET", "SLOW",
 )  # fmt: skip
 (
-    H0, H1, HI, HN, HD, HB, HX, HS, HC, HO, HR, HG, HQ, HF, NEXT, TARGET, SLOW,
+    H0, H1, H2, HI, HN, HD, HB, HX, HS, HC, HO, HR, HG, HQ, HF, NEXT, TARGET, SLOW,
 ) = range(len(HOLES))  # fmt: skip
 # What a slow stub tells in one word: the in-page offset of its instruction, bytes to the next one,
 # and the access.

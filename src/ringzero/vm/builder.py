@@ -37,7 +37,7 @@ def build(
 
     architecture = BOARDS.get(config.board).architecture
     engine = select.choose(config.engine, architecture)
-    engine.prepare(steps, architecture)
+    engine.prepare(steps, architecture, config.cpu or architecture.default_model)
     start = Start.plan(config, engine, boot=boot, lasting=lasting, tell=tell)
     try:
         ground = Groundwork(config, engine, later=start.may_resume)

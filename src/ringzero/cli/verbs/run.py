@@ -173,8 +173,8 @@ Ctrl-] q ends the machine.
             "--cpu",
             metavar="MODEL",
             default=None,
-            help="CPU model: x86-64-v2 (default), the same with -intel or -amd, which look alike "
-            "on every engine, or host (KVM only)",
+            help="CPU model: x86-64-v2 (default), x86-64-v3 (AVX2, FMA, BMI), max, host (KVM "
+            "only); help: list them, and what each asks of this host",
         )
         add("--cpus", metavar="N", type=int, default=1, help="virtual CPUs (default: 1)")
         add(
@@ -244,6 +244,11 @@ Ctrl-] q ends the machine.
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Build the machine's description, then hand over to `ringzero.cli.session`."""
+        if arguments.cpu == "help":
+            from ringzero.cli.cpu_models import show_models
+
+            show_models()
+            return 0
         config = self.describe(arguments)
         try:
             return self._run(arguments, config)

@@ -25,10 +25,15 @@ class SoftEngine(Engine):
 
     name = "soft"
 
-    def prepare(self, steps: Steps, architecture: Architecture[Any]) -> None:
+    def prepare(self, steps: Steps, architecture: Architecture[Any], model: str) -> None:
         from ringzero.engine.soft import opened
 
-        opened.ensure(steps, architecture.name)
+        opened.ensure(steps, architecture.compiled_guest(model))
+
+    def processor_bounds(self) -> Identification:
+        from ringzero.isa.x86.architecture import HostProcessor
+
+        return HostProcessor()
 
     def code_version(self) -> str:
         from ringzero.engine.soft import opened
@@ -53,8 +58,19 @@ class SoftEngine(Engine):
         from ringzero.isa.x86.architecture import X86_64
 
         # No frequency: it is measured with compiled code, and this compiles none.
+        host = self.processor_bounds().features
         features = sorted(cpuid.own_features(cpuid.MODELS[X86_64.default_model]))
-        return {"local_apics": False, "max_vcpus": MAX_VCPUS, "cpu_features": features}
+        lacking = {
+            name: lacks
+            for name, model in cpuid.MODELS.items()
+            if (lacks := cpuid.host_lacks(model, host))
+        }
+        return {
+            "local_apics": False,
+            "max_vcpus": MAX_VCPUS,
+            "cpu_features": features,
+            "host_lacks": lacking,
+        }
 
     def create_vm(
         self,

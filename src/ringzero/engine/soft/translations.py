@@ -190,9 +190,14 @@ class Translations:
             self._forget_others(path)
 
     def _forget_others(self, path: Path) -> None:
-        """Remove files of engines that no longer are, and unfinished ones."""
+        """Remove files of engines that no longer are, and unfinished ones.
+
+        The engine of other CPU models keeps its own.
+        """
+        engines = CACHE_DIR.get() / "engine"
         for other in path.parent.iterdir():
-            if other not in (path, self._check):
+            kept = other in (path, self._check) or (engines / other.stem).is_dir()
+            if not kept:
                 other.unlink(missing_ok=True)
 
     def _body(self, code_pages: memoryview, memory: GuestMemory) -> bytes:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 from ringzero.core.memory import GuestMemory
 from ringzero.errors import EngineError
-from ringzero.isa.contract import Architecture, Identification, check_width
+from ringzero.isa.contract import Architecture, Identification, ProcessorModel, check_width
 from ringzero.isa.x86 import cpuid
 from ringzero.isa.x86.cpuid import CpuidLeaf
 from ringzero.isa.x86.state import (
@@ -19,6 +20,8 @@ from ringzero.isa.x86.state import (
 from ringzero.records import record, replace
 
 MASK_64 = (1 << 64) - 1
+# The guest of compiled engines that has what CPU models have beyond x86-64-v2.
+EXTENDED_GUEST = "x86_64_extended"
 # Registers of CpuState that are plain numbers.
 _CONTROL_NAMES = tuple(
     name for name, kind in CpuState.__annotations__.items() if kind == "int" and name != "tsc"
@@ -40,11 +43,31 @@ class CpuidTable(Identification):
         return cpuid.features_of(self.leaves)
 
 
+@record
+class HostProcessor(Identification):
+    """What the host's processor has, for an engine that takes the host's own instructions."""
+
+    @property
+    def architecture(self) -> X86:
+        return X86_64
+
+    @property
+    def features(self) -> frozenset[str]:
+        from ringzero.host.processor import host_features
+
+        return host_features()
+
+
 @functools.lru_cache(maxsize=8)
-def _identify(model: str, cpus: int, counter_hz: int, supported: CpuidTable | None) -> CpuidTable:
+def _identify(model: str, cpus: int, counter_hz: int, bounds: Identification | None) -> CpuidTable:
     """Return the table of a kind of machine; copies of one ask for the same again and again."""
-    leaves = None if supported is None else supported.leaves
-    return CpuidTable(cpuid.build(model, vcpus=cpus, tsc_hz=counter_hz, supported=leaves))
+    leaves = bounds.leaves if isinstance(bounds, CpuidTable) else None
+    known = cpuid.MODELS.get(model)
+    # Looked up where it matters: most machines have the default model.
+    asks = known is not None and cpuid.needs_extensions(known.features)
+    host = bounds.features if asks and isinstance(bounds, HostProcessor) else None
+    found = cpuid.build(model, vcpus=cpus, tsc_hz=counter_hz, supported=leaves, host=host)
+    return CpuidTable(found)
 
 
 class X86(Architecture[CpuState]):
@@ -52,15 +75,32 @@ class X86(Architecture[CpuState]):
 
     name = "x86_64"
     state_type = CpuState
-    # All that the software engine implements.
+    # The fastest that every host can carry.
     default_model = "x86-64-v2"
     registers = (*GPR_NAMES, *_CONTROL_NAMES)
 
     def identify(
         self, model: str, *, cpus: int, counter_hz: int, bounds: Identification | None
     ) -> CpuidTable:
-        supported = bounds if isinstance(bounds, CpuidTable) else None
-        return _identify(model, cpus, counter_hz, supported)
+        return _identify(model, cpus, counter_hz, bounds)
+
+    def models(self) -> Sequence[ProcessorModel]:
+        host = HostProcessor().features
+        found = [ProcessorModel(cpuid.HOST, cpuid.SUMMARIES[cpuid.HOST], translated=False)]
+        for name, model in reversed(cpuid.MODELS.items()):
+            asks, lacks = cpuid.host_needs(model), cpuid.host_lacks(model, host)
+            found.append(
+                ProcessorModel(
+                    *(name, cpuid.SUMMARIES[name], tuple(asks), tuple(lacks)),
+                    partial=name == cpuid.MAX,
+                )
+            )
+        return found[::-1]
+
+    def compiled_guest(self, model: str) -> str:
+        known = cpuid.MODELS.get(model)
+        extended = known is not None and cpuid.needs_extensions(known.features)
+        return EXTENDED_GUEST if extended else self.name
 
     def read_register(self, state: CpuState, name: str) -> int:
         if name in GPR_NAMES:

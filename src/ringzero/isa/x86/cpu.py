@@ -36,6 +36,8 @@ CR4_VME, CR4_PVI, CR4_TSD, CR4_DE, CR4_PSE, CR4_PAE, CR4_MCE, CR4_PGE, CR4_PCE, 
 )
 CR4_OSXMMEXCPT, CR4_UMIP, CR4_LA57 = (1 << n for n in (10, 11, 12))
 CR4_FSGSBASE, CR4_PCIDE, CR4_OSXSAVE, CR4_SMEP, CR4_SMAP = (1 << n for n in (16, 17, 18, 20, 21))
+# Components of XCR0 (SDM vol. 3A, 2.6): their state is saved by XSAVE, and may be used.
+XCR0_X87, XCR0_SSE, XCR0_AVX = 1, 2, 4
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE, EFER_FFXSR = (1 << n for n in (0, 8, 10, 11, 14))
 # `Cpu.shadow` after STI: interrupts wait for one instruction more.
 SHADOW_STI = 1
@@ -146,7 +148,8 @@ class Insn(Struct):
 
     handler = field(u64)
     imm = field(u64)  # immediate, sign-extended; branch displacement; moffs address
-    imm2 = field(u64)  # second immediate (ENTER, far pointers: the selector)
+    # Second immediate (ENTER, far pointers: the selector), or the register of VSIB's indices.
+    imm2 = field(u64)
     disp = field(u64)  # displacement, sign-extended
     address_mask = field(u64)  # all ones, or 32 or 16 of them
     base = field(u32)  # byte offset in Cpu of the base register (or of `zero`, or `next_rip`)
@@ -168,6 +171,7 @@ class Insn(Struct):
     address_size = field(u8)  # log2 of address size in bytes
     opcode = field(u8)  # last opcode byte
     page_offset = field(u16)  # where in its page it lies (translator only)
+    vvvv = field(u8)  # VEX.vvvv, 0 without the prefix
 
 
 class CrossingInsn(Struct):
@@ -371,6 +375,10 @@ class Cpu(Struct):
     timespec = field(u64, 2)
     count_halts = field(u64)
     count_ipis = field(u64)
+
+    # --- AVX ---
+    ymm_high = field(v128, 16)  # bits 255:128 of the YMM registers, whose low halves are `xmm`
+    xcr0_mask = field(u64)  # bits that XCR0 can have
 
     # --- the largest ---
     spaces = field(AddressSpace, SPACES)

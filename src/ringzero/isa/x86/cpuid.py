@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import gcd
 
-from ringzero.errors import InvalidValueError
+from ringzero.errors import HostError, InvalidValueError
 from ringzero.records import record, replace
 
 INTEL, AMD = "GenuineIntel", "AuthenticAMD"
@@ -49,29 +49,48 @@ FEATURES: dict[str, tuple[int, int | None, str, int]] = {
     "sse": (1, None, "edx", 25),
     "sse2": (1, None, "edx", 26),
     "pni": (1, None, "ecx", 0),
+    "pclmulqdq": (1, None, "ecx", 1),
     "monitor": (1, None, "ecx", 3),
     "ssse3": (1, None, "ecx", 9),
+    "fma": (1, None, "ecx", 12),
     "cx16": (1, None, "ecx", 13),
     "pcid": (1, None, "ecx", 17),
     "sse4_1": (1, None, "ecx", 19),
     "sse4_2": (1, None, "ecx", 20),
     "x2apic": (1, None, "ecx", 21),
+    "movbe": (1, None, "ecx", 22),
     "popcnt": (1, None, "ecx", 23),
     "tsc_deadline_timer": (1, None, "ecx", 24),
+    "aes": (1, None, "ecx", 25),
     "xsave": (1, None, "ecx", 26),
+    "avx": (1, None, "ecx", 28),
+    "f16c": (1, None, "ecx", 29),
     "rdrand": (1, None, "ecx", 30),
     "hypervisor": (1, None, "ecx", 31),
     # The APIC timer never stops: without it Linux keeps ticking when idle.
     "arat": (6, None, "eax", 2),
     "fsgsbase": (7, 0, "ebx", 0),
+    "bmi1": (7, 0, "ebx", 3),
+    "avx2": (7, 0, "ebx", 5),
     "smep": (7, 0, "ebx", 7),
+    "bmi2": (7, 0, "ebx", 8),
     "erms": (7, 0, "ebx", 9),
     "invpcid": (7, 0, "ebx", 10),
+    "rdseed": (7, 0, "ebx", 18),
+    "adx": (7, 0, "ebx", 19),
     "smap": (7, 0, "ebx", 20),
+    "clflushopt": (7, 0, "ebx", 23),
+    "clwb": (7, 0, "ebx", 24),
+    "sha_ni": (7, 0, "ebx", 29),
+    "vaes": (7, 0, "ecx", 9),
+    "vpclmulqdq": (7, 0, "ecx", 10),
+    "rdpid": (7, 0, "ecx", 22),
     "spec_ctrl": (7, 0, "edx", 26),
     "arch_capabilities": (7, 0, "edx", 29),
     "bhi_ctrl": (7, 2, "edx", 4),
     "lahf_lm": (0x80000001, None, "ecx", 0),
+    # LZCNT.
+    "abm": (0x80000001, None, "ecx", 5),
     "syscall": (0x80000001, None, "edx", 11),
     "nx": (0x80000001, None, "edx", 20),
     "pdpe1gb": (0x80000001, None, "edx", 26),
@@ -85,11 +104,43 @@ ALWAYS_EMULATED = frozenset({"hypervisor", "x2apic", "tsc_deadline_timer", "arat
 # By these a processor says which faults of speculation it has not. They are of the engine that is
 # the processor itself; under KVM the host's faults are the guest's.
 IMMUNITIES = frozenset({"spec_ctrl", "arch_capabilities", "bhi_ctrl"})
+# What x86-64-v3 adds (System V psABI, x86-64 supplement, table 3.1), and what all of it there is
+# adds to that; with the features of the host without which the software engine cannot have them.
+V3_FEATURES: dict[str, tuple[str, ...]] = {
+    "avx": ("avx",),
+    "avx2": ("avx", "avx2"),
+    "bmi1": (),
+    "bmi2": ("bmi2",),
+    "f16c": ("f16c",),
+    "fma": ("fma",),
+    "abm": (),
+    "movbe": (),
+}
+FURTHER_FEATURES: dict[str, tuple[str, ...]] = {
+    "aes": ("aes",),
+    "clflushopt": (),
+    "clwb": (),
+    "pclmulqdq": ("pclmulqdq",),
+    "rdpid": (),
+    "rdseed": (),
+    "sha_ni": ("sha_ni",),
+    "vaes": ("aes", "avx2"),
+    "vpclmulqdq": ("pclmulqdq", "avx2"),
+}
+EXTENSIONS = V3_FEATURES | FURTHER_FEATURES
+# There, but not offered: two carry chains side by side, in flags that are kept in memory, are
+# slower than one by ADC, which programs take without it; MWAIT ends with interrupts only, where
+# HLT does as well.
+NOT_OFFERED = frozenset({"adx", "monitor"})
+# Features of the second that are nothing without one of the first.
+_NEED_AVX = ("vaes", "vpclmulqdq")
 # Bits of leaf 1 EDX that an AMD CPU repeats in leaf 0x80000001 EDX (APM vol. 3, E.4.2).
 AMD_REPEATED = 0x0183F3FF
 
-# x87 and SSE: the parts of an XSAVE area that the models have, and its size in bytes.
+# x87 and SSE: the parts of an XSAVE area that all models have, and its size in bytes.
 XSTATE_MASK, XSTATE_SIZE = 3, 576
+# AVX: its bit, and the size of its part, which follows them (SDM vol. 1, 13.5.3).
+XSTATE_AVX, XSTATE_AVX_SIZE = 4, 256
 # Features of the paravirtual interface (leaf 0x40000001 EAX): no delay needed after port I/O,
 # the clock by old and by new MSRs (devices.chips.kvmclock), and that it is stable across vCPUs.
 PV_FEATURES = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24
@@ -112,17 +163,23 @@ class CpuModel:
     vendor: str | None = None
 
 
-HOST = "host"
+HOST, MAX = "host", "max"
 
 _V2 = CpuModel(
     "x86-64-v2",
-    # The table above lists what the software engine implements. MONITOR is not among
-    # what guests are offered: MWAIT ends with interrupts only, where HLT does as well.
-    frozenset(FEATURES) - {"monitor"} - IMMUNITIES,
+    # The table above lists what the software engine implements.
+    frozenset(FEATURES) - NOT_OFFERED - IMMUNITIES - frozenset(EXTENSIONS),
     # Intel: family 6, model 26 (Nehalem, the first v2 part). AMD: family 15, model 107,
     # for which Linux tries no model-specific registers.
     {INTEL: 0x000106A3, AMD: 0x00060FB1},
     "ringzero x86-64-v2",
+)
+_V3 = CpuModel(
+    "x86-64-v3",
+    _V2.features | frozenset(V3_FEATURES),
+    # Intel: family 6, model 60 (Haswell, the first v3 part).
+    _V2.signatures | {INTEL: 0x000306C3},
+    "ringzero x86-64-v3",
 )
 MODELS: dict[str, CpuModel] = {
     model.name: model
@@ -131,7 +188,24 @@ MODELS: dict[str, CpuModel] = {
         # The same on every engine and host that has the features.
         replace(_V2, name="x86-64-v2-intel", vendor=INTEL),
         replace(_V2, name="x86-64-v2-amd", vendor=AMD),
+        _V3,
+        # All that the engine and the host have; what that is differs from host to host.
+        replace(
+            _V3,
+            name=MAX,
+            features=_V3.features | frozenset(FURTHER_FEATURES),
+            brand="ringzero max",
+        ),
     )
+}
+# What `--cpu help` says of each.
+SUMMARIES = {
+    "x86-64-v2": "the default; any x86-64 host can carry it",
+    "x86-64-v2-intel": "the same, and alike on every engine and host",
+    "x86-64-v2-amd": "the same with AMD's name",
+    "x86-64-v3": "AVX2, BMI, FMA",
+    MAX: "all that engine and host have: machines of it stay on hosts of one kind",
+    HOST: "what KVM offers of the host's own processor",
 }
 
 
@@ -143,27 +217,68 @@ def build(
     supported: Iterable[CpuidLeaf] | None = None,
     vendor: str | None = None,
     physical_bits: int = 40,
+    host: frozenset[str] | None = None,
 ) -> tuple[CpuidLeaf, ...]:
     """Return the leaves of `model` for a machine with `vcpus` CPUs.
 
     `supported` bounds the features (what KVM can give); the model "host" takes
     all of it and so needs it. The vendor is by default the model's, that of
-    `supported`, or Intel. What differs from CPU to CPU is added by `for_vcpu`. Raises
-    InvalidValueError for an unknown model.
+    `supported`, or Intel. `host` are the features of the host's processor, of which an engine
+    that is the processor itself makes use (None: all that there are). What differs from CPU to
+    CPU is added by `for_vcpu`. Raises InvalidValueError for an unknown model, HostError for one
+    that engine or host cannot have.
     """
     bounds = {(leaf.function, leaf.index): leaf for leaf in supported or ()}
     if model == HOST and bounds:
         leaves = dict(bounds)
     elif model in MODELS:
-        leaves = _model_leaves(MODELS[model], bounds, vendor, physical_bits)
+        known = _within(MODELS[model], bounds, host)
+        leaves = _model_leaves(known, bounds, vendor, physical_bits)
     else:
-        known = ", ".join([*MODELS, HOST])
+        names = ", ".join([*MODELS, HOST])
         raise InvalidValueError(
-            f"no CPU model {model!r} for this engine", hint=f"known: {known} (host: only with KVM)"
+            f"no CPU model {model!r} for this engine", hint=f"known: {names} (host: only with KVM)"
         )
     for leaf in (*_topology(leaves, vcpus), *_hypervisor(tsc_hz)):
         leaves[leaf.function, leaf.index] = leaf
     return tuple(leaves[key] for key in sorted(leaves, key=lambda key: (key[0], key[1] or 0)))
+
+
+def host_needs(model: CpuModel) -> list[str]:
+    """Return the host's features, sorted, that the software engine needs for `model`."""
+    return sorted({name for feature in model.features for name in EXTENSIONS.get(feature, ())})
+
+
+def host_lacks(model: CpuModel, host: frozenset[str]) -> list[str]:
+    """Return those of them that `host` has not."""
+    return [name for name in host_needs(model) if name not in host]
+
+
+def _within(
+    model: CpuModel, bounds: dict[tuple[int, int | None], CpuidLeaf], host: frozenset[str] | None
+) -> CpuModel:
+    """Return `model` without what engine or host lack; raises HostError where it promises that."""
+    if bounds:
+        missing = sorted((model.features & frozenset(EXTENSIONS)) - _present(bounds))
+        absent = frozenset(missing)
+    else:
+        missing = [] if host is None else host_lacks(model, host)
+        absent = frozenset(
+            name for name, needed in EXTENSIONS.items() if not frozenset(missing).isdisjoint(needed)
+        )
+    if "avx" in absent:
+        absent |= frozenset(_NEED_AVX) | {"avx2", "fma", "f16c"}
+    if model.name != MAX and missing:
+        raise HostError(
+            f"the CPU model {model.name} takes a host with {', '.join(missing)}",
+            hint="`--cpu max` takes what this host has, x86-64-v2 is for every host",
+        )
+    return replace(model, features=model.features - absent)
+
+
+def needs_extensions(features: Iterable[str]) -> bool:
+    """Return whether `features` go beyond what every engine of x86-64-v2 implements."""
+    return not frozenset(EXTENSIONS).isdisjoint(features)
 
 
 def missing_features(model: str, supported: Iterable[CpuidLeaf]) -> list[str]:
@@ -277,8 +392,14 @@ def _model_leaves(
     else:
         put(7, 0, 0, 0, 0, 0)
     if "xsave" in features:
-        put(0xD, 0, XSTATE_MASK, XSTATE_SIZE, XSTATE_SIZE, 0)
+        mask, size = XSTATE_MASK, XSTATE_SIZE
+        if "avx" in features:
+            mask, size = mask | XSTATE_AVX, size + XSTATE_AVX_SIZE
+        # EBX is for what XCR0 enables: the engine answers it.
+        put(0xD, 0, mask, size, size, 0)
         put(0xD, 1, 0, 0, 0, 0)
+        if "avx" in features:
+            put(0xD, 2, XSTATE_AVX_SIZE, XSTATE_SIZE, 0, 0)
     put(0x80000000, None, 0x80000008, ebx, ecx, edx)
     repeated = leaves[1, None].edx & AMD_REPEATED if vendor == AMD else 0
     put(0x80000001, None, leaves[1, None].eax if vendor == AMD else 0, 0, 0, repeated)

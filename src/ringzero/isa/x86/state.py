@@ -103,6 +103,8 @@ class PendingEvent:
 # FCW 0x37F, MXCSR 0x1F80 at byte 24 (SDM vol. 1, 13.4 and 13.6), a zero header.
 XSAVE_LEGACY_SIZE = 512
 XSAVE_BASE_SIZE = 576
+# The upper halves of the YMM registers follow (13.4.3), where there are any.
+AVX_AREA, XSAVE_AVX_SIZE = XSAVE_BASE_SIZE, XSAVE_BASE_SIZE + 16 * 16
 XSAVE_RESET = (
     (0x37F).to_bytes(2, "little")
     + bytes(22)

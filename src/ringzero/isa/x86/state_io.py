@@ -24,9 +24,8 @@ CONTROL = ("cr0", "cr2", "cr3", "cr4", "efer", "xcr0")
 DEBUG = {"dr0": 0, "dr1": 1, "dr2": 2, "dr3": 3, "dr6": 6, "dr7": 7}
 MSRS = {number: name for number, name in MEMBERS.items() if name != "efer"}
 
-# What this engine can have enabled in XCR0: x87 and SSE.
-XCR0_KNOWN = 3
-XSTATE_X87, XSTATE_SSE = 1, 2
+# What every CPU model of this engine can have enabled in XCR0: x87 and SSE.
+XCR0_BASE = x86.XCR0_X87 | x86.XCR0_SSE
 _HEADER = state.XSAVE_LEGACY_SIZE
 
 
@@ -141,7 +140,7 @@ def _derive_mode(cpu: Any) -> None:
 
 
 def read_xsave(cpu: Any) -> bytes:
-    """Return x87 and SSE state as an XSAVE area (SDM vol. 1, 10.5.1 and 13.4)."""
+    """Return x87, SSE and, where it has any, AVX state as an XSAVE area (SDM vol. 1, 13.4)."""
     top = cpu.ftop & 7
     area = bytearray(state.XSAVE_BASE_SIZE)
     area[0:2] = int(cpu.fcw).to_bytes(2, "little")
@@ -157,26 +156,34 @@ def read_xsave(cpu: Any) -> bytes:
         area[32 + 16 * n : 42 + 16 * n] = value.to_bytes(10, "little")
     for n in range(16):
         area[160 + 16 * n : 176 + 16 * n] = int(cpu.xmm[n]).to_bytes(16, "little")
-    area[_HEADER] = XSTATE_X87 | XSTATE_SSE
+    area[_HEADER] = XCR0_BASE
+    if cpu.xcr0_mask & x86.XCR0_AVX:
+        area[_HEADER] |= x86.XCR0_AVX
+        area += b"".join(int(cpu.ymm_high[n]).to_bytes(16, "little") for n in range(16))
     return bytes(area)
 
 
 def write_xsave(cpu: Any, area: bytes) -> None:
-    """Take x87 and SSE state from an XSAVE area; a component not in its header is initial."""
+    """Take x87, SSE and AVX state from an XSAVE area; a component not in its header is initial."""
     if len(area) < state.XSAVE_BASE_SIZE:
         raise StateError(
             "an XSAVE area is cut short", expected=state.XSAVE_BASE_SIZE, seen=len(area)
         )
     present = int.from_bytes(area[_HEADER : _HEADER + 8], "little")
-    if present & ~XCR0_KNOWN:
+    if present & ~(XCR0_BASE | cpu.xcr0_mask):
         raise StateError(
-            "vCPU state has extended registers that this engine does not know",
-            hint="save it from a machine whose CPU model is x86-64-v2",
+            "vCPU state has extended registers that this CPU model has not",
+            hint="save it from a machine whose CPU model is this one's: x86-64-v2, x86-64-v3",
             components=hex(present),
+        )
+    avx = present & x86.XCR0_AVX
+    if avx and len(area) < state.XSAVE_AVX_SIZE:
+        raise StateError(
+            "an XSAVE area is cut short", expected=state.XSAVE_AVX_SIZE, seen=len(area)
         )
     # MXCSR is always taken from the area (SDM vol. 1, 13.8.1).
     cpu.mxcsr = int.from_bytes(area[24:28], "little") & 0xFFFF
-    legacy = area if present & XSTATE_X87 else state.XSAVE_RESET
+    legacy = area if present & x86.XCR0_X87 else state.XSAVE_RESET
     status = int.from_bytes(legacy[2:4], "little")
     top = status >> 11 & 7
     cpu.fcw = int.from_bytes(legacy[0:2], "little")
@@ -192,7 +199,9 @@ def write_xsave(cpu: Any, area: bytes) -> None:
     for n in range(16):
         start = 160 + 16 * n
         value = int.from_bytes(area[start : start + 16], "little")
-        cpu.xmm[n] = value if present & XSTATE_SSE else 0
+        cpu.xmm[n] = value if present & x86.XCR0_SSE else 0
+        upper = area[state.AVX_AREA + 16 * n :][:16] if avx else b""
+        cpu.ymm_high[n] = int.from_bytes(upper, "little")
 
 
 # --- the whole ---------------------------------------------------------------
@@ -247,7 +256,7 @@ def write_state(cpu: Any, value: CpuState, host_tsc: int = 0) -> None:
     """
     if value.rflags & x86.VM:
         raise StateError("vCPU state is in virtual-8086 mode, which this engine has not")
-    if value.xcr0 & ~XCR0_KNOWN:
+    if value.xcr0 & ~(XCR0_BASE | cpu.xcr0_mask):
         raise StateError("vCPU state enables unknown extended registers", xcr0=hex(value.xcr0))
     write_xsave(cpu, value.xsave)
     for n, register in enumerate(value.gpr):

@@ -28,9 +28,7 @@ class X86Code(GuestCode):
             share = assembly.compile_share(int(unit.removeprefix(_STENCILS)), target)
             (directory / f"{unit}.json").write_text(json.dumps(share))
             return
-        made = units.compile_unit(unit, target)
-        (directory / f"{unit}.o").write_bytes(made.code)
-        (directory / f"{unit}.places").write_text(json.dumps(made.places))
+        units.write_unit(units.compile_unit(unit, target), directory)
 
     def assemble(self, directory: Path) -> None:
         units.write_tables(directory)

@@ -22,14 +22,35 @@ from ringzero.jit.compile.module import Module
 from ringzero.jit.host.x86_64 import condition_hole
 from ringzero.jit.stencil import WEIGHTS
 from ringzero.jit.x86 import tables
-from ringzero.jit.x86.catalogue import Catalogue, Lowering, define_fused, define_key
+from ringzero.jit.x86.catalogue import Catalogue, Key, Lowering, define_fused, define_key
 from ringzero.jit.x86.glue import define_glue, glue, members
 from ringzero.jit.x86.operands import Generated
 from ringzero.jit.x86.tables import END_CONDITIONAL, END_JUMP, LoweringEntry
 
-# Shares of the catalogue that are compiled on their own.
-SHARES = 8
+# Shares of the catalogue that are compiled on their own, and of that of the extensions.
+SHARES, EXTENSION_SHARES = 8, 2
+
+
 _catalogue = functools.cache(Catalogue)
+
+
+@functools.cache
+def _extensions() -> Catalogue:
+    """Return the catalogue of the extensions alone."""
+    return Catalogue(all_forms(extended=True)[len(all_forms()) :])
+
+
+def _extension_base() -> int:
+    """Return the number of the extensions' first key: their stencils follow all others."""
+    catalogue = _catalogue()
+    stencils = (len(catalogue.keys) + len(catalogue.fused)) * 2 + len(glue())
+    return -(-stencils // 2)
+
+
+def key_of(number: int) -> Key:
+    """Return the key that has a number in the translator's tables."""
+    first = _extension_base()
+    return _catalogue().keys[number] if number < first else _extensions().keys[number - first]
 
 
 def compile_share(share: int, target: Target | None = None) -> dict[str, Any]:
@@ -53,6 +74,19 @@ def compile_share(share: int, target: Target | None = None) -> dict[str, Any]:
     return {"facts": facts, "stencils": compile_stencils(module, target)}
 
 
+def compile_extension(share: int, target: Target | None = None) -> dict[str, Any]:
+    """The same for a share of the extensions; keys and stencils are counted from 0."""
+    catalogue = _extensions()
+    module = Module(f"extensions{share}")
+    module.define(WEIGHTS)
+    facts: dict[int, Any] = {}
+    for number in range(share, len(catalogue.keys), EXTENSION_SHARES):
+        generated = define_key(module, number, catalogue.keys[number])
+        if generated is not None:
+            facts[number] = _facts(generated)
+    return {"facts": facts, "stencils": compile_stencils(module, target)}
+
+
 def _facts(generated: Generated) -> list[Any]:
     live, dead = generated.flags, generated.dead
     return [
@@ -73,12 +107,7 @@ def _facts(generated: Generated) -> list[Any]:
 def assemble(work: Path) -> None:
     """Write the translator's tables from all shares, which lie in `work` as JSON."""
     catalogue = _catalogue()
-    facts: dict[int, list[Any]] = {}
-    stencils: dict[int, Compiled] = {}
-    for share in range(SHARES):
-        data = json.loads((work / f"stencils{share}.json").read_text())
-        facts |= {int(n): f for n, f in data["facts"].items()}
-        stencils |= {int(n): tuple(s) for n, s in data["stencils"].items()}
+    facts, stencils = _read_shares([work / f"stencils{n}.json" for n in range(SHARES)])
     first = len(catalogue.keys) * 2
     numbers = {name: first + n for n, name in enumerate(glue())}
     first_fused = first + len(numbers)
@@ -88,6 +117,31 @@ def assemble(work: Path) -> None:
     (work / "glue.bin").write_bytes(record(tables.Glue, members(numbers.__getitem__)))
     usable = {n for n in facts if n * 2 in stencils}
     _write_lowerings(work, catalogue, facts, usable)
+
+
+def complete(work: Path) -> None:
+    """Add the extensions to the translator's tables in `work`, from their shares there."""
+    catalogue = _extensions()
+    found, compiled = _read_shares([work / f"extensions{n}.json" for n in range(EXTENSION_SHARES)])
+    first = _extension_base()
+    facts = {first + n: fact for n, fact in found.items()}
+    stencils = {first * 2 + n: stencil for n, stencil in compiled.items()}
+    count = first + len(catalogue.keys)
+    write_stencils(work, stencils, count * 2, behind=True)
+    fused = (work / "fused.bin").read_bytes()
+    (work / "fused.bin").write_bytes(fused.ljust(4 * count, b"\0"))
+    usable = {n for n in facts if n * 2 in stencils}
+    _write_lowerings(work, catalogue, facts, usable, first)
+
+
+def _read_shares(paths: list[Path]) -> tuple[dict[int, list[Any]], dict[int, Compiled]]:
+    facts: dict[int, list[Any]] = {}
+    stencils: dict[int, Compiled] = {}
+    for path in paths:
+        data = json.loads(path.read_text())
+        facts |= {int(n): f for n, f in data["facts"].items()}
+        stencils |= {int(n): tuple(s) for n, s in data["stencils"].items()}
+    return facts, stencils
 
 
 def _write_fused(
@@ -105,6 +159,8 @@ def _write_fused(
 def _operand_code(lowering: Lowering, n: int) -> int:
     operand = lowering.operands[n]
     by_reg = operand.letter in "GVP"
+    if operand.letter in ("H", "B"):
+        return tables.OPERAND_XMM_VVVV if n in lowering.vectors else tables.OPERAND_VVVV
     if n in lowering.vectors:
         return tables.OPERAND_XMM_REG if by_reg else tables.OPERAND_XMM_RM
     if n in lowering.digits:
@@ -116,23 +172,37 @@ def _operand_code(lowering: Lowering, n: int) -> int:
 
 
 def _write_lowerings(
-    work: Path, catalogue: Catalogue, facts: dict[int, list[Any]], usable: set[int]
+    work: Path,
+    catalogue: Catalogue,
+    facts: dict[int, list[Any]],
+    usable: set[int],
+    first: int = 0,
 ) -> None:
+    """Write the lowerings of a catalogue whose keys are counted from `first` on.
+
+    With a `first` behind those that are in `work`.
+    """
     keys = array("I")
     entries = bytearray(LoweringEntry.size)
+    index = array("H")
+    if first:
+        keys.frombytes((work / "keys.bin").read_bytes())
+        entries[:] = (work / "lowerings.bin").read_bytes()
+        index.frombytes((work / "lowering_index.bin").read_bytes())
     # The translator looks up every form, those without a lowering included.
-    index = array("H", bytes(2 * SLOTS * len(all_forms())))
-    number = 0
+    index.frombytes(bytes(2 * SLOTS * len(all_forms(extended=bool(first))) - 2 * len(index)))
+    number = len(entries) // LoweringEntry.size - 1
     for lowering in catalogue.lowerings:
         base = len(keys)
         direct = lowering.end in (END_JUMP, END_CONDITIONAL)
-        good = [k for k in lowering.keys if k in usable]
+        wanted = [first + key for key in lowering.keys]
+        good = [k for k in wanted if k in usable]
         condition = lowering.form.attributes.get("condition", tables.NO_CONDITION)
         if not direct and not good:
             continue
         if condition != tables.NO_CONDITION and lowering.memory:
             continue  # the temporary cannot hold an address and a condition
-        keys.extend(k | facts[k][-1] if k in usable else tables.NO_STENCIL for k in lowering.keys)
+        keys.extend(k | facts[k][-1] if k in usable else tables.NO_STENCIL for k in wanted)
         entry = {
             "base": base,
             "end": lowering.end,
@@ -169,6 +239,7 @@ def _described(lowering: Lowering, fact: list[Any]) -> dict[str, Any]:
         | tables.HIGH_BYTES * _takes_high_bytes(lowering)
         | tables.EXTENDS * (lowering.form.mnemonic in ("movzx", "movsx") and lowering.size >= 32)
         | tables.DISPLACES * displaces
+        | tables.NEEDS_AVX * bool(lowering.form.attributes.get("avx"))
     )
     immediate = tables.IMMEDIATE_NONE
     if lowering.immediate >= 0:

@@ -16,7 +16,7 @@ import itertools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ringzero.isa.x86.table.forms import Form, Operand
+from ringzero.isa.x86.table.forms import VECTORS, Form, Operand
 from ringzero.isa.x86.table.instructions import all_forms
 from ringzero.jit.compile.builder import FunctionBuilder
 from ringzero.jit.compile.module import Module
@@ -86,7 +86,7 @@ class Key:
     def identity(self) -> tuple[Any, ...]:
         """What the generated code depends on; forms that share it share stencils."""
         widths = tuple(o.bits(self.size) for o in self.form.operands)
-        kinds = tuple(o.letter in "VWU" for o in self.form.operands)
+        kinds = tuple(o.letter in VECTORS for o in self.form.operands)
         rmw = bool(self.form.attributes.get("rmw"))
         function: Any = self.form.function
         if "condition" in self.form.attributes:
@@ -113,7 +113,7 @@ class Lowering:
     end: int = END_NONE
     # Operand indices that are digits of the key, most significant first.
     digits: tuple[int, ...] = ()
-    # Operand indices of XMM registers, whose offsets go into H0 and H1.
+    # Operand indices of XMM registers, whose offsets go into H0, H1 and H2.
     vectors: tuple[int, ...] = ()
     immediate: int = -1
     shift: bool = False
@@ -129,9 +129,9 @@ def _choices(operand: Operand, memory: bool, size: int) -> list[str] | None:
     letter = operand.letter
     if (letter in "EW" and memory) or letter == "M":
         return ["m"]
-    if letter in "EGZR":
+    if letter in "EGZRB":
         return [*(f"p{n}" for n in range(PINNED_REGISTERS)), "s"]
-    if letter in "VWU":
+    if letter in "VWUH":
         return ["s"]
     if letter in "IJ":
         return ["i"]
@@ -162,7 +162,7 @@ def _sizes(form: Form) -> tuple[int, ...]:
         return (32, 64)  # 32: outside 64-bit mode
     if form.function.__name__ == BIT_STRING:
         return (64,)
-    if form.function.__name__ in WIDE_ONLY:
+    if form.function.__name__ in WIDE_ONLY or form.vex is not None:
         return (32, 64)
     return (16, 32, 64)
 
@@ -189,9 +189,11 @@ def _locks(form: Form, memory: bool, size: int) -> list[bool]:
 
 def _spilled(lowering: Lowering, combination: tuple[str, ...]) -> tuple[str, ...]:
     """Return the same way to bind operands, or that by which registers are spilled for it."""
+    form = lowering.form
+    if form.attributes.get("spilled"):
+        return tuple("v" if n in lowering.digits else text for n, text in enumerate(combination))
     if len(lowering.digits) < 2:
         return combination
-    form = lowering.form
     registers = {combination[n] for n in lowering.digits}
     twice = len(registers) == 1 and form.mnemonic in _TWICE
     size = form.operands[0].bits(lowering.size)
@@ -209,15 +211,18 @@ def _jumps(key: Key) -> bool:
 
 
 class Catalogue:
-    """All keys and lowerings, in an order that depends on the instruction table alone."""
+    """All keys and lowerings of `forms`, by default those of x86-64-v2.
 
-    def __init__(self) -> None:
+    Their order depends on the instruction table alone.
+    """
+
+    def __init__(self, forms: list[Form] | None = None) -> None:
         self.keys: list[Key] = []
         self.lowerings: list[Lowering] = []
         # Keys with stencils that jump, in the order of those.
         self.fused: list[int] = []
         known: dict[tuple[Any, ...], int] = {}
-        for form in all_forms():
+        for form in all_forms() if forms is None else forms:
             if not form.attributes.get("fast") or any(
                 o.letter in tuple("PQNO") for o in form.operands
             ):
@@ -245,25 +250,31 @@ class Catalogue:
                 return
             if len(found) == CLASSES:
                 lowering.digits += (n,)
-            if operand.letter in "VWU" and found == ["s"]:
+            if operand.letter in VECTORS and found == ["s"]:
                 lowering.vectors += (n,)
             if found == ["i"]:
                 lowering.immediate = n
             choices.append(found)
         lowering.shift = form.mnemonic in SHIFTS
-        for combination in itertools.product(*choices):
-            key = Key(
-                form, size, memory, lowering.locked, mode64, _bind(_spilled(lowering, combination))
-            )
-            identity = key.identity
-            number = known.get(identity)
-            if number is None:
-                number = known[identity] = len(self.keys)
-                self.keys.append(key)
-                if _jumps(key):
-                    self.fused.append(number)
-            lowering.keys.append(number)
+        ways = [_spilled(lowering, combination) for combination in itertools.product(*choices)]
+        numbers: dict[tuple[str, ...], int] = {}
+        for way in ways:
+            if way not in numbers:
+                key = Key(form, size, memory, lowering.locked, mode64, _bind(way))
+                numbers[way] = self._number(key, known)
+            lowering.keys.append(numbers[way])
         self.lowerings.append(lowering)
+
+    def _number(self, key: Key, known: dict[tuple[Any, ...], int]) -> int:
+        """Return the number of a key, a new one where there is none like it."""
+        identity = key.identity
+        number = known.get(identity)
+        if number is None:
+            number = known[identity] = len(self.keys)
+            self.keys.append(key)
+            if _jumps(key):
+                self.fused.append(number)
+        return number
 
 
 # --- generating --------------------------------------------------------------

@@ -22,12 +22,18 @@ from ringzero.isa.x86.privileged.descriptors import (
     segment_address,
 )
 from ringzero.isa.x86.privileged.exclusive import begin_exclusive, end_exclusive
-from ringzero.isa.x86.privileged.faults import raise_fault, raise_fault_code, raise_gp0
+from ringzero.isa.x86.privileged.faults import (
+    raise_fault,
+    raise_fault_code,
+    raise_gp0,
+    require_avx,
+)
 from ringzero.isa.x86.privileged.mmu import probe_write, read_memory, write_memory
 from ringzero.isa.x86.table.entry import SLOTS
-from ringzero.isa.x86.table.forms import Form
+from ringzero.isa.x86.table.forms import VECTORS, Form
 from ringzero.jit.compile.builder import FunctionBuilder
 from ringzero.jit.compile.module import Module
+from ringzero.jit.x86.operands import UPPER
 from ringzero.native import (
     address_of,
     compare_exchange,
@@ -93,6 +99,8 @@ def variants(form: Form) -> Iterator[tuple[Variant, list[int]]]:
         for lock in locks:
             if form.sized:
                 for number, size in enumerate(sizes):
+                    if form.vex is not None and size == 16:
+                        continue  # VEX.W chooses between the others
                     yield Variant(form, size, memory, lock), [number * 4 + memory * 2 + lock]
             else:
                 slots = [number * 4 + memory * 2 + lock for number in range(3)]
@@ -104,6 +112,7 @@ class HandlerOperation:
 
     mode64: bool | None = None
     checked = True
+    nested = False
 
     def __init__(self, builder: FunctionBuilder, variant: Variant, cpu: Value, insn: Value) -> None:
         self._builder = builder
@@ -122,12 +131,13 @@ class HandlerOperation:
         self._old: Any = None
         self._retry = ""
         self._extra: Any = None
+        self._loaded: tuple[Any, Any] | None = None
 
     # --- operands ---
 
     def _kind(self, n: int) -> Any:
         bits = self._form.operands[n].bits(self.size if self._form.sized else 32)
-        return v128 if bits == 128 else unsigned(bits)
+        return v128 if bits >= 128 else unsigned(bits)
 
     def is_memory(self, n: int) -> bool:
         operand = self._form.operands[n]
@@ -165,9 +175,38 @@ class HandlerOperation:
                 where = self._operand_address(n, value.kind, write=True)
                 write_memory(self.cpu, where, value)
             return
-        if operand.letter in "EGZR" and value.kind == u32:
+        if operand.letter in "EGZRB" and value.kind == u32:
             value = u64(value)
         store(value.kind, self._register_address(n, value.kind), value)
+
+    def read_half(self, n: int, half: int, aligned: bool = False) -> Any:
+        if not self.is_memory(n):
+            return load(v128, self._register_address(n, v128), half * UPPER)
+        if self._loaded is None:
+            address = self._linear(self.effective_address(n), 32, False, 32 if aligned else 1)
+            if aligned:
+                self._require_aligned(address, 32)
+            low = read_memory(self.cpu, v128, address)
+            self._loaded = low, read_memory(self.cpu, v128, self._truncated(address + 16))
+        return self._loaded[half]
+
+    @staged
+    def write_halves(self, n: int, low: Any, high: Any, aligned: bool = False) -> None:
+        if self.is_memory(n):
+            address = self._linear(self.effective_address(n), 32, True, 32 if aligned else 1)
+            if aligned:
+                self._require_aligned(address, 32)
+            host = probe_write(self.cpu, address, u64(32))
+            if host != 0:
+                store(v128, host, low)
+                store(v128, host, high, 16)
+            else:
+                write_memory(self.cpu, address, low)
+                write_memory(self.cpu, self._truncated(address + 16), high)
+        else:
+            where = self._register_address(n, v128)
+            store(v128, where, low)
+            store(v128, where, high, UPPER)
 
     def _is_second_immediate(self, n: int) -> bool:
         return any(o.is_immediate for o in self._form.operands[:n])
@@ -186,12 +225,12 @@ class HandlerOperation:
         letter = operand.letter
         by_reg = letter in "GVP"
         cpu = address_of(self.cpu)
-        if letter in "EGZR":
+        if letter in "EGZRB":
             if operand.bits(self.size) == 8:
                 return cpu + u64(self.insn.reg8 if by_reg else self.insn.rm8)
-            return cpu + (u64(self.insn.reg if by_reg else self.insn.rm) << 3)
-        number = u64(self.insn.reg if by_reg else self.insn.rm)
-        if letter in "VWU":
+            return cpu + (self.register_number(n) << 3)
+        number = self.register_number(n)
+        if letter in VECTORS:
             return cpu + (number << 4) + _XMM
         if letter in "PQN":
             return cpu + ((number & 7) << 4) + _FPR
@@ -208,6 +247,10 @@ class HandlerOperation:
 
     def register_number(self, n: int) -> Any:
         letter = self._form.operands[n].letter
+        if letter in ("H", "B"):
+            return u64(self.insn.vvvv)
+        if letter == "L":
+            return (self.insn.imm >> 4) & select(self.long_mode(), u64(15), u64(7))
         return u64(self.insn.reg if letter in "GSCDVP" else self.insn.rm)
 
     def get(self, register: int, kind: Any = None) -> Any:
@@ -288,7 +331,7 @@ class HandlerOperation:
             if self._host == 0:
                 begin_exclusive(self.cpu)
             self._begin_retry()
-        value = kind(0)
+        value = kind(unsigned(kind.size * 8)(0))
         if self._host != 0:
             value = load(kind, self._host)
         else:
@@ -412,7 +455,9 @@ class HandlerOperation:
         attributes = self._form.attributes
         if attributes.get("privileged") and self.cpu.cpl != 0:
             raise_gp0(self.cpu)
-        if attributes.get("sse"):
+        if attributes.get("avx"):
+            require_avx(self.cpu)
+        elif attributes.get("sse"):
             if (self.cpu.cr0 & x86.CR0_EM) != 0 or (self.cpu.cr4 & x86.CR4_OSFXSR) == 0:
                 raise_fault(self.cpu, u32(x86.UD))
             if (self.cpu.cr0 & x86.CR0_TS) != 0:

@@ -17,13 +17,25 @@ from ringzero.isa.x86.table.forms import Form
 from ringzero.jit.compile.builder import FunctionBuilder
 from ringzero.jit.stencil import BY_POP, BY_PUSH, LIKELY, Frame, StencilWriter, pinned_by_name
 from ringzero.jit.x86.tables import LOADED_FIRST, PINNED_REGISTERS, SPILLED, STORED_FIRST
-from ringzero.native import compare_exchange, load, signed, store, u8, u32, u64, unsigned, v128
+from ringzero.native import (
+    compare_exchange,
+    load,
+    signed,
+    store,
+    u8,
+    u32,
+    u64,
+    unsigned,
+    v128,
+)
 from ringzero.native.generation import convert
 from ringzero.native.types import Int
 from ringzero.native.values import Value
 
 # Guest registers that stencils pass in host registers; R8 to R15 stay in memory.
 FRAME = Frame(Cpu, pinned_by_name(GPR_NAMES[:PINNED_REGISTERS]))
+# From the lower half of a YMM register to the upper one.
+UPPER = Cpu.offset_of("ymm_high") - Cpu.offset_of("xmm")
 
 
 # Instructions that have stencils with the conditional jump behind them: by which of the host's
@@ -45,8 +57,8 @@ class Unsuitable(Exception):  # noqa: N818 - a fact about an instruction, not a 
 class Binding:
     """How a stencil gets at one operand.
 
-    kind: "pinned" (register number), "slot" (byte offset in Cpu from hole H0 or
-    H1), "spilled" (the same, of a register that is stored there before, and loaded
+    kind: "pinned" (register number), "slot" (byte offset in Cpu from hole H0, H1
+    or H2), "spilled" (the same, of a register that is stored there before, and loaded
     behind it when it was written), "memory" (at the address in the temporary),
     "immediate" (hole HI), "constant" (value).
     """
@@ -94,6 +106,7 @@ class StencilOperation(StencilWriter):
     """`Operation` over pinned registers and holes."""
 
     checked = False
+    nested = False
 
     def __init__(
         self,
@@ -133,6 +146,8 @@ class StencilOperation(StencilWriter):
         self._old: Any = None
         self._retry = ""
         self._extra: Any = None
+        # Where an operand of 256 bits in memory is, once it was read.
+        self._whole: Any = None
         self._depth = builder.depth
 
     @property
@@ -165,7 +180,7 @@ class StencilOperation(StencilWriter):
 
     def _kind(self, n: int) -> Any:
         bits = self._form.operands[n].bits(self.size if self._form.sized else 32)
-        return v128 if bits == 128 else unsigned(bits)
+        return v128 if bits >= 128 else unsigned(bits)
 
     def is_memory(self, n: int) -> bool:
         return self._bindings[n].kind == "memory"
@@ -198,6 +213,25 @@ class StencilOperation(StencilWriter):
             return self._old
         return load(kind, self.translated(self._operand_address(), kind.size, write=False))
 
+    def read_half(self, n: int, half: int, aligned: bool = False) -> Any:
+        binding = self._bindings[n]
+        if binding.kind == "slot":
+            return load(v128, self._slot(binding), half * UPPER)
+        if self._whole is None:
+            address = self._operand_address()
+            self._whole = self.translated(address, 32, write=False, aligned=aligned)
+        return load(v128, self._whole, half * 16)
+
+    def write_halves(self, n: int, low: Any, high: Any, aligned: bool = False) -> None:
+        binding = self._bindings[n]
+        if binding.kind == "slot":
+            where, distance = self._slot(binding), UPPER
+        else:
+            distance = 16
+            where = self.translated(self.temporary, 32, write=True, aligned=aligned)
+        store(v128, where, low)
+        store(v128, where, high, distance)
+
     def _slot(self, binding: Binding) -> Any:
         return u64(self.cpu) + self.hole(f"H{binding.value}")
 
@@ -223,7 +257,7 @@ class StencilOperation(StencilWriter):
         elif binding.kind == "spilled":
             self._write_spilled(binding, value)
         elif binding.kind == "slot":
-            if value.kind == u32 and self._form.operands[n].letter in "EGZR":
+            if value.kind == u32 and self._form.operands[n].letter in "EGZRB":
                 value = u64(value)
             store(value.kind, self._slot(binding), value)
         elif self._host is not None:

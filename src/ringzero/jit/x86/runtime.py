@@ -61,7 +61,7 @@ from ringzero.jit.tables import (
     CodeSpace,
 )
 from ringzero.jit.x86.tables import AcrossInsn, Translator
-from ringzero.jit.x86.translate import FPU_OFF, FS_OFF, crosses, translate
+from ringzero.jit.x86.translate import AVX_ON, FPU_OFF, FS_OFF, crosses, translate
 from ringzero.native import (
     address_of,
     boolean,
@@ -95,10 +95,12 @@ def must_step(cpu: Any) -> Any:
 
 @staged
 def code_mode(cpu: Any) -> Any:
-    """Return what a translation depends on beside its bytes: the mode, FPU_OFF, FS_OFF, GS_OFF."""
+    """Return what a translation depends on beside its bytes: the mode, and what is switched off."""
     off = (cpu.cr0 & (x86.CR0_EM | x86.CR0_TS)) | ((cpu.cr4 & x86.CR4_OSFXSR) ^ x86.CR4_OSFXSR)
     limited = select(cpu.mode == MODE_64, u32(0), cpu.limited * FS_OFF)
-    return cpu.mode | select(off != 0, u32(FPU_OFF), u32(0)) | limited
+    enabled = (cpu.xcr0 & x86.XCR0_AVX) != 0 and (cpu.cr4 & x86.CR4_OSXSAVE) != 0
+    avx = select(enabled, u32(AVX_ON), u32(0))
+    return cpu.mode | select(off != 0, u32(FPU_OFF), u32(0)) | avx | limited
 
 
 @native(inline="never")

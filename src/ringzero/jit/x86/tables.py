@@ -18,20 +18,23 @@ NO_STENCIL = 0xFFFFFFFF
 # In place of a key: MOV of 64 immediate bits, which is glue.
 MOVABS = 0xFFFFFFFE
 # Beside a key's number: its registers are taken from the vCPU's struct; the first (and by the next
-# bit the second) of them is stored there before it, and loaded again behind it.
+# bits the second and third) of them is stored there before it, and loaded again behind it.
 KEY_MASK = 0xFFFF
-SPILLED, STORED_FIRST, LOADED_FIRST = 1 << 16, 1 << 17, 1 << 19
+SPILLED, STORED_FIRST, LOADED_FIRST = 1 << 16, 1 << 17, 1 << 20
 UNKNOWN_CC = 0xFF
 NO_CONDITION = 0xFF
 # LoweringEntry.operands: where an operand is found.
-OPERAND_NONE, OPERAND_REG, OPERAND_RM, OPERAND_XMM_REG, OPERAND_XMM_RM, OPERAND_MEMORY = range(6)
+(
+    OPERAND_NONE, OPERAND_REG, OPERAND_RM, OPERAND_XMM_REG, OPERAND_XMM_RM, OPERAND_MEMORY,
+    OPERAND_VVVV, OPERAND_XMM_VVVV,
+) = range(8)  # fmt: skip
 OPERAND_BYTE = 0x80
 IMMEDIATE_NONE, IMMEDIATE_PLAIN, IMMEDIATE_SHIFT_32, IMMEDIATE_SHIFT_64 = range(4)
 # LoweringEntry.flags
 (
     DEFINES, CHANGES, CARRY_LIVE, CARRY_DEAD, STATUS_LIVE, STATUS_DEAD, TOUCHES_MEMORY, NO_SEGMENT,
-    WIDE_MOVE, HIGH_BYTES, EXTENDS, DISPLACES,
-) = (1 << n for n in range(12))  # fmt: skip
+    WIDE_MOVE, HIGH_BYTES, EXTENDS, DISPLACES, NEEDS_AVX,
+) = (1 << n for n in range(13))  # fmt: skip
 # Guest registers with a second byte that has a name (AH, CH, DH, BH).
 HIGH_REGISTERS = 4
 # LoweringEntry.end: how an instruction ends its block.

@@ -118,9 +118,10 @@ _XMM = Cpu.offset_of("xmm")
 _FS, _GS = Cpu.offset_of("seg", x86.FS), Cpu.offset_of("seg", x86.GS)
 MASK_32 = 0xFFFFFFFF
 ALL_ONES = (1 << 64) - 1
-# Bits of a block's mode: SSE and x87 instructions go to their handlers, which fault;
-# accesses by FS and GS (`Cpu.limited`) to theirs, which check limit and rights.
-FPU_OFF = 4
+# Bits of a block's mode: SSE and x87 instructions go to their handlers, which fault, and so do
+# those of AVX without AVX_ON; accesses by FS and GS (`Cpu.limited`) go to theirs, which check
+# limit and rights.
+FPU_OFF, AVX_ON = 4, 32
 FS_OFF, GS_OFF = x86.FS_LIMITED << 3, x86.GS_LIMITED << 3
 MODE_BITS = 3
 # Instructions behind a jump that are looked at, to find whether its flags are needed.
@@ -152,7 +153,22 @@ def lowering_of(tr: Any, index: Any) -> Any:
 @staged
 def _operand_number(insn: Any, where: Any) -> Any:
     by_reg = (where == tables.OPERAND_REG) | (where == tables.OPERAND_XMM_REG)
-    return u32(select(by_reg, insn.reg, insn.rm))
+    by_vvvv = (where == tables.OPERAND_VVVV) | (where == tables.OPERAND_XMM_VVVV)
+    return u32(select(by_reg, insn.reg, select(by_vvvv, insn.vvvv, insn.rm)))
+
+
+@staged
+def _is_general(where: Any) -> Any:
+    """Whether an operand is a general register."""
+    found = (where == tables.OPERAND_REG) | (where == tables.OPERAND_RM)
+    return found | (where == tables.OPERAND_VVVV)
+
+
+@staged
+def _is_vector(where: Any) -> Any:
+    """Whether an operand is an XMM or YMM register."""
+    found = (where == tables.OPERAND_XMM_REG) | (where == tables.OPERAND_XMM_RM)
+    return found | (where == tables.OPERAND_XMM_VVVV)
 
 
 @staged
@@ -213,7 +229,7 @@ def emit_moves(tr: Translator, insn: Insn, lowering: LoweringEntry, which: u32, 
     for n in range(OPERANDS):
         what = lowering.operands[n]
         where = what & ~tables.OPERAND_BYTE & 0xFF
-        if where == tables.OPERAND_REG or where == tables.OPERAND_RM:
+        if _is_general(where):
             number = _operand_number(insn, where)
             if what != where:
                 number = _byte_place(insn, where) >> 3
@@ -229,7 +245,7 @@ def find_key(tr: Translator, insn: Insn, lowering: LoweringEntry) -> u32:
     for n in range(OPERANDS):
         what = lowering.operands[n]
         where = what & ~tables.OPERAND_BYTE & 0xFF
-        if where == tables.OPERAND_REG or where == tables.OPERAND_RM:
+        if _is_general(where):
             number = _operand_number(insn, where)
             if what != where:
                 byte = _byte_place(insn, where)
@@ -237,9 +253,10 @@ def find_key(tr: Translator, insn: Insn, lowering: LoweringEntry) -> u32:
                     return u32(NO_STENCIL)
                 number = byte >> 3
             key = key * CLASSES + select(number < SLOT, number, u32(SLOT))
-        vector = where == tables.OPERAND_XMM_REG or where == tables.OPERAND_XMM_RM
-        if vector and (tr.mode & FPU_OFF) != 0:
+        if _is_vector(where) and (tr.mode & FPU_OFF) != 0:
             return u32(NO_STENCIL)
+    if (lowering.flags & tables.NEEDS_AVX) != 0 and (tr.mode & AVX_ON) == 0:
+        return u32(NO_STENCIL)
     if lowering.immediate != tables.IMMEDIATE_NONE:
         imm = insn.imm
         if lowering.immediate == tables.IMMEDIATE_PLAIN:
@@ -574,13 +591,13 @@ def emit_stencil(
         what = lowering.operands[n]
         where = what & ~tables.OPERAND_BYTE & 0xFF
         number = _operand_number(insn, where)
-        if where == tables.OPERAND_REG or where == tables.OPERAND_RM:
+        if _is_general(where):
             if what != where:
                 number = _byte_place(insn, where) >> 3
             if number >= SLOT or spilled:
                 s.holes[H0 + slot] = u64(number) * 8 + _REGS
                 slot += 1
-        elif where == tables.OPERAND_XMM_REG or where == tables.OPERAND_XMM_RM:
+        elif _is_vector(where):
             s.holes[H0 + slot] = u64(number) * 16 + _XMM
             slot += 1
         elif where == tables.OPERAND_MEMORY:

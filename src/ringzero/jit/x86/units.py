@@ -1,7 +1,8 @@
 """How x86's engine is cut into units that are compiled on their own, side by side.
 
 Each module of instruction semantics is one unit: its handlers and its native
-functions. All other native functions are the unit `core`.
+functions. All other native functions are the unit `core`. What goes beyond x86-64-v2 are
+units of their own (`EXTENSION_NAMES`), which an engine of x86-64-v2 is completed with.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ringzero.isa.x86.interpreter import interpret
 from ringzero.isa.x86.table.decoder import build_tables, entry_flags, immediates
 from ringzero.isa.x86.table.entry import SLOTS, FormEntry
 from ringzero.isa.x86.table.forms import Form
-from ringzero.isa.x86.table.instructions import MODULES, all_forms
+from ringzero.isa.x86.table.instructions import EXTENSIONS, MODULES, all_forms
 from ringzero.jit.compile.llvm import INLINED, Target, cached_object
 from ringzero.jit.compile.module import Module
 from ringzero.jit.doors import define_doors
@@ -39,8 +40,9 @@ _SLOWEST = (
 )
 # Units that spend their time in loops.
 LOOPS = ("core", "insn.string", "insn.sse_string")
-# All of them, the slowest to compile first.
+# All of them, the slowest to compile first; those of the extensions likewise.
 NAMES = (*_SLOWEST, *(module for module in MODULES if module not in _SLOWEST))
+EXTENSION_NAMES = EXTENSIONS
 
 
 @dataclass(frozen=True)
@@ -60,17 +62,18 @@ def home_of(module: str) -> str | None:
     if not module.startswith(_OWN) and module.rpartition(".")[0] != _SHARED:
         return None
     name = module.removeprefix(_PACKAGE)
-    return name if name in MODULES else "core"
+    return name if name in NAMES or name in EXTENSION_NAMES else "core"
 
 
 def forms_of(name: str) -> list[Form]:
     """Return the forms that a unit has handlers for."""
-    return [f for f in all_forms() if f.function.__module__ == _PACKAGE + name]
+    extended = name in EXTENSION_NAMES
+    return [f for f in all_forms(extended=extended) if f.function.__module__ == _PACKAGE + name]
 
 
 def generate(name: str) -> tuple[Module, list[tuple[int, int]]]:
     """Generate the IR of one unit."""
-    all_forms()
+    all_forms(extended=name in EXTENSION_NAMES)
     homes = {f.function.__module__ for f in NATIVE_FUNCTIONS}
     module = Module(name, home={m for m in homes if home_of(m) == name})
     places: list[tuple[int, int]] = []
@@ -94,9 +97,15 @@ def compile_unit(name: str, target: Target | None = None) -> Unit:
     return Unit(name, cached_object(module.text(), passes=passes, target=target), places)
 
 
-def write_tables(work: Path) -> None:
+def write_unit(unit: Unit, directory: Path) -> None:
+    """Write NAME.o and NAME.places of a unit."""
+    (directory / f"{unit.name}.o").write_bytes(unit.code)
+    (directory / f"{unit.name}.places").write_text(json.dumps(unit.places))
+
+
+def write_tables(work: Path, *, extended: bool = False) -> None:
     """Write the decoder's tables, with handlers as indices into all units' arrays in order."""
-    forms = all_forms()
+    forms = all_forms(extended=extended)
     tables = build_tables(forms)
     (work / "opcodes.bin").write_bytes(tables.opcodes.tobytes())
     (work / "groups.bin").write_bytes(tables.groups.tobytes())
@@ -104,7 +113,7 @@ def write_tables(work: Path) -> None:
     entries = array("Q", bytes(FormEntry.size * len(forms)))
     # Index + 1 into the concatenated handler arrays; 0: no handler.
     number = 0
-    for name in NAMES:
+    for name in (*NAMES, *EXTENSION_NAMES) if extended else NAMES:
         for form, slot in json.loads((work / f"{name}.places").read_text()):
             number += 1
             entries[form * words + slot] = number
@@ -113,3 +122,5 @@ def write_tables(work: Path) -> None:
         entries[form.index * words + SLOTS] = entry_flags(form) | first << 32 | second << 40
     (work / "forms.bin").write_bytes(entries.tobytes())
     (work / "names.json").write_text(json.dumps([f.mnemonic for f in forms]))
+    needs = {f.index: f.attributes["needs"] for f in forms if "needs" in f.attributes}
+    (work / "needs.json").write_text(json.dumps(needs))

@@ -125,7 +125,7 @@ def main(arguments: list[str]) -> int:
         config = config_from_tree(json.load(sys.stdin))
         architecture = BOARDS.get(config.board).architecture
         engine = select.choose(config.engine, architecture)
-        engine.prepare(QUIET, architecture)
+        engine.prepare(QUIET, architecture, config.cpu or architecture.default_model)
         make(config, engine, store)
         store.prune(TEMPLATES.get())
     except RingzeroError as fault:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.state import GPR_NAMES
+from ringzero.isa.x86.table.forms import VECTORS
 from ringzero.isa.x86.table.instructions import all_forms
 
 _ONES = (1 << 64) - 1
@@ -22,7 +23,7 @@ def text_of(insn: Any, address: int) -> str:
 
     `insn` is a view of an `Insn`.
     """
-    form = all_forms()[insn.form]
+    form = all_forms(extended=True)[insn.form]
     prefix = "lock " * bool(insn.lock)
     if form.mnemonic.startswith(_REPEATED):
         prefix += {0xF2: "repne ", 0xF3: "rep "}.get(insn.rep, "")
@@ -58,12 +59,15 @@ def _operand(form: Any, n: int, insn: Any, address: int) -> str:
         return _memory(insn)
     if letter == "S":
         return _SEGMENTS[insn.reg] if insn.reg < len(_SEGMENTS) else f"s{insn.reg}"
-    if letter in "VWU":
-        return f"xmm{insn.reg if letter == 'V' else insn.rm}"
+    if letter in VECTORS:
+        numbers = {"V": insn.reg, "H": insn.vvvv, "L": insn.imm >> 4 & 15}
+        return f"{'y' if bits == 256 else 'x'}mm{numbers.get(letter, insn.rm)}"
     if letter in "PQN":
         return f"mm{(insn.reg if letter == 'P' else insn.rm) & 7}"
     if letter in "CD":
         return f"{'cr' if letter == 'C' else 'dr'}{insn.reg}"
+    if letter == "B":
+        return _register(insn.vvvv, bits, 0)
     by_reg = letter == "G"
     return _register(insn.reg if by_reg else insn.rm, bits, insn.reg8 if by_reg else insn.rm8)
 

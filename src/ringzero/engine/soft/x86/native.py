@@ -100,6 +100,7 @@ class NativeEngine:
         self._opcodes = ctypes.create_string_buffer(objects.read("opcodes.bin"))
         self._groups = ctypes.create_string_buffer(objects.read("groups.bin"))
         self._forms = self._linked_forms()
+        self._leave_out_missing()
         self._parts: dict[str, Any] = {}
         self._memory = ctypes.create_string_buffer(GuestTables.size)
         self.tables = self._read_tables()
@@ -123,6 +124,20 @@ class NativeEngine:
             for slot in range(start, start + SLOTS):
                 entries[slot] = addresses[entries[slot]]
         return entries
+
+    def _leave_out_missing(self) -> None:
+        """Have no instruction that takes one of the host's which this host has not: it is #UD."""
+        needs = json.loads(self.objects.read("needs.json"))
+        if not needs:
+            return
+        from ringzero.host.processor import host_features
+
+        present = host_features()
+        words = FormEntry.size // 8
+        for form, feature in needs.items():
+            if feature not in present:
+                start = int(form) * words
+                self._forms[start : start + SLOTS] = array("Q", bytes(8 * SLOTS))
 
     @property
     def mnemonics(self) -> list[str]:
@@ -191,9 +206,9 @@ class NativeEngine:
 
 
 @functools.cache
-def native_engine() -> NativeEngine:
-    """Return the compiled engine, compiling it first where it is not cached."""
-    return NativeEngine(opened.ensure())
+def native_engine(guest: str = opened.DEFAULT_GUEST) -> NativeEngine:
+    """Return the compiled engine of a guest, compiling it first where it is not cached."""
+    return NativeEngine(opened.ensure(guest=guest))
 
 
 def _linked_by_llvm(objects: Any, symbols: list[str]) -> Library:

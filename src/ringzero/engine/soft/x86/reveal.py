@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import bisect
 import ctypes
-import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ from ringzero.isa.caches import JUMP_ENTRIES, SECOND_JUMPS, TAG_32, CodePage
 from ringzero.isa.x86.table.instructions import all_forms
 from ringzero.jit.compile.module import Module
 from ringzero.jit.tables import Block
-from ringzero.jit.x86.catalogue import Catalogue, define_key
+from ringzero.jit.x86.assembly import key_of
+from ringzero.jit.x86.catalogue import define_key
 from ringzero.jit.x86.handlers import define_handler, variants
 from ringzero.jit.x86.tables import END_CONDITIONAL, END_JUMP, Translator
 from ringzero.native.view import view_of
@@ -259,22 +259,17 @@ def disassembled(code: bytes, address: int) -> Iterator[str]:
         yield f"{where:x}  {raw:<32}  {name} {operands}".rstrip()
 
 
-@functools.cache
-def _catalogue() -> Catalogue:
-    return Catalogue()
-
-
 def _stencil_ir(key: int) -> str:
     """Return the IR of a stencil: its two versions, the second where no one looks at its flags."""
     module = Module("revealed")
-    define_key(module, key, _catalogue().keys[key])
+    define_key(module, key, key_of(key))
     return module.text()
 
 
 def _handler_ir(form: int, slot: int) -> str:
     """Return the IR of the handler that serves a form's decoder slot."""
     module = Module("revealed", home=())
-    for variant, slots in variants(all_forms()[form]):
+    for variant, slots in variants(all_forms(extended=True)[form]):
         if slot in slots:
             define_handler(module, variant)
     return module.text()

@@ -21,8 +21,16 @@ from ringzero.engine.soft.x86.transmit import SharedQueue, TransmitQueues
 from ringzero.engine.soft.x86.vcpu import X86SoftVcpu
 from ringzero.errors import EngineError
 from ringzero.isa.exclusive import MAX_VCPUS, Exclusive
-from ringzero.isa.x86.cpu import CpuidEntry
-from ringzero.isa.x86.cpuid import AMD, IMMUNITIES, CpuidLeaf, features_of, for_vcpu, vendor_of
+from ringzero.isa.x86.cpu import XCR0_SSE, XCR0_X87, CpuidEntry
+from ringzero.isa.x86.cpuid import (
+    AMD,
+    IMMUNITIES,
+    CpuidLeaf,
+    features_of,
+    find,
+    for_vcpu,
+    vendor_of,
+)
 from ringzero.isa.x86.irqstatus import IrqStatusTable
 from ringzero.isa.x86.msrs import ARCH_CAPABILITIES
 from ringzero.isa.x86.ports import PortTable
@@ -214,6 +222,8 @@ class X86SoftVm(SoftVm[CpuState]):
         self._tables.append(table)
         vcpu.cpu.cpuid_table = ctypes.addressof(table)
         vcpu.cpu.cpuid_count = len(rows)
+        extended = find(rows, 0xD)
+        vcpu.cpu.xcr0_mask = extended.eax if extended is not None else XCR0_X87 | XCR0_SSE
         vcpu.cpu.is_amd = int(vendor_of(rows) == AMD)
         if features_of(rows) >= IMMUNITIES:
             vcpu.cpu.arch_capabilities = ARCH_CAPABILITIES

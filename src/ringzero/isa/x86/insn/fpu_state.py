@@ -1,26 +1,37 @@
-"""Saving and restoring x87, MMX and SSE state; MXCSR; XCR0.
+"""Saving and restoring x87, MMX, SSE and AVX state; MXCSR; XCR0.
 
 FXSAVE, FXRSTOR, XSAVE, XSAVEOPT, XRSTOR, XGETBV, XSETBV, LDMXCSR, STMXCSR:
-Intel SDM vol. 1, sections 10.5 and 13, and vol. 2. Only the components x87
-and SSE exist, and both always count as in use.
+Intel SDM vol. 1, sections 10.5 and 13, and vol. 2. The components are x87, SSE and, with
+some CPU models, AVX (`Cpu.xcr0_mask`); all of them always count as in use.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ringzero.isa.x86.cpu import CR0_TS, CR4_OSXSAVE, GP, NM, RAX, RCX, RDX, UD, Cpu
+from ringzero.isa.x86.cpu import (
+    CR0_TS,
+    CR4_OSXSAVE,
+    GP,
+    NM,
+    RAX,
+    RCX,
+    RDX,
+    UD,
+    XCR0_AVX,
+    XCR0_SSE,
+    XCR0_X87,
+    Cpu,
+)
 from ringzero.isa.x86.insn import mxcsr
 from ringzero.isa.x86.insn.sse_operands import constant
 from ringzero.isa.x86.insn.x87_control import get_status, reset_fpu, set_control, set_status
 from ringzero.isa.x86.privileged.alignment import check_alignment
+from ringzero.isa.x86.privileged.lookaside import flush_jump_cache
+from ringzero.isa.x86.state import AVX_AREA, XSAVE_AVX_SIZE, XSAVE_BASE_SIZE
 from ringzero.isa.x86.table.forms import instruction
 from ringzero.isa.x86.table.operation import Operation
 from ringzero.native import load, select, staged, store, u8, u16, u32, u64, v128
-
-# Component bits of XCR0 and XSTATE_BV; all that this CPU has.
-X87, SSE = 1, 2
-COMPONENTS = X87 | SSE
 
 # Offsets in the legacy area (SDM vol. 1, table 10-2) and of the XSAVE header (13.4.2).
 FCW, FSW, FTW, FOP, FIP, FDP, MXCSR, MXCSR_MASK, ST, XMM = 0, 2, 4, 6, 8, 16, 24, 28, 32, 160
@@ -123,6 +134,26 @@ def load_xmm(m: Operation, address: Any) -> None:
 
 
 @staged
+def store_upper(m: Operation, address: Any) -> None:
+    """Store the upper halves of the YMM registers."""
+    cpu = m.cpu
+    index = u64(0)
+    while index < xmm_count(m):
+        m.store(v128, address + AVX_AREA + (index << 4), cpu.ymm_high[index])
+        index += 1
+
+
+@staged
+def load_upper(m: Operation, address: Any) -> None:
+    """Load the upper halves of the YMM registers."""
+    cpu = m.cpu
+    index = u64(0)
+    while index < xmm_count(m):
+        cpu.ymm_high[index] = m.load(v128, address + AVX_AREA + (index << 4))
+        index += 1
+
+
+@staged
 def store_mxcsr(m: Operation, address: Any) -> None:
     """Store MXCSR and the mask of its bits that exist."""
     cpu = m.cpu
@@ -139,7 +170,7 @@ def check_mxcsr(m: Operation, value: Any) -> None:
 
 
 @staged
-def probe_image(m: Operation, address: Any, size: int) -> None:
+def probe_image(m: Operation, address: Any, size: Any) -> None:
     """Read the ends of an image first, so that a page fault in it changes nothing."""
     m.load(u8, address)
     m.load(u8, address + (size - 1))
@@ -194,11 +225,14 @@ def xsave(m: Operation) -> None:
     check_xsave(m)
     address = aligned_address(m, 63)
     bitmap = requested(m)
-    if (bitmap & X87) != 0:
+    if (bitmap & XCR0_X87) != 0:
         store_x87(m, address)
-    if (bitmap & SSE) != 0:
+    if (bitmap & (XCR0_SSE | XCR0_AVX)) != 0:
         store_mxcsr(m, address)
+    if (bitmap & XCR0_SSE) != 0:
         store_xmm(m, address)
+    if (bitmap & XCR0_AVX) != 0:
+        store_upper(m, address)
     m.store(u64, address + XSTATE_BV, m.load(u64, address + XSTATE_BV) | bitmap)
 
 
@@ -207,23 +241,30 @@ def xrstor(m: Operation) -> None:
     "XRSTOR (Intel SDM vol. 2D), standard form."
     check_xsave(m)
     address = aligned_address(m, 63)
-    probe_image(m, address, 576)
     cpu = m.cpu
+    bitmap = requested(m)
+    avx = (bitmap & XCR0_AVX) != 0
+    probe_image(m, address, select(avx, u64(XSAVE_AVX_SIZE), u64(XSAVE_BASE_SIZE)))
     present = m.load(u64, address + XSTATE_BV)
     reserved = m.load(u64, address + XCOMP_BV) | m.load(u64, address + HEADER_REST)
     if (reserved | (present & ~cpu.xcr0)) != 0:
         m.fault(GP, 0)
-    bitmap = requested(m)
-    if (bitmap & SSE) != 0:
+    if (bitmap & (XCR0_SSE | XCR0_AVX)) != 0:
         value = m.load(u32, address + MXCSR)
         check_mxcsr(m, value)
-        if (present & SSE) != 0:
-            load_xmm(m, address)
-        else:
-            clear_xmm(m)
+        if (bitmap & XCR0_SSE) != 0:
+            if (present & XCR0_SSE) != 0:
+                load_xmm(m, address)
+            else:
+                clear_xmm(m)
+        if avx:
+            if (present & XCR0_AVX) != 0:
+                load_upper(m, address)
+            else:
+                clear_upper(m)
         mxcsr.set_mxcsr(cpu, value)
-    if (bitmap & X87) != 0:
-        if (present & X87) != 0:
+    if (bitmap & XCR0_X87) != 0:
+        if (present & XCR0_X87) != 0:
             load_x87(m, address)
         else:
             clear_x87(cpu)
@@ -236,6 +277,16 @@ def clear_xmm(m: Operation) -> None:
     index = u64(0)
     while index < xmm_count(m):
         cpu.xmm[index] = constant(0)
+        index += 1
+
+
+@staged
+def clear_upper(m: Operation) -> None:
+    """Clear the upper halves of the YMM registers that the mode reaches."""
+    cpu = m.cpu
+    index = u64(0)
+    while index < xmm_count(m):
+        cpu.ymm_high[index] = constant(0)
         index += 1
 
 
@@ -259,17 +310,21 @@ def xgetbv(m: Operation) -> None:
     m.set(RDX, u32(cpu.xcr0 >> 32))
 
 
-@instruction("NP 0F 01 =D1")
+@instruction("NP 0F 01 =D1", ends=True)
 def xsetbv(m: Operation) -> None:
-    "XSETBV (Intel SDM vol. 2D): x87 must be enabled, SSE may be."
+    "XSETBV (Intel SDM vol. 2D): x87 must be enabled, SSE may be, and with it AVX."
     cpu = m.cpu
     if (cpu.cr4 & CR4_OSXSAVE) == 0:
         m.fault(UD)
     value = u64(m.get(RAX, u32)) | (u64(m.get(RDX, u32)) << 32)
-    refused = (m.get(RCX, u32) != 0) | ((value & X87) == 0) | (value > COMPONENTS)
+    refused = (m.get(RCX, u32) != 0) | ((value & XCR0_X87) == 0)
+    refused = refused | ((value & ~cpu.xcr0_mask) != 0)
+    refused = refused | ((value & (XCR0_SSE | XCR0_AVX)) == XCR0_AVX)
     if refused | (cpu.cpl != 0):
         m.fault(GP, 0)
     cpu.xcr0 = value
+    flush_jump_cache(cpu)
+    m.stop_block()
 
 
 # --- MXCSR -----------------------------------------------------------------

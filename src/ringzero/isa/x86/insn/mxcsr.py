@@ -121,7 +121,7 @@ def any_unmasked(cpu: Cpu) -> Any:
 @staged
 def begin(m: Any) -> None:
     """Prepare for an operation that may raise SIMD floating-point exceptions."""
-    if m.checked:
+    if m.checked and not m.nested:
         cpu = m.cpu
         if any_unmasked(cpu):
             clear_flags(cpu)
@@ -130,7 +130,7 @@ def begin(m: Any) -> None:
 @staged
 def end(m: Any) -> None:
     """Raise what the operation since `begin` raised unmasked; call before writing results."""
-    if m.checked:
+    if m.checked and not m.nested:
         cpu = m.cpu
         if any_unmasked(cpu):
             raise_unmasked(cpu)

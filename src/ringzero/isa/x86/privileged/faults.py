@@ -8,7 +8,7 @@ changed are as they were, which makes faults precise.
 from __future__ import annotations
 
 from ringzero.isa.execution import LEAVE_FAULT, abandon, ask_outside
-from ringzero.isa.x86.cpu import GP, SS_FAULT, UD, Cpu
+from ringzero.isa.x86.cpu import CR0_TS, CR4_OSXSAVE, GP, NM, SS_FAULT, UD, XCR0_AVX, XCR0_SSE, Cpu
 from ringzero.native import native, u32, u64
 
 
@@ -52,6 +52,19 @@ def raise_ss0(cpu: Cpu) -> None:
 def raise_ud(cpu: Cpu) -> None:
     """Raise #UD."""
     raise_fault(cpu, UD)
+
+
+@native(inline="never")
+def require_avx(cpu: Cpu) -> None:
+    """Raise #UD unless the operating system saves YMM registers, #NM with CR0.TS.
+
+    SDM vol. 2A, table 2-18 (exception classes of instructions with a VEX prefix).
+    """
+    needed = XCR0_SSE | XCR0_AVX
+    if (cpu.cr4 & CR4_OSXSAVE) == 0 or (cpu.xcr0 & needed) != needed:
+        raise_ud(cpu)
+    if (cpu.cr0 & CR0_TS) != 0:
+        raise_fault(cpu, NM)
 
 
 @native(inline="never")

@@ -48,6 +48,7 @@ from ringzero.isa.x86.cpu import (
     RDX,
     TR,
     UD,
+    XCR0_AVX,
     Cpu,
     CpuidEntry,
 )
@@ -67,6 +68,7 @@ from ringzero.isa.x86.privileged.lookaside import (
     invalidate_page,
 )
 from ringzero.isa.x86.privileged.msr import guest_tsc
+from ringzero.isa.x86.state import XSAVE_BASE_SIZE
 from ringzero.isa.x86.table.forms import instruction
 from ringzero.isa.x86.table.operation import Operation
 from ringzero.native import address_of, native, pointer, select, staged, u8, u16, u32, u64
@@ -85,7 +87,9 @@ CR4_BITS = (
 
 # Changes of these make cached translations wrong (SDM vol. 3A, 4.10.4.1).
 CR0_TRANSLATION = CR0_PG | CR0_WP | CR0_PE | CR0_EM | CR0_TS
-CR4_TRANSLATION = CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_OSFXSR
+CR4_TRANSLATION = (
+    CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_OSFXSR | CR4_OSXSAVE
+)
 
 # Bit 63 of a value for CR3 with CR4.PCIDE: keep the translations; it is not stored.
 CR3_KEEP = 1 << 63
@@ -421,6 +425,9 @@ def identify(cpu: Cpu) -> None:
         ecx = ecx & ~u32(OSXSAVE_ECX)
         if cpu.cr4 & CR4_OSXSAVE != 0:
             ecx = ecx | OSXSAVE_ECX
+    elif leaf == 0xD and subleaf == 0 and cpu.xcr0_mask & ~cpu.xcr0 & XCR0_AVX != 0:
+        # EBX: the size for what XCR0 enables now; ECX: for all that it can enable.
+        ebx = u32(XSAVE_BASE_SIZE)
     elif leaf == 0xB or leaf == 0x1F:
         ecx = (ecx & ~u32(0xFF)) | (subleaf & 0xFF)
         edx = cpu.index

@@ -1,7 +1,8 @@
 """The decoder: tables built from the instruction table, and native code that reads them.
 
 Two levels: the opcode table gives, for mode, mandatory prefix, opcode map and
-opcode byte, a form or a group; a group gives a form for every ModRM byte.
+opcode byte (with a VEX prefix: VEX.L and VEX.W in place of the mode), a form or a
+group; a group gives a form for every ModRM byte.
 Prefixes, ModRM, SIB and immediates are those of the SDM vol. 2, chapter 2.
 """
 
@@ -27,9 +28,12 @@ from ringzero.isa.x86.table.entry import (
     HAS_MODRM,
     IGNORE_66,
     OPCODE_REGISTER,
+    USES_VVVV,
+    VSIB,
+    WIDE_ONLY,
     FormEntry,
 )
-from ringzero.isa.x86.table.forms import Form, TableError
+from ringzero.isa.x86.table.forms import MAP_0F, MAP_0F3A, Form, TableError
 from ringzero.native import (
     i8,
     i16,
@@ -71,6 +75,37 @@ def opcode_index(mode64: bool, prefix: int, opcode_map: int, opcode: int) -> int
     return ((int(mode64) * 4 + prefix) * 4 + opcode_map) * 256 + opcode
 
 
+# Places in the opcode table: of encodings without VEX prefix, and of those with one.
+_LEGACY_PLACES = 2 * 4 * 4 * 256
+_VEX_PLACES = 4 * 4 * 4 * 256
+
+
+def vex_index(length: int, width: int, prefix: int, opcode_map: int, opcode: int) -> int:
+    """Return the place of an opcode with a VEX prefix: VEX.L, VEX.W, VEX.pp (as in PREFIXES)."""
+    fields = (length * 2 + width) * 4 + prefix
+    return _LEGACY_PLACES + (fields * 4 + opcode_map) * 256 + opcode
+
+
+def _places(form: Form) -> list[int]:
+    """Return the places of a form in the opcode table."""
+    if form.vex is not None:
+        prefix = PREFIXES.index(form.prefix or 0)
+        return [
+            vex_index(length, width, prefix, form.opcode_map, form.opcode)
+            for length in form.vex.lengths
+            for width in form.vex.widths
+        ]
+    opcodes = range(form.opcode, form.opcode + 8) if form.opcode_register else (form.opcode,)
+    return [
+        opcode_index(mode64, number, form.opcode_map, opcode)
+        for mode64 in (False, True)
+        if not form.attributes.get("no64" if mode64 else "only64")
+        for number, prefix in enumerate(PREFIXES)
+        if form.prefix is None or form.prefix == prefix
+        for opcode in opcodes
+    ]
+
+
 def build_tables(forms: list[Form]) -> DecoderTables:
     """Build the tables; raises TableError when two forms claim the same bytes.
 
@@ -78,17 +113,9 @@ def build_tables(forms: list[Form]) -> DecoderTables:
     """
     slots: dict[int, list[Form]] = {}
     for form in forms:
-        opcodes = range(form.opcode, form.opcode + 8) if form.opcode_register else (form.opcode,)
-        for mode64 in (False, True):
-            if form.attributes.get("no64" if mode64 else "only64"):
-                continue
-            for number, prefix in enumerate(PREFIXES):
-                if form.prefix is not None and form.prefix != prefix:
-                    continue
-                for opcode in opcodes:
-                    index = opcode_index(mode64, number, form.opcode_map, opcode)
-                    slots.setdefault(index, []).append(form)
-    opcodes_table = array("H", bytes(2 * 2 * 4 * 4 * 256))
+        for index in _places(form):
+            slots.setdefault(index, []).append(form)
+    opcodes_table = array("H", bytes(2 * (_LEGACY_PLACES + _VEX_PLACES)))
     groups = array("H")
     known: dict[tuple[int, ...], int] = {}
     for index, claimants in slots.items():
@@ -100,6 +127,7 @@ def build_tables(forms: list[Form]) -> DecoderTables:
         group = []
         for modrm in range(256):
             matching = [f for f in claimants if not f.has_modrm or f.matches_modrm(modrm)]
+            matching = [f for f in matching if f.attributes.get("replaces")] or matching
             if len(matching) > 1:
                 raise TableError(_overlap(matching) + f" at ModRM {modrm:02X}")
             group.append(matching[0].index + 1 if matching else 0)
@@ -119,6 +147,8 @@ def immediates(form: Form) -> tuple[int, int]:
     """Return the kinds of a form's first and second immediate."""
     kinds = []
     for operand in form.operands:
+        if operand.letter == "L":
+            kinds.append(IMM_8)
         if not operand.is_immediate:
             continue
         if operand.letter == "O":
@@ -140,9 +170,12 @@ def entry_flags(form: Form) -> int:
         HAS_MODRM * form.has_modrm
         | DEFAULT_64 * d64
         | FORCE_64 * (d64 and ends and not form.attributes.get("d66"))
-        | IGNORE_66 * (form.prefix == 0x66)
+        | IGNORE_66 * (form.prefix == 0x66 and not form.attributes.get("narrow66"))
         | OPCODE_REGISTER * form.opcode_register
         | ENDS * ends
+        | USES_VVVV * form.uses_vvvv
+        | VSIB * bool(form.attributes.get("vsib"))
+        | WIDE_ONLY * (form.vex is not None and bool(form.attributes.get("only64")))
     )
 
 
@@ -270,6 +303,16 @@ def _immediate(insn: Any, p: Any, used: Any, kind: Any, op_size: Any, address_si
     return value, used + length
 
 
+@staged
+def _vex_follows(mode: Any, p: Any, used: Any, byte: Any) -> Any:
+    """Whether `byte` begins a VEX prefix: outside 64-bit mode LES and LDS are there, too.
+
+    Those have operands in memory. Code of 16 bits is not looked at.
+    """
+    registers = (load(u8, p + used + 1) & 0xC0) == 0xC0
+    return ((byte & 0xFE) == 0xC4) & ((mode == MODE_64) | ((mode != MODE_16) & registers))
+
+
 @native(inline="never")
 def decode(cpu: Cpu, insn: Insn, p: u64, mode: u32) -> u32:
     """Decode the instruction at host address `p`, where at least 32 bytes can be read.
@@ -312,20 +355,51 @@ def decode(cpu: Cpu, insn: Insn, p: u64, mode: u32) -> u32:
         used += 1
         byte = u32(load(u8, p + used))
     opcode_map = u32(0)
-    if byte == 0x0F:
+    vvvv = u32(0)
+    vex = u32(_vex_follows(mode, p, used, byte))
+    index = u32(0)
+    if vex != 0:
+        used += 1
+        fields = u32(load(u8, p + used))
+        opcode_map = u32(MAP_0F)
+        vex = ((fields >> 5) & 4) ^ 4
+        if byte == 0xC4:
+            # R, X and B lie as in a REX prefix, inverted.
+            vex = (fields >> 5) ^ 7
+            opcode_map = fields & 0x1F
+            used += 1
+            fields = u32(load(u8, p + used))
+            vex = vex | ((fields >> 4) & 8)
         used += 1
         byte = u32(load(u8, p + used))
-        opcode_map = u32(1)
-        if byte == 0x38 or byte == 0x3A:
-            opcode_map = select(byte == 0x38, u32(2), u32(3))
+        vvvv = ((fields >> 3) & 15) ^ 15
+        if mode != MODE_64:
+            vex = vex & 8
+            vvvv = vvvv & 7
+        known = (opcode_map >= MAP_0F) & (opcode_map <= MAP_0F3A)
+        if (operand_prefix | rep | lock | u32(rex)) != 0 or not known:
+            insn.length = u8(used)
+            return u32(UNKNOWN)
+        selected = (((fields & 4) << 1) | ((vex & 8) >> 1) | (fields & 3)) << 10
+        index = _LEGACY_PLACES + (selected | (opcode_map << 8) | byte)
+        rex = u64(vex)
+        vex = u32(1)
+        used += 1
+    else:
+        if byte == 0x0F:
             used += 1
             byte = u32(load(u8, p + used))
-    used += 1
-    prefix = operand_prefix
-    if rep != 0:
-        prefix = select(rep == 0xF3, u32(2), u32(3))
-    is64 = u32(mode == MODE_64)
-    index = (((is64 << 2) | prefix) << 10) | (opcode_map << 8) | byte
+            opcode_map = u32(1)
+            if byte == 0x38 or byte == 0x3A:
+                opcode_map = select(byte == 0x38, u32(2), u32(3))
+                used += 1
+                byte = u32(load(u8, p + used))
+        used += 1
+        prefix = operand_prefix
+        if rep != 0:
+            prefix = select(rep == 0xF3, u32(2), u32(3))
+        is64 = u32(mode == MODE_64)
+        index = (((is64 << 2) | prefix) << 10) | (opcode_map << 8) | byte
     form = u32(load(u16, cpu.opcode_table + (u64(index) << 1)))
     modrm = u64(load(u8, p + used))
     looked_at = used
@@ -340,6 +414,11 @@ def decode(cpu: Cpu, insn: Insn, p: u64, mode: u32) -> u32:
     form -= 1
     entry = pointer(FormEntry, cpu.form_table + u64(form) * FormEntry.size)
     flags = entry.flags
+    absent = (flags & WIDE_ONLY) != 0 and mode != MODE_64
+    if absent or (vvvv != 0 and (flags & USES_VVVV) == 0):
+        insn.length = u8(looked_at)
+        return u32(UNKNOWN)
+    insn.vvvv = u8(vvvv)
 
     op_size = u32(2)
     address_size = u32(3)
@@ -393,10 +472,18 @@ def decode(cpu: Cpu, insn: Insn, p: u64, mode: u32) -> u32:
         insn.rm8 = _byte_register(rm, rex)
         if modrm < 0xC0:
             memory = u32(1)
+            sib = u64(load(u8, p + used))
             if address_size == 1:
                 used += decode_memory16(cpu, insn, p + used, modrm)
             else:
                 used += decode_memory(cpu, insn, p + used, modrm, rex, mode)
+            if (flags & VSIB) != 0:
+                if address_size == 1 or (modrm & 7) != 4:
+                    insn.length = u8(used)
+                    return u32(UNKNOWN)
+                insn.imm2 = ((sib >> 3) & 7) | ((rex & 2) << 2)
+                insn.index = _ZERO
+                insn.scale = u8(sib >> 6)
     else:
         number = u64(byte & 7) | ((rex & 1) << 3)
         insn.rm = u8(number)

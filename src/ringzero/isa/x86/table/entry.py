@@ -5,7 +5,9 @@ from __future__ import annotations
 from ringzero.native import Struct, field, u8, u32, u64
 
 # FormEntry.flags
-HAS_MODRM, DEFAULT_64, FORCE_64, IGNORE_66, OPCODE_REGISTER, ENDS = (1 << n for n in range(6))
+HAS_MODRM, DEFAULT_64, FORCE_64, IGNORE_66, OPCODE_REGISTER, ENDS, USES_VVVV, VSIB, WIDE_ONLY = (
+    1 << n for n in range(9)
+)
 # Handler slots of a form: by operand size (16, 32, 64), memory, lock.
 SLOTS = 12
 

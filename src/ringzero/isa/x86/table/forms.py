@@ -34,14 +34,18 @@ addressing letter and a size:
     F  x87 ST(i) by ModRM.rm
     I  immediate          J  branch displacement          O  memory at an absolute offset
     A  far pointer in the instruction
+    H  XMM by VEX.vvvv    B  GPR by VEX.vvvv              L  XMM by bits 7:4 of an immediate
 
-    b 8, w 16, d 32, q 64, x 128 bits; v operand size (16, 32, 64);
+    b 8, w 16, d 32, q 64, x 128, qq 256 bits; v operand size (16, 32, 64);
     y 32, or 64 with REX.W; z 16 or 32 (an immediate of it is sign-extended);
     `Ibs`: 8 bits, sign-extended to the operand size.
     `M` without a size: an address only (LEA), or memory that the function
     reads and writes itself through m.address(n).
 
 Fixed operands have their names: AL AX EAX RAX rAX (operand size) CL DX 1.
+
+A form with a VEX prefix (SDM vol. 2A, 2.3) begins as the manual writes it:
+"VEX.256.66.0F38.W0 36 /r : Vqq Hqq Wqq"; its length is 128, 256, LZ (0) or LIG (any).
 """
 
 from __future__ import annotations
@@ -52,10 +56,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LEGACY, MAP_0F, MAP_0F38, MAP_0F3A = range(4)
+VEX_MAPS = {"0F": MAP_0F, "0F38": MAP_0F38, "0F3A": MAP_0F3A}
+# Values of VEX.L and VEX.W that a word of a form's encoding stands for.
+VEX_LENGTHS = {"128": (0,), "LZ": (0,), "256": (1,), "LIG": (0, 1)}
+VEX_WIDTHS = {"W0": (0,), "W1": (1,), "WIG": (0, 1)}
+# Letters of operands that are vector registers, or may be one.
+VECTORS = "VWUHL"
 MAPS = {b"": LEGACY, b"\x0f": MAP_0F, b"\x0f\x38": MAP_0F38, b"\x0f\x3a": MAP_0F3A}
-SIZES = {"b": 8, "w": 16, "d": 32, "q": 64, "x": 128}
+SIZES = {"b": 8, "w": 16, "d": 32, "q": 64, "x": 128, "qq": 256}
 FIXED = ("AL", "AX", "EAX", "RAX", "rAX", "CL", "DX", "1")
-_OPERAND = re.compile(r"([A-Z])(bs|[bwdqxvyz])?")
+_OPERAND = re.compile(r"([A-Z])(bs|qq|[bwdqxvyz])?")
 
 
 class TableError(Exception):
@@ -103,6 +113,14 @@ def parse_operand(text: str) -> Operand:
     return Operand(match[1], match[2] or "")
 
 
+@dataclass(frozen=True)
+class Vex:
+    """The values of VEX.L and of VEX.W with which a form is encoded."""
+
+    lengths: tuple[int, ...]
+    widths: tuple[int, ...]
+
+
 @dataclass
 class Form:
     """One encoding of one instruction."""
@@ -120,6 +138,7 @@ class Form:
     restrict: str  # "", "m", "r"
     operands: tuple[Operand, ...]
     attributes: dict[str, Any]
+    vex: Vex | None = None
     index: int = field(default=-1)
 
     @property
@@ -129,6 +148,11 @@ class Form:
     @property
     def may_be_register(self) -> bool:
         return self.restrict != "m" and (self.exact is None or self.exact >= 0xC0)
+
+    @property
+    def uses_vvvv(self) -> bool:
+        """Whether VEX.vvvv names an operand; otherwise it must be 1111b."""
+        return any(o.letter in "HB" and not o.fixed for o in self.operands)
 
     @property
     def sized(self) -> bool:
@@ -152,6 +176,24 @@ class Form:
 FORMS: list[Form] = []
 
 
+def parse_vex(text: str) -> tuple[Vex, int, int]:
+    """Return what VEX.<length>.<prefix>.<map>.<width> says: fields, mandatory prefix, map.
+
+    No prefix stands for none of 66, F2, F3, no width for WIG; raises TableError.
+    """
+    words = text.split(".")
+    prefix, widths = 0, VEX_WIDTHS["WIG"]
+    try:
+        if words[-1] in VEX_WIDTHS:
+            widths = VEX_WIDTHS[words.pop()]
+        if len(words) > 3:
+            prefix = int(words.pop(2), 16)
+        _, length, opcode_map = words
+        return Vex(VEX_LENGTHS[length], widths), prefix, VEX_MAPS[opcode_map]
+    except (KeyError, ValueError) as fault:
+        raise TableError(f"cannot parse {text!r}") from fault
+
+
 def parse_form(
     mnemonic: str, text: str, function: Callable[[Any], None], attributes: dict[str, Any]
 ) -> Form:
@@ -159,7 +201,11 @@ def parse_form(
     encoding, _, operand_text = text.partition(" : ")
     tokens = encoding.split()
     prefix: int | None = None
-    if tokens[0] == "NP":
+    vex: Vex | None = None
+    vex_map = LEGACY
+    if tokens[0].startswith("VEX."):
+        vex, prefix, vex_map = parse_vex(tokens.pop(0))
+    elif tokens[0] == "NP":
         prefix = 0
         tokens.pop(0)
     elif tokens[0] in ("66", "F2", "F3") and len(tokens) > 1 and re.match("[0-9A-F]", tokens[1]):
@@ -184,11 +230,13 @@ def parse_form(
     if leading not in MAPS or restrict not in ("", "m", "r"):
         raise TableError(f"{mnemonic}: cannot parse {text!r}")
     operands = tuple(parse_operand(t) for t in operand_text.split())
+    if vex is not None and leading:
+        raise TableError(f"{mnemonic}: {text!r} names its opcode map twice")
     if not has_modrm and any(o.letter in "EGRMSCDVWUPQNF" and not o.fixed for o in operands):
         raise TableError(f"{mnemonic}: {text!r} has operands of a ModRM byte but none is declared")
     return Form(
-        mnemonic, text, function, prefix, MAPS[leading], opcode_bytes[-1], register,
-        has_modrm, digit, exact, restrict, operands, attributes,
+        mnemonic, text, function, prefix, vex_map or MAPS[leading], opcode_bytes[-1], register,
+        has_modrm, digit, exact, restrict, operands, attributes, vex,
     )  # fmt: skip
 
 
@@ -208,11 +256,17 @@ def instruction(*forms: str, name: str | None = None, **attributes: Any) -> Call
     sized       behaves by operand size though no operand says so
     fpu         needs CR0.EM = CR0.TS = 0 (#NM otherwise)
     mmx, sse    the same, but #UD when CR0.EM is set;  sse: and when CR4.OSFXSR is not
+    avx         needs the operating system's support: CR4.OSXSAVE, XCR0 (#UD), CR0.TS = 0 (#NM)
     privileged  #GP(0) when CPL is not 0
     condition   the condition code (0-15) of a CMOVcc or SETcc
     fast        the translator compiles it into stencils with registers pinned; "r", "m": only
                 where ModRM names a register, or memory
     unread      its operands are not looked at (NOP)
+    spilled     its stencils find general registers in the vCPU's struct, not in the host's
+    vsib        its memory operand has a vector of indices (SDM vol. 2A, 2.3.12)
+    narrow66    its mandatory prefix 66 makes its operands 16 bits wide, too (MOVBE)
+    replaces    it takes the place of a form of x86-64-v2 with the same encoding (LZCNT, BSR)
+    needs       the host's feature, in LLVM's words, without which it raises #UD (aes, sha, fma)
     """
 
     def enter(function: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -1,4 +1,8 @@
-"""Loads every module that describes instructions, and freezes the table."""
+"""Loads every module that describes instructions, and freezes the table.
+
+It has two parts: x86-64-v2, which all machines have, and what CPU models beyond it have. The
+second part is compiled when a machine first wants it, so its forms come last.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +34,30 @@ MODULES = (
     "insn.fpu_state",
     "insn.cache_control",
 )
+# Those of the second part.
+EXTENSIONS = (
+    "insn.avx_integer",
+    "insn.avx_float",
+    "insn.avx_move",
+    "insn.fma",
+    "insn.gather",
+    "insn.bmi",
+    "insn.crypto",
+    "insn.processor",
+)
 
 
-def all_forms() -> list[Form]:
-    """Return every form of the instruction set, in an order that imports do not change."""
-    order = {f"ringzero.isa.x86.{name}": n for n, name in enumerate(MODULES)}
+def all_forms(*, extended: bool = False) -> list[Form]:
+    """Return every form of x86-64-v2, in an order that imports do not change.
+
+    `extended`: behind them, those of the CPU models beyond it.
+    """
+    names = (*MODULES, *EXTENSIONS) if extended else MODULES
+    order = {f"ringzero.isa.x86.{name}": n for n, name in enumerate(names)}
     for name in order:
         importlib.import_module(name)
-    FORMS.sort(key=lambda form: order[form.function.__module__])
-    for index, form in enumerate(FORMS):
+    known = [form for form in FORMS if form.function.__module__ in order]
+    known.sort(key=lambda form: order[form.function.__module__])
+    for index, form in enumerate(known):
         form.index = index
-    return FORMS
+    return known

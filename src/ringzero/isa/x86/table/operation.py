@@ -30,6 +30,8 @@ class Operation(Protocol):
     memory: bool  # ModRM names memory
     # True in handlers; False in stencils, which run only while no SSE exception is unmasked.
     checked: bool
+    # Whether it is a part of an instruction which looks at SSE exceptions as a whole.
+    nested: bool
     mode64: bool | None  # True or False in stencils, None in handlers: ask `long_mode()`
 
     @property
@@ -47,6 +49,19 @@ class Operation(Protocol):
 
     def write(self, n: int, value: Any) -> None:
         """Store operand `n`; a 32-bit GPR is zero-extended to 64, XMM upper bits stay."""
+
+    def read_half(self, n: int, half: int, aligned: bool = False) -> Any:
+        """Return half 0 or 1 of operand `n`, a vector register or 256 bits in memory, as a v128.
+
+        Memory is read whole by the first of them; `aligned` as for `load`.
+        """
+
+    def write_halves(self, n: int, low: Any, high: Any, aligned: bool = False) -> None:
+        """Store both halves (v128) of a vector register, or of operand `n` of 256 bits in memory.
+
+        Instructions with a VEX prefix clear the upper half of a register that they set
+        128 bits of (SDM vol. 1, 14.1.3).
+        """
 
     def address(self, n: int, size: int = 1, alignment: int = 1) -> Any:
         """Return the linear address (u64, segment base added) of memory operand `n`.
