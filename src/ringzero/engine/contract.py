@@ -273,6 +273,8 @@ class Engine(ABC):
     interrupts: ClassVar[tuple[Interrupts, ...]] = (Interrupts.BOARD,)
     # Whether guests run faster in large pages, which costs a machine's first fork a copy.
     likes_large_pages: ClassVar[bool] = False
+    # Whether machines go on from templates; where booting takes a moment, they need none.
+    keeps_templates: ClassVar[bool] = False
     # Of the engines that are usable on a host, `auto` takes the one of the highest rank.
     rank: ClassVar[int] = 0
     # The device node that `availability` measures, which takes a while: its verdict is

@@ -18,7 +18,12 @@ from ringzero.vm.saved.templates import Key, Template, Templates, key_of
 from tests.vm.seeds import content, image
 from tests.vm.seeds import seed as made_up
 
-ENGINE = SimpleNamespace(name="soft", code_version=lambda: "code")
+
+def engine(name="soft", code="code", keeps=True):
+    return SimpleNamespace(name=name, code_version=lambda: code, keeps_templates=keeps)
+
+
+ENGINE = engine()
 LINE = "quiet ringzero.agent"
 
 
@@ -40,8 +45,8 @@ def store(tmp_path):
     return Templates(tmp_path / "cache" / "templates")
 
 
-def key(config, engine=ENGINE):
-    found = key_of(config, engine)
+def key(config, on=ENGINE):
+    found = key_of(config, on)
     assert isinstance(found, Key), found
     return found
 
@@ -102,11 +107,9 @@ def test_which_folders_are_shared_is_no_part_of_the_key(config):
 
 
 def test_engines_and_their_code_are_part_of_the_key(config):
-    others = [
-        SimpleNamespace(name="kvm", code_version=lambda: "code"),
-        SimpleNamespace(name="soft", code_version=lambda: "newer"),
-    ]
-    assert len({key(config).name, *(key(config, engine).name for engine in others)}) == 3
+    others = [engine(name="another"), engine(code="newer")]
+    assert len({key(config).name, *(key(config, other).name for other in others)}) == 3
+    assert "no templates" in key_of(config, engine(keeps=False))
 
 
 @pytest.mark.parametrize("name", ["vmlinuz", "initrd"])

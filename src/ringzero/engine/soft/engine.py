@@ -24,6 +24,7 @@ class SoftEngine(Engine):
     """Translates guest code; needs nothing of the host but memory."""
 
     name = "soft"
+    keeps_templates = True
 
     def prepare(self, steps: Steps, architecture: Architecture[Any], model: str) -> None:
         from ringzero.engine.soft import opened

@@ -112,6 +112,8 @@ def key_of(config: MachineConfig, engine: Engine) -> Key | str:
     """
     from ringzero.board.contract import BOARDS
 
+    if not engine.keeps_templates:
+        return f"the engine {engine.name} has no templates"
     model = config.cpu or BOARDS.get(config.board).architecture.default_model
     found = stand_in(replace(config, cpu=model), engine.name)
     if isinstance(found, str):
