@@ -189,10 +189,9 @@ def main() -> int:
             "cpu best": min(cpu[name]),
         }
         table[name] = row
+        shown = "  ".join(f"{part} {row[part]:8.1f}" for part in ("p50", "p99", "best"))
         used = f"  CPU {row['cpu p50']:7.0f} {row['cpu best']:7.0f}" if row["cpu best"] else ""
-        print(
-            f"{name:16} p50 {row['p50']:8.1f}  p99 {row['p99']:8.1f}  best {row['best']:8.1f} ms{used}"
-        )
+        print(f"{name:16} {shown} ms{used}")
     ratio = table["booted"]["p50"] / table["resumed"]["p50"]
     print(f"a boot takes {ratio:.1f} times as long as a start that resumes")
     if arguments.json is not None:

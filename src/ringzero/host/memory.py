@@ -471,6 +471,17 @@ def map_program(fd: int, start: int, code: int, tables: int) -> int:
     return int(address)
 
 
+def map_over(address: int, size: int, fd: int, offset: int) -> bool:
+    """Map a part of a file, to be read, written for this process alone, and run, over ours.
+
+    Address and offset are multiples of a page. False where the host does not map what can be
+    both, and nothing has changed.
+    """
+    protection = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+    flags = mmap.MAP_PRIVATE | _MAP_FIXED
+    return bool(_LIBC.mmap(address, size, protection, flags, fd, offset) == address)
+
+
 class ExecutableMemory:
     """`size` bytes of memory below 2 GiB that can be written and run.
 

@@ -7,8 +7,9 @@ its 4 KiB are the same, byte for byte. The file is written beside its place
 and renamed, and never changed: it is mapped, and machines share what they read
 of it. One that is damaged, foreign, or of another engine is ignored.
 
-    header, then each at a multiple of ALIGNMENT: code, records, hash table of pages
-    (indices, 32 bits), hashes (64), addresses of CodePages (32), contents of pages
+    header; at a multiple of a page, the code; records, which end at one: both are mapped where
+    they belong; then each at a multiple of ALIGNMENT: hash table of pages (indices, 32 bits),
+    hashes (64), addresses of CodePages (32), contents of pages
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from typing import Any, Protocol
 
 from ringzero.core.memory import PAGE_SIZE, GuestMemory
 from ringzero.engine.soft.linked import Objects
+from ringzero.host.memory import map_over
 from ringzero.settings import CACHE_DIR
 
-_MAGIC = b"rztrans3"
+_MAGIC = b"rztrans4"
 ALIGNMENT = 64
 # CRC-32 of all behind it, magic, engine key, region start, code bytes, data bytes, pages, table
 # entries.
@@ -76,15 +78,25 @@ class Translations:
 
     def load(self) -> bool:
         """Put saved translations into the empty region; False when there are none to trust."""
-        data = self._read()
-        if data is None:
+        found = self._open()
+        if found is None:
             return False
+        data, descriptor = found
         space = self._code
         code, records, pages, slots = _HEADER.unpack_from(data)[4:]
         places = _places(code, records, pages, slots)
         start = ctypes.addressof(ctypes.c_char.from_buffer(data))
-        ctypes.memmove(self._start, start + places[0], code)
-        ctypes.memmove(self._end - records, start + places[1], records)
+        try:
+            for target, place, size in (
+                (self._start, places[0], code),
+                (self._end - records, places[1], records),
+            ):
+                # Whole pages: what is beside the one and the other is nobody's yet.
+                before = target % PAGE_SIZE
+                if not map_over(target - before, before + size, descriptor, place - before):
+                    ctypes.memmove(target, start + place, size)
+        finally:
+            os.close(descriptor)
         space.out = self._start + code
         space.data = self._end - records
         for member, place in zip(
@@ -100,14 +112,23 @@ class Translations:
         self._contents = view[places[5] : places[6]]
         return True
 
-    def _read(self) -> mmap.mmap | None:
-        """Map the file when it is ours, whole, and of this engine and region."""
+    def _open(self) -> tuple[mmap.mmap, int] | None:
+        """Map the file when it is ours, whole, and of this engine and region; return it, open."""
         # Not to wait for the other end, should the file be a FIFO.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             descriptor = os.open(self.path, flags)
         except OSError:
             return None
+        data = None
+        try:
+            data = self._read(descriptor)
+        finally:
+            if data is None:
+                os.close(descriptor)
+        return None if data is None else (data, descriptor)
+
+    def _read(self, descriptor: int) -> mmap.mmap | None:
         try:
             status = os.fstat(descriptor)
             ours = status.st_uid == os.geteuid() and not status.st_mode & 0o022
@@ -122,8 +143,6 @@ class Translations:
                 os.fsync(descriptor)
         except OSError:
             return None
-        finally:
-            os.close(descriptor)
         crc, magic, key, start, code, records, pages, slots = _HEADER.unpack_from(data)
         room = self._end - self._start
         fits = code + records < room and slots & (slots - 1) == 0 and slots > pages
@@ -224,13 +243,18 @@ class Translations:
         records = ctypes.string_at(space.data, self._end - space.data)
         parts = (code, records, table.tobytes(), hashes.tobytes(), array("I", pages).tobytes(),
                  b"".join(pages.values()))  # fmt: skip
-        rest = bytes(-_HEADER.size % ALIGNMENT)
-        rest += b"".join(part + bytes(-len(part) % ALIGNMENT) for part in parts)
+        places = _places(len(code), len(records), len(pages), slots)
+        body = bytearray(places[-1])
+        for place, part in zip(places, parts, strict=False):
+            body[place : place + len(part)] = part
         header = _HEADER.pack(
             0, _MAGIC, self._key, self._start, len(code), len(records), len(pages), slots
         )
-        checked = header[_CHECKED_FROM:] + rest
-        return zlib.crc32(checked).to_bytes(_CHECKED_FROM, "little") + checked
+        body[: len(header)] = header
+        body[:_CHECKED_FROM] = zlib.crc32(memoryview(body)[_CHECKED_FROM:]).to_bytes(
+            _CHECKED_FROM, "little"
+        )
+        return bytes(body)
 
 
 def _stamp(status: os.stat_result) -> bytes:
@@ -245,9 +269,11 @@ def code_pages_in(code_pages: memoryview) -> int:
 
 def _places(code: int, records: int, pages: int, slots: int) -> list[int]:
     """Return where the parts of a file begin, and its end, from what its header says."""
-    at = -(-_HEADER.size // ALIGNMENT) * ALIGNMENT
-    places = [at]
-    for size in (code, records, slots * 4, pages * 8, pages * 4, pages * PAGE_SIZE):
-        at += -(-size // ALIGNMENT) * ALIGNMENT
+    places = [PAGE_SIZE]
+    at = -(-(PAGE_SIZE + code) // PAGE_SIZE) * PAGE_SIZE
+    places.append(at + -records % PAGE_SIZE)
+    at = places[1] + records
+    for size in (slots * 4, pages * 8, pages * 4, pages * PAGE_SIZE):
         places.append(at)
-    return places
+        at += -(-size // ALIGNMENT) * ALIGNMENT
+    return [*places, at]
