@@ -1,10 +1,10 @@
-"""Two ways of soft TLB and jump cache: what shares an entry, and what forgets either way."""
+"""The ways of soft TLB and jump cache: what shares an entry, and what forgets any way."""
 
 from dataclasses import replace
 
 import pytest
 
-from ringzero.isa.caches import JUMP_ENTRIES, TLB_ENTRIES, jump_index
+from ringzero.isa.caches import JUMP_ENTRIES, JUMP_WAYS, TLB_ENTRIES, jump_index
 from ringzero.isa.x86 import cpu as x86
 from tests.isa.guest import CODE, PD, PDPT, PML4, PT, Guest, assemble
 
@@ -195,35 +195,35 @@ class TestJumps:
 
     @pytest.fixture
     def functions(self, guest):
-        """Map `mov eax, N; ret` for N from 1 to 3; return where, and the guest."""
-        where = [alias(guest, n, 0x60000 + n * 0x1000, FAR) for n in range(3)]
+        """Map `mov eax, N; ret` for N from 1 to 4; return the guest, and where."""
+        where = [alias(guest, n, 0x60000 + n * 0x1000, FAR) for n in range(4)]
         assert len({jump_index.function(address) for address in where}) == 1
-        for n in range(4):
+        for n in range(5):
             guest.write(0x60000 + n * 0x1000, assemble(f"mov eax, {n + 1}; ret"))
         return guest, where
 
     @staticmethod
     def calls(turns, count):
-        body = "".join(f"call {r}; add rdx, rax; " for r in ("rsi", "rdi", "rbx")[:count])
+        body = "".join(f"call {r}; add rdx, rax; " for r in ("rsi", "rdi", "rbx", "r8")[:count])
         return f"xor edx, edx; mov ecx, {turns}; again: {body} dec ecx; jnz again"
 
-    @pytest.mark.parametrize("count", [2, 3])
+    @pytest.mark.parametrize("count", [2, 3, 4])
     def test_calls_in_turn(self, functions, count):
         guest, where = functions
         end = guest.run(self.calls(TURNS, count) + "; hlt",
-                        rsi=where[0], rdi=where[1], rbx=where[2])  # fmt: skip
-        assert end.reg(x86.RDX) == TURNS * (3, 6)[count - 2]
-        if count == 2:
+                        rsi=where[0], rdi=where[1], rbx=where[2], r8=where[3])  # fmt: skip
+        assert end.reg(x86.RDX) == TURNS * (3, 6, 10)[count - 2]
+        if count <= JUMP_WAYS:
             assert statistic(guest, "translator_lookups") < 50
 
-    @pytest.mark.parametrize("last", [0, 1])
-    def test_invlpg_forgets_code_in_either_way(self, functions, last):
+    @pytest.mark.parametrize("last", [0, 1, 2])
+    def test_invlpg_forgets_code_in_any_way(self, functions, last):
         guest, where = functions
         end = guest.run(
             f"""
-            {self.calls(10, 2)}
-            call {("rsi", "rdi")[last]}
-            mov qword ptr [{entry_of(1, where[1])}], {0x63000 | 7}
+            {self.calls(10, 3)}
+            call rdi; call {("rsi", "rdi", "rbx")[last]}; {"call rsi" if last == 2 else ""}
+            mov qword ptr [{entry_of(1, where[1])}], {0x64000 | 7}
             invlpg [rdi]
             call rdi
             mov edx, eax
@@ -232,7 +232,7 @@ class TestJumps:
             """,
             rsi=where[0], rdi=where[1], rbx=where[2],
         )  # fmt: skip
-        assert (end.reg(x86.RDX), end.reg(x86.RAX)) == (4, 1)
+        assert (end.reg(x86.RDX), end.reg(x86.RAX)) == (5, 1)
 
     def test_code_that_is_written_to(self, functions):
         guest, where = functions

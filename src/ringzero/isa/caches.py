@@ -62,8 +62,11 @@ def page_of_last(va: Any, size: Any) -> Any:
     return (va + (size - 1)) & ~PAGE_MASK
 
 
-# A jump cache has two ways, as a TLB has. Its index mixes the page's number into the offset in
-# the page so that the entries of one page lie in one aligned run of JUMP_RUN.
+# A jump cache has ways, as a TLB has: a third one, as a large program has thousands of targets in
+# use, and with two every fourth run or so had three of the busiest ones in one place. Its index
+# mixes the page's number into the offset in the page so that the entries of one page lie in one
+# aligned run of JUMP_RUN.
+JUMP_WAYS = 3
 JUMP_BITS = 13
 JUMP_ENTRIES = 1 << JUMP_BITS
 JUMP_RUN = 1 << PAGE_SHIFT
@@ -83,7 +86,7 @@ class JumpCacheEntry(Struct):
 
 
 JUMPS_SIZE = JUMP_ENTRIES * JumpCacheEntry.size  # of one way
-SECOND_JUMPS = 2 * JUMPS_SIZE
+NEXT_JUMPS = 2 * JUMPS_SIZE  # from an entry to that of the next way
 
 
 @staged

@@ -6,7 +6,13 @@ touch comes first, so that its displacement fits a byte.
 
 from __future__ import annotations
 
-from ringzero.isa.caches import JUMP_USED_WORDS, JUMPS_SIZE, TLB_SIZE, TLB_USED_WORDS
+from ringzero.isa.caches import (
+    JUMP_USED_WORDS,
+    JUMP_WAYS,
+    JUMPS_SIZE,
+    TLB_SIZE,
+    TLB_USED_WORDS,
+)
 from ringzero.isa.execution import (
     EXIT_OF_ISA,
     EXTERNAL_LIMIT,
@@ -83,9 +89,9 @@ NO_SPACE = (1 << 64) - 1
 
 # The tables of an address space: TLBs of user and kernel, first both first ways, then the second
 # ones, and jump caches of user and kernel in the same order.
-TABLES_OF_KIND = 4
-FIRST_JUMPS = TABLES_OF_KIND * TLB_SIZE
-SPACE_SIZE = FIRST_JUMPS + TABLES_OF_KIND * JUMPS_SIZE
+TLB_TABLES, JUMP_TABLES = 4, 2 * JUMP_WAYS
+FIRST_JUMPS = TLB_TABLES * TLB_SIZE
+SPACE_SIZE = FIRST_JUMPS + JUMP_TABLES * JUMPS_SIZE
 # Pages with entries in the jump caches, and regions of 2 MiB and of 1 GiB with large pages, are
 # noted by as many bits, by the low bits of their numbers: the upper half of all addresses, with a
 # kernel's large pages, apart from the lower one, whose pages come and go.
@@ -139,8 +145,8 @@ class AddressSpace(Struct):
     large_pages = field(u64, 2 * LARGE_REGIONS // 64)
     huge_pages = field(u64)
     # Groups of the TLBs' and of the jump caches' tables with entries since then.
-    tlb_used = field(u64, TABLES_OF_KIND * TLB_USED_WORDS)
-    jump_used = field(u64, TABLES_OF_KIND * JUMP_USED_WORDS)
+    tlb_used = field(u64, TLB_TABLES * TLB_USED_WORDS)
+    jump_used = field(u64, JUMP_TABLES * JUMP_USED_WORDS)
 
 
 class Insn(Struct):

@@ -36,8 +36,8 @@ from ringzero.isa.x86.privileged.exclusive import (
 from ringzero.isa.x86.privileged.lookaside import (
     enter_jump,
     protect_code,
+    take_further_jump,
     take_second,
-    take_second_jump,
 )
 from ringzero.isa.x86.privileged.mmu import READ, WRITE, fetch_page
 from ringzero.isa.x86.privileged.mmu import translate as translate_address
@@ -146,7 +146,7 @@ def find_code(cpu: Cpu, tr: Translator, va: u64) -> u64:
     known = jump_entry(cpu.jump_cache, va)
     code = u64(0)
     if known.address != tag:
-        take_second_jump(known, tag)
+        take_further_jump(known, tag)
     if known.address == tag:
         code = known.code
     else:

@@ -22,7 +22,7 @@ from ringzero.engine.soft.code import CodeArenas
 from ringzero.engine.soft.x86.insn_text import text_of
 from ringzero.engine.soft.x86.native import NativeEngine
 from ringzero.host.files import host_error, make_directory
-from ringzero.isa.caches import JUMP_ENTRIES, SECOND_JUMPS, TAG_32, CodePage
+from ringzero.isa.caches import JUMP_ENTRIES, JUMP_WAYS, NEXT_JUMPS, TAG_32, CodePage
 from ringzero.isa.x86.table.instructions import all_forms
 from ringzero.jit.compile.module import Module
 from ringzero.jit.tables import Block
@@ -235,7 +235,7 @@ def _blocks_of(page: int, seen: set[int]) -> Iterator[Any]:
 def _linear_addresses(cpu: Any) -> dict[int, int]:
     """Return linear addresses by host code, from the jump caches."""
     known = {}
-    ways = (0, SECOND_JUMPS)
+    ways = range(0, JUMP_WAYS * NEXT_JUMPS, NEXT_JUMPS)
     for table in (first + way for first in (cpu.jump_user, cpu.jump_kernel) for way in ways):
         words = (ctypes.c_uint64 * (2 * JUMP_ENTRIES)).from_address(table)
         for tag, code in zip(words[::2], words[1::2], strict=True):

@@ -37,11 +37,11 @@ from ringzero.isa.execution import (
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import (
     FIRST_JUMPS,
+    JUMP_TABLES,
     NO_SPACE,
     REQUEST_NMI,
     SPACE_SIZE,
     SPACES,
-    TABLES_OF_KIND,
     Cpu,
 )
 from ringzero.isa.x86.state import CpuState
@@ -61,7 +61,7 @@ def _empty_tables() -> MemoryImage:
     tables = HostMemory("vcpu-tables", _TABLES)
     # A tag of all ones matches no page.
     tables.view[:] = b"\xff" * _TABLES
-    for table in range(TABLES_OF_KIND):
+    for table in range(JUMP_TABLES):
         struct.pack_into("=Q", tables.view, FIRST_JUMPS + table * JUMPS_SIZE, JUMP_NEVER_FIRST)
     image = tables.freeze()
     image.share()

@@ -16,10 +16,11 @@ from ringzero.isa.caches import (
     JUMP_NEVER_FIRST,
     JUMP_RUN,
     JUMP_USED_WORDS,
+    JUMP_WAYS,
     JUMPS_SIZE,
+    NEXT_JUMPS,
     PAGE_MASK,
     PAGE_SHIFT,
-    SECOND_JUMPS,
     SECOND_TLB,
     TAG_32,
     TLB_ENTRIES,
@@ -37,11 +38,12 @@ from ringzero.isa.x86.cpu import (
     FIRST_JUMPS,
     HUGE_REGIONS,
     JUMP_PAGES,
+    JUMP_TABLES,
     LARGE_REGIONS,
     NO_SPACE,
     SPACE_SIZE,
     SPACES,
-    TABLES_OF_KIND,
+    TLB_TABLES,
     AddressSpace,
     Cpu,
 )
@@ -65,8 +67,7 @@ _GROUP = 1 << TLB_GROUP_BITS
 _GROUP_SIZE = TlbEntry.size << TLB_GROUP_BITS
 _JUMP_GROUP = 1 << JUMP_GROUP_BITS
 _JUMP_GROUP_SIZE = JumpCacheEntry.size << JUMP_GROUP_BITS
-_TLB_WORDS = TABLES_OF_KIND * TLB_USED_WORDS
-_JUMP_WORDS = TABLES_OF_KIND * JUMP_USED_WORDS
+_TLB_WORDS = TLB_TABLES * TLB_USED_WORDS
 _LARGE_SHIFT, _HUGE_SHIFT, _UPPER_HALF = 21, 30, 63
 _PCID = 0xFFF
 _EMPTY = 0xFF  # the byte of an empty entry
@@ -78,7 +79,7 @@ _EMPTY_TAG = (1 << 64) - 1
 
 @native(inline="never")
 def flush_tlb_table(space: AddressSpace, table: u32) -> None:
-    """Empty one of the four tables of a space's TLBs."""
+    """Empty one of the tables of a space's TLBs."""
     for word in range(u64(TLB_USED_WORDS)):
         at = u64(table) * TLB_USED_WORDS + word
         used = space.tlb_used[at]
@@ -93,7 +94,7 @@ def flush_tlb_table(space: AddressSpace, table: u32) -> None:
 
 @native(inline="never")
 def flush_jump_table(space: AddressSpace, table: u32) -> None:
-    """Empty one of the four tables of a space's jump caches."""
+    """Empty one of the tables of a space's jump caches."""
     first = space.tables + u64(table) * JUMPS_SIZE + FIRST_JUMPS
     for word in range(u64(JUMP_USED_WORDS)):
         at = u64(table) * JUMP_USED_WORDS + word
@@ -113,7 +114,7 @@ def flush_jump_table(space: AddressSpace, table: u32) -> None:
 @native(inline="never")
 def flush_jumps(space: AddressSpace) -> None:
     """Forget which translated code belongs to which guest-virtual address of a space."""
-    for table in range(u32(TABLES_OF_KIND)):
+    for table in range(u32(JUMP_TABLES)):
         flush_jump_table(space, table)
     for word in range(u64(2 * JUMP_PAGES // 64)):
         space.jump_pages[word] = 0
@@ -125,7 +126,7 @@ def flush_space(space: AddressSpace) -> None:
     if space.blank != 0:
         space.blank = 0
         fill_memory(space.tables, u8(_EMPTY), u64(SPACE_SIZE))
-    for table in range(u32(TABLES_OF_KIND)):
+    for table in range(u32(TLB_TABLES)):
         flush_tlb_table(space, table)
     for word in range(2 * LARGE_REGIONS // 64):
         space.large_pages[word] = 0
@@ -144,9 +145,10 @@ def flush_context(space: AddressSpace) -> None:
     if space.cr3 == NO_SPACE or space.local != 0:
         flush_space(space)
         return
-    for way in range(0, TABLES_OF_KIND, 2):
+    for table in range(0, JUMP_TABLES, 2):
+        flush_jump_table(space, u32(table))
+    for way in range(0, TLB_TABLES, 2):
         flush_tlb_table(space, u32(way))
-        flush_jump_table(space, u32(way))
         for word in range(u64(TLB_USED_WORDS)):
             used = space.tlb_used[word + (way + 1) * TLB_USED_WORDS]
             group = space.tables + word * (64 * _GROUP_SIZE) + (way + 1) * TLB_SIZE
@@ -253,7 +255,7 @@ def forget_jumps(space: AddressSpace, va: u64, shift: u64, first: u64, count: u6
 
     Only `count` of them from number `first` on in each table are looked at, multiples of 32.
     """
-    for table in range(u64(TABLES_OF_KIND)):
+    for table in range(u64(JUMP_TABLES)):
         start = space.tables + table * JUMPS_SIZE + FIRST_JUMPS
         at = u64(first)
         while at < first + count:
@@ -392,32 +394,43 @@ def take_second(first: TlbEntry, va: u64) -> None:
             store(v128, u64(second), kept, part)
 
 
+@staged
+def _way(entry: Any, number: int) -> Any:
+    return pointer(JumpCacheEntry, u64(entry) + number * NEXT_JUMPS)
+
+
+@staged
+def _give_way(entry: Any, ways: int) -> None:
+    """Move what so many ways serve, from that of an entry on, to the next one each."""
+    for number in reversed(range(ways)):
+        _way(entry, number + 1).address = _way(entry, number).address
+        _way(entry, number + 1).code = _way(entry, number).code
+
+
 @native(inline="never")
-def take_second_jump(entry: JumpCacheEntry, tag: u64) -> None:
-    """Bring a tag to its entry of a jump cache's first way if the second has it."""
-    second = pointer(JumpCacheEntry, u64(entry) + SECOND_JUMPS)
-    if second.address == tag:
-        address, code = u64(entry.address), u64(entry.code)
-        entry.address = tag
-        entry.code = second.code
-        second.address = address
-        second.code = code
+def take_further_jump(entry: JumpCacheEntry, tag: u64) -> None:
+    """Bring a tag to its entry of a jump cache's first way if a further one has it."""
+    for number in range(1, JUMP_WAYS):
+        if _way(entry, number).address == tag:
+            code = u64(_way(entry, number).code)
+            _give_way(entry, number)
+            entry.address = tag
+            entry.code = code
+            return
 
 
 @native(inline="never")
 def enter_jump(cpu: Cpu, entry: JumpCacheEntry, tag: u64, code: u64) -> None:
     """Fill an entry of the jump cache in force; what it had goes to the second way."""
-    second = pointer(JumpCacheEntry, u64(entry) + SECOND_JUMPS)
-    second.address = entry.address
-    second.code = entry.code
+    _give_way(entry, JUMP_WAYS - 1)
     entry.address = tag
     entry.code = code
     group = (u64(entry) - cpu.jump_cache) // _JUMP_GROUP_SIZE
     side = select(cpu.jump_cache == cpu.jump_user, u64(0), u64(JUMP_USED_WORDS))
     word = side + (group >> 6)
     space = cpu.spaces[u64(cpu.space)]
-    space.jump_used[word] |= u64(1) << (group & 63)
-    space.jump_used[word + 2 * JUMP_USED_WORDS] |= u64(1) << (group & 63)
+    for number in range(JUMP_WAYS):
+        space.jump_used[word + 2 * number * JUMP_USED_WORDS] |= u64(1) << (group & 63)
     if side != 0 and tag >> _UPPER_HALF == 0:
         space.local = 1
     page = _jump_page(tag)
