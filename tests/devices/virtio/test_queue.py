@@ -71,6 +71,30 @@ def test_indirect(queue, memory):
     assert (len(chain.readable), len(chain.writable)) == (1, 2)
 
 
+def test_whole_pages_side_by_side_are_one_buffer(queue, memory):
+    pieces = [
+        *[(DATA, 16, 0), (DATA + 0x1000, 0x1000, 0), (DATA + 0x2000, 0x1000, 0)],
+        *[(DATA + 0x3000, 0x1000, 2), (DATA + 0x4000, 0x1000, 2)],
+        # Neither what is no page, nor what lies elsewhere.
+        *[(DATA + 0x5000, 1, 2), (DATA + 0x5001, 0x1000, 2), (DATA, 0x1000, 2)],
+    ]
+    describe(memory, 0, 0x5000, 16 * len(pieces), 4)
+    for number, (address, length, flags) in enumerate(pieces):
+        more = number < len(pieces) - 1
+        describe(memory, number, address, length, flags | more, number + 1, table=0x5000)
+    offer(memory, 0)
+    chain = queue.pop()
+    assert list(map(len, chain.readable)) == [16, 0x2000]
+    assert list(map(len, chain.writable)) == [0x2000, 1, 0x1000, 0x1000]
+    assert chain.addresses == [DATA + 0x3000, DATA + 0x5000, DATA + 0x5001, DATA]
+    # Of pages that end beyond RAM none is taken.
+    describe(memory, 1, 0xF000, 0x1000, 1, 2, table=0x5000)
+    describe(memory, 2, 0x10000, 0x1000, 0, 0, table=0x5000)
+    offer(memory, 0, start=1)
+    with pytest.raises(QueueError, match="not in RAM"):
+        queue.pop()
+
+
 def bad(memory, name):
     match name:
         case "head out of range":

@@ -27,6 +27,9 @@ USED_ELEMENT = struct.Struct("<II")
 NEXT, WRITE, INDIRECT = 1, 2, 4
 NO_INTERRUPT, NO_NOTIFY = 1, 1
 
+# Linux's pages, as which the data of files come.
+_PAGE_MASK = 4095
+
 _barrier = threading.Lock()
 
 
@@ -247,16 +250,12 @@ class Virtqueue:
 
     def _walk(self, head: int) -> Chain:
         chain = Chain(head)
-        view = self._memory.view
         table, entries = self._table, self.size
         if head < entries:
             address, length, flags, _ = DESCRIPTOR.unpack_from(table, 16 * head)
             if flags == WRITE or not flags:
                 # One buffer: what a network's queues are full of.
-                try:
-                    buffer = view(address, length)
-                except GuestAddressError as fault:
-                    raise QueueError("a buffer is not in RAM", **fault.context) from fault
+                buffer = self._view(address, length)
                 if flags:
                     chain.writable.append(buffer)
                     chain.addresses.append(address)
@@ -267,6 +266,8 @@ class Virtqueue:
         left = entries
         indirect = False
         total = 0
+        # A run of buffers: whole pages side by side, of which a file's are many, are one.
+        start = end = kind = -1
         while True:
             if index >= entries:
                 raise QueueError("a descriptor index is out of range", index=index, size=entries)
@@ -274,31 +275,45 @@ class Virtqueue:
                 raise QueueError("descriptors form a loop", head=head)
             left -= 1
             address, length, flags, following = DESCRIPTOR.unpack_from(table, 16 * index)
-            try:
-                if flags & INDIRECT:
-                    if indirect or flags & NEXT or length == 0 or length & 15:
-                        raise QueueError("an indirect descriptor breaks the rules", flags=flags)
-                    indirect = True
-                    table, entries = view(address, length), length >> 4
-                    index, left = 0, min(entries, MAX_QUEUE_SIZE)
-                    continue
-                buffer = view(address, length)
-            except GuestAddressError as fault:
-                raise QueueError("a buffer is not in RAM", **fault.context) from fault
+            if flags & INDIRECT:
+                if indirect or flags & NEXT or length == 0 or length & 15:
+                    raise QueueError("an indirect descriptor breaks the rules", flags=flags)
+                indirect = True
+                table, entries = self._view(address, length), length >> 4
+                index, left = 0, min(entries, MAX_QUEUE_SIZE)
+                continue
             total += length
-            if flags & WRITE:
-                chain.writable.append(buffer)
-                chain.addresses.append(address)
-            elif chain.writable:
-                raise QueueError("a readable buffer follows a writable one", head=head)
+            if address == end and flags & WRITE == kind and not (length | end - start) & _PAGE_MASK:
+                end += length
             else:
-                chain.readable.append(buffer)
+                if kind >= 0:
+                    self._add(chain, start, end - start, kind)
+                start, end, kind = address, address + length, flags & WRITE
             if not flags & NEXT:
                 break
             index = following
+        if kind >= 0:
+            self._add(chain, start, end - start, kind)
         if total > MAX_CHAIN_BYTES:
             raise QueueError("a request of more than 4 GiB", head=head)
         return chain
+
+    def _add(self, chain: Chain, address: int, length: int, kind: int) -> None:
+        """Add a buffer, which the device writes (`kind` WRITE) or reads."""
+        buffer = self._view(address, length)
+        if kind:
+            chain.writable.append(buffer)
+            chain.addresses.append(address)
+        elif chain.writable:
+            raise QueueError("a readable buffer follows a writable one", head=chain.head)
+        else:
+            chain.readable.append(buffer)
+
+    def _view(self, address: int, length: int) -> memoryview:
+        try:
+            return self._memory.view(address, length)
+        except GuestAddressError as fault:
+            raise QueueError("a buffer is not in RAM", **fault.context) from fault
 
     def push(self, chain: Chain, written: int) -> None:
         """Give `chain` back, its first `written` writable bytes filled in."""
