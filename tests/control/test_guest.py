@@ -9,11 +9,13 @@ import time
 import pytest
 
 from ringzero.api.table import get
+from ringzero.config.devices.share import ShareConfig
 from ringzero.config.machine import MachineConfig
 from ringzero.control.host import claims, client
 from ringzero.control.host.launch import launch
 from ringzero.errors import GuestError, HostError
 from ringzero.host.progress import QUIET
+from ringzero.records import replace
 from tests.control.fake import Taker
 
 # Some thousands of signals in `make fuzz`.
@@ -54,7 +56,7 @@ def web(place):
         engine="soft",
         agent=True,
         disks=[f"{disk},format=raw"],
-    )
+    ).with_room_for_shares()
     service = "i=0; while :; do i=$((i+1)); echo tick $i; echo $i >/tmp/ticks; sleep 0.2; done"
     claim = claims.create("web", config, command=("sh", "-c", service))
     launch(claim, progress=QUIET)
@@ -143,6 +145,33 @@ def test_copies_are_machines_of_their_own(web):
     assert output(copies[0], "dmesg -l err,crit,alert,emerg 2>/dev/null || true") == output(
         web, "dmesg -l err,crit,alert,emerg 2>/dev/null || true"
     )
+
+
+def test_folders_come_to_a_machine_that_began_with_none(web, place):
+    shared = place / "shared"
+    shared.mkdir()
+    (shared / "x").write_text("shared")
+    assert web.shares() == []
+    web.share(f"{shared}:/shared")
+    assert output(web, "cat /shared/x; echo y >/shared/y") == "shared"
+    assert (shared / "y").read_text() == "y\n"
+    (copy,) = web.copies(1)
+    assert output(copy, "cat /shared/y") == "y\n"
+    copy.remove(force=True)
+    web.unshare("/shared")
+    assert web.run(["cat", "/shared/x"]).exit_code == 1
+
+
+def test_a_folder_that_cannot_be_mounted_ends_the_start_with_its_reason(web, place):
+    share = ShareConfig(place, "/proc/nothing/here")
+    config = replace(web.directory.machine().machine_config(), devices=(share,))
+    reason = r"a shared folder cannot be mounted: .*/proc/nothing"
+    with pytest.raises(GuestError, match=reason) as told:
+        launch(claims.create("broken", config), progress=QUIET)
+    assert told.value.exit_code == 125
+    broken = client.machine("broken")
+    broken.wait()
+    broken.remove()
 
 
 def test_memory_of_a_copy_is_not_changed_by_later_copies(web):
