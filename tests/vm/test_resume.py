@@ -15,11 +15,12 @@ import ringzero
 from ringzero.config.machine import MachineConfig
 from ringzero.devices.chips import rtc
 from ringzero.engine import select
-from ringzero.errors import HostError, RingzeroError, StateError
+from ringzero.errors import GuestError, HostError, RingzeroError, StateError
 from ringzero.image.guest import elf
 from ringzero.image.guest.code import Code, system_call
 from ringzero.settings import CACHE_DIR
 from ringzero.vm import boot
+from ringzero.vm.exit import ExitReason
 from ringzero.vm.machine import Machine
 from ringzero.vm.saved import making, templates
 from ringzero.vm.saved.templates import Templates
@@ -199,6 +200,19 @@ def test_folders_come_in_afterwards(store, tmp_path):
         vm.shares.add(ShareConfig.parse(f"{tmp_path}:/late"))
         assert output(vm, "cat /late/file") == "here\n"
         assert started(vm) == "resumed"
+
+
+def test_a_folder_that_cannot_be_mounted_is_told_with_its_reason(store, tmp_path):
+    fields = {**FIELDS, "shares": [f"{tmp_path}:/proc/nothing/here"]}
+    making.make(boot.complete(None, "micro", fields), select.choose("soft"), store)
+    vm = machine(shares=fields["shares"])
+    command = vm.agent.run(["true"])
+    reason = r"a shared folder cannot be mounted: .*/proc/nothing"
+    with pytest.raises(GuestError, match=reason):
+        vm.start()
+    with pytest.raises(GuestError, match=reason):
+        command.wait(60)
+    assert vm.wait(60).reason is ExitReason.STOPPED
 
 
 def test_the_consoles_size_was_given_before_its_start(store):

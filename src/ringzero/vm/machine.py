@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, overload
 from ringzero.config.machine import MachineConfig
 from ringzero.devices.contract import Device
 from ringzero.engine.contract import Engine
-from ringzero.errors import DeviceError, InvalidValueError
+from ringzero.errors import DeviceError, GuestError, InvalidValueError
 from ringzero.vm import copies
 from ringzero.vm.boot import complete
 from ringzero.vm.build import Assembly, assemble, choose_engine
@@ -249,10 +249,16 @@ class Machine:
             return
         self._begin()
         # Folders that come in afterwards are there when a command begins.
-        with self.agent.kept_waiting() if self._mounts else contextlib.nullcontext():
-            self._run()
-            if self._mounts:
-                self.shares.mount_all()
+        try:
+            with self.agent.kept_waiting() if self._mounts else contextlib.nullcontext():
+                self._run()
+                if self._mounts:
+                    self.shares.mount_all()
+        except GuestError as fault:
+            # Whoever waits for a command hears why none runs.
+            self.agent.close(fault)
+            self.stop()
+            raise
         if self._mounts:
             self.agent.proceed()
 

@@ -38,7 +38,11 @@ class Shares:
     def mount_all(self) -> None:
         """Have a guest that has booted without them mount them all. Raises GuestError."""
         with self._changing:
-            self._in_guest()
+            try:
+                self._in_guest()
+            except GuestError as fault:
+                reason = f"a shared folder cannot be mounted: {fault.message}"
+                raise GuestError(reason, hint=fault.hint) from fault
 
     def add(self, share: ShareConfig) -> ShareConfig:
         """Share a further folder; the guest has it at its place when this returns.
