@@ -44,6 +44,19 @@ def test_the_list_that_is_changed_here_is_whole():
     assert [package.name for package in index.closure(["a"])] == ["a", "c", "libc6"]
 
 
+def test_versions_that_want_each_other_end():
+    text = "\n".join(
+        STANZA.format(name="a", number=n, hash=f"{n:064x}").replace(
+            "Depends: libc6 (>= 2.36), a | b (<< 1.2) [amd64] <!nocheck>, c:any\nPre-Depends: c",
+            f"Depends: a (= 1:2.0~rc1-{3 - n}+b1)",
+        )
+        for n in (1, 2)
+    )
+    index = Index()
+    index.add(text, "base")
+    assert [package.name for package in index.closure(["a"])] == ["a"]
+
+
 def test_fuzz_changed_lists():
     random_ = random.Random(1)
     for _ in range(300 * FUZZ):

@@ -104,6 +104,8 @@ class Index:
         """
         chosen = {found.name: found for found in map(self.find, names)}
         todo = list(chosen.values())
+        # A list may want two versions of one package in turns, without an end.
+        seen = {(found.name, found.version) for found in todo}
         while todo:
             package = todo.pop(0)
             for alternatives in package.depends:
@@ -117,7 +119,9 @@ class Index:
                         hint="is the mirror whole? RINGZERO_MIRROR names another one",
                     )
                 chosen[found.name] = found
-                todo.append(found)
+                if (found.name, found.version) not in seen:
+                    seen.add((found.name, found.version))
+                    todo.append(found)
         return list(chosen.values())
 
     def _offers(self, alternatives: Iterable[Relation]) -> Iterator[Candidate]:
