@@ -123,7 +123,7 @@ class Follower(Protocol):
         ...
 
     def restart(self) -> None:
-        """What was there is not to be trusted; the file is empty again."""
+        """What was there is not to be trusted; the file will be empty."""
         ...
 
 
@@ -167,11 +167,12 @@ class Partial:
 
     def restart(self) -> None:
         """Forget all that has come."""
+        if self._follower is not None:
+            # Before the bytes go that it may be reading.
+            self._follower.restart()
         self._file.truncate(0)
         self.size = 0
         self._restart_hash()
-        if self._follower is not None:
-            self._follower.restart()
 
     def check(self) -> None:
         """Raise GuestImageError unless the blob is whole and right; a wrong one is forgotten."""

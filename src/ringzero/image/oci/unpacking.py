@@ -144,7 +144,7 @@ class Coming:
             self._changed.notify_all()
 
     def restart(self) -> None:
-        """What was there is not to be trusted; the file is empty again."""
+        """What was there is not to be trusted; the file will be empty."""
         with self._changed:
             self._there = 0
             if self._turn is not None:
@@ -183,7 +183,14 @@ class Coming:
             if self._turn != turn:
                 raise _RestartedError
             length = min(size, self._there - at)
-        return os.pread(self._file, length, at)
+        data = os.pread(self._file, length, at)
+        with self._changed:
+            # It may have begun anew meanwhile, and what was read be a mixture.
+            if self._turn is not None and self._turn != turn:
+                raise _RestartedError
+        if not data:
+            raise GuestImageError("a layer of the image is cut short while it is read")
+        return data
 
 
 class Reader:
