@@ -1,6 +1,8 @@
 """Machines that go on from a template: what they are, and when they boot instead."""
 
+import json
 import os
+import random
 import re
 import struct
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 
 import ringzero
 from ringzero.config.machine import MachineConfig
+from ringzero.config.tree import config_to_tree
 from ringzero.devices.chips import rtc
 from ringzero.engine import select
 from ringzero.errors import GuestError, HostError, RingzeroError, StateError
@@ -30,6 +33,8 @@ pytestmark = [pytest.mark.boot, pytest.mark.engine]
 FIELDS = {"memory": "128M", "engine": "soft"}
 FUZZ = int(os.environ.get("RINGZERO_FUZZ", "1"))
 # As many machines' random numbers are compared; 10,000 in `make fuzz`.
+# Processes that are killed; 500 in `make fuzz`.
+KILLS = 10 if FUZZ == 1 else 10 * FUZZ
 # What Linux says of time that went wrong.
 ALARMS = r"throttling\|soft lockup\|stall\|hung\|unstable\|reset the"
 ALIKE = 40 if FUZZ == 1 else 200 * FUZZ
@@ -435,3 +440,48 @@ def test_a_config_resumes_where_that_is_wanted(store):
         with Machine(config, boot=wanted) as vm:
             assert output(vm, "echo up") == "up\n"
             assert started(vm) == how
+
+
+def test_kills_at_random_moments_leave_what_works(store):
+    """Makers, runs and removals end by SIGKILL; the next run answers right, resumed or booted."""
+    config = boot.complete(None, "micro", {**FIELDS, "memory": "152M"})
+    description = json.dumps(config_to_tree(config)).encode()
+    environment = os.environ | {"PYTHONPATH": str(Path(ringzero.__file__).parents[1])}
+    ringzero_of = [sys.executable, "-m", "ringzero"]
+    acts = {
+        "make": ([sys.executable, "-m", "ringzero.vm.saved.making", str(store.root)], 8.0),
+        "run": ([*ringzero_of, "run", "--engine", "soft", "-m", "152M", "--", "true"], 1.5),
+        "prune": ([*ringzero_of, "template", "prune", "--all"], 0.4),
+    }
+    seed = random.SystemRandom().randrange(1 << 30)
+    chance, ends = random.Random(seed), {}
+    for number in range(KILLS):
+        name = chance.choice(list(acts))
+        command, life = acts[name]
+        victim = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        victim.stdin.write(description if name == "make" else b"")
+        victim.stdin.close()
+        time.sleep(chance.random() * life)
+        victim.kill()
+        victim.wait()
+        done = run("-m", "152M", "--stats", "--", "echo", str(number))
+        assert done.stdout == f"{number}\n", (seed, done)
+        # What was killed damaged nothing that is then found so.
+        assert "this start boots" not in done.stderr, (seed, done)
+        how = "resumed" if "resumed" in done.stderr else "booted"
+        ends[name, how] = ends.get((name, how), 0) + 1
+    print(seed, ends)
+    deadline = time.monotonic() + 120
+    while "resumed" not in run("-m", "152M", "--stats", "--", "true").stderr:
+        assert time.monotonic() < deadline, seed
+        time.sleep(0.5)
+    with store._locked() as held:
+        if held:
+            store._sweep()
+            assert not list(store.root.glob(".partial-*"))
