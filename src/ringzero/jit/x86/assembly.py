@@ -159,6 +159,8 @@ def _write_fused(
 def _operand_code(lowering: Lowering, n: int) -> int:
     operand = lowering.operands[n]
     by_reg = operand.letter in "GVP"
+    if n == lowering.temporary:
+        return tables.OPERAND_TEMPORARY
     if operand.letter in ("H", "B"):
         return tables.OPERAND_XMM_VVVV if n in lowering.vectors else tables.OPERAND_VVVV
     if n in lowering.vectors:

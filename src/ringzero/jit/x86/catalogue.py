@@ -45,7 +45,10 @@ from ringzero.jit.x86.tables import (
 # Their immediate counts are masked by the translator, which leaves a count of 0 to the handler.
 SHIFTS = ("shl", "shr", "sar", "rol", "ror", "shld", "shrd")
 # No compiler makes them of 16 bits, where they are handlers: a twelfth of all stencils.
-WIDE_ONLY = ("adc", "bsf", "bsr", "cmov", "crc32", "movsxd", "popcnt", "sbb", "shld", "shrd")
+WIDE_ONLY = (
+    *("adc", "bsf", "bsr", "cmov", "crc32", "movsxd", "popcnt", "sbb", "shld", "shrd"),
+    *("lzcnt", "tzcnt"),
+)
 # The bit strings of kernels and programs are of 64 bits; locked operands are of 32 or 64.
 BIT_STRING, LOCKED_LEAST = "in_memory", 32
 # Two registers of which programs hardly have instructions, by operation size. They share one
@@ -116,6 +119,8 @@ class Lowering:
     # Operand indices of XMM registers, whose offsets go into H0, H1 and H2.
     vectors: tuple[int, ...] = ()
     immediate: int = -1
+    # Operand index of a register that is copied into the temporary.
+    temporary: int = -1
     shift: bool = False
     keys: list[int] = field(default_factory=list)
 
@@ -148,6 +153,8 @@ def _bind(combination: tuple[str, ...]) -> tuple[Binding, ...]:
             bindings.append(Binding("slot" if text == "s" else "spilled", next(slots)))
         elif text == "m":
             bindings.append(Binding("memory"))
+        elif text == "t":
+            bindings.append(Binding("temporary"))
         elif text == "i":
             bindings.append(Binding("immediate"))
         else:
@@ -190,7 +197,8 @@ def _locks(form: Form, memory: bool, size: int) -> list[bool]:
 def _spilled(lowering: Lowering, combination: tuple[str, ...]) -> tuple[str, ...]:
     """Return the same way to bind operands, or that by which registers are spilled for it."""
     form = lowering.form
-    if form.attributes.get("spilled"):
+    wanted = form.attributes.get("spilled")
+    if wanted is True or (wanted == "m" and lowering.memory):
         return tuple("v" if n in lowering.digits else text for n, text in enumerate(combination))
     if len(lowering.digits) < 2:
         return combination
@@ -244,8 +252,10 @@ class Catalogue:
             self.lowerings.append(lowering)
             return
         choices = []
+        if not memory:
+            lowering.temporary = form.attributes.get("temporary", -1)
         for n, operand in enumerate(operands):
-            found = _choices(operand, memory, size)
+            found = ["t"] if n == lowering.temporary else _choices(operand, memory, size)
             if found is None:
                 return
             if len(found) == CLASSES:

@@ -60,7 +60,7 @@ class Binding:
     kind: "pinned" (register number), "slot" (byte offset in Cpu from hole H0, H1
     or H2), "spilled" (the same, of a register that is stored there before, and loaded
     behind it when it was written), "memory" (at the address in the temporary),
-    "immediate" (hole HI), "constant" (value).
+    "temporary" (a register that is there), "immediate" (hole HI), "constant" (value).
     """
 
     kind: str
@@ -200,6 +200,8 @@ class StencilOperation(StencilWriter):
         kind = self._kind(n)
         if binding.kind == "pinned":
             return kind(self.register(binding.value))
+        if binding.kind == "temporary":
+            return kind(self.temporary)
         if binding.kind == "spilled":
             self.moves |= SPILLED | STORED_FIRST << binding.value
         if binding.kind in ("slot", "spilled"):

@@ -597,6 +597,10 @@ def emit_stencil(
             if number >= SLOT or spilled:
                 s.holes[H0 + slot] = u64(number) * 8 + _REGS
                 slot += 1
+        elif where == tables.OPERAND_TEMPORARY:
+            s.holes[HD] = u64(0)
+            s.holes[HB] = u64(insn.vvvv) * 8 + _REGS
+            emit(s, glue.ea_base[select(insn.vvvv < SLOT, insn.vvvv, u8(SLOT))])
         elif _is_vector(where):
             s.holes[H0 + slot] = u64(number) * 16 + _XMM
             slot += 1

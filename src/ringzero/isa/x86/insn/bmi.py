@@ -1,6 +1,7 @@
 """BMI1, BMI2, LZCNT, MOVBE, ADX: bits, shifts without flags, wide products, carry chains.
 
 Intel SDM vol. 2, under each name. Of a VEX prefix they take VEX.W for the operand size.
+Registers of those that compilers and C libraries use most are pinned in stencils.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def lzcnt(m: Operation) -> None:
     _count(m, value, leading_zeros(value))
 
 
-@instruction("F3 0F BC /r : Gv Ev", replaces=True, fast=True, spilled=True)
+@instruction("F3 0F BC /r : Gv Ev", replaces=True, fast=True, spilled="m")
 def tzcnt(m: Operation) -> None:
     """TZCNT."""
     value = m.read(1)
@@ -60,7 +61,7 @@ def _result(m: Operation, value: Any, carry: Any) -> None:
     m.set_status(flags | select(carry, u64(CF), u64(0)), ARITHMETIC_FLAGS)
 
 
-@instruction("VEX.LZ.0F38 F2 /r : Gy By Ey", fast=True, spilled=True)
+@instruction("VEX.LZ.0F38 F2 /r : Gy By Ey", fast=True, spilled="m", temporary=1)
 def andn(m: Operation) -> None:
     """ANDN: the first source is inverted."""
     value = m.read(2)
@@ -70,7 +71,7 @@ def andn(m: Operation) -> None:
     m.set_status(flags, ARITHMETIC_FLAGS)
 
 
-@instruction("VEX.LZ.0F38 F3 /1 : By Ey", fast=True, spilled=True)
+@instruction("VEX.LZ.0F38 F3 /1 : By Ey", fast=True, spilled="m")
 def blsr(m: Operation) -> None:
     """BLSR: the lowest one becomes 0."""
     value = m.read(1)
@@ -104,7 +105,7 @@ def bextr(m: Operation) -> None:
     m.set_status(select(result == 0, u64(ZF), u64(0)), ARITHMETIC_FLAGS)
 
 
-@instruction("VEX.LZ.0F38 F5 /r : Gy Ey By", fast=True, spilled=True)
+@instruction("VEX.LZ.0F38 F5 /r : Gy Ey By", fast=True, spilled="m", temporary=2)
 def bzhi(m: Operation) -> None:
     """BZHI: bits from a number on (bits 7:0 of the second source) become 0."""
     value = m.read(1)
@@ -141,28 +142,28 @@ def _count_of(m: Operation) -> Any:
     return m.read(2) & (m.size - 1)
 
 
-@instruction("VEX.LZ.F3.0F38 F7 /r : Gy Ey By", fast=True, spilled=True)
+@instruction("VEX.LZ.F3.0F38 F7 /r : Gy Ey By", fast=True, spilled="m", temporary=2)
 def sarx(m: Operation) -> None:
     """SARX."""
     value = m.S(m.read(1))
     m.write(0, m.T(value >> _count_of(m)))
 
 
-@instruction("VEX.LZ.66.0F38 F7 /r : Gy Ey By", fast=True, spilled=True)
+@instruction("VEX.LZ.66.0F38 F7 /r : Gy Ey By", fast=True, spilled="m", temporary=2)
 def shlx(m: Operation) -> None:
     """SHLX."""
     value = m.read(1)
     m.write(0, value << _count_of(m))
 
 
-@instruction("VEX.LZ.F2.0F38 F7 /r : Gy Ey By", fast=True, spilled=True)
+@instruction("VEX.LZ.F2.0F38 F7 /r : Gy Ey By", fast=True, spilled="m", temporary=2)
 def shrx(m: Operation) -> None:
     """SHRX."""
     value = m.read(1)
     m.write(0, value >> _count_of(m))
 
 
-@instruction("VEX.LZ.F2.0F3A F0 /r : Gy Ey Ib", fast=True, spilled=True)
+@instruction("VEX.LZ.F2.0F3A F0 /r : Gy Ey Ib", fast=True, spilled="m")
 def rorx(m: Operation) -> None:
     """RORX: the count is masked to 5 bits, 6 with 64-bit operands."""
     value = m.read(1)

@@ -262,7 +262,10 @@ def instruction(*forms: str, name: str | None = None, **attributes: Any) -> Call
     fast        the translator compiles it into stencils with registers pinned; "r", "m": only
                 where ModRM names a register, or memory
     unread      its operands are not looked at (NOP)
-    spilled     its stencils find general registers in the vCPU's struct, not in the host's
+    spilled     its stencils find general registers in the vCPU's struct, not in the host's;
+                "m": only those with an operand in memory
+    temporary   the number of its operand in VEX.vvvv, which its stencils without an operand in
+                memory find in the temporary
     vsib        its memory operand has a vector of indices (SDM vol. 2A, 2.3.12)
     narrow66    its mandatory prefix 66 makes its operands 16 bits wide, too (MOVBE)
     replaces    it takes the place of a form of x86-64-v2 with the same encoding (LZCNT, BSR)
