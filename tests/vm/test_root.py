@@ -10,7 +10,7 @@ import pytest
 from ringzero import Machine
 from ringzero.config.devices.share import ShareConfig
 from ringzero.config.root import HostRoot, parse
-from ringzero.errors import InvalidValueError, MissingFileError
+from ringzero.errors import ConfigError, GuestError, InvalidValueError, MissingFileError
 from ringzero.image import micro
 from ringzero.share.host.mounts import KernelMounts
 
@@ -87,6 +87,65 @@ def test_the_hosts_own_root_by_the_command(tmp_path_factory):
         f"{here} {sys.version_info[:2]} yes", "refused", "refused"
     ]  # fmt: skip
     assert not Path("/etc/ringzero-was-here").exists()
+
+
+INIT = """#!/bin/busybox sh
+echo mine >/run/mine
+busybox grep -c . /lib/modules/*/modules.dep >/run/modules
+while :; do busybox sleep 0.2; done
+"""
+
+
+@boot
+@engine
+def test_the_folders_own_first_process(rootfs):
+    (rootfs / "sbin").mkdir()
+    (rootfs / "sbin/init").symlink_to("/sbin/own")
+    (rootfs / "sbin/own").write_text(INIT)
+    (rootfs / "sbin/own").chmod(0o755)
+    with Machine(root=rootfs, init="/sbin/init", memory="256M") as vm:
+        assert told(vm, "busybox cat /run/mine; busybox tr '\\0' ' ' </proc/1/cmdline").split() == [
+            *("mine", "/bin/busybox", "sh", "/sbin/init")
+        ]
+        assert "10.0.2.3" in told(vm, "busybox cat /etc/resolv.conf")
+        assert told(vm, "busybox cat /proc/sys/kernel/hostname") == "micro"
+        (copy,) = vm.fork(start=True)
+        with copy:
+            assert told(copy, "busybox cat /run/mine") == "mine"
+
+
+@boot
+@engine
+def test_a_first_process_that_cannot_run_is_told(rootfs):
+    (rootfs / "init").write_text("no program\n")
+    said = bytearray()
+    with Machine(root=rootfs, init="/init", memory="256M") as vm:
+        vm.serial.on_output = said.extend
+        with pytest.raises(GuestError):
+            vm.run("true", timeout=60)
+    assert b"the root has no program /init" in said
+
+
+@boot
+@engine
+def test_modules_of_the_guests_kernel_are_there(rootfs):
+    with Machine(root=rootfs, memory="256M") as vm:
+        release = told(vm, "busybox uname -r")
+        if release not in told(vm, "busybox ls /lib/modules").split():
+            pytest.skip("the kernel's package cannot be had")
+        told(vm, "busybox modprobe xfs")
+        assert "xfs" in told(vm, "busybox cat /proc/filesystems").split()
+
+
+def test_what_is_no_first_process(rootfs):
+    assert parse(str(rootfs), "/bin/sh") == HostRoot(rootfs, init="/bin/sh")
+    for path in ("bin/sh", "", "/bin/s h", "/bin/\u00e9"):
+        with pytest.raises(InvalidValueError, match="no path of a program"):
+            parse(str(rootfs), path)
+    with pytest.raises(MissingFileError, match="has no /bin/none"):
+        parse(str(rootfs), "/bin/none")
+    with pytest.raises(ConfigError, match="an init without a root"):
+        Machine(image="micro", init="/bin/sh")
 
 
 def test_what_is_no_root(tmp_path):

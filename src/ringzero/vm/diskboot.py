@@ -14,6 +14,7 @@ from ringzero.board.boot.kernelimage import KernelImage
 from ringzero.config.devices.disk import DiskConfig
 from ringzero.config.machine import MachineConfig
 from ringzero.disk import open_disk
+from ringzero.errors import GuestImageError
 from ringzero.host.files import atomic_file, make_directory
 from ringzero.image.bootable import Bootable, check_transport, examine, load
 from ringzero.settings import CACHE_DIR
@@ -47,11 +48,22 @@ def read(config: MachineConfig) -> tuple[KernelImage, memoryview, str]:
         warnings.warn(f"{disk.path}: {warning}", RuntimeWarning, stacklevel=2)
     KernelImage.check_initrd(len(files.initrd), config.memory, disk.path)
     line = f"{files.command_line} {config.command_line}".strip()
-    return _kernel(files.kernel), memoryview(files.initrd), line
+    try:
+        kernel = _kernel(files.kernel)
+    except GuestImageError as fault:
+        _, _, why = fault.message.rpartition(": ")
+        raise GuestImageError(
+            f"{disk.path} boots {entry.title!r} from {entry.kernel}: {why}",
+            hint="choose another entry (--boot-entry), or give a kernel (--kernel)",
+        ) from fault
+    return kernel, memoryview(files.initrd), line
 
 
 def _kernel(data: bytes) -> KernelImage:
-    """Return a kernel; it is kept as a file, of which the unpacked form is kept too."""
+    """Return a kernel; it is kept as a file, of which the unpacked form is kept too.
+
+    Raises GuestImageError for what is none; of that nothing is kept.
+    """
     cache = CACHE_DIR.get()
     directory = make_directory(cache / "diskboot")
     path = directory / hashlib.sha256(data).hexdigest()
@@ -59,7 +71,11 @@ def _kernel(data: bytes) -> KernelImage:
         return load_kernel(path, cache / "kernels")
     with atomic_file(path) as file:
         file.write(data)
-    found = load_kernel(path, cache / "kernels")
+    try:
+        found = load_kernel(path, cache / "kernels")
+    except GuestImageError:
+        path.unlink(missing_ok=True)
+        raise
     kept = sorted(directory.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
     for old in kept[_KEPT:]:
         old.unlink(missing_ok=True)

@@ -91,3 +91,22 @@ def test_a_copy_does_not_wait_for_what_its_original_has_done(tmp_path, monkeypat
         life._report_up(keeper, Heard(os.open(os.devnull, os.O_WRONLY)), resumed)
         assert any("cloud-init did not finish" in str(what) for what in heard) is not resumed
     keeper.close()
+
+
+def test_services_that_have_failed_are_named(keeper):
+    heard = []
+
+    class Heard(Reporter):
+        def say(self, **what):
+            heard.append(what.get("note"))
+
+    def run(words, *, on_stdout, on_exit):
+        assert "systemctl" in words[-1]
+        on_stdout(b"ssh.service loaded failed failed OpenBSD Secure Shell server\n\n")
+        on_stdout(b"bad\x1b.mount x\n")
+        on_exit(0)
+
+    keeper.machine.agent.run = run
+    life._tell_failed_units(keeper, Heard(os.open(os.devnull, os.O_WRONLY)))
+    assert heard == ["the guest's ssh.service has failed"]
+    keeper.close()

@@ -221,7 +221,7 @@ def _agent(keeper: Keeper) -> Agent:
     if not keeper.machine.config.agent:
         raise ConflictError(
             "the guest has no agent that could run a command",
-            hint=f"its console is there: `ringzero console {keeper.name}`",
+            hint=f"start it with --agent; its console is there: `ringzero console {keeper.name}`",
         )
     return keeper.machine.agent
 

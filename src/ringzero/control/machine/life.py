@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,9 @@ from ringzero.settings import BOOT_TIMEOUT, boot_bound
 from ringzero.vm.guest import linux
 from ringzero.vm.guest.cloudinit import CloudInitWatch
 
+# Of a system's services that have failed, one a line; nothing where there is no systemd.
+_FAILED_UNITS = ("sh", "-c", "systemctl --failed --no-legend --plain 2>/dev/null")
+_MOST_UNITS = 20
 # In so much of the serial line, in bytes, its last line is looked for.
 _LAST_SAID = 2048
 # How often the starter hears that the guest is not up yet, in seconds.
@@ -59,8 +63,10 @@ def keep(keeper: Keeper, reporter: Reporter, *, resumed: bool = False) -> int:
 
 def _report_up(keeper: Keeper, reporter: Reporter, resumed: bool) -> None:
     """Tell the starter when the guest takes commands, and run the one that it was started for."""
-    if keeper.machine.config.agent:
-        bound = boot_bound(keeper.machine.config.boot_entry)
+    config = keeper.machine.config
+    watch = _listen(keeper) if config.cloud_init and not resumed else None
+    if config.agent:
+        bound = boot_bound(config.boot_entry)
         with contextlib.suppress(GuestError):
             if not _await_ready(keeper, reporter, bound or math.inf):
                 reporter.fail(
@@ -83,17 +89,37 @@ def _report_up(keeper: Keeper, reporter: Reporter, resumed: bool) -> None:
         # In a copy, and where the machine was taken back, the guest runs it already.
         if keeper.record.command and not keeper.machine.agent.kept:
             _run_command(keeper)
-    if keeper.machine.config.cloud_init and not resumed:
-        _await_cloud_init(keeper, reporter)
+        if config.boot_entry is not None and not resumed:
+            _tell_failed_units(keeper, reporter)
+    if watch is not None:
+        _await_cloud_init(keeper, reporter, watch)
     reporter.up()
 
 
-def _await_cloud_init(keeper: Keeper, reporter: Reporter) -> None:
-    """Wait until cloud-init in the guest has finished, and tell the starter what went wrong."""
+def _listen(keeper: Keeper) -> CloudInitWatch:
+    """Return what hears cloud-init on the serial line, from the beginning."""
     watch = CloudInitWatch()
-    # What it said before is short of its end.
     watch.feed(keeper.serial.tail())
     keeper.serial.copy_to(watch.feed)
+    return watch
+
+
+def _tell_failed_units(keeper: Keeper, reporter: Reporter) -> None:
+    """Tell the starter which of the system's services have failed, where it is systemd's."""
+    said, over = bytearray(), threading.Event()
+    with contextlib.suppress(GuestError):
+        keeper.machine.agent.run(
+            _FAILED_UNITS, on_stdout=said.extend, on_exit=lambda status: over.set()
+        )
+        over.wait(_TELL)
+    for line in said.decode("utf-8", "replace").splitlines()[:_MOST_UNITS]:
+        unit = line.split()[:1]
+        if unit and unit[0].isprintable():
+            reporter.say(note=f"the guest's {unit[0][:100]} has failed")
+
+
+def _await_cloud_init(keeper: Keeper, reporter: Reporter, watch: CloudInitWatch) -> None:
+    """Wait until cloud-init in the guest has finished, and tell the starter what went wrong."""
     bound, waited = boot_bound(keeper.machine.config.boot_entry) or math.inf, 0.0
     while not watch.wait(min(_TELL, bound - waited)) and not keeper.ended.is_set():
         waited += _TELL
