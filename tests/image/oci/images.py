@@ -213,7 +213,7 @@ class FakeRegistry:
         with contextlib.suppress(OSError):
             request.wfile.write(data[: len(data) // 2])
             self.stalled.set()
-            stall.wait(60)
+            stall.wait(600)
             request.wfile.write(data[len(data) // 2 :])
 
     def _basic(self):
