@@ -12,7 +12,7 @@ import http.client
 import ipaddress
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
@@ -32,6 +32,8 @@ _REDIRECT_CODES = (301, 302, 303, 307, 308)
 MAX_ANSWER = 8 << 20
 _AGENT = "ringzero"
 
+# What is sent: bytes, or what yields them anew each time, their length being in a header.
+Body = bytes | Callable[[], Iterable[bytes]]
 # What goes wrong between us and a server.
 FAULTS = (OSError, http.client.HTTPException)
 
@@ -105,7 +107,7 @@ class Client:
         url: str,
         headers: Mapping[str, str],
         secret: Mapping[str, str],
-        body: bytes | None = None,
+        body: Body | None = None,
     ) -> Iterator[Answer]:
         """Yield the answer, redirects followed; `secret` are headers for the URL's server alone.
 
@@ -153,7 +155,7 @@ class Client:
                     one.shutdown(socket.SHUT_RDWR)
 
     def _ask(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
+        self, method: str, url: str, headers: Mapping[str, str], body: Body | None
     ) -> tuple[http.client.HTTPConnection, Answer]:
         parts = urlsplit(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -172,15 +174,17 @@ class Client:
         method: str,
         target: str,
         headers: Mapping[str, str],
-        body: bytes | None,
+        body: Body | None,
     ) -> http.client.HTTPResponse:
         """Return the answer; where there is none, the connection is closed."""
         try:
             if connection.sock is None:
                 _open(connection)
-            connection.request(method, target, body, dict(headers))
+            # From here on, so that a long body that is sent can be broken off, too.
             with self._lock:
                 self._used[connection] = connection.sock
+            content = body() if callable(body) else body
+            connection.request(method, target, content, dict(headers))
             return connection.getresponse()
         except BaseException:
             with self._lock:

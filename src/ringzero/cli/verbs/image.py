@@ -23,6 +23,9 @@ class Image(Verb):
   ringzero image build full           as micro, with the kernel of real machines
   ringzero image ls                   ours, and those of containers (`ringzero pull`)
   ringzero image inspect debian:12    what it runs, its layers, where its root file system is
+  ringzero image tag web:1 registry.example/web:1
+  ringzero image history web:1        its steps, and the size of each one's layer
+  ringzero image save web:1 ./layout  the OCI image layout, which `run oci:./layout` takes
   ringzero image rm micro debian:12
   ringzero image rm --force debian:12 though a machine still needs it
   ringzero image prune                images without a name, and layers that none needs
@@ -53,7 +56,15 @@ class Image(Verb):
         )
         prune = actions.add_parser("prune", help="remove what no name leads to")
         prune.add_argument("--builds", action="store_true", help="and what builds have kept")
-        for action in (build, listing, look, removal, prune):
+        tag = actions.add_parser("tag", help="give an image one more name")
+        tag.add_argument("name", metavar="IMAGE", help="a name, or the beginning of a digest")
+        tag.add_argument("target", metavar="NAME[:TAG]", help="what it is called, too")
+        history = actions.add_parser("history", help="tell the steps that made an image")
+        history.add_argument("name", metavar="IMAGE", help="a name, or the beginning of a digest")
+        save = actions.add_parser("save", help="write an image as a layout: run oci:DIR takes it")
+        save.add_argument("name", metavar="IMAGE", help="a name, or the beginning of a digest")
+        save.add_argument("target", metavar="DIR", help="a new directory")
+        for action in (build, listing, look, removal, prune, tag, history, save):
             action.add_argument("--json", action="store_true")
 
     def execute(self, arguments: argparse.Namespace) -> int:
@@ -83,6 +94,8 @@ class Image(Verb):
             users = stored.NOBODY if arguments.force else users_of
             gone = [image for name in arguments.name for image in stored.remove(name, users)]
             _show(gone, as_json)
+        elif arguments.action in ("tag", "history", "save"):
+            _of_one(arguments)
         else:
             from ringzero.control.host.directory import users_of
 
@@ -96,6 +109,41 @@ class Image(Verb):
                 _show(gone, as_json=False)
                 print(f"{format_size(freed)} freed")
         return 0
+
+
+def _of_one(arguments: argparse.Namespace) -> None:
+    """Do what is about one image of the store."""
+    from pathlib import Path
+
+    from ringzero.image.oci import push
+    from ringzero.image.oci.reference import parse_reference
+    from ringzero.image.oci.store import Store
+    from ringzero.settings import CACHE_DIR
+
+    cache = CACHE_DIR.get()
+    image = push.find(arguments.name, cache)
+    if arguments.action == "tag":
+        name, store = parse_reference(arguments.target), Store(cache)
+        with store.lock():
+            store.set_name(name, image.digest)
+        _show([i.summary() for i in store.find(arguments.target)], arguments.json)
+    elif arguments.action == "save":
+        push.save(image, Path(arguments.target), arguments.name, cache=cache)
+        if arguments.json:
+            print_json({"path": arguments.target, "digest": image.digest})
+    else:
+        _show_history(push.history(image, cache), arguments.json)
+
+
+def _show_history(steps: list[dict[str, Any]], as_json: bool) -> None:
+    from ringzero.units import format_size
+
+    if as_json:
+        print_json(steps)
+        return
+    for step in steps:
+        size = format_size(step["size"]) if step["layer"] else "-"
+        print(f"{step['created']:20}  {size:>10}  {' '.join(step['instruction'].split())[:90]}")
 
 
 def _show(images: Iterable[ImageSummary], as_json: bool) -> None:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ringzero.cli.trust import add_flags, trust_of
 from ringzero.cli.verb import VERBS, Verb, print_json
-
-if TYPE_CHECKING:
-    from ringzero.image.oci.certificates import Trust
 
 
 @VERBS.register("pull")
@@ -29,18 +25,7 @@ Credentials come from Docker's config.json and its credential helpers (`docker l
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the flags."""
         parser.add_argument("image", metavar="IMAGE", help="the image's name")
-        parser.add_argument(
-            "--tls-verify",
-            type=_truth,
-            default=True,
-            metavar="BOOL",
-            help="false: the registry's certificate is not checked, and it may speak plain HTTP",
-        )
-        parser.add_argument(
-            "--cert-dir",
-            metavar="DIR",
-            help="certificates for this registry: *.crt (authorities), *.cert and *.key (our own)",
-        )
+        add_flags(parser)
         parser.add_argument("--quiet", "-q", action="store_true", help="show no progress")
         parser.add_argument("--json", action="store_true", help="the result as JSON")
 
@@ -54,27 +39,9 @@ Credentials come from Docker's config.json and its credential helpers (`docker l
 
         name = absolute(parse(arguments.image))
         progress = QUIET if arguments.quiet else Progress()
-        image = pull(name, cache=CACHE_DIR.get(), progress=progress, trust=_trust(arguments))
+        image = pull(name, cache=CACHE_DIR.get(), progress=progress, trust=trust_of(arguments))
         if arguments.json:
             print_json(image.summary())
         else:
             print(f"{image.name}@{image.digest}")
         return 0
-
-
-def _trust(arguments: argparse.Namespace) -> Trust:
-    from ringzero.errors import NotFoundError
-    from ringzero.image.oci.certificates import Trust
-
-    folder = Path(arguments.cert_dir) if arguments.cert_dir else None
-    if folder is not None and not folder.is_dir():
-        raise NotFoundError(f"--cert-dir {folder} is no directory")
-    return Trust(arguments.tls_verify, folder)
-
-
-def _truth(text: str) -> bool:
-    """Return what a word says, as Go's programs read it: skopeo, podman and their kin."""
-    known = {"true": True, "1": True, "t": True, "false": False, "0": False, "f": False}
-    if text.lower() not in known:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return known[text.lower()]

@@ -1,8 +1,10 @@
-"""A client of registries: OCI distribution specification 1.1, the pulling half.
+"""A client of registries: OCI distribution specification 1.1.
 
     registry = Registry(reference)
     data, kind = registry.manifest(reference.target)
     registry.blob(descriptor, partial)
+    registry.put_blob(descriptor, read)
+    registry.put_manifest(target, data, kind)
 
 Authorization is by token (distribution's "token authentication") or Basic, with what
 `credentials` finds. Plain HTTP is spoken with this machine's own registries, and with those of
@@ -16,17 +18,18 @@ import http.client
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from socket import gaierror
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
 from ringzero.errors import GuestImageError, HostError, NotFoundError
 from ringzero.image.http import (
     FAULTS,
     MAX_ANSWER,
     Answer,
+    Body,
     Client,
     NoConnectionError,
     is_loopback,
@@ -211,17 +214,84 @@ class Registry:
             raise fault
 
     @contextmanager
-    def _authorized(self, url: str, headers: dict[str, str]) -> Iterator[Answer]:
+    def _authorized(
+        self, url: str, headers: dict[str, str], method: str = "GET", body: Body | None = None
+    ) -> Iterator[Answer]:
         server = origin(url)
         for attempt in range(2):
             secret = self._headers.get(server, {})
-            with self._client.request("GET", url, headers, secret) as answer:
+            with self._client.request(method, url, headers, secret, body) as answer:
                 if answer.status != 401 or attempt:
                     yield answer
                     return
                 challenge = answer.response.headers.get_all("WWW-Authenticate") or []
                 answer.body()
             self._authorize(server, challenge, secret)
+
+    # ---- the pushing half -------------------------------------------------
+
+    def put_blob(self, descriptor: Descriptor, read: Callable[[], Iterable[bytes]]) -> bool:
+        """Have a blob in the repository ("Pushing blobs"); False: it was there.
+
+        `read` yields its bytes, from the beginning each time. Raises HostError.
+        """
+        path = f"/v2/{self._reference.path}/blobs"
+        with self._asked("HEAD", f"{path}/{descriptor.digest}", missing=True) as answer:
+            if answer.status == 200:
+                return False
+        with self._asked("POST", f"{path}/uploads/", body=b"") as answer:
+            url = urljoin(answer.url, answer.header("Location"))
+        url += ("&" if urlsplit(url).query else "?") + urlencode({"digest": descriptor.digest})
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(descriptor.size),
+        }
+        with self._asked("PUT", url, headers, read):
+            return True
+
+    def put_manifest(self, target: str, data: bytes, kind: str) -> None:
+        """Store a manifest whose blobs are there under a tag or digest. Raises HostError."""
+        path = f"/v2/{self._reference.path}/manifests/{target}"
+        with self._asked("PUT", path, {"Content-Type": kind}, data):
+            return
+
+    @contextmanager
+    def _asked(
+        self,
+        method: str,
+        where: str,
+        headers: dict[str, str] | None = None,
+        body: Body | None = None,
+        *,
+        missing: bool = False,
+    ) -> Iterator[Answer]:
+        """Yield a good answer of our own registry, asked again where that helps.
+
+        `where` is a path of it, or a whole URL; with `missing` 404 is good, too.
+        """
+        attempt = 0
+        with ExitStack() as stack:
+            while True:
+                url = f"{self._own[0]}{where}" if where.startswith("/") else where
+                pause = _PAUSE * 2**attempt
+                attempt += 1
+                fault: HostError | NotFoundError | GuestImageError
+                try:
+                    answer = stack.enter_context(self._authorized(url, headers or {}, method, body))
+                    if answer.status < 300 or (missing and answer.status == 404):
+                        break
+                    fault = self._refused(answer)
+                    if answer.status not in _BUSY or attempt == _ATTEMPTS or self._wait(pause):
+                        raise fault
+                    stack.close()
+                except FAULTS as lost:
+                    fault = self._unreachable(url, lost)
+                    other = isinstance(fault, _OtherSchemeError) and len(self._own) > 1
+                    if other and where.startswith("/"):
+                        del self._own[0]
+                    elif attempt == _ATTEMPTS or _is_final(lost) or self._wait(pause):
+                        raise fault from lost
+            yield answer
 
     # ---- authorization ----------------------------------------------------
 
