@@ -11,7 +11,13 @@ from ringzero.build.origin import Context
 from ringzero.build.view import View
 from ringzero.build.vmfile.parse import parse
 from ringzero.build.worker import Worker
-from ringzero.errors import CommandError, ConfigError, GuestImageError, MissingFileError
+from ringzero.errors import (
+    CommandError,
+    ConfigError,
+    GuestImageError,
+    InvalidValueError,
+    MissingFileError,
+)
 from ringzero.image.oci.blobs import Blobs
 from ringzero.image.oci.reference import parse_reference
 
@@ -169,19 +175,55 @@ RUN false; true || true
 def test_faults_before_any_work(cache, tmp_path):
     with pytest.raises(ConfigError) as caught:
         made(
-            "FROM micro\nSERVICE a b\nRUN --mount=type=cache,target=/x y\nADD http://x /y\n",
+            "FROM micro\nSERVICE a b\nADD http://x /y\n",
             tmp_path,
             cache,
             target="nothing",
             arguments={"NO": "1"},
         )
-    assert len(caught.value.faults) == 5
+    assert len(caught.value.faults) == 4
     with pytest.raises(ConfigError, match="b: give it"):
         made("FROM scratch\nWORKDIR /${b:?give it}\n", tmp_path, cache)
     with pytest.raises(MissingFileError):
         made("FROM scratch\nCOPY nothing /\n", tmp_path, cache)
     with pytest.raises(GuestImageError):
         made("FROM oci:/nowhere/at/all\n", tmp_path, cache)
+
+
+MOUNTS = """\
+FROM micro AS other
+RUN echo other >/o
+FROM micro
+RUN --mount=target=/src --mount=from=other,source=/o,target=/deep/er/o,rw \\
+    cat /src/f /deep/er/o >/said; ! echo x >/src/new
+RUN --mount=type=cache,target=/c --mount=type=tmpfs,target=/t,size=1M \\
+    echo x >>/c/count; cp /c/count /counted; echo y >/t/y
+RUN --mount=type=secret,id=key,required --mount=type=secret,id=env,env=TOLD \\
+    wc -c </run/secrets/key >/size; echo ${#TOLD} >>/size
+RUN echo after >/after
+"""
+
+
+def test_mounts_are_there_for_one_step(cache, tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "f").write_text("file\n")
+    secrets = {"key": b"s3cr3t-of-a-test", "env": b"t0ld-to-one-step"}
+    image, _ = made(MOUNTS, place, cache, secrets=secrets)
+    assert content(image, "/said") == b"file\nother\n"
+    assert content(image, "/counted") == b"x\n"
+    assert content(image, "/size") == b"16\n16\n"
+    assert modes(image, "/run/secrets", "/c/count", "/t/y", "/src", "/deep") == [None] * 5
+    # Nowhere in what is kept, machines' memory included.
+    for path in [*(cache / "build").rglob("*"), *(cache / "blobs").rglob("*")]:
+        data = path.read_bytes() if path.is_file() else b""
+        assert not any(secret in data for secret in secrets.values()), path
+
+    again, _ = made(MOUNTS, place, cache, secrets=secrets, use_cache=False)
+    assert content(again, "/counted") == b"x\nx\n"
+
+    with pytest.raises(InvalidValueError, match="secret 'key' is not there"):
+        made(MOUNTS, place, cache)
 
 
 def test_a_damaged_snapshot_boots_the_base(cache, tmp_path):

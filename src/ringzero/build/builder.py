@@ -20,6 +20,7 @@ from ringzero.build.base import Base
 from ringzero.build.cache import BuildCache, key
 from ringzero.build.copying import Placement
 from ringzero.build.entries import Layer
+from ringzero.build.mounts import Mounts
 from ringzero.build.origin import Context, Image, Origin
 from ringzero.build.stage import PREDEFINED, State
 from ringzero.build.view import View
@@ -40,7 +41,7 @@ from ringzero.image.oci.manifest import ARCHITECTURES, Descriptor
 from ringzero.image.oci.process import find_user
 from ringzero.image.oci.reference import Reference
 from ringzero.image.oci.store import StoredImage
-from ringzero.records import field, record
+from ringzero.records import field, record, replace
 
 T = TypeVar("T")
 # What has no time of its own is of 1980: the earliest that zip files can tell.
@@ -83,6 +84,8 @@ class Options:
     memory: int = MEMORY
     cpus: int = 1
     epoch: int | None = None
+    # What `--mount=type=secret` finds, by its id.
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
 def build(
@@ -117,8 +120,6 @@ def _check(file: Vmfile, options: Options) -> None:
     for stage in file.stages:
         for step in stage.steps:
             place = f"{file.name}:{step.line.place(0)[0]}"
-            if isinstance(step, kinds.Run) and step.mounts:
-                faults.append(f"{place}: --mount is not carried out yet; COPY what the step needs")
             if isinstance(step, kinds.Add):
                 faults += [
                     f"{place}: ADD does not fetch {word.text}; RUN wget, or COPY a file"
@@ -208,6 +209,10 @@ class _Builder:
                 for step in stage.steps
                 if isinstance(step, kinds.Copy) and step.stage is not None
             ]
+            names += [
+                mount.stage for step in stage.steps if isinstance(step, kinds.Run)
+                for mount in step.mounts if mount.stage
+            ]  # fmt: skip
             todo += [i for name in names if (i := self.stage_called(name, index)) is not None]
         return sorted(wanted)
 
@@ -282,6 +287,8 @@ class _Stage:
         self._view: View | None = None
         self._viewed = 0
         self._worker: Worker | None = None
+        # Whether its memory may hold a secret: then it is not written down.
+        self._tainted = False
         # The last snapshot that the cache has of these steps: its name, and how many layers in.
         self._snapshot: tuple[str, int] | None = None
         self._closing = contextlib.ExitStack()
@@ -357,7 +364,14 @@ class _Stage:
     def _origin(self, step: kinds.Copy, stack: contextlib.ExitStack) -> Origin:
         if step.stage is None:
             return self._builder.context
-        name = self._state.text(step.stage)
+        return self._called(self._state.text(step.stage), stack)
+
+    def _mounted(self, name: str) -> Origin:
+        """Return what a mount takes files from: the build's directory, or what is called so."""
+        return self._called(name, self._closing) if name else self._builder.context
+
+    def _called(self, name: str, stack: contextlib.ExitStack) -> Origin:
+        """Return the tree of a stage or image."""
         index = self._builder.stage_called(name, self._index)
         if index is None:
             view = View(self._builder.find(name).image.root)
@@ -389,7 +403,10 @@ class _Stage:
     def _run(self, step: kinds.Run) -> bool:
         builder = self._builder
         call = self._call(step)
+        mounts = Mounts(step.mounts, self._current_view(), builder.builds, builder.options.secrets)
+        attachments, covered = mounts.plan(self._mounted)
         chain = key(
+            *covered,
             *(self._chain, "RUN", *call.words, "", call.directory, repr(sorted(call.env.items()))),
             *(repr((call.uid, call.gids, call.network)),),
         )
@@ -397,6 +414,8 @@ class _Stage:
         known = layer is not None
         if layer is None:
             worker = self._ready_worker()
+            self._tainted |= any(mount.kind == "secret" for mount in step.mounts)
+            call = replace(call, attachments=attachments, env={**call.env, **mounts.variables()})
             status = worker.run(call, builder.listener.says)
             if status:
                 raise CommandError(
@@ -446,7 +465,7 @@ class _Stage:
     def _save(self, chain: str) -> None:
         """Keep the machine after a RUN, so that a build with other later steps goes on from it."""
         builds = self._builder.builds
-        if self._worker is not None and builds.machine(chain) is None:
+        if self._worker is not None and not self._tainted and builds.machine(chain) is None:
             # Without it the next build boots; a full disk is told by the layers.
             with contextlib.suppress(RingzeroError):
                 self._worker.save(builds.machines, builds.snapshot(chain))

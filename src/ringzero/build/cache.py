@@ -3,6 +3,7 @@
     build/steps/KEY.json        what a step made: its layer, or that it failed to be one
     build/layers/HEX            a layer's tar, by its sha256
     build/machines/KEY/         the machine after a RUN, as a snapshot
+    build/caches/HEX.tar        what a RUN has left in a mount of type cache
     build/lock                  held by builds (shared), and by who prunes
 
 KEY covers all that went into a step and those before it. A record gets its name when all that it
@@ -100,6 +101,10 @@ class BuildCache:
         with atomic_file(self._place / "steps" / f"{step}.json") as file:
             file.write(json.dumps({"digest": layer.digest, "size": layer.size}).encode())
 
+    def kept(self, name: str) -> Path:
+        """Return where the content of a mount of type cache lies, or will lie."""
+        return self._place / "caches" / f"{key('cache', name)[:40]}.tar"
+
     def machine(self, step: str) -> str | None:
         """Return the name of the snapshot of the machine after a step, where there is one."""
         name = _snapshot(step)
@@ -121,7 +126,7 @@ class BuildCache:
         """Remove all of it, once no build runs; return how many bytes that frees."""
         with locked(self._place / "lock", progress, "waiting for a build"):
             freed = self.size()
-            for name in ("steps", "machines", "layers"):
+            for name in ("steps", "machines", "layers", "caches"):
                 remove_tree(self._place / name)
         return freed
 

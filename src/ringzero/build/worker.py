@@ -47,6 +47,8 @@ _AS_ROOT = ("--user=0", "--workdir=/", "--")
 # Files that are the machine's and not the image's: they come and go with each step.
 _OWN = ("etc/resolv.conf", "etc/hosts", "etc/hostname")
 
+Sink = Callable[[bytes], object]
+
 _HEAD = f"""\
 b={_BUSYBOX} w={_WORK}
 die() {{ $b echo "$1" >&2; exit 125; }}
@@ -94,6 +96,57 @@ for d in dev proc sys; do $b umount -l $d; done
 exit 0
 """
 )
+# Directories on the way to a mount are noted where they had to be made, and go again.
+_ATTACH = (
+    _HEAD
+    + """\
+cd $w/$1/r || exit 125
+source=$w/$1/m$2 kind=$3 size=$4 mode=$5 owner=$6 place=$7 noted=$w/$1/noted
+make() {
+    [ -d "$1" ] && return
+    case $1 in */*) make "${1%/*}" ;; esac
+    $b mkdir "$1" && $b echo "$1" >>$noted || die "/$1 is no directory"
+}
+case $kind in
+secret | file)
+    case $place in */*) make "${place%/*}" ;; esac
+    [ -e "$place" ] || { : >"$place" && $b echo "$place" >>$noted; }
+    [ $kind = secret ] && { $b chown $owner $source/file && $b chmod $mode $source/file; }
+    $b mount -o bind $source/file "$place" || die "/$place cannot be mounted"
+    ;;
+tmpfs)
+    make "$place"
+    $b mount -t tmpfs -o size=$size,mode=$mode tmpfs "$place" || die "/$place cannot be mounted"
+    ;;
+*)
+    make "$place"
+    $b mkdir -p $source && $b mount -o bind $source "$place" || die "/$place cannot be mounted"
+    if [ $kind = bind ]; then
+        $b mount -o remount,ro,bind "$place" || die "/$place cannot be read-only"
+    elif [ $kind = cache ]; then
+        $b chown $owner $source && $b chmod $mode $source
+    fi
+    ;;
+esac
+"""
+)
+_DETACH = (
+    _HEAD
+    + """\
+cd $w/$1/r || exit 125
+n=$1
+shift
+for place; do $b umount -l "$place" 2>/dev/null; done
+if [ -e $w/$n/noted ]; then
+    $b tac $w/$n/noted | while IFS= read -r place; do
+        if [ -d "$place" ]; then $b rmdir "$place"; else $b rm -f "$place"; fi 2>/dev/null
+    done
+fi
+exit 0
+"""
+)
+_FILL = f"{_HEAD}$b mkdir -p $w/$1/m$2 && cd $w/$1/m$2 && exec $b tar -x -p -f -\n"
+_EMPTY = f"{_HEAD}cd $w/$1/m$2 && exec $b tar -c -f - .\n"
 _TAKE = f"{_HEAD}cd $w/$1/u && exec $b tar -c -f - .\n"
 _LIST = (
     _HEAD
@@ -133,7 +186,23 @@ esac
 exec /dev/.ringzero/sbin/become "$user" "$groups" "$program" "$@"
 """
 
-Sink = Callable[[bytes], object]
+
+@record
+class Attachment:
+    """Something that is there for one step alone, at the `place` that `view.resolve` tells.
+
+    `kind` is bind (read-only), bind-rw, cache, tmpfs, file or secret. `fill` writes a tar of what
+    is in it, the one file of the last two being called "file"; `keep` is given one of a cache
+    after the step.
+    """
+
+    kind: str
+    place: str
+    size: int = 0
+    mode: int = 0o755
+    owner: tuple[int, int] = (0, 0)
+    fill: Callable[[BinaryIO], object] | None = None
+    keep: Callable[[Callable[[Sink], None]], object] | None = None
 
 
 @record
@@ -146,6 +215,7 @@ class Call:
     uid: int = 0
     gids: tuple[int, ...] = (0,)
     network: bool = True
+    attachments: tuple[Attachment, ...] = ()
 
 
 class Worker:
@@ -205,6 +275,8 @@ class Worker:
         """Run a command as the next step; return its status. `take` follows, where it is 0."""
         number = str(self.steps + 1)
         self._must(_BEGIN, number)
+        for index, attachment in enumerate(call.attachments):
+            self._attach(number, index, attachment)
         inside = (
             *("sh", "-c", _ENTER, "sh", call.directory, str(call.uid)),
             *(",".join(map(str, call.gids)), *call.words),
@@ -222,7 +294,25 @@ class Worker:
             command.signal("KILL")
             raise
         assert status is not None
+        if call.attachments:
+            self._must(_DETACH, number, *(a.place for a in reversed(call.attachments)))
+        if status == 0:
+            for index, attachment in enumerate(call.attachments):
+                if attachment.keep is not None:
+                    where = (number, str(index))
+                    attachment.keep(lambda sink, at=where: self._must(_EMPTY, *at, on_stdout=sink))  # type: ignore[misc]
         return status
+
+    def _attach(self, number: str, index: int, what: Attachment) -> None:
+        if what.fill is not None:
+            with tempfile.TemporaryFile() as made:
+                what.fill(made)
+                made.seek(0)
+                self._must(_FILL, number, str(index), source=made)
+        self._must(
+            *(_ATTACH, number, str(index), what.kind, str(what.size or "50%"), f"{what.mode:o}"),
+            *(":".join(map(str, what.owner)), what.place),
+        )
 
     def take(self, view: View, target: BinaryIO, epoch: int) -> Layer:
         """Write the layer that the last `run` made; `view` is what was there before.

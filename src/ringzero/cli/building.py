@@ -28,6 +28,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--build-arg", action="append", default=[], metavar="NAME[=VALUE]", help="for ARG NAME"
     )
+    parser.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="id=ID[,src=FILE|,env=NAME]",
+        help="for RUN --mount=type=secret; never in a layer",
+    )
     parser.add_argument("--target", metavar="STAGE", help="build this stage, and what it needs")
     parser.add_argument("--no-cache", action="store_true", help="run every RUN again")
     parser.add_argument("--network", choices=("user", "none"), default="user", help="of every RUN")
@@ -74,6 +81,7 @@ def build(arguments: argparse.Namespace) -> ImageSummary:
         memory=parse_size(arguments.memory) if arguments.memory else MEMORY,
         cpus=arguments.cpus,
         epoch=_epoch(),
+        secrets=dict(_secret(item) for item in arguments.secret),
     )
     quiet = arguments.progress in ("json", "quiet")
     try:
@@ -132,6 +140,29 @@ def _argument(text: str) -> tuple[str, str]:
             )
         return name, found
     return name, value
+
+
+def _secret(text: str) -> tuple[str, bytes]:
+    """Return a --secret's id and content. Raises InvalidValueError, HostError."""
+    from ringzero.host.files import host_error
+
+    given = dict(item.partition("=")[::2] for item in text.split(","))
+    name, path = given.pop("id", ""), given.pop("src", given.pop("source", ""))
+    variable = given.pop("env", "")
+    given.pop("type", None)
+    if not name or given or (path and variable):
+        raise InvalidValueError(
+            f"--secret {text!r} is not understood", hint="--secret id=ID,src=FILE or id=ID,env=NAME"
+        )
+    if not path:
+        value = os.environ.get(variable or name)
+        if value is None:
+            raise InvalidValueError(f"--secret {name}: there is no variable {variable or name}")
+        return name, os.fsencode(value)
+    try:
+        return name, Path(path).read_bytes()
+    except OSError as fault:
+        raise host_error(fault, "read", path) from fault
 
 
 def _epoch() -> int | None:
