@@ -345,11 +345,12 @@ class _Stage:
         state, view = self._state, self._current_view()
         with contextlib.ExitStack() as stack:
             origin = self._origin(step, stack)
-            owner = copying.owner_of(state.text(step.owner), view) if step.owner else (0, 0)
+            owner = copying.owner_of(state.text(step.owner), view) if step.owner else None
             placement = Placement(
                 state.absolute(state.text(step.target)),
                 owner,
                 copying.mode_of(state.text(step.mode)) if step.mode else None,
+                isinstance(step, kinds.Add) and step.unpack is not False,
                 step.parents,
                 tuple(state.text(word) for word in step.exclude),
             )

@@ -8,6 +8,7 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 
+from ringzero.build import archives
 from ringzero.build.entries import Entry
 from ringzero.build.ignore import pattern
 from ringzero.build.origin import Origin, matches, walk
@@ -23,12 +24,14 @@ _DIRECTORY = stat.S_IFDIR | 0o755
 class Placement:
     """Where files go, and whose they are; `mode` None keeps each one's own.
 
-    `target` is absolute; one that ends with a slash is a directory.
+    `target` is absolute; one that ends with a slash is a directory. `owner` None is the
+    archive's of what `unpack` unpacks, else root.
     """
 
     target: str
-    owner: tuple[int, int] = (0, 0)
+    owner: tuple[int, int] | None = None
     mode: int | None = None
+    unpack: bool = False
     parents: bool = False
     exclude: tuple[str, ...] = ()
 
@@ -93,7 +96,10 @@ def plan(
         for entry in walk(origin, path):
             if _left_out(entry.name or path, placement.exclude):
                 continue
-            if entry.name:
+            members = archives.unpacked(entry) if placement.unpack and not entry.name else None
+            if members is not None:
+                layer.unpack(top, members)
+            elif entry.name:
                 layer.add(posixpath.join(top, os.fsdecode(entry.name)), entry)
             elif stat.S_ISDIR(entry.mode):
                 layer.directory(top)
@@ -119,13 +125,12 @@ class _Layer:
         self._view = view
         self._placement = placement
 
-    def add(self, path: str, entry: Entry) -> None:
+    def add(self, path: str, entry: Entry) -> bytes:
         parent, _, name = path.rstrip("/").rpartition("/")
         if not name:
             raise InvalidValueError("a file cannot become the root directory")
         if stat.S_ISDIR(entry.mode):
-            self.directory(path, entry)
-            return
+            return self.directory(path, entry)
         directory = self.directory(parent)
         real = directory + b"/" + os.fsencode(name) if directory else os.fsencode(name)
         node = self._view.resolve(real)[1]
@@ -135,6 +140,25 @@ class _Layer:
                 hint="a target that ends with / is a directory",
             )
         self.entries[real] = self._own(replace(entry, name=real))
+        return real
+
+    def unpack(self, top: str, members: Sequence[Entry]) -> None:
+        """Put what an archive holds into a directory; hard links lead to its own files."""
+        self.directory(top)
+        for member in members:
+            owner, mtime = (member.uid, member.gid), member.mtime
+            path = posixpath.join(top, os.fsdecode(member.name))
+            if stat.S_ISDIR(member.mode):
+                real = self.directory(path, member)
+            else:
+                if not member.mode:
+                    member.link = self._view.resolve(
+                        os.fsencode(posixpath.join(top, os.fsdecode(member.link)))
+                    )[0]
+                real = self.add(path, member)
+            if self._placement.owner is None and (made := self.entries.get(real)) is not None:
+                made.uid, made.gid = owner
+                made.mtime = mtime
 
     def directory(self, path: str, entry: Entry | None = None) -> bytes:
         """Have a directory, made where it is missing; return its real name."""
@@ -152,9 +176,9 @@ class _Layer:
         return real
 
     def _own(self, entry: Entry) -> Entry:
-        entry.uid, entry.gid = self._placement.owner
+        entry.uid, entry.gid = self._placement.owner or (0, 0)
         mode = self._placement.mode
-        if mode is not None and not stat.S_ISLNK(entry.mode):
+        if mode is not None and entry.mode and not stat.S_ISLNK(entry.mode):
             entry.mode = stat.S_IFMT(entry.mode) | mode
         return entry
 

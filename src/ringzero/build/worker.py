@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ringzero.build import entries
+from ringzero.build.archives import content_of
 from ringzero.build.entries import WHITEOUT, Entry, Layer
 from ringzero.build.view import View
 from ringzero.config.machine import MachineConfig
@@ -439,16 +440,8 @@ def _members(archive: memoryview) -> Iterator[Entry]:
             member.device,
             dict(member.xattrs or {}),
             member.size if stat.S_ISREG(member.mode) else 0,
-            _slice(archive, member.offset, member.size),
+            content_of(archive, member.offset, member.size),
         )
-
-
-def _slice(archive: memoryview, offset: int, size: int) -> Callable[[], Iterator[bytes]]:
-    def content() -> Iterator[bytes]:
-        for at in range(offset, offset + size, 1 << 20):
-            yield bytes(archive[at : min(at + (1 << 20), offset + size)])
-
-    return content
 
 
 def _overlaid(archive: memoryview) -> Iterator[Entry]:
