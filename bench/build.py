@@ -1,0 +1,115 @@
+"""Building images: what a change of one step costs, beside the whole build.
+
+    python bench/build.py                   about a minute
+    python bench/build.py --json out.json --rounds 5
+
+Ten steps, seven of them commands in a machine. "cold" has a cache without steps, "last RUN" and
+"last COPY" have all but the last step of its kind, "known" has all; each is timed from the start
+of `ringzero image build` to its end. "size of ten" is what ten images that share their base take in
+the store, as a multiple of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ringzero.settings import CACHE_DIR
+
+STEPS = """\
+FROM micro
+RUN mkdir -p /srv/app && head -c 1000000 /dev/urandom >/srv/app/data
+RUN seq 1 20000 | sort -r >/srv/app/sorted
+COPY source /srv/app/source
+RUN md5sum /srv/app/* >/srv/app/sums
+RUN tar -c -f /srv/app.tar -C /srv app
+RUN gzip -k /srv/app.tar
+RUN id -u nobody >/srv/nobody
+RUN echo {word} >/srv/word
+COPY last /srv/last
+"""
+# What is the user's own and the same for all: the guest's image, the engine.
+SHARED = ("blobs", "build", "names", "lock", "templates")
+
+
+def cache_of_its_own(place: Path) -> Path:
+    """Return a cache that has the user's guest and engine, and no steps and images."""
+    user, own = CACHE_DIR.get(), place / "cache"
+    (own / "images").mkdir(parents=True)
+    for path in [*user.iterdir(), *(user / "images").iterdir()]:
+        target = own / path.relative_to(user)
+        if not target.exists() and path.name not in SHARED:
+            target.symlink_to(path)
+    return own
+
+
+def build(place: Path, cache: Path, name: str, word: str, last: str) -> float:
+    """Build an image with two words in it; return the seconds that took."""
+    (place / "Vmfile").write_text(STEPS.format(word=word))
+    (place / "source").write_text("source\n")
+    (place / "last").write_text(last)
+    program = Path(sys.executable).with_name("ringzero")
+    begin = time.perf_counter()
+    subprocess.run(
+        [program, "image", "build", "--progress", "quiet", "-t", name, place],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"RINGZERO_CACHE_DIR": str(cache)},
+    )
+    return time.perf_counter() - begin
+
+
+def disk_use(place: Path) -> int:
+    """Return how many bytes of the disk a directory takes, links not followed."""
+    return sum(path.lstat().st_blocks * 512 for path in place.rglob("*") if not path.is_symlink())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    options = parser.parse_args()
+    rows: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name) / "context"
+        place.mkdir()
+        cold = []
+        for _ in range(options.rounds):
+            shutil.rmtree(Path(name) / "cache", ignore_errors=True)
+            cache = cache_of_its_own(Path(name))
+            cold.append(build(place, cache, "bench:0", "w", "0"))
+        rows["cold"] = statistics.median(cold)
+        one = disk_use(cache / "images") + disk_use(cache / "blobs")
+        for row, word, last in (
+            ("last RUN", "r{}", "0"),
+            ("last COPY", "w", "c{}"),
+            ("known", "w", "0"),
+        ):
+            times = [
+                build(place, cache, "bench:0", word.format(n), last.format(n))
+                for n in range(options.rounds)
+            ]
+            rows[row] = statistics.median(times)
+        for number in range(10):
+            build(place, cache, f"ten:{number}", "w", f"ten{number}")
+        ten = disk_use(cache / "images") + disk_use(cache / "blobs")
+        rows["size of ten"] = ten / one
+    for row, value in rows.items():
+        unit = "" if row.startswith("size") else " s"
+        ratio = f"   cold / {rows['cold'] / value:.0f}" if unit and row != "cold" else ""
+        print(f"{row:<14}{value:8.2f}{unit}{ratio}")
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
