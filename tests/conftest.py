@@ -11,6 +11,8 @@ settings.load_profile("ringzero")
 
 # Guests boot: what one has left behind is for the tests of templates, which say so.
 os.environ["RINGZERO_TEMPLATES"] = "0"
+# Nobody's pool serves them; those of pools have their own.
+os.environ["RINGZERO_POOL_DIR"] = "/nonexistent/pools"
 
 
 @pytest.fixture

@@ -70,6 +70,14 @@ def _xdg_networks() -> Path:
     return _xdg("XDG_STATE_HOME", ".local/state") / "networks"
 
 
+def _pools() -> Path:
+    """Return where sockets of running processes belong, where there is such a place."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime.startswith("/"):
+        return Path(runtime) / "ringzero" / "pools"
+    return _xdg("XDG_STATE_HOME", ".local/state") / "pools"
+
+
 def _xdg_data() -> Path:
     return _xdg("XDG_DATA_HOME", ".local/share")
 
@@ -171,6 +179,12 @@ MACHINES_DIR = Setting(
     lambda text: Path(text).absolute(),
     _xdg_machines,
     "directory with one directory for each named machine",
+)
+POOL_DIR = Setting(
+    "RINGZERO_POOL_DIR",
+    lambda text: Path(text).absolute(),
+    _pools,
+    "directory with one directory for each pool of machines that are ready",
 )
 
 

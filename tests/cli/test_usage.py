@@ -127,6 +127,7 @@ PRINTING = {
     "engine": ["engine", "status"],
     "image": ["image", "ls", "--json"],
     "network": ["network", "ls"],
+    "pool": ["pool", "status", "--json"],
     "snapshot": ["snapshot", "ls", "--json"],
     "stats": ["stats", "--json"],
     "template": ["template", "ls", "--json"],

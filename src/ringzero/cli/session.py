@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ringzero.cli.output import write_all
+from ringzero.cli.output import can_read_stdin, write_all
 from ringzero.cli.signals import Loop, taken
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import GuestError, HostError, TimeoutExpiredError
@@ -57,6 +57,7 @@ def run(
     stats: bool = False,
     as_json: bool = False,
     boot: bool = False,
+    takes_input: bool | None = None,
     build: Callable[..., Guest] = build_machine,
     wrap: Callable[[Guest], Guest] = lambda machine: machine,
 ) -> int:
@@ -64,7 +65,8 @@ def run(
 
     `words` is the command for a guest with an agent; without one, such a guest
     gives a shell. `serial` is "stdio", a file name or None. With `boot` no template is gone on
-    from. `wrap` puts something between the session and the machine. Raises
+    from. `takes_input` says whether the command gets standard input, where that is known already.
+    `wrap` puts something between the session and the machine. Raises
     TimeoutExpiredError when the guest runs longer than `timeout` seconds,
     GuestError when it ends badly.
     """
@@ -79,7 +81,7 @@ def run(
             if terminal or (not words and os.isatty(_STDIN)):
                 return session.interactive(words)
             # Without a terminal the shell is one more command: it reads a script.
-            return session.command(words or ("sh",))
+            return session.command(words or ("sh",), takes_input)
     finally:
         # A second Ctrl-C must not leave a machine behind.
         with contextlib.suppress(KeyboardInterrupt):
@@ -195,9 +197,10 @@ class _Session:
         with self._running(), self._raw_terminal(), reader:
             return self._code(self._wait_for_end())
 
-    def command(self, words: Sequence[str]) -> int:
+    def command(self, words: Sequence[str], takes_input: bool | None = None) -> int:
         """Run one command: streams apart, binary-clean, its exit status."""
-        takes_input = _can_read_stdin()
+        if takes_input is None:
+            takes_input = can_read_stdin()
         done = threading.Event()
         command = self._machine.agent.run(
             words,
@@ -395,17 +398,6 @@ class _Boot:
             print(f"ringzero: the guest is starting, for {waited:.0f} s now", file=sys.stderr)
             self._next = now + _TELL
         return min(end, self._next)
-
-
-def _can_read_stdin() -> bool:
-    """Tell whether standard input may be read: it is open, and not another job's terminal."""
-    try:
-        if os.isatty(_STDIN):
-            return os.tcgetpgrp(_STDIN) == os.getpgrp()
-        os.fstat(_STDIN)
-    except OSError:
-        return False
-    return True
 
 
 def _print_stats(stats: Mapping[str, Any], as_json: bool) -> None:

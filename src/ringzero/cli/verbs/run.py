@@ -258,6 +258,10 @@ Ctrl-] q ends the machine.
     def _run(self, arguments: argparse.Namespace, config: MachineConfig) -> int:
         if arguments.detach:
             return _detach(arguments, config)
+        lent = _from_pool(arguments, config)
+        if lent is not None:
+            advise_quoting(arguments.command, lent)
+            return lent
         _measure_engines(config.engine)
 
         from ringzero.cli import session
@@ -289,6 +293,25 @@ def _on_terminal(arguments: argparse.Namespace) -> bool:
 def boots(arguments: argparse.Namespace) -> bool:
     """Whether the guest is to boot: where that is asked for, or what it says as it does."""
     return bool(arguments.boot or arguments.serial)
+
+
+def _from_pool(arguments: argparse.Namespace, config: MachineConfig) -> int | None:
+    """Run the command in a machine that is ready; None where there is none for it."""
+    from ringzero.settings import POOL_DIR
+
+    if not arguments.command or arguments.name is not None or boots(arguments):
+        return None
+    if _on_terminal(arguments) or is_own(arguments) or not POOL_DIR.get().is_dir():
+        return None
+    from ringzero.cli.pool import client
+
+    return client.run(
+        config,
+        arguments.command,
+        timeout=arguments.timeout,
+        stats=arguments.stats,
+        as_json=arguments.json,
+    )
 
 
 def claim(arguments: argparse.Namespace, config: MachineConfig, foreground: bool) -> Claim:

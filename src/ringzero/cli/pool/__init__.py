@@ -1,0 +1,1 @@
+"""Pools: processes that keep machines ready for `ringzero run`."""

@@ -1,0 +1,165 @@
+"""A pool as its users see it: started, taken from, asked and ended by commands."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import ringzero
+
+pytestmark = [pytest.mark.engine, pytest.mark.boot]
+
+SOURCE = str(Path(ringzero.__file__).parents[1])
+
+
+class Place:
+    """Commands with pools of their own."""
+
+    def __init__(self, root):
+        self.environment = os.environ | {
+            "PYTHONPATH": SOURCE,
+            "RINGZERO_POOL_DIR": str(root),
+            "RINGZERO_ENGINE": "soft",
+        }
+
+    def start(self, *words, **options):
+        command = [sys.executable, "-m", "ringzero", *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env=self.environment, **pipes | options)
+
+    def __call__(self, *words, given=""):
+        process = self.start(*words, stdin=subprocess.PIPE)
+        out, err = process.communicate(given, timeout=120)
+        return process.returncode, out, err
+
+    def status(self):
+        (found,) = json.loads(self("pool", "status", "--json")[1])
+        return found
+
+    def until(self, **wanted):
+        deadline = time.monotonic() + 60
+        while not wanted.items() <= self.status().items():
+            assert time.monotonic() < deadline, (wanted, self.status())
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    place = Place(tmp_path_factory.mktemp("pools") / "all")
+    code, out, err = place("pool", "start", "--size", "2", "--memory", "256M", "--json")
+    assert code == 0, err
+    assert json.loads(out)["ready"] == 2
+    yield place
+    assert place("pool", "stop")[0] == 0
+    assert json.loads(place("pool", "status", "--json")[1]) == []
+
+
+def run(there, *words, given="", flags=()):
+    there.until(ready=2)
+    served = there.status()["served"]
+    found = there("run", "--memory", "256M", *flags, "--", *words, given=given)
+    there.until(served=served + 1)
+    return found
+
+
+def test_streams_and_status_are_the_commands(there):
+    assert run(there, "sh", "-c", "cat; echo no >&2; exit 7", given="a\nb\n") == (
+        7,
+        "a\nb\n",
+        "no\n",
+    )
+
+
+def test_statistics_tell_of_it(there):
+    code, _, err = run(there, "true", flags=("--stats", "--json"))
+    assert code == 0
+    assert json.loads(err)["stats"]["started"] == "ready in a pool"
+
+
+def test_two_machines_are_two(there):
+    words = ("head", "-c", "16", "/proc/sys/kernel/random/uuid")
+    assert run(there, *words)[1] != run(there, *words)[1]
+
+
+def test_faults_are_as_without_a_pool(there):
+    code, _, err = run(there, "sleep", "60", flags=("--timeout", "0.3"))
+    assert code == 124
+    assert "--timeout is over" in err
+    assert run(there, "no-such-program")[0] == 127
+
+
+def test_others_start_a_machine_of_their_own(there):
+    there.until(ready=2)
+    served = there.status()["served"]
+    flags = ("--memory", "320M", "--stats")
+    assert "pool" not in there("run", *flags, "--", "true")[2]
+    assert "pool" not in there("run", "--memory", "256M", "--boot", "--stats", "--", "true")[2]
+    assert there.status()["served"] == served
+
+
+def test_a_second_such_pool_is_refused(there):
+    code, _, err = there("pool", "start", "--memory", "256M")
+    assert code == 11
+    assert "such a pool already" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_the_clients_end_is_the_machines(there, number):
+    there.until(ready=2, lent=0)
+    client = there.start("run", "--memory", "256M", "--", "sh", "-c", "echo up; sleep 60")
+    assert client.stdout.readline() == "up\n"
+    there.until(lent=1)
+    client.send_signal(number)
+    code = client.wait(20)
+    client.communicate()
+    assert code == (-9 if number == signal.SIGKILL else 128 + number)
+    there.until(ready=2, lent=0)
+
+
+def test_a_burst(there):
+    there.until(ready=2)
+    clients = [there.start("run", "--memory", "256M", "--", "echo", str(n)) for n in range(6)]
+    for n, client in enumerate(clients):
+        assert client.communicate(timeout=120)[0] == f"{n}\n"
+        assert client.returncode == 0
+
+
+def test_an_idle_pool_ends_and_a_killed_one_leaves_nothing(tmp_path):
+    place = Place(tmp_path / "pools")
+    code, out, err = place("pool", "start", "--size", "1", "--idle-timeout", "1", "--json")
+    assert code == 0, err
+    pid = json.loads(out)["pid"]
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert place("pool", "status", "--json") == (0, "[]\n", "")
+    found = json.loads(place("pool", "start", "--size", "1", "--json")[1])
+    children = Path(f"/proc/{found['pid']}/task/{found['pid']}/children").read_text().split()
+    assert children
+    os.kill(found["pid"], signal.SIGKILL)
+    while any(Path(f"/proc/{child}/exe").exists() for child in children):
+        assert time.monotonic() < deadline + 30
+        time.sleep(0.1)
+    code, out, _ = place("run", "--", "echo", "yes")
+    assert (code, out) == (0, "yes\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--size", "0"), "--size 0 is outside"),
+        (("--idle-timeout", "-1"), "--idle-timeout"),
+        (("--net", "socket=/nowhere/x,listen"), "no pool can have such machines"),
+        (("--net", "user,mac=02:00:00:00:00:01"), "no pool can have such machines"),
+    ],
+)
+def test_what_cannot_be(tmp_path, words, text):
+    code, _, err = Place(tmp_path / "pools")("pool", "start", *words)
+    assert code
+    assert text in err
