@@ -51,3 +51,4 @@ class MachineArguments(MachineFields, total=False):
 
     image: str | None
     engine: str | None
+    boot: bool

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import mmap
 import os
 import stat
@@ -23,7 +24,7 @@ import struct
 import tempfile
 import zlib
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -195,9 +196,8 @@ class Translations:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
             return
-        body = self._body(code_pages, memory)
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(OSError), _sole_writer(path.parent):
+            body = self._body(code_pages, memory)
             descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix="writing-")
             try:
                 with os.fdopen(descriptor, "wb") as file:
@@ -219,7 +219,7 @@ class Translations:
             if not kept:
                 other.unlink(missing_ok=True)
 
-    def _body(self, code_pages: memoryview, memory: GuestMemory) -> bytes:
+    def _body(self, code_pages: memoryview, memory: GuestMemory) -> bytearray:
         space = self._code
         pages: dict[int, bytes] = {}
         for number, address in enumerate(self._addresses if space.count_flushes == 0 else ()):
@@ -239,8 +239,8 @@ class Translations:
             while table[slot]:
                 slot = (slot + 1) & (slots - 1)
             table[slot] = index + 1
-        code = ctypes.string_at(self._start, space.out - self._start)
-        records = ctypes.string_at(space.data, self._end - space.data)
+        code = _bytes_at(self._start, space.out - self._start)
+        records = _bytes_at(space.data, self._end - space.data)
         parts = (code, records, table.tobytes(), hashes.tobytes(), array("I", pages).tobytes(),
                  b"".join(pages.values()))  # fmt: skip
         places = _places(len(code), len(records), len(pages), slots)
@@ -254,7 +254,27 @@ class Translations:
         body[:_CHECKED_FROM] = zlib.crc32(memoryview(body)[_CHECKED_FROM:]).to_bytes(
             _CHECKED_FROM, "little"
         )
-        return bytes(body)
+        return body
+
+
+@contextlib.contextmanager
+def _sole_writer(directory: Path) -> Iterator[None]:
+    """Be the only one who writes there. Raises OSError where another process does just now.
+
+    Of a hundred guests that end at once, one is enough: they hold much the same.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _bytes_at(address: int, size: int) -> memoryview:
+    """Return this process's memory at an address, not copied."""
+    return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
 
 
 def _stamp(status: os.stat_result) -> bytes:
