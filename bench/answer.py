@@ -6,7 +6,8 @@
 
 Each round does one of each row, so that all have the same noise; QEMU has one round of ten, as it
 takes longer. The guest is the default one, with 512 MiB, on the software engine. "in python" is a
-process that has ringzero loaded: from `Machine(image="micro")` to the answer. QEMU (TCG) boots the
+process that has ringzero loaded: from `Machine(image="micro")` to the answer; "from a pool" has
+`ringzero pool` (of the CPU time, what the caller took). QEMU (TCG) boots the
 same kernel and initrd, or goes on from a file that it was saved to. bwrap runs the command without
 any machine: what starting a process costs at least. Times are by the clock, p50 and p99;
 of ringzero's processes the CPU time, which others on the host change less, is beside them.
@@ -24,8 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +38,7 @@ from tests.vm.qemu import QEMU, QemuMachine  # noqa: E402
 from ringzero.config.machine import MachineConfig  # noqa: E402
 from ringzero.engine import select  # noqa: E402
 from ringzero.image import micro  # noqa: E402
-from ringzero.settings import TEMPLATES  # noqa: E402
+from ringzero.settings import POOL_DIR, TEMPLATES  # noqa: E402
 from ringzero.units import MIB  # noqa: E402
 from ringzero.vm import boot  # noqa: E402
 from ringzero.vm.machine import Machine  # noqa: E402
@@ -52,10 +53,10 @@ Measure = Callable[[], float]
 FULL = 200
 
 
-def first_byte(*words: str) -> float:
+def first_byte(*words: str, environment: Mapping[str, str] = ENVIRONMENT) -> float:
     """Return how many seconds a process takes to its first byte of output; wait for its end."""
     began = time.perf_counter()
-    with subprocess.Popen(words, stdout=subprocess.PIPE, env=ENVIRONMENT) as process:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
         assert process.stdout.read(1) == WORD
         return time.perf_counter() - began
@@ -65,6 +66,21 @@ def run(*flags: str) -> Measure:
     """Return what measures `ringzero run` with `flags`."""
     command = (*COMMAND, "run", "--engine", "soft", *flags, "--", "echo", WORD.decode())
     return lambda: first_byte(*command)
+
+
+@contextmanager
+def pool() -> Iterator[Measure]:
+    """Yield what measures `ringzero run` with a pool, which nobody else has, for the block."""
+    with tempfile.TemporaryDirectory() as place:
+        environment = ENVIRONMENT | {POOL_DIR.name: f"{place}/pools"}
+        start = [*COMMAND, "pool", "start", "--engine", "soft", "--size", "4"]
+        subprocess.run(start, env=environment, check=True, capture_output=True)
+        command = (*COMMAND, "run", "--engine", "soft", "--", "echo", WORD.decode())
+        try:
+            yield lambda: first_byte(*command, environment=environment)
+        finally:
+            stop = [*COMMAND, "pool", "stop"]
+            subprocess.run(stop, env=environment, check=True, capture_output=True)
 
 
 def in_python() -> float:
@@ -167,6 +183,7 @@ def main() -> int:
     times: dict[str, list[float]] = {}
     cpu: dict[str, list[float]] = {}
     with ExitStack() as stack:
+        rows["from a pool"] = stack.enter_context(pool())
         if arguments.only is None and QEMU is not None:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             seldom["QEMU boots"] = lambda: qemu_boot(config)

@@ -7,6 +7,7 @@ among them. Building one reads nothing but its arguments; `check_files` looks at
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -215,7 +216,11 @@ class MachineConfig:
 
     def map_devices(self, change: Callable[[int, DeviceConfig], DeviceConfig]) -> MachineConfig:
         """Return the same with `change(number within the kind, device)` for each device."""
-        return replace(self, devices=tuple(change(n, device) for n, device in self.numbered()))
+        devices = tuple(change(n, device) for n, device in self.numbered())
+        if all(map(operator.is_, devices, self.devices)):
+            # Another one would be checked anew, several times for each copy of a machine.
+            return self
+        return replace(self, devices=devices)
 
     @property
     def disks(self) -> tuple[DiskConfig, ...]:

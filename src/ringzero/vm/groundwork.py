@@ -35,7 +35,9 @@ class Groundwork:
         board = BOARDS.get(config.board)
         config = boot.with_transport(config, saved=content is not None)
         # Whoever looks at the machine, or saves it, finds the model that it has.
-        self.config = replace(config, cpu=config.cpu or board.architecture.default_model)
+        if config.cpu is None:
+            config = replace(config, cpu=board.architecture.default_model)
+        self.config = config
         self.engine = engine
         # Everything that can be wrong with files is found before memory is taken.
         begins = boot.read(config) if content is None and not later else boot.NOTHING

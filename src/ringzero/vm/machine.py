@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import threading
 import warnings
 import weakref
@@ -90,6 +91,19 @@ def _frozen_weakly(machine: weakref.ref[Machine]) -> Callable[[], AbstractContex
         return contextlib.nullcontext() if found is None else found.frozen()
 
     return frozen
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Look for no garbage in the block: what is made there stays, and much of it is made."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class Machine:
@@ -262,8 +276,8 @@ class Machine:
         if self._mounts:
             self.agent.proceed()
 
-    def _run(self) -> None:
-        """Let the guest run, for the first time here."""
+    def _run(self, *, waits: bool = True) -> None:
+        """Let the guest run, for the first time here; it `waits` for a vCPU to have begun."""
         self._introduce()
         self._started = True
         _RUNNING.add(self)
@@ -273,8 +287,9 @@ class Machine:
         self.parts.watch_end()
         # Devices whose state was restored go on with what they had in hand.
         self.resume()
-        # The vCPU first: what we do next would keep the interpreter's lock from it.
-        self.control.entered.wait(_FIRST_ENTRY)
+        if waits:
+            # The vCPU first: what we do next would keep the interpreter's lock from it.
+            self.control.entered.wait(_FIRST_ENTRY)
         # To unmap files of some tens of megabytes takes milliseconds.
         self.parts.ground.loaded()
         self.parts.add_doorbells()
@@ -532,14 +547,15 @@ class Machine:
         if count < 1:
             raise InvalidValueError(f"{count} copies of a machine are not possible")
         children: list[Self] = []
-        with contextlib.ExitStack() as undo, self.seed() as seed:
+        with contextlib.ExitStack() as undo, self.seed() as seed, _without_collection():
             for _ in range(count):
                 child = self.grow(seed)
                 undo.callback(child.stop)
                 children.append(child)
             if start:
                 for child in children:
-                    child.start()
+                    # Of many none is waited for before the others run.
+                    child._run(waits=count == 1)
             undo.pop_all()
         return children
 

@@ -84,7 +84,7 @@ class Identity:
 
     def adopt(self, config: MachineConfig) -> MachineConfig:
         """Return the description of the clone with this identity of a machine with `config`."""
-        if self.name is not None:
+        if self.name is not None and self.name != config.name:
             config = replace(config, name=self.name)
         return config.map_devices(lambda number, device: device.renew(number, self))
 
