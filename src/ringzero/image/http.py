@@ -95,6 +95,7 @@ class Client:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._idle: dict[str, list[http.client.HTTPConnection]] = {}
+        self._closed = False
         # Sockets: a connection forgets its own when the answer is the last one.
         self._used: dict[http.client.HTTPConnection, socket.socket | None] = {}
         self._tls = tls or _this_hosts
@@ -141,8 +142,12 @@ class Client:
         raise HostError(f"{first} redirects more than {_REDIRECTS} times")
 
     def close(self) -> None:
-        """Close all connections that wait for use, and break those off that are in use."""
+        """Close all connections that wait for use, and break those off that are in use.
+
+        Requests that begin later, or are about to, raise OSError.
+        """
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, {}
             used = list(self._used.values())
         for connections in idle.values():
@@ -182,6 +187,8 @@ class Client:
                 _open(connection)
             # From here on, so that a long body that is sent can be broken off, too.
             with self._lock:
+                if self._closed:
+                    raise ConnectionAbortedError("the client was closed")
                 self._used[connection] = connection.sock
             content = body() if callable(body) else body
             connection.request(method, target, content, dict(headers))
