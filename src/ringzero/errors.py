@@ -24,6 +24,7 @@
     │   ├── CommandError        a command in it ended with another status than 0
     │   ├── TripleFaultError
     │   └── GuestPanicError
+    ├── BuildError              a step of an image's build that failed
     ├── ControlError            a machine's process that cannot be spoken with
     │   └── ProtocolError       bytes on a machine's socket that break its protocol
     ├── ConflictError           a name that is taken, a machine in the wrong state
@@ -197,6 +198,12 @@ class TripleFaultError(GuestError):
 
 class GuestPanicError(GuestError):
     kind = "guest-panic"
+
+
+class BuildError(RingzeroError):
+    """A RUN that ended with another status than 0; `context` has it as status."""
+
+    kind = "build"
 
 
 class ControlError(RingzeroError):

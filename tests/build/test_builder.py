@@ -12,7 +12,7 @@ from ringzero.build.view import View
 from ringzero.build.vmfile.parse import parse
 from ringzero.build.worker import Worker
 from ringzero.errors import (
-    CommandError,
+    BuildError,
     ConfigError,
     GuestImageError,
     InvalidValueError,
@@ -133,7 +133,7 @@ def test_two_clean_caches_give_the_same(cache, tmp_path):
 
 def test_a_step_that_fails_is_told_and_not_kept(cache, tmp_path):
     text = "FROM micro\nRUN echo fine\nRUN echo bad >&2; exit 7\n"
-    with pytest.raises(CommandError, match="ended with status 7"):
+    with pytest.raises(BuildError, match="ended with status 7"):
         made(text, tmp_path, cache)
     _, steps = made(text.replace("exit 7", "true"), tmp_path, cache)
     assert steps.cached == [False, True, False]
@@ -161,7 +161,7 @@ RUN ["sh", "-c", "echo $0 >/d", "$HOME; as it is"]
 SHELL ["/bin/busybox", "sh", "-ec"]
 RUN false; true || true
 """
-    with pytest.raises(CommandError, match="false; true"):
+    with pytest.raises(BuildError, match="false; true"):
         made(text, tmp_path, cache)
     image, _ = made(text.rpartition("RUN")[0], tmp_path, cache)
     assert content(image, "/a") == b"1\n"

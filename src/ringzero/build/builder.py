@@ -30,7 +30,7 @@ from ringzero.build.vmfile.instructions import Instruction, Stage, Vmfile
 from ringzero.build.vmfile.words import Word, expand
 from ringzero.build.worker import MEMORY, Call, Worker
 from ringzero.errors import (
-    CommandError,
+    BuildError,
     ConfigError,
     InvalidValueError,
     RingzeroError,
@@ -99,7 +99,7 @@ def build(
 ) -> StoredImage:
     """Build the image that `file` describes, and return it from the store.
 
-    Raises ConfigError for what cannot be carried out, CommandError for a RUN that fails, and
+    Raises ConfigError for what cannot be carried out, BuildError for a RUN that fails, and
     what finding images, copying and machines raise.
     """
     _check(file, options)
@@ -419,9 +419,9 @@ class _Stage:
             call = replace(call, attachments=attachments, env={**call.env, **mounts.variables()})
             status = worker.run(call, builder.listener.says)
             if status:
-                raise CommandError(
+                raise BuildError(
                     f"{step.line.text!r} ended with status {status}",
-                    exit_code=status,
+                    status=status,
                     hint="the steps before are kept: mend the step and build again",
                 )
             view = self._current_view()
