@@ -118,6 +118,7 @@ SILENT |= {
     "share",
     "cp",
     "pull",
+    "push",
     "ssh",
 }
 PRINTING = {
