@@ -260,7 +260,11 @@ class _Core:
                 if rights != "rw-p" or end - start > _LARGEST_HEAP:
                     continue
                 memory.seek(start)
-                content = memory.read(end - start)
+                try:
+                    content = memory.read(end - start)
+                except OSError:
+                    # A mapping of what is no longer there, by an earlier test.
+                    continue
                 at = content.find(pattern)
                 while at >= 0:
                     addresses.append(start + at)

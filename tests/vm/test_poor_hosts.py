@@ -36,6 +36,12 @@ with Machine(image="micro", memory="128M", engine="soft") as machine:
         done = machine.run(f"wget -qO- '{url}'", timeout=60, text=True)
         return done.exit_code, done.stdout, time.monotonic() - began
     said["name"] = ask(f"http://host.ringzero.internal:{server.server_port}/")
+    # A guest that has just begun still looks whether somebody else has its address.
+    machine.run(
+        "for i in $(seq 50); do ip -6 addr show dev eth0 scope global | grep inet6 |"
+        " grep -qv tentative && ip -6 route | grep -q default && break; sleep 0.1; done",
+        timeout=60,
+    )
     said["six"] = ask(f"http://[fd72:7a00:0:2::2]:{server.server_port}/")
     said["world"] = ask("http://[2001:db8::1]/")
     said["names"] = machine.run("nslookup nobody.invalid", timeout=60).exit_code

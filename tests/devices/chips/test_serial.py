@@ -202,6 +202,19 @@ def test_status_that_reading_changes_is_not_shadowed(port):
     assert {value for value, _ in shown.values.values()} == {None}
 
 
+def test_an_interrupt_that_was_read_from_a_shadow_is_low_where_the_machine_stands_still(port):
+    """A copy's interrupt controller would else take the next one for the one that was read."""
+    port.serial.write(1, 1, 0x02)
+    assert port.levels == [True]
+    port.serial.identified()
+    port.serial.pause()
+    assert port.levels == [True, False]
+    copy = Port()
+    copy.serial.restore(port.serial.save())
+    copy.serial.write(0, 1, ord("x"))
+    assert copy.levels == [True]
+
+
 def test_what_comes_behind_a_read_from_a_shadow_is_an_edge(port):
     port.serial.write(1, 1, 0x03)
     assert port.levels == [True]

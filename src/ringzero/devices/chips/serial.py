@@ -138,9 +138,15 @@ class Serial(ByteDevice[SerialState]):
         return taken
 
     def pause(self) -> None:
-        """Keep what is pushed from the receiver, so that its interrupt does not change."""
+        """Keep what is pushed from the receiver, so that its interrupt does not change.
+
+        One that the guest has seen fall has fallen then: the interrupt controller, saved with it
+        raised, would take the next one for the same.
+        """
         with self._lock:
             self._paused = True
+            if self._late:
+                self._update()
 
     def resume(self) -> None:
         with self._lock:
