@@ -66,6 +66,8 @@ def test_a_writable_root_takes_what_is_written_but_for_the_guests_own(rootfs):
 @boot
 @engine
 def test_the_hosts_own_root_by_the_command(tmp_path_factory):
+    if Path(sys.executable).is_relative_to("/tmp"):
+        pytest.skip("the guest has a /tmp of its own, and so not this interpreter")
     micro.ensure()
     script = (
         "import os, sys; print(os.getcwd(), sys.version_info[:2], os.environ['HERE']); "
