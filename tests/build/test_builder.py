@@ -182,7 +182,7 @@ def test_faults_before_any_work(cache, tmp_path):
             arguments={"NO": "1"},
         )
     assert len(caught.value.faults) == 4
-    with pytest.raises(ConfigError, match="b: give it"):
+    with pytest.raises(ConfigError, match=r"Vmfile:2:.*b: give it"):
         made("FROM scratch\nWORKDIR /${b:?give it}\n", tmp_path, cache)
     with pytest.raises(MissingFileError):
         made("FROM scratch\nCOPY nothing /\n", tmp_path, cache)

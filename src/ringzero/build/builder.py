@@ -166,6 +166,7 @@ class _Builder:
         progress: Progress,
     ) -> None:
         self._file = file
+        self.file_name = file.name
         self.context = context
         self.options = options
         self.cache = cache
@@ -233,7 +234,9 @@ class _Builder:
         stage = self._file.stages[index]
         arguments = self._global_arguments()
         escape = self._file.escape
-        name = _told(stage.begin, lambda: expand(stage.begin.image, arguments.get, escape))
+        name = _told(
+            self._file.name, stage.begin, lambda: expand(stage.begin.image, arguments.get, escape)
+        )
         self.begin(stage.begin)
         started = time.monotonic()
         source = self.stage_called(name, index)
@@ -241,7 +244,7 @@ class _Builder:
             before = self._done[source]
             start = _Built(before.base, before.state.copy(), before.chain, before.layers)
         else:
-            base = _told(stage.begin, lambda: self.find(name))
+            base = _told(self._file.name, stage.begin, lambda: self.find(name))
             state = State.of(base.config, escape)
             start = _Built(base, state, key("FROM", base.files.digest, str(self.epoch)), ())
         self.listener.ends(self.number, time.monotonic() - started, cached=False)
@@ -305,7 +308,7 @@ class _Stage:
         for step in self._stage.steps:
             builder.begin(step)
             started = time.monotonic()
-            cached, empty = _told(step, lambda step=step: self._do(step))  # type: ignore[misc]
+            cached, empty = _told(builder.file_name, step, lambda step=step: self._do(step))  # type: ignore[misc]
             created = bases.created(builder.epoch)
             self._state.note(step.line.text, created, empty=empty)
             builder.listener.ends(builder.number, time.monotonic() - started, cached=cached)
@@ -522,10 +525,10 @@ def _document(text: str, expands: bool, state: State) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _told(step: Instruction, work: Callable[[], T]) -> T:
-    """Do something for a step; what is wrong with its words is told with its line."""
+def _told(name: str, step: Instruction, work: Callable[[], T]) -> T:
+    """Do something for a step; faults of its words have their place in the file `name`."""
     try:
         return work()
     except FaultError as fault:
         line, column = step.line.place(min(fault.at, max(0, len(step.line.text) - 1)))
-        raise ConfigError([f"{line}:{column}: {fault.message}"]) from fault
+        raise ConfigError([f"{name}:{line}:{column}: {fault.message}"]) from fault
