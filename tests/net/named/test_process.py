@@ -1,9 +1,11 @@
 """A network's process and its machines' ends, without guests: joining, leases, ports, frames."""
 
+import contextlib
 import os
 import resource
 import signal
 import socket
+import threading
 import time
 
 import pytest
@@ -225,6 +227,46 @@ def test_a_process_that_is_killed_is_another_soon(lan, join):
     one.port.waiting.append(frame := arp(1, one.address, two.address))
     one.wake()
     until(lambda: frame in two.port.got)
+
+
+@contextlib.contextmanager
+def dying(place):
+    """A network's process that hears what comes, does not answer, and is killed then."""
+    # Of two that were started at once one goes again.
+    until(lambda: len(pids(place)) == 1)
+    (pid,) = pids(place)
+    os.kill(pid, signal.SIGSTOP)
+    killer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
+    killer.start()
+    try:
+        yield
+    finally:
+        killer.join()
+
+
+def test_who_joins_a_process_that_is_killed_joins_the_next(lan, join):
+    join(1, "one")
+    with dying(lan):
+        end = NamedEnd(NetConfig("lan", mac=mac(2), hostname="two"))
+    with dying(lan):
+        made = end.forward(Forward(0, 80))
+    assert made.port and end.forwards() == [made]
+    until(lambda: len(client.inspect(lan)["machines"]) == 2)
+    end.leave()
+
+
+def test_what_a_process_that_is_killed_was_asked_the_next_one_does(lan, join):
+    one = join(1, "one")
+    for _ in range(3):
+        with dying(lan):
+            made = one.forward(Forward(0, 80))
+        assert made.port and one.forwards() == [made]
+        (machine,) = client.inspect(lan)["machines"]
+        assert len(machine["ports"]) == 1
+        with dying(lan):
+            one.unforward(made)
+        (machine,) = client.inspect(lan)["machines"]
+        assert not machine["ports"] and not one.forwards()
 
 
 def test_a_port_that_somebody_takes_while_there_is_no_process(lan, join, capfd):

@@ -60,8 +60,8 @@ class NamedEnd(Network):
         self._place: NetworkDirectory = find(config.network)
         self._loop = EventLoop("net", self._begin_round, self._round)
         self._numbers = itertools.count(1)
-        # Answers that are waited for: what is set when one has come, and what came.
-        self._asked: dict[int, tuple[threading.Event, list[dict[str, Any]]]] = {}
+        # What was asked and not answered yet.
+        self._asked: dict[int, _Question] = {}
         self._ports: list[Forward] = list(config.ports)
         # Those that somebody else took while there was no network; by the number by which one
         # was asked for, if it was.
@@ -148,8 +148,22 @@ class NamedEnd(Network):
 
     # ---- joining ----------------------------------------------------------
 
-    def _join(self, *, again: bool = False) -> socket.socket:
+    def _join(self) -> socket.socket:
         """Connect and say who we are. Raises what the network says.
+
+        A process that ends while it is asked is followed by another, which is asked then.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return self._join_once()
+            except ConnectionError as fault:
+                if time.monotonic() > deadline:
+                    raise self._silence() from fault
+            time.sleep(_RETRY)
+
+    def _join_once(self, *, again: bool = False) -> socket.socket:
+        """Connect and say who we are. Raises what the network says, and ConnectionError.
 
         With `again` a port that is taken is no reason not to.
         """
@@ -165,9 +179,12 @@ class NamedEnd(Network):
             }
             link.sendall(object_message({"id": 0, "join": who}))
             answer = self._first_answer(link)
+        except ConnectionError:
+            link.close()
+            raise
         except (OSError, WireError) as fault:
             link.close()
-            raise HostError(f"the network {self.config.network!r} does not answer") from fault
+            raise self._silence() from fault
         except BaseException:
             link.close()
             raise
@@ -182,7 +199,7 @@ class NamedEnd(Network):
         while True:
             data = link.recv(_READ)
             if not data:
-                raise OSError("gone")
+                raise ConnectionError("the network's process ended")
             found: dict[str, Any] | None = None
             for message in self._decoder.feed(data):
                 if isinstance(message, Frame):
@@ -211,20 +228,19 @@ class NamedEnd(Network):
         self._ports += self._missing.values()
         self._missing.clear()
         self.port.set_link(False)
-        for done, answers in self._asked.values():
-            answers.append({"error": HostError("the network's process ended").to_dict()})
-            done.set()
         self._loop.at(self._loop.now + _RETRY, self._again)
 
     def _again(self) -> None:
         if self._closed or self._link is not None:
             return
         try:
-            self._link = self._join(again=True)
-        except RingzeroError:
+            self._link = self._join_once(again=True)
+        except (ConnectionError, RingzeroError):
             self._loop.at(self._loop.now + 10 * _RETRY, self._again)
             return
         self._attach()
+        for question in list(self._asked.values()):
+            self._push(question.message)
         self._reset_lost()
 
     def _reset_lost(self) -> None:
@@ -273,31 +289,43 @@ class NamedEnd(Network):
         """Ask the network's process; from any thread but the loop's. Raises what it raises."""
         if not self._begun:
             return self._ask_early(content)
-        number, done, answers = next(self._numbers), threading.Event(), list[dict[str, Any]]()
-        self._asked[number] = done, answers
+        number = next(self._numbers)
+        question = _Question(object_message({"id": number, **content}))
+
+        def put() -> None:
+            self._asked[number] = question
+            self._push(question.message)
+
         try:
-            self._loop.call(lambda: self._push(object_message({"id": number, **content})))
-            if self._link is None or not done.wait(_PATIENCE):
-                raise HostError(
-                    f"the network {self.config.network!r} does not answer",
-                    hint="where its process has ended another is started within a second",
-                )
+            self._loop.call(put)
+            if not question.answered.wait(_PATIENCE):
+                raise self._silence()
         finally:
-            del self._asked[number]
-        return _result(answers[0])
+            self._asked.pop(number, None)
+        return _result(question.answer)
+
+    def _silence(self) -> HostError:
+        return HostError(
+            f"the network {self.config.network!r} does not answer",
+            hint="where its process has ended another is started within a second",
+        )
 
     def _ask_early(self, content: dict[str, Any]) -> dict[str, Any]:
         """Ask before the machine has begun, when there is no thread yet."""
         link = self._link
         assert link is not None, "it has joined"
-        try:
-            link.settimeout(_PATIENCE)
-            link.sendall(object_message({"id": 0, **content}))
-            return self._first_answer(link)
-        except (OSError, WireError) as fault:
-            raise HostError(f"the network {self.config.network!r} does not answer") from fault
-        finally:
-            link.setblocking(False)
+        while True:
+            try:
+                link.settimeout(_PATIENCE)
+                link.sendall(object_message({"id": 0, **content}))
+                return self._first_answer(link)
+            except ConnectionError:
+                link.close()
+                link = self._link = self._join()
+            except (OSError, WireError) as fault:
+                raise self._silence() from fault
+            finally:
+                link.setblocking(False)
 
     # ---- moving frames; on the loop's thread ------------------------------
 
@@ -370,8 +398,8 @@ class NamedEnd(Network):
     def _answered(self, message: dict[str, Any]) -> None:
         asked = self._asked.get(message.get("id", 0))
         if asked is not None:
-            asked[1].append(message)
-            asked[0].set()
+            asked.answer = message
+            asked.answered.set()
             return
         result = message.get("result")
         missing = self._missing.pop(message.get("id", 0), None)
@@ -394,6 +422,15 @@ class NamedEnd(Network):
         if interest != self._interest:
             self._interest = interest
             self._loop.change(self._link, interest)
+
+
+class _Question:
+    """What a process of the network is asked; one that ends is followed by another, asked again."""
+
+    def __init__(self, message: bytes) -> None:
+        self.message = message
+        self.answer: dict[str, Any] = {}
+        self.answered = threading.Event()
 
 
 def _is_machine(address: bytes, subnet: Subnet) -> bool:
