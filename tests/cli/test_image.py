@@ -10,6 +10,7 @@ from ringzero.errors import ConflictError
 from ringzero.image.oci.pull import pull
 from ringzero.image.oci.reference import parse
 from ringzero.settings import CACHE_DIR
+from ringzero.vm.saved.templates import Entry, Templates
 from tests.image.oci.images import Image
 
 
@@ -77,3 +78,25 @@ def test_own_images_and_those_of_containers_are_one_list(cache, tmp_path, capsys
     (told,) = json.loads(capsys.readouterr().out)
     assert (told["kind"], told["digest"]) == ("container", found.digest)
     assert client.host().call("images", {}) == [told]
+
+
+def test_images_show_what_their_saved_starts_take(cache, tmp_path, monkeypatch, capsys):
+    pulled(tmp_path / "layout", b"1", f"oci:{tmp_path}/layout")
+    (image,) = client.host().call("images", {})
+    disk = {"kind": "disk", "path": image["root"]}
+
+    def entry(name, devices):
+        return Entry(name, 3 << 20, 0.0, {"kernel": "/some/kernel", "devices": devices})
+
+    found = [entry("a" * 32, [disk]), entry("b" * 32, [disk]), entry("c" * 32, [])]
+    broken = Entry("d" * 32, 1 << 20, 0.0, {}, "damaged")
+    monkeypatch.setattr(Templates, "entries", lambda self: [*found, broken])
+    assert main(["image", "ls"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == [
+        "  2 saved starts, 6 MiB",
+        "  2 saved starts of no image here (ringzero template ls), 4 MiB",
+    ]
+    monkeypatch.setattr(Templates, "entries", lambda self: found[:1])
+    assert main(["image", "ls"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["  1 saved start, 3 MiB"]

@@ -22,6 +22,7 @@ from ringzero.devices.chips.power import Power
 from ringzero.devices.chips.pvpanic import Pvpanic
 from ringzero.devices.chips.rtc import Rtc
 from ringzero.devices.chips.serial import Serial
+from ringzero.devices.chips.vmclock import VmClock
 from ringzero.devices.chips.vmgenid import VmGenerationId
 from ringzero.devices.interrupts.ioapic import Ioapic
 from ringzero.devices.interrupts.lapic import MSRS as LAPIC_MSRS
@@ -151,6 +152,17 @@ def vmgenid() -> Specimen:
     memory = GuestMemory([(0, 1 << 16)])
     device = VmGenerationId(memory, 0x8000, line, lambda count: bytes(range(count)))
     return _legacy("vmgenid", device, 0, _nothing, line=line, levels=levels, memory=memory)
+
+
+def vmclock() -> Specimen:
+    levels: list[bool] = []
+    line = IrqLine(levels.append)
+    memory = GuestMemory([(0, 1 << 16)])
+    device = VmClock(
+        *(memory, 0x8000, line, lambda: 10**6, 10**9, lambda: FIXED_TIME),
+        source=lambda count: bytes(range(count)),
+    )
+    return _legacy("vmclock", device, 0, _nothing, line=line, levels=levels, memory=memory)
 
 
 def virtio(name: str, device: Any, work: Callable[[Driver], None]) -> Specimen:
@@ -288,7 +300,7 @@ def _from_its_test(name: str) -> Callable[[], Specimen]:
 BUILDERS: dict[str, Callable[[], Specimen]] = {
     maker.__name__: maker
     for maker in (
-        *(serial, rtc, power, pvpanic, i8042, lapic, ioapic, kvmclock, vmgenid),
+        *(serial, rtc, power, pvpanic, i8042, lapic, ioapic, kvmclock, vmgenid, vmclock),
         *(rng, block, console, net, vsock),
     )
 }

@@ -9,6 +9,7 @@ of that moment after it has gone on for a while. The tests ask for
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -16,7 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
 from ringzero.image.micro import Recipe
+from ringzero.settings import CACHE_DIR
 from tests.vm.qemu import QEMU, QemuMachine
 
 FUZZING = os.environ.get("RINGZERO_FUZZ", "1") != "1"
@@ -33,6 +37,20 @@ TOOLS = Recipe(
     ),
     foreign=("busybox-static:i386",),
 )
+
+
+@contextlib.contextmanager
+def own_templates(place):
+    """Have, for the block, a cache in `place` with all of the user's but for templates."""
+    own = CACHE_DIR.get()
+    own.mkdir(parents=True, exist_ok=True)
+    for entry in own.iterdir():
+        if entry.name != "templates":
+            (place / entry.name).symlink_to(entry)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RINGZERO_CACHE_DIR", str(place))
+        patched.setenv("RINGZERO_TEMPLATES", "1G")
+        yield place
 
 
 class OurMachine:

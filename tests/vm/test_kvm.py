@@ -17,6 +17,7 @@ from ringzero.engine.contract import ENGINES, Usability
 from ringzero.errors import RingzeroError
 from ringzero.vm.exit import ExitReason
 from ringzero.vm.machine import Machine
+from tests.vm.guests import own_templates
 
 pytestmark = [pytest.mark.kvm, pytest.mark.boot]
 BOOT_TIMEOUT = 120
@@ -52,6 +53,38 @@ def test_the_command_line_runs_a_command():
     )
     assert done.returncode == 0, done.stderr
     assert re.match(r"Linux \S+ \S+ .* x86_64 GNU/Linux\n", done.stdout)
+
+
+def test_machines_go_on_from_a_template(tmp_path):
+    """Their guests' clocks, random numbers and addresses are their own; two vCPUs go on as well."""
+    from ringzero.vm import boot
+    from ringzero.vm.saved import making
+    from ringzero.vm.saved.templates import Templates
+
+    fields = {"memory": "256M", "engine": "kvm", "cpus": 2}
+    look = "cat /proc/sys/kernel/random/uuid /sys/class/net/eth0/address; nproc; hostname; date +%s"
+    with own_templates(tmp_path):
+        config = boot.complete(None, "micro", dict(fields))
+        assert making.make(config, select.choose("kvm"), Templates())
+        seen = []
+        for name in ("one", "two"):
+            begin = time.monotonic()
+            with Machine(image="micro", name=name, **fields) as machine:
+                done = machine.run(look, timeout=BOOT_TIMEOUT, check=True)
+                print(f"first answer after {time.monotonic() - begin:.3f} s")
+                assert machine.stats()["started"] == "resumed"
+                drawn, address, cpus, hostname, now = done.stdout.decode().split()
+                assert (cpus, hostname) == ("2", name)
+                assert address == machine.config.nets[0].mac
+                assert abs(int(now) - time.time()) < BOOT_TIMEOUT / 2
+                complaints = "dmesg | grep -ci 'stall\\|lockup\\|hung\\|unstable' || true"
+                assert machine.run(complaints, timeout=BOOT_TIMEOUT).stdout == b"0\n"
+            seen.append((drawn, address))
+        assert all(len(set(values)) == 2 for values in zip(*seen, strict=True))
+        booted = time.monotonic()
+        with Machine(image="micro", boot=True, **fields) as machine:
+            machine.run("true", timeout=BOOT_TIMEOUT, check=True)
+        print(f"booted: {time.monotonic() - booted:.3f} s")
 
 
 def test_two_vcpus_come_up_and_work():

@@ -13,6 +13,7 @@ import ringzero
 from ringzero.engine import select
 from ringzero.engine.contract import ENGINES, Usability
 from ringzero.errors import RingzeroError
+from tests.vm.guests import own_templates
 
 # Modules that the way to the first instruction does not need; each costs milliseconds.
 NOT_LOADED = {
@@ -61,7 +62,7 @@ def test_a_whole_start_loads_no_more_than_it_needs():
     assert len(ours) <= MODULES_OF_A_START
 
 
-def modules_of_a_run(*flags, **settings):
+def modules_of_a_run(*flags):
     """Return our modules that `run -- true` loads, after one that has made what the cache lacks."""
     from ringzero.image import micro
 
@@ -73,7 +74,6 @@ def modules_of_a_run(*flags, **settings):
     paths = filter(lambda place: "site-packages" in place, sys.path)
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(Path(ringzero.__file__).parents[1]), *paths]),
-        **settings,
     }
     command += ["run", *flags, "--", "true"]
     # The first one may compile what the cache has not.
@@ -89,24 +89,17 @@ def modules_of_a_run(*flags, **settings):
 @pytest.mark.boot
 def test_a_start_that_resumes_loads_no_more_than_it_needs(tmp_path):
     from ringzero.engine import select
-    from ringzero.settings import CACHE_DIR
     from ringzero.vm import boot
     from ringzero.vm.saved import making
     from ringzero.vm.saved.templates import Templates
 
-    for entry in CACHE_DIR.get().iterdir():
-        if entry.name != "templates":
-            (tmp_path / entry.name).symlink_to(entry)
-    settings = {"RINGZERO_CACHE_DIR": str(tmp_path), "RINGZERO_TEMPLATES": "1G"}
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in settings.items():
-            patched.setenv(name, value)
+    with own_templates(tmp_path):
         try:
             config = boot.complete(None, "micro", {"memory": "128M", "engine": "soft"})
         except RingzeroError as fault:
             pytest.skip(f"no guest image: {fault.message}")
         assert making.make(config, select.choose("soft"), Templates())
-    ours = modules_of_a_run("--engine", "soft", "-m", "128M", **settings)
+        ours = modules_of_a_run("--engine", "soft", "-m", "128M")
     assert "ringzero.vm.copies" in ours
     assert not {name for name in ours if name.startswith(NETWORK)}
     assert len(ours) <= MODULES_OF_A_RESUME

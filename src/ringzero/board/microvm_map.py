@@ -51,7 +51,9 @@ RESET_STUB = 0xFFFF0
 # A page of its own below that, as the paper on generation identifiers asks for; it lies in
 # what the memory map calls ACPI's, so that no system takes it for its own.
 GENERATION_ID = 0xFE000
-ACPI_TABLES_END = GENERATION_ID
+# Another for the clock's; it is as large as a page of the guest's.
+CLOCK_PAGE = 0xFD000
+ACPI_TABLES_END = CLOCK_PAGE
 HIGH_MEMORY = 0x100000
 
 # Less than this holds no kernel and no boot structures.

@@ -110,13 +110,13 @@ class DeviceConfig:
         """Return what a copy of the machine has for it."""
         return self
 
-    def stand_in(self, number: int) -> Self | None:
+    def stand_in(self, number: int) -> Self | str:
         """Return what a template of such machines has in its place (`ringzero.vm.saved.templates`).
 
         While it boots and idles, a guest cannot tell the one from the other, and it needs nothing
-        of the host's that is another's. None: there is no such device, and the machine boots.
+        of the host's that is another's. Or why there is no such device, and the machine boots.
         """
-        return None
+        return f"it has a {self.kind}, of which there are no templates: {self.name_of(number)}"
 
     @classmethod
     def flag_names(cls) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ PLAN = acpi.AcpiPlan(
     rtc=(0x70, 2),
     panic_port=0x505,
     generation_id=0xFE000,
+    clock_page=0xFD000,
     event_gsi=3,
     button_gsi=2,
     windows=[(0xD0000000 + 0x1000 * n, 0x1000, 5 + n) for n in range(18)],
@@ -113,6 +114,8 @@ def test_acpica_reads_the_tables(tmp_path):
     assert '"VM_Gen_Counter"' in dsdt and '"ACPI0013"' in dsdt
     assert 'EisaId ("PNP0C0C")' in dsdt and "Notify (PWRB, 0x80)" in dsdt
     assert "Notify (VGEN, 0x80)" in dsdt and "Method (_EVT, 1, Serialized)" in dsdt
+    assert '"AMZNC10C"' in dsdt and '"VMCLOCK"' in dsdt and "0x000FD000" in dsdt
+    assert "Notify (VCLK, 0x80)" in dsdt
     assert "0xD0011000" in dsdt and "0x00000016" in dsdt
     assert "Hardware Reduced (V5) : 1" in text["facp"]
     assert "Reset Register Supported (V2) : 1" in text["facp"]

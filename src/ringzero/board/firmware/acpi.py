@@ -28,6 +28,9 @@ MADT_REVISION = 5
 LAPIC_ENABLED = 1
 # "Status change" of a virtual machine's generation identifier (Microsoft's paper of that name).
 GENERATION_CHANGED = 0x80
+# Its VMClock device's sequence count changed (UAPI.13).
+CLOCK_CHANGED = 0x80
+CLOCK_PAGE_SIZE = 4096
 # "S0 power button pressed" (table 5.211, "Control Method Power Button").
 BUTTON_PRESSED = 0x80
 # Table 5.23: identifiers below 255 go into the short form.
@@ -41,8 +44,9 @@ class AcpiPlan:
     `power_port` is the sleep-control register; sleep status and reset follow.
     `windows` are the (base, size, interrupt) of virtio devices over MMIO.
     `table_id` (8 bytes) names the board in every table's header.
-    `generation_id` is where the generation identifier lies in memory, `event_gsi` the
-    interrupt by which the board says that it changed, `button_gsi` that of the power button.
+    `generation_id` is where the generation identifier lies in memory, `clock_page` the page of
+    VMClock, `event_gsi` the interrupt by which the board says that they changed, `button_gsi`
+    that of the power button.
     """
 
     table_id: bytes
@@ -56,6 +60,7 @@ class AcpiPlan:
     rtc: tuple[int, int]
     panic_port: int
     generation_id: int
+    clock_page: int
     event_gsi: int
     button_gsi: int
     windows: Sequence[tuple[int, int, int]]
@@ -129,6 +134,7 @@ def dsdt(plan: AcpiPlan) -> bytes:
         _device("PEVT", "QEMU0001", 0, aml.io_ports(plan.panic_port, 1)),
         _device("PWRB", "PNP0C0C", 0),
         _generation_id(plan),
+        _clock(plan),
         _events(plan),
     ]  # fmt: skip
     devices += [_device(f"CP{cpu:02X}", "ACPI0007", cpu) for cpu in range(plan.cpus)]
@@ -160,10 +166,21 @@ def _generation_id(plan: AcpiPlan) -> bytes:
     )
 
 
+def _clock(plan: AcpiPlan) -> bytes:
+    """Return the VMClock device (UAPI.13, "Discovery via ACPI")."""
+    return aml.device(
+        "VCLK",
+        aml.name("_HID", aml.string("AMZNC10C")),
+        aml.name("_CID", aml.string("VMCLOCK")),
+        aml.name("_DDN", aml.string("VMCLOCK")),
+        aml.name("_CRS", aml.resources(aml.memory_32(plan.clock_page, CLOCK_PAGE_SIZE))),
+    )
+
+
 def _events(plan: AcpiPlan) -> bytes:
     """Return the generic event device (5.6.9): interrupts that become notifications."""
     events = {
-        plan.event_gsi: aml.notify("VGEN", GENERATION_CHANGED),
+        plan.event_gsi: aml.notify("VGEN", GENERATION_CHANGED) + aml.notify("VCLK", CLOCK_CHANGED),
         plan.button_gsi: aml.notify("PWRB", BUTTON_PRESSED),
     }
     return aml.device(

@@ -8,7 +8,14 @@ from typing import Any
 
 from ringzero.board import microvm_map as memmap
 from ringzero.board.boot.kernelimage import KernelImage
-from ringzero.board.boot.linux64 import E820_ACPI, E820_RAM, E820Entry, Layout, Linux64
+from ringzero.board.boot.linux64 import (
+    E820_ACPI,
+    E820_RAM,
+    E820_RESERVED,
+    E820Entry,
+    Layout,
+    Linux64,
+)
 from ringzero.board.boot.loading import Loading
 from ringzero.board.contract import BOARDS, Board, BoardParts, Latch, Shadow
 from ringzero.board.firmware import acpi
@@ -23,6 +30,7 @@ from ringzero.devices.chips.power import RESET_VALUE, SLEEP_TYPE_OFF, Power
 from ringzero.devices.chips.pvpanic import Pvpanic
 from ringzero.devices.chips.rtc import Rtc
 from ringzero.devices.chips.serial import Serial
+from ringzero.devices.chips.vmclock import VmClock
 from ringzero.devices.chips.vmgenid import VmGenerationId
 from ringzero.devices.contract import Device
 from ringzero.devices.interrupts import lapic
@@ -33,7 +41,8 @@ from ringzero.errors import DeviceError
 from ringzero.isa.x86.architecture import X86_64
 from ringzero.isa.x86.state import CpuState
 
-# Where a PC has free memory below 1 MiB; its BIOS area is told as ACPI's.
+# Where a PC has free memory below 1 MiB; its BIOS area is told as ACPI's, but for what lies there
+# for good: a system may take ACPI's for its own once it has read the tables.
 LINUX64 = Linux64(
     Layout(
         gdt=memmap.GDT_ADDRESS,
@@ -46,7 +55,12 @@ LINUX64 = Linux64(
         high_memory=memmap.HIGH_MEMORY,
         low=(
             E820Entry(0, memmap.LOW_MEMORY_END, E820_RAM),
-            E820Entry(memmap.ACPI_TABLES, memmap.HIGH_MEMORY - memmap.ACPI_TABLES, E820_ACPI),
+            E820Entry(memmap.ACPI_TABLES, memmap.ACPI_TABLES_END - memmap.ACPI_TABLES, E820_ACPI),
+            E820Entry(
+                memmap.ACPI_TABLES_END,
+                memmap.HIGH_MEMORY - memmap.ACPI_TABLES_END,
+                E820_RESERVED,
+            ),
         ),
     )
 )
@@ -157,6 +171,15 @@ class Microvm(Board):
             parts.memory, memmap.GENERATION_ID, self.irq_line_of(memmap.EVENT_GSI)
         )
         self.parts["vmgenid"] = self._generation
+        self._wall = VmClock(
+            parts.memory,
+            memmap.CLOCK_PAGE,
+            self.irq_line_of(memmap.EVENT_GSI),
+            parts.clock,
+            parts.counter_hz,
+            parts.now,
+        )
+        self.parts["vmclock"] = self._wall
 
     def _add_port(self, name: str, base: int, size: int, device: Device[Any]) -> None:
         self.pio.attach(name, base, size, device)
@@ -164,6 +187,7 @@ class Microvm(Board):
 
     def renew_generation(self, identifier: bytes) -> None:
         self._generation.renew(identifier)
+        self._wall.renew()
 
     def press_power_button(self) -> bool:
         self.irq_line_of(memmap.BUTTON_GSI).pulse()
@@ -204,6 +228,7 @@ class Microvm(Board):
             rtc=(memmap.RTC_BASE, memmap.RTC_SIZE),
             panic_port=memmap.PVPANIC_BASE,
             generation_id=memmap.GENERATION_ID,
+            clock_page=memmap.CLOCK_PAGE,
             event_gsi=memmap.EVENT_GSI,
             button_gsi=memmap.BUTTON_GSI,
             windows=[(slot.base, slot.size, slot.irq) for slot in self._windows.used],

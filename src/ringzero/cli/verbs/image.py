@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ringzero.cli import building
@@ -11,6 +11,7 @@ from ringzero.cli.verb import VERBS, Verb, print_json
 
 if TYPE_CHECKING:
     from ringzero.api.values import ImageSummary
+    from ringzero.vm.saved.templates import Entry
 
 
 @VERBS.register("image")
@@ -82,9 +83,10 @@ class Image(Verb):
             made: Any = make(progress=Progress(), refresh=arguments.refresh)
             _show([stored.own_summary(made)], as_json)
         elif arguments.action == "ls":
-            _show(stored.images(), as_json)
-            if not as_json:
-                _show_templates()
+            if as_json:
+                print_json(stored.images())
+            else:
+                _list(stored.images())
         elif arguments.action == "inspect":
             found = [image for name in arguments.name for image in stored.find(name)]
             print_json(found)
@@ -160,12 +162,30 @@ def _show(images: Iterable[ImageSummary], as_json: bool) -> None:
             print(f"  {package}")
 
 
-def _show_templates() -> None:
-    """Print what saved starts of images take, where there are any."""
-    from ringzero.units import format_size
+def _list(images: Sequence[ImageSummary]) -> None:
+    """Print images, and what the saved starts of each take."""
     from ringzero.vm.saved.templates import Templates
 
-    entries = Templates().entries()
+    left = Templates().entries()
+    for image in images:
+        _show([image], as_json=False)
+        _show_starts([entry for entry in left if _is_of(entry, image)], "")
+        left = [entry for entry in left if not _is_of(entry, image)]
+    _show_starts(left, " of no image here (ringzero template ls)")
+
+
+def _is_of(entry: Entry, image: ImageSummary) -> bool:
+    """Whether a template is of an image: of its root, or of its kernel where it has none."""
+    of = entry.description
+    disks = [device["path"] for device in of.get("devices", ()) if device["kind"] == "disk"]
+    if image["kind"] == "container":
+        return image["root"] in disks
+    return not disks and of.get("kernel") == image["kernel"]
+
+
+def _show_starts(entries: Sequence[Entry], what: str) -> None:
+    from ringzero.units import format_size
+
     if entries:
-        size = format_size(sum(entry.size for entry in entries))
-        print(f"{len(entries)} saved starts of them, {size}: ringzero template ls")
+        count = f"{len(entries)} saved start{'s' if len(entries) > 1 else ''}"
+        print(f"  {count}{what}, {format_size(sum(entry.size for entry in entries))}")

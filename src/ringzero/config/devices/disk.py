@@ -62,10 +62,12 @@ class DiskConfig(DeviceConfig):
             if paths.count(path) > 1
         ]
 
-    def stand_in(self, number: int) -> Self | None:
+    def stand_in(self, number: int) -> Self | str:
         # What lies there is called by its content, and never written to.
         images = CACHE_DIR.get() / "images"
-        return self if self.read_only and images in self.path.parents else None
+        if self.read_only and images in self.path.parents:
+            return self
+        return f"the guest reads a disk that may hold something else by then: disk{number}"
 
     def file_faults(self) -> list[str]:
         return file_faults("disk", self.path, writable=not self.read_only, device=True)

@@ -33,6 +33,9 @@ _SIZES = ("rate", "burst")
 # A guest's driver gives each pair 256 buffers, and takes no more than it has processors.
 MAXIMUM_QUEUES = 16
 _YES_OR_NO = {"yes": True, "no": False}
+# How ringzero's own guests set an interface up before they run a command: with the addresses that
+# every user network has; by DHCP; by DHCP, and no command waits for it; not at all.
+SETUPS = ("static", "dhcp", "later", "none")
 
 
 @DEVICE_CONFIGS.register("net")
@@ -46,7 +49,8 @@ class NetConfig(DeviceConfig):
     (`ringzero.net.stack.policy.Rule`); `ports` are those of the host that lead to it; `hostname` is
     what others on the network call the machine. `rate` in bytes and `packet_rate` in packets
     bound what passes in a second, each way; `burst` bytes more pass once. `queues` are pairs of
-    queues that the guest may use, one for each of as many vCPUs.
+    queues that the guest may use, one for each of as many vCPUs. `setup` is one of SETUPS; None:
+    as the network wants it.
     """
 
     kind = "net"
@@ -73,6 +77,7 @@ class NetConfig(DeviceConfig):
     packet_rate: int | None = None
     burst: int = 0
     queues: int = 1
+    setup: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -122,22 +127,21 @@ class NetConfig(DeviceConfig):
         return self.network not in UNROUTED
 
     def guest_setup(self, number: int) -> str:
-        """Return how ringzero's own guests set the interface up before they run a command.
-
-        "static": with the addresses that every user network has; "dhcp"; "later": by DHCP, and no
-        command waits for it; "none".
-        """
+        """Return how ringzero's own guests set the interface up: one of SETUPS."""
+        if self.setup is not None:
+            return self.setup
         if self.network == "user" and number == 0:
             return "static"
         if self.routed:
             return "dhcp"
         return "later" if self.network in _FOREIGN else "none"
 
-    def stand_in(self, number: int) -> Self | None:
+    def stand_in(self, number: int) -> Self | str:
         setup = self.guest_setup(number)
-        if setup == "none":
-            return type(self)("none", mtu=self.mtu)
-        return type(self)("user", mtu=self.mtu) if setup == "static" else None
+        if setup == "static":
+            return type(self)("user", mtu=self.mtu, queues=self.queues, setup=setup)
+        # Nobody answers it: it asks when it has its own address, and its network is there.
+        return type(self)("none", mtu=self.mtu, queues=self.queues, setup=setup)
 
     def absolute(self) -> Self:
         if self.network not in _PATHS or not self.target:
@@ -157,6 +161,8 @@ class NetConfig(DeviceConfig):
             )
         if not MINIMUM_MTU <= self.mtu <= MAXIMUM_MTU:
             found.append(f"an MTU of {self.mtu} is outside {MINIMUM_MTU} to {MAXIMUM_MTU}")
+        if self.setup is not None and self.setup not in SETUPS:
+            found.append(f"an interface is set up {', '.join(SETUPS)}, not {self.setup!r}")
         if not 1 <= self.queues <= MAXIMUM_QUEUES:
             found.append(f"an interface has 1 to {MAXIMUM_QUEUES} pairs of queues")
         if 0 in (self.rate, self.packet_rate) or self.burst < 0:

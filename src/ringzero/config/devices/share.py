@@ -171,9 +171,11 @@ class ShareConfig(DeviceConfig):
     def places(cls, devices: Sequence[Self]) -> int:
         return 2 if any(share.transport == BOTH for share in devices) else 1
 
-    def stand_in(self, number: int) -> Self | None:
+    def stand_in(self, number: int) -> Self | str:
         # What folders there are comes in afterwards, unless one is the guest's root.
-        return None if self.target == "/" else self.room(transport=self.transport)
+        if self.target == "/":
+            return "its root is a shared folder"
+        return self.room(transport=self.transport)
 
     def file_faults(self) -> list[str]:
         path = self.path

@@ -19,7 +19,8 @@ FIRST_CID, LAST_CID = 3, 0xFFFF_FFFE
 class VsockConfig(DeviceConfig):
     """A socket device: `path` is the Unix socket by which the host connects to the guest.
 
-    `cid` None means a random one. `base` is what a clone's path was made from.
+    `cid` None means a random one. `base` is what a clone's path was made from. An empty `path`
+    is none: nobody on the host answers the guest.
     """
 
     kind = "vsock"
@@ -51,6 +52,10 @@ class VsockConfig(DeviceConfig):
         if self.cid is not None and not FIRST_CID <= self.cid <= LAST_CID:
             found.append(f"a vsock CID of {self.cid} is outside {FIRST_CID} to {LAST_CID}")
         return found
+
+    def stand_in(self, number: int) -> Self | str:
+        # The guest reads its CID anew, and has no connections by then.
+        return type(self)(Path())
 
     def complete(self, number: int, addresses: Addresses) -> Self:
         return self if self.cid is not None else replace(self, cid=addresses.cid)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ringzero.core.memory import GuestMemory
+from ringzero.digest import blake2b
 from ringzero.engine.contract import ENGINES, Availability, Engine, Interrupts, Usability
 from ringzero.engine.kvm.vm import KvmVm
 from ringzero.errors import EngineError, EngineUnavailableError, RingzeroError
@@ -32,6 +33,7 @@ class KvmEngine(Engine):
     name = "kvm"
     interrupts = (Interrupts.ENGINE, Interrupts.BOARD)
     likes_large_pages = True
+    keeps_templates = True
     rank = 10
     device = Path(kvm.DEVICE)
 
@@ -74,6 +76,20 @@ class KvmEngine(Engine):
             return self._spare.pop()
         except IndexError:
             return self.system.create_vm()
+
+    def code_version(self) -> str:
+        """Return what tells hosts' processors apart, and what their KVMs keep of them.
+
+        A guest has patched itself for what it has found at its boot. Of CPUID's leaves only that
+        which does not name the CPU that happens to answer.
+        """
+        from ringzero.isa.x86 import cpuid
+
+        bounds = self.processor_bounds()
+        signatures = [leaf.eax for leaf in bounds.leaves if leaf.function in (0, 1)]
+        vendor = cpuid.vendor_of(bounds.leaves)
+        kept = [vendor, *signatures, *sorted(bounds.features), *self.system.msr_indices()]
+        return blake2b(repr(kept).encode(), digest_size=16).hexdigest()
 
     def processor_bounds(self) -> CpuidTable:
         return CpuidTable(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ringzero.config.tree import config_from_tree
-from ringzero.errors import GuestError, InvalidValueError, RingzeroError
+from ringzero.errors import GuestError, InvalidValueError, RingzeroError, StateError
 from ringzero.settings import TEMPLATES
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def make(config: MachineConfig, engine: Engine, store: Templates) -> bool:
                 return False
             _boot_and_write(key, engine, work)
             _try(key, engine, work)
+            if templates.key_of(config, engine) != key:
+                raise StateError("a file that it boots from was changed meanwhile")
     except RingzeroError as fault:
         store.note_failure(key, fault.message)
         raise

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from ringzero.vm.seed import Seed
 
 # Raised whenever a reader of before would misread what is written now.
-FORMAT = 1
+FORMAT = 2
 STATE, MEMORY = "state", "memory"
 # Where in the key the stand-in's plain data stand.
 _DESCRIPTION = 4
@@ -99,8 +99,8 @@ def stand_in(config: MachineConfig, engine: str) -> MachineConfig | str:
             # All of them are one device.
             continue
         found = device.stand_in(number)
-        if found is None:
-            return f"it has a {device.kind} that a template cannot have: {device.name_of(number)}"
+        if isinstance(found, str):
+            return found
         devices.append(found)
     return replace(config, name=HOSTNAME, engine=engine, devices=tuple(devices))
 
