@@ -268,6 +268,20 @@ def _refusal() -> OSError:
     return OSError(errno.EROFS, "read-only")
 
 
+def need_writable(*nodes: Node) -> None:
+    """Raise EROFS where one of them is in a tree that is shared read-only."""
+    for node in nodes:
+        if node.tree.read_only:
+            raise OSError(errno.EROFS, "shared read-only")
+
+
+def need_one_tree(one: Node, other: Node) -> Tree:
+    """Return the tree that both are in; raises EXDEV."""
+    if one.tree is not other.tree:
+        raise OSError(errno.EXDEV, "another share")
+    return one.tree
+
+
 def need_directory(node: Node) -> None:
     """Raise ENOTDIR unless it is a directory."""
     if node.kind != stat.S_IFDIR:

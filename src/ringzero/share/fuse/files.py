@@ -8,18 +8,12 @@ import os
 import stat
 
 from ringzero.core.views import limited
-from ringzero.share.contract import Attributes, Change, File, Node
+from ringzero.share.contract import Attributes, Change, File, Node, need_writable
 from ringzero.share.fuse import wire
-from ringzero.share.fuse.session import Handle, Inode, Request, Session, signature
+from ringzero.share.fuse.session import Inode, Request, Session, signature
+from ringzero.share.message import payload
 
 _SET_IDS = stat.S_ISUID | stat.S_ISGID
-# The most locks' owners on one file: each is a descriptor of the host's.
-_MOST_OWNERS = 256
-
-
-def _may_write(inode: Inode, flags: int) -> None:
-    if inode.node.tree.read_only and (flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC):
-        raise OSError(errno.EROFS, "shared read-only")
 
 
 def open_file(session: Session, request: Request) -> bytes:
@@ -32,7 +26,8 @@ def open_file(session: Session, request: Request) -> bytes:
     flags, open_flags = request.body.take(wire.OPEN)
     inode = session.inode(request.node)
     node, tree = inode.node, inode.node.tree
-    _may_write(inode, flags)
+    if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+        need_writable(node)
     now = signature(tree.attributes(node))
     if inode.given is not None and inode.given != now and not inode.excused and tree.validity:
         inode.excused = True
@@ -62,8 +57,7 @@ def create(session: Session, request: Request) -> bytes:
     flags, mode, _, _ = request.body.take(wire.CREATE)
     parent = session.inode(request.node)
     name = request.body.name()
-    if parent.node.tree.read_only:
-        raise OSError(errno.EROFS, "shared read-only")
+    need_writable(parent.node)
     tree, owner = parent.node.tree, (request.uid, request.gid)
     return _created(session, parent, flags, tree.create(parent.node, name, flags, mode, owner))
 
@@ -72,8 +66,7 @@ def create_unnamed(session: Session, request: Request) -> bytes:
     """Make a file without a name (O_TMPFILE): what stands for one in the request is nothing."""
     flags, mode, _, _ = request.body.take(wire.CREATE)
     parent = session.inode(request.node)
-    if parent.node.tree.read_only:
-        raise OSError(errno.EROFS, "shared read-only")
+    need_writable(parent.node)
     tree, owner = parent.node.tree, (request.uid, request.gid)
     return _created(session, parent, flags, tree.create_unnamed(parent.node, flags, mode, owner))
 
@@ -101,15 +94,10 @@ def read(session: Session, request: Request) -> int:
 
 def write(session: Session, request: Request) -> bytes:
     number, offset, size, write_flags, _, _, _ = request.body.take(wire.TRANSFER)
-    data = request.data
-    there = sum(map(len, data))
-    if there < size:
-        raise OSError(errno.EINVAL, "less than it says")
-    if there > size:
-        data = limited(data, size)
+    data = payload(request.data, size)
     with session.using(number) as (handle, file):
         inode = handle.inode
-        _may_write(inode, os.O_WRONLY)
+        need_writable(inode.node)
         if write_flags & wire.WRITE_KILL:
             with session.lock:
                 if inode.node.tree.attributes(inode.node).mode & _SET_IDS:
@@ -123,14 +111,8 @@ def flush(session: Session, request: Request) -> bytes:
     """A descriptor was closed: its process has no record locks on the file any more."""
     _, _, _, owner = request.body.take(wire.FLUSH)
     with session.lock:
-        _unlock(session.inode(request.node), owner)
+        session.inode(request.node).locks.drop(owner)
     return b""
-
-
-def _unlock(inode: Inode, owner: int) -> None:
-    locks = inode.locks.pop(owner, None)
-    if locks is not None:
-        locks.close()
 
 
 def release(session: Session, request: Request) -> bytes:
@@ -150,7 +132,7 @@ def sync(session: Session, request: Request) -> bytes:
 def allocate(session: Session, request: Request) -> bytes:
     number, offset, length, mode, _ = request.body.take(wire.FALLOCATE)
     with session.using(number) as (handle, file):
-        _may_write(handle.inode, os.O_WRONLY)
+        need_writable(handle.inode.node)
         file.allocate(mode, offset, length)
         handle.inode.given = None
     return b""
@@ -167,7 +149,7 @@ def copy_range(session: Session, request: Request) -> bytes:
     if flags:
         raise OSError(errno.EINVAL, "no such flags")
     with session.using(number) as (_, file), session.using(target) as (other, into):
-        _may_write(other.inode, os.O_WRONLY)
+        need_writable(other.inode.node)
         # The answer counts in 32 bits.
         done = file.copy_to(offset, into, target_offset, min(length, 1 << 30))
         other.inode.given = None
@@ -183,13 +165,7 @@ def get_lock(session: Session, request: Request) -> bytes:
         raise OSError(errno.EINVAL, "flock asks nothing")
     with session.lock:
         inode = session.inode(request.node)
-        kept = inode.locks.get(owner)
-        locks = inode.node.tree.locks(inode.node) if kept is None else kept
-        try:
-            found, begin, last = locks.get(kind, start, end)
-        finally:
-            if kept is None:
-                locks.close()
+        found, begin, last = inode.locks.get(inode.node, owner, kind, start, end)
     return wire.LOCK_OUT.pack(begin, last, found, 0)
 
 
@@ -204,20 +180,8 @@ def set_lock(session: Session, request: Request) -> bytes:
         inode = session.inode(request.node)
         if handle.inode is not inode:
             raise OSError(errno.EBADF, "another file")
-        _set_record_lock(handle, owner, kind, start, end)
+        inode.locks.set(inode.node, owner, kind, start, end)
     return b""
-
-
-def _set_record_lock(handle: Handle, owner: int, kind: int, start: int, end: int) -> None:
-    inode = handle.inode
-    locks = inode.locks.get(owner)
-    if locks is None:
-        if kind == fcntl.F_UNLCK:
-            return
-        if len(inode.locks) >= _MOST_OWNERS:
-            raise OSError(errno.ENOLCK, "too many owners of locks")
-        locks = inode.locks[owner] = inode.node.tree.locks(inode.node)
-    locks.set(kind, start, end)
 
 
 def _flock(file: File, kind: int) -> None:

@@ -5,28 +5,17 @@ from __future__ import annotations
 import errno
 import stat
 
-from ringzero.share.contract import NOW, Attributes, Change, Node
+from ringzero.share.contract import NOW, Attributes, Change, Node, need_one_tree, need_writable
 from ringzero.share.fuse import wire
 from ringzero.share.fuse.session import Inode, Request, Session, validity
+from ringzero.share.message import NAME_MAX, PATH_MAX, XATTR_SIZE_MAX, time_of
 
-_64 = 1 << 64
 _DIRENT_DIRECTORY = 4
 # What a listing may take of memory, in bytes of its answer.
 _MOST_LISTED = 1 << 20
 # Names of one directory are numbered, as the guest's offset, from here; before are "." and "..".
 _FIRST = 2
 _XATTR_FLAGS = 3
-
-
-def _writable(*inodes: Inode) -> None:
-    for inode in inodes:
-        if inode.node.tree.read_only:
-            raise OSError(errno.EROFS, "shared read-only")
-
-
-def _same_tree(one: Inode, other: Inode) -> None:
-    if one.node.tree is not other.node.tree:
-        raise OSError(errno.EXDEV, "another share")
 
 
 def lookup(session: Session, request: Request) -> bytes:
@@ -63,17 +52,14 @@ def set_attributes(session: Session, request: Request) -> bytes:
     valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _ = (
         request.body.take(wire.SETATTR)
     )
-    _writable(inode)
+    need_writable(inode.node)
 
     def time(bit: int, now_bit: int, seconds: int, nanoseconds: int) -> int | None:
         if valid & now_bit:
             return NOW
         if not valid & bit:
             return None
-        if nanoseconds >= wire.NANOSECONDS:
-            raise OSError(errno.EINVAL, "no time")
-        signed = seconds - _64 if seconds >> 63 else seconds
-        return signed * wire.NANOSECONDS + nanoseconds
+        return time_of(seconds, nanoseconds)
 
     change = Change(
         mode=mode if valid & wire.SET_MODE else None,
@@ -99,10 +85,10 @@ def read_link(session: Session, request: Request) -> bytes:
 def symlink(session: Session, request: Request) -> bytes:
     parent = session.inode(request.node)
     name = request.body.name()
-    target = request.body.text(wire.PATH_MAX - 1)
+    target = request.body.text(PATH_MAX - 1)
     if not target:
         raise OSError(errno.ENOENT, "a link to nothing")
-    _writable(parent)
+    need_writable(parent.node)
     owner = request.uid, request.gid
     return session.entry(parent, *parent.node.tree.symlink(parent.node, name, target, owner))
 
@@ -122,7 +108,7 @@ def make_directory(session: Session, request: Request) -> bytes:
 def _make(session: Session, request: Request, mode: int, rdev: int) -> bytes:
     parent = session.inode(request.node)
     name = request.body.name()
-    _writable(parent)
+    need_writable(parent.node)
     if not stat.S_IFMT(mode):
         mode |= stat.S_IFREG
     owner = request.uid, request.gid
@@ -140,7 +126,7 @@ def remove_directory(session: Session, request: Request) -> bytes:
 def _unlink(session: Session, request: Request, directory: bool) -> bytes:
     parent = session.inode(request.node)
     name = request.body.name()
-    _writable(parent)
+    need_writable(parent.node)
     parent.node.tree.unlink(parent.node, name, directory=directory)
     return b""
 
@@ -158,9 +144,9 @@ def rename2(session: Session, request: Request) -> bytes:
 def _rename(session: Session, request: Request, target: int, flags: int) -> bytes:
     parent, new_parent = session.inode(request.node), session.inode(target)
     name, new_name = request.body.name(), request.body.name()
-    _same_tree(parent, new_parent)
-    _writable(parent)
-    parent.node.tree.rename(parent.node, name, new_parent.node, new_name, flags)
+    tree = need_one_tree(parent.node, new_parent.node)
+    need_writable(parent.node)
+    tree.rename(parent.node, name, new_parent.node, new_name, flags)
     return b""
 
 
@@ -168,9 +154,9 @@ def link(session: Session, request: Request) -> bytes:
     (old,) = request.body.take(wire.NUMBER)
     parent, inode = session.inode(request.node), session.inode(old)
     name = request.body.name()
-    _same_tree(parent, inode)
-    _writable(parent)
-    found = parent.node.tree.link(inode.node, parent.node, name)
+    tree = need_one_tree(parent.node, inode.node)
+    need_writable(parent.node)
+    found = tree.link(inode.node, parent.node, name)
     return session.entry(parent, inode.node, found)
 
 
@@ -184,7 +170,7 @@ def statistics(session: Session, request: Request) -> bytes:
         found.f_files,
         found.f_ffree,
         found.f_bsize,
-        min(found.f_namemax, wire.NAME_MAX),
+        min(found.f_namemax, NAME_MAX),
         found.f_frsize,
         0,
     )
@@ -304,12 +290,12 @@ def set_xattr(session: Session, request: Request) -> bytes:
         size, flags = request.body.take(wire.SETXATTR)
     inode = session.inode(request.node)
     name = request.body.text(wire.XATTR_NAME_MAX)
-    if size > wire.XATTR_SIZE_MAX:
+    if size > XATTR_SIZE_MAX:
         raise OSError(errno.E2BIG, "a large attribute")
     if flags & ~_XATTR_FLAGS:
         raise OSError(errno.EINVAL, "no such flags")
     value = request.body.rest(size)
-    _writable(inode)
+    need_writable(inode.node)
     inode.node.tree.set_xattr(inode.node, name, value, flags)
     inode.given = None
     return b""
@@ -318,7 +304,7 @@ def set_xattr(session: Session, request: Request) -> bytes:
 def remove_xattr(session: Session, request: Request) -> bytes:
     inode = session.inode(request.node)
     name = request.body.text(wire.XATTR_NAME_MAX)
-    _writable(inode)
+    need_writable(inode.node)
     inode.node.tree.remove_xattr(inode.node, name)
     inode.given = None
     return b""

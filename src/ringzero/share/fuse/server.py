@@ -17,6 +17,7 @@ from ringzero.share.contract import Tree
 from ringzero.share.fuse import files, names, wire
 from ringzero.share.fuse.session import Inode, Request, Session
 from ringzero.share.fuse.state import FuseState, HandleState, InodeState
+from ringzero.share.message import NameTooLongError, WireError
 from ringzero.share.server import ShareServer
 
 Handler = Callable[[Session, Request], "bytes | int | None"]
@@ -128,9 +129,9 @@ class FuseServer(ShareServer):
             if opcode == wire.SETLKW_OP and not self._is_interrupted(unique):
                 return None
             error = errno.EINTR if opcode == wire.SETLKW_OP else errno.EAGAIN
-        except wire.NameTooLongError:
+        except NameTooLongError:
             error = errno.ENAMETOOLONG
-        except wire.WireError:
+        except WireError:
             error = errno.EINVAL
         except Exception as fault:  # whatever befalls us, the guest gets an answer
             error = self.error_of(fault)
@@ -169,7 +170,7 @@ class FuseServer(ShareServer):
             limit = room_of_body(opcode)
             body, beyond = split(rest, limit)
             if beyond:
-                raise wire.WireError("a request that is too long")
+                raise WireError("a request that is too long")
         request = Request(header, wire.Body(body), data, views, room)
         handler = _DATA.get(opcode)
         if handler is not None and session.minor:

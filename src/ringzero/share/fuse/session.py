@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ringzero.share.contract import Attributes, Entry, File, Locks, Node, Tree
+from ringzero.share.contract import Attributes, Entry, File, Node, Tree
 from ringzero.share.fuse import wire
+from ringzero.share.locking import LockTable
+from ringzero.share.message import NANOSECONDS
 from ringzero.share.server import ShareServer
 
 if TYPE_CHECKING:
@@ -44,8 +46,7 @@ class Inode:
         self.opens = 0
         # The guest was told to look the name up again; it is not told twice.
         self.excused = False
-        # The record locks of each owner.
-        self.locks: dict[int, Locks] = {}
+        self.locks: LockTable[int] = LockTable()
 
 
 class Handle:
@@ -161,8 +162,6 @@ class Session:
         self.inodes.pop(inode.id, None)
         if self._by_node.get(inode.node) is inode:
             del self._by_node[inode.node]
-        for locks in inode.locks.values():
-            locks.close()
         inode.locks.clear()
         inode.node.tree.forget(inode.node)
 
@@ -272,12 +271,12 @@ def signature(found: Attributes) -> tuple[int, ...]:
 
 def validity(tree: Tree) -> tuple[int, int]:
     """Return for how long the guest may believe what it was told: seconds, nanoseconds."""
-    return int(tree.validity), int(tree.validity % 1 * wire.NANOSECONDS)
+    return int(tree.validity), int(tree.validity % 1 * NANOSECONDS)
 
 
 def pack_attributes(found: Attributes, number: int, submount: bool) -> bytes:
     """Return struct fuse_attr."""
-    billion = wire.NANOSECONDS
+    billion = NANOSECONDS
     return wire.ATTRIBUTES.pack(
         number,
         found.size,

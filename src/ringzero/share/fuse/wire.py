@@ -1,14 +1,13 @@
 """The messages of FUSE 7.31 to 7.38 (Linux: include/uapi/linux/fuse.h), packed and taken apart.
 
 No I/O. All numbers are little-endian, as virtio-fs has them (virtio 1.2 section 5.11.6).
-`Body` reads a request and checks every length: what does not fit raises `WireError`.
 """
 
 from __future__ import annotations
 
 import struct
 
-from ringzero.errors import DeviceError
+from ringzero.share.message import PATH_MAX, XATTR_SIZE_MAX, Message, WireError, checked_length
 
 # What we speak; a guest that speaks an older minor version gets that one.
 MAJOR, MINOR = 7, 38
@@ -89,69 +88,25 @@ LOCK_FLOCK = 1
 FSYNC_DATA = 1
 SETXATTR_KILL_SGID = 1
 
-# linux/limits.h and linux/xattr.h.
-NAME_MAX, PATH_MAX, XATTR_NAME_MAX, XATTR_SIZE_MAX = 255, 4096, 255, 65536
+# linux/limits.h.
+XATTR_NAME_MAX = 255
 # The largest body of a request but for the data of WRITE: a symlink with its target, or SETXATTR.
 MAX_BODY = 2 * PATH_MAX + XATTR_SIZE_MAX
 _64 = (1 << 64) - 1
-NANOSECONDS = 1_000_000_000
 
 
-class WireError(DeviceError):
-    """A request of the guest's that is no message of FUSE."""
+class Body(Message):
+    """What stands behind a request's header; a text ends with a NUL."""
 
-    kind = "fuse message"
-
-
-class Body:
-    """What stands behind a request's header, read from the front."""
-
-    __slots__ = ("_at", "_data")
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def take(self, layout: struct.Struct) -> tuple[int, ...]:
-        """Return the fields of a structure; raises WireError where it is cut off."""
-        at = self._at
-        self._at = at + layout.size
-        if self._at > len(self._data):
-            raise WireError("a request is cut off", size=len(self._data), needed=self._at)
-        return layout.unpack_from(self._data, at)
+    __slots__ = ()
 
     def text(self, limit: int) -> bytes:
-        """Return the bytes up to the next NUL, at most `limit`; raises WireError."""
         end = self._data.find(b"\0", self._at)
         if end < 0:
             raise WireError("a name without its end")
         text = self._data[self._at : end]
         self._at = end + 1
-        if len(text) > limit:
-            raise NameTooLongError("a name is too long", size=len(text), limit=limit)
-        return text
-
-    def name(self) -> bytes:
-        """Return a name within a directory; raises WireError for what is none."""
-        name = self.text(NAME_MAX)
-        if not name or name in (b".", b"..") or b"/" in name:
-            raise WireError("what should be a name in a directory is none", name=repr(name[:40]))
-        return name
-
-    def rest(self, size: int) -> bytes:
-        """Return the next `size` bytes; raises WireError where there are fewer."""
-        end = self._at + size
-        if end > len(self._data):
-            raise WireError("a request is cut off", size=len(self._data), needed=end)
-        found = self._data[self._at : end]
-        self._at = end
-        return found
-
-
-class NameTooLongError(WireError):
-    """A name of more than 255 bytes, a target of more than 4095."""
-
-    kind = "fuse name"
+        return checked_length(text, limit)
 
 
 def dirent(ino: int, offset: int, kind: int, name: bytes) -> bytes:

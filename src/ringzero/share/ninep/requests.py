@@ -9,17 +9,33 @@ import stat
 import struct
 
 from ringzero.core.views import limited
-from ringzero.share.contract import NOW, Attributes, Change, Entry, Node, Tree
+from ringzero.share.contract import (
+    NOW,
+    Attributes,
+    Change,
+    Entry,
+    Node,
+    Tree,
+    need_one_tree,
+    need_writable,
+)
+from ringzero.share.message import (
+    NAME_MAX,
+    PATH_MAX,
+    XATTR_SIZE_MAX,
+    WireError,
+    packed_times,
+    payload,
+    time_of,
+)
 from ringzero.share.ninep import wire
-from ringzero.share.ninep.session import Attribute, Fid, Held, Session
+from ringzero.share.ninep.session import Attribute, Fid, Session
 from ringzero.share.ninep.wire import Fields
 
 _SET_IDS = stat.S_ISUID | stat.S_ISGID
 _XATTR_FLAGS = os.XATTR_CREATE | os.XATTR_REPLACE
 # The end of a lock that goes on for ever (fs.h: OFFSET_MAX).
 _FOR_EVER = (1 << 63) - 1
-# The most locks' owners on one file: each is a descriptor of the host's.
-_MOST_OWNERS = 256
 _DIRENT_DIRECTORY, _DIRENT_LINK = 4, 10
 # What a listing's offsets begin with: "." and "..".
 _DOTS = (b".", b"..")
@@ -51,18 +67,6 @@ class Request:
         self.room = room
 
 
-def _writable(*fids: Fid) -> None:
-    for fid in fids:
-        if fid.node.tree.read_only:
-            raise OSError(errno.EROFS, "shared read-only")
-
-
-def _same_tree(one: Fid, other: Fid) -> Tree:
-    if one.node.tree is not other.node.tree:
-        raise OSError(errno.EXDEV, "another share")
-    return one.node.tree
-
-
 def _made(session: Session, fid: Fid, node: Node, found: Attributes) -> bytes:
     """Return the qid of what was made in a directory; no fid leads to it."""
     session.leave(session.hold(node, fid.held), 0)
@@ -75,8 +79,8 @@ def _made(session: Session, fid: Fid, node: Node, found: Attributes) -> bytes:
 def attach(session: Session, request: Request) -> bytes:
     """Return the qid of the directory in which the shares are, whatever name is asked for."""
     number, _ = request.fields.take(_TWO)
-    request.fields.text(wire.NAME_MAX)
-    request.fields.text(wire.PATH_MAX)
+    request.fields.text(NAME_MAX)
+    request.fields.text(PATH_MAX)
     uid = request.fields.number()
     session.check_free(number)
     root = session.roots.root()
@@ -89,7 +93,7 @@ def walk(session: Session, request: Request) -> bytes:
     number, new = request.fields.take(_TWO)
     count = request.fields.number(wire.U16)
     if count > wire.MAX_WALK:
-        raise wire.WireError("a walk of too many names", names=count)
+        raise WireError("a walk of too many names", names=count)
     names = [request.fields.name() for _ in range(count)]
     fid = session.fid(number)
     if new != number:
@@ -154,7 +158,6 @@ def get_attributes(session: Session, request: Request) -> bytes:
     request.fields.number(wire.U64)
     node = session.fid(number).node
     found = node.tree.attributes(node)
-    times = (found.atime, found.mtime, found.ctime)
     return (
         wire.GETATTR_VALID.pack(wire.GETATTR_BASIC)
         + session.qid(node.tree, found)
@@ -167,14 +170,10 @@ def get_attributes(session: Session, request: Request) -> bytes:
             found.size,
             found.block_size,
             found.blocks,
-            *(
-                part & (1 << 64) - 1
-                for time in times
-                for part in divmod(time, wire.NANOSECONDS)
-            ),
+            *packed_times((found.atime, found.mtime, found.ctime)),
             *(0, 0, 0, 0),
         )
-    )  # fmt: skip
+    )
 
 
 def set_attributes(session: Session, request: Request) -> bytes:
@@ -183,17 +182,14 @@ def set_attributes(session: Session, request: Request) -> bytes:
         wire.SETATTR_IN
     )
     fid = session.fid(number)
-    _writable(fid)
+    need_writable(fid.node)
 
     def time(bit: int, given: int, seconds: int, nanoseconds: int) -> int | None:
         if not valid & bit:
             return None
         if not valid & given:
             return NOW
-        if nanoseconds >= wire.NANOSECONDS:
-            raise OSError(errno.EINVAL, "no time")
-        signed = seconds - (1 << 64) if seconds >> 63 else seconds
-        return signed * wire.NANOSECONDS + nanoseconds
+        return time_of(seconds, nanoseconds)
 
     change = Change(
         mode=mode if valid & wire.SET_MODE else None,
@@ -221,7 +217,7 @@ def statistics(session: Session, request: Request) -> bytes:
         found.f_files,
         found.f_ffree,
         0,
-        min(found.f_namemax, wire.NAME_MAX),
+        min(found.f_namemax, NAME_MAX),
     )
 
 
@@ -238,11 +234,11 @@ def read_link(session: Session, request: Request) -> bytes:
 def symlink(session: Session, request: Request) -> bytes:
     fid = session.fid(request.fields.number())
     name = request.fields.name()
-    target = request.fields.text(wire.PATH_MAX - 1)
+    target = request.fields.text(PATH_MAX - 1)
     gid = request.fields.number()
     if not target:
         raise OSError(errno.ENOENT, "a link to nothing")
-    _writable(fid)
+    need_writable(fid.node)
     made = fid.node.tree.symlink(fid.node, name, target, (fid.uid, gid))
     return _made(session, fid, *made)
 
@@ -268,7 +264,7 @@ def make_directory(session: Session, request: Request) -> bytes:
 
 
 def _make(session: Session, fid: Fid, name: bytes, mode: int, rdev: int, gid: int) -> bytes:
-    _writable(fid)
+    need_writable(fid.node)
     made = fid.node.tree.make(fid.node, name, mode, rdev, (fid.uid, gid))
     return _made(session, fid, *made)
 
@@ -277,8 +273,8 @@ def link(session: Session, request: Request) -> bytes:
     above, number = request.fields.take(_TWO)
     parent, fid = session.fid(above), session.fid(number)
     name = request.fields.name()
-    tree = _same_tree(parent, fid)
-    _writable(parent)
+    tree = need_one_tree(parent.node, fid.node)
+    need_writable(parent.node)
     tree.link(fid.node, parent.node, name)
     return b""
 
@@ -288,8 +284,8 @@ def rename_at(session: Session, request: Request) -> bytes:
     name = request.fields.name()
     new_parent = session.fid(request.fields.number())
     new_name = request.fields.name()
-    tree = _same_tree(parent, new_parent)
-    _writable(parent)
+    tree = need_one_tree(parent.node, new_parent.node)
+    need_writable(parent.node)
     tree.rename(parent.node, name, new_parent.node, new_name, 0)
     return b""
 
@@ -300,7 +296,7 @@ def unlink_at(session: Session, request: Request) -> bytes:
     flags = request.fields.number()
     if flags & ~wire.UNLINK_DIRECTORY:
         raise OSError(errno.EINVAL, "no such flags")
-    _writable(parent)
+    need_writable(parent.node)
     tree = parent.node.tree
     tree.unlink(parent.node, name, directory=bool(flags & wire.UNLINK_DIRECTORY))
     return b""
@@ -341,7 +337,7 @@ def open_fid(session: Session, request: Request) -> bytes:
             raise OSError(errno.EISDIR, "a directory")
     else:
         if writes or flags & os.O_TRUNC:
-            _writable(fid)
+            need_writable(fid.node)
         fid.file = node.tree.open_file(node, flags)
     fid.flags = flags
     return _opened(session, node.tree, node.tree.attributes(node))
@@ -352,7 +348,7 @@ def create(session: Session, request: Request) -> bytes:
     name = request.fields.name()
     flags, mode, gid = request.fields.take(_THREE)
     _closed(fid)
-    _writable(fid)
+    need_writable(fid.node)
     tree = fid.node.tree
     node, found, file = tree.create(fid.node, name, flags, mode, (fid.uid, gid))
     session.lead(fid, session.hold(node, fid.held))
@@ -384,15 +380,10 @@ def read(session: Session, request: Request) -> int:
 
 def write(session: Session, request: Request) -> bytes:
     number, offset, size = request.fields.take(wire.TRANSFER)
-    data = request.data
-    there = sum(map(len, data))
-    if there < size:
-        raise OSError(errno.EINVAL, "less than it says")
-    if there > size:
-        data = limited(data, size)
+    data = payload(request.data, size)
     with session.lock:
         fid = session.fid(number)
-        _writable(fid)
+        need_writable(fid.node)
         if fid.attribute is not None:
             return _write_attribute(fid.attribute, offset, data)
         node = fid.node
@@ -458,7 +449,7 @@ def read_directory(session: Session, request: Request) -> bytes:
 def walk_attribute(session: Session, request: Request) -> bytes:
     """Have a fid from which an attribute is read, or without a name all their names."""
     number, new = request.fields.take(_TWO)
-    name = request.fields.text(wire.NAME_MAX)
+    name = request.fields.text(NAME_MAX)
     fid = session.fid(number)
     if new != number:
         session.check_free(new)
@@ -477,15 +468,15 @@ def walk_attribute(session: Session, request: Request) -> bytes:
 def create_attribute(session: Session, request: Request) -> bytes:
     """Have a fid take an attribute; it is set when the fid is clunked."""
     fid = session.fid(request.fields.number())
-    name = request.fields.text(wire.NAME_MAX)
+    name = request.fields.text(NAME_MAX)
     size = request.fields.number(wire.U64)
     flags = request.fields.number()
     _closed(fid)
-    if size > wire.XATTR_SIZE_MAX:
+    if size > XATTR_SIZE_MAX:
         raise OSError(errno.E2BIG, "a large attribute")
     if flags & ~_XATTR_FLAGS:
         raise OSError(errno.EINVAL, "no such flags")
-    _writable(fid)
+    need_writable(fid.node)
     fid.attribute = Attribute(name, b"", size, flags, written=True)
     return b""
 
@@ -497,30 +488,19 @@ def set_lock(session: Session, request: Request) -> bytes:
     """Take or drop a record lock. Raises BlockingIOError where the guest is to wait for it."""
     number = request.fields.number()
     kind, flags, start, length, process = request.fields.take(wire.LOCK_IN)
-    owner = process, request.fields.text(wire.NAME_MAX)
+    owner = process, request.fields.text(NAME_MAX)
     held = session.fid(number).held
+    end = _end(start, length)
     try:
-        _set(held, owner, kind, start, _end(start, length))
+        held.locks.set(held.node, owner, kind, start, end)
     except BlockingIOError:
         if flags & wire.LOCK_WAIT:
             raise
         return wire.U8.pack(wire.LOCK_BLOCKED)
-    return wire.U8.pack(wire.LOCK_SUCCESS)
-
-
-def _set(held: Held, owner: tuple[int, bytes], kind: int, start: int, end: int) -> None:
-    locks = held.locks.get(owner)
-    if locks is None:
-        if kind == fcntl.F_UNLCK:
-            return
-        if len(held.locks) >= _MOST_OWNERS:
-            raise OSError(errno.ENOLCK, "too many owners of locks")
-        locks = held.locks[owner] = held.node.tree.locks(held.node)
-    locks.set(kind, start, end)
     if kind == fcntl.F_UNLCK and (start, end) == (0, _FOR_EVER):
         # Each holds a descriptor of the host's.
-        del held.locks[owner]
-        locks.close()
+        held.locks.drop(owner)
+    return wire.U8.pack(wire.LOCK_SUCCESS)
 
 
 def _end(start: int, length: int) -> int:
@@ -531,14 +511,9 @@ def _end(start: int, length: int) -> int:
 def get_lock(session: Session, request: Request) -> bytes:
     number = request.fields.number()
     kind, start, length, process = request.fields.take(wire.GETLOCK_IN)
-    name = request.fields.text(wire.NAME_MAX)
+    name = request.fields.text(NAME_MAX)
     held = session.fid(number).held
-    kept = held.locks.get((process, name))
-    locks = held.node.tree.locks(held.node) if kept is None else kept
-    try:
-        found, begin, last = locks.get(kind, start, _end(start, length))
-    finally:
-        if kept is None:
-            locks.close()
+    owner, end = (process, name), _end(start, length)
+    found, begin, last = held.locks.get(held.node, owner, kind, start, end)
     rest = 0 if last >= _FOR_EVER else last - begin + 1
     return wire.GETLOCK_IN.pack(found, begin, rest, process) + wire.string(name)

@@ -15,6 +15,7 @@ from typing import Any
 from ringzero.core.state import from_part
 from ringzero.core.views import fill, split
 from ringzero.share.contract import Tree
+from ringzero.share.message import NameTooLongError, WireError
 from ringzero.share.ninep import requests, wire
 from ringzero.share.ninep.requests import Request
 from ringzero.share.ninep.session import Fid, Session
@@ -113,9 +114,9 @@ class NinepServer(ShareServer):
             with self.lock:
                 session.pending.add(tag)
             return None
-        except wire.NameTooLongError:
+        except NameTooLongError:
             kind, counted, body = wire.RLERROR, 0, wire.U32.pack(errno.ENAMETOOLONG)
-        except wire.WireError:
+        except WireError:
             kind, counted, body = wire.RLERROR, 0, wire.U32.pack(errno.EINVAL)
         except Exception as fault:  # whatever befalls us, the guest gets an answer
             kind, counted, body = wire.RLERROR, 0, wire.U32.pack(self.error_of(fault))
@@ -157,12 +158,12 @@ class NinepServer(ShareServer):
         size -= wire.HEADER.size
         there = sum(map(len, rest))
         if not 0 <= size <= there:
-            raise wire.WireError("a message of another length than it says", size=size, there=there)
+            raise WireError("a message of another length than it says", size=size, there=there)
         data: list[memoryview] = []
         if kind == wire.WRITE:
             body, data = split(rest, wire.TRANSFER.size)
         elif size > wire.MAX_BODY:
-            raise wire.WireError("a request that is too long", size=size)
+            raise WireError("a request that is too long", size=size)
         else:
             body, _ = split(rest, size)
         views: list[memoryview] = []

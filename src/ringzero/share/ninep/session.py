@@ -10,7 +10,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ringzero.share.contract import Attributes, Entry, File, Locks, Node, Tree
+from ringzero.share.contract import Attributes, Entry, File, Node, Tree
+from ringzero.share.locking import LockTable
 from ringzero.share.ninep import wire
 from ringzero.share.server import ShareServer
 
@@ -32,7 +33,7 @@ class Held:
         # Held as long: what is found again by its path needs all of that.
         self.above = above
         self.fids = 0
-        self.locks: dict[Owner, Locks] = {}
+        self.locks: LockTable[Owner] = LockTable()
 
 
 class Attribute:
@@ -171,8 +172,6 @@ class Session:
         while held.fids <= 0:
             if self._held.get(held.node) is held:
                 del self._held[held.node]
-                for locks in held.locks.values():
-                    locks.close()
                 held.locks.clear()
                 held.node.tree.forget(held.node)
             above, held.above = held.above, None

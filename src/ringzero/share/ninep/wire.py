@@ -1,7 +1,6 @@
 """The messages of 9P2000.L, packed and taken apart (diod's protocol.md; Linux: include/net/9p).
 
 No I/O. All numbers are little-endian; a string is its length in 16 bits and its bytes.
-`Fields` reads a message and checks every length: what does not fit raises `WireError`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from ringzero.errors import DeviceError
+from ringzero.share.message import NAME_MAX, PATH_MAX, Message, WireError, checked_length
 
 VERSION, UNKNOWN = b"9P2000.L", b"unknown"
 HEADER = struct.Struct("<IBH")  # length, type, tag
@@ -58,67 +57,26 @@ LOCK_SUCCESS, LOCK_BLOCKED = 0, 1
 LOCK_WAIT = 1
 UNLINK_DIRECTORY = 0x200
 # The bits of LOPEN and LCREATE are Linux's own of x86 (P9_DOTL_*).
-XATTR_SIZE_MAX, NAME_MAX, PATH_MAX = 65536, 255, 4096
 # The smallest messages that a server works with: an answer with a link's longest text.
 LEAST_MESSAGE = 8192
 # The longest body but for the data of WRITE: a name and a link's text, or sixteen names.
 MAX_BODY = 2 * PATH_MAX
-NANOSECONDS = 1_000_000_000
 
 
-class WireError(DeviceError):
-    """A request of the guest's that is no message of 9P2000.L."""
+class Fields(Message):
+    """What stands behind a message's header."""
 
-    kind = "9p message"
-
-
-class NameTooLongError(WireError):
-    """A name of more than 255 bytes, a link's text of more than 4095."""
-
-    kind = "9p name"
-
-
-class Fields:
-    """What stands behind a message's header, read from the front."""
-
-    __slots__ = ("_at", "_data")
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def take(self, layout: struct.Struct) -> tuple[int, ...]:
-        """Return the fields of a structure; raises WireError where it is cut off."""
-        at = self._at
-        self._at = at + layout.size
-        if self._at > len(self._data):
-            raise WireError("a request is cut off", size=len(self._data), needed=self._at)
-        return layout.unpack_from(self._data, at)
+    __slots__ = ()
 
     def number(self, layout: struct.Struct = U32) -> int:
         """Return one number, of 32 bits unless another layout is given."""
         return self.take(layout)[0]
 
     def text(self, limit: int) -> bytes:
-        """Return a string of at most `limit` bytes; raises WireError."""
-        (size,) = self.take(U16)
-        end = self._at + size
-        if end > len(self._data):
-            raise WireError("a string is cut off", size=len(self._data), needed=end)
-        found = self._data[self._at : end]
-        self._at = end
-        if size > limit:
-            raise NameTooLongError("a string is too long", size=size, limit=limit)
-        if b"\0" in found:
+        text = checked_length(self.rest(self.number(U16)), limit)
+        if b"\0" in text:
             raise WireError("a NUL in a string")
-        return found
-
-    def name(self) -> bytes:
-        """Return a name within a directory; raises WireError for what is none."""
-        name = self.text(NAME_MAX)
-        if not name or name in (b".", b"..") or b"/" in name:
-            raise WireError("what should be a name in a directory is none", name=repr(name[:40]))
-        return name
+        return text
 
 
 class Version(NamedTuple):
