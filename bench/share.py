@@ -3,10 +3,12 @@
     python bench/share.py                    all rows
     python bench/share.py git                rows whose name contains one of the words
     python bench/share.py --json out.json --compare before.json
+    python bench/share.py --virtiofsd build/bin/virtiofsd
 
 Each side has a guest with the same kernel and initrd, and a copy of the folder of its own: ringzero
-over virtio-fs, QEMU's TCG over 9p (`-fsdev local`, messages of 512 KiB),
-and QEMU over virtiofsd, where that is installed. They run in turn; the best of `--rounds` runs
+over virtio-fs and over 9p, QEMU's TCG over 9p (`-fsdev local`, messages of 512 KiB), and QEMU's TCG
+over virtiofsd (vhost-user, `memory-backend-memfd`), the one that QEMU 7.2 brings or that of
+crates.io, with the cache that it has by default. They run in turn; the best of `--rounds` runs
 counts. The host has everything in its cache; "cold" rows begin with an empty cache in the guest.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import shutil
@@ -22,7 +25,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +43,13 @@ from ringzero.image.micro import Recipe, ensure  # noqa: E402
 from ringzero.units import MIB  # noqa: E402
 
 MEMORY = 1024 * MIB
+# The longest that a command may take, in seconds.
 PATIENCE = 300
 # The cloud kernel has no 9p.
 IMAGE = Recipe("bench-share", kernel="linux-image-amd64", packages=("git", "tar", "coreutils"))
 FILES, DIRECTORIES, ARCHIVED = 20_000, 200, 5_000
-VIRTIOFSD = next(
-    (p for p in ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd") if Path(p).exists()), None
-)
+# Where the one of crates.io is put by distributions, and QEMU's own of before its version 8.
+VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd")
 _EMPTY = "sync; echo 3 >/proc/sys/vm/drop_caches"
 _STATUS = "git -C /m/repository status --porcelain"
 # What comes before, which is not timed, and what is.
@@ -87,13 +90,18 @@ def make_folder(place: Path, names: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def ringzero(folder: Path, base: MachineConfig) -> Iterator[Any]:
+def ringzero(folder: Path, base: MachineConfig, transport: str = "virtiofs") -> Iterator[Any]:
     """Boot our own guest with the folder at /m."""
     from ringzero.records import replace
 
-    config = replace(base, devices=(ShareConfig(folder, "/m"),))
+    config = replace(base, devices=(ShareConfig(folder, "/m", transport=transport),))
     with guests.build("ringzero", config) as machine:
         yield machine
+
+
+def ringzero_9p(folder: Path, base: MachineConfig) -> contextlib.AbstractContextManager[Any]:
+    """Boot our own guest with the folder at /m by 9p."""
+    return ringzero(folder, base, "9p")
 
 
 @contextlib.contextmanager
@@ -110,27 +118,36 @@ def ninep(folder: Path, base: MachineConfig) -> Iterator[Any]:
         yield machine
 
 
+def daemon_words(program: Path, socket: Path, folder: Path) -> list[str]:
+    """Return how a virtiofsd is called; of both the sandbox is one that a container allows."""
+    told = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
+    words = [str(program), f"--socket-path={socket}"]
+    if "--shared-dir" in told:
+        return [*words, f"--shared-dir={folder}", "--sandbox=chroot"]
+    return [*words, "-f", "-o", f"source={folder},sandbox=chroot"]
+
+
 @contextlib.contextmanager
-def virtiofsd(folder: Path, base: MachineConfig) -> Iterator[Any]:
-    """Boot QEMU's guest with the folder at /m by virtiofsd."""
+def virtiofsd(program: Path, folder: Path, base: MachineConfig) -> Iterator[Any]:
+    """Boot QEMU's guest with the folder at /m by the virtiofsd that `program` is."""
     with tempfile.TemporaryDirectory(prefix="rzv") as place:
-        path = f"{place}/s"
-        command = [str(VIRTIOFSD), f"--socket-path={path}", "-o", f"source={folder}"]
-        log = Path(place) / "log"
+        path, log = Path(place) / "s", Path(place) / "log"
         with log.open("wb") as output:
+            command = daemon_words(program, path, folder)
             daemon = subprocess.Popen(command, stdout=output, stderr=output)
         try:
-            for _ in range(200):
-                if Path(path).exists() or daemon.poll() is not None:
-                    break
+            end = time.monotonic() + PATIENCE
+            while not path.exists():
+                if daemon.poll() is not None or time.monotonic() > end:
+                    raise RuntimeError(f"virtiofsd: {log.read_text()[-300:]}")
                 time.sleep(0.02)
-            if not Path(path).exists():
-                raise RuntimeError(f"virtiofsd: {log.read_text()[-300:]}")
             machine = QemuMachine(base)
             size = base.memory >> 20
             machine.extra = [
                 *("-object", f"memory-backend-memfd,id=mem,size={size}M,share=on"),
                 *("-machine", "memory-backend=mem", "-chardev", f"socket,id=fs,path={path}"),
+                # Programs behind vhost-user know virtio of version 1 alone.
+                *("-global", "virtio-mmio.force-legacy=false"),
                 *("-device", "vhost-user-fs-device,chardev=fs,tag=share"),
             ]
             with machine:
@@ -141,7 +158,14 @@ def virtiofsd(folder: Path, base: MachineConfig) -> Iterator[Any]:
             daemon.wait()
 
 
-SIDES = {"ringzero": ringzero, "qemu": ninep, "virtiofsd": virtiofsd}
+Side = Callable[[Path, MachineConfig], contextlib.AbstractContextManager[Any]]
+SIDES: dict[str, Side] = {"ringzero": ringzero, "ringzero-9p": ringzero_9p, "qemu": ninep}
+
+
+def found_virtiofsd(wanted: Path | None) -> Path | None:
+    """Return the virtiofsd that is to be measured, None where there is none."""
+    places = [wanted] if wanted is not None else [Path(place) for place in VIRTIOFSD]
+    return next((place for place in places if place.exists()), None)
 
 
 def run(machine: Any, command: str) -> bytes:
@@ -150,12 +174,14 @@ def run(machine: Any, command: str) -> bytes:
         status, printed, complaint = machine.run(["sh", "-c", command], timeout=PATIENCE)
     except GuestError as fault:
         raise RuntimeError(f"{fault}: {machine.serial_text[-2000:]}") from fault
+    if status is None:
+        raise RuntimeError(f"{command!r} takes more than {PATIENCE} s")
     if status != 0:
         raise RuntimeError(f"{command!r} failed: {complaint.decode(errors='replace')}")
     return printed
 
 
-def measure(chosen: list[str], rounds: int, sides: list[str]) -> dict[str, dict[str, float]]:
+def measure(chosen: list[str], rounds: int, boots: dict[str, Side]) -> dict[str, dict[str, float]]:
     """Return the rows. Raises RuntimeError where guests print different things."""
     names = [name for name in ROWS if not chosen or any(word in name for word in chosen)]
     image = ensure(IMAGE, progress=Progress())
@@ -167,6 +193,7 @@ def measure(chosen: list[str], rounds: int, sides: list[str]) -> dict[str, dict[
         command_line=image.command_line,
         agent=True,
     )
+    sides = list(boots)
     rows = {name: dict.fromkeys(sides, math.inf) for name in names}
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rzb")))
@@ -174,7 +201,7 @@ def measure(chosen: list[str], rounds: int, sides: list[str]) -> dict[str, dict[
         make_folder(place / sides[0], names)
         for side in sides[1:]:
             shutil.copytree(place / sides[0], place / side, symlinks=True)
-        machines = {side: stack.enter_context(SIDES[side](place / side, base)) for side in sides}
+        machines = {side: stack.enter_context(boots[side](place / side, base)) for side in sides}
         for side, machine in machines.items():
             if not machine.agent.wait_ready(PATIENCE):
                 raise RuntimeError(f"{side}: the guest did not come up")
@@ -197,14 +224,14 @@ def measure(chosen: list[str], rounds: int, sides: list[str]) -> dict[str, dict[
 
 
 def show(name: str, row: dict[str, float], before: dict[str, float] | None = None) -> str:
-    """Return a row as text: all sides, how many times faster ringzero is, the change."""
-    ours = row["ringzero"]
-    line = f"{name:20}{ours:9.3f} s"
+    """Return a row as text: all sides, how many times faster the first one is, the change."""
+    first, ours = next(iter(row.items()))
+    line = f"{name:20}{first} {ours:.3f} s"
     for side, theirs in row.items():
-        if side != "ringzero":
+        if side != first:
             line += f"   {side} {theirs:.3f} s, {theirs / ours:.2f}"
-    if before is not None:
-        line += f"   before {before['ringzero']:.3f} (x {ours / before['ringzero']:.2f})"
+    if before is not None and first in before:
+        line += f"   before {before[first]:.3f} (x {ours / before[first]:.2f})"
     return line
 
 
@@ -212,17 +239,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*", help="rows whose name contains one of these")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--sides", default=",".join(SIDES), help="ringzero,qemu,virtiofsd")
+    parser.add_argument(
+        "--sides",
+        type=lambda text: text.split(","),
+        default=[*SIDES, "virtiofsd"],
+        help="some of ringzero,ringzero-9p,qemu,virtiofsd; all by default",
+    )
+    parser.add_argument("--virtiofsd", type=Path, help="the program (else where it is installed)")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--compare", type=Path, help="an earlier --json file")
     options = parser.parse_args()
-    sides = [side for side in options.sides.split(",") if side != "virtiofsd" or VIRTIOFSD]
-    reason = guests.missing("qemu") if "qemu" in sides else ""
+    program = found_virtiofsd(options.virtiofsd)
+    boots = dict(SIDES)
+    if program is not None:
+        boots["virtiofsd"] = functools.partial(virtiofsd, program)
+    unknown = set(options.sides) - {*SIDES, "virtiofsd"}
+    if unknown:
+        parser.error(f"no side is called {', '.join(sorted(unknown))}")
+    boots = {side: boot for side, boot in boots.items() if side in options.sides}
+    if "virtiofsd" in options.sides and program is None:
+        print("bench/share.py: without virtiofsd, which is not installed (cargo install virtiofsd)")
+    reason = guests.missing("qemu") if {"qemu", "virtiofsd"} & set(boots) else ""
     if reason:
         print(f"bench/share.py: {reason}")
         return 0
     try:
-        rows = measure(options.words, options.rounds, sides)
+        rows = measure(options.words, options.rounds, boots)
     except (RingzeroError, RuntimeError, subprocess.SubprocessError) as fault:
         print(f"bench/share.py: {fault}", file=sys.stderr)
         return 1
