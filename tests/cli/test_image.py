@@ -37,7 +37,7 @@ def test_list_and_remove_nothing(capsys):
 
 def test_action_is_needed(capsys):
     assert main(["image"]) == 2
-    assert "ACTION" in capsys.readouterr().err
+    assert "COMMAND" in capsys.readouterr().err
 
 
 def test_images_that_machines_need_stay(cache, tmp_path, monkeypatch, capsys):

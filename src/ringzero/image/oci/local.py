@@ -123,14 +123,19 @@ class Archive:
             self._data = map_whole(self._file)
             self._members = {m.name.removeprefix(b"./"): m for m in tar.read(self._data)}
             self._blobs: dict[str, tuple[int, int]] = {}
-            self._manifest = self._made()
+            self._images = self._listed()
         except BaseException:
             os.close(self._file)
             raise
 
     def manifest(self, target: str) -> tuple[bytes, str]:
-        """Return the archive's only manifest."""
-        return self._manifest, manifest.DOCKER_MANIFEST
+        """Return the manifest of the image that was chosen."""
+        return self._made(), manifest.DOCKER_MANIFEST
+
+    @property
+    def names(self) -> list[list[str]]:
+        """The names of each image, in the archive's order."""
+        return [[str(tag) for tag in image.get("RepoTags") or ()] for image in self._images]
 
     def blob(self, descriptor: Descriptor, sink: Sink, told: Callable[[int], object]) -> None:
         """Copy a file of the archive."""
@@ -163,16 +168,20 @@ class Archive:
         }
         return json.dumps(made, sort_keys=True).encode()
 
-    def _chosen(self) -> dict[str, Any]:
+    def _listed(self) -> list[dict[str, Any]]:
         try:
             images: Any = json.loads(bytes(self._content(_LIST)[:MAX_DOCUMENT]))
         except (ValueError, RecursionError):
             raise self._damaged("is no JSON") from None
         if not isinstance(images, list) or not all(isinstance(i, dict) for i in images):
             raise self._damaged("is no list of images")
+        return images
+
+    def _chosen(self) -> dict[str, Any]:
+        images = self._images
         name = self._local.name
         wanted = [i for i in images if name is None or name in (i.get("RepoTags") or ())]
-        tags = [str(tag) for image in images for tag in image.get("RepoTags") or ()]
+        tags = [tag for names in self.names for tag in names]
         if not wanted:
             raise NotFoundError(
                 f"{self._local.path} has no image called {name!r}",
@@ -183,8 +192,7 @@ class Archive:
                 f"{self._local.path} holds several images",
                 hint=f"write docker-archive:{self._local.path}:NAME:TAG; it has: {', '.join(tags)}",
             )
-        chosen: dict[str, Any] = wanted[0]
-        return chosen
+        return wanted[0]
 
     def _descriptor(self, name: str, kind: str) -> dict[str, Any]:
         data = self._content(name.encode("utf-8", "surrogateescape"))

@@ -142,6 +142,10 @@ class Store:
         """Let `name` stand for an image."""
         self._write(self._pointer(str(name)), {"name": str(name), "digest": digest})
 
+    def unset_name(self, name: Reference | Local) -> None:
+        """Let `name` stand for nothing; its image stays, until somebody prunes."""
+        self._pointer(str(name)).unlink(missing_ok=True)
+
     def write_info(self, place: Path, digest: str, values: dict[str, Any]) -> None:
         """Write what a start needs to know into an image's directory."""
         self._write(place / INFO, {"format": FORMAT, "digest": digest, **values})

@@ -1,0 +1,1 @@
+"""The commands of `ringzero image`, a module each."""

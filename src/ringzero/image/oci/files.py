@@ -1,0 +1,88 @@
+"""The files of an image in the store, read without a machine.
+
+with open_files(image) as files:
+    for path, node in files.walk(): ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ringzero.errors import GuestImageError, NotFoundError
+from ringzero.host.files import host_error
+from ringzero.image.fs.contract import FileSystem, Node, open_file_system
+from ringzero.image.oci.store import StoredImage
+from ringzero.image.source import Part
+
+# Where an image's own root is in its root file system's image (`root`).
+_TOP = "/rootfs"
+_PIECE = 1 << 20
+
+
+class Files:
+    """The tree of an image; paths begin with "/", its own root."""
+
+    def __init__(self, system: FileSystem) -> None:
+        self._system = system
+
+    def walk(self) -> Iterator[tuple[str, Node]]:
+        """Yield (path, node) of everything below the root, parents first."""
+        for path, node in self._system.walk(_TOP):
+            yield path.removeprefix(_TOP), node
+
+    def content(self, node: Node) -> Iterator[bytes]:
+        """Yield the bytes of a file or link. Raises FileSystemError."""
+        for offset in range(0, node.size, _PIECE):
+            yield self._system.content(node, offset, min(_PIECE, node.size - offset))
+
+    def read(self, path: str, limit: int) -> bytes:
+        """Return a file of at most `limit` bytes; b"" where there is none.
+
+        Raises FileSystemError for a longer one.
+        """
+        with contextlib.suppress(NotFoundError):
+            return self._system.read_file(_TOP + path, limit=limit)
+        return b""
+
+    def listing(self, path: str) -> list[str]:
+        """Return the names in a directory, sorted; none where there is none."""
+        with contextlib.suppress(NotFoundError):
+            return self._system.listing(_TOP + path)
+        return []
+
+
+class _FileSource:
+    """A file of the host as what file systems are read from."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.size = os.fstat(descriptor).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self._descriptor, length, offset)
+
+
+@contextlib.contextmanager
+def open_files(image: StoredImage) -> Iterator[Files]:
+    """Open an image's files. Raises GuestImageError, HostError."""
+    with contextlib.ExitStack() as stack:
+        source = _open(image.root, stack)
+        system = open_file_system(Part(source, 0, source.size, str(image.root)))
+        if system is None:
+            raise GuestImageError(
+                f"{image.root} is no root file system of an image",
+                hint=f"`ringzero image rm {image.name}`, and pull or build it again",
+            )
+        yield Files(system)
+
+
+def _open(path: Path, stack: contextlib.ExitStack) -> _FileSource:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as fault:
+        raise host_error(fault, "read", path) from fault
+    stack.callback(os.close, descriptor)
+    return _FileSource(descriptor)

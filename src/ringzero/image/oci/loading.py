@@ -1,0 +1,214 @@
+"""All images of a file or directory, brought into the store with the names that they have there.
+
+Files are what `docker save`, `podman save` and `skopeo copy` write: a tar with manifest.json, or
+an OCI image layout as a tar, either of them compressed or not. Directories are layouts.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import lzma
+import re
+import sys
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ringzero.errors import GuestImageError
+from ringzero.host.files import host_error, make_directory, require_space
+from ringzero.host.progress import QUIET, Progress
+from ringzero.image.oci import manifest as documents
+from ringzero.image.oci.local import Archive
+from ringzero.image.oci.manifest import MAX_DOCUMENT
+from ringzero.image.oci.pull import pull
+from ringzero.image.oci.reference import ARCHIVE, LAYOUT, Local, is_tag, parse_reference
+from ringzero.image.oci.store import Store, StoredImage
+from ringzero.settings import IMAGE_LIMIT
+from ringzero.units import MIB, format_size
+
+_PIECE, _LOOK = MIB, 64 * MIB
+# What is taken out of a tar of a layout: nothing else is part of one.
+_LAYOUT_FILE = re.compile(r"(?:\./)?(index\.json|oci-layout|blobs/[a-z0-9]+/[0-9a-f]+)")
+# containerd's name of a whole reference; that of the specification may be a tag only.
+_FULL_NAME, _NAME = "io.containerd.image.name", "org.opencontainers.image.ref.name"
+
+
+def _zstd(path: Path, mode: str) -> Any:
+    import zstandard
+
+    return zstandard.open(path, mode)
+
+
+# By how such a file begins.
+_OPENERS: tuple[tuple[bytes, Callable[[Path, Any], Any]], ...] = (
+    (b"\x1f\x8b", gzip.open),
+    (b"BZh", bz2.open),
+    (b"\xfd7zXZ\0", lzma.open),
+    (b"\x28\xb5\x2f\xfd", _zstd),
+)
+
+
+def load(path: Path, *, cache: Path, progress: Progress = QUIET) -> list[StoredImage]:
+    """Bring the images at `path` into the store; return them with their names.
+
+    Raises HostError, GuestImageError, InvalidValueError.
+    """
+    if path.is_dir():
+        return _layout(path, path.name, cache, progress)
+    try:
+        with tempfile.TemporaryDirectory(dir=make_directory(cache), prefix="load-") as place:
+            plain = _plain(path, Path(place), progress)
+            names = _names(plain, path)
+            if "manifest.json" in names:
+                return _archive(plain, cache, progress)
+            if "index.json" not in names:
+                raise GuestImageError(
+                    f"{path} has neither manifest.json nor index.json",
+                    hint="`docker save`, `podman save` and `ringzero image save` write images",
+                )
+            target = Path(place, "layout")
+            _extract(plain, target)
+            return _layout(target, path.name, cache, progress)
+    except OSError as fault:
+        raise host_error(fault, "read", path) from fault
+
+
+def _plain(path: Path, place: Path, progress: Progress) -> Path:
+    """Return the file itself, or where it lies without its compression."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    opener = next((opener for magic, opener in _OPENERS if head.startswith(magic)), None)
+    if opener is None:
+        return path
+    target, limit = place / "plain.tar", IMAGE_LIMIT.get()
+    size = 0
+    with progress.step(f"unpacking {path.name}") as step:
+        try:
+            with opener(path, "rb") as packed, target.open("wb") as out:
+                for data in _pieces(packed):
+                    if size // _LOOK != (size + len(data)) // _LOOK:
+                        require_space(place, _LOOK, f"unpacking {path}")
+                        step.update(None, format_size(size))
+                    size += len(data)
+                    if size > limit:
+                        raise GuestImageError(
+                            f"{path} unpacks to more than {format_size(limit)}",
+                            hint="RINGZERO_IMAGE_LIMIT=SIZE allows more",
+                        )
+                    out.write(data)
+        except _damage() as fault:
+            raise GuestImageError(f"{path} is damaged: {fault}") from fault
+    return target
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """Return what readers of compressed files raise for damaged ones."""
+    found = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+    if "zstandard" not in sys.modules:
+        return found
+    import zstandard
+
+    return (*found, zstandard.ZstdError)
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    while data := file.read(_PIECE):
+        yield data
+
+
+def _names(plain: Path, path: Path) -> set[str]:
+    """Return the names of the files in a tar's top directory, and its blobs'."""
+    try:
+        with tarfile.open(plain, "r:") as archive:
+            return {member.name.removeprefix("./") for member in archive if member.isreg()}
+    except (tarfile.TarError, UnicodeError) as fault:
+        raise GuestImageError(f"{path} is no archive of images: {fault}") from fault
+
+
+def _extract(plain: Path, target: Path) -> None:
+    """Take the files of a layout out of a tar."""
+    with tarfile.open(plain, "r:") as archive:
+        for member in archive:
+            found = _LAYOUT_FILE.fullmatch(member.name)
+            file = archive.extractfile(member) if found and member.isreg() else None
+            if found is None or file is None:
+                continue
+            place = target / found[1]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            require_space(target, member.size, "unpacking the images")
+            with place.open("wb") as out:
+                for data in _pieces(file):
+                    out.write(data)
+
+
+def _archive(plain: Path, cache: Path, progress: Progress) -> list[StoredImage]:
+    """Load each image of a `docker save`; one without a name is known by its digest."""
+    with contextlib.closing(Archive(Local(ARCHIVE, plain))) as archive:
+        images = archive.names
+    if len(images) > 1 and not all(images):
+        raise GuestImageError(
+            "one of several images in the archive has no name",
+            hint="save them one by one, or with their names",
+        )
+    return [
+        _take(Local(ARCHIVE, plain, names[0] if names else None), names, cache, progress)
+        for names in images
+    ]
+
+
+def _layout(place: Path, name: str, cache: Path, progress: Progress) -> list[StoredImage]:
+    """Load each image of a layout."""
+    index = place / "index.json"
+    try:
+        data = index.read_bytes() if index.stat().st_size <= MAX_DOCUMENT else b""
+    except OSError as fault:
+        raise GuestImageError(f"{name} is no OCI image layout: it has no index.json") from fault
+    value = documents.document(data, "index.json")
+    manifests = documents.index(value)
+    if not manifests:
+        raise GuestImageError(f"{name} holds no image")
+    found = []
+    for descriptor, item in zip(manifests, value["manifests"], strict=True):
+        notes = item.get("annotations") or {}
+        told = [notes.get(_FULL_NAME) or notes.get(_NAME)]
+        names = [text for text in told if isinstance(text, str) and not is_tag(text)]
+        names += [f"{_stem(name)}:{tag}" for tag in told if isinstance(tag, str) and is_tag(tag)]
+        found.append(_take(Local(LAYOUT, place, descriptor.digest), names, cache, progress))
+    return found
+
+
+def _stem(name: str) -> str:
+    """Return what an image is called whose file or directory says no more than its own name."""
+    stem = re.sub(r"(\.(oci|docker|tar|tgz|gz|xz|bz2|zst))+$", "", name.lower())
+    return re.sub(r"[^a-z0-9]+", "-", stem).strip("-") or "image"
+
+
+def _take(local: Local, names: list[str], cache: Path, progress: Progress) -> StoredImage:
+    """Pull an image, and let `names` stand for it, not the place that it came from."""
+    references = [parse_reference(name) for name in names]
+    image = pull(local, cache=cache, progress=progress)
+    store = Store(cache)
+    with store.lock(progress):
+        for reference in references:
+            store.set_name(reference, image.digest)
+        store.unset_name(local)
+    return store.load(image.digest, [reference.familiar for reference in references]) or image
+
+
+@contextlib.contextmanager
+def incoming(cache: Path) -> Iterator[Path]:
+    """Have what comes on standard input in a file, for the block. Raises HostError."""
+    place = make_directory(cache)
+    with tempfile.NamedTemporaryFile(dir=place, prefix="load-", suffix=".tar") as file:
+        try:
+            for data in _pieces(sys.stdin.buffer):
+                file.write(data)
+            file.flush()
+        except OSError as fault:
+            raise host_error(fault, "write", place) from fault
+        yield Path(file.name)

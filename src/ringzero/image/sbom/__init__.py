@@ -1,0 +1,1 @@
+"""What software an image holds: read from the databases of its package managers."""

@@ -1,0 +1,77 @@
+"""Images compared file by file; their files read; and verified."""
+
+import pytest
+
+from ringzero.errors import GuestImageError
+from ringzero.image.oci.blobs import Blobs
+from ringzero.image.oci.difference import Change, difference
+from ringzero.image.oci.files import open_files
+from ringzero.image.oci.pull import pull
+from ringzero.image.oci.reference import parse
+from ringzero.image.oci.verify import verify
+from tests.image.oci.images import Image
+
+BASE = {"etc": None, "etc/conf": b"one", "bin": b"x" * 5000, "link": ("->", "bin"), "gone": b"g"}
+
+
+@pytest.fixture
+def made(tmp_path):
+    def make(layers, name):
+        Image(layers).write_layout(tmp_path / name)
+        return pull(parse(f"oci:{tmp_path / name}"), cache=tmp_path / "cache", architecture="amd64")
+
+    return make
+
+
+def test_what_differs(made):
+    before = made([BASE], "before")
+    upper = {
+        "etc/conf": b"two",  # of the same size
+        "bin": b"x" * 4999 + b"y",
+        "link": ("->", "etc"),
+        ".wh.gone": b"",
+        "new": None,
+        "new/file": b"n" * 7,
+    }
+    after = made([BASE, upper], "after")
+    assert difference(before, before) == []
+    assert difference(before, after) == [
+        Change("changed", "/bin", 5000, 5000),
+        Change("changed", "/etc/conf", 3, 3),
+        Change("removed", "/gone", 1, 0),
+        Change("changed", "/link", 0, 0),
+        Change("added", "/new", 0, 0),
+        Change("added", "/new/file", 0, 7),
+    ]
+    back = difference(after, before)
+    assert [c.kind for c in back if c.path.startswith("/new")] == ["removed", "removed"]
+
+
+def test_files(made):
+    with open_files(made([BASE], "image")) as files:
+        assert files.read("/etc/conf", 10) == b"one" and files.read("/none", 10) == b""
+        assert files.listing("/etc") == ["conf"] and files.listing("/none") == []
+        assert {"/bin", "/etc", "/etc/conf", "/link", "/gone"} <= {path for path, _ in files.walk()}
+
+
+def test_a_root_that_is_none(made):
+    image = made([BASE], "image")
+    image.root.write_bytes(bytes(image.size))
+    with pytest.raises(GuestImageError, match="no root file system"), open_files(image):
+        pass
+
+
+def test_every_blob_is_read(made, tmp_path):
+    cache = tmp_path / "cache"
+    image = made([BASE, {"b": b"2"}], "image")
+    found = verify(image, cache)
+    assert [v.what for v in found] == ["manifest", "configuration", "layer", "layer"]
+    assert {v.state for v in found} == {"right"} and all(v.size for v in found)
+    lower, upper = (Blobs(cache).path(digest) for digest in image.layers)
+    data = bytearray(lower.read_bytes())
+    data[len(data) // 2] ^= 1
+    lower.write_bytes(data)
+    upper.unlink()
+    assert [v.state for v in verify(image, cache)] == ["right", "right", "wrong", "missing"]
+    Blobs(cache).path(image.digest).write_bytes(b"{}")
+    assert [v.state for v in verify(image, cache)] == ["wrong", "right", "wrong", "missing"]
