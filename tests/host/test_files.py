@@ -1,5 +1,6 @@
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -146,3 +147,23 @@ def test_long_wait_for_another_is_told(tmp_path):
     with files.locked(tmp_path / "lock", Steps()):
         pass
     assert "waiting for another ringzero" in told[0]
+
+
+def test_files_that_vanish_while_they_are_listed(tmp_path, monkeypatch):
+    for name in ("a/b/one", "a/two", "three"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"xy")
+    found = files.files_below(tmp_path)
+    path, status = next(found)
+    assert path == tmp_path / "three" and status.st_size == 2
+    shutil.rmtree(tmp_path / "a" / "b")
+    assert [path.name for path, _ in found] == ["two"]
+    assert list(files.files_below(tmp_path / "none")) == []
+    assert files.newest_first([tmp_path / "gone", tmp_path / "three"]) == [tmp_path / "three"]
+
+
+def test_newest_first(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).write_bytes(b"")
+        time.sleep(0.02)
+    assert [p.name for p in files.newest_first(tmp_path.iterdir())] == ["new", "old"]

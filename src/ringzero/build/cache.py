@@ -25,6 +25,7 @@ from ringzero.digest import blake2b
 from ringzero.host.files import (
     PARTIAL,
     atomic_file,
+    files_below,
     host_error,
     locked,
     make_directory,
@@ -116,11 +117,7 @@ class BuildCache:
 
     def size(self) -> int:
         """Return how many bytes of the disk all of it takes."""
-        total = 0
-        for path in self._place.rglob("*"):
-            with contextlib.suppress(OSError):
-                total += path.lstat().st_blocks * 512
-        return total
+        return sum(status.st_blocks * 512 for _, status in files_below(self._place))
 
     def prune(self, progress: Progress = QUIET) -> int:
         """Remove all of it, once no build runs; return how many bytes that frees."""

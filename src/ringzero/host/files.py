@@ -14,7 +14,7 @@ import os
 import resource
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -267,6 +267,24 @@ def locked(
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def files_below(top: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield all files below a directory, with lstat(2); what vanishes meanwhile is left out."""
+    for place, _, names in os.walk(top):
+        for name in names:
+            path = Path(place, name)
+            with contextlib.suppress(OSError):
+                yield path, path.lstat()
+
+
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Return files by the time of their last change of any kind, without those that vanish."""
+    found = list[tuple[float, Path]]()
+    for path in paths:
+        with contextlib.suppress(OSError):
+            found.append((path.stat().st_ctime, path))
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def remove_tree(path: Path) -> None:

@@ -15,7 +15,7 @@ from ringzero.config.devices.disk import DiskConfig
 from ringzero.config.machine import MachineConfig
 from ringzero.disk import open_disk
 from ringzero.errors import GuestImageError
-from ringzero.host.files import atomic_file, make_directory
+from ringzero.host.files import atomic_file, make_directory, newest_first
 from ringzero.image.bootable import Bootable, check_transport, examine, load
 from ringzero.settings import CACHE_DIR
 
@@ -76,7 +76,7 @@ def _kernel(data: bytes) -> KernelImage:
     except GuestImageError:
         path.unlink(missing_ok=True)
         raise
-    kept = sorted(directory.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
+    kept = newest_first(directory.iterdir())
     for old in kept[_KEPT:]:
         old.unlink(missing_ok=True)
     return found

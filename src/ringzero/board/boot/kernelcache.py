@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ringzero.board.boot.kernelimage import KernelImage, Segment
 from ringzero.errors import RingzeroError
-from ringzero.host.files import atomic_file, map_file
+from ringzero.host.files import atomic_file, map_file, newest_first
 
 _SUFFIX = ".kernel"
 # Raised when the content of these files changes.
@@ -136,6 +136,5 @@ def _path(status: os.stat_result, cache: Path) -> Path:
 
 
 def _forget_old(cache: Path) -> None:
-    kept = sorted(cache.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_ctime, reverse=True)
-    for path in kept[_KEPT:]:
+    for path in newest_first(cache.glob(f"*{_SUFFIX}"))[_KEPT:]:
         path.unlink(missing_ok=True)

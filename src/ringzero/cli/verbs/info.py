@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import stat
 from pathlib import Path
@@ -121,18 +120,18 @@ def _proc(name: str, field: str) -> str:
 def _sizes(cache: Path) -> dict[str, int]:
     """Return the bytes in the cache: all of them, and by its directories."""
     sizes = {"size": 0}
-    for file in sorted(cache.rglob("*")):
-        with contextlib.suppress(OSError):
-            status = file.lstat()
-            if not stat.S_ISREG(status.st_mode):
-                continue
-            # As it lies on the disk: images may have holes.
-            size = status.st_blocks * 512
-            sizes["size"] += size
-            first = file.relative_to(cache).parts
-            if len(first) > 1:
-                sizes[first[0]] = sizes.get(first[0], 0) + size
-    return sizes
+    from ringzero.host.files import files_below
+
+    for file, status in files_below(cache):
+        if not stat.S_ISREG(status.st_mode):
+            continue
+        # As it lies on the disk: images may have holes.
+        size = status.st_blocks * 512
+        sizes["size"] += size
+        first = file.relative_to(cache).parts
+        if len(first) > 1:
+            sizes[first[0]] = sizes.get(first[0], 0) + size
+    return dict(sorted(sizes.items(), key=lambda item: (item[0] != "size", item[0])))
 
 
 def _kvm() -> str:
