@@ -11,9 +11,9 @@ import tarfile
 import pytest
 
 from ringzero.errors import GuestImageError
-from ringzero.image.erofs import writer
+from ringzero.image.erofs import content, writer
 from ringzero.image.fs.contract import open_file_system
-from ringzero.image.layers.tar import read
+from ringzero.image.layers.tar import Stream
 from ringzero.image.layers.tree import Tree
 from tests.image.fs.made import Image, part
 from tests.image.oci.images import tar
@@ -24,15 +24,16 @@ peer = pytest.mark.skipif(shutil.which("fsck.erofs") is None, reason="needs erof
 
 
 def image(tmp_path, files, name="image"):
-    """Write the image of one layer; return its path and the tree."""
+    """Write the image of one layer, which comes in odd pieces; return its path and the tree."""
     data = files if isinstance(files, bytes) else tar(files)
-    source = tmp_path / f"{name}.tar"
-    source.write_bytes(data)
+    pieces = (data[at : at + 70_001] for at in range(0, len(data), 70_001))
     tree = Tree(100_000)
-    tree.apply(read(memoryview(data)), 0)
     path = tmp_path / f"{name}.erofs"
-    with source.open("rb") as layer, path.open("w+b") as file:
-        size = writer.write(tree.root, [layer.fileno()], file, UUID, "test")
+    with path.open("w+b") as file:
+        members, size = content.place(Stream(pieces), file.fileno(), writer.FIRST)
+        tree.apply(members, 0)
+        end = writer.FIRST + size
+        size = writer.write(tree.root, [writer.FIRST], file, end, UUID, "test")
     assert path.stat().st_size == size
     return path, tree
 
@@ -49,10 +50,10 @@ SIZES = (0, 1, 1024, 1025, 4031, 4032, 4033, 4095, 4096, 4097, 8192, 100_000)
 @pytest.mark.peer
 @peer
 def test_files_of_all_sizes(tmp_path):
-    content = {f"{size}": os.urandom(size) for size in SIZES}
-    path, _ = image(tmp_path, content)
+    files = {f"{size}": os.urandom(size) for size in SIZES}
+    path, _ = image(tmp_path, files)
     out = extract(path, tmp_path / "out")
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == content
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == files
 
 
 @pytest.mark.peer
@@ -94,21 +95,32 @@ def test_owners_modes_and_times(tmp_path):
     assert "2023-11-14 22:13:20" in told
 
 
-def test_equal_trees_make_equal_images_and_zeros_are_holes(tmp_path):
-    files = {"a/b": b"1", "zeros": bytes(8 << 20), "c": ("->", "a")}
+def test_equal_layers_make_equal_images_and_zeros_are_holes(tmp_path):
+    files = {"a/b": b"1", "zeros": bytes(8 << 20), "half": bytes(5000) + b"x" * 5000, "f": b"f"}
     one, _ = image(tmp_path, files, "one")
-    two, _ = image(tmp_path, dict(reversed(files.items())), "two")
+    two, _ = image(tmp_path, files, "two")
     assert one.read_bytes() == two.read_bytes()
+    assert one.stat().st_blocks * 512 < 1 << 20
 
 
-def test_a_source_that_is_cut_short(tmp_path):
+def test_an_archive_that_is_cut_short(tmp_path):
     data = tar({"f": b"x" * 10_000})
-    tree = Tree(10)
-    tree.apply(read(memoryview(data)), 0)
-    source = tmp_path / "short"
-    source.write_bytes(data[:600])
-    with source.open("rb") as layer, pytest.raises(GuestImageError):
-        writer.write(tree.root, [layer.fileno()], (tmp_path / "image").open("w+b"), UUID)
+    for end in (600, 5000, 512 + 9_000, 512 + 9_999):
+        with pytest.raises(GuestImageError, match="cut short"):
+            image(tmp_path, data[:end])
+
+
+def test_ranges_are_copied_where_the_kernel_copies_none(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError
+
+    data = bytes(3 << 20) + os.urandom(5000)
+    (tmp_path / "source").write_bytes(data)
+    for name in ("kernel", "here"):
+        with (tmp_path / "source").open("rb") as source, (tmp_path / name).open("w+b") as target:
+            content.copy(source.fileno(), target.fileno(), 4096, len(data))
+        assert (tmp_path / name).read_bytes() == bytes(4096) + data
+        monkeypatch.setattr(os, "copy_file_range", refuse)
 
 
 def node_with(attributes):
@@ -150,8 +162,8 @@ def test_linux_reads_it(tmp_path):
     )
     with ringzero.Machine(image="micro", disks=[f"{path},ro"]) as machine:
         done = machine.run(["sh", "-c", script], text=True)
-    for name, content in files.items():
-        assert f"{hashlib.sha256(content).hexdigest()}  {name}\n" in done.stdout
+    for name, data in files.items():
+        assert f"{hashlib.sha256(data).hexdigest()}  {name}\n" in done.stdout
     assert "1,   3" in done.stdout and "l -> d/0" in done.stdout
     assert "-rws--x--x    1 1000" in done.stdout
     assert stat.S_ISCHR(tree.find(b"null").mode)
@@ -177,13 +189,13 @@ def test_random_trees_come_back(tmp_path, seed):
     found = open_file_system(part(Image(path)))
     seen = dict(found.walk("/"))
     assert set(seen) == {f"/{name}" for name in files}
-    for name, content in files.items():
-        if content is None:
+    for name, data in files.items():
+        if data is None:
             assert seen[f"/{name}"].is_directory
-        elif isinstance(content, tuple):
-            assert found.readlink(f"/{name}") == content[1]
+        elif isinstance(data, tuple):
+            assert found.readlink(f"/{name}") == data[1]
         else:
-            assert found.read(f"/{name}") == content
+            assert found.read(f"/{name}") == data
 
 
 def test_fuzz_changed_layers_make_sound_images(tmp_path):

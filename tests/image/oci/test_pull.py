@@ -367,6 +367,22 @@ def test_equal_images_have_equal_roots(registry, tmp_path):
     assert digest(roots[0]) == digest(roots[1])
 
 
+def test_content_that_higher_layers_hide_takes_no_room(registry, cache):
+    hidden = [random.Random(n).randbytes(100_000) for n in range(3)]
+    kept = random.Random(3).randbytes(100_000)
+    layers = [
+        {"a": hidden[0], "b": hidden[1], "d/c": hidden[2], "same": b"1" * 5000},
+        {"a": b"2" * 5000, ".wh.b": b"", "d/.wh..wh..opq": b"", "e": kept},
+        {"same": b"3" * 9000},
+    ]
+    found = take(registry.add("app", Image(layers)), cache)
+    files = open_file_system(part(Disk(found.root)))
+    contents = {name: files.read(f"/rootfs/{name}") for name in ("a", "e", "same")}
+    assert contents == {"a": b"2" * 5000, "e": kept, "same": b"3" * 9000}
+    root = found.root.read_bytes()
+    assert not any(content[:100] in root for content in (*hidden, b"1" * 5000))
+
+
 @pytest.mark.parametrize(
     ("config", "user"),
     [

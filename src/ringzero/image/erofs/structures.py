@@ -28,6 +28,8 @@ SLOT = 32
 _EXTENDED = 1
 # i_format, bits 1 to 3: content in whole blocks, or its last part behind the inode.
 PLAIN, INLINE = 0, 2
+# A file's last part up to this is kept beside its inode: read with it, at no cost of its own.
+_INLINE_FILE = 1024
 # struct erofs_dirent
 _ENTRY = struct.Struct("<QHBB")
 # enum of erofs_fs.h, as linux/fs_types.h has it.
@@ -93,6 +95,16 @@ def inode(
         _EXTENDED | layout << 1, count, mode, 0, size, where, number, *owner,
         seconds & 0xFFFF_FFFF_FFFF_FFFF, nanoseconds, links,
     )  # fmt: skip
+
+
+def tail_size(size: int, xattr_size: int, *, file: bool) -> int:
+    """Return how many of the last of `size` bytes stand behind their inode; `file`: a regular one.
+
+    An inode, its attributes and what stands behind them fit into one block.
+    """
+    rest = size % BLOCK
+    fits = INODE_SIZE + xattr_size + rest <= BLOCK
+    return rest if fits and (rest <= _INLINE_FILE or not file) else 0
 
 
 def device_number(major: int, minor: int) -> int:

@@ -1,37 +1,33 @@
-"""Writing an EROFS image: a file tree, whose content lies in other files.
+"""Writing an EROFS image: a file tree, whose files' content is in the image's file already.
 
-    write(tree.root, sources, file, uuid)
+    members, size = content.place(stream, file.fileno(), writer.FIRST)
+    tree.apply(members, 0)
+    writer.write(tree.root, [writer.FIRST], file, writer.FIRST + size, uuid)
 
-Behind the superblock lie all inodes, in the order of a walk through the tree, with what is
-short behind them (the end of a directory, a link's target, a small file); then the content of
-files, in the same order, each from a block's beginning. Equal trees make equal images. Blocks of
-zeros are holes in the image file. Content is copied by the kernel (copy_file_range(2)).
+Behind the superblock lies the content of files (`content`); then come all inodes, in the order of
+a walk through the tree, with what is short behind them (the end of a directory, a link's target,
+the end of a file); then what is longer of directories and links. Equal trees with equal content
+make equal images.
 """
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from ringzero.errors import GuestImageError
 from ringzero.image.erofs import structures
 from ringzero.image.erofs.structures import BLOCK, INLINE, INODE_SIZE, PLAIN, SLOT
 from ringzero.image.layers.tree import Node
 from ringzero.records import mutable_record
 
-# A file's last part up to this is kept beside its inode: read with it, at no cost of its own.
-_INLINE_FILE = 1024
-# Inodes are numbered from the image's beginning: no number is 0.
-_META_BLOCK = 0
-# Where the kernel copies no ranges between files, so much at a time is copied here.
-_CHUNK = 1 << 20
+# Where the first file's content may lie, in bytes: behind the superblock.
+FIRST = BLOCK
 
 
 @mutable_record
 class _Inode:
-    """An inode as it will lie in the image: `place` in bytes from the image's beginning."""
+    """An inode as it will lie in the image: `place` in bytes from the metadata's beginning."""
 
     node: Node
     # The directory that it is in; of the root None, which is its own.
@@ -50,42 +46,52 @@ class _Inode:
         return self.place // SLOT
 
     @property
-    def blocks(self) -> int:
-        return -(-(self.size - self.tail) // BLOCK)
+    def body(self) -> int:
+        return self.size - self.tail
 
     @property
     def whole(self) -> int:
         return INODE_SIZE + len(self.xattrs) + self.tail
 
 
-def write(root: Node, sources: Sequence[int], file: BinaryIO, uuid: bytes, label: str = "") -> int:
-    """Write the image of the tree `root` to the empty `file`; return its size in bytes.
+def write(
+    root: Node, begins: Sequence[int], file: BinaryIO, end: int, uuid: bytes, label: str = ""
+) -> int:
+    """Complete the image of the tree `root` in `file`; return its size in bytes.
 
-    A node's content lies in the file with the descriptor `sources[node.layer]`. Raises OSError,
-    GuestImageError when a source is cut short.
+    A node's content lies at its offset behind `begins[node.layer]`, whole blocks, and all content
+    before `end`, another whole block. Raises OSError.
     """
     inodes = _number(root)
     found = {id(inode.node): inode for inode in inodes}
-    end = _place(inodes)
-    block = -(-end // BLOCK)
-    metadata = bytearray(block * BLOCK)
+    first = end // BLOCK
+    block = first - (-_place(inodes) // BLOCK)
+    metadata = bytearray((block - first) * BLOCK)
     for inode in inodes:
-        if count := inode.blocks:
+        if not inode.body:
+            continue
+        if stat.S_ISREG(inode.node.mode):
+            inode.block = (begins[inode.node.layer] + inode.node.offset) // BLOCK
+        else:
             inode.block = block
-            block += count
-    size = block * BLOCK
-    file.truncate(size)
+            block += -(-inode.body // BLOCK)
+    more = bytearray()
     for inode in inodes:
-        _write_inode(inode, found, sources, metadata, file)
-    uuid = uuid[:16].ljust(16, b"\0")
-    metadata[:BLOCK] = structures.superblock(
-        found[id(root)].nid, len(inodes), block, _META_BLOCK, uuid,
-        label.encode()[:15].ljust(16, b"\0"),
-    )  # fmt: skip
-    file.seek(0)
+        content = _content(inode, found)
+        behind = content[len(content) - inode.tail :]
+        metadata[inode.place : inode.place + inode.whole] = _head(inode) + inode.xattrs + behind
+        if inode.body and not stat.S_ISREG(inode.node.mode):
+            more += content[: inode.body].ljust(-(-inode.body // BLOCK) * BLOCK, b"\0")
+    file.seek(end)
     file.write(metadata)
+    file.write(more)
+    file.seek(0)
+    uuid = uuid[:16].ljust(16, b"\0")
+    label_ = label.encode()[:15].ljust(16, b"\0")
+    nid = found[id(root)].nid
+    file.write(structures.superblock(nid, len(inodes), block, first, uuid, label_))
     file.flush()
-    return size
+    return block * BLOCK
 
 
 def _number(root: Node) -> list[_Inode]:
@@ -115,12 +121,12 @@ def _place(inodes: Sequence[_Inode]) -> int:
 
     What stands behind an inode must not cross the border of a block.
     """
-    at = BLOCK
+    # No inode has the number 0, which readdir(3) takes for none.
+    at = SLOT
     for inode in inodes:
-        rest = inode.size % BLOCK
-        fits = INODE_SIZE + len(inode.xattrs) + rest <= BLOCK
-        if fits and (rest <= _INLINE_FILE or not stat.S_ISREG(inode.node.mode)):
-            inode.tail = rest
+        inode.tail = len(inode.node.tail)
+        if not stat.S_ISREG(inode.node.mode):
+            inode.tail = structures.tail_size(inode.size, len(inode.xattrs), file=False)
         begin = at
         if inode.tail and at // BLOCK != (at + inode.whole - 1) // BLOCK:
             begin = -(-at // BLOCK) * BLOCK
@@ -129,42 +135,21 @@ def _place(inodes: Sequence[_Inode]) -> int:
     return at
 
 
-def _write_inode(
-    inode: _Inode,
-    found: dict[int, _Inode],
-    sources: Sequence[int],
-    metadata: bytearray,
-    file: BinaryIO,
-) -> None:
-    node = inode.node
-    kind, where = stat.S_IFMT(node.mode), inode.block
-    if kind in (stat.S_IFCHR, stat.S_IFBLK):
+def _head(inode: _Inode) -> bytes:
+    node, where = inode.node, inode.block
+    if stat.S_IFMT(node.mode) in (stat.S_IFCHR, stat.S_IFBLK):
         where = structures.device_number(*node.device)
-    head = structures.inode(
+    return structures.inode(
         INLINE if inode.tail else PLAIN, node.mode, inode.size, where, inode.number,
         (node.uid, node.gid), node.mtime, inode.links, len(inode.xattrs),
     )  # fmt: skip
-    body = inode.size - inode.tail
-    if node.children is not None:
-        content = structures.directory(_entries(inode, found))
-    elif kind == stat.S_IFLNK:
-        content = node.target
-    elif kind == stat.S_IFREG and inode.size:
-        source = sources[node.layer]
-        if body:
-            _copy(source, node.offset, file.fileno(), inode.block * BLOCK, body)
-        content = b""
-        if inode.tail:
-            content = os.pread(source, inode.tail, node.offset + body)
-            if len(content) != inode.tail:
-                raise _cut_short()
-        metadata[inode.place : inode.place + inode.whole] = head + inode.xattrs + content
-        return
-    else:
-        content = b""
-    if body:
-        os.pwrite(file.fileno(), content[:body], inode.block * BLOCK)
-    metadata[inode.place : inode.place + inode.whole] = head + inode.xattrs + content[body:]
+
+
+def _content(inode: _Inode, found: dict[int, _Inode]) -> bytes:
+    """Return the content of a directory or link; of a file what stands behind its inode."""
+    if inode.node.children is not None:
+        return structures.directory(_entries(inode, found))
+    return inode.node.target or inode.node.tail
 
 
 def _entries(inode: _Inode, found: dict[int, _Inode]) -> list[tuple[bytes, int, int]]:
@@ -173,20 +158,3 @@ def _entries(inode: _Inode, found: dict[int, _Inode]) -> list[tuple[bytes, int, 
     parent = inode.parent or inode
     entries += [(b".", inode.nid, inode.node.mode), (b"..", parent.nid, parent.node.mode)]
     return sorted(entries)
-
-
-def _copy(source: int, offset: int, target: int, place: int, length: int) -> None:
-    """Copy between files; the target's range is a hole before."""
-    while length:
-        try:
-            count = os.copy_file_range(source, target, length, offset, place)
-        except OSError:
-            data = os.pread(source, min(length, _CHUNK), offset)
-            count = os.pwrite(target, data, place) if data.strip(b"\0") else len(data)
-        if not count:
-            raise _cut_short()
-        offset, place, length = offset + count, place + count, length - count
-
-
-def _cut_short() -> GuestImageError:
-    return GuestImageError("the content of a layer is shorter than it says")

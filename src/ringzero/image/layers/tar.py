@@ -1,8 +1,13 @@
 """Tar archives: POSIX.1-2001 (pax), ustar, and GNU's long names and base-256 numbers; no I/O.
 
-The archive is a buffer, mostly a mapped file. Its bytes are not trusted: every length is
-checked, and what makes no sense raises GuestImageError with its offset. File content is not
-read, but told by where it lies. Sparse files of GNU tar are refused; builders of images make
+    for member in read(mapped): ...
+    stream = Stream(pieces)
+    for member in members(stream):
+        for piece in stream.pieces(member.size): ...
+
+An archive is a buffer, mostly a mapped file, or comes in pieces. Its bytes are not trusted: every
+length is checked, and what makes no sense raises GuestImageError with its offset. File content is
+not read, but told by where it lies. Sparse files of GNU tar are refused; builders of images make
 none.
 """
 
@@ -10,6 +15,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
+from typing import Protocol
 
 from ringzero.errors import GuestImageError
 from ringzero.records import mutable_record
@@ -45,7 +51,8 @@ _MAX_TIME = (1 << 63) - 1
 class Member:
     """One entry: `mode` with type bits (0: a hard link to `link`), content at `offset`.
 
-    `mtime` is in nanoseconds, `device` the major and minor number.
+    `mtime` is in nanoseconds, `device` the major and minor number. `tail` is the end of the
+    content, where that is kept here.
     """
 
     name: bytes
@@ -58,28 +65,108 @@ class Member:
     link: bytes = b""
     device: tuple[int, int] = (0, 0)
     xattrs: dict[bytes, bytes] | None = None
+    tail: bytes = b""
+
+
+class Source(Protocol):
+    """An archive, read from its beginning on; `at` is the offset of what comes next."""
+
+    at: int
+
+    def take(self, count: int) -> bytes:
+        """Return the next `count` bytes; fewer where the archive ends."""
+        ...
+
+    def go_to(self, at: int) -> bool:
+        """Pass over all before the offset `at`; False: the archive ends before it."""
+        ...
+
+
+class _Whole:
+    """An archive that is a buffer."""
+
+    def __init__(self, archive: memoryview) -> None:
+        self.at = 0
+        self._archive = archive
+
+    def take(self, count: int) -> bytes:
+        found = bytes(self._archive[self.at : self.at + count])
+        self.at += len(found)
+        return found
+
+    def go_to(self, at: int) -> bool:
+        self.at = at
+        return at <= len(self._archive)
+
+
+class Stream:
+    """An archive that comes in `pieces`."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self.at = 0
+        self._pieces = pieces
+        self._piece = memoryview(b"")
+
+    def take(self, count: int) -> bytes:
+        """Return the next `count` bytes; fewer where the archive ends."""
+        if len(self._piece) < count:
+            return b"".join(self.pieces(count))
+        found = bytes(self._piece[:count])
+        self._piece = self._piece[count:]
+        self.at += count
+        return found
+
+    def pieces(self, count: int) -> Iterator[memoryview]:
+        """Yield the next `count` bytes in pieces; fewer where the archive ends."""
+        while count > 0:
+            if not self._piece:
+                self._piece = memoryview(next(filter(None, self._pieces), b""))
+                if not self._piece:
+                    return
+            found = self._piece[:count]
+            self._piece = self._piece[len(found) :]
+            self.at += len(found)
+            count -= len(found)
+            yield found
+
+    def go_to(self, at: int) -> bool:
+        """Pass over all before the offset `at`; False: the archive ends before it."""
+        for _ in self.pieces(at - self.at):
+            pass
+        return self.at >= at
 
 
 def read(archive: memoryview) -> Iterator[Member]:
+    """Yield the members of a whole archive in their order. Raises GuestImageError."""
+    for member in members(_Whole(archive)):
+        if member.offset + member.size > len(archive):
+            raise _damaged("the archive is cut short", member.offset)
+        yield member
+
+
+def members(archive: Source) -> Iterator[Member]:
     """Yield the members of `archive` in their order. Raises GuestImageError.
 
-    It ends with a block of zeros, or with the archive, as all readers have it.
+    It ends with a block of zeros, or with the archive, as all readers have it. Whoever is given a
+    member may read its content, which comes next, before the next one is asked for.
     """
-    at, end = 0, len(archive)
     everywhere: dict[bytes, bytes] = {}
     extended: dict[bytes, bytes] = {}
     name = link = None
-    while at + _BLOCK <= end:
-        header = bytes(archive[at : at + _BLOCK])
+    while True:
+        at = archive.at
+        header = archive.take(_BLOCK)
         if not header.strip(b"\0"):
             break
+        if len(header) < _BLOCK:
+            raise _damaged("the archive is cut short", at)
         _check(header, at)
-        kind, begin = header[156:157], at + _BLOCK
+        kind, begin = header[156:157], archive.at
         size = _number(header[124:136], at)
         if kind in (_PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK, _SOLARIS_PAX):
-            if size > _MAX_EXTENDED or begin + size > end:
+            data = archive.take(size) if size <= _MAX_EXTENDED else b""
+            if len(data) < size:
                 raise _damaged("an extended header is too long or cut short", at)
-            data = bytes(archive[begin : begin + size])
             if kind == _LONG_NAME:
                 name = data.partition(b"\0")[0]
             elif kind == _LONG_LINK:
@@ -88,25 +175,24 @@ def read(archive: memoryview) -> Iterator[Member]:
                 everywhere |= _records(data, at)
             else:
                 extended |= _records(data, at)
-            at = begin + size + -size % _BLOCK
+            archive.go_to(begin + size + -size % _BLOCK)
             continue
         member = _member(header, begin, size, at)
         if name is not None:
             member.name = name
         if link is not None:
             member.link = link
-        records = {**everywhere, **extended}
+        records = {**everywhere, **extended} if everywhere else extended
         if records:
             _extend(member, records, at)
         name = link = None
         extended = {}
-        length = member.size
-        if begin + length > end:
-            raise _damaged("the archive is cut short", at)
+        # What comes next is told before whoever is given the member may change it.
+        end = begin + member.size
         yield member
-        at = begin + length + -length % _BLOCK
-    if at < end and at + _BLOCK > end and bytes(archive[at:]).strip(b"\0"):
-        raise _damaged("the archive is cut short", at)
+        if not archive.go_to(end):
+            raise _damaged("the archive is cut short", at)
+        archive.go_to(end + -end % _BLOCK)
     if name is not None or link is not None or extended:
         raise _damaged("an extended header without its file", at)
 
@@ -195,7 +281,7 @@ def _check(header: bytes, at: int) -> None:
     told = _number(header[148:156], at)
     blank = header[:148] + b" " * 8 + header[156:]
     total = sum(blank)
-    if told not in (total, total - 256 * sum(byte > 127 for byte in blank)):
+    if told != total and told != total - 256 * sum(byte > 127 for byte in blank):
         raise _damaged("a header's checksum is wrong; this is no tar archive, or damaged", at)
 
 

@@ -23,19 +23,20 @@ _OVERLAY = (b"trusted.overlay.", b"user.overlay.")
 class Node:
     """A file: its inode, with `children` where it is a directory.
 
-    `layer` and `offset` tell where its content lies. Hard links are one node in several places.
+    `layer` and `offset` tell where its content lies, but for `tail`, the end of it. Hard links are
+    one node in several places.
     """
 
     __slots__ = (
         "children", "device", "gid", "layer", "links", "mode", "mtime", "offset", "size",
-        "target", "uid", "xattrs",
+        "tail", "target", "uid", "xattrs",
     )  # fmt: skip
 
     def __init__(self, mode: int, uid: int = 0, gid: int = 0, mtime: int = 0) -> None:
         self.mode = mode
         self.uid, self.gid, self.mtime = uid, gid, mtime
         self.size = self.offset = self.layer = 0
-        self.target = b""
+        self.target = self.tail = b""
         self.device = (0, 0)
         self.links = 1
         self.xattrs: dict[bytes, bytes] = {}
@@ -109,6 +110,7 @@ class Tree:
         node = Node(member.mode)
         _describe(node, member)
         node.size, node.offset, node.layer = member.size, member.offset, layer
+        node.tail = member.tail
         node.device = member.device
         if stat.S_ISLNK(member.mode):
             if not 0 < len(member.link) < _MAX_PATH:

@@ -176,14 +176,16 @@ def unpacked(
             from ringzero.image.oci import root
 
             remove_tree(place)
-            with Unpacking(place.parent) as unpacking:
-                fetch(unpacking.follow)
-                layers = unpacking.finish(manifest.layers, config.diff_ids, blobs, progress)
-                with atomic_directory(place) as work:
-                    uuid = bytes.fromhex(digest.partition(":")[2])
-                    with (work / ROOT).open("w+b") as file:
-                        size = root.build(layers, config, uuid, file, progress)
-                    store.write_info(work, digest, _info(config, manifest, size))
+            with atomic_directory(place) as work:
+                uuid = bytes.fromhex(digest.partition(":")[2])
+                with (
+                    (work / ROOT).open("w+b") as file,
+                    Unpacking(manifest.layers, file) as unpacking,
+                ):
+                    fetch(unpacking.follow)
+                    layers = unpacking.finish(config.diff_ids, blobs, progress)
+                    size = root.build(layers, config, uuid, file, progress)
+                store.write_info(work, digest, _info(config, manifest, size))
             found = store.load(digest)
     if found is None:
         raise GuestImageError(f"the image {digest} vanished while it was made", path=place)

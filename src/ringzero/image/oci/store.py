@@ -25,7 +25,7 @@ from ringzero.image.oci.reference import Local, Reference
 from ringzero.records import record
 
 # Of `image.json` and the root file system; another one is made anew from the blobs.
-FORMAT = 3
+FORMAT = 4
 INFO, ROOT = "image.json", "root.erofs"
 _SHOWN = 24
 # What of a configuration is kept in INFO.
