@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import struct
+import zlib
 
 import pytest
 
@@ -84,6 +86,17 @@ def test_fuzz_wrong_bytes_end(tmp_path, script):
         except FileSystemError:
             continue
         assert all(p.start >= 0 and p.start + p.size <= len(data) for p in found)
+
+
+def test_no_more_partitions_than_linux_has():
+    """Each is looked through, and a table has room for thousands."""
+    entry = struct.pack("<16s16sQQQ72s", b"L" * 16, b"u" * 16, 2048, 4095, 0, b"")
+    table = entry * 4096
+    fields = (1, 100, 2048, 4096, b"d" * 16, 2, 4096, 128, zlib.crc32(table))
+    head = struct.pack("<8sIIIIQQQQ16sQIII", b"EFI PART", 0x10000, 92, 0, 0, *fields)
+    head = head[:16] + struct.pack("<I", zlib.crc32(head)) + head[20:]
+    found = read_partitions(Bytes((bytes(512) + head.ljust(512, b"\0") + table).ljust(4 << 20)))
+    assert [p.number for p in found] == list(range(1, 257))
 
 
 def test_no_table():

@@ -1,39 +1,22 @@
 """Debian itself, installed by mmdebstrap, boots from its disk alone, and cloud-init runs in it.
 With the agent, commands, files and copies work in it, and it shuts down in order.
 
-It takes minutes and fetches 150 MB of packages: RINGZERO_TEST_DISTRIBUTIONS=1 asks for it, or a
-folder, in which what was installed is kept for the next time.
+Opt-in: tests/vm/debian.py.
 """
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.image.fs.made import run, sized, tool
+from tests.image.fs.made import run, tool
+from tests.vm.debian import MARKS, disk_of, ringzero, trees
 
-WANTED = os.environ.get("RINGZERO_TEST_DISTRIBUTIONS", "")
-pytestmark = [
-    pytest.mark.boot,
-    pytest.mark.peer,
-    pytest.mark.engine,
-    pytest.mark.timeout(3000),
-    pytest.mark.skipif(not WANTED, reason="RINGZERO_TEST_DISTRIBUTIONS=1 installs Debian"),
-]
+__all__ = ["ringzero", "trees"]
+pytestmark = MARKS
 PACKAGES = (
     "linux-image-cloud-amd64,systemd-sysv,cloud-init,iproute2,udev,dbus,netbase,isc-dhcp-client,"
-    "ifupdown"
+    "ifupdown,openssh-server"
 )
-UUID = "11111111-2222-3333-4444-555555555555"
-GRUB = """
-search --no-floppy --fs-uuid --set=root {uuid}
-menuentry 'Debian GNU/Linux' --id debian {{
-  linux /boot/vmlinuz-{version} root=UUID={uuid} {flags} ro console=tty0
-  initrd /boot/initrd.img-{version}
-}}
-"""
 # Reports on the serial line once the system is up, and switches it off.
 REPORT = """#cloud-config
 write_files:
@@ -51,36 +34,32 @@ SHORT = "#cloud-config\nruncmd:\n- echo said-by-runcmd >/root/said\n"
 SAID = "said-by-runcmd\nwebby\n"
 COPIES = ("web", "web-1")
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ8dGmGXAMPLE me@here"
+# Of the network that machines are on by themselves, an address that DHCP does not give.
+NETWORK = """version: 2
+ethernets:
+  eth0:
+    match: {name: "e*"}
+    addresses: [10.0.2.77/24]
+    gateway4: 10.0.2.2
+    nameservers: {addresses: [10.0.2.3]}
+"""
+# A module that fails, and a name that cloud-init does not know.
+FAULTY = """#cloud-config
+pakages: [git]
+runcmd:
+- [sh, -c, "exit 3"]
+"""
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
+@pytest.fixture
+def installed(trees):
     """Return what installs Debian with an initrd of one kind, and returns its tree of files.
 
     A shell script runs that of initramfs-tools, systemd that of dracut.
     """
-    if os.geteuid():
-        pytest.skip("the tree of files has owners")
-    top = tmp_path_factory.mktemp("debian")
-    kept = Path(WANTED) if Path(WANTED).is_dir() else top
-    trees = {}
 
     def install(initrd):
-        if initrd in trees:
-            return trees[initrd]
-        archive = kept / f"{initrd}.tar"
-        if not archive.exists():
-            packages = f"{PACKAGES},{initrd}"
-            command = [tool("mmdebstrap"), "--variant=minbase", f"--include={packages}"]
-            new = archive.with_suffix(".new.tar")
-            subprocess.run(
-                [*command, "bookworm", str(new)], check=True, capture_output=True, timeout=1500
-            )
-            new.rename(archive)
-        tree = trees[initrd] = top / initrd
-        tree.mkdir()
-        run("tar", "-C", tree, "-xf", archive, "--exclude=./dev/*")
-        (tree / "etc" / "machine-id").write_text("")
+        tree = trees.get(initrd, f"{PACKAGES},{initrd}")
         # What these would call (locales, btrfs-progs) is not installed.
         settings = tree / "etc/cloud/cloud.cfg"
         text = settings.read_text()
@@ -90,51 +69,9 @@ def installed(tmp_path_factory):
     return install
 
 
-def disk_of(tree, folder, kind, flags=""):
-    """Return a raw disk: GPT, and one partition with the tree and GRUB's configuration."""
-    (kernel,) = (tree / "boot").glob("vmlinuz-*")
-    version = kernel.name.removeprefix("vmlinuz-")
-    grub = tree / "boot" / "grub"
-    grub.mkdir(exist_ok=True)
-    (grub / "grub.cfg").write_text(GRUB.format(uuid=UUID, version=version, flags=flags))
-    (tree / "etc" / "fstab").write_text(f"UUID={UUID} / {kind} rw 0 1\n")
-    part = sized(folder / "part", 1500 << 20)
-    if kind == "ext4":
-        run("mke2fs", "-q", "-F", "-t", "ext4", "-U", UUID, "-d", tree, part)
-    else:
-        run("mkfs.btrfs", "-q", "-U", UUID, "--rootdir", tree, part)
-    disk = sized(folder / "disk", 1502 << 20)
-    script = f"label: gpt\nstart=2048, size={1500 << 11}, type=L\n"
-    run("sfdisk", "-q", disk, input=script.encode())
-    run("dd", f"if={part}", f"of={disk}", "bs=1M", "seek=1", "conv=notrunc,sparse", "status=none")
-    part.unlink()
-    return disk
-
-
-@pytest.fixture
-def ringzero(tmp_path):
-    """Return what runs a command of ours, with machines and data of its own."""
-    environment = os.environ | {
-        "RINGZERO_DATA_DIR": str(tmp_path / "data"),
-        "RINGZERO_MACHINES_DIR": str(tmp_path / "machines"),
-        "RINGZERO_BOOT_TIMEOUT": "1500",
-    }
-
-    def call(*words, status=0, timeout=1600):
-        command = [sys.executable, "-m", "ringzero", *map(str, words)]
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, env=environment
-        )
-        said = done.stdout.decode(errors="replace").replace("\r", "")
-        assert done.returncode == status, said[-3000:] + done.stderr.decode()
-        return said
-
-    yield call
-    for place in (tmp_path / "machines").glob("*"):
-        call("rm", "-f", place.name)
-
-
-@pytest.mark.parametrize(("kind", "flags"), [("ext4", ""), ("btrfs", "rootfstype=btrfs")])
+@pytest.mark.parametrize(
+    ("kind", "flags"), [("ext4", ""), ("btrfs", "rootfstype=btrfs"), ("xfs", "rootfstype=xfs")]
+)
 def test_debian_boots_from_its_disk_alone(installed, ringzero, tmp_path, kind, flags):
     disk = disk_of(installed("initramfs-tools"), tmp_path, kind, flags)
     user_data = tmp_path / "user-data"
@@ -184,3 +121,40 @@ def test_commands_copies_and_files_in_debian(installed, ringzero, tmp_path, init
     ringzero("stop", "--timeout", "300", "again")
     assert "poweroff" in ringzero("ps", "-a")
     assert "reboot: Power down" in ringzero("logs", "again")
+
+
+def test_ssh_and_an_address_of_ones_own(installed, ringzero, tmp_path):
+    """sshd's key comes from cloud-init, and so does the address, which no DHCP gives."""
+    disk = disk_of(installed("initramfs-tools"), tmp_path, "ext4")
+    tool("ssh")
+    key = tmp_path / "key"
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
+    network = tmp_path / "network.yaml"
+    network.write_text(NETWORK)
+    ringzero(
+        *("run", "-d", "--name", "web", "--memory", "1G", "--disk", f"{disk},format=raw"),
+        *("--network-config", network, "--ssh-key", f"{key}.pub", "--hostname", "webby"),
+    )
+    said = ringzero("ssh", "-i", key, "web", "hostname; ip -4 -o addr show; cat /etc/resolv.conf")
+    assert said.startswith("webby\n")
+    assert "inet 10.0.2.77/24" in said and "10.0.2.15" not in said
+    ringzero("ssh", "-i", key, "web", "exit 7", status=7)
+    said = ringzero("ssh", "-i", key, "web", "ping -c1 -W5 10.0.2.2 || ip route")
+    assert "0% packet loss" in said or "default via 10.0.2.2" in said
+    ringzero("stop", "--timeout", "300", "web")
+
+
+def test_what_cloud_init_could_not_do_is_told(installed, ringzero, tmp_path):
+    disk = disk_of(installed("initramfs-tools"), tmp_path, "ext4")
+    user_data = tmp_path / "user-data"
+    user_data.write_text(FAULTY)
+    told = ringzero(
+        *("run", "-d", "--name", "web", "--memory", "1G", "--disk", f"{disk},format=raw"),
+        *("--cloud-init", user_data, "--hostname", "webby"),
+        status=125,
+        errors=True,
+    )
+    assert "cloud-init finished with faults; the machine runs on" in told
+    assert "scripts-user" in told or "scripts_user" in told, told
+    assert "schema" in told or "pakages" in told, told
+    assert "web" in ringzero("ps")

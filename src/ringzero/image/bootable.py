@@ -11,8 +11,9 @@ file system leaves the others readable, and is told where nothing to boot is fou
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ringzero.errors import FileSystemError, GuestImageError, NotFoundError
 from ringzero.image.bootloader import extlinux, grub, kernels, uki
@@ -28,11 +29,15 @@ from ringzero.image.fs.contract import open_file_system, peek
 from ringzero.image.partitions import Partition, read_partitions
 from ringzero.image.source import Part, Source
 from ringzero.records import record
-from ringzero.units import GIB, MIB
+from ringzero.units import GIB, MIB, format_size
 
 # Kernels have 10 to 40 MiB, unified ones with their initrd 150.
 _MAX_KERNEL = 512 * MIB
 _MAX_INITRD = 2 * GIB
+# Bytes that are read of a disk while it is looked through. Those with ten kernels have some MiB of
+# directories and configuration; it bounds the time that hostile bytes cost.
+_MOST_READ = 128 * MIB
+_ENDLESS = f"its directories and configuration go on without an end: {format_size(_MOST_READ)} read"
 # In which of a disk's readers the boot loader is looked for, in this order.
 _LOADERS: tuple[Callable[[Volumes], list[BootEntry]], ...] = (
     grub.find,
@@ -115,6 +120,7 @@ def examine(disk: Source) -> Bootable:
     Raises FileSystemError only where nothing at all can be read.
     """
     notes: list[str] = []
+    disk = measured = _Measured(disk)
     partitions = read_partitions(disk)
     found: list[Volume] = []
     places: list[Partition | None] = [*partitions] or [None]
@@ -131,6 +137,9 @@ def examine(disk: Source) -> Bootable:
             notes.append(fault.message)
         if entries:
             break
+    if not measured.left:
+        notes.append(_ENDLESS)
+    measured.left = None
     warnings = [f"{v.name}: {warning}" for v in found for warning in v.files.warnings]
     cloud_init = (
         volumes.root is not None
@@ -138,6 +147,24 @@ def examine(disk: Source) -> Bootable:
         and not exists(volumes.root, "/etc/cloud/cloud-init.disabled")
     )
     return Bootable(tuple(entries), volumes, tuple(notes), tuple(warnings), cloud_init)
+
+
+class _Measured:
+    """A disk of which `left` bytes more are read; None: any number of them."""
+
+    def __init__(self, disk: Source) -> None:
+        self._disk = disk
+        self.size = disk.size
+        self.left: int | None = _MOST_READ
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes of the disk. Raises FileSystemError when too many have been read."""
+        if self.left is not None:
+            if length > self.left:
+                self.left = 0
+                raise FileSystemError(_ENDLESS)
+            self.left -= length
+        return self._disk.read(offset, length)
 
 
 def _volume(disk: Source, place: Partition | None, notes: list[str]) -> Volume | None:
@@ -172,24 +199,48 @@ def _root(volumes: Sequence[Volume]) -> Volume | None:
     return volumes[-best[1]] if best[0] else None
 
 
-def load(entry: BootEntry) -> BootFiles:
-    """Read an entry's files. Raises NotFoundError, FileSystemError where one cannot be read."""
-    kernel = _read(entry.kernel, _MAX_KERNEL, entry)
+def load(entry: BootEntry, memory: int = _MAX_INITRD) -> BootFiles:
+    """Read an entry's files, for a guest with so many bytes of memory.
+
+    Raises NotFoundError, FileSystemError where one cannot be read, GuestImageError for initrds
+    that do not fit.
+    """
+    wanted = sum(_length(place, entry) for place in entry.initrds)
+    if wanted > min(memory, _MAX_INITRD):
+        raise GuestImageError(
+            f"the initrd of {entry.title!r} of {format_size(wanted)} does not fit into "
+            f"{format_size(memory)} of memory",
+            hint="give the machine more memory (--memory)",
+        )
+    kernel = _read(entry.kernel, entry, _MAX_KERNEL)
     initrd = bytearray()
     for place in entry.initrds:
-        initrd += _read(place, _MAX_INITRD - len(initrd), entry)
+        initrd += _read(place, entry, _MAX_INITRD)
         # The kernel looks for the next archive at multiples of 4 alone.
         initrd += bytes(-len(initrd) % 4)
     return BootFiles(kernel, bytes(initrd), with_console(entry.command_line))
 
 
-def _read(place: FileAt, limit: int, entry: BootEntry) -> bytes:
-    files = place.volume.files
-    try:
+def _read(place: FileAt, entry: BootEntry, limit: int) -> bytes:
+    with _missing(place, entry):
         if place.section:
             offset, length = uki.sections(place)[place.section]
-            return files.read(place.path, offset, min(length, limit))
-        return files.read_file(place.path, limit=limit)
+            return place.volume.files.read(place.path, offset, min(length, limit))
+        return place.volume.files.read_file(place.path, limit=limit)
+
+
+def _length(place: FileAt, entry: BootEntry) -> int:
+    with _missing(place, entry):
+        if place.section:
+            return uki.sections(place)[place.section][1]
+        return place.volume.files.stat(place.path).size
+
+
+@contextlib.contextmanager
+def _missing(place: FileAt, entry: BootEntry) -> Iterator[None]:
+    """Say which entry wants a file that is not there."""
+    try:
+        yield
     except NotFoundError as fault:
         raise NotFoundError(
             f"{entry.loader} boots {entry.title!r} from {place}, which does not exist",

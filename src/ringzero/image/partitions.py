@@ -31,6 +31,9 @@ _GPT_ENTRY = struct.Struct("<16s16sQQQ72s")
 # The table is 128 entries of 128 bytes nearly everywhere; UEFI sets no upper limit.
 _MAX_TABLE = 1 << 20
 
+# Linux has no more partitions of a disk (DISK_MAX_PARTS).
+_MOST = 256
+
 _NAMES = {
     0x8E: "LVM",
     0xFD: "RAID",
@@ -65,7 +68,7 @@ class Partition:
 
 
 def read_partitions(disk: Source) -> list[Partition]:
-    """Return the partitions of a disk by their numbers; none where there is no table.
+    """Return the partitions of a disk by their numbers, 256 at most; none without a table.
 
     Raises FileSystemError when a GPT and its copy at the disk's end are both damaged.
     """
@@ -75,7 +78,7 @@ def read_partitions(disk: Source) -> list[Partition]:
     entries = _mbr_entries(sector)
     gpt = _gpt(disk)
     if gpt is not None:
-        return gpt
+        return gpt[:_MOST]
     if entries is None:
         return []
     if any(kind == _PROTECTIVE for _, kind, _, _ in entries):

@@ -43,10 +43,9 @@ def read(config: MachineConfig) -> tuple[KernelImage, memoryview, str]:
         bootable = examine(image)
         entry = bootable.choose(config.boot_entry)
         check_transport(entry, bootable.volumes)
-        files = load(entry)
+        files = load(entry, config.memory)
     for warning in bootable.warnings:
         warnings.warn(f"{disk.path}: {warning}", RuntimeWarning, stacklevel=2)
-    KernelImage.check_initrd(len(files.initrd), config.memory, disk.path)
     line = f"{files.command_line} {config.command_line}".strip()
     try:
         kernel = _kernel(files.kernel)

@@ -126,13 +126,24 @@ def signer(tmp_path_factory):
     subprocess.run([*command, "--quick-generate-key", "test@example.org", "rsa2048", "sign"],
                    check=True, capture_output=True)  # fmt: skip
 
-    def sign(text):
-        return subprocess.run([*command, "--clearsign"], input=text.encode(), check=True,
+    # Keys of 2020, of which one has expired.
+    then = "--faked-system-time=20200101T000000"
+    for who, until in (("old", "1d"), ("lasting", "never")):
+        subprocess.run([*command, then, "--quick-generate-key", f"{who}@example.org", "rsa2048",
+                        "sign", until], check=True, capture_output=True)  # fmt: skip
+
+    def sign(text, *options):
+        who = options or ("-u", "test@example.org")
+        return subprocess.run([*command, *who, "--clearsign"], input=text.encode(), check=True,
                               capture_output=True).stdout  # fmt: skip
 
     sign.keys = home / "keys.asc"
     exported = subprocess.run([*command, "--armor", "--export"], check=True, capture_output=True)
     sign.keys.write_bytes(exported.stdout)
+    sign.old = {
+        "key": [then, "-u", "old@example.org"],
+        "signature": [then, "-u", "lasting@example.org", "--default-sig-expire", "1d"],
+    }
     yield sign
     subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=False)
 
@@ -159,6 +170,13 @@ def test_bad_signatures(signer, by):
             signature.verified(wrong, signer.keys)
     with pytest.raises(HostError):
         signature.verified(signed)
+
+
+@pytest.mark.parametrize("what", ["key", "signature"])
+def test_what_has_expired_is_refused(signer, by, what):
+    signed = signer("Suite: test\n", *signer.old[what])
+    with pytest.raises(HostError, match="signature of Debian's archive is not good"):
+        signature.verified(signed, signer.keys)
 
 
 def test_nothing_to_check_with(signer, monkeypatch):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import subprocess
 
 import pytest
@@ -107,32 +108,67 @@ def ext(*options, size=8 << 20):
     return make
 
 
-def xfs(*options):
+def xfs(*options, size=400 << 20):
     def make(tree, path):
-        lines = ["/nothing", "1 1", "d--755 0 0"]
-
-        def add(folder):
-            for entry in sorted(folder.iterdir()):
-                if entry.is_symlink():
-                    lines.append(f"{entry.name} l--777 0 0 {entry.readlink()}")
-                elif entry.is_dir():
-                    lines.append(f"{entry.name} d--755 0 0")
-                    add(entry)
-                    lines.append("$")
-                else:
-                    lines.append(f"{entry.name} ---644 0 0 {entry}")
-
-        add(tree)
         proto = path.with_suffix(".proto")
-        proto.write_text("\n".join([*lines, "$", ""]))
-        run("mkfs.xfs", "-q", *options, "-L", "made", "-p", proto, sized(path, 400 << 20))
+        proto.write_text(prototype(tree))
+        # What is smaller than 300 MB is made for mkfs.xfs' own tests alone.
+        tests = os.environ | {"TEST_DIR": "1", "TEST_DEV": "1", "QA_CHECK_FS": "1"}
+        command = ("mkfs.xfs", "-q", *options, "-L", "made", "-p", proto, sized(path, size))
+        run(*command, env=tests)
 
     return make
 
 
-def btrfs(*options):
+def prototype(tree):
+    """Return what mkfs.xfs reads a tree from: owners and modes are kept, but for sticky bits.
+
+    It has no way to write a name with a space, or a socket; those are left out.
+    """
+    lines = ["/nothing", "1 1"]
+
+    def add(path, name):
+        status = path.lstat()
+        bits = status.st_mode
+        kind = {stat.S_IFDIR: "d", stat.S_IFREG: "-", stat.S_IFLNK: "l"}.get(stat.S_IFMT(bits))
+        if kind is None or " " in name:
+            return
+        set_ids = ("u" if bits & stat.S_ISUID else "-") + ("g" if bits & stat.S_ISGID else "-")
+        words = [name, f"{kind}{set_ids}{bits & 0o777:03o}", status.st_uid, status.st_gid]
+        if kind == "l":
+            words.append(path.readlink())
+        elif kind == "-":
+            words.append(path)
+        lines.append(" ".join(map(str, words)).strip())
+        if kind == "d":
+            for entry in sorted(path.iterdir()):
+                add(entry, entry.name)
+            lines.append("$")
+
+    add(tree, "")
+    return "\n".join([*lines, ""])
+
+
+def gpt(path, *parts):
+    """Make a raw disk of file systems in files, each with its GPT type; the files are removed."""
+    script, start = "label: gpt\n", 2048
+    starts = []
+    for kind, part in parts:
+        count = part.stat().st_size // 512
+        script += f"start={start}, size={count}, type={kind}\n"
+        starts.append(start)
+        start += -(-count // 2048) * 2048
+    run("sfdisk", "-q", sized(path, (start + 2048) * 512), input=script.encode())
+    for (_, part), first in zip(parts, starts, strict=True):
+        run("dd", f"if={part}", f"of={path}", "bs=1M", f"seek={first // 2048}",
+            "conv=notrunc,sparse", "status=none")  # fmt: skip
+        part.unlink()
+    return path
+
+
+def btrfs(*options, size=160 << 20):
     def make(tree, path):
-        sized(path, 160 << 20)
+        sized(path, size)
         run("mkfs.btrfs", "-q", *options, "-L", "made", "--rootdir", tree, path)
 
     return make

@@ -12,18 +12,23 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ringzero.errors import HostError, MissingToolError
 
 KEYS = Path(__file__).parent / "keys.asc"
 _GPGV_PATIENCE = 60
+# Of a signature that is good by a key that is. One by a key that has expired or was revoked is
+# VALIDSIG, too (gnupg, doc/DETAILS). Lines: what a signature says of itself stands within some.
+_GOOD, _BAD = "[GNUPG:] GOODSIG ", "[GNUPG:] BADSIG "
 
 
 def verified(signed: bytes, keys: Path | None = None) -> str:
     """Return the text that `signed` holds when a key of `keys` has signed it.
 
-    Raises HostError when none has, MissingToolError where nothing can check it.
+    Raises HostError when none has that has not expired and was not revoked, MissingToolError where
+    nothing can check it.
     """
     for check in (_by_gpgv, _by_sequoia):
         text = check(signed, keys or KEYS)
@@ -62,9 +67,10 @@ def _by_gpgv(signed: bytes, keys: Path) -> str | None:
             check=False,
         )  # fmt: skip
     # A Release file has several signatures, and we need not know all who made them.
-    said = done.stderr.decode("utf-8", "replace")
-    if "[GNUPG:] VALIDSIG " not in said or "[GNUPG:] BADSIG " in said:
-        raise _bad([line for line in said.splitlines() if not line.startswith("[GNUPG:]")][-1:])
+    said = done.stderr.decode("utf-8", "replace").split("\n")
+    good = any(line.startswith(_GOOD) for line in said)
+    if not good or any(line.startswith(_BAD) for line in said):
+        raise _bad([line for line in said if not line.startswith("[GNUPG:]")][-1:])
     return done.stdout.decode("utf-8", "replace")
 
 
@@ -73,7 +79,13 @@ def _by_sequoia(signed: bytes, keys: Path) -> str | None:
         import pysequoia
     except ImportError:
         return None
-    certificates = pysequoia.Cert.split_bytes(_binary(keys))
+    now = datetime.now(UTC)
+    certificates = [
+        certificate
+        for certificate in pysequoia.Cert.split_bytes(_binary(keys))
+        if not certificate.is_revoked
+        and (certificate.expiration is None or certificate.expiration > now)
+    ]
     known: Callable[[list[str]], object] = lambda _: certificates  # noqa: E731 - an argument
     try:
         found = pysequoia.verify(signed, store=known)

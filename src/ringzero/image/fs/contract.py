@@ -16,7 +16,7 @@ import os
 import stat
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 from ringzero.errors import FileSystemError, NotFoundError
@@ -33,6 +33,8 @@ _MAX_TARGET = 4096
 # directory that boots has; it bounds the time that hostile bytes cost.
 MAX_ENTRIES = 200_000
 MAX_EXTENTS = 200_000
+# Bytes of one directory that are looked at: MAX_ENTRIES of them with the longest names.
+MAX_DIRECTORY = 64 * MIB
 # Bytes read from the source at once.
 _CHUNK = 4 * MIB
 
@@ -75,6 +77,50 @@ class Extent(NamedTuple):
         return None if self.start is None else self.start + self.length
 
 
+class _Listing:
+    """What a directory lists: read once, and as far only as somebody has asked."""
+
+    def __init__(
+        self, entries: Iterator[tuple[bytes, Any]], folded: Callable[[bytes], bytes]
+    ) -> None:
+        self._rest, self._folded = entries, folded
+        self._found: list[tuple[bytes, Any]] = []
+        self._keys: dict[bytes, Any] = {}
+        self._fault: FileSystemError | None = None
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __iter__(self) -> Iterator[tuple[bytes, Any]]:
+        at = 0
+        while at < len(self._found) or self._more():
+            yield self._found[at]
+            at += 1
+
+    def find(self, name: bytes) -> Any:
+        """Return the key of the first entry with a name; None where there is none."""
+        wanted = self._folded(name)
+        while wanted not in self._keys:
+            if not self._more():
+                return None
+        return self._keys[wanted]
+
+    def _more(self) -> bool:
+        """Read one entry more; False at the end. Raises FileSystemError, each time."""
+        if self._fault is not None:
+            raise self._fault
+        try:
+            entry = next(self._rest, None)
+        except FileSystemError as fault:
+            self._fault = fault
+            raise
+        if entry is None:
+            return False
+        self._found.append(entry)
+        self._keys.setdefault(self._folded(entry[0]), entry[1])
+        return True
+
+
 class FileSystem(ABC):
     """One file system. `label` and `uuid` are spelled as blkid(8) does; "" where there is none.
 
@@ -88,6 +134,8 @@ class FileSystem(ABC):
     def __init__(self, source: Part) -> None:
         self.source = source
         self.warnings: list[str] = []
+        # By the keys of directories: a path's are read again for the next one.
+        self._listings: dict[Any, _Listing] = {}
 
     @classmethod
     @abstractmethod
@@ -112,9 +160,9 @@ class FileSystem(ABC):
     def content(self, node: Node, offset: int, length: int) -> bytes:
         """Return `length` bytes of a file or link, which has them."""
 
-    def same_name(self, one: bytes, other: bytes) -> bool:
-        """Tell whether two names are one to this file system."""
-        return one == other
+    def folded(self, name: bytes) -> bytes:
+        """Return what is the same for all names that are one to this file system."""
+        return name
 
     # ---- what users call --------------------------------------------------
 
@@ -138,7 +186,7 @@ class FileSystem(ABC):
         """Return the keys of what is in a directory by name, without "." and ".."."""
         return {
             name: key
-            for name, key in self._entries(directory)
+            for name, key in self._listing(directory)
             if name not in (b".", b"..", b"") and b"/" not in name
         }
 
@@ -233,12 +281,19 @@ class FileSystem(ABC):
         return above[-1]
 
     def _child(self, directory: Node, name: bytes) -> Node | None:
-        for other, key in self._entries(directory):
-            if self.same_name(name, other):
-                return self._node(key)
-        return None
+        key = self._listing(directory).find(name)
+        return None if key is None else self._node(key)
 
-    def _entries(self, directory: Node) -> Iterator[tuple[bytes, Any]]:
+    def _listing(self, directory: Node) -> _Listing:
+        known = self._listings.get(directory.key)
+        if known is None:
+            if sum(map(len, self._listings.values())) > MAX_ENTRIES:
+                self._listings.clear()
+            known = _Listing(self._read_entries(directory), self.folded)
+            self._listings[directory.key] = known
+        return known
+
+    def _read_entries(self, directory: Node) -> Iterator[tuple[bytes, Any]]:
         with guarded(self.name, self.source):
             for count, entry in enumerate(self.entries(directory)):
                 if count > MAX_ENTRIES:
@@ -271,6 +326,25 @@ class ExtentFileSystem(FileSystem):
 
     def content(self, node: Node, offset: int, length: int) -> bytes:
         return self.gather(self.extents(node), offset, length)
+
+    def blocks(self, directory: Node, size: int, end: int) -> Iterator[bytes]:
+        """Yield the blocks of `size` bytes of a directory that lie in its extents, up to `end`.
+
+        What no extent covers is passed over, however much that is.
+        """
+        held: dict[int, list[Extent]] = {}
+        count = 0
+        for extent in self.extents(directory):
+            if extent.start is None:
+                continue
+            last = min(extent.offset + extent.length, end)
+            for at in range(extent.offset - extent.offset % size, last, size):
+                count += 1
+                if count * size > MAX_DIRECTORY:
+                    raise self.damaged(f"a directory of more than {format_size(MAX_DIRECTORY)}")
+                held.setdefault(at, []).append(extent)
+        for at in sorted(held):
+            yield self.gather(held[at], at, size)
 
     def gather(self, extents: list[Extent], offset: int, length: int) -> bytes:
         """Return the bytes from `offset` on of what lies in `extents`."""

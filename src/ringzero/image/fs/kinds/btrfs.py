@@ -10,6 +10,7 @@ the top, and then in the subvolumes of the top that hold a system.
 
 from __future__ import annotations
 
+import bisect
 import struct
 import zlib
 from collections.abc import Iterator
@@ -29,16 +30,18 @@ _KEY = struct.Struct("<QBQ")
 _HEADER, _ITEM, _POINTER = 101, 25, 33
 _MAX_LEVEL = 8
 _MAX_CHUNKS = 100_000
-_MAX_NODES = 500_000
 # What one compressed extent unpacks to, in bytes: the kernel makes 128 KiB of them.
-_MAX_EXTENT = 16 << 20
+_MAX_EXTENT = 1 << 20
+# What is unpacked for a read, in bytes, and for each byte of it: a file written over and over
+# shows one sector of each extent.
+_UNPACKED, _UNPACKED_EACH = 64 << 20, 64
 _INLINE, _PREALLOCATED = 0, 2
 _ZLIB, _LZO, _ZSTD = 1, 2, 3
 # Several stripes of which each is the whole: DUP, RAID1 and its kin.
 _STRIPED = 1 << 3 | 1 << 6 | 1 << 7 | 1 << 8
 _SYSTEM_FILES = ("etc/os-release", "usr/lib/os-release", "etc/fstab", "sbin/init")
-# Keys and nodes' addresses that are kept, so that a walk does not read them over and over.
-_KEPT = 4096
+# Bytes of nodes that are kept, so that a walk does not read them over and over.
+_KEPT = 64 << 20
 
 
 class _Key(NamedTuple):
@@ -52,6 +55,10 @@ class _Chunk(NamedTuple):
     logical: int
     length: int
     physical: int
+
+    def start(self) -> int:
+        """Return the logical address, to sort by."""
+        return self.logical
 
 
 @record
@@ -99,6 +106,7 @@ class Btrfs(FileSystem):
         self.uuid = uuid_text(block[32:48])
         self.label = block[299:555].partition(b"\0")[0].decode("utf-8", "replace")
         self._nodes: dict[int, bytes] = {}
+        # By their logical addresses.
         self._chunks: list[_Chunk] = []
         self._system_chunks(block[811 : 811 + system])
         for key, data in self._items(chunks, (0, 0, 0), (1 << 64, 0, 0)):
@@ -130,14 +138,16 @@ class Btrfs(FileSystem):
         if not stripes or len(self._chunks) > _MAX_CHUNKS:
             raise self.damaged("too many chunks, or one without a place")
         (physical,) = struct.unpack_from("<Q", data, 48 + 8)
-        self._chunks.append(_Chunk(logical, length, physical))
+        bisect.insort(self._chunks, _Chunk(logical, length, physical))
         return 48 + 32 * int(stripes)
 
     def _logical(self, logical: int, length: int) -> bytes:
         """Return bytes by their logical address."""
-        for chunk in self._chunks:
+        place = bisect.bisect_right(self._chunks, logical, key=_Chunk.start) - 1
+        if place >= 0:
+            chunk = self._chunks[place]
             inside = logical - chunk.logical
-            if inside >= 0 and inside + length <= chunk.length:
+            if inside + length <= chunk.length:
                 return self.source.read(chunk.physical + inside, length)
         raise self.damaged(f"no chunk holds address {logical}")
 
@@ -147,26 +157,40 @@ class Btrfs(FileSystem):
             data = self._logical(address, self._node_size)
             if struct.unpack_from("<Q", data, 48)[0] != address:
                 raise self.damaged(f"the node at {address} is another one")
-            if len(self._nodes) >= _KEPT:
+            self._check_order(data)
+            if len(self._nodes) * self._node_size >= _KEPT:
                 self._nodes.clear()
             self._nodes[address] = data
         return data
+
+    def _check_order(self, data: bytes) -> None:
+        """Raise for a node whose keys do not ascend: what looks for a key would read all."""
+        (count,) = struct.unpack_from("<I", data, 96)
+        step = _POINTER if data[100] else _ITEM
+        if _HEADER + count * step > len(data):
+            raise self.damaged("a tree of no valid form")
+        last = (-1, 0, 0)
+        for at in range(_HEADER, _HEADER + count * step, step):
+            key = _KEY.unpack_from(data, at)
+            if key <= last:
+                raise self.damaged("a tree whose keys do not ascend")
+            last = key
 
     def _items(
         self, address: int, first: tuple[int, int, int], last: tuple[int, int, int]
     ) -> Iterator[tuple[tuple[int, int, int], bytes]]:
         """Yield the (key, data) of a tree from key `first` to `last`, both included."""
-        visited = 0
+        seen = set[int]()
         waiting = [(address, _MAX_LEVEL)]
         while waiting:
             address, level = waiting.pop()
-            visited += 1
-            if visited > _MAX_NODES:
-                raise self.damaged("a tree that does not end")
+            if address in seen:
+                raise self.damaged("a tree that contains itself")
+            seen.add(address)
             data = self._tree_node(address)
             (count,) = struct.unpack_from("<I", data, 96)
             own = data[100]
-            if own >= level or _HEADER + count * (_POINTER if own else _ITEM) > len(data):
+            if own >= level:
                 raise self.damaged("a tree of no valid form")
             if own == 0:
                 for n in range(count):
@@ -263,12 +287,16 @@ class Btrfs(FileSystem):
     def content(self, node: Node, offset: int, length: int) -> bytes:
         data = bytearray(length)
         end = offset + length
+        left = _UNPACKED + _UNPACKED_EACH * length
         tree, inode = node.key
         first, last = (inode, _EXTENT_DATA, 0), (inode, _EXTENT_DATA, max(0, end - 1))
         for key, item in self._items(self._trees[tree], first, last):
             piece = _piece(key[2], item)
             low, high = max(offset, piece.offset), min(end, piece.offset + piece.length)
             if low < high:
+                left -= piece.unpacked if piece.compression else 0
+                if left < 0:
+                    raise self.damaged("a file of too many compressed pieces")
                 content = self._content_of(piece, low - piece.offset, high - low)
                 data[low - offset : low - offset + len(content)] = content[: high - low]
         return bytes(data)

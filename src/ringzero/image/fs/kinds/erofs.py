@@ -14,6 +14,7 @@ from ringzero.errors import FileSystemError
 from ringzero.image.fs import packed
 from ringzero.image.fs.contract import (
     FILE_SYSTEMS,
+    MAX_DIRECTORY,
     MAX_EXTENTS,
     Extent,
     ExtentFileSystem,
@@ -31,8 +32,6 @@ _SLOT = 32
 # the last piece of a file behind its inode.
 _ZERO_PADDING, _BIG_CLUSTERS, _CHUNKED, _PACKED_TAILS = 1 << 0, 1 << 1, 1 << 2, 1 << 4
 _READABLE = _ZERO_PADDING | _BIG_CLUSTERS | _CHUNKED | _PACKED_TAILS
-# MAX_ENTRIES of them with the longest names.
-_MAX_DIRECTORY = 64 << 20
 _LZ4 = 0
 _ALGORITHMS = ("LZ4", "LZMA", "DEFLATE", "zstd")
 _FLAT, _PACKED_FULL, _INLINE, _PACKED_COMPACT, _CHUNKS = range(5)
@@ -200,7 +199,7 @@ class Erofs(ExtentFileSystem):
         return found
 
     def entries(self, directory: Node) -> Iterator[tuple[bytes, int]]:
-        if directory.size > _MAX_DIRECTORY:
+        if directory.size > MAX_DIRECTORY:
             raise self.damaged(f"a directory of {directory.size} bytes")
         whole = self.content(directory, 0, directory.size)
         for at in range(0, directory.size, self._block):

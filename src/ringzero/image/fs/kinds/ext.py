@@ -270,9 +270,8 @@ class Ext(ExtentFileSystem):
             yield from self._listed(data[4:_BLOCK_BYTES])
             yield from self._listed(data[_BLOCK_BYTES:])
             return
-        extents = self.extents(directory)
-        for at in range(0, directory.size, self._block):
-            yield from self._listed(self.gather(extents, at, self._block))
+        for block in self.blocks(directory, self._block, directory.size):
+            yield from self._listed(block)
 
     def _listed(self, data: bytes) -> Iterator[tuple[bytes, int]]:
         """Yield what one block lists; that of a hash tree's inner node is one empty entry."""

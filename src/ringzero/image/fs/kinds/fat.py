@@ -9,7 +9,14 @@ import stat
 import struct
 from collections.abc import Iterator
 
-from ringzero.image.fs.contract import FILE_SYSTEMS, Extent, ExtentFileSystem, Node, peek
+from ringzero.image.fs.contract import (
+    FILE_SYSTEMS,
+    MAX_EXTENTS,
+    Extent,
+    ExtentFileSystem,
+    Node,
+    peek,
+)
 from ringzero.image.source import Part
 from ringzero.records import record
 
@@ -22,6 +29,8 @@ _FREE, _KANJI = 0xE5, 0x05
 _FAT12_END, _FAT16_END = 4085, 65525
 # A directory has at most 65,536 entries.
 _MAX_DIRECTORY = 65536 * _ENTRY_SIZE
+# The table of FAT32 may have 1 GiB: pieces of it are read. That of FAT12 lies in one.
+_PIECE = 1 << 14
 
 
 @record
@@ -70,11 +79,10 @@ class Fat(ExtentFileSystem):
         if self._clusters < _FAT16_END and fat16:
             self._bits = 12 if self._clusters < _FAT12_END else 16
         self._root_cluster = root if self._bits == 32 else 0
-        # What the table has links for is all that can be followed.
-        needed = (self._clusters + 2) * self._bits // 8 + 1
         if not self._clusters or not fat:
             raise self.damaged("no clusters")
-        self._fat = source.read(reserved * sector, min(fat, needed))
+        self._table_start, self._table_size = reserved * sector, fat
+        self._piece, self._piece_start = b"", 0
         extended = 38 if self._bits != 32 else 66
         if boot[extended] in (0x28, 0x29):
             serial = int.from_bytes(boot[extended + 1 : extended + 5], "little")
@@ -86,8 +94,9 @@ class Fat(ExtentFileSystem):
                 self.label = data[:11].decode("cp437").rstrip()
                 break
 
-    def same_name(self, one: bytes, other: bytes) -> bool:
-        return _folded(one) == _folded(other)
+    def folded(self, name: bytes) -> bytes:
+        text = name.decode("utf-8", "surrogateescape").rstrip(". ").casefold()
+        return text.encode("utf-8", "surrogateescape")
 
     def root(self) -> Node:
         return self.node(_Key(self._root_cluster, True, 0))
@@ -105,14 +114,18 @@ class Fat(ExtentFileSystem):
         # A file longer than the file system has a loop in its chain, or a wrong size.
         if limit > self._clusters * self._cluster and not key.directory:
             raise self.damaged(f"a file of {limit} bytes")
-        seen = set[int]()
+        # A bit for each, because a file may have millions.
+        seen = bytearray(self._clusters // 8 + 1)
         while 2 <= cluster < self._clusters + 2 and offset < limit:
-            if cluster in seen:
+            byte, bit = (cluster - 2) // 8, 1 << (cluster - 2) % 8
+            if seen[byte] & bit:
                 raise self.damaged("a chain of clusters that contains itself")
-            seen.add(cluster)
+            seen[byte] |= bit
             start = self._data + (cluster - 2) * self._cluster
             if found and start == found[-1].end:
                 found[-1] = found[-1]._replace(length=found[-1].length + self._cluster)
+            elif len(found) >= MAX_EXTENTS:
+                raise self.damaged("a file in too many pieces")
             else:
                 found.append(Extent(offset, self._cluster, start))
             offset += self._cluster
@@ -122,13 +135,23 @@ class Fat(ExtentFileSystem):
         return found
 
     def _next(self, cluster: int) -> int:
+        """Return the cluster behind another one in a chain."""
         if self._bits == 12:
-            at = cluster + cluster // 2
-            pair = int.from_bytes(self._fat[at : at + 2], "little")
+            pair = self._link(cluster + cluster // 2, 2)
             return pair >> 4 if cluster & 1 else pair & 0xFFF
         width = self._bits // 8
-        number = int.from_bytes(self._fat[cluster * width : (cluster + 1) * width], "little")
-        return number & 0x0FFF_FFFF
+        return self._link(cluster * width, width) & 0x0FFF_FFFF
+
+    def _link(self, at: int, width: int) -> int:
+        """Return `width` bytes of the table; 0, which ends a chain, where it has no more."""
+        if at + width > self._table_size:
+            return 0
+        start = at - at % _PIECE
+        if not self._piece or start != self._piece_start:
+            length = min(_PIECE, self._table_size - start)
+            self._piece = self.source.read(self._table_start + start, length)
+            self._piece_start = start
+        return int.from_bytes(self._piece[at - start : at - start + width], "little")
 
     def _raw_entries(self, directory: Node) -> Iterator[bytes]:
         for extent in self.extents(directory):
@@ -185,7 +208,3 @@ def _checksum(name: bytes) -> int:
     for byte in name:
         total = ((total & 1) << 7 | total >> 1) + byte & 0xFF
     return total
-
-
-def _folded(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape").rstrip(". ").casefold()

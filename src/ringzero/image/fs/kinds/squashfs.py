@@ -26,6 +26,8 @@ _METADATA = 8192
 _PLAIN_METADATA, _PLAIN_BLOCK = 1 << 15, 1 << 24
 _NO_FRAGMENT = 0xFFFFFFFF
 _MAX_BLOCKS = 1 << 20
+# Of xz, in bytes: its dictionary is as large as a block, 1 MiB at most.
+_MAX_MEMORY = 64 * MIB
 _KEPT = 256
 _DIRECTORY, _FILE, _LINK = 1, 2, 3
 _LONG = 7
@@ -86,7 +88,7 @@ class SquashFs(FileSystem):
             if self._packing == _GZIP:
                 return zlib.decompressobj().decompress(data, limit)
             if self._packing in (_XZ, _LZMA):
-                return lzma.LZMADecompressor().decompress(data, limit)
+                return lzma.LZMADecompressor(memlimit=_MAX_MEMORY).decompress(data, limit)
             if self._packing == _LZO:
                 return lzo.unpack(data, limit)
             if self._packing == _LZ4:

@@ -1,7 +1,8 @@
 """XFS, versions 4 and 5 ("XFS Algorithms & Data Structures", 3rd edition). All is big-endian.
 
 Read: extents and B+trees, short, block, leaf and node directories, inline and remote links, large
-extent counters. Checksums are not compared and the log is not replayed.
+extent counters. Checksums are not compared and the log is not replayed: a dirty one is told as a
+warning.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import struct
 from collections.abc import Iterator
 
 from ringzero.errors import FileSystemError
+from ringzero.image.fs import xfslog
 from ringzero.image.fs.contract import (
     FILE_SYSTEMS,
     MAX_EXTENTS,
@@ -80,9 +82,26 @@ class Xfs(ExtentFileSystem):
             )
         if features & _NEEDS_REPAIR:
             self.warnings.append("it needs a repair (xfs_repair)")
+        if self._has_dirty_log(head):
+            self.warnings.append(
+                "its log has not been replayed: it was not shut down in order, and the newest "
+                "changes may not be seen"
+            )
         self._ftype = bool(features & _FTYPE if self._v5 else features2 & _V4_FTYPE)
         self.uuid = uuid_text(head[32:48])
         self.label = head[108:120].rstrip(b"\0").decode("utf-8", "replace")
+
+    def _has_dirty_log(self, head: bytes) -> bool:
+        """Tell whether the log has something to replay; one on another device is not looked at."""
+        (start,) = struct.unpack_from(">Q", head, 48)
+        (blocks,) = struct.unpack_from(">I", head, 96)
+        if not start or not blocks:
+            return False
+        try:
+            at, length = self._bytes_of(start), blocks * self._block
+            return xfslog.is_dirty(Part(self.source, at, length, "its log"))
+        except FileSystemError:
+            return True
 
     def root(self) -> Node:
         return self.node(self._root)
@@ -131,6 +150,8 @@ class Xfs(ExtentFileSystem):
                 break
             piece = self.source.read(extent.start, min(extent.length, 65536))
             (count,) = struct.unpack_from(">I", piece, 8)
+            if not count:
+                raise self.damaged("a symbolic link with an empty piece")
             data += piece[_LINK_HEADER : _LINK_HEADER + count]
         return data
 
@@ -187,11 +208,9 @@ class Xfs(ExtentFileSystem):
         if detail.format == _LOCAL:
             yield from self._short_form(detail.fork)
             return
-        size = self._directory_block
-        extents = [e for e in self.extents(directory) if e.offset < _LEAF_OFFSET]
-        end = max((e.offset + e.length for e in extents), default=0)
-        for at in range(0, min(end, _LEAF_OFFSET, directory.size), size):
-            yield from self._data_block(self.gather(extents, at, size))
+        end = min(_LEAF_OFFSET, directory.size)
+        for block in self.blocks(directory, self._directory_block, end):
+            yield from self._data_block(block)
 
     def _short_form(self, fork: bytes) -> Iterator[tuple[bytes, int]]:
         width = 8 if fork[1] else 4
