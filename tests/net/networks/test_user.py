@@ -549,6 +549,42 @@ def test_forwarded_ports():
             assert select.select([link], [], [], 10)[0] and link.recv(1) == b"", "nobody listens"
 
 
+# Nobody need listen there.
+SPEAK = f"""
+import contextlib, socket
+with contextlib.suppress(OSError):
+    socket.create_connection(({HOST4!r}, 9), 10).close()
+"""
+
+
+@linux
+@pytest.mark.parametrize("how", ["silent", "speaks", "moved"])
+def test_forwarded_ports_find_a_guest_with_an_address_of_its_own(how):
+    """One that was given by hand, or by cloud-init; the guest need not have said anything."""
+    network = UserNetwork(NetConfig("user", mac=MAC), UserOptions(forwards=(Forward(0, 8080),)))
+    with LinuxGuest(network) as machine:
+        if how == "moved":
+            machine.configure()
+            machine.run(SPEAK)
+            machine.shell("ip addr flush dev eth0 scope global")
+        machine.shell("ip addr add 10.0.2.77/24 dev eth0; ip route replace default via 10.0.2.2")
+        if how != "silent":
+            machine.run(SPEAK)
+        both = '("::", 8080), family=socket.AF_INET6, dualstack_ipv6=True'
+        machine.run(SERVE.replace('("0.0.0.0", 8080)', both))
+        (forward,) = network.forwards()
+        answer, until = b"", time.monotonic() + 60
+        # Until IPv6 is up in the guest, a silent one is nowhere.
+        while not answer and time.monotonic() < until:
+            with (
+                contextlib.suppress(ConnectionResetError),
+                socket.create_connection(("127.0.0.1", forward.port), 30) as link,
+            ):
+                link.sendall(b"this")
+                answer = link.recv(100)
+        assert answer == b"got this"
+
+
 @pytest.mark.parametrize(
     "forward", [Forward(70000, 80), Forward(1, 0), Forward(1, 80, "127.0.0.1", "sctp"),
                 Forward(1, 80, "nowhere")],

@@ -278,9 +278,9 @@ class UserNetwork(Network):
             "dropped": self.dropped,
         }
 
-    def guest_address(self) -> bytes:
-        """Return the machine's address, as DHCP gives it."""
-        return self.subnet.first4
+    def guest_addresses(self) -> list[bytes]:
+        """Return where the machine may be: as DHCP gives it, unless it speaks from elsewhere."""
+        return self.gateway.neighbours.likely(self.subnet.first4)
 
     # ---- rounds -----------------------------------------------------------
 

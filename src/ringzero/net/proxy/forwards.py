@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Callable
 from typing import Protocol
 
 from ringzero.config.ports import Forward
@@ -30,8 +31,8 @@ class Host(Owner, Protocol):
     gateway: Gateway
     flows: UdpFlows
 
-    def guest_address(self) -> bytes:
-        """Return the address of the guest that is meant where none is named."""
+    def guest_addresses(self) -> list[bytes]:
+        """Return where the guest may be that is meant where none is named, the likeliest first."""
         ...
 
 
@@ -108,8 +109,18 @@ class Forwards:
         else:
             self._host.loop.watch(link, READ, lambda _: self._receive(forward, link))
 
-    def _guest(self, forward: Forward) -> bytes:
-        return addresses.parse(forward.guest) if forward.guest else self._host.guest_address()
+    def _reach(self, forward: Forward, call: Callable[[Path | None], None]) -> None:
+        """Find the guest, and call `call` with the way to it; None where it is nowhere."""
+        named = [addresses.parse(forward.guest)] if forward.guest else None
+        places = named or self._host.guest_addresses()
+
+        def found(path: Path | None) -> None:
+            if path is None and places:
+                self._host.gateway.reach(places.pop(0), found)
+            else:
+                call(path)
+
+        found(None)
 
     # ---- TCP --------------------------------------------------------------
 
@@ -129,8 +140,8 @@ class Forwards:
                 return
             client.setblocking(False)
             relay = Relay.to_guest(self._host, client)
-            self._host.gateway.reach(
-                self._guest(forward),
+            self._reach(
+                forward,
                 lambda path, relay=relay, port=peer[1]: self._connect(  # type: ignore[misc]
                     forward, relay, port, path
                 ),
@@ -155,7 +166,6 @@ class Forwards:
     # ---- UDP --------------------------------------------------------------
 
     def _receive(self, forward: Forward, link: socket.socket) -> None:
-        guest = self._guest(forward)
         for _ in range(_TURNS):
             try:
                 data, client = link.recvfrom(_LARGEST)
@@ -165,8 +175,8 @@ class Forwards:
                 # An ICMP error of an answer that reached nobody.
                 continue
             peer = (str(client[0]), int(client[1]))
-            self._host.gateway.reach(
-                guest,
+            self._reach(
+                forward,
                 lambda path, data=data, peer=peer: self._deliver(  # type: ignore[misc]
                     forward, link, data, peer, path
                 ),

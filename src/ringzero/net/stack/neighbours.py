@@ -47,6 +47,8 @@ class Neighbours:
         # Whom the router speaks for.
         self.own = frozenset((*subnet.gateways, *subnet.resolvers))
         self._known: OrderedDict[bytes, bytes] = OrderedDict()
+        # From where somebody spoke last: by IPv4, by IPv6, by an IPv6 address of this link alone.
+        self._last: dict[str, bytes] = {}
         self._asked: OrderedDict[bytes, _Asked] = OrderedDict()
         # Nobody is told of the router before somebody has asked.
         self._advertise_at: float | None = None
@@ -55,6 +57,7 @@ class Neighbours:
         """Hear that a host has an address."""
         if mac[0] & 1 or address in self.own:
             return
+        self._last["4" if len(address) == 4 else "link" if _is_local(address) else "6"] = address
         known = self._known
         before = known.get(address)
         if before != mac:
@@ -69,11 +72,24 @@ class Neighbours:
             for call in asked.calls:
                 call(path)
 
+    def likely(self, given: bytes) -> list[bytes]:
+        """Return where the host may be that was to have the IPv4 address `given`.
+
+        That is the one it spoke from last, if no other host has `given`; then `given`; then IPv6,
+        by which hosts speak that nobody has asked.
+        """
+        found, last, known = [given], self._last.get("4"), self._known
+        if last is not None and last != given and known.get(given) in (None, known.get(last)):
+            found.insert(0, last)
+        six = self._last.get("6") or self._last.get("link")
+        return found if six is None else [*found, six]
+
     def _path(self, address: bytes, mac: bytes) -> Path:
         subnet = self._subnet
         kind, source = ETHERTYPE_IPV4, subnet.gateway4
         if len(address) == 16:
-            kind, source = ETHERTYPE_IPV6, subnet.gateway6
+            kind = ETHERTYPE_IPV6
+            source = self.link_local if _is_local(address) else subnet.gateway6
         return Path(mac + subnet.mac + kind, source, address, subnet.mtu)
 
     def reach(self, address: bytes, call: Callable[[Path | None], None], now: float) -> None:
@@ -124,6 +140,8 @@ class Neighbours:
         if source != ANY6 and not self._subnet.has(source):
             return True
         if data[0] == ndp.ROUTER_SOLICITATION:
+            if source != ANY6:
+                self.learn(source, mac)
             self.advertise(now, mac, source)
         elif data[0] in (ndp.NEIGHBOUR_SOLICITATION, ndp.NEIGHBOUR_ADVERTISEMENT):
             found = ndp.solicitation(data)
@@ -184,6 +202,10 @@ class Neighbours:
                 continue
             for call in asked.calls:
                 call(None)
+
+
+def _is_local(address: bytes) -> bool:
+    return address[:2] == b"\xfe\x80"
 
 
 class _Asked:
