@@ -1,6 +1,11 @@
 """A cache of a test's own, with the guest's image of the user's."""
 
+import hashlib
 import os
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -22,3 +27,28 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # Changes to the environment are for this process's children, too.
     monkeypatch.setenv("RINGZERO_CACHE_DIR", os.fspath(own))
     return own
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Callable[[bytes], tuple[str, str]]]:
+    """Serve bytes as every file of a server on the loopback; return its address, and their sum."""
+    place = tmp_path / "served"
+    place.mkdir()
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Not on the terminal."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=os.fspath(place)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+
+    def serve(data: bytes) -> tuple[str, str]:
+        (place / "n").write_bytes(data)
+        checksum = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        return f"http://127.0.0.1:{server.server_port}", checksum
+
+    yield serve
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -175,7 +175,7 @@ RUN false; true || true
 def test_faults_before_any_work(cache, tmp_path):
     with pytest.raises(ConfigError) as caught:
         made(
-            "FROM micro\nSERVICE a b\nADD http://x /y\n",
+            "FROM micro\nKERNEL a\nDISK 1G /srv\n",
             tmp_path,
             cache,
             target="nothing",
@@ -184,7 +184,7 @@ def test_faults_before_any_work(cache, tmp_path):
     assert len(caught.value.faults) == 4
     with pytest.raises(ConfigError, match=r"Vmfile:2:.*b: give it"):
         made("FROM scratch\nWORKDIR /${b:?give it}\n", tmp_path, cache)
-    with pytest.raises(MissingFileError):
+    with pytest.raises(MissingFileError, match=r"Vmfile:2:6: .*\n +COPY nothing /\n +\^{9}$"):
         made("FROM scratch\nCOPY nothing /\n", tmp_path, cache)
     with pytest.raises(GuestImageError):
         made("FROM oci:/nowhere/at/all\n", tmp_path, cache)
@@ -253,3 +253,52 @@ def test_every_layer_and_document_is_a_blob(cache, tmp_path):
         assert blobs.path(digest).exists()
     assert builder.EPOCH == 315532800
     assert image.created == "1980-01-01T00:00:00Z"
+
+
+def test_the_machine_that_an_image_asks_for(cache, tmp_path):
+    text = (
+        'FROM scratch AS base\nMEMORY 1G\nCPUS 2\nCMD ["/old"]\nSERVICE a /bin/a b\n'
+        'FROM base\nMEMORY 256M\nUSER 7\nSERVICE --restart=always --after=a c ["/c"]\n'
+        "READY --interval=1s --timeout=1m30s tcp:80\n"
+    )
+    image, _ = made(text, tmp_path, cache, target="base")
+    assert image.machine.plain() == {
+        "Memory": 1 << 30,
+        "CPUs": 2,
+        "Services": [
+            {
+                "Name": "a",
+                "Command": ["/bin/sh", "-c", "/bin/a b"],
+                "Restart": "on-failure",
+                "User": "",
+                "After": [],
+            }
+        ],
+    }
+    assert image.cmd == ("/old",)
+    with pytest.raises(GuestImageError, match=r"Vmfile:9:9: SERVICE c comes after 'b'"):
+        made(text.replace("--after=a", "--after=b"), tmp_path, cache)
+
+
+def test_addresses_are_added(cache, tmp_path, served):
+    url, checksum = served(b"some data")
+    text = f"FROM scratch\nADD --checksum={checksum} {url}/n /a/\nADD --chmod=755 {url}/n /b\n"
+    image, _ = made(text, tmp_path, cache)
+    assert content(image, "/a/n") == content(image, "/b") == b"some data"
+    assert modes(image, "/a/n", "/b") == [0o600, 0o755]
+    again, steps = made(text, tmp_path, cache)
+    assert again.digest == image.digest
+    assert steps.done() == ["FROM scratch"]
+    with pytest.raises(GuestImageError, match=r"Vmfile:2:5: .* has the checksum"):
+        made(text.replace(checksum, f"sha256:{'0' * 64}"), tmp_path, cache)
+    with pytest.raises(InvalidValueError, match="names no file"):
+        made(f"FROM scratch\nADD {url}/ /a/\n", tmp_path, cache)
+
+
+def test_who_runs_a_step_is_looked_up_once(cache, tmp_path, monkeypatch):
+    text = "FROM micro\nUSER nobody\nRUN id -u >/tmp/me\n"
+    image, _ = made(text, tmp_path, cache)
+    monkeypatch.setattr(builder.View, "_take_base", lambda *_: pytest.fail("the tree is walked"))
+    again, steps = made(text, tmp_path, cache)
+    assert again.digest == image.digest
+    assert steps.done() == ["FROM micro"]

@@ -203,6 +203,7 @@ class ImageSummary(TypedDict):
     ports: NotRequired[list[str]]
     volumes: NotRequired[list[str]]
     healthcheck: NotRequired[list[str]]
+    machine: NotRequired[dict[str, Any]]
 
 
 class SnapshotFacts(TypedDict):

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from ringzero.build import addresses, copying, entries
 from ringzero.build import base as bases
-from ringzero.build import copying, entries
 from ringzero.build.base import Base
 from ringzero.build.cache import BuildCache, key
 from ringzero.build.copying import Placement
@@ -25,7 +25,7 @@ from ringzero.build.origin import Context, Image, Origin
 from ringzero.build.stage import PREDEFINED, State
 from ringzero.build.view import View
 from ringzero.build.vmfile import instructions as kinds
-from ringzero.build.vmfile.faults import FaultError
+from ringzero.build.vmfile.faults import Fault, FaultError
 from ringzero.build.vmfile.instructions import Instruction, Stage, Vmfile
 from ringzero.build.vmfile.words import Word, expand
 from ringzero.build.worker import MEMORY, Call, Worker
@@ -38,7 +38,7 @@ from ringzero.errors import (
 from ringzero.host.progress import QUIET, Progress
 from ringzero.image.oci.made import Made, put
 from ringzero.image.oci.manifest import ARCHITECTURES, Descriptor
-from ringzero.image.oci.process import find_user
+from ringzero.image.oci.process import User, find_user
 from ringzero.image.oci.reference import Reference
 from ringzero.image.oci.store import StoredImage
 from ringzero.records import field, record, replace
@@ -51,10 +51,6 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _OWED = {
     "KERNEL": "images boot the default guest's kernel",
     "DISK": "give the disk to the machine: ringzero run --disk",
-    "MEMORY": "give it to the build and to the machine: --memory",
-    "CPUS": "give them to the build and to the machine: --cpus",
-    "SERVICE": "start it by ENTRYPOINT or CMD",
-    "READY": "machines of an image begin with a boot",
     "SNAPSHOT": "machines of an image begin with a boot",
 }
 
@@ -117,15 +113,6 @@ def _check(file: Vmfile, options: Options) -> None:
         for step in stage.steps
         if type(step).keyword in _OWED
     ]
-    for stage in file.stages:
-        for step in stage.steps:
-            place = f"{file.name}:{step.line.place(0)[0]}"
-            if isinstance(step, kinds.Add):
-                faults += [
-                    f"{place}: ADD does not fetch {word.text}; RUN wget, or COPY a file"
-                    for word in step.sources
-                    if word.text.startswith(("http:", "https:", "git@"))
-                ]
     if options.target is not None and file.stage(options.target) is None:
         names = ", ".join(stage.name for stage in file.stages if stage.name)
         faults.append(f"no stage is called {options.target!r}; those with names: {names or 'none'}")
@@ -165,8 +152,7 @@ class _Builder:
         listener: Listener,
         progress: Progress,
     ) -> None:
-        self._file = file
-        self.file_name = file.name
+        self.file = file
         self.context = context
         self.options = options
         self.cache = cache
@@ -203,7 +189,7 @@ class _Builder:
             if index in wanted:
                 continue
             wanted.add(index)
-            stage = self._file.stages[index]
+            stage = self.file.stages[index]
             names = [stage.begin.image.text]
             names += [
                 step.stage.text
@@ -219,7 +205,7 @@ class _Builder:
 
     def stage_called(self, name: str, before: int) -> int | None:
         """Return the index of a stage by name or number that stands before another."""
-        found = self._file.stage(name)
+        found = self.file.stage(name)
         return found if found is not None and found < before else None
 
     def done(self, index: int) -> _Built:
@@ -231,11 +217,11 @@ class _Builder:
         return bases.find(name, self.cache, self.builds, self.epoch, self.progress)
 
     def _stage(self, index: int) -> _Built:
-        stage = self._file.stages[index]
+        stage = self.file.stages[index]
         arguments = self._global_arguments()
-        escape = self._file.escape
+        escape = self.file.escape
         name = _told(
-            self._file.name, stage.begin, lambda: expand(stage.begin.image, arguments.get, escape)
+            self.file, stage.begin, lambda: expand(stage.begin.image, arguments.get, escape)
         )
         self.begin(stage.begin)
         started = time.monotonic()
@@ -244,7 +230,7 @@ class _Builder:
             before = self._done[source]
             start = _Built(before.base, before.state.copy(), before.chain, before.layers)
         else:
-            base = _told(self._file.name, stage.begin, lambda: self.find(name))
+            base = _told(self.file, stage.begin, lambda: self.find(name))
             state = State.of(base.config, escape)
             start = _Built(base, state, key("FROM", base.files.digest, str(self.epoch)), ())
         self.listener.ends(self.number, time.monotonic() - started, cached=False)
@@ -259,12 +245,12 @@ class _Builder:
     def _global_arguments(self) -> dict[str, str]:
         """Return the ARGs before the first FROM, with what the user says of them."""
         found: dict[str, str] = {}
-        for arg in self._file.arguments:
+        for arg in self.file.arguments:
             for name, default in arg.names:
                 if name in self.options.arguments:
                     found[name] = self.options.arguments[name]
                 elif default is not None:
-                    found[name] = expand(default, found.get, self._file.escape)
+                    found[name] = expand(default, found.get, self.file.escape)
         return found
 
 
@@ -308,7 +294,7 @@ class _Stage:
         for step in self._stage.steps:
             builder.begin(step)
             started = time.monotonic()
-            cached, empty = _told(builder.file_name, step, lambda step=step: self._do(step))  # type: ignore[misc]
+            cached, empty = _told(builder.file, step, lambda step=step: self._do(step))  # type: ignore[misc]
             created = bases.created(builder.epoch)
             self._state.note(step.line.text, created, empty=empty)
             builder.listener.ends(builder.number, time.monotonic() - started, cached=cached)
@@ -349,21 +335,42 @@ class _Stage:
         with contextlib.ExitStack() as stack:
             origin = self._origin(step, stack)
             owner = copying.owner_of(state.text(step.owner), view) if step.owner else None
+            sources = [state.text(word) for word in step.sources]
+            given = self._given(step, sources)
             placement = Placement(
                 state.absolute(state.text(step.target)),
                 owner,
                 copying.mode_of(state.text(step.mode)) if step.mode else None,
-                isinstance(step, kinds.Add) and step.unpack is not False,
+                _unpacks(step, sources),
                 step.parents,
                 tuple(state.text(word) for word in step.exclude),
             )
-            sources = [state.text(word) for word in step.sources]
-            documents = {
-                document.name: _document(document.content, document.expands, state)
-                for document in step.documents
-            }
-            found = copying.plan(origin, sources, documents, placement, view)
-            return self._add(found)
+            return self._add(copying.plan(origin, sources, given, placement, view))
+
+    def _given(self, step: kinds.Copy, sources: Sequence[str]) -> dict[str, entries.Entry]:
+        """Return the files of a step that do not lie in a directory, by source."""
+        state = self._state
+        found = {
+            document.name: copying.document(
+                document.name, _document(document.content, document.expands, state)
+            )
+            for document in step.documents
+        }
+        if not isinstance(step, kinds.Add):
+            return found
+        checksum = addresses.checked(state.text(step.checksum)) if step.checksum else ""
+        remote = [source for source in sources if addresses.is_address(source)]
+        if checksum and (len(remote) != 1 or len(sources) != 1):
+            raise InvalidValueError("--checksum is of one address, and of nothing else")
+        for url in remote:
+            name = addresses.name_of(url)
+            if not name and state.text(step.target).endswith("/"):
+                raise InvalidValueError(
+                    f"the address {url} names no file", hint="write ADD URL /DIRECTORY/NAME"
+                )
+            entry = addresses.fetch(url, checksum, self._builder.builds.downloads)
+            found[url] = replace(entry, name=name.encode("utf-8", "surrogateescape"))
+        return found
 
     def _origin(self, step: kinds.Copy, stack: contextlib.ExitStack) -> Origin:
         if step.stage is None:
@@ -407,7 +414,7 @@ class _Stage:
     def _run(self, step: kinds.Run) -> bool:
         builder = self._builder
         call = self._call(step)
-        mounts = Mounts(step.mounts, self._current_view(), builder.builds, builder.options.secrets)
+        mounts = Mounts(step.mounts, self._current_view, builder.builds, builder.options.secrets)
         attachments, covered = mounts.plan(self._mounted)
         chain = key(
             *covered,
@@ -440,10 +447,20 @@ class _Stage:
     def _call(self, step: kinds.Run) -> Call:
         state = self._state
         words = step.command.words or (*state.shell, script(step.command))
-        user = find_user(state.user, self._current_view().read)
+        user = self._user()
         env = {"PATH": _PATH, "HOME": user.home, **state.variables()}
         network = self._builder.options.network and step.network != "none"
         return Call(words, env, state.workdir or "/", user.uid, user.gids, network)
+
+    def _user(self) -> User:
+        """Return who the image's user is: looked up once for each state of its files."""
+        builds, name = self._builder.builds, self._state.user
+        step = key(self._chain, "USER", name)
+        known = builds.user(step)
+        if known is None:
+            known = find_user(name, self._current_view().read)
+            builds.keep_user(step, known)
+        return known
 
     def _ready_worker(self) -> Worker:
         """Return the stage's machine, with all layers so far."""
@@ -525,10 +542,32 @@ def _document(text: str, expands: bool, state: State) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _told(name: str, step: Instruction, work: Callable[[], T]) -> T:
-    """Do something for a step; faults of its words have their place in the file `name`."""
+def _unpacks(step: kinds.Copy, sources: Sequence[str]) -> bool:
+    """Whether archives are unpacked: files are, what is fetched only where that is asked for."""
+    if not isinstance(step, kinds.Add):
+        return False
+    return step.unpack is True or (
+        step.unpack is None and not any(map(addresses.is_address, sources))
+    )
+
+
+def _told(file: Vmfile, step: Instruction, work: Callable[[], T]) -> T:
+    """Do something for a step; what goes wrong has its place in the file, with a caret."""
     try:
         return work()
     except FaultError as fault:
-        line, column = step.line.place(min(fault.at, max(0, len(step.line.text) - 1)))
-        raise ConfigError([f"{name}:{line}:{column}: {fault.message}"]) from fault
+        raise ConfigError([_shown(file, step, fault.at, fault.width, fault.message)]) from fault
+    except ConfigError:
+        raise
+    except RingzeroError as fault:
+        # The words behind the keyword: which of them it is only the message knows.
+        words = step.line.text.partition(" ")[2]
+        at = len(step.line.text) - len(words.lstrip())
+        fault.message = _shown(file, step, at, len(words), fault.message)
+        fault.args = (fault.message, *fault.args[1:])
+        raise
+
+
+def _shown(file: Vmfile, step: Instruction, at: int, width: int, message: str) -> str:
+    line, column = step.line.place(min(at, max(0, len(step.line.text) - 1)))
+    return Fault(line, column, width, message).show(file.name, list(file.lines))

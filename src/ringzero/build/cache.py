@@ -4,6 +4,8 @@
     build/layers/HEX            a layer's tar, by its sha256
     build/machines/KEY/         the machine after a RUN, as a snapshot
     build/caches/HEX.tar        what a RUN has left in a mount of type cache
+    build/users/KEY.json        who an image's user is, by its files
+    build/downloads/            what ADD has fetched
     build/lock                  held by builds (shared), and by who prunes
 
 KEY covers all that went into a step and those before it. A record gets its name when all that it
@@ -33,6 +35,7 @@ from ringzero.host.files import (
     sweep,
 )
 from ringzero.host.progress import QUIET, Progress
+from ringzero.image.oci.process import User
 from ringzero.image.oci.reference import is_digest
 from ringzero.vm.saved.store import Store
 
@@ -55,6 +58,7 @@ class BuildCache:
     def __init__(self, cache: Path) -> None:
         self._place = cache / "build"
         self.machines = Store(self._place / "machines")
+        self.downloads = self._place / "downloads"
 
     @contextlib.contextmanager
     def in_use(self, progress: Progress = QUIET) -> Iterator[None]:
@@ -102,6 +106,22 @@ class BuildCache:
         with atomic_file(self._place / "steps" / f"{step}.json") as file:
             file.write(json.dumps({"digest": layer.digest, "size": layer.size}).encode())
 
+    def user(self, step: str) -> User | None:
+        """Return who an image's user is, where that is known."""
+        try:
+            value = json.loads((self._place / "users" / f"{step}.json").read_bytes())
+            uid, home, gids = value["uid"], value["home"], tuple(value["gids"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        whole = type(uid) is int and isinstance(home, str) and all(type(n) is int for n in gids)
+        return User(uid, gids, home) if whole and gids else None
+
+    def keep_user(self, step: str, user: User) -> None:
+        """Say who an image's user is. Raises HostError."""
+        with atomic_file(self._place / "users" / f"{step}.json") as file:
+            value = {"uid": user.uid, "gids": user.gids, "home": user.home}
+            file.write(json.dumps(value).encode())
+
     def kept(self, name: str) -> Path:
         """Return where the content of a mount of type cache lies, or will lie."""
         return self._place / "caches" / f"{key('cache', name)[:40]}.tar"
@@ -123,7 +143,7 @@ class BuildCache:
         """Remove all of it, once no build runs; return how many bytes that frees."""
         with locked(self._place / "lock", progress, "waiting for a build"):
             freed = self.size()
-            for name in ("steps", "machines", "layers", "caches"):
+            for name in ("steps", "machines", "layers", "caches", "users", "downloads"):
                 remove_tree(self._place / name)
         return freed
 

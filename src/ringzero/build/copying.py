@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ringzero.build import archives
 from ringzero.build.entries import Entry
@@ -56,17 +56,20 @@ def mode_of(text: str) -> int:
 def plan(
     origin: Origin,
     sources: Sequence[str],
-    documents: dict[str, bytes],
+    given: Mapping[str, Entry],
     placement: Placement,
     view: View,
 ) -> list[Entry]:
-    """Return what the layer of a COPY holds. `documents` are here-documents by their names.
+    """Return what the layer of a COPY holds.
+
+    `given` are files that do not come from `origin`, by source, with their own names:
+    here-documents, and what addresses led to.
 
     Raises MissingFileError, InvalidValueError, GuestImageError.
     """
     found: list[tuple[str, bytes | None]] = []
     for source in sources:
-        if source in documents:
+        if source in given:
             found.append((source, None))
             continue
         paths = matches(origin, source)
@@ -86,9 +89,14 @@ def plan(
     layer = _Layer(view, placement)
     for source, path in found:
         if path is None:
-            data = documents[source]
-            name = posixpath.join(placement.target, source) if into else placement.target
-            layer.add(name, _document(data))
+            entry = given[source]
+            members = archives.unpacked(entry) if placement.unpack else None
+            if members is not None:
+                layer.unpack(placement.target, members)
+                continue
+            own = os.fsdecode(entry.name)
+            name = posixpath.join(placement.target, own) if into else placement.target
+            layer.add(name, entry)
             continue
         top = placement.target
         if placement.parents:
@@ -183,11 +191,13 @@ class _Layer:
         return entry
 
 
-def _document(data: bytes) -> Entry:
+def document(name: str, data: bytes) -> Entry:
+    """Return a here-document as a file."""
+
     def content() -> Iterator[bytes]:
         yield data
 
-    return Entry(b"", stat.S_IFREG | 0o644, size=len(data), content=content)
+    return Entry(os.fsencode(name), stat.S_IFREG | 0o644, size=len(data), content=content)
 
 
 def _left_out(path: bytes, exclude: tuple[str, ...]) -> bool:

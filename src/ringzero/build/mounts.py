@@ -24,12 +24,12 @@ _SECRET_MODE, _SHARED_MODE, _TEMPORARY_MODE = 0o400, 0o755, 0o1777
 
 
 class Mounts:
-    """The mounts of one RUN. `view` is what the image holds, `secrets` are by their ids."""
+    """The mounts of one RUN. `view` returns what the image holds, `secrets` are by their ids."""
 
     def __init__(
         self,
         mounts: Sequence[Mount],
-        view: View,
+        view: Callable[[], View],
         builds: BuildCache,
         secrets: Mapping[str, bytes],
     ) -> None:
@@ -78,7 +78,7 @@ class Mounts:
 
     def _place(self, mount: Mount) -> str:
         """Return where it is mounted, without links. Raises InvalidValueError for the root."""
-        real, _ = self._view.resolve(os.fsencode(mount.target))
+        real, _ = self._view().resolve(os.fsencode(mount.target))
         if not real:
             raise InvalidValueError(f"nothing is mounted over the root directory ({mount.target})")
         return os.fsdecode(real)

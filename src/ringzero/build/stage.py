@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from ringzero.build.vmfile import instructions as kinds
 from ringzero.build.vmfile.instructions import Command, Instruction
 from ringzero.build.vmfile.words import Word, expand
 from ringzero.errors import GuestImageError
+from ringzero.image import machinespec
+from ringzero.image.machinespec import MachineSpec, Ready, Service
 from ringzero.records import field, mutable_record, replace
 
 _SHELL = ("/bin/sh", "-c")
@@ -37,6 +39,7 @@ class State:
     shell: tuple[str, ...] = _SHELL
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    machine: MachineSpec = MachineSpec()
     # Whether this stage has said what to run: an ENTRYPOINT of its own forgets the base's CMD.
     has_cmd: bool = False
 
@@ -55,6 +58,7 @@ class State:
             workdir=str(config.pop("WorkingDir", "") or ""),
             user=str(config.pop("User", "") or ""),
             shell=tuple(config.get("Shell") or _SHELL),
+            machine=machinespec.read(config.pop(machinespec.MEMBER, None)),
             config=config,
             history=list(history) if isinstance(history, list) else [],
         )
@@ -122,9 +126,40 @@ class State:
                 self.config["StopSignal"] = self.text(step.signal)
             case kinds.Healthcheck():
                 self.config["Healthcheck"] = self._health(step)
+            case kinds.Memory():
+                self.machine = replace(self.machine, memory=step.size)
+            case kinds.Cpus():
+                self.machine = replace(self.machine, cpus=step.count)
+            case kinds.Service():
+                self._serve(step)
+            case kinds.Ready():
+                self.machine = replace(self.machine, ready=_ready(step, self._command))
+            case kinds.KeepMemory():
+                self.machine = replace(self.machine, snapshot=True)
             case _:
                 return False
         return True
+
+    def _serve(self, step: kinds.Service) -> None:
+        """Take a service; one of the same name is replaced, and the base's CMD is forgotten."""
+        service = Service(
+            step.name,
+            tuple(self._command(step.command) or ()),
+            step.restart,
+            step.user or self.user,
+            step.after,
+        )
+        others = [other for other in self.machine.services if other.name != step.name]
+        unknown = set(step.after) - {other.name for other in others}
+        if unknown:
+            raise GuestImageError(
+                f"SERVICE {step.name} comes after {sorted(unknown)[0]!r}, and no service before it "
+                "is called so",
+                hint="write the other service first",
+            )
+        self.machine = replace(self.machine, services=(*others, service))
+        if not self.has_cmd:
+            self.config.pop("Cmd", None)
 
     def _of(self, name: str) -> dict[str, Any]:
         """Return a member of the configuration that holds others."""
@@ -167,6 +202,7 @@ class State:
     def document(self, architecture: str, diff_ids: Sequence[str], created: str) -> bytes:
         """Return the image's configuration (config.md); equal states give equal bytes."""
         config = {**self.config, "Env": [f"{k}={v}" for k, v in self.env.items()]}
+        config[machinespec.MEMBER] = self.machine.plain() or None
         for name, value in (("WorkingDir", self.workdir), ("User", self.user)):
             if value:
                 config[name] = value
@@ -179,6 +215,14 @@ class State:
             "history": self.history,
         }
         return json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _ready(step: kinds.Ready, words: Callable[[Command], list[str] | None]) -> Ready:
+    if step.command is not None:
+        test = ("CMD", *(words(step.command) or ()))
+    else:
+        test = ("TCP", str(step.port)) if step.port else ("HTTP", step.url)
+    return Ready(test, round(step.interval * 1e9), round(step.timeout * 1e9))
 
 
 def _ports(text: str) -> list[str]:

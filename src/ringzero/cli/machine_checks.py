@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ringzero.cli.machine_config import common_fields, seeded
+from ringzero.cli.machine_config import DEFAULT_MEMORY, common_fields, seeded
 from ringzero.errors import ConfigError, InvalidValueError, MissingFileError, RingzeroError
 
 if TYPE_CHECKING:
     import argparse
 
-# How much a machine has where nothing else is said.
-DEFAULT_MEMORY = "512M"
 # No kernel starts in less; a size below it without a unit was meant in another one.
 _LEAST_MEMORY = 1 << 20
 
@@ -219,7 +217,7 @@ def check_root(arguments: argparse.Namespace) -> None:
 
 def suspect_memory(arguments: argparse.Namespace) -> None:
     """Ask where a size without a unit is too small for any guest."""
-    text = arguments.memory.strip()
+    text = (DEFAULT_MEMORY if arguments.memory is None else arguments.memory).strip()
     if text.isdecimal() and int(text) < _LEAST_MEMORY:
         # The rest is looked at as if it were right.
         arguments.memory = DEFAULT_MEMORY

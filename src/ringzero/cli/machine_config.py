@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 
 from ringzero.cli.command_flags import command_words, given, variables
 from ringzero.config.device import DEVICE_CONFIGS, DeviceConfig
-from ringzero.errors import GuestImageError, HostError, NotFoundError, RingzeroError
+from ringzero.errors import (
+    GuestImageError,
+    HostError,
+    InvalidValueError,
+    NotFoundError,
+    RingzeroError,
+)
 from ringzero.settings import ENGINE
 
 if TYPE_CHECKING:
@@ -21,10 +27,13 @@ if TYPE_CHECKING:
 
     from ringzero.config.machine import MachineConfig
     from ringzero.image.cloudinit import Seed
+    from ringzero.image.machinespec import MachineSpec
 
 # What `run` without a command runs.
 _SHELL = ("sh", "-l")
 _DEFAULT_IMAGE = "micro"
+# What a machine has where neither its flags nor its image say more.
+DEFAULT_MEMORY, _DEFAULT_CPUS = "512M", 1
 
 
 def release_seed(config: MachineConfig) -> None:
@@ -66,11 +75,17 @@ def _place_program(
     arguments.command = [*words, "--", *arguments.command]
 
 
-def common_fields(arguments: argparse.Namespace) -> dict[str, object]:
-    """Return the fields of the description that every guest has. Raises InvalidValueError."""
+def common_fields(
+    arguments: argparse.Namespace, spec: MachineSpec | None = None
+) -> dict[str, object]:
+    """Return the fields of the description that every guest has. Raises InvalidValueError.
+
+    `spec` is what the guest's image asks for, and flags say otherwise.
+    """
+    memory, cpus = (spec.memory, spec.cpus) if spec is not None else (None, None)
     return {
-        "memory": arguments.memory,
-        "cpus": arguments.cpus,
+        "memory": (memory or DEFAULT_MEMORY) if arguments.memory is None else arguments.memory,
+        "cpus": (cpus or _DEFAULT_CPUS) if arguments.cpus is None else arguments.cpus,
         "engine": arguments.engine or ENGINE.get(),
         **({"cpu": arguments.cpu} if arguments.cpu else {}),
         **{f"{kind}s": _of_flag(arguments, device) for kind, device in DEVICE_CONFIGS},
@@ -193,7 +208,6 @@ def default_config(arguments: argparse.Namespace) -> MachineConfig:
     from ringzero.host.progress import Progress
     from ringzero.image import names
 
-    common = common_fields(arguments)
     name = arguments.image or _DEFAULT_IMAGE
     _look_here(name, quiet=arguments.json)
     try:
@@ -202,7 +216,7 @@ def default_config(arguments: argparse.Namespace) -> MachineConfig:
         raise _unknown(name, fault) from fault
     arguments.command = image.words(arguments.command, arguments.entrypoint)
     config = MachineConfig.create(
-        **common,
+        **common_fields(arguments, image.machine),
         name=image.name,
         kernel=image.kernel,
         initrd=image.initrd,
@@ -221,10 +235,19 @@ def default_config(arguments: argparse.Namespace) -> MachineConfig:
     if image.root is None:
         _place_command(arguments)
         return config
-    from ringzero.vm.boot import with_root
+    from ringzero.vm.boot import AWAIT_SERVICES, with_root, with_services
 
-    _place_program(arguments)
-    return with_root(config, image)
+    if arguments.command:
+        _place_program(arguments)
+    elif given(arguments):
+        raise InvalidValueError(
+            f"--env, --workdir and --user are for a command, and {image.name} runs its services",
+            hint=f"ringzero run {image.name} -- CMD",
+        )
+    elif not arguments.detach:
+        # Its services are what it is for: their output is shown, until they have ended.
+        arguments.command, arguments.shows_services = [*AWAIT_SERVICES], True
+    return with_services(with_root(config, image), image)
 
 
 def _look_here(name: str, *, quiet: bool) -> None:

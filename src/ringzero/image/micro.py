@@ -88,6 +88,11 @@ class BootFiles:
         """The initrd is the guest's root."""
         return
 
+    @property
+    def machine(self) -> None:
+        """It asks for nothing."""
+        return
+
     def words(self, command: Sequence[str], entrypoint: str | None = None) -> list[str]:
         """Return what to run: `command`, or nothing, for a shell. Raises InvalidValueError."""
         if entrypoint is not None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ringzero.host.progress import QUIET, Progress
 from ringzero.registry import Registry
+
+if TYPE_CHECKING:
+    from ringzero.image.machinespec import MachineSpec
 
 
 class BootFiles(Protocol):
@@ -46,6 +49,11 @@ class BootFiles(Protocol):
     @property
     def root(self) -> Path | None:
         """An EROFS image whose tree becomes the guest's root; None: the initrd is the root."""
+        ...
+
+    @property
+    def machine(self) -> MachineSpec | None:
+        """What of the machine the image asks for; None for nothing."""
         ...
 
     def words(self, command: Sequence[str], entrypoint: str | None = None) -> list[str]:

@@ -44,8 +44,10 @@ def complete(
     init = fields.pop("init", None)
     if init is not None and root is None:
         raise ConfigError(["an init without a root: the first process is the image's own"])
+    spec = files.machine
+    asked = {} if spec is None else {"memory": spec.memory, "cpus": spec.cpus}
     config = MachineConfig.create(
-        **{"name": files.name, **fields},
+        **{"name": files.name, **{k: v for k, v in asked.items() if v is not None}, **fields},
         kernel=files.kernel,
         initrd=files.initrd,
         command_line=f"{files.command_line} {added}".strip(),
@@ -56,7 +58,7 @@ def complete(
             raise ConfigError([f"the image {image} has a root of its own"])
         where = parse_root(str(root), init)
         return with_folder(config, where, modules_of(files, where))
-    return with_root(config, files)
+    return with_services(with_root(config, files), files)
 
 
 def with_root(config: MachineConfig, files: BootFiles) -> MachineConfig:
@@ -74,6 +76,35 @@ def with_root(config: MachineConfig, files: BootFiles) -> MachineConfig:
         devices=(*config.devices, DiskConfig(files.root, read_only=True, format="raw")),
         command_line=f"{config.command_line} ringzero.root={device}",
     )
+
+
+def with_services(config: MachineConfig, files: BootFiles) -> MachineConfig:
+    """Return the same with the services of `files` started at boot, where it has any."""
+    spec = files.machine
+    if spec is None:
+        return config
+    words = [
+        word
+        for word, said in (
+            (SERVICES, spec.services),
+            (READY, spec.ready),
+            (KEPT, spec.services and spec.snapshot),
+        )
+        if said
+    ]
+    if not words:
+        return config
+    line = f"{config.command_line} {SERVICES_PARAMETER}={','.join(words)}"
+    return replace(config, command_line=line)
+
+
+def services_of(command_line: str) -> frozenset[str]:
+    """Return what a kernel command line says of services: SERVICES, READY, KEPT."""
+    for word in command_line.split():
+        name, _, value = word.partition("=")
+        if name == SERVICES_PARAMETER:
+            return frozenset(value.split(","))
+    return frozenset()
 
 
 def with_folder(
@@ -171,6 +202,12 @@ class Beginning(NamedTuple):
 OWN_AGENT = "ringzero.agent"
 # What tells them how to set their network interfaces up.
 NET_PARAMETER, SEARCH_PARAMETER = "ringzero.net", "ringzero.search"
+# What tells them that services are started; that a guest can say when it is ready; and that the
+# memory in which they run may be another machine's beginning.
+SERVICES_PARAMETER = "ringzero.services"
+SERVICES, READY, KEPT = "started", "ready", "kept"
+# How a guest is asked whether it is ready, and for the end of its services.
+ASK_READY, AWAIT_SERVICES = ("/sbin/ready",), ("/sbin/services",)
 NOTHING = Beginning(None, memoryview(b""), "")
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from ringzero.build.vmfile.lines import Document, Line
 from ringzero.build.vmfile.words import Word
-from ringzero.records import field, record
+from ringzero.records import record
 
 
 @record
@@ -280,7 +280,8 @@ class Vmfile:
     stages: tuple[Stage, ...]
     arguments: tuple[Arg, ...] = ()
     escape: str = "\\"
-    warnings: tuple[str, ...] = field(default_factory=tuple)
+    # As they stand in the file, for faults that show later.
+    lines: tuple[str, ...] = ()
 
     def stage(self, name: str) -> int | None:
         """Return the index of the stage with a name or number, or None."""

@@ -61,7 +61,7 @@ class _Reader:
         if self._faults:
             self._raise(name)
         stages = tuple(Stage(begin, tuple(steps)) for begin, steps in self._stages)
-        return Vmfile(name, stages, tuple(self._arguments), self._escape)
+        return Vmfile(name, stages, tuple(self._arguments), self._escape, tuple(self._physical))
 
     def _instruction(self, line: Line) -> Instruction:
         keyword = line.text.split(maxsplit=1)[0]

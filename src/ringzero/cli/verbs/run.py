@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from ringzero.cli.command_flags import add_command_flags, advise_quoting, given, variables
 from ringzero.cli.flags import unknown_flags, words_of
 from ringzero.cli.machine_checks import (
-    DEFAULT_MEMORY,
     Faults,
     check_description,
     check_files,
@@ -168,7 +167,12 @@ Ctrl-] q ends the machine.
             help="forward a port of the host, by default of 127.0.0.1, to the guest; ranges as "
             "8000-8009:80-89; HOST 0: any free one (`ringzero port NAME` tells) (repeatable)",
         )
-        add("--memory", "-m", metavar="SIZE", default=DEFAULT_MEMORY, help="memory (default: 512M)")
+        add(
+            *("--memory", "-m"),
+            metavar="SIZE",
+            default=None,
+            help="memory (default: what the image asks for, or 512M)",
+        )
         add(
             "--cpu",
             metavar="MODEL",
@@ -176,7 +180,13 @@ Ctrl-] q ends the machine.
             help="CPU model: x86-64-v2 (default), x86-64-v3 (AVX2, FMA, BMI), max, host (KVM "
             "only); help: list them, and what each asks of this host",
         )
-        add("--cpus", metavar="N", type=int, default=1, help="virtual CPUs (default: 1)")
+        add(
+            "--cpus",
+            metavar="N",
+            type=int,
+            default=None,
+            help="virtual CPUs (default: as many as the image asks for, or 1)",
+        )
         add(
             "--engine",
             metavar="NAME",
@@ -240,6 +250,7 @@ Ctrl-] q ends the machine.
         faults.take(lambda: check_root(arguments))
         faults.end(self.name)
         arguments.own_command = bool(arguments.command)
+        arguments.shows_services = False
         return own_config(arguments) if is_own(arguments) else default_config(arguments)
 
     def execute(self, arguments: argparse.Namespace) -> int:
@@ -269,8 +280,7 @@ Ctrl-] q ends the machine.
         how: dict[str, Any] = {
             "words": arguments.command,
             "terminal": _on_terminal(arguments),
-            "serial": arguments.serial
-            or ("stdio" if is_own(arguments) and not arguments.agent else None),
+            "serial": arguments.serial or ("stdio" if _shows_serial(arguments) else None),
             "timeout": arguments.timeout,
             "stats": arguments.stats,
             "as_json": arguments.json,
@@ -282,6 +292,11 @@ Ctrl-] q ends the machine.
             code = _named(arguments, config, how)
         advise_quoting(arguments.command, code)
         return code
+
+
+def _shows_serial(arguments: argparse.Namespace) -> bool:
+    """Whether the serial line is what a user sees: of another kernel, and of services."""
+    return bool((is_own(arguments) and not arguments.agent) or arguments.shows_services)
 
 
 def _on_terminal(arguments: argparse.Namespace) -> bool:

@@ -18,6 +18,7 @@ from ringzero.control.machine.keeper import Keeper
 from ringzero.errors import ControlError, GuestError, RingzeroError
 from ringzero.host.service import ServiceThread
 from ringzero.settings import BOOT_TIMEOUT, boot_bound
+from ringzero.vm import boot
 from ringzero.vm.guest import linux
 from ringzero.vm.guest.cloudinit import CloudInitWatch
 
@@ -89,6 +90,8 @@ def _report_up(keeper: Keeper, reporter: Reporter, resumed: bool) -> None:
         # In a copy, and where the machine was taken back, the guest runs it already.
         if keeper.record.command and not keeper.machine.agent.kept:
             _run_command(keeper)
+        if boot.READY in boot.services_of(config.command_line) and not resumed:
+            _await_services(keeper, reporter)
         if config.boot_entry is not None and not resumed:
             _tell_failed_units(keeper, reporter)
     if watch is not None:
@@ -116,6 +119,38 @@ def _tell_failed_units(keeper: Keeper, reporter: Reporter) -> None:
         unit = line.split()[:1]
         if unit and unit[0].isprintable():
             reporter.say(note=f"the guest's {unit[0][:100]} has failed")
+
+
+def _await_services(keeper: Keeper, reporter: Reporter) -> None:
+    """Wait until what the image says of its readiness holds; the guest knows how long at most."""
+    said, over, statuses = bytearray(), threading.Event(), list[int]()
+
+    def end(status: int) -> None:
+        statuses.append(status)
+        over.set()
+
+    try:
+        keeper.machine.agent.run(
+            boot.ASK_READY, on_stdout=said.extend, on_stderr=said.extend, on_exit=end
+        )
+    except GuestError as fault:
+        reporter.fail(fault)
+        return
+    waited = 0.0
+    while not over.wait(_TELL) and not keeper.ended.is_set():
+        waited += _TELL
+        reporter.say(note=f"the guest's services are starting, for {waited:.0f} s now")
+    if not statuses:
+        reporter.fail(GuestError("the guest ended before it was ready"))
+    elif statuses[0]:
+        text = linux.last_line(bytes(said))
+        reporter.fail(
+            GuestError(
+                "the guest is not ready, as its image's READY has it; it runs on"
+                + (f": {text}" if text else ""),
+                hint=f"`ringzero logs {keeper.name}`",
+            )
+        )
 
 
 def _await_cloud_init(keeper: Keeper, reporter: Reporter, watch: CloudInitWatch) -> None:

@@ -10,6 +10,7 @@ from ringzero.digest import blake2b
 from ringzero.errors import InvalidValueError
 from ringzero.host.progress import QUIET, Progress
 from ringzero.image import micro
+from ringzero.image.machinespec import MachineSpec
 from ringzero.image.oci.reference import Local, Reference, parse
 from ringzero.image.oci.store import FORMAT, Store, StoredImage
 from ringzero.records import record, replace
@@ -42,6 +43,11 @@ class ContainerFiles:
         """The EROFS image with the guest's root."""
         return self.image.root
 
+    @property
+    def machine(self) -> MachineSpec:
+        """What of the machine the image asks for."""
+        return self.image.machine
+
     def words(self, command: Sequence[str], entrypoint: str | None = None) -> list[str]:
         """Return the program to run, and its words, by Docker's rules.
 
@@ -55,6 +61,9 @@ class ContainerFiles:
             except ValueError as fault:
                 raise InvalidValueError(f"--entrypoint {entrypoint!r}: {fault}") from fault
         words = [*first, *(command or default)]
+        if not words and self.machine.services:
+            # They are what it runs.
+            return []
         if not words:
             raise InvalidValueError(
                 f"the image {self.image.name} does not say what to run",

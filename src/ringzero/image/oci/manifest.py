@@ -12,6 +12,8 @@ import re
 from typing import Any
 
 from ringzero.errors import GuestImageError, NotFoundError
+from ringzero.image import machinespec
+from ringzero.image.machinespec import MachineSpec
 from ringzero.image.oci.reference import is_digest
 from ringzero.records import record
 
@@ -87,7 +89,8 @@ class ImageConfig:
 
     `diff_ids` are the digests of the layers' plain tars. `env` are NAME=VALUE; `user` is
     USER[:GROUP] by name or number, "" for root; `stop_signal` a name or number, "" for TERM.
-    `healthcheck` is Docker's HEALTHCHECK: NONE, or CMD or CMD-SHELL and its words.
+    `healthcheck` is Docker's HEALTHCHECK: NONE, or CMD or CMD-SHELL and its words. `machine` is
+    what the machine itself shall be.
     """
 
     architecture: str
@@ -103,6 +106,7 @@ class ImageConfig:
     volumes: tuple[str, ...] = ()
     healthcheck: tuple[str, ...] = ()
     created: str = ""
+    machine: MachineSpec = MachineSpec()
 
 
 def document(data: bytes, what: str) -> dict[str, Any]:
@@ -241,6 +245,7 @@ def image_config(data: bytes) -> ImageConfig:
         _keys(config.get("Volumes"), "Volumes"),
         _words(health.get("Test"), "Healthcheck.Test"),
         _word(value.get("created"), "created"),
+        machinespec.read(config.get(machinespec.MEMBER)),
     )
 
 

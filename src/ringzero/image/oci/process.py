@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from shlex import quote
+from math import ceil
+from shlex import join, quote
 
 from ringzero.errors import GuestImageError
+from ringzero.image.guest.enter import TOOLS
+from ringzero.image.machinespec import MachineSpec, Ready
 from ringzero.image.oci.manifest import ImageConfig
 from ringzero.records import record
 
@@ -20,6 +23,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_GROUPS = 256
 # A number of 32 bits has so many at most.
 _DIGITS = 10
+_SECOND = 1_000_000_000
+# The guest's own programs, and how long one of them waits for a service's answer, in seconds.
+_BUSYBOX, _PATIENCE = f"{TOOLS}/bin/busybox", "5"
 
 
 @record
@@ -96,4 +102,31 @@ def script(config: ImageConfig, user: User) -> str:
     gids = ",".join(map(str, user.gids))
     lines += [f"user={user.uid} groups={gids}", f"directory={quote(config.workdir or '/')}"]
     lines.append(f"stop_signal={config.stop_signal or 'TERM'}")
+    lines += _services(config.machine)
     return "\n".join(lines) + "\n"
+
+
+def _services(machine: MachineSpec) -> Iterator[str]:
+    """Yield the functions by which the guest's init starts services, and asks for readiness."""
+    if machine.services:
+        yield "services() {"
+        for service in machine.services:
+            how = [service.name, service.restart, " ".join(service.after)]
+            how += [f"--user={service.user}"] * bool(service.user)
+            yield f"supervise {join([*how, '--', *service.command])} &"
+        yield "wait\n}"
+    if machine.ready is not None:
+        bound, pause = machine.ready.timeout / _SECOND, machine.ready.interval / _SECOND
+        # One question takes no longer than all of them may.
+        words = [_BUSYBOX, "timeout", "-s", "KILL", str(ceil(bound)), *_question(machine.ready)]
+        yield f"ready() {{\nask {ceil(bound)} {pause:.3f} {join(['--', *words])}\n}}"
+
+
+def _question(ready: Ready) -> tuple[str, ...]:
+    kind, *words = ready.test
+    if kind == "TCP":
+        # It connects, and is then another program, which ends.
+        return (_BUSYBOX, "nc", "-w", _PATIENCE, "127.0.0.1", *words, "-e", _BUSYBOX, "true")
+    if kind == "HTTP":
+        return (_BUSYBOX, "wget", "-q", "-T", _PATIENCE, "-O", "/dev/null", *words)
+    return tuple(words)

@@ -205,6 +205,7 @@ def _info(config: ImageConfig, manifest: Manifest, size: int) -> dict[str, objec
         "volumes": config.volumes,
         "healthcheck": config.healthcheck,
         "created": config.created,
+        "machine": config.machine.plain(),
         "config": manifest.config.digest,
         "layers": [layer.digest for layer in manifest.layers],
     }

@@ -18,9 +18,11 @@ from typing import Any
 
 from ringzero.api.values import ImageSummary
 from ringzero.digest import blake2b
-from ringzero.errors import ConflictError, NotFoundError
+from ringzero.errors import ConflictError, GuestImageError, NotFoundError
 from ringzero.host.files import atomic_file, locked, make_directory
 from ringzero.host.progress import QUIET, Progress
+from ringzero.image import machinespec
+from ringzero.image.machinespec import MachineSpec
 from ringzero.image.oci.reference import Local, Reference
 from ringzero.records import record
 
@@ -68,6 +70,7 @@ class StoredImage:
     created: str
     config: str
     layers: tuple[str, ...]
+    machine: MachineSpec = MachineSpec()
 
     @property
     def name(self) -> str:
@@ -95,6 +98,7 @@ class StoredImage:
             "ports": list(self.ports),
             "volumes": list(self.volumes),
             "healthcheck": list(self.healthcheck),
+            "machine": self.machine.plain(),
         }
 
 
@@ -132,10 +136,11 @@ class Store:
                 return None
             values: dict[str, Any] = {name: tuple(found[name]) for name in _LISTS}
             values |= {name: found[name] for name in _WORDS}
+            values["machine"] = machinespec.read(found.get("machine"))
             return StoredImage(
                 names=tuple(names), digest=digest, root=root, size=found["size"], **values
             )
-        except (OSError, KeyError, TypeError):
+        except (OSError, KeyError, TypeError, GuestImageError):
             return None
 
     def set_name(self, name: Reference | Local, digest: str) -> None:

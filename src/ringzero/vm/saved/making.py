@@ -62,6 +62,7 @@ def make(config: MachineConfig, engine: Engine, store: Templates) -> bool:
 
 def _boot_and_write(key: Key, engine: Engine, work: Path) -> None:
     """Boot the description and write down its idle guest."""
+    from ringzero.vm import boot
     from ringzero.vm.build import assemble
     from ringzero.vm.machine import Machine
     from ringzero.vm.saved import templates
@@ -70,6 +71,8 @@ def _boot_and_write(key: Key, engine: Engine, work: Path) -> None:
         machine.start()
         if not machine.agent.wait_ready(_PATIENCE):
             raise GuestError("the guest took no command")
+        if boot.services_of(key.config.command_line) >= {boot.SERVICES, boot.READY}:
+            machine.run(boot.ASK_READY)
         # What every command needs is then in the guest's memory, and translated.
         if key.config.shares:
             # As far as that goes without knowing any of the folders.

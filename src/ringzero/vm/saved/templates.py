@@ -93,6 +93,9 @@ def stand_in(config: MachineConfig, engine: str) -> MachineConfig | str:
         return "it boots from a disk"
     if not config.agent or not boot.has_own_agent(config.command_line):
         return "its guest is none of ringzero's own"
+    services = boot.services_of(config.command_line)
+    if boot.SERVICES in services and boot.KEPT not in services:
+        return "its services begin with a boot: its image has no SNAPSHOT"
     devices: list[DeviceConfig] = []
     for number, device in config.numbered():
         if number and device.joined:
