@@ -3,6 +3,7 @@
     python bench/guest.py                    all rows
     python bench/guest.py start sort         rows whose name contains one of the words
     python bench/guest.py plain              those of the plain command line
+    python bench/guest.py --limits           beside them User-Mode Linux, and the host itself
     python bench/guest.py --json out.json --compare before.json
 
 Both sides boot the same kernel, initrd and command line and run the same work,
@@ -12,7 +13,9 @@ earlier runs left in the cache, cold without the kept translations and the unpac
 engine itself stays compiled). QEMU is told the TSC's frequency, as ringzero tells its guest.
 Programs run twice: with the default image's command line, and as "plain ..." with one that
 switches nothing off, as a user's own guest has it. "two ..." rows are others, on two virtual
-CPUs (QEMU: `thread=multi`). "peak memory" is that of the host process over all programs,
+CPUs (QEMU: `thread=multi`). With --limits the plain rows also have the time of Debian's
+User-Mode Linux, and that of the same programs on one CPU of the host, without any machine: the
+limit. "peak memory" is that of the host process over all programs,
 without the guest's RAM.
 """
 
@@ -34,7 +37,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.vm import guests  # noqa: E402
+from tests.vm import guests, served  # noqa: E402
 from tests.vm.peak_memory import PeakMemory  # noqa: E402
 
 from ringzero.config.machine import MachineConfig  # noqa: E402 - after the path
@@ -47,6 +50,7 @@ from ringzero.units import MIB  # noqa: E402
 
 MEMORY = 1024 * MIB
 KINDS = ("ringzero", "qemu")
+UML, NATIVE = "uml", "native"
 PEAK_ROW = "peak memory"
 # Seconds for one start or one program: twenty times what the slowest takes.
 PATIENCE = 120
@@ -247,6 +251,34 @@ def bench_starts(chosen: list[str], rounds: int) -> dict[str, dict[str, float]]:
     return rows
 
 
+def bench_limits(names: list[str], rounds: int) -> dict[str, dict[str, float]]:
+    """Return the seconds of programs in User-Mode Linux and on the host, by kind.
+
+    Says which of the two there is not, and why.
+    """
+    rows: dict[str, dict[str, float]] = {name: {} for name in names}
+    image = ensure(IMAGE, progress=Progress())
+    kinds = {
+        UML: (served.missing_uml, lambda: served.user_mode_linux(image.initrd, MEMORY)),
+        NATIVE: (served.missing_native, lambda: served.native(image.initrd)),
+    }
+    for kind, (missing, make) in kinds.items():
+        reason = missing()
+        if reason:
+            print(f"bench/guest.py: no column {reason}")
+            continue
+        with make() as machine:
+            if not machine.wait_ready(PATIENCE):
+                raise RuntimeError(f"{kind}: it did not come up")
+            for name in names:
+                for _ in range(rounds):
+                    began = time.perf_counter()
+                    run(machine, kind, PROGRAMS[name])
+                    taken = time.perf_counter() - began
+                    rows[name][kind] = min(rows[name].get(kind, math.inf), taken)
+    return rows
+
+
 def bench_programs(prefix: str, chosen: list[str], rounds: int) -> dict[str, dict[str, float]]:
     """Return the rows about programs, and that about memory, for one of COMMAND_LINES.
 
@@ -310,6 +342,7 @@ def show(name: str, row: dict[str, float], before: dict[str, float] | None = Non
     line = f"{name:22}{ours:10.{digits}f}{theirs:10.{digits}f} {unit:3}{theirs / ours:6.2f}"
     if before is not None:
         line += f"   before {before['ringzero']:.{digits}f} (x {ours / before['ringzero']:.2f})"
+    line += "".join(f"   {kind} {row[kind]:.{digits}f}" for kind in (UML, NATIVE) if kind in row)
     return line
 
 
@@ -332,6 +365,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*", help="rows whose name contains one of these")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--limits", action="store_true", help="also User-Mode Linux and the host")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--compare", type=Path, help="an earlier --json file")
     options = parser.parse_args()
@@ -343,6 +377,10 @@ def main() -> int:
         rows = bench_starts(options.words, options.rounds)
         for prefix in COMMAND_LINES:
             rows |= bench_programs(prefix, options.words, options.rounds)
+        if options.limits:
+            names = [name for name in PROGRAMS if PLAIN + name in rows]
+            for name, limits in bench_limits(names, options.rounds).items():
+                rows[PLAIN + name] |= limits
     except (RingzeroError, RuntimeError, subprocess.SubprocessError) as fault:
         print(f"bench/guest.py: {fault}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ from tests.isa.guest import Guest
 BOTH = (
     "test_exceptions", "test_protected", "test_system", "test_debug", "test_syscalls",
     "test_fuzz_system", "test_alignment", "test_branches", "test_limits", "test_waiting",
+    "test_rflags",
 )  # fmt: skip
 
 

@@ -72,6 +72,68 @@ def test_syscall_enters_the_kernel(user):
     assert end.reg(x86.RSP) == USER_STACK
 
 
+def test_system_calls_in_a_loop(user):
+    """Code that was translated: what each leaves is what the next one finds."""
+    with_msrs(user, kernel_gs=DATA)
+    kernel = "swapgs; inc qword ptr gs:[8]; mov gs:[16], r11; swapgs; sysretq"
+    user.write(CODE, assemble(kernel))
+    user.state = replace(user.state, rflags=0x202 | x86.DF)
+    end = user.run(
+        """
+        mov ebx, 1000; xor edx, edx
+        again: cmp ebx, 1001; syscall; adc edx, 0; dec ebx; jnz again
+        mov eax, 0x7fffffff; inc eax; syscall; ud2
+        """
+    )
+    assert end.vector == 6 and end.reg(x86.RDX) == 1000, "CF came back each time"
+    flags = 0x202 | x86.DF | x86.OF | x86.SF | x86.AF | x86.PF
+    assert end.saved["rflags"] == flags | x86.RF and user.read_q(DATA + 16) == flags
+    assert (end.saved["cs"], end.saved["ss"], end.saved["rsp"]) == (USER_CS, USER_DS, USER_STACK)
+    assert user.read_q(DATA + 8) == 1001
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_syscall_closes_user_memory_where_its_mask_has_ac(user, masked):
+    with_msrs(user, fmask=x86.IF | (x86.AC if masked else 0))
+    user.write(CODE, assemble(f"mov rbx, rsp; mov esp, {KERNEL_STACK}; mov rax, [rbx - 8]; hlt"))
+    user.state = replace(user.state, rflags=0x202 | x86.AC, cr4=user.state.cr4 | x86.CR4_SMAP)
+    for _ in range(3):
+        end = user.run("syscall")
+        assert end.vector == (14 if masked else None)
+
+
+def test_sysret_takes_an_interrupt_that_waits(kernel):
+    """IF comes with R11: at the first instruction of the user's code."""
+    vector = 0x40
+    waiting = [vector] * 3
+    kernel.interrupts.pending = lambda: bool(waiting)
+    kernel.interrupts.acknowledge = lambda: waiting.pop()
+    kernel.write(USER_CODE, b"\x0f\x0b")
+    for left in (2, 1, 0):
+        kernel.vcpu._interrupts_changed()
+        end = kernel.run("sysretq", rcx=USER_CODE, r11=0x202, rsp=USER_STACK)
+        assert (end.vector, end.saved["rip"], end.saved["cs"]) == (vector, USER_CODE, USER_CS)
+        assert len(waiting) == left
+    assert kernel.run("sysretq", rcx=USER_CODE, r11=0x202, rsp=USER_STACK).vector == 6
+
+
+@pytest.mark.parametrize("flag", [x86.AC, x86.TF])
+def test_sysret_to_code_that_is_watched(kernel, flag):
+    kernel.state = replace(kernel.state, cr0=kernel.state.cr0 | x86.CR0_AM)
+    kernel.write(USER_CODE, assemble("mov rax, [rsp - 7]; ud2"))
+    for _ in range(3):
+        end = kernel.run("sysretq", rcx=USER_CODE, r11=2 | flag, rsp=USER_STACK)
+        assert end.vector == (17 if flag == x86.AC else 1)
+
+
+def test_syscall_to_an_address_that_is_not_canonical_faults_there(user):
+    """WRMSR refuses such a one, a saved state may have it."""
+    with_msrs(user, lstar=NOT_CANONICAL)
+    end = user.run("syscall")
+    assert (end.vector, end.code, end.saved["rip"], end.saved["cs"]) == (13, 0, NOT_CANONICAL, 8)
+    assert end.reg(x86.RCX) == USER_CODE + 2
+
+
 def test_syscall_needs_sce(user):
     user.state = replace(user.state, efer=user.state.efer & ~x86.EFER_SCE)
     assert user.run("syscall").vector == 6

@@ -24,7 +24,7 @@ def test_registers_of_another_isa_follow_their_numbers():
 
 
 def test_arguments_are_in_the_order_of_the_parameters():
-    frame = Frame(Vcpu, (2, 0))
+    frame = Frame(Vcpu, (2, 0), 2)
     assert frame.parameters == "ptr %cpu, i64 %n, i64 %t, i64 %g2, i64 %g0"
     given = frame.arguments(lambda n: f"%r{n}", "%n", "poison")
     assert given == "ptr %cpu, i64 %n, i64 poison, i64 %r2, i64 %r0"

@@ -37,8 +37,10 @@ class TlbEntry(Struct):
 
 
 TLB_SIZE = TLB_ENTRIES * TlbEntry.size  # of one way
-# An address space has first the first ways, its user's and its kernel's, then the second ones.
-SECOND_TLB = 2 * TLB_SIZE
+# An address space has TLBs for its user, for its kernel, and for its kernel while that may reach
+# the user's pages (see isa.x86.privileged.alignment); all first ways come before the second ones.
+TLB_SIDES = 3
+SECOND_TLB = TLB_SIDES * TLB_SIZE
 
 
 @staged

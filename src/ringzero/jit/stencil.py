@@ -43,11 +43,13 @@ BY_TEMPORARY, BY_PUSH, BY_POP = 0x20, 0x40, 0x60
 class Frame:
     """Which guest registers are pinned, and in which order they are arguments.
 
-    `cpu` is the struct of a vCPU, with members `regs`, `budget`, `tlb`, `resume`.
+    `cpu` is the struct of a vCPU, with members `regs`, `budget`, `tlb`, `resume`; `stack` the
+    pinned register by which BY_PUSH and BY_POP go.
     """
 
     cpu: StructType
     pinned: tuple[int, ...]
+    stack: int
 
     @functools.cached_property
     def parameters(self) -> str:
@@ -185,16 +187,20 @@ class StencilWriter:
         self.builder.module.declare(name, text)
         self._call(f"@{name}", arguments)
 
+    def tail_near(self, name: str, arguments: str) -> None:
+        """End in a tail call of a function of the same module."""
+        self._call(f"@{name}", arguments)
+
     def tail_address(self, address: Value) -> None:
         """End in a tail call of the code at a host address."""
         code = self.builder.emit(f"inttoptr i64 {address.ref} to ptr", self.frame.cpu)
         self._call(code.ref, self.arguments())
 
-    def tail_member(self, name: str) -> None:
+    def tail_member(self, name: str, temporary: str = "poison") -> None:
         """End in a tail call of the code whose host address a member of the vCPU holds."""
         where = self.builder.offset(self.cpu, self.frame.cpu.offset_of(name)).ref
         code = self.builder.emit(f"load ptr, ptr {where}, align 8", self.frame.cpu)
-        self._call(code.ref, self.arguments())
+        self._call(code.ref, self.arguments(temporary))
 
     def slow_exit(self) -> None:
         """Add the block `slow`, where everything is as it was at the start of the stencil."""

@@ -125,10 +125,10 @@ def call_address(address: Any, result: Any, *arguments: Any) -> Any:
     return builder().call_address(convert(U64, address), result, arguments)
 
 
-def read_host_tsc() -> Any:
-    """Return the host's time-stamp counter (u64), read after all earlier loads.
+def read_host_tsc(ordered: bool = True) -> Any:
+    """Return the host's time-stamp counter (u64), read after all earlier loads if `ordered`.
 
-    Without LFENCE the host may read it before them (SDM vol. 2B, RDTSC), and a guest's
-    clock, which orders the two by a fence of its own, went back between its vCPUs.
+    Without LFENCE the host may read it before them (SDM vol. 2B, RDTSC).
     """
-    return host_asm(U64, "lfence; rdtsc; shlq $$32, %rdx; orq %rdx, %rax", "={rax},~{rdx},~{flags}")
+    text = "rdtsc; shlq $$32, %rdx; orq %rdx, %rax"
+    return host_asm(U64, "lfence; " * ordered + text, "={rax},~{rdx},~{flags}")

@@ -10,6 +10,7 @@ from ringzero.isa.caches import (
     JUMP_USED_WORDS,
     JUMP_WAYS,
     JUMPS_SIZE,
+    TLB_SIDES,
     TLB_SIZE,
     TLB_USED_WORDS,
 )
@@ -87,19 +88,15 @@ SPACES = 6
 # `AddressSpace.cr3` of one that holds no translations in force.
 NO_SPACE = (1 << 64) - 1
 
-# The tables of an address space: TLBs of user and kernel, first both first ways, then the second
+# The tables of an address space: TLBs, first all first ways (isa.caches.TLB_SIDES), then the second
 # ones, and jump caches of user and kernel in the same order.
-TLB_TABLES, JUMP_TABLES = 4, 2 * JUMP_WAYS
+TLB_TABLES, JUMP_TABLES = 2 * TLB_SIDES, 2 * JUMP_WAYS
 FIRST_JUMPS = TLB_TABLES * TLB_SIZE
 SPACE_SIZE = FIRST_JUMPS + JUMP_TABLES * JUMPS_SIZE
 # Pages with entries in the jump caches, and regions of 2 MiB and of 1 GiB with large pages, are
 # noted by as many bits, by the low bits of their numbers: the upper half of all addresses, with a
 # kernel's large pages, apart from the lower one, whose pages come and go.
 JUMP_PAGES, LARGE_REGIONS, HUGE_REGIONS = 1 << 12, 1 << 7, 1 << 5
-
-# User pages that the kernel's TLB holds at once while RFLAGS.AC suspends SMAP: a copy of some
-# length has source and destination in two pages each.
-OPEN_PAGES = 8
 
 # Decoding may look at this many bytes whatever the length turns out to be.
 FETCH_BYTES = 32
@@ -290,6 +287,7 @@ class Cpu(Struct):
     # The tables of the address space in force.
     tlb_user = field(u64)
     tlb_kernel = field(u64)
+    tlb_open = field(u64)  # the kernel's while RFLAGS.AC suspends SMAP
     jump_user = field(u64)
     jump_kernel = field(u64)
     # Entries that never match: while every access must have its alignment checked, and from when
@@ -299,9 +297,6 @@ class Cpu(Struct):
     code_pages = field(u64)
     # Host address of a byte per RAM page: 1 when saved translations were looked for.
     code_sought = field(u64)
-    # Entries of the kernel's TLB made under RFLAGS.AC (see open_pages.py).
-    open_entries = field(u64, OPEN_PAGES)
-    open_count = field(u32)
     space = field(u32)  # the number of the one in force
     space_clock = field(u64)
     physical_mask = field(u64)  # valid physical address bits

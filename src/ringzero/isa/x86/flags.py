@@ -39,9 +39,8 @@ from ringzero.isa.x86.ccops import (
     STATUS,
     SUB,
 )
-from ringzero.isa.x86.cpu import AC, ARITHMETIC_FLAGS, CF, OF, PF, SF, ZF, Cpu
+from ringzero.isa.x86.cpu import ARITHMETIC_FLAGS, CF, OF, PF, SF, ZF, Cpu
 from ringzero.isa.x86.privileged.alignment import select_tlb
-from ringzero.isa.x86.privileged.open_pages import close_pages
 from ringzero.native import native, popcount, select, sign, signed, staged, u8, u64, unsigned
 
 
@@ -205,9 +204,6 @@ def set_rflags(cpu: Cpu, value: u64, mask: u64) -> None:
     """Replace the bits of RFLAGS in `mask` (arithmetic ones too)."""
     all_flags = (get_rflags(cpu) & ~mask) | (value & mask)
     cpu.rflags = all_flags & ~u64(ARITHMETIC_FLAGS) | 2
-    if cpu.open_count != 0 and (all_flags & AC) == 0:
-        close_pages(cpu)
     cpu.cc_src = all_flags & ARITHMETIC_FLAGS
     cpu.cc_op = STATUS
-    if cpu.cpl == 3:
-        select_tlb(cpu)
+    select_tlb(cpu)

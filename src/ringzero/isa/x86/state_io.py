@@ -101,7 +101,7 @@ def _write_segment(segment: Any, value: Segment) -> None:
 def select_tlb(cpu: Any) -> None:
     """Choose the TLB, as `alignment.select_tlb` does."""
     if cpu.cpl != 3:
-        cpu.tlb = cpu.tlb_kernel
+        cpu.tlb = cpu.tlb_open if cpu.rflags & x86.AC else cpu.tlb_kernel
     elif cpu.rflags & x86.AC and cpu.cr0 & x86.CR0_AM:
         cpu.tlb = cpu.tlb_checked
     else:

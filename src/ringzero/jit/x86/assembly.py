@@ -242,6 +242,7 @@ def _described(lowering: Lowering, fact: list[Any]) -> dict[str, Any]:
         | tables.EXTENDS * (lowering.form.mnemonic in ("movzx", "movsx") and lowering.size >= 32)
         | tables.DISPLACES * displaces
         | tables.NEEDS_AVX * bool(lowering.form.attributes.get("avx"))
+        | tables.SHADOWS * bool(lowering.form.attributes.get("shadows"))
     )
     immediate = tables.IMMEDIATE_NONE
     if lowering.immediate >= 0:

@@ -16,7 +16,7 @@ import itertools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ringzero.isa.x86.table.forms import VECTORS, Form, Operand
+from ringzero.isa.x86.table.forms import IN_HANDLER, VECTORS, Form, Operand
 from ringzero.isa.x86.table.instructions import all_forms
 from ringzero.jit.compile.builder import FunctionBuilder
 from ringzero.jit.compile.module import Module
@@ -66,7 +66,9 @@ _SELDOM = {
 }
 # They have a meaning of their own with one register twice, which is frequent.
 _TWICE = ("adc", "sbb", "test", "xor")
-END_BY_NAME = {"jmp": END_JUMP, "call": END_CALL, "jcc": END_CONDITIONAL}
+END_BY_NAME = {
+    "jmp": END_JUMP, "call": END_CALL, "jcc": END_CONDITIONAL, "jrcxz": END_CONDITIONAL,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ class Catalogue:
         form, size, memory = lowering.form, lowering.size, lowering.memory
         name = form.function.__name__
         mode64 = not (form.attributes.get("d64") and size == 32)
-        if form.attributes.get("ends"):
+        if form.attributes.get("ends") not in (None, IN_HANDLER):
             lowering.end = END_BY_NAME.get(name, END_INDIRECT)
         operands = () if form.attributes.get("unread") else form.operands
         lowering.operands = operands
@@ -347,6 +349,7 @@ def _define(
 def _run(m: StencilOperation, function: Any) -> bool:
     """Run a semantic function on `m`; False when it cannot be a stencil."""
     try:
+        m.check_privilege()
         Execution(m.builder, function).run([m], {})
     except Unsuitable:
         return False

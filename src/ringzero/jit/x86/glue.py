@@ -14,13 +14,20 @@ from typing import Any
 from ringzero.isa.x86 import ccops
 from ringzero.isa.x86 import flags as lazy
 from ringzero.isa.x86.ccops import CC_OPS, CONDITIONS, cc_ops
-from ringzero.isa.x86.cpu import Cpu
+from ringzero.isa.x86.cpu import RCX, Cpu
 from ringzero.jit.compile.builder import FunctionBuilder
 from ringzero.jit.compile.module import Module
 from ringzero.jit.exits import exits
 from ringzero.jit.stencil import LIKELY, Body, StencilWriter, define_stencil, plain
 from ringzero.jit.x86.operands import FRAME
-from ringzero.jit.x86.tables import CLASSES, HIGH_REGISTERS, PINNED_REGISTERS, SCALES, SLOT
+from ringzero.jit.x86.tables import (
+    CLASSES,
+    COUNTERS,
+    HIGH_REGISTERS,
+    PINNED_REGISTERS,
+    SCALES,
+    SLOT,
+)
 from ringzero.native import boolean, load, store, u16, u32, u64, unsigned
 from ringzero.native.generation import as_value, convert
 from ringzero.native.values import Value
@@ -66,6 +73,7 @@ def members(number: Callable[[str], int]) -> dict[str, list[int]]:
         "status": by_op("status"),
         "condition": [n for code in range(CONDITIONS) for n in by_op(f"cond.{code}")],
         "jcc": [n for code in range(CONDITIONS) for n in by_op(f"jcc.{code}")],
+        "jrcxz": [number(f"jrcxz.{log2}") for log2 in range(COUNTERS)],
         "carry_any": [number("carry.any")],
         "status_any": [number("status.any")],
         "movabs": [number(f"movabs.{register}") for register in classes],
@@ -176,6 +184,17 @@ def _jump(op: int, code: int, m: StencilWriter) -> None:
     m.tail("NEXT", m.arguments())
 
 
+def _jump_on_zero(log2: int, m: StencilWriter) -> None:
+    """Jump when so many bytes of RCX are 0."""
+    builder = m.builder
+    taken, stays = builder.fresh("taken"), builder.fresh("stays")
+    builder.branch(unsigned(16 << log2)(m.register(RCX)) == 0, taken, stays)
+    builder.start(taken)
+    m.tail("TARGET", m.arguments())
+    builder.start(stays)
+    m.tail("NEXT", m.arguments())
+
+
 def _any_status(m: StencilWriter) -> None:
     m.builder.call_address(m.cpu.status_code, None, [m.cpu])
     m.tail("NEXT", m.arguments())
@@ -207,6 +226,8 @@ def _flags() -> dict[str, Body]:
         for code in range(CONDITIONS):
             bodies[f"cond.{code}.{op}"] = plain(partial(_condition, op, code))
             bodies[f"jcc.{code}.{op}"] = partial(_jump, op, code)
+    for log2 in range(COUNTERS):
+        bodies[f"jrcxz.{log2}"] = partial(_jump_on_zero, log2)
     bodies["carry.any"] = _any_carry
     bodies["status.any"] = _any_status
     return bodies

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ringzero.isa.x86 import ccops
-from ringzero.isa.x86.cpu import ARITHMETIC_FLAGS, CF, Cpu
+from ringzero.isa.x86.cpu import ARITHMETIC_FLAGS, CF, RSP, Cpu
 from ringzero.isa.x86.privileged.descriptors import is_canonical
 from ringzero.isa.x86.state import GPR_NAMES
 from ringzero.isa.x86.table.forms import Form
@@ -33,7 +33,7 @@ from ringzero.native.types import Int
 from ringzero.native.values import Value
 
 # Guest registers that stencils pass in host registers; R8 to R15 stay in memory.
-FRAME = Frame(Cpu, pinned_by_name(GPR_NAMES[:PINNED_REGISTERS]))
+FRAME = Frame(Cpu, pinned_by_name(GPR_NAMES[:PINNED_REGISTERS]), RSP)
 # From the lower half of a YMM register to the upper one.
 UPPER = Cpu.offset_of("ymm_high") - Cpu.offset_of("xmm")
 
@@ -46,6 +46,10 @@ FUSED = {
 }  # fmt: skip
 # Those of them that have such stencils for operands of 8 and 16 bits, too.
 FUSED_NARROW = ("cmp", "test")
+# Of these LLVM would load an immediate of 16 or 32 bits by ten bytes of code.
+NARROWED = ("adc", "add", "and", "cmp", "imul", "or", "sbb", "sub", "test", "xor")
+# Instructions that raise exceptions before they do anything, so that their handlers can.
+FAULTS = ("div", "idiv", "cli", "sti", "clac", "stac", "rdtsc", "rdtscp")
 _SUFFIXES = {8: "b", 16: "w", 32: "l", 64: "q"}
 
 
@@ -192,7 +196,8 @@ class StencilOperation(StencilWriter):
     def _read(self, n: int) -> Any:
         binding = self._bindings[n]
         if binding.kind == "immediate":
-            if self.mnemonic == "mov" and not self.memory:
+            moved = self.mnemonic == "mov" and not self.memory
+            if moved or (self.mnemonic in NARROWED and 8 < self.size < 64):
                 return self.T(self.moved_hole("HI", wide=self.size == 64))
             return self.T(self.hole("HI"))
         if binding.kind == "constant":
@@ -305,9 +310,9 @@ class StencilOperation(StencilWriter):
         name = self._form.function.__name__
         if not self.mode64 or va.ref == "%t":
             return super().base_of(va, size)
-        if name in ("push", "push_immediate", "call"):
+        if name in ("push", "push_immediate", "call", "pushf"):
             return BY_PUSH
-        return BY_POP if name in ("pop", "ret", "ret_release") else 0
+        return BY_POP if name in ("pop", "ret", "ret_release", "popf") else 0
 
     def effective_address(self, n: int) -> Any:
         return self.temporary
@@ -450,9 +455,17 @@ class StencilOperation(StencilWriter):
             self.builder.start(canonical)
 
     def fault(self, vector: int, code: Any = None) -> None:
-        if self._form.mnemonic not in ("div", "idiv"):
+        if self._form.mnemonic not in FAULTS:
             raise Unsuitable("raises exceptions")
         self.defer()
+
+    def check_privilege(self) -> None:
+        """Leave a privileged instruction of user code to its handler, which raises #GP(0)."""
+        if self._form.attributes.get("privileged"):
+            self.uses_slow = True
+            allowed = self.builder.fresh("allowed")
+            self.builder.branch(self.cpu.cpl == 0, allowed, "slow", LIKELY)
+            self.builder.start(allowed)
 
     def defer(self) -> None:
         self.uses_slow = True

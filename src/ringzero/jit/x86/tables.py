@@ -13,6 +13,8 @@ PINNED_REGISTERS = 8
 SLOT = PINNED_REGISTERS
 CLASSES = PINNED_REGISTERS + 1
 SCALES = 4
+# CX, ECX and RCX, at which JRCXZ may look.
+COUNTERS = 3
 
 NO_STENCIL = 0xFFFFFFFF
 # In place of a key: MOV of 64 immediate bits, which is glue.
@@ -33,8 +35,8 @@ IMMEDIATE_NONE, IMMEDIATE_PLAIN, IMMEDIATE_SHIFT_32, IMMEDIATE_SHIFT_64 = range(
 # LoweringEntry.flags
 (
     DEFINES, CHANGES, CARRY_LIVE, CARRY_DEAD, STATUS_LIVE, STATUS_DEAD, TOUCHES_MEMORY, NO_SEGMENT,
-    WIDE_MOVE, HIGH_BYTES, EXTENDS, DISPLACES, NEEDS_AVX,
-) = (1 << n for n in range(13))  # fmt: skip
+    WIDE_MOVE, HIGH_BYTES, EXTENDS, DISPLACES, NEEDS_AVX, SHADOWS,
+) = (1 << n for n in range(14))  # fmt: skip
 # Guest registers with a second byte that has a name (AH, CH, DH, BH).
 HIGH_REGISTERS = 4
 # LoweringEntry.end: how an instruction ends its block.
@@ -74,6 +76,7 @@ class Glue(Struct):
     # By condition code and cc_op.
     condition = field(u32, CONDITIONS * CC_OPS)
     jcc = field(u32, CONDITIONS * CC_OPS)
+    jrcxz = field(u32, COUNTERS)  # by log2 of the counter's bytes, minus 1
     carry_any = field(u32)
     status_any = field(u32)
     movabs = field(u32, CLASSES)  # that of a slot leaves it to `store`

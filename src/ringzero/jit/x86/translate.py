@@ -124,6 +124,8 @@ ALL_ONES = (1 << 64) - 1
 FPU_OFF, AVX_ON = 4, 32
 FS_OFF, GS_OFF = x86.FS_LIMITED << 3, x86.GS_LIMITED << 3
 MODE_BITS = 3
+# The opcode of the conditional jump that looks at no flags.
+JRCXZ = 0xE3
 # Instructions behind a jump that are looked at, to find whether its flags are needed.
 AHEAD = 6
 
@@ -355,6 +357,8 @@ def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> 
     """
     at = u64(start)
     count = u32(0)
+    # Whether an interrupt waits for the instruction that comes next.
+    shadowed = u32(0)
     tr.mode = mode
     tr.unfinished = 0
     while count < BLOCK_LIMIT:
@@ -368,9 +372,11 @@ def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> 
             tr.unfinished = 1
             break
         end = u32(END_NONE)
+        flags = u32(0)
         if number != 0:
             lowering = lowering_of(tr, number)
             end = u32(lowering.end)
+            flags = u32(lowering.flags)
             if not reaches(insn, end):
                 number = u32(0)
             elif end != END_JUMP and end != END_CONDITIONAL:
@@ -378,14 +384,21 @@ def decode_block(cpu: Cpu, tr: Translator, page: u64, start: u32, mode: u32) -> 
                 tr.key[count] = key
                 if key == NO_STENCIL:
                     number = u32(0)
+        stays = number != 0 and end == END_NONE
+        if shadowed != 0 and not (stays and (flags & tables.TOUCHES_MEMORY) == 0):
+            break
+        shadowed = select(stays, flags & tables.SHADOWS, u32(0))
         tr.lowering[count] = number
         count += 1
         at += u64(insn.length)
-        if end == END_CONDITIONAL and number != 0:
+        if stays or (end == END_CONDITIONAL and number != 0):
             continue
         form = pointer(FormEntry, cpu.form_table + u64(insn.form) * FormEntry.size)
         if (form.flags & ENDS) != 0:
             break
+    if shadowed != 0:
+        # At what comes next the block may be left, and an interrupt taken: its handler says not.
+        tr.lowering[count - 1] = 0
     tr.block_end = u32(at)
     return count
 
@@ -636,6 +649,8 @@ def fused_number(tr: Translator, number: u32, count: u32) -> u32:
         return u32(0)
     if lowering_of(tr, tr.lowering[following]).end != END_CONDITIONAL:
         return u32(0)
+    if tr.insns[following].opcode == JRCXZ:
+        return u32(0)
     kind = u32(lowering.result) // len(LOG2)
     base = u32(tr.insns[following].opcode & (CONDITIONS - 1)) >> 1
     # INC and DEC leave CF as it was (conditions B and BE are those that look at it).
@@ -679,9 +694,11 @@ def emit_conditional(tr: Translator, number: u32) -> None:
         resume_behind(s, u32(tr.insns[before].page_offset), u64(0) == 0)
         s.slow_stub = 0
     else:
-        cc = know_flags(tr)
+        jump = u32(glue_of(tr).jrcxz[u32(insn.address_size) - 1])
+        if insn.opcode != JRCXZ:
+            jump = u32(glue_of(tr).jcc[code * CC_OPS + know_flags(tr)])
         set_target(s, target_of(insn), u32(tr.unsettled[number]))
-        emit(s, glue_of(tr).jcc[code * CC_OPS + cc])
+        emit(s, jump)
         link_stub(s)
 
 

@@ -116,6 +116,7 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         self._tables = HostMemory("vcpu-tables", _TABLES, _empty_tables())
         cpu.tlb_user = self._tables.address
         cpu.tlb_kernel = cpu.tlb_user + TLB_SIZE
+        cpu.tlb_open = cpu.tlb_kernel + TLB_SIZE
         cpu.tlb = cpu.tlb_kernel
         cpu.jump_user = cpu.tlb_user + FIRST_JUMPS
         cpu.jump_kernel = cpu.jump_user + JUMPS_SIZE

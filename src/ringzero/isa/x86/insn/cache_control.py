@@ -8,13 +8,25 @@ from __future__ import annotations
 
 from ringzero.isa.x86.table.forms import instruction
 from ringzero.isa.x86.table.operation import Operation
-from ringzero.native import fence
+from ringzero.native import host_asm
 
 
-@instruction("NP 0F AE /5:r", "NP 0F AE /6:r", "NP 0F AE /7:r", name="fence", fast=True)
-def fence_(m: Operation) -> None:
-    "LFENCE, MFENCE, SFENCE (Intel SDM vol. 2)."
-    fence()
+@instruction("NP 0F AE /5:r", fast=True)
+def lfence(m: Operation) -> None:
+    "LFENCE: the host's own, as RDTSC waits for no other (Intel SDM vol. 2B)."
+    host_asm(None, "lfence", "~{memory}")
+
+
+@instruction("NP 0F AE /6:r", fast=True)
+def mfence(m: Operation) -> None:
+    "MFENCE: the host's own, as some systems order RDTSC by it (AMD APM vol. 2, 7.1.3)."
+    host_asm(None, "mfence", "~{memory}")
+
+
+@instruction("NP 0F AE /7:r", fast=True)
+def sfence(m: Operation) -> None:
+    "SFENCE."
+    host_asm(None, "sfence", "~{memory}")
 
 
 @instruction("0F 0D /r:m : M", fast=True)

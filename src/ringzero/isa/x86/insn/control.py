@@ -305,7 +305,7 @@ def _loops() -> None:
 _loops()
 
 
-@instruction("E3 : Jb", d64=True, sized=True, ends=True)
+@instruction("E3 : Jb", d64=True, sized=True, ends=True, fast=True)
 def jrcxz(m: Operation) -> None:
     """JCXZ, JECXZ, JRCXZ."""
     m.branch(_count_register(m) == 0, relative(m, 0))

@@ -47,7 +47,6 @@ from ringzero.isa.x86.privileged.alignment import select_tlb
 from ringzero.isa.x86.privileged.faults import raise_fault_code, raise_gp0, raise_ss0
 from ringzero.isa.x86.privileged.lookaside import flush_jump_cache
 from ringzero.isa.x86.privileged.mmu import read_system, write_system
-from ringzero.isa.x86.privileged.open_pages import close_pages
 from ringzero.native import (
     address_of,
     boolean,
@@ -199,14 +198,20 @@ def set_segment(cpu: Cpu, number: u32, selector: u32, descriptor: u64) -> None:
     segment.attributes = descriptor_attributes(descriptor)
 
 
-@native(inline="never")
-def set_flat(cpu: Cpu, number: u32, selector: u32, attributes: u32) -> None:
+@staged
+def load_flat(cpu: Any, number: Any, selector: Any, attributes: Any) -> None:
     """Load a segment register with a fixed flat 4 GiB segment."""
     segment = cpu.seg[number]
     segment.selector = selector & 0xFFFF
     segment.base = 0
     segment.limit = 0xFFFFFFFF
     segment.attributes = attributes
+
+
+@native(inline="never")
+def set_flat(cpu: Cpu, number: u32, selector: u32, attributes: u32) -> None:
+    """The same, as a function."""
+    load_flat(cpu, number, selector, attributes)
 
 
 @native(inline="never")
@@ -271,8 +276,6 @@ def update_mode(cpu: Cpu) -> None:
     cpu.mode = mode
     select_tlb(cpu)
     cpu.jump_cache = cpu.jump_user if cpu.cpl == 3 else cpu.jump_kernel
-    if cpu.cpl == 3 and cpu.open_count != 0:
-        close_pages(cpu)
     cpu.stop_block = 1
     update_segmented(cpu)
 

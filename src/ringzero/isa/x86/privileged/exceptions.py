@@ -35,6 +35,7 @@ from ringzero.isa.x86.cpu import (
     VM,
     Cpu,
 )
+from ringzero.isa.x86.privileged.alignment import select_tlb
 from ringzero.isa.x86.privileged.descriptors import (
     INTERRUPT_GATE16,
     INTERRUPT_GATE32,
@@ -347,5 +348,6 @@ def deliver_real(cpu: Cpu, vector: u32, saved_rip: u64) -> None:
     set_stack_pointer(cpu, pointer)
     set_real_segment(cpu, CS, entry >> 16)
     cpu.rflags &= ~u64(IF | TF | AC | RF)
+    select_tlb(cpu)
     cpu.rip = u64(entry & 0xFFFF)
     cpu.next_rip = cpu.rip

@@ -26,6 +26,7 @@ from ringzero.isa.caches import (
     TLB_ENTRIES,
     TLB_GROUP_BITS,
     TLB_INVALID,
+    TLB_SIDES,
     TLB_SIZE,
     TLB_USED_WORDS,
     JumpCacheEntry,
@@ -136,6 +137,23 @@ def flush_space(space: AddressSpace) -> None:
 
 
 @native(inline="never")
+def flush_lower_half(space: AddressSpace, table: u32) -> None:
+    """Forget the pages of the lower half in one of the tables of a space's TLBs."""
+    for word in range(u64(TLB_USED_WORDS)):
+        at = u64(table) * TLB_USED_WORDS + word
+        used = space.tlb_used[at]
+        group = space.tables + at * (64 * _GROUP_SIZE)
+        while used != 0:
+            if (used & 1) != 0:
+                for i in range(u64(_GROUP)):
+                    entry = pointer(TlbEntry, group + i * TlbEntry.size)
+                    if entry.read >> _UPPER_HALF == 0:
+                        forget_entry(entry)
+            used = used >> 1
+            group += _GROUP_SIZE
+
+
+@native(inline="never")
 def flush_context(space: AddressSpace) -> None:
     """Forget a space's translations but for global ones, as MOV to CR3 does (SDM 4.10.4.1).
 
@@ -147,19 +165,11 @@ def flush_context(space: AddressSpace) -> None:
         return
     for table in range(0, JUMP_TABLES, 2):
         flush_jump_table(space, u32(table))
-    for way in range(0, TLB_TABLES, 2):
-        flush_tlb_table(space, u32(way))
-        for word in range(u64(TLB_USED_WORDS)):
-            used = space.tlb_used[word + (way + 1) * TLB_USED_WORDS]
-            group = space.tables + word * (64 * _GROUP_SIZE) + (way + 1) * TLB_SIZE
-            while used != 0:
-                if (used & 1) != 0:
-                    for i in range(u64(_GROUP)):
-                        entry = pointer(TlbEntry, group + i * TlbEntry.size)
-                        if entry.read >> _UPPER_HALF == 0:
-                            forget_entry(entry)
-                used = used >> 1
-                group += _GROUP_SIZE
+    for table in range(u32(TLB_TABLES)):
+        if table == 0 or table == TLB_SIDES:
+            flush_tlb_table(space, table)
+        else:
+            flush_lower_half(space, table)
     for word in range(u64(JUMP_PAGES // 64)):
         space.jump_pages[word] = 0
     for word in range(LARGE_REGIONS // 64):
@@ -222,7 +232,7 @@ def invalidate_page(cpu: Cpu, va: u64) -> None:
 @native(inline="never")
 def forget_page(space: AddressSpace, va: u64) -> None:
     """Forget the 4 KiB page of a space that holds `va`."""
-    for side in range(2):
+    for side in range(TLB_SIDES):
         forget_ways(tlb_entry_of(space.tables + side * TLB_SIZE, va), va & ~u64(PAGE_MASK))
     bit = _jump_page(va)
     if (space.jump_pages[bit >> 6] >> (bit & 63)) & 1 != 0:
@@ -366,15 +376,15 @@ def note_local(cpu: Any, va: Any) -> None:
 
 
 @native
-def make_room(cpu: Cpu, entry: TlbEntry, va: u64, user: u32) -> None:
+def make_room(cpu: Cpu, entry: TlbEntry, va: u64) -> None:
     """Have a TLB entry of the first way filled for `va` next: what it serves goes to the second."""
     if not serves(entry, va & ~u64(PAGE_MASK)):
         _copy(u64(entry), u64(entry) + SECOND_TLB)
     group = (va >> (PAGE_SHIFT + TLB_GROUP_BITS)) & ((TLB_ENTRIES >> TLB_GROUP_BITS) - 1)
-    word = select(user != 0, u64(0), u64(TLB_USED_WORDS)) + (group >> 6)
     space = cpu.spaces[u64(cpu.space)]
+    word = (u64(entry) - space.tables) // TLB_SIZE * TLB_USED_WORDS + (group >> 6)
     space.tlb_used[word] |= u64(1) << (group & 63)
-    space.tlb_used[word + 2 * TLB_USED_WORDS] |= u64(1) << (group & 63)
+    space.tlb_used[word + TLB_SIDES * TLB_USED_WORDS] |= u64(1) << (group & 63)
 
 
 @staged
@@ -466,6 +476,7 @@ def enter_space(cpu: Cpu, value: u64, keep: u64) -> None:
     cpu.space = chosen
     cpu.tlb_user = space.tables
     cpu.tlb_kernel = space.tables + TLB_SIZE
+    cpu.tlb_open = space.tables + 2 * TLB_SIZE
     cpu.jump_user = space.tables + FIRST_JUMPS
     cpu.jump_kernel = space.tables + (FIRST_JUMPS + JUMPS_SIZE)
     select_tlb(cpu)

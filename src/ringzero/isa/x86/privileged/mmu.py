@@ -51,7 +51,6 @@ from ringzero.isa.x86.privileged.lookaside import (
     note_local,
     take_second,
 )
-from ringzero.isa.x86.privileged.open_pages import note_open_page
 from ringzero.isa.x86.privileged.ram import host_address
 from ringzero.isa.x86.privileged.transmit import drain_notified
 from ringzero.native import (
@@ -232,10 +231,8 @@ def walk(cpu: Cpu, va: u64, access: u32, user: u32) -> u64:
     executable = no_execute == 0
     if user == 0 and user_page:
         executable = executable & ((cpu.cr4 & x86.CR4_SMEP) == 0)
-        if (cpu.cr4 & x86.CR4_SMAP) != 0:
-            if not smap_suspended(cpu):
-                return physical
-            note_open_page(cpu, u64(tlb_entry(cpu, va, user)))
+        if (cpu.cr4 & x86.CR4_SMAP) != 0 and not smap_suspended(cpu):
+            return physical
     fill_tlb(cpu, va, physical, u32(1), u32(writable), u32(executable), user)
     return physical
 
@@ -274,7 +271,7 @@ def fill_tlb(
     if host == 0 or watches_page(cpu, va) != 0:
         forget_ways(entry, page)
         return
-    make_room(cpu, entry, va, user)
+    make_room(cpu, entry, va)
     code = load(u64, cpu.code_pages + (((host - cpu.ram) >> 12) << 3))
     entry.read = select(readable != 0, page, u64(TLB_INVALID))
     entry.write = select((writable != 0) & (code == 0), page, u64(TLB_INVALID))
@@ -285,7 +282,8 @@ def fill_tlb(
 @staged
 def tlb_entry(cpu: Any, va: Any, user: Any) -> Any:
     """Return the TLB entry that serves `va` for user or supervisor accesses."""
-    table = select(user != 0, cpu.tlb_user, cpu.tlb_kernel)
+    kernel = select(smap_suspended(cpu), cpu.tlb_open, cpu.tlb_kernel)
+    table = select(user != 0, cpu.tlb_user, kernel)
     return tlb_entry_of(table, va)
 
 

@@ -57,10 +57,10 @@ from ringzero.native import native, read_host_tsc, staged, u32, u64
 from ringzero.native.values import set_field
 
 
-@native
-def guest_tsc(cpu: Cpu) -> u64:
-    """Return the guest's time-stamp counter."""
-    return read_host_tsc() + cpu.counter_offset
+@staged
+def guest_tsc(cpu: Any, ordered: bool = True) -> Any:
+    """Return the guest's time-stamp counter, read after all earlier loads if `ordered`."""
+    return read_host_tsc(ordered) + cpu.counter_offset
 
 
 @native(inline="never")

@@ -13,6 +13,8 @@ from typing import Any
 
 from ringzero.isa.x86 import flags
 from ringzero.isa.x86.cpu import (
+    AC,
+    ARITHMETIC_FLAGS,
     CS,
     EFER_SCE,
     GS,
@@ -28,11 +30,13 @@ from ringzero.isa.x86.cpu import (
     VM,
     Cpu,
 )
+from ringzero.isa.x86.privileged.alignment import may_choose_tlb
 from ringzero.isa.x86.privileged.descriptors import (
     FLAT_CODE32,
     FLAT_CODE64,
     FLAT_DATA,
     is_canonical,
+    load_flat,
     long_mode_active,
     protected_mode,
     set_flat,
@@ -169,18 +173,75 @@ def fast_exit(cpu: Cpu, wide: u32) -> None:
     update_mode(cpu)
 
 
-@instruction("0F 05", ends=True)
+@staged
+def _replace_flags(m: Operation, image: Any) -> None:
+    """Set RFLAGS, of which no bit means that the run loop must look."""
+    m.cpu.rflags = (image & ~u64(ARITHMETIC_FLAGS)) | 2
+    m.set_status(image, ARITHMETIC_FLAGS)
+
+
+@staged
+def _enter_kernel(m: Operation) -> None:
+    """SYSCALL of 64-bit code, in translated code; the handler has all other cases."""
+    cpu = m.cpu
+    usual = (cpu.efer & EFER_SCE) != 0 and cpu.mode == MODE_64 and may_choose_tlb(cpu)
+    if not (usual and is_canonical(cpu.lstar)):
+        m.defer()
+    image = (cpu.rflags & ~u64(RF)) | m.get_status() | 2
+    m.set(RCX, m.next_rip)
+    cpu.regs[R11] = image
+    image = image & ~cpu.sfmask
+    _replace_flags(m, image)
+    selector = u32(cpu.star >> 32) & 0xFFFC
+    load_flat(cpu, CS, selector, FLAT_CODE64)
+    load_flat(cpu, SS, selector + 8, FLAT_DATA)
+    cpu.cpl = 0
+    cpu.tlb = select((image & AC) != 0, cpu.tlb_open, cpu.tlb_kernel)
+    cpu.jump_cache = cpu.jump_kernel
+    m.jump(cpu.lstar)
+
+
+@staged
+def _return_to_user(m: Operation) -> None:
+    """SYSRET to 64-bit code, in translated code; the handler has all other cases.
+
+    It has that of an interrupt which waits, too, as RFLAGS.IF may be set here.
+    """
+    cpu = m.cpu
+    image = cpu.regs[R11] & SYSRET_FLAGS
+    usual = (cpu.efer & EFER_SCE) != 0 and cpu.mode == MODE_64 and cpu.cpl == 0
+    usual = usual and may_choose_tlb(cpu) and cpu.requests == 0
+    target = m.get(RCX, u64)
+    if not (usual and (image & (TF | AC)) == 0 and is_canonical(target)):
+        m.defer()
+    _replace_flags(m, image)
+    selector = u32(cpu.star >> 48)
+    load_flat(cpu, CS, (selector + 16) | 3, FLAT_CODE64 | DPL3)
+    load_flat(cpu, SS, (selector + 8) | 3, FLAT_DATA | DPL3)
+    cpu.cpl = 3
+    cpu.tlb = cpu.tlb_user
+    cpu.jump_cache = cpu.jump_user
+    m.jump(target)
+
+
+@instruction("0F 05", ends=True, fast=True)
 def syscall(m: Operation) -> None:
     """SYSCALL."""
-    syscall_enter(m.cpu)
-    m.stop_block()
+    if m.checked:
+        m.stop_block()
+        syscall_enter(m.cpu)
+    else:
+        _enter_kernel(m)
 
 
-@instruction("0F 07", sized=True, ends=True)
+@instruction("0F 07", sized=True, ends=True, fast=True)
 def sysret(m: Operation) -> None:
     """SYSRET."""
-    syscall_return(m.cpu, int(m.size == 64))
-    m.stop_block()
+    if m.checked or m.size != 64:
+        m.stop_block()
+        syscall_return(m.cpu, int(m.size == 64))
+    else:
+        _return_to_user(m)
 
 
 @instruction("0F 34", ends=True)
@@ -197,7 +258,7 @@ def sysexit(m: Operation) -> None:
     m.stop_block()
 
 
-@instruction("0F 01 =F8", only64=True, privileged=True)
+@instruction("0F 01 =F8", only64=True, privileged=True, fast=True)
 def swapgs(m: Operation) -> None:
     """SWAPGS."""
     old = m.cpu.seg[GS].base

@@ -455,16 +455,16 @@ def _check_time_stamp(m: Operation) -> None:
         m.fault(GP, 0)
 
 
-@instruction("0F 31")
+@instruction("0F 31", fast=True)
 def rdtsc(m: Operation) -> None:
-    """RDTSC: #GP(0) above CPL 0 with CR4.TSD."""
+    """RDTSC: #GP(0) above CPL 0 with CR4.TSD. Loads before it may be later: the guest fences."""
     _check_time_stamp(m)
-    _set_pair(m, guest_tsc(m.cpu))
+    _set_pair(m, guest_tsc(m.cpu, ordered=False))
 
 
-@instruction("0F 01 =F9")
+@instruction("0F 01 =F9", fast=True)
 def rdtscp(m: Operation) -> None:
-    """RDTSCP."""
+    """RDTSCP: behind all earlier loads."""
     _check_time_stamp(m)
     _set_pair(m, guest_tsc(m.cpu))
     m.set(RCX, u32(m.cpu.tsc_aux))

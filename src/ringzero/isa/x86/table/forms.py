@@ -60,6 +60,8 @@ VEX_MAPS = {"0F": MAP_0F, "0F38": MAP_0F38, "0F3A": MAP_0F3A}
 # Values of VEX.L and VEX.W that a word of a form's encoding stands for.
 VEX_LENGTHS = {"128": (0,), "LZ": (0,), "256": (1,), "LIG": (0, 1)}
 VEX_WIDTHS = {"W0": (0,), "W1": (1,), "WIG": (0, 1)}
+# A value of the attribute `ends`.
+IN_HANDLER = "handler"
 # Letters of operands that are vector registers, or may be one.
 VECTORS = "VWUHL"
 MAPS = {b"": LEGACY, b"\x0f": MAP_0F, b"\x0f\x38": MAP_0F38, b"\x0f\x3a": MAP_0F3A}
@@ -252,7 +254,9 @@ def instruction(*forms: str, name: str | None = None, **attributes: Any) -> Call
     d64         operand size is 64 bits in long mode by default (PUSH, near branches)
     d66         of those, one that ends a block and still has a 16-bit form with 66 (POPF)
     only64      does not exist outside 64-bit mode;  no64: does not exist in it
-    ends        ends a translated block: a jump, or a change of mode, paging, flags
+    ends        ends a translated block: a jump, or a change of mode, paging, flags;
+                IN_HANDLER: where its handler runs it, while behind its stencil the block goes on
+    shadows     holds interrupts off until the end of the next instruction, behind its stencil, too
     sized       behaves by operand size though no operand says so
     fpu         needs CR0.EM = CR0.TS = 0 (#NM otherwise)
     mmx, sse    the same, but #UD when CR0.EM is set;  sse: and when CR4.OSFXSR is not
