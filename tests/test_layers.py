@@ -21,9 +21,9 @@ import ringzero
 ROOT = Path(ringzero.__file__).parent
 # Each layer imports only itself and what stands before it.
 ORDER = (
-    "version", "errors", "digest", "units", "records", "plain", "settings", "registry", "config",
-    "api", "host", "core", "disk", "image", "native", "isa", "jit", "engine", "devices", "board",
-    "net", "share", "vm", "build", "control", "cli", "testing",
+    "version", "basedirs", "errors", "digest", "units", "records", "plain", "settings", "registry",
+    "config", "api", "host", "core", "disk", "image", "native", "isa", "jit", "engine", "devices",
+    "board", "net", "share", "vm", "build", "control", "cli", "testing",
 )  # fmt: skip
 # Parts that a part must not import, whatever the order says.
 FORBIDDEN = {

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from ringzero import basedirs
 from ringzero.errors import InvalidValueError
 from ringzero.records import record
 
@@ -44,18 +45,17 @@ class Setting(Generic[T]):
 
 
 def _xdg(variable: str, default: str) -> Path:
-    """Return our part of a base directory (XDG Base Directory Specification 0.8)."""
-    base = os.environ.get(variable)
-    # A relative path there is to be ignored, says the specification.
-    if base and base.startswith("/"):
-        return Path(base) / "ringzero"
-    try:
-        return Path.home() / default / "ringzero"
-    except RuntimeError:
-        raise InvalidValueError(
-            "there is no home directory: HOME is not set, and the system knows no such user",
-            hint="set HOME, or RINGZERO_CACHE_DIR, RINGZERO_DATA_DIR and RINGZERO_MACHINES_DIR",
-        ) from None
+    """Return our part of a base directory."""
+    return _found(basedirs.ours(variable, default))
+
+
+def _found(place: str) -> Path:
+    if place:
+        return Path(place)
+    raise InvalidValueError(
+        "there is no home directory: HOME is not set, and the system knows no such user",
+        hint="set HOME, or RINGZERO_CACHE_DIR, RINGZERO_DATA_DIR and RINGZERO_MACHINES_DIR",
+    )
 
 
 def _xdg_cache() -> Path:
@@ -63,19 +63,15 @@ def _xdg_cache() -> Path:
 
 
 def _xdg_machines() -> Path:
-    return _xdg("XDG_STATE_HOME", ".local/state") / "machines"
+    return _xdg(*basedirs.STATE) / "machines"
 
 
 def _xdg_networks() -> Path:
-    return _xdg("XDG_STATE_HOME", ".local/state") / "networks"
+    return _xdg(*basedirs.STATE) / "networks"
 
 
 def _pools() -> Path:
-    """Return where sockets of running processes belong, where there is such a place."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime.startswith("/"):
-        return Path(runtime) / "ringzero" / "pools"
-    return _xdg("XDG_STATE_HOME", ".local/state") / "pools"
+    return _found(basedirs.pools())
 
 
 def _xdg_data() -> Path:

@@ -44,9 +44,28 @@ def _hold_streams() -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the process's life
 
 
+def _run_quickly(words: list[str]) -> None:
+    """Run the command line in a machine that is ready, and end; return where there is none."""
+    from ringzero.cli.pool import quick
+
+    try:
+        code = quick.run(words)
+    except quick.LostError:
+        from ringzero.cli.main import failed
+        from ringzero.cli.pool.protocol import LOST, LOST_HINT
+        from ringzero.errors import ControlError
+
+        code = failed(ControlError(LOST, hint=LOST_HINT), words)
+    if code is not None:
+        # Nothing is open, or waits to be written, but what has been told.
+        os._exit(code)
+
+
 def main() -> int:
     """Run the command line of this process; return the exit code."""
     _hold_streams()
+    if sys.argv[1:2] == ["run"]:
+        _run_quickly(sys.argv[1:])
     from ringzero.cli.codes import INTERRUPTED
     from ringzero.cli.main import main as run
 

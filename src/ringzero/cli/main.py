@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import ringzero
@@ -40,30 +40,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The process is ours: its end by a signal runs every `finally`, too.
         signals.install()
         output.guard()
+    return told(lambda: _run(words), words)
+
+
+def told(run: Callable[[], int], words: list[str]) -> int:
+    """Return the exit code of `run`, for the command line `words`; what goes wrong is told."""
     try:
-        code = _run(words)
+        code = run()
         # Here, and not at the interpreter's end: what cannot be written is an error.
         sys.stdout.flush()
     except RingzeroError as fault:
-        code = _failed(fault, words)
+        code = failed(fault, words)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError as fault:
         lost = output.output_error(fault)
         lost.__cause__ = fault
-        code = _failed(lost, words)
+        code = failed(lost, words)
     except Exception as fault:  # a fault of ours is a message too, never a traceback
         if _debugging():
             raise
         from ringzero.host.exhausted import host_limit
 
         limit = host_limit(fault)
-        code = _internal(fault, words) if limit is None else _failed(limit, words)
+        code = _internal(fault, words) if limit is None else failed(limit, words)
     return signals.code() or code
 
 
-def _failed(fault: RingzeroError, words: _Words) -> int:
-    """Tell what is wrong; without anybody to tell, the exit code tells."""
+def failed(fault: RingzeroError, words: list[str]) -> int:
+    """Tell what is wrong, and return the exit code; without anybody to tell, that tells."""
     if isinstance(fault, OutputError):
         output.abandon()
         if isinstance(fault.__cause__, BrokenPipeError):
@@ -122,6 +127,7 @@ def _run(words: _Words) -> int:
     arguments = flags.parse(verb, own)
     if arguments is not None:
         arguments.faults = []
+        arguments.written = words[1 : words.index("--")] if "--" in words else own
         return _execute(verb, named, arguments, command)
     return _run_parsed([named, *own], named, command)
 
@@ -183,7 +189,7 @@ def _run_parsed(words: _Words, named: str | None, command: list[str] | None) -> 
     except SystemExit as end:
         # Help or the version was printed.
         return int(end.code or 0)
-    arguments.faults = faults
+    arguments.faults, arguments.written = faults, None
     if arguments.verb is None:
         if faults:
             raise InvalidValueError(faults[0], hint="`ringzero --help` lists the commands")

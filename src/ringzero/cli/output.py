@@ -1,7 +1,4 @@
-"""Standard output as results go there: what cannot be written is an error, not a traceback.
-
-And whether standard input is ours to read.
-"""
+"""Standard output as results go there: what cannot be written is an error, not a traceback."""
 
 from __future__ import annotations
 
@@ -95,14 +92,3 @@ def _await_room(descriptor: int) -> None:
     poller = select.poll()
     poller.register(descriptor, select.POLLOUT)
     poller.poll()
-
-
-def can_read_stdin() -> bool:
-    """Tell whether standard input may be read: it is open, and not another job's terminal."""
-    try:
-        if os.isatty(0):
-            return os.tcgetpgrp(0) == os.getpgrp()
-        os.fstat(0)
-    except OSError:
-        return False
-    return True

@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ringzero.cli.output import can_read_stdin, write_all
+from ringzero.cli.output import write_all
 from ringzero.cli.signals import Loop, taken
+from ringzero.cli.stdin import can_read_stdin
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import GuestError, HostError, TimeoutExpiredError
 from ringzero.host.files import host_error

@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from ringzero.cli.pool import client, place
+from ringzero.cli.pool import client, place, protocol
 from ringzero.config.machine import MachineConfig
 from ringzero.records import replace
 
@@ -55,17 +55,17 @@ def test_without_a_pool_nothing_happens(config, root):
 def test_a_directory_that_others_may_use_is_not_used(config, root, mode):
     directory = root / place.key_of(config)
     directory.mkdir(parents=True)
-    with listening(directory / place.MACHINES):
+    with listening(directory / protocol.MACHINES):
         root.chmod(mode)
         assert client.run(config, ["true"]) is None
 
 
 def test_a_pool_without_a_machine_is_left(config, root, monkeypatch):
-    monkeypatch.setattr(client, "_PATIENCE", 0.05)
+    monkeypatch.setattr(protocol, "PATIENCE", 0.05)
     directory = root / place.key_of(config)
     directory.mkdir(parents=True)
     root.chmod(0o700)
-    with listening(directory / place.MACHINES) as pool:
+    with listening(directory / protocol.MACHINES) as pool:
         assert client.run(config, ["true"]) is None
         link, _ = pool.accept()
         with link:
@@ -96,15 +96,15 @@ def test_answers(config, root, answer, expected):
     def serve(pool):
         link, _ = pool.accept()
         with link:
-            link.send(place.GREETING)
+            link.send(protocol.GREETING)
             _, descriptors, _, _ = socket.recv_fds(link, 100, 8)
-            heard.append(place.decode(os.pread(descriptors[0], place.MAX_REQUEST, 0)))
+            heard.append(place.decode(os.pread(descriptors[0], protocol.MAX_REQUEST, 0)))
             for descriptor in descriptors:
                 os.close(descriptor)
             if answer:
                 link.send(answer)
 
-    with listening(directory / place.MACHINES) as pool:
+    with listening(directory / protocol.MACHINES) as pool:
         thread = Thread(target=serve, args=(pool,))
         thread.start()
         if isinstance(expected, int):
@@ -122,7 +122,7 @@ def test_answers(config, root, answer, expected):
 
 def test_an_error_that_is_too_long_for_a_message_is_cut():
     long = place.encode(error={"kind": "guest", "message": "x" * 200_000, "context": {}})
-    assert len(long) <= place.MESSAGE
+    assert len(long) <= protocol.MESSAGE
     assert place.decode(long)["error"]["kind"] == "guest"
 
 

@@ -27,8 +27,8 @@ class Place:
             "RINGZERO_ENGINE": "soft",
         }
 
-    def start(self, *words, **options):
-        command = [sys.executable, "-m", "ringzero", *words]
+    def start(self, *words, flags=(), **options):
+        command = [sys.executable, *flags, "-m", "ringzero", *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, env=self.environment, **pipes | options)
 
@@ -163,3 +163,43 @@ def test_what_cannot_be(tmp_path, words, text):
     code, _, err = Place(tmp_path / "pools")("pool", "start", *words)
     assert code
     assert text in err
+
+
+def test_the_next_such_command_line_is_passed_on_as_it_is(there, tmp_path):
+    """Its process loads next to nothing; what the command sees is as it was."""
+    words = ("--memory", "256M", "-e", "HERE", "-w", "/tmp", "--timeout", "60")
+    command = ("sh", "-c", "echo $HERE; pwd; cat; echo no >&2; exit 3")
+    deadline = time.monotonic() + 120
+    there.environment["HERE"] = "x y"
+    try:
+        loaded, rounds = "ringzero.config", 0
+        while "ringzero.config" in loaded:
+            # A pool that is busy leaves it to the client, which then loads all.
+            assert time.monotonic() < deadline
+            assert rounds < 20
+            rounds += 1
+            there.until(ready=2, lent=0)
+            process = there.start(
+                "run", *words, "--", *command,
+                flags=("-X", "importtime"), stdin=subprocess.PIPE, cwd=tmp_path,
+            )  # fmt: skip
+            out, loaded = process.communicate("in", timeout=120)
+            assert (process.returncode, out) == (3, "x y\n/tmp\nin")
+            assert "no\n" in loaded
+        assert rounds > 1
+    finally:
+        del there.environment["HERE"]
+
+
+def test_who_has_other_settings_reads_them(there):
+    there.until(ready=2)
+    served = there.status()["served"]
+    there.environment["RINGZERO_TEMPLATES"] = "1G"
+    try:
+        code, _, err = there("run", "--memory", "256M", "--stats", "--", "true")
+    finally:
+        del there.environment["RINGZERO_TEMPLATES"]
+    assert code == 0
+    # The description is the same, and it is the machine that a pool is of.
+    assert "ready in a pool" in err
+    there.until(served=served + 1)

@@ -9,26 +9,29 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ringzero.cli.output import can_read_stdin
-from ringzero.cli.pool import place
-from ringzero.cli.pool.place import GREETING, MACHINES, MESSAGE
+from ringzero.cli.pool import place, protocol
+from ringzero.cli.pool.protocol import (
+    COMMAND,
+    GREETING,
+    LOST,
+    LOST_HINT,
+    MACHINES,
+    MESSAGE,
+    SIGNAL,
+)
+from ringzero.cli.stdin import can_read_stdin
 from ringzero.errors import ControlError, from_dict
 from ringzero.host.private import open_private
 
 if TYPE_CHECKING:
     from ringzero.config.machine import MachineConfig
 
-# How long a pool may take to have a machine at hand, in seconds; to go on from a template takes
-# as long.
-_PATIENCE = 0.5
-# How long a machine may take to end when it is told to, in seconds.
-_END = 5.0
-
 
 def run(
     config: MachineConfig,
     words: Sequence[str],
     *,
+    own: Sequence[str] | None = None,
     timeout: float | None = None,
     stats: bool = False,
     as_json: bool = False,
@@ -36,11 +39,15 @@ def run(
     """Run a command in a machine of the pool of `config` and return its exit status.
 
     None where there is no such pool, or it has no machine at hand: nothing has happened then.
+    Where `run`'s own words are given, the next command line with them finds the pool by itself.
     Raises what `ringzero.cli.session.run` does, ControlError where the machine's process is gone.
     """
-    link = _machine(config)
-    if link is None:
+    key = place.key_of(config)
+    link = _machine(key) if key is not None else None
+    if key is None or link is None:
         return None
+    if own is not None:
+        place.remember(key, own)
     with link:
         request = {
             "words": list(words),
@@ -55,7 +62,7 @@ def run(
         try:
             os.write(text, data)
             try:
-                socket.send_fds(link, [b"run"], [text, 0, 1, 2])
+                socket.send_fds(link, [COMMAND], [text, 0, 1, 2])
             except OSError:
                 return None
         finally:
@@ -63,7 +70,7 @@ def run(
         return _result(_await(link))
 
 
-def _machine(config: MachineConfig) -> socket.socket | None:
+def _machine(key: str) -> socket.socket | None:
     """Return a connection to a machine that has greeted us."""
     root = place.root()
     try:
@@ -71,11 +78,10 @@ def _machine(config: MachineConfig) -> socket.socket | None:
         os.close(open_private(root, directory=True))
     except Exception:
         return None
-    key = place.key_of(config)
-    if key is None or not place.fits(root / key):
+    if not place.fits(root / key):
         return None
     try:
-        link = place.connect(root / key / MACHINES, _PATIENCE)
+        link = place.connect(root / key / MACHINES, protocol.PATIENCE)
     except OSError:
         return None
     try:
@@ -95,8 +101,8 @@ def _await(link: socket.socket) -> dict[str, Any]:
     except (KeyboardInterrupt, SystemExit) as end:
         number = end.code - 128 if isinstance(end, SystemExit) and isinstance(end.code, int) else 0
         try:
-            link.settimeout(_END)
-            link.send(place.encode(signal=number or int(signal.SIGINT)))
+            link.settimeout(protocol.END)
+            link.send(SIGNAL + b" %d" % (number or signal.SIGINT))
             _receive(link)
         except OSError:
             pass
@@ -118,7 +124,4 @@ def _result(answer: dict[str, Any]) -> int:
             raise from_dict(fault)
         case {"broken": True}:
             raise BrokenPipeError
-    raise ControlError(
-        "the pool's machine ended before the command did",
-        hint="was it killed? `ringzero pool status` tells whether the pool is still there",
-    )
+    raise ControlError(LOST, hint=LOST_HINT)

@@ -3,42 +3,33 @@
     ROOT/KEY/lock       held by the pool's process; who holds it is the pool
     ROOT/KEY/machines   a socket on which each machine that is ready accepts one client
     ROOT/KEY/control    a socket on which the pool's process answers `pool status` and `stop`
+    ROOT/KEY/asked-*    command lines, by hash, that the pool was found for: hints
     ROOT/KEY/log        what went wrong
 
-ROOT and all in it are this user's alone. The sockets keep messages apart (SOCK_SEQPACKET). A
-client hears GREETING from the machine before it says anything: until then it can go away and
-start a machine of its own.
+ROOT and all in it are this user's alone. What is said there is in `ringzero.cli.pool.protocol`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
-import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ringzero.cli.pool import protocol
+from ringzero.cli.pool.protocol import MACHINES, MESSAGE, PROGRAM
 from ringzero.config.tree import config_to_tree
 from ringzero.digest import blake2b
 from ringzero.host.unixsocket import LONGEST_PATH
 from ringzero.settings import POOL_DIR
-from ringzero.version import __version__
 
 if TYPE_CHECKING:
     from ringzero.config.machine import MachineConfig
 
-LOCK, MACHINES, CONTROL, LOG = "lock", "machines", "control", "log"
-# Raised whenever the two sides would misunderstand each other.
-VERSION = 1
-GREETING = b"ringzero-pool 1"
-# A message is a few words or an error's text; a command, which may be long, is in a file.
-MESSAGE = 64 * 1024
-# The longest command line with its environment, in bytes (execve(2) takes less on most hosts).
-MAX_REQUEST = 8 << 20
-# struct ucred (unix(7)): pid, uid, gid.
-_UCRED = struct.Struct("@iII")
-_PACKAGE = str(Path(__file__).parents[2])
+LOCK, CONTROL, LOG = "lock", "control", "log"
 
 
 def key_of(config: MachineConfig) -> str | None:
@@ -53,8 +44,14 @@ def key_of(config: MachineConfig) -> str | None:
     except OSError:
         return None
     stamps = [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found]
-    text = json.dumps([VERSION, __version__, _PACKAGE, config_to_tree(config), stamps], default=str)
+    text = json.dumps([protocol.VERSION, PROGRAM, config_to_tree(config), stamps], default=str)
     return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def remember(key: str, own: Sequence[str]) -> None:
+    """Note that a pool is that of such words of `run`, for `ringzero.cli.pool.quick`."""
+    with contextlib.suppress(OSError):
+        (root() / key / protocol.asked_for(list(own))).touch(0o600)
 
 
 def root() -> Path:
@@ -73,18 +70,12 @@ def connect(path: Path, timeout: float) -> socket.socket:
     try:
         link.settimeout(timeout)
         link.connect(os.fspath(path))
-        if not is_ours(link):
+        if not protocol.is_ours(link):
             raise PermissionError(f"{path} is another user's")
     except BaseException:
         link.close()
         raise
     return link
-
-
-def is_ours(link: socket.socket) -> bool:
-    """Whether the other side's process is this user's."""
-    data = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return bool(_UCRED.unpack(data)[1] == os.geteuid())
 
 
 def encode(**content: Any) -> bytes:

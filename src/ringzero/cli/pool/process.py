@@ -22,8 +22,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ringzero.cli.pool import line as lines
 from ringzero.cli.pool import place
-from ringzero.cli.pool.place import CONTROL, LOCK, MACHINES, MESSAGE
+from ringzero.cli.pool.place import CONTROL, LOCK
+from ringzero.cli.pool.protocol import MACHINES, MESSAGE, is_ours
 from ringzero.cli.pool.worker import PATIENCE, Worker
 from ringzero.config.tree import config_from_tree
 from ringzero.errors import (
@@ -149,7 +151,8 @@ class Pool:
             os.close(descriptor)
         self._control.close()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        Worker(self._machines, self._report, self._life).work(self._machine, seed, self._words)
+        worker = Worker(self._machines, self._report, self._life, self._directory.name)
+        worker.work(self._machine, seed, self._words)
 
     def _wait(self, limit: float) -> None:
         """Wait until something happens, for `limit` seconds at most, and see to it."""
@@ -198,7 +201,7 @@ class Pool:
         """Hear one client of the control socket."""
         with contextlib.suppress(OSError), contextlib.closing(self._control.accept()[0]) as link:
             link.settimeout(_CONTROL_PATIENCE)
-            if not place.is_ours(link):
+            if not is_ours(link):
                 return
             asked = place.decode(link.recv(MESSAGE)).get("ask")
             if asked == "stop":
@@ -302,7 +305,7 @@ def main(arguments: list[str]) -> int:
                 os.write(told[0], place.encode(**content) + b"\n")
             os.close(told.pop())
 
-    description = place.decode(sys.stdin.buffer.read())
+    asked = place.decode(sys.stdin.buffer.read())
     # The parent's end is what the command that started us waits for.
     if os.fork():
         os._exit(0)
@@ -314,8 +317,11 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
     try:
-        config = config_from_tree(description)
+        config = config_from_tree(asked["config"])
         with _claimed(directory):
+            # All that it loads is there, then, in each machine's process.
+            lines.read(["run", *asked["words"], "--", "true"], directory.name)
+            place.remember(directory.name, asked["words"])
             _keep(directory, build(config), int(size), float(idle), tell)
     except RingzeroError as fault:
         print(f"ringzero: {fault.message}", file=sys.stderr)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ringzero.cli.pool import place
-from ringzero.cli.pool.place import CONTROL, LOG, MESSAGE
+from ringzero.cli.pool.place import CONTROL, LOG
+from ringzero.cli.pool.protocol import MESSAGE
 from ringzero.config.tree import config_to_tree
 from ringzero.errors import ControlError, HostError, InvalidValueError, from_dict
 from ringzero.host.files import host_error
@@ -27,8 +28,10 @@ _PATIENCE = 5.0
 _END = 10.0
 
 
-def start(config: MachineConfig, size: int, idle: float) -> dict[str, Any]:
+def start(config: MachineConfig, words: list[str], size: int, idle: float) -> dict[str, Any]:
     """Start the pool of such machines, and return it as plain data when all are ready.
+
+    `words` are those of `run` for such a machine.
 
     Raises ConflictError where there is one, and what building a machine raises.
     """
@@ -38,6 +41,7 @@ def start(config: MachineConfig, size: int, idle: float) -> dict[str, Any]:
     directory = _make(place.root(), key)
     # The engine is compiled here, where somebody sees for how long.
     _prepare(config)
+    request = {"config": config_to_tree(config), "words": words}
     reading, writing = os.pipe2(os.O_CLOEXEC)
     try:
         with Progress().step("starting the pool"):
@@ -45,7 +49,7 @@ def start(config: MachineConfig, size: int, idle: float) -> dict[str, Any]:
                 process = _spawn(directory, size, idle, writing)
             finally:
                 os.close(writing)
-            process.communicate(json.dumps(config_to_tree(config)).encode())
+            process.communicate(json.dumps(request).encode())
             answer = place.decode(_line(reading))
     except KeyboardInterrupt:
         stop(key)

@@ -14,12 +14,26 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ringzero.cli import session, signals
-from ringzero.cli.pool import place
-from ringzero.cli.pool.place import GREETING, MAX_REQUEST, MESSAGE
+from ringzero.cli.pool import line, place
+from ringzero.cli.pool.protocol import (
+    ACCEPTED,
+    CODE,
+    COMMAND,
+    GREETING,
+    LINE,
+    MAX_REQUEST,
+    MESSAGE,
+    REFUSED,
+    SIGNAL,
+    is_ours,
+    number_of,
+    unpack,
+)
 from ringzero.errors import GuestError, RingzeroError
 from ringzero.host.process import set_title
 from ringzero.vm.exit import Exit
@@ -36,6 +50,8 @@ PATIENCE = 60.0
 # How long a client may take to send its request, once it was greeted, in seconds.
 _ASKING = 5.0
 _STREAMS = (0, 1, 2)
+# How many descriptors come with a message.
+_FILES = {COMMAND: 1 + len(_STREAMS), LINE: 2 + len(_STREAMS)}
 
 
 class LentMachine:
@@ -70,13 +86,14 @@ class Worker:
     """A process of the pool with one machine; `listening` is the pool's socket.
 
     `report` hears "ready" and "taken", in lines with this process's number; `life` ends with the
-    pool.
+    pool, whose name is `key`.
     """
 
-    def __init__(self, listening: socket.socket, report: int, life: int) -> None:
+    def __init__(self, listening: socket.socket, report: int, life: int, key: str) -> None:
         self._listening = listening
         self._report = report
         self._life = life
+        self._key = key
 
     def work(self, origin: Machine, seed: Seed, words: tuple[str, ...]) -> NoReturn:
         """Grow a machine from `seed`, serve one client with it, and end the process."""
@@ -96,9 +113,10 @@ class Worker:
             if _run(machine, warm) != place.encode(code=0):
                 raise GuestError("the copy's first command failed")
             self._say("ready")
-            link = self._client()
-            if link is not None:
-                _serve(machine, link)
+            while (link := self._client()) is not None:
+                with link:
+                    if self._serve(machine, link):
+                        break
             code = 0
         except BaseException as fault:
             with contextlib.suppress(OSError):
@@ -126,57 +144,84 @@ class Worker:
                 # A sibling was quicker, or the client has gone.
                 continue
             link.settimeout(_ASKING)
-            if place.is_ours(link):
+            if is_ours(link):
                 with contextlib.suppress(OSError):
                     link.send(GREETING)
                     # One that has waited too long is gone, and the machine is the next one's.
                     if link.recv(1, socket.MSG_PEEK):
-                        self._say("taken")
                         return link
             link.close()
 
+    def _serve(self, machine: Machine, link: socket.socket) -> bool:
+        """Run the client's command on the client's streams, and tell how it ended.
 
-def _serve(machine: Machine, link: socket.socket) -> None:
-    """Run the client's command on the client's streams, and tell how it ended."""
-    request = _take(link)
-    link.settimeout(None)
-    threading.Thread(target=_listen, args=(link,), name="client", daemon=True).start()
-    answer = _run(machine, request)
-    for stream in (sys.stdout, sys.stderr):
+        False for one that is not for this machine, which is then the next one's.
+        """
+        kind, descriptors, _, _ = socket.recv_fds(link, MESSAGE, _FILES[LINE])
+        try:
+            if len(descriptors) != _FILES.get(kind):
+                raise GuestError("a client without its streams")
+            request = os.pread(descriptors[0], MAX_REQUEST, 0)
+            if kind == LINE:
+                run = self._line(machine, request, descriptors[-1])
+                link.send(REFUSED if run is None else ACCEPTED)
+                if run is None:
+                    return False
+            else:
+                run = _command(machine, request)
+            self._say("taken")
+            for source, target in zip(descriptors[1:], _STREAMS, strict=False):
+                os.dup2(source, target)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        link.settimeout(None)
+        threading.Thread(target=_listen, args=(link,), name="client", daemon=True).start()
+        answer = run()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         with contextlib.suppress(OSError):
-            stream.flush()
-    with contextlib.suppress(OSError):
-        link.send(answer)
+            link.send(answer)
+        return True
+
+    def _line(self, machine: Machine, request: bytes, directory: int) -> Callable[[], bytes] | None:
+        """Return what runs a command line that is for this machine, and returns the answer."""
+        try:
+            words, environment, takes_input = unpack(request)
+        except ValueError:
+            return None
+        with line.like(environment, directory) as possible:
+            found = line.read(words, self._key) if possible else None
+        if found is None:
+            return None
+        run = partial(_session, machine, takes_input=takes_input)
+        return lambda: CODE + b" %d" % found.run(run)
 
 
-def _take(link: socket.socket) -> dict[str, Any]:
-    """Return the request, and make the client's streams ours. Raises OSError, GuestError."""
-    _, descriptors, _, _ = socket.recv_fds(link, MESSAGE, 1 + len(_STREAMS))
-    if len(descriptors) != 1 + len(_STREAMS):
-        raise GuestError("a client without its streams")
-    text, *streams = descriptors
-    request = place.decode(os.pread(text, MAX_REQUEST, 0))
-    os.close(text)
-    if not isinstance(request.get("words"), list):
+def _session(machine: Machine, **how: Any) -> int:
+    guest: Guest = LentMachine(machine)
+    return session.run(machine.config, **how, build=lambda *_, **__: guest)
+
+
+def _command(machine: Machine, request: bytes) -> Callable[[], bytes]:
+    """Return what runs the command of a request, and returns the answer. Raises GuestError."""
+    asked = place.decode(request)
+    if not isinstance(asked.get("words"), list):
         raise GuestError("a client without a command")
-    for source, target in zip(streams, _STREAMS, strict=True):
-        os.dup2(source, target)
-        os.close(source)
-    return request
+    return partial(_run, machine, asked)
 
 
 def _run(machine: Machine, request: dict[str, Any]) -> bytes:
-    guest: Guest = LentMachine(machine)
     timeout = request.get("timeout")
     try:
-        code = session.run(
-            machine.config,
+        code = _session(
+            machine,
             words=list(map(str, request["words"])),
             timeout=float(timeout) if timeout is not None else None,
             stats=bool(request.get("stats")),
             as_json=bool(request.get("json")),
             takes_input=bool(request.get("takes_input")),
-            build=lambda *_, **__: guest,
         )
     except BrokenPipeError:
         return place.encode(broken=True)
@@ -198,6 +243,6 @@ def _listen(link: socket.socket) -> None:
             data = b""
         if not data:
             os._exit(0)
-        number = place.decode(data).get("signal")
+        number = number_of(data, SIGNAL)
         if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(os.getpid(), number)

@@ -68,7 +68,8 @@ ports and folders; every other starts a machine of its own. docs/starts.md tells
         from ringzero.cli.pool import start
 
         if arguments.action == "start":
-            found = start.start(_description(arguments), arguments.size, arguments.idle_timeout)
+            words = _words(arguments)
+            found = start.start(_description(words), words, arguments.size, arguments.idle_timeout)
             if arguments.json:
                 print_json(found)
             else:
@@ -88,11 +89,9 @@ ports and folders; every other starts a machine of its own. docs/starts.md tells
         return 0
 
 
-def _description(arguments: argparse.Namespace) -> MachineConfig:
-    """Return what `run` with the same flags would start. Raises ConfigError and others."""
-    from ringzero.cli import flags
+def _words(arguments: argparse.Namespace) -> list[str]:
+    """Return the words of `run` for such a machine. Raises ConfigError."""
     from ringzero.cli.pool.process import MAX_SIZE
-    from ringzero.cli.verbs.run import Run
 
     faults = []
     if not 1 <= arguments.size <= MAX_SIZE:
@@ -101,14 +100,23 @@ def _description(arguments: argparse.Namespace) -> MachineConfig:
         faults.append("--idle-timeout is a number of seconds, or 0")
     if faults:
         raise ConfigError(faults)
-    words = []
-    for name in ("image", "memory", "cpus", "cpu", "engine"):
+    # As most people write them.
+    words = [arguments.image] if arguments.image is not None else []
+    for name in ("memory", "cpus", "cpu", "engine"):
         value = getattr(arguments, name)
-        words += [f"--{name}={value}"] if value is not None else []
+        words += [f"--{name}", str(value)] if value is not None else []
     words += [f"--append={text}" for text in arguments.append or ()]
     words += [f"--net={text}" for text in arguments.net or ()]
+    return words
+
+
+def _description(words: list[str]) -> MachineConfig:
+    """Return what `run` with such words would start. Raises ConfigError and others."""
+    from ringzero.cli import flags
+    from ringzero.cli.verbs.run import Run
+
     run = Run()
-    wanted = flags.parse(run, words)
+    wanted = flags.parse(run, run.split(words)[0])
     if wanted is None:
         raise InvalidValueError("the flags make no sense", hint="`ringzero run --help` tells more")
     # One that needs no terminal.

@@ -310,19 +310,25 @@ def boots(arguments: argparse.Namespace) -> bool:
     return bool(arguments.boot or arguments.serial)
 
 
+def takes_from_pool(arguments: argparse.Namespace) -> bool:
+    """Whether a machine of a pool will do."""
+    if not arguments.command or arguments.name is not None or boots(arguments):
+        return False
+    return not (arguments.detach or _on_terminal(arguments) or is_own(arguments))
+
+
 def _from_pool(arguments: argparse.Namespace, config: MachineConfig) -> int | None:
     """Run the command in a machine that is ready; None where there is none for it."""
     from ringzero.settings import POOL_DIR
 
-    if not arguments.command or arguments.name is not None or boots(arguments):
-        return None
-    if _on_terminal(arguments) or is_own(arguments) or not POOL_DIR.get().is_dir():
+    if not takes_from_pool(arguments) or not POOL_DIR.get().is_dir():
         return None
     from ringzero.cli.pool import client
 
     return client.run(
         config,
         arguments.command,
+        own=arguments.written,
         timeout=arguments.timeout,
         stats=arguments.stats,
         as_json=arguments.json,
