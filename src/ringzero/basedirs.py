@@ -26,4 +26,5 @@ def pools() -> str:
     return place and f"{place}/pools"
 
 
+CACHE = "XDG_CACHE_HOME", ".cache"
 STATE = "XDG_STATE_HOME", ".local/state"

@@ -59,7 +59,7 @@ def _found(place: str) -> Path:
 
 
 def _xdg_cache() -> Path:
-    return _xdg("XDG_CACHE_HOME", ".cache")
+    return _xdg(*basedirs.CACHE)
 
 
 def _xdg_machines() -> Path:

@@ -116,6 +116,34 @@ def test_second_machine_adopts(saved, place, image):
     assert anew < blocks / 2
 
 
+def test_pages_that_are_expected_to_run_are_taken_over_before(saved, place, native):
+    """By their content, one of another content not, whatever numbers are given."""
+    from ringzero.engine.soft.x86.vm import X86SoftVm
+
+    _, _, data = saved
+    write(place, data)
+    places = _places(*_HEADER.unpack_from(data)[4:])
+    addresses = memoryview(data)[places[4] : places[5]].cast("I")
+    memory = GuestMemory([(0, 1 << 20)])
+    vm = X86SoftVm(native, memory, [], 1_000_000_000)
+    vm.create_vcpu(0, QuietInterrupts())
+    wanted = {3: 0, 200: 7, 255: 1}
+    for page, number in wanted.items():
+        content = data[places[5] + number * 4096 :][:4096]
+        memory.write(page * 4096, content)
+    memory.write(5 * 4096, b"\xf4" * 4096)
+    vm.expect([3, 200, 5, 256, 0xFFFF_FFFF, 255, 3])
+    assert {page: vm.arenas.words[page] for page in vm.code_pages()} == {
+        page: addresses[number] for page, number in wanted.items()
+    }
+    assert vm.code.count_adopted >= len(wanted)
+    assert [page for page in range(256) if vm.arenas.sought[page]] == [3, 5, 200, 255]
+    # What is written to has no code any more.
+    memory.write(3 * 4096, b"\xf4")
+    assert vm.code_pages() == [200, 255]
+    vm.close()
+
+
 def test_full_region(saved, place, image, native):
     """Saved code that was dropped is not adopted any more, nor saved again."""
     output, _, data = saved

@@ -5,10 +5,8 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from ringzero.board.boot.kernelimage import KernelImage
-from ringzero.board.boot.loading import Loading
 from ringzero.board.slots.contract import Doorbell, Slot, StatusRegister, TransmitQueue
 from ringzero.core.bus import Bus, MsrBus, Show
 from ringzero.core.irq import IrqLine, LocalInterrupts, StartControl
@@ -21,6 +19,10 @@ from ringzero.errors import DeviceError
 from ringzero.isa.contract import Architecture
 from ringzero.records import field, record
 from ringzero.registry import Registry
+
+if TYPE_CHECKING:
+    from ringzero.board.boot.kernelimage import KernelImage
+    from ringzero.board.boot.loading import Loading
 
 
 @record

@@ -14,7 +14,8 @@ LARGEST_PORT = 65535
 # Ports in one range: each is a socket, and a process may have 1024 by default.
 MAX_RANGE = 512
 _RANGE = r"\d{1,5}(?:-\d{1,5})?"
-_SPELLING = re.compile(
+# Compiled where there are ports: that takes a start longer than most modules.
+_SPELLING = (
     rf"(?:(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<four>\d+(?:\.\d+){{3}})):)?(?:(?P<host>{_RANGE})?:)?"
     rf"(?P<guest>{_RANGE})(?:/(?P<protocol>tcp|udp))?"
 )
@@ -62,7 +63,7 @@ def parse_ports(text: str) -> list[Forward]:
 
     Without HOST, or with 0, the host's port is any free one. Ranges are of one length.
     """
-    found = _SPELLING.fullmatch(text.strip())
+    found = re.fullmatch(_SPELLING, text.strip())
     if found is None:
         raise InvalidValueError(f"no ports in {text!r}", hint=_HINT)
     guest = _range(found["guest"], text)

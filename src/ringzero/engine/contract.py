@@ -241,6 +241,13 @@ class Vm(ABC, Generic[State]):
         None is nothing to take over.
         """
 
+    def code_pages(self) -> Sequence[int]:
+        """Return the numbers of RAM's pages that had code which ran; for `expect`."""
+        return ()
+
+    def expect(self, pages: Sequence[int]) -> None:
+        """Before the first vCPU runs: make ready for code in pages of RAM. A hint, never wrong."""
+
     def save(self) -> dict[str, Any] | None:
         """Return what the engine keeps for the whole machine, as plain data, or None."""
         return None

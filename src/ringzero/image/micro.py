@@ -7,6 +7,7 @@ content of all that goes into it:
     images/<digest>/initrd                an uncompressed newc archive
     images/<digest>/manifest.json         what went in
     images/<name>-<recipe>.json           the digest in use for this recipe
+    images/<name>-<sources>.noted         which recipe these sources make
 
 The recipe is a hash of this module's own inputs (package names, init script),
 so that a new ringzero makes a new image, and a start with an image in the
@@ -65,6 +66,8 @@ COMMAND_LINE = (
 )
 
 _FORMAT = 2
+# The scripts and programs of the guest.
+_GUEST = Path(__file__).with_name("guest")
 _MANIFEST = "manifest.json"
 # An image that no recipe leads to is kept for this long after its last use, in seconds: a
 # machine may be starting from it, and two versions of ringzero may share one cache.
@@ -134,6 +137,16 @@ class Recipe:
         inputs = [vars(self), MODULES, guest, COMMAND_LINE, _FORMAT, MIRROR.get()]
         return json.dumps(inputs, sort_keys=True)
 
+    def sources(self) -> str:
+        """Return what changes whenever `inputs` does, without reading it."""
+        places = [Path(__file__), *sorted(_GUEST.iterdir())]
+        stamps = [
+            (path.name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+            for path in places
+            if (s := path.stat()) and path.is_file()
+        ]
+        return json.dumps([vars(self), MIRROR.get(), str(_GUEST), stamps], sort_keys=True)
+
 
 MICRO = Recipe("micro")
 
@@ -150,13 +163,26 @@ def ensure(
     `refresh` asks the archive for newer packages. Raises what `archives.Archive` raises.
     """
     cache = cache if cache is not None else CACHE_DIR.get()
-    inputs = recipe.inputs()
-    pointer = _pointer(recipe.name, inputs, cache)
-    if not refresh:
-        found = _load(pointer, inputs, cache)
-        if found is not None:
-            _mark_used(found)
-            return found
+    # To put together what goes into the guest takes longer than to look whether it has changed.
+    sources = recipe.sources()
+    note = _pointer(recipe.name, sources, cache).with_suffix(".noted")
+    found = None if refresh else _load_noted(note, sources, cache)
+    if found is None:
+        inputs = recipe.inputs()
+        pointer = _pointer(recipe.name, inputs, cache)
+        found = _ensure(recipe, pointer, inputs, cache, progress, refresh)
+        with contextlib.suppress(OSError), atomic_file(note) as file:
+            file.write(json.dumps({"sources": sources, "pointer": pointer.name}).encode())
+    _mark_used(found)
+    return found
+
+
+def _ensure(
+    recipe: Recipe, pointer: Path, inputs: str, cache: Path, progress: Progress, refresh: bool
+) -> BootFiles:
+    found = None if refresh else _load(pointer, inputs, cache)
+    if found is not None:
+        return found
     with locked(cache / "images" / "lock", progress):
         found = None if refresh else _load(pointer, inputs, cache)
         if found is None:
@@ -239,6 +265,18 @@ def _load(pointer: Path, inputs: str, cache: Path) -> BootFiles | None:
         if found["recipe"] != inputs:
             return None
         digest = found["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return _read(cache / "images" / str(digest))
+
+
+def _load_noted(note: Path, sources: str, cache: Path) -> BootFiles | None:
+    """Return the image of the pointer that is noted for `sources`, as `_load` does."""
+    try:
+        told = json.loads(note.read_text())
+        if told["sources"] != sources:
+            return None
+        digest = json.loads((note.parent / Path(told["pointer"]).name).read_text())["digest"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return _read(cache / "images" / str(digest))

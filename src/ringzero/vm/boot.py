@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from string import ascii_lowercase
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from ringzero.board.boot.kernel import load_kernel
-from ringzero.board.boot.kernelimage import KernelImage
 from ringzero.config.machine import MachineConfig
 from ringzero.config.root import HostRoot
 from ringzero.config.root import parse as parse_root
@@ -18,8 +15,11 @@ from ringzero.host.files import map_file
 from ringzero.host.progress import QUIET, Progress
 from ringzero.image import names
 from ringzero.image.names import BootFiles
-from ringzero.records import replace
+from ringzero.records import record, replace
 from ringzero.settings import CACHE_DIR
+
+if TYPE_CHECKING:
+    from ringzero.board.boot.kernelimage import KernelImage
 
 
 def complete(
@@ -70,7 +70,7 @@ def with_root(config: MachineConfig, files: BootFiles) -> MachineConfig:
         return config
     from ringzero.config.devices.disk import DiskConfig
 
-    device = f"/dev/vd{ascii_lowercase[len(config.disks)]}"
+    device = f"/dev/vd{chr(ord('a') + len(config.disks))}"
     return replace(
         config,
         devices=(*config.devices, DiskConfig(files.root, read_only=True, format="raw")),
@@ -190,7 +190,8 @@ def _kind(device: Any) -> str:
     return str(getattr(device, "kind", "") or str(device).partition("=")[0])
 
 
-class Beginning(NamedTuple):
+@record
+class Beginning:
     """What is put into memory before a machine runs."""
 
     kernel: KernelImage | None
@@ -222,6 +223,8 @@ def read(config: MachineConfig) -> Beginning:
         return _with_agent(config, Beginning(*diskboot.read(config)))
     if config.kernel is None:
         return NOTHING
+    from ringzero.board.boot.kernel import load_kernel
+
     kernel = load_kernel(config.kernel, CACHE_DIR.get() / "kernels")
     initrd = _read_initrd(config.initrd, config.memory) if config.initrd else memoryview(b"")
     return _with_agent(config, Beginning(kernel, initrd, config.command_line))
@@ -262,6 +265,8 @@ def own_command_line(config: MachineConfig, given: str, hostname: str) -> str:
 
 
 def _read_initrd(path: Path, memory: int) -> memoryview:
+    from ringzero.board.boot.kernelimage import KernelImage
+
     try:
         size = path.stat().st_size
         # Not read first: it may be a disk image by mistake, and take a minute.

@@ -6,7 +6,8 @@ first, and loads all that a machine is made of while the kernel is being copied.
 
 from __future__ import annotations
 
-from ringzero.board.boot.loading import Loading
+from typing import TYPE_CHECKING
+
 from ringzero.board.contract import BOARDS
 from ringzero.config.machine import MachineConfig
 from ringzero.core.memory import GuestMemory
@@ -14,6 +15,9 @@ from ringzero.engine.contract import Engine
 from ringzero.host.memory import MemoryImage
 from ringzero.records import replace
 from ringzero.vm import boot
+
+if TYPE_CHECKING:
+    from ringzero.board.boot.loading import Loading
 
 
 class Groundwork:
@@ -41,7 +45,7 @@ class Groundwork:
         self.engine = engine
         # Everything that can be wrong with files is found before memory is taken.
         begins = boot.read(config) if content is None and not later else boot.NOTHING
-        self.kernel, self.initrd, self.command_line = begins
+        self._take(begins)
         # Whether there may be a kernel that was not read yet.
         self.waits = later
         self.memory = GuestMemory(
@@ -49,13 +53,19 @@ class Groundwork:
         )
         self.loading: Loading | None = None
         if self.kernel is not None:
+            from ringzero.board.boot.loading import Loading
+
             self.loading = Loading(self.memory, self.kernel, self.initrd)
 
     def read(self) -> None:
         """Read the kernel where that was put off. Raises GuestImageError, HostError."""
         if self.waits:
             self.waits = False
-            self.kernel, self.initrd, self.command_line = boot.read(self.config)
+            self._take(boot.read(self.config))
+
+    def _take(self, begins: boot.Beginning) -> None:
+        self.kernel, self.initrd = begins.kernel, begins.initrd
+        self.command_line = begins.command_line
 
     def loaded(self) -> None:
         """Forget what the machine has booted from, or would have."""

@@ -8,7 +8,7 @@ import pytest
 from ringzero.board import microvm_map as memmap
 from ringzero.board.boot.kernelimage import KernelImage, Segment
 from ringzero.board.boot.loading import Loading
-from ringzero.board.machines.microvm import LINUX64
+from ringzero.board.boot.microvm import LINUX64
 from ringzero.core.memory import GuestMemory
 from ringzero.errors import GuestAddressError, GuestImageError, InvalidValueError
 from ringzero.units import GIB, MIB

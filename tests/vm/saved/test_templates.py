@@ -318,11 +318,15 @@ def test_another_users_is_not_used(store, config, monkeypatch):
         store.check_writable()
 
 
+@pytest.mark.parametrize("file", [workingset.FILE, templates.CODE])
 @pytest.mark.parametrize("text", [b"", b"x" * 15, b"\xff" * 64])
-def test_a_hint_is_no_more_than_that(store, config, text):
+def test_a_hint_is_no_more_than_that(store, config, text, file):
     wanted = make(store, config)
-    hint = store.root / wanted.name / workingset.FILE
+    hint = store.root / wanted.name / file
     hint.write_bytes(text)
+    hint.chmod(0o600)
+    store.take(wanted).close()
+    hint.chmod(0o666)
     store.take(wanted).close()
     hint.unlink()
     store.take(wanted).close()

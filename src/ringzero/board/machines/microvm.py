@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringzero.board import microvm_map as memmap
-from ringzero.board.boot.kernelimage import KernelImage
-from ringzero.board.boot.linux64 import (
-    E820_ACPI,
-    E820_RAM,
-    E820_RESERVED,
-    E820Entry,
-    Layout,
-    Linux64,
-)
-from ringzero.board.boot.loading import Loading
 from ringzero.board.contract import BOARDS, Board, BoardParts, Latch, Shadow
-from ringzero.board.firmware import acpi
 from ringzero.board.slots.contract import Slot
 from ringzero.board.slots.mmio import MmioSlot, MmioSlots
 from ringzero.board.x86 import X86Processor
@@ -41,29 +30,9 @@ from ringzero.errors import DeviceError
 from ringzero.isa.x86.architecture import X86_64
 from ringzero.isa.x86.state import CpuState
 
-# Where a PC has free memory below 1 MiB; its BIOS area is told as ACPI's, but for what lies there
-# for good: a system may take ACPI's for its own once it has read the tables.
-LINUX64 = Linux64(
-    Layout(
-        gdt=memmap.GDT_ADDRESS,
-        idt=memmap.IDT_ADDRESS,
-        boot_params=memmap.BOOT_PARAMS,
-        stack=memmap.STACK_TOP,
-        page_tables=memmap.PAGE_TABLES,
-        command_line=memmap.COMMAND_LINE,
-        reset_stub=memmap.RESET_STUB,
-        high_memory=memmap.HIGH_MEMORY,
-        low=(
-            E820Entry(0, memmap.LOW_MEMORY_END, E820_RAM),
-            E820Entry(memmap.ACPI_TABLES, memmap.ACPI_TABLES_END - memmap.ACPI_TABLES, E820_ACPI),
-            E820Entry(
-                memmap.ACPI_TABLES_END,
-                memmap.HIGH_MEMORY - memmap.ACPI_TABLES_END,
-                E820_RESERVED,
-            ),
-        ),
-    )
-)
+if TYPE_CHECKING:
+    from ringzero.board.boot.kernelimage import KernelImage
+    from ringzero.board.boot.loading import Loading
 
 
 @BOARDS.register("microvm")
@@ -216,6 +185,10 @@ class Microvm(Board):
         initrd: bytes | memoryview,
         loading: Loading | None = None,
     ) -> list[CpuState]:
+        # Not of those that go on from a saved state.
+        from ringzero.board.boot.microvm import LINUX64
+        from ringzero.board.firmware import acpi
+
         plan = acpi.AcpiPlan(
             table_id=b"MICROVM ",
             cpus=len(self.processors),

@@ -321,7 +321,8 @@ def _from_pool(arguments: argparse.Namespace, config: MachineConfig) -> int | No
     """Run the command in a machine that is ready; None where there is none for it."""
     from ringzero.settings import POOL_DIR
 
-    if not takes_from_pool(arguments) or not POOL_DIR.get().is_dir():
+    # Where one has been, its directory is left.
+    if not takes_from_pool(arguments) or not any(POOL_DIR.get().glob("*/machines")):
         return None
     from ringzero.cli.pool import client
 

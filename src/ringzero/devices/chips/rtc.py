@@ -23,8 +23,10 @@ B_SET, B_BINARY, B_24_HOURS = 0x80, 0x04, 0x02
 A_DEFAULT = 0x26
 D_VALID = 0x80
 PM = 0x80
-# Years a guest can set: what calendar.timegm takes and a 64-bit time_t holds with room.
+# Years a guest can set: what calendar.timegm takes and a 64-bit time_t holds with room; the first
+# second of the one, and of the other, of UTC.
 FIRST_YEAR, LAST_YEAR = 1970, 9999
+_EARLIEST, _LATEST = 0, 253_370_764_800
 
 
 @record
@@ -144,10 +146,7 @@ class Rtc(ByteDevice[RtcState]):
     def restore(self, state: RtcState) -> None:
         if len(state.cmos) != CMOS_SIZE or not 0 <= state.index < CMOS_SIZE:
             raise StateError("rtc: the memory has another size", expected=CMOS_SIZE)
-        import calendar
-
-        earliest, latest = (calendar.timegm((y, 1, 1, 0, 0, 0)) for y in (FIRST_YEAR, LAST_YEAR))
-        if not earliest <= int(self._now()) + state.offset <= latest:
+        if not _EARLIEST <= int(self._now()) + state.offset <= _LATEST:
             raise StateError("rtc: the time is out of range", offset=state.offset)
         with self._lock:
             self._index = state.index

@@ -29,7 +29,7 @@ class SoftEngine(Engine):
     def prepare(self, steps: Steps, architecture: Architecture[Any], model: str) -> None:
         from ringzero.engine.soft import opened
 
-        opened.ensure(steps, architecture.compiled_guest(model))
+        opened.prepared(steps, architecture.compiled_guest(model))
 
     def processor_bounds(self) -> Identification:
         from ringzero.isa.x86.architecture import HostProcessor
@@ -39,7 +39,7 @@ class SoftEngine(Engine):
     def code_version(self) -> str:
         from ringzero.engine.soft import opened
 
-        return opened.ensure().key
+        return opened.prepared().key
 
     def runs(self, architecture: Architecture[Any]) -> bool:
         from ringzero.engine.soft.contract import GUESTS

@@ -24,11 +24,12 @@ import zlib
 from array import array
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from ringzero.errors import RingzeroError
 from ringzero.host.memory import PAGE, map_program
 from ringzero.host.private import open_private
+from ringzero.records import record
 from ringzero.settings import CACHE_DIR
 
 # Magic, CRC-32, bytes of names, of words, of code, of tables.
@@ -53,6 +54,9 @@ _IMPORTED = ("memcpy", "memmove", "memset")
 
 class Objects(Protocol):
     """A compiled engine on disk (`ringzero.jit.build.EngineObjects`)."""
+
+    @property
+    def directory(self) -> Path: ...
 
     @property
     def key(self) -> str: ...
@@ -160,7 +164,8 @@ def _keep(path: Path, data: bytes) -> None:
 # ---- linking ----------------------------------------------------------------------
 
 
-class _Section(NamedTuple):
+@record
+class _Section:
     kind: int
     flags: int
     data: bytes

@@ -17,20 +17,20 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import mmap
 import os
 import stat
 import struct
-import tempfile
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from ringzero.core.memory import PAGE_SIZE, GuestMemory
 from ringzero.engine.soft.linked import Objects
-from ringzero.host.memory import map_over
+from ringzero.host.memory import HostMemory, map_over
 from ringzero.settings import CACHE_DIR
 
 _MAGIC = b"rztrans4"
@@ -65,6 +65,8 @@ class Translations:
         self._mapping: mmap.mmap | None = None
         # Where the mapping has the addresses of CodePages, and the guest pages they are of.
         self._addresses, self._contents = memoryview(b"").cast("I"), memoryview(b"")
+        # Its table of pages, and their hashes.
+        self._table, self._hashes = memoryview(b"").cast("I"), memoryview(b"").cast("Q")
 
     @property
     def loaded(self) -> Iterable[int]:
@@ -111,6 +113,8 @@ class Translations:
         self._mapping = data
         self._addresses = view[places[4] :][: pages * 4].cast("I")
         self._contents = view[places[5] : places[6]]
+        self._table = view[places[2] :][: slots * 4].cast("I")
+        self._hashes = view[places[3] :][: pages * 8].cast("Q")
         return True
 
     def _open(self) -> tuple[mmap.mmap, int] | None:
@@ -156,9 +160,10 @@ class Translations:
             if zlib.crc32(memoryview(data)[_CHECKED_FROM:]) != crc:
                 return None
             self._note_checked(status)
-        addresses = array("I", data[places[4] :][: pages * 4])
-        if pages and not self._end - records <= min(addresses) <= max(addresses) < self._end:
-            return None
+        # Not cut out of the file itself, of which that would copy megabytes.
+        with memoryview(data) as whole, whole[places[4] :][: pages * 4].cast("I") as addresses:
+            if pages and not self._end - records <= min(addresses) <= max(addresses) < self._end:
+                return None
         return data
 
     @property
@@ -178,6 +183,32 @@ class Translations:
             temporary.write_bytes(_stamp(status))
             temporary.replace(self._check)
 
+    def adopt(
+        self, pages: Sequence[int], memory: HostMemory, words: memoryview, sought: memoryview
+    ) -> None:
+        """Take over what is saved for pages of RAM, by number, before they run.
+
+        One by one, at their first instructions, each costs a search of all TLBs for a right to
+        write to it: here the vCPUs have not run. `words` and `sought` as of `CodeArenas`.
+        """
+        if self._mapping is None:
+            return
+        table, hashes, mask = self._table, self._hashes, len(self._table) - 1
+        contents = ctypes.addressof(ctypes.c_char.from_buffer(self._contents))
+        compare, page_hash = _memcmp(), self._engine.page_hash
+        for page in pages:
+            sought[page] = 1
+            where = memory.address + page * PAGE_SIZE
+            wanted = page_hash(where)
+            slot = wanted & mask
+            while index := table[slot]:
+                content = contents + (index - 1) * PAGE_SIZE
+                if hashes[index - 1] == wanted and not compare(where, content, PAGE_SIZE):
+                    words[page] = self._addresses[index - 1]
+                    self._code.count_adopted += 1
+                    break
+                slot = slot + 1 & mask
+
     # --- saving ---
 
     def save(self, code_pages: memoryview, memory: GuestMemory) -> None:
@@ -196,6 +227,8 @@ class Translations:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
             return
+        import tempfile
+
         with contextlib.suppress(OSError), _sole_writer(path.parent):
             body = self._body(code_pages, memory)
             descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix="writing-")
@@ -270,6 +303,14 @@ def _sole_writer(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@functools.cache
+def _memcmp() -> Callable[[int, int, int], int]:
+    """Return the C library's, which keeps the interpreter's lock."""
+    compare = ctypes.PyDLL(None).memcmp
+    compare.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    return compare
 
 
 def _bytes_at(address: int, size: int) -> memoryview:

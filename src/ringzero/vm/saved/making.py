@@ -85,7 +85,7 @@ def _boot_and_write(key: Key, engine: Engine, work: Path) -> None:
 
 
 def _try(key: Key, engine: Engine, work: Path) -> None:
-    """Go on from the template once, and note which pages its first command touches.
+    """Go on from the template once, and note which pages its first command touches, and runs.
 
     One from which no guest goes on is found here, and not by those who come to use it.
     """
@@ -105,6 +105,7 @@ def _try(key: Key, engine: Engine, work: Path) -> None:
         machine.pause()
         workingset.note(machine.memory.host, work / workingset.FILE)
         (work / workingset.FILE).chmod(0o600)
+        templates.note_code(work, machine.parts.vm.code_pages())
 
 
 def _words(config: MachineConfig) -> tuple[str, ...]:

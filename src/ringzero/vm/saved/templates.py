@@ -3,6 +3,7 @@
     ROOT/NAME/state         HEADER, then JSON: the key, and the state tree of `ringzero.vm.state`
     ROOT/NAME/memory        the guest's memory, sparse, to be mapped
     ROOT/NAME/working-set   pages that a first command touches (`workingset`); a hint
+    ROOT/NAME/code-pages    numbers of the pages that have code which a first command runs; a hint
     ROOT/NAME.failed        why the last attempt to make one failed, for people
     ROOT/lock               held by whoever makes one: one at a time costs nobody much
     ROOT/.partial-*/        what is being made, or removed
@@ -28,7 +29,8 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
 
 # Raised whenever a reader of before would misread what is written now.
 FORMAT = 2
-STATE, MEMORY = "state", "memory"
+STATE, MEMORY, CODE = "state", "memory", "code-pages"
 # Where in the key the stand-in's plain data stand.
 _DESCRIPTION = 4
 # Of the state file: magic, CRC-32 of all behind it.
@@ -144,10 +146,13 @@ def _stamp(status: os.stat_result) -> list[int]:
 class Template:
     """A template that is open: whatever becomes of its files, a machine may go on from it."""
 
-    def __init__(self, memory: MemoryBase, tree: Mapping[str, Any], taken: int) -> None:
+    def __init__(
+        self, memory: MemoryBase, tree: Mapping[str, Any], taken: int, code: Sequence[int]
+    ) -> None:
         self._memory = memory
         self._tree = dict(tree)
         self._taken = taken
+        self._code = code
 
     def resume(self, parts: Assembly) -> Introduction:
         """Have a machine that has not begun go on from here. Raises StateError, HostError."""
@@ -156,7 +161,9 @@ class Template:
 
         image = MemoryImage(self._memory)
         state = states.MachineState(self._tree)
-        return copies.resume(parts, Seed(parts.config, state, image, taken=self._taken))
+        introduction = copies.resume(parts, Seed(parts.config, state, image, taken=self._taken))
+        parts.vm.expect(self._code)
+        return introduction
 
     def close(self) -> None:
         """Let go of the memory; machines that went on from it keep it."""
@@ -380,7 +387,7 @@ def open_template(path: Path, key: Key, within: int | None = None) -> Template:
         with contextlib.suppress(OSError):
             os.utime(place)
         # Let go above, once.
-        return Template(memory.hold(), found["machine"], found["taken"])
+        return Template(memory.hold(), found["machine"], found["taken"], _read_code(place))
 
 
 def write(work: Path, key: Key, seed: Seed) -> None:
@@ -405,6 +412,24 @@ def write(work: Path, key: Key, seed: Seed) -> None:
     content = json.dumps(found, separators=(",", ":")).encode()
     header = HEADER.pack(MAGIC, zlib.crc32(content))
     _write(work / STATE, lambda fd: blobs.write_all(fd, header + content, 0))
+
+
+def note_code(work: Path, pages: Sequence[int]) -> None:
+    """Write down beside a template which pages have code that runs. Raises HostError."""
+    from ringzero.vm.saved import blobs
+
+    data = array("I", pages).tobytes()
+    _write(work / CODE, lambda fd: blobs.write_all(fd, data, 0))
+
+
+def _read_code(place: int) -> Sequence[int]:
+    """Return what `note_code` wrote into an open directory; nothing where it is not to be had."""
+    pages = array("I")
+    with contextlib.suppress(OSError, StateError):
+        with os.fdopen(open_private(CODE, place), "rb") as file:
+            data = file.read(_MAX_STATE)
+        pages.frombytes(data[: len(data) // pages.itemsize * pages.itemsize])
+    return pages
 
 
 def _write(path: Path, fill: Callable[[int], None]) -> None:

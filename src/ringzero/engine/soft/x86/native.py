@@ -12,6 +12,7 @@ from typing import Any
 
 from ringzero.engine.soft import linked, opened
 from ringzero.engine.soft.linked import Library, Objects
+from ringzero.host.files import map_file
 from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.table.entry import SLOTS, FormEntry
 from ringzero.jit.tables import Exits
@@ -120,9 +121,8 @@ class NativeEngine:
         entries = array("Q")
         entries.frombytes(self.objects.read("forms.bin"))
         words = FormEntry.size // 8
-        for start in range(0, len(entries), words):
-            for slot in range(start, start + SLOTS):
-                entries[slot] = addresses[entries[slot]]
+        for slot in range(SLOTS):
+            entries[slot::words] = array("Q", map(addresses.__getitem__, entries[slot::words]))
         return entries
 
     def _leave_out_missing(self) -> None:
@@ -187,7 +187,9 @@ class NativeEngine:
         view = view_of(GuestTables, ctypes.addressof(self._memory))
         for part, files in ((view.common, COMMON_TABLES), (view, GUEST_TABLES)):
             for member, file in files.items():
-                self._parts[member] = ctypes.create_string_buffer(self.objects.read(file))
+                # What is not looked at is not read, and other processes have the same pages.
+                table, _ = map_file(self.objects.directory / file)
+                self._parts[member] = ctypes.c_char.from_buffer(table)
                 setattr(part, member, ctypes.addressof(self._parts[member]))
         ctypes.memmove(view.common.exits.address, self.objects.read("exits.bin"), Exits.size)
         ctypes.memmove(view.glue.address, self.objects.read("glue.bin"), Glue.size)
@@ -205,10 +207,15 @@ class NativeEngine:
         return view
 
 
-@functools.cache
 def native_engine(guest: str = opened.DEFAULT_GUEST) -> NativeEngine:
     """Return the compiled engine of a guest, compiling it first where it is not cached."""
-    return NativeEngine(opened.ensure(guest=guest))
+    return _native_engine(guest)
+
+
+@functools.cache
+def _native_engine(guest: str) -> NativeEngine:
+    # However it was asked for: a second one would be another 2 MiB.
+    return NativeEngine(opened.prepared(guest=guest))
 
 
 def _linked_by_llvm(objects: Any, symbols: list[str]) -> Library:

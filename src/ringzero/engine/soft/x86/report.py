@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -34,5 +33,5 @@ def handled_instructions(counts: Sequence[int], mnemonics: Sequence[str]) -> dic
     for mnemonic, count in zip(mnemonics, counts, strict=False):
         if count:
             by_name[mnemonic] += count
-    most = heapq.nlargest(MOST_HANDLED, by_name.items(), key=lambda item: item[1])
+    most = by_name.most_common(MOST_HANDLED)
     return {f"handled {mnemonic}": count for mnemonic, count in most}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from ringzero.core.bus import Show
@@ -178,6 +178,15 @@ class X86SoftVm(SoftVm[CpuState]):
         if not isinstance(code, SharedCode):
             raise EngineError("the code to take over is another engine's")
         self._open_space(code)
+
+    def code_pages(self) -> list[int]:
+        return [page for page, address in enumerate(self.arenas.words) if address]
+
+    def expect(self, pages: Sequence[int]) -> None:
+        arenas = self.arenas
+        if self._translations is not None and arenas.main:
+            known = [page for page in pages if page < len(arenas.words)]
+            self._translations.adopt(known, self.memory.host, arenas.words, arenas.sought)
 
     @property
     def arenas(self) -> CodeArenas:
