@@ -14,11 +14,11 @@ from types import TracebackType
 from typing import Self
 
 from ringzero.errors import GuestImageError
-from ringzero.image.fs.contract import FileSystem, open_file_system
+from ringzero.image.fs.contract import FileSystem
 from ringzero.image.layers import tar
 from ringzero.image.layers.plain import map_whole
 from ringzero.image.layers.tree import Node, Tree
-from ringzero.image.source import Part
+from ringzero.image.oci.files import open_root
 
 # Files of one image: each takes some hundred bytes here.
 _MAX_FILES = 4_000_000
@@ -28,27 +28,13 @@ _PIECE = 1 << 20
 _BASE = -1
 
 
-class _FileSource:
-    """A file of the host as what file systems are read from."""
-
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.size = os.fstat(self._fd).st_size
-
-    def read(self, offset: int, length: int) -> bytes:
-        return os.pread(self._fd, length, offset)
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-
 class View:
     """A tree of files with their content; close it."""
 
     def __init__(self, base: Path | None, layers: Sequence[Path] = ()) -> None:
         self._tree = Tree(_MAX_FILES)
         self._maps: list[memoryview] = []
-        self._source: _FileSource | None = None
+        self._closing = contextlib.ExitStack()
         self._system: FileSystem | None = None
         self._places: list[object] = []
         if base is not None:
@@ -70,9 +56,7 @@ class View:
     def close(self) -> None:
         """Let go of all files."""
         self._maps.clear()
-        if self._source is not None:
-            self._source.close()
-            self._source = None
+        self._closing.close()
 
     @property
     def root(self) -> Node:
@@ -141,13 +125,9 @@ class View:
 
     def _take_base(self, path: Path) -> None:
         """Take over the tree below /rootfs of an image's root file system, without owners."""
-        self._source = _FileSource(path)
         with contextlib.ExitStack() as stack:
             stack.callback(self.close)
-            system = open_file_system(Part(self._source, 0, self._source.size, str(path)))
-            if system is None:
-                raise GuestImageError(f"{path} is no root file system of an image")
-            self._system = system
+            system = self._system = self._closing.enter_context(open_root(path))
             top = system.stat("/rootfs")
             known: dict[object, Node] = {}
             todo = [(self.root, top)]

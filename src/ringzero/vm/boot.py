@@ -73,7 +73,7 @@ def with_root(config: MachineConfig, files: BootFiles) -> MachineConfig:
     device = f"/dev/vd{chr(ord('a') + len(config.disks))}"
     return replace(
         config,
-        devices=(*config.devices, DiskConfig(files.root, read_only=True, format="raw")),
+        devices=(*config.devices, DiskConfig(files.root, read_only=True, format="vmdk")),
         command_line=f"{config.command_line} ringzero.root={device}",
     )
 

@@ -9,7 +9,9 @@ import threading
 import pytest
 
 from ringzero.errors import GuestImageError
+from ringzero.image.erofs.structures import BLOCK
 from ringzero.image.oci.blobs import Blobs
+from ringzero.image.oci.contents import Layers
 from ringzero.image.oci.manifest import Descriptor
 from ringzero.image.oci.unpacking import Coming, StoppedError, Unpacking
 from tests.image.oci.images import PACKERS, digest, tar
@@ -29,27 +31,27 @@ def layer(random_):
     return tar(files), files
 
 
-def content_of(found, file):
+def content_of(found):
     """Return the files of a layer that was unpacked."""
     contents = {}
+    data = found.content.read_bytes()
+    assert len(data) == found.size and not found.size % BLOCK
     for member in found.members:
-        at = found.begin + member.offset
-        assert at + member.size - len(member.tail) <= found.begin + found.size
         size = member.size - len(member.tail)
-        contents[member.name.decode()] = os.pread(file.fileno(), size, at) + member.tail
+        assert member.offset + size <= found.size
+        contents[member.name.decode()] = data[member.offset :][:size] + member.tail
     return contents
 
 
 @pytest.fixture
-def file(tmp_path):
-    with (tmp_path / "image").open("w+b") as file:
-        yield file
+def store(tmp_path):
+    return Layers(tmp_path / "cache")
 
 
 @pytest.mark.parametrize("packing", PACKERS)
-def test_random_pieces_and_fresh_starts(tmp_path, packing):
+def test_random_pieces_and_fresh_starts(tmp_path, store, packing):
     random_ = random.Random(packing)
-    for number in range(10 * FUZZ):
+    for _ in range(10 * FUZZ):
         plain, files = layer(random_)
         data = PACKERS[packing](plain)
         descriptor = descriptor_of(data)
@@ -67,32 +69,28 @@ def test_random_pieces_and_fresh_starts(tmp_path, packing):
                 if turn < restarts:
                     sink.restart()
 
-        with (
-            (tmp_path / f"image{number}").open("w+b") as file,
-            Unpacking([descriptor], file) as unpacking,
-        ):
+        with Unpacking([descriptor], [digest(plain)], store) as unpacking:
             blobs.fetch(descriptor, fill, follower=unpacking.follow(descriptor))
-            (found,) = unpacking.finish([digest(plain)], blobs)
-            assert content_of(found, file) == files
+            (found,) = unpacking.finish(blobs)
+        assert content_of(found) == files
+        assert content_of(store.load(digest(plain))) == files
 
 
 @pytest.mark.parametrize("seed", range(4 * FUZZ))
-def test_layers_that_come_in_any_order_lie_in_theirs(tmp_path, seed):
-    """Some twice, some begun anew: equal images, whatever the order."""
+def test_layers_that_come_in_any_order(tmp_path, seed):
+    """Some twice, some begun anew, some packed otherwise elsewhere: equal layers."""
     random_ = random.Random(seed)
     made = [layer(random_) for _ in range(random_.randrange(1, 7))]
     order = [*range(len(made)), 0]
     random_.shuffle(order)
-    packed = [random_.choice(list(PACKERS.values()))(plain) for plain, _ in made]
-    layers = [descriptor_of(packed[n]) for n in order]
-    images = []
+    kept = []
     for turn in range(3):
-        blobs, coming = Blobs(tmp_path / f"cache{turn}"), list(range(len(made)))
+        packed = [random_.choice(list(PACKERS.values()))(plain) for plain, _ in made]
+        layers = [descriptor_of(packed[n]) for n in order]
+        cache, coming = tmp_path / f"cache{turn}", list(range(len(made)))
+        blobs, store = Blobs(cache), Layers(cache)
         random_.shuffle(coming)
-        with (
-            (tmp_path / f"image{turn}").open("w+b") as file,
-            Unpacking(layers, file) as unpacking,
-        ):
+        with Unpacking(layers, [digest(made[n][0]) for n in order], store) as unpacking:
             followers = [unpacking.follow(descriptor_of(packed[n])) for n in coming]
             for number, follower in zip(coming, followers, strict=True):
                 data = packed[number]
@@ -106,28 +104,74 @@ def test_layers_that_come_in_any_order_lie_in_theirs(tmp_path, seed):
                     sink.write(memoryview(data)[half:])
 
                 blobs.fetch(descriptor_of(data), fill, follower=follower)
-            found = unpacking.finish([digest(made[n][0]) for n in order], blobs)
-            for number, one in zip(order, found, strict=True):
-                assert content_of(one, file) == made[number][1]
-        images.append((tmp_path / f"image{turn}").read_bytes().rstrip(b"\0"))
-    assert images[0] == images[1] == images[2]
+            found = unpacking.finish(blobs)
+        for number, one in zip(order, found, strict=True):
+            assert content_of(one) == made[number][1]
+        files = sorted(path for path in store.folder.rglob("*") if path.is_file())
+        kept.append([(str(path.relative_to(cache)), path.read_bytes()) for path in files])
+    assert kept[0] == kept[1] == kept[2]
 
 
-def test_a_layer_that_is_there_already_and_twice(tmp_path, file):
+def test_a_layer_that_is_there_already_and_twice(tmp_path, store):
     plain = tar({"f": b"content" * 1000})
     data = gzip.compress(plain)
     descriptor = descriptor_of(data)
     blobs = Blobs(tmp_path / "cache")
     blobs.put(data, descriptor.digest)
-    with Unpacking([descriptor] * 2, file) as unpacking:
+    with Unpacking([descriptor] * 2, [digest(plain)] * 2, store) as unpacking:
         # Another process was first.
         blobs.fetch(descriptor, lambda _: None, follower=unpacking.follow(descriptor))
-        one, two = unpacking.finish([digest(plain)] * 2, blobs)
-        assert content_of(one, file) == content_of(two, file) == {"f": b"content" * 1000}
-        assert one.begin == two.begin
+        one, two = unpacking.finish(blobs)
+    assert content_of(one) == content_of(two) == {"f": b"content" * 1000}
+    assert one.content == two.content
 
 
-def test_what_is_wrong_is_told(tmp_path, file):
+def test_a_layer_is_unpacked_once(tmp_path, store, monkeypatch):
+    """Also where it comes packed otherwise."""
+    plain = tar({"f": b"content" * 1000})
+    blobs = Blobs(tmp_path / "cache")
+    descriptors = []
+    for pack in PACKERS.values():
+        descriptors.append(descriptor_of(pack(plain)))
+        blobs.put(pack(plain), descriptors[-1].digest)
+    with Unpacking(descriptors[:1], [digest(plain)], store) as unpacking:
+        unpacking.finish(blobs)
+    monkeypatch.setattr(Unpacking, "_unpack", None)
+    for descriptor in descriptors:
+        with Unpacking([descriptor], [digest(plain)], store) as unpacking:
+            assert unpacking.follow(descriptor) is None
+            (found,) = unpacking.finish(blobs)
+        assert content_of(found) == {"f": b"content" * 1000}
+
+
+@pytest.mark.parametrize("name", ["content", "members"])
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[3]", b'[["a"]]', None])
+def test_a_damaged_layer_is_unpacked_again(tmp_path, store, name, damage):
+    plain = tar({"f": b"content" * 1000})
+    descriptor, blobs = descriptor_of(plain), Blobs(tmp_path / "cache")
+    blobs.put(plain, descriptor.digest)
+    for _ in range(2):
+        with Unpacking([descriptor], [digest(plain)], store) as unpacking:
+            (found,) = unpacking.finish(blobs)
+        assert content_of(found) == {"f": b"content" * 1000}
+        file = store.place(digest(plain)) / name
+        file.unlink()
+        if damage is not None:
+            file.write_bytes(damage)
+
+
+def test_layers_of_no_image_go(tmp_path, store):
+    blobs = Blobs(tmp_path / "cache")
+    plains = [tar({"f": bytes([n + 1]) * 9000}) for n in range(3)]
+    for plain in plains:
+        blobs.put(plain, digest(plain))
+        with Unpacking([descriptor_of(plain)], [digest(plain)], store) as unpacking:
+            unpacking.finish(blobs)
+    assert store.sweep([digest(plains[1]), "sha256:" + "0" * 64]) > 16_000
+    assert [store.size(digest(plain)) for plain in plains] == [None, 8192, None]
+
+
+def test_what_is_wrong_is_told(tmp_path, store):
     blobs = Blobs(tmp_path / "cache")
     whole = gzip.compress(tar({"f": b"content"}))
     wrong = (whole[:-3], b"\x28\xb5\x2f\xfdnonsense", b"\x1f\x8b", gzip.compress(b"no tar" * 900))
@@ -135,37 +179,46 @@ def test_what_is_wrong_is_told(tmp_path, file):
         descriptor = descriptor_of(data)
         blobs.put(data, descriptor.digest)
         with (
-            Unpacking([descriptor], file) as unpacking,
+            Unpacking([descriptor], [digest(b"content")], store) as unpacking,
             pytest.raises(GuestImageError, match="damaged"),
         ):
-            unpacking.finish([digest(b"content")], blobs)
+            unpacking.finish(blobs)
     with (
-        Unpacking([descriptor], file) as unpacking,
+        Unpacking([descriptor], [], store) as unpacking,
         pytest.raises(GuestImageError, match="1 layers, but"),
     ):
-        unpacking.finish([], blobs)
+        unpacking.finish(blobs)
+    blobs.put(whole, digest(whole))
+    with (
+        Unpacking([descriptor_of(whole)], [digest(b"other")], store) as unpacking,
+        pytest.raises(GuestImageError, match="layer 1 of the image unpacks to sha256"),
+    ):
+        unpacking.finish(blobs)
+    # Nothing of it is kept.
+    assert list(store.folder.iterdir()) == []
 
 
-def test_what_layers_unpack_to_is_bounded(tmp_path, file, monkeypatch):
+def test_what_layers_unpack_to_is_bounded(tmp_path, store, monkeypatch):
     data = tar({"zeros": bytes(2 << 20), "f": b"", "g": b""})
     descriptor = descriptor_of(data)
     blobs = Blobs(tmp_path / "cache")
     blobs.put(data, descriptor.digest)
-    with Unpacking([descriptor], file) as unpacking:
-        unpacking.finish([descriptor.digest], blobs)
+    with Unpacking([descriptor], [descriptor.digest], store) as unpacking:
+        unpacking.finish(blobs)
+    store.sweep([])
     monkeypatch.setenv("RINGZERO_IMAGE_LIMIT", "1M")
     with (
-        Unpacking([descriptor], file) as unpacking,
+        Unpacking([descriptor], [descriptor.digest], store) as unpacking,
         pytest.raises(GuestImageError, match="more than 1 MiB"),
     ):
-        unpacking.finish([descriptor.digest], blobs)
+        unpacking.finish(blobs)
     monkeypatch.delenv("RINGZERO_IMAGE_LIMIT")
     monkeypatch.setattr("ringzero.image.oci.unpacking.MAX_FILES", 2)
     with (
-        Unpacking([descriptor], file) as unpacking,
+        Unpacking([descriptor], [descriptor.digest], store) as unpacking,
         pytest.raises(GuestImageError, match="more than 2 files"),
     ):
-        unpacking.finish([descriptor.digest], blobs)
+        unpacking.finish(blobs)
 
 
 def test_whoever_waits_hears_of_the_end():

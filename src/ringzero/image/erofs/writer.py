@@ -55,12 +55,20 @@ class _Inode:
 
 
 def write(
-    root: Node, begins: Sequence[int], file: BinaryIO, end: int, uuid: bytes, label: str = ""
+    root: Node,
+    begins: Sequence[int],
+    file: BinaryIO,
+    end: int,
+    uuid: bytes,
+    label: str = "",
+    *,
+    place: int | None = None,
 ) -> int:
-    """Complete the image of the tree `root` in `file`; return its size in bytes.
+    """Complete the image of the tree `root` in `file`; return the image's size in bytes.
 
     A node's content lies at its offset behind `begins[node.layer]`, whole blocks, and all content
-    before `end`, another whole block. Raises OSError.
+    before `end`, another whole block. What lies there in the image is at `place` of the file: they
+    differ where content is in other files. Raises OSError.
     """
     inodes = _number(root)
     found = {id(inode.node): inode for inode in inodes}
@@ -82,7 +90,7 @@ def write(
         metadata[inode.place : inode.place + inode.whole] = _head(inode) + inode.xattrs + behind
         if inode.body and not stat.S_ISREG(inode.node.mode):
             more += content[: inode.body].ljust(-(-inode.body // BLOCK) * BLOCK, b"\0")
-    file.seek(end)
+    file.seek(end if place is None else place)
     file.write(metadata)
     file.write(more)
     file.seek(0)

@@ -7,12 +7,10 @@ with open_files(image) as files:
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from ringzero.errors import GuestImageError, NotFoundError
-from ringzero.host.files import host_error
 from ringzero.image.fs.contract import FileSystem, Node, open_file_system
 from ringzero.image.oci.store import StoredImage
 from ringzero.image.source import Part
@@ -54,35 +52,23 @@ class Files:
         return []
 
 
-class _FileSource:
-    """A file of the host as what file systems are read from."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self.size = os.fstat(descriptor).st_size
-
-    def read(self, offset: int, length: int) -> bytes:
-        return os.pread(self._descriptor, length, offset)
-
-
 @contextlib.contextmanager
 def open_files(image: StoredImage) -> Iterator[Files]:
     """Open an image's files. Raises GuestImageError, HostError."""
-    with contextlib.ExitStack() as stack:
-        source = _open(image.root, stack)
-        system = open_file_system(Part(source, 0, source.size, str(image.root)))
-        if system is None:
-            raise GuestImageError(
-                f"{image.root} is no root file system of an image",
-                hint=f"`ringzero image rm {image.name}`, and pull or build it again",
-            )
+    with open_root(image.root) as system:
         yield Files(system)
 
 
-def _open(path: Path, stack: contextlib.ExitStack) -> _FileSource:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as fault:
-        raise host_error(fault, "read", path) from fault
-    stack.callback(os.close, descriptor)
-    return _FileSource(descriptor)
+@contextlib.contextmanager
+def open_root(path: Path) -> Iterator[FileSystem]:
+    """Open the disk with an image's root file system. Raises GuestImageError, HostError."""
+    from ringzero.disk import open_disk
+
+    with open_disk(path, "vmdk", read_only=True, lock=False) as disk:
+        system = open_file_system(Part(disk, 0, disk.size, str(path)))
+        if system is None:
+            raise GuestImageError(
+                f"{path} is no root file system of an image",
+                hint="`ringzero image rm` removes the image; pull or build it again",
+            )
+        yield system

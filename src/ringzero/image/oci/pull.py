@@ -19,7 +19,7 @@ from ringzero.image.oci.certificates import Trust
 from ringzero.image.oci.local import Source, open_local
 from ringzero.image.oci.manifest import ARCHITECTURES, INDEXES, Descriptor, ImageConfig, Manifest
 from ringzero.image.oci.reference import Local, Reference
-from ringzero.image.oci.store import ROOT, Store, StoredImage
+from ringzero.image.oci.store import Store, StoredImage
 from ringzero.image.oci.unpacking import THREADS, StoppedError, Unpacking
 from ringzero.units import format_size
 
@@ -176,15 +176,12 @@ def unpacked(
             from ringzero.image.oci import root
 
             remove_tree(place)
+            with Unpacking(manifest.layers, config.diff_ids, store.layers) as unpacking:
+                fetch(unpacking.follow)
+                layers = unpacking.finish(blobs, progress)
             with atomic_directory(place) as work:
                 uuid = bytes.fromhex(digest.partition(":")[2])
-                with (
-                    (work / ROOT).open("w+b") as file,
-                    Unpacking(manifest.layers, file) as unpacking,
-                ):
-                    fetch(unpacking.follow)
-                    layers = unpacking.finish(config.diff_ids, blobs, progress)
-                    size = root.build(layers, config, uuid, file, progress)
+                size = root.build(layers, config, uuid, work, progress)
                 store.write_info(work, digest, _info(config, manifest, size))
             found = store.load(digest)
     if found is None:
@@ -208,4 +205,5 @@ def _info(config: ImageConfig, manifest: Manifest, size: int) -> dict[str, objec
         "machine": config.machine.plain(),
         "config": manifest.config.digest,
         "layers": [layer.digest for layer in manifest.layers],
+        "diff_ids": config.diff_ids,
     }

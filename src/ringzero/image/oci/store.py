@@ -2,8 +2,12 @@
 
     blobs/...                        manifests, configurations and layers (`blobs`)
     images/names/HASH.json           a name, and the digest of the manifest that it stands for
+    layers/...                       what layers unpack to, for all images that have them
+                                     (`contents`)
     images/<digest>/image.json       what a start needs to know of an image
-    images/<digest>/root.erofs       its root file system
+    images/<digest>/root.erofs       its root file system, without the content of files
+    images/<digest>/root.vmdk        the disk with its root file system, whose parts these are
+                                     (`root`)
 
 A start with an image in the store reads two small files and asks nobody anything.
 """
@@ -23,15 +27,16 @@ from ringzero.host.files import atomic_file, locked, make_directory
 from ringzero.host.progress import QUIET, Progress
 from ringzero.image import machinespec
 from ringzero.image.machinespec import MachineSpec
+from ringzero.image.oci.contents import Layers, taken
 from ringzero.image.oci.reference import Local, Reference
 from ringzero.records import record
 
 # Of `image.json` and the root file system; another one is made anew from the blobs.
-FORMAT = 4
-INFO, ROOT = "image.json", "root.erofs"
+FORMAT = 5
+INFO, METADATA, ROOT = "image.json", "root.erofs", "root.vmdk"
 _SHOWN = 24
 # What of a configuration is kept in INFO.
-_LISTS = ("entrypoint", "cmd", "env", "ports", "volumes", "healthcheck", "layers")
+_LISTS = ("entrypoint", "cmd", "env", "ports", "volumes", "healthcheck", "layers", "diff_ids")
 _WORDS = ("user", "workdir", "stop_signal", "created", "config")
 
 
@@ -52,7 +57,10 @@ def refuse_used(name: str, users: Sequence[str]) -> None:
 
 @record
 class StoredImage:
-    """An image in the store: its names, its manifest's digest, what it runs, its root's file."""
+    """An image in the store: its names, its manifest's digest, what it runs.
+
+    `root` is the disk image (VMDK) with its root file system, `size` that disk's in bytes.
+    """
 
     names: tuple[str, ...]
     digest: str
@@ -70,6 +78,8 @@ class StoredImage:
     created: str
     config: str
     layers: tuple[str, ...]
+    # The digests of the layers' plain tars.
+    diff_ids: tuple[str, ...]
     machine: MachineSpec = MachineSpec()
 
     @property
@@ -108,6 +118,7 @@ class Store:
     def __init__(self, cache: Path) -> None:
         self.cache = cache
         self._images = cache / "images"
+        self.layers = Layers(cache)
 
     def lock(self, progress: Progress = QUIET) -> contextlib.AbstractContextManager[int]:
         """Be the only one to change names and images, for a block."""
@@ -132,7 +143,8 @@ class Store:
             return None
         root = place / ROOT
         try:
-            if root.stat().st_size != found["size"]:
+            parts = [(place / METADATA).stat().st_size, *map(self.layers.size, found["diff_ids"])]
+            if parts != found["parts"] or not root.stat().st_size:
                 return None
             values: dict[str, Any] = {name: tuple(found[name]) for name in _LISTS}
             values |= {name: found[name] for name in _WORDS}
@@ -152,8 +164,9 @@ class Store:
         self._pointer(str(name)).unlink(missing_ok=True)
 
     def write_info(self, place: Path, digest: str, values: dict[str, Any]) -> None:
-        """Write what a start needs to know into an image's directory."""
-        self._write(place / INFO, {"format": FORMAT, "digest": digest, **values})
+        """Write what a start needs to know into an image's directory, which has its root."""
+        parts = [(place / METADATA).stat().st_size, *map(self.layers.size, values["diff_ids"])]
+        self._write(place / INFO, {"format": FORMAT, "digest": digest, "parts": parts, **values})
 
     def images(self) -> list[StoredImage]:
         """Return all images, with all their names, in the order of these."""
@@ -215,7 +228,7 @@ class Store:
                 path.unlink(missing_ok=True)
             for image in dropped:
                 self._drop(image)
-        self.sweep_blobs()
+        self.sweep()
         return found
 
     def prune(
@@ -228,18 +241,19 @@ class Store:
         with self.lock():
             unnamed = [image for image in self.images() if not image.names]
             gone = [image for image in unnamed if not users(image.root.parent)]
-            for image in gone:
-                self._drop(image)
-        return gone, sum(image.size for image in gone) + self.sweep_blobs()
+            freed = sum(self._drop(image) for image in gone)
+        return gone, freed + self.sweep()
 
-    def sweep_blobs(self) -> int:
-        """Remove the blobs that no image needs; return how many bytes that frees."""
+    def sweep(self) -> int:
+        """Remove the blobs and layers that no image needs; return how many bytes that frees."""
         freed = 0
         blobs = self.cache / "blobs"
         with locked(blobs / "lock"):
             kept = set[str]()
-            for image in self.images():
+            images = self.images()
+            for image in images:
                 kept |= {image.digest, image.config, *image.layers}
+            freed += self.layers.sweep([d for image in images for d in image.diff_ids])
             for path in blobs.glob("*/*"):
                 if path.parent.name == "partial" or f"{path.parent.name}:{path.name}" not in kept:
                     with contextlib.suppress(OSError):
@@ -247,10 +261,12 @@ class Store:
                         path.unlink()
         return freed
 
-    def _drop(self, image: StoredImage) -> None:
+    def _drop(self, image: StoredImage) -> int:
         from ringzero.host.files import remove_tree
 
+        freed = taken(image.root.parent / METADATA)
         remove_tree(image.root.parent)
+        return freed
 
     def _names(self) -> list[tuple[Path, str, str]]:
         found = []

@@ -1,35 +1,30 @@
-"""Layers on their way into an image's root file system, each unpacked while it still comes.
+"""Layers on their way into the store, each unpacked while it still comes.
 
-    with Unpacking(manifest.layers, file) as unpacking:
+    with Unpacking(manifest.layers, config.diff_ids, Layers(cache)) as unpacking:
         blobs.fetch(descriptor, ..., follower=unpacking.follow(descriptor))
-        layers = unpacking.finish(diff_ids, blobs)
+        layers = unpacking.finish(blobs)
 
-The content of their files lies in `file` then, the lowest layer's first, whatever the order is in
-which they come: the lowest that is not there yet is unpacked into it, those above to files without
-names, and copied. Nothing of it is anybody's until `finish` has compared the digests of what came
-with those of the image's configuration.
+What a layer unpacks to is nobody's until its digest has been compared with that of the image's
+configuration; then it is kept (`contents`). A layer that is there is not unpacked again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import BinaryIO
 
 from ringzero.errors import GuestImageError
+from ringzero.host.files import atomic_directory, make_directory, remove_tree
 from ringzero.host.progress import QUIET, Progress
-from ringzero.image.erofs import content, writer
+from ringzero.image.erofs import content
 from ringzero.image.layers.plain import Budget, Headed, kind_of, pieces
 from ringzero.image.layers.tar import Member, Stream
 from ringzero.image.oci.blobs import Blobs
+from ringzero.image.oci.contents import CONTENT, Layer, Layers, write_members
 from ringzero.image.oci.manifest import Descriptor
-from ringzero.records import mutable_record, record
 from ringzero.settings import IMAGE_LIMIT
 
 # Layers at the same time: as many as Docker's client has, and one more for the small ones.
@@ -47,46 +42,18 @@ class _RestartedError(Exception):
     """The blob begins anew."""
 
 
-@record
-class Layer:
-    """What is in a layer; the content of its files lies from `begin` on, and has `size` bytes."""
-
-    members: list[Member]
-    begin: int
-    size: int
-
-
-@mutable_record
-class _Part:
-    """Where a layer's content is: from `begin` on in the image's file, or in one of its own."""
-
-    file: BinaryIO
-    begin: int
-    size: int = 0
-
-    def clear(self) -> None:
-        """Forget what is there."""
-        os.ftruncate(self.file.fileno(), self.begin)
-
-
 class Unpacking:
-    """The layers of one image, whose file is empty; files of their own lie in its folder."""
+    """The layers of one image, whose plain tars have the digests `diff_ids`, into a store."""
 
-    def __init__(self, layers: Sequence[Descriptor], file: BinaryIO) -> None:
-        self._layers = layers
-        self._file = file
-        self._place = Path(file.name).parent
-        self._budget = Budget(IMAGE_LIMIT.get(), MAX_FILES, self._place)
+    def __init__(
+        self, layers: Sequence[Descriptor], diff_ids: Sequence[str], store: Layers
+    ) -> None:
+        self._layers, self._diff_ids, self._store = layers, diff_ids, store
+        self._wanted = dict(zip((layer.digest for layer in layers), diff_ids, strict=False))
+        self._budget = Budget(IMAGE_LIMIT.get(), MAX_FILES, make_directory(store.folder))
         self._pool = ThreadPoolExecutor(THREADS, "unpack")
         self._coming: list[Coming] = []
-        self._work: dict[str, Future[tuple[list[Member], str]]] = {}
-        self._files = contextlib.ExitStack()
-        # For what follows: digests in their order, how many of them have their place in the image,
-        # which ends there, and those that are unpacked.
-        self._lock = threading.Lock()
-        self._order = list(dict.fromkeys(layer.digest for layer in layers))
-        self._settled, self._end = 0, writer.FIRST
-        self._parts: dict[str, _Part] = {}
+        self._work: dict[str, Future[Layer]] = {}
 
     def __enter__(self) -> Unpacking:
         return self
@@ -96,92 +63,93 @@ class Unpacking:
         for blob in self._coming:
             blob.stop()
         self._pool.shutdown(cancel_futures=True)
-        self._files.close()
         for blob in self._coming:
             blob.close()
 
-    def follow(self, descriptor: Descriptor) -> Coming:
-        """Return who is to be told of a layer's bytes; they are unpacked as they come."""
-        blob = Coming(descriptor.size)
-        self._coming.append(blob)
-        self._work[descriptor.digest] = self._pool.submit(self._unpack, descriptor.digest, blob)
-        return blob
+    def follow(self, descriptor: Descriptor) -> Coming | None:
+        """Return who is to be told of a layer's bytes; they are unpacked as they come.
 
-    def finish(
-        self, diff_ids: Sequence[str], blobs: Blobs, progress: Progress = QUIET
-    ) -> list[Layer]:
-        """Return the layers, which are all in the store, when they are in the image's file.
+        None for one that is not to be unpacked.
+        """
+        digest = descriptor.digest
+        wanted = self._wanted.get(digest)
+        if wanted is None or self._store.size(wanted) is not None:
+            return None
+        return self._begin(descriptor, wanted)
+
+    def finish(self, blobs: Blobs, progress: Progress = QUIET) -> list[Layer]:
+        """Return the layers, whose blobs are all in the store, when they are unpacked.
 
         Raises GuestImageError where one is not what `diff_ids` say, or damaged; HostError, OSError.
         """
-        if len(self._layers) != len(diff_ids):
+        if len(self._layers) != len(self._diff_ids):
             raise GuestImageError(
                 f"the image has {len(self._layers)} layers, but its configuration tells of "
-                f"{len(diff_ids)}"
+                f"{len(self._diff_ids)}"
             )
-        for layer in self._layers:
-            if layer.digest not in self._work:
-                with blobs.open(layer.digest) as file:
-                    self.follow(layer).begin(file.fileno(), layer.size)
-        found = []
+        here: dict[str, Layer] = {}
+        for layer, wanted in zip(self._layers, self._diff_ids, strict=True):
+            if layer.digest in self._work or layer.digest in here:
+                continue
+            found = self._store.load(wanted)
+            if found is not None:
+                here[layer.digest] = found
+                continue
+            remove_tree(self._store.place(wanted))
+            with blobs.open(layer.digest) as file:
+                self._begin(layer, wanted).begin(file.fileno(), layer.size)
+        unpacked = []
         with progress.step("unpacking the layers") as step:
-            for number, (layer, wanted) in enumerate(zip(self._layers, diff_ids, strict=True), 1):
-                members, digest = self._work[layer.digest].result()
-                if digest != wanted:
+            for number, layer in enumerate(self._layers, 1):
+                try:
+                    found = here.get(layer.digest) or self._work[layer.digest].result()
+                except _OtherDigestError as fault:
                     raise GuestImageError(
-                        f"layer {number} of the image unpacks to {digest}, but its configuration "
-                        f"says {wanted}",
+                        f"layer {number} of the image unpacks to {fault}, but its configuration "
+                        f"says {self._wanted[layer.digest]}",
                         hint="the image is damaged; build or push it again",
-                    )
-                found.append(members)
+                    ) from None
+                unpacked.append(found)
                 step.update(number / len(self._layers))
-        parts = [self._parts[layer.digest] for layer in self._layers]
-        return [
-            Layer(members, part.begin, part.size)
-            for members, part in zip(found, parts, strict=True)
-        ]
+        return unpacked
 
-    def _unpack(self, digest: str, blob: Coming) -> tuple[list[Member], str]:
-        """Return what is in a layer, and the digest of its plain tar."""
-        part = self._part(digest)
-        while True:
-            try:
-                file = Headed(blob.reader())
-                same = kind_of(file.head) == "tar" and digest.startswith(_SHA256)
-                plain = _Plain(file, self._budget, hashed=not same)
-                members, part.size = content.place(
-                    Stream(iter(plain)), part.file.fileno(), part.begin, self._budget.spend_file
-                )
-                found = plain.digest()
-                break
-            except _RestartedError:
-                part.clear()
-        self._settle(digest, part)
+    def _begin(self, descriptor: Descriptor, wanted: str) -> Coming:
+        blob = Coming(descriptor.size)
+        self._coming.append(blob)
+        work = self._pool.submit(self._unpack, descriptor.digest, wanted, blob)
+        self._work[descriptor.digest] = work
+        return blob
+
+    def _unpack(self, digest: str, wanted: str, blob: Coming) -> Layer:
+        """Keep a layer. Raises _OtherDigestError for one that `wanted` does not mean."""
+        place = self._store.place(wanted)
+        with atomic_directory(place) as work:
+            with (work / CONTENT).open("wb", buffering=0) as file:
+                while True:
+                    try:
+                        members, found = self._place(digest, blob, file.fileno())
+                        break
+                    except _RestartedError:
+                        file.truncate(0)
+                if found != wanted:
+                    raise _OtherDigestError(found)
+                size = os.fstat(file.fileno()).st_size
+            write_members(work, members, size)
+        return Layer(members, place / CONTENT, size)
+
+    def _place(self, digest: str, blob: Coming, file: int) -> tuple[list[Member], str]:
+        """Write a layer's content; return what is in it, and the digest of its plain tar."""
+        headed = Headed(blob.reader())
+        same = kind_of(headed.head) == "tar" and digest.startswith(_SHA256)
+        plain = _Plain(headed, self._budget, hashed=not same)
+        members, size = content.place(Stream(iter(plain)), file, 0, self._budget.spend_file)
+        os.ftruncate(file, size)
+        found = plain.digest()
         return members, digest if same else found
 
-    def _part(self, digest: str) -> _Part:
-        """Return where a layer goes: to its place, where that is known."""
-        with self._lock:
-            if self._order[self._settled] == digest:
-                return _Part(self._file, self._end)
-        made = tempfile.TemporaryFile(dir=self._place)  # noqa: SIM115 - closed with the others
-        return _Part(self._files.enter_context(made), 0)
 
-    def _settle(self, digest: str, part: _Part) -> None:
-        """Give a layer its place in the image, and others that have waited for it."""
-        with self._lock:
-            self._parts[digest] = part
-            while self._settled < len(self._order):
-                part_ = self._parts.get(self._order[self._settled])
-                if part_ is None:
-                    return
-                if part_.file is not self._file:
-                    with part_.file as file:
-                        file.truncate(part_.size)
-                        content.copy(file.fileno(), self._file.fileno(), self._end, part_.size)
-                    part_.file, part_.begin = self._file, self._end
-                self._end += part_.size
-                self._settled += 1
+class _OtherDigestError(Exception):
+    """A layer unpacks to something else, whose digest is told."""
 
 
 class _Plain:
