@@ -2,7 +2,7 @@
 
 import pytest
 
-from ringzero.errors import GuestImageError
+from ringzero.errors import DiskError, GuestImageError
 from ringzero.image.oci.blobs import Blobs
 from ringzero.image.oci.difference import Change, difference
 from ringzero.image.oci.files import open_files
@@ -56,8 +56,12 @@ def test_files(made):
 
 def test_a_root_that_is_none(made):
     image = made([BASE], "image")
-    image.root.write_bytes(bytes(image.size))
+    metadata = image.root.with_name("root.erofs")
+    metadata.write_bytes(bytes(metadata.stat().st_size))
     with pytest.raises(GuestImageError, match="no root file system"), open_files(image):
+        pass
+    image.root.write_bytes(b"nothing")
+    with pytest.raises(DiskError, match=r"root\.vmdk"), open_files(image):
         pass
 
 

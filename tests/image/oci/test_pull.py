@@ -1,6 +1,7 @@
 """Pulling: from a registry that behaves and one that does not, from layouts and archives."""
 
 import base64
+import errno
 import io
 import json
 import platform
@@ -11,22 +12,22 @@ import sys
 import tarfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from ringzero.disk import open_disk
 from ringzero.errors import GuestImageError, HostError, NotFoundError, RingzeroError
 from ringzero.image import http, micro
-from ringzero.image.fs.contract import open_file_system
 from ringzero.image.micro import BootFiles
 from ringzero.image.oci import boot
 from ringzero.image.oci import registry as client
+from ringzero.image.oci.files import open_files, open_root
 from ringzero.image.oci.pull import pull
 from ringzero.image.oci.reference import parse
 from ringzero.image.oci.store import Store
 from ringzero.records import replace
-from tests.image.fs.made import Image as Disk
-from tests.image.fs.made import part
-from tests.image.oci.images import FakeRegistry, Image, digest
+from tests.image.oci.images import FakeRegistry, Image
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +58,8 @@ def test_an_image_comes_whole(registry, cache, packing):
     assert found.digest == image.digest
     assert (found.entrypoint, found.cmd) == (("/x",), ("y",))
     assert blobs(cache) == set(image.blobs)
-    assert found.root.stat().st_size == found.size
+    with open_disk(found.root, read_only=True) as disk:
+        assert disk.size == found.size
     assert Store(cache).named(parse(f"{registry.host}/app:1")) == found
 
 
@@ -363,11 +365,14 @@ def test_removing_and_pruning(registry, cache):
 
 def test_equal_images_have_equal_roots(registry, tmp_path):
     name = registry.add("app", Image([{"d/a": b"1", "b": b"2"}, {"l": ("->", "b")}]))
-    roots = [take(name, tmp_path / str(n)).root.read_bytes() for n in range(2)]
-    assert digest(roots[0]) == digest(roots[1])
+    roots = [take(name, tmp_path / str(n)).root for n in range(2)]
+    one, other = (
+        {path.name: path.read_bytes() for path in root.parent.iterdir()} for root in roots
+    )
+    assert one == other
 
 
-def test_content_that_higher_layers_hide_takes_no_room(registry, cache):
+def test_content_that_higher_layers_hide(registry, cache):
     hidden = [random.Random(n).randbytes(100_000) for n in range(3)]
     kept = random.Random(3).randbytes(100_000)
     layers = [
@@ -376,11 +381,10 @@ def test_content_that_higher_layers_hide_takes_no_room(registry, cache):
         {"same": b"3" * 9000},
     ]
     found = take(registry.add("app", Image(layers)), cache)
-    files = open_file_system(part(Disk(found.root)))
-    contents = {name: files.read(f"/rootfs/{name}") for name in ("a", "e", "same")}
-    assert contents == {"a": b"2" * 5000, "e": kept, "same": b"3" * 9000}
-    root = found.root.read_bytes()
-    assert not any(content[:100] in root for content in (*hidden, b"1" * 5000))
+    with open_files(found) as files:
+        contents = {name: files.read(f"/{name}", 1 << 20) for name in ("a", "e", "same")}
+        assert contents == {"a": b"2" * 5000, "e": kept, "same": b"3" * 9000}
+        assert files.listing("/d") == [] and not files.read("/b", 1)
 
 
 @pytest.mark.parametrize(
@@ -398,8 +402,9 @@ def test_users_are_looked_up_in_the_image(registry, cache, config, user):
         "etc/passwd": b"root:x:0:0::/root:/bin/sh\nme:x:1000:1000::/home/me:/bin/sh\n",
         "etc/group": b"root:x:0:\nvideo:x:44:me,you\n",
     }
-    root = take(registry.add("app", Image([files], config)), cache).root.read_bytes()
-    assert user.encode() in root
+    found = take(registry.add("app", Image([files], config)), cache)
+    with open_root(found.root) as system:
+        assert user.encode() in system.read("/config")
 
 
 def test_volumes_and_health_are_told_and_volumes_are_there(registry, cache):
@@ -407,8 +412,8 @@ def test_volumes_and_health_are_told_and_volumes_are_there(registry, cache):
     found = take(registry.add("app", Image([{"a": b"1"}], config)), cache)
     assert found.volumes == ("/data/db",) and found.healthcheck == ("CMD-SHELL", "true")
     assert found.summary()["volumes"] == ["/data/db"]
-    files = open_file_system(part(Disk(found.root)))
-    assert files.stat("/rootfs/data/db").is_directory
+    with open_root(found.root) as system:
+        assert system.stat("/rootfs/data/db").is_directory
 
 
 @pytest.mark.parametrize(
@@ -467,3 +472,26 @@ def test_the_command_line(registry, cache, tmp_path):
     assert ringzero("image", "rm", name).returncode == 0
     assert ringzero("image", "inspect", name).returncode == 3
     assert "freed" in ringzero("image", "prune").stdout
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_images_share_the_layers_that_they_have_in_common(registry, cache, monkeypatch, linked):
+    if not linked:
+
+        def no_links(*_):
+            raise OSError(errno.EPERM, "no hard links here")
+
+        monkeypatch.setattr(Path, "hardlink_to", no_links)
+    base = {"base": random.Random(0).randbytes(1 << 20)}
+    one = take(registry.add("one", Image([base, {"own": b"1" * 5000}])), cache)
+    two = take(registry.add("two", Image([base, {"own": b"2" * 5000}])), cache)
+    inodes = [(image.root.parent / "content-1").stat().st_ino for image in (one, two)]
+    assert (inodes[0] == inodes[1]) == linked
+    Store(cache).remove(one.digest)
+    assert not one.root.exists()
+    with open_files(two) as files:
+        assert files.read("/base", 1 << 20) == base["base"]
+        assert files.read("/own", 5000) == b"2" * 5000
+    assert len(list((cache / "layers").iterdir())) == 2
+    Store(cache).remove(two.digest)
+    assert not list((cache / "layers").iterdir())

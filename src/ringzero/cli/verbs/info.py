@@ -122,9 +122,13 @@ def _sizes(cache: Path) -> dict[str, int]:
     sizes = {"size": 0}
     from ringzero.host.files import files_below
 
+    seen = set[int]()
     for file, status in files_below(cache):
-        if not stat.S_ISREG(status.st_mode):
+        # Layers have names in each image that has them.
+        if not stat.S_ISREG(status.st_mode) or status.st_ino in seen:
             continue
+        if status.st_nlink > 1:
+            seen.add(status.st_ino)
         # As it lies on the disk: images may have holes.
         size = status.st_blocks * 512
         sizes["size"] += size

@@ -79,11 +79,12 @@ class Layers:
 
 
 def taken(path: Path) -> int:
-    """Return how much of the disk a file takes, in bytes; 0 where there is none."""
+    """Return how much of the disk is free once `path` is gone, in bytes."""
     try:
-        return path.stat().st_blocks * 512
+        status = path.stat()
     except OSError:
         return 0
+    return status.st_blocks * 512 if status.st_nlink == 1 else 0
 
 
 def write_members(place: Path, members: Sequence[Member], size: int) -> None:

@@ -4,10 +4,10 @@ It holds the merged tree in /rootfs, as a runtime bundle does, and in /config ho
 to be run (`ringzero.image.oci.process`). Equal layers and configuration make equal bytes.
 
     root.erofs    the image's first block, /config, and behind them all inodes
-    root.vmdk     the disk: the first part of that file, the contents of the layers, and the rest
+    content-N     the content of a layer's files: another name of the one file with it (`contents`)
+    root.vmdk     the disk: the first part of root.erofs, the contents, and the rest
 
-The layers' contents are those that all images with these layers have (`contents`). A descriptor
-of the VMDK format says where each part of the disk is; qemu-img reads it, too.
+A descriptor of the VMDK format says where each part of the disk is; qemu-img reads it, too.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 from ringzero.digest import blake2b
 from ringzero.disk.formats.vmdk.descriptor import Descriptor, ExtentLine
 from ringzero.host.progress import QUIET, Progress
-from ringzero.image.erofs import writer
+from ringzero.image.erofs import content, writer
 from ringzero.image.erofs.structures import BLOCK
 from ringzero.image.layers.tree import Node, Tree
 from ringzero.image.oci import process
-from ringzero.image.oci.contents import Layer
+from ringzero.image.oci.contents import CONTENT, Layer
 from ringzero.image.oci.manifest import ImageConfig
 from ringzero.image.oci.store import METADATA, ROOT
 from ringzero.image.oci.unpacking import MAX_FILES
@@ -34,6 +34,8 @@ _MAX_LIST = 1 << 20
 # Where the guest's own file systems are mounted, and what everybody expects.
 _PLACES = ("dev", "proc", "sys", "run", "tmp", "etc")
 _SECTOR = 512
+# Of VMDK: a disk of several files, of which each has a part as it is.
+_FLAT_PARTS = "twoGbMaxExtentFlat"
 
 
 def build(
@@ -45,8 +47,7 @@ def build(
 ) -> int:
     """Write the root of an image into its directory `work`; return the disk's size in bytes.
 
-    The directory lies two below that of the layers, as it will. Raises GuestImageError for
-    hostile layers, HostError for a full disk, OSError.
+    Raises GuestImageError for hostile layers, HostError for a full disk, OSError.
     """
     with progress.step("writing the root file system"), (work / METADATA).open("wb") as file:
         tree = Tree(MAX_FILES)
@@ -54,7 +55,7 @@ def build(
             tree.apply(layer.members, number)
         script = _complete(tree, config, layers).encode()
         own = writer.FIRST + len(script) + -len(script) % BLOCK
-        begins, end = _placed(layers, own)
+        begins, end, parts = _placed(layers, own, work)
         top, node = Node(stat.S_IFDIR | 0o755), Node(stat.S_IFREG | 0o644)
         node.size, node.layer = len(script), len(layers)
         top.children = {b"rootfs": tree.root, b"config": node}
@@ -62,34 +63,44 @@ def build(
         file.write(script)
         whole = [*begins, writer.FIRST]
         size = writer.write(top, whole, file, end, uuid, "ringzero", place=own)
-        _describe(work / ROOT, layers, begins, own, end, size)
+        lines = [_line(METADATA, 0, own), *parts, _line(METADATA, own, size - end)]
+        # Equal disks have equal ones; 0 and "no parent" are none.
+        digest = blake2b("".join(map(str, lines)).encode(), digest_size=3).digest()
+        descriptor = Descriptor(_FLAT_PARTS, int.from_bytes(digest) + 1, extents=lines)
+        (work / ROOT).write_bytes(descriptor.to_bytes())
     return size
 
 
-def _placed(layers: Sequence[Layer], at: int) -> tuple[list[int], int]:
-    """Return where in the image each layer's content begins, and where the last one ends."""
+def _placed(
+    layers: Sequence[Layer], at: int, work: Path
+) -> tuple[list[int], int, list[ExtentLine]]:
+    """Put the layers' contents into `work`, each once.
+
+    Returns where in the image, from `at` on, that of each layer begins, where the last one ends,
+    and the lines of a descriptor for them.
+    """
     found: dict[Path, int] = {}
+    lines = list[ExtentLine]()
     for layer in layers:
-        if layer.content not in found:
-            found[layer.content] = at
-            at += layer.size
-    return [found[layer.content] for layer in layers], at
+        if layer.content in found:
+            continue
+        found[layer.content] = at
+        if layer.size:
+            name = f"{CONTENT}-{len(lines) + 1}"
+            _share(layer, work / name)
+            lines.append(_line(name, 0, layer.size))
+        at += layer.size
+    return [found[layer.content] for layer in layers], at, lines
 
 
-def _describe(
-    path: Path, layers: Sequence[Layer], begins: Sequence[int], own: int, end: int, size: int
-) -> None:
-    """Write the descriptor of the disk."""
-    parts = {begin: layer for begin, layer in zip(begins, layers, strict=True) if layer.size}
-    lines = [_line(METADATA, 0, own)]
-    for _, layer in sorted(parts.items()):
-        name = "/".join(layer.content.parts[-3:])
-        lines.append(_line(f"../../{name}", 0, layer.size))
-    lines.append(_line(METADATA, own, size - end))
-    # Equal disks have equal ones; 0 and "no parent" are none.
-    cid = int.from_bytes(blake2b("".join(map(str, lines)).encode(), digest_size=3).digest()) + 1
-    descriptor = Descriptor("twoGbMaxExtentFlat", cid, extents=lines)
-    path.write_bytes(descriptor.to_bytes())
+def _share(layer: Layer, target: Path) -> None:
+    """Give a layer's content another name; where the host has none to give, copy it."""
+    try:
+        target.hardlink_to(layer.content)
+    except OSError:
+        with layer.content.open("rb") as source, target.open("wb") as file:
+            file.truncate(layer.size)
+            content.copy(source.fileno(), file.fileno(), 0, layer.size)
 
 
 def _line(name: str, begin: int, size: int) -> ExtentLine:

@@ -6,6 +6,7 @@
                                      (`contents`)
     images/<digest>/image.json       what a start needs to know of an image
     images/<digest>/root.erofs       its root file system, without the content of files
+    images/<digest>/content-N        the content of a layer's files, as in `layers`
     images/<digest>/root.vmdk        the disk with its root file system, whose parts these are
                                      (`root`)
 
@@ -143,8 +144,7 @@ class Store:
             return None
         root = place / ROOT
         try:
-            parts = [(place / METADATA).stat().st_size, *map(self.layers.size, found["diff_ids"])]
-            if parts != found["parts"] or not root.stat().st_size:
+            if {name: (place / name).stat().st_size for name in found["parts"]} != found["parts"]:
                 return None
             values: dict[str, Any] = {name: tuple(found[name]) for name in _LISTS}
             values |= {name: found[name] for name in _WORDS}
@@ -165,7 +165,7 @@ class Store:
 
     def write_info(self, place: Path, digest: str, values: dict[str, Any]) -> None:
         """Write what a start needs to know into an image's directory, which has its root."""
-        parts = [(place / METADATA).stat().st_size, *map(self.layers.size, values["diff_ids"])]
+        parts = {path.name: path.stat().st_size for path in sorted(place.iterdir())}
         self._write(place / INFO, {"format": FORMAT, "digest": digest, "parts": parts, **values})
 
     def images(self) -> list[StoredImage]:
@@ -264,7 +264,7 @@ class Store:
     def _drop(self, image: StoredImage) -> int:
         from ringzero.host.files import remove_tree
 
-        freed = taken(image.root.parent / METADATA)
+        freed = sum(taken(path) for path in image.root.parent.iterdir())
         remove_tree(image.root.parent)
         return freed
 
