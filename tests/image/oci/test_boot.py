@@ -11,7 +11,8 @@ from ringzero.image.oci.store import StoredImage
 
 
 def files(entrypoint=(), cmd=()):
-    nothing = dict.fromkeys(("env", "ports", "volumes", "healthcheck", "layers"), ())
+    lists = ("env", "ports", "volumes", "healthcheck", "layers", "diff_ids")
+    nothing = dict.fromkeys(lists, ())
     words = dict.fromkeys(("user", "workdir", "stop_signal", "created", "config"), "")
     image = StoredImage(("app:1",), "sha256:0", Path("/r"), 1, entrypoint, cmd, **nothing, **words)
     return ContainerFiles("app", Path("/k"), Path("/i"), "quiet", image, "0")
