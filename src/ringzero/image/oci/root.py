@@ -104,7 +104,8 @@ def _share(layer: Layer, target: Path) -> None:
 
 
 def _line(name: str, begin: int, size: int) -> ExtentLine:
-    return ExtentLine("RDONLY", size // _SECTOR, "FLAT", name, begin // _SECTOR)
+    # QEMU passes over parts that are RDONLY; machines open the disk so.
+    return ExtentLine("RW", size // _SECTOR, "FLAT", name, begin // _SECTOR)
 
 
 def _complete(tree: Tree, config: ImageConfig, layers: Sequence[Layer]) -> str:
