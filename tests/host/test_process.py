@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +61,29 @@ def test_quota_of_a_container_bounds_the_cpus(monkeypatch, tmp_path, limit, expe
     (tmp_path / "box").mkdir()
     (tmp_path / "box/cpu.max").write_text(limit)
     assert usable_cpus() == expected
+
+
+AUTOGROUP = Path("/proc/self/autogroup")
+GIVE_WAY = """
+import os
+from ringzero.host.process import give_way
+give_way()
+print(os.getpriority(os.PRIO_PROCESS, 0), open("/proc/self/autogroup").read() or "none")
+"""
+
+
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="this kernel has no groups of sessions")
+@pytest.mark.parametrize("apart", [True, False])
+def test_who_gives_way_does_so_to_other_sessions(apart):
+    """By its own autogroup where it has one; that of a session which others are in stays."""
+    done = subprocess.run(
+        [sys.executable, "-c", GIVE_WAY],
+        start_new_session=apart,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    priority, *group = done.stdout.split()
+    assert priority == "19"
+    if group != ["none"]:
+        assert group[-1] == ("19" if apart else AUTOGROUP.read_text().split()[-1])

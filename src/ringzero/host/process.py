@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import time
 from pathlib import Path
 
 from ringzero.records import record
@@ -14,6 +15,10 @@ _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 # prctl(2): the name that ps(1) and top(1) show, at most 15 bytes.
 _PR_SET_NAME = 15
+# nice(2): the lowest priority.
+_LOWEST = 19
+# The kernel lets users change their sessions' share ten times a second, all of them together.
+_SHARE_TRIES, _SHARE_PAUSE = 5, 0.1
 # proc(5), /proc/PID/stat: field 3 is the first behind the name in parentheses; 22 is the
 # time of the start since the host's boot, in clock ticks.
 _STATE_FIELD, _START_FIELD = 3, 22
@@ -157,6 +162,27 @@ def usable_cpus() -> int:
     except (OSError, ValueError, IndexError):
         return count
     return max(1, min(count, -(-quota // period))) if period > 0 else count
+
+
+def give_way() -> None:
+    """Have whoever else wants the CPU get it, also those of other sessions.
+
+    Linux shares the CPU among sessions first (sched(7), "The autogroup feature"), where nice(2)
+    counts for nothing: a session of this process's own takes the lowest share, too.
+    """
+    os.nice(_LOWEST)
+    if os.getsid(0) != os.getpid():
+        return
+    for _ in range(_SHARE_TRIES):
+        try:
+            (_PROC / "self/autogroup").write_text(f"{_LOWEST}\n")
+        except BlockingIOError:
+            time.sleep(_SHARE_PAUSE)
+        except OSError:
+            # A kernel without such groups.
+            return
+        else:
+            return
 
 
 def set_title(text: str) -> None:
