@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ringzero.core.clocks import read_together
 from ringzero.core.state import from_part
 from ringzero.engine.contract import Engine
 from ringzero.errors import StateError
@@ -51,10 +52,11 @@ class Introduction:
         ahead = self.clock_ahead
 
         def introduce() -> None:
-            clock = None if ahead is None else time.time_ns() + ahead
+            hertz = parts.vm.counter_hz
+            counter, now = read_together(parts.vm.read_counter, hertz, time.time_ns)
+            clock = None if ahead is None else now + ahead
             macs = [net.mac for net in parts.config.nets if net.mac is not None]
-            counter = parts.vm.read_counter(), parts.vm.counter_hz
-            guest.introduce(self.identity.record(clock, macs, counter))
+            guest.introduce(self.identity.record(clock, macs, (counter, hertz)))
 
         # A guest that takes it late, on a host that is busy, sets its clock to what was then.
         guest.agent.await_adoption(None if ahead is None else introduce)

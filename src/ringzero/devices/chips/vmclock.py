@@ -13,6 +13,7 @@ import struct
 import time
 from collections.abc import Callable
 
+from ringzero.core.clocks import read_together
 from ringzero.core.irq import IrqLine
 from ringzero.core.memory import PAGE_SIZE, GuestMemory
 from ringzero.devices.contract import DEVICES, Device
@@ -93,6 +94,7 @@ class VmClock(Device[VmClockState]):
         self._address = address
         self._line = line
         self._clock = clock
+        self._counter_hz = counter_hz
         self._period, self._shift = period_of(counter_hz)
         self._now = now
         self._source = source
@@ -134,7 +136,7 @@ class VmClock(Device[VmClockState]):
             CONSTANT.pack(MAGIC, PAGE_SIZE, VERSION, COUNTER_X86_TSC, TIME_TAI),
         )
         offset = host_tai_offset()
-        counter, now = self._clock(), self._now()
+        counter, now = read_together(self._clock, self._counter_hz, self._now)
         seconds = int(now)
         memory.write(
             self._address + VARIABLE_OFFSET,

@@ -20,6 +20,7 @@ _JUMPS = {
     "jmp": b"\xe9",
     "jb": b"\x0f\x82",
     "jae": b"\x0f\x83",
+    "jl": b"\x0f\x8c",
     "jne": b"\x0f\x85",
     "js": b"\x0f\x88",
     "jle": b"\x0f\x8e",
@@ -52,7 +53,7 @@ class Code:
         return self
 
     def jump(self, mnemonic: str, label: str) -> Self:
-        """Append a jump: jmp, jb, jae, jne, js or jle."""
+        """Append a jump: jmp, jb, jae, jl, jne, js or jle."""
         self._code += _JUMPS[mnemonic]
         self._jumps.append((len(self._code), label))
         self._code += bytes(4)

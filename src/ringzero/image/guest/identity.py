@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from ringzero.image.guest import elf
 from ringzero.image.guest import identity_record as identity
+from ringzero.image.guest.code import Code, system_call
 from ringzero.image.guest.elf import ROOM as RECORD
 from ringzero.records import record
 
@@ -22,6 +23,8 @@ from ringzero.records import record
 READ, WRITE, CLOSE, IOCTL, SOCKET, EXIT, SETHOSTNAME, CLOCK_SETTIME = 0, 1, 3, 16, 41, 60, 170, 227
 CLOCK_REALTIME = 0
 _SECOND = 1_000_000_000
+# How long setting the clock may take, in nanoseconds, before it is done again; so often at most.
+_PROMPT, _CLOCK_TRIES = 300_000, 8
 # random(4): mix in a rand_pool_info and credit it; take new keys from the pool at once.
 RNDADDENTROPY, RNDRESEEDCRNG = 0x4008_5203, 0x5207
 # socket(2): any socket takes the ioctls of network interfaces (netdevice(7)).
@@ -46,37 +49,52 @@ class Call:
     result: int | None = None
 
 
-def _later() -> bytes:
-    """Return code that moves the record's time on by what the counter has run since.
+def _set_clock() -> bytes:
+    """Return code that sets the clock to the record's time, moved on by the counter.
 
-    Nothing where the clock is to be left alone, or the counter stands before the record's.
+    A host that is busy may take the CPU away between a look at the counter and the system call:
+    where that took long, the clock is set once more. Nothing where the clock is to be left alone.
     """
     nanoseconds = RECORD + identity.TIME_OFFSET + 8
 
     def at(code: bytes, address: int) -> bytes:
         return code + struct.pack("<I", address)
 
-    move = (
-        at(b"\x48\xf7\x24\x25", RECORD + identity.TICK_OFFSET)  # mul qword [tick]
-        + b"\x48\x0f\xac\xd0\x20"  # shrd rax, rdx, 32
-        + at(b"\x48\x03\x04\x25", nanoseconds)  # add rax, [nanoseconds]
-        + b"\x31\xd2"  # xor edx, edx
-        + at(b"\xb9", _SECOND)  # mov ecx, 1000000000
-        + b"\x48\xf7\xf1"  # div rcx
-        + at(b"\x48\x01\x04\x25", RECORD + identity.TIME_OFFSET)  # add [seconds], rax
-        + at(b"\x48\x89\x14\x25", nanoseconds)  # mov [nanoseconds], rdx
+    counter = b"\x0f\x31\x48\xc1\xe2\x20\x48\x09\xd0"  # rdtsc; shl rdx, 32; or rax, rdx
+    # From ticks to nanoseconds: mul qword [tick]; shrd rax, rdx, 32
+    scaled = at(b"\x48\xf7\x24\x25", RECORD + identity.TICK_OFFSET) + b"\x48\x0f\xac\xd0\x20"
+    code = Code()
+    code.add(at(b"\x48\x83\x3c\x25", nanoseconds) + b"\0")  # cmp qword [nanoseconds], 0
+    code.jump("jl", "end")
+    code.add(at(b"\xbb", _CLOCK_TRIES))  # mov ebx, tries
+    code.label("again").add(
+        counter,
+        b"\x48\x89\xc6",  # mov rsi, rax
+        at(b"\x48\x2b\x04\x25", RECORD + identity.COUNTER_OFFSET),  # sub rax, [counter]
     )
-    elapsed = (
-        b"\x0f\x31"  # rdtsc
-        + b"\x48\xc1\xe2\x20"  # shl rdx, 32
-        + b"\x48\x09\xd0"  # or rax, rdx
-        + at(b"\x48\x2b\x04\x25", RECORD + identity.COUNTER_OFFSET)  # sub rax, [counter]
-        + b"\x72"  # jb
-        + struct.pack("<b", len(move))
+    # One that stands before the record's is not the one that the host means.
+    code.jump("jb", "set")
+    code.add(
+        at(b"\x48\x89\x34\x25", RECORD + identity.COUNTER_OFFSET),  # mov [counter], rsi
+        scaled,
+        at(b"\x48\x03\x04\x25", nanoseconds),  # add rax, [nanoseconds]
+        b"\x31\xd2",  # xor edx, edx
+        at(b"\xb9", _SECOND),  # mov ecx, 1000000000
+        b"\x48\xf7\xf1",  # div rcx
+        at(b"\x48\x01\x04\x25", RECORD + identity.TIME_OFFSET),  # add [seconds], rax
+        at(b"\x48\x89\x14\x25", nanoseconds),  # mov [nanoseconds], rdx
     )
-    # cmp qword [nanoseconds], 0; jl
-    unless = at(b"\x48\x83\x3c\x25", nanoseconds) + b"\0\x7c"
-    return unless + struct.pack("<b", len(elapsed) + len(move)) + elapsed + move
+    code.label("set").add(
+        system_call(CLOCK_SETTIME, edi=CLOCK_REALTIME, esi=RECORD + identity.TIME_OFFSET),
+        counter,
+        at(b"\x48\x2b\x04\x25", RECORD + identity.COUNTER_OFFSET),  # sub rax, [counter]
+        scaled,
+        at(b"\x48\x3d", _PROMPT),  # cmp rax, prompt
+    )
+    code.jump("jb", "end")
+    code.add(b"\xff\xcb")  # dec ebx
+    code.jump("jne", "again")
+    return code.label("end").build()
 
 
 # `mov r32, imm32` and `mov r32, [disp32]` for the registers of arguments in their order
@@ -134,8 +152,7 @@ def build() -> bytes:
         Call(READ, (PORT, RECORD, identity.RECORD_SIZE), result=identity.RECORD_SIZE),
         Call(IOCTL, (RANDOM, RNDADDENTROPY, RECORD + identity.ENTROPY_OFFSET)),
         Call(IOCTL, (RANDOM, RNDRESEEDCRNG, 0)),
-        _later(),
-        Call(CLOCK_SETTIME, (CLOCK_REALTIME, RECORD + identity.TIME_OFFSET)),
+        _set_clock(),
         Call(
             SETHOSTNAME,
             (RECORD + identity.NAME_OFFSET, Field(RECORD + identity.NAME_LENGTH_OFFSET)),
