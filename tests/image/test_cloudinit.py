@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from ringzero.errors import InvalidValueError, MissingFileError
 from ringzero.image.cloudinit import Seed
@@ -37,12 +38,30 @@ def test_the_disk_holds_what_was_given(tmp_path):
     )
     files = open_file_system(part(made.image()))
     assert (files.name, files.label) == ("FAT", "CIDATA")
-    assert files.listing("/") == ["meta-data", "network-config", "user-data"]
+    names = ["meta-data", "network-config", "user-data", "vendor-data"]
+    assert files.listing("/") == names
     assert files.read("/user-data") == user.encode()
     assert files.read("/network-config") == network.encode()
     meta = json.loads(files.read("/meta-data"))
     assert meta["public-keys"] == [KEY]
     assert meta["local-hostname"] == "web.lab"
+
+
+def vendor(files):
+    """Return the parts of the vendor data."""
+    first, _, text = files.read("/vendor-data").decode().partition("\n")
+    assert first == "#cloud-config-archive"
+    return yaml.safe_load(text)
+
+
+def test_a_key_is_for_root_too(tmp_path):
+    """Images of clouds turn root away, and `ringzero ssh` is root; without keys nothing changes."""
+    made = seed(tmp_path, keys=KEY)
+    (part_,) = vendor(open_file_system(part(made.image())))
+    assert part_["type"] == "text/cloud-config"
+    assert yaml.safe_load(part_["content"]) == {"disable_root": False}
+    plain = open_file_system(part(seed(tmp_path, hostname="a").image()))
+    assert plain.listing("/") == ["meta-data", "user-data"]
 
 
 def test_the_same_content_is_the_same_instance(tmp_path):
@@ -55,13 +74,14 @@ def test_the_same_content_is_the_same_instance(tmp_path):
 def test_the_agent_comes_along(tmp_path):
     made = Seed.read(hostname="a", agent=True)
     files = open_file_system(part(made.image()))
-    hook = files.read("/vendor-data")
-    assert hook.startswith(b"#cloud-boothook\n#!/bin/sh\n")
+    (hook,) = vendor(files)
+    assert hook["type"] == "text/cloud-boothook"
+    assert hook["content"].startswith("#cloud-boothook\n#!/bin/sh\n")
     names = files.listing("/")
     assert {"agent-init", "agent-busybox", "agent-relay", "agent-launch", "meta-data"} <= {*names}
     assert files.read("/agent-busybox")[:4] == b"\x7fELF"
     script = tmp_path / "hook"
-    script.write_bytes(hook)
+    script.write_text(hook["content"])
     run("sh", "-n", script)
 
 

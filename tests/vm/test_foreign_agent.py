@@ -35,9 +35,34 @@ exec switch_root /newroot /sbin/init
 """
 
 
+# What sysvinit does: its scripts make the root writable, then it tells its runlevel.
+_SCRIPTS = b"""
+mount -t tmpfs -o remount,ro root /newroot
+exec switch_root /newroot /sbin/init
+"""
+_SYSVINIT = b"""cat >usr/sbin/init <<.
+#!/bin/busybox sh
+sleep 1
+mount -o remount,rw /
+echo N 2 >/run/level
+while :; do sleep 0.1; done
+.
+echo '#!/bin/busybox sh' >usr/sbin/runlevel
+echo 'cat /run/level || echo unknown' >>usr/sbin/runlevel
+chmod +x usr/sbin/runlevel
+echo id:2:initdefault: >etc/inittab
+chmod +x usr/sbin/init
+"""
+
+
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory):
     """Kernel and initrd of a system that knows nothing of ringzero."""
+    return made(tmp_path_factory.mktemp("foreign"), _INIT)
+
+
+def made(folder, script):
+    """Return kernel and initrd of a system with such a first process."""
     image = micro.ensure()
     ours = ("init", "sbin/launch", "sbin/relay", "sbin/identity", "sbin/share", "sbin/become")
     entries = [
@@ -45,10 +70,10 @@ def foreign(tmp_path_factory):
         for entry in cpio.read(image.initrd.read_bytes())
         if entry.name not in {*ours, *(f"usr/{name}" for name in ours)}
     ]
-    entries.append(Entry("init", 0o100755, _INIT))
+    entries.append(Entry("init", 0o100755, script))
     out = io.BytesIO()
     cpio.write(entries, out)
-    where = tmp_path_factory.mktemp("foreign") / "initrd"
+    where = folder / "initrd"
     # As distributions have it: compressed, and of any length.
     packed = subprocess.run(["gzip", "-1"], input=out.getvalue(), capture_output=True, check=True)
     where.write_bytes(packed.stdout)
@@ -74,6 +99,16 @@ def test_commands_and_files_in_another_systems_guest(foreign, tmp_path):
         (copy,) = vm.fork(start=True)
         with copy:
             assert copy.run("echo alive; head -c 8 /dev/urandom | od -x", timeout=60).exit_code == 0
+
+
+@pytest.mark.boot
+@pytest.mark.engine
+def test_commands_wait_for_the_scripts_of_the_boot(tmp_path):
+    script = _INIT.replace(b"chmod +x usr/sbin/init\n", b"chmod +x usr/sbin/init\n" + _SYSVINIT)
+    script = script.replace(b"exec switch_root /newroot /sbin/init\n", _SCRIPTS)
+    with Machine(**made(tmp_path, script), agent=True) as vm:
+        done = vm.run("cat /run/level && echo here >/root/file && cat /root/file", timeout=90)
+        assert done.stdout == b"N 2\nhere\n", done
 
 
 def test_no_initrd_no_agent(foreign):

@@ -37,14 +37,13 @@ def initrd(*, progress: Progress = QUIET) -> bytes:
     return out.getvalue()
 
 
-def on_seed(*, progress: Progress = QUIET) -> dict[str, bytes]:
-    """Return the files by which cloud-init starts the agent, as its disk has them.
+def on_seed(*, progress: Progress = QUIET) -> tuple[str, dict[str, bytes]]:
+    """Return a boot hook by which cloud-init starts the agent, and the files that it needs.
 
-    `vendor-data` is a boot hook, which runs at every start. Raises what making the default guest
-    does.
+    It runs at every start. Raises what making the default guest does.
     """
     files = {f"agent-{at.rpartition('/')[2]}": data for at, data in _files(progress).items()}
-    return {"vendor-data": micro.script("boothook"), **files}
+    return micro.script("boothook").decode(), files
 
 
 def _files(progress: Progress) -> dict[str, bytes]:

@@ -34,6 +34,9 @@ _HEADERS = (
 )  # fmt: skip
 _GZIP = b"\x1f\x8b"
 _NOTHING = b"#cloud-config\n{}\n"
+# Images of clouds turn root away, even with the user's own key; `ringzero ssh` is root by itself.
+# It is vendor data: user data may say otherwise.
+_ROOT_TOO = "#cloud-config\ndisable_root: false\n"
 _KEY = re.compile(r"(ssh-(rsa|dss|ed25519)|ecdsa-sha2-\S+|sk-\S+@openssh\.com) [A-Za-z0-9+/=]+")
 # RFC 1123, and dots for a domain.
 _HOSTNAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
@@ -47,6 +50,8 @@ class Seed:
     meta_data: bytes
     network_config: bytes | None = None
     agent: bool = False
+    # Whether somebody is to log in with a key.
+    keys: bool = False
 
     @classmethod
     def read(
@@ -75,17 +80,26 @@ class Seed:
         digest = hashlib.sha256(about.encode()).hexdigest()
         # JSON is YAML.
         text = json.dumps({"instance-id": f"ringzero-{digest[:16]}", **meta}, indent=1)
-        return cls(user, text.encode() + b"\n", network, agent)
+        return cls(user, text.encode() + b"\n", network, agent, bool(found))
 
     def image(self) -> bytes:
         """Return the disk: vfat, with the label by which cloud-init knows it."""
         files = {"user-data": self.user_data, "meta-data": self.meta_data}
         if self.network_config is not None:
             files["network-config"] = self.network_config
+        vendor: list[dict[str, str]] = []
+        if self.keys:
+            vendor.append({"type": "text/cloud-config", "content": _ROOT_TOO})
         if self.agent:
             from ringzero.image import agent
 
-            files |= agent.on_seed()
+            hook, found = agent.on_seed()
+            vendor.append({"type": "text/cloud-boothook", "content": hook})
+            files |= found
+        if vendor:
+            # JSON is YAML.
+            text = json.dumps(vendor, indent=1)
+            files["vendor-data"] = f"#cloud-config-archive\n{text}\n".encode()
         return fat_image(files, LABEL)
 
 
