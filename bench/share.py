@@ -62,7 +62,7 @@ ROWS = {
         "rm -f /m/new",
         "dd if=/dev/zero of=/m/new bs=1M count=256 conv=fsync 2>/dev/null",
     ),
-    "find 20,000 files": (_EMPTY, "find /m/repository/tree -type f -size +1M"),
+    "find 20,000 files": (_EMPTY, "find /m/repository/tree -type f -size +1024k"),
 }
 
 
@@ -80,6 +80,8 @@ def make_folder(place: Path, names: list[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"line {number}\n" * 20)
     git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@example.com"]
+    # It would pack the objects while they are copied.
+    git += ["-c", "gc.auto=0"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "all"], check=True)
