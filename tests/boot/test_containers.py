@@ -1,6 +1,7 @@
 """Images of containers as machines: what they run, as whom, and how they end."""
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from tests.image.oci.docker_registry import docker_registry, peer
 from tests.image.oci.images import Image
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]
-APPLETS = ("sh", "id", "env", "pwd", "cat", "ls", "sleep")
+APPLETS = ("sh", "id", "env", "pwd", "cat", "ls", "sleep", "touch")
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,55 @@ def test_the_stop_signal_of_the_image(busybox, tmp_path, monkeypatch, capfd, sig
     finally:
         main(["rm", "-f", "web"])
         main(["image", "rm", f"oci:{tmp_path}/layout"])
+
+
+def test_volumes_and_the_health_check_of_the_image(busybox, tmp_path, monkeypatch, capfd):
+    """A volume is an empty folder that takes what is written; health follows the guest."""
+    monkeypatch.setenv("RINGZERO_MACHINES_DIR", str(tmp_path / "machines"))
+    program, names = busybox
+    second = 1_000_000_000
+    check = {"Test": ["CMD-SHELL", "echo asked in $PWD; cat /data/well"], "Retries": 1}
+    config = {
+        "Cmd": ["/bin/sleep", "1000"],
+        "Volumes": {"/data": {}},
+        "WorkingDir": "/bin",
+        "Healthcheck": {**check, "Interval": second // 5, "Timeout": 30 * second},
+    }
+    Image([program, names], config).write_layout(tmp_path / "layout")
+    web = f"oci:{tmp_path}/layout"
+
+    def await_health(wanted):
+        deadline = time.monotonic() + 120
+        while True:
+            assert main(["ps"]) == 0
+            shown = capfd.readouterr().out
+            if f"running ({wanted})" in shown:
+                return
+            assert time.monotonic() < deadline, shown
+            time.sleep(0.05)
+
+    def inside(script):
+        assert main(["exec", "web", "sh", "-c", script]) == 0
+        return capfd.readouterr().out
+
+    try:
+        assert main(["run", "-d", "--name", "web", web]) == 0
+        capfd.readouterr()
+        assert inside("ls -A /data; echo :") == ":\n"
+        await_health("unhealthy")
+        inside("touch /data/well")
+        await_health("healthy")
+        assert main(["inspect", "web"]) == 0
+        told = json.loads(capfd.readouterr().out)["health"]
+        assert (told["status"], told["streak"]) == ("healthy", 0)
+        assert (told["log"][-1]["exit_code"], told["log"][-1]["output"]) == (0, "asked in /bin\n")
+        assert main(["rm", "-f", "web"]) == 0
+        assert main(["create", "--name", "web", "--no-healthcheck", web]) == 0
+        record = json.loads((tmp_path / "machines" / "web" / "machine.json").read_text())
+        assert record["health"] is None
+    finally:
+        main(["rm", "-f", "web"])
+        main(["image", "rm", web])
 
 
 @pytest.mark.peer

@@ -95,6 +95,53 @@ class Event(Value):
     detail: dict[str, Any] = field(default_factory=dict)
 
 
+# Of a health check, in seconds: thirty years.
+_MAX_TIME = 1e9
+
+
+@record
+class HealthCheck(Value):
+    """A command that tells by its status whether what runs in a guest is well.
+
+    Docker's HEALTHCHECK: `words` are run each `interval` seconds, and have `timeout`; `retries`
+    failures in a row are needed to be unhealthy. In the first `start_period` seconds they are
+    run each `start_interval`, and failures do not count until one has succeeded.
+    """
+
+    words: tuple[str, ...]
+    interval: float = 30.0
+    timeout: float = 30.0
+    start_period: float = 0.0
+    start_interval: float = 5.0
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "words", tuple(map(str, self.words)))
+        times = (self.interval, self.timeout, self.start_period, self.start_interval)
+        if not self.words or not 0 <= min(times) <= max(times) <= _MAX_TIME or self.retries < 1:
+            raise ValueError("no check")
+
+
+class Probed(TypedDict):
+    """One run of a health check: when it began and ended, its status and output.
+
+    Times are in seconds since 1970; `exit_code` is None for one that took too long.
+    """
+
+    start: float
+    end: float
+    exit_code: int | None
+    output: str
+
+
+class HealthSummary(TypedDict):
+    """`status` is starting, healthy or unhealthy; `streak` counts failures in a row."""
+
+    status: str
+    streak: int
+    log: list[Probed]
+
+
 class MachineSummary(TypedDict):
     """What the files of a machine say. Times are in seconds since 1970."""
 
@@ -112,6 +159,8 @@ class MachineSummary(TypedDict):
     config: dict[str, Any]
     directory: str
     exit: NotRequired[dict[str, Any]]
+    # Of one that runs, and whose image has a health check.
+    health: NotRequired[HealthSummary]
     # What its process knows besides.
     agent: NotRequired[dict[str, Any] | None]
     watchers: NotRequired[dict[str, int]]

@@ -20,6 +20,7 @@ from ringzero.errors import (
     NotFoundError,
     RingzeroError,
 )
+from ringzero.records import replace
 from ringzero.settings import ENGINE
 
 if TYPE_CHECKING:
@@ -237,8 +238,10 @@ def default_config(arguments: argparse.Namespace) -> MachineConfig:
         return config
     from ringzero.vm.boot import AWAIT_SERVICES, with_root, with_services
 
+    flags: Sequence[str] = ()
     if arguments.command:
         _place_program(arguments)
+        flags = arguments.command[: arguments.command.index("--")]
     elif given(arguments):
         raise InvalidValueError(
             f"--env, --workdir and --user are for a command, and {image.name} runs its services",
@@ -247,6 +250,9 @@ def default_config(arguments: argparse.Namespace) -> MachineConfig:
     elif not arguments.detach:
         # Its services are what it is for: their output is shown, until they have ended.
         arguments.command, arguments.shows_services = [*AWAIT_SERVICES], True
+    if image.health is not None:
+        # As the image's program runs.
+        arguments.health = replace(image.health, words=(*flags, "--", *image.health.words))
     return with_services(with_root(config, image), image)
 
 

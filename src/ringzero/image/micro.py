@@ -96,6 +96,11 @@ class BootFiles:
         """It asks for nothing."""
         return
 
+    @property
+    def health(self) -> None:
+        """Nothing is asked."""
+        return
+
     def words(self, command: Sequence[str], entrypoint: str | None = None) -> list[str]:
         """Return what to run: `command`, or nothing, for a shell. Raises InvalidValueError."""
         if entrypoint is not None:

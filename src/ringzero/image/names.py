@@ -15,6 +15,7 @@ from ringzero.host.progress import QUIET, Progress
 from ringzero.registry import Registry
 
 if TYPE_CHECKING:
+    from ringzero.api.values import HealthCheck
     from ringzero.image.machinespec import MachineSpec
 
 
@@ -54,6 +55,11 @@ class BootFiles(Protocol):
     @property
     def machine(self) -> MachineSpec | None:
         """What of the machine the image asks for; None for nothing."""
+        ...
+
+    @property
+    def health(self) -> HealthCheck | None:
+        """What tells whether the image's program is well; None where nothing is asked."""
         ...
 
     def words(self, command: Sequence[str], entrypoint: str | None = None) -> list[str]:

@@ -9,6 +9,7 @@ import tarfile
 
 import pytest
 
+from ringzero.api.values import HealthCheck
 from ringzero.errors import GuestImageError, HostError, InvalidValueError, NotFoundError
 from ringzero.image.oci import manifest
 from ringzero.image.oci.local import open_local
@@ -27,7 +28,7 @@ CONFIG = {
     "StopSignal": "SIGINT",
     "ExposedPorts": {"80/tcp": {}},
     "Volumes": {"/data": {}},
-    "Healthcheck": {"Test": ["NONE"]},
+    "Healthcheck": {"Test": ["CMD", "/x"], "Interval": 1, "Timeout": 2, "Retries": 3},
 }
 IMAGE = Image([{"a": b"1"}], CONFIG)
 OURS = (GuestImageError, NotFoundError, InvalidValueError)
@@ -43,6 +44,28 @@ def mutated(value, random_):
         return {**value, key: mutated(value[key], random_)}
     at = random_.randrange(len(value))
     return [*value[:at], mutated(value[at], random_), *value[at + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        (None, None),
+        ({}, None),
+        ({"Test": []}, None),
+        ({"Test": ["NONE"]}, None),
+        ({"Test": ["CMD"]}, None),
+        ({"Test": ["CMD", "/x", "-v"]}, HealthCheck(("/x", "-v"))),
+        ({"Test": ["CMD-SHELL", "a || b"]}, HealthCheck(("/bin/sh", "-c", "a || b"))),
+        (
+            {"Test": ["CMD", "/x"], "Interval": 0, "Timeout": 1_500_000_000, "Retries": 0,
+             "StartPeriod": 60_000_000_000, "StartInterval": 2_000_000_000},
+            HealthCheck(("/x",), timeout=1.5, start_period=60, start_interval=2),
+        ),
+    ],
+)  # fmt: skip
+def test_health_checks(told, wanted):
+    data = json.dumps({"config": {"Healthcheck": told}}).encode()
+    assert manifest.image_config(data).health == wanted
 
 
 def test_fuzz_changed_documents():

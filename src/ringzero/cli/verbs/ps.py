@@ -63,6 +63,8 @@ def _row(facts: MachineSummary) -> tuple[str, ...]:
     if facts["command"]:
         what += ": " + " ".join(facts["command"])
     status = facts["status"]
+    if "health" in facts and status == Status.RUNNING.value:
+        status += f" ({facts['health']['status']})"
     if "exit" in facts:
         ended = facts["exit"]
         why = ended["detail"] if status == "dead" else ended["reason"]

@@ -212,6 +212,11 @@ Ctrl-] q ends the machine.
             default=None,
             help="what a container's image runs, instead of its own entrypoint",
         )
+        add(
+            "--no-healthcheck",
+            action="store_true",
+            help="with -d: do not run the health check of a container's image",
+        )
         add("--name", metavar="NAME", help="what `ps`, `exec`, `stop` and others call the machine")
         add("--rm", action="store_true", help="remove a named machine's directory at its end")
         add("--json", action="store_true", help="statistics and errors as JSON")
@@ -251,6 +256,8 @@ Ctrl-] q ends the machine.
         faults.end(self.name)
         arguments.own_command = bool(arguments.command)
         arguments.shows_services = False
+        # That of the image, once it is known.
+        arguments.health = None
         return own_config(arguments) if is_own(arguments) else default_config(arguments)
 
     def execute(self, arguments: argparse.Namespace) -> int:
@@ -350,6 +357,7 @@ def claim(arguments: argparse.Namespace, config: MachineConfig, foreground: bool
         foreground=foreground,
         remove=arguments.rm,
         boot=boots(arguments),
+        health=None if arguments.no_healthcheck else arguments.health,
     )
 
 

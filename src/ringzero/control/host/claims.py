@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ringzero.api.values import HealthCheck
 from ringzero.config.machine import MachineConfig
 from ringzero.config.tree import config_to_tree
 from ringzero.control.host.directory import (
@@ -44,6 +45,7 @@ def create(
     parent: str = "",
     snapshot: str = "",
     boot: bool = False,
+    health: HealthCheck | None = None,
     where: Path | None = None,
     again: Callable[[str], str] | None = None,
 ) -> Claim:
@@ -71,6 +73,7 @@ def create(
             parent=parent,
             snapshot=snapshot,
             boot=boot,
+            health=health.to_dict() if health is not None else None,
         )
 
     if name is None:

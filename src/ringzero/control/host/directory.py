@@ -25,6 +25,7 @@ from ringzero.api.values import ExitRecord, MachineSummary, Status
 from ringzero.config.device import NAME
 from ringzero.control.host.death import cause_of_death
 from ringzero.control.host.records import (
+    HealthRecord,
     MachineRecord,
     ProcessRecord,
     StatusRecord,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     import socket
 
 LOCK, MACHINE, PROCESS = "lock", "machine.json", "process.json"
-STATUS, EXIT = "status.json", "exit.json"
+STATUS, HEALTH, EXIT = "status.json", "health.json", "exit.json"
 SOCKET, CONSOLE_LOG, VMM_LOG = "socket", "console.log", "vmm.log"
 # What a directory is called before it has its name, and after it lost it. Machines' names
 # do not begin with a dot.
@@ -175,6 +176,12 @@ class MachineDirectory:
         }
         if ended is not None:
             facts["exit"] = ended.to_dict()
+        elif machine and machine.health and status is not Status.DEFINED:
+            told = load(HealthRecord, self.path / HEALTH)
+            # What another process found is about another life.
+            if told is None or told.pid != facts["pid"]:
+                told = HealthRecord(0, "starting")
+            facts["health"] = told.summary()
         return facts
 
     def _death(self) -> ExitRecord:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ringzero.api.values import Status, Value
+from ringzero.api.values import HealthCheck, HealthSummary, Probed, Status, Value
 from ringzero.config.machine import MachineConfig
 from ringzero.config.tree import config_from_tree
 from ringzero.errors import StateError
@@ -39,7 +39,7 @@ class MachineRecord(Value):
     `remove` that the directory goes away at its end. `snapshot` is the directory of the
     snapshot that the machine goes on from, or ""; `revert` that of the one to which it is being
     taken back: while it stands there, the machine's disks may be in between. `boot` has its guest
-    boot, and not go on from a template.
+    boot, and not go on from a template. `health` is a HealthCheck, or None.
     """
 
     name: str
@@ -56,6 +56,7 @@ class MachineRecord(Value):
     snapshot: str = ""
     revert: str = ""
     boot: bool = False
+    health: dict[str, Any] | None = None
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -64,6 +65,11 @@ class MachineRecord(Value):
         if not isinstance(self.config, dict):
             raise TypeError("no config")
         object.__setattr__(self, "command", tuple(map(str, self.command)))
+
+    @property
+    def health_check(self) -> HealthCheck | None:
+        """What tells whether what runs in it is well."""
+        return HealthCheck.from_dict(self.health) if isinstance(self.health, dict) else None
 
     def machine_config(self) -> MachineConfig:
         """Return the machine's description. Raises ConfigError."""
@@ -100,6 +106,24 @@ class StatusRecord(Value):
 
     def __post_init__(self) -> None:
         Status(self.status)
+
+
+@record
+class HealthRecord(Value):
+    """health.json: what the health check says of the machine that the process `pid` runs."""
+
+    pid: int
+    status: str
+    streak: int = 0
+    log: tuple[Probed, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.status, str) or not isinstance(self.log, (list, tuple)):
+            raise TypeError("no record of health")
+
+    def summary(self) -> HealthSummary:
+        """Return it as plain data."""
+        return {"status": self.status, "streak": self.streak, "log": list(self.log)}
 
 
 def load(kind: type[AnyValue], path: Path) -> AnyValue | None:

@@ -92,6 +92,7 @@ def _claim_all(keeper: Keeper, wanted: Sequence[str], *, free: bool) -> list[Cla
                     image=record.image,
                     # In the foreground the command is the session's, not the machine's.
                     command=() if record.foreground else record.command,
+                    health=record.health_check,
                     parent=keeper.name,
                     where=where,
                     again=claims.next_number if free else None,

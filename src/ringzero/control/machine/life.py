@@ -92,6 +92,10 @@ def _report_up(keeper: Keeper, reporter: Reporter, resumed: bool) -> None:
             _run_command(keeper)
         if boot.READY in boot.services_of(config.command_line) and not resumed:
             _await_services(keeper, reporter)
+        if keeper.record.health is not None and not keeper.record.foreground:
+            from ringzero.control.machine import health
+
+            health.watch(keeper)
         if config.boot_entry is not None and not resumed:
             _tell_failed_units(keeper, reporter)
     if watch is not None:

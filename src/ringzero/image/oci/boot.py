@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from ringzero.api.values import HealthCheck
 from ringzero.digest import blake2b
 from ringzero.errors import InvalidValueError
 from ringzero.host.progress import QUIET, Progress
@@ -47,6 +48,11 @@ class ContainerFiles:
     def machine(self) -> MachineSpec:
         """What of the machine the image asks for."""
         return self.image.machine
+
+    @property
+    def health(self) -> HealthCheck | None:
+        """What tells whether the image's program is well."""
+        return self.image.health
 
     def words(self, command: Sequence[str], entrypoint: str | None = None) -> list[str]:
         """Return the program to run, and its words, by Docker's rules.

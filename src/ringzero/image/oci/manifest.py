@@ -11,6 +11,7 @@ import json
 import re
 from typing import Any
 
+from ringzero.api.values import HealthCheck
 from ringzero.errors import GuestImageError, NotFoundError
 from ringzero.image import machinespec
 from ringzero.image.machinespec import MachineSpec
@@ -51,6 +52,17 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _SIGNAL = re.compile(r"(?:SIG)?[A-Z0-9+]{1,16}|[0-9]{1,2}")
 
 
+# Thirty years in nanoseconds.
+_MAX_COUNT = 10**18
+# Fields of a HEALTHCHECK (Docker's "container config"), and ours.
+_HEALTH_TIMES = {
+    "Interval": "interval",
+    "Timeout": "timeout",
+    "StartPeriod": "start_period",
+    "StartInterval": "start_interval",
+}
+
+
 @record
 class Descriptor:
     """A blob: its media type, digest, size in bytes, and of a manifest its platform."""
@@ -89,8 +101,8 @@ class ImageConfig:
 
     `diff_ids` are the digests of the layers' plain tars. `env` are NAME=VALUE; `user` is
     USER[:GROUP] by name or number, "" for root; `stop_signal` a name or number, "" for TERM.
-    `healthcheck` is Docker's HEALTHCHECK: NONE, or CMD or CMD-SHELL and its words. `machine` is
-    what the machine itself shall be.
+    `healthcheck` is Docker's HEALTHCHECK: NONE, or CMD or CMD-SHELL and its words; `health` what is
+    to be run for it. `machine` is what the machine itself shall be.
     """
 
     architecture: str
@@ -107,6 +119,7 @@ class ImageConfig:
     healthcheck: tuple[str, ...] = ()
     created: str = ""
     machine: MachineSpec = MachineSpec()
+    health: HealthCheck | None = None
 
 
 def document(data: bytes, what: str) -> dict[str, Any]:
@@ -246,7 +259,34 @@ def image_config(data: bytes) -> ImageConfig:
         _words(health.get("Test"), "Healthcheck.Test"),
         _word(value.get("created"), "created"),
         machinespec.read(config.get(machinespec.MEMBER)),
+        _health(health),
     )
+
+
+def _health(value: dict[str, Any]) -> HealthCheck | None:
+    """Return what is to be run for a HEALTHCHECK; times are in nanoseconds, 0 stands for none."""
+    kind, *words = _words(value.get("Test"), "Healthcheck.Test") or ("NONE",)
+    if kind == "CMD-SHELL":
+        words = ["/bin/sh", "-c", *words[:1]] if words else []
+    elif kind != "CMD":
+        words = []
+    if not words:
+        return None
+    given: dict[str, Any] = {}
+    for name, field in _HEALTH_TIMES.items():
+        if time := _count(value.get(name), f"Healthcheck.{name}"):
+            given[field] = time / 1e9
+    if retries := _count(value.get("Retries"), "Healthcheck.Retries"):
+        given["retries"] = retries
+    return HealthCheck(tuple(words), **given)
+
+
+def _count(value: object, name: str) -> int:
+    if value is None:
+        return 0
+    if type(value) is not int or not 0 <= value <= _MAX_COUNT:
+        raise GuestImageError(f"the image's configuration has no number in {name}")
+    return value
 
 
 def _word(value: object, name: str) -> str:

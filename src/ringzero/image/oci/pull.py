@@ -201,6 +201,7 @@ def _info(config: ImageConfig, manifest: Manifest, size: int) -> dict[str, objec
         "ports": config.ports,
         "volumes": config.volumes,
         "healthcheck": config.healthcheck,
+        "health": config.health and config.health.to_dict(),
         "created": config.created,
         "machine": config.machine.plain(),
         "config": manifest.config.digest,

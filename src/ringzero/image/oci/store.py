@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ringzero.api.values import ImageSummary
+from ringzero.api.values import HealthCheck, ImageSummary
 from ringzero.digest import blake2b
 from ringzero.errors import ConflictError, GuestImageError, NotFoundError
 from ringzero.host.files import atomic_file, locked, make_directory
@@ -82,6 +82,7 @@ class StoredImage:
     # The digests of the layers' plain tars.
     diff_ids: tuple[str, ...]
     machine: MachineSpec = MachineSpec()
+    health: HealthCheck | None = None
 
     @property
     def name(self) -> str:
@@ -149,6 +150,7 @@ class Store:
             values: dict[str, Any] = {name: tuple(found[name]) for name in _LISTS}
             values |= {name: found[name] for name in _WORDS}
             values["machine"] = machinespec.read(found.get("machine"))
+            values["health"] = HealthCheck.from_dict(found["health"] or {})
             return StoredImage(
                 names=tuple(names), digest=digest, root=root, size=found["size"], **values
             )
