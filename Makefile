@@ -24,13 +24,16 @@ FUZZ_CASES = --seconds 36000 --instances $(INSTANCES) --seed $(SEED)
 SOAK ?= 600
 SOAK_COPIES ?= 100000
 SOAK_SECONDS ?= 600
+# Seconds of stress-ng in `make stress`, with each number of virtual CPUs, and rounds of each litmus test.
+STRESS ?= 600
+LITMUS ?= 1000000
 
 # Both ends of the range of llvmlite in pyproject.toml.
 LLVMLITE = 0.45.0 0.50.0
 # Levels of x86-64 whose engines `make wheel` puts in.
 TARGETS = x86-64-v2 x86-64-v3
 
-.PHONY: help run shell test test-kvm test-llvmlite lint bench bench-kvm fuzz soak wheel clean
+.PHONY: help run shell test test-kvm test-llvmlite lint bench bench-kvm fuzz soak stress wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -96,6 +99,10 @@ soak: $(VENV)/.development ## mixed work in a guest for SOAK=600 seconds; SOAK_C
 	@for form in objects processes; do \
 		$(BIN)/python -m tests.vm.soak_copies $$form $(SOAK_COPIES) build/soak/$$form.json $(SOAK_SECONDS) || exit 1; \
 	done
+
+stress: $(VENV)/.development ## memory ordering LITMUS=1000000 times, stress-ng for STRESS=600 seconds on 1, 2 and 4 virtual CPUs
+	LITMUS_ROUNDS=$(LITMUS) $(BIN)/python -m pytest --timeout 3600 tests/engine/test_smp.py -k Ordering
+	RINGZERO_STRESS=$(STRESS) $(BIN)/python -m pytest -s -n0 tests/boot/test_stress.py
 
 clean: ## remove what make has made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
