@@ -1,6 +1,6 @@
 import pytest
 
-from ringzero.config.devices.net import NetConfig
+from ringzero.config.devices.net import SETUPS, NetConfig
 from ringzero.config.machine import MachineConfig
 from ringzero.vm.guest.identity import Identity
 
@@ -28,3 +28,14 @@ def test_a_copy_may_be_given_its_first_network(given):
     first, second = identity.adopt(config).nets
     assert first == NetConfig("none", mac=given.mac or identity.mac)
     assert second.target == "/b"
+
+
+def test_a_guest_sets_an_interface_up_as_the_network_wants_unless_it_is_told():
+    assert NetConfig("user").guest_setup(0) == "static"
+    assert NetConfig("user").guest_setup(1) == NetConfig("lan").guest_setup(0) == "dhcp"
+    assert NetConfig("tap", "tap0").guest_setup(0) == "later"
+    for setup in SETUPS:
+        assert NetConfig("none", setup=setup).guest_setup(0) == setup
+        assert not NetConfig("none", setup=setup).faults()
+    (fault,) = NetConfig("none", setup="always").faults()
+    assert "always" in fault and "later" in fault
