@@ -26,6 +26,16 @@ from ringzero.errors import NotFoundError
 from ringzero.records import field_names, is_record, optional_fields
 
 _PLAIN = frozenset((int, str, bool, float, type(None)))
+# Most fields of most states are of these.
+_SIMPLE: dict[Any, Any] = {
+    text: found
+    for kind in (int, str, bool, float, bytes)
+    for text, found in (
+        (kind.__name__, kind),
+        (f"{kind.__name__} | None", kind | None),
+        (f"tuple[{kind.__name__}, ...]", tuple.__class_getitem__((kind, ...))),
+    )
+}
 # What an `upgrade` may stumble over in a tree that is none of its older forms.
 _STUMBLES = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 
@@ -118,7 +128,7 @@ def _misfit(kind: Any, tree: Any) -> MisfitError:
 
 
 def _record_reader(kind: Any) -> Callable[[Any], Any]:
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     readers = {name: _reader(hints[name]) for name in field_names(kind)}
     required = readers.keys() - optional_fields(kind)
 
@@ -138,6 +148,15 @@ def _record_reader(kind: Any) -> Callable[[Any], Any]:
         return kind(**values)
 
     return read
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    """Return the types of a record's fields, of plain ones without evaluating what is written."""
+    written: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        written.update(vars(base).get("__annotations__", {}))
+    found = {name: _SIMPLE.get(text) for name, text in written.items()}
+    return get_type_hints(kind) if None in found.values() else found
 
 
 def _kinds_reader(base: Any) -> Callable[[Any], Any]:

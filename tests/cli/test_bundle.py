@@ -29,7 +29,6 @@ def package(tmp_path, monkeypatch):
     (root / "inner.py").write_text("from ringzero_of_test import NUMBER\nDOUBLE = 2 * NUMBER\n")
     monkeypatch.syspath_prepend(str(root.parent))
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    monkeypatch.setattr(bundle, "_WORTH", 1)
     ours = bundle._is_plain
     monkeypatch.setattr(
         bundle, "_is_plain", lambda s: s.name.startswith("ringzero_of_test") or ours(s)

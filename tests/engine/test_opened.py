@@ -68,6 +68,30 @@ def test_a_note_that_leads_nowhere_is_written_again(cache, text):
     assert isinstance(opened.ensure(), opened.Noted)
 
 
+def test_how_many_handlers_there_are_is_noted(cache):
+    opened.ensure()
+    found = opened.ensure()
+    assert isinstance(found, opened.Noted)
+    assert opened.handlers_of(found) == opened.handlers_of(build.ensure())
+    (note,) = notes(cache)
+    told = json.loads(note.read_text())
+    for wrong in ({}, [], {**told["handlers"], "more": 1}, dict.fromkeys(told["handlers"], "x")):
+        note.write_text(json.dumps({**told, "handlers": wrong}))
+        assert opened._read(note) is None
+    note.write_text(json.dumps(told))
+    assert opened._read(note) == found
+
+
+def test_what_is_known_is_looked_for_again_where_it_is_gone(cache, monkeypatch):
+    monkeypatch.setattr(opened, "_PREPARED", {})
+    first = opened.prepared()
+    monkeypatch.setattr(opened, "ensure", lambda *_: pytest.fail("looked for again"))
+    assert opened.prepared() is first
+    shutil.rmtree(first.directory)
+    monkeypatch.setattr(opened, "ensure", lambda *_: "another")
+    assert opened.prepared() == "another"
+
+
 def test_an_engine_of_another_source_in_its_place_is_not_taken(cache):
     right = opened.ensure().key
     complete = cache / right / "complete.json"

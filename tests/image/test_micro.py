@@ -62,6 +62,24 @@ def test_second_time_asks_nobody(guest, cache):
     assert micro.ensure() == first
 
 
+def test_what_the_sources_make_is_known(guest, cache, monkeypatch):
+    """Until one of them changes, or what is noted makes no sense."""
+    first = micro.ensure()
+    with monkeypatch.context() as patched:
+        patched.setattr(micro.Recipe, "inputs", lambda self: pytest.fail("put together again"))
+        assert micro.ensure() == first
+    (note,) = (cache / "images").glob("*.noted")
+    told = json.loads(note.read_text())
+    for text in ("", "[]", "{}", json.dumps({**told, "pointer": "../none"})):
+        note.write_text(text)
+        assert micro.ensure() == first
+        assert json.loads(note.read_text()) == told
+    guests = shutil.copytree(micro._GUEST, cache / "guest")
+    monkeypatch.setattr(micro, "_GUEST", guests)
+    (guests / "init").write_text("another")
+    assert micro.MICRO.sources() != told["sources"]
+
+
 def test_same_inputs_same_bytes(guest, cache, tmp_path):
     first = micro.ensure()
     other = micro.ensure(cache=tmp_path / "other")

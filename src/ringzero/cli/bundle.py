@@ -36,8 +36,6 @@ _WORD = 8
 _HEAD = len(_MAGIC) + _WORD
 # Of a .pyc file (PEP 552): magic, flags, time and size of the source.
 _PYC_HEAD = 16
-# As few modules more are not worth another file.
-_WORTH = 12
 _OTHERS = 0o077
 # Of a module in the index: where its code is and how long, the source's path and what it was, and
 # whether it is a package.
@@ -97,13 +95,14 @@ def install() -> Bundle:
 
 
 def write(bundle: Bundle) -> None:
-    """Write down what this process has loaded, where much of it is not in the file; no faults."""
+    """Write down what this process has loaded, where that is not in the file; no faults."""
     place = _place()
     specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
     missing = [s for s in specs if s is not None and _is_plain(s) and not bundle.has(s)]
-    if place and len(missing) >= _WORTH:
-        with contextlib.suppress(OSError, ValueError):
-            _keep(place, _content(bundle, missing))
+    with contextlib.suppress(OSError, ValueError):
+        added = [(spec, code) for spec in missing if (code := _bytecode(spec))]
+        if place and added:
+            _keep(place, _content(bundle, added))
 
 
 def _is_plain(spec: ModuleSpec) -> bool:
@@ -157,26 +156,29 @@ def _read(path: str) -> Bundle | None:
         return None
 
 
-def _content(bundle: Bundle, specs: list[ModuleSpec]) -> bytes:
-    """Return the file for these modules and those of `bundle`. Raises OSError, ValueError."""
+def _bytecode(spec: ModuleSpec) -> bytes:
+    """Return a module's code as Python has kept it; empty where it has not. Raises OSError."""
+    cached = spec.cached
+    if cached is None or not os.path.exists(cached):  # noqa: PTH110
+        return b""
+    with open(cached, "rb") as file:  # noqa: PTH123
+        data = file.read()
+    return data[_PYC_HEAD:] if _is_of(data, _stamp(str(spec.origin))) else b""
+
+
+def _content(bundle: Bundle, added: list[tuple[ModuleSpec, bytes]]) -> bytes:
+    """Return the file for modules with their code, and for those of `bundle`."""
     index: dict[str, _Entry] = {}
     code = bytearray()
     for name, entry in bundle.index.items():
         if entry[3] == _stamp(entry[2]):
             index[name] = (len(code), *entry[1:])
             code += bundle.data[entry[0] : entry[0] + entry[1]]
-    for spec in specs:
-        source, cached = str(spec.origin), spec.cached
-        if cached is None or not os.path.exists(cached):  # noqa: PTH110
-            continue
-        with open(cached, "rb") as file:  # noqa: PTH123
-            data = file.read()
-        stamp = _stamp(source)
-        if not _is_of(data, stamp):
-            continue
+    for spec, data in added:
+        source = str(spec.origin)
         package = spec.submodule_search_locations is not None
-        index[spec.name] = len(code), len(data) - _PYC_HEAD, source, stamp, package
-        code += memoryview(data)[_PYC_HEAD:]
+        index[spec.name] = len(code), len(data), source, _stamp(source), package
+        code += data
     # Places count from the beginning of the code, which follows the index.
     head = marshal.dumps((len(code), list(index.items())))
     return b"".join((_MAGIC, len(head).to_bytes(_WORD, "little"), head, code))

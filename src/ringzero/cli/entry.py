@@ -48,14 +48,7 @@ def _run_quickly(words: list[str]) -> None:
     """Run the command line in a machine that is ready, and end; return where there is none."""
     from ringzero.cli.pool import quick
 
-    try:
-        code = quick.run(words)
-    except quick.LostError:
-        from ringzero.cli.main import failed
-        from ringzero.cli.pool.protocol import LOST, LOST_HINT
-        from ringzero.errors import ControlError
-
-        code = failed(ControlError(LOST, hint=LOST_HINT), words)
+    code = quick.run(words)
     if code is not None:
         # Nothing is open, or waits to be written, but what has been told.
         os._exit(code)

@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 
 import ringzero
-from ringzero.cli.pool import protocol, quick
+from ringzero.cli.pool import passing, protocol, quick
 from ringzero.errors import ControlError
 
 SOURCE = str(Path(ringzero.__file__).parents[1])
@@ -29,6 +29,7 @@ LOADED = {
     "ringzero.cli.pool",
     "ringzero.cli.pool.protocol",
     "ringzero.cli.pool.quick",
+    "ringzero.cli.pool.passing",
 }
 
 
@@ -86,8 +87,8 @@ def asked(root, answers, words=LINE):
 
 def test_the_answer_is_the_exit_code(root, monkeypatch):
     monkeypatch.setenv("ODD", "a=b\udcff")
-    monkeypatch.setattr(quick, "signal", lambda *_: None)
-    monkeypatch.setattr(quick, "set_wakeup_fd", lambda *_, **__: None)
+    monkeypatch.setattr(passing, "signal", lambda *_: None)
+    monkeypatch.setattr(passing, "set_wakeup_fd", lambda *_, **__: None)
     code, machine = asked(root, [protocol.ACCEPTED, b"code 7"])
     assert code == 7
     words, environment, _ = protocol.unpack(machine.request)
@@ -102,11 +103,11 @@ def test_what_a_machine_does_not_take_is_left_to_the_long_way(root, answers):
 
 
 @pytest.mark.parametrize("answers", [[], [b"code"], [b"code x"], [b"code 12345678"], [b"{}"]])
-def test_a_machine_that_ends_before_its_command(root, answers, monkeypatch):
-    monkeypatch.setattr(quick, "signal", lambda *_: None)
-    monkeypatch.setattr(quick, "set_wakeup_fd", lambda *_, **__: None)
-    with pytest.raises(quick.LostError):
-        asked(root, [protocol.ACCEPTED, *answers])
+def test_a_machine_that_ends_before_its_command(root, answers, monkeypatch, capsys):
+    monkeypatch.setattr(passing, "signal", lambda *_: None)
+    monkeypatch.setattr(passing, "set_wakeup_fd", lambda *_, **__: None)
+    assert asked(root, [protocol.ACCEPTED, *answers])[0] == ControlError.exit_code
+    assert "ended before the command did" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["run"], ["run", "--"], ["run", "true"], ["run", "-d", "--"]])
@@ -125,8 +126,8 @@ def test_only_a_pool_that_was_found_for_such_words_is_asked(root):
 
 
 def test_a_dead_pool_does_not_hide_another(root, monkeypatch):
-    monkeypatch.setattr(quick, "signal", lambda *_: None)
-    monkeypatch.setattr(quick, "set_wakeup_fd", lambda *_, **__: None)
+    monkeypatch.setattr(passing, "signal", lambda *_: None)
+    monkeypatch.setattr(passing, "set_wakeup_fd", lambda *_, **__: None)
     for name in ("a", "z"):
         (root / name).mkdir()
         (root / name / protocol.asked_for(LINE[1:3])).touch()
@@ -210,6 +211,14 @@ def test_signals_are_passed_on(root, number):
     process.communicate()
     machine.close()
     assert machine.heard == [b"signal %d" % number]
+
+
+def test_without_a_pool_less_is_loaded(root):
+    process = command(root, "run", "--memory", "1", "--", "true")
+    _, told = process.communicate(timeout=60)
+    loaded = {line.rpartition("|")[2].strip() for line in told.splitlines()}
+    assert "ringzero.cli.pool.quick" in loaded
+    assert not loaded & {"_socket", "select", "ringzero.cli.pool.passing"}
 
 
 def test_a_lost_machine_is_told(root):

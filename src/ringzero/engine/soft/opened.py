@@ -43,11 +43,15 @@ _PREPARED: dict[tuple[Path, str], Objects] = {}
 
 @record
 class Noted:
-    """A compiled engine on disk, as an `EngineObjects` of `ringzero.jit.build`."""
+    """A compiled engine on disk, as an `EngineObjects` of `ringzero.jit.build`.
+
+    `handlers` is how many each unit has.
+    """
 
     directory: Path
     key: str
     units: list[str]
+    handlers: dict[str, int]
 
     def read(self, name: str) -> bytes:
         """Return one of its files. Raises OSError."""
@@ -76,8 +80,15 @@ def ensure(steps: Steps = QUIET, guest: str = DEFAULT_GUEST) -> Objects:
 
     objects = build.ensure(steps, guest)
     with contextlib.suppress(OSError):
-        _write(note, Noted(objects.directory, objects.key, objects.units))
+        _write(note, Noted(objects.directory, objects.key, objects.units, handlers_of(objects)))
     return objects
+
+
+def handlers_of(objects: Objects) -> dict[str, int]:
+    """Return how many handlers each unit of an engine has."""
+    if isinstance(objects, Noted):
+        return objects.handlers
+    return {unit: len(json.loads(objects.read(f"{unit}.places"))) for unit in objects.units}
 
 
 def _note(guest: str) -> Path:
@@ -129,8 +140,11 @@ def _read(note: Path) -> Noted | None:
         told = json.loads((directory / _COMPLETE).read_bytes())
         if told["key"] != noted["key"]:
             return None
-        return Noted(directory, str(told["key"]), list(told["units"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        handlers = {str(unit): int(count) for unit, count in noted["handlers"].items()}
+        if handlers.keys() != set(told["units"]):
+            return None
+        return Noted(directory, str(told["key"]), list(told["units"]), handlers)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -139,7 +153,8 @@ def _write(note: Path, found: Noted) -> None:
     temporary = note.with_name(f"building-{note.name}-{os.urandom(4).hex()}")
     try:
         temporary.touch(0o644)
-        temporary.write_text(json.dumps({"directory": str(found.directory), "key": found.key}))
+        told = {"directory": str(found.directory), "key": found.key, "handlers": found.handlers}
+        temporary.write_text(json.dumps(told))
         temporary.replace(note)
     finally:
         temporary.unlink(missing_ok=True)

@@ -17,10 +17,10 @@ _RESTART_WITHIN = 200
 # How many lines of a bad end are shown.
 LAST_LINES = 20
 # The panic and its cause, and not the line "---[ end Kernel panic ..." behind it.
-_PANIC = re.compile(rf"(?<!end ){PANIC_MARK}(.*)")
+_PANIC = rf"(?<!end ){PANIC_MARK}(.*)"
 # How Linux begins to tell of a fault that it may panic of, on x86 and elsewhere; and how many
 # lines of registers and stacks there are between the two at most.
-_FAULT = re.compile(
+_FAULT = (
     r"\] (BUG: |Oops: |general protection fault|Unable to handle|Internal error: |kernel BUG at "
     r"|divide error: |VFS: Cannot open root|VFS: Unable to mount root)"
 )
@@ -39,7 +39,7 @@ def restarted(said: str) -> bool:
 
 def panic_cause(said: str) -> str:
     """Return the cause that the last panic in `said` names, in one line; "" where none does."""
-    found = _PANIC.findall(said)
+    found = re.findall(_PANIC, said)
     return str(found[-1]).strip(": \r") if found else ""
 
 
@@ -64,8 +64,8 @@ def last_words(said: str, lines: int = LAST_LINES) -> str:
 
 def _cause_line(lines: list[str]) -> int | None:
     """Return the index of the line with which the last panic began, if there was one."""
-    panic = next((n for n in reversed(range(len(lines))) if _PANIC.search(lines[n])), None)
+    panic = next((n for n in reversed(range(len(lines))) if re.search(_PANIC, lines[n])), None)
     if panic is None:
         return None
     before = range(max(0, panic - _FAULT_WITHIN), panic)
-    return next((n for n in before if _FAULT.search(lines[n])), panic)
+    return next((n for n in before if re.search(_FAULT, lines[n])), panic)

@@ -53,8 +53,8 @@ class NativeEngine:
 
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
-        self._places = {name: json.loads(objects.read(f"{name}.places")) for name in objects.units}
-        handlers = [f"handlers.{name}" for name, places in self._places.items() if places]
+        self._handlers = opened.handlers_of(objects)
+        handlers = [f"handlers.{unit}" for unit, count in self._handlers.items() if count]
         symbols = [RUN_INTERPRETER, RUN_TRANSLATOR, HOST_TSC, PAGE_HASH, DECODE_BLOCK]
         symbols += [STOP_MACHINE, RESUME_MACHINE, WRITTEN_OUTSIDE, POST_INTERRUPT, NOTIFY]
         symbols += [RAISE_REASONS, CLEAR_REASONS, RECLAIM_QUEUE, *DOORS.values(), *handlers]
@@ -114,10 +114,10 @@ class NativeEngine:
     def _linked_forms(self) -> array[int]:
         """Return the form table with handler addresses in place of indices."""
         addresses = [0]
-        for name, places in self._places.items():
-            if places:
-                where = self.library.address(f"handlers.{name}")
-                addresses += (ctypes.c_uint64 * len(places)).from_address(where)
+        for unit in self.objects.units:
+            if count := self._handlers[unit]:
+                where = self.library.address(f"handlers.{unit}")
+                addresses += (ctypes.c_uint64 * count).from_address(where)
         entries = array("Q")
         entries.frombytes(self.objects.read("forms.bin"))
         words = FormEntry.size // 8
