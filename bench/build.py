@@ -6,7 +6,8 @@
 Ten steps, seven of them commands in a machine. "cold" has a cache without steps, "last RUN" and
 "last COPY" have all but the last step of its kind, "known" has all; each is timed from the start
 of `ringzero image build` to its end. "size of ten" is what ten images that share their base take in
-the store, as a multiple of one.
+the store, as a multiple of one. "first answer" is from the start of `ringzero run` of an image with
+a service and a SNAPSHOT to the end of its first answer by HTTP, "booted" the same with --boot.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import shutil
+import socket
 import stat
 import statistics
 import subprocess
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from urllib.request import urlopen
 
 from ringzero.settings import CACHE_DIR
 
@@ -38,6 +41,18 @@ RUN echo {word} >/srv/word
 COPY last /srv/last
 """
 PROGRAM = Path(sys.executable).with_name("ringzero")
+SERVICE = """\
+FROM micro
+MEMORY 128M
+RUN mkdir /www && echo hello >/www/word
+SERVICE web httpd -f -p 8000 -h /www
+READY http://127.0.0.1:8000/word
+SNAPSHOT
+"""
+# Of builds after the cold one: the words in the last RUN and in the last COPY.
+CHANGES = {"last RUN": ("r{}", "0"), "last COPY": ("w", "c{}"), "known": ("w", "0")}
+# How long nothing answers before that is a fault, in seconds, and how often it is tried.
+PATIENCE, AGAIN = 120, 0.002
 # What is the user's own and the same for all: the guest's image, the engine.
 SHARED = ("blobs", "layers", "build", "names", "lock", "templates")
 
@@ -58,6 +73,11 @@ def build(place: Path, cache: Path, name: str, word: str, last: str) -> float:
     (place / "Vmfile").write_text(STEPS.format(word=word))
     (place / "source").write_text("source\n")
     (place / "last").write_text(last)
+    return built(place, cache, name)
+
+
+def built(place: Path, cache: Path, name: str) -> float:
+    """Build the Vmfile of a directory; return the seconds that took."""
     begin = time.perf_counter()
     subprocess.run(
         [PROGRAM, "image", "build", "--progress", "quiet", "-t", name, place],
@@ -66,6 +86,31 @@ def build(place: Path, cache: Path, name: str, word: str, last: str) -> float:
         env=os.environ | {"RINGZERO_CACHE_DIR": str(cache)},
     )
     return time.perf_counter() - begin
+
+
+def first_answer(cache: Path, name: str, *flags: str) -> float:
+    """Return how long a service's first answer takes from the start of its machine, in seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    begin = time.perf_counter()
+    machine = subprocess.Popen(
+        [PROGRAM, "run", *flags, "-p", f"{port}:8000", name],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"RINGZERO_CACHE_DIR": str(cache)},
+    )
+    try:
+        while True:
+            try:
+                with urlopen(f"http://127.0.0.1:{port}/word", timeout=PATIENCE) as answer:
+                    answer.read()
+                return time.perf_counter() - begin
+            except OSError:
+                if time.perf_counter() - begin > PATIENCE:
+                    raise
+                time.sleep(AGAIN)
+    finally:
+        machine.terminate()
+        machine.wait()
 
 
 def disk_use(cache: Path) -> int:
@@ -95,11 +140,7 @@ def main() -> int:
             cold.append(build(place, cache, "bench:0", "w", "0"))
         rows["cold"] = statistics.median(cold)
         one = disk_use(cache)
-        for row, word, last in (
-            ("last RUN", "r{}", "0"),
-            ("last COPY", "w", "c{}"),
-            ("known", "w", "0"),
-        ):
+        for row, (word, last) in CHANGES.items():
             times = [
                 build(place, cache, "bench:0", word.format(n), last.format(n))
                 for n in range(options.rounds)
@@ -111,9 +152,14 @@ def main() -> int:
         environment = os.environ | {"RINGZERO_CACHE_DIR": str(cache)}
         subprocess.run(prune, check=True, stdout=subprocess.DEVNULL, env=environment)
         rows["size of ten"] = disk_use(cache) / one
+        (place / "Vmfile").write_text(SERVICE)
+        built(place, cache, "service:0")
+        for row, flags in (("first answer", ()), ("booted", ("--boot",))):
+            times = [first_answer(cache, "service:0", *flags) for _ in range(options.rounds)]
+            rows[row] = statistics.median(times)
     for row, value in rows.items():
         unit = "" if row.startswith("size") else " s"
-        ratio = f"   cold / {rows['cold'] / value:.0f}" if unit and row != "cold" else ""
+        ratio = f"   cold / {rows['cold'] / value:.0f}" if row in CHANGES else ""
         print(f"{row:<14}{value:8.2f}{unit}{ratio}")
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1))

@@ -13,6 +13,9 @@ import pytest
 from ringzero.image import micro
 from ringzero.settings import CACHE_DIR
 
+# What is no user's guest or engine.
+OWN = ("build", "blobs", "layers", "names", "lock", "templates")
+
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -22,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (own / "images").mkdir(parents=True)
     for path in [*place.iterdir(), *(place / "images").iterdir()]:
         target = own / path.relative_to(place)
-        if not target.exists() and path.name not in ("build", "blobs", "names", "lock"):
+        if not target.exists() and path.name not in OWN:
             target.symlink_to(path)
     # Changes to the environment are for this process's children, too.
     monkeypatch.setenv("RINGZERO_CACHE_DIR", os.fspath(own))

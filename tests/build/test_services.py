@@ -16,11 +16,11 @@ pytestmark = pytest.mark.boot
 TEXT = """\
 FROM micro
 ENV WORD=said
-RUN echo 'until [ -e /run/go ]; do sleep 0.05; done; touch /run/up; sleep 1000' >/late
+RUN echo 'until [ -e /run/go ]; do sleep 0.05; done; touch /run/up; httpd -f -p 81' >/late
 SERVICE first echo "first $WORD $(id -u)"
 SERVICE --user=nobody --after=first fails echo "fails $(id -u)"; exit 3
 SERVICE --restart=no --after=fails late touch /run/go; exec sh /late
-READY --timeout=40s CMD test -e /run/up
+READY --timeout=100s tcp:81
 """
 
 

@@ -253,6 +253,7 @@ class ImageSummary(TypedDict):
     volumes: NotRequired[list[str]]
     healthcheck: NotRequired[list[str]]
     machine: NotRequired[dict[str, Any]]
+    memory: NotRequired[str | None]
 
 
 class SnapshotFacts(TypedDict):

@@ -51,7 +51,6 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _OWED = {
     "KERNEL": "images boot the default guest's kernel",
     "DISK": "give the disk to the machine: ringzero run --disk",
-    "SNAPSHOT": "machines of an image begin with a boot",
 }
 
 
@@ -179,6 +178,17 @@ class _Builder:
         parts: list[tuple[Descriptor, Path | None]] = [(layer, None) for layer in base.layers]
         parts += [(bases.layer_of(x), self.builds.layer(x.digest)) for x in layers]
         made = Made(config, tuple(parts))
+        if built.state.machine.snapshot:
+            from ringzero.build import memory
+
+            # It has its names when all of it is there.
+            image = put(made, cache=self.cache, progress=self.progress)
+            memory.keep(
+                image,
+                cache=self.cache,
+                secrets=self.options.secrets,
+                progress=self.progress,
+            )
         return put(made, cache=self.cache, names=self.options.names, progress=self.progress)
 
     def _needed(self, last: int) -> list[int]:
@@ -278,6 +288,8 @@ class _Stage:
         self._worker: Worker | None = None
         # Whether its memory may hold a secret: then it is not written down.
         self._tainted = False
+        # Whether another RUN follows the step at hand.
+        self._goes_on = False
         # The last snapshot that the cache has of these steps: its name, and how many layers in.
         self._snapshot: tuple[str, int] | None = None
         self._closing = contextlib.ExitStack()
@@ -291,7 +303,8 @@ class _Stage:
     def run(self) -> _Built:
         """Do all steps."""
         builder = self._builder
-        for step in self._stage.steps:
+        for number, step in enumerate(self._stage.steps):
+            self._goes_on = any(isinstance(s, kinds.Run) for s in self._stage.steps[number + 1 :])
             builder.begin(step)
             started = time.monotonic()
             cached, empty = _told(builder.file, step, lambda step=step: self._do(step))  # type: ignore[misc]
@@ -484,9 +497,13 @@ class _Stage:
         return None
 
     def _save(self, chain: str) -> None:
-        """Keep the machine after a RUN, so that a build with other later steps goes on from it."""
+        """Keep the machine after a RUN that others follow: a build goes on there if they change.
+
+        Behind the last one nothing is likelier to change than that one itself.
+        """
         builds = self._builder.builds
-        if self._worker is not None and not self._tainted and builds.machine(chain) is None:
+        wanted = self._goes_on and self._worker is not None and not self._tainted
+        if wanted and self._worker is not None and builds.machine(chain) is None:
             # Without it the next build boots; a full disk is told by the layers.
             with contextlib.suppress(RingzeroError):
                 self._worker.save(builds.machines, builds.snapshot(chain))

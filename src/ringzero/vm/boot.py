@@ -88,7 +88,7 @@ def with_services(config: MachineConfig, files: BootFiles) -> MachineConfig:
         for word, said in (
             (SERVICES, spec.services),
             (READY, spec.ready),
-            (KEPT, spec.services and spec.snapshot),
+            (KEPT, spec.snapshot),
         )
         if said
     ]
@@ -254,7 +254,7 @@ def own_command_line(config: MachineConfig, given: str, hostname: str) -> str:
     setups = [net.guest_setup(number) for number, net in enumerate(config.nets)]
     if setups:
         line += f" {NET_PARAMETER}={','.join(setups)}"
-    if "static" in setups:
+    if "static" in setups and KEPT not in services_of(given):
         from ringzero.host.resolvconf import search_domains
 
         # Those with DHCP are told by it.

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ringzero.vm.guest.agent import Agent
     from ringzero.vm.saved.templates import Key, Template, Templates
 
+# Why a machine boots that nothing is known of.
+_FIRST = "the first of its description"
 # The program that makes a template of the description on its standard input.
 _MAKING = "ringzero.vm.saved.making"
 
@@ -92,9 +94,9 @@ class Start:
         assert self._store is not None
         assert self._key is not None
         try:
-            self._template = self._store.take(self._key)
-        except NotFoundError:
-            self.why = "the first of its description"
+            self._template = self._take(self._store, self._key)
+        except NotFoundError as fault:
+            self.why = fault.message
         except RingzeroError as fault:
             self.why = fault.message
             self._store.remove(self._key.name)
@@ -110,9 +112,24 @@ class Start:
             self.why = f"no template can be kept: {fault.message}"
             self._tell(f"this start boots: {self.why}")
             return
-        if self.why != "the first of its description":
+        if self.why != _FIRST:
             self._tell(f"this start boots: {self.why}")
         self._missing = True
+
+    def _take(self, store: Templates, key: Key) -> Template:
+        """Return the template; its image may bring it. Raises as `Templates.take`."""
+        from ringzero.vm import boot
+
+        with contextlib.suppress(NotFoundError):
+            return store.take(key)
+        why = _FIRST
+        if boot.KEPT in boot.services_of(key.config.command_line):
+            from ringzero.vm.saved import shipped
+
+            why = shipped.bring(key, store)
+        if why:
+            raise NotFoundError(why)
+        return store.take(key)
 
     def give_up(self, why: str) -> None:
         """Have the machine boot after all, and no template made of it."""

@@ -19,7 +19,8 @@ from ringzero.image.layers import tar
 from ringzero.image.layers.plain import kind_of, map_whole
 from ringzero.image.oci import manifest
 from ringzero.image.oci.manifest import MAX_DOCUMENT, Descriptor
-from ringzero.image.oci.reference import LAYOUT, Local
+from ringzero.image.oci.memory import ANNOTATION
+from ringzero.image.oci.reference import LAYOUT, Local, is_digest
 from ringzero.image.oci.registry import Sink
 
 _CHUNK = 1 << 20
@@ -33,6 +34,10 @@ class Source(Protocol):
 
     def manifest(self, target: str) -> tuple[bytes, str]:
         """Return the document of a tag or digest, and its type if that is told."""
+        ...
+
+    def memory(self, image: str) -> bytes | None:
+        """Return the manifest of the memory layer of the image with a digest; None without one."""
         ...
 
     def blob(self, descriptor: Descriptor, sink: Sink, told: Callable[[int], object]) -> None:
@@ -83,6 +88,16 @@ class Layout:
                 )
             return data, manifest.OCI_INDEX
         return _small(self._blob(named[0].digest)), named[0].media_type
+
+    def memory(self, image: str) -> bytes | None:
+        """Return the blob that the layout's index has as the memory layer of an image."""
+        value = manifest.document(_small(self._local.path / "index.json"), "index.json")
+        for item in value.get("manifests", ()):
+            notes = item.get("annotations") if isinstance(item, dict) else None
+            digest = notes.get(ANNOTATION) if isinstance(notes, dict) else None
+            if isinstance(digest, str) and is_digest(digest) and item.get("digest") == image:
+                return _small(self._blob(digest))
+        return None
 
     def blob(self, descriptor: Descriptor, sink: Sink, told: Callable[[int], object]) -> None:
         """Copy a blob."""
@@ -136,6 +151,10 @@ class Archive:
     def names(self) -> list[list[str]]:
         """The names of each image, in the archive's order."""
         return [[str(tag) for tag in image.get("RepoTags") or ()] for image in self._images]
+
+    def memory(self, image: str) -> bytes | None:
+        """Return None: such archives have none."""
+        return None
 
     def blob(self, descriptor: Descriptor, sink: Sink, told: Callable[[int], object]) -> None:
         """Copy a file of the archive."""

@@ -54,7 +54,7 @@ def put(
     with blobs.in_use(progress):
         for layer, path in made.layers:
             if path is not None:
-                blobs.fetch(layer, lambda sink, path=path: _pour(path, sink), progress)  # type: ignore[misc]
+                blobs.fetch(layer, lambda sink, path=path: pour(path, sink), progress)  # type: ignore[misc]
         blobs.put(made.config, digest_of(made.config))
         blobs.put(data, digest)
         found = documents.manifest(documents.document(data, "the image's manifest"))
@@ -66,7 +66,8 @@ def put(
     return (store.named(names[0]) if names else None) or image
 
 
-def _pour(path: Path, sink: Partial) -> None:
+def pour(path: Path, sink: Partial) -> None:
+    """Append what is missing of a file to a blob that is on its way."""
     with path.open("rb") as file:
         file.seek(sink.size)
         while data := file.read(1 << 20):

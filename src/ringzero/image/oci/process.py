@@ -25,7 +25,7 @@ _MAX_GROUPS = 256
 _DIGITS = 10
 _SECOND = 1_000_000_000
 # The guest's own programs, and how long one of them waits for a service's answer, in seconds.
-_BUSYBOX, _PATIENCE = f"{TOOLS}/bin/busybox", "5"
+_BUSYBOX, _PATIENCE = f"{TOOLS}/bin/busybox", 5
 
 
 @record
@@ -117,8 +117,9 @@ def _services(machine: MachineSpec) -> Iterator[str]:
         yield "wait\n}"
     if machine.ready is not None:
         bound, pause = machine.ready.timeout / _SECOND, machine.ready.interval / _SECOND
-        # One question takes no longer than all of them may.
-        words = [_BUSYBOX, "timeout", "-s", "KILL", str(ceil(bound)), *_question(machine.ready)]
+        # A command takes no longer than all of them may, a question by network less.
+        longest = ceil(bound) if machine.ready.test[0] == "CMD" else min(ceil(bound), _PATIENCE)
+        words = [_BUSYBOX, "timeout", "-s", "KILL", str(longest), *_question(machine.ready)]
         yield f"ready() {{\nask {ceil(bound)} {pause:.3f} {join(['--', *words])}\n}}"
 
 
@@ -126,7 +127,7 @@ def _question(ready: Ready) -> tuple[str, ...]:
     kind, *words = ready.test
     if kind == "TCP":
         # It connects, and is then another program, which ends.
-        return (_BUSYBOX, "nc", "-w", _PATIENCE, "127.0.0.1", *words, "-e", _BUSYBOX, "true")
+        return (_BUSYBOX, "nc", "127.0.0.1", *words, "-e", _BUSYBOX, "true")
     if kind == "HTTP":
-        return (_BUSYBOX, "wget", "-q", "-T", _PATIENCE, "-O", "/dev/null", *words)
+        return (_BUSYBOX, "wget", "-q", "-O", "/dev/null", *words)
     return tuple(words)

@@ -14,6 +14,7 @@ from ringzero.errors import GuestImageError, RingzeroError
 from ringzero.host.files import atomic_directory, locked, require_space
 from ringzero.host.progress import QUIET, Progress, Reported
 from ringzero.image.oci import manifest as documents
+from ringzero.image.oci import memory
 from ringzero.image.oci.blobs import Blobs, Follower, digest_of
 from ringzero.image.oci.certificates import Trust
 from ringzero.image.oci.local import Source, open_local
@@ -53,9 +54,26 @@ def pull(
             raise GuestImageError(f"{name} is an image for {config.architecture}, not for {wanted}")
         fetch = partial(_fetch, name, source, blobs, manifest.layers, progress)
         image = unpacked(store, blobs, digest, manifest, config, fetch, progress)
+        if config.machine.snapshot:
+            # Without it the image boots, and says so.
+            with contextlib.suppress(RingzeroError):
+                _fetch_memory(name, source, image, blobs, progress)
     with store.lock(progress):
         store.set_name(name, digest)
     return store.named(name) or image
+
+
+def _fetch_memory(
+    name: Reference | Local, source: Source, image: StoredImage, blobs: Blobs, progress: Progress
+) -> None:
+    """Have an image's memory layer in the store, where there is one."""
+    data = source.memory(image.digest)
+    if data is None:
+        return
+    layer = memory.read(data, image.digest)
+    _fetch(name, source, blobs, layer.blobs, progress)
+    blobs.put(data, layer.manifest.digest)
+    memory.keep(image.root.parent, layer)
 
 
 def _open(name: Reference | Local, trust: Trust | None) -> Source:

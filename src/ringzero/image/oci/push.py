@@ -14,9 +14,11 @@ from ringzero.errors import InvalidValueError, NotFoundError
 from ringzero.host.files import atomic_directory, host_error, require_space
 from ringzero.host.progress import QUIET, Progress
 from ringzero.image.oci import manifest as documents
+from ringzero.image.oci import memory
 from ringzero.image.oci.blobs import Blobs
 from ringzero.image.oci.certificates import Trust
 from ringzero.image.oci.manifest import OCI_INDEX, Descriptor, Manifest
+from ringzero.image.oci.memory import MemoryLayer
 from ringzero.image.oci.reference import Reference
 from ringzero.image.oci.registry import Registry
 from ringzero.image.oci.store import Store, StoredImage
@@ -52,7 +54,9 @@ def push(
     blobs = Blobs(cache)
     with blobs.in_use(progress), contextlib.closing(Registry(target, trust)) as registry:
         data, kind, manifest = _manifest(image, blobs)
-        wanted = {d.digest: d for d in (*manifest.layers, manifest.config)}
+        layer = memory.find(image.root.parent, blobs, image.digest)
+        more = layer.blobs if layer is not None else ()
+        wanted = {d.digest: d for d in (*manifest.layers, manifest.config, *more)}
         sizes = sum(d.size for d in wanted.values())
         lock, done, sent = threading.Lock(), 0, 0
         with progress.step(f"pushing {target.familiar} ({format_size(sizes)})") as step:
@@ -78,7 +82,20 @@ def push(
                     pool.shutdown(cancel_futures=True)
                     raise
         registry.put_manifest(target.target, data, kind)
+        if layer is not None:
+            _refer(registry, image.digest, layer, blobs)
     return sent
+
+
+def _refer(registry: Registry, image: str, layer: MemoryLayer, blobs: Blobs) -> None:
+    """Have a registry know an image's memory layer, whose blobs it has, among its referrers."""
+    registry.put_manifest(
+        layer.manifest.digest, blobs.read(layer.manifest.digest), layer.manifest.media_type
+    )
+    tag, others = memory.referrers_tag(image), None
+    with contextlib.suppress(NotFoundError):
+        others = registry.manifest(tag)[0]
+    registry.put_manifest(tag, memory.referrers(layer, others), OCI_INDEX)
 
 
 def save(image: StoredImage, target: Path, name: str, *, cache: Path) -> None:
@@ -92,6 +109,12 @@ def save(image: StoredImage, target: Path, name: str, *, cache: Path) -> None:
     with blobs.in_use():
         data, kind, manifest = _manifest(image, blobs)
         wanted = [*manifest.layers, manifest.config, Descriptor(kind, image.digest, len(data))]
+        notes = {"org.opencontainers.image.ref.name": name}
+        layer = memory.find(image.root.parent, blobs, image.digest)
+        if layer is not None:
+            wanted += [layer.manifest, *layer.blobs]
+            # Not in the index: a layout of one image is that for other programs, too.
+            notes[memory.ANNOTATION] = layer.manifest.digest
         require_space(target.parent, sum(d.size for d in wanted), f"saving {image.name}")
         with atomic_directory(target.absolute()) as work:
             for descriptor in wanted:
@@ -107,7 +130,7 @@ def save(image: StoredImage, target: Path, name: str, *, cache: Path) -> None:
                         "mediaType": kind,
                         "digest": image.digest,
                         "size": len(data),
-                        "annotations": {"org.opencontainers.image.ref.name": name},
+                        "annotations": notes,
                     }
                 ],
             }

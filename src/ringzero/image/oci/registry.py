@@ -39,6 +39,7 @@ from ringzero.image.http import (
 from ringzero.image.oci import credentials
 from ringzero.image.oci.certificates import Trust, context, folder
 from ringzero.image.oci.manifest import INDEXES, MANIFESTS, MAX_DOCUMENT, Descriptor
+from ringzero.image.oci.memory import among_referrers, referrers_tag
 from ringzero.image.oci.reference import DEFAULT_REGISTRY, Reference
 from ringzero.settings import HTTP_REGISTRIES, INSECURE_REGISTRIES, REGISTRY_MIRRORS
 
@@ -128,6 +129,17 @@ class Registry:
                 if ours or len(self._bases) == 1:
                     raise
                 del self._bases[0]
+
+    def memory(self, image: str) -> bytes | None:
+        """Return the manifest of the memory layer of the image with a digest; None without one.
+
+        Raises HostError, GuestImageError.
+        """
+        try:
+            found = among_referrers(self.manifest(referrers_tag(image))[0])
+            return self.manifest(found.digest)[0] if found is not None else None
+        except NotFoundError:
+            return None
 
     def blob(self, descriptor: Descriptor, sink: Sink, told: Callable[[int], object]) -> None:
         """Fetch a blob into `sink`, on from where that ends; `told` hears of bytes that came.

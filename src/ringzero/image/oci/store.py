@@ -28,6 +28,8 @@ from ringzero.host.files import atomic_file, locked, make_directory
 from ringzero.host.progress import QUIET, Progress
 from ringzero.image import machinespec
 from ringzero.image.machinespec import MachineSpec
+from ringzero.image.oci import memory
+from ringzero.image.oci.blobs import Blobs
 from ringzero.image.oci.contents import Layers, taken
 from ringzero.image.oci.reference import Local, Reference
 from ringzero.records import record
@@ -111,6 +113,7 @@ class StoredImage:
             "volumes": list(self.volumes),
             "healthcheck": list(self.healthcheck),
             "machine": self.machine.plain(),
+            "memory": memory.digest_at(self.root.parent),
         }
 
 
@@ -156,6 +159,10 @@ class Store:
             )
         except (OSError, KeyError, TypeError, GuestImageError):
             return None
+
+    def at(self, place: Path) -> StoredImage | None:
+        """Return the image whose directory is `place`, or None when anything is amiss."""
+        return self.load(str((_json(place / INFO) or {}).get("digest")))
 
     def set_name(self, name: Reference | Local, digest: str) -> None:
         """Let `name` stand for an image."""
@@ -255,6 +262,9 @@ class Store:
             images = self.images()
             for image in images:
                 kept |= {image.digest, image.config, *image.layers}
+                layer = memory.find(image.root.parent, Blobs(self.cache), image.digest)
+                if layer is not None:
+                    kept |= {layer.manifest.digest, *(d.digest for d in layer.blobs)}
             freed += self.layers.sweep([d for image in images for d in image.diff_ids])
             for path in blobs.glob("*/*"):
                 if path.parent.name == "partial" or f"{path.parent.name}:{path.name}" not in kept:

@@ -23,6 +23,7 @@ from ringzero.settings import TEMPLATES
 if TYPE_CHECKING:
     from ringzero.config.machine import MachineConfig
     from ringzero.engine.contract import Engine
+    from ringzero.vm.machine import Machine
     from ringzero.vm.saved.templates import Key, Templates
 
 # How long the whole may take, in seconds, on the slowest of hosts.
@@ -61,7 +62,6 @@ def make(config: MachineConfig, engine: Engine, store: Templates) -> bool:
 
 def _boot_and_write(key: Key, engine: Engine, work: Path) -> None:
     """Boot the description and write down its idle guest."""
-    from ringzero.vm import boot
     from ringzero.vm.build import assemble
     from ringzero.vm.machine import Machine
     from ringzero.vm.saved import templates
@@ -70,14 +70,14 @@ def _boot_and_write(key: Key, engine: Engine, work: Path) -> None:
         machine.start()
         if not machine.agent.wait_ready(_PATIENCE):
             raise GuestError("the guest took no command")
-        if boot.services_of(key.config.command_line) >= {boot.SERVICES, boot.READY}:
-            machine.run(boot.ASK_READY)
+        _ask_services(machine)
         # What every command needs is then in the guest's memory, and translated.
         if key.config.shares:
             # As far as that goes without knowing any of the folders.
             machine.run(("/sbin/share", "-m"))
         for _ in range(_WARM):
             machine.run(_words(key.config))
+            _ask_services(machine)
         time.sleep(_SETTLE)
         with machine.seed() as seed:
             templates.write(work, key, seed)
@@ -101,10 +101,21 @@ def _try(key: Key, engine: Engine, work: Path) -> None:
         template.close()
     with machine:
         machine.run(_words(key.config), timeout=_PATIENCE)
+        _ask_services(machine)
         machine.pause()
         workingset.note(machine.memory.host, work / workingset.FILE)
         (work / workingset.FILE).chmod(0o600)
         templates.note_code(work, machine.parts.vm.code_pages())
+
+
+def _ask_services(machine: Machine) -> None:
+    """Have the services of the guest's image answer, if it has any. Raises GuestError."""
+    from ringzero.vm import boot
+
+    if boot.services_of(machine.config.command_line) >= {boot.SERVICES, boot.READY}:
+        asked = machine.run(boot.ASK_READY, text=True)
+        if asked.exit_code:
+            raise GuestError(f"its services are not ready: {asked.stderr.strip()[-200:]}")
 
 
 def _words(config: MachineConfig) -> tuple[str, ...]:

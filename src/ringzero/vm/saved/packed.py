@@ -46,14 +46,24 @@ def write(directory: Path, size: int, blocks: blobs.Blocks) -> str:
 
 
 def read(path: Path, size: int) -> MemoryBase:
-    """Return the memory of `size` bytes in a blob, unpacked. Raises StateError, HostError.
-
-    Every number in it is checked.
-    """
-    broken = StateError("the snapshot's memory is damaged", path=path)
+    """Return the memory of `size` bytes in a blob, unpacked. Raises StateError, HostError."""
     memory = MemoryBase(os.memfd_create("guest-ram", os.MFD_CLOEXEC), size, owned=True)
     try:
-        os.ftruncate(memory.fd, size)
+        unpack(path, size, memory.fd)
+    except BaseException:
+        memory.release()
+        raise
+    return memory
+
+
+def unpack(path: Path, size: int, fd: int) -> None:
+    """Unpack the memory of `size` bytes in a blob into an empty file, with its holes.
+
+    Every number in it is checked. Raises StateError, HostError.
+    """
+    broken = StateError("the snapshot's memory is damaged", path=path)
+    try:
+        os.ftruncate(fd, size)
         with path.open("rb") as file:
             if file.read(HEADER.size) != HEADER.pack(MAGIC, size):
                 raise broken
@@ -69,13 +79,9 @@ def read(path: Path, size: int) -> MemoryBase:
                     data = stream.read(length)
                     if len(data) != length:
                         raise broken
-                    blobs.write_all(memory.fd, data, offset)
+                    blobs.write_all(fd, data, offset)
                     end = offset + length
-    except BaseException as fault:
-        memory.release()
-        if isinstance(fault, zstandard.ZstdError):
-            raise broken from fault
-        if isinstance(fault, OSError):
-            raise host_error(fault, "read", path) from fault
-        raise
-    return memory
+    except zstandard.ZstdError as fault:
+        raise broken from fault
+    except OSError as fault:
+        raise host_error(fault, "read", path) from fault

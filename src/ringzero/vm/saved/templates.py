@@ -150,8 +150,8 @@ class Template:
         self, memory: MemoryBase, tree: Mapping[str, Any], taken: int, code: Sequence[int]
     ) -> None:
         self._memory = memory
-        self._tree = dict(tree)
-        self._taken = taken
+        self.tree = dict(tree)
+        self.taken = taken
         self._code = code
 
     def resume(self, parts: Assembly) -> Introduction:
@@ -160,10 +160,30 @@ class Template:
         from ringzero.vm.seed import Seed
 
         image = MemoryImage(self._memory)
-        state = states.MachineState(self._tree)
-        introduction = copies.resume(parts, Seed(parts.config, state, image, taken=self._taken))
+        state = states.MachineState(self.tree)
+        introduction = copies.resume(parts, Seed(parts.config, state, image, taken=self.taken))
         parts.vm.expect(self._code)
         return introduction
+
+    @property
+    def size(self) -> int:
+        """The guest's memory, in bytes."""
+        return self._memory.size
+
+    def blocks(self) -> Iterator[tuple[int, bytes]]:
+        """Yield (offset, bytes) of the memory's blocks that are not all zeroes, ascending."""
+        from ringzero.vm.saved import blobs
+
+        return blobs.file_blocks(self._memory.fd, self._memory.size)
+
+    def holds(self, data: bytes) -> bool:
+        """Whether some bytes, more than none, are in the memory or in the state."""
+        import mmap
+
+        if not data:
+            return False
+        with mmap.mmap(self._memory.fd, self._memory.size, prot=mmap.PROT_READ) as memory:
+            return memory.find(data) >= 0 or data in json.dumps(self.tree).encode()
 
     def close(self) -> None:
         """Let go of the memory; machines that went on from it keep it."""
@@ -394,20 +414,39 @@ def write(work: Path, key: Key, seed: Seed) -> None:
     """Write a template of `key`, but for the hint, into the directory `work`. Raises HostError."""
     from ringzero.vm.saved import blobs
 
-    memory, size = work / MEMORY, seed.memory.size
+    size = seed.memory.size
 
     def fill(fd: int) -> None:
         os.ftruncate(fd, size)
         for offset, data in blobs.memory_blocks(seed.memory):
             blobs.write_all(fd, data, offset)
 
+    write_parts(work, key, taken=seed.taken, size=size, tree=seed.state.tree, fill=fill)
+
+
+def write_parts(
+    work: Path,
+    key: Key,
+    *,
+    taken: int,
+    size: int,
+    tree: Mapping[str, Any],
+    fill: Callable[[int], None],
+) -> None:
+    """Write the same from its parts; `fill` writes the memory to an empty file's descriptor.
+
+    Raises HostError, and what `fill` raises.
+    """
+    from ringzero.vm.saved import blobs
+
+    memory = work / MEMORY
     _write(memory, fill)
     found = {
         "key": key.text,
-        "taken": seed.taken,
+        "taken": taken,
         "size": size,
         "memory": _stamp(memory.stat()),
-        "machine": seed.state.tree,
+        "machine": tree,
     }
     content = json.dumps(found, separators=(",", ":")).encode()
     header = HEADER.pack(MAGIC, zlib.crc32(content))
