@@ -172,7 +172,7 @@ print(refused(os.open, ".", os.O_TMPFILE | os.O_RDWR))
 fd = os.open("a", os.O_RDWR | os.O_CREAT)
 os.posix_fallocate(fd, 0, 10000)
 print(os.fstat(fd).st_size, os.lseek(fd, 0, os.SEEK_DATA), os.lseek(fd, 0, os.SEEK_HOLE))
-print(os.copy_file_range(fd, os.open("b", os.O_RDWR | os.O_CREAT), 10000))
+print(os.copy_file_range(fd, os.open("b", os.O_RDWR | os.O_CREAT), 10000, 0))
 libc = ctypes.CDLL(None, use_errno=True)
 print(libc.renameat2(-100, b"a", -100, b"b", 2), errno.errorcode[ctypes.get_errno()])
 """
