@@ -46,7 +46,7 @@ WORK = "seq 20000 | md5sum"
 SETTLE = 3.0
 MILLI = 1e3
 # So many are asked one after the other, for a p99.
-ASKED = 100
+ASKED = 200
 
 
 def timed(action: Callable[[], object]) -> float:

@@ -113,7 +113,7 @@ class Fake(FakeMachine):
     def frozen(self):
         return contextlib.nullcontext()
 
-    def seed(self):
+    def seed(self, clones=1):
         return Seed(self.config)
 
     def grow(self, seed, identity):

@@ -1,5 +1,6 @@
 """What is promised of copies of a running machine, looked at from inside the guest."""
 
+import os
 import re
 import time
 
@@ -57,6 +58,18 @@ def test_forks_have_random_numbers_of_their_own(parent):
             child.stop()
     for values in zip(*seen, strict=True):
         assert len(set(values)) == len(seen), values
+
+
+def test_no_two_of_many_copies_draw_alike(parent):
+    """RINGZERO_TEST_COPIES=10000 tries as many."""
+    seen = [output(parent, RANDOM)]
+    wanted = int(os.environ.get("RINGZERO_TEST_COPIES", "20"))
+    while len(seen) <= wanted:
+        for child in parent.fork(10):
+            with child:
+                seen.append(output(child, RANDOM))
+    for values in zip(*(text.splitlines() for text in seen), strict=True):
+        assert len(set(values)) == len(seen)
 
 
 def test_forks_of_forks_too(parent):

@@ -85,6 +85,34 @@ def test_freezing_again(scan, changed):
     first.close()
 
 
+def test_what_is_copied_into_clones_again_and_again_becomes_a_base(scan):
+    """Of a machine that was resumed, whose base nobody may write to."""
+    first = host_memory.HostMemory("test", 16 * MIB)
+    first.view[: 4 * MIB] = b"\1" * (4 * MIB)
+    image = first.freeze()
+    image.share()
+    resumed = host_memory.HostMemory("test", first.size, image)
+    image.close()
+    resumed.view[: MIB // 2] = b"\2" * (MIB // 2)
+    counts = []
+    for _ in range(4):
+        copy = copy_of(resumed)
+        counts.append(copy.changed())
+        assert copy.view[0] == 2 and copy.view[MIB] == 1
+        copy.close()
+    changed = [(0, MIB // 2)]
+    assert counts == [changed, changed, [], []]
+    # For many clones at once it is worth it at once.
+    resumed.view[MIB : 2 * MIB] = b"\3" * MIB
+    with_many = resumed.freeze(clones=1), resumed.freeze(clones=100)
+    assert not with_many[0].changed or with_many[0].base is not with_many[1].base
+    assert not with_many[1].changed
+    for image in with_many:
+        image.close()
+    resumed.close()
+    first.close()
+
+
 def test_everything_is_given_back():
     before = len(os.listdir("/proc/self/fd"))
     first = host_memory.HostMemory("test", MIB)

@@ -25,6 +25,9 @@ PAGE = mmap.PAGESIZE
 # Up to this much that a machine changed since its base is copied into each clone, at about a
 # microsecond per page; of more, a new base is made, once, which costs as much as the whole.
 COPY_LIMIT = 4 << 20
+# So is one when clones have been given copies of so large a part of the base: a page that is copied
+# into a clone takes a fault there, and memory of its own.
+_COPIED_PART = 1 / 4
 
 # What a processor maps as one where address and content are aligned to it.
 _LARGE_PAGE = 2 << 20
@@ -187,6 +190,8 @@ class HostMemory:
             raise _no_memory(name, size, cause) from cause
         self.base = image.base.hold() if image else MemoryBase(fd, size, owned=True)
         self.private = image is not None or self._anonymous
+        # What clones were given copies of, in bytes, since there is this base.
+        self._copied = 0
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         lead = -start % _LARGE_PAGE
         self.address = start + lead
@@ -219,17 +224,19 @@ class HostMemory:
         if got != self.address:
             raise _no_memory("a copy of a machine", self.size)
 
-    def freeze(self) -> MemoryImage:
+    def freeze(self, clones: int = 1) -> MemoryImage:
         """Return the content as it is now; it goes on as a private copy of that.
 
-        Nobody may read or write meanwhile. Address and views stay good. Raises HostError.
+        `clones` is how many are expected to map the image, each of which gets copies of a little
+        that has changed. Nobody may read or write meanwhile. Address and views stay good. Raises
+        HostError.
         """
         try:
-            return self._freeze()
+            return self._freeze(clones)
         except OSError as cause:
             raise _no_memory("a copy of a machine", self.size) from cause
 
-    def _freeze(self) -> MemoryImage:
+    def _freeze(self, clones: int) -> MemoryImage:
         if not self.private:
             self.private = True
             self._place()
@@ -249,11 +256,17 @@ class HostMemory:
                 _write_all(self.base.fd, self.view[start:end], start)
                 _LIBC.madvise(self.address + start, end - start, _MADV_DONTNEED)
             return MemoryImage(self.base.hold())
-        if sum(end - start for start, end in changed) <= COPY_LIMIT:
+        size = sum(end - start for start, end in changed)
+        self._copied += size * clones
+        if size <= COPY_LIMIT and self._copied <= self._base_size() * _COPIED_PART:
             copies = tuple((start, bytes(self.view[start:end])) for start, end in changed)
             return MemoryImage(self.base.hold(), copies)
         self._new_base(changed)
         return MemoryImage(self.base.hold())
+
+    def _base_size(self) -> int:
+        """Return how many bytes a new base would take, at least."""
+        return sum(end - start for start, end in self.base.extents(0, self.size))
 
     def _new_base(self, changed: list[tuple[int, int]]) -> None:
         fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
@@ -265,6 +278,7 @@ class HostMemory:
             os.close(fd)
             raise
         old, self.base = self.base, MemoryBase(fd, self.size, owned=True)
+        self._copied = 0
         self._place()
         old.release()
 
@@ -274,6 +288,7 @@ class HostMemory:
         Nobody may read or write meanwhile. Address and views stay good. Raises HostError.
         """
         old, self.base = self.base, image.base.hold()
+        self._copied = 0
         self.private, self._anonymous = True, False
         self._place()
         old.release()

@@ -102,13 +102,16 @@ def restore(parts: Assembly, state: MachineState, elapsed: int = 0) -> None:
 # ---- seeds ----------------------------------------------------------------
 
 
-def take_seed(parts: Assembly) -> Seed:
-    """Return what the machine, which stands still, is now. Raises StateError, HostError."""
+def take_seed(parts: Assembly, clones: int = 1) -> Seed:
+    """Return what the machine, which stands still, is now, for so many clones or another number.
+
+    Raises StateError, HostError.
+    """
     with contextlib.ExitStack() as undo:
         parts.boot()
         state = save(parts)
         taken = time.time_ns()
-        memory = parts.memory.host.freeze()
+        memory = parts.memory.host.freeze(clones=clones)
         undo.callback(memory.close)
         disks = []
         for disk in parts.disks:

@@ -502,15 +502,16 @@ class Machine:
         with self.frozen():
             copies.restore(self.parts, state)
 
-    def seed(self) -> Seed:
+    def seed(self, clones: int = 1) -> Seed:
         """Return what the machine is now, for clones to grow from; close it after use.
 
-        The guest stands still for some milliseconds and goes on where it was. Raises
-        InvalidValueError when the guest has ended, StateError, HostError.
+        How many it will be decides what they share, and how. The guest stands still for some
+        milliseconds and goes on where it was. Raises InvalidValueError when the guest has ended,
+        StateError, HostError.
         """
         self._refuse_ended_and_hooks()
         with self.frozen():
-            return copies.take_seed(self.parts)
+            return copies.take_seed(self.parts, clones)
 
     def _refuse_ended_and_hooks(self) -> None:
         if self._stopped or self.control.wanted is Wanted.END:
@@ -547,7 +548,7 @@ class Machine:
         if count < 1:
             raise InvalidValueError(f"{count} copies of a machine are not possible")
         children: list[Self] = []
-        with contextlib.ExitStack() as undo, self.seed() as seed, _without_collection():
+        with contextlib.ExitStack() as undo, self.seed(count) as seed, _without_collection():
             for _ in range(count):
                 child = self.grow(seed)
                 undo.callback(child.stop)

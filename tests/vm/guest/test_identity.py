@@ -10,9 +10,12 @@ from ringzero.vm.guest.identity import Identity
 
 
 def test_identities_differ():
-    many = [Identity() for _ in range(100)]
-    assert len({i.generation for i in many}) == len({i.entropy for i in many}) == 100
-    assert len({i.mac for i in many}) == len({i.cid for i in many}) == 100
+    many = [Identity() for _ in range(10_000)]
+    assert len({i.generation for i in many}) == len({i.entropy for i in many}) == len(many)
+    # What is told of them to the guest is theirs alone, too.
+    assert len({i.record()[8:72] for i in many}) == len(many)
+    # Of four thousand million numbers, any two are alike among so many one time in a hundred.
+    assert len({i.mac for i in many[:100]}) == len({i.cid for i in many[:100]}) == 100
     assert all(i.mac.startswith("02:") and 3 <= i.cid < 0xFFFFFFFF for i in many)
 
 

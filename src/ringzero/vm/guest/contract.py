@@ -107,8 +107,8 @@ class KeptGuest(Guest, Protocol):
         """Keep the machine paused for a `with` block."""
         ...
 
-    def seed(self) -> Any:
-        """Return what the machine is now, for copies to grow from; it is to be closed."""
+    def seed(self, clones: int = 1) -> Any:
+        """Return what the machine is now, for `clones` copies to grow from; it is to be closed."""
         ...
 
     def grow(self, seed: Any, identity: Identity) -> Any:
