@@ -36,7 +36,7 @@ FIELDS = {"memory": "128M", "engine": "soft"}
 FUZZ = int(os.environ.get("RINGZERO_FUZZ", "1"))
 # As many machines' random numbers are compared; 10,000 in `make fuzz`.
 # Processes that are killed; 500 in `make fuzz`.
-KILLS = 20 if FUZZ == 1 else 10 * FUZZ
+KILLS = 10 if FUZZ == 1 else 10 * FUZZ
 # One that does not wait for what an idle guest still does.
 MAKER = """
 import sys
