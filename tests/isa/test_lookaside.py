@@ -6,6 +6,7 @@ import pytest
 
 from ringzero.isa.caches import JUMP_ENTRIES, JUMP_WAYS, TLB_ENTRIES, jump_index
 from ringzero.isa.x86 import cpu as x86
+from ringzero.isa.x86.cpu import LOCAL_PAGES
 from tests.isa.guest import CODE, PD, PDPT, PML4, PT, Guest, assemble
 
 pytestmark = pytest.mark.engine
@@ -190,6 +191,41 @@ def test_global_pages_outlast_a_change_of_cr3(guest, entry_is_global, paging):
     assert end.reg(x86.RBX) == 2
 
 
+NEVER_RUN = 1 << 63
+
+
+@pytest.mark.parametrize("rights", [NEVER_RUN, 0], ids=["data", "code"])
+@pytest.mark.parametrize("count", [1, LOCAL_PAGES, LOCAL_PAGES + 1, 40])
+def test_pages_that_are_not_global_go_with_a_change_of_cr3(guest, count, rights):
+    """A few of them alone, and what is global stays; of many, or of code, all goes."""
+    guest.state = replace(guest.state, cr4=guest.state.cr4 | x86.CR4_PGE)
+    upper = (1 << 64) - (1 << 39)
+    guest.q(PML4 + 511 * 8, PDPT | 7)
+    for page in range(0x100):
+        guest.q(PT + page * 8, guest.read_q(PT + page * 8) | GLOBAL)
+    first = PT + 0x100 * 8
+    for number in range(count):
+        guest.q(first + number * 8, 0x60000 | 3 | rights)
+    guest.q(0x60000, 1)
+    guest.q(0x61000, 2)
+    add = f"mov rdi, rsi; mov ecx, {count}; {{0}}: add rax, [rdi]; add rdi, 0x1000; loop {{0}}"
+    end = guest.run(
+        f"""
+        lea rax, [rip + above]; add rax, r8; jmp rax
+        above: mov rdx, cr3; mov cr3, rdx  # what the lower half was run for goes
+        xor eax, eax; {add.format("one")}; mov rbx, rax
+        mov rdi, {upper + first}; mov ecx, {count}
+        change: add qword ptr [rdi], 0x1000; add rdi, 8; loop change
+        mov rdx, cr3; mov cr3, rdx
+        xor eax, eax; {add.format("two")}; hlt
+        """,
+        rsi=upper + 0x100000, r8=upper,
+    )  # fmt: skip
+    assert (end.reg(x86.RBX), end.reg(x86.RAX)) == (count, 2 * count)
+    space = guest.cpu.spaces[guest.cpu.space]
+    assert space.local == int(not rights or count > LOCAL_PAGES)
+
+
 class TestJumps:
     """Functions whose addresses share an entry of the jump cache."""
 
@@ -243,8 +279,21 @@ class TestJumps:
         assert end.reg(x86.RAX) == 9
 
 
+def test_a_jump_to_the_first_byte_of_all(guest):
+    """Its address is that of an empty entry: nothing is found there, and #PF is raised."""
+    end = guest.run(f"mov qword ptr [{PT}], 0; invlpg [0]; xor eax, eax; jmp rax")
+    assert end.vector == x86.PF_FAULT
+    assert guest.cpu.cr2 == 0
+
+
+def test_code_at_the_first_byte_of_all(guest):
+    guest.write(0, assemble("inc edx; ret"))
+    end = guest.run("xor edx, edx; xor eax, eax; mov ecx, 9; again: call rax; loop again; hlt")
+    assert end.reg(x86.RDX) == 9
+
+
 def test_a_jump_to_the_last_byte_of_all(guest):
-    """Its address is the tag of an empty entry: nothing is found there, and #PF is raised."""
+    """It is nobody's, however the caches say that they are empty: #PF is raised."""
     end = guest.run(f"mov rax, -1; mov ecx, {CODE}; jmp rax")
     assert end.vector == x86.PF_FAULT
     assert guest.cpu.cr2 == (1 << 64) - 1

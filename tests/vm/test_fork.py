@@ -1,5 +1,6 @@
 """Forks of running machines: what is shared, what is each one's own, and what they cost."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -110,6 +111,25 @@ def test_what_is_copied_into_clones_again_and_again_becomes_a_base(scan):
     for image in with_many:
         image.close()
     resumed.close()
+    first.close()
+
+
+def test_memory_that_repeats_an_image():
+    first = host_memory.HostMemory("test", 2 * PAGE_SIZE)
+    first.view[:] = b"\xff" * first.size
+    image = first.freeze()
+    repeated = host_memory.RepeatedMemory(image, 3)
+    parts = [
+        (ctypes.c_char * first.size).from_address(repeated.address + n * first.size)
+        for n in range(3)
+    ]
+    parts[1][0] = b"x"
+    assert [part.raw[:2] for part in parts] == [b"\xff\xff", b"x\xff", b"\xff\xff"]
+    assert bytes(first.view[:2]) == b"\xff\xff" and not image.base.sole
+    del parts
+    repeated.close()
+    image.close()
+    assert first.base.sole
     first.close()
 
 

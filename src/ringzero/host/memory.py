@@ -224,19 +224,19 @@ class HostMemory:
         if got != self.address:
             raise _no_memory("a copy of a machine", self.size)
 
-    def freeze(self, clones: int = 1) -> MemoryImage:
+    def freeze(self, limit: int = COPY_LIMIT, *, clones: int = 1) -> MemoryImage:
         """Return the content as it is now; it goes on as a private copy of that.
 
-        `clones` is how many are expected to map the image, each of which gets copies of a little
-        that has changed. Nobody may read or write meanwhile. Address and views stay good. Raises
-        HostError.
+        Up to `limit` bytes that have changed are copied into each of the `clones`, or however many
+        will map the image; of more, a new base is made. Nobody may read or write meanwhile.
+        Address and views stay good. Raises HostError.
         """
         try:
-            return self._freeze(clones)
+            return self._freeze(limit, clones)
         except OSError as cause:
             raise _no_memory("a copy of a machine", self.size) from cause
 
-    def _freeze(self, clones: int) -> MemoryImage:
+    def _freeze(self, limit: int, clones: int) -> MemoryImage:
         if not self.private:
             self.private = True
             self._place()
@@ -258,7 +258,7 @@ class HostMemory:
             return MemoryImage(self.base.hold())
         size = sum(end - start for start, end in changed)
         self._copied += size * clones
-        if size <= COPY_LIMIT and self._copied <= self._base_size() * _COPIED_PART:
+        if size <= limit and self._copied <= self._base_size() * _COPIED_PART:
             copies = tuple((start, bytes(self.view[start:end])) for start, end in changed)
             return MemoryImage(self.base.hold(), copies)
         self._new_base(changed)
@@ -373,6 +373,40 @@ class HostMemory:
         with contextlib.suppress(BufferError):
             self.view.release()
             self._map.close()
+
+
+class RepeatedMemory:
+    """`count` private copies of an image side by side, which share what they do not write to.
+
+    `address` is that of the first. Raises HostError.
+    """
+
+    def __init__(self, image: MemoryImage, count: int) -> None:
+        self._base = image.base.hold()
+        size = image.size
+        try:
+            self._map = mmap.mmap(
+                -1, count * size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+            )
+            self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+            for start in range(self.address, self.address + count * size, size):
+                _map_private(image.base, start)
+        except (OSError, HostError):
+            self._base.release()
+            raise
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._base.release()
+        self._map.close()
+
+
+def _map_private(base: MemoryBase, address: int) -> None:
+    """Map a base over what is at an address, privately. Raises HostError."""
+    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE | _MAP_FIXED
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    if _LIBC.mmap(address, base.size, protection, flags, base.fd, 0) != address:
+        raise _no_memory("a copy of a machine", base.size)
 
 
 def _no_memory(name: str, size: int, cause: Exception | None = None) -> HostError:

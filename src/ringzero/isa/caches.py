@@ -74,8 +74,9 @@ JUMP_ENTRIES = 1 << JUMP_BITS
 JUMP_RUN = 1 << PAGE_SHIFT
 JUMP_GROUP_BITS = 5
 JUMP_USED_WORDS = JUMP_ENTRIES >> JUMP_GROUP_BITS >> 6
-# An address that the first entry never serves: it belongs to the second.
-JUMP_NEVER_FIRST = 1
+# The address of an empty entry, as memory comes from the host; and one that the first entry never
+# serves, as it belongs to the second: that is empty with this one.
+JUMP_EMPTY, JUMP_NEVER_FIRST = 0, 1
 # Distinguishes 32-bit code in jump-cache tags (bit 62 is 1 in no canonical user address).
 TAG_32 = 1 << 62
 
@@ -83,7 +84,7 @@ TAG_32 = 1 << 62
 class JumpCacheEntry(Struct):
     """Translated code for a guest-virtual address, in the mode that was in force."""
 
-    address = field(u64)  # guest-virtual; all ones when empty
+    address = field(u64)  # guest-virtual; JUMP_EMPTY or JUMP_NEVER_FIRST when empty
     code = field(u64)  # host address
 
 

@@ -14,7 +14,7 @@ written to, only clears its own table.
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, Protocol, Self
 
 from ringzero.host.memory import ExecutableMemory, Held, HostMemory, MemoryImage
 from ringzero.jit.tables import CodeSpace
@@ -50,28 +50,47 @@ class Arena(Held):
         self._memory.close()
 
 
+class Lookaside(Protocol):
+    """What a clone's vCPU takes over of its original's, which an architecture knows."""
+
+    def hold(self) -> Self: ...
+
+    def share(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 @record
 class SharedCode:
-    """What clones take over: arenas, the tables of pages, saved translations (and their owner)."""
+    """What clones take over: arenas, the tables of pages, saved translations (and their owner).
+
+    `vcpus` has what each vCPU has found in them, as far as its architecture hands that on.
+    """
 
     arenas: tuple[Arena, ...]
     tables: MemoryImage
     saved: tuple[int, ...]
     owner: Any
+    vcpus: tuple[Lookaside, ...] = ()
 
     def hold(self) -> SharedCode:
         """Return the same for another holder, to be closed on its own."""
         for arena in self.arenas:
             arena.hold()
-        return replace(self, tables=self.tables.hold())
+        vcpus = tuple(vcpu.hold() for vcpu in self.vcpus)
+        return replace(self, tables=self.tables.hold(), vcpus=vcpus)
 
     def share(self) -> None:
         """Be good in processes forked from now on; arenas are private memory, and copied there."""
         self.tables.share()
+        for vcpu in self.vcpus:
+            vcpu.share()
 
     def close(self) -> None:
         """Let go of the arenas; clones keep theirs."""
         self.tables.close()
+        for vcpu in self.vcpus:
+            vcpu.close()
         for arena in self.arenas:
             arena.release()
 

@@ -20,6 +20,7 @@ from ringzero.core.irq import LocalInterrupts
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.contract import Vcpu, Vm
 from ringzero.engine.exits import DebugStop, Exit, Halt, Kicked, MmioRead, MmioWrite, Shutdown
+from ringzero.engine.soft.code import Lookaside
 from ringzero.errors import EngineError
 from ringzero.isa import execution
 from ringzero.isa.contract import Identification, State
@@ -139,6 +140,14 @@ class SoftVcpu(Vcpu[State]):
     @abstractmethod
     def _write_state(self, state: State) -> None:
         """Put a state into the struct, its counter's offset included. Raises StateError."""
+
+    @abstractmethod
+    def share(self) -> Lookaside:
+        """Hand what it has found out on to those of clones; the machine stands still."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what it has of the host's memory; it runs no more."""
 
     @abstractmethod
     def _code_address(self) -> int:
@@ -377,6 +386,8 @@ class SoftVm(Vm[State]):
         return (self._read_host() + int(offset)) & MASK_64
 
     def close(self) -> None:
+        for vcpu in self._vcpus:
+            vcpu.close()
         self._vcpus.clear()
 
 

@@ -89,14 +89,17 @@ SPACES = 6
 NO_SPACE = (1 << 64) - 1
 
 # The tables of an address space: TLBs, first all first ways (isa.caches.TLB_SIDES), then the second
-# ones, and jump caches of user and kernel in the same order.
+# ones; and elsewhere jump caches of user and kernel in the same order.
 TLB_TABLES, JUMP_TABLES = 2 * TLB_SIDES, 2 * JUMP_WAYS
-FIRST_JUMPS = TLB_TABLES * TLB_SIZE
-SPACE_SIZE = FIRST_JUMPS + JUMP_TABLES * JUMPS_SIZE
+TLBS_SIZE, SPACE_JUMPS_SIZE = TLB_TABLES * TLB_SIZE, JUMP_TABLES * JUMPS_SIZE
 # Pages with entries in the jump caches, and regions of 2 MiB and of 1 GiB with large pages, are
 # noted by as many bits, by the low bits of their numbers: the upper half of all addresses, with a
 # kernel's large pages, apart from the lower one, whose pages come and go.
 JUMP_PAGES, LARGE_REGIONS, HUGE_REGIONS = 1 << 12, 1 << 7, 1 << 5
+
+# Pages of the upper half that are not global, nor run, which a kernel's TLB holds at once before it
+# is emptied with its space: Linux has some of them where its direct mapping was split.
+LOCAL_PAGES = 16
 
 # Decoding may look at this many bytes whatever the length turns out to be.
 FETCH_BYTES = 32
@@ -132,11 +135,14 @@ class AddressSpace(Struct):
     """
 
     cr3 = field(u64)  # the CR3 that it is for, PCID included; NO_SPACE: none
-    tables = field(u64)  # host address (see SPACE_SIZE)
+    tlbs = field(u64)  # host address (see TLBS_SIZE)
+    jumps = field(u64)  # the same of the jump caches
     last_used = field(u64)
-    blank = field(u32)  # the tables are all zero, as they come from the host
-    # Something in them is neither of the lower half nor global, or code of it that the kernel ran.
+    # Something in them is neither of the lower half nor global, or code of it that the kernel ran;
+    # but for pages that are noted here, by their guest-virtual addresses.
     local = field(u32)
+    local_count = field(u32)
+    local_pages = field(u64, LOCAL_PAGES)
     # What was noted since the last flush (see JUMP_PAGES).
     jump_pages = field(u64, 2 * JUMP_PAGES // 64)
     large_pages = field(u64, 2 * LARGE_REGIONS // 64)

@@ -108,6 +108,12 @@ def select_tlb(cpu: Any) -> None:
         cpu.tlb = cpu.tlb_user
 
 
+def select_tables(cpu: Any) -> None:
+    """Choose TLB and jump cache of the address space in force."""
+    select_tlb(cpu)
+    cpu.jump_cache = cpu.jump_user if cpu.cpl == 3 else cpu.jump_kernel
+
+
 def _derive_mode(cpu: Any) -> None:
     """Set what follows from segments and control registers, as `descriptors.update_mode` does."""
     protected = cpu.cr0 & x86.CR0_PE
@@ -117,8 +123,7 @@ def _derive_mode(cpu: Any) -> None:
         cpu.mode = x86.MODE_64
     else:
         cpu.mode = x86.MODE_32 if code & x86.ATTR_DB else x86.MODE_16
-    select_tlb(cpu)
-    cpu.jump_cache = cpu.jump_user if cpu.cpl == 3 else cpu.jump_kernel
+    select_tables(cpu)
     flat = all(
         cpu.seg[n].base == 0
         and cpu.seg[n].limit == 0xFFFFFFFF

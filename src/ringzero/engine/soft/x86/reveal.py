@@ -22,7 +22,15 @@ from ringzero.engine.soft.code import CodeArenas
 from ringzero.engine.soft.x86.insn_text import text_of
 from ringzero.engine.soft.x86.native import NativeEngine
 from ringzero.host.files import host_error, make_directory
-from ringzero.isa.caches import JUMP_ENTRIES, JUMP_WAYS, NEXT_JUMPS, TAG_32, CodePage
+from ringzero.isa.caches import (
+    JUMP_EMPTY,
+    JUMP_ENTRIES,
+    JUMP_NEVER_FIRST,
+    JUMP_WAYS,
+    NEXT_JUMPS,
+    TAG_32,
+    CodePage,
+)
 from ringzero.isa.x86.table.instructions import all_forms
 from ringzero.jit.compile.module import Module
 from ringzero.jit.tables import Block
@@ -36,8 +44,8 @@ from ringzero.settings import DEBUG, DEBUG_AT, DEBUG_COUNT, DEBUG_DIR
 IR, HOST_CODE = 3, 4
 _PAGE = 0x1000
 _BYTES_IN_A_ROW = 16
-# The tag of an empty entry in a jump cache.
-_EMPTY = (1 << 64) - 1
+# The tags of empty entries in a jump cache.
+_EMPTY = (JUMP_EMPTY, JUMP_NEVER_FIRST)
 _MODES = {0: "16-bit", 1: "32-bit", 2: "64-bit"}
 _FPU_OFF = 4
 
@@ -239,7 +247,7 @@ def _linear_addresses(cpu: Any) -> dict[int, int]:
     for table in (first + way for first in (cpu.jump_user, cpu.jump_kernel) for way in ways):
         words = (ctypes.c_uint64 * (2 * JUMP_ENTRIES)).from_address(table)
         for tag, code in zip(words[::2], words[1::2], strict=True):
-            if tag != _EMPTY:
+            if tag not in _EMPTY:
                 known[code] = tag if tag >> 63 else tag & ~TAG_32
     return known
 

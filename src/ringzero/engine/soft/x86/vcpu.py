@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import mmap
 import os
-import struct
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ringzero.core.memory import GuestMemory
@@ -14,6 +12,7 @@ from ringzero.engine.exits import Exit
 from ringzero.engine.soft.contract import Counter, SoftVcpu
 from ringzero.engine.soft.x86.apic import SharedRegisters
 from ringzero.engine.soft.x86.irqstatus import IrqStatuses
+from ringzero.engine.soft.x86.lookaside import Lookaside, SharedLookaside
 from ringzero.engine.soft.x86.native import NativeEngine
 from ringzero.engine.soft.x86.ports import Ports
 from ringzero.engine.soft.x86.report import handled_instructions, unknown_instructions
@@ -26,8 +25,6 @@ from ringzero.engine.x86 import (
     PortRead,
     PortWrite,
 )
-from ringzero.host.memory import HostMemory, MemoryImage
-from ringzero.isa.caches import JUMP_NEVER_FIRST, JUMPS_SIZE, TLB_SIZE
 from ringzero.isa.execution import (
     EXIT_MMIO_READ,
     EXIT_MMIO_WRITE,
@@ -35,15 +32,7 @@ from ringzero.isa.execution import (
     REQUEST_KICK,
 )
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpu import (
-    FIRST_JUMPS,
-    JUMP_TABLES,
-    NO_SPACE,
-    REQUEST_NMI,
-    SPACE_SIZE,
-    SPACES,
-    Cpu,
-)
+from ringzero.isa.x86.cpu import REQUEST_NMI, Cpu
 from ringzero.isa.x86.state import CpuState
 from ringzero.jit.x86.tables import Translator
 
@@ -51,24 +40,6 @@ if TYPE_CHECKING:
     from ringzero.engine.soft.x86.reveal import Revealer
 
 NANOSECONDS = 1_000_000_000
-# The tables of a vCPU's first address space, and the TLB while alignment is checked.
-_TABLES = SPACE_SIZE + TLB_SIZE
-
-
-@functools.cache
-def _empty_tables() -> MemoryImage:
-    """Return the tables of a vCPU that has run nothing yet, to be copied on write."""
-    tables = HostMemory("vcpu-tables", _TABLES)
-    # A tag of all ones matches no page.
-    tables.view[:] = b"\xff" * _TABLES
-    for table in range(JUMP_TABLES):
-        struct.pack_into("=Q", tables.view, FIRST_JUMPS + table * JUMPS_SIZE, JUMP_NEVER_FIRST)
-    image = tables.freeze()
-    image.share()
-    tables.close()
-    return image
-
-
 # Nanoseconds for which a guest's only vCPU looks out for interrupts at most before it sleeps. It
 # waits for devices, and takes no time from another vCPU: as long as KVM does (halt_poll_ns).
 _MOST_POLLED_ALONE = 200_000
@@ -107,29 +78,18 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
 
     writes = frozenset((EXIT_MMIO_WRITE, x86.EXIT_PORT_WRITE, x86.EXIT_MSR_WRITE))
 
-    def __init__(self, vm: Machine, index: int, interrupts: LocalApic) -> None:
+    def __init__(
+        self,
+        vm: Machine,
+        index: int,
+        interrupts: LocalApic,
+        inherited: SharedLookaside | None = None,
+    ) -> None:
         self.vm = vm
         self._apic = interrupts
         super().__init__(index, Cpu, vm.engine.run_translator, vm, interrupts)
         cpu = self.cpu
-        # A clone takes host memory only for as much of its tables as it uses.
-        self._tables = HostMemory("vcpu-tables", _TABLES, _empty_tables())
-        cpu.tlb_user = self._tables.address
-        cpu.tlb_kernel = cpu.tlb_user + TLB_SIZE
-        cpu.tlb_open = cpu.tlb_kernel + TLB_SIZE
-        cpu.tlb = cpu.tlb_kernel
-        cpu.jump_user = cpu.tlb_user + FIRST_JUMPS
-        cpu.jump_kernel = cpu.jump_user + JUMPS_SIZE
-        cpu.jump_cache = cpu.jump_kernel
-        cpu.tlb_checked = cpu.tlb_user + SPACE_SIZE
-        # Those of further ones, which the engine fills when the guest has that many.
-        self._spaces = mmap.mmap(-1, (SPACES - 1) * SPACE_SIZE)
-        first = ctypes.addressof(ctypes.c_char.from_buffer(self._spaces))
-        for number in range(SPACES):
-            space = cpu.spaces[number]
-            space.cr3 = NO_SPACE if number else 0
-            space.tables = first + (number - 1) * SPACE_SIZE if number else cpu.tlb_user
-            space.blank = int(number != 0)
+        self._lookaside = Lookaside(cpu, inherited)
         # Touched when the vCPU translates, as most of a process are those of idle clones.
         self._work = mmap.mmap(-1, Translator.size)
         work = ctypes.addressof(ctypes.c_char.from_buffer(self._work))
@@ -242,6 +202,17 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
             self._wake.set()
 
     # --- state ---
+
+    def set_state(self, state: CpuState) -> None:
+        super().set_state(state)
+        if self._lookaside.holds():
+            self._flush.value = 0
+
+    def share(self) -> SharedLookaside:
+        return self._lookaside.share(holds=not self._flush.value)
+
+    def close(self) -> None:
+        self._lookaside.close()
 
     def _last_words(self) -> str:
         from ringzero.isa.x86.shutdown import describe

@@ -38,6 +38,7 @@ from ringzero.isa.x86.state import CpuState
 from ringzero.isa.x86.transmit import TransmitTable
 from ringzero.jit.tables import COUNTERS, FORM_LIMIT, CodeSpace
 from ringzero.native.view import view_of
+from ringzero.records import replace
 from ringzero.settings import DEBUG
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ class X86SoftVm(SoftVm[CpuState]):
         # Describes translated blocks, where RINGZERO_DEBUG asks for that.
         self.revealer: Revealer | None = None
         self._tables: list[Any] = []
+        # What the vCPUs of a clone take over of their originals', by their numbers.
+        self._inherited: tuple[Any, ...] = ()
         memory.listen(self._written)
 
     def _make_vcpu(self, index: int, interrupts: LocalInterrupts) -> X86SoftVcpu:
@@ -99,7 +102,8 @@ class X86SoftVm(SoftVm[CpuState]):
                 hint=f"start it with --cpus {MAX_VCPUS} or fewer",
             )
         # Boards of x86 give their vCPUs local APICs.
-        vcpu = X86SoftVcpu(self, index, cast("LocalApic", interrupts))
+        inherited = self._inherited[index] if index < len(self._inherited) else None
+        vcpu = X86SoftVcpu(self, index, cast("LocalApic", interrupts), inherited)
         self._set_cpuid(vcpu, for_vcpu(self._leaves, index))
         self.exclusive.cpus[self.exclusive.count] = vcpu.address
         self.exclusive.count += 1
@@ -170,7 +174,8 @@ class X86SoftVm(SoftVm[CpuState]):
                 arenas.look()
 
     def share(self) -> SharedCode:
-        return self.arenas.share()
+        vcpus = tuple(vcpu.share() for vcpu in self._vcpus)
+        return replace(self.arenas.share(), vcpus=vcpus)
 
     def adopt(self, code: contract.SharedCode | None) -> None:
         if code is None:
@@ -178,6 +183,7 @@ class X86SoftVm(SoftVm[CpuState]):
         if not isinstance(code, SharedCode):
             raise EngineError("the code to take over is another engine's")
         self._open_space(code)
+        self._inherited = code.vcpus
 
     def code_pages(self) -> list[int]:
         return [page for page, address in enumerate(self.arenas.words) if address]

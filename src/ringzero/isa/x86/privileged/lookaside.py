@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.caches import (
+    JUMP_EMPTY,
     JUMP_ENTRIES,
     JUMP_GROUP_BITS,
     JUMP_NEVER_FIRST,
@@ -36,13 +37,12 @@ from ringzero.isa.caches import (
 )
 from ringzero.isa.exclusive import Exclusive
 from ringzero.isa.x86.cpu import (
-    FIRST_JUMPS,
     HUGE_REGIONS,
     JUMP_PAGES,
     JUMP_TABLES,
     LARGE_REGIONS,
+    LOCAL_PAGES,
     NO_SPACE,
-    SPACE_SIZE,
     SPACES,
     TLB_TABLES,
     AddressSpace,
@@ -71,8 +71,7 @@ _JUMP_GROUP_SIZE = JumpCacheEntry.size << JUMP_GROUP_BITS
 _TLB_WORDS = TLB_TABLES * TLB_USED_WORDS
 _LARGE_SHIFT, _HUGE_SHIFT, _UPPER_HALF = 21, 30, 63
 _PCID = 0xFFF
-_EMPTY = 0xFF  # the byte of an empty entry
-_EMPTY_TAG = (1 << 64) - 1
+_EMPTY = 0xFF  # the byte of an empty entry of a TLB
 
 
 # --- forgetting ----------------------------------------------------------------
@@ -85,7 +84,7 @@ def flush_tlb_table(space: AddressSpace, table: u32) -> None:
         at = u64(table) * TLB_USED_WORDS + word
         used = space.tlb_used[at]
         space.tlb_used[at] = 0
-        group = space.tables + at * (64 * _GROUP_SIZE)
+        group = space.tlbs + at * (64 * _GROUP_SIZE)
         while used != 0:
             if (used & 1) != 0:
                 fill_memory(group, u8(_EMPTY), u64(_GROUP_SIZE))
@@ -96,7 +95,7 @@ def flush_tlb_table(space: AddressSpace, table: u32) -> None:
 @native(inline="never")
 def flush_jump_table(space: AddressSpace, table: u32) -> None:
     """Empty one of the tables of a space's jump caches."""
-    first = space.tables + u64(table) * JUMPS_SIZE + FIRST_JUMPS
+    first = space.jumps + u64(table) * JUMPS_SIZE
     for word in range(u64(JUMP_USED_WORDS)):
         at = u64(table) * JUMP_USED_WORDS + word
         used = space.jump_used[at]
@@ -104,12 +103,14 @@ def flush_jump_table(space: AddressSpace, table: u32) -> None:
         group = first + word * (64 * _JUMP_GROUP_SIZE)
         while used != 0:
             if (used & 1) != 0:
-                fill_memory(group, u8(_EMPTY), u64(_JUMP_GROUP_SIZE))
+                fill_memory(group, u8(JUMP_EMPTY), u64(_JUMP_GROUP_SIZE))
             used = used >> 1
             group += _JUMP_GROUP_SIZE
-    # All ones is the address of an empty entry, and of one byte of guest memory, which the first
-    # entry serves: so that one is emptied with an address that it cannot have.
-    pointer(JumpCacheEntry, first).address = JUMP_NEVER_FIRST
+    # The address of an empty entry is that of one byte of guest memory, which the first entry
+    # serves: so that one is emptied with an address that it cannot have.
+    entry = pointer(JumpCacheEntry, first)
+    if entry.address == JUMP_EMPTY:
+        entry.address = JUMP_NEVER_FIRST
 
 
 @native(inline="never")
@@ -124,15 +125,13 @@ def flush_jumps(space: AddressSpace) -> None:
 @native(inline="never")
 def flush_space(space: AddressSpace) -> None:
     """Forget all translations of a space and all that was derived from them."""
-    if space.blank != 0:
-        space.blank = 0
-        fill_memory(space.tables, u8(_EMPTY), u64(SPACE_SIZE))
     for table in range(u32(TLB_TABLES)):
         flush_tlb_table(space, table)
     for word in range(2 * LARGE_REGIONS // 64):
         space.large_pages[word] = 0
     space.huge_pages = 0
     space.local = 0
+    space.local_count = 0
     flush_jumps(space)
 
 
@@ -142,7 +141,7 @@ def flush_lower_half(space: AddressSpace, table: u32) -> None:
     for word in range(u64(TLB_USED_WORDS)):
         at = u64(table) * TLB_USED_WORDS + word
         used = space.tlb_used[at]
-        group = space.tables + at * (64 * _GROUP_SIZE)
+        group = space.tlbs + at * (64 * _GROUP_SIZE)
         while used != 0:
             if (used & 1) != 0:
                 for i in range(u64(_GROUP)):
@@ -157,12 +156,17 @@ def flush_lower_half(space: AddressSpace, table: u32) -> None:
 def flush_context(space: AddressSpace) -> None:
     """Forget a space's translations but for global ones, as MOV to CR3 does (SDM 4.10.4.1).
 
-    Those kept are the kernel's of the upper half, where no other was entered since the last
+    Those kept are the kernel's of the upper half, where few others were entered since the last
     flush of all: then a kernel need not be found anew for each process.
     """
     if space.cr3 == NO_SPACE or space.local != 0:
         flush_space(space)
         return
+    while space.local_count != 0:
+        space.local_count -= 1
+        page = u64(space.local_pages[u64(space.local_count)])
+        for side in range(1, TLB_SIDES):
+            forget_ways(tlb_entry_of(space.tlbs + side * TLB_SIZE, page), page)
     for table in range(0, JUMP_TABLES, 2):
         flush_jump_table(space, u32(table))
     for table in range(u32(TLB_TABLES)):
@@ -233,7 +237,7 @@ def invalidate_page(cpu: Cpu, va: u64) -> None:
 def forget_page(space: AddressSpace, va: u64) -> None:
     """Forget the 4 KiB page of a space that holds `va`."""
     for side in range(TLB_SIDES):
-        forget_ways(tlb_entry_of(space.tables + side * TLB_SIZE, va), va & ~u64(PAGE_MASK))
+        forget_ways(tlb_entry_of(space.tlbs + side * TLB_SIZE, va), va & ~u64(PAGE_MASK))
     bit = _jump_page(va)
     if (space.jump_pages[bit >> 6] >> (bit & 63)) & 1 != 0:
         first = u64(jump_index(va & ~u64(PAGE_MASK))) & ~u64(JUMP_RUN - 1)
@@ -245,7 +249,7 @@ def forget_region(space: AddressSpace, va: u64, shift: u64) -> None:
     """Forget what a space has of the aligned 2**`shift` bytes that hold `va`, 2 MiB at least."""
     for word in range(u64(_TLB_WORDS)):
         used = space.tlb_used[word]
-        group = space.tables + word * (64 * _GROUP_SIZE)
+        group = space.tlbs + word * (64 * _GROUP_SIZE)
         while used != 0:
             if (used & 1) != 0:
                 for i in range(u64(_GROUP)):
@@ -266,7 +270,7 @@ def forget_jumps(space: AddressSpace, va: u64, shift: u64, first: u64, count: u6
     Only `count` of them from number `first` on in each table are looked at, multiples of 32.
     """
     for table in range(u64(JUMP_TABLES)):
-        start = space.tables + table * JUMPS_SIZE + FIRST_JUMPS
+        start = space.jumps + table * JUMPS_SIZE
         at = u64(first)
         while at < first + count:
             group = at >> JUMP_GROUP_BITS
@@ -275,7 +279,7 @@ def forget_jumps(space: AddressSpace, va: u64, shift: u64, first: u64, count: u6
                 for i in range(u64(_JUMP_GROUP)):
                     entry = pointer(JumpCacheEntry, start + (at + i) * JumpCacheEntry.size)
                     if ((entry.address ^ va) & ~u64(TAG_32)) >> shift == 0:
-                        entry.address = select(at + i == 0, u64(JUMP_NEVER_FIRST), u64(_EMPTY_TAG))
+                        entry.address = select(at + i == 0, u64(JUMP_NEVER_FIRST), u64(JUMP_EMPTY))
             at += _JUMP_GROUP
 
 
@@ -283,6 +287,12 @@ def forget_jumps(space: AddressSpace, va: u64, shift: u64, first: u64, count: u6
 def serves(entry: Any, page: Any) -> Any:
     """Whether a TLB entry is that of the page at a guest-virtual address."""
     return (entry.read == page) | (entry.write == page) | (entry.execute == page)
+
+
+@staged
+def is_filled(entry: Any) -> Any:
+    """Whether a TLB entry serves a page; an empty one, and one that was forgotten, serves none."""
+    return ((entry.read & entry.write & entry.execute) & TLB_INVALID) == 0
 
 
 @staged
@@ -322,7 +332,7 @@ def protect_in_space(space: AddressSpace, host_page: u64) -> None:
     """Take back the right to write to a page, by its host address, from a space's TLBs."""
     for word in range(u64(_TLB_WORDS)):
         used = space.tlb_used[word]
-        group = space.tables + word * (64 * _GROUP_SIZE)
+        group = space.tlbs + word * (64 * _GROUP_SIZE)
         while used != 0:
             if (used & 1) != 0:
                 for i in range(u64(_GROUP)):
@@ -368,23 +378,38 @@ def note_large_page(cpu: Any, va: Any, size: Any) -> None:
         space.large_pages[bit >> 6] |= u64(1) << (bit & 63)
 
 
-@staged
-def note_local(cpu: Any, va: Any) -> None:
-    """Note that a page is about to be entered that is not global."""
-    if va >> _UPPER_HALF != 0:
-        cpu.spaces[u64(cpu.space)].local = 1
+@native(inline="never")
+def note_local(cpu: Cpu, va: u64, runs: u32) -> None:
+    """Note that a page of the upper half is about to be entered that is not global.
+
+    `runs` is 0 where the page holds no code.
+    """
+    space = cpu.spaces[u64(cpu.space)]
+    if space.local != 0:
+        return
+    count = u64(space.local_count)
+    if runs != 0 or count == LOCAL_PAGES:
+        space.local = 1
+        return
+    page = va & ~u64(PAGE_MASK)
+    for number in range(count):
+        if space.local_pages[number] == page:
+            return
+    space.local_pages[count] = page
+    space.local_count = u32(count + 1)
 
 
 @native
 def make_room(cpu: Cpu, entry: TlbEntry, va: u64) -> None:
     """Have a TLB entry of the first way filled for `va` next: what it serves goes to the second."""
-    if not serves(entry, va & ~u64(PAGE_MASK)):
-        _copy(u64(entry), u64(entry) + SECOND_TLB)
     group = (va >> (PAGE_SHIFT + TLB_GROUP_BITS)) & ((TLB_ENTRIES >> TLB_GROUP_BITS) - 1)
     space = cpu.spaces[u64(cpu.space)]
-    word = (u64(entry) - space.tables) // TLB_SIZE * TLB_USED_WORDS + (group >> 6)
+    word = (u64(entry) - space.tlbs) // TLB_SIZE * TLB_USED_WORDS + (group >> 6)
     space.tlb_used[word] |= u64(1) << (group & 63)
-    space.tlb_used[word + TLB_SIDES * TLB_USED_WORDS] |= u64(1) << (group & 63)
+    # Memory of a second way that serves nothing stays untouched.
+    if is_filled(entry) and not serves(entry, va & ~u64(PAGE_MASK)):
+        _copy(u64(entry), u64(entry) + SECOND_TLB)
+        space.tlb_used[word + TLB_SIDES * TLB_USED_WORDS] |= u64(1) << (group & 63)
 
 
 @staged
@@ -410,11 +435,9 @@ def _way(entry: Any, number: int) -> Any:
 
 
 @staged
-def _give_way(entry: Any, ways: int) -> None:
-    """Move what so many ways serve, from that of an entry on, to the next one each."""
-    for number in reversed(range(ways)):
-        _way(entry, number + 1).address = _way(entry, number).address
-        _way(entry, number + 1).code = _way(entry, number).code
+def _move(source: Any, to: Any) -> None:
+    to.address = source.address
+    to.code = source.code
 
 
 @native(inline="never")
@@ -423,7 +446,8 @@ def take_further_jump(entry: JumpCacheEntry, tag: u64) -> None:
     for number in range(1, JUMP_WAYS):
         if _way(entry, number).address == tag:
             code = u64(_way(entry, number).code)
-            _give_way(entry, number)
+            for nearer in reversed(range(number)):
+                _move(_way(entry, nearer), _way(entry, nearer + 1))
             entry.address = tag
             entry.code = code
             return
@@ -432,15 +456,21 @@ def take_further_jump(entry: JumpCacheEntry, tag: u64) -> None:
 @native(inline="never")
 def enter_jump(cpu: Cpu, entry: JumpCacheEntry, tag: u64, code: u64) -> None:
     """Fill an entry of the jump cache in force; what it had goes to the second way."""
-    _give_way(entry, JUMP_WAYS - 1)
-    entry.address = tag
-    entry.code = code
     group = (u64(entry) - cpu.jump_cache) // _JUMP_GROUP_SIZE
     side = select(cpu.jump_cache == cpu.jump_user, u64(0), u64(JUMP_USED_WORDS))
     word = side + (group >> 6)
+    bit = u64(1) << (group & 63)
     space = cpu.spaces[u64(cpu.space)]
-    for number in range(JUMP_WAYS):
-        space.jump_used[word + 2 * number * JUMP_USED_WORDS] |= u64(1) << (group & 63)
+    # As with a TLB, memory of ways that serve nothing stays untouched.
+    if entry.address != JUMP_EMPTY:
+        if _way(entry, 1).address != JUMP_EMPTY:
+            _move(_way(entry, 1), _way(entry, 2))
+            space.jump_used[word + 4 * JUMP_USED_WORDS] |= bit
+        _move(entry, _way(entry, 1))
+        space.jump_used[word + 2 * JUMP_USED_WORDS] |= bit
+    entry.address = tag
+    entry.code = code
+    space.jump_used[word] |= bit
     if side != 0 and tag >> _UPPER_HALF == 0:
         space.local = 1
     page = _jump_page(tag)
@@ -474,10 +504,10 @@ def enter_space(cpu: Cpu, value: u64, keep: u64) -> None:
     if chosen == cpu.space:
         return
     cpu.space = chosen
-    cpu.tlb_user = space.tables
-    cpu.tlb_kernel = space.tables + TLB_SIZE
-    cpu.tlb_open = space.tables + 2 * TLB_SIZE
-    cpu.jump_user = space.tables + FIRST_JUMPS
-    cpu.jump_kernel = space.tables + (FIRST_JUMPS + JUMPS_SIZE)
+    cpu.tlb_user = space.tlbs
+    cpu.tlb_kernel = space.tlbs + TLB_SIZE
+    cpu.tlb_open = space.tlbs + 2 * TLB_SIZE
+    cpu.jump_user = space.jumps
+    cpu.jump_kernel = space.jumps + JUMPS_SIZE
     select_tlb(cpu)
     cpu.jump_cache = cpu.jump_user if cpu.cpl == 3 else cpu.jump_kernel

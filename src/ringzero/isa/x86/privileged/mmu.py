@@ -220,8 +220,8 @@ def walk(cpu: Cpu, va: u64, access: u32, user: u32) -> u64:
             shift -= 9
     if size != 0x1000:
         note_large_page(cpu, va, size)
-    if (entry & PTE_G) == 0 or (cpu.cr4 & x86.CR4_PGE) == 0:
-        note_local(cpu, va)
+    if va >> 63 != 0 and ((entry & PTE_G) == 0 or (cpu.cr4 & x86.CR4_PGE) == 0):
+        note_local(cpu, va, u32(no_execute == 0))
     physical = page | (va & (size - 1))
     user_page = (rights & PTE_U) != 0
     supervisor_write = (rights & PTE_W) != 0 or (cpu.cr0 & x86.CR0_WP) == 0
