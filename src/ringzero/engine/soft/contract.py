@@ -141,11 +141,10 @@ class SoftVcpu(Vcpu[State]):
     def _write_state(self, state: State) -> None:
         """Put a state into the struct, its counter's offset included. Raises StateError."""
 
-    @abstractmethod
-    def share(self) -> Lookaside:
-        """Hand what it has found out on to those of clones; the machine stands still."""
+    def share(self) -> Lookaside | None:
+        """Hand what it has found out on to a clone's, if it does that; the machine stands still."""
+        return None
 
-    @abstractmethod
     def close(self) -> None:
         """Give back what it has of the host's memory; it runs no more."""
 

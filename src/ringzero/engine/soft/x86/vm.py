@@ -174,7 +174,7 @@ class X86SoftVm(SoftVm[CpuState]):
                 arenas.look()
 
     def share(self) -> SharedCode:
-        vcpus = tuple(vcpu.share() for vcpu in self._vcpus)
+        vcpus = tuple(found for vcpu in self._vcpus if (found := vcpu.share()) is not None)
         return replace(self.arenas.share(), vcpus=vcpus)
 
     def adopt(self, code: contract.SharedCode | None) -> None:
