@@ -49,6 +49,12 @@ def say(machine, command):
     return machine.run(command, timeout=60, check=True, text=True).stdout
 
 
+def say_afresh(machine, command):
+    """Say it in a guest that has nothing left of a test before, which may have failed."""
+    left = "/tmp/in /tmp/p /tmp/got /tmp/over"
+    return say(machine, f"killall nc 2>/dev/null; rm -f {left}; {command}")
+
+
 def fetch(port, patience=20):
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=patience) as answer:
         return answer.read()
@@ -131,7 +137,7 @@ def test_a_copy_announces_itself_and_has_no_connection_of_the_originals(machines
         number = door.getsockname()[1]
         gateway = "$(ip -4 route | awk '/default/{print $3}')"
         pull = f"(nc {gateway} {number} <>/tmp/p >/tmp/got; echo over >/tmp/over) "
-        say(web, f"mkfifo /tmp/p; ({pull} &) >/dev/null 2>&1")
+        say_afresh(web, f"mkfifo /tmp/p; ({pull} &) >/dev/null 2>&1")
         link, _ = door.accept()
         with link, web.seed() as seed, web.grow(seed, Identity(name="twin")) as copy:
             copy.start()
@@ -151,9 +157,9 @@ def test_a_copy_has_no_connection_with_other_machines_and_the_originals_go_on(
 ):
     """Nobody but the guest itself knows of such a one, also where the network has ended since."""
     web, cli, _ = machines
-    say(web, "mkfifo /tmp/in; (nc -l -p 7000 <>/tmp/in >/tmp/got 2>&1 &) >/dev/null 2>&1")
+    say_afresh(web, "mkfifo /tmp/in; (nc -l -p 7000 <>/tmp/in >/tmp/got 2>&1 &) >/dev/null 2>&1")
     pull = "(nc web 7000 <>/tmp/p >/tmp/got; echo over >/tmp/over)"
-    say(cli, f"mkfifo /tmp/p; ({pull} &) >/dev/null 2>&1")
+    say_afresh(cli, f"mkfifo /tmp/p; ({pull} &) >/dev/null 2>&1")
     say(web, "echo one >/tmp/in")
     say(cli, "until grep -q one /tmp/got; do sleep 0.05; done")
     over = "for n in $(seq 200); do [ -e /tmp/over ] && exit; sleep 0.05; done; exit 1"
