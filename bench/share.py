@@ -8,7 +8,7 @@
 Each side has a guest with the same kernel and initrd, and a copy of the folder of its own: ringzero
 over virtio-fs and over 9p, QEMU's TCG over 9p (`-fsdev local`, messages of 512 KiB), and QEMU's TCG
 over virtiofsd (vhost-user, `memory-backend-memfd`), the one that QEMU 7.2 brings or that of
-crates.io, with the cache that it has by default. They run in turn; the best of `--rounds` runs
+cargo install, with the cache that it has by default. They run in turn; the best of `--rounds` runs
 counts. The host has everything in its cache; "cold" rows begin with an empty cache in the guest.
 """
 
@@ -48,7 +48,7 @@ PATIENCE = 300
 # The cloud kernel has no 9p.
 IMAGE = Recipe("bench-share", kernel="linux-image-amd64", packages=("git", "tar", "coreutils"))
 FILES, DIRECTORIES, ARCHIVED = 20_000, 200, 5_000
-# Where the one of crates.io is put by distributions, and QEMU's own of before its version 8.
+# Where the one of its own project is put by distributions, and QEMU's own of before its version 8.
 VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd")
 _EMPTY = "sync; echo 3 >/proc/sys/vm/drop_caches"
 _STATUS = "git -C /m/repository status --porcelain"
