@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -125,6 +126,8 @@ def soak(form: str, count: int, path: Path, seconds: float) -> Tally:
 
 
 if __name__ == "__main__":
+    # Whoever ends it wants the copies, which may be processes, to end as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     kind, wanted, place, *limit = sys.argv[1:]
     found = soak(kind, int(wanted), Path(place), float(limit[0]) if limit else float("inf"))
     print(f"{kind}: {found.made} copies, {len(found.deaths)} deaths")
