@@ -1,6 +1,7 @@
 """What every network of the registry does, whatever it is."""
 
 import importlib
+import struct
 import subprocess
 
 import pytest
@@ -10,6 +11,8 @@ from ringzero.core.frames import Frame
 from ringzero.errors import HostError
 from ringzero.net.contract import NETWORKS
 
+# A connection of a copy's original: the guest's address and its peer's, ports, sequence numbers.
+PACKED = (bytes((10, 0, 2, 15, 10, 0, 2, 2)) + struct.pack(">HHII", 40000, 80, 1, 1),)
 TARGETS = {"none": "", "socket": "{}/s", "bridge": "rzcontract"}
 
 
@@ -77,6 +80,18 @@ def test_life(name, begun, tmp_path):
         network.start()
     network.wake()
     network.close()
+
+
+def test_a_copy_hears_of_the_ends_of_connections_before_it_runs():
+    """Its first instructions may take the address away that the ends are sent to."""
+    network = NETWORKS.get("user")(NetConfig("user", mac="02:00:00:00:00:01"))
+    network.port = Port()
+    try:
+        network.inherit(PACKED, bytes(6))
+        network.start()
+        assert [frame.data()[-20 + 13] & 4 for frame in network.port.frames] == [4, 4]
+    finally:
+        network.close()
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS.names()))

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import threading
 import time
 
@@ -102,6 +103,19 @@ def join(lan):
     join.leave = leave
     yield join
     for end in ends:
+        end.close()
+
+
+def test_a_copy_hears_of_the_ends_of_connections_before_it_runs(lan):
+    packed = bytes((10, 78, 0, 2, 10, 78, 0, 1)) + struct.pack(">HHII", 40000, 80, 1, 1)
+    end = NamedEnd(NetConfig("lan", mac=mac(1), hostname="one"))
+    try:
+        end.port = Port()
+        end.inherit((packed,), bytes(6))
+        end.start()
+        assert [frame[-20 + 13] & 4 for frame in end.port.got if frame[23] == 6] == [4, 4]
+        assert end.port.up
+    finally:
         end.close()
 
 

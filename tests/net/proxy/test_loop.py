@@ -111,3 +111,21 @@ def test_a_closed_loop_has_no_turns_and_gives_back_what_it_held():
     rig.loop.wake()
     assert not rig.loop.take_turn()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_was_called_before_the_start_is_done_when_it_returns():
+    rig, done = Rig(), []
+
+    def call():
+        done.append(("call", threading.current_thread()))
+        rig.loop.at(rig.loop.now, lambda: done.append(("due", threading.current_thread())))
+        rig.loop.at(rig.loop.now + 3600, lambda: done.append(("later", None)))
+
+    rig.loop.call(call)
+    try:
+        rig.loop.start()
+        own = threading.current_thread()
+        assert done == [("call", own), ("due", own)]
+        assert rig.rounds[0] == own.name
+    finally:
+        rig.loop.close()

@@ -240,6 +240,7 @@ def replaced(path):
 DAMAGES = {
     "magic": lambda p: corrupt(p / "state", 0),
     "checksum": lambda p: corrupt(p / "state", 8),
+    "padding": lambda p: corrupt(p / "state", templates.HEADER.size - 4),
     "state": lambda p: corrupt(p / "state", -5),
     "empty state": lambda p: (p / "state").write_bytes(b""),
     "short state": lambda p: os.truncate(p / "state", 100),

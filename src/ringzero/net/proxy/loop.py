@@ -115,7 +115,10 @@ class EventLoop:
         self.wake()
 
     def start(self) -> None:
-        """Begin."""
+        """Begin. What was to be called before that is, with what is due then, when this returns."""
+        if self._calls:
+            with self._turn:
+                self._do_round([])
         self._thread.start()
 
     def close(self) -> None:
@@ -168,23 +171,25 @@ class EventLoop:
     def _work(self) -> None:
         self._turn.acquire()
         while not self._closing:
-            events = self._wait()
-            self.now = time.monotonic()
-            self._before(self.now)
-            for descriptor, happened in events:
-                call = self._callbacks.get(descriptor)
-                if call is not None:
-                    call(happened)
-                elif descriptor == self._signal:
-                    os.eventfd_read(self._signal)
-            while self._timers and self._timers[0][0] <= self.now:
-                timer = heapq.heappop(self._timers)[2]
-                if timer.call is not None:
-                    timer.call()
-            for _ in range(len(self._calls)):
-                self._calls.popleft()()
-            self._until = self._earliest(self._after())
+            self._do_round(self._wait())
         self._turn.release()
+
+    def _do_round(self, events: list[tuple[int, int]]) -> None:
+        self.now = time.monotonic()
+        self._before(self.now)
+        for descriptor, happened in events:
+            call = self._callbacks.get(descriptor)
+            if call is not None:
+                call(happened)
+            elif descriptor == self._signal:
+                os.eventfd_read(self._signal)
+        for _ in range(len(self._calls)):
+            self._calls.popleft()()
+        while self._timers and self._timers[0][0] <= self.now:
+            timer = heapq.heappop(self._timers)[2]
+            if timer.call is not None:
+                timer.call()
+        self._until = self._earliest(self._after())
 
     def _earliest(self, moment: float | None) -> float | None:
         """Return when there is something to do, by the timers or at `moment`."""

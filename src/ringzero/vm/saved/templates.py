@@ -482,9 +482,8 @@ def _read_state(name: str, place: int) -> dict[str, Any]:
     """Return what the state file in an open directory holds. Raises StateError, OSError."""
     with os.fdopen(open_private(STATE, place), "rb") as file:
         data = file.read(_MAX_STATE)
-    magic, crc = HEADER.unpack_from(data) if len(data) > HEADER.size else (b"", 0)
     content = memoryview(data)[HEADER.size :]
-    if magic != MAGIC or zlib.crc32(content) != crc:
+    if data[: HEADER.size] != HEADER.pack(MAGIC, zlib.crc32(content)):
         raise _unfit(name, "its state is damaged")
     try:
         found: dict[str, Any] = json.loads(bytes(content))
