@@ -5,8 +5,15 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.chance import FUZZ
+
 # Shared machines stall: how long one example takes says nothing of the code.
-settings.register_profile("ringzero", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "ringzero",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=FUZZ == 1,
+)
 settings.load_profile("ringzero")
 
 # Guests boot: what one has left behind is for the tests of templates, which say so.

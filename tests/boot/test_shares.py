@@ -1,7 +1,6 @@
 """Real software on a shared folder in a guest, beside the same on the guest's own tmpfs."""
 
 import os
-import random
 import shutil
 import signal
 import stat
@@ -18,6 +17,7 @@ from ringzero.image import micro
 from ringzero.image.micro import Recipe
 from ringzero.image.names import IMAGES
 from ringzero.records import replace
+from tests import chance
 from tests.vm import guests
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]
@@ -72,7 +72,7 @@ def told(machine, command, timeout=300):
 
 @BOTH
 def test_posix_and_random_work_as_on_a_file_system_of_the_guest_s_own(vm, folder):
-    seed = random.SystemRandom().randrange(1 << 30)
+    seed = chance.seed()
     program = "python3 /m/filesystem.py"
     control = told(vm, f"mkdir /control/w; {program} /control/w {seed}")
     shared = told(vm, f"mkdir /m/w; {program} /m/w {seed}")

@@ -13,6 +13,7 @@ import pytest
 from ringzero.build.builder import Options, build
 from ringzero.build.origin import Context
 from ringzero.build.vmfile.parse import parse
+from tests import chance
 from tests.build.test_services import Quiet
 
 pytestmark = pytest.mark.boot
@@ -50,7 +51,7 @@ def test_builds_that_are_killed_leave_nothing_wrong(cache, tmp_path):
     wanted = made("end").digest
     longest = time.monotonic() - begin
     (cache / "build").rename(cache / "elsewhere")
-    seed = random.SystemRandom().randrange(1 << 30)
+    seed = chance.seed()
     print("seed", seed)
     moments = random.Random(seed)
     for number in range(KILLS):

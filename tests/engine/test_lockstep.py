@@ -11,6 +11,7 @@ from ringzero.engine import select
 from ringzero.engine.contract import ENGINES, Usability
 from ringzero.engine.exits import Kicked
 from ringzero.isa.x86 import cpuid
+from tests import chance
 from tests.engine import guest as toolkit
 from tests.engine.guest import long_mode
 from tests.engine.programs import ADDRESS_MSRS, DATA, DATA_SIZE, Generator
@@ -103,7 +104,7 @@ def test_a_model_with_a_vendor_looks_the_same():
 @pytest.mark.parametrize("ring", [0, 3])
 def test_random_programs(pair, ring):
     emulating = select.judge(ENGINES.get("kvm")()).usability is Usability.SLOW
-    seed = int(os.environ.get("RINGZERO_SEED", random.SystemRandom().getrandbits(32)))
+    seed = chance.seed()
     for number in range(PROGRAMS):
         rng = random.Random(f"{seed} {number} {ring}")
         # A KVM that emulates ring 0 knows no vector instructions there.

@@ -28,6 +28,7 @@ from ringzero.vm.exit import ExitReason
 from ringzero.vm.machine import Machine
 from ringzero.vm.saved import making, templates
 from ringzero.vm.saved.templates import Templates
+from tests import chance
 from tests.vm.guests import own_templates
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]
@@ -462,10 +463,10 @@ def test_kills_at_random_moments_leave_what_works(store):
         "run": ([*ringzero_of, "run", "--engine", "soft", "-m", "152M", "--", "true"], 0.8),
         "prune": ([*ringzero_of, "template", "prune", "--all"], 0.3),
     }
-    seed = random.SystemRandom().randrange(1 << 30)
-    chance, ends = random.Random(seed), {}
+    seed = chance.seed()
+    rng, ends = random.Random(seed), {}
     for number in range(KILLS):
-        name = chance.choice(list(acts))
+        name = rng.choice(list(acts))
         command, life = acts[name]
         victim = subprocess.Popen(
             command,
@@ -476,7 +477,7 @@ def test_kills_at_random_moments_leave_what_works(store):
         )
         victim.stdin.write(description if name == "make" else b"")
         victim.stdin.close()
-        time.sleep(chance.random() * life)
+        time.sleep(rng.random() * life)
         victim.kill()
         victim.wait()
         done = run("-m", "152M", "--stats", "--", "echo", str(number))

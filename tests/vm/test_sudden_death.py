@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ringzero
+from tests import chance
 
 FUZZ = int(os.environ.get("RINGZERO_FUZZ", "1"))
 # Thousands in `make fuzz`.
@@ -19,7 +19,7 @@ ROUNDS = 25 if FUZZ == 1 else 60 * FUZZ
 @pytest.mark.engine
 def test_kill_at_random_moments(tmp_path):
     root = str(Path(__file__).parents[2])
-    seed = random.SystemRandom().randrange(1 << 30)
+    seed = chance.seed()
     done = subprocess.run(
         [sys.executable, "-m", "tests.vm.sudden_death", str(tmp_path), str(ROUNDS), str(seed)],
         env=os.environ | {"PYTHONPATH": f"{Path(ringzero.__file__).parents[1]}:{root}"},

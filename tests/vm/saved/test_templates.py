@@ -18,6 +18,7 @@ from ringzero.errors import HostError, NotFoundError, StateError
 from ringzero.records import replace
 from ringzero.vm.saved import templates, workingset
 from ringzero.vm.saved.templates import Key, Template, Templates, key_of
+from tests import chance
 from tests.vm.seeds import content, image
 from tests.vm.seeds import seed as made_up
 
@@ -29,7 +30,7 @@ def engine(name="soft", code="code", keeps=True):
 ENGINE = engine()
 # Bits that flip in each file, at places that the seed gives.
 FLIPS = 40 if os.environ.get("RINGZERO_FUZZ", "1") == "1" else 200
-SEED = random.SystemRandom().randrange(1 << 30)
+SEED = chance.seed()
 # CLOCK_REALTIME_COARSE of clock_gettime(2), from which file systems have their times.
 COARSE = 5
 LINE = "quiet ringzero.agent"
@@ -283,7 +284,7 @@ def test_a_bit_that_has_flipped_is_never_part_of_an_answer(store, config, monkey
     """Where it lies in what the guest gets, it is found; the hint says nothing of that."""
     # Of what a crash of the host would leave.
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    chance = random.Random(SEED)
+    rng = random.Random(SEED)
     for _ in range(FLIPS):
         wanted = make(store, config)
         place = store.root / wanted.name
@@ -294,9 +295,9 @@ def test_a_bit_that_has_flipped_is_never_part_of_an_answer(store, config, monkey
             # The host's file system has no finer clock than this.
             time.sleep(0.001)
         with (place / file).open("r+b", buffering=0) as damaged:
-            at = chance.randrange(damaged.seek(0, os.SEEK_END))
+            at = rng.randrange(damaged.seek(0, os.SEEK_END))
             byte = os.pread(damaged.fileno(), 1, at)[0]
-            os.pwrite(damaged.fileno(), bytes((byte ^ 1 << chance.randrange(8),)), at)
+            os.pwrite(damaged.fileno(), bytes((byte ^ 1 << rng.randrange(8),)), at)
         try:
             found = store.take(wanted)
         except StateError:
