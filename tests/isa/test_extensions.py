@@ -18,13 +18,12 @@ from ringzero.isa.x86.state import AVX_AREA, XSAVE_AVX_SIZE, XSAVE_BASE_SIZE
 from tests.isa.guest import DATA, Guest
 from tests.isa.host_comparison import FUZZ
 from tests.oracle import compare
+from tests.oracle.excluded import exclusion
 from tests.oracle.extensions import (
-    NOT_COMPARED,
     ExtensionCases,
-    exclusion,
+    comparable_forms,
     extension_forms,
     form_text,
-    settled,
 )
 from tests.oracle.native import Native, native_available
 from tests.oracle.soft import Soft
@@ -48,11 +47,7 @@ def soft(entry):
 
 def forms_of(module):
     return [
-        form
-        for form in extension_forms()
-        if form.function.__module__.endswith("." + module)
-        and form.mnemonic not in NOT_COMPARED
-        and form.attributes.get("needs", "fpu") in HOST
+        form for form in comparable_forms(HOST) if form.function.__module__.endswith("." + module)
     ]
 
 
@@ -70,9 +65,9 @@ def test_random_cases_end_as_on_the_host(module, mode, entry):
     for (form, case), outcome in zip(pairs, expected, strict=True):
         if not compare.comparable(outcome, outcome):
             continue
-        got = settled(form, outcome, soft(entry).run([case])[0])
+        got = soft(entry).run([case])[0]
         found = compare.compare(outcome, got, case)
-        if found and exclusion(form, case, outcome, got, found) is None:
+        if found and exclusion(case, outcome, got) is None:
             wrong.append(f"{form.mnemonic} {form.text} | {form_text(case)} in {mode}: {found}")
     assert not wrong, f"{len(wrong)} of {len(pairs)}, the first:\n{wrong[0]}"
 

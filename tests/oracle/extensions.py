@@ -8,7 +8,7 @@ must leave everything as it was but for what the case says.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from ringzero.isa.x86.table.forms import VEX_MAPS, Form
 from ringzero.isa.x86.table.instructions import all_forms
@@ -18,13 +18,9 @@ from tests.oracle.model import (
     DATA_BASE,
     DATA_SIZE,
     FIXED_FLAGS,
-    FLAG_BITS,
-    GP,
     PAGE,
     RO_BASE,
-    XM,
     Case,
-    Outcome,
     State,
 )
 from tests.oracle.operands import Operands
@@ -32,22 +28,23 @@ from tests.oracle.operands import Operands
 UPPER_IN, UPPER_OUT = DATA_BASE + 0x40, DATA_BASE + 0x140
 # Where operands in memory begin: behind those.
 _FIRST = DATA_BASE + 0x240
-# Flags that the manual leaves undefined, by mnemonic.
-_AF_PF = FLAG_BITS["AF"] | FLAG_BITS["PF"]
-UNDEFINED = {
-    **dict.fromkeys(("andn", "blsr", "blsmsk", "blsi", "bzhi"), _AF_PF),
-    "bextr": _AF_PF | FLAG_BITS["SF"],
-    **dict.fromkeys(("lzcnt", "tzcnt"), _AF_PF | FLAG_BITS["SF"] | FLAG_BITS["OF"]),
-}
 # Their results come from the machine, not from operands.
 NOT_COMPARED = ("rdseed", "rdpid", "vmaskmovdqu")
-MXCSR_OM, MXCSR_UM = 0x400, 0x800
 
 
 def extension_forms() -> list[Form]:
     """The forms beyond x86-64-v2."""
     count = len(all_forms())
     return all_forms(extended=True)[count:]
+
+
+def comparable_forms(features: Container[str]) -> list[Form]:
+    """Those that a host with such features has, and whose results come from their operands."""
+    return [
+        form
+        for form in extension_forms()
+        if form.mnemonic not in NOT_COMPARED and form.attributes.get("needs", "fpu") in features
+    ]
 
 
 def _vex(map_number: int, pp: int, w: int, length: int, vvvv: int, rxb: int) -> bytes:
@@ -138,7 +135,7 @@ class ExtensionCases:
         if mode == 32:
             gpr = [value & 0xFFFFFFFF for value in gpr[:8]] + [0] * 8
         state = State.build(gpr, CODE_BASE, flags, self.operands.fxsave())
-        return Case(program, state, tuple(memory), mode)
+        return Case(program, state, tuple(memory), mode, form.mnemonic)
 
     def _memory_operand(
         self,
@@ -171,24 +168,3 @@ def form_text(case: Case) -> str:
     count = 16 if case.mode == 64 else 8
     skipped = len(_move_uppers(0x18, 0, count))
     return case.code[skipped : len(case.code) - skipped].hex(" ")
-
-
-def settled(form: Form, expected: Outcome, got: Outcome) -> Outcome:
-    """`got`, with flags that the manual leaves undefined as in `expected`."""
-    mask = UNDEFINED.get(form.mnemonic, 0)
-    flags = got.state.rflags & ~mask | expected.state.rflags & mask
-    return Outcome(
-        got.state.replace(rflags=flags), got.vector, got.error_code, got.address, got.memory
-    )
-
-
-def exclusion(
-    form: Form, case: Case, expected: Outcome, got: Outcome, found: list[str]
-) -> str | None:
-    """The reason why differences do not count, or None when they do."""
-    if form.mnemonic.startswith("sha") and got.vector == GP and expected.vector != GP:
-        return "SHA on memory that is not aligned: #GP by Intel's manual, none on AMD processors"
-    unmasked = ~case.state.mxcsr & (MXCSR_UM | MXCSR_OM)
-    if expected.vector == XM and unmasked and all(d.startswith("mxcsr") for d in found):
-        return "PE beside an unmasked overflow or underflow of FMA and of a second lane"
-    return None

@@ -6,24 +6,29 @@
 An engine is a name below or `module:callable`, the callable giving an
 `Executor`. Every round makes one case of every chosen form, so that rare
 instructions get as much as common ones. The same seed gives the same cases.
-`--only undefined` tries encodings that are no instruction and should raise #UD.
+`--only undefined` tries encodings that are no instruction and should raise #UD;
+`--only extensions`, with an engine called extended, what is beyond x86-64-v2.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import random
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
+from ringzero.host.processor import host_features
 from tests.oracle.cases import Generator, select_forms
 from tests.oracle.compare import comparable, compare, explain, vector_name
 from tests.oracle.encodings import UNDEFINED, disassemble, undefined_forms
 from tests.oracle.excluded import exclusion
+from tests.oracle.extensions import ExtensionCases, comparable_forms
 from tests.oracle.isolate import Isolated
 from tests.oracle.model import (
     FIXED_FLAGS,
@@ -42,7 +47,11 @@ ENGINES: Final = {
     "unicorn": "tests.oracle.unicorn_peer:Unicorn",
     "interpreter": "tests.oracle.soft:interpreter",
     "translator": "tests.oracle.soft:translator",
+    "extended-interpreter": "tests.oracle.soft:extended_interpreter",
+    "extended-translator": "tests.oracle.soft:extended_translator",
 }
+EXTENSIONS: Final = "extensions"
+"""The name that all instructions beyond x86-64-v2 go by."""
 _BATCH: Final = 2048
 Exclude = Callable[[Case, Outcome, Outcome], str | None]
 """Gives the reason why a difference does not count, or None."""
@@ -114,18 +123,27 @@ def case_batches(
     seed: int, only: str | None = None, modes: tuple[int, ...] = (64, 32)
 ) -> Iterator[list[Case]]:
     """Endless batches; every round has one case of every form, in random order."""
-    if only == UNDEFINED:
-        forms = [form for mode in modes for form in undefined_forms(mode)]
-    else:
-        forms = [form for mode in modes for form in select_forms(mode, only)]
-    if not forms:
+    rng, makers = _makers(seed, only, modes)
+    if not makers:
         raise ValueError(f"no instruction is called {only!r}")
-    generator = Generator(seed)
     while True:
-        order = forms * max(1, _BATCH // len(forms) // 2)
-        generator.rng.shuffle(order)
+        order = makers * max(1, _BATCH // len(makers) // 2)
+        rng.shuffle(order)
         for start in range(0, len(order), _BATCH):
-            yield [generator.case(form) for form in order[start : start + _BATCH]]
+            yield [make() for make in order[start : start + _BATCH]]
+
+
+def _makers(
+    seed: int, only: str | None, modes: tuple[int, ...]
+) -> tuple[random.Random, list[Callable[[], Case]]]:
+    """What makes a case of each form, and what they all draw from."""
+    if only == EXTENSIONS:
+        cases = ExtensionCases(seed)
+        forms = comparable_forms(host_features())
+        return cases.rng, [partial(cases.case, form, mode) for mode in modes for form in forms]
+    generator = Generator(seed)
+    choose = undefined_forms if only == UNDEFINED else partial(select_forms, only=only)
+    return generator.rng, [partial(generator.case, f) for mode in modes for f in choose(mode)]
 
 
 def run_fuzz(

@@ -59,6 +59,7 @@ _RFLAGS_OFFSET: Final = 136
 _FX_OFFSET: Final = 144
 STATE_SIZE: Final = _FX_OFFSET + FXSAVE_SIZE
 _HEAD: Final = struct.Struct("<18Q")
+_FX_HEAD: Final = struct.Struct("<HHBBHQQII")
 
 VECTOR_NAMES: Final = {
     0: "#DE", 1: "#DB", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF",
@@ -174,11 +175,17 @@ def fx_image(
     xmm: Iterable[bytes] = (),
 ) -> bytes:
     """An FXSAVE64 image in the normal form that `State` describes."""
+    slots = (b"".join(value.ljust(16, b"\0") for value in values) for values in (st, xmm))
+    return fx_image_of_slots(fcw, fsw, ftw, mxcsr, *slots)
+
+
+def fx_image_of_slots(fcw: int, fsw: int, ftw: int, mxcsr: int, st: bytes, xmm: bytes) -> bytes:
+    """The same, of registers one behind the other, 16 bytes each."""
     return b"".join(
         (
-            struct.pack("<HHBBHQQII", fcw, fsw, ftw, 0, 0, 0, 0, mxcsr & 0xFFFF, 0),
-            b"".join(value.ljust(16, b"\0") for value in st).ljust(128, b"\0"),
-            b"".join(value.ljust(16, b"\0") for value in xmm).ljust(256, b"\0"),
+            _FX_HEAD.pack(fcw, fsw, ftw, 0, 0, 0, 0, mxcsr & 0xFFFF, 0),
+            st.ljust(128, b"\0"),
+            xmm.ljust(256, b"\0"),
             bytes(96),
         )
     )
@@ -265,6 +272,8 @@ def changed_lines(
         return []
     return [
         (base + i, bytes(after[i : i + LINE]))
-        for i in range(0, len(before), LINE)
+        for page in range(0, len(before), PAGE)
+        if before[page : page + PAGE] != after[page : page + PAGE]
+        for i in range(page, page + PAGE, LINE)
         if before[i : i + LINE] != after[i : i + LINE]
     ]

@@ -18,7 +18,7 @@ from ringzero.engine.soft.x86.vcpu import X86SoftVcpu
 from ringzero.engine.soft.x86.vm import X86SoftVm
 from ringzero.isa import execution
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.architecture import X86_64
+from ringzero.isa.x86.architecture import EXTENDED_GUEST, X86_64
 from ringzero.isa.x86.cpu import Cpu
 from tests.oracle.model import (
     CODE_BASE,
@@ -33,7 +33,7 @@ from tests.oracle.model import (
     Outcome,
     State,
     changed_lines,
-    fx_image,
+    fx_image_of_slots,
     initial_memory,
 )
 
@@ -54,7 +54,11 @@ _PER_CASE = (
     "fpu_ip", "fpu_dp", "cpl", "mode", "segmented", "tlb", "fault_vector", "delivering",
     "count_instructions", "budget", "slice", "deadline", "cr2",
 )  # fmt: skip
-_FPR, _XMM = Cpu.offset_of("fpr"), Cpu.offset_of("xmm")
+_REGS, _FPR, _XMM = (Cpu.offset_of(name) for name in ("regs", "fpr", "xmm"))
+_REGS_SIZE = 16 * 8
+_GPRS, _X87 = struct.Struct("<16Q"), struct.Struct("<HHB")
+# Of eight x87 registers in slots of 16 bytes, the bits that they have.
+_ST_BITS = int.from_bytes((b"\xff" * 10).ljust(16, b"\0") * 8, "little")
 # Instructions in a slice, and the time in TSC ticks after which a case counts as endless.
 LIMIT = 100_000
 PATIENCE = 1_000_000_000
@@ -105,7 +109,6 @@ class Soft:
         self.cpu = self.vcpu.cpu
         self.vm.code.hot = 1
         self._enter = getattr(engine, entry)
-        self._gprs = (ctypes.c_uint64 * 16).from_address(self.vcpu.address + Cpu.offset_of("regs"))
         self._raw = {name: self._field(name) for name in _PER_CASE}
         self._build_tables()
         if guest != X86_64.name:
@@ -215,24 +218,25 @@ class Soft:
 
     def _load(self, state: State) -> None:
         raw = self._raw
-        self._gprs[:] = state.gpr
+        address = self.vcpu.address
+        ctypes.memmove(address + _REGS, state.raw, _REGS_SIZE)
         raw["rip"].value = state.rip
         flags = state.rflags
         raw["rflags"].value = flags & ~x86.ARITHMETIC_FLAGS
         raw["cc_op"].value = 0
         raw["cc_src"].value = flags & x86.ARITHMETIC_FLAGS
         fx = state.fxsave
-        raw["fcw"].value = state.fcw
-        raw["fsw"].value = state.fsw & ~0x3800
-        top = state.fsw >> 11 & 7
+        fcw, fsw, ftw = _X87.unpack_from(fx)
+        top = fsw >> 11 & 7
+        raw["fcw"].value = fcw
+        raw["fsw"].value = fsw & ~0x3800
         raw["ftop"].value = top
-        raw["ftags"].value = state.ftw
+        raw["ftags"].value = ftw
         raw["mxcsr"].value = state.mxcsr
         raw["fpu_opcode"].value = raw["fpu_ip"].value = raw["fpu_dp"].value = 0
-        address = self.vcpu.address
-        for n in range(8):
-            where = address + _FPR + ((n + top) & 7) * 16
-            ctypes.memmove(where, fx[32 + 16 * n : 48 + 16 * n], 16)
+        # The vCPU has them by physical number, an image by their distance from the top.
+        first = 160 - 16 * top
+        ctypes.memmove(address + _FPR, fx[first:160] + fx[32:first], 128)
         ctypes.memmove(address + _XMM, fx[160:416], 256)
 
     def _outcome(self, vector: int, code: bytearray, data: bytearray) -> Outcome:
@@ -241,19 +245,19 @@ class Soft:
         frame = struct.unpack(f"<{pushed}Q", self.memory.read(STACK_TOP - 8 * pushed, 8 * pushed))
         error = frame[0] if pushed == 6 else 0
         rip, _cs, rflags, rsp, _ss = frame[pushed - 5 :]
-        gprs = list(self._gprs)
-        gprs[4] = rsp
         address = self.vcpu.address
+        gprs = list(_GPRS.unpack(ctypes.string_at(address + _REGS, _REGS_SIZE)))
+        gprs[4] = rsp
         top = raw["ftop"].value
-        st = [ctypes.string_at(address + _FPR + ((n + top) & 7) * 16, 10) for n in range(8)]
-        xmm = ctypes.string_at(address + _XMM, 256)
-        image = fx_image(
-            fcw=raw["fcw"].value,
-            fsw=(raw["fsw"].value | top << 11) & 0xFFFF,
-            ftw=raw["ftags"].value,
-            mxcsr=raw["mxcsr"].value,
-            st=st,
-            xmm=[xmm[n * 16 : n * 16 + 16] for n in range(16)],
+        physical = ctypes.string_at(address + _FPR, 128)
+        st = int.from_bytes(physical[16 * top :] + physical[: 16 * top], "little") & _ST_BITS
+        image = fx_image_of_slots(
+            raw["fcw"].value,
+            (raw["fsw"].value | top << 11) & 0xFFFF,
+            raw["ftags"].value,
+            raw["mxcsr"].value,
+            st.to_bytes(128, "little"),
+            ctypes.string_at(address + _XMM, 256),
         )
         state = State.build(gprs, rip, rflags & ~0x10000 | FIXED_FLAGS, image)
         memory = changed_lines(CODE_BASE, code, self.memory.read(CODE, len(code)))
@@ -270,3 +274,13 @@ def interpreter() -> Soft:
 def translator() -> Soft:
     """The translator, which translates every block before it runs."""
     return Soft("run_translator")
+
+
+def extended_interpreter() -> Soft:
+    """The interpreter of an engine with all that is beyond x86-64-v2."""
+    return Soft("run_interpreter", EXTENDED_GUEST)
+
+
+def extended_translator() -> Soft:
+    """The translator of such an engine."""
+    return Soft("run_translator", EXTENDED_GUEST)

@@ -2,8 +2,10 @@
 
 import pytest
 
+from ringzero.host.processor import host_features
 from tests.oracle.compare import compare
-from tests.oracle.fuzz import as_test, case_batches, main, run_fuzz, shrink
+from tests.oracle.extensions import comparable_forms, extension_forms
+from tests.oracle.fuzz import EXTENSIONS, as_test, case_batches, main, run_fuzz, shrink
 from tests.oracle.model import Case, Outcome, State, fx_image
 
 
@@ -60,6 +62,14 @@ def test_the_pasted_reproducer_is_the_case(native):
 def test_the_same_seed_gives_the_same_cases():
     first, again, other = (next(case_batches(seed, "imul,pshufb")) for seed in (4, 4, 5))
     assert first == again != other
+
+
+@pytest.mark.skipif(not comparable_forms(host_features()), reason="the host has no extensions")
+def test_all_that_is_beyond_the_base_has_a_name(native):
+    first, again = (next(case_batches(4, EXTENSIONS)) for _ in range(2))
+    assert first == again
+    assert {case.mnemonic for case in first} <= {f.mnemonic for f in extension_forms()}
+    assert run_fuzz(native, native, instances=500, seed=4, only=EXTENSIONS).wrong.total() == 0
 
 
 def test_command_line(capsys):

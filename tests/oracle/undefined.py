@@ -30,6 +30,9 @@ _FIXED: Final = {
     **dict.fromkeys(("aaa", "aas"), OF | SF | ZF | PF),
     **dict.fromkeys(("aam", "aad"), OF | AF | CF),
     **dict.fromkeys(("daa", "das"), OF),
+    **dict.fromkeys(("andn", "blsr", "blsmsk", "blsi", "bzhi"), AF | PF),
+    "bextr": AF | PF | SF,
+    **dict.fromkeys(("lzcnt", "tzcnt"), AF | PF | SF | OF),
 }
 _SHIFTS: Final = frozenset(("shl", "sal", "shr", "sar"))
 _ROTATES: Final = frozenset(("rol", "ror", "rcl", "rcr"))
