@@ -362,8 +362,10 @@ def test_what_is_forgotten_is_given_back(client, folder):
     node, _ = client.lookup(directory, "a")
     assert descriptors() == before + 2
     client.forget(node)
+    assert descriptors() == before + 1
     client.forget(directory)
-    assert descriptors() == before
+    # By 9p the directory is held for a while: tests/share/ninep/test_server.py.
+    assert descriptors() <= before + client.holds
 
 
 def test_a_copy_goes_on_with_what_the_guest_holds(client, client_of, folder):

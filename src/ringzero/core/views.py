@@ -37,6 +37,9 @@ def limited(buffers: Buffers, count: int) -> list[memoryview]:
 
 def fill(buffers: Buffers, data: bytes | memoryview) -> None:
     """Copy `data` into `buffers` as far as it fits."""
+    if buffers and len(data) <= len(buffers[0]):
+        buffers[0][: len(data)] = data
+        return
     done = 0
     for buffer in buffers:
         piece = data[done : done + len(buffer)]

@@ -32,13 +32,13 @@ class NameTooLongError(WireError):
 
 
 class Message(ABC):
-    """What stands behind a request's header, read from the front."""
+    """A request, or what stands behind its header, read from byte `at` on."""
 
     __slots__ = ("_at", "_data")
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, at: int = 0) -> None:
         self._data = data
-        self._at = 0
+        self._at = at
 
     def take(self, layout: struct.Struct) -> tuple[int, ...]:
         """Return the fields of a structure; raises WireError where it is cut off."""

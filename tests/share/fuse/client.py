@@ -17,6 +17,9 @@ ROOM = 1 << 17
 class Client:
     """Speaks with a server whose share 0 is `tree`; `root` is that share's node."""
 
+    # How many directories that it forgets are still held, of one.
+    holds = 0
+
     def __init__(self, tree, *, minor=38, flags=OFFERED, server=None, uid=0, gid=0):
         self.server = server or FuseServer()
         if server is None:

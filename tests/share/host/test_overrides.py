@@ -137,3 +137,53 @@ def test_whoever_is_alone_writes_it_anew(tmp_path, monkeypatch):
     assert path.stat().st_size < size / 10
     assert third.get((0, 1, 0)) == Override(49, 0, 0, 0, 0)
     third.close()
+
+
+def wait_for_the_next_tick(path):
+    """Return when what changes now has a later change time than a file."""
+    probe = path.with_name("probe")
+    probe.touch()
+    while probe.stat().st_ctime_ns <= path.stat().st_ctime_ns:
+        os.utime(probe)
+
+
+def test_a_file_without_an_attribute_is_asked_once_until_it_changes(tree_of, folder, monkeypatch):
+    (folder / "a").touch()
+    os.utime(folder / "a")
+    asked, plain = [], os.getxattr
+
+    def getxattr(*arguments):
+        asked.append(arguments)
+        return plain(*arguments)
+
+    monkeypatch.setattr(os, "getxattr", getxattr)
+    one, two = tree_of(), tree_of()
+
+    def look(tree):
+        node, found = tree.lookup(tree.root(), b"a")
+        tree.forget(node)
+        return found.uid
+
+    # It has just changed: another change might bear the same time.
+    assert look(one) == look(one) == 0
+    assert len(asked) == 2
+    monkeypatch.setattr(overrides, "_SETTLED", -(1 << 62))
+    assert look(one) == look(one) == look(one) == 0
+    assert len(asked) == 3
+    # What another machine sets is seen, and what this one does.
+    for setting, uid in ((two, 7), (one, 0), (two, 8)):
+        wait_for_the_next_tick(folder / "a")
+        node, _ = setting.lookup(setting.root(), b"a")
+        setting.change(node, Change(uid=uid))
+        setting.forget(node)
+        assert look(one) == look(two) == uid
+
+
+def test_only_so_many_files_are_remembered(tree_of, folder, monkeypatch):
+    monkeypatch.setattr(overrides, "_SETTLED", -(1 << 62))
+    monkeypatch.setattr(overrides, "_REMEMBERED", 3)
+    tree = tree_of()
+    for number in range(10):
+        (folder / str(number)).touch()
+        tree.lookup(tree.root(), b"%d" % number)
+        assert len(tree._overrides._without) <= 3

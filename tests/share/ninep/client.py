@@ -18,6 +18,9 @@ ROOM = 1 << 16
 class Client:
     """Speaks with a server whose share 0 is `tree`; `shares` is where the shares are."""
 
+    # How many directories that it forgets are still held, of one.
+    holds = 1
+
     def __init__(self, tree=None, *, server=None, uid=0, gid=0):
         self.server = server or NinepServer()
         if tree is not None:
@@ -87,7 +90,12 @@ class Client:
         return node, self.stat(node)
 
     def walk(self, path):
-        return self.clone(self.root, *filter(None, path.split("/")))
+        """Look a path up as Linux does: name by name, and it asks for attributes each time."""
+        node = self.clone(self.root)
+        for name in filter(None, path.split("/")):
+            above, (node, _) = node, self.lookup(node, name)
+            self.forget(above)
+        return node
 
     def forget(self, node):
         self.call(wire.CLUNK, wire.U32.pack(node))
@@ -238,12 +246,13 @@ class Stat:
     """What GETATTR tells."""
 
     def __init__(self, answer):
-        valid, _, _, self.ino = struct.unpack_from("<QBIQ", answer)
-        assert valid == wire.GETATTR_BASIC
         (
-            self.mode, self.uid, self.gid, self.links, self.rdev, self.size, self.block_size,
-            self.blocks, self.atime, _, self.mtime, *_,
-        ) = wire.GETATTR_OUT.unpack_from(answer, 21)  # fmt: skip
+            valid, _, _, self.ino, self.mode, self.uid, self.gid, self.links, self.rdev, self.size,
+            self.block_size, self.blocks, self.atime, _, self.mtime, *_,
+        ) = wire.GETATTR_OUT.unpack(answer)  # fmt: skip
+        assert valid == wire.GETATTR_BASIC
+        # Times before 1970 are large numbers in what is asked for, too.
+        self.mtime %= 1 << 64
 
 
 def client_of(path, **options):

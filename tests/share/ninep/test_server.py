@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from ringzero.share.ninep import wire
+from ringzero.share.ninep import session, wire
 from ringzero.share.ninep.server import MAX_MESSAGE, NinepServer
 from tests.share.ninep.client import Client, client_of
 
@@ -49,6 +49,97 @@ def test_a_walk_goes_as_far_as_there_are_names(client, tmp_path):
     fid = client.clone(client.root)
     client.call(wire.WALK, struct.pack("<IIH", fid, fid, 1) + client.name("d"))
     assert client.stat(fid).ino == client.lookup(client.root, "d")[1].ino
+
+
+@pytest.fixture
+def asked(client):
+    """Return the fids' nodes for which the share was asked for attributes."""
+    tree = client.server.roots.tree(0)
+    found, plain = [], tree.attributes
+
+    def attributes(node):
+        found.append(node)
+        return plain(node)
+
+    tree.attributes = attributes
+    return found
+
+
+def test_what_a_walk_finds_counts_for_the_next_request(client, tmp_path, monkeypatch, asked):
+    monkeypatch.setattr(session, "_NEXT", 1000.0)
+    (tmp_path / "a").write_bytes(b"1")
+    fid = client.clone(client.root, "a")
+    (tmp_path / "a").write_bytes(b"12")
+    assert client.stat(fid).size == 1
+    assert asked == []
+    # Once.
+    assert client.stat(fid).size == 2
+    assert len(asked) == 1
+
+
+def test_what_a_walk_finds_counts_for_nothing_else(client, tmp_path, monkeypatch, asked):
+    monkeypatch.setattr(session, "_NEXT", 1000.0)
+    (tmp_path / "a").write_bytes(b"1")
+    other = client.walk("a")
+    fid = client.clone(client.root, "a")
+    (tmp_path / "a").write_bytes(b"12")
+    assert client.stat(other).size == 2
+    assert client.stat(fid).size == 2
+    # Nor after a change of the guest's own, or after a while.
+    handle = client.open(other)
+    fid = client.clone(client.root, "a")
+    client.write(other, handle, 0, b"123")
+    assert client.stat(fid).size == 3
+    monkeypatch.setattr(session, "_NEXT", -1.0)
+    fid = client.clone(client.root, "a")
+    (tmp_path / "a").write_bytes(b"1234")
+    assert client.stat(fid).size == 4
+
+
+def test_directories_are_held_for_a_while(client, tmp_path):
+    deep = [f"d{number}/{name}" for number in range(100) for name in ("e", "f")]
+    for path in deep:
+        (tmp_path / path).mkdir(parents=True)
+        (tmp_path / path / "a").touch()
+    before = len(os.listdir("/proc/self/fd"))
+    for path in deep:
+        client.forget(client.walk(f"{path}/a"))
+        # And what is above each of them.
+        assert len(os.listdir("/proc/self/fd")) <= before + 2 * session._RECENT
+    # What is held is what is there.
+    (tmp_path / "d99" / "f").rename(tmp_path / "g")
+    assert client.try_call(wire.WALK, struct.pack("<IIH", client.walk("d99"), 7777, 1)
+                           + client.name("f"))[0] == errno.ENOENT  # fmt: skip
+    assert client.walk("g/a")
+    client.unlink(client.walk("g"), "a")
+    client.rmdir(client.root, "g")
+    (tmp_path / "g").mkdir()
+    assert client.listdir(client.walk("g")).keys() == {".", ".."}
+    client.server.remove(0)
+    assert len(os.listdir("/proc/self/fd")) < before
+
+
+@pytest.mark.parametrize("cuts", [(), (7,), (3, 11), (23,), (7, 23, 24)])
+def test_a_message_may_come_in_pieces(client, tmp_path, cuts):
+    (tmp_path / "a").touch()
+    handle = client.open(client.walk("a"))
+
+    def send(kind, body):
+        whole = wire.HEADER.pack(wire.HEADER.size + len(body), kind, 5) + body
+        ends = [cut for cut in cuts if cut < len(whole)]
+        pieces = [whole[a:b] for a, b in zip([0, *ends], [*ends, len(whole)], strict=True)]
+        error, answer = client.raw(pieces)
+        assert error == 0
+        return answer
+
+    data = bytes(range(256)) * 100
+    assert send(wire.WRITE, wire.TRANSFER.pack(handle, 1, len(data)) + data) == wire.U32.pack(25600)
+    assert send(wire.READ, wire.TRANSFER.pack(handle, 2, 3))[4:] == bytes([1, 2, 3])
+    name = "n" * 255
+    body = wire.U32.pack(client.root) + client.name(name) + client.name("t" * 4095) + bytes(4)
+    send(wire.SYMLINK, body)
+    assert str((tmp_path / name).readlink()) == "t" * 4095
+    assert (tmp_path / "a").read_bytes() == b"\0" + data
 
 
 def test_inodes_of_two_shares_are_apart(tmp_path):

@@ -22,8 +22,9 @@ from ringzero.records import record
 
 # Files' contents that people wait for come in these: as many as a host has disks, or CPUs.
 WORKERS = 2
-# The time in seconds that a request may take on the thread that rings, and the number of
-# requests that go to the workers after one that took longer.
+# The time in seconds that a request may take on the thread that rings. After two of BACK_OFF
+# requests that took longer, as many go to the workers: one alone may have been another process's
+# turn on the CPU, which says nothing of the host's disks.
 QUICK = 0.004
 BACK_OFF = 16
 # How often what waits for a lock is tried again, in seconds.
@@ -75,6 +76,8 @@ class FileServerDevice(VirtioDevice[FsState]):
         self._config = config
         self._server = server
         self._back_off = 0
+        # How many requests go by before one that takes long is the first again.
+        self._watched = 0
         # All below is guarded by `_changed`.
         self._changed = threading.Condition()
         self._waiting: deque[Chain] = deque()
@@ -120,8 +123,11 @@ class FileServerDevice(VirtioDevice[FsState]):
             else:
                 begin = time.monotonic()
                 self._finish(index, chain, self._server.serve(chain.readable, chain.writable))
+                self._watched -= 1
                 if time.monotonic() - begin > QUICK:
-                    self._back_off = BACK_OFF
+                    if self._watched > 0:
+                        self._back_off = BACK_OFF
+                    self._watched = BACK_OFF
 
     def _finish(self, index: int, chain: Chain, written: int | None) -> None:
         """Answer one request, or park it; the device's lock is held."""

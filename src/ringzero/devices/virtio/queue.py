@@ -23,6 +23,7 @@ MAX_QUEUE_SIZE = 32768
 # Section 2.7.4: all descriptors of a chain together are at most 2^32 bytes.
 MAX_CHAIN_BYTES = 1 << 32
 DESCRIPTOR = struct.Struct("<QIHH")
+_TWO_DESCRIPTORS = struct.Struct("<QIHHQIHH")
 USED_ELEMENT = struct.Struct("<II")
 NEXT, WRITE, INDIRECT = 1, 2, 4
 NO_INTERRUPT, NO_NOTIFY = 1, 1
@@ -262,6 +263,16 @@ class Virtqueue:
                 else:
                     chain.readable.append(buffer)
                 return chain
+            if flags == INDIRECT and length == _TWO_DESCRIPTORS.size:
+                # A question and room for its answer: what a file server's queue is full of.
+                address, length, flags, following, place, size, kind, _ = (
+                    _TWO_DESCRIPTORS.unpack_from(self._view(address, length))
+                )
+                if flags == NEXT and following == 1 and kind == WRITE:
+                    chain.readable.append(self._view(address, length))
+                    chain.writable.append(self._view(place, size))
+                    chain.addresses.append(place)
+                    return chain
         index = head
         left = entries
         indirect = False
@@ -317,7 +328,13 @@ class Virtqueue:
 
     def push(self, chain: Chain, written: int) -> None:
         """Give `chain` back, its first `written` writable bytes filled in."""
-        self.push_all(((chain, written),))
+        if len(chain.writable) == 1:
+            if written > 0:
+                count = min(written, len(chain.writable[0]))
+                self._memory.mark_written(chain.addresses[0], count)
+            self.give_back(((chain.head, written),))
+        else:
+            self.push_all(((chain, written),))
 
     def push_all(self, pushed: Iterable[tuple[Chain, int]]) -> None:
         """Give several chains back, which the driver sees at once (as `push`)."""

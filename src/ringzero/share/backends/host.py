@@ -124,7 +124,7 @@ class HostTree(Tree):
 
     def attributes(self, node: Node) -> Attributes:
         own = _own(node)
-        return self._shown(own, os.fstat(self._nodes.fd(own)))
+        return self._shown(own, self._nodes.status(own))
 
     def _shown(self, node: HostNode, found: os.stat_result) -> Attributes:
         override = self._overrides.of(node, found)

@@ -92,6 +92,21 @@ class Nodes:
             raise OSError(errno.ESTALE, "it was moved out of what is shared")
         return fd
 
+    def status(self, node: HostNode) -> os.stat_result:
+        """Return what stat(2) tells of a node, which lies beneath the root now; raises as `fd`."""
+        parent = node.parent
+        if parent is not None and parent.fd is not None and node.host_kind != stat.S_IFDIR:
+            # Asked for by its name in a directory that is beneath: /proc takes long to tell where
+            # a descriptor leads of which it is asked for the first time.
+            with contextlib.suppress(OSError):
+                directory = self.fd(parent)
+                found = os.stat(node.name, dir_fd=directory, follow_symlinks=False)
+                if (found.st_dev, found.st_ino) == node.key and (
+                    stat.S_IFMT(found.st_mode) == node.host_kind
+                ):
+                    return found
+        return os.fstat(self.fd(node))
+
     def opened(self, opening: Callable[[], T]) -> T:
         """Return what `opening` opens, after letting nodes go where no descriptor is left."""
         try:

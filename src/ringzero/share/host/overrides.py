@@ -19,6 +19,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from pathlib import Path
 
 from ringzero.host import beneath
@@ -29,6 +30,11 @@ from ringzero.share.host.owners import ATTRIBUTE, Override
 MADE = (stat.S_IFREG, stat.S_IFDIR)
 _HEAD = b"ringzero owners 1 "
 _NOTHING = b"-"
+# A change time that lies so far back, in nanoseconds, is none of a file's that changes right now:
+# a change within the same tick of the host's clock would not show.
+_SETTLED = 1_000_000_000
+# Of how many files it is remembered that they have no attribute.
+_REMEMBERED = 1 << 16
 # Where a file has so many lines, and three of four say nothing any more, it is written anew.
 _MANY, _USEFUL = 4096, 4
 Key = tuple[int, int, int]
@@ -168,28 +174,45 @@ class Overrides:
     def __init__(self, device: int, side: SideFile) -> None:
         self._device = device
         self._side = side
+        # The change times of nodes without an attribute, by their keys: a guest that keeps nothing
+        # asks for the same ones again and again.
+        self._without: dict[tuple[int, ...], int] = {}
 
     def of(self, node: HostNode, found: os.stat_result) -> Override | None:
         """Return what the guest has set; setting it changes the change time."""
-        if node.known_ctime == found.st_ctime_ns:
+        changed = found.st_ctime_ns
+        if node.known_ctime == changed:
             return node.known_override
         override = None
         beside = not self._side.empty
+        if not beside and self._without.get(node.key) == changed:
+            node.known_ctime, node.known_override = changed, None
+            return None
         if node.host_kind in MADE and node.fd is not None:
             try:
                 override = Override.parse(os.getxattr(proc_path(node.fd), ATTRIBUTE))
             except OSError as fault:
                 beside = beside or fault.errno == errno.ENOTSUP
+                if not beside and fault.errno == errno.ENODATA:
+                    self._remember(node.key, changed)
         else:
             beside = True
         if override is None and beside:
             override = self._side.get(self._key(node))
-        node.known_ctime, node.known_override = found.st_ctime_ns, override
+        node.known_ctime, node.known_override = changed, override
         return override
+
+    def _remember(self, key: tuple[int, ...], changed: int) -> None:
+        """Remember that a node has no attribute, as long as its change time is this one."""
+        if time.time_ns() - changed > _SETTLED:
+            if len(self._without) >= _REMEMBERED:
+                self._without.clear()
+            self._without[key] = changed
 
     def store(self, node: HostNode, place: bytes, override: Override) -> None:
         """Keep what the guest has set of the node that `place` leads to."""
         node.known_ctime = -1
+        self._without.pop(node.key, None)
         if node.host_kind in MADE:
             try:
                 os.setxattr(place, ATTRIBUTE, override.pack())

@@ -21,10 +21,10 @@ from ringzero.share.contract import (
 )
 from ringzero.share.message import (
     NAME_MAX,
+    NANOSECONDS,
     PATH_MAX,
     XATTR_SIZE_MAX,
     WireError,
-    packed_times,
     payload,
     time_of,
 )
@@ -46,19 +46,11 @@ _TWO, _THREE, _FOUR = (struct.Struct(f"<{count}I") for count in (2, 3, 4))
 class Request:
     """One request, taken apart as far as all have it."""
 
-    __slots__ = ("data", "fields", "kind", "room", "tag", "views")
+    __slots__ = ("data", "fields", "room", "views")
 
     def __init__(
-        self,
-        kind: int,
-        tag: int,
-        fields: Fields,
-        data: list[memoryview],
-        views: list[memoryview],
-        room: int,
+        self, fields: Fields, data: list[memoryview], views: list[memoryview], room: int
     ) -> None:
-        self.kind = kind
-        self.tag = tag
         self.fields = fields
         # What is to be written; only of WRITE.
         self.data = data
@@ -90,14 +82,15 @@ def attach(session: Session, request: Request) -> bytes:
 
 def walk(session: Session, request: Request) -> bytes:
     """Look names up, one in the other. What is found before one that is not, is told."""
-    number, new = request.fields.take(_TWO)
-    count = request.fields.number(wire.U16)
+    number, new, count = request.fields.take(wire.WALK_IN)
     if count > wire.MAX_WALK:
         raise WireError("a walk of too many names", names=count)
     names = [request.fields.name() for _ in range(count)]
     fid = session.fid(number)
     if new != number:
         session.check_free(new)
+        if count == 1:
+            return _walk_one(session, fid, new, names[0])
     qids = b""
     held = fid.held
     # No fid leads to what is on the way.
@@ -124,21 +117,29 @@ def walk(session: Session, request: Request) -> bytes:
     return wire.U16.pack(done) + qids
 
 
+def _walk_one(session: Session, fid: Fid, new: int, name: bytes) -> bytes:
+    """Look one name up, as Linux does for each component of a path."""
+    held = fid.held
+    node, found = held.node.tree.lookup(held.node, name)
+    session.add(new, session.hold(node, held), fid.uid)
+    session.keep(new, found)
+    return wire.WALK_OUT.pack(1, *session.qid_fields(node.tree, found))
+
+
 def clunk(session: Session, request: Request) -> bytes:
     number = request.fields.number()
-    with session.lock:
-        fid = session.fid(number)
-        try:
-            _store(fid)
-        finally:
-            session.clunk(number)
+    fid = session.fid(number)
+    try:
+        if fid.attribute is not None:
+            _store(fid, fid.attribute)
+    finally:
+        session.clunk(number)
     return b""
 
 
-def _store(fid: Fid) -> None:
+def _store(fid: Fid, value: Attribute) -> None:
     """Set the attribute that was written to a fid, if one was."""
-    value = fid.attribute
-    if value is None or not value.written:
+    if not value.written:
         return
     if len(value.data) < value.size:
         raise OSError(errno.EINVAL, "an attribute that is cut off")
@@ -154,25 +155,25 @@ def _store(fid: Fid) -> None:
 
 
 def get_attributes(session: Session, request: Request) -> bytes:
-    number = request.fields.number()
-    request.fields.number(wire.U64)
-    node = session.fid(number).node
-    found = node.tree.attributes(node)
-    return (
-        wire.GETATTR_VALID.pack(wire.GETATTR_BASIC)
-        + session.qid(node.tree, found)
-        + wire.GETATTR_OUT.pack(
-            found.mode,
-            found.uid & 0xFFFFFFFF,
-            found.gid & 0xFFFFFFFF,
-            found.links,
-            found.rdev,
-            found.size,
-            found.block_size,
-            found.blocks,
-            *packed_times((found.atime, found.mtime, found.ctime)),
-            *(0, 0, 0, 0),
-        )
+    number, _ = request.fields.take(wire.GETATTR_IN)
+    node = session.fid(number).held.node
+    tree = node.tree
+    found = session.take_kept(number) or tree.attributes(node)
+    return wire.GETATTR_OUT.pack(
+        wire.GETATTR_BASIC,
+        *session.qid_fields(tree, found),
+        found.mode,
+        found.uid & 0xFFFFFFFF,
+        found.gid & 0xFFFFFFFF,
+        found.links,
+        found.rdev,
+        found.size,
+        found.block_size,
+        found.blocks,
+        *divmod(found.atime, NANOSECONDS),
+        *divmod(found.mtime, NANOSECONDS),
+        *divmod(found.ctime, NANOSECONDS),
+        *(0, 0, 0, 0),
     )
 
 

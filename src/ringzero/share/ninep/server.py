@@ -51,14 +51,17 @@ _NAMES: dict[int, Handler] = {
     wire.GETLOCK: requests.get_lock,
     wire.CLUNK: requests.clunk,
 }
-# What the medium may keep for long.
-_LONG = bytes([wire.FSYNC])
+# What the medium may keep for long; the kind of a request is its fifth byte.
+_LONG, _WRITE = bytes([wire.FSYNC]), bytes([wire.WRITE])
 # These take the lock themselves, for as long as they need it.
 _DATA: dict[int, Handler] = {
     wire.READ: requests.read,
     wire.WRITE: requests.write,
     wire.FSYNC: requests.sync,
 }
+# A message but for the data of WRITE: so long at most, and those before the data.
+_WHOLE = wire.HEADER.size + wire.MAX_BODY
+_BEFORE_DATA = wire.HEADER.size + wire.TRANSFER.size
 
 
 class NinepServer(ShareServer):
@@ -84,26 +87,27 @@ class NinepServer(ShareServer):
 
         0 for one that the guest has taken back; None for what waits: it is to be served again.
         """
-        head, rest = split(readable, wire.HEADER.size)
-        if len(head) < wire.HEADER.size:
+        message = _message(readable)
+        room = sum(map(len, writable)) - wire.HEADER.size
+        if len(message) < wire.HEADER.size or room < 0:
             return 0
-        size, kind, tag = wire.HEADER.unpack(head)
-        answer, behind = split(writable, wire.HEADER.size)
-        room = sum(map(len, behind))
+        size, kind, tag = wire.HEADER.unpack_from(message)
         session = self.session
         if session.size:
             room = min(room, session.size - wire.HEADER.size)
-        if len(answer) < wire.HEADER.size:
-            return 0
-        if kind == wire.FLUSH and self._flush(rest):
+        if kind == wire.FLUSH and self._flush(message):
             return None
-        with self.lock:
-            if tag in session.flushed:
-                self._over(tag)
-                return 0
+        if session.flushed:
+            with self.lock:
+                if tag in session.flushed:
+                    self._over(tag)
+                    return 0
         counted = 0
         try:
-            result = self._answer(size, kind, tag, rest, behind, room)
+            there = sum(map(len, readable))
+            if not wire.HEADER.size <= size <= there:
+                raise WireError("a message of another length than it says", size=size, there=there)
+            result = self._answer(kind, message[:size], readable, writable, room)
             if isinstance(result, int):
                 counted = result
                 result = wire.U32.pack(counted)
@@ -120,20 +124,20 @@ class NinepServer(ShareServer):
             kind, counted, body = wire.RLERROR, 0, wire.U32.pack(errno.EINVAL)
         except Exception as fault:  # whatever befalls us, the guest gets an answer
             kind, counted, body = wire.RLERROR, 0, wire.U32.pack(self.error_of(fault))
-        with self.lock:
-            self._over(tag)
+        if session.pending or session.flushed:
+            with self.lock:
+                self._over(tag)
         if len(body) > room:
             return 0
         total = wire.HEADER.size + len(body) + counted
         fill(writable, wire.HEADER.pack(total, kind, tag) + body)
         return total
 
-    def _flush(self, rest: Sequence[memoryview]) -> bool:
+    def _flush(self, message: bytes) -> bool:
         """Take a request back; returns whether it is still on its way, and FLUSH has to wait."""
-        body, _ = split(rest, wire.U16.size)
-        if len(body) < wire.U16.size:
+        if len(message) < wire.HEADER.size + wire.U16.size:
             return False
-        (old,) = wire.U16.unpack(body)
+        (old,) = wire.U16.unpack_from(message, wire.HEADER.size)
         with self.lock:
             if old not in self.session.pending:
                 return False
@@ -147,40 +151,35 @@ class NinepServer(ShareServer):
 
     def _answer(
         self,
-        size: int,
         kind: int,
-        tag: int,
-        rest: list[memoryview],
-        behind: list[memoryview],
+        message: bytes,
+        readable: Sequence[memoryview],
+        writable: Sequence[memoryview],
         room: int,
     ) -> bytes | int:
         session = self.session
-        size -= wire.HEADER.size
-        there = sum(map(len, rest))
-        if not 0 <= size <= there:
-            raise WireError("a message of another length than it says", size=size, there=there)
         data: list[memoryview] = []
-        if kind == wire.WRITE:
-            body, data = split(rest, wire.TRANSFER.size)
-        elif size > wire.MAX_BODY:
-            raise WireError("a request that is too long", size=size)
-        else:
-            body, _ = split(rest, size)
         views: list[memoryview] = []
-        if kind == wire.READ:
-            _, views = split(behind, wire.U32.size)
-        request = Request(kind, tag, wire.Fields(body), data, views, room)
+        if kind == wire.WRITE:
+            _, data = split(readable, _BEFORE_DATA)
+        elif len(message) > _WHOLE:
+            raise WireError("a request that is too long", size=len(message))
+        elif kind == wire.READ:
+            _, views = split(writable, wire.HEADER.size + wire.U32.size)
+        request = Request(wire.Fields(message, wire.HEADER.size), data, views, room)
         if kind == wire.TVERSION:
             return self._version(request)
         if not session.size:
             raise OSError(errno.EINVAL, "before VERSION")
+        if kind != wire.GETATTR:
+            session.forget_kept()
+        handler = _NAMES.get(kind)
+        if handler is not None:
+            with self.lock:
+                return handler(session, request)
         handler = _DATA.get(kind)
         if handler is not None:
             return handler(session, request)
-        with self.lock:
-            handler = _NAMES.get(kind)
-            if handler is not None:
-                return handler(session, request)
         if kind == wire.FLUSH:
             request.fields.number(wire.U16)
             return b""
@@ -251,3 +250,12 @@ class NinepServer(ShareServer):
                 fid.file = tree.open_file(node, flags)
             except OSError:
                 session.clunk(saved.number)
+
+
+def _message(readable: Sequence[memoryview]) -> bytes:
+    """Return the first bytes of what the guest sends: all of a message but the data of WRITE."""
+    if len(readable) == 1 and len(readable[0]) <= _WHOLE:
+        # In a buffer of its own, as Linux has it.
+        return bytes(readable[0])
+    head, _ = split(readable, wire.HEADER.size)
+    return split(readable, _BEFORE_DATA if head[4:5] == _WRITE else _WHOLE + 1)[0]

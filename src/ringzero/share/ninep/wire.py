@@ -34,11 +34,12 @@ MAX_WALK = 16
 
 # fid, offset, count; what stands before the data of WRITE.
 TRANSFER = struct.Struct("<IQI")
-# valid; of the qid, which stands between, no more here
-GETATTR_VALID = U64
-# mode, uid, gid, links, rdev, size, block size, blocks; seconds and nanoseconds of atime, mtime,
-# ctime and birth time; generation, version of the data
-GETATTR_OUT = struct.Struct("<IIIQQQQQ8QQQ")
+WALK_IN = struct.Struct("<IIH")  # fid, new fid, how many names follow
+WALK_OUT = struct.Struct("<HBIQ")  # how many qids follow, and the first of them
+GETATTR_IN = struct.Struct("<IQ")  # fid, what is asked for
+# valid; type, version and path of the qid; mode, uid, gid, links, rdev, size, block size, blocks;
+# seconds and nanoseconds of atime, mtime, ctime and birth time; generation, version of the data
+GETATTR_OUT = struct.Struct("<QBIQIIIQQQQQqQqQqQqQQQ")
 # valid, mode, uid, gid, size, seconds and nanoseconds of atime and mtime
 SETATTR_IN = struct.Struct("<IIIIQQQQQ")
 # type of file system, block size, blocks, free, available, files, free files, id, name length
@@ -73,7 +74,11 @@ class Fields(Message):
         return self.take(layout)[0]
 
     def text(self, limit: int) -> bytes:
-        text = checked_length(self.rest(self.number(U16)), limit)
+        data, at = self._data, self._at + U16.size
+        self._at = at + int.from_bytes(data[at - U16.size : at], "little")
+        if self._at > len(data):
+            raise WireError("a request is cut off", size=len(data), needed=self._at)
+        text = checked_length(data[at : self._at], limit)
         if b"\0" in text:
             raise WireError("a NUL in a string")
         return text

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from ringzero.devices.virtio import fileserver
 from ringzero.devices.virtio.fileserver import FsState
 from ringzero.devices.virtio.kinds.fs import Fs
 from ringzero.errors import StateError
@@ -107,6 +108,31 @@ def test_short_requests_are_served_where_they_ring_and_long_ones_beside():
     assert server.deferred == [LONG]
     server.go.set()
     assert answers(driver) == [44]
+    device.close()
+
+
+def test_a_host_that_is_slow_twice_is_waited_for_beside(monkeypatch):
+    server, device, driver = made()
+    here = threading.current_thread()
+
+    def ask():
+        driver.add(1, readable=[request(ECHO)], writable=[64])
+        assert answers(driver) == [44]
+        return server.threads[-1] is here
+
+    def slowly():
+        monkeypatch.setattr(fileserver, "QUICK", -1.0)
+        assert ask()
+        monkeypatch.setattr(fileserver, "QUICK", 1000.0)
+
+    # Once may be another process's turn on the CPU.
+    slowly()
+    assert all(ask() for _ in range(fileserver.BACK_OFF))
+    slowly()
+    assert all(ask() for _ in range(fileserver.BACK_OFF - 2))
+    slowly()
+    assert not any(ask() for _ in range(fileserver.BACK_OFF))
+    assert ask()
     device.close()
 
 
