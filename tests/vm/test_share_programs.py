@@ -15,8 +15,9 @@ import pytest
 
 from ringzero import Machine
 from ringzero.config.devices.share import ShareConfig
-from ringzero.image import archives, deb, micro
+from ringzero.image import micro
 from tests.vm.guests import FUZZING
+from tests.vm.kernel_packages import unpack_headers
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]
 PLACE = "/srv/shared"
@@ -159,7 +160,7 @@ def test_sqlite_in_wal_mode_with_several_writers(vm, folder):
 def test_a_kernel_module_is_built_and_loaded(vm, folder):
     release = told(vm, "uname -r")
     headers = folder / "headers"
-    unpack(release, headers)
+    unpack_headers(release, headers)
     module = folder / "module"
     module.mkdir()
     (module / "Makefile").write_text("obj-m := hello.o\n")
@@ -178,21 +179,3 @@ def test_a_kernel_module_is_built_and_loaded(vm, folder):
     assert (module / "hello.ko").exists()
     told(vm, f"/run/ringzero/tools/bin/busybox insmod {PLACE}/module/hello.ko")
     assert "built on a share" in told(vm, "/run/ringzero/tools/bin/busybox dmesg")
-
-
-def unpack(release, where):
-    """Unpack what a module for the kernel `release` of Debian's is built with."""
-    flavour = release.rpartition("-")[2]
-    base = release.removesuffix(f"-cloud-{flavour}")
-    version = ".".join(release.split(".")[:2])
-    names = [f"linux-headers-{release}", f"linux-headers-{base}-common", f"linux-kbuild-{version}"]
-    archive = archives.debian()
-    for path in archive.download(archive.resolve(names, dependencies=False)):
-        for info, data in deb.files(path):
-            target = where / info.name.removeprefix("./")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if info.issym():
-                target.symlink_to(info.linkname)
-            elif info.isreg():
-                target.write_bytes(data)
-                target.chmod(info.mode & 0o777)
