@@ -100,3 +100,22 @@ def test_images_show_what_their_saved_starts_take(cache, tmp_path, monkeypatch, 
     monkeypatch.setattr(Templates, "entries", lambda self: found[:1])
     assert main(["image", "ls"]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == ["  1 saved start, 3 MiB"]
+
+
+def test_export_refuses_what_it_cannot_do(cache, tmp_path, capsys):
+    name = f"oci:{tmp_path}/layout"
+    pulled(tmp_path / "layout", b"1", name)
+    there = tmp_path / "there.qcow2"
+    there.write_bytes(b"")
+    for words, said in (
+        (["-", "--format", "qcow2"], "not written to standard output"),
+        ([str(there)], "exists"),
+        ([str(tmp_path / "none" / "a.vhd")], "is no directory"),
+        ([str(tmp_path / "a.vdi"), "--cpus", "0"], "1 to 255"),
+        ([str(tmp_path / "a.vdi"), "--provider", "libvirt"], "no provider"),
+        ([str(tmp_path / "a.tar"), "--size", "1G"], "of disks"),
+        ([str(tmp_path / "a"), "--format", "iso"], "invalid choice"),
+    ):
+        assert main(["image", "export", name, *words]) == 2
+        assert said in capsys.readouterr().err
+    assert there.read_bytes() == b""

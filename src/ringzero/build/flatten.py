@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -11,13 +10,11 @@ from typing import BinaryIO
 
 from ringzero.build import entries
 from ringzero.build.entries import Entry
-from ringzero.errors import GuestImageError
 from ringzero.host.progress import QUIET, Progress
-from ringzero.image.layers.tree import Node, Tree
-from ringzero.image.oci.contents import Layer, Layers
+from ringzero.image.layers.tree import Node
+from ringzero.image.oci.contents import Layer
+from ringzero.image.oci.merged import merged, pieces
 from ringzero.image.oci.store import StoredImage
-from ringzero.image.oci.unpacking import MAX_FILES
-from ringzero.units import MIB
 
 _NANOSECONDS = 10**9
 # Later than any file's time: none is changed.
@@ -31,17 +28,7 @@ def flatten(
 
     Equal images make equal bytes. Raises GuestImageError, OSError.
     """
-    store = Layers(cache)
-    tree, layers = Tree(MAX_FILES), list[Layer]()
-    for number, diff_id in enumerate(image.diff_ids):
-        layer = store.load(diff_id)
-        if layer is None:
-            raise GuestImageError(
-                f"a layer of {image.name} is not in the store any more",
-                hint=f"ringzero image rm {image.name}, and pull or build it again",
-            )
-        tree.apply(layer.members, number)
-        layers.append(layer)
+    tree, layers = merged(image, cache)
     with progress.step(f"writing the files of {image.name}"):
         return entries.write(_entries(tree.root, layers), file, _NEVER)
 
@@ -67,7 +54,7 @@ def _entries(root: Node, layers: Sequence[Layer]) -> Iterator[Entry]:
 def _entry(path: bytes, node: Node, layers: Sequence[Layer]) -> Entry:
     content: Callable[[], Iterator[bytes]] | None = None
     if stat.S_ISREG(node.mode):
-        content = partial(_content, node, layers)
+        content = partial(pieces, node, layers)
     return Entry(
         name=path,
         mode=node.mode,
@@ -80,11 +67,3 @@ def _entry(path: bytes, node: Node, layers: Sequence[Layer]) -> Entry:
         size=node.size if content is not None else 0,
         content=content,
     )
-
-
-def _content(node: Node, layers: Sequence[Layer]) -> Iterator[bytes]:
-    end = node.offset + node.size - len(node.tail)
-    with layers[node.layer].content.open("rb", buffering=0) as file:
-        for at in range(node.offset, end, MIB):
-            yield os.pread(file.fileno(), min(MIB, end - at), at)
-    yield node.tail

@@ -1,4 +1,4 @@
-"""A FAT file system with a few files in its root, as bytes: what is handed to a guest on a disk.
+"""A FAT file system with a few files, as bytes: what is handed to a guest, or to its firmware.
 
 The same files give the same bytes: there is no time in it, and its serial number comes from the
 content. FAT12 (Microsoft, "FAT: General Overview of On-Disk Format"); long names throughout, so
@@ -23,44 +23,79 @@ _ROOT_ENTRIES = 512
 _MEDIA = 0xF8
 # 1 January 1980, the first day that FAT knows.
 _DATE = 1 << 5 | 1
-_ARCHIVE, _VOLUME, _LONG, _LAST = 0x20, 0x08, 0x0F, 0x40
+_ARCHIVE, _FOLDER, _VOLUME, _LONG, _LAST = 0x20, 0x10, 0x08, 0x0F, 0x40
 _END = 0xFFF
 
 
 def fat_image(files: Mapping[str, bytes], label: str) -> bytes:
-    """Return a file system called `label` (11 characters) that holds `files` by their names.
+    """Return a file system called `label` (11 characters) that holds `files` by their paths.
 
     Raises InvalidValueError when they are too large together, or too many.
     """
+    folders = {"": dict[str, bytes | None]()}
+    for path, whole in files.items():
+        parts = path.split("/")
+        for depth in range(1, len(parts)):
+            folders.setdefault("/".join(parts[:depth]), {})
+            folders["/".join(parts[: depth - 1])].setdefault(parts[depth - 1], None)
+        folders["/".join(parts[:-1])][parts[-1]] = whole
+    lengths = {path: _length(path, inside) for path, inside in folders.items()}
+    if lengths[""] > _ROOT_ENTRIES * _ENTRY:
+        raise InvalidValueError(f"{len(files)} files with long names are too many for a FAT12 disk")
     sizes = [len(data) for data in files.values()]
+    sizes += [length for path, length in lengths.items() if path]
     for cluster in _CLUSTERS:
         clusters = sum(-(-size // cluster) for size in sizes) + 1
         if clusters <= _MAX_CLUSTERS:
             break
     else:
         raise InvalidValueError(f"{format_size(sum(sizes))} of files are too much for a FAT12 disk")
-    links = [0, 0]
-    entries = [_raw_entry(label.upper().ljust(11).encode("ascii"), _VOLUME, 0, 0)]
-    content = bytearray()
-    for number, (name, data) in enumerate(files.items(), 1):
-        count = -(-len(data) // cluster)
+    links = [0xF00 | _MEDIA, _END]
+    places = {"": 0}
+
+    def take(size: int) -> int:
+        count = -(-size // cluster)
         first = len(links) if count else 0
-        links += [*range(first + 1, first + count), _END] if count else []
-        content += data.ljust(count * cluster, b"\0")
-        entries += _entries(name, number, first, len(data))
-    if len(entries) > _ROOT_ENTRIES:
-        raise InvalidValueError(f"{len(files)} files with long names are too many for a FAT12 disk")
-    links[:2] = [0xF00 | _MEDIA, _END]
+        links.extend([*range(first + 1, first + count), _END] if count else [])
+        return first
+
+    # Directories before what is in them, and all of them before files.
+    for path, length in lengths.items():
+        if path:
+            places[path] = take(length)
+    tables, content = list[bytes](), bytearray()
+    for path, inside in folders.items():
+        head = [_raw_entry(label.upper().ljust(11).encode("ascii"), _VOLUME, 0, 0)]
+        if path:
+            above = places[path.rpartition("/")[0]]
+            dots = ((b".          ", places[path]), (b"..         ", above))
+            head = [_raw_entry(name, _FOLDER, at, 0) for name, at in dots]
+        entries = head
+        for number, (name, data) in enumerate(inside.items(), 1):
+            if data is None:
+                place = places[f"{path}/{name}" if path else name]
+                entries = entries + _entries(name, number, place, 0, _FOLDER)
+            else:
+                entries = entries + _entries(name, number, take(len(data)), len(data))
+                content += data.ljust(-(-len(data) // cluster) * cluster, b"\0")
+        tables.append(b"".join(entries))
+    root = tables[0].ljust(_ROOT_ENTRIES * _ENTRY, b"\0")
+    inner = b"".join(t.ljust(-(-len(t) // cluster) * cluster, b"\0") for t in tables[1:])
     links += [0] * (clusters + 2 - len(links))
     table = _packed(links)
     fat_sectors = -(-len(table) // _SECTOR)
     data_sectors = clusters * cluster // _SECTOR
-    root = b"".join(entries).ljust(_ROOT_ENTRIES * _ENTRY, b"\0")
     total = 1 + 2 * fat_sectors + len(root) // _SECTOR + data_sectors
     body = bytes(table).ljust(fat_sectors * _SECTOR, b"\0") * 2 + root
-    body += bytes(content).ljust(data_sectors * _SECTOR, b"\0")
+    body += (inner + bytes(content)).ljust(data_sectors * _SECTOR, b"\0")
     serial = hashlib.sha256(body).digest()[:4]
     return _boot_sector(cluster, fat_sectors, total, serial, label) + body
+
+
+def _length(path: str, inside: Mapping[str, bytes | None]) -> int:
+    """Return how many bytes the entries of a directory take."""
+    pieces = sum(len(_entries(name, 1, 0, 0)) for name in inside)
+    return (pieces + (2 if path else 1)) * _ENTRY
 
 
 def _boot_sector(cluster: int, fat: int, total: int, serial: bytes, label: str) -> bytes:
@@ -82,7 +117,7 @@ def _packed(links: list[int]) -> bytes:
     return bytes(data)
 
 
-def _entries(name: str, number: int, cluster: int, size: int) -> list[bytes]:
+def _entries(name: str, number: int, cluster: int, size: int, kind: int = _ARCHIVE) -> list[bytes]:
     """Return the pieces of a long name, the last first, and the short entry behind them."""
     short = f"FILE{number:04}   ".encode("ascii")
     checksum = 0
@@ -98,7 +133,7 @@ def _entries(name: str, number: int, cluster: int, size: int) -> list[bytes]:
         first = order | (_LAST if order == len(pieces) else 0)
         head = bytes((first,)) + piece[:10] + bytes((_LONG, 0, checksum))
         found.append(head + piece[10:22] + bytes(2) + piece[22:])
-    return [*found, _raw_entry(short, _ARCHIVE, cluster, size)]
+    return [*found, _raw_entry(short, kind, cluster, size)]
 
 
 def _raw_entry(name: bytes, attributes: int, cluster: int, size: int) -> bytes:

@@ -21,7 +21,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -316,7 +316,7 @@ def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> st
     )
     if refresh:
         apt.refresh(max_age=0)
-    kernel_name = _real_kernel(apt, recipe.kernel)
+    kernel_name = real_kernel(apt, recipe.kernel)
     packages = apt.resolve([kernel_name], dependencies=False)
     packages += apt.resolve(["busybox-static"], dependencies=False)
     if recipe.packages:
@@ -342,7 +342,7 @@ def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> st
     size = 14 * MIB + 2 * sum(path.stat().st_size for path in paths[1:])
     require_space(place.parent, size, f"the image {recipe.name}")
     with progress.step(f"building the image {recipe.name}"), atomic_directory(place) as work:
-        kernel, modules = _split_kernel(paths[0])
+        kernel, modules = split_kernel(paths[0])
         tree = _tree(paths[1 : len(paths) - len(recipe.foreign)], modules)
         for path in paths[len(paths) - len(recipe.foreign) :]:
             _add_foreign(tree, path)
@@ -359,7 +359,7 @@ def _build(recipe: Recipe, cache: Path, progress: Progress, refresh: bool) -> st
     return digest
 
 
-def _real_kernel(apt: Archive, name: str) -> str:
+def real_kernel(apt: Archive, name: str) -> str:
     """Return the package that holds the kernel: `name`, or what the meta package depends on."""
     for needed in apt.depends(name):
         if needed.startswith("linux-image-"):
@@ -367,23 +367,49 @@ def _real_kernel(apt: Archive, name: str) -> str:
     return name
 
 
-def _split_kernel(package: Path) -> tuple[bytes, dict[str, Module]]:
+def split_kernel(package: Path) -> tuple[bytes, Mapping[str, Module]]:
     """Return the kernel file and all modules of a Debian kernel package."""
     from ringzero.image import deb
-    from ringzero.image.modules import Module, canonical
+    from ringzero.image.modules import canonical
 
     kernel = b""
-    modules: dict[str, Module] = {}
+    packed: dict[str, tuple[str, bytes]] = {}
     for info, data in deb.files(package):
         path = info.name.removeprefix("./")
         if path.startswith("boot/vmlinuz-"):
             kernel = data
         elif ".ko" in path and info.isreg():
-            module = Module(canonical(path), path.removesuffix(".xz"), plain(path, data))
-            modules[module.name] = module
+            packed[canonical(path)] = path, data
     if not kernel:
         raise GuestImageError(f"{package.name} holds no kernel", path=package)
-    return kernel, modules
+    return kernel, _Modules(packed)
+
+
+class _Modules(Mapping[str, "Module"]):
+    """A package's modules by name, each unpacked when it is asked for: few of thousands are."""
+
+    def __init__(self, packed: dict[str, tuple[str, bytes]]) -> None:
+        self._packed = packed
+        self._plain: dict[str, Module] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._packed
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def __getitem__(self, name: str) -> Module:
+        from ringzero.image.modules import Module
+
+        found = self._plain.get(name)
+        if found is None:
+            path, data = self._packed[name]
+            found = Module(name, path.removesuffix(".xz"), plain(path, data))
+            self._plain[name] = found
+        return found
 
 
 def plain(path: str, data: bytes) -> bytes:
@@ -397,9 +423,9 @@ def plain(path: str, data: bytes) -> bytes:
     return unsigned(data)
 
 
-def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
+def _tree(packages: Sequence[Path], modules: Mapping[str, Module]) -> Rootfs:
     from ringzero.image.guest import become, enter, identity, launch, relay, static_net
-    from ringzero.image.modules import dependency_file, with_dependencies
+    from ringzero.image.modules import with_dependencies
     from ringzero.image.rootfs import Rootfs
 
     tree = Rootfs()
@@ -425,14 +451,22 @@ def _tree(packages: Sequence[Path], modules: dict[str, Module]) -> Rootfs:
     for name, text in _ETC.items():
         if name not in tree:
             tree.add_file(name, text.encode())
-    wanted = with_dependencies(MODULES, modules)
+    add_modules(tree, with_dependencies(MODULES, modules))
+    return tree
+
+
+def add_modules(tree: Rootfs, wanted: Sequence[Module]) -> str:
+    """Put modules into a tree, with modules.dep; return the directory of it, "/" at the end."""
+    from ringzero.image.modules import dependency_file
+
     for module in wanted:
         tree.add_file(module.path, module.data)
-    if wanted:
-        # [usr/]lib/modules/RELEASE/kernel/...; modules.dep has paths from RELEASE on.
-        base = wanted[0].path.partition("/kernel/")[0] + "/"
-        tree.add_file(f"{base}modules.dep", dependency_file(wanted).replace(base, "").encode())
-    return tree
+    if not wanted:
+        return ""
+    # [usr/]lib/modules/RELEASE/kernel/...; modules.dep has paths from RELEASE on.
+    base = wanted[0].path.partition("/kernel/")[0] + "/"
+    tree.add_file(f"{base}modules.dep", dependency_file(wanted).replace(base, "").encode())
+    return base
 
 
 _ETC = {

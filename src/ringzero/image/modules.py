@@ -40,6 +40,11 @@ class Module:
             if name
         ]
 
+    @property
+    def aliases(self) -> list[str]:
+        """The patterns of devices (modalias) that the module is for."""
+        return modinfo(self.data).get("alias", [])
+
 
 def canonical(name: str) -> str:
     """Return a module's name as the kernel knows it: without suffix, "-" as "_"."""

@@ -1,0 +1,1 @@
+"""Images of the store as disks that boot by themselves."""

@@ -1,0 +1,1 @@
+"""Writing ext4 file systems."""
