@@ -27,4 +27,5 @@ def pools() -> str:
 
 
 CACHE = "XDG_CACHE_HOME", ".cache"
+CONFIG = "XDG_CONFIG_HOME", ".config"
 STATE = "XDG_STATE_HOME", ".local/state"

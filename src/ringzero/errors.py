@@ -9,7 +9,8 @@
     │   ├── MissingToolError    a program or package of the host is absent
     │   └── OutputError         results that cannot be written where they should go
     ├── GuestImageError         a kernel, initrd or image that cannot be booted
-    │   └── FileSystemError     a partition table or file system whose bytes cannot be read
+    │   ├── FileSystemError     a partition table or file system whose bytes cannot be read
+    │   └── SignatureError      an image that is not signed by who should have
     ├── DiskError               a disk image
     │   ├── DiskFormatError     its bytes are not what the format allows
     │   ├── DiskUnsupportedError a feature of the format that is not implemented
@@ -115,6 +116,10 @@ class GuestImageError(RingzeroError):
 
 class FileSystemError(GuestImageError):
     kind = "file-system"
+
+
+class SignatureError(GuestImageError):
+    kind = "signature"
 
 
 class DiskError(RingzeroError):

@@ -232,3 +232,24 @@ REGISTRY_MIRRORS = Setting(
     lambda: (),
     "[REGISTRY=]HOST[:PORT] or URL,...: where images are asked for first (default: for docker.io)",
 )
+
+
+def _policy() -> Path | None:
+    place = basedirs.ours(*basedirs.CONFIG)
+    path = Path(place) / "images.toml"
+    return path if place and path.exists() else None
+
+
+IMAGE_POLICY = Setting(
+    "RINGZERO_IMAGE_POLICY",
+    _path,
+    _policy,
+    "file that says which images must be signed, by whom (default: ringzero/images.toml of "
+    "~/.config, where it is there)",
+)
+KEY_PASSWORD = Setting(
+    "RINGZERO_KEY_PASSWORD",
+    lambda text: text,
+    lambda: "",
+    "password of the private key that signs images",
+)

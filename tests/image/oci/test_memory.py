@@ -97,17 +97,6 @@ def test_it_is_swept_with_its_image_only(tmp_path, cache):
     assert not Blobs(cache).path(layer.pages.digest).exists()
 
 
-def test_referrers_of_others_stay():
-    layer = memory.MemoryLayer(*(Descriptor("m", f"sha256:{n:064}", 1) for n in range(4)))
-    other = {"mediaType": "s", "digest": f"sha256:{9:064}", "size": 1, "artifactType": "signature"}
-    data = memory.referrers(layer, json.dumps({"manifests": [other]}).encode())
-    again = memory.referrers(layer, data)
-    assert json.loads(again) == json.loads(data)
-    assert json.loads(data)["manifests"][0] == other
-    assert memory.among_referrers(data).digest == layer.manifest.digest
-    assert memory.among_referrers(b'{"manifests": 1}') is None
-
-
 @pytest.mark.parametrize(
     "change",
     [

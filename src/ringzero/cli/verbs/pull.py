@@ -18,6 +18,7 @@ class Pull(Verb):
   ringzero pull oci:./layout:1.2            a directory in the OCI image layout
   ringzero pull docker-archive:app.tar      what `docker save` has written
   ringzero pull --cert-dir ./certs registry.example:5000/app
+  ringzero pull --verify release.pub registry.example/app   only what this key has signed
 
 Credentials come from Docker's config.json and its credential helpers (`docker login`).
 """
@@ -26,11 +27,20 @@ Credentials come from Docker's config.json and its credential helpers (`docker l
         """Add the flags."""
         parser.add_argument("image", metavar="IMAGE", help="the image's name")
         add_flags(parser)
+        parser.add_argument(
+            "--verify",
+            action="append",
+            default=[],
+            metavar="PUB",
+            help="refuse the image unless this public key, or another one given so, has signed it",
+        )
         parser.add_argument("--quiet", "-q", action="store_true", help="show no progress")
         parser.add_argument("--json", action="store_true", help="the result as JSON")
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Pull it and print its digest."""
+        from pathlib import Path
+
         from ringzero.host.progress import QUIET, Progress
         from ringzero.image.oci.boot import absolute
         from ringzero.image.oci.pull import pull
@@ -39,7 +49,13 @@ Credentials come from Docker's config.json and its credential helpers (`docker l
 
         name = absolute(parse(arguments.image))
         progress = QUIET if arguments.quiet else Progress()
-        image = pull(name, cache=CACHE_DIR.get(), progress=progress, trust=trust_of(arguments))
+        image = pull(
+            name,
+            cache=CACHE_DIR.get(),
+            progress=progress,
+            trust=trust_of(arguments),
+            keys=[Path(key) for key in arguments.verify],
+        )
         if arguments.json:
             print_json(image.summary())
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ringzero.cli import signing
 from ringzero.cli.trust import add_flags, trust_of
 from ringzero.cli.verb import VERBS, Verb, print_json
 
@@ -14,6 +15,7 @@ class Push(Verb):
     examples = """\
   ringzero push localhost:5000/web:1.2          by the name that it has
   ringzero push web:1.2 registry.example/web:1.2   by another one
+  ringzero push --sign release.key localhost:5000/web:1.2   with a signature as cosign's
 
 What the registry has already is not sent. Credentials come from Docker's config.json and its
 credential helpers (`docker login`).
@@ -24,6 +26,7 @@ credential helpers (`docker login`).
         parser.add_argument("image", metavar="IMAGE", help="a name, or the beginning of a digest")
         parser.add_argument("target", nargs="?", metavar="TARGET", help="its name there")
         add_flags(parser)
+        parser.add_argument("--sign", metavar="KEY", help="sign it by this private key, too")
         parser.add_argument("--quiet", "-q", action="store_true", help="show no progress")
         parser.add_argument("--json", action="store_true", help="the result as JSON")
 
@@ -32,11 +35,14 @@ credential helpers (`docker login`).
         from ringzero.host.progress import QUIET, Progress
         from ringzero.image.oci.push import find, push
         from ringzero.image.oci.reference import parse_reference
+        from ringzero.image.oci.signing import kept
         from ringzero.settings import CACHE_DIR
 
         cache = CACHE_DIR.get()
         image = find(arguments.image, cache)
         target = parse_reference(arguments.target or arguments.image)
+        if arguments.sign:
+            kept.sign(image, target, signing.private_key(arguments.sign))
         progress = QUIET if arguments.quiet else Progress()
         sent = push(image, target, cache=cache, progress=progress, trust=trust_of(arguments))
         if arguments.json:

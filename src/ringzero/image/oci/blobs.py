@@ -186,10 +186,22 @@ class Partial:
         found = f"{self._hash.name}:{self._hash.hexdigest()}"
         if found != self._descriptor.digest:
             self.restart()
-            raise GuestImageError(
-                f"the digest of what came is wrong: {found} instead of {self._descriptor.digest}",
-                hint="the registry, a mirror or a proxy on the way is damaged or lies; try again",
-            )
+            raise _wrong(found, self._descriptor.digest)
+
+
+def check_digest(data: bytes, digest: str) -> None:
+    """Raise GuestImageError unless `data` has a digest."""
+    made = hashlib.new(digest.partition(":")[0], data)
+    found = f"{made.name}:{made.hexdigest()}"
+    if found != digest:
+        raise _wrong(found, digest)
+
+
+def _wrong(found: str, digest: str) -> GuestImageError:
+    return GuestImageError(
+        f"the digest of what came is wrong: {found} instead of {digest}",
+        hint="the registry, a mirror or a proxy on the way is damaged or lies; try again",
+    )
 
 
 def digest_of(data: bytes) -> str:

@@ -31,8 +31,8 @@ class Made:
         whole = {
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
-            "config": _plain(Descriptor(OCI_CONFIG, digest_of(self.config), len(self.config))),
-            "layers": [_plain(layer) for layer, _ in self.layers],
+            "config": Descriptor(OCI_CONFIG, digest_of(self.config), len(self.config)).plain(),
+            "layers": [layer.plain() for layer, _ in self.layers],
         }
         return json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()
 
@@ -72,11 +72,3 @@ def pour(path: Path, sink: Partial) -> None:
         file.seek(sink.size)
         while data := file.read(1 << 20):
             sink.write(data)
-
-
-def _plain(descriptor: Descriptor) -> dict[str, object]:
-    return {
-        "mediaType": descriptor.media_type,
-        "digest": descriptor.digest,
-        "size": descriptor.size,
-    }

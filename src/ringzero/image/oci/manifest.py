@@ -75,6 +75,10 @@ class Descriptor:
     variant: str = ""
     name: str = ""
 
+    def plain(self) -> dict[str, object]:
+        """Return it as documents have it, without platform and name."""
+        return {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
+
     @property
     def compression(self) -> str:
         """Of a layer: "tar" (none), "gzip" or "zstd". Raises GuestImageError."""

@@ -9,8 +9,8 @@ Usage"), so that the image itself stays what it is, for other programs and by it
     layers[0]   STATE: the state of vCPUs and devices
     layers[1]   PAGES: the guest's memory, packed
 
-In a registry it is found by the tag that stands for an image's referrers (distribution
-specification, "Referrers Tag Schema"); in a layout on the disk by an annotation of the image.
+In a registry it is found among the image's referrers (`referrers`), in a layout on the disk by an
+annotation of the image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ringzero.errors import GuestImageError, HostError
 from ringzero.host.files import atomic_file
 from ringzero.image.oci import manifest as documents
 from ringzero.image.oci.blobs import Blobs, digest_of
-from ringzero.image.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor
+from ringzero.image.oci.manifest import OCI_MANIFEST, Descriptor
 from ringzero.image.oci.reference import is_digest
 from ringzero.records import record
 
@@ -61,9 +61,9 @@ def document(
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "artifactType": ARTIFACT,
-        "config": _plain(binding),
-        "layers": [_plain(state), _plain(pages)],
-        "subject": _plain(subject),
+        "config": binding.plain(),
+        "layers": [state.plain(), pages.plain()],
+        "subject": subject.plain(),
     }
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
@@ -86,38 +86,6 @@ def read(data: bytes, image: str) -> MemoryLayer:
     if state.size > MAX_STATE or binding.size > documents.MAX_DOCUMENT:
         raise GuestImageError("the memory layer has a state that is too large")
     return MemoryLayer(Descriptor(OCI_MANIFEST, digest_of(data), len(data)), binding, state, pages)
-
-
-def referrers_tag(image: str) -> str:
-    """Return the tag by which a registry without referrers has those of an image's digest."""
-    return image.replace(":", "-")[:128]
-
-
-def referrers(layer: MemoryLayer, others: bytes | None) -> bytes:
-    """Return the index of an image's referrers with `layer`; `others` is what it was before.
-
-    A memory layer that was there is replaced, all else stays.
-    """
-    found: list[object] = []
-    if others is not None:
-        value = documents.document(others, "the index of an image's referrers")
-        manifests = value.get("manifests")
-        for item in manifests if isinstance(manifests, list) else []:
-            if isinstance(item, dict) and item.get("artifactType") != ARTIFACT:
-                found.append(item)
-    found.append({**_plain(layer.manifest), "artifactType": ARTIFACT})
-    whole = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}
-    return json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()
-
-
-def among_referrers(data: bytes) -> Descriptor | None:
-    """Return the memory layer's manifest in an index of referrers. Raises GuestImageError."""
-    value = documents.document(data, "the index of an image's referrers")
-    manifests = value.get("manifests")
-    for item in manifests if isinstance(manifests, list) else []:
-        if isinstance(item, dict) and item.get("artifactType") == ARTIFACT:
-            return documents.descriptor(item, "the index of an image's referrers")
-    return None
 
 
 def find(place: Path, blobs: Blobs, image: str) -> MemoryLayer | None:
@@ -143,11 +111,3 @@ def keep(place: Path, layer: MemoryLayer) -> None:
     """Say that an image has a memory layer, all of whose blobs are there. Raises HostError."""
     with atomic_file(place / INFO) as file:
         file.write(json.dumps({"manifest": layer.manifest.digest}).encode())
-
-
-def _plain(descriptor: Descriptor) -> dict[str, object]:
-    return {
-        "mediaType": descriptor.media_type,
-        "digest": descriptor.digest,
-        "size": descriptor.size,
-    }

@@ -15,11 +15,14 @@ from ringzero.host.files import atomic_directory, locked, require_space
 from ringzero.host.progress import QUIET, Progress, Reported
 from ringzero.image.oci import manifest as documents
 from ringzero.image.oci import memory
-from ringzero.image.oci.blobs import Blobs, Follower, digest_of
+from ringzero.image.oci.blobs import Blobs, Follower, check_digest, digest_of
 from ringzero.image.oci.certificates import Trust
 from ringzero.image.oci.local import Source, open_local
 from ringzero.image.oci.manifest import ARCHITECTURES, INDEXES, Descriptor, ImageConfig, Manifest
 from ringzero.image.oci.reference import Local, Reference
+from ringzero.image.oci.signing import kept, policy
+from ringzero.image.oci.signing.document import Signature
+from ringzero.image.oci.signing.keys import load_public
 from ringzero.image.oci.store import Store, StoredImage
 from ringzero.image.oci.unpacking import THREADS, StoppedError, Unpacking
 from ringzero.units import format_size
@@ -35,17 +38,24 @@ def pull(
     progress: Progress = QUIET,
     architecture: str | None = None,
     trust: Trust | None = None,
+    keys: Sequence[Path] = (),
 ) -> StoredImage:
     """Bring the image called `name` into the store, whatever was there by this name.
 
     `architecture` is Go's name of one; None is this host's. `trust` is how the registry's
-    certificate is checked. Raises NotFoundError, HostError,
-    GuestImageError, InvalidValueError.
+    certificate is checked. One of the public keys in the files `keys` has to have signed it, and
+    one of those that the user's policy names. Raises NotFoundError, HostError,
+    GuestImageError, InvalidValueError, and SignatureError before anything is stored.
     """
+    demands = [found for found in (keys, policy.required(name)) if found]
     store, blobs = Store(cache), Blobs(cache)
     wanted = architecture or ARCHITECTURES.get(platform.machine(), platform.machine())
     with blobs.in_use(progress), contextlib.closing(_open(name, trust)) as source:
-        digest, manifest = _manifest(name, source, blobs, wanted)
+        read = _documents(name, source, wanted)
+        signed = _signed(name, source, [found for found, _ in read], demands)
+        digest, data = read[-1]
+        manifest = documents.manifest(documents.document(data, "the image's manifest"))
+        blobs.put(data, digest)
         _fetch(name, source, blobs, [manifest.config], progress)
         config = documents.image_config(blobs.read(manifest.config.digest))
         if config.os not in ("", "linux"):
@@ -58,6 +68,8 @@ def pull(
             # Without it the image boots, and says so.
             with contextlib.suppress(RingzeroError):
                 _fetch_memory(name, source, image, blobs, progress)
+        if ours := [signature for signature in signed if signature.digest == digest]:
+            kept.add(image, ours)
     with store.lock(progress):
         store.set_name(name, digest)
     return store.named(name) or image
@@ -84,25 +96,51 @@ def _open(name: Reference | Local, trust: Trust | None) -> Source:
     return Registry(name, trust)
 
 
-def _manifest(
-    name: Reference | Local, source: Source, blobs: Blobs, architecture: str
-) -> tuple[str, Manifest]:
-    """Return the manifest for `architecture`, and its digest; both are stored."""
+def _documents(
+    name: Reference | Local, source: Source, architecture: str
+) -> list[tuple[str, bytes]]:
+    """Return what leads to the manifest for `architecture`, that last, each with its digest."""
     target = name.target if isinstance(name, Reference) else ""
     expected = name.digest if isinstance(name, Reference) else None
+    found = []
     for _ in range(_MAX_INDEXES):
         data, told = source.manifest(target)
         if expected is not None:
             # Of the algorithm that was asked for.
-            blobs.put(data, expected)
+            check_digest(data, expected)
+        found.append((expected or digest_of(data), data))
         value = documents.document(data, "the image's manifest")
         if documents.media_type(value, told) not in INDEXES:
-            digest = expected or digest_of(data)
-            blobs.put(data, digest)
-            return digest, documents.manifest(value)
+            return found
         chosen = documents.choose(documents.index(value), architecture)
         target = expected = chosen.digest
     raise GuestImageError("indexes of the image lead to each other without an end")
+
+
+def _signed(
+    name: Reference | Local,
+    source: Source,
+    digests: Sequence[str],
+    wanted: Sequence[Sequence[Path]],
+) -> list[Signature]:
+    """Return signatures by which an image is what one of each of several keys has signed.
+
+    What is signed is the first of `digests`, which may be an index, or the last, its manifest for
+    one platform. Raises SignatureError.
+    """
+    if not wanted:
+        return []
+    from ringzero.image.oci.registry import Registry
+    from ringzero.image.oci.signing import remote, verification
+
+    sets = [[load_public(path) for path in paths] for paths in wanted]
+    digest, signatures = digests[-1], list[Signature]()
+    if isinstance(source, Registry):
+        for digest in dict.fromkeys((digests[0], digests[-1])):
+            signatures = remote.fetch(source, digest)
+            if signatures:
+                break
+    return [verification.check(str(name), digest, signatures, keys) for keys in sets]
 
 
 def _fetch(

@@ -14,13 +14,14 @@ from ringzero.errors import InvalidValueError, NotFoundError
 from ringzero.host.files import atomic_directory, host_error, require_space
 from ringzero.host.progress import QUIET, Progress
 from ringzero.image.oci import manifest as documents
-from ringzero.image.oci import memory
+from ringzero.image.oci import memory, referrers
 from ringzero.image.oci.blobs import Blobs
 from ringzero.image.oci.certificates import Trust
 from ringzero.image.oci.manifest import OCI_INDEX, Descriptor, Manifest
 from ringzero.image.oci.memory import MemoryLayer
 from ringzero.image.oci.reference import Reference
 from ringzero.image.oci.registry import Registry
+from ringzero.image.oci.signing import kept, remote
 from ringzero.image.oci.store import Store, StoredImage
 from ringzero.units import format_size
 
@@ -49,7 +50,8 @@ def push(
 ) -> int:
     """Push an image of the store to a registry; return how many bytes of blobs went over.
 
-    What the registry has already is not sent. Raises HostError, NotFoundError, GuestImageError.
+    What the registry has already is not sent; the memory and the signatures that it has in the
+    store go along. Raises HostError, NotFoundError, GuestImageError.
     """
     blobs = Blobs(cache)
     with blobs.in_use(progress), contextlib.closing(Registry(target, trust)) as registry:
@@ -84,18 +86,16 @@ def push(
         registry.put_manifest(target.target, data, kind)
         if layer is not None:
             _refer(registry, image.digest, layer, blobs)
+        if signatures := kept.load(image):
+            remote.put(registry, Descriptor(kind, image.digest, len(data)), signatures)
     return sent
 
 
 def _refer(registry: Registry, image: str, layer: MemoryLayer, blobs: Blobs) -> None:
     """Have a registry know an image's memory layer, whose blobs it has, among its referrers."""
-    registry.put_manifest(
-        layer.manifest.digest, blobs.read(layer.manifest.digest), layer.manifest.media_type
-    )
-    tag, others = memory.referrers_tag(image), None
-    with contextlib.suppress(NotFoundError):
-        others = registry.manifest(tag)[0]
-    registry.put_manifest(tag, memory.referrers(layer, others), OCI_INDEX)
+    made = layer.manifest
+    registry.put_manifest(made.digest, blobs.read(made.digest), made.media_type)
+    referrers.add(registry, image, made, memory.ARTIFACT)
 
 
 def save(image: StoredImage, target: Path, name: str, *, cache: Path) -> None:

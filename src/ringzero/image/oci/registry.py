@@ -36,10 +36,10 @@ from ringzero.image.http import (
     origin,
     proxy,
 )
-from ringzero.image.oci import credentials
+from ringzero.image.oci import credentials, referrers
 from ringzero.image.oci.certificates import Trust, context, folder
 from ringzero.image.oci.manifest import INDEXES, MANIFESTS, MAX_DOCUMENT, Descriptor
-from ringzero.image.oci.memory import among_referrers, referrers_tag
+from ringzero.image.oci.memory import ARTIFACT
 from ringzero.image.oci.reference import DEFAULT_REGISTRY, Reference
 from ringzero.settings import HTTP_REGISTRIES, INSECURE_REGISTRIES, REGISTRY_MIRRORS
 
@@ -136,7 +136,7 @@ class Registry:
         Raises HostError, GuestImageError.
         """
         try:
-            found = among_referrers(self.manifest(referrers_tag(image))[0])
+            found = referrers.among(self.manifest(referrers.tag(image))[0], ARTIFACT)
             return self.manifest(found.digest)[0] if found is not None else None
         except NotFoundError:
             return None

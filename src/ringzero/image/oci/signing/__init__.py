@@ -1,0 +1,1 @@
+"""Signatures of images, as cosign makes them and checks them."""

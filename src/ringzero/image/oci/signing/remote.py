@@ -1,0 +1,85 @@
+"""Signatures in a registry: found, fetched, and put there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from ringzero.errors import GuestImageError, NotFoundError
+from ringzero.image.oci import referrers
+from ringzero.image.oci.blobs import check_digest, digest_of
+from ringzero.image.oci.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor
+from ringzero.image.oci.registry import Registry
+from ringzero.image.oci.signing import document
+from ringzero.image.oci.signing.document import Signature
+
+
+def fetch(registry: Registry, digest: str) -> list[Signature]:
+    """Return the signatures of what has a digest. Raises HostError, GuestImageError."""
+    data = _manifest(registry, digest)
+    if data is None:
+        return []
+    found = []
+    for blob, signature in document.listed(data):
+        sink = _Memory(blob.size)
+        registry.blob(blob, sink, lambda _: None)
+        check_digest(bytes(sink.data), blob.digest)
+        found.append(Signature(bytes(sink.data), signature))
+    return found
+
+
+def put(registry: Registry, image: Descriptor, signatures: Sequence[Signature]) -> None:
+    """Have a registry know signatures of an image that it has, beside those that are there.
+
+    By cosign's tag, and among the image's referrers. Raises HostError, GuestImageError.
+    """
+    tag, others = document.tag(image.digest), None
+    with contextlib.suppress(NotFoundError):
+        others = registry.manifest(tag)[0]
+    data, config = document.manifest(image, signatures, others)
+    blobs = [(Descriptor(OCI_CONFIG, digest_of(config), len(config)), config)]
+    blobs += [
+        (Descriptor(document.PAYLOAD, digest_of(s.payload), len(s.payload)), s.payload)
+        for s in signatures
+    ]
+    for blob, content in blobs:
+        registry.put_blob(blob, lambda content=content: [content])  # type: ignore[misc]
+    registry.put_manifest(tag, data, OCI_MANIFEST)
+    made = Descriptor(OCI_MANIFEST, digest_of(data), len(data))
+    referrers.add(registry, image.digest, made, document.ARTIFACT)
+
+
+def _manifest(registry: Registry, digest: str) -> bytes | None:
+    with contextlib.suppress(NotFoundError):
+        return registry.manifest(document.tag(digest))[0]
+    with contextlib.suppress(NotFoundError):
+        index = registry.manifest(referrers.tag(digest))[0]
+        found = referrers.among(index, document.ARTIFACT)
+        if found is not None:
+            data = registry.manifest(found.digest)[0]
+            check_digest(data, found.digest)
+            return data
+    return None
+
+
+class _Memory:
+    """A blob in memory, of a size at most."""
+
+    def __init__(self, limit: int) -> None:
+        self.data = bytearray()
+        self._limit = limit
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are."""
+        return len(self.data)
+
+    def write(self, data: memoryview) -> None:
+        """Append bytes. Raises GuestImageError for more than there may be."""
+        self.data += data
+        if len(self.data) > self._limit:
+            raise GuestImageError("more bytes come of a signature than it should have")
+
+    def restart(self) -> None:
+        """Forget all."""
+        self.data.clear()
