@@ -60,7 +60,7 @@ def core_image(files: Mapping[str, bytes], script: str, prefix: str, sector: int
     Raises GuestImageError where they are not what this knows.
     """
     kernel = _kernel(_file(files, "kernel.img"))
-    objects = [(_ELF, _file(files, name)) for name in _with_dependencies(files, MODULES)]
+    objects = [(_ELF, _file(files, name)) for name in with_dependencies(files, MODULES)]
     objects += [(_CONFIG, script.encode() + b"\0"), (_PREFIX, prefix.encode() + b"\0")]
     body = b"".join(_object(kind, data) for kind, data in objects)
     plain = kernel + struct.pack("<III", _MODULE_MAGIC, 12, 12 + len(body)) + body
@@ -106,7 +106,7 @@ def _object(kind: int, data: bytes) -> bytes:
     return struct.pack("<II", kind, 8 + len(padded)) + padded
 
 
-def _with_dependencies(files: Mapping[str, bytes], names: Sequence[str]) -> list[str]:
+def with_dependencies(files: Mapping[str, bytes], names: Sequence[str]) -> list[str]:
     """Return the files of modules and of all that they need, each behind what it needs."""
     needs = dict[str, list[str]]()
     for line in _file(files, "moddep.lst").decode("ascii", "replace").splitlines():

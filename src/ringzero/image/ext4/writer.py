@@ -59,10 +59,13 @@ def least_size(root: Node) -> int:
     """Return how many bytes a file system needs at least that holds a tree, nearly nothing free."""
     files = _numbered(root)
     blocks = sum(_blocks_of(file, {}) for file in files) + len(files) // 16 + 1
-    # With the journal, and what each group takes for itself.
-    blocks += _MOST_JOURNAL + _LOST_BLOCKS
-    blocks += blocks // 16 + 256
-    return blocks * BLOCK
+    # With what each group takes for itself, and the journal that a file system so large has.
+    blocks += blocks // 16 + 256 + _LOST_BLOCKS
+    journals = (*(journal for _, journal in _JOURNALS), _MOST_JOURNAL)
+    sizes = ((blocks + journal + journal // 16) * BLOCK for journal in journals)
+    return next(
+        size for size, journal in zip(sizes, journals, strict=True) if _journal(size) <= journal
+    )
 
 
 def write(
@@ -130,12 +133,17 @@ def _shape(size: int, files: int) -> Shape:
     inodes = max(files + files // 4, size // _BYTES_PER_INODE) + FIRST_INODE
     per_block = BLOCK // INODE_SIZE
     per_group = min(-(-inodes // groups // per_block + 1) * per_block, PER_GROUP)
-    journal = next((n for most, n in _JOURNALS if size <= most), _MOST_JOURNAL)
+    journal = _journal(size)
     shape = Shape(blocks, per_group, journal)
     last = shape.groups - 1
     if last and shape.length(last) < shape.overhead(last) + _LEAST_GROUP:
         shape = Shape(last * PER_GROUP, per_group, journal)
     return shape
+
+
+def _journal(size: int) -> int:
+    """Return how many blocks the journal of a file system of `size` bytes has."""
+    return next((blocks for most, blocks in _JOURNALS if size <= most), _MOST_JOURNAL)
 
 
 class _Blocks:
