@@ -56,6 +56,8 @@ def test_ctrl_c_while_a_command_runs_ends_the_command():
             signals.append(name)
 
     class Agent:
+        takes_options = False
+
         def run(self, words, **how):
             return Command()
 

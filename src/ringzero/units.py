@@ -1,4 +1,4 @@
-"""Sizes with units, as people write them and as they like to read them."""
+"""Sizes and times with units, as people write them and as they like to read them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,21 @@ TIB = 1 << 40
 # Binary multiples throughout, as in qemu-img and libvirt: "512M" is 512 MiB.
 _FACTORS = {"": 1, "B": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB, "P": 1 << 50, "E": 1 << 60}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([BKMGTPE]?)(?:iB|B)?\s*", re.IGNORECASE)
+# A duration as Go writes it (time.ParseDuration), which Docker's files and flags have.
+_PIECE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that a duration names ("30s", "1m30s", "500ms", "0").
+
+    Raises InvalidValueError when `text` is none.
+    """
+    if text == "0":
+        return 0.0
+    if not re.fullmatch(f"(?:{_PIECE.pattern})+", text):
+        raise InvalidValueError(f"{text!r} is no time", hint="30s, 1m30s, 500ms")
+    return sum(float(number) * _SECONDS[unit] for number, unit in _PIECE.findall(text))
 
 
 def parse_size(text: str | int) -> int:

@@ -4,13 +4,41 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from ringzero.api.command import CommandResult, Invocation, invocation
+from ringzero.api.command import CommandResult, Invocation, invocation, takes_options
 from ringzero.errors import CommandError, InvalidValueError
 
 
 def test_plain_words_stay_as_they_are():
     assert Invocation("echo $HOME").words() == "echo $HOME"
     assert Invocation(["ls", b"\xff"]).words() == ["ls", b"\xff"]
+
+
+def test_options_where_the_guest_takes_them():
+    def words(command, **options):
+        return Invocation(command, **options).words(takes_options=True)
+
+    assert words("pwd", env={"A": "1 2", "B": ""}, cwd=PurePosixPath("/tmp"), user="0:44") == [
+        *("--user=0:44", "--env=A=1 2", "--env=B=", "--workdir=/tmp", "--", "sh", "-c", "pwd")
+    ]
+    assert words(["-x", b"\xff"], user="me") == ["--user=me", "--", "-x", b"\xff"]
+    assert words(["ls"]) == ["ls"]
+    for wrong in ({"env": {"A=B": ""}}, {"user": "-c"}):
+        with pytest.raises(InvalidValueError, match="cannot be called"):
+            words("true", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("quiet ringzero.root=/dev/vda", True),
+        ("ringzero.root=share,rw", True),
+        ("quiet root=/dev/vda xringzero.root=/dev/vda", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_whose_init_makes_the_root_takes_options(line, wanted):
+    assert takes_options(line) is wanted
 
 
 def test_environment_directory_and_user_wrap_the_words():

@@ -13,12 +13,13 @@ import pytest
 
 from ringzero import Machine
 from ringzero.cli.main import main
+from ringzero.control.host import client
 from tests.image.fs.made import run, tool
 from tests.image.oci.docker_registry import docker_registry, peer
 from tests.image.oci.images import Image
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]
-APPLETS = ("sh", "id", "env", "pwd", "cat", "ls", "sleep", "touch")
+APPLETS = ("sh", "id", "env", "pwd", "cat", "ls", "sleep", "touch", "mkdir", "test")
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,57 @@ def test_the_stop_signal_of_the_image(busybox, tmp_path, monkeypatch, capfd, sig
     finally:
         main(["rm", "-f", "web"])
         main(["image", "rm", f"oci:{tmp_path}/layout"])
+
+
+def test_commands_and_files_in_a_machine_whose_image_has_a_user(
+    layout, tmp_path, monkeypatch, capfd
+):
+    """As that user, in the image's directory, but for what flags say; files are root's, as ever."""
+    monkeypatch.setenv("RINGZERO_MACHINES_DIR", str(tmp_path / "machines"))
+
+    def inside(script, *flags, status=0):
+        assert main(["exec", *flags, "web", "sh", "-c", script]) == status
+        return capfd.readouterr()
+
+    told = "id -u; id -g; pwd; echo $HOME $GREETING"
+    (tmp_path / "file").write_text("from the host")
+    (tmp_path / "file").chmod(0o644)
+    assert main(["run", "-d", "--name", "web", layout, "--", "exec sleep 1000"]) == 0
+    capfd.readouterr()
+    try:
+        assert inside(told).out == "1000\n1000\n/srv/app\n/home/me hello world\n"
+        flags = ("-u", "0", "-w", "/etc", "-e", "GREETING=a b")
+        assert inside(told, *flags).out == "0\n0\n/etc\n/root a b\n"
+        assert inside(told, "-u", "7:44", "-e", "HOME=/x").out.startswith("7\n44\n/srv/app\n/x ")
+        assert "nobody-at-all: no user" in inside("id", "-u", "nobody-at-all", status=126).err
+        assert "/nowhere: no directory" in inside("id", "-w", "/nowhere", status=126).err
+        assert main(["cp", str(tmp_path / "file"), "web:/etc/file"]) == 0
+        assert inside("cat /etc/file; ls -ln /etc/file", "-u", "root").out.startswith(
+            "from the host-rw-r--r--    1 0        0 "
+        )
+        done = client.machine("web").run("id -u; pwd", user="root", cwd="/bin", text=True)
+        assert done.stdout == "0\n/bin\n"
+    finally:
+        main(["rm", "-f", "web"])
+
+
+def test_a_health_check_of_ones_own(layout, tmp_path, monkeypatch, capfd):
+    """In place of the image's, or where it has none, and as its program runs."""
+    monkeypatch.setenv("RINGZERO_MACHINES_DIR", str(tmp_path / "machines"))
+    check = ("--health-cmd", "id -u; pwd; test -e /tmp/well", "--health-interval", "100ms")
+    try:
+        assert main(["run", "-d", "--name", "web", *check, "--health-retries", "1", "-w", "/etc",
+                     layout, "--", "exec sleep 1000"]) == 0  # fmt: skip
+        for wanted in ("unhealthy", "healthy"):
+            deadline = time.monotonic() + 120
+            while (health := client.machine("web").inspect()["health"])["status"] != wanted:
+                assert time.monotonic() < deadline, health
+                time.sleep(0.05)
+            assert health["log"][-1]["output"] == "1000\n/etc\n"
+            script = "mkdir -p /tmp; touch /tmp/well"
+            assert main(["exec", "-u", "0", "web", "sh", "-c", script]) == 0
+    finally:
+        main(["rm", "-f", "web"])
 
 
 def test_volumes_and_the_health_check_of_the_image(busybox, tmp_path, monkeypatch, capfd):

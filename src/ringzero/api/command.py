@@ -7,7 +7,7 @@ Plain data: nothing here speaks with a guest.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, AnyStr, Generic, TypedDict
 
 from ringzero.errors import CommandError, InvalidValueError
@@ -18,6 +18,9 @@ _ENCODING = "utf-8"
 # Exit status of a command whose directory is none, as that of one that cannot be run.
 _CHANGE_DIRECTORY = 'cd -- "$0" || exit 126; exec "$@"'
 _BECOME = 'exec "$@"'
+# In a kernel's command line: what ringzero's init makes the root, a disk or the share. It runs
+# commands as the image has it, and takes options before one (`command_options`).
+ROOT_PARAMETER = "ringzero.root"
 
 
 @record
@@ -63,6 +66,28 @@ def input_bytes(data: bytes | str | None) -> bytes:
         f"a command's input is bytes or str, not {type(data).__name__}",
         hint="give input=b'...' or input='...'",
     )
+
+
+def takes_options(command_line: object) -> bool:
+    """Whether the guest of a kernel's command line takes options before a command."""
+    return f" {ROOT_PARAMETER}=" in f" {command_line}"
+
+
+def command_options(
+    env: Iterable[tuple[str, str]] = (), cwd: str | None = None, user: str | None = None
+) -> list[str]:
+    """Return what goes before a command in a guest that takes options (`takes_options`).
+
+    The last of it is the end of the options: a program whose name begins with a dash is none.
+    """
+    # Who comes first brings a HOME along, and variables are the last word.
+    words = [f"--user={user}"] if user else []
+    words += [f"--env={name}={value}" for name, value in env]
+    return [*words, *([f"--workdir={cwd}"] if cwd else ()), "--"]
+
+
+# As root and from the top, whatever an image says of its own programs.
+AS_ROOT = tuple(command_options(cwd="/", user="0"))
 
 
 class RunOptions(TypedDict, total=False):
@@ -125,10 +150,11 @@ class Invocation:
     check: bool = False
     text: bool = False
 
-    def words(self) -> str | Sequence[str | bytes]:
+    def words(self, *, takes_options: bool = False) -> str | Sequence[str | bytes]:
         """Return the command with environment, directory and user made part of it.
 
-        By the guest's own env(1), sh(1) and su(1). Raises InvalidValueError.
+        By options where the guest takes them, else by its own env(1), sh(1) and su(1). Raises
+        InvalidValueError.
         """
         if not (self.env or self.cwd or self.user):
             return self.command
@@ -140,12 +166,16 @@ class Invocation:
             for name in self.env:
                 if not name or "=" in name:
                     raise InvalidValueError(f"an environment variable cannot be called {name!r}")
+        if self.user and self.user.startswith("-"):
+            raise InvalidValueError(f"a user cannot be called {self.user!r}")
+        if takes_options:
+            cwd = os.fspath(self.cwd) if self.cwd else None
+            return [*command_options((self.env or {}).items(), cwd, self.user), *words]
+        if self.env:
             words = ["env", *(f"{name}={value}" for name, value in self.env.items()), *words]
         if self.cwd:
             words = ["sh", "-c", _CHANGE_DIRECTORY, os.fspath(self.cwd), *words]
         if self.user:
-            if self.user.startswith("-"):
-                raise InvalidValueError(f"a user cannot be called {self.user!r}")
             words = ["su", "-s", "/bin/sh", "-c", _BECOME, "--", self.user, "sh", *words]
         return words
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from ringzero.api.command import AS_ROOT
 from ringzero.build import entries
 from ringzero.build.archives import content_of
 from ringzero.build.entries import WHITEOUT, Entry, Layer
@@ -43,8 +44,6 @@ _BOOT = 120.0
 _LOOK_AGAIN = 1.0
 _BUSYBOX = f"{TOOLS}/bin/busybox"
 _WORK = "/run/ringzero/build"
-# As root and from the top, whatever the image says of its own programs.
-_AS_ROOT = ("--user=0", "--workdir=/", "--")
 # Files that are the machine's and not the image's: they come and go with each step.
 _OWN = ("etc/resolv.conf", "etc/hosts", "etc/hostname")
 
@@ -284,7 +283,7 @@ class Worker:
         )
         cut_off = () if call.network else (_BUSYBOX, "unshare", "-n")
         words = [
-            *(*_AS_ROOT, _BUSYBOX, "env", "-i", *(f"{k}={v}" for k, v in call.env.items())),
+            *(*AS_ROOT, _BUSYBOX, "env", "-i", *(f"{k}={v}" for k, v in call.env.items())),
             *(*cut_off, _BUSYBOX, "chroot", f"{_WORK}/{number}/r"),
             *("/dev/.ringzero/bin/busybox", *inside),
         ]
@@ -375,7 +374,7 @@ class Worker:
         """Run a script of ours in the guest's own root. Raises GuestError unless it ends well."""
         said = bytearray()
         command = self._machine.agent.run(
-            [*_AS_ROOT, _BUSYBOX, "sh", "-c", script, "sh", *words],
+            [*AS_ROOT, _BUSYBOX, "sh", "-c", script, "sh", *words],
             takes_input=bool(given or source),
             on_stdout=on_stdout,
             on_stderr=said.extend,

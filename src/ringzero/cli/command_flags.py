@@ -36,8 +36,13 @@ def given(arguments: argparse.Namespace) -> bool:
     return bool(arguments.env or arguments.workdir or arguments.user)
 
 
-def command_words(arguments: argparse.Namespace, words: Sequence[str]) -> list[str]:
-    """Return the command as the guest is to run it. Raises InvalidValueError."""
+def command_words(
+    arguments: argparse.Namespace, words: Sequence[str], *, takes_options: bool = False
+) -> list[str]:
+    """Return the command as the guest is to run it. Raises InvalidValueError.
+
+    Not every guest `takes_options` before a command (`ringzero.api.command`).
+    """
     if not given(arguments):
         return list(words)
     from ringzero.api.command import Invocation
@@ -45,7 +50,7 @@ def command_words(arguments: argparse.Namespace, words: Sequence[str]) -> list[s
     invocation = Invocation(
         list(words), env=dict(variables(arguments)), cwd=arguments.workdir, user=arguments.user
     )
-    return list(map(os.fsdecode, invocation.words()))
+    return list(map(os.fsdecode, invocation.words(takes_options=takes_options)))
 
 
 def variables(arguments: argparse.Namespace) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ringzero.cli.health_flags import contradictions as health_contradictions
 from ringzero.cli.machine_config import DEFAULT_MEMORY, common_fields, seeded
 from ringzero.errors import ConfigError, InvalidValueError, MissingFileError, RingzeroError
 
@@ -113,6 +114,7 @@ def _contradictions(arguments: argparse.Namespace) -> Iterator[tuple[Any, str]]:
         arguments.detach and (arguments.tty or arguments.serial == "stdio"),
         "a machine that is detached has no terminal; attach to it later: `ringzero console NAME`",
     )
+    yield from health_contradictions(arguments)
     yield arguments.detach and arguments.stats, "--stats with -d; `ringzero inspect NAME` has them"
     yield arguments.no_wait and not arguments.detach, "--no-wait without -d"
     yield (

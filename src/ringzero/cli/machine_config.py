@@ -7,11 +7,12 @@ a container's image or a folder of the host's as its root.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ringzero.cli.command_flags import command_words, given, variables
+from ringzero.cli.health_flags import health_check
 from ringzero.config.device import DEVICE_CONFIGS, DeviceConfig
 from ringzero.errors import (
     GuestImageError,
@@ -20,7 +21,6 @@ from ringzero.errors import (
     NotFoundError,
     RingzeroError,
 )
-from ringzero.records import replace
 from ringzero.settings import ENGINE
 
 if TYPE_CHECKING:
@@ -66,14 +66,19 @@ def _place_program(
     if not arguments.own_command and sys.stdin.isatty() and sys.stdout.isatty():
         # What the image says is for a person, who sits there.
         arguments.tty = arguments.tty or not arguments.detach
-    given = (*environment, *variables(arguments))
-    words = [f"--env={name}={value}" for name, value in given]
-    if arguments.workdir or directory:
-        words.append(f"--workdir={arguments.workdir or directory}")
-    if arguments.user:
-        words.append(f"--user={arguments.user}")
-    # A program whose name begins with a dash is no option.
-    arguments.command = [*words, "--", *arguments.command]
+    from ringzero.api.command import command_options
+
+    # A user's own HOME is not that of the host's.
+    *before, _ = command_options(environment)
+    where = arguments.workdir or directory
+    before += command_options(variables(arguments), where, arguments.user)
+    arguments.command = [*before, *arguments.command]
+
+
+def _beside(command: Sequence[str]) -> Callable[[Sequence[str]], Sequence[str]]:
+    """Return what has another command run as `command` does, a container's."""
+    options = command[: command.index("--") + 1]
+    return lambda words: (*options, *words)
 
 
 def common_fields(
@@ -181,6 +186,11 @@ def own_config(arguments: argparse.Namespace) -> MachineConfig:
     from ringzero.config.machine import MachineConfig
 
     common = common_fields(arguments)
+    arguments.health = health_check(arguments, None, tuple)
+    if arguments.health is not None and not arguments.agent:
+        raise InvalidValueError(
+            "a health check is a command in the guest, which needs the agent", hint="add --agent"
+        )
     if seeded(arguments):
         from ringzero.config.devices.disk import DiskConfig
         from ringzero.control.host import seeds
@@ -232,16 +242,21 @@ def default_config(arguments: argparse.Namespace) -> MachineConfig:
         root = roots.parse(arguments.root, arguments.init)
         arguments.command = arguments.command or hostroot.shell(root)
         _place_program(arguments, hostroot.environment(root), hostroot.directory(root))
+        arguments.health = health_check(arguments, None, _beside(arguments.command))
         return with_folder(config, root, modules_of(image, root, Progress()))
     if image.root is None:
         _place_command(arguments)
+        arguments.health = health_check(
+            arguments, None, lambda words: command_words(arguments, words)
+        )
         return config
     from ringzero.vm.boot import AWAIT_SERVICES, with_root, with_services
 
-    flags: Sequence[str] = ()
+    # A check runs as the image's program does.
+    place = _beside(("--",))
     if arguments.command:
         _place_program(arguments)
-        flags = arguments.command[: arguments.command.index("--")]
+        place = _beside(arguments.command)
     elif given(arguments):
         raise InvalidValueError(
             f"--env, --workdir and --user are for a command, and {image.name} runs its services",
@@ -250,9 +265,7 @@ def default_config(arguments: argparse.Namespace) -> MachineConfig:
     elif not arguments.detach:
         # Its services are what it is for: their output is shown, until they have ended.
         arguments.command, arguments.shows_services = [*AWAIT_SERVICES], True
-    if image.health is not None:
-        # As the image's program runs.
-        arguments.health = replace(image.health, words=(*flags, "--", *image.health.words))
+    arguments.health = health_check(arguments, image.health, place)
     return with_services(with_root(config, image), image)
 
 

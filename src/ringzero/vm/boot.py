@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ringzero.api.command import ROOT_PARAMETER
 from ringzero.config.machine import MachineConfig
 from ringzero.config.root import HostRoot
 from ringzero.config.root import parse as parse_root
@@ -74,7 +75,7 @@ def with_root(config: MachineConfig, files: BootFiles) -> MachineConfig:
     return replace(
         config,
         devices=(*config.devices, DiskConfig(files.root, read_only=True, format="vmdk")),
-        command_line=f"{config.command_line} ringzero.root={device}",
+        command_line=f"{config.command_line} {ROOT_PARAMETER}={device}",
     )
 
 
@@ -129,7 +130,7 @@ def with_folder(
     return replace(
         config,
         devices=(*config.devices, *shares),
-        command_line=f"{config.command_line} ringzero.root={how}{first}",
+        command_line=f"{config.command_line} {ROOT_PARAMETER}={how}{first}",
     )
 
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ringzero.api.command import takes_options
 from ringzero.board.contract import BOARDS, Board, BoardEvents, BoardParts
 from ringzero.config.machine import MachineConfig
 from ringzero.devices.contract import Device
@@ -106,6 +107,7 @@ class Assembly:
             self.guest = AgentPorts(self.control.fail) if self.config.agent else None
             if self.guest is not None:
                 setups = {net.guest_setup(n) for n, net in enumerate(self.config.nets)}
+                self.guest.agent.takes_options = takes_options(self.config.command_line)
                 self.guest.agent.asks_for_addresses = bool(setups & {"dhcp", "later"})
             self._closing.callback(self.abandon_commands)
             self.board = self._make_board(board_type, interrupts)

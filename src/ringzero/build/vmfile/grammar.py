@@ -7,7 +7,7 @@ are a machine's own. A reader raises FaultError, and RingzeroError for values of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 from ringzero.build.vmfile import instructions as kinds
@@ -15,13 +15,11 @@ from ringzero.build.vmfile.faults import FaultError, meant
 from ringzero.build.vmfile.instructions import Command, Instruction, Mount
 from ringzero.build.vmfile.lines import Line
 from ringzero.build.vmfile.words import Word, expand, json_words, split, variables, word_at
-from ringzero.errors import RingzeroError
-from ringzero.units import parse_size
+from ringzero.errors import InvalidValueError, RingzeroError
+from ringzero.units import parse_duration, parse_size
 
 T = TypeVar("T")
 _KEY = re.compile(r"[^\s=]+")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9._-]*")
 _SERVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _MOUNTS = ("bind", "cache", "tmpfs", "secret", "ssh")
@@ -530,16 +528,8 @@ def _duration(rest: Arguments, name: str, default: float) -> float:
     word = rest.flag(name)
     if word is None:
         return default
-    pieces = list(_pieces(word))
-    if not pieces:
-        raise FaultError(
-            word.at, max(1, len(word.text)), f"{word.text!r} is no time; 30s, 1m30s, 500ms"
-        )
-    return sum(pieces)
-
-
-def _pieces(word: Word) -> Iterator[float]:
-    """Yield the seconds of each piece of a Go duration; nothing where it is none."""
-    if re.fullmatch(f"(?:{_DURATION.pattern})+", word.text):
-        for number, unit in _DURATION.findall(word.text):
-            yield float(number) * _SECONDS[unit]
+    try:
+        return parse_duration(word.text)
+    except InvalidValueError as fault:
+        told = f"{fault.message}; {fault.hint}"
+        raise FaultError(word.at, max(1, len(word.text)), told) from None

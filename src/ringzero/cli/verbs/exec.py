@@ -10,7 +10,12 @@ import time
 from typing import Any, Self
 
 from ringzero.api.action import Link, Stream
-from ringzero.cli.command_flags import add_command_flags, advise_quoting, command_words
+from ringzero.cli.command_flags import (
+    add_command_flags,
+    advise_quoting,
+    command_words,
+    given,
+)
 from ringzero.cli.flags import words_of
 from ringzero.cli.machines import add_name, both_outputs, named, note
 from ringzero.cli.signals import taken
@@ -67,8 +72,10 @@ Flags stand before the command, whose own begin where it does; a -- before it ma
         if arguments.tty:
             term = os.environ.get("TERM", "linux")
             wanted |= {"tty": True, "rows": rows, "columns": columns, "term": term}
-        words = command_words(arguments, arguments.command)
         machine = named(arguments)
+        words = arguments.command
+        if given(arguments):
+            words = command_words(arguments, words, takes_options=machine.takes_options)
         with _Streams(tty=arguments.tty, interactive=arguments.interactive) as streams:
             try:
                 end = machine.exec(streams, words, wait=machine.boot_bound(), **wanted)

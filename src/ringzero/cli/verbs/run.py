@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ringzero.cli.command_flags import add_command_flags, advise_quoting, given, variables
 from ringzero.cli.flags import unknown_flags, words_of
+from ringzero.cli.health_flags import add_health_flags
+from ringzero.cli.health_flags import check as check_health
 from ringzero.cli.machine_checks import (
     Faults,
     check_description,
@@ -68,6 +70,7 @@ class Run(Verb):
   ringzero run --net socket=/tmp/cable    two machines that are connected with each other
   ringzero run --disk a.img,format=raw --disk b.qcow2 --net none --net socket=/tmp/lan
   ringzero run -d --name web              a machine that stays; see ps, exec, console, stop
+  ringzero run -d --name web --health-cmd 'wget -qO- localhost' --health-interval 10s nginx
   ringzero run --boot -- dmesg            a boot, and not an idle guest that goes on
 
 The default guest is put together from Debian's packages at the first run and
@@ -212,11 +215,7 @@ Ctrl-] q ends the machine.
             default=None,
             help="what a container's image runs, instead of its own entrypoint",
         )
-        add(
-            "--no-healthcheck",
-            action="store_true",
-            help="with -d: do not run the health check of a container's image",
-        )
+        add_health_flags(parser)
         add("--name", metavar="NAME", help="what `ps`, `exec`, `stop` and others call the machine")
         add("--rm", action="store_true", help="remove a named machine's directory at its end")
         add("--json", action="store_true", help="statistics and errors as JSON")
@@ -249,6 +248,7 @@ Ctrl-] q ends the machine.
         faults.take(lambda: check_files(arguments))
         faults.take(lambda: check_description(arguments))
         faults.take(lambda: variables(arguments))
+        faults.take(lambda: check_health(arguments))
         if seeded(arguments):
             faults.take(lambda: read_seed(arguments))
         faults.take(lambda: find_entry(arguments))

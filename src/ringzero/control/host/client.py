@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal, Unpack, overload
 
 from ringzero.api.action import PATIENCE, Action, Link, Scope, Stream, to_plain
-from ringzero.api.command import CommandResult, RunOptions, invocation
+from ringzero.api.command import CommandResult, RunOptions, invocation, takes_options
 from ringzero.api.host import HostActions
 from ringzero.api.machine import MachineActions
 from ringzero.api.protocol import STDERR, STDOUT
@@ -58,6 +58,11 @@ class RemoteMachine(MachineActions):
         if EventKind.RENAMED in action.events:
             self.directory = MachineDirectory(where.path.with_name(arguments["name"]))
         return result
+
+    @property
+    def takes_options(self) -> bool:
+        """Whether its guest takes options before a command (`ringzero.api.command`)."""
+        return takes_options(self.directory.machine().config.get("command_line"))
 
     def boot_bound(self) -> float:
         """Return how long the guest may take to start, in seconds; 0 is no bound."""
@@ -100,7 +105,7 @@ class RemoteMachine(MachineActions):
     ) -> CommandResult[bytes] | CommandResult[str]:
         """Run a command in the guest and return what it printed; as `ringzero.Machine.run`."""
         asked = invocation(command, text=text, options=options)
-        words = asked.words()
+        words = asked.words(takes_options=self.takes_options)
         data = asked.data()
         collected = _Collector(data or None, asked.timeout)
         plain = ["sh", "-c", words] if isinstance(words, str) else list(map(os.fsdecode, words))

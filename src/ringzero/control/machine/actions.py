@@ -261,8 +261,9 @@ def get_archive(keeper: Keeper, call: Call, path: str, follow: bool, wait: float
         else:
             call.finish(None)
 
-    command = _agent(keeper).run(
-        copying.send(path, follow=follow),
+    agent = _agent(keeper)
+    command = agent.run(
+        agent.as_root(copying.send(path, follow=follow)),
         on_stdout=lambda data: call.write(STDOUT, data),
         on_stderr=said.add,
         on_exit=over,
@@ -270,7 +271,7 @@ def get_archive(keeper: Keeper, call: Call, path: str, follow: bool, wait: float
     )
     call.on_pressure = command.hold_output
     with _bounded(keeper, call, command, wait):
-        _serve_command(keeper.machine.agent, call, command)
+        _serve_command(agent, call, command)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+from ringzero.api.command import AS_ROOT
 from ringzero.errors import GuestError, InvalidValueError
 from ringzero.host.service import OnFault, ServiceThread
 from ringzero.vm.guest import protocol
@@ -96,6 +97,8 @@ class Agent:
         # Gives the last one once more; when that was given, and how many more times it may be.
         self._again: Callable[[], None] | None = None
         self._asked, self._rounds = 0.0, 0
+        # Whether the guest takes options before a command (`ringzero.api.command.command_options`).
+        self.takes_options = False
         # Whether the guest has its addresses from others, and is to ask for new ones in a copy.
         self.asks_for_addresses = True
         # Whether the guest listens for identities.
@@ -117,6 +120,10 @@ class Agent:
                 f"before the guest took commands: {self._gone.message}", hint=self._gone.hint
             ) from self._gone
         return done
+
+    def as_root(self, words: Sequence[str]) -> list[str]:
+        """Return a command's words so that it runs as root, whatever an image says of its own."""
+        return [*(AS_ROOT if self.takes_options else ()), *words]
 
     def run(
         self,

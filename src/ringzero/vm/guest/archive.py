@@ -49,7 +49,7 @@ class Upload:
         self._on_fault, self._on_room = on_fault, on_room
         self._room = threading.Event()
         self.command = agent.run(
-            copying.receive(*self._where),
+            agent.as_root(copying.receive(*self._where)),
             takes_input=True,
             on_stderr=self._said.add,
             on_exit=self._over,
@@ -82,7 +82,8 @@ class Upload:
         self.command.close_input()
         self._check(self.command.wait())
         said = Said()
-        command = self._agent.run(copying.place(*self._where), on_stderr=said.add)
+        words = self._agent.as_root(copying.place(*self._where))
+        command = self._agent.run(words, on_stderr=said.add)
         status = command.wait()
         if status:
             raise copying.fault(bytes(said.text), status)
@@ -94,7 +95,7 @@ class Upload:
             self.command.close_input()
             if self.command.wait_quietly(_LEAVE) is None:
                 self.command.signal("KILL")
-        self._agent.run(copying.discard(*self._where))
+        self._agent.run(self._agent.as_root(copying.discard(*self._where)))
 
     @property
     def _ended(self) -> bool:
@@ -120,7 +121,7 @@ class Download:
     def __init__(self, agent: Agent, path: str, *, follow: bool, intake: Intake) -> None:
         self._intake, self._said = intake, Said()
         self._command = agent.run(
-            copying.send(path, follow=follow),
+            agent.as_root(copying.send(path, follow=follow)),
             on_stdout=self._take,
             on_stderr=self._said.add,
             on_exit=self._over,

@@ -18,7 +18,7 @@ class Execution:
         self._stdout, self._stderr = bytearray(), bytearray()
         data = invocation.data()
         self._command = agent.run(
-            invocation.words(),
+            invocation.words(takes_options=agent.takes_options),
             takes_input=bool(data),
             on_stdout=self._stdout.extend,
             on_stderr=self._stderr.extend,

@@ -1,8 +1,7 @@
 """EROFS (Documentation/filesystems/erofs.rst of the Linux source).
 
-Read: compact and extended inodes, flat and inline data, chunks on the device itself, files
-compressed by LZ4 (`ringzero.image.fs.packed`). Other packings, fragments and further devices are
-told.
+Read: compact and extended inodes, flat and inline data, chunks on the device itself, compressed
+files (`ringzero.image.fs.packed`, `erofspack`). Fragments and further devices are told.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import struct
 from collections.abc import Iterator
 
 from ringzero.errors import FileSystemError
-from ringzero.image.fs import packed
+from ringzero.image.fs import erofspack, packed
 from ringzero.image.fs.contract import (
     FILE_SYSTEMS,
     MAX_DIRECTORY,
@@ -29,11 +28,10 @@ _SUPERBLOCK = 1024
 _MAGIC = 0xE0F5E1E2
 _SLOT = 32
 # Incompatible features: zeros before what is packed, pclusters of several blocks, chunked files,
-# the last piece of a file behind its inode.
+# the last piece of a file behind its inode. With the second bit, packings are described, too,
+# which the packed data does itself.
 _ZERO_PADDING, _BIG_CLUSTERS, _CHUNKED, _PACKED_TAILS = 1 << 0, 1 << 1, 1 << 2, 1 << 4
 _READABLE = _ZERO_PADDING | _BIG_CLUSTERS | _CHUNKED | _PACKED_TAILS
-_LZ4 = 0
-_ALGORITHMS = ("LZ4", "LZMA", "DEFLATE", "zstd")
 _FLAT, _PACKED_FULL, _INLINE, _PACKED_COMPACT, _CHUNKS = range(5)
 _CHUNK_INDEXES = 1 << 5
 _NO_BLOCK = 0xFFFFFFFF
@@ -142,29 +140,23 @@ class Erofs(ExtentFileSystem):
             begin = piece.offset % cluster if header.rotated else 0
             return (raw[begin:] + raw[:begin])[: piece.length]
         algorithm = header.algorithms[piece.kind == packed.HEAD_2]
-        if algorithm != _LZ4:
-            name = _ALGORITHMS[algorithm] if algorithm < len(_ALGORITHMS) else str(algorithm)
+        if algorithm >= len(erofspack.NAMES):
+            known = ", ".join(erofspack.NAMES)
             raise FileSystemError(
-                f"a file of {self.source.name} is compressed by {name}, which ringzero does not "
-                "read in EROFS",
-                hint="mkfs.erofs -zlz4hc makes images that can be read",
+                f"a file of {self.source.name} is packed in a way of EROFS that ringzero does not "
+                f"know: {algorithm}",
+                hint=f"mkfs.erofs -zlz4hc makes images that can be read; so do {known}",
             )
         if self._features & _ZERO_PADDING:
-            return self._lz4(raw.lstrip(b"\0"), piece.length)
-        # Before Linux 5.4 what is packed came first in its block.
-        return self._lz4(raw[: packed.lz4_end(raw, piece.length)], piece.length)
-
-    def _lz4(self, raw: bytes, length: int) -> bytes:
-        """Return the `length` bytes that a block of LZ4 unpacks to."""
-        from lz4 import block
-
+            raw = raw.lstrip(b"\0")
+        elif algorithm == erofspack.LZ4:
+            # Before Linux 5.4 what is packed came first in its block.
+            raw = raw[: packed.lz4_end(raw, piece.length)]
         try:
-            found = bytes(block.decompress(raw, uncompressed_size=length))
-        except block.LZ4BlockError as fault:
-            raise self.damaged(f"packed data ({fault})") from fault
-        if len(found) < length:
-            raise self.damaged("packed data that ends too soon")
-        return found
+            return erofspack.unpack(algorithm, raw, piece.length)
+        except erofspack.BadPackError as fault:
+            name = erofspack.NAMES[algorithm]
+            raise self.damaged(f"data packed by {name} ({fault})") from fault
 
     def extents(self, node: Node) -> list[Extent]:
         detail: _Detail = node.detail

@@ -1,0 +1,54 @@
+"""Make data/erofs-*.img.xz: EROFS images, packed as mkfs.erofs of Debian 12 packs none.
+
+    python -m tests.image.fs.make_packed_erofs MKFS...
+
+MKFS is the command of mkfs.erofs 1.8 or later (Debian 13: 1.8.6), with LZMA, DEFLATE and zstd.
+"""
+
+import hashlib
+import lzma
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+DATA = Path(__file__).parent / "data"
+# By the name of the image: what packs it, and other options.
+PACKINGS = {
+    "lzma": ("-zlzma,level=6", "-C4096"),
+    "lzma-tails": ("-zlzma,level=6", "-C65536", "-Eztailpacking"),
+    "deflate": ("-zdeflate,level=9", "-C16384"),
+    "zstd": ("-zzstd,level=9", "-C16384"),
+    "zstd-tails": ("-zzstd,level=9", "-C4096", "-Eztailpacking"),
+}
+_RANDOM = b"".join(hashlib.sha256(b"%d" % n).digest() for n in range(160))
+_NUMBERS = "".join(f"{n}\n" for n in range(1, 6001)).encode()
+CONTENT = {
+    "numbers": _NUMBERS,
+    "inline": _NUMBERS[:700],
+    "runs": b"\n" * 200_000,
+    # It does not pack, and stands between what does.
+    "mixed": _NUMBERS[:9000] + _RANDOM + _NUMBERS[:9000],
+}
+
+
+def target(name: str) -> Path:
+    """Return where the image called `name` is kept."""
+    return DATA / f"erofs-{name}.img.xz"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tree, image = Path(folder) / "tree", Path(folder) / "image"
+        tree.mkdir()
+        for name, content in CONTENT.items():
+            (tree / name).write_bytes(content)
+        for name, options in PACKINGS.items():
+            fixed = ("-T0", "--all-root", "-U", "11111111-2222-3333-4444-555555555555")
+            subprocess.run([*sys.argv[1:], "--quiet", *options, *fixed, image, tree], check=True)
+            target(name).write_bytes(lzma.compress(image.read_bytes(), preset=9))
+            image.unlink()
+
+
+if __name__ == "__main__":
+    main()
