@@ -37,6 +37,16 @@ def test_it_runs_as_the_machines_command_does(root, capfd):  # noqa: F811
     assert words[-5:] == ["env", "A=b", "/bin/sh", "-c", "test -e /run/well"]
 
 
+def test_it_runs_as_commands_in_a_folders_guest_do(root, tmp_path, capfd, monkeypatch):  # noqa: F811
+    """And a folder's guest that stays has no command, whose end would be its own."""
+    monkeypatch.chdir(tmp_path)
+    where = tmp_path / "rootfs"
+    where.mkdir()
+    words = described(root, capfd, *CHECK, "--root", str(where), "-u", "me")["words"]
+    assert words == ["--user=me", "--", "/bin/sh", "-c", "test -e /run/well"]
+    assert json.loads((root / "web" / "machine.json").read_text())["command"] == []
+
+
 def test_none(root, capfd):  # noqa: F811
     assert described(root, capfd, "--no-healthcheck") is None
 

@@ -55,6 +55,27 @@ chmod +x usr/sbin/init
 """
 
 
+# What runit does: its first stage makes the root writable, its second starts services.
+_RUNIT = b"""cat >usr/sbin/init <<.
+#!/bin/busybox sh
+exec /sbin/runit
+.
+cat >usr/sbin/runit <<.
+#!/bin/busybox sh
+mount -o remount,rw /
+sleep 1
+echo N 2 >/run/level
+/sbin/runsvdir &
+while :; do sleep 0.1; done
+.
+cat >usr/sbin/runsvdir <<.
+#!/bin/busybox sh
+while :; do sleep 0.1; done
+.
+chmod +x usr/sbin/init usr/sbin/runit usr/sbin/runsvdir
+"""
+
+
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory):
     """Kernel and initrd of a system that knows nothing of ringzero."""
@@ -103,8 +124,9 @@ def test_commands_and_files_in_another_systems_guest(foreign, tmp_path):
 
 @pytest.mark.boot
 @pytest.mark.engine
-def test_commands_wait_for_the_scripts_of_the_boot(tmp_path):
-    script = _INIT.replace(b"chmod +x usr/sbin/init\n", b"chmod +x usr/sbin/init\n" + _SYSVINIT)
+@pytest.mark.parametrize("first", [_SYSVINIT, _RUNIT], ids=["sysvinit", "runit"])
+def test_commands_wait_for_the_scripts_of_the_boot(tmp_path, first):
+    script = _INIT.replace(b"chmod +x usr/sbin/init\n", b"chmod +x usr/sbin/init\n" + first)
     script = script.replace(b"exec switch_root /newroot /sbin/init\n", _SCRIPTS)
     with Machine(**made(tmp_path, script), agent=True) as vm:
         done = vm.run("cat /run/level && echo here >/root/file && cat /root/file", timeout=90)

@@ -57,13 +57,15 @@ def _place_program(
     arguments: argparse.Namespace,
     environment: Sequence[tuple[str, str]] = (),
     directory: str | None = None,
-) -> None:
+) -> Callable[[Sequence[str]], Sequence[str]]:
     """Make environment, directory and user part of a container's command, as its init reads them.
 
-    There need be no programs in the image by which that could be done.
+    There need be no programs in the image by which that could be done. Returns what makes them
+    part of another.
     """
     arguments.shell = False
-    if not arguments.own_command and sys.stdin.isatty() and sys.stdout.isatty():
+    of_image = arguments.command and not arguments.own_command
+    if of_image and sys.stdin.isatty() and sys.stdout.isatty():
         # What the image says is for a person, who sits there.
         arguments.tty = arguments.tty or not arguments.detach
     from ringzero.api.command import command_options
@@ -72,13 +74,13 @@ def _place_program(
     *before, _ = command_options(environment)
     where = arguments.workdir or directory
     before += command_options(variables(arguments), where, arguments.user)
-    arguments.command = [*before, *arguments.command]
 
+    def place(words: Sequence[str]) -> Sequence[str]:
+        return [*before, *words]
 
-def _beside(command: Sequence[str]) -> Callable[[Sequence[str]], Sequence[str]]:
-    """Return what has another command run as `command` does, a container's."""
-    options = command[: command.index("--") + 1]
-    return lambda words: (*options, *words)
+    if arguments.command:
+        arguments.command = place(arguments.command)
+    return place
 
 
 def common_fields(
@@ -240,9 +242,11 @@ def default_config(arguments: argparse.Namespace) -> MachineConfig:
         from ringzero.vm.boot import modules_of, with_folder
 
         root = roots.parse(arguments.root, arguments.init)
-        arguments.command = arguments.command or hostroot.shell(root)
-        _place_program(arguments, hostroot.environment(root), hostroot.directory(root))
-        arguments.health = health_check(arguments, None, _beside(arguments.command))
+        if not (arguments.command or arguments.detach):
+            # A machine that stays ends when its user says so.
+            arguments.command = hostroot.shell(root)
+        place = _place_program(arguments, hostroot.environment(root), hostroot.directory(root))
+        arguments.health = health_check(arguments, None, place)
         return with_folder(config, root, modules_of(image, root, Progress()))
     if image.root is None:
         _place_command(arguments)
@@ -252,17 +256,14 @@ def default_config(arguments: argparse.Namespace) -> MachineConfig:
         return config
     from ringzero.vm.boot import AWAIT_SERVICES, with_root, with_services
 
-    # A check runs as the image's program does.
-    place = _beside(("--",))
-    if arguments.command:
-        _place_program(arguments)
-        place = _beside(arguments.command)
-    elif given(arguments):
+    if not arguments.command and given(arguments):
         raise InvalidValueError(
             f"--env, --workdir and --user are for a command, and {image.name} runs its services",
             hint=f"ringzero run {image.name} -- CMD",
         )
-    elif not arguments.detach:
+    # A health check runs as the image's program does.
+    place = _place_program(arguments)
+    if not (arguments.command or arguments.detach):
         # Its services are what it is for: their output is shown, until they have ended.
         arguments.command, arguments.shows_services = [*AWAIT_SERVICES], True
     arguments.health = health_check(arguments, image.health, place)
