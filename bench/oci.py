@@ -5,9 +5,11 @@
 Pull: images of `--size` MiB (gzip, in `--layers` layers) in Debian's docker-registry on loopback,
 one whose files do not pack and one whose files do by a quarter; `ringzero pull` into an empty
 store, which unpacks it and writes its root file system, in turns with `skopeo copy` of it into an
-OCI layout, which keeps the layers as they come, packed. Start: an image in the store until its
-first output, in turns with the default guest. The best of the rounds each, and the ratio; below 1
-is faster than the peer. CPU seconds are those of the process and its children, not the registry's.
+OCI layout, which keeps the layers as they come, packed, and with `buildah pull` (where it is
+installed) into an empty store of folders, which unpacks them, too. Start: an image in the store
+until its first output, in turns with the default guest. The best of the rounds each, and the ratio;
+below 1 is faster than the peer. CPU seconds are those of the process and its children, not the
+registry's.
 """
 
 from __future__ import annotations
@@ -150,8 +152,10 @@ def _best(runs: Sequence[Took]) -> Took:
     return Took(min(run.wall for run in runs), min(run.cpu for run in runs))
 
 
-def pulls(place: Path, kind: str, size: int, layers: int, rounds: int) -> tuple[Took, Took]:
-    """Return the best of (ringzero pull, skopeo copy)."""
+def pulls(
+    place: Path, kind: str, size: int, layers: int, rounds: int
+) -> dict[str, tuple[Took, Took]]:
+    """Return the best of ringzero's pull and a peer's, by the peer's name."""
     made = [layer((size << 20) // layers, seed, _KINDS[kind]) for seed in range(layers)]
     write_layout(place / kind, made, {"Cmd": ["true"]})
     with registry(place) as host:
@@ -163,13 +167,23 @@ def pulls(place: Path, kind: str, size: int, layers: int, rounds: int) -> tuple[
             shutil.rmtree(place / "cache")
             return took
 
-        def theirs() -> Took:
+        def skopeo() -> Took:
             target = f"oci:{place}/copy:1"
             took = timed(["skopeo", "copy", "--src-tls-verify=false", f"docker://{name}", target])
             shutil.rmtree(place / "copy")
             return took
 
-        return in_turns(ours, theirs, rounds)
+        def buildah() -> Took:
+            store = ["--root", f"{place}/store", "--runroot", f"{place}/run"]
+            words = ["--storage-driver", "vfs", "pull", "--quiet", "--tls-verify=false"]
+            took = timed(["buildah", *store, *words, f"docker://{name}"])
+            shutil.rmtree(place / "store")
+            return took
+
+        found = {"skopeo copy": in_turns(ours, skopeo, rounds)}
+        if shutil.which("buildah"):
+            found["buildah pull"] = in_turns(ours, buildah, rounds)
+        return found
 
 
 def starts(place: Path, rounds: int) -> tuple[Took, Took]:
@@ -233,15 +247,15 @@ def main() -> int:
         if arguments.only != "start":
             for kind in _KINDS:
                 size, layers = arguments.size, arguments.layers
-                found = pulls(place, kind, size, layers, arguments.rounds)
-                table[f"pull {kind}"] = row(*found, "skopeo copy")
+                for peer, found in pulls(place, kind, size, layers, arguments.rounds).items():
+                    table[f"pull {kind}, {peer.split()[0]}"] = row(*found, peer)
         if arguments.only != "pull":
             table["start"] = row(*starts(place, arguments.rounds), "default guest")
     if arguments.json:
         arguments.json.write_text(json.dumps(table, indent=1) + "\n")
     for name, line in table.items():
         print(
-            f"oci {name:12} {line['wall']:6.2f} s ({line['cpu']:.2f} of CPU)   "
+            f"oci {name:22} {line['wall']:6.2f} s ({line['cpu']:.2f} of CPU)   "
             f"{line['peer']} {line['peer_wall']:6.2f} s ({line['peer_cpu']:.2f})   "
             f"{line['ratio']:.2f}"
         )
