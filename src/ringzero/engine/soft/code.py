@@ -13,9 +13,11 @@ written to, only clears its own table.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from typing import Any, Protocol, Self
 
+from ringzero.errors import HostError
 from ringzero.host.memory import ExecutableMemory, Held, HostMemory, MemoryImage
 from ringzero.jit.tables import CodeSpace
 from ringzero.records import record, replace
@@ -146,9 +148,11 @@ class CodeArenas:
     def look(self) -> None:
         """Go on in a larger arena where that is due, else for good; the vCPUs stand still."""
         if self._room < CODE_SIZE:
-            self._use(Arena(min(self._room * GROWTH, CODE_SIZE)))
-        else:
-            self._low_water.value = 0
+            # Without memory below 2 GiB it goes on as one that is large enough.
+            with contextlib.suppress(HostError):
+                self._use(Arena(min(self._room * GROWTH, CODE_SIZE)))
+                return
+        self._low_water.value = 0
 
     def share(self) -> SharedCode:
         """Hand everything on to clones, and go on in what is left; the machine stands still."""
@@ -161,8 +165,14 @@ class CodeArenas:
             tuple(getattr(code, member) for member in SAVED),
             self.owner,
         )
-        if self._data.value - self._out.value < LEAST:
+        left = self._data.value - self._out.value
+        if left < LEAST:
             self._use(Arena(min(self._room * GROWTH, CODE_SIZE)))
+        elif not self._low_water.value:
+            # No more of it is the machine's own: dropping all each time that this is full would
+            # leave too little for what it runs.
+            self._room = left
+            self._low_water.value = left // GROWTH
         return shared
 
     def close(self) -> None:
