@@ -13,6 +13,7 @@ from ringzero.config.root import HostRoot, parse
 from ringzero.errors import ConfigError, GuestError, InvalidValueError, MissingFileError
 from ringzero.image import micro
 from ringzero.share.host.mounts import KernelMounts
+from ringzero.vm.exit import ExitReason
 
 boot = pytest.mark.boot
 engine = pytest.mark.engine
@@ -114,6 +115,42 @@ def test_the_folders_own_first_process(rootfs):
         (copy,) = vm.fork(start=True)
         with copy:
             assert told(copy, "busybox cat /run/mine") == "mine"
+
+
+# Alpine's, without its terminals.
+INITTAB = """::sysinit:/sbin/openrc sysinit
+::sysinit:/sbin/openrc boot
+::wait:/sbin/openrc default
+::shutdown:/sbin/openrc shutdown
+"""
+# What openrc(8) notes on its way to a runlevel.
+OPENRC = """#!/bin/busybox sh
+busybox mkdir -p /run/openrc/rc.starting
+printf %s "$1" >/run/openrc/softlevel
+busybox sleep 0.4
+echo "$1" >>/run/levels
+busybox rmdir /run/openrc/rc.starting
+[ "$1" != shutdown ] || echo levels: $(busybox cat /run/levels) >/dev/console
+"""
+
+
+@boot
+@engine
+def test_a_folder_with_busybox_init_and_openrc_as_alpine_has_them(rootfs):
+    """Commands wait for the last runlevel, and the system goes down in order."""
+    (rootfs / "sbin").mkdir()
+    for name in ("init", "poweroff"):
+        (rootfs / "sbin" / name).symlink_to("/bin/busybox")
+    (rootfs / "etc/inittab").write_text(INITTAB)
+    (rootfs / "sbin/openrc").write_text(OPENRC)
+    (rootfs / "sbin/openrc").chmod(0o755)
+    said = bytearray()
+    with Machine(root=rootfs, init="/sbin/init", memory="256M") as vm:
+        vm.serial.on_output = said.extend
+        assert told(vm, "busybox cat /run/levels").split() == ["sysinit", "boot", "default"]
+        vm.agent.poweroff()
+        assert vm.wait(60).reason is ExitReason.POWEROFF
+    assert b"levels: sysinit boot default shutdown" in said, said.decode()
 
 
 @boot
