@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from ringzero.api.command import CommandResult, RunOptions
     from ringzero.config.fields import MachineArguments
     from ringzero.config.machine import MachineConfig
+    from ringzero.deployment.client import deploy
     from ringzero.errors import (
         CommandError,
         ConfigError,
+        DeployError,
         GuestError,
         HostError,
         NotFoundError,
@@ -38,6 +40,7 @@ __all__ = [
     "CommandError",
     "CommandResult",
     "ConfigError",
+    "DeployError",
     "Exit",
     "ExitReason",
     "GuestError",
@@ -53,6 +56,7 @@ __all__ = [
     "Store",
     "TimeoutExpiredError",
     "__version__",
+    "deploy",
 ]
 
 _HOMES = {
@@ -60,6 +64,7 @@ _HOMES = {
     "CommandError": "ringzero.errors",
     "CommandResult": "ringzero.api.command",
     "ConfigError": "ringzero.errors",
+    "DeployError": "ringzero.errors",
     "Exit": "ringzero.vm.exit",
     "ExitReason": "ringzero.vm.exit",
     "GuestError": "ringzero.errors",
@@ -74,6 +79,7 @@ _HOMES = {
     "Snapshot": "ringzero.vm.saved.snapshot",
     "Store": "ringzero.vm.saved.store",
     "TimeoutExpiredError": "ringzero.errors",
+    "deploy": "ringzero.deployment.client",
 }
 
 

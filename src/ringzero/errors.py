@@ -26,6 +26,7 @@
     │   ├── TripleFaultError
     │   └── GuestPanicError
     ├── BuildError              a step of an image's build that failed
+    ├── DeployError             a version that did not come up, and was taken back
     ├── ControlError            a machine's process that cannot be spoken with
     │   └── ProtocolError       bytes on a machine's socket that break its protocol
     ├── ConflictError           a name that is taken, a machine in the wrong state
@@ -209,6 +210,12 @@ class BuildError(RingzeroError):
     """A RUN that ended with another status than 0; `context` has it as status."""
 
     kind = "build"
+
+
+class DeployError(RingzeroError):
+    """A version that did not come up; `context` has its number, and the live one's (0: none)."""
+
+    kind = "deploy"
 
 
 class ControlError(RingzeroError):

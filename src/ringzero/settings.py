@@ -123,7 +123,7 @@ DATA_DIR = Setting(
     "RINGZERO_DATA_DIR",
     lambda text: Path(text).absolute(),
     _xdg_data,
-    "directory for what is kept: snapshots",
+    "directory for what is kept: snapshots, deployments",
 )
 DEBUG = Setting(
     "RINGZERO_DEBUG",

@@ -124,6 +124,7 @@ SILENT |= {
 PRINTING = {
     **{name: [name] for name in VERBS.names() if name not in SILENT},
     "completion": ["completion", "bash"],
+    "deploy": ["deploy", "ls", "--json"],
     "disk": ["disk", "info", "DISK"],
     "engine": ["engine", "status"],
     "image": ["image", "ls", "--json"],

@@ -17,7 +17,7 @@ from ringzero.api.table import get
 from ringzero.api.values import Status
 from ringzero.cli.main import main
 from ringzero.config.tree import config_to_tree
-from ringzero.control.host import client, directory
+from ringzero.control.host import claims, client, directory
 from ringzero.control.host import launch as launching
 from ringzero.control.host.directory import SOCKET
 from ringzero.control.host.launch import launch
@@ -28,6 +28,7 @@ from ringzero.errors import (
     GuestError,
     GuestImageError,
     InvalidValueError,
+    MissingFileError,
     NotFoundError,
     StateError,
 )
@@ -138,6 +139,33 @@ def test_a_command_that_is_the_machine():
     assert directory.find("job").tail("console.log", 100).endswith("made\n")
     start("gone", command=("true",), remove=True)
     until(lambda: [m.name for m in directory.machines()] == ["job"])
+
+
+def test_a_commands_status_where_disks_are_written_before_the_end(tmp_path):
+    (tmp_path / "a.img").write_bytes(bytes(4096))
+    disk = f"{tmp_path}/a.img,format=raw"
+    claim = claims.create("job", config(disks=[disk]), command=("sh", "-c", "exit 7"))
+    launch(claim, progress=QUIET, program=PROGRAM)
+    record = client.machine("job").wait()
+    assert (record.reason, record.exit_code) == ("command", 7)
+
+
+def test_secrets_of_a_command(tmp_path):
+    """They are read when it starts, each time, and stand nowhere."""
+    (tmp_path / "key").write_text("hunter2\n")
+    command = ("env", "KEY=", "sh", "-c", "test ${#KEY} = 7; exit $?")
+    source = {"KEY": {"file": str(tmp_path / "key")}}
+    launch(
+        claims.create("job", config(), command=command, secrets=source),
+        progress=QUIET,
+        program=PROGRAM,
+    )
+    assert client.machine("job").wait().exit_code == 0
+    assert "hunter2" not in (directory.find("job").path / "machine.json").read_text()
+    (tmp_path / "key").unlink()
+    claim = claims.create("other", config(), command=command, secrets=source)
+    with pytest.raises(MissingFileError, match="the secret KEY is not there"):
+        launch(claim, progress=QUIET, program=PROGRAM)
 
 
 def test_a_time_limit():

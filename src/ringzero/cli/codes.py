@@ -15,7 +15,8 @@ INTERRUPTED = 128 + signal.SIGINT
 TABLE: dict[int, str] = {
     0: "good; from `run` without a command: the guest switched itself off",
     1: "`disk compare`: the images differ; `snapshot diff`: the snapshots do; "
-    "`engine status`: none is compiled; `image build`: a RUN failed",
+    "`engine status`: none is compiled; `image build`: a RUN failed; "
+    "`deploy`: the new version did not come up, the old one serves",
     2: "a flag or value that makes no sense; all faults are listed together",
     3: "something named does not exist: a file, machine, image, snapshot, format, command; "
     "from `run --kernel`: the guest asked for a reboot",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ringzero.cli.verb import Verb, print_json
@@ -38,6 +39,18 @@ def one(name: str) -> StoredImage:
     from ringzero.settings import CACHE_DIR
 
     return push.find(name, CACHE_DIR.get())
+
+
+def needed_by(place: Path) -> list[str]:
+    """Return who needs an image's directory: machines, and versions that can be gone back to."""
+    from ringzero.control.host.directory import users_of
+    from ringzero.deployment import directory
+    from ringzero.image.oci.store import Store
+    from ringzero.settings import CACHE_DIR
+
+    found = users_of(place)
+    image = Store(CACHE_DIR.get()).at(place)
+    return found if image is None else found + directory.users_of(image.digest)
 
 
 def show(images: Iterable[ImageSummary], *, as_json: bool) -> None:

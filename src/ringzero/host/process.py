@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ringzero.records import record
@@ -44,7 +45,7 @@ class ProcessIdentity:
         Raises PermissionError.
         """
         with contextlib.ExitStack() as stack:
-            descriptor = self._open()
+            descriptor = self.open()
             if descriptor is None:
                 return False
             stack.callback(os.close, descriptor)
@@ -59,7 +60,7 @@ class ProcessIdentity:
 
         It has when its last thread has: until then its files are open, its locks held.
         """
-        descriptor = self._open()
+        descriptor = self.open()
         if descriptor is None:
             return True
         try:
@@ -81,8 +82,11 @@ class ProcessIdentity:
             not self.started or started is None or started == self.started
         )
 
-    def _open(self) -> int | None:
-        """Return a pidfd, which cannot come to mean another process; None if this one is gone."""
+    def open(self) -> int | None:
+        """Return a pidfd, which cannot come to mean another process; None if this one is gone.
+
+        It is the caller's to close, and can be read from when the process has ended.
+        """
         try:
             descriptor = os.pidfd_open(self.pid)
         except (OSError, OverflowError, ValueError):
@@ -183,6 +187,28 @@ def give_way() -> None:
             return
         else:
             return
+
+
+def detach(program: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+    """Run a program of ours that forks at once, and whose child is nobody's; raises OSError.
+
+    What it says goes behind what `log` has. `environment` is added to this process's.
+    """
+    import subprocess
+
+    variables = dict(os.environ) | dict(environment or {})
+    roots = [str(Path(__file__).parents[2]), variables.get("PYTHONPATH", "")]
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, roots))
+    with log.open("ab") as file:
+        subprocess.run(
+            program,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            env=variables,
+            check=False,
+        )
 
 
 def set_title(text: str) -> None:

@@ -59,6 +59,29 @@ def connect(path: Path | str) -> socket.socket:
     return link
 
 
+def reach(directory: Path, name: str) -> socket.socket | None:
+    """Return a blocking connection to a socket in a directory, however long its path.
+
+    None where nobody listens. Raises HostError where this process has no descriptor left for it.
+    """
+    try:
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    except OSError as fault:
+        raise host_error(fault, "reach", directory) from fault
+    descriptor = -1
+    try:
+        descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        # unix(7) has 107 bytes for a path.
+        link.connect(f"/proc/self/fd/{descriptor}/{name}")
+    except OSError:
+        link.close()
+        return None
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+    return link
+
+
 def _remove_dead(path: Path) -> None:
     """Remove a socket on which nobody listens any more."""
     try:

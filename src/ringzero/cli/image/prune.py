@@ -22,11 +22,11 @@ class Prune(Verb):
         add_json(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
-        from ringzero.control.host.directory import users_of
+        from ringzero.cli.image_action import needed_by
         from ringzero.image import stored
         from ringzero.units import format_size
 
-        gone, freed = stored.prune(users_of)
+        gone, freed = stored.prune(needed_by)
         freed += building.prune() if arguments.builds else 0
         if arguments.json:
             print_json({"images": gone, "freed": freed})

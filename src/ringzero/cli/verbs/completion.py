@@ -15,6 +15,7 @@ from ringzero.records import record
 # How the names of what there is are found, by what a positional word or a flag calls it.
 _MACHINES, _SNAPSHOTS = "ringzero ps -aq", "ringzero snapshot ls -q"
 _NETWORKS = "ringzero network ls | sed 1d | cut -d ' ' -f 1"
+_DEPLOYMENTS = "ringzero deploy ls -q"
 _ASKED = {
     "machine": _MACHINES,
     "snapshot": _SNAPSHOTS,
@@ -22,6 +23,7 @@ _ASKED = {
     "network": _NETWORKS,
     "networks": _NETWORKS,
     "net": _NETWORKS,
+    "deployment": _DEPLOYMENTS,
 }
 # Positional words that are files, and flags' values that are: what they stand for says so.
 _FILE_WORDS = ("filename", "first", "second", "source", "target", "file", "operands")
@@ -84,6 +86,11 @@ class _Command:
     @property
     def flags(self) -> list[argparse.Action]:
         return [action for action in self.parser._actions if action.option_strings]
+
+    @property
+    def long(self) -> list[str]:
+        """Its flags of more than a letter."""
+        return [o for flag in self.flags for o in flag.option_strings if o.startswith("--")]
 
     @property
     def positional(self) -> _Offer:
@@ -167,22 +174,33 @@ def _bash() -> Iterator[str]:
     """Yield the branches that set `words`, `files` and `names`, the narrow ones first."""
     verbs = " ".join((*VERBS.names(), "--help", "--version"))
     yield f'    "1 "*) words="{verbs}" ;;'
+    late = []
     for command in _all_commands():
         if command.commands:
-            words = " ".join((*command.commands, "--help"))
+            flags = [flag for flag in command.long if flag != "--help"]
+            words = " ".join((*command.commands, *flags, "--help"))
             yield f'    "2 {command.path[0]} "*) words="{words}" ;;'
+            if flags:
+                # A group that does something by itself: its commands are narrower.
+                late.append(command)
             continue
-        end = '"' if len(command.path) > 1 else ' "*'
-        yield f'    *[0-9]" {" ".join(command.path)}{end})'
-        yield "        case $previous in"
-        for flag in command.flags:
-            if flag.nargs != 0:
-                offer = _offer(flag, command.path)
-                yield f"        {'|'.join(flag.option_strings)}) {_set(offer)} ;;"
-        long = (o for flag in command.flags for o in flag.option_strings if o.startswith("--"))
-        offer = command.positional
-        yield f"        *) {_set(_Offer((*long, *offer.words), offer.files, offer.names))} ;;"
-        yield "        esac ;;"
+        yield from _bash_case(command, '"' if len(command.path) > 1 else ' "*')
+    for command in late:
+        yield from _bash_case(command, ' "*')
+
+
+def _bash_case(command: _Command, end: str) -> Iterator[str]:
+    """Yield the branch of one command, whose pattern has this end."""
+    yield f'    *[0-9]" {" ".join(command.path)}{end})'
+    yield "        case $previous in"
+    for flag in command.flags:
+        if flag.nargs != 0:
+            offer = _offer(flag, command.path)
+            yield f"        {'|'.join(flag.option_strings)}) {_set(offer)} ;;"
+    offer = command.positional
+    words = (*command.long, *offer.words)
+    yield f"        *) {_set(_Offer(words, offer.files, offer.names))} ;;"
+    yield "        esac ;;"
 
 
 def _set(offer: _Offer) -> str:
@@ -198,7 +216,8 @@ def _fish() -> Iterator[str]:
         path = " ".join(command.path)
         for name, text in command.commands.items():
             yield f"complete -c ringzero -n '__ringzero_begins {path}' -a {name} -d {_quoted(text)}"
-        if command.commands:
+        if len(command.flags) == 1 and command.commands:
+            # Help alone.
             continue
         before = f"complete -c ringzero -n '__ringzero_at {path}'"
         for flag in command.flags:

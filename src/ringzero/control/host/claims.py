@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ringzero.api.values import HealthCheck
 from ringzero.config.machine import MachineConfig
@@ -46,6 +47,8 @@ def create(
     snapshot: str = "",
     boot: bool = False,
     health: HealthCheck | None = None,
+    secrets: Mapping[str, Mapping[str, str]] | None = None,
+    deployment: Mapping[str, Any] | None = None,
     where: Path | None = None,
     again: Callable[[str], str] | None = None,
 ) -> Claim:
@@ -74,6 +77,8 @@ def create(
             snapshot=snapshot,
             boot=boot,
             health=health.to_dict() if health is not None else None,
+            secrets={name: dict(source) for name, source in (secrets or {}).items()},
+            deployment=None if deployment is None else dict(deployment),
         )
 
     if name is None:

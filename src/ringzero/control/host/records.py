@@ -19,7 +19,7 @@ from ringzero.config.tree import config_from_tree
 from ringzero.errors import StateError
 from ringzero.host.files import host_error, open_regular
 from ringzero.host.process import ProcessIdentity
-from ringzero.records import record
+from ringzero.records import field, record
 
 AnyValue = TypeVar("AnyValue", bound=Value)
 
@@ -27,6 +27,9 @@ AnyValue = TypeVar("AnyValue", bound=Value)
 FORMAT = 2
 # A record is a few hundred bytes; a command line may add 2 KiB. More is not ours.
 _MAX_FILE = 1 << 20
+# What a health check says; and how many of its last runs are kept, as Docker does.
+STARTING, HEALTHY, UNHEALTHY = "starting", "healthy", "unhealthy"
+_KEPT_PROBES = 5
 
 
 @record
@@ -39,7 +42,10 @@ class MachineRecord(Value):
     `remove` that the directory goes away at its end. `snapshot` is the directory of the
     snapshot that the machine goes on from, or ""; `revert` that of the one to which it is being
     taken back: while it stands there, the machine's disks may be in between. `boot` has its guest
-    boot, and not go on from a template. `health` is a HealthCheck, or None.
+    boot, and not go on from a template. `health` is a HealthCheck, or None. `secrets` are
+    variables of the command (`ringzero.control.host.secrets`), each with where its value is read
+    when that starts. `deployment` says what the machine is part of, where it is part of a
+    deployment (`ringzero.deployment`).
     """
 
     name: str
@@ -57,6 +63,8 @@ class MachineRecord(Value):
     revert: str = ""
     boot: bool = False
     health: dict[str, Any] | None = None
+    secrets: dict[str, dict[str, str]] = field(default_factory=dict)
+    deployment: dict[str, Any] | None = None
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -120,6 +128,18 @@ class HealthRecord(Value):
     def __post_init__(self) -> None:
         if not isinstance(self.status, str) or not isinstance(self.log, (list, tuple)):
             raise TypeError("no record of health")
+
+    def after(self, found: Probed, retries: int, *, early: bool) -> HealthRecord:
+        """Return the record after one more run of the check; `early` ones may fail.
+
+        `retries` failures in a row are needed to be unhealthy.
+        """
+        status, streak = HEALTHY, 0
+        if found["exit_code"] != 0:
+            status, streak = self.status, self.streak + (not early)
+            if streak >= retries:
+                status = UNHEALTHY
+        return HealthRecord(self.pid, status, streak, (*self.log, found)[-_KEPT_PROBES:])
 
     def summary(self) -> HealthSummary:
         """Return it as plain data."""

@@ -14,15 +14,14 @@ import time
 
 from ringzero.api.values import HealthCheck, Probed, Status
 from ringzero.control.host.directory import HEALTH
-from ringzero.control.host.records import HealthRecord, save
+from ringzero.control.host.records import STARTING, HealthRecord, save
 from ringzero.control.machine.keeper import Keeper
 from ringzero.errors import GuestError, HostError, InvalidValueError
 from ringzero.host.service import ServiceThread
 from ringzero.vm.guest.command import Command
 
-STARTING, HEALTHY, UNHEALTHY = "starting", "healthy", "unhealthy"
-# As Docker keeps: so many results, and so much of each one's output, in bytes.
-_KEPT, _MAX_OUTPUT = 5, 4096
+# As Docker keeps of each run's output, in bytes.
+_MAX_OUTPUT = 4096
 # How long a command that took too long may take to die, in seconds.
 _DEATH = 5.0
 
@@ -59,18 +58,8 @@ class _Watch:
             found = self._probe()
             # A guest that stood still is not to be blamed, and one that is gone is past it.
             if found is not None and self._keeper.status is Status.RUNNING:
-                self._take(found, early=early)
-
-    def _take(self, found: Probed, *, early: bool) -> None:
-        status, streak = HEALTHY, 0
-        if found["exit_code"] != 0:
-            status = self._record.status
-            streak = self._record.streak + (not early)
-            if streak >= self._check.retries:
-                status = UNHEALTHY
-        log = (*self._record.log, found)[-_KEPT:]
-        self._record = HealthRecord(os.getpid(), status, streak, log)
-        self._write()
+                self._record = self._record.after(found, self._check.retries, early=early)
+                self._write()
 
     def _write(self) -> None:
         # A full disk is no reason to end a machine.

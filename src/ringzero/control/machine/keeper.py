@@ -296,6 +296,9 @@ class Keeper:
         now = time.time()
         if found.reason is ExitReason.STOPPED:
             return self._stopping or ExitRecord("stopped", "", 0, now)
+        if found.reason is ExitReason.POWEROFF and self._stopping is not None:
+            # It wrote its disks first.
+            return self._stopping
         error = found.error()
         detail = error.message if error is not None else ""
         if error is not None:

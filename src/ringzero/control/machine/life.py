@@ -13,9 +13,10 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from ringzero.api.values import ExitRecord
+from ringzero.control.host import secrets
 from ringzero.control.host.report import Reporter
 from ringzero.control.machine.keeper import Keeper
-from ringzero.errors import ControlError, GuestError, RingzeroError
+from ringzero.errors import ControlError, GuestError, HostError, RingzeroError
 from ringzero.host.service import ServiceThread
 from ringzero.settings import BOOT_TIMEOUT, boot_bound
 from ringzero.vm import boot
@@ -89,7 +90,11 @@ def _report_up(keeper: Keeper, reporter: Reporter, resumed: bool) -> None:
             return
         # In a copy, and where the machine was taken back, the guest runs it already.
         if keeper.record.command and not keeper.machine.agent.kept:
-            _run_command(keeper)
+            try:
+                _run_command(keeper)
+            except HostError as fault:
+                reporter.fail(fault)
+                return
         if boot.READY in boot.services_of(config.command_line) and not resumed:
             _await_services(keeper, reporter)
         if keeper.record.health is not None and not keeper.record.foreground:
@@ -206,10 +211,19 @@ def _starting(keeper: Keeper, waited: float) -> str:
 
 
 def _run_command(keeper: Keeper) -> None:
-    """Run the machine's command in the guest; its end is the machine's."""
+    """Run the machine's command in the guest; its end is the machine's.
+
+    Raises HostError where a secret of it is not there, which is the machine's end, too.
+    """
     over = _end_with(keeper)
+    try:
+        words = secrets.command_of(keeper.record)
+    except HostError as fault:
+        keeper.expect(ExitRecord("not-started", fault.message, fault.exit_code, time.time()))
+        ServiceThread(keeper, partial(_finish, keeper), "finish").start()
+        raise
     keeper.machine.agent.run(
-        keeper.record.command,
+        words,
         on_stdout=keeper.log,
         on_stderr=keeper.log,
         on_exit=over,
@@ -236,7 +250,7 @@ def revert(keeper: Keeper, snapshot: Path) -> None:
 
 
 def _run_when_ready(keeper: Keeper) -> None:
-    with contextlib.suppress(GuestError):
+    with contextlib.suppress(GuestError, HostError):
         if keeper.machine.agent.wait_ready():
             _run_command(keeper)
 

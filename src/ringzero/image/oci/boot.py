@@ -93,7 +93,7 @@ def find(text: str, *, progress: Progress = QUIET, refresh: bool = False) -> Con
         from ringzero.image.oci.pull import pull
 
         image = pull(name, cache=cache, progress=progress)
-    return files(_machine_name(name), image, progress=progress)
+    return files(machine_name(name), image, progress=progress)
 
 
 def files(name: str, image: StoredImage, *, progress: Progress = QUIET) -> ContainerFiles:
@@ -113,7 +113,7 @@ def absolute(name: Reference | Local) -> Reference | Local:
     return replace(name, path=name.path.absolute()) if isinstance(name, Local) else name
 
 
-def _machine_name(name: Reference | Local) -> str:
+def machine_name(name: Reference | Local) -> str:
     """Return what a machine and its guest are called that run an image."""
     path = name.path.rpartition("/")[2] if isinstance(name, Reference) else name.path.stem
     text = "".join(c if c.isascii() and c.isalnum() else "-" for c in path)

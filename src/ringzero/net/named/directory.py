@@ -26,6 +26,8 @@ from typing import Any
 from ringzero.errors import ConflictError, HostError, MissingFileError, NotFoundError, StateError
 from ringzero.host import ofdlock
 from ringzero.host.files import host_error, open_regular
+from ringzero.host.process import detach
+from ringzero.host.unixsocket import reach
 from ringzero.net.named.description import RESERVED, NamedNetwork
 from ringzero.plain import MisfitError, from_plain, to_plain
 from ringzero.records import replace
@@ -113,42 +115,12 @@ class NetworkDirectory:
 
         Raises HostError where this process has no descriptor left for it.
         """
-        try:
-            link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        except OSError as fault:
-            raise host_error(fault, "reach", self.path) from fault
-        descriptor = -1
-        try:
-            descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            # However long the path: unix(7) has 107 bytes for it.
-            link.connect(f"/proc/self/fd/{descriptor}/{SOCKET}")
-        except OSError:
-            link.close()
-            return None
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
-        return link
+        return reach(self.path, SOCKET)
 
     def launch(self) -> None:
         """Start the network's process; of several the first one stays. Raises HostError."""
-        import subprocess
-
-        environment = dict(os.environ)
-        roots = [str(Path(__file__).parents[3]), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, roots))
         try:
-            with (self.path / LOG).open("ab") as log:
-                # It forks at once; the child is nobody's.
-                subprocess.run(
-                    [*_PROGRAM, str(self.path)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    env=environment,
-                    check=False,
-                )
+            detach([*_PROGRAM, str(self.path)], self.path / LOG)
         except OSError as fault:
             raise host_error(fault, "start the process of", self.path, _PLACE) from fault
 

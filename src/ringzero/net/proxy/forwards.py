@@ -48,33 +48,8 @@ class Forwards:
         self._next_port = 49152
 
     def bind(self, forward: Forward) -> tuple[Forward, socket.socket]:
-        """Return a bound socket, and the forward with its port.
-
-        Raises InvalidValueError, ConflictError where the port is taken, HostError. From any
-        thread; `open` begins to serve it.
-        """
-        for fault in forward.faults():
-            raise InvalidValueError(fault)
-        six = len(addresses.parse(forward.address)) == 16
-        tcp = forward.protocol == "tcp"
-        kind = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM
-        family = socket.AF_INET6 if six else socket.AF_INET
-        try:
-            link = socket.socket(family, kind | socket.SOCK_NONBLOCK)
-        except OSError as fault:
-            raise _refusal(forward, fault) from fault
-        try:
-            if six:
-                link.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            if tcp:
-                link.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            link.bind((forward.address, forward.port))
-            if tcp:
-                link.listen(_BACKLOG)
-        except OSError as fault:
-            link.close()
-            raise _refusal(forward, fault) from fault
-        return replace(forward, port=link.getsockname()[1]), link
+        """As the function `bind`, from any thread; `open` begins to serve it."""
+        return bind(forward)
 
     def open(self, forward: Forward, link: socket.socket) -> None:
         """Serve a forward that was bound."""
@@ -196,6 +171,35 @@ class Forwards:
         port = flows.port_for(path.destination, forward.guest_port, client, path.source)
         flows.incoming(link, client, (forward.guest_port, port), path)
         self._host.gateway.send(path, port, forward.guest_port, data)
+
+
+def bind(forward: Forward) -> tuple[Forward, socket.socket]:
+    """Return a bound socket, and the forward with its port; one for TCP listens.
+
+    Raises InvalidValueError, ConflictError where the port is taken, HostError.
+    """
+    for fault in forward.faults():
+        raise InvalidValueError(fault)
+    six = len(addresses.parse(forward.address)) == 16
+    tcp = forward.protocol == "tcp"
+    kind = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM
+    family = socket.AF_INET6 if six else socket.AF_INET
+    try:
+        link = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+    except OSError as fault:
+        raise _refusal(forward, fault) from fault
+    try:
+        if six:
+            link.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if tcp:
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        link.bind((forward.address, forward.port))
+        if tcp:
+            link.listen(_BACKLOG)
+    except OSError as fault:
+        link.close()
+        raise _refusal(forward, fault) from fault
+    return replace(forward, port=link.getsockname()[1]), link
 
 
 def _refusal(forward: Forward, fault: OSError) -> HostError | ConflictError:
