@@ -243,14 +243,23 @@ def test_a_process_that_is_killed_is_another_soon(lan, join):
     until(lambda: frame in two.port.got)
 
 
+def send(processes, number):
+    """Send a signal to each process; return those that are there."""
+    found = []
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+            found.append(pid)
+    return found
+
+
 @contextlib.contextmanager
 def dying(place):
     """A network's process that hears what comes, does not answer, and is killed then."""
-    # Of two that were started at once one goes again.
-    until(lambda: len(pids(place)) == 1)
-    (pid,) = pids(place)
-    os.kill(pid, signal.SIGSTOP)
-    killer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
+    until(lambda: pids(place))
+    # Of several that were started at once one stays, and which is not known yet.
+    found = send(pids(place), signal.SIGSTOP)
+    killer = threading.Timer(0.3, send, (found, signal.SIGKILL))
     killer.start()
     try:
         yield
