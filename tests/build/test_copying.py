@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from ringzero.build import entries
-from ringzero.build.copying import Placement, mode_of, owner_of, plan
+from ringzero.build.copying import Placement, document, mode_of, owner_of, plan
 from ringzero.build.entries import Entry
 from ringzero.build.origin import Context, Image, matches
 from ringzero.build.view import View
@@ -102,7 +102,7 @@ def test_parents_and_exclude(context):
 
 
 def test_here_documents(context):
-    found = copied(context, ["one", "a.txt"], "/x", documents={"one": b"text"})
+    found = copied(context, ["one", "a.txt"], "/x", documents={"one": document("one", b"text")})
     assert b"".join(found["x/one"].content()) == b"text"
     assert "x/a.txt" in found
 

@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import bz2
-import lzma
+import io
 import stat
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from ringzero.build.entries import Entry
-from ringzero.errors import GuestImageError, MissingToolError
+from ringzero.errors import GuestImageError
+from ringzero.image import compression
 from ringzero.image.layers import tar
 from ringzero.image.layers.plain import map_whole
 from ringzero.settings import IMAGE_LIMIT
 
 _MAGIC, _MAGIC_AT = b"ustar", 257
 _HEAD = 512
-_GZIP_WINDOW = 16 + zlib.MAX_WBITS
-
-
-class _Unpacker(Protocol):
-    def decompress(self, data: bytes, /) -> bytes: ...
-
-
-def _zstd() -> _Unpacker:
-    try:
-        import zstandard
-    except ImportError as fault:
-        raise MissingToolError(
-            "archives packed by zstd need the package zstandard", hint="pip install zstandard"
-        ) from fault
-    return zstandard.ZstdDecompressor().decompressobj()
-
-
-_PACKED: tuple[tuple[bytes, Callable[[], _Unpacker]], ...] = (
-    (b"\x1f\x8b", lambda: zlib.decompressobj(_GZIP_WINDOW)),
-    (b"BZh", bz2.BZ2Decompressor),
-    (b"\xfd7zXZ\0", lzma.LZMADecompressor),
-    (b"\x28\xb5\x2f\xfd", _zstd),
-)
 
 
 def unpacked(entry: Entry) -> list[Entry] | None:
@@ -51,13 +27,17 @@ def unpacked(entry: Entry) -> list[Entry] | None:
     """
     if not stat.S_ISREG(entry.mode) or entry.content is None:
         return None
-    pieces = entry.content()
-    head = next(pieces, b"")
-    make = next((make for magic, make in _PACKED if head.startswith(magic)), None)
-    if make is None and head[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] != _MAGIC:
+    packed = io.BufferedReader(_Content(entry.content()))
+    head = packed.peek(_HEAD)
+    if not compression.is_compressed(head) and not _is_tar(head):
         return None
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the entries' content lies in it
-    if not _pour(_plain(head, pieces, make() if make else None), file):
+    try:
+        is_tar = _pour(compression.pieces(head, packed), file)
+    except compression.DamagedError as fault:
+        file.close()
+        raise GuestImageError(f"an archive is damaged: {fault}") from fault
+    if not is_tar:
         file.close()
         return None
     archive = map_whole(file.fileno())
@@ -65,16 +45,29 @@ def unpacked(entry: Entry) -> list[Entry] | None:
     return list(_entries(archive))
 
 
-def _plain(head: bytes, pieces: Iterator[bytes], unpacker: _Unpacker | None) -> Iterator[bytes]:
-    """Yield the plain bytes. Raises GuestImageError."""
-    try:
-        yield unpacker.decompress(head) if unpacker else head
-        for piece in pieces:
-            if unpacker is not None and getattr(unpacker, "eof", False):
-                return
-            yield unpacker.decompress(piece) if unpacker else piece
-    except (zlib.error, lzma.LZMAError, OSError, EOFError) as fault:
-        raise GuestImageError(f"an archive is damaged: {fault}") from fault
+class _Content(io.RawIOBase):
+    """What yields a file's bytes, as a file."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = piece
+        data, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _is_tar(head: bytes) -> bool:
+    return head[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC
 
 
 def _pour(pieces: Iterator[bytes], file: BinaryIO) -> bool:
@@ -83,7 +76,7 @@ def _pour(pieces: Iterator[bytes], file: BinaryIO) -> bool:
     for piece in pieces:
         if len(head) < _HEAD:
             head += piece[: _HEAD - len(head)]
-            if len(head) >= _HEAD and head[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] != _MAGIC:
+            if len(head) >= _HEAD and not _is_tar(head):
                 return False
         size += len(piece)
         if size > limit:

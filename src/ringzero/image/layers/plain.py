@@ -13,6 +13,7 @@ from typing import IO, Any, Protocol, cast
 
 from ringzero.errors import GuestImageError, HostError
 from ringzero.host.files import free_space
+from ringzero.image.compression import GZIP, MAX_WINDOW, ZSTD
 from ringzero.units import MIB, format_size
 
 # Bytes at a time: they stay in the CPU's cache until they are hashed and written, and their memory
@@ -22,10 +23,6 @@ _CHUNK = 1 << 18
 _PACKED = 1 << 17
 # A gzip header, a window of any size (2**15 bytes), and a checksum behind (zlib's MAX_WBITS).
 _GZIP_WINDOW = 16 + 15
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-# zstd's window, by the specification's recommendation (RFC 8878, 3.1.1.1.2) with room for
-# `zstd --ultra`, in bytes.
-_MAX_WINDOW = 128 * MIB
 # What is left free on the disk, in bytes, and how often it is looked at.
 _SPARE, _LOOK = 64 * MIB, 64 * MIB
 
@@ -80,9 +77,9 @@ class Readable(Protocol):
 
 def kind_of(head: bytes) -> str:
     """Return how a file is compressed that begins with `head`: "gzip", "zstd" or "tar"."""
-    if head.startswith(_GZIP):
+    if head.startswith(GZIP):
         return "gzip"
-    return "zstd" if head.startswith(_ZSTD) else "tar"
+    return "zstd" if head.startswith(ZSTD) else "tar"
 
 
 class Headed:
@@ -91,7 +88,7 @@ class Headed:
     def __init__(self, file: Readable) -> None:
         self._file = file
         self.head = b""
-        while len(self.head) < len(_ZSTD) and (data := file.read(_CHUNK)):
+        while len(self.head) < len(ZSTD) and (data := file.read(_CHUNK)):
             self.head += data
         self._rest = self.head
 
@@ -126,7 +123,7 @@ def _gzip(file: Headed) -> Iterator[bytes]:
     whole = False
     rest = b""
     while rest or (rest := file.read(_PACKED)):
-        if whole and not rest.startswith(_GZIP[: len(rest)]):
+        if whole and not rest.startswith(GZIP[: len(rest)]):
             return
         stream = zlib.decompressobj(_GZIP_WINDOW)
         while not stream.eof:
@@ -157,7 +154,7 @@ def _zlib() -> Any:
 def _zstd(file: Headed) -> Iterator[bytes]:
     import zstandard
 
-    unpacker = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+    unpacker = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
     try:
         with unpacker.stream_reader(
             cast(IO[bytes], file), read_size=_CHUNK, read_across_frames=True, closefd=False

@@ -6,22 +6,19 @@ an OCI image layout as a tar, either of them compressed or not. Directories are 
 
 from __future__ import annotations
 
-import bz2
 import contextlib
-import gzip
-import lzma
 import re
 import sys
 import tarfile
 import tempfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from ringzero.errors import GuestImageError
 from ringzero.host.files import host_error, make_directory, require_space
 from ringzero.host.progress import QUIET, Progress
+from ringzero.image import compression
 from ringzero.image.oci import manifest as documents
 from ringzero.image.oci.local import Archive
 from ringzero.image.oci.manifest import MAX_DOCUMENT
@@ -36,21 +33,6 @@ _PIECE, _LOOK = MIB, 64 * MIB
 _LAYOUT_FILE = re.compile(r"(?:\./)?(index\.json|oci-layout|blobs/[a-z0-9]+/[0-9a-f]+)")
 # containerd's name of a whole reference; that of the specification may be a tag only.
 _FULL_NAME, _NAME = "io.containerd.image.name", "org.opencontainers.image.ref.name"
-
-
-def _zstd(path: Path, mode: str) -> Any:
-    import zstandard
-
-    return zstandard.open(path, mode)
-
-
-# By how such a file begins.
-_OPENERS: tuple[tuple[bytes, Callable[[Path, Any], Any]], ...] = (
-    (b"\x1f\x8b", gzip.open),
-    (b"BZh", bz2.open),
-    (b"\xfd7zXZ\0", lzma.open),
-    (b"\x28\xb5\x2f\xfd", _zstd),
-)
 
 
 def load(path: Path, *, cache: Path, progress: Progress = QUIET) -> list[StoredImage]:
@@ -81,16 +63,15 @@ def load(path: Path, *, cache: Path, progress: Progress = QUIET) -> list[StoredI
 def _plain(path: Path, place: Path, progress: Progress) -> Path:
     """Return the file itself, or where it lies without its compression."""
     with path.open("rb") as file:
-        head = file.read(8)
-    opener = next((opener for magic, opener in _OPENERS if head.startswith(magic)), None)
-    if opener is None:
+        head = file.read(compression.HEAD)
+    if not compression.is_compressed(head):
         return path
     target, limit = place / "plain.tar", IMAGE_LIMIT.get()
     size = 0
     with progress.step(f"unpacking {path.name}") as step:
         try:
-            with opener(path, "rb") as packed, target.open("wb") as out:
-                for data in _pieces(packed):
+            with path.open("rb") as packed, target.open("wb") as out:
+                for data in compression.pieces(head, packed):
                     if size // _LOOK != (size + len(data)) // _LOOK:
                         require_space(place, _LOOK, f"unpacking {path}")
                         step.update(None, format_size(size))
@@ -101,19 +82,9 @@ def _plain(path: Path, place: Path, progress: Progress) -> Path:
                             hint="RINGZERO_IMAGE_LIMIT=SIZE allows more",
                         )
                     out.write(data)
-        except _damage() as fault:
+        except compression.DamagedError as fault:
             raise GuestImageError(f"{path} is damaged: {fault}") from fault
     return target
-
-
-def _damage() -> tuple[type[Exception], ...]:
-    """Return what readers of compressed files raise for damaged ones."""
-    found = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-    if "zstandard" not in sys.modules:
-        return found
-    import zstandard
-
-    return (*found, zstandard.ZstdError)
 
 
 def _pieces(file: IO[bytes]) -> Iterator[bytes]:
