@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from ringzero.build.builder import Options, build
+from ringzero.build.builder import build
+from ringzero.build.job import Options
 from ringzero.build.origin import Context
 from ringzero.build.vmfile.parse import parse
 from tests import chance

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from ringzero.build.builder import Options, build
+from ringzero.build.builder import build
+from ringzero.build.job import Options
 from ringzero.build.origin import Context
 from ringzero.build.vmfile.parse import parse
 from ringzero.cli.main import main
@@ -30,7 +31,7 @@ class Quiet:
     def begins(self, number, count, text):
         pass
 
-    def says(self, data):
+    def says(self, number, data):
         pass
 
     def ends(self, number, seconds, *, cached):

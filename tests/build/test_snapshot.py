@@ -8,7 +8,8 @@ from urllib.request import urlopen
 import pytest
 
 from ringzero import Machine
-from ringzero.build.builder import Options, build
+from ringzero.build.builder import build
+from ringzero.build.job import Options
 from ringzero.build.origin import Context
 from ringzero.build.vmfile.parse import parse
 from ringzero.cli.main import main

@@ -63,7 +63,7 @@ def test_arguments_come_from_flags_and_the_environment(place, capsys, monkeypatc
     [
         ("FROM scratch\nCOPY nothing /\n", 3, "no 'nothing'"),
         ("FROM scratch\nRUNN x\n", 2, "did you mean RUN?"),
-        ("FROM scratch\nSNAPSHOT\n", 2, "not carried out yet"),
+        ("FROM scratch\nSNAPSHOT\nDISK 1G /a\n", 2, "do not go together"),
         ("FROM oci:/nowhere\n", 5, "/nowhere"),
         ("FROM scratch\nUSER nobody\nCOPY --chown=nobody f /\n", 5, "nobody"),
     ],

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringzero.errors import GuestImageError
-from ringzero.image.machinespec import MachineSpec, Ready, Service, read
+from ringzero.image.machinespec import DataDisk, MachineSpec, Ready, Service, read
 
 WHOLE = MachineSpec(
     memory=1 << 28,
@@ -19,6 +19,8 @@ WHOLE = MachineSpec(
     ),
     ready=Ready(("HTTP", "http://127.0.0.1:8000/x?y=1"), 1, 2),
     snapshot=True,
+    kernel="/boot/vmlinuz-6.1.0+x",
+    disks=(DataDisk(1 << 30, "/srv/data"), DataDisk(8 << 20, "/b.c")),
 )
 
 
@@ -48,6 +50,19 @@ def test_a_round():
         {"Services": [{"Name": "a", "Command": ["x"], "User": "a b"}]},
         {"Services": [{"Name": "a", "Command": ["x"], "After": ["a b"]}]},
         {"Services": [{"Name": "a", "Command": ["x"]}] * 101},
+        {"Kernel": "boot/vmlinuz"},
+        {"Kernel": "/boot/../etc/passwd"},
+        {"Kernel": "/"},
+        {"Kernel": "/" + "a" * 2000},
+        {"Kernel": ["/a"]},
+        {"Disks": {}},
+        {"Disks": [{"Size": 1 << 30, "Path": "/a"}] * 2},
+        {"Disks": [{"Size": 1 << 30, "Path": f"/{n}"} for n in range(9)]},
+        {"Disks": [{"Size": (1 << 40) + 1, "Path": "/a"}]},
+        {"Disks": [{"Size": True, "Path": "/a"}]},
+        {"Disks": [{"Size": 1 << 30, "Path": "/a b"}]},
+        {"Disks": [{"Size": 1 << 30, "Path": "/a,/dev/vda:ext4:/b"}]},
+        {"Disks": [{"Size": 1 << 30, "Path": "/a", "Format": "ntfs"}]},
         {"Ready": {}},
         {"Ready": {"Test": ["CMD"]}},
         {"Ready": {"Test": ["TCP", "65536"]}},

@@ -5,7 +5,9 @@
     build/machines/KEY/         the machine after a RUN, as a snapshot
     build/caches/HEX.tar        what a RUN has left in a mount of type cache
     build/users/KEY.json        who an image's user is, by its files
+    build/paths/KEY.json        where an image's kernel lies, by its files
     build/downloads/            what ADD has fetched
+    build/failed/, failures/    the machines of steps that failed (`failures`)
     build/lock                  held by builds (shared), and by who prunes
 
 KEY covers all that went into a step and those before it. A record gets its name when all that it
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ringzero.build.entries import Layer
+from ringzero.build.failures import Failures
 from ringzero.digest import blake2b
 from ringzero.host.files import (
     PARTIAL,
@@ -35,12 +38,18 @@ from ringzero.host.files import (
     sweep,
 )
 from ringzero.host.progress import QUIET, Progress
+from ringzero.image import machinespec
 from ringzero.image.oci.process import User
 from ringzero.image.oci.reference import is_digest
 from ringzero.vm.saved.store import Store
 
 # Of the records, and of how layers are made: another one finds nothing.
-_FORMAT = "1"
+_FORMAT = "2"
+# All that is removed when all of it is, which is all but the lock.
+_PARTS = (
+    *("steps", "machines", "layers", "caches", "users", "downloads"),
+    *("failed", "failures", "paths"),
+)
 
 
 def key(*parts: str | bytes) -> str:
@@ -58,6 +67,7 @@ class BuildCache:
     def __init__(self, cache: Path) -> None:
         self._place = cache / "build"
         self.machines = Store(self._place / "machines")
+        self.failures = Failures(self._place)
         self.downloads = self._place / "downloads"
 
     @contextlib.contextmanager
@@ -122,6 +132,19 @@ class BuildCache:
             value = {"uid": user.uid, "gids": user.gids, "home": user.home}
             file.write(json.dumps(value).encode())
 
+    def path(self, step: str) -> str | None:
+        """Return the path that a step found in the image, where that is known."""
+        try:
+            path = json.loads((self._place / "paths" / f"{step}.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return path if machinespec.is_path(path) else None
+
+    def keep_path(self, step: str, path: str) -> None:
+        """Say which path a step found. Raises HostError."""
+        with atomic_file(self._place / "paths" / f"{step}.json") as file:
+            file.write(json.dumps(path).encode())
+
     def kept(self, name: str) -> Path:
         """Return where the content of a mount of type cache lies, or will lie."""
         return self._place / "caches" / f"{key('cache', name)[:40]}.tar"
@@ -143,7 +166,7 @@ class BuildCache:
         """Remove all of it, once no build runs; return how many bytes that frees."""
         with locked(self._place / "lock", progress, "waiting for a build"):
             freed = self.size()
-            for name in ("steps", "machines", "layers", "caches", "users", "downloads"):
+            for name in _PARTS:
                 remove_tree(self._place / name)
         return freed
 

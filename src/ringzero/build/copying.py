@@ -7,8 +7,9 @@ import posixpath
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
-from ringzero.build import archives
+from ringzero.build import archives, entries
 from ringzero.build.entries import Entry
 from ringzero.build.ignore import pattern
 from ringzero.build.origin import Origin, matches, walk
@@ -116,6 +117,28 @@ def plan(
                 name = posixpath.basename(os.fsdecode(path))
                 layer.add(posixpath.join(top, name) if at else top, entry)
     return list(layer.entries.values())
+
+
+def contents(
+    origin: Origin,
+    sources: Sequence[str],
+    given: Mapping[str, Entry],
+    placement: Placement,
+    epoch: int,
+) -> list[str]:
+    """Return a digest of what each source holds: names, modes and bytes.
+
+    What `plan` makes of them depends on nothing else but the placement and the view. Raises as it
+    does.
+    """
+    # Into a directory: the files' own names count.
+    where = replace(placement, target=placement.target.rstrip("/") + "/", owner=None)
+    found = []
+    with Path(os.devnull).open("wb") as nowhere:
+        for source in sources:
+            files = plan(origin, [source], given, where, View(None))
+            found.append(entries.write(files, nowhere, epoch).digest)
+    return found
 
 
 def directories(path: str, view: View) -> list[Entry]:

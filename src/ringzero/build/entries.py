@@ -26,7 +26,8 @@ _KINDS = {
 }
 # Marks what a layer takes away of those below it (OCI image-spec, layer.md).
 WHITEOUT = b".wh."
-
+# The size of a layer without files: the two blocks that end a tar.
+EMPTY = 2 * _BLOCK
 
 # Later than any time that a layer tells: it becomes the epoch.
 _NOW = 1 << 62
@@ -88,7 +89,7 @@ def write(entries: Iterable[Entry], file: BinaryIO, epoch: int) -> Layer:
                 hint="try again when nobody writes to it",
             )
         put(bytes(-written % _BLOCK))
-    put(bytes(2 * _BLOCK))
+    put(bytes(EMPTY))
     return Layer(f"sha256:{digest.hexdigest()}", size)
 
 

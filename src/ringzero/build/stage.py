@@ -12,7 +12,7 @@ from ringzero.build.vmfile.instructions import Command, Instruction
 from ringzero.build.vmfile.words import Word, expand
 from ringzero.errors import GuestImageError
 from ringzero.image import machinespec
-from ringzero.image.machinespec import MachineSpec, Ready, Service
+from ringzero.image.machinespec import MOST_DISKS, DataDisk, MachineSpec, Ready, Service
 from ringzero.records import field, mutable_record, replace
 
 _SHELL = ("/bin/sh", "-c")
@@ -134,6 +134,8 @@ class State:
                 self._serve(step)
             case kinds.Ready():
                 self.machine = replace(self.machine, ready=_ready(step, self._command))
+            case kinds.DataDisk():
+                self._have_disk(step)
             case kinds.KeepMemory():
                 self.machine = replace(self.machine, snapshot=True)
             case _:
@@ -160,6 +162,20 @@ class State:
         self.machine = replace(self.machine, services=(*others, service))
         if not self.has_cmd:
             self.config.pop("Cmd", None)
+
+    def _have_disk(self, step: kinds.DataDisk) -> None:
+        """Take a disk; it replaces another one at its directory."""
+        path = self.absolute(self.text(step.path)).rstrip("/")
+        if not machinespec.is_path(path):
+            raise GuestImageError(
+                f"DISK: a disk cannot be at {path or '/'!r}",
+                hint="a directory below the root; letters, digits and ._+@=- in its path",
+            )
+        others = [disk for disk in self.machine.disks if disk.path != path]
+        if len(others) >= MOST_DISKS:
+            raise GuestImageError(f"DISK: an image has {MOST_DISKS} disks at most")
+        disks = (*others, DataDisk(step.size, path, step.format))
+        self.machine = replace(self.machine, disks=disks)
 
     def _of(self, name: str) -> dict[str, Any]:
         """Return a member of the configuration that holds others."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ringzero.errors import GuestImageError
 from ringzero.image.fs.contract import FileSystem
+from ringzero.image.fs.contract import Node as Found
 from ringzero.image.layers import tar
 from ringzero.image.layers.plain import map_whole
 from ringzero.image.layers.tree import Node, Tree
@@ -37,6 +39,8 @@ class View:
         self._closing = contextlib.ExitStack()
         self._system: FileSystem | None = None
         self._places: list[object] = []
+        # Of the base, by their inodes: hard links are one node.
+        self._known: dict[object, Node] = {}
         if base is not None:
             self._take_base(base)
         for layer in layers:
@@ -129,26 +133,55 @@ class View:
             stack.callback(self.close)
             system = self._system = self._closing.enter_context(open_root(path))
             top = system.stat("/rootfs")
-            known: dict[object, Node] = {}
-            todo = [(self.root, top)]
-            while todo:
-                directory, found = todo.pop()
-                directory.mode = found.mode
-                assert directory.children is not None
-                for name, key in system.children(found).items():
-                    if key in known:
-                        directory.children[name] = known[key]
-                        continue
-                    child = system.node(key)
-                    node = Node(child.mode)
-                    node.size = child.size
-                    node.layer, node.offset = _BASE, len(self._places)
-                    self._places.append(key)
-                    if stat.S_ISLNK(child.mode):
-                        node.target = system.content(child, 0, child.size)
-                    directory.children[name] = node
-                    if stat.S_ISDIR(child.mode):
-                        todo.append((node, child))
-                    else:
-                        known[key] = node
+            self.root.mode = top.mode
+            self.root.children = self._listed(top)
             stack.pop_all()
+
+    def _listed(self, directory: Found) -> dict[bytes, Node]:
+        """Return what is in a directory of the base; of its directories nothing is read yet."""
+        system = self._system
+        assert system is not None
+        children: dict[bytes, Node] = {}
+        for name, key in system.children(directory).items():
+            if key in self._known:
+                children[name] = self._known[key]
+                continue
+            child = system.node(key)
+            if stat.S_ISDIR(child.mode):
+                children[name] = _Unread(child.mode, partial(self._listed, child))
+                continue
+            node = children[name] = self._known[key] = Node(child.mode)
+            node.size = child.size
+            node.layer, node.offset = _BASE, len(self._places)
+            self._places.append(key)
+            if stat.S_ISLNK(child.mode):
+                node.target = system.content(child, 0, child.size)
+        return children
+
+
+class _Unread(Node):
+    """A directory of the base: what is in it is read when somebody first asks."""
+
+    __slots__ = ("_read",)
+
+    def __init__(self, mode: int, read: Callable[[], dict[bytes, Node]]) -> None:
+        self._read: Callable[[], dict[bytes, Node]] | None = None
+        super().__init__(mode)
+        self._read = read
+
+    @property
+    def children(self) -> dict[bytes, Node] | None:
+        if self._read is not None:
+            read, self._read = self._read, None
+            _CHILDREN.__set__(self, read())
+        found: dict[bytes, Node] | None = _CHILDREN.__get__(self)
+        return found
+
+    @children.setter
+    def children(self, found: dict[bytes, Node] | None) -> None:
+        self._read = None
+        _CHILDREN.__set__(self, found)
+
+
+# Where every node keeps them.
+_CHILDREN: Any = vars(Node)["children"]

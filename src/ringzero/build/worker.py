@@ -13,7 +13,7 @@ import os
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +24,7 @@ from ringzero.build.entries import WHITEOUT, Entry, Layer
 from ringzero.build.view import View
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import GuestError, TimeoutExpiredError
+from ringzero.image.guest import xattrs
 from ringzero.image.guest.enter import IMAGE, TOOLS
 from ringzero.image.layers import tar
 from ringzero.image.layers.plain import map_whole
@@ -46,16 +47,23 @@ _BUSYBOX = f"{TOOLS}/bin/busybox"
 _WORK = "/run/ringzero/build"
 # Files that are the machine's and not the image's: they come and go with each step.
 _OWN = ("etc/resolv.conf", "etc/hosts", "etc/hostname")
+# The overlay's own attributes (overlayfs.rst): of a directory that hides what is below it.
+_OVERLAY, _OPAQUE = b"trusted.overlay.", b"trusted.overlay.opaque"
 
 Sink = Callable[[bytes], object]
 
 _HEAD = f"""\
 b={_BUSYBOX} w={_WORK}
 die() {{ $b echo "$1" >&2; exit 125; }}
-if [ ! -d $w ]; then
-    $b mkdir $w && $b mount -t tmpfs -o size=90%,mode=755 build $w || die "no memory"
-fi
 """
+# The place of all steps, and the one program of theirs that the guest has not.
+_SET_UP = (
+    _HEAD
+    + """\
+$b mkdir $w && $b mount -t tmpfs -o size=90%,mode=755 build $w || die "no memory"
+$b cat >$w/xattrs && $b chmod 700 $w/xattrs
+"""
+)
 _BEGIN = (
     _HEAD
     + f"""\
@@ -82,8 +90,9 @@ done
 exit 0
 """
 )
-# Leaves what the step wrote, and nothing else, in its directory.
-_END = (
+# Leaves what the step wrote, and nothing else, in its directory; tells the attributes of all of it,
+# up to an empty path, and the files.
+_TAKE = (
     _HEAD
     + f"""\
 cd $w/$1/r || exit 125
@@ -93,6 +102,9 @@ for f in {" ".join(_OWN)}; do
 done
 $b umount dev/.ringzero; $b rmdir /dev/.ringzero 2>/dev/null
 for d in dev proc sys; do $b umount -l $d; done
+cd $w/$1/u && $b find . -print0 | $b xargs -0 $w/xattrs && $b printf '\\0' &&
+    $b tar -c -f - . || exit 125
+cd $w && $b umount -l $1/r
 exit 0
 """
 )
@@ -147,25 +159,13 @@ exit 0
 )
 _FILL = f"{_HEAD}$b mkdir -p $w/$1/m$2 && cd $w/$1/m$2 && exec $b tar -x -p -f -\n"
 _EMPTY = f"{_HEAD}cd $w/$1/m$2 && exec $b tar -c -f - .\n"
-_TAKE = f"{_HEAD}cd $w/$1/u && exec $b tar -c -f - .\n"
-_LIST = (
-    _HEAD
-    + """\
-cd $w/$1/r && exec $b xargs -0 $b sh -c '
-b=$0
-for d; do
-    $b printf "/%s\\0" "$d"
-    $b find "./$d" -mindepth 1 -maxdepth 1 -print0
-done' $b
-"""
-)
-_CLOSE = f"{_HEAD}cd $w && $b umount -l $1/r\n"
 _PUT = (
     _HEAD
     + """\
 $b mkdir -p $w/$1/u && cd $w/$1/u && exec $b tar -x -p -f -
 """
 )
+_SET = f"{_HEAD}cd $w/$1/u && exec $w/xattrs\n"
 # In the step's root: a directory, then the program as the path finds it, as a user.
 _ENTER = """\
 b=/dev/.ringzero/bin/busybox
@@ -230,7 +230,7 @@ class Worker:
 
     @classmethod
     def boot(cls, files: BootFiles, *, memory: int = MEMORY, cpus: int = 1) -> Worker:
-        """Return one that boots an image. Raises what `Machine` raises, TimeoutExpiredError."""
+        """Return one that begins to boot an image; `set_up` follows. Raises as `Machine` does."""
         config = MachineConfig.create(
             **with_network({"name": "build", "memory": memory, "cpus": cpus}),
             kernel=files.kernel,
@@ -238,15 +238,14 @@ class Worker:
             command_line=files.command_line,
             agent=True,
         )
-        machine = Machine(with_root(config, files))
-        try:
-            machine.start()
-            if not machine.agent.wait_ready(_BOOT):
-                raise TimeoutExpiredError(f"the base image did not boot within {_BOOT:.0f} s")
-        except BaseException:
-            machine.stop()
-            raise
-        return cls(machine)
+        return cls(Machine(with_root(config, files)))
+
+    def set_up(self) -> None:
+        """Boot, and have all that steps need. Raises as `Machine` does, TimeoutExpiredError."""
+        self._machine.start()
+        if not self._machine.agent.wait_ready(_BOOT):
+            raise TimeoutExpiredError(f"the base image did not boot within {_BOOT:.0f} s")
+        self._must(_SET_UP, given=xattrs.build())
 
     @classmethod
     def resume(cls, store: Store, name: str, steps: int) -> Worker:
@@ -266,9 +265,17 @@ class Worker:
         number = self.steps + 1
         with layer.open("rb") as file, tempfile.TemporaryFile() as made:
             archive = map_whole(file.fileno())
-            entries.write(_overlaid(archive), made, 1 << 62)
+            found = list(_overlaid(archive))
+            entries.write(found, made, 1 << 62)
             made.seek(0)
             self._must(_PUT, str(number), source=made)
+        records = [
+            (entry.name, name, value)
+            for entry in found
+            for name, value in (entry.xattrs or {}).items()
+        ]
+        for given in xattrs.pack(records):
+            self._must(_SET, str(number), given=given)
         self.steps = number
 
     def run(self, call: Call, on_output: Sink) -> int:
@@ -277,16 +284,7 @@ class Worker:
         self._must(_BEGIN, number)
         for index, attachment in enumerate(call.attachments):
             self._attach(number, index, attachment)
-        inside = (
-            *("sh", "-c", _ENTER, "sh", call.directory, str(call.uid)),
-            *(",".join(map(str, call.gids)), *call.words),
-        )
-        cut_off = () if call.network else (_BUSYBOX, "unshare", "-n")
-        words = [
-            *(*AS_ROOT, _BUSYBOX, "env", "-i", *(f"{k}={v}" for k, v in call.env.items())),
-            *(*cut_off, _BUSYBOX, "chroot", f"{_WORK}/{number}/r"),
-            *("/dev/.ringzero/bin/busybox", *inside),
-        ]
+        words = inside(self.steps + 1, call, call.words)
         command = self._machine.agent.run(words, on_stdout=on_output, on_stderr=on_output)
         try:
             status = command.wait()
@@ -319,49 +317,16 @@ class Worker:
 
         Raises GuestError, GuestImageError, OSError.
         """
-        number = str(self.steps + 1)
-        self._must(_END, number)
         with tempfile.TemporaryFile() as raw:
-            self._must(_TAKE, number, on_stdout=raw.write)
+            self._must(_TAKE, str(self.steps + 1), on_stdout=raw.write)
             raw.flush()
-            archive = map_whole(raw.fileno())
-            found = _written(_members(archive))
-            gone = self._gone(number, view, found)
-            self._must(_CLOSE, number)
-            layer = entries.write([*found.values(), *gone], target, epoch)
+            told = map_whole(raw.fileno())
+            attributes, end = xattrs.unpack(told)
+            found, gone = _written(_members(told[end:]))
+            gone += _replaced(_attach(found, attributes), found, view)
+            layer = entries.write([*found.values(), *map(_whiteout, gone)], target, epoch)
         self.steps += 1
         return layer
-
-    def _gone(self, number: str, view: View, found: Mapping[bytes, Entry]) -> list[Entry]:
-        """Return whiteouts for what was in directories that the step wrote to, and is not.
-
-        The guest says what is there. Its overlay's own marks tell the same, but in attributes
-        that its tar does not write.
-        """
-        asked: dict[bytes, set[bytes]] = {}
-        for name, entry in found.items():
-            if stat.S_ISDIR(entry.mode):
-                before, node = view.resolve(name)
-                # Not through a link that the step has replaced.
-                if before == name and node is not None and node.children:
-                    asked[name] = set(node.children)
-        if b"" not in asked and view.root.children:
-            asked[b""] = set(view.root.children)
-        told = bytearray()
-        self._must(_LIST, number, given=b"".join(n + b"\0" for n in asked), on_stdout=told.extend)
-        left = {name: set(children) for name, children in asked.items()}
-        here: set[bytes] | None = None
-        for item in bytes(told).split(b"\0"):
-            if item.startswith(b"/"):
-                here = left.get(item[1:])
-            elif here is not None:
-                here.discard(item.rpartition(b"/")[2])
-        return [
-            Entry((name + b"/" if name else b"") + WHITEOUT + child, stat.S_IFREG | 0o644)
-            for name, children in left.items()
-            for child in children
-            if not (not name and child in (b"dev", b"proc", b"sys"))
-        ]
 
     def _must(
         self,
@@ -406,20 +371,66 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
         yield data
 
 
-def _written(members: Iterable[Entry]) -> dict[bytes, Entry]:
-    """Return what a step wrote, by name, without the overlay's marks that something is gone.
+def inside(number: int, call: Call, words: Sequence[str]) -> list[str]:
+    """Return what runs `words` in the root of a step, as its own command was run."""
+    cut_off = () if call.network else (_BUSYBOX, "unshare", "-n")
+    return [
+        *(*AS_ROOT, _BUSYBOX, "env", "-i", *(f"{k}={v}" for k, v in call.env.items())),
+        *(*cut_off, _BUSYBOX, "chroot", f"{_WORK}/{number}/r"),
+        *("/dev/.ringzero/bin/busybox", "sh", "-c", _ENTER, "sh", call.directory, str(call.uid)),
+        *(",".join(map(str, call.gids)), *words),
+    ]
 
-    Those are devices 0:0, and many are one inode, so that a tar has them as hard links.
+
+def _written(members: Iterable[Entry]) -> tuple[dict[bytes, Entry], list[bytes]]:
+    """Return what a step wrote, by name, and what the overlay marks as gone.
+
+    Marks are devices 0:0, and many are one inode, so that a tar has them as hard links.
     """
     found: dict[bytes, Entry] = {}
-    marks: set[bytes] = set()
+    marks: dict[bytes, None] = {}
     for entry in members:
         is_mark = stat.S_ISCHR(entry.mode) and entry.device == (0, 0)
         if is_mark or (not entry.mode and entry.link in marks):
-            marks.add(entry.name)
+            marks[entry.name] = None
         else:
             found[entry.name] = entry
-    return found
+    return found, list(marks)
+
+
+def _attach(found: Mapping[bytes, Entry], attributes: Iterable[xattrs.Record]) -> list[bytes]:
+    """Give files their attributes; return the directories that hide those below (overlayfs.rst)."""
+    opaque = []
+    for path, name, value in attributes:
+        entry = found.get(path.removeprefix(b".").removeprefix(b"/"))
+        if name == _OPAQUE and value == b"y" and entry is not None:
+            opaque.append(entry.name)
+        elif not name.startswith(_OVERLAY) and entry is not None and entry.mode:
+            entry.xattrs = {**(entry.xattrs or {}), name: value}
+    return opaque
+
+
+def _replaced(opaque: Iterable[bytes], found: Mapping[bytes, Entry], view: View) -> Iterator[bytes]:
+    """Yield what was in directories that the step made anew, and is not; `view` is from before."""
+    anew = set(opaque)
+    for name, entry in sorted(found.items()):
+        # One below needs no mark of its own.
+        if name not in anew and name.rpartition(b"/")[0] not in anew:
+            continue
+        if not stat.S_ISDIR(entry.mode):
+            continue
+        anew.add(name)
+        before, node = view.resolve(name)
+        # Not through a link that the step has replaced.
+        if before == name and node is not None:
+            for child in node.children or ():
+                if (path := name + b"/" + child) not in found:
+                    yield path
+
+
+def _whiteout(path: bytes) -> Entry:
+    directory, slash, name = path.rpartition(b"/")
+    return Entry(directory + slash + WHITEOUT + name, stat.S_IFREG | 0o644)
 
 
 def _members(archive: memoryview) -> Iterator[Entry]:

@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 # The first that is there is taken.
 FILES = ("Vmfile", "Dockerfile")
 _SHOWN = 72
+# Bytes of a step's output that are held in memory until it is shown.
+_HELD = 1 << 20
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +45,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--memory", metavar="SIZE", help="of the machine that RUNs (1G)")
     parser.add_argument("--cpus", type=int, default=1, metavar="N", help="of that machine (1)")
     parser.add_argument(
+        "--jobs", type=int, metavar="N", help="stages at once (default: as many as CPUs)"
+    )
+    parser.add_argument(
         "--progress",
         choices=("auto", "plain", "json", "quiet"),
         default="auto",
@@ -57,8 +64,8 @@ def is_build(arguments: argparse.Namespace) -> bool:
 
 def build(arguments: argparse.Namespace) -> ImageSummary:
     """Build the image, and return it as plain data. Raises what `ringzero.build` raises."""
-    from ringzero.build.builder import Options
     from ringzero.build.builder import build as carry_out
+    from ringzero.build.job import Options
     from ringzero.build.origin import Context
     from ringzero.build.vmfile.parse import parse
     from ringzero.build.worker import MEMORY
@@ -80,6 +87,7 @@ def build(arguments: argparse.Namespace) -> ImageSummary:
         network=arguments.network != "none",
         memory=parse_size(arguments.memory) if arguments.memory else MEMORY,
         cpus=arguments.cpus,
+        jobs=_jobs(arguments.jobs),
         epoch=_epoch(),
         secrets=dict(_secret(item) for item in arguments.secret),
     )
@@ -96,6 +104,12 @@ def build(arguments: argparse.Namespace) -> ImageSummary:
     finally:
         listener.close()
     return image.summary()
+
+
+def _jobs(given: int | None) -> int | None:
+    if given is not None and given < 1:
+        raise InvalidValueError(f"--jobs {given} is no number of stages", hint="--jobs 2")
+    return given
 
 
 def prune() -> int:
@@ -176,45 +190,108 @@ def _epoch() -> int | None:
 
 
 class _Steps:
-    """Tells of steps on stderr, as they are, or as JSON on stdout."""
+    """Tells of steps on stderr, as they are, or as JSON on stdout; from several threads.
+
+    What steps at the same time say is kept apart: one is shown as it goes, the others when it has
+    ended.
+    """
 
     def __init__(self, how: str) -> None:
         self._how = how
-        self._head = ""
-        self._open = False
+        self._lock = threading.Lock()
+        # In the order in which they began; the first is the one that is shown.
+        self._running: dict[int, _Step] = {}
 
     def begins(self, number: int, count: int, text: str) -> None:
         line = " ".join(text.split())
         shown = line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."
-        self._head = f"[{number}/{count}] {shown}"
-        self._tell({"step": number, "of": count, "instruction": text})
-        if self._how in ("auto", "plain"):
-            sys.stderr.write(self._head)
-            sys.stderr.flush()
-            self._open = True
+        with self._lock:
+            self._tell({"step": number, "of": count, "instruction": text})
+            if self._how in ("auto", "plain"):
+                self._running[number] = _Step(number, f"[{number}/{count}] {shown}")
+                self._show()
 
-    def says(self, data: bytes) -> None:
-        if self._how == "json":
-            self._tell({"output": data.decode("utf-8", "replace")})
-        elif self._how != "quiet":
-            if self._open:
-                sys.stderr.write("\n")
-                self._open = False
-            sys.stderr.write(data.decode("utf-8", "replace"))
-            sys.stderr.flush()
+    def says(self, number: int, data: bytes) -> None:
+        with self._lock:
+            self._tell({"step": number, "output": data.decode("utf-8", "replace")})
+            if number in self._running:
+                self._running[number].says(data)
 
     def ends(self, number: int, seconds: float, *, cached: bool) -> None:
-        self._tell({"step": number, "seconds": round(seconds, 3), "cached": cached})
-        if self._how in ("auto", "plain"):
-            note = "cached" if cached else f"{seconds:.1f} s"
-            sys.stderr.write(f"  {note}\n" if self._open else f"[{number}] {note}\n")
-            self._open = False
+        with self._lock:
+            self._tell({"step": number, "seconds": round(seconds, 3), "cached": cached})
+            if number in self._running:
+                self._running[number].note = "cached" if cached else f"{seconds:.1f} s"
+                self._show()
 
     def close(self) -> None:
-        """End the line of a step that has not ended."""
-        if self._open:
-            sys.stderr.write("\n")
+        """Show what has not ended, and end its lines."""
+        with self._lock:
+            while self._running:
+                step = next(iter(self._running.values()))
+                step.show()
+                step.end()
+                del self._running[step.number]
+
+    def _show(self) -> None:
+        while self._running:
+            step = next(iter(self._running.values()))
+            step.show()
+            if not step.note:
+                return
+            step.end()
+            del self._running[step.number]
 
     def _tell(self, value: dict[str, Any]) -> None:
         if self._how == "json":
             print(json.dumps(value), flush=True)
+
+
+class _Step:
+    """A step on stderr: its head, what it says, and the note that it ends with."""
+
+    def __init__(self, number: int, head: str) -> None:
+        self.number = number
+        self.note = ""
+        self._head = head
+        self._shown = False
+        # Whether the head's line is still to be ended.
+        self._open = False
+        # What is said before it is shown, which may be much.
+        self._held: tempfile.SpooledTemporaryFile[bytes] | None = None
+
+    def show(self) -> None:
+        """Show it, and all that it says from now on."""
+        if self._shown:
+            return
+        self._shown = self._open = True
+        sys.stderr.write(self._head)
+        if self._held is not None:
+            self._held.seek(0)
+            while data := self._held.read(1 << 16):
+                self._write(data)
+            self._held.close()
+        sys.stderr.flush()
+
+    def says(self, data: bytes) -> None:
+        """Take what it says."""
+        if self._shown:
+            self._write(data)
+            sys.stderr.flush()
+            return
+        if self._held is None:
+            self._held = tempfile.SpooledTemporaryFile(_HELD)  # noqa: SIM115 - until it is shown
+        self._held.write(data)
+
+    def end(self) -> None:
+        """Show how it ended, if it did."""
+        if self.note:
+            sys.stderr.write(f"  {self.note}\n" if self._open else f"[{self.number}] {self.note}\n")
+        elif self._open:
+            sys.stderr.write("\n")
+
+    def _write(self, data: bytes) -> None:
+        if self._open:
+            sys.stderr.write("\n")
+            self._open = False
+        sys.stderr.write(data.decode("utf-8", "replace"))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ringzero.config.machine import MachineConfig
     from ringzero.image.cloudinit import Seed
-    from ringzero.image.machinespec import MachineSpec
+    from ringzero.image.machinespec import DataDisk, MachineSpec
 
 # What `run` without a command runs.
 _SHELL = ("sh", "-l")
@@ -37,13 +37,13 @@ _DEFAULT_IMAGE = "micro"
 DEFAULT_MEMORY, _DEFAULT_CPUS = "512M", 1
 
 
-def release_seed(config: MachineConfig) -> None:
-    """Remove what cloud-init was given, where no machine is left that needs it."""
-    if config.cloud_init:
-        from ringzero.control.host import seeds
+def release_disks(config: MachineConfig) -> None:
+    """Remove the disks that were made for a machine, where none is left that needs them."""
+    if config.cloud_init or len(config.disks) > 1:
+        from ringzero.control.host import owndisks
         from ringzero.control.host.directory import descriptions
 
-        seeds.release(seeds.of(config), descriptions())
+        owndisks.release(owndisks.of(config), descriptions())
 
 
 def _place_command(arguments: argparse.Namespace) -> None:
@@ -195,10 +195,10 @@ def own_config(arguments: argparse.Namespace) -> MachineConfig:
         )
     if seeded(arguments):
         from ringzero.config.devices.disk import DiskConfig
-        from ringzero.control.host import seeds
+        from ringzero.control.host import owndisks
         from ringzero.control.host.directory import descriptions
 
-        path = seeds.keep(read_seed(arguments), descriptions())
+        path = owndisks.keep(read_seed(arguments), descriptions())
         common["disks"] = [*arguments.disk, DiskConfig(path, read_only=True, format="raw")]
     return MachineConfig.create(
         **common,
@@ -267,7 +267,18 @@ def default_config(arguments: argparse.Namespace) -> MachineConfig:
         # Its services are what it is for: their output is shown, until they have ended.
         arguments.command, arguments.shows_services = [*AWAIT_SERVICES], True
     arguments.health = health_check(arguments, image.health, place)
+    if image.machine is not None and image.machine.disks:
+        config = _with_disks(config, image.machine.disks)
     return with_services(with_root(config, image), image)
+
+
+def _with_disks(config: MachineConfig, disks: Sequence[DataDisk]) -> MachineConfig:
+    """Return the same with the disks that its image asks for, made for this machine."""
+    from ringzero.control.host import owndisks
+    from ringzero.control.host.directory import descriptions
+    from ringzero.vm.boot import with_disks
+
+    return with_disks(config, disks, owndisks.make(disks, descriptions()))
 
 
 def _look_here(name: str, *, quiet: bool) -> None:

@@ -3,7 +3,8 @@
 It stands in a container image's configuration (config.md) as the member `Machine` of `config`,
 beside Docker's own extensions, which other programs pass over:
 
-    {"Memory": BYTES, "CPUs": N, "Snapshot": true,
+    {"Memory": BYTES, "CPUs": N, "Snapshot": true, "Kernel": PATH,
+     "Disks": [{"Size": BYTES, "Path": PATH, "Format": "ext4"}],
      "Services": [{"Name": NAME, "Command": [...], "Restart": WHEN, "User": USER, "After": [...]}],
      "Ready": {"Test": ["CMD", ...] | ["TCP", PORT] | ["HTTP", URL], "Interval": NS, "Timeout": NS}}
 """
@@ -24,11 +25,19 @@ TESTS = ("CMD", "TCP", "HTTP")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # What takes no part of a shell's word apart, beyond what a user's name may be.
 _USER = re.compile(r"[A-Za-z0-9_.-]{0,64}(?::[A-Za-z0-9_.-]{1,64})?")
+# Of the image's tree, from its root; nothing in it leads out, or ends a word of a command line.
+PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.+@=-]+)+")
 _URL = re.compile(r"https?://[!-~]{1,2000}")
 # A zero ends a word, and half a character is none.
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _MOST_SERVICES, _MOST_WORDS, _MOST_CPUS = 100, 4096, 255
 _MOST_MEMORY = 1 << 46
+# A board has room for no more; a journal and what it serves fit into 8 MiB, and to make a file
+# system of 1 TiB takes seconds.
+MOST_DISKS, LEAST_DISK, MOST_DISK = 8, 8 << 20, 1 << 40
+_MOST_PATH = 1024
+# File systems that a machine's disk may have when it is new.
+FORMATS = ("ext4",)
 _SECOND = 1_000_000_000
 # Of a day at most; without a bound nobody would hear that it is never ready.
 _LONGEST = 86_400 * _SECOND
@@ -75,10 +84,24 @@ class Ready:
 
 
 @record
+class DataDisk:
+    """A disk of `size` bytes at the directory `path`, empty when a machine is new."""
+
+    size: int
+    path: str
+    format: str = "ext4"
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as an image's configuration has it."""
+        return {"Size": self.size, "Path": self.path, "Format": self.format}
+
+
+@record
 class MachineSpec:
     """What an image asks for; `memory` in bytes. None and nothing are left to who runs it.
 
-    `snapshot` says that machines go on from a memory in which the services run.
+    `snapshot` says that machines go on from a memory in which the services run. `kernel` is a file
+    of the image's tree.
     """
 
     memory: int | None = None
@@ -86,6 +109,8 @@ class MachineSpec:
     services: tuple[Service, ...] = ()
     ready: Ready | None = None
     snapshot: bool = False
+    kernel: str | None = None
+    disks: tuple[DataDisk, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """Return it as an image's configuration has it, without what is not said."""
@@ -100,6 +125,10 @@ class MachineSpec:
             found["Ready"] = self.ready.plain()
         if self.snapshot:
             found["Snapshot"] = True
+        if self.kernel is not None:
+            found["Kernel"] = self.kernel
+        if self.disks:
+            found["Disks"] = [disk.plain() for disk in self.disks]
         return found
 
 
@@ -120,7 +149,39 @@ def read(value: object) -> MachineSpec:
         tuple(_service(item) for item in services),
         None if ready is None else _ready(ready),
         snapshot,
+        _kernel(found.get("Kernel")),
+        _disks(found.get("Disks", [])),
     )
+
+
+def is_path(value: object) -> bool:
+    """Whether a path is one of an image's tree that can be told to a guest."""
+    return isinstance(value, str) and len(value) <= _MOST_PATH and bool(PATH.fullmatch(value))
+
+
+def _kernel(value: object) -> str | None:
+    if value is not None and not is_path(value):
+        raise _wrong("Kernel")
+    return None if value is None else str(value)
+
+
+def _disks(value: object) -> tuple[DataDisk, ...]:
+    if not isinstance(value, list) or len(value) > MOST_DISKS:
+        raise _wrong("Disks")
+    disks = tuple(_disk(item) for item in value)
+    if len({disk.path for disk in disks}) < len(disks):
+        raise _wrong("Disks")
+    return disks
+
+
+def _disk(value: object) -> DataDisk:
+    found = _object(value, "Disks")
+    size, path, kind = found.get("Size"), found.get("Path"), found.get("Format", "ext4")
+    if type(size) is not int or not LEAST_DISK <= size <= MOST_DISK:
+        raise _wrong("Size")
+    if not is_path(path) or kind not in FORMATS:
+        raise _wrong("Disks")
+    return DataDisk(size, str(path), kind)
 
 
 def _service(value: object) -> Service:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from ringzero.settings import CACHE_DIR
 
 if TYPE_CHECKING:
     from ringzero.board.boot.kernelimage import KernelImage
+    from ringzero.image.machinespec import DataDisk
 
 
 def complete(
@@ -59,7 +60,33 @@ def complete(
             raise ConfigError([f"the image {image} has a root of its own"])
         where = parse_root(str(root), init)
         return with_folder(config, where, modules_of(files, where))
+    if spec is not None and spec.disks:
+        from ringzero.image import datadisks
+
+        config = with_disks(config, spec.disks, datadisks.make(spec.disks))
     return with_services(with_root(config, files), files)
+
+
+def with_disks(
+    config: MachineConfig, disks: Sequence[DataDisk], paths: Sequence[Path]
+) -> MachineConfig:
+    """Return the same with the disks that an image asks for, which lie at `paths`, mounted.
+
+    They come behind the user's own.
+    """
+    from ringzero.config.devices.disk import DiskConfig
+
+    devices, words = list(config.devices), list[str]()
+    for number, (disk, path) in enumerate(zip(disks, paths, strict=True), len(config.disks)):
+        devices.append(DiskConfig(path, format="raw"))
+        words.append(f"{_disk_name(number)}:{disk.format}:{disk.path}")
+    line = f"{config.command_line} {DISKS_PARAMETER}={','.join(words)}"
+    return replace(config, devices=tuple(devices), command_line=line)
+
+
+def _disk_name(number: int) -> str:
+    """Return what the guest's kernel calls its disk with a number, from 0 on."""
+    return f"/dev/vd{chr(ord('a') + number)}"
 
 
 def with_root(config: MachineConfig, files: BootFiles) -> MachineConfig:
@@ -71,7 +98,7 @@ def with_root(config: MachineConfig, files: BootFiles) -> MachineConfig:
         return config
     from ringzero.config.devices.disk import DiskConfig
 
-    device = f"/dev/vd{chr(ord('a') + len(config.disks))}"
+    device = _disk_name(len(config.disks))
     return replace(
         config,
         devices=(*config.devices, DiskConfig(files.root, read_only=True, format="vmdk")),
@@ -204,6 +231,8 @@ class Beginning:
 OWN_AGENT = "ringzero.agent"
 # What tells them how to set their network interfaces up.
 NET_PARAMETER, SEARCH_PARAMETER = "ringzero.net", "ringzero.search"
+# What tells them which disks they mount, and where.
+DISKS_PARAMETER = "ringzero.disks"
 # What tells them that services are started; that a guest can say when it is ready; and that the
 # memory in which they run may be another machine's beginning.
 SERVICES_PARAMETER = "ringzero.services"

@@ -106,6 +106,20 @@ def _without_collection() -> Iterator[None]:
         gc.enable()
 
 
+@contextlib.contextmanager
+def _own_disks(config: MachineConfig | None) -> Iterator[None]:
+    """Have the disks that were made for a machine open in the block; they go with the machine."""
+    try:
+        yield
+    finally:
+        if config is not None and len(config.disks) > 1:
+            from ringzero.image import datadisks
+
+            for disk in config.disks:
+                if disk.path.parent == datadisks.directory():
+                    disk.path.unlink(missing_ok=True)
+
+
 class Machine:
     """One machine, built from a MachineConfig or from its fields by name.
 
@@ -134,7 +148,8 @@ class Machine:
         chosen = engine if isinstance(engine, Engine) else choose_engine(config)
         booted = boot if boot is not None else image is None
         start = Start.plan(config, chosen, boot=booted)
-        self._take(assemble(config, chosen, later=start.may_resume), start=start)
+        with _own_disks(config if image is not None else None):
+            self._take(assemble(config, chosen, later=start.may_resume), start=start)
 
     @classmethod
     def of(

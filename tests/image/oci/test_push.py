@@ -57,6 +57,8 @@ class Receiver:
         kind, _, target = parts.path.removeprefix("/v2/app/").partition("/")
         if request.command == "HEAD":
             return self.answer(request, 200 if target in self.blobs else 404)
+        if request.command == "GET" and target:
+            return self.give(request, kind, target)
         if request.command == "POST":
             return self.answer(request, 202, headers={"Location": "/v2/app/blobs/uploads/7?s=1"})
         if kind == "blobs":
@@ -70,6 +72,15 @@ class Receiver:
         else:
             self.manifests[target] = (data, request.headers["Content-Type"])
         return self.answer(request, 201)
+
+    def give(self, request, kind, target):
+        if kind == "blobs":
+            found = (self.blobs.get(target), "application/octet-stream")
+        else:
+            found = self.manifests.get(target, (None, ""))
+        if found[0] is None:
+            return self.answer(request, 404)
+        return self.answer(request, 200, found[0], {"Content-Type": found[1]})
 
     def answer(self, request, status, data=b"", headers=None):
         request.send_response(status)

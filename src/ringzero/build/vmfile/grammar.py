@@ -16,7 +16,8 @@ from ringzero.build.vmfile.instructions import Command, Instruction, Mount
 from ringzero.build.vmfile.lines import Line
 from ringzero.build.vmfile.words import Word, expand, json_words, split, variables, word_at
 from ringzero.errors import InvalidValueError, RingzeroError
-from ringzero.units import parse_duration, parse_size
+from ringzero.image.machinespec import FORMATS, LEAST_DISK, MOST_DISK
+from ringzero.units import format_size, parse_duration, parse_size
 
 T = TypeVar("T")
 _KEY = re.compile(r"[^\s=]+")
@@ -438,15 +439,21 @@ def _cpus(line: Line, rest: Arguments) -> Instruction:
 
 @_reads("KERNEL")
 def _kernel(line: Line, rest: Arguments) -> Instruction:
-    return kinds.Kernel(line, rest.one("file or package"))
+    return kinds.Kernel(line, rest.one("file"))
 
 
-@_reads("DISK")
+@_reads("DISK", "format")
 def _disk(line: Line, rest: Arguments) -> Instruction:
     words = rest.words()
     if len(words) != 2:
         raise FaultError(rest.start, max(1, len(rest.text)), "written as: DISK SIZE DIRECTORY")
-    return kinds.DataDisk(line, _size(rest, words[0]), words[1])
+    size = _size(rest, words[0])
+    if not LEAST_DISK <= size <= MOST_DISK:
+        raise FaultError(
+            *(words[0].at, len(words[0].text)),
+            f"a disk has {format_size(LEAST_DISK)} to {format_size(MOST_DISK)}",
+        )
+    return kinds.DataDisk(line, size, words[1], _choice(rest, "format", FORMATS) or FORMATS[0])
 
 
 @_reads("SERVICE", "restart", "user", "after")

@@ -222,7 +222,7 @@ class Cpus(Instruction):
 
 @record
 class Kernel(Instruction):
-    """The kernel: a file of the context's, or the name of a package of the distribution's."""
+    """The kernel: a path of the image's, from its root, or else of the build's directory."""
 
     keyword = "KERNEL"
 
@@ -237,6 +237,7 @@ class DataDisk(Instruction):
 
     size: int
     path: Word
+    format: str = "ext4"
 
 
 @record

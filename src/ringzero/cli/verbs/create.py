@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ringzero.cli.machine_config import release_seed
+from ringzero.cli.machine_config import release_disks
 from ringzero.cli.verb import VERBS, print_json
 from ringzero.cli.verbs.run import Run, claim
 
@@ -39,7 +39,7 @@ class Create(Run):
         try:
             found = define(claim(arguments, config, foreground=False))
         finally:
-            release_seed(config)
+            release_disks(config)
         if arguments.json:
             print_json(found.summary())
         else:

@@ -25,7 +25,7 @@ from ringzero.cli.machine_config import (
     is_own,
     own_config,
     read_seed,
-    release_seed,
+    release_disks,
     seeded,
 )
 from ringzero.cli.verb import VERBS, Verb, print_json
@@ -271,7 +271,7 @@ Ctrl-] q ends the machine.
         try:
             return self._run(arguments, config)
         finally:
-            release_seed(config)
+            release_disks(config)
 
     def _run(self, arguments: argparse.Namespace, config: MachineConfig) -> int:
         if arguments.detach:

@@ -437,14 +437,11 @@ class MachineDirectory:
         except OSError as fault:
             raise host_error(fault, "remove", self.path) from fault
         remove_tree(old)
-        if described is not None and described.config.get("cloud_init"):
-            from ringzero.config.tree import config_from_tree
-            from ringzero.control.host import seeds
+        if described is not None:
+            from ringzero.control.host import owndisks
 
             with contextlib.suppress(RingzeroError):
-                seeds.release(
-                    seeds.of(config_from_tree(described.config)), descriptions(self.path.parent)
-                )
+                owndisks.release(owndisks.in_tree(described.config), descriptions(self.path.parent))
 
 
 # ---- all of them ----------------------------------------------------------

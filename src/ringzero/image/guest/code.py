@@ -15,11 +15,13 @@ _MOV = {
     "r8d": b"\x41\xb8",
 }
 _MOV_EAX, _SYSCALL = b"\xb8", b"\x0f\x05"
-# Jumps with a displacement of 32 bits (SDM vol. 2, JMP and Jcc).
+# Jumps and calls with a displacement of 32 bits (SDM vol. 2, CALL, JMP and Jcc).
 _JUMPS = {
+    "call": b"\xe8",
     "jmp": b"\xe9",
     "jb": b"\x0f\x82",
     "jae": b"\x0f\x83",
+    "je": b"\x0f\x84",
     "jl": b"\x0f\x8c",
     "jne": b"\x0f\x85",
     "js": b"\x0f\x88",
@@ -53,7 +55,7 @@ class Code:
         return self
 
     def jump(self, mnemonic: str, label: str) -> Self:
-        """Append a jump: jmp, jb, jae, jl, jne, js or jle."""
+        """Append a jump: jmp, jb, jae, je, jl, jne, js or jle; or a call."""
         self._code += _JUMPS[mnemonic]
         self._jumps.append((len(self._code), label))
         self._code += bytes(4)

@@ -1,4 +1,4 @@
-"""A container's image as what a machine boots: the default guest's kernel, and its own root."""
+"""A container's image as what a machine boots: its root, and its kernel or the default guest's."""
 
 from __future__ import annotations
 
@@ -99,7 +99,12 @@ def find(text: str, *, progress: Progress = QUIET, refresh: bool = False) -> Con
 def files(name: str, image: StoredImage, *, progress: Progress = QUIET) -> ContainerFiles:
     """Return what a machine called `name` boots that runs an image of the store."""
     base = micro.ensure(cache=CACHE_DIR.get(), progress=progress)
-    return ContainerFiles(name, base.kernel, base.initrd, base.command_line, image, base.digest)
+    kernel, initrd = base.kernel, base.initrd
+    if image.machine.kernel is not None:
+        from ringzero.image.oci import ownkernel
+
+        kernel, initrd = ownkernel.ensure(image, base, progress=progress)
+    return ContainerFiles(name, kernel, initrd, base.command_line, image, base.digest)
 
 
 def is_here(text: str) -> bool:

@@ -31,6 +31,12 @@ class Files:
         for path, node in self._system.walk(_TOP):
             yield path.removeprefix(_TOP), node
 
+    def below(self, path: str) -> Iterator[tuple[str, Node]]:
+        """Yield (path, node) of everything below a directory; nothing where there is none."""
+        with contextlib.suppress(NotFoundError):
+            for found, node in self._system.walk(_TOP + path):
+                yield found.removeprefix(_TOP), node
+
     def content(self, node: Node) -> Iterator[bytes]:
         """Yield the bytes of a file or link. Raises FileSystemError."""
         for offset in range(0, node.size, _PIECE):

@@ -1,4 +1,4 @@
-"""Disks of cloud-init's: kept as long as something names them, and no longer."""
+"""Disks made for machines: kept as long as something names them, and no longer."""
 
 import os
 import time
@@ -6,7 +6,7 @@ import time
 import pytest
 
 from ringzero.config.machine import MachineConfig
-from ringzero.control.host import claims, directory, seeds
+from ringzero.control.host import claims, directory, owndisks
 from ringzero.image.cloudinit import Seed
 
 
@@ -30,7 +30,7 @@ def machine(tmp_path, name, seed):
 
 
 def keep():
-    return seeds.keep(Seed.read(hostname="web"), directory.descriptions())
+    return owndisks.keep(Seed.read(hostname="web"), directory.descriptions())
 
 
 def test_a_disk_is_its_owners_alone():
@@ -42,7 +42,7 @@ def test_a_disk_is_its_owners_alone():
 def test_a_disk_goes_with_the_last_machine_that_names_it(tmp_path):
     path = keep()
     original, copy = machine(tmp_path, "web", path), machine(tmp_path, "web-1", path)
-    seeds.release([path], directory.descriptions())
+    owndisks.release([path], directory.descriptions())
     original.remove()
     assert path.exists()
     copy = copy.rename("other")
@@ -75,5 +75,5 @@ def test_what_nothing_names_goes_when_the_next_one_is_made(tmp_path):
 
 def test_a_machine_without_such_a_disk_has_none(tmp_path):
     config = MachineConfig.create(disks=[f"{tmp_path / 'disk'},format=raw"], boot_entry="")
-    assert seeds.of(config) == []
-    seeds.release([], directory.descriptions())
+    assert owndisks.of(config) == []
+    owndisks.release([], directory.descriptions())
