@@ -20,11 +20,14 @@ from tests.isa.host_comparison import FUZZ
 from tests.oracle import compare
 from tests.oracle.excluded import exclusion
 from tests.oracle.extensions import (
+    UPPER_IN,
     ExtensionCases,
     comparable_forms,
     extension_forms,
     form_text,
+    move_uppers,
 )
+from tests.oracle.model import CODE_BASE, XM, Case, State, fx_image
 from tests.oracle.native import Native, native_available
 from tests.oracle.soft import Soft
 
@@ -70,6 +73,26 @@ def test_random_cases_end_as_on_the_host(module, mode, entry):
         if found and exclusion(case, outcome, got) is None:
             wrong.append(f"{form.mnemonic} {form.text} | {form_text(case)} in {mode}: {found}")
     assert not wrong, f"{len(wrong)} of {len(pairs)}, the first:\n{wrong[0]}"
+
+
+@needs_v3
+@needs_host
+@pytest.mark.parametrize("entry", ["run_interpreter", "run_translator"])
+def test_both_lanes_of_a_dot_product_are_multiplied_before_sums_are_made(entry):
+    """What is denormal in the upper lane comes before the lower lane's products are inexact."""
+    large, denormal = struct.pack("<4f", *[1e30] * 4), struct.pack("<4I", *[1] * 4)
+    uppers = ((UPPER_IN + 16, denormal), (UPPER_IN + 32, struct.pack("<4f", *[1.0] * 4)))
+    # Denormal operands and inexact results are not masked.
+    image = fx_image(mxcsr=0x1F80 & ~0x1100, xmm=[bytes(16), large, large])
+    code = bytes.fromhex("c4e37540c2ff")  # vdpps ymm0, ymm1, ymm2, 0xff
+    program = move_uppers(0x18, UPPER_IN, 3) + code
+    case = Case(program, State.build(rip=CODE_BASE, fxsave=image), uppers, 64, "vdpps")
+    with Native() as host:
+        (expected,) = host.run([case])
+    (got,) = soft(entry).run([case])
+    assert compare.compare(expected, got, case) == []
+    assert got.vector == XM
+    assert got.state.mxcsr & 0x3F == 0x02
 
 
 def test_forms_are_behind_those_of_the_base_table():

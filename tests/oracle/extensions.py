@@ -52,7 +52,7 @@ def _vex(map_number: int, pp: int, w: int, length: int, vvvv: int, rxb: int) -> 
     return bytes((0xC4, (rxb ^ 7) << 5 | map_number, w << 7 | (vvvv ^ 15) << 3 | length << 2 | pp))
 
 
-def _move_uppers(opcode: int, base: int, count: int) -> bytes:
+def move_uppers(opcode: int, base: int, count: int) -> bytes:
     """VINSERTF128 (18) or VEXTRACTF128 (19) of all upper halves, at consecutive addresses."""
     code = b""
     for number in range(count):
@@ -127,9 +127,7 @@ class ExtensionCases:
             code = _vex(form.opcode_map, pp, width, length, vvvv, rxb)
             code += bytes((form.opcode,)) + tail
         program = (
-            _move_uppers(0x18, UPPER_IN, registers)
-            + code
-            + _move_uppers(0x19, UPPER_OUT, registers)
+            move_uppers(0x18, UPPER_IN, registers) + code + move_uppers(0x19, UPPER_OUT, registers)
         )
         flags = FIXED_FLAGS | rng.getrandbits(12) & ARITH_FLAGS
         if mode == 32:
@@ -166,5 +164,5 @@ class ExtensionCases:
 def form_text(case: Case) -> str:
     """The tested instruction's bytes, for messages."""
     count = 16 if case.mode == 64 else 8
-    skipped = len(_move_uppers(0x18, 0, count))
+    skipped = len(move_uppers(0x18, 0, count))
     return case.code[skipped : len(case.code) - skipped].hex(" ")

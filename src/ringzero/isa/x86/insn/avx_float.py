@@ -18,6 +18,7 @@ from ringzero.isa.x86.insn.lanes import (
     read_lane,
     write_vector,
 )
+from ringzero.isa.x86.insn.sse_integer import lane_mask
 from ringzero.isa.x86.insn.sse_operands import constant, imm8, low, pair, transform, vector
 from ringzero.isa.x86.table.forms import FORMS
 from ringzero.isa.x86.table.operation import Operation
@@ -43,8 +44,8 @@ enter_twins(
     "sse_float",
     Twins(
         unary=_UNARY,
-        both=_PACKED - _RESIZING - {"dppd"},
-        together=_PACKED - {"dpps", "rsqrtps", "rcpps"},
+        both=_PACKED - _RESIZING - {"dppd", "dpps"},
+        together=_PACKED - {"rsqrtps", "rcpps"},
         left_out=_COMPARISONS,
     ),
 )
@@ -109,6 +110,29 @@ for _suffix, _prefix, _s in (("ss", "F3", "d"), ("sd", "F2", "q")):
     _code = f"VEX.LIG.{_prefix}.0F.WIG C2 /r"
     _operands = f"Vx Hx W{_s} Ib"
     _enter("vcmp" + _suffix, _code, _operands, _compare_scalar(_suffix), needs="avx")
+
+
+# --- dot products of two lanes ---------------------------------------------------
+
+
+def _dot_products(m: Operation) -> None:
+    # As of one lane, but each step raises what is unmasked of both together.
+    pairs = []
+    for lane in range(2):
+        second = read_lane(m, 2, lane, 2)
+        pairs.append((read_lane(m, 1, lane, 2), second))
+    imm = imm8(m, 3)
+    used, kept = lane_mask(imm >> 4, 32), lane_mask(imm & 15, 32)
+    pairs = [(first & used, second & used) for first, second in pairs]
+    sse_float.sum_by_steps(m, "s", pairs)
+    mxcsr.begin(m)
+    asm = "dpps $$0xff, $2, $0"
+    results = [host_asm(v128, asm, "=x,0,x", first, second) & kept for first, second in pairs]
+    mxcsr.end(m)
+    write_vector(m, results, False)
+
+
+_enter("vdpps", "VEX.256.66.0F3A.WIG 40 /r", "Vqq Hqq Wqq Ib", _dot_products, needs="avx")
 
 
 # --- conversions between sizes -------------------------------------------------

@@ -234,14 +234,29 @@ _round("sd", 0x0B, "q")
 
 
 @staged
-def _sum_by_steps(m: Operation, suffix: str, first: Any, second: Any) -> None:
-    """Raise what is unmasked of the products, then of the sums: the later ones are not made."""
+def sum_by_steps(m: Operation, suffix: str, pairs: list[tuple[Any, Any]]) -> None:
+    """Raise what is unmasked of the products, then of the sums: the later ones are not made.
+
+    `pairs` are the operands, 128 bits of each; what any of them raises stops all.
+    """
     if m.checked:
         cpu = m.cpu
         if mxcsr.any_unmasked(cpu):
-            value = operate(m, f"mulp{suffix}", v128, first, second)
+            values = _operate_all(m, f"mulp{suffix}", pairs)
             for _ in range({"s": 2, "d": 1}[suffix]):
-                value = operate(m, f"haddp{suffix}", v128, value, value)
+                values = _operate_all(m, f"haddp{suffix}", list(zip(values, values, strict=True)))
+
+
+@staged
+def _operate_all(m: Operation, mnemonic: str, pairs: list[tuple[Any, Any]]) -> list[Any]:
+    """Return first `mnemonic` second of each pair; raises what is unmasked of all together."""
+    mxcsr.begin(m)
+    results = []
+    for first, second in pairs:
+        results.append(host_asm(v128, f"{mnemonic} $2, $0", "=x,0,x", first, second))
+        _settle(m, mnemonic, first, second)
+    mxcsr.end(m)
+    return results
 
 
 def _dot_product(mnemonic: str, opcode: int, bits: int) -> None:
@@ -252,7 +267,7 @@ def _dot_product(mnemonic: str, opcode: int, bits: int) -> None:
         first = m.read(0)
         imm = imm8(m, 2)
         used = lane_mask(imm >> 4, bits)
-        _sum_by_steps(m, mnemonic[-1], first & used, second & used)
+        sum_by_steps(m, mnemonic[-1], [(first & used, second & used)])
         mxcsr.begin(m)
         asm = f"{mnemonic} $$0xff, $2, $0"
         result = host_asm(v128, asm, "=x,0,x", first & used, second & used)
