@@ -18,6 +18,8 @@ FILES = {
     "etc/hello": b"hello",
     "etc/passwd": b"web:x:100:101::/home:/bin/sh\n",
     "bin": None,
+    "usr/sbin/halt": b"mine",
+    "sbin": ("->", "usr/sbin"),
     "link": ("->", "etc/hello"),
     "hard": ("=", "etc/hello"),
 }
@@ -57,6 +59,9 @@ def test_our_own_machine_finds_what_it_boots(tmp_path):
         assert system.uuid in script
         assert system.read_file("/hard", limit=100) == b"hello"
         assert system.readlink("/link") == "etc/hello"
+        # The commands that end the machine: those that the image lacks.
+        assert system.readlink("/sbin/poweroff") == "/run/ringzero/disk/bin/busybox"
+        assert system.read_file("/sbin/halt", limit=100) == b"mine"
     assert boot.kernel == made.bzimage()
     assert f"root=UUID={system.uuid} rw" in boot.command_line
     assert boot.command_line.endswith("console=ttyS0")
@@ -66,7 +71,7 @@ def test_our_own_machine_finds_what_it_boots(tmp_path):
 
 
 def test_an_image_with_its_own_system_starts_that(tmp_path):
-    path = exported(tmp_path, {"sbin/init": b"", **FILES}, {"Cmd": None})
+    path = exported(tmp_path, {**FILES, "usr/sbin/init": b""}, {"Cmd": None})
     with open_disk(path, "raw", read_only=True) as disk:
         own = last_archive(load(examine(disk).choose()).initrd)
     assert own["command"] == b"set -- /sbin/init\n"

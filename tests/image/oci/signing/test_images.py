@@ -246,3 +246,44 @@ def test_cosign_takes_ours_and_ours_cosigns(image, cache, key, tmp_path):
         refused(name, tmp_path / "4", pair(tmp_path / "other"))
         # Our private key is one that cosign imports.
         run("import-key-pair", "--key", key.with_suffix(".key"), "-o", "imported")
+
+
+@pytest.mark.peer
+def test_skopeo_takes_ours(image, cache, key, tmp_path):
+    """Another reader of cosign's signatures, without our code (containers-policy.json(5))."""
+    skopeo = peer("skopeo")
+    (tmp_path / "registries.d").mkdir()
+    (tmp_path / "registries.d/all.yaml").write_text(
+        "default-docker:\n  use-sigstore-attachments: true\n"
+    )
+
+    def copy(host, stem, name):
+        wanted = {"type": "sigstoreSigned", "keyPath": str(stem.with_suffix(".pub"))}
+        policy = {"default": [{"type": "reject"}], "transports": {"docker": {host: [wanted]}}}
+        (tmp_path / "policy.json").write_text(json.dumps(policy))
+        return subprocess.run(
+            [skopeo, "--policy", tmp_path / "policy.json", "--registries.d",
+             tmp_path / "registries.d", "copy", "--src-tls-verify=false",
+             f"docker://{host}/app:1", f"oci:{tmp_path / name}"],
+            capture_output=True, text=True,
+        )  # fmt: skip
+
+    other = pair(tmp_path / "other")
+    with docker_registry(tmp_path / "registry") as host:
+        name = parse_reference(f"{host}/app:1")
+        push(image, name, cache=cache)
+        done = copy(host, key, "unsigned")
+        assert done.returncode and "signature was required" in done.stderr
+        sign(image, name, key)
+        push(image, name, cache=cache)
+        done = copy(host, other, "other")
+        assert done.returncode and "rejected" in done.stderr.lower()
+        done = copy(host, key, "good")
+        if "sigstore disabled" in done.stderr:
+            pytest.skip("this skopeo is built without sigstore, as Debian's is")
+        assert done.returncode == 0, done.stderr
+        # One more signature, and the first is still there.
+        sign(image, name, other)
+        push(image, name, cache=cache)
+        for number, stem in enumerate((key, other)):
+            assert copy(host, stem, f"both-{number}").returncode == 0
