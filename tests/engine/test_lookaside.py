@@ -1,15 +1,18 @@
 """What a clone's vCPU takes over of its original's jump caches, and when it must not."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.exits import Halt
 from ringzero.engine.soft.x86.vm import X86SoftVm
+from ringzero.host.memory import PAGE, read_pages
 from ringzero.isa.caches import JUMP_ENTRIES, JUMPS_SIZE
+from ringzero.isa.execution import NEVER
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpu import NO_SPACE, SPACES
+from ringzero.isa.x86.cpu import NO_SPACE, SPACE_JUMPS_SIZE, SPACES, TLBS_SIZE
 from tests.isa.guest import SIZE, Guest, QuietInterrupts, assemble
 
 pytestmark = pytest.mark.engine
@@ -156,6 +159,59 @@ def test_memory_of_what_is_not_used_is_not_touched(original):
     ]
     assert len(ways[0]) == 16 * JUMP_ENTRIES and any(ways[0][16:])
     assert not any(ways[1][16:]) and not any(ways[2][16:])
+
+
+def own_pages(clone):
+    """How many pages of host memory the clone's tables take for themselves."""
+    lookaside = clone.vcpu._lookaside
+    tables = (
+        (lookaside._tlbs.address, SPACES * TLBS_SIZE),
+        (lookaside._jumps.address, SPACES * SPACE_JUMPS_SIZE),
+    )
+    with Path("/proc/self/pagemap").open("rb") as pagemap:
+        runs = [run for where in tables for run in read_pages(pagemap.fileno(), *where)]
+    return sum(end - start for start, end in runs) // PAGE
+
+
+def test_a_clone_that_rests_gives_memory_back_and_knows_what_its_original_has_found(original):
+    clone = Clone(original)
+    assert clone.go() == COUNT and clone.go() == COUNT
+    assert own_pages(clone) > 0
+    clone.vcpu._lookaside.rest()
+    assert own_pages(clone) == 0
+    before = clone.lookups
+    assert clone.go() == COUNT and clone.go() == COUNT
+    assert clone.lookups - before < COUNT
+    clone.close()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_clone_that_rests_does_not_remember_what_it_has_forgotten(original, times):
+    clone = Clone(original)
+    assert clone.go() == COUNT
+    clone.memory.write(FUNCTIONS + 1, b"\x05")
+    assert clone.go() == COUNT + 4
+    for _ in range(times):
+        clone.vcpu._lookaside.rest()
+        assert own_pages(clone) == 0
+        assert clone.go() == COUNT + 4
+    clone.close()
+
+
+def test_a_clone_of_one_that_rests(original):
+    first = Clone(original)
+    assert first.go() == COUNT
+    first.vcpu._lookaside.rest()
+    second = Clone(first)
+    first.close()
+    assert second.go() == COUNT and second.lookups < COUNT
+    second.vcpu._lookaside.rest()
+    assert second.go() == COUNT
+    second.close()
+
+
+def test_an_original_does_not_rest(original):
+    assert not original.vcpu._lookaside.can_rest and original.cpu.rests_from == NEVER
 
 
 def test_everything_is_given_back(original):

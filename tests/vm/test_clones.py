@@ -7,6 +7,7 @@ import time
 import pytest
 
 from ringzero.errors import HostError
+from ringzero.isa.execution import NEVER
 from ringzero.vm.copies import LONGEST_STEP
 from ringzero.vm.guest.identity import Identity
 from ringzero.vm.machine import Machine
@@ -112,6 +113,23 @@ def test_a_copy_starts_no_process_in_its_guest(parent):
     with clone(parent) as child:
         # The command's own, and perhaps a worker of the kernel's.
         assert int(output(child, count).split()[1]) - before < 6
+
+
+def test_an_idle_copy_gives_memory_back_and_goes_on(parent):
+    """Its tables of addresses, each time after it has worked."""
+    (child,) = parent.fork(start=True)
+    with child:
+        cpu = child.threads[0].vcpu.cpu
+        seen = 0
+        for word in ("one", "two"):
+            assert output(child, f"echo {word}") == f"{word}\n"
+            end = time.monotonic() + 60
+            while cpu.rests_from == seen:
+                assert time.monotonic() < end, "it did not rest"
+                time.sleep(0.01)
+            seen = cpu.rests_from
+        assert output(child, "echo three") == "three\n"
+    assert parent.threads[0].vcpu.cpu.rests_from == NEVER
 
 
 def test_generation_identifiers_differ(parent):

@@ -395,6 +395,10 @@ class RepeatedMemory:
             self._base.release()
             raise
 
+    def discard(self) -> None:
+        """Have the content of the image again, and none of the host's memory."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Give the memory back."""
         self._base.release()

@@ -150,6 +150,7 @@ class AddressSpace(Struct):
     # Groups of the TLBs' and of the jump caches' tables with entries since then.
     tlb_used = field(u64, TLB_TABLES * TLB_USED_WORDS)
     jump_used = field(u64, JUMP_TABLES * JUMP_USED_WORDS)
+    forgotten = field(u32)  # 1 once entries of the jump caches were emptied; Python makes it 0
 
 
 class Insn(Struct):
@@ -380,6 +381,10 @@ class Cpu(Struct):
     tick_nanoseconds = field(u64)  # of the guest's counter, 32 bits of them fraction
     tick_limit = field(u64)  # ticks in LONGEST_SLEEP nanoseconds
     timespec = field(u64, 2)
+    # From so many page walks on, one that sleeps for long is to give the memory of its tables
+    # back (NEVER: it keeps them); and 1 when it is.
+    rests_from = field(u64)
+    resting = field(u32)
     count_halts = field(u64)
     count_ipis = field(u64)
 

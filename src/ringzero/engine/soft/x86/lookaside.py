@@ -2,7 +2,7 @@
 
 A clone begins with empty TLBs, as its RAM lies elsewhere, but with its original's jump caches:
 they lead from guest-virtual addresses to code that the two share. Of both it takes host memory
-only for the pages that it writes to.
+only for the pages that it writes to, and gives that back when it sleeps.
 """
 
 from __future__ import annotations
@@ -42,6 +42,17 @@ def _empty_tlbs() -> tuple[HostMemory, MemoryImage]:
     image = tlbs.freeze()
     image.share()
     return tlbs, image
+
+
+@functools.cache
+def _empty_jumps() -> tuple[HostMemory, MemoryImage]:
+    """Return the jump caches of all address spaces in which nothing was found yet; their image."""
+    jumps = HostMemory("vcpu-jumps", SPACES * SPACE_JUMPS_SIZE)
+    for start in range(0, jumps.size, JUMPS_SIZE):
+        struct.pack_into("=Q", jumps.view, start, JUMP_NEVER_FIRST)
+    image = jumps.freeze()
+    image.share()
+    return jumps, image
 
 
 @record
@@ -84,6 +95,8 @@ class Lookaside:
         self._jumps = HostMemory(
             "vcpu-jumps", SPACES * SPACE_JUMPS_SIZE, inherited.jumps if inherited else None
         )
+        # What a clone's jump caches can be again at any time: what they began as, or empty.
+        self._origin = inherited.jumps.hold() if inherited else None
         # Never written to, and so every vCPU's.
         cpu.tlb_checked = never.address
         if inherited is not None:
@@ -99,12 +112,17 @@ class Lookaside:
         """Know of the spaces what the original has noted, but for its TLBs."""
         cpu = self._cpu
         ctypes.memmove(cpu.address + _SPACES, inherited.spaces, len(inherited.spaces))
+        self._note_empty("tlb_used")
         for number in range(SPACES):
-            used = cpu.spaces[number].tlb_used
-            for word in range(len(used)):
-                used[word] = 0
+            cpu.spaces[number].forgotten = 0
         cpu.space_clock = inherited.clock
         self._enter(inherited.space)
+
+    def _note_empty(self, member: str) -> None:
+        """Note of the groups of one kind, in all spaces, that they hold nothing."""
+        for number in range(SPACES):
+            groups = getattr(self._cpu.spaces[number], member)
+            ctypes.memset(groups, 0, ctypes.sizeof(groups))
 
     def _enter(self, chosen: int) -> None:
         """Tell native code where the tables lie, and which space is in force."""
@@ -150,7 +168,33 @@ class Lookaside:
         select_tables(self._cpu)
         return True
 
+    @property
+    def can_rest(self) -> bool:
+        """Whether `rest` gives memory back: a clone's does."""
+        return self._origin is not None
+
+    def rest(self) -> None:
+        """Give back a clone's own memory; what is needed will be found again.
+
+        The machine stands still. The jump caches are then what they began as, where nothing was
+        emptied since, else empty.
+        """
+        cpu = self._cpu
+        assert self._origin is not None
+        self._tlbs.discard()
+        self._note_empty("tlb_used")
+        if any(cpu.spaces[number].forgotten for number in range(SPACES)):
+            _, empty = _empty_jumps()
+            self._origin.close()
+            self._origin = empty.hold()
+            self._note_empty("jump_used")
+            for number in range(SPACES):
+                cpu.spaces[number].forgotten = 0
+        self._jumps.become(self._origin)
+
     def close(self) -> None:
         """Give the memory back."""
+        if self._origin is not None:
+            self._origin.close()
         self._tlbs.close()
         self._jumps.close()

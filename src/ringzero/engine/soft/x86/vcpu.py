@@ -28,6 +28,7 @@ from ringzero.engine.x86 import (
 from ringzero.isa.execution import (
     EXIT_MMIO_READ,
     EXIT_MMIO_WRITE,
+    NEVER,
     REQUEST_INTERRUPT,
     REQUEST_KICK,
 )
@@ -43,6 +44,9 @@ NANOSECONDS = 1_000_000_000
 # Nanoseconds for which a guest's only vCPU looks out for interrupts at most before it sleeps. It
 # waits for devices, and takes no time from another vCPU: as long as KVM does (halt_poll_ns).
 _MOST_POLLED_ALONE = 200_000
+# A clone that has walked its page tables less often since it gave its tables' memory back keeps
+# what it has. An idle Linux does so 150 times when it first wakes again, and seldom after that.
+_FEW_WALKS = 256
 # Exits that end with `complete`.
 _ACCESSES = frozenset(
     (
@@ -68,6 +72,9 @@ class Machine(Counter, Protocol):
 
     def look(self) -> None:
         """See to the room for translated code after an exit."""
+
+    def forget_counts(self) -> None:
+        """Give back the memory of the counts of what was interpreted."""
 
     def describe_memory(self, cpu: Any) -> None:
         """Tell native code where RAM is, by a view of a vCPU's struct."""
@@ -112,6 +119,7 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
             registers = SharedRegisters(vm.engine, cpu, vm.exclusive.address)
             interrupts.move_registers(registers)
             cpu.apic.kept = 1
+        cpu.rests_from = 0 if self._kept and self._lookaside.can_rest else NEVER
         self._kind_handlers |= {
             x86.EXIT_PORT_READ: self._port_read,
             x86.EXIT_PORT_WRITE: self._port_write,
@@ -149,6 +157,21 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         return self._apic.pending() or self._apic.nmi_pending()
 
     # --- exits ---
+
+    def _request(self) -> Exit | None:
+        if self.cpu.resting:
+            self._rest()
+        return super()._request()
+
+    def _rest(self) -> None:
+        """Give back the memory of tables that the vCPU has not needed for a while."""
+        cpu = self.cpu
+        cpu.resting = 0
+        with self.vm.engine.stopped(self.vm.exclusive.address):
+            self._lookaside.rest()
+            self.vm.forget_counts()
+        # What it does between two ticks of its clock fills little.
+        cpu.rests_from = cpu.count_walks + _FEW_WALKS
 
     def _port_read(self) -> Exit:
         port, width, _ = self._access()

@@ -201,6 +201,10 @@ class X86SoftVm(SoftVm[CpuState]):
             raise EngineError("the machine has no vCPU")
         return self._arenas
 
+    def forget_counts(self) -> None:
+        # It is memory that processes share, which MADV_DONTNEED would leave where it is.
+        self._work.madvise(mmap.MADV_REMOVE, 0, COUNTERS)
+
     def describe_memory(self, cpu: Any) -> None:
         """Tell native code where RAM is: one region from 0, perhaps one above 4 GiB."""
         regions = self.memory.regions

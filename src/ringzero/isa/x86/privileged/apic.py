@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.isa.exclusive import RUNNING, pause, sleep_while, wake
-from ringzero.isa.execution import NEVER, REQUEST_INTERRUPT
+from ringzero.isa.execution import NEVER, REQUEST_INTERRUPT, REQUEST_KICK
 from ringzero.isa.x86.apic import (
     APIC_PAGE,
     BASE_ENABLE,
@@ -75,6 +75,9 @@ _DOWNWARDS = tuple(reversed(range(VECTOR_WORDS)))
 FIRST_POLLED, MOST_POLLED = 5_000, 50_000
 # Nanoseconds that it sleeps at once at most, so that their number in ticks has room.
 LONGEST_SLEEP = 1_000_000_000
+# And those after which what sleeps on gives the memory of its tables back, where it does that
+# (`Cpu.rests_from`): who asks an idle guest something several times a second finds them filled.
+REST_AFTER = 300_000_000
 
 
 # --- telling a vCPU ------------------------------------------------------------
@@ -455,7 +458,8 @@ def _poll(cpu: Cpu, awaited: u32) -> u32:
 def await_interrupt(cpu: Cpu) -> None:
     """Let a halted vCPU's thread sleep until there is a request, or the timer is due.
 
-    Without interrupts enabled it sleeps through those.
+    Without interrupts enabled it sleeps through those. One that has slept for long leaves for
+    Python once, to give back what memory it can.
     """
     awaited = u32(_MASK_32)
     if cpu.rflags & IF == 0:
@@ -472,6 +476,12 @@ def await_interrupt(cpu: Cpu) -> None:
             left = _until_deadline(cpu)
             if seen & awaited != 0 or left == 0:
                 break
+            if cpu.count_walks >= cpu.rests_from and left > REST_AFTER:
+                left = u64(REST_AFTER)
+                if _nanoseconds(cpu, read_host_tsc() - begin) >= REST_AFTER:
+                    cpu.resting = 1
+                    fetch("or", u32, where, u32(REQUEST_KICK))
+                    break
             sleep_while(where, seen, _timeout(cpu, left))
         cpu.sleeping = 0
     slept = _nanoseconds(cpu, read_host_tsc() - begin)

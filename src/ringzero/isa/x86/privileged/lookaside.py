@@ -100,6 +100,7 @@ def flush_jump_table(space: AddressSpace, table: u32) -> None:
         at = u64(table) * JUMP_USED_WORDS + word
         used = space.jump_used[at]
         space.jump_used[at] = 0
+        space.forgotten = space.forgotten | u32(used != 0)
         group = first + word * (64 * _JUMP_GROUP_SIZE)
         while used != 0:
             if (used & 1) != 0:
@@ -280,6 +281,7 @@ def forget_jumps(space: AddressSpace, va: u64, shift: u64, first: u64, count: u6
                     entry = pointer(JumpCacheEntry, start + (at + i) * JumpCacheEntry.size)
                     if ((entry.address ^ va) & ~u64(TAG_32)) >> shift == 0:
                         entry.address = select(at + i == 0, u64(JUMP_NEVER_FIRST), u64(JUMP_EMPTY))
+                        space.forgotten = 1
             at += _JUMP_GROUP
 
 
