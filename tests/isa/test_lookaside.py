@@ -6,8 +6,8 @@ import pytest
 
 from ringzero.isa.caches import JUMP_ENTRIES, JUMP_WAYS, TLB_ENTRIES, jump_index
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpu import LOCAL_PAGES
-from tests.isa.guest import CODE, PD, PDPT, PML4, PT, Guest, assemble
+from ringzero.isa.x86.cpu import LOCAL_PAGES, SPACES
+from tests.isa.guest import CODE, KERNEL_STACK, PD, PDPT, PML4, PT, Guest, assemble
 
 pytestmark = pytest.mark.engine
 
@@ -15,7 +15,7 @@ TABLE, PAGES, TURNS = 0x5000, 0x50000, 1000
 # Addresses whose translations share an entry, and those whose code does: so far apart.
 NEAR, FAR = TLB_ENTRIES << 12, JUMP_ENTRIES << 12
 LARGE, HUGE = 0xA00000, 1 << 30
-PRESENT, WRITABLE, USER, PS, GLOBAL = 1, 2, 4, 128, 256
+PRESENT, WRITABLE, USER, PS, GLOBAL, NEVER_RUN = 1, 2, 4, 128, 256, 1 << 63
 
 
 class Translated(Guest):
@@ -170,8 +170,10 @@ def test_global_pages_outlast_a_change_of_cr3(guest, entry_is_global, paging):
         guest.state = replace(guest.state, cr4=guest.state.cr4 | x86.CR4_PGE)
     upper = (1 << 64) - (1 << 39)
     guest.q(PML4 + 511 * 8, PDPT | 7)
-    guest.q(PT + (0x60000 >> 12) * 8, 0x60000 | 3 | (GLOBAL if entry_is_global else 0))
-    guest.q(PT + (CODE >> 12) * 8, CODE | 3 | GLOBAL)
+    rights = 3 | NEVER_RUN | (GLOBAL if entry_is_global else 0)
+    guest.q(PT + (0x60000 >> 12) * 8, 0x60000 | rights)
+    for page in (CODE, PT):
+        guest.q(PT + (page >> 12) * 8, page | 3 | GLOBAL)
     guest.q(0x60000, 1)
     guest.q(0x61000, 2)
     end = guest.run(
@@ -179,19 +181,16 @@ def test_global_pages_outlast_a_change_of_cr3(guest, entry_is_global, paging):
         lea rax, [rip + above]; add rax, r8; jmp rax
         above: mov rdx, cr3; mov cr3, rdx  # what the lower half was run for goes
         mov rax, [rsi]; mov rbx, [rdi]
-        mov qword ptr [{PT + (0x60000 >> 12) * 8}], {0x61000 | 3}
+        mov qword ptr [r9], {0x61000 | 3}
         mov rdx, cr3; mov cr3, rdx
         mov rax, [rsi]; mov rbx, [rdi]
         hlt
         """,
-        rsi=upper + 0x60000, rdi=0x60000, r8=upper,
+        rsi=upper + 0x60000, rdi=0x60000, r8=upper, r9=upper + PT + (0x60000 >> 12) * 8,
     )  # fmt: skip
     # Ours keeps global pages of the upper half alone; a processor may keep any global one.
     assert end.reg(x86.RAX) == (1 if entry_is_global and paging else 2)
     assert end.reg(x86.RBX) == 2
-
-
-NEVER_RUN = 1 << 63
 
 
 @pytest.mark.parametrize("rights", [NEVER_RUN, 0], ids=["data", "code"])
@@ -222,8 +221,141 @@ def test_pages_that_are_not_global_go_with_a_change_of_cr3(guest, count, rights)
         rsi=upper + 0x100000, r8=upper,
     )  # fmt: skip
     assert (end.reg(x86.RBX), end.reg(x86.RAX)) == (count, 2 * count)
-    space = guest.cpu.spaces[guest.cpu.space]
-    assert space.local == int(not rights or count > LOCAL_PAGES)
+    if guest.entry == "run_translator":
+        space = guest.cpu.spaces[guest.cpu.space]
+        assert space.own == int(not rights or count > LOCAL_PAGES)
+
+
+class TestCommon:
+    """What kernels of two address spaces, PCIDs 0 and 1, reach in the upper half."""
+
+    UPPER = (1 << 64) - (1 << 39)
+    # The second space's tables: four pages, and what it maps elsewhere.
+    OTHER = 0x54000
+    # Begins anew in the upper half, where nothing of the lower one was run; RBX and RDX are 0.
+    BEGIN = """
+        lea rax, [rip + above]; add rax, r8; jmp rax
+        above: mov rax, cr4; xor rax, 0x80; mov cr4, rax; xor rax, 0x80; mov cr4, rax
+        xor ebx, ebx; xor edx, edx
+    """
+
+    @pytest.fixture
+    def spaces(self, guest):
+        """A guest whose two spaces map all alike, and global in the upper half."""
+        cr4 = guest.state.cr4 | x86.CR4_PGE | x86.CR4_PCIDE
+        guest.state = replace(guest.state, cr4=cr4)
+        guest.q(PML4 + 511 * 8, PDPT | 7)
+        for page in range(0x100):
+            guest.q(PT + page * 8, guest.read_q(PT + page * 8) | GLOBAL)
+        for level, table in enumerate((PML4, PDPT, PD, PT)):
+            guest.write(self.OTHER + level * 0x1000, guest.memory.read(table, 0x1000))
+        below = self.OTHER
+        for slots in ((0, 511), (0,), (0,)):
+            for slot in slots:
+                guest.q(below + slot * 8, below + 0x1000 | 7)
+            below += 0x1000
+        guest.q(0x60000, 1)
+        guest.q(0x61000, 2)
+        return guest
+
+    def map(self, guest, address, first, second):
+        """Map a page of each half, by two entries of the spaces' tables."""
+        guest.q(PT + (address >> 12) * 8, first)
+        guest.q(self.OTHER + 0x3000 + (address >> 12) * 8, second)
+
+    def run(self, guest, body, where, turns=50):
+        """Run `body` in both spaces in turn; `where` is its RSI, # makes labels differ."""
+        keep = 1 << 63
+        program = f"""
+            {self.BEGIN} mov edi, {turns}
+            again: mov cr3, r9; {body.replace("#", "1")}
+            mov cr3, r10; {body.replace("#", "2")}
+            dec edi; jnz again; hlt
+        """
+        end = guest.run(program, rsi=where, r8=self.UPPER,
+                        r9=self.OTHER | 1 | keep, r10=PML4 | keep)  # fmt: skip
+        assert end.vector is None
+        return end
+
+    def own(self, guest):
+        return [guest.cpu.spaces[number].own for number in range(SPACES)]
+
+    def test_a_global_page_is_found_once_for_all(self, spaces):
+        end = self.run(spaces, "add rbx, [rsi]", self.UPPER + 0x60000)
+        assert end.reg(x86.RBX) == 100
+        assert not any(self.own(spaces))
+        assert statistic(spaces, "walks") < 20
+
+    @pytest.mark.parametrize("count", [1, LOCAL_PAGES, LOCAL_PAGES + 1, 40])
+    def test_data_that_each_has_for_itself(self, spaces, count):
+        for number in range(count):
+            page = 0xA0000 + number * 0x1000
+            self.map(spaces, page, 0x60000 | 3 | NEVER_RUN, 0x61000 | 3 | NEVER_RUN)
+        body = f"mov rbp, rsi; mov ecx, {count}; each#: add rbx, [rbp]; add rbp, 0x1000; loop each#"
+        end = self.run(spaces, body, self.UPPER + 0xA0000)
+        assert end.reg(x86.RBX) == 50 * count * 3
+        assert any(self.own(spaces)) == (count > LOCAL_PAGES)
+
+    @pytest.mark.parametrize("rights", [0, NEVER_RUN])
+    def test_the_lower_half_is_each_ones_own(self, spaces, rights):
+        self.map(spaces, 0x62000, 0x60000 | 3 | rights, 0x61000 | 3 | rights)
+        end = self.run(spaces, "add rbx, [rsi]", 0x62000)
+        assert end.reg(x86.RBX) == 50 * 3
+        assert any(self.own(spaces)) == (not rights)
+
+    def test_code_that_each_has_for_itself(self, spaces):
+        for number, page in enumerate((0x63000, 0x64000)):
+            spaces.write(page, assemble(f"add ebx, {number + 1}; ret"))
+        self.map(spaces, 0x62000, 0x63000 | 3, 0x64000 | 3)
+        end = self.run(spaces, f"mov rsp, {self.UPPER + KERNEL_STACK}; call rsi",
+                       self.UPPER + 0x62000)  # fmt: skip
+        assert end.reg(x86.RBX) == 50 * 3
+
+    def test_code_of_the_lower_half_that_each_has_for_itself(self, spaces):
+        for number, page in enumerate((0x63000, 0x64000)):
+            spaces.write(page, assemble(f"add ebx, {number + 1}; ret"))
+        self.map(spaces, 0x62000, 0x63000 | 3, 0x64000 | 3)
+        end = self.run(spaces, f"mov rsp, {self.UPPER + KERNEL_STACK}; call rsi", 0x62000)
+        assert end.reg(x86.RBX) == 50 * 3
+
+    def test_code_in_common_is_found_once(self, spaces):
+        spaces.write(0x63000, assemble("add ebx, 1; ret"))
+        stack = f"mov rsp, {self.UPPER + KERNEL_STACK}"
+        end = self.run(spaces, f"{stack}; call rsi", self.UPPER + 0x63000, turns=500)
+        assert end.reg(x86.RBX) == 1000
+        assert statistic(spaces, "translator_lookups") < 60
+
+    def test_invlpg_forgets_a_global_page_in_all(self, spaces):
+        entry = self.UPPER + PT + (0x60000 >> 12) * 8
+        end = spaces.run(
+            f"""
+            {self.BEGIN} mov rdi, {entry}
+            mov rcx, [rsi]; mov cr3, r9; mov rcx, [rsi]
+            mov qword ptr [rdi], {0x61000 | 3 | GLOBAL}; invlpg [rsi]
+            mov cr3, r10; mov rbx, [rsi]; hlt
+            """,
+            rsi=self.UPPER + 0x60000, r8=self.UPPER,
+            r9=self.OTHER | 1 | 1 << 63, r10=PML4 | 1 << 63,
+        )  # fmt: skip
+        assert end.reg(x86.RBX) == 2
+
+    def test_a_page_that_gets_code_in_one_is_protected_in_the_other(self, spaces):
+        spaces.write(0x63000, assemble("mov eax, 1; ret"))
+        end = spaces.run(
+            f"""
+            {self.BEGIN} mov rsp, {self.UPPER + KERNEL_STACK}
+            mov byte ptr [rsi + 0x800], 0
+            mov cr3, r9
+            mov ecx, 20; again: call rsi; dec ecx; jnz again
+            mov ebx, eax
+            mov cr3, r10; mov byte ptr [rsi + 1], 2; mov cr3, r9
+            call rsi
+            hlt
+            """,
+            rsi=self.UPPER + 0x63000, r8=self.UPPER,
+            r9=self.OTHER | 1 | 1 << 63, r10=PML4 | 1 << 63,
+        )  # fmt: skip
+        assert (end.reg(x86.RBX), end.reg(x86.RAX)) == (1, 2)
 
 
 class TestJumps:

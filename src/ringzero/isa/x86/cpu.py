@@ -85,6 +85,9 @@ REQUEST_NMI = REQUEST_OF_ISA
 
 # Address spaces (PCIDs) whose translations are kept side by side: Linux uses six of them in turn.
 SPACES = 6
+# Behind them one of which kernel tables alone are used: by the kernels of all spaces, for what is
+# the same in all of them. A space has own ones as soon as it holds other things (see `own`).
+COMMON, ALL_SPACES = SPACES, SPACES + 1
 # `AddressSpace.cr3` of one that holds no translations in force.
 NO_SPACE = (1 << 64) - 1
 
@@ -138,6 +141,8 @@ class AddressSpace(Struct):
     tlbs = field(u64)  # host address (see TLBS_SIZE)
     jumps = field(u64)  # the same of the jump caches
     last_used = field(u64)
+    # 1: its kernel's tables are in use; 0: the kernel uses the common ones.
+    own = field(u32)
     # Something in them is neither of the lower half nor global, or code of it that the kernel ran;
     # but for pages that are noted here, by their guest-virtual addresses.
     local = field(u32)
@@ -393,7 +398,7 @@ class Cpu(Struct):
     xcr0_mask = field(u64)  # bits that XCR0 can have
 
     # --- the largest ---
-    spaces = field(AddressSpace, SPACES)
+    spaces = field(AddressSpace, ALL_SPACES)
 
 
 class CpuidEntry(Struct):

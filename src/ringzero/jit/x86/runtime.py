@@ -172,7 +172,7 @@ def find_code(cpu: Cpu, tr: Translator, va: u64) -> u64:
             code = translate(cpu, tr, start, offset, mode)
             if code == 0:
                 return u64(0)
-        enter_jump(cpu, known, tag, code)
+        enter_jump(cpu, va, tag, code)
     cpu.page_base = va & ~u64(PAGE_MASK)
     return code
 

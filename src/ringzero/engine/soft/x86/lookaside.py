@@ -15,7 +15,8 @@ from typing import Any
 from ringzero.host.memory import HostMemory, MemoryImage, RepeatedMemory
 from ringzero.isa.caches import JUMP_NEVER_FIRST, JUMPS_SIZE, TLB_SIZE
 from ringzero.isa.x86.cpu import (
-    JUMP_TABLES,
+    ALL_SPACES,
+    COMMON,
     NO_SPACE,
     SPACE_JUMPS_SIZE,
     SPACES,
@@ -47,7 +48,7 @@ def _empty_tlbs() -> tuple[HostMemory, MemoryImage]:
 @functools.cache
 def _empty_jumps() -> tuple[HostMemory, MemoryImage]:
     """Return the jump caches of all address spaces in which nothing was found yet; their image."""
-    jumps = HostMemory("vcpu-jumps", SPACES * SPACE_JUMPS_SIZE)
+    jumps = HostMemory("vcpu-jumps", ALL_SPACES * SPACE_JUMPS_SIZE)
     for start in range(0, jumps.size, JUMPS_SIZE):
         struct.pack_into("=Q", jumps.view, start, JUMP_NEVER_FIRST)
     image = jumps.freeze()
@@ -91,9 +92,9 @@ class Lookaside:
         # In which state what was inherited holds.
         self._held_in = inherited.control if inherited else None
         never, empty = _empty_tlbs()
-        self._tlbs = RepeatedMemory(empty, SPACES)
+        self._tlbs = RepeatedMemory(empty, ALL_SPACES)
         self._jumps = HostMemory(
-            "vcpu-jumps", SPACES * SPACE_JUMPS_SIZE, inherited.jumps if inherited else None
+            "vcpu-jumps", ALL_SPACES * SPACE_JUMPS_SIZE, inherited.jumps if inherited else None
         )
         # What a clone's jump caches can be again at any time: what they began as, or empty.
         self._origin = inherited.jumps.hold() if inherited else None
@@ -102,10 +103,14 @@ class Lookaside:
         if inherited is not None:
             self._take_over(inherited)
             return
-        for table in range(JUMP_TABLES):
-            struct.pack_into("=Q", self._jumps.view, table * JUMPS_SIZE, JUMP_NEVER_FIRST)
-        for number in range(SPACES):
-            cpu.spaces[number].cr3 = NO_SPACE if number else 0
+        # As each space in turn is emptied before it is used first.
+        for number in (0, COMMON):
+            start = number * SPACE_JUMPS_SIZE
+            for table in range(start, start + SPACE_JUMPS_SIZE, JUMPS_SIZE):
+                struct.pack_into("=Q", self._jumps.view, table, JUMP_NEVER_FIRST)
+        for number in range(1, SPACES):
+            cpu.spaces[number].cr3 = NO_SPACE
+        cpu.spaces[COMMON].own = 1
         self._enter(0)
 
     def _take_over(self, inherited: SharedLookaside) -> None:
@@ -113,30 +118,31 @@ class Lookaside:
         cpu = self._cpu
         ctypes.memmove(cpu.address + _SPACES, inherited.spaces, len(inherited.spaces))
         self._note_empty("tlb_used")
-        for number in range(SPACES):
+        for number in range(ALL_SPACES):
             cpu.spaces[number].forgotten = 0
         cpu.space_clock = inherited.clock
         self._enter(inherited.space)
 
     def _note_empty(self, member: str) -> None:
         """Note of the groups of one kind, in all spaces, that they hold nothing."""
-        for number in range(SPACES):
+        for number in range(ALL_SPACES):
             groups = getattr(self._cpu.spaces[number], member)
             ctypes.memset(groups, 0, ctypes.sizeof(groups))
 
     def _enter(self, chosen: int) -> None:
         """Tell native code where the tables lie, and which space is in force."""
         cpu = self._cpu
-        for number in range(SPACES):
+        for number in range(ALL_SPACES):
             space = cpu.spaces[number]
             space.tlbs = self._tlbs.address + number * TLBS_SIZE
             space.jumps = self._jumps.address + number * SPACE_JUMPS_SIZE
         space = cpu.spaces[chosen]
+        kernel = space if space.own else cpu.spaces[COMMON]
         cpu.space = chosen
         cpu.tlb_user, cpu.jump_user = space.tlbs, space.jumps
-        cpu.tlb_kernel = space.tlbs + TLB_SIZE
+        cpu.tlb_kernel = kernel.tlbs + TLB_SIZE
         cpu.tlb_open = space.tlbs + 2 * TLB_SIZE
-        cpu.jump_kernel = space.jumps + JUMPS_SIZE
+        cpu.jump_kernel = kernel.jumps + JUMPS_SIZE
         # As at CPL 0.
         cpu.tlb, cpu.jump_cache = cpu.tlb_kernel, cpu.jump_kernel
 
@@ -147,7 +153,7 @@ class Lookaside:
         """
         cpu = self._cpu
         control = self._control() if holds else ()
-        spaces = ctypes.string_at(cpu.address + _SPACES, SPACES * AddressSpace.size)
+        spaces = ctypes.string_at(cpu.address + _SPACES, ALL_SPACES * AddressSpace.size)
         image = self._jumps.freeze(_COPIED)
         return SharedLookaside(image, spaces, cpu.space, cpu.space_clock, control)
 
@@ -183,12 +189,12 @@ class Lookaside:
         assert self._origin is not None
         self._tlbs.discard()
         self._note_empty("tlb_used")
-        if any(cpu.spaces[number].forgotten for number in range(SPACES)):
+        if any(cpu.spaces[number].forgotten for number in range(ALL_SPACES)):
             _, empty = _empty_jumps()
             self._origin.close()
             self._origin = empty.hold()
             self._note_empty("jump_used")
-            for number in range(SPACES):
+            for number in range(ALL_SPACES):
                 cpu.spaces[number].forgotten = 0
         self._jumps.become(self._origin)
 

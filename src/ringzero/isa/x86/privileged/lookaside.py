@@ -1,9 +1,11 @@
 """What is cached of linear addresses, by address space: soft TLBs and jump caches.
 
 Each PCID has tables of its own, as far as there are some (`SPACES`), so that a MOV to CR3
-which keeps translations keeps them here too (SDM vol. 3A, 4.10.1). Global pages have no
-table of their own: what forgets one forgets it in all spaces, and where a table is taken for
-another space those in it stay.
+which keeps translations keeps them here too (SDM vol. 3A, 4.10.1). What their kernels reach by
+global pages of the upper half is the same in all of them (4.10.2.4), and stands in common tables
+(`COMMON`), together with a few pages that are not global, which are noted and go with every
+change of the address space. Where there are more of those, or code in them, or in the lower half,
+a space's kernel has tables of its own until all of the space is forgotten.
 """
 
 from __future__ import annotations
@@ -32,11 +34,14 @@ from ringzero.isa.caches import (
     TLB_USED_WORDS,
     JumpCacheEntry,
     TlbEntry,
+    jump_entry,
     jump_index,
     tlb_entry_of,
 )
 from ringzero.isa.exclusive import Exclusive
 from ringzero.isa.x86.cpu import (
+    ALL_SPACES,
+    COMMON,
     HUGE_REGIONS,
     JUMP_PAGES,
     JUMP_TABLES,
@@ -45,6 +50,7 @@ from ringzero.isa.x86.cpu import (
     NO_SPACE,
     SPACES,
     TLB_TABLES,
+    TLBS_SIZE,
     AddressSpace,
     Cpu,
 )
@@ -162,6 +168,7 @@ def flush_context(space: AddressSpace) -> None:
     """
     if space.cr3 == NO_SPACE or space.local != 0:
         flush_space(space)
+        space.own = 0
         return
     while space.local_count != 0:
         space.local_count -= 1
@@ -192,12 +199,15 @@ def flush_tlb(cpu: Cpu) -> None:
     current = cpu.spaces[u64(cpu.space)]
     current.cr3 = cpu.cr3
     flush_space(current)
+    current.own = 0
+    flush_space(cpu.spaces[COMMON])
+    choose_tables(cpu)
 
 
 @native(inline="never")
 def flush_jump_cache(cpu: Cpu) -> None:
     """Forget which translated code belongs to which guest-virtual address."""
-    for number in range(u64(SPACES)):
+    for number in range(u64(ALL_SPACES)):
         space = cpu.spaces[number]
         if space.cr3 != NO_SPACE:
             flush_jumps(space)
@@ -217,13 +227,28 @@ def flush_pcid(cpu: Cpu, pcid: u64) -> None:
         space = cpu.spaces[number]
         if space.cr3 != NO_SPACE and (space.cr3 & _PCID) == pcid:
             flush_context(space)
+    forget_locals(cpu)
+    choose_tables(cpu)
+
+
+@native(inline="never")
+def forget_locals(cpu: Cpu) -> None:
+    """Forget what the common tables have that is the same in no other address space."""
+    space = cpu.spaces[COMMON]
+    while space.local_count != 0:
+        space.local_count -= 1
+        page = u64(space.local_pages[u64(space.local_count)])
+        forget_ways(tlb_entry_of(space.tlbs + TLB_SIZE, page), page)
 
 
 @native(inline="never")
 def invalidate_page(cpu: Cpu, va: u64) -> None:
     """INVLPG: forget the page that holds `va`, all of it when it is a large one."""
     large, huge = _large_region(va), _huge_region(va)
-    for number in range(u64(SPACES)):
+    if va >> _UPPER_HALF == 0:
+        # Which of them lie in the same large page was not noted.
+        forget_locals(cpu)
+    for number in range(u64(ALL_SPACES)):
         space = cpu.spaces[number]
         if space.cr3 != NO_SPACE:
             if (space.huge_pages >> huge) & 1 != 0:
@@ -237,8 +262,11 @@ def invalidate_page(cpu: Cpu, va: u64) -> None:
 @native(inline="never")
 def forget_page(space: AddressSpace, va: u64) -> None:
     """Forget the 4 KiB page of a space that holds `va`."""
-    for side in range(TLB_SIDES):
-        forget_ways(tlb_entry_of(space.tlbs + side * TLB_SIZE, va), va & ~u64(PAGE_MASK))
+    page = va & ~u64(PAGE_MASK)
+    forget_ways(tlb_entry_of(space.tlbs, va), page)
+    if space.own != 0:
+        forget_ways(tlb_entry_of(space.tlbs + TLB_SIZE, va), page)
+    forget_ways(tlb_entry_of(space.tlbs + 2 * TLB_SIZE, va), page)
     bit = _jump_page(va)
     if (space.jump_pages[bit >> 6] >> (bit & 63)) & 1 != 0:
         first = u64(jump_index(va & ~u64(PAGE_MASK))) & ~u64(JUMP_RUN - 1)
@@ -323,7 +351,7 @@ def protect_code(cpu: Cpu, host_page: u64) -> None:
     shared = shared_of(cpu)
     for index in range(u64(shared.count)):
         other = pointer(Cpu, u64(shared.cpus[index]))
-        for number in range(u64(SPACES)):
+        for number in range(u64(ALL_SPACES)):
             space = other.spaces[number]
             if space.cr3 != NO_SPACE:
                 protect_in_space(space, host_page)
@@ -372,7 +400,13 @@ def _jump_page(va: Any) -> Any:
 @staged
 def note_large_page(cpu: Any, va: Any, size: Any) -> None:
     """Note that a part of the large page that holds `va` is about to be entered."""
-    space = cpu.spaces[u64(cpu.space)]
+    _note_large_in(cpu.spaces[u64(cpu.space)], va, size)
+    if va >> _UPPER_HALF != 0:
+        _note_large_in(cpu.spaces[COMMON], va, size)
+
+
+@staged
+def _note_large_in(space: Any, va: Any, size: Any) -> None:
     if size >= 1 << _HUGE_SHIFT:
         space.huge_pages |= u64(1) << _huge_region(va)
     else:
@@ -381,31 +415,49 @@ def note_large_page(cpu: Any, va: Any, size: Any) -> None:
 
 
 @native(inline="never")
-def note_local(cpu: Cpu, va: u64, runs: u32) -> None:
-    """Note that a page of the upper half is about to be entered that is not global.
+def note_local(cpu: Cpu, va: u64, runs: u32, is_open: u32) -> None:
+    """Note that the kernel's access to a page is about to be entered that is not the same in all.
 
-    `runs` is 0 where the page holds no code.
+    Which is not global, or in the lower half. `runs` is 0 where the page holds no code; `is_open`
+    says that it goes to the TLB for RFLAGS.AC, of which each space has its own.
     """
     space = cpu.spaces[u64(cpu.space)]
-    if space.local != 0:
-        return
-    count = u64(space.local_count)
-    if runs != 0 or count == LOCAL_PAGES:
+    upper = va >> _UPPER_HALF != 0
+    if space.own == 0 and (is_open == 0 or (upper and runs != 0)):
+        if runs == 0 and note_page(cpu.spaces[COMMON], va & ~u64(PAGE_MASK)) != 0:
+            return
+        have_own(cpu)
+    if upper and space.local == 0 and (runs != 0 or note_page(space, va & ~u64(PAGE_MASK)) == 0):
         space.local = 1
-        return
-    page = va & ~u64(PAGE_MASK)
+
+
+@native(inline="never")
+def note_page(space: AddressSpace, page: u64) -> u32:
+    """Note a page that is not the same in all spaces; 0: there are too many."""
+    count = u64(space.local_count)
     for number in range(count):
         if space.local_pages[number] == page:
-            return
+            return u32(1)
+    if count == LOCAL_PAGES:
+        return u32(0)
     space.local_pages[count] = page
     space.local_count = u32(count + 1)
+    return u32(1)
+
+
+@native(inline="never")
+def have_own(cpu: Cpu) -> None:
+    """Have the kernel of the space in force use tables of its own, which are empty."""
+    cpu.spaces[u64(cpu.space)].own = 1
+    choose_tables(cpu)
 
 
 @native
 def make_room(cpu: Cpu, entry: TlbEntry, va: u64) -> None:
     """Have a TLB entry of the first way filled for `va` next: what it serves goes to the second."""
     group = (va >> (PAGE_SHIFT + TLB_GROUP_BITS)) & ((TLB_ENTRIES >> TLB_GROUP_BITS) - 1)
-    space = cpu.spaces[u64(cpu.space)]
+    common = u64(entry) - cpu.spaces[COMMON].tlbs < TLBS_SIZE
+    space = cpu.spaces[select(common, u64(COMMON), u64(cpu.space))]
     word = (u64(entry) - space.tlbs) // TLB_SIZE * TLB_USED_WORDS + (group >> 6)
     space.tlb_used[word] |= u64(1) << (group & 63)
     # Memory of a second way that serves nothing stays untouched.
@@ -456,13 +508,21 @@ def take_further_jump(entry: JumpCacheEntry, tag: u64) -> None:
 
 
 @native(inline="never")
-def enter_jump(cpu: Cpu, entry: JumpCacheEntry, tag: u64, code: u64) -> None:
-    """Fill an entry of the jump cache in force; what it had goes to the second way."""
-    group = (u64(entry) - cpu.jump_cache) // _JUMP_GROUP_SIZE
+def enter_jump(cpu: Cpu, va: u64, tag: u64, code: u64) -> None:
+    """Fill the entry for `va` of the jump cache in force; what it had goes to the second way."""
     side = select(cpu.jump_cache == cpu.jump_user, u64(0), u64(JUMP_USED_WORDS))
+    space = cpu.spaces[u64(cpu.space)]
+    if side != 0:
+        if tag >> _UPPER_HALF == 0:
+            if space.own == 0:
+                have_own(cpu)
+            space.local = 1
+        if space.own == 0:
+            space = cpu.spaces[COMMON]
+    entry = jump_entry(cpu.jump_cache, va)
+    group = (u64(entry) - cpu.jump_cache) // _JUMP_GROUP_SIZE
     word = side + (group >> 6)
     bit = u64(1) << (group & 63)
-    space = cpu.spaces[u64(cpu.space)]
     # As with a TLB, memory of ways that serve nothing stays untouched.
     if entry.address != JUMP_EMPTY:
         if _way(entry, 1).address != JUMP_EMPTY:
@@ -473,8 +533,6 @@ def enter_jump(cpu: Cpu, entry: JumpCacheEntry, tag: u64, code: u64) -> None:
     entry.address = tag
     entry.code = code
     space.jump_used[word] |= bit
-    if side != 0 and tag >> _UPPER_HALF == 0:
-        space.local = 1
     page = _jump_page(tag)
     space.jump_pages[page >> 6] |= u64(1) << (page & 63)
 
@@ -503,13 +561,22 @@ def enter_space(cpu: Cpu, value: u64, keep: u64) -> None:
     if found == SPACES or keep == 0 or space.cr3 != value:
         flush_context(space)
         space.cr3 = value
-    if chosen == cpu.space:
+    elif chosen == cpu.space:
         return
+    forget_locals(cpu)
     cpu.space = chosen
+    choose_tables(cpu)
+
+
+@native(inline="never")
+def choose_tables(cpu: Cpu) -> None:
+    """Put the tables of the address space in force where they are looked for."""
+    space = cpu.spaces[u64(cpu.space)]
+    kernel = cpu.spaces[select(space.own != 0, u64(cpu.space), u64(COMMON))]
     cpu.tlb_user = space.tlbs
-    cpu.tlb_kernel = space.tlbs + TLB_SIZE
+    cpu.tlb_kernel = kernel.tlbs + TLB_SIZE
     cpu.tlb_open = space.tlbs + 2 * TLB_SIZE
     cpu.jump_user = space.jumps
-    cpu.jump_kernel = space.jumps + JUMPS_SIZE
+    cpu.jump_kernel = kernel.jumps + JUMPS_SIZE
     select_tlb(cpu)
     cpu.jump_cache = cpu.jump_user if cpu.cpl == 3 else cpu.jump_kernel

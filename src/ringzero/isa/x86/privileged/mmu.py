@@ -148,6 +148,8 @@ def walk(cpu: Cpu, va: u64, access: u32, user: u32) -> u64:
     """
     cpu.count_walks += 1
     if (cpu.cr0 & x86.CR0_PG) == 0:
+        if user == 0:
+            note_local(cpu, va, u32(1), u32(0))
         fill_tlb(cpu, va, va & ALL_ONES, u32(1), u32(1), u32(1), user)
         return va
     rights = u64(PTE_W | PTE_U)
@@ -220,8 +222,9 @@ def walk(cpu: Cpu, va: u64, access: u32, user: u32) -> u64:
             shift -= 9
     if size != 0x1000:
         note_large_page(cpu, va, size)
-    if va >> 63 != 0 and ((entry & PTE_G) == 0 or (cpu.cr4 & x86.CR4_PGE) == 0):
-        note_local(cpu, va, u32(no_execute == 0))
+    is_global = (entry & PTE_G) != 0 and (cpu.cr4 & x86.CR4_PGE) != 0
+    if user == 0 and (va >> 63 == 0 or not is_global):
+        note_local(cpu, va, u32(no_execute == 0), u32(smap_suspended(cpu)))
     physical = page | (va & (size - 1))
     user_page = (rights & PTE_U) != 0
     supervisor_write = (rights & PTE_W) != 0 or (cpu.cr0 & x86.CR0_WP) == 0
