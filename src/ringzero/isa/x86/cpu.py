@@ -104,6 +104,9 @@ JUMP_PAGES, LARGE_REGIONS, HUGE_REGIONS = 1 << 12, 1 << 7, 1 << 5
 # is emptied with its space: Linux has some of them where its direct mapping was split.
 LOCAL_PAGES = 16
 
+# Page walks between two waits that are no work: an idle Linux that wakes makes up to 150.
+IDLE_WALKS = 256
+
 # Decoding may look at this many bytes whatever the length turns out to be.
 FETCH_BYTES = 32
 # Instructions across two pages that are kept decoded, by the second page's number.
@@ -386,10 +389,12 @@ class Cpu(Struct):
     tick_nanoseconds = field(u64)  # of the guest's counter, 32 bits of them fraction
     tick_limit = field(u64)  # ticks in LONGEST_SLEEP nanoseconds
     timespec = field(u64, 2)
-    # From so many page walks on, one that sleeps for long is to give the memory of its tables
-    # back (NEVER: it keeps them); and 1 when it is.
+    # From so many page walks on, one that has done no work for long is to give the memory of its
+    # tables back (NEVER: it keeps them); and 1 when it is.
     rests_from = field(u64)
     resting = field(u32)
+    walks_seen = field(u64)  # page walks when it last began to wait
+    worked = field(u64)  # the host's counter when it last did after work
     count_halts = field(u64)
     count_ipis = field(u64)
 

@@ -33,7 +33,7 @@ from ringzero.isa.execution import (
     REQUEST_KICK,
 )
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpu import REQUEST_NMI, Cpu
+from ringzero.isa.x86.cpu import IDLE_WALKS, REQUEST_NMI, Cpu
 from ringzero.isa.x86.state import CpuState
 from ringzero.jit.x86.tables import Translator
 
@@ -44,9 +44,6 @@ NANOSECONDS = 1_000_000_000
 # Nanoseconds for which a guest's only vCPU looks out for interrupts at most before it sleeps. It
 # waits for devices, and takes no time from another vCPU: as long as KVM does (halt_poll_ns).
 _MOST_POLLED_ALONE = 200_000
-# A clone that has walked its page tables less often since it gave its tables' memory back keeps
-# what it has. An idle Linux does so 150 times when it first wakes again, and seldom after that.
-_FEW_WALKS = 256
 # Exits that end with `complete`.
 _ACCESSES = frozenset(
     (
@@ -120,6 +117,7 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
             interrupts.move_registers(registers)
             cpu.apic.kept = 1
         cpu.rests_from = 0 if self._kept and self._lookaside.can_rest else NEVER
+        cpu.worked = vm.read_host_counter()
         self._kind_handlers |= {
             x86.EXIT_PORT_READ: self._port_read,
             x86.EXIT_PORT_WRITE: self._port_write,
@@ -170,8 +168,8 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         with self.vm.engine.stopped(self.vm.exclusive.address):
             self._lookaside.rest()
             self.vm.forget_counts()
-        # What it does between two ticks of its clock fills little.
-        cpu.rests_from = cpu.count_walks + _FEW_WALKS
+        # What an idle guest fills when it wakes it keeps.
+        cpu.rests_from = cpu.count_walks + IDLE_WALKS
 
     def _port_read(self) -> Exit:
         port, width, _ = self._access()

@@ -46,7 +46,7 @@ from ringzero.isa.x86.apic import (
     VECTOR_WORDS,
     ApicRegisters,
 )
-from ringzero.isa.x86.cpu import IF, REQUEST_NMI, Cpu
+from ringzero.isa.x86.cpu import IDLE_WALKS, IF, REQUEST_NMI, Cpu
 from ringzero.isa.x86.privileged.exclusive import enter_guest, leave_guest, shared_of
 from ringzero.native import (
     address_of,
@@ -57,6 +57,7 @@ from ringzero.native import (
     native,
     pointer,
     read_host_tsc,
+    select,
     staged,
     u32,
     u64,
@@ -75,9 +76,9 @@ _DOWNWARDS = tuple(reversed(range(VECTOR_WORDS)))
 FIRST_POLLED, MOST_POLLED = 5_000, 50_000
 # Nanoseconds that it sleeps at once at most, so that their number in ticks has room.
 LONGEST_SLEEP = 1_000_000_000
-# And those after which what sleeps on gives the memory of its tables back, where it does that
-# (`Cpu.rests_from`): who asks an idle guest something several times a second finds them filled.
-REST_AFTER = 300_000_000
+# And those after its last work at which it gives the memory of its tables back, where it does that
+# (`Cpu.rests_from`): who asks an idle guest something every second finds them filled.
+REST_AFTER = 2_000_000_000
 
 
 # --- telling a vCPU ------------------------------------------------------------
@@ -458,8 +459,8 @@ def _poll(cpu: Cpu, awaited: u32) -> u32:
 def await_interrupt(cpu: Cpu) -> None:
     """Let a halted vCPU's thread sleep until there is a request, or the timer is due.
 
-    Without interrupts enabled it sleeps through those. One that has slept for long leaves for
-    Python once, to give back what memory it can.
+    Without interrupts enabled it sleeps through those. One that has done no work for long leaves
+    for Python once, to give back what memory it can.
     """
     awaited = u32(_MASK_32)
     if cpu.rflags & IF == 0:
@@ -467,6 +468,9 @@ def await_interrupt(cpu: Cpu) -> None:
     cpu.count_halts += 1
     leave_guest(cpu)
     begin = read_host_tsc()
+    if cpu.count_walks - cpu.walks_seen >= IDLE_WALKS:
+        cpu.worked = begin
+    cpu.walks_seen = cpu.count_walks
     if cpu.polled == 0 or _poll(cpu, awaited) == 0:
         where = address_of(cpu) + _REQUESTS
         # Whoever sets a request looks at this afterwards, and here it is the other way round.
@@ -476,12 +480,13 @@ def await_interrupt(cpu: Cpu) -> None:
             left = _until_deadline(cpu)
             if seen & awaited != 0 or left == 0:
                 break
-            if cpu.count_walks >= cpu.rests_from and left > REST_AFTER:
-                left = u64(REST_AFTER)
-                if _nanoseconds(cpu, read_host_tsc() - begin) >= REST_AFTER:
+            if cpu.count_walks >= cpu.rests_from:
+                idle = _nanoseconds(cpu, read_host_tsc() - cpu.worked)
+                if idle >= REST_AFTER:
                     cpu.resting = 1
                     fetch("or", u32, where, u32(REQUEST_KICK))
                     break
+                left = select(REST_AFTER - idle < left, REST_AFTER - idle, left)
             sleep_while(where, seen, _timeout(cpu, left))
         cpu.sleeping = 0
     slept = _nanoseconds(cpu, read_host_tsc() - begin)
