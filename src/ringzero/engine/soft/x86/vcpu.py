@@ -168,8 +168,8 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         with self.vm.engine.stopped(self.vm.exclusive.address):
             self._lookaside.rest()
             self.vm.forget_counts()
-        # What an idle guest fills when it wakes it keeps.
-        cpu.rests_from = cpu.count_walks + IDLE_WALKS
+        # What an idle guest fills when it wakes it keeps, or it would do so each time.
+        cpu.rests_from = cpu.count_walks + 2 * IDLE_WALKS
 
     def _port_read(self) -> Exit:
         port, width, _ = self._access()
