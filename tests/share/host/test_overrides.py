@@ -187,3 +187,21 @@ def test_only_so_many_files_are_remembered(tree_of, folder, monkeypatch):
         (folder / str(number)).touch()
         tree.lookup(tree.root(), b"%d" % number)
         assert len(tree._overrides._without) <= 3
+
+
+def test_a_file_that_was_let_go_has_what_another_machine_set(folder):
+    (folder / "a").touch()
+    for number in range(20):
+        (folder / str(number)).touch()
+    one = HostTree(str(folder), owners=Owners(False), limit=4)
+    two = HostTree(str(folder), owners=Owners(False))
+    node, found = one.lookup(one.root(), b"a")
+    assert found.uid == 0
+    wait_for_the_next_tick(folder / "a")
+    theirs, _ = two.lookup(two.root(), b"a")
+    two.change(theirs, Change(uid=7))
+    for number in range(20):
+        one.lookup(one.root(), b"%d" % number)
+    assert one.attributes(node).uid == 7
+    one.close()
+    two.close()

@@ -95,7 +95,8 @@ class Nodes:
     def status(self, node: HostNode) -> os.stat_result:
         """Return what stat(2) tells of a node, which lies beneath the root now; raises as `fd`."""
         parent = node.parent
-        if parent is not None and parent.fd is not None and node.host_kind != stat.S_IFDIR:
+        named = node.fd is not None and node.host_kind != stat.S_IFDIR
+        if named and parent is not None and parent.fd is not None:
             # Asked for by its name in a directory that is beneath: /proc takes long to tell where
             # a descriptor leads of which it is asked for the first time.
             with contextlib.suppress(OSError):
