@@ -5,6 +5,7 @@ import stat
 
 import pytest
 
+from ringzero.build import base
 from ringzero.build.builder import build
 from ringzero.build.job import EPOCH, Options
 from ringzero.build.origin import Context
@@ -296,9 +297,11 @@ def test_addresses_are_added(cache, tmp_path, served):
 
 
 def test_who_runs_a_step_is_looked_up_once(cache, tmp_path, monkeypatch):
-    text = "FROM micro\nUSER nobody\nRUN id -u >/tmp/me\n"
+    (tmp_path / "f").write_text("f")
+    text = "FROM micro\nWORKDIR /srv\nCOPY f .\nUSER nobody\nRUN id -u >/tmp/me\n"
     image, _ = made(text, tmp_path, cache)
     monkeypatch.setattr(View, "_take_base", lambda *_: pytest.fail("the tree is walked"))
+    monkeypatch.setattr(base, "_own_files", lambda _: pytest.fail("the base is read"))
     again, steps = made(text, tmp_path, cache)
     assert again.digest == image.digest
     assert steps.done() == ["FROM micro"]

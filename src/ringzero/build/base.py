@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ringzero.build import entries
-from ringzero.build.cache import BuildCache
+from ringzero.build.cache import BuildCache, key
 from ringzero.build.entries import Entry, Layer
 from ringzero.build.stage import State
 from ringzero.errors import GuestImageError
@@ -49,11 +49,18 @@ def find(name: str, cache: Path, builds: BuildCache, epoch: int, progress: Progr
     Raises what the finding of images raises.
     """
     if name == SCRATCH:
-        return _of(name, _import(name, (), cache, builds, epoch, progress), cache, progress)
+        return _of(name, _import((), cache, epoch, progress), cache, progress)
     if name in IMAGES:
         own = IMAGES.get(name)(progress=progress)
-        found = tuple(_own_files(own.initrd.read_bytes()))
-        return _of(name, _import(name, found, cache, builds, epoch, progress), cache, progress)
+        # Nothing else goes into its layer.
+        step = key("OWN", own.digest, str(epoch))
+        layer = builds.find(step)
+        if layer is None:
+            found = tuple(_own_files(own.initrd.read_bytes()))
+            layer = builds.add(lambda file: entries.write(found, file, epoch))
+            builds.keep(step, layer)
+        paths = ((layer, builds.layer(layer.digest)),)
+        return _of(name, _import(paths, cache, epoch, progress), cache, progress)
     return _of(name, boot.find(name, progress=progress).image, cache, progress)
 
 
@@ -91,21 +98,14 @@ def _own_files(archive: bytes) -> Iterator[Entry]:
 
 
 def _import(
-    name: str,
-    files: tuple[Entry, ...],
-    cache: Path,
-    builds: BuildCache,
-    epoch: int,
-    progress: Progress,
+    layers: tuple[tuple[Layer, Path], ...], cache: Path, epoch: int, progress: Progress
 ) -> StoredImage:
-    """Return the image of some files as one of the store."""
-    layers: list[Layer] = []
-    if files:
-        layers.append(builds.add(lambda file: entries.write(files, file, epoch)))
-    state = State(config={"Cmd": ["/bin/sh"]} if files else {})
+    """Return the image of some layers, which lie in files, as one of the store."""
+    state = State(config={"Cmd": ["/bin/sh"]} if layers else {})
     architecture = ARCHITECTURES.get(platform.machine(), platform.machine())
-    config = state.document(architecture, [layer.digest for layer in layers], created(epoch))
-    made = Made(config, tuple((layer_of(x), builds.layer(x.digest)) for x in layers))
+    digests = [layer.digest for layer, _ in layers]
+    config = state.document(architecture, digests, created(epoch))
+    made = Made(config, tuple((layer_of(layer), path) for layer, path in layers))
     return put(made, cache=cache, progress=progress)
 
 
