@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = str(Path(ringzero.__file__).parents[1])
 
 
-def until(condition, seconds=20):
+def until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "in vain"
@@ -26,7 +26,7 @@ def until(condition, seconds=20):
     return found
 
 
-def get(port, path="/", timeout=20):
+def get(port, path="/", timeout=100):
     """Return status and body of an answer."""
     link = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
@@ -80,6 +80,8 @@ def host(places, forker, monkeypatch):
 def web(text="v1", **more):
     """Return a description of one service that answers with `text`."""
     check = {"http": "/healthz", "start_interval": "20ms", "interval": "50ms", "retries": 2}
+    # However busy the host is.
+    check["timeout"] = "60s"
     return {
         "name": "web",
         "image": "fake",

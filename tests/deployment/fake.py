@@ -4,8 +4,9 @@
 machine DIRECTORY LOCK REPORT` is then a machine's process, `starter.py SOCKET deployment
 DIRECTORY` a deployment's whose machines are such. The image is called "fake"; what it can run:
 
-    serve TEXT      answers every request with TEXT; /env with its variables as JSON, /slow after
-                    a second, /crash by its end with status 3, /sick by not being well from then on
+    serve TEXT      answers every request with TEXT; /env with its variables as JSON, /held when
+                    somebody has asked for /release, /crash by its end with status 3, /sick by not
+                    being well from then on
     sick TEXT       the same, and /healthz is 500 from the beginning
     deaf TEXT       listens and answers nobody
     stop STATUS     ends at once
@@ -17,7 +18,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -75,7 +75,7 @@ class Service(Fake):
         self.agent.receive(STDOUT, token)
 
     def serve(self, link, text, env):
-        machine = self
+        machine, released = self, threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -84,8 +84,10 @@ class Service(Fake):
                 status, body = 200, text
                 if self.path == "/env":
                     body = json.dumps(env)
-                elif self.path == "/slow":
-                    time.sleep(1)
+                elif self.path == "/held":
+                    released.wait()
+                elif self.path == "/release":
+                    released.set()
                 elif self.path == "/sick":
                     machine.well = False
                 elif self.path == "/healthz" and not machine.well:

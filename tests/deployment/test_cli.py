@@ -19,6 +19,7 @@ check.http = "/healthz"
 check.start_interval = "20ms"
 check.start_period = "0s"
 check.retries = 1
+check.timeout = "60s"
 env.LEVEL = "{text}"
 secrets.PASSWORD.file = "password"
 """
@@ -102,7 +103,7 @@ def test_what_is_wrong(folder, capfd):
     write("v1", "replcas = 2\nmemory = 3\n")
     found = said(capfd, code=2)
     assert "2 things are wrong" in found.err
-    assert "run.toml:12: replcas: there is no such key; did you mean 'replicas'?" in found.err
+    assert "run.toml:13: replcas: there is no such key; did you mean 'replicas'?" in found.err
     assert len(json.loads(said(capfd, "--json", code=2).err)["error"]["faults"]) == 2
     found = said(capfd, "-f", "nothing.toml", code=3)
     assert "there is no file nothing.toml" in found.err and "hint:" in found.err

@@ -180,33 +180,45 @@ def test_what_changes_no_machine_leaves_them():
     assert names() == ["web-4-1"]
 
 
+def held(port):
+    """Ask for what is not answered yet; return the thread, and the answers to come."""
+    answers = []
+
+    def ask():
+        try:
+            answers.append(get(port, "/held", 100))
+        except ConnectionResetError:
+            answers.append("reset")
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    until(lambda: client.status("web")["services"][0]["ports"][0]["open"])
+    return thread, answers
+
+
 def test_open_connections_end_before_their_machine():
-    ringzero.deploy(web("v1"))
-    port, answers = port_of(), []
-    slow = threading.Thread(target=lambda: answers.append(get(port, "/slow")))
-    slow.start()
-    until(lambda: client.status("web")["services"][0]["ports"][0]["open"])
-    began = time.monotonic()
-    ringzero.deploy(web("v2"))
-    took = time.monotonic() - began
-    slow.join()
+    ringzero.deploy(web("v1", drain="100s"))
+    port = port_of()
+    inner = client.status("web")["services"][0]["machines"][0]["ports"]["80"]
+    thread, answers = held(port)
+    change = threading.Thread(target=lambda: ringzero.deploy(web("v2", drain="100s")))
+    change.start()
+    until(lambda: get(port) == (200, "v2"))
+    assert names() == ["web-1-1", "web-2-1"] and answers == []
+    get(inner, "/release")
+    thread.join()
+    change.join()
     assert answers == [(200, "v1")]
-    assert names() == ["web-2-1"] and took > 0.3
-    # And no longer than they may.
-    slow = threading.Thread(target=lambda: answers.append(_refused(port)))
+    assert names() == ["web-2-1"]
+
+
+def test_and_no_longer_than_they_may():
+    ringzero.deploy(web("v1"))
+    thread, answers = held(port_of())
     ringzero.deploy(web("v2", drain="0s"))
-    slow.start()
-    until(lambda: client.status("web")["services"][0]["ports"][0]["open"])
-    ringzero.deploy(web("v3", drain="0s"))
-    slow.join()
-    assert answers[1] == "reset"
-
-
-def _refused(port):
-    try:
-        return get(port, "/slow")
-    except OSError:
-        return "reset"
+    thread.join()
+    assert answers == ["reset"]
+    assert names() == ["web-2-1"]
 
 
 def test_one_after_the_other_where_two_cannot_be(host):

@@ -41,7 +41,7 @@ def image(cache, places):  # noqa: F811
 
 
 def described(**more):
-    check = {"http": "/env", "interval": "200ms", "start_interval": "50ms"}
+    check = {"http": "/env", "interval": "200ms", "start_interval": "50ms", "timeout": "100s"}
     return {
         "name": "web",
         "image": "web:1",
@@ -85,7 +85,7 @@ def two(places):
             image="micro",
             command=["sh", "-c", command],
             replicas=2,
-            check=check | {"interval": "100ms"},
+            check=check | {"interval": "100ms", "timeout": "100s"},
         )
     )
     return directory.find("web")

@@ -37,8 +37,9 @@ from ringzero.records import replace
 TIMEOUT = 300.0
 # Beyond it, for the way back; and how long any other answer may take.
 _BACK, _PATIENCE = 120.0, 60.0
-# How often a process that ended just then is asked again, which another one answers.
-_TRIES = 5
+# How long a process that is about to end is asked again, until another one answers, in seconds;
+# and between two tries.
+_CHANGING, _PAUSE = 20.0, 0.02
 # How long a process may take to be gone after it said so, in seconds.
 _GONE_WITHIN = 10.0
 
@@ -407,7 +408,7 @@ def _begin(
     place: DeploymentDirectory, question: Mapping[str, Any], bound: float
 ) -> tuple[Link, dict[str, Any]]:
     """Return a connection, and the first message on it."""
-    tries = 0
+    deadline = time.monotonic() + _CHANGING
     while True:
         link = Link(place.connect())
         link.settimeout(bound)
@@ -420,9 +421,9 @@ def _begin(
         except ControlError:
             # A process that has nothing to keep ends: it may have done so just now.
             link.close()
-            tries += 1
-            if tries >= _TRIES or not place.exists:
+            if time.monotonic() > deadline or not place.exists:
                 raise
+            time.sleep(_PAUSE)
         except KeyboardInterrupt:
             link.send({"cancel": True})
             _await_end(link)

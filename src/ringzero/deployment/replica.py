@@ -39,6 +39,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE, _STEADY = 0.2, 60.0, 10.0
 _GLANCE = 0.05
 # Ends of machines of which the fault that was raised tells more.
 _NEVER_RAN = ("not-built", "not-started", "died")
+# How long one that asks may take to notice that nobody wants to know any more, in seconds.
+_LEAVE = 1.0
 # Of the console, what is told of a machine that failed.
 _LINES, _TAIL = 8, 4096
 
@@ -88,24 +90,36 @@ class Replica:
         """Begin: start the machine, or go on with one that runs."""
         self._thread.start()
 
-    def leave(self, *, hurry: bool = False) -> None:
-        """Watch the machine no longer; it stays as it is, but for one in a `hurry` that starts."""
-        if not self._ending.is_set():
-            self._ending.set()
-            os.eventfd_write(self._wake, 1)
-            if hurry and self._launching and self._is_mine():
-                # Its thread waits for the guest.
-                with contextlib.suppress(RingzeroError):
-                    self.directory.end_process()
-            if self._thread.ident:
-                self._thread.join()
-            os.close(self._wake)
+    def leave(self) -> None:
+        """Watch the machine no longer; it stays as it is."""
+        self._tell_end()
+        self._await_thread(_LEAVE)
 
     def end(self, *, remove: bool) -> None:
         """End the machine, in order where its guest runs, and perhaps remove it."""
-        self.leave(hurry=True)
-        if self._is_mine():
-            end_machine(self.directory, self.service.stop, remove=remove)
+        self._tell_end()
+        with contextlib.suppress(RingzeroError):
+            if self._launching and self._is_mine():
+                # Its thread waits for the guest.
+                self.directory.end_process()
+        # Before the thread has ended: it may wait for an answer. And behind it, which may have
+        # been about to start the machine.
+        for last in (False, True):
+            if self._is_mine():
+                end_machine(self.directory, self.service.stop, remove=remove and last)
+            self._await_thread(None)
+
+    def _tell_end(self) -> None:
+        if not self._ending.is_set():
+            self._ending.set()
+            os.eventfd_write(self._wake, 1)
+
+    def _await_thread(self, bound: float | None) -> None:
+        if self._thread.ident:
+            self._thread.join(bound)
+        if not self._thread.is_alive() and self._wake >= 0:
+            os.close(self._wake)
+            self._wake = -1
 
     def _is_mine(self) -> bool:
         """Whether the machine of that name is this one, and not another of the user's."""

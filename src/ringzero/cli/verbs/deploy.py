@@ -211,6 +211,12 @@ def _list(arguments: argparse.Namespace) -> list[Listed]:
     return found
 
 
+def _running(each: Listed) -> str:
+    if not each["version"]:
+        return "nothing serves"
+    return "running" if each["running"] else "its process is gone: `deploy status` restarts it"
+
+
 def _status(arguments: argparse.Namespace) -> Any:
     from ringzero.deployment import client, directory
 
@@ -232,7 +238,8 @@ def _status(arguments: argparse.Namespace) -> Any:
 def _show_status(found: Status) -> None:
     rolling = found["rolling_out"]
     more = f"; version {rolling} is rolled out" if rolling is not None else ""
-    print(f"{found['name']}: version {found['version']}, for {ago(found['since'])}{more}")
+    serves = f"version {found['version']}, for {ago(found['since'])}"
+    print(f"{found['name']}: {serves if found['version'] else 'nothing serves'}{more}")
     rows = []
     for service in found["services"]:
         for machine in service["machines"]:
