@@ -132,16 +132,107 @@ def test_pages_that_are_expected_to_run_are_taken_over_before(saved, place, nati
         content = data[places[5] + number * 4096 :][:4096]
         memory.write(page * 4096, content)
     memory.write(5 * 4096, b"\xf4" * 4096)
-    vm.expect([3, 200, 5, 256, 0xFFFF_FFFF, 255, 3])
-    assert {page: vm.arenas.words[page] for page in vm.code_pages()} == {
-        page: addresses[number] for page, number in wanted.items()
-    }
+    vm.expect(told(3, 200, 5, 256, 0xFFFF_FFFF, 255, 3))
+    assert with_code(vm) == {page: addresses[number] for page, number in wanted.items()}
     assert vm.code.count_adopted >= len(wanted)
     assert [page for page in range(256) if vm.arenas.sought[page]] == [3, 5, 200, 255]
     # What is written to has no code any more.
     memory.write(3 * 4096, b"\xf4")
-    assert vm.code_pages() == [200, 255]
+    assert with_code(vm).keys() == {200, 255}
+    assert vm.code_pages() == told(200, 255)
     vm.close()
+
+
+def told(*pages):
+    """What a machine tells of pages with code, of no file that there is."""
+    return translations._pack(bytes(16), [(page, 0) for page in pages])
+
+
+def with_code(vm):
+    return {page: word for page, word in enumerate(vm.arenas.words) if word}
+
+
+@pytest.fixture
+def guests(saved, place, native):
+    """What makes machines of the same memory, a private copy, in which three pages have code."""
+    from ringzero.engine.soft.x86.vm import X86SoftVm
+
+    write(place, saved[2])
+    contents = _places(*_HEADER.unpack_from(saved[2])[4:])[5]
+    memory = GuestMemory([(0, 1 << 20)])
+    for page, number in {3: 0, 200: 7, 255: 1}.items():
+        memory.write(page * 4096, saved[2][contents + number * 4096 :][:4096])
+    memory.write(5 * 4096, b"\xf4" * 4096)
+    image = memory.host.freeze()
+    made = []
+
+    def make():
+        vm = X86SoftVm(native, GuestMemory([(0, 1 << 20)], image), [], 1_000_000_000)
+        vm.create_vcpu(0, QuietInterrupts())
+        made.append(vm)
+        return vm
+
+    yield make
+    for vm in made:
+        vm.close()
+    image.close()
+
+
+def test_what_came_of_it_is_told_to_the_next(guests, monkeypatch):
+    """Of the same file, it looks at no page; of another one, at all of them."""
+    one = guests()
+    known = one.expect(told(3, 200, 5, 255))
+    found = with_code(one)
+    assert found.keys() == {3, 200, 255}
+    one.close()
+    two = guests()
+    with monkeypatch.context() as patch:
+        patch.setattr(translations.Translations, "_adopt", lambda *_: pytest.fail("compared"))
+        assert two.expect(known) is None
+    assert with_code(two) == found
+    assert two.code.count_adopted == 3
+    assert [page for page in range(256) if two.arenas.sought[page]] == [3, 5, 200, 255]
+    two.memory.write(200 * 4096, b"\xf4")
+    assert with_code(two).keys() == {3, 255}
+    two.close()
+    file = two._translations.path
+    file.with_suffix(".new").write_bytes(file.read_bytes())
+    file.with_suffix(".new").chmod(0o600)
+    file.with_suffix(".new").rename(file)
+    three = guests()
+    assert three.expect(known) not in (None, known)
+    assert with_code(three) == found
+
+
+def test_what_was_written_before_is_not_taken_from_a_note(guests):
+    one = guests()
+    known = one.expect(told(3, 200, 5, 255))
+    one.close()
+    two = guests()
+    two.memory.write(3 * 4096 + 17, b"other")
+    assert two.expect(known) is None
+    assert with_code(two).keys() == {200, 255}
+    assert not two.arenas.sought[3]
+    two.close()
+    three = guests()
+    three.memory.write(3 * 4096 + 17, b"other")
+    # Nor written down for those in whose memory it is as ever.
+    again = three.expect(told(3, 200, 5, 255))
+    assert set(translations._unpack(again)[1][::2]) == {200, 5, 255}
+
+
+def test_a_damaged_note_is_none(guests):
+    one = guests()
+    known = one.expect(told(3, 200, 5, 255))
+    one.close()
+    for at in range(len(known)):
+        damaged = bytearray(known)
+        damaged[at] ^= 1 << at % 8
+        assert not translations._unpack(bytes(damaged))[1], at
+        assert not translations._unpack(known[:at])[1], at
+    two = guests()
+    assert two.expect(bytes(damaged)) is None
+    assert not with_code(two)
 
 
 def test_full_region(saved, place, image, native):
@@ -187,7 +278,7 @@ def test_a_file_that_was_right_is_not_read_again_until_it_changes(
     write(place, saved[2])
     assert loads(native)
     with monkeypatch.context() as patched:
-        patched.setattr(translations.zlib, "crc32", lambda *_: pytest.fail("read again"))
+        patched.setattr(translations.binascii, "crc32", lambda *_: pytest.fail("read again"))
         assert loads(native)
     damaged = bytearray(saved[2])
     damaged[-1] ^= 1

@@ -59,7 +59,7 @@ def main() -> int:
     _hold_streams()
     if sys.argv[1:2] == ["run"]:
         _run_quickly(sys.argv[1:])
-    from ringzero.cli import bundle
+    from ringzero.host import bundle
 
     modules = bundle.install()
     from ringzero.cli.codes import INTERRUPTED

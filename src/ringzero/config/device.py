@@ -11,7 +11,6 @@ From the record come the device's spelling in Python (`Machine(disk=...)`, `disk
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol, Self
@@ -20,9 +19,16 @@ from ringzero.records import field_names, replace
 from ringzero.registry import Registry
 
 # What machines, boards, engines, networks and disk formats may be called.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+LONGEST_NAME = 63
+_IN_NAMES = str.maketrans("", "", "_.-")
 # unix(7): the longest path of a socket.
 MAXIMUM_SOCKET_PATH = 107
+
+
+def is_name(text: str) -> bool:
+    """Whether something may be called so: ASCII letters and digits, then also "_", "." and "-"."""
+    plain = text.translate(_IN_NAMES)
+    return len(text) <= LONGEST_NAME and text.isascii() and text[:1].isalnum() and plain.isalnum()
 
 
 class Addresses(Protocol):

@@ -241,12 +241,17 @@ class Vm(ABC, Generic[State]):
         None is nothing to take over.
         """
 
-    def code_pages(self) -> Sequence[int]:
-        """Return the numbers of RAM's pages that had code which ran; for `expect`."""
-        return ()
+    def code_pages(self) -> bytes:
+        """Return what is known of the pages of RAM with code that ran; for `expect`."""
+        return b""
 
-    def expect(self, pages: Sequence[int]) -> None:
-        """Before the first vCPU runs: make ready for code in pages of RAM. A hint, never wrong."""
+    def expect(self, known: bytes) -> bytes | None:
+        """Before the first vCPU runs: make ready for what `code_pages` told of the same RAM.
+
+        What has been changed since, by whomever, is passed over. Returns what is to be told the
+        next time, where that is something else.
+        """
+        return None
 
     def save(self) -> dict[str, Any] | None:
         """Return what the engine keeps for the whole machine, as plain data, or None."""

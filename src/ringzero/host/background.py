@@ -13,10 +13,20 @@ from typing import Any
 # What of our own environment such a process needs: the rest is none of its business.
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR")
 _PACKAGES = Path(__file__).parents[2]
+# What such a process runs: `main` of a module. Its end is the end of all that it has.
+_PROGRAM = """\
+import os, sys
+from ringzero.host import bundle
+bundle.install()
+from importlib import import_module
+code = import_module(sys.argv[1]).main(sys.argv[2:])
+sys.stderr.flush()
+os._exit(code)
+"""
 
 
 def start(module: str, words: Sequence[str], data: bytes, environment: Mapping[str, str]) -> bool:
-    """Run a module with `data` as its standard input; False where no process can be had.
+    """Run `main` of a module with `data` as its standard input; False where none can be had.
 
     It is in a session of its own, has none of our open files, says nothing, and outlives us.
     """
@@ -33,7 +43,7 @@ def start(module: str, words: Sequence[str], data: bytes, environment: Mapping[s
         paths = [str(_PACKAGES), os.environ.get("PYTHONPATH", "")]
         kept["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         # -P: the current directory is no place to import from.
-        command = (sys.executable, "-P", "-m", module, *words)
+        command = (sys.executable, "-P", "-c", _PROGRAM, module, *words)
         number = os.posix_spawn(
             sys.executable, command, kept | dict(environment), file_actions=files, setsid=True
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 RESOLV_CONF = Path("/etc/resolv.conf")
 # As resolv.conf(5) has it for older programs, musl's among them.
 MAX_SEARCH = 6
-_DOMAIN = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
+_DOMAIN = r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?"
 
 
 def parse(text: str) -> tuple[list[str], list[str]]:
@@ -21,7 +21,7 @@ def parse(text: str) -> tuple[list[str], list[str]]:
             servers.append(values[0])
         elif keyword in ("search", "domain"):
             found = [value.rstrip(".") for value in values]
-            domains = [domain for domain in found if _DOMAIN.fullmatch(domain)][:MAX_SEARCH]
+            domains = [domain for domain in found if re.fullmatch(_DOMAIN, domain)][:MAX_SEARCH]
     return servers, domains
 
 

@@ -28,6 +28,7 @@ from ringzero.config.machine import MachineConfig
 from ringzero.devices.contract import Device
 from ringzero.engine.contract import Engine
 from ringzero.errors import DeviceError, GuestError, InvalidValueError
+from ringzero.records import replace
 from ringzero.vm import copies
 from ringzero.vm.boot import complete
 from ringzero.vm.build import Assembly, assemble, choose_engine
@@ -619,6 +620,19 @@ class Machine:
             self.lineage = (snapshot.identifier, *snapshot.manifest.lineage)
             if self._started:
                 self._introduce()
+
+    def rename(self, name: str) -> None:
+        """Call a machine that runs, and its guest, otherwise; commands begin when that knows it.
+
+        As any copy, the guest gets new random numbers with it. Raises InvalidValueError.
+        """
+        known = self.identity
+        self.identity = self.parts.identity = Identity(
+            name, generation=known.generation, now=None, mac=known.mac, cid=known.cid
+        )
+        with self.frozen():
+            self.parts.config = replace(self.parts.config, name=name)
+            copies.Introduction(self.identity, None).tell(self.parts)
 
     # ---- statistics -------------------------------------------------------
 

@@ -25,12 +25,13 @@ class Place:
             "PYTHONPATH": SOURCE,
             "RINGZERO_POOL_DIR": str(root),
             "RINGZERO_ENGINE": "soft",
+            "RINGZERO_MACHINES_DIR": f"{root}-machines",
         }
 
     def start(self, *words, flags=(), **options):
         command = [sys.executable, *flags, "-m", "ringzero", *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=self.environment, **pipes | options)
+        return subprocess.Popen(command, **{"env": self.environment, **pipes, **options})
 
     def __call__(self, *words, given=""):
         process = self.start(*words, stdin=subprocess.PIPE)
@@ -91,6 +92,43 @@ def test_faults_are_as_without_a_pool(there):
     assert code == 124
     assert "--timeout is over" in err
     assert run(there, "no-such-program")[0] == 127
+
+
+def test_one_that_stays_is_taken_from_it(there):
+    """By its name, with its command, and none of the pool's any more."""
+    there.until(ready=2)
+    served = there.status()["served"]
+    words = ("run", "-d", "--memory", "256M", "--name", "web", "--json")
+    code, out, err = there(*words, "--", "sh", "-c", "hostname; cat; sleep 600")
+    assert code == 0, err
+    found = json.loads(out)
+    there.until(served=served + 1, ready=2, lent=0)
+    try:
+        assert (found["name"], found["status"]) == ("web", "running")
+        assert there("exec", "web", "--", "hostname") == (0, "web\n", "")
+        assert "web" in there("logs", "web")[1]
+        uuids = ("cat", "/proc/sys/kernel/random/uuid")
+        assert there("exec", "web", "--", *uuids)[1] != run(there, *uuids)[1]
+        # Folders come in, as into one that was started for it.
+        assert there("share", "web", "add", f"{SOURCE}:/src")[0] == 0
+        assert "ringzero" in there("exec", "web", "--", "ls", "/src")[1]
+        # A copy of it is as any copy.
+        assert there("fork", "web", "--name", "copy")[0] == 0
+        assert there("exec", "copy", "--", "hostname") == (0, "copy\n", "")
+    finally:
+        for name in ("web", "copy"):
+            there("rm", "-f", name)
+    assert json.loads(there("ps", "-a", "--json")[1]) == []
+
+
+def test_one_that_stays_goes_without_where_settings_differ(there):
+    there.until(ready=2)
+    served = there.status()["served"]
+    other = {**there.environment, "RINGZERO_BOOT_TIMEOUT": "1234"}
+    process = there.start("run", "-d", "--memory", "256M", "--name", "own", env=other)
+    assert process.communicate(timeout=120)[0] == "own\n"
+    assert there("rm", "-f", "own")[0] == 0
+    assert there.status()["served"] == served
 
 
 def test_others_start_a_machine_of_their_own(there):

@@ -1,18 +1,24 @@
-"""`run`'s side of a pool: a machine that is ready runs the command on this process's streams."""
+"""`run`'s side of a pool: a machine that is ready runs the command on this process's streams.
+
+For `run -d`, it becomes a machine of its own.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ringzero.cli.pool import place, protocol
 from ringzero.cli.pool.protocol import (
+    ACCEPTED,
     COMMAND,
     GREETING,
+    KEEP,
     LOST,
     LOST_HINT,
     MACHINES,
@@ -25,6 +31,7 @@ from ringzero.host.private import open_private
 
 if TYPE_CHECKING:
     from ringzero.config.machine import MachineConfig
+    from ringzero.control.host.directory import Claim
 
 
 def run(
@@ -57,17 +64,47 @@ def run(
             "json": as_json,
         }
         # surrogateescape: words are bytes on this system.
-        data = json.dumps(request).encode()
-        text = os.memfd_create("request", os.MFD_CLOEXEC)
-        try:
-            os.write(text, data)
+        with _file(json.dumps(request).encode()) as text:
             try:
                 socket.send_fds(link, [COMMAND], [text, 0, 1, 2])
             except OSError:
                 return None
-        finally:
-            os.close(text)
         return _result(_await(link))
+
+
+def keeper(config: MachineConfig) -> Callable[[Claim, int], bool]:
+    """Return what has a machine of the pool of `config` become a machine of its own name.
+
+    It takes what `ringzero.control.host.launch.launch` gives it, and returns False where there is
+    no such pool, or none at hand for this process's settings: nothing has happened then.
+    """
+
+    def keep(claim: Claim, report: int) -> bool:
+        key = place.key_of(config)
+        link = _machine(key) if key is not None else None
+        if link is None:
+            return False
+        request = {"path": os.fspath(claim.directory.path), "settings": place.settings()}
+        with link, _file(json.dumps(request).encode()) as text:
+            try:
+                # Until it has answered, or ended: there are not to be two.
+                socket.send_fds(link, [KEEP], [text, claim.lock, report])
+                return link.recv(MESSAGE) == ACCEPTED
+            except OSError:
+                return False
+
+    return keep
+
+
+@contextlib.contextmanager
+def _file(data: bytes) -> Iterator[int]:
+    """Have a descriptor of `data` for the block."""
+    text = os.memfd_create("request", os.MFD_CLOEXEC)
+    try:
+        os.write(text, data)
+        yield text
+    finally:
+        os.close(text)
 
 
 def _machine(key: str) -> socket.socket | None:

@@ -19,7 +19,6 @@ from ringzero.cli.verbs.run import Run, takes_from_pool
 from ringzero.errors import RingzeroError
 from ringzero.image import names
 from ringzero.records import record
-from ringzero.settings import TABLE
 
 
 @record
@@ -76,26 +75,16 @@ def like(environment: dict[str, str], directory: int) -> Iterator[bool]:
 
     What depends on the settings may be known already: only those that are like ours will do.
     """
-    before, ours = dict(os.environ), _settings()
+    before, ours = dict(os.environ), place.settings()
     try:
         _become(environment)
         os.fchdir(directory)
-        yield _settings() == ours
+        yield place.settings() == ours
     except OSError:
         yield False
     finally:
         _become(before)
         os.chdir("/")
-
-
-def _settings() -> list[str]:
-    found = []
-    for setting in TABLE.values():
-        try:
-            found.append(str(setting.get()))
-        except RingzeroError as fault:
-            found.append(fault.message)
-    return found
 
 
 def _become(environment: dict[str, str]) -> None:

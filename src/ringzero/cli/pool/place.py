@@ -23,8 +23,9 @@ from ringzero.cli.pool import protocol
 from ringzero.cli.pool.protocol import MACHINES, MESSAGE, PROGRAM
 from ringzero.config.tree import config_to_tree
 from ringzero.digest import blake2b
+from ringzero.errors import RingzeroError
 from ringzero.host.unixsocket import LONGEST_PATH
-from ringzero.settings import POOL_DIR
+from ringzero.settings import POOL_DIR, TABLE
 
 if TYPE_CHECKING:
     from ringzero.config.machine import MachineConfig
@@ -52,6 +53,17 @@ def remember(key: str, own: Sequence[str]) -> None:
     """Note that a pool is that of such words of `run`, for `ringzero.cli.pool.quick`."""
     with contextlib.suppress(OSError):
         (root() / key / protocol.asked_for(list(own))).touch(0o600)
+
+
+def settings() -> list[str]:
+    """Return what this process has been set to, in words; what is known may depend on all of it."""
+    found = []
+    for setting in TABLE.values():
+        try:
+            found.append(str(setting.get()))
+        except RingzeroError as fault:
+            found.append(fault.message)
+    return found
 
 
 def root() -> Path:

@@ -81,6 +81,8 @@ class Pool:
         self._making: dict[int, int] = {}
         self._ready: dict[int, int] = {}
         self._lent: dict[int, int] = {}
+        # Those that have become machines of their own, and are none of the pool's any more.
+        self._kept: dict[int, int] = {}
         self._reports, self._report = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         # Of this only the other end's fate counts: it is closed when we are gone.
         self._life, self._living = os.pipe2(os.O_CLOEXEC)
@@ -146,7 +148,7 @@ class Pool:
         """In a machine's process: let go of what is the pool's alone."""
         for descriptor in (
             *(self._living, self._reports),
-            *(self._making | self._ready | self._lent).values(),
+            *(self._making | self._ready | self._lent | self._kept).values(),
         ):
             os.close(descriptor)
         self._control.close()
@@ -157,7 +159,7 @@ class Pool:
     def _wait(self, limit: float) -> None:
         """Wait until something happens, for `limit` seconds at most, and see to it."""
         poller = select.poll()
-        known = self._making | self._ready | self._lent
+        known = self._making | self._ready | self._lent | self._kept
         for descriptor in (self._reports, self._control.fileno(), *known.values()):
             poller.register(descriptor, select.POLLIN)
         pause = None if limit == math.inf else max(0.0, limit) * 1000
@@ -180,14 +182,15 @@ class Pool:
             if what == b"ready" and number in self._making:
                 self._ready[number] = self._making.pop(number)
                 self._failed = 0
-            elif what == b"taken" and number in self._ready:
-                self._lent[number] = self._ready.pop(number)
+            elif what in (b"taken", b"kept") and number in self._ready:
+                taken = self._lent if what == b"taken" else self._kept
+                taken[number] = self._ready.pop(number)
                 self._served += 1
                 self._last = time.monotonic()
 
     def _bury(self, number: int) -> None:
         os.waitpid(number, 0)
-        for found in (self._making, self._ready, self._lent):
+        for found in (self._making, self._ready, self._lent, self._kept):
             descriptor = found.pop(number, None)
             if descriptor is None:
                 continue
@@ -322,7 +325,9 @@ def main(arguments: list[str]) -> int:
             # All that it loads is there, then, in each machine's process.
             lines.read(["run", *asked["words"], "--", "true"], directory.name)
             place.remember(directory.name, asked["words"])
-            _keep(directory, build(config), int(size), float(idle), tell)
+            # As one that stays would have it, so that each may become such a machine.
+            machine = build(config.with_room_for_shares())
+            _keep(directory, machine, int(size), float(idle), tell)
     except RingzeroError as fault:
         print(f"ringzero: {fault.message}", file=sys.stderr)
         tell(error=fault.to_dict())

@@ -6,6 +6,8 @@ current directory; or COMMAND with a request and the streams. A LINE is the clie
 line, which the machine's process reads as the client would: it answers REFUSED where that is none
 for this machine, and the client goes on by itself; or ACCEPTED, and at the end `code N`. To a
 COMMAND, which names the pool's own description, it answers in JSON (`ringzero.cli.pool.client`).
+KEEP comes with a request, the lock of a machine's directory and a pipe to report on: once it has
+answered ACCEPTED the process is that machine's, nobody's else, and says no more here.
 Meanwhile the client may say `signal N`; its end is the machine's.
 
 The sockets keep messages apart (SOCK_SEQPACKET).
@@ -18,9 +20,9 @@ from _socket import SO_PEERCRED, SOL_SOCKET, socket
 from ringzero.version import __version__
 
 # Raised whenever the two sides would misunderstand each other.
-VERSION = 2
-GREETING = b"ringzero-pool 2"
-LINE, COMMAND = b"line", b"run"
+VERSION = 3
+GREETING = b"ringzero-pool 3"
+LINE, COMMAND, KEEP = b"line", b"run", b"keep"
 REFUSED, ACCEPTED = b"no", b"yes"
 CODE, SIGNAL = b"code", b"signal"
 # A message is a few words or an error's text; a request, which may be long, is in a file.

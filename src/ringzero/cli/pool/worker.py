@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ringzero.cli import session, signals
@@ -25,6 +26,7 @@ from ringzero.cli.pool.protocol import (
     CODE,
     COMMAND,
     GREETING,
+    KEEP,
     LINE,
     MAX_REQUEST,
     MESSAGE,
@@ -34,6 +36,10 @@ from ringzero.cli.pool.protocol import (
     number_of,
     unpack,
 )
+from ringzero.control.host.directory import Claim, MachineDirectory
+from ringzero.control.host.report import Reporter
+from ringzero.control.machine.actions import HANDLERS
+from ringzero.control.machine.become import become
 from ringzero.errors import GuestError, RingzeroError
 from ringzero.host.process import set_title
 from ringzero.vm.exit import Exit
@@ -51,7 +57,7 @@ PATIENCE = 60.0
 _ASKING = 5.0
 _STREAMS = (0, 1, 2)
 # How many descriptors come with a message.
-_FILES = {COMMAND: 1 + len(_STREAMS), LINE: 2 + len(_STREAMS)}
+_FILES = {COMMAND: 1 + len(_STREAMS), LINE: 2 + len(_STREAMS), KEEP: 3}
 
 
 class LentMachine:
@@ -85,8 +91,8 @@ class LentMachine:
 class Worker:
     """A process of the pool with one machine; `listening` is the pool's socket.
 
-    `report` hears "ready" and "taken", in lines with this process's number; `life` ends with the
-    pool, whose name is `key`.
+    `report` hears "ready", then "taken" or "kept", in lines with this process's number; `life`
+    ends with the pool, whose name is `key`.
     """
 
     def __init__(self, listening: socket.socket, report: int, life: int, key: str) -> None:
@@ -162,6 +168,12 @@ class Worker:
             if len(descriptors) != _FILES.get(kind):
                 raise GuestError("a client without its streams")
             request = os.pread(descriptors[0], MAX_REQUEST, 0)
+            if kind == KEEP:
+                asked = place.decode(request)
+                if asked.get("settings") != place.settings():
+                    link.send(REFUSED)
+                    return False
+                self._become(machine, link, Path(str(asked["path"])), descriptors)
             if kind == LINE:
                 run = self._line(machine, request, descriptors[-1])
                 link.send(REFUSED if run is None else ACCEPTED)
@@ -169,6 +181,8 @@ class Worker:
                     return False
             else:
                 run = _command(machine, request)
+            # Nobody is to wait for a machine here when the pool is gone.
+            self._listening.close()
             self._say("taken")
             for source, target in zip(descriptors[1:], _STREAMS, strict=False):
                 os.dup2(source, target)
@@ -184,6 +198,25 @@ class Worker:
         with contextlib.suppress(OSError):
             link.send(answer)
         return True
+
+    def _become(
+        self, machine: Machine, link: socket.socket, path: Path, files: list[int]
+    ) -> NoReturn:
+        """Be the process of a machine's directory from now on, with its lock and a report."""
+        claim = Claim(MachineDirectory(path), os.dup(files[1]))
+        reporter = Reporter(os.dup(files[2]))
+        link.send(ACCEPTED)
+        self._say("kept")
+        link.close()
+        self._listening.close()
+        for descriptor in (*files, self._report, self._life):
+            os.close(descriptor)
+
+        def named() -> Machine:
+            machine.rename(claim.directory.name)
+            return machine
+
+        become(claim, reporter, HANDLERS, named, resumed=False)
 
     def _line(self, machine: Machine, request: bytes, directory: int) -> Callable[[], bytes] | None:
         """Return what runs a command line that is for this machine, and returns the answer."""

@@ -30,8 +30,9 @@ class Pool(Verb):
   ringzero pool status
   ringzero pool stop                      all; or the ids that status shows
 
-A machine of a pool serves one `run` with a command and without -t, -d, --name, --serial, --boot,
-ports and folders; every other starts a machine of its own. docs/starts.md tells more.
+A machine of a pool serves one `run` with a command and without -t, --name, --serial, --boot, ports
+and folders, or becomes the machine of one `run -d`; every other starts a machine of its own.
+docs/starts.md tells more.
 """
 
     def configure(self, parser: argparse.ArgumentParser) -> None:

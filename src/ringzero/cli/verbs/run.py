@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ringzero.cli.command_flags import add_command_flags, advise_quoting, given, variables
@@ -30,7 +32,7 @@ from ringzero.cli.machine_config import (
 )
 from ringzero.cli.verb import VERBS, Verb, print_json
 from ringzero.config.device import DEVICE_CONFIGS
-from ringzero.settings import ENGINE
+from ringzero.settings import ENGINE, POOL_DIR
 
 if TYPE_CHECKING:
     import argparse
@@ -324,12 +326,14 @@ def takes_from_pool(arguments: argparse.Namespace) -> bool:
     return not (arguments.detach or _on_terminal(arguments) or is_own(arguments))
 
 
+def keeps_from_pool(arguments: argparse.Namespace) -> bool:
+    """Whether a machine of a pool may become the one that stays."""
+    return not (boots(arguments) or is_own(arguments))
+
+
 def _from_pool(arguments: argparse.Namespace, config: MachineConfig) -> int | None:
     """Run the command in a machine that is ready; None where there is none for it."""
-    from ringzero.settings import POOL_DIR
-
-    # Where one has been, its directory is left.
-    if not takes_from_pool(arguments) or not any(POOL_DIR.get().glob("*/machines")):
+    if not takes_from_pool(arguments) or not _has_pools(POOL_DIR.get()):
         return None
     from ringzero.cli.pool import client
 
@@ -341,6 +345,14 @@ def _from_pool(arguments: argparse.Namespace, config: MachineConfig) -> int | No
         stats=arguments.stats,
         as_json=arguments.json,
     )
+
+
+def _has_pools(root: Path) -> bool:
+    """Whether a pool is there; where one has been, its directory is left."""
+    try:
+        return any((root / name / "machines").exists() for name in os.listdir(root))  # noqa: PTH208
+    except OSError:
+        return False
 
 
 def claim(arguments: argparse.Namespace, config: MachineConfig, foreground: bool) -> Claim:
@@ -380,7 +392,12 @@ def _detach(arguments: argparse.Namespace, config: MachineConfig) -> int:
     from ringzero.control.host.launch import launch
 
     claimed = claim(arguments, config, foreground=False)
-    found = launch(claimed, wait=not arguments.no_wait)
+    hand_over = None
+    if keeps_from_pool(arguments) and _has_pools(POOL_DIR.get()):
+        from ringzero.cli.pool import client
+
+        hand_over = client.keeper(config)
+    found = launch(claimed, wait=not arguments.no_wait, hand_over=hand_over)
     if arguments.json:
         print_json(found.summary())
     else:

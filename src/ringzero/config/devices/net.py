@@ -11,9 +11,9 @@ from typing import Any, Self
 from ringzero.config.device import (
     DEVICE_CONFIGS,
     MAXIMUM_SOCKET_PATH,
-    NAME,
     Addresses,
     DeviceConfig,
+    is_name,
 )
 from ringzero.config.ports import Forward, double_faults, parse_ports
 from ringzero.errors import InvalidValueError
@@ -21,7 +21,7 @@ from ringzero.records import record, replace
 from ringzero.units import parse_size
 
 # Six bytes of which the lowest bit of the first, which makes a group of it, is not set.
-_MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
+_MAC = r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}"
 # What IPv4 asks of every link (RFC 791), and what Ethernet calls jumbo frames.
 MINIMUM_MTU, MAXIMUM_MTU = 68, 9000
 # Networks that ringzero does not route itself: addresses and ports are others' there.
@@ -150,11 +150,11 @@ class NetConfig(DeviceConfig):
 
     def faults(self) -> list[str]:
         found = []
-        if not isinstance(self.network, str) or not NAME.fullmatch(self.network):
+        if not isinstance(self.network, str) or not is_name(self.network):
             found.append(f"no network is called {self.network!r}")
         if len(os.fsencode(self.target)) > MAXIMUM_SOCKET_PATH:
             found.append(f"network {self.target}: a socket's path has at most 107 bytes")
-        if self.mac is not None and not _MAC.fullmatch(self.mac):
+        if self.mac is not None and not re.fullmatch(_MAC, self.mac):
             found.append(
                 f"{self.mac!r} is no MAC address of an interface: write 02:xx:xx:xx:xx:xx, "
                 "whose first byte is even"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ringzero
@@ -24,16 +24,19 @@ def launch(
     wait: bool = True,
     progress: Progress | None = None,
     program: Sequence[str] | None = None,
+    hand_over: Callable[[Claim, int], bool] | None = None,
 ) -> MachineDirectory:
     """Start the process of a machine whose directory is claimed; return when the guest is up.
 
-    With `wait` False, return when the process runs. A new machine that could not
+    With `wait` False, return when the process runs. `hand_over` gives claim and report to a process
+    that is there and becomes the machine's; False where there is none. A new machine that could not
     be built leaves no directory behind. Raises what the machine's process raises.
     """
     directory = claim.directory
     reading, writing = os.pipe2(os.O_CLOEXEC)
     try:
-        _spawn(claim, writing, program or PROGRAM)
+        if hand_over is None or not hand_over(claim, writing):
+            _spawn(claim, writing, program or PROGRAM)
     except BaseException:
         os.close(reading)
         claim.discard()

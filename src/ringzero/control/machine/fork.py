@@ -18,20 +18,17 @@ import gc
 import json
 import os
 import select
-import signal
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
-from ringzero.api.values import ExitRecord
 from ringzero.control.host import claims, directory
-from ringzero.control.host.directory import VMM_LOG, Claim
+from ringzero.control.host.directory import Claim
 from ringzero.control.host.report import Reporter
+from ringzero.control.machine.become import become
 from ringzero.control.machine.keeper import Keeper
-from ringzero.control.machine.life import internal, keep, take_over
-from ringzero.errors import ControlError, InvalidValueError, RingzeroError, from_dict
-from ringzero.host.process import set_title
+from ringzero.errors import ControlError, InvalidValueError, from_dict
+from ringzero.vm.guest.contract import KeptGuest
 from ringzero.vm.guest.identity import Identity
 
 # More at once are more processes than a user may have on many hosts.
@@ -152,51 +149,20 @@ def _become(
     origin: Keeper, seed: Any, claim: Claim, others: Sequence[Claim], report: int
 ) -> NoReturn:
     """In a copy's process: be that machine until its end."""
-    code = 1
-    reporter = Reporter(report)
-    try:
+
+    def grow() -> KeptGuest:
         os.setsid()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
         _originals.append(origin)
         # What is there is never garbage, and looking for some would copy all of it.
         gc.freeze()
         for other in others:
             os.close(other.lock)
         origin.leave()
-        _redirect(claim.directory.path / VMM_LOG)
-        os.chdir("/")
-        set_title(f"rz-{claim.directory.name}")
-        code = _live(origin, seed, claim, reporter)
-    except BaseException as fault:
-        error = fault if isinstance(fault, RingzeroError) else internal(fault)
-        ended = ExitRecord("not-built", error.message, error.exit_code, time.time())
-        claim.directory.write_end(ended)
-        reporter.fail(error)
-    finally:
-        os._exit(code)
+        machine: KeptGuest = origin.machine.grow(seed, Identity(name=claim.directory.name))
+        seed.close()
+        return machine
 
-
-def _live(origin: Keeper, seed: Any, claim: Claim, reporter: Reporter) -> int:
-    machine = origin.machine.grow(seed, Identity(name=claim.directory.name))
-    seed.close()
-    try:
-        keeper = Keeper(machine, claim, origin.handlers)
-    except BaseException:
-        machine.stop()
-        raise
-    take_over(keeper)
-    return keep(keeper, reporter, resumed=True)
-
-
-def _redirect(log: Path) -> None:
-    """Make standard input nothing, and both outputs the copy's own log."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for source, target in ((nothing, 0), (file, 1), (file, 2)):
-        os.dup2(source, target)
-    os.close(nothing)
-    os.close(file)
+    become(claim, Reporter(report), origin.handlers, grow, resumed=True)
 
 
 def _await_all(reading: int, count: int) -> None:

@@ -13,7 +13,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,7 +108,9 @@ def _facts() -> Iterator[bytes]:
     except OSError:
         # Nothing tells this host from another one.
         yield os.urandom(16)
-    spec = find_spec("llvmlite")
+    # As `importlib.util.find_spec`, without what that loads.
+    specs = (finder.find_spec("llvmlite", None) for finder in sys.meta_path)
+    spec = next((spec for spec in specs if spec is not None), None)
     if spec is not None and spec.origin is not None:
         yield _stamp(spec.origin, os.stat(spec.origin))  # noqa: PTH116 - one of many, and timed
     pending = [str(_ROOT / name) for name in _SOURCES]

@@ -14,6 +14,7 @@ of it. One that is damaged, foreign, or of another engine is ignored.
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import ctypes
 import fcntl
@@ -22,13 +23,13 @@ import mmap
 import os
 import stat
 import struct
-import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from ringzero.core.memory import PAGE_SIZE, GuestMemory
+from ringzero.digest import blake2b
 from ringzero.engine.soft.linked import Objects
 from ringzero.host.memory import HostMemory, map_over
 from ringzero.settings import CACHE_DIR
@@ -39,6 +40,9 @@ ALIGNMENT = 64
 # entries.
 _HEADER = struct.Struct("<I4x8s32sQQQQQ")
 _CHECKED_FROM = 4
+# What is known of pages with code: CRC-32 of all behind it, what the file was that it is of; then
+# of each page its number and the address of its CodePage in that file, 0 for none, 32 bits each.
+_KNOWN = struct.Struct("<I4x16s")
 # Writing costs about 0.1 s, so it must be worth it: this many blocks were translated anew.
 WORTH_SAVING = 400
 # A file that fills more of the region than this leaves new code no room.
@@ -63,6 +67,8 @@ class Translations:
         self._code = code
         self._key = engine.objects.key.encode().ljust(32, b"\0")
         self._mapping: mmap.mmap | None = None
+        # What the file that is mapped was then.
+        self._version = b""
         # Where the mapping has the addresses of CodePages, and the guest pages they are of.
         self._addresses, self._contents = memoryview(b"").cast("I"), memoryview(b"")
         # Its table of pages, and their hashes.
@@ -98,6 +104,7 @@ class Translations:
                 before = target % PAGE_SIZE
                 if not map_over(target - before, before + size, descriptor, place - before):
                     ctypes.memmove(target, start + place, size)
+            self._version = blake2b(_stamp(os.fstat(descriptor)), digest_size=16).digest()
         finally:
             os.close(descriptor)
         space.out = self._start + code
@@ -157,7 +164,7 @@ class Translations:
         if len(data) != places[6]:
             return None
         if not known:
-            if zlib.crc32(memoryview(data)[_CHECKED_FROM:]) != crc:
+            if binascii.crc32(memoryview(data)[_CHECKED_FROM:]) != crc:
                 return None
             self._note_checked(status)
         # Not cut out of the file itself, of which that would copy megabytes.
@@ -183,16 +190,47 @@ class Translations:
             temporary.write_bytes(_stamp(status))
             temporary.replace(self._check)
 
-    def adopt(
-        self, pages: Sequence[int], memory: HostMemory, words: memoryview, sought: memoryview
-    ) -> None:
-        """Take over what is saved for pages of RAM, by number, before they run.
+    def known(self, words: memoryview) -> bytes:
+        """Return what is to be told to `expect` of the pages that have code now."""
+        return _pack(bytes(16), ((page, 0) for page, address in enumerate(words) if address))
+
+    def expect(
+        self, known: bytes, memory: HostMemory, words: memoryview, sought: memoryview
+    ) -> bytes | None:
+        """Take over what is saved for pages of RAM before they run; `known` tells of which.
 
         One by one, at their first instructions, each costs a search of all TLBs for a right to
         write to it: here the vCPUs have not run. `words` and `sought` as of `CodeArenas`.
+        To compare the pages is a fiftieth of a start that resumes. So what came of it is returned:
+        of the same content and the same file, it is known then where each page's code is.
         """
-        if self._mapping is None:
-            return
+        version, pairs = _unpack(known)
+        if self._mapping is None or not pairs:
+            return None
+        found = {
+            page: address
+            for page, address in zip(pairs[::2], pairs[1::2], strict=True)
+            if page < len(words)
+        }
+        same = version == self._version
+        if not same:
+            self._adopt(found, memory, words, sought)
+        # To what was written already, the note does not apply.
+        for start, end in memory.changed():
+            for page in range(start // PAGE_SIZE, end // PAGE_SIZE):
+                found.pop(page, None)
+        if not same:
+            return _pack(self._version, ((page, words[page]) for page in found))
+        for page, address in found.items():
+            sought[page] = 1
+            words[page] = address
+        self._code.count_adopted += len(found) - list(found.values()).count(0)
+        return None
+
+    def _adopt(
+        self, pages: Iterable[int], memory: HostMemory, words: memoryview, sought: memoryview
+    ) -> None:
+        """Take over what is saved for pages of the same content."""
         table, hashes, mask = self._table, self._hashes, len(self._table) - 1
         contents = ctypes.addressof(ctypes.c_char.from_buffer(self._contents))
         compare, page_hash = _memcmp(), self._engine.page_hash
@@ -284,7 +322,7 @@ class Translations:
             0, _MAGIC, self._key, self._start, len(code), len(records), len(pages), slots
         )
         body[: len(header)] = header
-        body[:_CHECKED_FROM] = zlib.crc32(memoryview(body)[_CHECKED_FROM:]).to_bytes(
+        body[:_CHECKED_FROM] = binascii.crc32(memoryview(body)[_CHECKED_FROM:]).to_bytes(
             _CHECKED_FROM, "little"
         )
         return body
@@ -311,6 +349,24 @@ def _memcmp() -> Callable[[int, int, int], int]:
     compare = ctypes.PyDLL(None).memcmp
     compare.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
     return compare
+
+
+def _pack(version: bytes, pairs: Iterable[tuple[int, int]]) -> bytes:
+    """Return a note for `Translations.expect`."""
+    words = array("I", [word for pair in pairs for word in pair])
+    data = _KNOWN.pack(0, version) + words.tobytes()
+    return binascii.crc32(data[_CHECKED_FROM:]).to_bytes(_CHECKED_FROM, "little") + data[4:]
+
+
+def _unpack(known: bytes) -> tuple[bytes, array[int]]:
+    """Return what file a note is of, and its words; none where it is damaged."""
+    words = array("I")
+    if len(known) < _KNOWN.size or (len(known) - _KNOWN.size) % (2 * words.itemsize):
+        return b"", words
+    crc, version = _KNOWN.unpack_from(known)
+    if binascii.crc32(known[_CHECKED_FROM:]) == crc:
+        words.frombytes(known[_KNOWN.size :])
+    return version, words
 
 
 def _bytes_at(address: int, size: int) -> memoryview:

@@ -43,7 +43,7 @@ class CloudInitWatch:
         *lines, self._line = (self._line + data).split(b"\n")
         self._line = self._line[-_LONGEST:]
         for line in lines:
-            self._hear(ESCAPES.sub("", line[-_LONGEST:].decode("utf-8", "replace")).strip())
+            self._hear(re.sub(ESCAPES, "", line[-_LONGEST:].decode("utf-8", "replace")).strip())
 
     def _hear(self, line: str) -> None:
         if _FINISHED.search(line):

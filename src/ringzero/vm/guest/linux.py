@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 # Colours and other sequences that systemd writes.
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+ESCAPES = r"\x1b\[[0-9;?]*[A-Za-z]"
 # Beside a few words of our own, in characters.
 _LONGEST_SHOWN = 100
 # How every Linux begins its last words.
@@ -45,7 +45,7 @@ def panic_cause(said: str) -> str:
 
 def last_line(said: bytes) -> str:
     """Return the last line of what a serial line has said, for a person, without colours."""
-    text = ESCAPES.sub("", said.decode("utf-8", "replace").replace("\r", "\n"))
+    text = re.sub(ESCAPES, "", said.decode("utf-8", "replace").replace("\r", "\n"))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     shown = "".join(c if c.isprintable() else "?" for c in lines[-1]) if lines else ""
     return shown[:_LONGEST_SHOWN]

@@ -150,7 +150,3 @@ def main(arguments: list[str]) -> int:
         print(f"ringzero: no template: {fault.message}", file=sys.stderr)
         return fault.exit_code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -3,7 +3,7 @@
     ROOT/NAME/state         HEADER, then JSON: the key, and the state tree of `ringzero.vm.state`
     ROOT/NAME/memory        the guest's memory, sparse, to be mapped
     ROOT/NAME/working-set   pages that a first command touches (`workingset`); a hint
-    ROOT/NAME/code-pages    numbers of the pages that have code which a first command runs; a hint
+    ROOT/NAME/code-pages    what the engine knows of pages whose code a first command runs; a hint
     ROOT/NAME.failed        why the last attempt to make one failed, for people
     ROOT/lock               held by whoever makes one: one at a time costs nobody much
     ROOT/.partial-*/        what is being made, or removed
@@ -22,15 +22,14 @@ stays with whoever has it mapped.
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import errno
 import json
 import os
 import struct
 import time
-import zlib
-from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +56,7 @@ if TYPE_CHECKING:
     from ringzero.vm.seed import Seed
 
 # Raised whenever a reader of before would misread what is written now.
-FORMAT = 2
+FORMAT = 3
 STATE, MEMORY, CODE = "state", "memory", "code-pages"
 # Where in the key the stand-in's plain data stand.
 _DESCRIPTION = 4
@@ -147,9 +146,10 @@ class Template:
     """A template that is open: whatever becomes of its files, a machine may go on from it."""
 
     def __init__(
-        self, memory: MemoryBase, tree: Mapping[str, Any], taken: int, code: Sequence[int]
+        self, memory: MemoryBase, tree: Mapping[str, Any], taken: int, place: Path, code: bytes
     ) -> None:
         self._memory = memory
+        self._place = place
         self.tree = dict(tree)
         self.taken = taken
         self._code = code
@@ -162,8 +162,18 @@ class Template:
         image = MemoryImage(self._memory)
         state = states.MachineState(self.tree)
         introduction = copies.resume(parts, Seed(parts.config, state, image, taken=self.taken))
-        parts.vm.expect(self._code)
+        better = parts.vm.expect(self._code)
+        if better is not None:
+            self._keep_code(better)
         return introduction
+
+    def _keep_code(self, known: bytes) -> None:
+        """Have the next one told of `known`; a hint, which need not be kept."""
+        temporary = self._place / f".{CODE}-{os.urandom(4).hex()}"
+        with contextlib.suppress(OSError):
+            temporary.touch(0o600)
+            temporary.write_bytes(known)
+            temporary.replace(self._place / CODE)
 
     @property
     def size(self) -> int:
@@ -407,7 +417,8 @@ def open_template(path: Path, key: Key, within: int | None = None) -> Template:
         with contextlib.suppress(OSError):
             os.utime(place)
         # Let go above, once.
-        return Template(memory.hold(), found["machine"], found["taken"], _read_code(place))
+        code = _read_code(place)
+        return Template(memory.hold(), found["machine"], found["taken"], path, code)
 
 
 def write(work: Path, key: Key, seed: Seed) -> None:
@@ -449,26 +460,24 @@ def write_parts(
         "machine": tree,
     }
     content = json.dumps(found, separators=(",", ":")).encode()
-    header = HEADER.pack(MAGIC, zlib.crc32(content))
+    header = HEADER.pack(MAGIC, binascii.crc32(content))
     _write(work / STATE, lambda fd: blobs.write_all(fd, header + content, 0))
 
 
-def note_code(work: Path, pages: Sequence[int]) -> None:
-    """Write down beside a template which pages have code that runs. Raises HostError."""
+def note_code(work: Path, known: bytes) -> None:
+    """Write down beside a template what a VM knows of pages with code. Raises HostError."""
     from ringzero.vm.saved import blobs
 
-    data = array("I", pages).tobytes()
-    _write(work / CODE, lambda fd: blobs.write_all(fd, data, 0))
+    _write(work / CODE, lambda fd: blobs.write_all(fd, known, 0))
 
 
-def _read_code(place: int) -> Sequence[int]:
+def _read_code(place: int) -> bytes:
     """Return what `note_code` wrote into an open directory; nothing where it is not to be had."""
-    pages = array("I")
-    with contextlib.suppress(OSError, StateError):
+    try:
         with os.fdopen(open_private(CODE, place), "rb") as file:
-            data = file.read(_MAX_STATE)
-        pages.frombytes(data[: len(data) // pages.itemsize * pages.itemsize])
-    return pages
+            return file.read(_MAX_STATE)
+    except (OSError, StateError):
+        return b""
 
 
 def _write(path: Path, fill: Callable[[int], None]) -> None:
@@ -483,7 +492,7 @@ def _read_state(name: str, place: int) -> dict[str, Any]:
     with os.fdopen(open_private(STATE, place), "rb") as file:
         data = file.read(_MAX_STATE)
     content = memoryview(data)[HEADER.size :]
-    if data[: HEADER.size] != HEADER.pack(MAGIC, zlib.crc32(content)):
+    if data[: HEADER.size] != HEADER.pack(MAGIC, binascii.crc32(content)):
         raise _unfit(name, "its state is damaged")
     try:
         found: dict[str, Any] = json.loads(bytes(content))

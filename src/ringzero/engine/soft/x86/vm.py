@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from ringzero.core.bus import Show
@@ -185,14 +185,16 @@ class X86SoftVm(SoftVm[CpuState]):
         self._open_space(code)
         self._inherited = code.vcpus
 
-    def code_pages(self) -> list[int]:
-        return [page for page, address in enumerate(self.arenas.words) if address]
+    def code_pages(self) -> bytes:
+        if self._translations is None:
+            return b""
+        return self._translations.known(self.arenas.words)
 
-    def expect(self, pages: Sequence[int]) -> None:
+    def expect(self, known: bytes) -> bytes | None:
         arenas = self.arenas
-        if self._translations is not None and arenas.main:
-            known = [page for page in pages if page < len(arenas.words)]
-            self._translations.adopt(known, self.memory.host, arenas.words, arenas.sought)
+        if self._translations is None or not arenas.main:
+            return None
+        return self._translations.expect(known, self.memory.host, arenas.words, arenas.sought)
 
     @property
     def arenas(self) -> CodeArenas:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import ringzero
-from ringzero.cli import bundle
+from ringzero.host import bundle
 
 SOURCE = Path(ringzero.__file__).parents[1]
 
