@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import binascii
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 from ringzero.errors import NotFoundError
 from ringzero.records import field_names, is_record, optional_fields
@@ -151,12 +152,19 @@ def _record_reader(kind: Any) -> Callable[[Any], Any]:
 
 
 def _hints(kind: Any) -> dict[str, Any]:
-    """Return the types of a record's fields, of plain ones without evaluating what is written."""
-    written: dict[str, Any] = {}
+    """Return the types of a record's fields, as their annotations have them."""
+    found: dict[str, Any] = {}
+    names = frozenset(field_names(kind))
     for base in reversed(kind.__mro__):
-        written.update(vars(base).get("__annotations__", {}))
-    found = {name: _SIMPLE.get(text) for name, text in written.items()}
-    return get_type_hints(kind) if None in found.values() else found
+        for name, text in vars(base).get("__annotations__", {}).items():
+            if name not in names:
+                continue
+            known = _SIMPLE.get(text)
+            if known is None and isinstance(text, str):
+                # `typing.get_type_hints` takes ten times as long.
+                known = eval(text, vars(sys.modules[base.__module__]))
+            found[name] = text if known is None else known
+    return found
 
 
 def _kinds_reader(base: Any) -> Callable[[Any], Any]:

@@ -11,6 +11,7 @@ From the record come the device's spelling in Python (`Machine(disk=...)`, `disk
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol, Self
@@ -19,16 +20,9 @@ from ringzero.records import field_names, replace
 from ringzero.registry import Registry
 
 # What machines, boards, engines, networks and disk formats may be called.
-LONGEST_NAME = 63
-_IN_NAMES = str.maketrans("", "", "_.-")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 # unix(7): the longest path of a socket.
 MAXIMUM_SOCKET_PATH = 107
-
-
-def is_name(text: str) -> bool:
-    """Whether something may be called so: ASCII letters and digits, then also "_", "." and "-"."""
-    plain = text.translate(_IN_NAMES)
-    return len(text) <= LONGEST_NAME and text.isascii() and text[:1].isalnum() and plain.isalnum()
 
 
 class Addresses(Protocol):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ringzero.config.board import BOARD_LIMITS
-from ringzero.config.device import DEVICE_CONFIGS, DeviceConfig, file_faults, is_name
+from ringzero.config.device import DEVICE_CONFIGS, NAME, DeviceConfig, file_faults
 from ringzero.errors import ConfigError, InvalidValueError, NotFoundError
 from ringzero.plain import MisfitError, from_plain
 from ringzero.records import field_names, record, replace
@@ -133,7 +133,7 @@ class MachineConfig:
         ]
         if found:
             return found
-        if not is_name(self.name):
+        if not NAME.fullmatch(self.name):
             found.append(f"name {self.name!r}: use letters, digits, '_', '.' and '-'")
         if self.memory % _PAGE:
             meant = f"; was '{self.memory}M' meant?" if 0 < self.memory < MIB else ""
@@ -145,7 +145,7 @@ class MachineConfig:
                 ("engine", self.engine.removesuffix("!")),
                 ("CPU", self.cpu),
             )
-            if value is not None and not is_name(value)
+            if value is not None and not NAME.fullmatch(value)
         ]
         if self.kernel is None and self.initrd is not None:
             found.append("an initrd without a kernel")

@@ -14,7 +14,7 @@ from typing import Any
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR")
 _PACKAGES = Path(__file__).parents[2]
 # What such a process runs: `main` of a module. Its end is the end of all that it has.
-_PROGRAM = """\
+PROGRAM = """\
 import os, sys
 from ringzero.host import bundle
 bundle.install()
@@ -43,7 +43,7 @@ def start(module: str, words: Sequence[str], data: bytes, environment: Mapping[s
         paths = [str(_PACKAGES), os.environ.get("PYTHONPATH", "")]
         kept["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         # -P: the current directory is no place to import from.
-        command = (sys.executable, "-P", "-c", _PROGRAM, module, *words)
+        command = (sys.executable, "-P", "-c", PROGRAM, module, *words)
         number = os.posix_spawn(
             sys.executable, command, kept | dict(environment), file_actions=files, setsid=True
         )

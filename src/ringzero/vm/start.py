@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Why a machine boots that nothing is known of.
 _FIRST = "the first of its description"
 # The program that makes a template of the description on its standard input.
-_MAKING = "ringzero.vm.saved.making"
+MAKING = "ringzero.vm.saved.making"
 
 
 class Start:
@@ -172,7 +172,7 @@ class Start:
                 CACHE_DIR.name: str(CACHE_DIR.get().absolute()),
                 TEMPLATES.name: str(TEMPLATES.get()),
             }
-            background.start(_MAKING, [str(self._store.root.absolute())], description, settings)
+            background.start(MAKING, [str(self._store.root.absolute())], description, settings)
 
     def watch(self, agent: Agent | None) -> None:
         """Do so already when the guest takes commands, of a machine that is to last."""

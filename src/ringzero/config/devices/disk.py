@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from ringzero.config.device import DEVICE_CONFIGS, DeviceConfig, file_faults, is_name
+from ringzero.config.device import DEVICE_CONFIGS, NAME, DeviceConfig, file_faults
 from ringzero.errors import InvalidValueError
 from ringzero.records import record
 from ringzero.settings import CACHE_DIR
@@ -48,7 +48,7 @@ class DiskConfig(DeviceConfig):
         return cls(Path(path), read_only, name)
 
     def faults(self) -> list[str]:
-        if self.format is not None and not is_name(self.format):
+        if self.format is not None and not NAME.fullmatch(self.format):
             return [f"disk {self.path}: no format is called {self.format!r}"]
         return []
 

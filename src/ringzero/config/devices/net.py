@@ -11,9 +11,9 @@ from typing import Any, Self
 from ringzero.config.device import (
     DEVICE_CONFIGS,
     MAXIMUM_SOCKET_PATH,
+    NAME,
     Addresses,
     DeviceConfig,
-    is_name,
 )
 from ringzero.config.ports import Forward, double_faults, parse_ports
 from ringzero.errors import InvalidValueError
@@ -150,7 +150,7 @@ class NetConfig(DeviceConfig):
 
     def faults(self) -> list[str]:
         found = []
-        if not isinstance(self.network, str) or not is_name(self.network):
+        if not isinstance(self.network, str) or not NAME.fullmatch(self.network):
             found.append(f"no network is called {self.network!r}")
         if len(os.fsencode(self.target)) > MAXIMUM_SOCKET_PATH:
             found.append(f"network {self.target}: a socket's path has at most 107 bytes")

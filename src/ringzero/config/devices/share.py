@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from ringzero.config.device import DEVICE_CONFIGS, DeviceConfig, is_name
+from ringzero.config.device import DEVICE_CONFIGS, NAME, DeviceConfig
 from ringzero.errors import InvalidValueError
 from ringzero.records import record
 
@@ -148,7 +148,7 @@ class ShareConfig(DeviceConfig):
             found.append(f"share {self.path}: cache={self.cache}; known: {', '.join(CACHES)}")
         if self.owners not in OWNERS:
             found.append(f"share {self.path}: owners={self.owners}; known: {', '.join(OWNERS)}")
-        if not is_name(self.backend):
+        if not NAME.fullmatch(self.backend):
             found.append(f"share {self.path}: no kind of share is called {self.backend!r}")
         return found
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ringzero.api.values import ExitRecord, MachineSummary, Status
-from ringzero.config.device import is_name
+from ringzero.config.device import NAME
 from ringzero.control.host.death import cause_of_death
 from ringzero.control.host.records import (
     HealthRecord,
@@ -459,7 +459,7 @@ def descriptions(where: Path | None = None) -> list[Path]:
 
 def check_name(name: str) -> str:
     """Return `name` if a machine may be called so; raises InvalidValueError."""
-    if not is_name(name):
+    if not NAME.fullmatch(name):
         raise InvalidValueError(
             f"a machine cannot be called {name!r}",
             hint="use letters, digits, '_', '.' and '-', at most 63, a letter or digit first",
@@ -498,7 +498,7 @@ def machines(where: Path | None = None) -> list[MachineDirectory]:
         entries = sorted((where or root()).iterdir())
     except OSError:
         return []
-    found = [MachineDirectory(entry) for entry in entries if is_name(entry.name)]
+    found = [MachineDirectory(entry) for entry in entries if NAME.fullmatch(entry.name)]
     return [directory for directory in found if not directory.oddity()]
 
 

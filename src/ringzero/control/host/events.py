@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ringzero.api.values import Event, EventKind, Status
-from ringzero.config.device import is_name
+from ringzero.config.device import NAME
 from ringzero.control.host import claims, directory
 from ringzero.control.host.directory import EXIT, LOCK, PROCESS, STATUS, MachineDirectory
 from ringzero.control.host.records import ProcessRecord
@@ -118,10 +118,10 @@ class Watch:
             return self._look(name, _LOOKS if change.name == LOCK else 0)
         before = self._moved.pop(change.cookie, "") if change.cookie else ""
         if change.mask & inotify.MOVED_FROM:
-            if is_name(change.name):
+            if NAME.fullmatch(change.name):
                 self._moved[change.cookie] = change.name
             return []
-        if is_name(change.name):
+        if NAME.fullmatch(change.name):
             return self._appeared(change.name, before)
         # One that is being removed has such a name, or one that is being made.
         return self._removed(before) if before else []

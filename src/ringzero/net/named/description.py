@@ -6,7 +6,7 @@ import ipaddress
 import re
 import zlib
 
-from ringzero.config.device import is_name
+from ringzero.config.device import NAME
 from ringzero.config.devices.net import UNROUTED
 from ringzero.errors import ConfigError, InvalidValueError
 from ringzero.net.stack.policy import Rule
@@ -44,7 +44,7 @@ class NamedNetwork:
     def check(self) -> None:
         """Raise ConfigError with all that is wrong."""
         found = []
-        if not is_name(self.name) or self.name in RESERVED:
+        if not NAME.fullmatch(self.name) or self.name in RESERVED:
             found.append(f"a network cannot be called {self.name!r}")
         if self.mode not in MODES:
             found.append(f"no kind of network is called {self.mode!r}: {', '.join(MODES)}")

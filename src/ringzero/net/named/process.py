@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ringzero.config.device import is_name
+from ringzero.config.device import NAME
 from ringzero.config.devices.net import NetConfig
 from ringzero.config.ports import Forward
 from ringzero.core.frames import Frame
@@ -273,7 +273,7 @@ class Server:
 
     def _join(self, member: Member, who: dict[str, Any]) -> dict[str, Any]:
         name, mac = who.get("name"), who.get("mac")
-        if not (isinstance(name, str) and is_name(name)):
+        if not (isinstance(name, str) and NAME.fullmatch(name)):
             raise InvalidValueError(f"no machine is called {str(name)[:64]!r}")
         if not (isinstance(mac, str) and _MAC.fullmatch(mac)):
             raise InvalidValueError(f"no interface has the address {str(mac)[:64]!r}")

@@ -32,8 +32,6 @@ _PATIENCE = 300
 # interface has come up (RFC 4862, RFC 4861: it looks for others with its address, then for routers,
 # each for a second or two) is over then.
 _SETTLE = 4.0
-# How often a command is run before the guest is written down.
-_WARM = 2
 
 
 def make(config: MachineConfig, engine: Engine, store: Templates) -> bool:
@@ -75,9 +73,8 @@ def _boot_and_write(key: Key, engine: Engine, work: Path) -> None:
         if key.config.shares:
             # As far as that goes without knowing any of the folders.
             machine.run(("/sbin/share", "-m"))
-        for _ in range(_WARM):
-            machine.run(_words(key.config))
-            _ask_services(machine)
+        machine.run(_words(key.config))
+        _ask_services(machine)
         time.sleep(_SETTLE)
         with machine.seed() as seed:
             templates.write(work, key, seed)
