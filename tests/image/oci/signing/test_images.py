@@ -258,12 +258,17 @@ def test_skopeo_takes_ours(image, cache, key, tmp_path):
     )
 
     def copy(host, stem, name):
-        wanted = {"type": "sigstoreSigned", "keyPath": str(stem.with_suffix(".pub"))}
+        # cosign's signatures name a repository, without a tag.
+        wanted = {
+            "type": "sigstoreSigned",
+            "keyPath": str(stem.with_suffix(".pub")),
+            "signedIdentity": {"type": "matchRepository"},
+        }
         policy = {"default": [{"type": "reject"}], "transports": {"docker": {host: [wanted]}}}
         (tmp_path / "policy.json").write_text(json.dumps(policy))
         return subprocess.run(
             [skopeo, "--policy", tmp_path / "policy.json", "--registries.d",
-             tmp_path / "registries.d", "copy", "--src-tls-verify=false",
+             tmp_path / "registries.d", "copy", "--src-tls-verify=false", "--remove-signatures",
              f"docker://{host}/app:1", f"oci:{tmp_path / name}"],
             capture_output=True, text=True,
         )  # fmt: skip
