@@ -545,18 +545,21 @@ class ExecutableMemory:
     def __init__(self, size: int, wanted: int = 0, elsewhere: int | None = None) -> None:
         protection = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_32BIT | _MAP_NORESERVE
-        address = _LIBC.mmap(wanted, size, protection, flags | _MAP_FIXED_NOREPLACE, -1, 0)
-        if address in (None, _FAILED):
+        address: int | None = _FAILED
+        # Root may map address 0, and would get that.
+        if wanted:
+            address = _LIBC.mmap(wanted, size, protection, flags | _MAP_FIXED_NOREPLACE, -1, 0)
+        if address == _FAILED:
             size = elsewhere or size
             address = _LIBC.mmap(None, size, protection, flags, -1, 0)
-        if address in (None, _FAILED) or address + size > _LOW_LIMIT:
+        if address is None or address == _FAILED or address + size > _LOW_LIMIT:
             raise HostError(
                 "the host gives no executable memory for translated code",
                 hint="is a security policy (SELinux, grsecurity) forbidding writable code?",
                 size=size,
             )
         self.size = size
-        self.address: int = address
+        self.address = address
         # Whoever forgets to close must not use up the little that there is below 2 GiB.
         self._release = weakref.finalize(self, _LIBC.munmap, address, size)
 
