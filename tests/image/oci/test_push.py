@@ -1,6 +1,7 @@
 """Pushing to a registry on loopback, and to Debian's; layouts that are saved; history."""
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -65,7 +66,8 @@ class Receiver:
             name = parse_qs(parts.query)["digest"][0]
             if self.lost:
                 self.lost -= 1
-                return request.connection.close()
+                request.close_connection = True
+                return request.connection.shutdown(socket.SHUT_RDWR)
             if digest(data) != name:
                 return self.answer(request, 400)
             self.blobs[name] = data
