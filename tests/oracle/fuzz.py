@@ -297,6 +297,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="list the right mnemonics too")
     parser.add_argument("--in-process", action="store_true", help="do not isolate the engine")
     options = parser.parse_args(arguments)
+    if options.only == EXTENSIONS and not comparable_forms(host_features()):
+        print("this host's processor has no extension to compare with")
+        return 0
     factory = load_engine(options.engine)
     modes = (64, 32) if options.mode == "both" else (int(options.mode),)
     engine = factory() if options.in_process else Isolated(factory, options.engine)

@@ -75,3 +75,9 @@ def test_all_that_is_beyond_the_base_has_a_name(native):
 def test_command_line(capsys):
     assert main(["--engine", "native", "--instances", "300", "--only", "inc", "--in-process"]) == 0
     assert "300 instances of 1 mnemonics" in capsys.readouterr().out
+
+
+def test_a_host_without_extensions_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("tests.oracle.fuzz.host_features", frozenset)
+    assert main(["--engine", "extended-translator", "--only", EXTENSIONS]) == 0
+    assert "no extension" in capsys.readouterr().out
