@@ -73,8 +73,9 @@ def test_restored_on_every_way_out(screen, action, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": SOURCE},
-        # Background jobs of a shell ignore SIGINT, and so would their children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # Background jobs of a shell ignore SIGINT, those of nohup SIGHUP, and so would their
+        # children.
+        preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, number) if n],
     )
     assert child.stdout.read(3) == b"raw"
     if number is not None:
