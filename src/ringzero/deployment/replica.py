@@ -35,7 +35,8 @@ WAITING, ENDED = "waiting", "ended"
 # The first pause before a machine is started again, in seconds, and the longest; one that ran
 # for so long begins anew.
 _FIRST_PAUSE, _LONGEST_PAUSE, _STEADY = 0.2, 60.0, 10.0
-# How often what the machine's own process found is looked at, in seconds, until it is well.
+# How often what others do is looked at, in seconds: what the machine's own process found, until
+# it is well; whether there is a machine by now that is to end.
 _GLANCE = 0.05
 # Ends of machines of which the fault that was raised tells more.
 _NEVER_RAN = ("not-built", "not-started", "died")
@@ -98,28 +99,36 @@ class Replica:
     def end(self, *, remove: bool) -> None:
         """End the machine, in order where its guest runs, and perhaps remove it."""
         self._tell_end()
-        with contextlib.suppress(RingzeroError):
-            if self._launching and self._is_mine():
-                # Its thread waits for the guest.
-                self.directory.end_process()
+        self._end_launch()
         # Before the thread has ended: it may wait for an answer. And behind it, which may have
         # been about to start the machine.
         for last in (False, True):
             if self._is_mine():
                 end_machine(self.directory, self.service.stop, remove=remove and last)
-            self._await_thread(None)
+            while not self._await_thread(_GLANCE):
+                self._end_launch()
+
+    def _end_launch(self) -> None:
+        """End a machine whose guest the thread waits for."""
+        with contextlib.suppress(RingzeroError):
+            if self._launching and self._is_mine():
+                self.directory.end_process()
 
     def _tell_end(self) -> None:
         if not self._ending.is_set():
             self._ending.set()
             os.eventfd_write(self._wake, 1)
 
-    def _await_thread(self, bound: float | None) -> None:
+    def _await_thread(self, bound: float) -> bool:
+        """Wait for the thread's end, and tell whether it has come."""
         if self._thread.ident:
             self._thread.join(bound)
-        if not self._thread.is_alive() and self._wake >= 0:
+        if self._thread.is_alive():
+            return False
+        if self._wake >= 0:
             os.close(self._wake)
             self._wake = -1
+        return True
 
     def _is_mine(self) -> bool:
         """Whether the machine of that name is this one, and not another of the user's."""
@@ -183,6 +192,9 @@ class Replica:
         """Have the machine run until it ends; return why, or None where it stays ended."""
         try:
             if not self.directory.alive and not self._start():
+                return None
+            # Whoever ended it before there was a machine has not seen one.
+            if self._ending.is_set():
                 return None
             identity = self._identity()
             self.targets = self._find_ports()
