@@ -5,15 +5,7 @@ import ctypes
 import pytest
 
 from ringzero.engine.soft import code
-from ringzero.engine.soft.code import (
-    CLONE_ARENA,
-    CODE_SIZE,
-    FIRST_ARENA,
-    GROWTH,
-    LEAST,
-    Arena,
-    CodeArenas,
-)
+from ringzero.engine.soft.code import CODE_SIZE, GROWTH, LEAST, CodeArenas
 from ringzero.errors import HostError
 from ringzero.jit.tables import CodeSpace
 from ringzero.native.view import view_of
@@ -67,7 +59,7 @@ def test_without_memory_it_goes_on_in_what_there_is(space, arenas, monkeypatch):
     def refuse(*_):
         raise HostError("the host gives no executable memory")
 
-    monkeypatch.setattr(code, "ExecutableMemory", refuse)
+    monkeypatch.setattr(code, "Arena", refuse)
     space.out = space.data - 1
     assert arenas.is_short()
     arenas.look()
@@ -78,33 +70,3 @@ def test_who_shares_an_arena_that_is_nearly_empty_keeps_it(space, arenas):
     arenas.share().close()
     assert left(space) == CODE_SIZE
     assert not arenas.is_short()
-
-
-def grown(space):
-    """Return a machine's arenas after it has grown as far as it may, and how many it has."""
-    found, rooms = CodeArenas(space, 4), [space.data - space.out]
-    while True:
-        space.out = space.data - 1
-        found.look()
-        if left(space) == 1:
-            return found, rooms
-        rooms.append(left(space))
-
-
-def test_many_machines_of_a_process_all_find_room(space, monkeypatch):
-    monkeypatch.setattr(code, "CODE_BASE", 0)
-    monkeypatch.setattr(Arena, "_taken", 0)
-    many = []
-    try:
-        for _ in range(60):
-            many.append(grown(space))
-        rooms = [found for _, found in many]
-        assert rooms[0] == [FIRST_ARENA, FIRST_ARENA * GROWTH, CODE_SIZE]
-        assert all(found[0] == FIRST_ARENA for found in rooms[:20])
-        assert all(found[0] >= CLONE_ARENA for found in rooms)
-        # Where those that came first have grown, clones of the last find room still.
-        assert Arena.affordable(CODE_SIZE) >= CLONE_ARENA
-    finally:
-        for found, _ in many:
-            found.close()
-    assert Arena._taken == 0

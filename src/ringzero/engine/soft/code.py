@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import mmap
-import threading
 from typing import Any, Protocol, Self
 
 from ringzero.errors import HostError
@@ -35,13 +33,6 @@ FIRST_ARENA, CLONE_ARENA = 8 << 20, 512 << 10
 GROWTH = 4
 # When so much of CODE_SIZE is used, what there is is saved: in the end it may be too much to save.
 EARLY = 1 / 2
-# Arenas but the first lie in the second GiB (mmap(2), MAP_32BIT). That many machines of one
-# process all find room, none has more than a part of what is left, and half of it is for their
-# first arenas alone.
-SPACE_START = SPACE = 1 << 30
-PART = 4
-# What Linux since 6.7 begins at a multiple of that, where it is as large, leaves as much unused.
-ALIGNED = 2 << 20
 # The least that a machine goes on in: several times what one block can need.
 LEAST = 256 << 10
 # Members of CodeSpace that lead to translations of an earlier run.
@@ -51,32 +42,14 @@ SAVED = ("saved_table", "saved_mask", "saved_hashes", "saved_contents", "saved_p
 class Arena(Held):
     """Executable memory with several holders, given back by the last."""
 
-    _counting = threading.Lock()
-    # Bytes of SPACE that this process's arenas have.
-    _taken = 0
-
     def __init__(self, size: int, wanted: int = 0, elsewhere: int | None = None) -> None:
         super().__init__()
         self._memory = ExecutableMemory(size, wanted, elsewhere)
         self.start = self._memory.address
         self.end = self.start + self._memory.size
-        self._count(1)
 
     def _give_back(self) -> None:
-        self._count(-1)
         self._memory.close()
-
-    def _count(self, sign: int) -> None:
-        if self.start >= SPACE_START:
-            size = self.end - self.start
-            with Arena._counting:
-                Arena._taken += sign * (size + ALIGNED if size >= ALIGNED else size)
-
-    @staticmethod
-    def affordable(size: int, reserved: int = 0) -> int:
-        """Return how much of `size` an arena may have, when `reserved` is to be left for others."""
-        part = (SPACE - reserved - Arena._taken) // PART
-        return max(min(size, part), 0) & -mmap.PAGESIZE
 
 
 class Lookaside(Protocol):
@@ -147,8 +120,7 @@ class CodeArenas:
             for name in ("out", "data", "low_water")
         )
         if shared is None:
-            elsewhere = max(Arena.affordable(FIRST_ARENA), CLONE_ARENA)
-            arena = Arena(CODE_SIZE, CODE_BASE, elsewhere)
+            arena = Arena(CODE_SIZE, CODE_BASE, FIRST_ARENA)
         else:
             self._arenas += [arena.hold() for arena in shared.arenas]
             for member, value in zip(SAVED, shared.saved, strict=True):
@@ -177,11 +149,9 @@ class CodeArenas:
         """Go on in a larger arena where that is due, else for good; the vCPUs stand still."""
         if self._room < CODE_SIZE:
             # Without memory below 2 GiB it goes on as one that is large enough.
-            size = Arena.affordable(min(self._room * GROWTH, CODE_SIZE), SPACE // 2)
             with contextlib.suppress(HostError):
-                if size > self._room:
-                    self._use(Arena(size))
-                    return
+                self._use(Arena(min(self._room * GROWTH, CODE_SIZE)))
+                return
         self._low_water.value = 0
 
     def share(self) -> SharedCode:
@@ -197,8 +167,7 @@ class CodeArenas:
         )
         left = self._data.value - self._out.value
         if left < LEAST:
-            size = Arena.affordable(min(self._room * GROWTH, CODE_SIZE), SPACE // 2)
-            self._use(Arena(max(size, CLONE_ARENA)))
+            self._use(Arena(min(self._room * GROWTH, CODE_SIZE)))
         elif not self._low_water.value:
             # No more of it is the machine's own: dropping all each time that this is full would
             # leave too little for what it runs.
