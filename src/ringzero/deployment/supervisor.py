@@ -9,7 +9,6 @@ those that are missing, and ends what a rollout has left behind that was under w
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import os
 import resource
 import signal
@@ -50,7 +49,7 @@ from ringzero.errors import (
     RingzeroError,
 )
 from ringzero.host import ofdlock
-from ringzero.host.process import set_title
+from ringzero.host.process import stand_alone
 from ringzero.host.unixsocket import Listener
 from ringzero.plain import MisfitError, from_plain
 from ringzero.records import replace
@@ -456,15 +455,8 @@ def log(text: str) -> None:
 def main(arguments: list[str]) -> int:
     """Keep the deployment whose directory is named, unless another process does."""
     (path,) = arguments
-    if os.fork():
-        os._exit(0)
     place = DeploymentDirectory(Path(path))
-    os.umask(0o077)
-    os.chdir("/")
-    set_title(f"rz-dep-{place.name}")
-    faulthandler.enable()
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    stand_alone(f"rz-dep-{place.name}")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Two descriptors for each connection.
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

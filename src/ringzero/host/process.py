@@ -211,6 +211,24 @@ def detach(program: Sequence[str], log: Path, environment: Mapping[str, str] | N
         )
 
 
+def stand_alone(title: str) -> None:
+    """Be nobody's child from here on, in a program that `detach` runs or that is started as by it.
+
+    Returns in the child; the parent's end is what the starter waits for. What ends a terminal's
+    programs does not end it, and a crash says where it was.
+    """
+    import faulthandler
+
+    if os.fork():
+        os._exit(0)
+    os.umask(0o077)
+    os.chdir("/")
+    set_title(title)
+    faulthandler.enable()
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def set_title(text: str) -> None:
     """Give the calling process the name that ps(1) shows; it is cut at 15 bytes."""
     import ctypes

@@ -9,9 +9,7 @@ terminals send, are ignored.
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +25,7 @@ from ringzero.control.machine.keeper import Keeper, take_back, write_process
 from ringzero.control.machine.life import internal, keep, take_over
 from ringzero.errors import RingzeroError
 from ringzero.host.files import host_error
-from ringzero.host.process import set_title
+from ringzero.host.process import stand_alone
 from ringzero.records import replace
 from ringzero.vm.guest.contract import KeptGuest
 from ringzero.vm.guest.identity import Identity
@@ -65,18 +63,10 @@ def _take_back(machine: KeptGuest, directory: MachineDirectory, snapshot: Path) 
 def main(arguments: list[str], build: Build = build) -> int:
     """Run the machine whose directory, lock and report pipe `arguments` name."""
     path, lock, report = arguments
-    # The parent's end is what the command that started us waits for.
-    if os.fork():
-        os._exit(0)
     claim = Claim(MachineDirectory(Path(path)), int(lock))
+    stand_alone(f"rz-{claim.directory.name}")
     os.set_inheritable(claim.lock, False)
     os.set_inheritable(int(report), False)
-    os.umask(0o077)
-    os.chdir("/")
-    set_title(f"rz-{claim.directory.name}")
-    faulthandler.enable()
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     return run(claim, Reporter(int(report)), build)
 
 

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 
 from ringzero.disk.crc32c import crc32c
+from ringzero.image.filetypes import FILE_TYPES
 
 BLOCK = 4096
 SUPER_OFFSET = 1024
@@ -32,16 +33,6 @@ PLAIN, INLINE = 0, 2
 _INLINE_FILE = 1024
 # struct erofs_dirent
 _ENTRY = struct.Struct("<QHBB")
-# enum of erofs_fs.h, as linux/fs_types.h has it.
-_FILE_TYPES = {
-    stat.S_IFREG: 1,
-    stat.S_IFDIR: 2,
-    stat.S_IFCHR: 3,
-    stat.S_IFBLK: 4,
-    stat.S_IFIFO: 5,
-    stat.S_IFSOCK: 6,
-    stat.S_IFLNK: 7,
-}
 # struct erofs_xattr_ibody_header, without shared attributes
 _XATTR_HEADER = struct.Struct("<IB7x")
 _XATTR_ENTRY = struct.Struct("<BBH")
@@ -149,7 +140,7 @@ def directory(entries: Sequence[tuple[bytes, int, int]]) -> bytes:
         at = _ENTRY.size * len(group)
         head, names = b"", b""
         for name, nid, mode in group:
-            head += _ENTRY.pack(nid, at + len(names), _FILE_TYPES[stat.S_IFMT(mode)], 0)
+            head += _ENTRY.pack(nid, at + len(names), FILE_TYPES[stat.S_IFMT(mode)], 0)
             names += name
         blocks.append(head + names)
     return b"".join(block.ljust(BLOCK, b"\0") for block in blocks[:-1]) + blocks[-1]

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Mapping, Sequence
 
 from ringzero.errors import GuestImageError
+from ringzero.image.filetypes import FILE_TYPES
 from ringzero.records import record
 
 BLOCK = 4096
@@ -52,16 +53,6 @@ _PREFIXES = (
 _ACLS = {b"system.posix_acl_access": 2, b"system.posix_acl_default": 3}
 # acl(5) as system calls have it, and as ext4 has it: only these entries have an id there.
 _ACL_VERSION, _OWN_ACL_VERSION, _WITH_ID = 2, 1, (0x02, 0x08)
-
-_FILE_TYPES = {
-    stat.S_IFREG: 1,
-    stat.S_IFDIR: 2,
-    stat.S_IFCHR: 3,
-    stat.S_IFBLK: 4,
-    stat.S_IFIFO: 5,
-    stat.S_IFSOCK: 6,
-    stat.S_IFLNK: 7,
-}
 
 # A run of blocks: the first one, and how many.
 Run = tuple[int, int]
@@ -281,7 +272,7 @@ def directory(
                 _stretch(made[-1], last)
             made.append(bytearray())
         last = len(made[-1])
-        head = struct.pack("<IHBB", number, need, len(name), _FILE_TYPES[stat.S_IFMT(mode)])
+        head = struct.pack("<IHBB", number, need, len(name), FILE_TYPES[stat.S_IFMT(mode)])
         made[-1] += (head + name).ljust(need, b"\0")
     _stretch(made[-1], last)
     # A block without files has one entry that stands for nothing.

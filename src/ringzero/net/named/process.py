@@ -8,7 +8,6 @@ anew, with the ports that it had, and leases are in the network's directory.
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import ipaddress
 import os
 import re
@@ -28,7 +27,7 @@ from ringzero.config.ports import Forward
 from ringzero.core.frames import Frame
 from ringzero.errors import ConflictError, InvalidValueError, NotFoundError, RingzeroError
 from ringzero.host import ofdlock
-from ringzero.host.process import set_title
+from ringzero.host.process import stand_alone
 from ringzero.host.unixsocket import Listener
 from ringzero.net.named.description import NamedNetwork
 from ringzero.net.named.directory import LOCK, SOCKET, NetworkDirectory
@@ -428,18 +427,11 @@ def _pin(path: Path) -> int:
 def main(arguments: list[str]) -> int:
     """Run the network whose directory is named, unless another process does."""
     (path,) = arguments
-    if os.fork():
-        os._exit(0)
     place = NetworkDirectory(Path(path))
-    os.umask(0o077)
-    os.chdir("/")
-    set_title(f"rz-net-{place.name}")
-    faulthandler.enable()
+    stand_alone(f"rz-net-{place.name}")
     lock = os.open(place.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not ofdlock.take(lock):
         return 0
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     try:
         server = Server(place, place.network())
     except RingzeroError as fault:
