@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import tarfile
 
 import pytest
@@ -144,6 +145,26 @@ def test_damaged_archives(tmp_path):
         contents(tmp_path / "cut.ova", tmp_path)
     with pytest.raises(HostError):
         contents(tmp_path / "missing.ova", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["ova", "box"])
+@pytest.mark.parametrize("data", [b"", b"junk" * 2000, b"QFI\xfb" + bytes(2000)])
+def test_what_is_none_but_by_its_name(tmp_path, suffix, data):
+    """It is no disk with that content, either."""
+    (tmp_path / f"web.{suffix}").write_bytes(data)
+    with pytest.raises(GuestImageError, match=f"is no {suffix}"):
+        contents(tmp_path / f"web.{suffix}", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["web.ova", "web.vmx", "web.img"])
+def test_what_is_no_file_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(GuestImageError, match="neither a file"):
+        contents(tmp_path / name, tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(GuestImageError, match="neither a file"):
+        contents(tmp_path / name, tmp_path)
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import stat
 import tarfile
 import tempfile
 import zlib
@@ -28,6 +29,8 @@ from ringzero.units import format_size
 
 _MAX_MEMBERS = 1000
 _READERS = {".ovf": descriptions.ovf, ".vmx": descriptions.vmx, ".vbox": descriptions.vbox}
+# What are archives by their names, and what is in them.
+_ARCHIVES = {".ova": "an .ovf", ".box": "metadata.json"}
 _GZIP = b"\x1f\x8b"
 
 
@@ -58,9 +61,12 @@ def disks_of(path: Path, work: Path) -> Iterator[tuple[Appliance, list[Disk]]]:
 def _kind(path: Path) -> str:
     """Return "ova", "box", the suffix of a description, or "" for a disk image."""
     suffix = path.suffix.lower()
-    if suffix in _READERS:
-        return suffix
     try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise GuestImageError(f"{path} is neither a file nor a block device")
+        if suffix in _READERS:
+            return suffix
         with path.open("rb") as file:
             packed = file.read(2) == _GZIP
         if packed:
@@ -70,10 +76,17 @@ def _kind(path: Path) -> str:
     except OSError as fault:
         raise host_error(fault, "read", path) from fault
     except (tarfile.TarError, ValueError, OverflowError):
-        return ""
+        names = []
     if any(name.removeprefix("./") == "metadata.json" for name in names):
         return "box"
-    return "ova" if any(name.lower().endswith(".ovf") for name in names) else ""
+    if any(name.lower().endswith(".ovf") for name in names):
+        return "ova"
+    if suffix in _ARCHIVES:
+        raise GuestImageError(
+            f"{path} is no {suffix[1:]}: no archive with {_ARCHIVES[suffix]} in it",
+            hint="has it come whole? a disk image is taken under another name",
+        )
+    return ""
 
 
 def _member(path: Path, suffix: str) -> bytes:
