@@ -1,0 +1,51 @@
+"""Procedures of interfaces of the host, network filters, secrets.
+
+See `ringzero.doors.libvirt.procedures.notation`.
+"""
+
+MISC = """
+ 126 CONNECT_NUM_OF_INTERFACES () -> (num: int)
+ 127 CONNECT_LIST_INTERFACES (most: int) -> (names: string[OBJECTS])
+ 128 INTERFACE_LOOKUP_BY_NAME (name: string) -> (interface: interface)
+ 129 INTERFACE_LOOKUP_BY_MAC_STRING (mac: string) -> (interface: interface)
+ 130 INTERFACE_GET_XML_DESC (interface: interface, flags: uint) -> (xml: string)
+ 131 INTERFACE_DEFINE_XML (xml: string, flags: uint) -> (interface: interface)
+ 132 INTERFACE_UNDEFINE (interface: interface)
+ 133 INTERFACE_CREATE (interface: interface, flags: uint)
+ 134 INTERFACE_DESTROY (interface: interface, flags: uint)
+ 137 CONNECT_NUM_OF_DEFINED_INTERFACES () -> (num: int)
+ 138 CONNECT_LIST_DEFINED_INTERFACES (most: int) -> (names: string[OBJECTS])
+ 139 CONNECT_NUM_OF_SECRETS () -> (num: int)
+ 140 CONNECT_LIST_SECRETS (most: int) -> (uuids: string[OBJECTS])
+ 141 SECRET_LOOKUP_BY_UUID (uuid: uuid) -> (secret: secret)
+ 142 SECRET_DEFINE_XML (xml: string, flags: uint) -> (secret: secret)
+ 143 SECRET_GET_XML_DESC (secret: secret, flags: uint) -> (xml: string)
+ 144 SECRET_SET_VALUE (secret: secret, value: opaque[SECRET], flags: uint)
+ 145 SECRET_GET_VALUE (secret: secret, flags: uint) -> (value: opaque[SECRET])
+ 146 SECRET_UNDEFINE (secret: secret)
+ 147 SECRET_LOOKUP_BY_USAGE (usage_type: int, usage_id: string) -> (secret: secret)
+ 156 INTERFACE_IS_ACTIVE (interface: interface) -> (active: int)
+ 175 NWFILTER_LOOKUP_BY_NAME (name: string) -> (nwfilter: nwfilter)
+ 176 NWFILTER_LOOKUP_BY_UUID (uuid: uuid) -> (nwfilter: nwfilter)
+ 177 NWFILTER_GET_XML_DESC (nwfilter: nwfilter, flags: uint) -> (xml: string)
+ 178 CONNECT_NUM_OF_NWFILTERS () -> (num: int)
+ 179 CONNECT_LIST_NWFILTERS (most: int) -> (names: string[OBJECTS])
+ 180 NWFILTER_DEFINE_XML (xml: string) -> (nwfilter: nwfilter)
+ 181 NWFILTER_UNDEFINE (nwfilter: nwfilter)
+ 220 INTERFACE_CHANGE_BEGIN (flags: uint)
+ 221 INTERFACE_CHANGE_COMMIT (flags: uint)
+ 222 INTERFACE_CHANGE_ROLLBACK (flags: uint)
+ 284 CONNECT_LIST_ALL_INTERFACES (need_results: int, flags: uint)
+     -> (interfaces: interface[OBJECTS], ret: uint)
+ 286 CONNECT_LIST_ALL_NWFILTERS (need_results: int, flags: uint) -> (filters: nwfilter[OBJECTS],
+     ret: uint)
+ 287 CONNECT_LIST_ALL_SECRETS (need_results: int, flags: uint) -> (secrets: secret[OBJECTS],
+     ret: uint)
+ 397 NWFILTER_BINDING_LOOKUP_BY_PORT_DEV (name: string) -> (nwfilter: nwfilter_binding)
+ 398 NWFILTER_BINDING_GET_XML_DESC (nwfilter: nwfilter_binding, flags: uint) -> (xml: string)
+ 399 NWFILTER_BINDING_CREATE_XML (xml: string, flags: uint) -> (nwfilter: nwfilter_binding)
+ 400 NWFILTER_BINDING_DELETE (nwfilter: nwfilter_binding)
+ 401 CONNECT_LIST_ALL_NWFILTER_BINDINGS (need_results: int, flags: uint)
+     -> (bindings: nwfilter_binding[OBJECTS], ret: uint)
+ 431 NWFILTER_DEFINE_XML_FLAGS (xml: string, flags: uint) -> (nwfilter: nwfilter)
+"""
