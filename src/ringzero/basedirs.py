@@ -19,10 +19,15 @@ def ours(variable: str, default: str) -> str:
     return "" if home == "~" else f"{home}/{default}/ringzero"
 
 
+def runtime() -> str:
+    """Return where sockets of running processes belong, "" where there is no such place."""
+    place = os.environ.get("XDG_RUNTIME_DIR", "")
+    return f"{place}/ringzero" if place.startswith("/") else ours(*STATE)
+
+
 def pools() -> str:
-    """Return where sockets of running processes belong, where there is such a place."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    place = f"{runtime}/ringzero" if runtime.startswith("/") else ours(*STATE)
+    """Return where pools of machines that are ready belong, "" where there is no such place."""
+    place = runtime()
     return place and f"{place}/pools"
 
 

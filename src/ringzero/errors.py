@@ -30,6 +30,7 @@
     ├── ControlError            a machine's process that cannot be spoken with
     │   └── ProtocolError       bytes on a machine's socket that break its protocol
     ├── ConflictError           a name that is taken, a machine in the wrong state
+    ├── ForbiddenError          one who may not do what was asked
     └── TimeoutExpiredError     the time that the user allowed is over
 
 Every error has a stable `kind` (for programs), a message and a `hint` (for
@@ -230,6 +231,11 @@ class ProtocolError(ControlError):
 class ConflictError(RingzeroError):
     kind = "conflict"
     exit_code = 11
+
+
+class ForbiddenError(RingzeroError):
+    kind = "forbidden"
+    exit_code = 12
 
 
 class TimeoutExpiredError(RingzeroError):

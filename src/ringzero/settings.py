@@ -155,6 +155,18 @@ DEBUG_DIR = Setting(
     "RINGZERO_DEBUG_DIR", _path, lambda: None, "directory for what is revealed (default: stderr)"
 )
 ENGINE = Setting("RINGZERO_ENGINE", str, lambda: "auto", "CPU engine: auto, soft, kvm")
+SERVE_DIR = Setting(
+    "RINGZERO_SERVE_DIR",
+    lambda text: Path(text).absolute(),
+    lambda: _xdg(*basedirs.STATE) / "serve",
+    "directory for what `ringzero serve` keeps: tokens, log of events",
+)
+SERVE_SOCKET = Setting(
+    "RINGZERO_SERVE_SOCKET",
+    lambda text: Path(text).absolute(),
+    lambda: _found(basedirs.runtime()) / "serve.sock",
+    "socket of the HTTP API of `ringzero serve`",
+)
 MIRROR = Setting(
     "RINGZERO_MIRROR", str, lambda: "", "Debian mirror (default: this machine's own apt sources)"
 )

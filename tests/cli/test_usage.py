@@ -130,6 +130,7 @@ PRINTING = {
     "image": ["image", "ls", "--json"],
     "network": ["network", "ls"],
     "pool": ["pool", "status", "--json"],
+    "serve": ["serve", "openapi"],
     "snapshot": ["snapshot", "ls", "--json"],
     "stats": ["stats", "--json"],
     "template": ["template", "ls", "--json"],

@@ -124,10 +124,10 @@ class Action:
 
     `result` is the answer's type: None, bool, int, float, str, a record or a TypedDict of
     `ringzero.api.values`, dict[str, Any], or a list of one of them. `states` are those of a
-    machine in which it is allowed; `events` those that it causes. An action that `streams`
-    may take long, and with `wants_stream` bytes and events go to and fro until its answer;
-    any other answers within `patience` seconds, besides those that its argument `timeout`
-    allows.
+    machine in which it is allowed; `events` those that it causes; one that `reads` changes
+    nothing. An action that `streams` may take long, and with `wants_stream` bytes and events go
+    to and fro until its answer; any other answers within `patience` seconds, besides those that
+    its argument `timeout` allows.
     """
 
     name: str
@@ -140,6 +140,7 @@ class Action:
     streams: bool
     wants_stream: bool
     patience: float
+    reads: bool = False
 
     def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments that were given, each of its type; raises InvalidValueError."""
@@ -197,6 +198,7 @@ def action(
     events: Iterable[EventKind] = (),
     streams: bool = False,
     patience: float = PATIENCE,
+    reads: bool = False,
 ) -> Callable[[Function], Function]:
     """Return a decorator that makes the declaration of an action its typed client's method."""
 
@@ -222,6 +224,7 @@ def action(
                 streams=streams,
                 wants_stream="stream" in names,
                 patience=patience,
+                reads=reads,
             )
 
         def ask(self: Actions, *values: Any, **named: Any) -> Any:

@@ -19,7 +19,7 @@ class HostActions(Actions):
 
     scope = Scope.HOST
 
-    @action()
+    @action(reads=True)
     def machines(
         self, status: Annotated[str | None, "only those in this state"] = None
     ) -> list[MachineSummary]:
@@ -38,15 +38,15 @@ class HostActions(Actions):
     ) -> str:
         """Describe a machine without starting it; return its name."""
 
-    @action()
+    @action(reads=True)
     def images(self) -> list[ImageSummary]:
         """List the guest images in the cache."""
 
-    @action()
+    @action(reads=True)
     def snapshots(self) -> list[SnapshotSummary]:
         """List the snapshots that can be read, parents first."""
 
-    @action()
+    @action(reads=True)
     def networks(self) -> list[NetworkSummary]:
         """List the networks by name, with the machines that are on them."""
 
@@ -67,6 +67,6 @@ class HostActions(Actions):
     def remove_network(self, name: Annotated[str, "the network's name"]) -> None:
         """Remove a network that no machine is on."""
 
-    @action(streams=True)
+    @action(streams=True, reads=True)
     def events(self, stream: Stream) -> None:
         """Tell what happens to machines, on stream 1, a line of JSON each, until asked to end."""

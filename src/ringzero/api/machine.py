@@ -36,11 +36,11 @@ class MachineActions(Actions):
 
     scope = Scope.MACHINE
 
-    @action(states=ANY)
+    @action(states=ANY, reads=True)
     def inspect(self) -> MachineSummary:
         """Tell everything about the machine."""
 
-    @action(states=ALIVE)
+    @action(states=ALIVE, reads=True)
     def ping(self) -> str:
         """Answer with the machine's state."""
 
@@ -74,7 +74,7 @@ class MachineActions(Actions):
     def kill(self) -> ExitRecord:
         """End the guest at once, as if the power had failed."""
 
-    @action(states=ANY, streams=True)
+    @action(states=ANY, streams=True, reads=True)
     def wait(self) -> ExitRecord:
         """Answer when the machine has ended."""
 
@@ -108,7 +108,7 @@ class MachineActions(Actions):
     def revert(self, snapshot: Annotated[str, "the snapshot's directory"]) -> None:
         """Take the machine back to a snapshot: memory, state and disks; it goes on."""
 
-    @action(states=ANY)
+    @action(states=ANY, reads=True)
     def ports(self) -> list[PortSummary]:
         """List the ports of the host that lead to the machine."""
 
@@ -136,7 +136,7 @@ class MachineActions(Actions):
     def disconnect(self, interface: Annotated[int, "which interface, from 0 on"] = 0) -> None:
         """Unplug an interface of the machine."""
 
-    @action(states=ANY)
+    @action(states=ANY, reads=True)
     def shares(self) -> list[ShareSummary]:
         """List the folders of the host that the machine has."""
 

@@ -28,6 +28,7 @@ TABLE: dict[int, str] = {
     9: "saved state that cannot be restored",
     10: "a machine's process does not answer, or ended during the answer",
     11: "a name that is taken, or a machine in the wrong state",
+    12: "one who may not: a connection that only reads",
     INTERNAL: "a fault in ringzero itself",
     124: "the time allowed by `--timeout` is over, or nobody answered in time",
     125: "the guest failed: a panic, a triple fault, or its end before the command's",

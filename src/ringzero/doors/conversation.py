@@ -1,0 +1,148 @@
+"""An action that streams, between the thread that does it and the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from ringzero.api.action import Link, Stream, to_plain
+from ringzero.records import record
+
+# What waits for a client that does not read before a machine's side waits, too, in items.
+_BACKLOG = 64
+
+
+@record
+class Data:
+    """Bytes of a stream; none are its end (`ringzero.api.protocol`)."""
+
+    stream: int
+    content: bytes
+
+
+@record
+class Notice:
+    """An event of a conversation: "waiting", "live"."""
+
+    kind: str
+    content: dict[str, Any]
+
+
+class Conversation(Stream):
+    """An action that streams, between its thread and the event loop."""
+
+    def __init__(
+        self, act: Callable[[Stream], Any], forget: Callable[[Conversation], None]
+    ) -> None:
+        self._act = act
+        self._forget = forget
+        self._loop = asyncio.get_running_loop()
+        self._items: asyncio.Queue[Data | Notice | None] = asyncio.Queue(_BACKLOG)
+        self._link: Link | None = None
+        self._linked = threading.Condition()
+        self._closed = False
+        self._result: asyncio.Future[Any] = self._loop.create_future()
+        # An answer that nobody waits for is no fault.
+        self._result.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    # ---- on the event loop ------------------------------------------------------
+
+    def start(self, name: str) -> None:
+        """Begin."""
+        threading.Thread(target=self._run, name=f"stream-{name}", daemon=True).start()
+
+    async def items(self) -> AsyncIterator[Data | Notice]:
+        """Yield what comes until the answer."""
+        while (item := await self._items.get()) is not None:
+            yield item
+
+    async def result(self) -> Any:
+        """Return the answer as plain data, once `items` has come to its end.
+
+        Raises RingzeroError.
+        """
+        return await asyncio.shield(self._result)
+
+    async def send(self, data: bytes) -> None:
+        """Send input bytes, b"" for their end; returns when the machine's process has them."""
+        await self._to_link(lambda link: link.send(data))
+
+    async def tell(self, kind: str, **content: Any) -> None:
+        """Send an event: "signal" with its `name`, "resize" with `rows` and `columns`."""
+        await self._to_link(lambda link: link.event(kind, **content))
+
+    def close(self) -> None:
+        """Leave, whatever the other side does."""
+        with self._linked:
+            self._closed = True
+            link = self._link
+            self._linked.notify_all()
+        if link is not None:
+            # Closing a socket does not wait.
+            link.close()
+        # Whoever waits for room here need not any more.
+        while not self._items.empty():
+            self._items.get_nowait()
+
+    async def _to_link(self, act: Callable[[Link], None]) -> None:
+        await self._loop.run_in_executor(None, self._act_on_link, act)
+
+    # ---- on threads -------------------------------------------------------------
+
+    def begin(self, link: Link) -> None:
+        with self._linked:
+            self._link = link
+            closed = self._closed
+            self._linked.notify_all()
+        if closed:
+            link.close()
+
+    def data(self, number: int, content: bytes) -> None:
+        self._put(Data(number, bytes(content)))
+
+    def event(self, kind: str, content: dict[str, Any]) -> None:
+        self._put(Notice(kind, content))
+
+    def _act_on_link(self, act: Callable[[Link], None]) -> None:
+        with self._linked:
+            self._linked.wait_for(lambda: self._link is not None or self._closed)
+            link = None if self._closed else self._link
+        if link is not None:
+            act(link)
+
+    def _put(self, item: Data | Notice | None) -> None:
+        if self._closed and item is not None:
+            return
+        putting = self._items.put(item)
+        try:
+            asyncio.run_coroutine_threadsafe(putting, self._loop).result()
+        except RuntimeError:
+            # The loop has ended before this thread has.
+            putting.close()
+
+    def _run(self) -> None:
+        answer: Any = None
+        fault: BaseException | None = None
+        try:
+            answer = to_plain(self._act(self))
+        except BaseException as caught:
+            fault = caught
+        with self._linked:
+            self._closed = True
+            self._linked.notify_all()
+
+        def end() -> None:
+            self._forget(self)
+            if self._result.done():
+                return
+            if fault is not None:
+                self._result.set_exception(fault)
+            else:
+                self._result.set_result(answer)
+
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(end)
+        self._put(None)

@@ -1,0 +1,1 @@
+"""The doors: every module here is one."""

@@ -1,0 +1,88 @@
+"""What every door asks: actions, done on threads of this process; events; jobs.
+
+The truth stays in the directories of machines and on their sockets (`ringzero.control.host`): the
+manager keeps nothing that a kill -9 could lose, and machines do not know that it is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from ringzero.api.table import get
+from ringzero.control.host.client import Host
+from ringzero.doors.caller import Caller
+from ringzero.doors.conversation import Conversation
+from ringzero.doors.events import Events
+from ringzero.doors.jobs import Jobs
+from ringzero.doors.tokens import Tokens
+from ringzero.errors import ConflictError
+
+T = TypeVar("T")
+
+# How many plain actions are done at once. They wait for files and sockets, one for seconds at most.
+_WORKERS = 16
+# How many that stream: each has a thread, and a connection to a machine's process.
+_CONVERSATIONS = 256
+
+
+class Manager:
+    """The actions of a user's host for doors; its methods are called on the event loop."""
+
+    def __init__(self, host: Host, events: Events, tokens: Tokens) -> None:
+        self.host = host
+        self.events = events
+        self.tokens = tokens
+        self.jobs = Jobs(self.call, self.converse)
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="action")
+        self._talking: set[Conversation] = set()
+
+    async def call(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        machine: str | None = None,
+        *,
+        caller: Caller,
+    ) -> Any:
+        """Do the action called `name`; return plain data. Raises RingzeroError."""
+        caller.require(get(name))
+        return await self.work(self.host.call, name, arguments, machine)
+
+    async def work(self, act: Callable[..., T], *arguments: Any) -> T:
+        """Return what `act` does on a thread. What goes on when nobody waits any more, goes on."""
+        loop = asyncio.get_running_loop()
+        return await asyncio.shield(loop.run_in_executor(self._workers, act, *arguments))
+
+    def converse(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        machine: str | None = None,
+        *,
+        caller: Caller,
+    ) -> Conversation:
+        """Begin an action that streams. Raises ForbiddenError, ConflictError."""
+        action = get(name)
+        caller.require(action)
+        if len(self._talking) >= _CONVERSATIONS:
+            raise ConflictError(
+                f"{_CONVERSATIONS} commands and consoles are open",
+                hint="close some, or ask again later",
+            )
+        given = action.check(arguments)
+        conversation = Conversation(
+            lambda stream: self.host.call(name, given, machine, stream), self._talking.discard
+        )
+        self._talking.add(conversation)
+        conversation.start(name)
+        return conversation
+
+    async def close(self) -> None:
+        """End conversations; plain actions that are under way come to their end."""
+        for conversation in list(self._talking):
+            conversation.close()
+        await self.jobs.close()
+        self._workers.shutdown(wait=False, cancel_futures=True)

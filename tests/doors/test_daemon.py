@@ -1,0 +1,165 @@
+"""The process itself: where it listens, how it begins and ends, who is let in."""
+
+import os
+import shutil
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ringzero.doors.contract import DOORS, Address, Door
+from ringzero.doors.listeners import Certificate
+from ringzero.errors import ConflictError, HostError, InvalidValueError
+from tests.control.fake import start
+from tests.doors.serving import Client, Served
+
+
+def test_addresses():
+    assert Address.parse("/run/x").path.as_posix() == "/run/x"
+    assert Address.parse("./x").path.is_absolute()
+    assert Address.parse(":8443") == Address(host="127.0.0.1", port=8443)
+    assert Address.parse("[::1]:1") == Address(host="::1", port=1)
+    assert str(Address.parse("[::1]:1")) == "[::1]:1"
+    for wrong in ("", "x", ":", "a:b", "h:70000", "h:-1"):
+        with pytest.raises(InvalidValueError):
+            Address.parse(wrong)
+
+
+@pytest.mark.parametrize("name", DOORS.names())
+def test_every_door(name):
+    door = DOORS.get(name)
+    assert issubclass(door, Door)
+    assert door.summary
+    assert door.addresses()
+    # What `ringzero serve --help` says of it, without loading it.
+    from ringzero.cli.verbs import serve
+
+    assert serve._DOORS[name]
+
+
+def test_the_socket_is_the_users_own(served, tmp_path):
+    mode = (tmp_path / "rest.sock").stat().st_mode
+    assert stat.S_IMODE(mode) == 0o600
+    assert served.told == [f"rest: {tmp_path / 'rest.sock'}"]
+
+
+def test_one_at_a_time(served, tmp_path):
+    with pytest.raises(ConflictError, match="runs already"):
+        Served(served.where, rest=[str(tmp_path / "other")]).__enter__()
+    with pytest.raises(ConflictError, match="somebody listens"):
+        Served(tmp_path / "elsewhere", rest=[served.path]).__enter__()
+    assert served.ask("GET", "/v1/machines") == (200, [])
+
+
+def test_tcp_wants_tls(fakes, tmp_path):
+    with pytest.raises(InvalidValueError, match="wants TLS"):
+        Served(tmp_path / "serve", rest=["127.0.0.1:0"]).__enter__()
+    wrong = tmp_path / "wrong.pem"
+    with pytest.raises(HostError):
+        Certificate(wrong, wrong).context()
+    wrong.write_text("x")
+    with pytest.raises(InvalidValueError, match="no certificate"):
+        Certificate(wrong, wrong).context()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    where = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+            *("-keyout", where / "key", "-out", where / "cert"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return Certificate(where / "cert", where / "key")
+
+
+class Secure(Client):
+    """The standard library's client over TLS."""
+
+    def __init__(self, port, certificate):
+        super().__init__("")
+        self._port = port
+        self._context = ssl.create_default_context(cafile=certificate.certificate)
+
+    def connect(self):
+        link = socket.create_connection(("127.0.0.1", self._port), 20)
+        self.sock = self._context.wrap_socket(link, server_hostname="localhost")
+
+
+def test_over_tcp_with_tls_and_a_token(fakes, root, tmp_path, certificate):
+    from ringzero.doors.tokens import Tokens
+
+    text = Tokens(tmp_path / "serve").create("laptop", reads=False)
+    with Served(tmp_path / "serve", certificate, rest=["127.0.0.1:0"]) as served:
+        port = int(served.path.rpartition(":")[2])
+        client = Secure(port, certificate)
+        assert client.ask("GET", "/v1/machines")[0] == 401
+        assert client.ask("GET", "/v1/machines", Authorization=f"Bearer {text}")[1] == []
+        client.close()
+        # One who does not speak TLS, or says nothing, is nobody's trouble.
+        with socket.create_connection(("127.0.0.1", port)) as link:
+            link.sendall(b"GET /v1/machines HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert b"HTTP" not in link.recv(1000)
+        with socket.create_connection(("127.0.0.1", port)):
+            client = Secure(port, certificate)
+            assert client.ask("GET", "/v1/version")[0] == 401
+            client.close()
+
+
+def test_many_connections_come_and_go(served):
+    start("web")
+    before = len(os.listdir("/proc/self/fd"))
+    idle = [served.connect() for _ in range(100)]
+    for _ in range(3):
+        clients = [Client(served.path) for _ in range(50)]
+        for client in clients:
+            assert client.ask("GET", "/v1/machines/web/ping")[1] == "running"
+        for client in clients:
+            client.close()
+    for link in idle:
+        link.close()
+    deadline = time.monotonic() + 10
+    while len(os.listdir("/proc/self/fd")) > before + 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_command(fakes, root, tmp_path):
+    """Killed in the middle it leaves nothing in the way, and machines go on."""
+    path = tmp_path / "s"
+    environment = os.environ | {
+        "RINGZERO_SERVE_DIR": str(tmp_path / "serve"),
+        "RINGZERO_SERVE_SOCKET": str(path),
+        "XDG_RUNTIME_DIR": str(tmp_path),
+    }
+    start("web")
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 0), (signal.SIGINT, 0)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ringzero", "serve"], env=environment, stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        try:
+            assert process.stderr.readline() == f"ringzero: rest: {path}\n"
+            client = Client(str(path))
+            assert client.ask("GET", "/v1/machines/web/ping")[1] == "running"
+            process.send_signal(number)
+            assert process.wait(20) == code
+            assert process.stderr.read() == ""
+            client.close()
+        finally:
+            process.kill()
+            process.wait()
+            process.stderr.close()
+    assert not path.exists()
