@@ -14,7 +14,7 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Self
+from typing import ClassVar, Self
 
 from ringzero.errors import HostError
 from ringzero.host.files import too_large
@@ -499,6 +499,10 @@ def read_pages(
 _LOW_LIMIT = 1 << 31
 _MAP_32BIT = 0x40  # x86 Linux: map in the low 2 GiB
 _MAP_FIXED_NOREPLACE = 0x100000
+# Where Linux looks for room with MAP_32BIT (mmap(2)): in the second GiB, from somewhere in the first
+# 32 MiB of that on. Since Linux 6.7 a mapping of a large page or more may begin at a multiple of
+# one, and leaves as much unused before it.
+SPACE = (1 << 30) - (32 << 20)
 
 
 def map_program(fd: int, start: int, code: int, tables: int) -> int:
@@ -539,19 +543,30 @@ class ExecutableMemory:
     """`size` bytes of memory below 2 GiB that can be written and run.
 
     They lie at `wanted` where that is free, else anywhere, and are then `elsewhere` bytes if that
-    is given. Raises HostError.
+    is given; where there is no room for so many, at least `least`. Raises HostError.
     """
 
-    def __init__(self, size: int, wanted: int = 0, elsewhere: int | None = None) -> None:
-        protection = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_32BIT | _MAP_NORESERVE
+    # Addresses of those that there are, and what each takes of `SPACE`. Finalizers change it, which
+    # run in the middle of anything: nothing here takes a lock, or goes through it step by step.
+    _taken: ClassVar[dict[int, int]] = {}
+
+    def __init__(
+        self,
+        size: int,
+        wanted: int = 0,
+        elsewhere: int | None = None,
+        least: int | None = None,
+    ) -> None:
         address: int | None = _FAILED
         # Root may map address 0, and would get that.
         if wanted:
-            address = _LIBC.mmap(wanted, size, protection, flags | _MAP_FIXED_NOREPLACE, -1, 0)
+            address = _map_low(wanted, size)
         if address == _FAILED:
-            size = elsewhere or size
-            address = _LIBC.mmap(None, size, protection, flags, -1, 0)
+            size = size if elsewhere is None else elsewhere
+            address = _map_low(None, size)
+            while address == _FAILED and least is not None and size > least:
+                size = max(size // 2 & -PAGE, least)
+                address = _map_low(None, size)
         if address is None or address == _FAILED or address + size > _LOW_LIMIT:
             raise HostError(
                 "the host gives no executable memory for translated code",
@@ -560,9 +575,32 @@ class ExecutableMemory:
             )
         self.size = size
         self.address = address
+        if address >= _LOW_LIMIT // 2:
+            self._taken[address] = size + _LARGE_PAGE if size >= _LARGE_PAGE else size
         # Whoever forgets to close must not use up the little that there is below 2 GiB.
-        self._release = weakref.finalize(self, _LIBC.munmap, address, size)
+        self._release = weakref.finalize(self, self._unmap, address, size)
+
+    @classmethod
+    def _unmap(cls, address: int, size: int) -> None:
+        # First: the address may be another's at once.
+        cls._taken.pop(address, None)
+        _LIBC.munmap(address, size)
+
+    @classmethod
+    def room(cls) -> int:
+        """Return how many bytes of SPACE none of this process's has."""
+        return SPACE - sum(list(cls._taken.values()))
 
     def close(self) -> None:
         """Give the memory back."""
         self._release()
+
+
+def _map_low(address: int | None, size: int) -> int | None:
+    """Map memory that can be run at an address that is free, or anywhere; or return _FAILED."""
+    protection = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_32BIT | _MAP_NORESERVE
+    if address is not None:
+        flags |= _MAP_FIXED_NOREPLACE
+    found: int | None = _LIBC.mmap(address, size, protection, flags, -1, 0)
+    return found

@@ -18,7 +18,7 @@ import ctypes
 from typing import Any, Protocol, Self
 
 from ringzero.errors import HostError
-from ringzero.host.memory import ExecutableMemory, Held, HostMemory, MemoryImage
+from ringzero.host.memory import PAGE, SPACE, ExecutableMemory, Held, HostMemory, MemoryImage
 from ringzero.jit.tables import CodeSpace
 from ringzero.records import record, replace
 
@@ -31,6 +31,9 @@ CODE_BASE = 0x1000_0000
 # Linux and a few commands need some 300 KiB beside what a clone has from its original.
 FIRST_ARENA, CLONE_ARENA = 8 << 20, 512 << 10
 GROWTH = 4
+# Room is shared out so that all machines of a process find some: none begins with more than a 16th
+# of what is left, or goes on in more than an 8th of what is left beyond a quarter of all.
+FIRST_PART, GROWTH_PART, KEPT = 16, 8, SPACE // 4
 # When so much of CODE_SIZE is used, what there is is saved: in the end it may be too much to save.
 EARLY = 1 / 2
 # The least that a machine goes on in: several times what one block can need.
@@ -40,16 +43,27 @@ SAVED = ("saved_table", "saved_mask", "saved_hashes", "saved_contents", "saved_p
 
 
 class Arena(Held):
-    """Executable memory with several holders, given back by the last."""
+    """Executable memory with several holders, given back by the last.
 
-    def __init__(self, size: int, wanted: int = 0, elsewhere: int | None = None) -> None:
+    Arguments are those of ExecutableMemory. Raises HostError.
+    """
+
+    def __init__(
+        self, size: int, wanted: int = 0, elsewhere: int | None = None, least: int = LEAST
+    ) -> None:
         super().__init__()
-        self._memory = ExecutableMemory(size, wanted, elsewhere)
+        self._memory = ExecutableMemory(size, wanted, elsewhere, least)
         self.start = self._memory.address
         self.end = self.start + self._memory.size
 
     def _give_back(self) -> None:
         self._memory.close()
+
+
+def _beginning() -> int:
+    """Return how much a machine may begin with that has nobody's code to share."""
+    part = ExecutableMemory.room() // FIRST_PART & -PAGE
+    return max(min(FIRST_ARENA, part), CLONE_ARENA)
 
 
 class Lookaside(Protocol):
@@ -120,7 +134,7 @@ class CodeArenas:
             for name in ("out", "data", "low_water")
         )
         if shared is None:
-            arena = Arena(CODE_SIZE, CODE_BASE, FIRST_ARENA)
+            arena = Arena(CODE_SIZE, CODE_BASE, _beginning())
         else:
             self._arenas += [arena.hold() for arena in shared.arenas]
             for member, value in zip(SAVED, shared.saved, strict=True):
@@ -147,12 +161,18 @@ class CodeArenas:
 
     def look(self) -> None:
         """Go on in a larger arena where that is due, else for good; the vCPUs stand still."""
-        if self._room < CODE_SIZE:
-            # Without memory below 2 GiB it goes on as one that is large enough.
+        # Where there is none to be had it goes on as one that is large enough.
+        larger = self._larger()
+        if larger > self._room:
             with contextlib.suppress(HostError):
-                self._use(Arena(min(self._room * GROWTH, CODE_SIZE)))
+                self._use(Arena(larger, least=larger))
                 return
         self._low_water.value = 0
+
+    def _larger(self) -> int:
+        """Return how much the machine may go on in."""
+        part = (ExecutableMemory.room() - KEPT) // GROWTH_PART & -PAGE
+        return min(self._room * GROWTH, CODE_SIZE, part)
 
     def share(self) -> SharedCode:
         """Hand everything on to clones, and go on in what is left; the machine stands still."""
@@ -167,7 +187,7 @@ class CodeArenas:
         )
         left = self._data.value - self._out.value
         if left < LEAST:
-            self._use(Arena(min(self._room * GROWTH, CODE_SIZE)))
+            self._use(Arena(max(self._larger(), CLONE_ARENA)))
         elif not self._low_water.value:
             # No more of it is the machine's own: dropping all each time that this is full would
             # leave too little for what it runs.
