@@ -500,8 +500,8 @@ _LOW_LIMIT = 1 << 31
 _MAP_32BIT = 0x40  # x86 Linux: map in the low 2 GiB
 _MAP_FIXED_NOREPLACE = 0x100000
 # Where Linux looks for room with MAP_32BIT (mmap(2)): in the second GiB, from somewhere in its
-# first 32 MiB. Since Linux 6.7 a mapping of a large page or more may begin at a multiple of one, and
-# leaves as much unused before it.
+# first 32 MiB. Since Linux 6.7 a mapping of a large page or more may begin at a multiple of one,
+# and leaves as much unused before it.
 SPACE = (1 << 30) - (32 << 20)
 
 
