@@ -1,0 +1,1 @@
+"""libvirt's XML: documents as records and records as documents. It does no I/O."""
