@@ -77,6 +77,12 @@ def test_every_action_through_a_door(watch, tmp_path, monkeypatch):
         post("unpublish", ports="9")
     assert post("unpublish", ports="0:80-81") == made
     assert [port["port"] for port in post("ports")] == [8080]
+    assert post("describe", title="the web", metadata={"k": "v"}) is None
+    causes("describe")
+    assert post("metadata")["title"] == "the web"
+    assert post("redefine", config=config_to_tree(config(nets=("user",), cpus=2))) is None
+    causes("redefine")
+    assert post("next")["cpus"] == 2
     assert post("start") is None
     causes("start")
     with pytest.raises(ConflictError, match="is running; 'start' needs"):

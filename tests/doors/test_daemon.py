@@ -163,3 +163,27 @@ def test_the_command(fakes, root, tmp_path):
             process.wait()
             process.stderr.close()
     assert not path.exists()
+
+
+def test_machines_start_by_themselves_once_after_a_boot(fakes, root, tmp_path):
+    from ringzero.config.tree import config_to_tree
+    from ringzero.control.host import client
+    from tests.control.fake import config
+
+    host = client.host()
+    for name, line in (("web", ""), ("bad", "bad"), ("db", "")):
+        host.define(config_to_tree(config(line)), name=name)
+    for name in ("web", "bad"):
+        host.machine(name).describe(autostart=True)
+    where = tmp_path / "serve"
+    with Served(where, rest=[str(tmp_path / "s")]) as served:
+        deadline = time.monotonic() + 20
+        while len(served.told) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert sorted(served.told[1:]) == ["bad does not start: not a kernel", "started web"]
+        assert served.ask("GET", "/v1/machines/db")[1]["status"] == "defined"
+    host.machine("web").stop()
+    with Served(where, rest=[str(tmp_path / "s")]) as served:
+        assert served.ask("GET", "/v1/machines/web")[1]["status"] == "ended"
+    assert client.machine("web").inspect()["status"] == "ended"

@@ -35,6 +35,7 @@ class HostActions(Actions):
         timeout: Annotated[float | None, "seconds after which it is ended"] = None,
         serial: Annotated[str | None, "a file for what its serial line says"] = None,
         remove: Annotated[bool, "remove it at its end"] = False,
+        uuid: Annotated[str | None, "its UUID; null: one is made"] = None,
     ) -> str:
         """Describe a machine without starting it; return its name."""
 

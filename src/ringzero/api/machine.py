@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from ringzero.api.action import Actions, Scope, Stream, action
 from ringzero.api.values import (
@@ -13,6 +13,7 @@ from ringzero.api.values import (
     EventKind,
     ExitRecord,
     MachineSummary,
+    MetadataSummary,
     PortSummary,
     ShareSummary,
     Status,
@@ -81,6 +82,39 @@ class MachineActions(Actions):
     @action(states=GONE, events=(EventKind.RENAMED,))
     def rename(self, name: Annotated[str, "its new name"]) -> None:
         """Give a machine that does not run another name."""
+
+    @action(states=ANY, reads=True)
+    def metadata(self) -> MetadataSummary:
+        """Tell what is noted of the machine: UUID, title, whether it starts by itself."""
+
+    @action(states=ANY, events=(EventKind.CHANGED,))
+    def describe(
+        self,
+        title: Annotated[str | None, "a line for people; null: as it is"] = None,
+        description: Annotated[str | None, "some lines for people; null: as it is"] = None,
+        autostart: Annotated[
+            bool | None, "whether `ringzero serve` starts it when the host has booted"
+        ] = None,
+        metadata: Annotated[
+            dict[str, Any] | None, "texts by key, each one's own; one that is null goes"
+        ] = None,
+    ) -> None:
+        """Note something of the machine; it means nothing to the guest."""
+
+    @action(states=ANY, events=(EventKind.CHANGED,))
+    def redefine(
+        self,
+        config: Annotated[dict[str, Any], "the fields of the machine's description, all of them"],
+        image: Annotated[str, "the guest image that its kernel is from"] = "",
+        command: Annotated[list[str] | None, "what runs in the guest, and ends with it"] = None,
+        timeout: Annotated[float | None, "seconds after which it is ended"] = None,
+        serial: Annotated[str | None, "a file for what its serial line says"] = None,
+    ) -> None:
+        """Describe the machine anew, from its next start on."""
+
+    @action(states=ANY, reads=True)
+    def next(self) -> dict[str, Any]:
+        """Tell the fields of the machine's description from its next start on."""
 
     @action(states=ANY, events=(EventKind.REMOVED,))
     def remove(self, force: Annotated[bool, "end it first where it runs"] = False) -> None:

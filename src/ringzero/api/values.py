@@ -43,6 +43,7 @@ class EventKind(enum.Enum):
     ENDED = "ended"  # no process runs it any more
     RENAMED = "renamed"
     REMOVED = "removed"
+    CHANGED = "changed"  # its metadata, or its description from the next start on
 
 
 class Value:
@@ -165,6 +166,16 @@ class MachineSummary(TypedDict):
     agent: NotRequired[dict[str, Any] | None]
     watchers: NotRequired[dict[str, int]]
     stats: NotRequired[dict[str, Any]]
+
+
+class MetadataSummary(TypedDict):
+    """What is noted of a machine; `elements` are texts by key."""
+
+    uuid: str
+    title: str
+    description: str
+    autostart: bool
+    elements: dict[str, str]
 
 
 class PortSummary(TypedDict):

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from ringzero.control.host.client import Host
+from ringzero.doors import autostart
 from ringzero.doors.contract import DOORS, Address, Door
 from ringzero.doors.events import Events
 from ringzero.doors.listeners import Certificate, Listening, caller_behind
@@ -75,7 +76,9 @@ class Daemon:
                 for wanted in self._wanted:
                     servers.append(await self._open(wanted, manager, stack))
                 _notify("READY=1")
+                starting = asyncio.ensure_future(self._start_machines(manager))
                 await stop.wait()
+                starting.cancel()
                 _notify("STOPPING=1")
             finally:
                 for server in servers:
@@ -83,6 +86,11 @@ class Daemon:
                 events.close()
                 await manager.close()
                 await self._end()
+
+    async def _start_machines(self, manager: Manager) -> None:
+        if autostart.due(self._where):
+            for name, fault in await manager.work(autostart.start_all, manager.host):
+                self._tell(f"{name} does not start: {fault}" if fault else f"started {name}")
 
     async def _open(
         self, wanted: Wanted, manager: Manager, stack: contextlib.ExitStack

@@ -19,6 +19,7 @@ from ringzero.api.values import (
     ExitRecord,
     ImageSummary,
     MachineSummary,
+    MetadataSummary,
     NetworkSummary,
     PortSummary,
     ShareSummary,
@@ -157,6 +158,53 @@ def share_summaries(shares: Iterable[ShareConfig]) -> list[ShareSummary]:
     ]
 
 
+@handles("metadata")
+def metadata(where: MachineDirectory) -> MetadataSummary:
+    from ringzero.control.host import description
+
+    return description.metadata(where)
+
+
+@handles("describe")
+def describe(
+    where: MachineDirectory,
+    title: str | None,
+    description: str | None,
+    autostart: bool | None,
+    metadata: dict[str, Any] | None,
+) -> None:
+    from ringzero.control.host.description import describe
+
+    describe(where, title=title, description=description, autostart=autostart, metadata=metadata)
+
+
+@handles("redefine")
+def redefine(
+    where: MachineDirectory,
+    config: dict[str, Any],
+    image: str,
+    command: list[str] | None,
+    timeout: float | None,
+    serial: str | None,
+) -> None:
+    from ringzero.config.machine import MachineConfig
+    from ringzero.control.host.description import redefine
+
+    redefine(
+        where,
+        MachineConfig.create(**{**config, "name": where.name}).with_room_for_shares(),
+        image=image,
+        command=tuple(command or ()),
+        timeout=timeout,
+        serial=serial,
+    )
+
+
+@handles("next")
+def next(where: MachineDirectory) -> dict[str, Any]:
+    return where.coming().config
+
+
 @handles("start")
 def start(where: MachineDirectory) -> None:
     record = where.machine()
@@ -254,9 +302,13 @@ def define(
     timeout: float | None,
     serial: str | None,
     remove: bool,
+    uuid: str | None,
 ) -> str:
     from ringzero.config.machine import MachineConfig
+    from ringzero.control.host import description
 
+    if uuid is not None:
+        description.check_uuid(uuid)
     claim = claims.create(
         name,
         MachineConfig.create(**config).with_room_for_shares(),
@@ -267,6 +319,12 @@ def define(
         remove=remove,
         where=where,
     )
+    if uuid is not None:
+        try:
+            description.describe(claim.directory, uuid=uuid)
+        except BaseException:
+            claim.discard()
+            raise
     return claims.define(claim).name
 
 

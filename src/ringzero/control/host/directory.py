@@ -29,7 +29,9 @@ from ringzero.control.host.records import (
     MachineRecord,
     ProcessRecord,
     StatusRecord,
+    described_anew,
     load,
+    read_json,
     save,
 )
 from ringzero.errors import (
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
 
 LOCK, MACHINE, PROCESS = "lock", "machine.json", "process.json"
 STATUS, HEALTH, EXIT = "status.json", "health.json", "exit.json"
+# What the machine is from its next start on, where that is something else; and what is noted of it.
+NEXT, METADATA = "next.json", "metadata.json"
 SOCKET, CONSOLE_LOG, VMM_LOG = "socket", "console.log", "vmm.log"
 # What a directory is called before it has its name, and after it lost it. Machines' names
 # do not begin with a dot.
@@ -355,7 +359,8 @@ class MachineDirectory:
         """
         lock = self._take_lock()
         try:
-            save(record, self.path / MACHINE)
+            given = read_json(self.path / NEXT)
+            self._describe(record if given is None else described_anew(record, given))
             for name in (EXIT, STATUS, PROCESS):
                 (self.path / name).unlink(missing_ok=True)
         except BaseException as fault:
@@ -372,9 +377,29 @@ class MachineDirectory:
         """
         lock = self._take_lock()
         try:
-            save(change(self.machine()), self.path / MACHINE)
+            self._describe(change(self.coming()))
         finally:
             os.close(lock)
+
+    def coming(self) -> MachineRecord:
+        """Return what the machine is from its next start on. Raises ControlError, ConfigError."""
+        found, given = self.machine(), read_json(self.path / NEXT)
+        return found if given is None else described_anew(found, given)
+
+    def _describe(self, record: MachineRecord) -> None:
+        """Write down what the machine is; what was to be from its next start on is in it."""
+        old = load(MachineRecord, self.path / MACHINE)
+        save(record, self.path / MACHINE)
+        (self.path / NEXT).unlink(missing_ok=True)
+        if old is not None and old.config != record.config:
+            self._release(old)
+
+    def _release(self, described: MachineRecord) -> None:
+        """Remove disks that were made for a machine, where no machine names them any more."""
+        from ringzero.control.host import owndisks
+
+        with contextlib.suppress(RingzeroError):
+            owndisks.release(owndisks.in_tree(described.config), descriptions(self.path.parent))
 
     def rename(self, name: str) -> MachineDirectory:
         """Give a machine that does not run another name; return its directory.
@@ -438,10 +463,7 @@ class MachineDirectory:
             raise host_error(fault, "remove", self.path) from fault
         remove_tree(old)
         if described is not None:
-            from ringzero.control.host import owndisks
-
-            with contextlib.suppress(RingzeroError):
-                owndisks.release(owndisks.in_tree(described.config), descriptions(self.path.parent))
+            self._release(described)
 
 
 # ---- all of them ----------------------------------------------------------

@@ -19,7 +19,14 @@ from typing import Any, Self
 from ringzero.api.values import Event, EventKind, Status
 from ringzero.config.device import NAME
 from ringzero.control.host import claims, directory
-from ringzero.control.host.directory import EXIT, LOCK, PROCESS, STATUS, MachineDirectory
+from ringzero.control.host.directory import (
+    EXIT,
+    LOCK,
+    METADATA,
+    PROCESS,
+    STATUS,
+    MachineDirectory,
+)
 from ringzero.control.host.records import ProcessRecord
 from ringzero.errors import HostError
 from ringzero.host import inotify
@@ -113,6 +120,8 @@ class Watch:
             return [event for name in names | set(self._seen) for event in self._appeared(name)]
         if change.number != self._root:
             name = self._names.get(change.number)
+            if name is not None and change.name == METADATA and name in self._seen:
+                return [_event(EventKind.CHANGED, name)]
             if name is None or change.name not in _TELLING:
                 return []
             return self._look(name, _LOOKS if change.name == LOCK else 0)

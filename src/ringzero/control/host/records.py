@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 from ringzero.api.values import HealthCheck, HealthSummary, Probed, Status, Value
 from ringzero.config.machine import MachineConfig
 from ringzero.config.tree import config_from_tree
-from ringzero.errors import StateError
+from ringzero.errors import ConfigError, StateError
 from ringzero.host.files import host_error, open_regular
 from ringzero.host.process import ProcessIdentity
-from ringzero.records import field, record
+from ringzero.records import field, record, replace
 
 AnyValue = TypeVar("AnyValue", bound=Value)
 
@@ -82,6 +82,19 @@ class MachineRecord(Value):
     def machine_config(self) -> MachineConfig:
         """Return the machine's description. Raises ConfigError."""
         return config_from_tree(self.config)
+
+
+# What of a machine's record a new description has; the rest is the machine's life.
+_DESCRIBED = ("config", "image", "command", "timeout", "serial")
+
+
+def described_anew(old: MachineRecord, given: Mapping[str, Any]) -> MachineRecord:
+    """Return a record with the description in next.json. Raises ConfigError for none."""
+    found = {name: given[name] for name in _DESCRIBED if name in given}
+    if not isinstance(found.get("config"), dict):
+        raise ConfigError(["next.json holds no description"], hint="describe the machine anew")
+    found["config"] = {**found["config"], "name": old.name}
+    return replace(old, **found)
 
 
 @record

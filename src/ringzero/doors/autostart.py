@@ -1,0 +1,46 @@
+"""Starts the machines that are to start by themselves, once after each boot of the host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ringzero.control.host.client import Host
+from ringzero.errors import RingzeroError
+from ringzero.host.files import host_error
+from ringzero.host.process import boot_id
+
+_STAMP = "autostarted"
+
+
+def due(where: Path) -> bool:
+    """Whether nothing was started since the host has booted; notes that it is now. HostError.
+
+    A daemon that is killed and started again starts nothing that somebody has stopped.
+    """
+    stamp, boot = where / _STAMP, boot_id()
+    try:
+        if stamp.read_text() == boot:
+            return False
+    except (OSError, UnicodeDecodeError):
+        pass
+    try:
+        stamp.write_text(boot)
+    except OSError as fault:
+        raise host_error(fault, "write", stamp) from fault
+    return True
+
+
+def start_all(host: Host) -> list[tuple[str, str]]:
+    """Start those that do not run; return names, each with "" or what went wrong."""
+    found = []
+    for facts in host.machines():
+        machine = host.machine(facts["name"])
+        try:
+            if machine.directory.alive or not machine.metadata()["autostart"]:
+                continue
+            machine.start()
+        except RingzeroError as fault:
+            found.append((machine.name, fault.message))
+        else:
+            found.append((machine.name, ""))
+    return found
