@@ -22,8 +22,9 @@ ROOT = Path(ringzero.__file__).parent
 # Each layer imports only itself and what stands before it.
 ORDER = (
     "version", "basedirs", "errors", "digest", "units", "records", "plain", "settings", "registry",
-    "config", "api", "host", "core", "disk", "image", "native", "isa", "jit", "engine", "devices",
-    "board", "net", "share", "vm", "build", "control", "deployment", "doors", "cli", "testing",
+    "config", "api", "host", "core", "disk", "storage", "image", "native", "isa", "jit", "engine",
+    "devices", "board", "net", "share", "vm", "build", "control", "deployment", "doors", "cli",
+    "testing",
 )  # fmt: skip
 # Parts that a part must not import, whatever the order says.
 FORBIDDEN = {

@@ -155,6 +155,12 @@ DEBUG_DIR = Setting(
     "RINGZERO_DEBUG_DIR", _path, lambda: None, "directory for what is revealed (default: stderr)"
 )
 ENGINE = Setting("RINGZERO_ENGINE", str, lambda: "auto", "CPU engine: auto, soft, kvm")
+STORAGE_DIR = Setting(
+    "RINGZERO_STORAGE_DIR",
+    lambda text: Path(text).absolute(),
+    lambda: DATA_DIR.get() / "storage",
+    "directory with a file for each storage pool",
+)
 SERVE_DIR = Setting(
     "RINGZERO_SERVE_DIR",
     lambda text: Path(text).absolute(),

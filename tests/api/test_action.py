@@ -25,7 +25,7 @@ from ringzero.api.values import (
     Status,
     Value,
 )
-from ringzero.control.host.actions import HANDLERS as HOST_HANDLERS
+from ringzero.control.host.client import HANDLERS as HOST_HANDLERS
 from ringzero.control.machine.actions import HANDLERS as MACHINE_HANDLERS
 from ringzero.errors import ConflictError, InvalidValueError, NotFoundError, ProtocolError
 

@@ -107,6 +107,17 @@ def test_every_action_through_a_door(watch, tmp_path, monkeypatch):
     assert post("create_network", name="lan", subnet="10.77.0.0/24")["gateway"] == "10.77.0.1"
     assert [network["machines"] for network in post("networks")] == [[]]
     assert post("remove_network", name="lan") is None
+    monkeypatch.setenv("RINGZERO_STORAGE_DIR", str(tmp_path / "storage"))
+    assert post("define_storage_pool", name="p", path=str(tmp_path / "p"))["active"]
+    assert [pool["name"] for pool in post("storage_pools")] == ["default", "p"]
+    assert post("create_volume", name="a", pool="p", capacity=1 << 20)["format"] == "qcow2"
+    assert post("clone_volume", source="a", name="b", pool="p", format="raw")["format"] == "raw"
+    assert post("resize_volume", name="a", pool="p", capacity=1 << 21)["capacity"] == 1 << 21
+    assert post("wipe_volume", name="b", pool="p") is None
+    assert [volume["name"] for volume in post("volumes")] == ["a", "b"]
+    assert post("remove_volume", name="a", pool="p") is None
+    assert not post("change_storage_pool", name="p", active=False)["active"]
+    assert post("undefine_storage_pool", name="p") is None
     assert post("exec", words=["sh", "-c", "exit 3"]) == {"status": 3}
     assert post("fork", name="copy") == ["copy"]
     causes("fork", "copy")
@@ -130,6 +141,7 @@ def test_every_action_through_a_door(watch, tmp_path, monkeypatch):
         post("pause", machine="nobody")
     # Those that need a snapshot, a console's other side, a stream of files, or never end.
     left = {"snapshot", "revert", "console", "events", "put_archive", "get_archive"}
+    left |= {"put_volume", "get_volume"}
     assert set(ACTIONS) - done == left
 
 

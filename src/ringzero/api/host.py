@@ -11,7 +11,13 @@ from ringzero.api.values import (
     MachineSummary,
     NetworkSummary,
     SnapshotSummary,
+    StoragePoolSummary,
+    VolumeSummary,
 )
+
+# How long a volume may take to be made, copied or overwritten, in seconds: 200 GB on a slow disk.
+_VOLUME = 3600.0
+_POOL_HELP = "the storage pool's name"
 
 
 class HostActions(Actions):
@@ -67,6 +73,117 @@ class HostActions(Actions):
     @action()
     def remove_network(self, name: Annotated[str, "the network's name"]) -> None:
         """Remove a network that no machine is on."""
+
+    @action(reads=True)
+    def storage_pools(self) -> list[StoragePoolSummary]:
+        """List the storage pools, directories whose files are volumes, by name."""
+
+    @action()
+    def define_storage_pool(
+        self,
+        name: Annotated[str, "its name"],
+        path: Annotated[str, "the directory, absolute"],
+        uuid: Annotated[str | None, "its UUID; null: one is made"] = None,
+        active: Annotated[bool, "whether it has volumes from now on"] = True,
+    ) -> StoragePoolSummary:
+        """Define a storage pool, or define it anew; its directory is made where it is missing."""
+
+    @action()
+    def change_storage_pool(
+        self,
+        name: Annotated[str, _POOL_HELP],
+        active: Annotated[bool | None, "whether it has volumes; null: as it is"] = None,
+        autostart: Annotated[
+            bool | None, "whether it becomes active with `ringzero serve`; null: as it is"
+        ] = None,
+    ) -> StoragePoolSummary:
+        """Make a storage pool active, or not."""
+
+    @action()
+    def undefine_storage_pool(self, name: Annotated[str, _POOL_HELP]) -> None:
+        """Forget a storage pool that is not active; its directory and files stay."""
+
+    @action(reads=True)
+    def volumes(
+        self,
+        pool: Annotated[str | None, "the storage pool's name; null: all that are active"] = None,
+    ) -> list[VolumeSummary]:
+        """List the volumes of storage pools, by name."""
+
+    @action(patience=_VOLUME)
+    def create_volume(
+        self,
+        name: Annotated[str, "its name: a file's"],
+        capacity: Annotated[int | None, "in bytes; null: its backing image's"] = None,
+        pool: Annotated[str, _POOL_HELP] = "default",
+        format: Annotated[str, "as `ringzero disk create` has them"] = "qcow2",
+        backing: Annotated[str | None, "the path of the image below it"] = None,
+        backing_format: Annotated[str | None, "that one's format; null: found by content"] = None,
+        preallocation: Annotated[str | None, "off, metadata, falloc or full"] = None,
+        mode: Annotated[int, "the file's permissions"] = 0o600,
+    ) -> VolumeSummary:
+        """Make a volume."""
+
+    @action(patience=_VOLUME)
+    def clone_volume(
+        self,
+        source: Annotated[str, "the volume whose content it gets"],
+        name: Annotated[str, "its name: a file's"],
+        pool: Annotated[str, _POOL_HELP] = "default",
+        source_pool: Annotated[str | None, "the storage pool of the other; null: the same"] = None,
+        format: Annotated[str | None, "its format; null: the other's"] = None,
+        mode: Annotated[int, "the file's permissions"] = 0o600,
+    ) -> VolumeSummary:
+        """Make a volume with the content of another."""
+
+    @action(patience=_VOLUME)
+    def resize_volume(
+        self,
+        name: Annotated[str, "the volume's name"],
+        capacity: Annotated[int, "in bytes"],
+        pool: Annotated[str, _POOL_HELP] = "default",
+        shrink: Annotated[bool, "also where data is cut off"] = False,
+    ) -> VolumeSummary:
+        """Give a volume that is not in use another capacity."""
+
+    @action(patience=_VOLUME)
+    def wipe_volume(
+        self,
+        name: Annotated[str, "the volume's name"],
+        pool: Annotated[str, _POOL_HELP] = "default",
+    ) -> None:
+        """Overwrite what a volume that is not in use holds."""
+
+    @action()
+    def remove_volume(
+        self,
+        name: Annotated[str, "the volume's name"],
+        pool: Annotated[str, _POOL_HELP] = "default",
+        force: Annotated[bool, "also where other volumes lie above it"] = False,
+    ) -> None:
+        """Remove a volume that is not in use."""
+
+    @action(streams=True)
+    def put_volume(
+        self,
+        stream: Stream,
+        name: Annotated[str, "the volume's name"],
+        pool: Annotated[str, _POOL_HELP] = "default",
+        offset: Annotated[int, "where in the file they begin"] = 0,
+        length: Annotated[int | None, "how many come; null: until their end"] = None,
+    ) -> VolumeSummary:
+        """Write bytes, which come on stream 0, into the file of a volume that is not in use."""
+
+    @action(streams=True, reads=True)
+    def get_volume(
+        self,
+        stream: Stream,
+        name: Annotated[str, "the volume's name"],
+        pool: Annotated[str, _POOL_HELP] = "default",
+        offset: Annotated[int, "where in the file they begin"] = 0,
+        length: Annotated[int | None, "how many; null: until the file's end"] = None,
+    ) -> None:
+        """Send the bytes of a volume's file on stream 1."""
 
     @action(streams=True, reads=True)
     def events(self, stream: Stream) -> None:

@@ -228,6 +228,42 @@ class NetworkSummary(TypedDict):
     notes: list[str]
 
 
+class StoragePoolSummary(TypedDict):
+    """A directory whose files are volumes; bytes of its file system, and how many are volumes."""
+
+    name: str
+    uuid: str
+    path: str
+    active: bool
+    autostart: bool
+    volumes: int
+    capacity: int
+    allocation: int
+    available: int
+
+
+class VolumeSummary(TypedDict):
+    """A disk in a storage pool. Sizes are in bytes: `capacity` is what a guest sees.
+
+    `allocation` is what it takes, `backing` the image below it. `modified` is in seconds since
+    1970, `mode` the permissions of its file.
+    """
+
+    pool: str
+    name: str
+    path: str
+    format: str
+    capacity: int
+    allocation: int
+    physical: int
+    backing: str | None
+    backing_format: str | None
+    modified: float
+    mode: int
+    user: int
+    group: int
+
+
 class CommandEnd(TypedDict):
     """How a command in a guest ended: its exit status, 128 + N for the signal N."""
 

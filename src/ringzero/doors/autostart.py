@@ -31,8 +31,14 @@ def due(where: Path) -> bool:
 
 
 def start_all(host: Host) -> list[tuple[str, str]]:
-    """Start those that do not run; return names, each with "" or what went wrong."""
+    """Start those that do not run, pools before; return names, each with "" or what is wrong."""
     found = []
+    for pool in host.storage_pools():
+        if pool["autostart"] and not pool["active"]:
+            try:
+                host.change_storage_pool(pool["name"], active=True)
+            except RingzeroError as fault:
+                found.append((f"storage pool {pool['name']}", fault.message))
     for facts in host.machines():
         machine = host.machine(facts["name"])
         try:

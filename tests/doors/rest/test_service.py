@@ -93,6 +93,30 @@ def test_what_is_wrong_is_told(client):
             client.close()
 
 
+def test_volumes(client, tmp_path, monkeypatch):
+    monkeypatch.setenv("RINGZERO_STORAGE_DIR", str(tmp_path / "storage"))
+    pool = {"name": "p", "path": str(tmp_path / "p")}
+    assert good(client.ask("POST", "/v1/storage-pools", pool))["volumes"] == 0
+    at = "/v1/storage-pools/p/volumes"
+    made = {"name": "a.img", "capacity": 4 << 20, "format": "raw"}
+    assert good(client.ask("POST", at, made))["capacity"] == 4 << 20
+    assert client.ask("POST", at, made)[0] == 409
+    data = bytes(range(256)) * 4096
+    assert good(client.ask("PUT", f"{at}/a.img/content?offset=512", data))["name"] == "a.img"
+    assert good(client.ask("GET", f"{at}/a.img/content?offset=512&length={len(data)}")) == data
+    status, told, _ = client.ask("PUT", f"{at}/a.img/content?length=3", b"1234")
+    assert (status, told["error"]["kind"]) == (400, "invalid-value")
+    client.close()
+    assert client.ask("GET", f"{at}/b/content")[0] == 404
+    assert client.ask("GET", f"{at}/..%2fx/content")[0] == 400
+    assert good(client.ask("DELETE", f"{at}/a.img")) is None
+    assert good(client.ask("GET", at)) == []
+    assert good(client.ask("PATCH", "/v1/storage-pools/p", {"active": False}))["active"] is False
+    assert client.ask("GET", at)[0] == 409
+    assert good(client.ask("DELETE", "/v1/storage-pools/p")) is None
+    assert client.ask("GET", at)[0] == 404
+
+
 def test_a_job(client):
     start("web")
     status, job, answer = client.ask("POST", "/v1/machines/web/stop", {}, Prefer="respond-async")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ringzero.api import table
 from ringzero.api.action import Stream
@@ -26,12 +26,17 @@ from ringzero.api.values import (
     SnapshotFacts,
     SnapshotSummary,
 )
-from ringzero.control.host import claims, directory
+from ringzero.control.host import (
+    claims,
+    directory,
+    storage,  # noqa: F401 - binds what is asked of it
+)
 from ringzero.control.host.directory import MachineDirectory
+from ringzero.control.host.handlers import handles
 from ringzero.control.host.records import MachineRecord
 from ringzero.control.host.session import Session
 from ringzero.errors import ConflictError, ControlError, InvalidValueError
-from ringzero.records import record, replace
+from ringzero.records import replace
 
 if TYPE_CHECKING:
     from ringzero.config.devices.net import NetConfig
@@ -41,31 +46,8 @@ if TYPE_CHECKING:
     from ringzero.vm.saved.snapshot import Snapshot
     from ringzero.vm.saved.store import Node
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
 # How long a process may take to be gone after it said that the machine has ended, in seconds.
 GONE_WITHIN = 10.0
-
-
-@record
-class Handler:
-    """Who does an action; with `running`, for a machine that runs, too."""
-
-    act: Callable[..., Any]
-    running: bool
-
-
-HANDLERS: dict[str, Handler] = {}
-
-
-def handles(name: str, *, running: bool = True) -> Callable[[Function], Function]:
-    """Return a decorator that binds a handler to the action called `name`."""
-
-    def bind(function: Function) -> Function:
-        HANDLERS[name] = Handler(function, running)
-        return function
-
-    return bind
 
 
 # ---- one machine ------------------------------------------------------------

@@ -25,8 +25,9 @@ from ringzero.api.protocol import STDERR, STDOUT
 from ringzero.api.table import get
 from ringzero.api.values import ALIVE, EventKind
 from ringzero.control.host import directory
-from ringzero.control.host.actions import GONE_WITHIN, HANDLERS
+from ringzero.control.host.actions import GONE_WITHIN
 from ringzero.control.host.directory import MachineDirectory
+from ringzero.control.host.handlers import HANDLERS
 from ringzero.control.host.session import Session
 from ringzero.errors import InvalidValueError, RingzeroError, TimeoutExpiredError
 from ringzero.host.progress import QUIET, Steps

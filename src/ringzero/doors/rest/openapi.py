@@ -6,7 +6,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, NotRequired, get_args, get_origin, get_type_hints, is_typeddict
 
-from ringzero.api.action import Argument
+from ringzero.api.action import Argument, Scope
 from ringzero.api.values import Value
 from ringzero.doors.rest.routes import ROOT, ROUTES, Route
 from ringzero.version import __version__
@@ -124,7 +124,8 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
         for name in inside
     ]
     rest = [a for a in action.arguments if a.name not in inside]
-    first = route.action.name == route.parts[-1]
+    own = ("machines", "{machine}") if action.scope is Scope.MACHINE else ()
+    first = route.parts == (*own, action.name)
     description = action.summary[:1].upper() + action.summary[1:] + "."
     operation: dict[str, Any] = {
         "operationId": action.name if first else f"{action.name}_{route.method.lower()}",
@@ -137,7 +138,7 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
     }
     if action.wants_stream:
         operation["description"] = _STREAMS
-    if route.method == "POST":
+    if route.method in ("POST", "PATCH"):
         if not action.wants_stream:
             operation["responses"]["202"] = _answer(
                 "With `Prefer: respond-async`: it goes on as a job.",
@@ -160,7 +161,7 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
         ]
     if parameters:
         operation["parameters"] = parameters
-    if action.states and action.scope.value == "machine":
+    if action.states and action.scope is Scope.MACHINE:
         operation["x-states"] = sorted(state.value for state in action.states)
     if action.events:
         operation["x-events"] = [event.value for event in action.events]

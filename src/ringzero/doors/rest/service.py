@@ -13,7 +13,7 @@ from ringzero.api.protocol import STDERR, STDIN, STDOUT
 from ringzero.doors.caller import Caller
 from ringzero.doors.conversation import Conversation, Data
 from ringzero.doors.events import Listener
-from ringzero.doors.http.messages import Request, Response
+from ringzero.doors.http.messages import BYTES, Request, Response
 from ringzero.doors.http.websocket import INTERNAL, PROTOCOL, WebSocket
 from ringzero.doors.jobs import Job
 from ringzero.doors.rest import openapi, routes
@@ -35,8 +35,10 @@ _HEARTBEAT = 15.0
 _LONGEST_WAIT = 60.0
 # What a command without a WebSocket may print, in bytes of each of its outputs.
 _MAX_OUTPUT = 4 << 20
-# Headers of an archive's answer cannot say that it broke off: the connection does.
-_ARCHIVE = "application/x-tar"
+# Actions that take a request's body as their input, and those whose output is a response's: its
+# head cannot say that it broke off, the connection does.
+_TAKES = ("put_archive", "put_volume")
+_GIVES = {"get_archive": "application/x-tar", "get_volume": BYTES}
 
 
 class UnauthorizedError(RingzeroError):
@@ -99,14 +101,14 @@ class Service:
                 return Response.json(job.to_dict())
         call = routes.find(request.method, segments, request.query)
         caller.require(call.action)
-        if call.action.name == "put_archive":
-            return await self._put_archive(request, call, caller)
-        body = await request.json() if request.method == "POST" else {}
+        if call.action.name in _TAKES:
+            return await self._take(request, call, caller)
+        body = {} if request.method in ("GET", "HEAD") else await request.json()
         if call.action.name == "exec":
             return await self._exec(call, body, caller)
         arguments = call.action.check(routes.merged(call, body))
-        if call.action.name == "get_archive":
-            return await self._get_archive(call, arguments, caller)
+        if call.action.name in _GIVES:
+            return await self._give(call, arguments, caller)
         if call.action.wants_stream:
             raise InvalidValueError(
                 f"{call.action.name!r} needs a WebSocket", hint="send the same with Upgrade"
@@ -183,7 +185,7 @@ class Service:
             }
         )
 
-    async def _put_archive(self, request: Request, call: routes.Call, caller: Caller) -> Response:
+    async def _take(self, request: Request, call: routes.Call, caller: Caller) -> Response:
         conversation = self._converse(call, call.action.check(call.arguments), caller)
         answer = asyncio.ensure_future(_answer_of(conversation))
         try:
@@ -197,7 +199,7 @@ class Service:
             conversation.close()
             answer.cancel()
 
-    async def _get_archive(
+    async def _give(
         self, call: routes.Call, arguments: Mapping[str, Any], caller: Caller
     ) -> Response:
         conversation = self._converse(call, arguments, caller)
@@ -205,8 +207,8 @@ class Service:
         # What goes wrong before the first bytes is an answer of its own.
         first = await anext(parts, None)
         if first is None:
-            return Response(200, b"", _ARCHIVE)
-        return Response(200, type=_ARCHIVE, parts=_chained(first, parts))
+            return Response(200, b"", _GIVES[call.action.name])
+        return Response(200, type=_GIVES[call.action.name], parts=_chained(first, parts))
 
     # ---- WebSockets -------------------------------------------------------------
 

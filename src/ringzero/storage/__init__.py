@@ -1,0 +1,1 @@
+"""Storage pools: directories of the host whose files are volumes, disks of machines."""
