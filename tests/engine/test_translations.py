@@ -3,6 +3,7 @@
 import gc
 import os
 import struct
+import sys
 import zlib
 
 import pytest
@@ -16,6 +17,7 @@ from tests.isa.guest import QuietInterrupts
 
 pytestmark = [pytest.mark.engine, pytest.mark.boot]
 SCRIPT = "uname -a; seq 2000 | sha256sum; awk 'BEGIN { print 1 / 3 }'; dmesg | wc -l"
+MORE = "find / -xdev | sort | md5sum; dc -e '2 100 ^ p'; echo a b | sed s/a/c/ | tr a-z A-Z | gzip"
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,24 @@ def test_second_machine_adopts(saved, place, image):
     assert second_lines[:3] == first_lines[:3]
     assert adopted > 100
     assert anew < blocks / 2
+
+
+def test_what_no_later_run_would_find_is_not_saved(saved, place, image, monkeypatch):
+    """A kernel patches itself: each boot translates what it is before that, and leaves the rest."""
+    # All that there is at a machine's end.
+    monkeypatch.setattr(code, "EARLY", 1)
+    write(place, saved[2])
+    one = place.stat().st_ino
+    _, _, anew = boot(image)
+    assert anew > translations.WORTH_SAVING
+    assert place.stat().st_ino == one
+    # Programs that have not run before are found by later runs.
+    monkeypatch.setattr(sys.modules[__name__], "SCRIPT", MORE)
+    boot(image)
+    two = place.stat().st_ino
+    assert two != one
+    assert boot(image)[1] > 100
+    assert place.stat().st_ino == two
 
 
 def test_pages_that_are_expected_to_run_are_taken_over_before(saved, place, native):

@@ -26,13 +26,19 @@ import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ringzero.core.memory import PAGE_SIZE, GuestMemory
 from ringzero.digest import blake2b
 from ringzero.engine.soft.linked import Objects
 from ringzero.host.memory import HostMemory, map_over
+from ringzero.isa.caches import LINES, CodePage
 from ringzero.settings import CACHE_DIR
+
+if TYPE_CHECKING:
+    from io import FileIO
+
+Buffer = bytes | memoryview
 
 _MAGIC = b"rztrans4"
 ALIGNMENT = 64
@@ -43,7 +49,10 @@ _CHECKED_FROM = 4
 # What is known of pages with code: CRC-32 of all behind it, what the file was that it is of; then
 # of each page its number and the address of its CodePage in that file, 0 for none, 32 bits each.
 _KNOWN = struct.Struct("<I4x16s")
-# Writing costs about 0.1 s, so it must be worth it: this many blocks were translated anew.
+_BLOCKS = CodePage.offset_of("blocks")
+# Writing costs about 0.1 s, so it must be worth it: a later run would find code in so many lines of
+# pages that this one had to translate, which takes about 0.01 s. What a boot translates before its
+# kernel patches itself no later one finds: the page is another by then.
 WORTH_SAVING = 400
 # A file that fills more of the region than this leaves new code no room.
 LARGEST = 3 / 4
@@ -71,6 +80,8 @@ class Translations:
         self._version = b""
         # Where the mapping has the addresses of CodePages, and the guest pages they are of.
         self._addresses, self._contents = memoryview(b"").cast("I"), memoryview(b"")
+        # Where in the region the records begin that were loaded.
+        self._loaded_from = self._end
         # Its table of pages, and their hashes.
         self._table, self._hashes = memoryview(b"").cast("I"), memoryview(b"").cast("Q")
 
@@ -108,7 +119,7 @@ class Translations:
         finally:
             os.close(descriptor)
         space.out = self._start + code
-        space.data = self._end - records
+        space.data = self._loaded_from = self._end - records
         for member, place in zip(
             ("saved_table", "saved_hashes", "saved_pages", "saved_contents"),
             places[2:6],
@@ -231,21 +242,25 @@ class Translations:
         self, pages: Iterable[int], memory: HostMemory, words: memoryview, sought: memoryview
     ) -> None:
         """Take over what is saved for pages of the same content."""
-        table, hashes, mask = self._table, self._hashes, len(self._table) - 1
-        contents = ctypes.addressof(ctypes.c_char.from_buffer(self._contents))
-        compare, page_hash = _memcmp(), self._engine.page_hash
         for page in pages:
             sought[page] = 1
-            where = memory.address + page * PAGE_SIZE
-            wanted = page_hash(where)
-            slot = wanted & mask
-            while index := table[slot]:
-                content = contents + (index - 1) * PAGE_SIZE
-                if hashes[index - 1] == wanted and not compare(where, content, PAGE_SIZE):
-                    words[page] = self._addresses[index - 1]
-                    self._code.count_adopted += 1
-                    break
-                slot = slot + 1 & mask
+            index = self._find(memory.address + page * PAGE_SIZE)
+            if index is not None:
+                words[page] = self._addresses[index]
+                self._code.count_adopted += 1
+
+    def _find(self, where: int) -> int | None:
+        """Return the number of the saved page that is like the one at a host address."""
+        table, hashes, mask = self._table, self._hashes, len(self._table) - 1
+        contents = ctypes.addressof(ctypes.c_char.from_buffer(self._contents))
+        wanted = self._engine.page_hash(where)
+        slot = wanted & mask
+        while index := table[slot]:
+            content = contents + (index - 1) * PAGE_SIZE
+            if hashes[index - 1] == wanted and not _memcmp()(where, content, PAGE_SIZE):
+                return index - 1
+            slot = slot + 1 & mask
+        return None
 
     # --- saving ---
 
@@ -256,7 +271,7 @@ class Translations:
         long as half of this run's pages came from it.
         """
         space = self._code
-        if space.count_blocks < WORTH_SAVING:
+        if space.count_blocks < WORTH_SAVING or not self._gains(code_pages, memory):
             return
         used = space.out - self._start + self._end - space.data
         path = self.path
@@ -268,11 +283,12 @@ class Translations:
         import tempfile
 
         with contextlib.suppress(OSError), _sole_writer(path.parent):
-            body = self._body(code_pages, memory)
+            parts = self._parts(code_pages, memory)
             descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix="writing-")
             try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(body)
+                with os.fdopen(descriptor, "wb", buffering=0) as file:
+                    for part in parts:
+                        _write_all(file, part)
                 Path(temporary).rename(path)
             except OSError:
                 Path(temporary).unlink(missing_ok=True)
@@ -290,7 +306,27 @@ class Translations:
             if not kept:
                 other.unlink(missing_ok=True)
 
-    def _body(self, code_pages: memoryview, memory: GuestMemory) -> bytearray:
+    def _gains(self, code_pages: memoryview, memory: GuestMemory) -> bool:
+        """Whether later runs would find enough that is not in the file."""
+        if self._mapping is None or self._code.count_flushes:
+            return True
+        # Records grow down, so those below are new. The latest block is the first of its line.
+        loaded = self._loaded_from
+        found = 0
+        for number, address in enumerate(code_pages):
+            if not address:
+                continue
+            where = memory.host.address + number * PAGE_SIZE
+            if address < loaded and self._find(where) is not None:
+                continue
+            blocks = (ctypes.c_uint32 * LINES).from_address(address + _BLOCKS)
+            found += sum(0 < block < loaded for block in blocks)
+            if found >= WORTH_SAVING:
+                return True
+        return False
+
+    def _parts(self, code_pages: memoryview, memory: GuestMemory) -> list[Buffer]:
+        """Return what the file is to hold, one after the other."""
         space = self._code
         pages: dict[int, bytes] = {}
         for number, address in enumerate(self._addresses if space.count_flushes == 0 else ()):
@@ -300,8 +336,8 @@ class Translations:
             if address:
                 pages[address] = bytes(ram[number * PAGE_SIZE : (number + 1) * PAGE_SIZE])
         hashes = array("Q")
-        for content in pages.values():
-            buffer = ctypes.create_string_buffer(content, PAGE_SIZE)
+        for page in pages.values():
+            buffer = ctypes.create_string_buffer(page, PAGE_SIZE)
             hashes.append(self._engine.page_hash(ctypes.addressof(buffer)))
         slots = 1 << (2 * len(pages)).bit_length()
         table = array("I", bytes(4 * slots))
@@ -310,22 +346,31 @@ class Translations:
             while table[slot]:
                 slot = (slot + 1) & (slots - 1)
             table[slot] = index + 1
+        # Where they lie: to copy them costs more than to write them.
         code = _bytes_at(self._start, space.out - self._start)
         records = _bytes_at(space.data, self._end - space.data)
-        parts = (code, records, table.tobytes(), hashes.tobytes(), array("I", pages).tobytes(),
-                 b"".join(pages.values()))  # fmt: skip
-        places = _places(len(code), len(records), len(pages), slots)
-        body = bytearray(places[-1])
-        for place, part in zip(places, parts, strict=False):
-            body[place : place + len(part)] = part
         header = _HEADER.pack(
             0, _MAGIC, self._key, self._start, len(code), len(records), len(pages), slots
         )
-        body[: len(header)] = header
-        body[:_CHECKED_FROM] = binascii.crc32(memoryview(body)[_CHECKED_FROM:]).to_bytes(
-            _CHECKED_FROM, "little"
-        )
-        return body
+        contents = [code, records, memoryview(table), memoryview(hashes)]
+        contents += [memoryview(array("I", pages)), memoryview(b"".join(pages.values()))]
+        parts: list[Buffer] = [header]
+        at = len(header)
+        places = _places(len(code), len(records), len(pages), slots)
+        for place, content in zip(places, [*contents, memoryview(b"")], strict=True):
+            parts += (bytes(place - at), content.cast("B"))
+            at = place + content.nbytes
+        crc = binascii.crc32(header[_CHECKED_FROM:])
+        for part in parts[1:]:
+            crc = binascii.crc32(part, crc)
+        parts[0] = crc.to_bytes(_CHECKED_FROM, "little") + header[_CHECKED_FROM:]
+        return parts
+
+
+def _write_all(file: FileIO, data: Buffer) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 @contextlib.contextmanager
