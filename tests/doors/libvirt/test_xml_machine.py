@@ -7,9 +7,10 @@ import pytest
 
 from ringzero.config.machine import MachineConfig
 from ringzero.config.tree import config_from_tree, config_to_tree
+from ringzero.doors.libvirt.xml.devices import parse_device
 from ringzero.doors.libvirt.xml.domain import DOMAIN
 from ringzero.doors.libvirt.xml.facts import MachineFacts, domain
-from ringzero.doors.libvirt.xml.machine import Abilities, definition
+from ringzero.doors.libvirt.xml.machine import Abilities, attachment, definition
 from ringzero.doors.libvirt.xml.tree import parse, render
 from ringzero.errors import ConfigError, InvalidValueError
 from ringzero.units import MIB
@@ -374,3 +375,45 @@ def test_fuzz_of_domains():
         told = DOMAIN.render(domain(MachineFacts(sent.name, UUID, machine, id=1, sent=sent)))
         assert config(definition(DOMAIN.parse(told))) == machine
     assert good > 10
+
+
+def test_devices_that_are_attached():
+    kind, item = parse_device(DOCUMENTS["virsh-attach-disk"])
+    assert kind == "disk"
+    disk, warnings = attachment(item)
+    assert (str(disk.path), disk.format, disk.read_only) == (item.file, item.format or "raw", False)
+    assert warnings == ()
+    kind, item = parse_device(DOCUMENTS["vagrant-interface"])
+    assert (kind, item.alias) == ("interface", "ua-net-0")
+    net, warnings = attachment(item)
+    assert (net.network, warnings) == ("vagrant-libvirt", ())
+    kind, item = parse_device("<filesystem><source dir='/src'/><target dir='/src'/></filesystem>")
+    assert attachment(item)[0].target == "/src"
+    _, item = parse_device("<disk><source file='/a'/><iotune/></disk>")
+    assert attachment(item)[1] == ("iotune: not carried out",)
+    _, item = parse_device("<disk type='volume'><source pool='p' volume='v'/></disk>")
+    assert str(attachment(item, lambda pool, volume: f"/{pool}/{volume}")[0].path) == "/p/v"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "<disk type='network'/>",
+        "<disk device='cdrom'/>",
+        "<disk device='floppy'><source file='/f'/></disk>",
+        "<interface type='direct'/>",
+        "<interface type='user'><mac address='zz'/></interface>",
+        "<filesystem type='ram'/>",
+        "<filesystem><source dir='/src'/><target dir='/a/../b'/></filesystem>",
+    ],
+)
+def test_devices_that_cannot_be_attached(document):
+    with pytest.raises(ConfigError):
+        attachment(parse_device(document)[1])
+
+
+def test_devices_that_nobody_knows():
+    with pytest.raises(InvalidValueError, match="no device is called <toaster>"):
+        parse_device("<toaster/>")
+    for name in ("serial", "console", "channel", "graphics", "video", "rng", "memballoon", "vsock"):
+        assert parse_device(f"<{name} type='pty'/>")[0] == name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ringzero.doors.libvirt.xml.shape import (
     NUMBER,
     YES_NO,
@@ -12,6 +14,8 @@ from ringzero.doors.libvirt.xml.shape import (
     Shape,
     Value,
 )
+from ringzero.doors.libvirt.xml.tree import parse
+from ringzero.errors import InvalidValueError
 from ringzero.records import record
 
 # The secret of a screen is read, and told to nobody who asks for the XML.
@@ -365,3 +369,21 @@ VSOCK = Shape(
         "alias": Value("alias/@name"),
     },
 )
+
+DEVICES: dict[str, Shape[Any]] = {
+    shape.name: shape
+    for shape in (
+        *(DISK, FILESYSTEM, INTERFACE, SERIAL, CONSOLE, CHANNEL, GRAPHICS, VIDEO, RNG),
+        *(MEMBALLOON, VSOCK),
+    )
+}
+
+
+def parse_device(document: str) -> tuple[str, Any]:
+    """Return what a device by itself is called, and its record; raises InvalidValueError."""
+    root = parse(document)
+    shape = DEVICES.get(root.name)
+    if shape is None:
+        known = ", ".join(DEVICES)
+        raise InvalidValueError(f"no device is called <{root.name[:80]}>", hint=f"known: {known}")
+    return shape.name, shape.read(root)

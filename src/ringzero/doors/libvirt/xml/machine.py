@@ -12,12 +12,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ringzero.config.device import DeviceConfig
 from ringzero.config.devices.disk import DiskConfig
 from ringzero.config.devices.net import NetConfig
 from ringzero.config.devices.share import NINEP, VIRTIOFS, ShareConfig
 from ringzero.config.machine import MachineConfig
 from ringzero.config.ports import LOOPBACK, MAX_RANGE, Forward
 from ringzero.doors.libvirt.xml.devices import (
+    DISK,
+    FILESYSTEM,
+    INTERFACE,
     DiskXml,
     FilesystemXml,
     InterfaceXml,
@@ -82,6 +86,31 @@ def definition(
     return _Reader(domain, abilities or Abilities(), volumes).definition()
 
 
+def attachment(
+    item: DiskXml | InterfaceXml | FilesystemXml, volumes: Volumes | None = None
+) -> tuple[DeviceConfig, tuple[str, ...]]:
+    """Return the device that a client attaches to a machine, and what of it is not carried out.
+
+    Raises ConfigError for one that cannot be.
+    """
+    reader = _Reader(DomainXml(DOMAIN_TYPES[0], "-"), Abilities(), volumes)
+    found: DeviceConfig | None
+    if isinstance(item, DiskXml):
+        found, kind, paths = reader.disk(item), DISK.name, DISK.unknown(item)
+    elif isinstance(item, InterfaceXml):
+        found, kind, paths = reader.net(item), INTERFACE.name, INTERFACE.unknown(item)
+    else:
+        found, kind, paths = reader.share(item), FILESYSTEM.name, FILESYSTEM.unknown(item)
+    if found is None:
+        # What a drive of a machine that is defined may be, one that is attached may not.
+        raise ConfigError(reader.faults or reader.warnings)
+    faults = reader.faults + found.faults()
+    if faults:
+        raise ConfigError(faults, hint="change the device's XML")
+    rest = [path for path in paths if not _QUIET.fullmatch(f"devices/{kind}/{path}")]
+    return found, (*reader.warnings, *(f"{path}: not carried out" for path in rest))
+
+
 class _Reader:
     """Collects faults and warnings on the way through a domain's XML."""
 
@@ -94,9 +123,9 @@ class _Reader:
         domain = self.domain
         boots = domain.os or OsXml()
         self._check_platform(boots)
-        disks = [disk for item in disk_order(domain) if (disk := self._disk(item)) is not None]
-        nets = [net for item in domain.interfaces if (net := self._net(item)) is not None]
-        shares = [found for f in domain.filesystems if (found := self._share(f)) is not None]
+        disks = [disk for item in disk_order(domain) if (disk := self.disk(item)) is not None]
+        nets = [net for item in domain.interfaces if (net := self.net(item)) is not None]
+        shares = [found for f in domain.filesystems if (found := self.share(f)) is not None]
         fields: dict[str, Any] = {
             "memory": self._memory(),
             "cpus": self._vcpus(),
@@ -187,7 +216,8 @@ class _Reader:
             return {}
         return {"boot_entry": "", "command_line": boots.command_line or ""}
 
-    def _disk(self, disk: DiskXml) -> DiskConfig | None:
+    def disk(self, disk: DiskXml) -> DiskConfig | None:
+        """Return a disk, or None for a drive that is not attached."""
         name = f"disk {disk.target}" if disk.target else "a disk"
         if disk.device in ("floppy", "lun"):
             self.warnings.append(f"{name}: a {disk.device} is not attached")
@@ -211,7 +241,8 @@ class _Reader:
         # libvirt takes a disk for raw whose format it was not told.
         return DiskConfig(Path(path), read_only, disk.format or "raw")
 
-    def _net(self, item: InterfaceXml) -> NetConfig | None:
+    def net(self, item: InterfaceXml) -> NetConfig | None:
+        """Return a network interface, or None for one with a fault."""
         name = f"interface {item.mac}" if item.mac else "an interface"
         target = ""
         if item.type == "user":
@@ -274,7 +305,8 @@ class _Reader:
                     for n in range(last - ports.start + 1):
                         yield Forward(ports.start + n, to + n, address, forward.protocol)
 
-    def _share(self, folder: FilesystemXml) -> ShareConfig | None:
+    def share(self, folder: FilesystemXml) -> ShareConfig | None:
+        """Return a shared folder, or None for one with a fault."""
         if folder.type != "mount" or folder.source is None or folder.target is None:
             self.faults.append(
                 f"a filesystem of type {folder.type!r}: mount goes, with <source dir=...> and "

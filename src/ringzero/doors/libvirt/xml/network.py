@@ -1,7 +1,11 @@
-"""The XML of a network (libvirt's formatnetwork)."""
+"""The XML of a network (libvirt's formatnetwork), and such a network as the actions know it."""
 
 from __future__ import annotations
 
+import ipaddress
+from typing import Any
+
+from ringzero.api.values import NetworkSummary
 from ringzero.doors.libvirt.xml.shape import (
     NUMBER,
     YES_NO,
@@ -12,7 +16,8 @@ from ringzero.doors.libvirt.xml.shape import (
     Value,
     Verbatim,
 )
-from ringzero.records import record
+from ringzero.errors import ConfigError
+from ringzero.records import record, replace
 
 
 @record
@@ -126,3 +131,111 @@ NETWORK = Shape(
         "ips": Many("ip", IP),
     },
 )
+
+
+# What is the same whatever it says: how Linux bridges, of which there is none, are set up.
+_QUIET = ("bridge/@macTableManager", "bridge/@zone", "@trustGuestRxFilters")
+_MODES = {None: "isolated", "nat": "nat", "route": "open", "open": "open"}
+# The first addresses of a network are its own, its gateway's and its resolver's.
+_OWN = 3
+
+
+@record
+class NetworkDefinition:
+    """The arguments of the `create_network` action, and what of the XML is not carried out."""
+
+    fields: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+def definition(network: NetworkXml) -> NetworkDefinition:
+    """Return the network that the XML asks for; raises ConfigError for one that cannot be."""
+    if network.forward not in _MODES:
+        raise ConfigError(
+            [f"forward mode {network.forward!r}: nat, route, open, or none go"],
+            hint="machines join a bridge of the host's by <interface type='bridge'>",
+        )
+    warnings = [
+        f"{path}: kept, and not carried out"
+        for path, there in (
+            ("forward/nat", network.first_port is not None),
+            ("mtu", network.mtu is not None),
+            ("domain", network.domain is not None),
+            ("dns/host", network.dns_hosts),
+        )
+        if there
+    ]
+    warnings += [
+        f"{path}: kept, and not carried out"
+        for path in NETWORK.unknown(network)
+        if path not in _QUIET
+    ]
+    if network.forward == "route":
+        warnings.append("forward: machines go out by the host's own addresses")
+    fields: dict[str, Any] = {"name": network.name, "mode": _MODES[network.forward]}
+    four = [ip for ip in network.ips if ip.family in (None, "ipv4")]
+    if len(network.ips) > len(four[:1]):
+        warnings.append("ip: a network has one subnet of IPv4, and one of IPv6 made from it")
+    if four:
+        fields |= _subnet(four[0], warnings)
+    return NetworkDefinition(fields, tuple(warnings))
+
+
+def _subnet(ip: IpXml, warnings: list[str]) -> dict[str, Any]:
+    """Return the arguments for a subnet and who gets which address in it."""
+    try:
+        length = ip.netmask or (24 if ip.prefix is None else ip.prefix)
+        net = ipaddress.IPv4Network(f"{ip.address}/{length}", strict=False)
+        ranges = [
+            (ipaddress.IPv4Address(item.start), ipaddress.IPv4Address(item.end))
+            for item in ip.ranges
+        ]
+    except ValueError as fault:
+        raise ConfigError([f"ip: {fault}"], hint="<ip address='10.1.2.1' netmask='...'>") from fault
+    if net.num_addresses <= _OWN + 1:
+        raise ConfigError([f"ip: {net} has no room for machines"])
+    found: dict[str, Any] = {"subnet": str(net)}
+    if ipaddress.IPv4Address(ip.address) != net[1]:
+        warnings.append(f"ip/@address: the gateway is {net[1]}")
+    if not ranges:
+        warnings.append("ip/dhcp: addresses are given out")
+    if len(ranges) > 1:
+        warnings.append("ip/dhcp/range: addresses are of the first range")
+    for begin, end in ranges[:1]:
+        # libvirt takes a range with the gateway in it, and passes that over.
+        first, last = max(begin, net[_OWN]), min(end, net[-2])
+        if first > last:
+            raise ConfigError([f"ip/dhcp/range: {begin} to {end} is empty"])
+        found["range"] = f"{first}-{last}"
+    leases = [f"{host.mac}={host.ip}" for host in ip.hosts if host.mac is not None]
+    if len(leases) < len(ip.hosts):
+        warnings.append("ip/dhcp/host: one without a MAC address gets any address")
+    if leases:
+        found["leases"] = leases
+    return found
+
+
+def network(summary: NetworkSummary, uuid: str, sent: NetworkXml | None = None) -> NetworkXml:
+    """Return a network as it is now; of what a summary does not say, what a client once sent."""
+    mode = next(kind for kind, ours in _MODES.items() if ours == summary["mode"])
+    if sent is not None and _MODES.get(sent.forward) == summary["mode"]:
+        mode = sent.forward
+    net = ipaddress.IPv4Network(summary["subnet"])
+    hosts = tuple(
+        HostXml(address, mac, summary["leases"].get(mac, {}).get("name") or None)
+        for mac, address in summary["fixed"].items()
+    )
+    ip = IpXml(
+        summary["gateway"],
+        netmask=str(net.netmask),
+        ranges=(AddressRangeXml(summary["first"], summary["last"]),),
+        hosts=hosts,
+    )
+    return replace(
+        sent or NetworkXml(summary["name"]),
+        name=summary["name"],
+        uuid=uuid,
+        connections=len(summary["machines"]) or None,
+        forward=mode,
+        ips=sent.ips if sent is not None and sent.ips else (ip,),
+    )
