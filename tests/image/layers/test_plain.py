@@ -15,7 +15,7 @@ FUZZ = int(os.environ.get("RINGZERO_FUZZ", "1"))
 
 
 def unpacked(data, place):
-    return b"".join(pieces(Headed(io.BytesIO(data)), Budget(1 << 30, 0, place)))
+    return b"".join(pieces(Headed(io.BytesIO(data)), Budget(1 << 30, 0, place).spend))
 
 
 def outcome(data, place):

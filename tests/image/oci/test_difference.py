@@ -1,5 +1,7 @@
 """Images compared file by file; their files read; and verified."""
 
+import json
+
 import pytest
 
 from ringzero.errors import DiskError, GuestImageError
@@ -9,7 +11,7 @@ from ringzero.image.oci.files import open_files
 from ringzero.image.oci.pull import pull
 from ringzero.image.oci.reference import parse
 from ringzero.image.oci.verify import verify
-from tests.image.oci.images import Image
+from tests.image.oci.images import PACKERS, Image, digest
 
 BASE = {"etc": None, "etc/conf": b"one", "bin": b"x" * 5000, "link": ("->", "bin"), "gone": b"g"}
 
@@ -69,8 +71,10 @@ def test_every_blob_is_read(made, tmp_path):
     cache = tmp_path / "cache"
     image = made([BASE, {"b": b"2"}], "image")
     found = verify(image, cache)
-    assert [v.what for v in found] == ["manifest", "configuration", "layer", "layer"]
+    blobs = ["manifest", "configuration", "layer", "layer"]
+    assert [v.what for v in found] == [*blobs, "contents", "contents"]
     assert {v.state for v in found} == {"right"} and all(v.size for v in found)
+    assert [v.digest for v in found[4:]] == list(image.diff_ids)
     lower, upper = (Blobs(cache).path(digest) for digest in image.layers)
     data = bytearray(lower.read_bytes())
     data[len(data) // 2] ^= 1
@@ -79,3 +83,21 @@ def test_every_blob_is_read(made, tmp_path):
     assert [v.state for v in verify(image, cache)] == ["right", "right", "wrong", "missing"]
     Blobs(cache).path(image.digest).write_bytes(b"{}")
     assert [v.state for v in verify(image, cache)] == ["wrong", "right", "wrong", "missing"]
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+def test_what_packed_layers_unpack_to_is_read(tmp_path, packing):
+    """The pull takes their blobs' digests, which the manifest has, for enough."""
+    image = Image([BASE], packing=packing)
+    config = json.loads(image.blobs[image.config["digest"]])
+    config["rootfs"]["diff_ids"] = [digest(b"other")]
+    image.rewrite(config)
+    image.write_layout(tmp_path / "image")
+    name, cache = parse(f"oci:{tmp_path / 'image'}"), tmp_path / "cache"
+    if not packing:
+        with pytest.raises(GuestImageError, match="its configuration says"):
+            pull(name, cache=cache, architecture="amd64")
+    else:
+        found = verify(pull(name, cache=cache, architecture="amd64"), cache)
+        assert [v.state for v in found] == ["right", "right", "right", "wrong"]
+        assert found[3].what == "contents" and found[3].digest == digest(b"other")

@@ -150,7 +150,7 @@ def test_a_manifest_that_is_not_the_one_asked_for(registry, cache):
 
 
 def test_layers_that_are_not_what_the_configuration_says(registry, cache):
-    image = Image([{"a": b"1"}])
+    image = Image([{"a": b"1"}], packing="")
     value = json.loads(image.blobs[image.config["digest"]])
     value["rootfs"]["diff_ids"] = ["sha256:" + "0" * 64]
     image.rewrite(value)

@@ -73,7 +73,7 @@ def test_random_pieces_and_fresh_starts(tmp_path, store, packing):
             blobs.fetch(descriptor, fill, follower=unpacking.follow(descriptor))
             (found,) = unpacking.finish(blobs)
         assert content_of(found) == files
-        assert content_of(store.load(digest(plain))) == files
+        assert content_of(store.load(descriptor.digest)) == files
 
 
 @pytest.mark.parametrize("seed", range(4 * FUZZ))
@@ -107,8 +107,10 @@ def test_layers_that_come_in_any_order(tmp_path, seed):
             found = unpacking.finish(blobs)
         for number, one in zip(order, found, strict=True):
             assert content_of(one) == made[number][1]
-        files = sorted(path for path in store.folder.rglob("*") if path.is_file())
-        kept.append([(str(path.relative_to(cache)), path.read_bytes()) for path in files])
+        names = [store.place(digest(data)).name for data in packed]
+        assert {path.name for path in store.folder.iterdir()} == set(names)
+        places = [store.folder / name for name in names]
+        kept.append([(p / "content").read_bytes() + (p / "members").read_bytes() for p in places])
     assert kept[0] == kept[1] == kept[2]
 
 
@@ -127,14 +129,14 @@ def test_a_layer_that_is_there_already_and_twice(tmp_path, store):
 
 
 def test_a_layer_is_unpacked_once(tmp_path, store, monkeypatch):
-    """Also where it comes packed otherwise."""
+    """Also where it was there plain, and comes packed."""
     plain = tar({"f": b"content" * 1000})
     blobs = Blobs(tmp_path / "cache")
     descriptors = []
     for pack in PACKERS.values():
         descriptors.append(descriptor_of(pack(plain)))
         blobs.put(pack(plain), descriptors[-1].digest)
-    with Unpacking(descriptors[:1], [digest(plain)], store) as unpacking:
+    with Unpacking([descriptor_of(plain)], [digest(plain)], store) as unpacking:
         unpacking.finish(blobs)
     monkeypatch.setattr(Unpacking, "_unpack", None)
     for descriptor in descriptors:
@@ -158,6 +160,33 @@ def test_a_damaged_layer_is_unpacked_again(tmp_path, store, name, damage):
         file.unlink()
         if damage is not None:
             file.write_bytes(damage)
+
+
+def test_what_another_image_says_of_a_layer_is_not_believed(tmp_path, store):
+    """One whose packed layer unpacks to something else takes nobody's place."""
+    plain, other = tar({"f": b"content"}), gzip.compress(tar({"f": b"hostile"}))
+    blobs = Blobs(tmp_path / "cache")
+    for data in (plain, other):
+        blobs.put(data, digest(data))
+    for layer in (descriptor_of(other), descriptor_of(plain)):
+        with Unpacking([layer], [digest(plain)], store) as unpacking:
+            (found,) = unpacking.finish(blobs)
+    assert content_of(found) == {"f": b"content"}
+    assert content_of(store.load(digest(other))) == {"f": b"hostile"}
+
+
+def test_nothing_is_kept_of_a_blob_that_is_not_right(tmp_path, store):
+    """It is unpacked before its digest is known."""
+    plain = tar({"f": b"content" * 1000})
+    packed, other = gzip.compress(plain), gzip.compress(tar({"f": b"hostile" * 1000}))
+    other += bytes(len(packed) - len(other)) if len(other) < len(packed) else b""
+    packed += bytes(len(other) - len(packed))
+    descriptor, blobs = descriptor_of(packed), Blobs(tmp_path / "cache")
+    with Unpacking([descriptor], [digest(plain)], store) as unpacking:
+        follower = unpacking.follow(descriptor)
+        with pytest.raises(GuestImageError, match="digest of what came is wrong"):
+            blobs.fetch(descriptor, lambda sink: sink.write(other), follower=follower)
+    assert list(store.folder.iterdir()) == []
 
 
 def test_layers_of_no_image_go(tmp_path, store):
@@ -188,10 +217,11 @@ def test_what_is_wrong_is_told(tmp_path, store):
         pytest.raises(GuestImageError, match="1 layers, but"),
     ):
         unpacking.finish(blobs)
-    blobs.put(whole, digest(whole))
+    plain = gzip.decompress(whole)
+    blobs.put(plain, digest(plain))
     with (
-        Unpacking([descriptor_of(whole)], [digest(b"other")], store) as unpacking,
-        pytest.raises(GuestImageError, match="layer 1 of the image unpacks to sha256"),
+        Unpacking([descriptor_of(plain)], [digest(b"other")], store) as unpacking,
+        pytest.raises(GuestImageError, match="layer 1 of the image is the tar sha256"),
     ):
         unpacking.finish(blobs)
     # Nothing of it is kept.

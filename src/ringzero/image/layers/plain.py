@@ -1,4 +1,4 @@
-"""Layers without their compression, in pieces, and the digest of what they unpack to.
+"""Layers without their compression, in pieces.
 
 A layer is a hostile file: what it unpacks to is bounded by the caller, and by the room on the
 disk, however small it came.
@@ -7,7 +7,7 @@ disk, however small it came.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
@@ -100,15 +100,15 @@ class Headed:
         return self._file.read(size)
 
 
-def pieces(file: Headed, budget: Budget) -> Iterator[bytes]:
-    """Yield a layer's plain tar in pieces of at most 256 KiB.
+def pieces(file: Headed, spend: Callable[[int], object] = lambda _: None) -> Iterator[bytes]:
+    """Yield a layer's plain tar in pieces of at most 256 KiB, whose sizes `spend` hears before.
 
     By its content, not by its type: builders have been wrong about it. Raises GuestImageError
-    for a damaged one, and what `budget` and `file` do.
+    for a damaged one, and what `spend` and `file` do.
     """
     readers = {"gzip": _gzip, "zstd": _zstd, "tar": _chunks}
     for data in readers[kind_of(file.head)](file):
-        budget.spend(len(data))
+        spend(len(data))
         yield data
 
 

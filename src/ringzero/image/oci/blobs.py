@@ -92,6 +92,7 @@ class Blobs:
                 if follower is not None:
                     with self.open(descriptor.digest) as file:
                         follower.begin(file.fileno(), descriptor.size)
+                    follower.finish()
                 return
             make_directory(final.parent)
             try:
@@ -124,6 +125,10 @@ class Follower(Protocol):
 
     def restart(self) -> None:
         """What was there is not to be trusted; the file will be empty."""
+        ...
+
+    def finish(self) -> None:
+        """The blob is whole, and its digest right."""
         ...
 
 
@@ -187,6 +192,8 @@ class Partial:
         if found != self._descriptor.digest:
             self.restart()
             raise _wrong(found, self._descriptor.digest)
+        if self._follower is not None:
+            self._follower.finish()
 
 
 def check_digest(data: bytes, digest: str) -> None:

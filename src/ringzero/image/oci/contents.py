@@ -3,7 +3,9 @@
     layers/FORMAT-HEX/content    the content of a layer's files (`ringzero.image.erofs.content`)
     layers/FORMAT-HEX/members    all else about them, as JSON
 
-HEX is of the digest of the layer's plain tar, which was compared before.
+HEX is of the digest of the blob that was unpacked, which is right. That a packed blob unpacks to
+the tar that the image's configuration tells of is not asked here (`verify`): a name stands for what
+its own bytes unpack to, so that no image can put something else in the place of another's layer.
 """
 
 from __future__ import annotations
@@ -44,20 +46,27 @@ class Layers:
     def __init__(self, cache: Path) -> None:
         self.folder = cache / "layers"
 
-    def place(self, diff_id: str) -> Path:
-        """Return where the layer whose plain tar has a digest lies or will lie."""
-        return self.folder / f"{FORMAT}-{diff_id.replace(':', '-')}"
+    def place(self, digest: str) -> Path:
+        """Return where the layer that the blob with a digest unpacks to lies or will lie."""
+        return self.folder / f"{FORMAT}-{digest.replace(':', '-')}"
 
-    def size(self, diff_id: str) -> int | None:
+    def size(self, digest: str) -> int | None:
         """Return the size of a layer's content, or None where it is not there."""
         try:
-            return (self.place(diff_id) / CONTENT).stat().st_size
+            return (self.place(digest) / CONTENT).stat().st_size
         except OSError:
             return None
 
-    def load(self, diff_id: str) -> Layer | None:
+    def find(self, digest: str, diff_id: str) -> Layer | None:
+        """Return a layer by its blob's digest, else by its plain tar's (a blob, where it came so).
+
+        None when neither is wholly there.
+        """
+        return self.load(digest) or self.load(diff_id)
+
+    def load(self, digest: str) -> Layer | None:
         """Return a layer, or None when anything is amiss."""
-        place = self.place(diff_id)
+        place = self.place(digest)
         try:
             size = (place / CONTENT).stat().st_size
             found = json.loads((place / MEMBERS).read_bytes())
@@ -70,7 +79,7 @@ class Layers:
 
     def sweep(self, kept: Sequence[str]) -> int:
         """Remove all layers but those of the digests `kept`; return how many bytes that frees."""
-        freed, names = 0, {self.place(diff_id).name for diff_id in kept}
+        freed, names = 0, {self.place(digest).name for digest in kept}
         for path in self.folder.glob("[0-9]*"):
             if path.name not in names:
                 freed += taken(path / CONTENT)

@@ -21,8 +21,8 @@ def merged(image: StoredImage, cache: Path) -> tuple[Tree, list[Layer]]:
     """
     store = Layers(cache)
     tree, layers = Tree(MAX_FILES), list[Layer]()
-    for number, diff_id in enumerate(image.diff_ids):
-        layer = store.load(diff_id)
+    for number, digests in enumerate(zip(image.layers, image.diff_ids, strict=True)):
+        layer = store.find(*digests)
         if layer is None:
             raise GuestImageError(
                 f"a layer of {image.name} is not in the store any more",

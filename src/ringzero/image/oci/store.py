@@ -265,7 +265,7 @@ class Store:
                 layer = memory.find(image.root.parent, Blobs(self.cache), image.digest)
                 if layer is not None:
                     kept |= {layer.manifest.digest, *(d.digest for d in layer.blobs)}
-            freed += self.layers.sweep([d for image in images for d in image.diff_ids])
+            freed += self.layers.sweep([d for i in images for d in (*i.layers, *i.diff_ids)])
             for path in blobs.glob("*/*"):
                 if path.parent.name == "partial" or f"{path.parent.name}:{path.name}" not in kept:
                     with contextlib.suppress(OSError):

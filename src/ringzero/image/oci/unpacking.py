@@ -4,16 +4,15 @@
         blobs.fetch(descriptor, ..., follower=unpacking.follow(descriptor))
         layers = unpacking.finish(blobs)
 
-What a layer unpacks to is nobody's until its digest has been compared with that of the image's
-configuration; then it is kept (`contents`). A layer that is there is not unpacked again.
+What a layer unpacks to is nobody's until the blob is whole and its digest right; then it is kept
+(`contents`). A layer that is there is not unpacked again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ringzero.errors import GuestImageError
@@ -31,7 +30,6 @@ from ringzero.settings import IMAGE_LIMIT
 THREADS = 4
 # Files of all layers of one image: each takes some hundred bytes here while they are merged.
 MAX_FILES = 4_000_000
-_SHA256 = "sha256:"
 
 
 class StoppedError(Exception):
@@ -43,7 +41,11 @@ class _RestartedError(Exception):
 
 
 class Unpacking:
-    """The layers of one image, whose plain tars have the digests `diff_ids`, into a store."""
+    """The layers of one image, whose plain tars have the digests `diff_ids`, into a store.
+
+    A plain layer is compared with that of `diff_ids`; of a packed one its own digest, which the
+    manifest has, is enough: what it unpacks to is hashed by who asks for it (`verify`).
+    """
 
     def __init__(
         self, layers: Sequence[Descriptor], diff_ids: Sequence[str], store: Layers
@@ -73,7 +75,7 @@ class Unpacking:
         """
         digest = descriptor.digest
         wanted = self._wanted.get(digest)
-        if wanted is None or self._store.size(wanted) is not None:
+        if wanted is None or any(self._store.size(d) is not None for d in (digest, wanted)):
             return None
         return self._begin(descriptor, wanted)
 
@@ -91,13 +93,16 @@ class Unpacking:
         for layer, wanted in zip(self._layers, self._diff_ids, strict=True):
             if layer.digest in self._work or layer.digest in here:
                 continue
-            found = self._store.load(wanted)
+            found = self._store.find(layer.digest, wanted)
             if found is not None:
                 here[layer.digest] = found
                 continue
-            remove_tree(self._store.place(wanted))
+            for digest in (layer.digest, wanted):
+                remove_tree(self._store.place(digest))
             with blobs.open(layer.digest) as file:
-                self._begin(layer, wanted).begin(file.fileno(), layer.size)
+                blob = self._begin(layer, wanted)
+                blob.begin(file.fileno(), layer.size)
+                blob.finish()
         unpacked = []
         with progress.step("unpacking the layers") as step:
             for number, layer in enumerate(self._layers, 1):
@@ -105,7 +110,7 @@ class Unpacking:
                     found = here.get(layer.digest) or self._work[layer.digest].result()
                 except _OtherDigestError as fault:
                     raise GuestImageError(
-                        f"layer {number} of the image unpacks to {fault}, but its configuration "
+                        f"layer {number} of the image is the tar {fault}, but its configuration "
                         f"says {self._wanted[layer.digest]}",
                         hint="the image is damaged; build or push it again",
                     ) from None
@@ -122,54 +127,45 @@ class Unpacking:
 
     def _unpack(self, digest: str, wanted: str, blob: Coming) -> Layer:
         """Keep a layer. Raises _OtherDigestError for one that `wanted` does not mean."""
-        place = self._store.place(wanted)
+        place = self._store.place(digest)
         with atomic_directory(place) as work:
             with (work / CONTENT).open("wb", buffering=0) as file:
                 while True:
                     try:
-                        members, found = self._place(digest, blob, file.fileno())
+                        members, packed = self._place(blob, file.fileno())
                         break
                     except _RestartedError:
                         file.truncate(0)
-                if found != wanted:
-                    raise _OtherDigestError(found)
                 size = os.fstat(file.fileno()).st_size
+            if not packed and not _agree(digest, wanted):
+                raise _OtherDigestError(digest)
             write_members(work, members, size)
         return Layer(members, place / CONTENT, size)
 
-    def _place(self, digest: str, blob: Coming, file: int) -> tuple[list[Member], str]:
-        """Write a layer's content; return what is in it, and the digest of its plain tar."""
-        headed = Headed(blob.reader())
-        same = kind_of(headed.head) == "tar" and digest.startswith(_SHA256)
-        plain = _Plain(headed, self._budget, hashed=not same)
-        members, size = content.place(Stream(iter(plain)), file, 0, self._budget.spend_file)
+    def _place(self, blob: Coming, file: int) -> tuple[list[Member], bool]:
+        """Write a layer's content; return what is in it, and whether it came packed.
+
+        The blob is whole then, and its digest right.
+        """
+        reader = blob.reader()
+        headed = Headed(reader)
+        plain = pieces(headed, self._budget.spend)
+        members, size = content.place(Stream(plain), file, 0, self._budget.spend_file)
+        for _ in plain:
+            # What lies behind the archive's end is to be undamaged, too.
+            pass
         os.ftruncate(file, size)
-        found = plain.digest()
-        return members, digest if same else found
+        reader.wait()
+        return members, kind_of(headed.head) != "tar"
 
 
 class _OtherDigestError(Exception):
-    """A layer unpacks to something else, whose digest is told."""
+    """A plain layer is something else, whose digest is told."""
 
 
-class _Plain:
-    """A layer's plain tar, and its digest."""
-
-    def __init__(self, file: Headed, budget: Budget, *, hashed: bool) -> None:
-        self._pieces = pieces(file, budget)
-        self._hash = hashlib.sha256() if hashed else None
-
-    def __iter__(self) -> Iterator[bytes]:
-        for data in self._pieces:
-            if self._hash is not None:
-                self._hash.update(data)
-            yield data
-
-    def digest(self) -> str:
-        """Return the digest, of what was not asked for, too; "" where none was wanted."""
-        for _ in self:
-            pass
-        return f"{_SHA256}{self._hash.hexdigest()}" if self._hash is not None else ""
+def _agree(one: str, other: str) -> bool:
+    """Whether two digests may be of the same bytes: those of two algorithms may always."""
+    return one == other or one.partition(":")[0] != other.partition(":")[0]
 
 
 class Coming:
@@ -178,6 +174,7 @@ class Coming:
     def __init__(self, size: int) -> None:
         self.size = size
         self._there = 0
+        self._right = False
         # How often it has begun anew; None: it is over.
         self._turn: int | None = 0
         self._file = -1
@@ -202,6 +199,12 @@ class Coming:
             self._there = 0
             if self._turn is not None:
                 self._turn += 1
+            self._changed.notify_all()
+
+    def finish(self) -> None:
+        """It is whole, and its digest right."""
+        with self._changed:
+            self._right = True
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -245,6 +248,15 @@ class Coming:
             raise GuestImageError("a layer of the image is cut short while it is read")
         return data
 
+    def wait(self, turn: int | None) -> None:
+        """Wait until it is known to be right. Raises StoppedError, _RestartedError."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._right or self._turn != turn or turn is None)
+            if self._turn is None:
+                raise StoppedError
+            if self._turn != turn:
+                raise _RestartedError
+
 
 class Reader:
     """Reads a blob that comes, waiting where there is no more of it yet."""
@@ -257,3 +269,7 @@ class Reader:
         data = self._blob.read(self._at, size, self._turn)
         self._at += len(data)
         return data
+
+    def wait(self) -> None:
+        """Return when the whole blob is there, and its digest right."""
+        self._blob.wait(self._turn)
