@@ -30,6 +30,20 @@ CONTENT = {
     # It does not pack, and stands between what does.
     "mixed": _NUMBERS[:9000] + _RANDOM + _NUMBERS[:9000],
 }
+# Last pieces of files, or whole ones, in one file; pieces of which several files have a part.
+SHARING = {
+    "fragments": ("-zdeflate,level=9", "-C4096", "-Efragments"),
+    "fragments-all": ("-zzstd,level=9", "-C4096", "-Eall-fragments,dedupe"),
+    "shared": ("-zlz4hc", "-C4096", "-Ededupe"),
+    "shared-tails": ("-zlzma,level=6", "-C4096", "-Ededupe,ztailpacking"),
+    "shared-fragments": ("-zlz4hc", "-C8192", "-Efragments,dedupe"),
+}
+_LINES = b"".join(b"%d lines of %d\n" % (n, n * n % 251) for n in _RANDOM[:3400])
+SHARED = {
+    **CONTENT,
+    "lines": _LINES,
+    "again": _LINES[9000:40_000] + _RANDOM[:700] + _LINES[5000:],
+}
 
 
 def target(name: str) -> Path:
@@ -37,13 +51,18 @@ def target(name: str) -> Path:
     return DATA / f"erofs-{name}.img.xz"
 
 
+def content_of(name: str) -> dict[str, bytes]:
+    """Return the files of the image called `name`."""
+    return SHARED if name in SHARING else CONTENT
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tree, image = Path(folder) / "tree", Path(folder) / "image"
         tree.mkdir()
-        for name, content in CONTENT.items():
-            (tree / name).write_bytes(content)
-        for name, options in PACKINGS.items():
+        for name, options in {**PACKINGS, **SHARING}.items():
+            for file, content in content_of(name).items():
+                (tree / file).write_bytes(content)
             fixed = ("-T0", "--all-root", "-U", "11111111-2222-3333-4444-555555555555")
             subprocess.run([*sys.argv[1:], "--quiet", *options, *fixed, image, tree], check=True)
             target(name).write_bytes(lzma.compress(image.read_bytes(), preset=9))

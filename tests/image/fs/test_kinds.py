@@ -9,6 +9,7 @@ import time
 import pytest
 
 from ringzero.errors import FileSystemError, NotFoundError
+from ringzero.image.fs import erofspack
 from ringzero.image.fs.contract import FILE_SYSTEMS, open_file_system
 from tests.image.fs.made import (
     Image,
@@ -24,8 +25,7 @@ from tests.image.fs.made import (
     xfs,
 )
 from tests.image.fs.make_packed_btrfs import COMPRESSIONS, CONTENT, TARGET
-from tests.image.fs.make_packed_erofs import CONTENT as PACKED
-from tests.image.fs.make_packed_erofs import PACKINGS
+from tests.image.fs.make_packed_erofs import PACKINGS, SHARED, SHARING, content_of
 from tests.image.fs.make_packed_erofs import target as erofs_target
 
 FUZZ = int(os.environ.get("RINGZERO_FUZZ", "1"))
@@ -201,20 +201,41 @@ def test_what_linux_packs_in_btrfs(how):
             assert files.read(path, offset, length) == content[offset : offset + length]
 
 
-@pytest.mark.parametrize("name", PACKINGS)
+@pytest.mark.parametrize("name", [*PACKINGS, *SHARING])
 def test_what_mkfs_packs_in_erofs(name):
     files = open_file_system(part(lzma.decompress(erofs_target(name).read_bytes())))
-    assert {path for path, node in files.walk("/") if node.is_file} == {f"/{n}" for n in PACKED}
-    for file, content in PACKED.items():
+    packed = content_of(name)
+    assert {path for path, node in files.walk("/") if node.is_file} == {f"/{n}" for n in packed}
+    for file, content in packed.items():
         path = f"/{file}"
         assert files.read(path) == content, path
         for offset, length in ((1, 5), (4095, 2), (8999, 5200), (190_000, 99_999)):
             assert files.read(path, offset, length) == content[offset : offset + length]
 
 
-@pytest.mark.parametrize("name", PACKINGS)
+@pytest.mark.parametrize("name", [*PACKINGS, *SHARING])
 def test_fuzz_packed_bytes_of_erofs(name):
-    damage(lzma.decompress(erofs_target(name).read_bytes()), name, PACKED)
+    damage(lzma.decompress(erofs_target(name).read_bytes()), name, content_of(name))
+
+
+def test_fragments_are_unpacked_once(monkeypatch):
+    """Small files that lie side by side in a piece of the file of fragments."""
+    files = open_file_system(part(lzma.decompress(erofs_target("fragments").read_bytes())))
+    unpacked = []
+    real = erofspack.unpack
+    monkeypatch.setattr(erofspack, "unpack", lambda *a: unpacked.append(a) or real(*a))
+    for _ in range(3):
+        assert files.read("/inline") == SHARED["inline"]
+    assert len(unpacked) == 1
+
+
+def test_fragments_that_lie_nowhere_are_told():
+    whole = bytearray(lzma.decompress(erofs_target("fragments").read_bytes()))
+    node = open_file_system(part(bytes(whole))).stat("/inline")
+    place = -(-node.detail.tail // 8) * 8
+    whole[place : place + 8] = (1 << 63 | 1 << 40).to_bytes(8, "little")
+    with pytest.raises(FileSystemError, match="a fragment that lies nowhere"):
+        open_file_system(part(bytes(whole))).read("/inline")
 
 
 @pytest.mark.parametrize("how", COMPRESSIONS)

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ringzero.image.fs.packed import MAX_PIECE
+
 # z_erofs_compression_type: by number, for messages.
 NAMES = ("LZ4", "LZMA", "DEFLATE", "zstd")
 LZ4 = 0
 # Of LZMA, in bytes: the smallest that liblzma takes.
 _MIN_DICTIONARY = 4096
+# Of LZ4: a byte of a length stands for 255 bytes (lz4_Block_format.md).
+_LZ4_GROWTH = 255
 # Of DEFLATE, without a header: 2^15 bytes, the largest window (RFC 1951).
 _RAW_WINDOW = -15
 # Of zstd, in bytes: mkfs.erofs takes 1 MiB at most, a piece has 16 MiB.
@@ -39,6 +43,11 @@ def _lz4(raw: bytes, length: int) -> bytes:
 
     try:
         return bytes(block.decompress(raw, uncompressed_size=length))
+    except block.LZ4BlockError:
+        # More may be packed there, for other files; the library unpacks all or nothing.
+        room = min(_LZ4_GROWTH * len(raw), MAX_PIECE)
+    try:
+        return bytes(block.decompress(raw, uncompressed_size=max(room, length))[:length])
     except block.LZ4BlockError as fault:
         raise BadPackError(fault) from fault
 

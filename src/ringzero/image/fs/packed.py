@@ -25,6 +25,10 @@ _PADDING = 8
 _TWO_BYTES, _BIG, _BIG_2, _INLINE, _ROTATED, _FRAGMENT = (1 << n for n in range(6))
 # di_advise, or the upper bits of a compact entry: what an lcluster holds.
 PLAIN, HEAD, NEXT, HEAD_2 = range(4)
+# h_clusterbits: all of the file lies in that file of last pieces.
+_ALL_FRAGMENT = 1 << 7
+# di_advise, above what an lcluster holds: the piece has more bytes than this file takes of it.
+_PARTIAL = 1 << 15
 # Of an lcluster without a beginning, the one behind a beginning: how many blocks the pcluster has.
 _BLOCKS = 1 << 11
 # Compact entries come in packs: of two in 8 bytes, of 16 in 32, with the number of a block behind.
@@ -40,24 +44,34 @@ class BadIndexError(ValueError):
 
 @record
 class Header:
-    """z_erofs_map_header: `algorithms` by head, `bits` of an lcluster above those of a block."""
+    """z_erofs_map_header: `algorithms` by head, `bits` of an lcluster above those of a block.
+
+    `fragment` is where in the file of fragments this one's last piece lies, or, with `whole`, all
+    of it; None where there is none. Of an index of full entries these are the lower 32 bits.
+    """
 
     inline: int
     advise: int
     algorithms: tuple[int, int]
     bits: int
-    fragment: bool
+    fragment: int | None
+    whole: bool
 
     @classmethod
     def read(cls, data: bytes) -> Header:
         """Return the header in 8 bytes."""
         _, inline, advise, algorithms, bits = struct.unpack("<HHHBB", data)
+        if bits & _ALL_FRAGMENT:
+            # Nothing else is told then: the other 63 bits are a number.
+            place = int.from_bytes(data, "little") & ~(_ALL_FRAGMENT << 56)
+            return cls(0, 0, (0, 0), 0, place, whole=True)
         return cls(
             inline if advise & _INLINE else 0,
             advise,
             (algorithms & 0xF, algorithms >> 4),
             bits & 7,
-            bool(advise & _FRAGMENT or bits & 0x80),
+            int.from_bytes(data[:4], "little") if advise & _FRAGMENT else None,
+            whole=False,
         )
 
     @property
@@ -71,13 +85,17 @@ class Header:
 
 
 class Piece(NamedTuple):
-    """`length` bytes of a file from `offset` on, unpacked from `blocks` of them from `block` on."""
+    """`length` bytes of a file from `offset` on, unpacked from `blocks` of them from `block` on.
+
+    `partial`: more bytes are packed there, for other files.
+    """
 
     offset: int
     length: int
     kind: int
     block: int
     blocks: int
+    partial: bool
 
 
 class _Entry(NamedTuple):
@@ -86,6 +104,7 @@ class _Entry(NamedTuple):
     kind: int
     value: int
     block: int
+    partial: bool = False
 
 
 def index_end(header: Header, full: bool, base: int, clusters: int) -> int:
@@ -109,13 +128,13 @@ def pieces(
     """
     clusters = -(-size // cluster)
     found = _full(index, clusters) if full else _compact(header, index, base, clusters, cluster)
-    begun: tuple[int, int, int, int] | None = None
+    begun: tuple[int, _Entry, int] | None = None
     count = 0
     for number, entry in enumerate(found):
         if entry.kind == NEXT:
             if begun is None:
                 raise BadIndexError("a file that begins in the middle of a piece")
-            if entry.value & _BLOCKS and header.big(begun[1]) and number == begun[3] + 1:
+            if entry.value & _BLOCKS and header.big(begun[1].kind) and number == begun[2] + 1:
                 count = entry.value & _BLOCKS - 1
             continue
         offset = number * cluster + entry.value
@@ -126,16 +145,16 @@ def pieces(
             break
         if begun is not None:
             yield _piece(begun, offset, count)
-        begun, count = (offset, entry.kind, entry.block, number), 0
+        begun, count = (offset, entry, number), 0
     if begun is not None:
         yield _piece(begun, size, count)
 
 
-def _piece(begun: tuple[int, int, int, int], end: int, count: int) -> Piece:
-    offset, kind, block, _ = begun
+def _piece(begun: tuple[int, _Entry, int], end: int, count: int) -> Piece:
+    offset, entry, _ = begun
     if not 0 < end - offset <= MAX_PIECE:
         raise BadIndexError(f"a piece of {end - offset} bytes")
-    return Piece(offset, end - offset, kind, block, count)
+    return Piece(offset, end - offset, entry.kind, entry.block, count, entry.partial)
 
 
 def _full(index: bytes, clusters: int) -> Iterator[_Entry]:
@@ -143,7 +162,8 @@ def _full(index: bytes, clusters: int) -> Iterator[_Entry]:
     for number in range(clusters):
         advise, offset, rest = _FULL.unpack_from(index, _PADDING + _FULL.size * number)
         kind = advise & 3
-        yield _Entry(kind, rest & 0xFFFF if kind == NEXT else offset, rest)
+        value = rest & 0xFFFF if kind == NEXT else offset
+        yield _Entry(kind, value, rest, bool(kind != NEXT and advise & _PARTIAL))
 
 
 def _packs(header: Header, base: int, clusters: int) -> list[tuple[int, int, int]]:

@@ -1,12 +1,14 @@
 """EROFS (Documentation/filesystems/erofs.rst of the Linux source).
 
 Read: compact and extended inodes, flat and inline data, chunks on the device itself, compressed
-files (`ringzero.image.fs.packed`, `erofspack`). Fragments and further devices are told.
+files (`ringzero.image.fs.packed`, `erofspack`), whose last pieces may lie in one file of fragments,
+and whose pieces may be shared. Further devices are told.
 """
 
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator
 
 from ringzero.errors import FileSystemError
@@ -28,10 +30,15 @@ _SUPERBLOCK = 1024
 _MAGIC = 0xE0F5E1E2
 _SLOT = 32
 # Incompatible features: zeros before what is packed, pclusters of several blocks, chunked files,
-# the last piece of a file behind its inode. With the second bit, packings are described, too,
-# which the packed data does itself.
+# the last piece of a file behind its inode, fragments and shared pieces. With the second bit,
+# packings are described, too, which the packed data does itself.
 _ZERO_PADDING, _BIG_CLUSTERS, _CHUNKED, _PACKED_TAILS = 1 << 0, 1 << 1, 1 << 2, 1 << 4
-_READABLE = _ZERO_PADDING | _BIG_CLUSTERS | _CHUNKED | _PACKED_TAILS
+_FRAGMENTS = 1 << 5
+_READABLE = _ZERO_PADDING | _BIG_CLUSTERS | _CHUNKED | _PACKED_TAILS | _FRAGMENTS
+# Z_EROFS_PCLUSTER_MAX_SIZE, bytes: of a pcluster that several files share, no more is known.
+_MAX_SHARED = 1 << 20
+# Pieces of the file of fragments that are kept unpacked: small files lie side by side in them.
+_KEPT = 4
 _FLAT, _PACKED_FULL, _INLINE, _PACKED_COMPACT, _CHUNKS = range(5)
 _CHUNK_INDEXES = 1 << 5
 _NO_BLOCK = 0xFFFFFFFF
@@ -44,6 +51,21 @@ class _Detail:
     tail: int
     # The first block, or the chunks' format.
     place: int
+
+
+@record
+class _Index:
+    """A compressed file's index: what lies from `base` to `end`, by lclusters of `cluster` bytes.
+
+    `full` tells its form, `size` is the file's.
+    """
+
+    header: packed.Header
+    full: bool
+    base: int
+    end: int
+    cluster: int
+    size: int
 
 
 @FILE_SYSTEMS.register("erofs")
@@ -67,6 +89,10 @@ class Erofs(ExtentFileSystem):
         self.label = head[64:80].partition(b"\0")[0].decode("utf-8", "replace")
         (features,) = struct.unpack_from("<I", head, 80)
         self._features = features
+        (self._fragments,) = struct.unpack_from("<Q", head, 96)
+        # Of the file of fragments, once it was needed.
+        self._shared: tuple[_Index, list[packed.Piece]] | None = None
+        self._unpacked_last: dict[int, bytes] = {}
         if features & ~_READABLE:
             raise FileSystemError(
                 f"the EROFS in {source.name} has features that ringzero does not read: "
@@ -97,38 +123,87 @@ class Erofs(ExtentFileSystem):
 
     def _packed(self, node: Node, offset: int, length: int) -> bytes:
         """Return bytes of a compressed file."""
+        index = self._index(node)
+        header = index.header
+        if header.whole:
+            return self._fragment(header.fragment or 0, offset, length)
+        data = bytearray(length)
+        for piece in self._pieces(index):
+            if piece.offset >= offset + length:
+                break
+            if piece.offset + piece.length <= offset:
+                continue
+            end = piece.offset + piece.length
+            first, stop = max(offset, piece.offset), min(offset + length, end)
+            if header.fragment is not None and end == index.size:
+                high = piece.block << 32 if index.full else 0
+                found = self._fragment(high | header.fragment, first - piece.offset, stop - first)
+            else:
+                found = self._whole(index, piece)[first - piece.offset : stop - piece.offset]
+            data[first - offset : stop - offset] = found
+        return bytes(data)
+
+    def _index(self, node: Node) -> _Index:
         full = node.detail.layout == _PACKED_FULL
         at = -(-node.detail.tail // packed.HEADER) * packed.HEADER
         header = packed.Header.read(self.source.read(at, packed.HEADER))
-        if full and not self._features & (_BIG_CLUSTERS | _PACKED_TAILS):
+        if full and not self._features & (_BIG_CLUSTERS | _PACKED_TAILS | _FRAGMENTS):
             # Before these there was no header, but zeros or what was left there.
             header = packed.Header.read(bytes(packed.HEADER))
-        if header.fragment:
-            raise FileSystemError(f"a file of {self.source.name} lies in fragments of EROFS")
         base, cluster = at + packed.HEADER, self._block << header.bits
         clusters = -(-node.size // cluster)
         if clusters > MAX_EXTENTS:
             raise self.damaged(f"a file of {clusters} clusters")
         end = packed.index_end(header, full, base, clusters)
-        index = self.source.read(base, end - base)
-        data = bytearray(length)
-        for piece in packed.pieces(header, full, index, base, node.size, cluster):
-            if piece.offset >= offset + length:
+        return _Index(header, full, base, end, cluster, node.size)
+
+    def _pieces(self, index: _Index) -> Iterator[packed.Piece]:
+        data = self.source.read(index.base, index.end - index.base)
+        place = index.base, index.size, index.cluster
+        return packed.pieces(index.header, index.full, data, *place)
+
+    def _whole(self, index: _Index, piece: packed.Piece) -> bytes:
+        """Return what a piece unpacks to."""
+        header, cluster = index.header, index.cluster
+        if piece.offset + piece.length == index.size and header.inline:
+            raw = self.source.read(index.end, header.inline)
+        else:
+            count = piece.blocks * self._block or cluster
+            if count > (_MAX_SHARED if piece.partial else piece.length + 2 * cluster):
+                # What is packed takes no more room than what it unpacks to.
+                raise self.damaged(f"{count} bytes that unpack to {piece.length}")
+            raw = self.source.read(piece.block * self._block, count)
+        return self._unpacked(header, piece, raw, cluster)
+
+    def _fragment(self, place: int, offset: int, length: int) -> bytes:
+        """Return bytes of what begins at `place` in the file of fragments."""
+        node = self.node(self._fragments)
+        begin = place + offset
+        if not self._fragments or begin + length > node.size:
+            raise self.damaged("a fragment that lies nowhere")
+        if node.detail.layout not in (_PACKED_FULL, _PACKED_COMPACT):
+            return super().content(node, begin, length)
+        if self._shared is None:
+            index = self._index(node)
+            if index.header.fragment is not None:
+                raise self.damaged("fragments that lie in fragments")
+            self._shared = index, list(self._pieces(index))
+        index, pieces = self._shared
+        data = bytearray()
+        at = max(bisect_right(pieces, begin, key=lambda piece: piece.offset) - 1, 0)
+        for piece in pieces[at:]:
+            if len(data) == length:
                 break
-            if piece.offset + piece.length <= offset:
-                continue
-            last = piece.offset + piece.length == node.size
-            if last and header.inline:
-                raw = self.source.read(end, header.inline)
-            else:
-                count = piece.blocks * self._block or cluster
-                if count > piece.length + 2 * cluster:
-                    # What is packed takes no more room than what it unpacks to.
-                    raise self.damaged(f"{count} bytes that unpack to {piece.length}")
-                raw = self.source.read(piece.block * self._block, count)
-            whole = self._unpacked(header, piece, raw, cluster)
-            first, stop = max(offset, piece.offset), min(offset + length, piece.offset + len(whole))
-            data[first - offset : stop - offset] = whole[first - piece.offset : stop - piece.offset]
+            whole = self._unpacked_last.pop(piece.offset, None)
+            if whole is None:
+                whole = self._whole(index, piece)
+            self._unpacked_last[piece.offset] = whole
+            if len(self._unpacked_last) > _KEPT:
+                del self._unpacked_last[next(iter(self._unpacked_last))]
+            skip = begin + len(data) - piece.offset
+            data += whole[skip : skip + length - len(data)]
+        if len(data) < length:
+            raise self.damaged("a fragment that ends too soon")
         return bytes(data)
 
     def _unpacked(
