@@ -142,13 +142,20 @@ def fails_on(thread, function):
 
 
 @pytest.mark.boot
-def test_who_waits_for_the_end_and_fails_leaves_nobody_waiting(monkeypatch):
-    monkeypatch.setattr(RunControl, "wait_end", fails_on("end", RunControl.wait_end))
-    with Machine(image="micro", memory="128M", engine="soft") as machine:
-        with pytest.raises(GuestError, match=r"the machine failed: .*it is broken"):
-            machine.run("sleep 60", timeout=SOON)
-        with pytest.raises(BrokenError):
-            machine.wait(SOON)
+def test_where_no_thread_can_be_had_for_it_those_who_wait_hear_of_the_end(monkeypatch):
+    start = ServiceThread.start
+
+    def refused(thread):
+        if thread.name == "end":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(ServiceThread, "start", refused)
+    with (
+        Machine(image="micro", memory="128M", engine="soft") as machine,
+        pytest.raises(GuestError, match=r"the guest ended \(poweroff\)"),
+    ):
+        machine.run("poweroff -f; sleep 60", timeout=SOON)
 
 
 @pytest.mark.boot

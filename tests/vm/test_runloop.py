@@ -12,8 +12,9 @@ from ringzero.engine.exits import DebugStop, Halt, Kicked, MmioRead, MmioWrite, 
 from ringzero.engine.x86 import MsrRead, MsrWrite, PortRead, PortWrite
 from ringzero.errors import DeviceError, InvalidValueError
 from ringzero.isa.x86.state import CpuState
-from ringzero.vm.exit import ExitReason
+from ringzero.vm.exit import Exit, ExitReason
 from ringzero.vm.machine import Machine
+from ringzero.vm.runloop import RunControl
 from tests.engine.fake import FakeEngine
 
 POWER_OFF = PortWrite(0x600, 1, 0x34)
@@ -167,6 +168,21 @@ def test_a_paused_machine_stands_still():
         assert first["devices"]["serial"]["received"] == second["devices"]["serial"]["received"]
         vm.resume()
         assert vm.save().tree["devices"]["serial"]["received"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_end_is_told_once_and_to_nobody_who_called_it_off(when):
+    told = []
+    control = RunControl()
+    control.when_ended(lambda: told.append("another"))
+    control.when_ended(None)
+    if when == "before":
+        control.when_ended(lambda: told.append(control.exit))
+    control.finish(Exit(ExitReason.POWEROFF))
+    control.fail(RuntimeError("too late"))
+    if when == "after":
+        control.when_ended(lambda: told.append(control.exit))
+    assert told == [Exit(ExitReason.POWEROFF)]
 
 
 def test_a_fault_of_ours_is_raised_to_the_waiter():

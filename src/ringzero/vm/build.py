@@ -242,35 +242,43 @@ class Assembly:
             part.reset()
         self.booted = False
 
-    def start_threads(self) -> None:
-        """Start everything that works for the guest; the vCPUs wait until they are to run."""
+    def start_threads(self, run: Callable[[], None]) -> None:
+        """Start everything that works for the guest, and have it go on by `run`.
+
+        The vCPUs then find that they are to run, and need not be woken for it.
+        """
+        self.devices.start(self.control.fail)
+        run()
         for thread in self.threads:
             thread.thread.start()
-        self.devices.start(self.control.fail)
         if self.guest is not None:
             self.guest.start()
 
     def add_doorbells(self) -> None:
         """Have the engine ring the devices; what the guest rings before arrives as other writes."""
         for bell in self.board.doorbells():
-            self.vm.add_doorbell(bell.address, bell.width, bell.value, bell.ring)
+            if not self.vm.add_doorbell(bell.address, bell.width, bell.value, bell.ring):
+                return
 
     def watch_end(self) -> None:
-        """Tell those who wait for a command when the guest is gone; on a thread of its own."""
+        """Tell those who wait for a command when the guest is gone."""
         if self.guest is not None:
-            ServiceThread(self, self._when_ended, "end").start()
+            self.control.when_ended(self._ended)
 
-    def _when_ended(self) -> None:
+    def _ended(self) -> None:
+        # On a thread of its own, as who ends the guest may be one that commands wait for.
         try:
-            self.control.wait_end(None)
-        except BaseException as fault:
-            # First: those who wait are told of it.
-            self.control.fail(fault)
-        self.abandon_commands()
+            ServiceThread(self, self.abandon_commands, "end").start()
+        except RuntimeError:
+            # The host has no thread left, or the interpreter is about to go.
+            self.abandon_commands()
 
     def stop(self) -> None:
         """End the guest at once and free everything; never on a thread of the machine's own."""
+        self.control.when_ended(None)
         self.control.finish(Exit(ExitReason.STOPPED))
+        # Before: a vCPU's thread may wait for a command itself.
+        self.abandon_commands()
         self.join_threads()
         self.close()
 

@@ -299,10 +299,9 @@ class Machine:
         _RUNNING.add(self)
         _stop_all_at_exit()
         self._start.watch(self.parts.guest.agent if self.parts.guest else None)
-        self.parts.start_threads()
         self.parts.watch_end()
         # Devices whose state was restored go on with what they had in hand.
-        self.resume()
+        self.parts.start_threads(self.resume)
         if waits:
             # The vCPU first: what we do next would keep the interpreter's lock from it.
             self.control.entered.wait(_FIRST_ENTRY)
@@ -404,8 +403,8 @@ class Machine:
         A hook only ends the guest by it: what its vCPU stands on is freed by the
         next call, from another thread.
         """
-        self.control.finish(Exit(ExitReason.STOPPED))
         if self._stopped or self._on_vcpu_thread():
+            self.control.finish(Exit(ExitReason.STOPPED))
             return
         self._stopped = True
         self._forgotten.detach()

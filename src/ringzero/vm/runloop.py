@@ -37,6 +37,7 @@ class RunControl:
         # A fault of ours on a vCPU's thread; it is raised to whoever waits.
         self.failure: BaseException | None = None
         self.threads: list[VcpuThread] = []
+        self._on_end: Callable[[], None] | None = None
         # When a vCPU first entered the guest: by CLOCK_MONOTONIC, and in CPU time of this
         # process, both in seconds.
         self.first_entry: tuple[float, float] | None = None
@@ -52,6 +53,25 @@ class RunControl:
         if wanted is not Wanted.RUN:
             for thread in self.threads:
                 thread.vcpu.kick()
+        if wanted is Wanted.END:
+            self._tell_end()
+
+    def when_ended(self, action: Callable[[], None] | None) -> None:
+        """Have `action` called once when the run ends, or has; None calls off the last one.
+
+        Whoever ends the run calls it, on any thread: it must not wait.
+        """
+        with self.changed:
+            self._on_end = action
+            ended = self.wanted is Wanted.END
+        if ended:
+            self._tell_end()
+
+    def _tell_end(self) -> None:
+        with self.changed:
+            action, self._on_end = self._on_end, None
+        if action is not None:
+            action()
 
     def finish(self, result: Exit) -> None:
         """End the run; the first result counts."""

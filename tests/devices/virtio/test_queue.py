@@ -6,6 +6,8 @@ import pytest
 
 from ringzero.core.memory import GuestMemory
 from ringzero.devices.virtio.queue import QueueError, Virtqueue
+from ringzero.errors import StateError
+from ringzero.records import replace
 
 DESC, AVAIL, USED, DATA = 0x1000, 0x2000, 0x3000, 0x8000
 SIZE = 8
@@ -227,3 +229,66 @@ def test_buffers_side_by_side_are_marked_as_one(queue, memory):
     chains = [queue.pop() for _ in places]
     queue.push_all(zip(chains, (0x100, 0x100, 0x80, 0x40), strict=True))
     assert seen[:2] == [(DATA, 0x280), (DATA + 0x1000, 0x40)] and seen[2][0] == USED
+
+
+def copy_of(queue, memory, event_idx):
+    """Return a queue that goes on where another one stands, in a copy of its memory, and that."""
+    image = memory.host.freeze()
+    theirs = GuestMemory([(0, 0x10000)], image)
+    image.close()
+    copy = Virtqueue(theirs, 16)
+    copy.restore(queue.save(), event_idx)
+    return copy, theirs
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_a_restored_queue_that_nobody_uses_takes_no_memory(memory, event_idx):
+    queue = Virtqueue(memory, 16)
+    queue.size, queue.descriptors, queue.available, queue.used = SIZE, DESC, AVAIL, USED
+    queue.enable(event_idx)
+    describe(memory, 0, DATA, 1)
+    offer(memory, 0)
+    for chain in queue.requests():
+        queue.push(chain, 0)
+    queue.should_interrupt()
+    copy, theirs = copy_of(queue, memory, event_idx)
+    assert copy.is_at_rest()
+    assert copy.save() == queue.save()
+    assert copy.ready
+    if event_idx:
+        # Its driver is asked for what it was asked for before.
+        assert not copy.rearm()
+        assert theirs.host.changed() == []
+    offer(theirs, 0, start=1)
+    assert copy.pop().head == 0
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+@pytest.mark.parametrize("what", ["offered", "used", "not asked", "in use", "lent"])
+def test_a_restored_queue_with_something_to_do_is_not_at_rest(memory, event_idx, what):
+    queue = Virtqueue(memory, 16)
+    queue.size, queue.descriptors, queue.available, queue.used = SIZE, DESC, AVAIL, USED
+    queue.enable(event_idx)
+    describe(memory, 0, DATA, 1)
+    if what == "offered":
+        offer(memory, 0)
+    elif what == "used":
+        offer(memory, 0)
+        for chain in queue.requests():
+            queue.push(chain, 0)
+    elif what == "not asked":
+        memory.write_int(USED + 4 + 8 * SIZE, 2, 7)
+        memory.write_int(USED, 2, 1)
+    copy, _ = copy_of(queue, memory, event_idx)
+    if what == "in use":
+        assert copy.is_at_rest() and copy.ready
+    elif what == "lent":
+        copy.drain = object()
+    assert not copy.is_at_rest()
+
+
+@pytest.mark.parametrize(("field", "value"), [("used", 0x3002), ("available", 0xFFFE), ("size", 3)])
+def test_a_state_of_a_queue_that_cannot_be_is_refused(queue, memory, field, value):
+    state = replace(queue.save(), **{field: value})
+    with pytest.raises(StateError):
+        Virtqueue(memory, 16).restore(state, event_idx=True)

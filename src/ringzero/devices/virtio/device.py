@@ -124,7 +124,14 @@ class VirtioDevice(ABC, Generic[S]):
         """Finish what is in flight and start nothing new."""
 
     def resume(self) -> None:
-        """Go on; the transport then notifies every queue."""
+        """Go on; the transport then notifies the queues that have something to do."""
+
+    def wants(self, index: int) -> bool:
+        """Whether queue `index` may have something to do as the machine goes on.
+
+        The device's lock is held.
+        """
+        return True
 
     def close(self) -> None:
         """Give threads and host resources back."""

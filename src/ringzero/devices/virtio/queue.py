@@ -153,8 +153,9 @@ class QueueState:
 class Virtqueue:
     """One queue. The transport sets the public fields, then calls `enable`.
 
-    The device calls `pop` and `push`; one thread at a time, which the
-    device's lock sees to.
+    The device calls `pop` and `push` of a queue that is `ready`; one thread at a time, which
+    the device's lock sees to. One that was restored looks at its areas once it is asked whether it
+    is: copies of a machine have queues by the dozen, most of which they never use.
     """
 
     def __init__(self, memory: GuestMemory, max_size: int) -> None:
@@ -168,7 +169,7 @@ class Virtqueue:
         """Go back to the state after power-on."""
         self.reclaim()
         self.size = self.max_size
-        self.ready = False
+        self._ready = self._restored = False
         self.event_idx = False
         # Guest-physical addresses of the three areas (section 2.7).
         self.descriptors = self.available = self.used = 0
@@ -178,27 +179,43 @@ class Virtqueue:
         self._available = self._used = empty
         self._used_bytes = empty
 
+    @property
+    def ready(self) -> bool:
+        """Whether the driver has put the queue in place."""
+        if self._restored:
+            self.enable(self.event_idx)
+        return self._ready
+
     def enable(self, event_idx: bool) -> None:
         """Start to use the three areas; raises QueueError when they are not in RAM."""
+        self._check()
+        size = self.size
+        self._table = self._memory.view(self.descriptors, 16 * size)
+        self._available = self._memory.view(self.available, 6 + 2 * size).cast("H")
+        self._used_bytes = self._memory.view(self.used, 6 + 8 * size)
+        self._used = self._used_bytes.cast("H")
+        self.event_idx = event_idx
+        self._ready, self._restored = True, False
+
+    def _check(self) -> None:
+        """Raise QueueError unless the three areas are possible, and in RAM."""
         size = self.size
         if size == 0 or size > self.max_size or size & (size - 1):
             raise QueueError(f"a virtqueue of {size} entries is not possible")
         if self.descriptors & 15 or self.available & 1 or self.used & 3:
             raise QueueError("a virtqueue area is not aligned")
+        locate = self._memory.offset_of
         try:
-            self._table = self._memory.view(self.descriptors, 16 * size)
-            self._available = self._memory.view(self.available, 6 + 2 * size).cast("H")
-            self._used_bytes = self._memory.view(self.used, 6 + 8 * size)
+            locate(self.descriptors, 16 * size)
+            locate(self.available, 6 + 2 * size)
+            locate(self.used, 6 + 8 * size)
         except GuestAddressError as fault:
             raise QueueError("a virtqueue area is not in RAM", **fault.context) from fault
-        self._used = self._used_bytes.cast("H")
-        self.event_idx = event_idx
-        self.ready = True
 
     def disable(self) -> None:
         """Stop to use the areas."""
         self.reclaim()
-        self.ready = False
+        self._ready = self._restored = False
 
     # ---- an engine that drains it ------------------------------------------
 
@@ -480,12 +497,30 @@ class Virtqueue:
         With `more` the driver need not notify before that many others have come, too (a
         driver without VIRTIO_F_EVENT_IDX does at the next one).
         """
-        if self.event_idx:
-            self._used[2 + 4 * self.size] = (self._next_available + more) & 0xFFFF
-        else:
-            self._used[0] = 0
-        fence()
+        self._ask(self._next_available + more)
         return self._available[1] != self._next_available
+
+    def _ask(self, position: int) -> None:
+        """Ask for a notification of the request at `position` of all that were ever offered."""
+        used = self._used
+        place, value = (2 + 4 * self.size, position & 0xFFFF) if self.event_idx else (0, 0)
+        # Of a copied machine's memory, what is written to takes a page of its own.
+        if used[place] != value:
+            used[place] = value
+        fence()
+
+    def is_at_rest(self) -> bool:
+        """Whether neither side owes the other anything, of a queue that was restored.
+
+        None is lent, nothing offered, nothing given back that the driver was not told of, and it
+        notifies of the next request. Once the queue is in use, False.
+        """
+        if not self._restored or self.drain is not None or self._notified_used != self._next_used:
+            return False
+        read = self._memory.read_int
+        asked = self._next_available if self.event_idx else 0
+        where = self.used + (4 + 8 * self.size if self.event_idx else 0)
+        return read(self.available + 2, 2) == self._next_available and read(where, 2) == asked
 
     @property
     def waiting(self) -> int:
@@ -499,13 +534,8 @@ class Virtqueue:
 
     def request_notice(self) -> None:
         """Ask for a notification of the next request, even while others wait."""
-        if not self.ready:
-            return
-        if self.event_idx:
-            self._used[2 + 4 * self.size] = self._available[1]
-        else:
-            self._used[0] = 0
-        fence()
+        if self.ready:
+            self._ask(self._available[1])
 
     # ---- state ------------------------------------------------------------
 
@@ -513,7 +543,7 @@ class Virtqueue:
         self.reclaim()
         return QueueState(
             self.size,
-            self.ready,
+            self._ready,
             self.descriptors,
             self.available,
             self.used,
@@ -530,9 +560,11 @@ class Virtqueue:
         self.used = state.used
         if state.ready:
             try:
-                self.enable(event_idx)
+                self._check()
             except QueueError as fault:
                 raise StateError(f"virtqueue: {fault.message}", **fault.context) from fault
+            self.event_idx = event_idx
+            self._ready = self._restored = True
         self._next_available = state.next_available & 0xFFFF
         self._next_used = state.next_used & 0xFFFF
         self._notified_used = state.notified_used & 0xFFFF

@@ -204,7 +204,8 @@ class VirtioTransport(Device[S]):
             self._paused = False
             # Buffers and input that were offered while nobody looked.
             for index in range(len(self._queues)):
-                self._notify(index)
+                if self.device.wants(index):
+                    self._notify(index)
 
     def close(self) -> None:
         self.device.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 
@@ -22,6 +21,7 @@ from ringzero.vm.guest.protocol import (
     Stream,
     complete_line,
     go_line,
+    make_token,
     port_name,
     signal_line,
 )
@@ -75,7 +75,7 @@ class Command:
         self._early_signals: list[str] = []
         self._held = False
         self._exit_status: int | None = None
-        self._token = os.urandom(16).hex().encode()
+        self._token = make_token()
         token = self._token if request.piped else b""
         self._outputs = {
             STDOUT: Stream(token, request.on_stdout),

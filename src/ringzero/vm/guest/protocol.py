@@ -44,8 +44,8 @@ Control lines of the guest:
 WORDS are quoted for the shell, in printable ASCII.
 
 Output: the command writes into pipes, which the guest copies to the two output
-ports. When the command has ended, the guest writes TOKEN (32 random hexadecimal
-digits) into both pipes, behind everything that the command wrote. An output is
+ports. When the command has ended, the guest writes TOKEN (22 random characters of
+base64) into both pipes, behind everything that the command wrote. An output is
 complete when TOKEN has come, whatever the order in which the ports deliver; the
 command is over when both outputs are complete and `exit` has come. A process
 that the command left behind keeps nobody waiting.
@@ -62,6 +62,8 @@ command is `ringzero.vm.guest.command`, what shares the slots among them
 
 from __future__ import annotations
 
+import binascii
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -211,6 +213,14 @@ def complete_line(line: str, number: int, *, token: bytes = b"", terminal: int =
     if token:
         return line.replace(_TOKEN, token.decode(), 1).encode()
     return line.replace(_LINE, f"hvc{terminal}", 1).encode()
+
+
+def make_token() -> bytes:
+    """Return what marks the end of a command's output: 128 random bits, which none contains.
+
+    In few characters: a guest's shell reads a line byte by byte, at 3,000 instructions each.
+    """
+    return binascii.b2a_base64(os.urandom(16), newline=False).rstrip(b"=")
 
 
 def go_line(token: bytes) -> bytes:

@@ -199,3 +199,23 @@ def test_a_restored_console_tells_who_waited():
     guest.console.restore(guest.console.save())
     guest.console.notify(1)
     assert guest.driver.edges == 1
+
+
+def test_a_copy_looks_at_those_ports_only_that_have_something_to_do(monkeypatch):
+    guest = Guest(SIZE | MULTIPORT | EVENT_IDX)
+    guest.bring_up()
+    guest.driver.add(4, writable=[16])
+    guest.driver.transport.pause()
+    guest.ports[1].push(b"input")
+    guest.driver.add(7, readable=[b"output"], notify=False)
+    state, console = guest.driver.transport.save(), guest.console.save()
+    guest.driver.transport.restore(state)
+    guest.console.restore(console)
+    looked = []
+    notify = guest.console.notify
+    monkeypatch.setattr(guest.console, "notify", lambda n: (looked.append(n), notify(n)))
+    guest.driver.transport.resume()
+    assert guest.output["shut"] == b"output"
+    assert guest.driver.used(4) == [5]
+    assert 4 in looked and 7 in looked
+    assert not {0, 1, 5, 6} & {*looked}

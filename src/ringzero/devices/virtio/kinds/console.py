@@ -216,13 +216,22 @@ class Console(VirtioDevice[ConsoleState]):
     def pause(self) -> None:
         self.collect()
 
+    def wants(self, index: int) -> bool:
+        if index & 1:
+            return not self.queues[index].is_at_rest()
+        return bool(self._control if index == CONTROL_RECEIVE else self._port_of(index).backlog)
+
+    def _port_of(self, index: int) -> ConsolePort:
+        """Return the port that a queue, no control queue, is of."""
+        return self.ports[0 if index < 2 else (index - 2) // 2]
+
     def notify(self, index: int) -> None:
         if index == CONTROL_RECEIVE:
             self._flush_control()
         elif index == CONTROL_TRANSMIT:
             self._take_control()
         else:
-            port = self.ports[0 if index < 2 else (index - 2) // 2]
+            port = self._port_of(index)
             if index & 1:
                 self._drain(port)
             else:
