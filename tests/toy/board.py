@@ -202,6 +202,8 @@ class ToyBoard(Board):
 
     def renew_generation(self, identifier: bytes) -> None: ...
 
+    def repeat_generation(self) -> None: ...
+
     def irq_line(self) -> IrqLine:
         return self._take_line()[1]
 

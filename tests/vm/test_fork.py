@@ -466,3 +466,48 @@ def test_forks_of_a_booting_machine_have_their_names():
         with machine.seed() as seed, machine.grow(seed, Identity("late")) as copy:
             names.append((copy.config.name, copy.run("hostname", timeout=120).stdout))
     assert [f"{name}\n".encode() for name, _ in names] == [told for _, told in names]
+
+
+# ---- what copies do first --------------------------------------------------------
+
+
+def cold(copy):
+    """Return how many blocks a copy has interpreted, as nobody had translated them."""
+    copy.run("true")
+    return copy.threads[0].vcpu.statistics()["translator_cold"]
+
+
+@pytest.mark.boot
+def test_what_copies_do_first_is_translated_before_there_are_many():
+    with Machine(image="micro", memory="128M", engine="soft", boot=True, net="user") as vm:
+        vm.run("true")
+        known = "cat /proc/sys/kernel/hostname /sys/class/net/eth0/address"
+        before = vm.run(known).stdout
+        (first,) = vm.fork()
+        many = vm.fork(2)
+        with first, many[0], many[1]:
+            unrehearsed = cold(first)
+            assert max(map(cold, many)) < unrehearsed / 2
+            # The original is who it was.
+            assert vm.run(known).stdout == before
+            found = {copy.run(known).stdout for copy in (vm, first, *many)}
+            assert len(found) == 4
+
+
+@pytest.mark.boot
+def test_a_guest_at_work_or_paused_is_not_asked_to_rehearse(monkeypatch):
+    with Machine(image="micro", memory="128M", engine="soft") as vm:
+        vm.run("true")
+        told = []
+        monkeypatch.setattr(vm.parts.guest, "introduce", told.append)
+        command = vm.agent.run("sleep 60")
+        vm.rehearse()
+        assert not told
+        command.signal("KILL")
+        assert command.wait(60) is not None
+        vm.pause()
+        vm.rehearse()
+        assert not told
+        vm.resume()
+        vm.rehearse()
+        assert len(told) == 1

@@ -178,6 +178,10 @@ class Board(ABC):
     def renew_generation(self, identifier: bytes) -> None:
         """Give a copied machine another VM generation identifier, of 16 bytes, and tell it."""
 
+    @abstractmethod
+    def repeat_generation(self) -> None:
+        """Tell the guest once more of the VM generation identifier that it has."""
+
     def press_power_button(self) -> bool:
         """Ask the guest's system to shut down; False where the board has no such button."""
         return False

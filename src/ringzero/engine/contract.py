@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self
 
@@ -240,6 +241,13 @@ class Vm(ABC, Generic[State]):
 
         None is nothing to take over.
         """
+
+    def translate_at_once(self) -> AbstractContextManager[None] | None:
+        """Return what has guest code translated the first time that it runs, for a block.
+
+        None where no code is translated.
+        """
+        return None
 
     def code_pages(self) -> bytes:
         """Return what is known of the pages of RAM with code that ran; for `expect`."""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # it missed: 1.4 s of work for 20 minutes, minutes for days. Beyond this, its monotonic time goes
 # on where it stood and only the wall clock is set.
 LONGEST_STEP = 100_000_000
+# How long a rehearsal is waited for, in seconds; it takes some milliseconds.
+_REHEARSAL = 0.1
 
 
 @record
@@ -97,6 +99,25 @@ def restore(parts: Assembly, state: MachineState, elapsed: int = 0) -> None:
             guest.channels.restore(link.channels)
             guest.agent.restore(link.agent)
     parts.booted = True
+
+
+def rehearse(parts: Assembly) -> bool:
+    """Have a guest that runs do once what each copy of it does first: take an identity.
+
+    It keeps its own but for new random numbers. What it runs for it is translated, and known to
+    its jump caches, which copies take over. False where it is at work or takes no commands yet, and
+    where nothing is translated; then it was asked for nothing.
+    """
+    guest, translating = parts.guest, parts.vm.translate_at_once()
+    if translating is None or guest is None:
+        return False
+    if not guest.agent.idle or not guest.agent.listens():
+        return False
+    with translating:
+        parts.board.repeat_generation()
+        Introduction(Identity(now=None), None).tell(parts)
+        guest.agent.wait_adopted(_REHEARSAL)
+    return True
 
 
 # ---- seeds ----------------------------------------------------------------

@@ -1,5 +1,6 @@
 import shlex
 import subprocess
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -253,6 +254,20 @@ def test_a_guest_that_is_always_late_runs_commands(agent, channels, monkeypatch)
         now[0] += 9
         agent.receive(CONTROL, b"adopted\n")
     assert channels.sent[-1][1].startswith(b"run 1 ")
+
+
+def test_whether_the_guest_has_taken_its_identity_can_be_waited_for(agent, channels):
+    assert agent.idle
+    agent.listens = lambda: True
+    assert agent.wait_adopted(0)
+    agent.await_adoption()
+    assert not agent.wait_adopted(0)
+    agent.run(["date"])
+    assert not agent.idle
+    threading.Timer(0.05, agent.receive, [CONTROL, b"adopted\n"]).start()
+    assert agent.wait_adopted(10)
+    assert channels.sent[-1][1].startswith(b"run 1 ")
+    assert not agent.idle
 
 
 def test_a_signal_waits_for_its_command(agent, channels):

@@ -158,6 +158,9 @@ class Microvm(Board):
         self._generation.renew(identifier)
         self._wall.renew()
 
+    def repeat_generation(self) -> None:
+        self._generation.repeat()
+
     def press_power_button(self) -> bool:
         self.irq_line_of(memmap.BUTTON_GSI).pulse()
         return True

@@ -341,6 +341,7 @@ def _keep(
     with machine:
         for _ in range(_WARM):
             machine.run(("--", "true") if machine.config.disks else ("true",), timeout=PATIENCE)
+        machine.rehearse()
         # It never goes on: a fork is sure to find no device at work, and no lock held.
         machine.pause()
         with machine.seed() as seed:

@@ -69,6 +69,10 @@ class VmGenerationId(Device[VmGenerationIdState]):
         self._publish()
         self._line.pulse()
 
+    def repeat(self) -> None:
+        """Have the guest look at the identifier, which is the one that it had."""
+        self._line.pulse()
+
     def reset(self) -> None:
         """Keep the identifier (a reboot makes no new machine), where the guest must find it."""
         self._publish()

@@ -510,12 +510,14 @@ class Virtqueue:
         fence()
 
     def is_at_rest(self) -> bool:
-        """Whether neither side owes the other anything, of a queue that was restored.
+        """Whether neither side owes the other anything.
 
-        None is lent, nothing offered, nothing given back that the driver was not told of, and it
-        notifies of the next request. Once the queue is in use, False.
+        Nobody else drains the queue, nothing is offered, nothing given back that the driver was not
+        told of, and it notifies of the next request.
         """
-        if not self._restored or self.drain is not None or self._notified_used != self._next_used:
+        if not self._ready:
+            return True
+        if self.drain is not None or self._notified_used != self._next_used:
             return False
         read = self._memory.read_int
         asked = self._next_available if self.event_idx else 0

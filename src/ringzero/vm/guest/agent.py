@@ -92,6 +92,7 @@ class Agent:
         self._waiting: list[Command] = []
         self._count = 0
         self._adoptions = 0
+        self._adopted = threading.Condition(self.lock)
         # Identities that were given to a guest that did not listen yet, and may never do.
         self._early = 0
         # Gives the last one once more; when that was given, and how many more times it may be.
@@ -108,6 +109,12 @@ class Agent:
     def ready(self) -> bool:
         """True once the guest takes commands."""
         return self._ready.is_set()
+
+    @property
+    def idle(self) -> bool:
+        """True where the guest takes commands and has none to run."""
+        with self.lock:
+            return self.ready and not self._waiting and all(slot.idle for slot in self._slots)
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until the guest takes commands; False when `timeout` seconds are over.
@@ -200,6 +207,11 @@ class Agent:
                 self._early += 1
             else:
                 self._schedule()
+
+    def wait_adopted(self, timeout: float) -> bool:
+        """Return whether the guest has taken every identity, waiting up to `timeout` seconds."""
+        with self._adopted:
+            return self._adopted.wait_for(lambda: not self._adoptions, timeout)
 
     def poweroff(self) -> None:
         """Ask the guest to write everything to its disks and switch itself off."""
@@ -417,6 +429,7 @@ class Agent:
             case Adopted():
                 if self._adoptions:
                     self._adoptions -= 1
+                    self._adopted.notify_all()
                     self._give_again()
                 else:
                     self._early = max(0, self._early - 1)

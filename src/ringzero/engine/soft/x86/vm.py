@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from ringzero.core.bus import Show
@@ -184,6 +185,14 @@ class X86SoftVm(SoftVm[CpuState]):
             raise EngineError("the code to take over is another engine's")
         self._open_space(code)
         self._inherited = code.vcpus
+
+    @contextmanager
+    def translate_at_once(self) -> Iterator[None]:
+        self.code.hot = 1
+        try:
+            yield
+        finally:
+            self.code.hot = HOT
 
     def code_pages(self) -> bytes:
         if self._translations is None:
