@@ -126,7 +126,8 @@ class Generator:
     def _condition(self):
         name = self.random.choice(CONDITIONS)
         return [self.random.choice((
-            f"set{name} {self.register(8)}", f"cmov{name} {self.register()}, {self.memory()}",
+            f"set{name} {self.register(8)}", f"set{name} {self.memory(8)}",
+            f"cmov{name} {self.register()}, {self.memory()}",
             f"cmov{name} {self.register(32)}, {self.register(32)}",
         ))]  # fmt: skip
 

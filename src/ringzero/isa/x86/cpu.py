@@ -218,6 +218,7 @@ class Cpu(Struct):
     rip = field(u64)  # of the instruction being run
     next_rip = field(u64)  # of the one after it; handlers of jumps set it
     rflags = field(u64)  # all but the arithmetic flags
+    condition = field(u64)  # SETcc's or CMOVcc's, while the temporary has their address
     seg = field(Segment, 8)
 
     # --- system registers ---

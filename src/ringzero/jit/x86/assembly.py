@@ -202,8 +202,6 @@ def _write_lowerings(
         condition = lowering.form.attributes.get("condition", tables.NO_CONDITION)
         if not direct and not good:
             continue
-        if condition != tables.NO_CONDITION and lowering.memory:
-            continue  # the temporary cannot hold an address and a condition
         keys.extend(k | facts[k][-1] if k in usable else tables.NO_STENCIL for k in wanted)
         entry = {
             "base": base,

@@ -95,7 +95,7 @@ class Key:
         rmw = bool(self.form.attributes.get("rmw"))
         function: Any = self.form.function
         if "condition" in self.form.attributes:
-            # The condition is in the temporary, whichever it was.
+            # The condition was computed before, whichever it was.
             function = function.__qualname__
         bindings = self.bindings
         if self.form.mnemonic == "test" and not self.memory and bindings[1].kind == "pinned":

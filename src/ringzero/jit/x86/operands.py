@@ -86,7 +86,8 @@ class FlagUse:
     # Sets all flags whatever happens / only some or only sometimes.
     defines: bool = False
     changes: bool = False
-    # Needs CF in cc_aux, the whole status in cc_src, a condition in the temporary.
+    # Needs CF in cc_aux, the whole status in cc_src, a condition: in the temporary, or, with an
+    # operand in memory, in Cpu.condition.
     needs_carry: bool = False
     needs_status: bool = False
     condition: int | None = None
@@ -430,7 +431,7 @@ class StencilOperation(StencilWriter):
 
     def condition(self, code: int) -> Any:
         self.flag_use.condition = code
-        return self.temporary != 0
+        return (self.cpu.condition if self.memory else self.temporary) != 0
 
     # --- control ---
 

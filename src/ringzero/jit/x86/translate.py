@@ -115,6 +115,7 @@ _ZERO = Cpu.offset_of("zero")
 _REGS = Cpu.offset_of("regs")
 _NEXT_RIP = Cpu.offset_of("next_rip")
 _XMM = Cpu.offset_of("xmm")
+_CONDITION = Cpu.offset_of("condition")
 _FS, _GS = Cpu.offset_of("seg", x86.FS), Cpu.offset_of("seg", x86.GS)
 MASK_32 = 0xFFFFFFFF
 ALL_ONES = (1 << 64) - 1
@@ -594,6 +595,9 @@ def emit_stencil(
     if lowering.condition != NO_CONDITION:
         cc = know_flags(tr)
         emit(s, glue.condition[u32(lowering.condition) * CC_OPS + cc])
+        if insn.memory != 0:
+            s.holes[H0] = u64(_CONDITION)
+            emit(s, glue.store)
     if (flags & tables.HIGH_BYTES) != 0:
         emit_swaps(tr, insn, lowering, u32(0))
     spilled = (key & tables.SPILLED) != 0
