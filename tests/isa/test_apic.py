@@ -10,9 +10,9 @@ import pytest
 
 from ringzero.core.memory import GuestMemory
 from ringzero.devices.interrupts.ioapic import Ioapic
-from ringzero.devices.interrupts.lapic import ApicBus, Lapic
+from ringzero.devices.interrupts.lapic import MSR_EOI_FLAG, ApicBus, Lapic
 from ringzero.engine.contract import ENGINES
-from ringzero.engine.exits import Halt, Kicked, MmioRead, MmioWrite
+from ringzero.engine.exits import DebugStop, Halt, Kicked, MmioRead, MmioWrite
 from ringzero.engine.x86 import MsrRead, MsrWrite, PortWrite
 from tests.engine import guest as toolkit
 from tests.oracle.assembler import assemble
@@ -21,6 +21,10 @@ pytestmark = pytest.mark.engine
 
 CODE, HANDLER, STACK, STEP = 0x20000, 0x30000, 0x80000, 0x1000
 COUNTS, FLAG = 0xA0000, 0xA0800
+# A routine that ends an interrupt, and how often it did so by the guest's flag and by a write.
+ROUTINE, ENDED, WRITTEN = 0x38000, 0xA0900, 0xA0908
+# Flags by which vCPUs end interrupts, at each one's R14; what handlers have seen in them.
+EOI_FLAG, EOI_FLAG_STEP, SEEN = 0xA0A00, 64, 0xA0B00
 X2APIC = "mov ecx, 0x1b\n rdmsr\n or eax, 0x400\n wrmsr\n"
 PAGE = 0xFEE00000
 
@@ -213,6 +217,7 @@ class TestRegisters:
             pytest.param(0x808, 1 << 32, id="a priority of more than 32 bits"),
             pytest.param(0x838, 1 << 32, id="a count of more than 32 bits"),
             pytest.param(0x80A, 0, id="a register that is only read"),
+            pytest.param(MSR_EOI_FLAG, EOI_FLAG | 3, id="a flag at no multiple of 4"),
         ],
     )
     def test_what_is_refused_raises_gp(self, machines, index, value):
@@ -235,11 +240,15 @@ class TestRegisters:
         lapic.receive(0, 0x77, True)
         lapic.acknowledge()
         lapic.receive(0, 0x31, False)
+        assert lapic.write_msr(MSR_EOI_FLAG, EOI_FLAG | 1)
         saved = lapic.save()
         other = Lapic(0, ApicBus(), lambda: 0, machine.vm.counter_hz)
         other.restore(saved)
         assert other.save() == saved
         assert (saved.isr, saved.irr, saved.tmr) == (1 << 0x77, 1 << 0x31, 1 << 0x77)
+        assert other.read_msr(MSR_EOI_FLAG) == EOI_FLAG | 1
+        other.init()
+        assert other.read_msr(MSR_EOI_FLAG) == 0
 
 
 class TestInterrupts:
@@ -409,3 +418,196 @@ class TestInterrupts:
         machine.threads[0].join(10)
         assert not machine.threads[0].is_alive()
         assert machine.vcpus[0].get_state().mp_state == "halted"
+
+    def test_a_halted_processor_that_a_debugger_steps_takes_interrupts(self, machines):
+        machine = machines()
+        machine.start(X2APIC + "sti\n hlt\n" + DONE)
+        while not machine.vcpus[0].statistics()["halts"]:
+            time.sleep(0.001)
+        machine.stopping = True
+        machine.vcpus[0].kick()
+        machine.threads[0].join(10)
+        vcpu = machine.vcpus[0]
+        assert vcpu.get_state().mp_state == "halted"
+        vcpu.debug(True)
+        machine.lapics[0].receive(0, 0x60, False)
+        assert vcpu.run() == DebugStop(HANDLER + 0x40 * 0x60)
+
+
+class TestEndsByFlag:
+    """KVM's paravirtual end of interrupt: a bit in memory, as its own unit tests look at it."""
+
+    def machine(self, machines, count=1):
+        machine = machines(count)
+        end = f"""
+            btr dword ptr [r14], 0
+            jnc write
+            lock inc qword ptr [{ENDED}]
+            ret
+            write: lock inc qword ptr [{WRITTEN}]
+            {machine.eoi()} ret"""
+        machine.memory.write(ROUTINE, assemble(end, 64))
+        return machine
+
+    def on(self, machine, vector, body=""):
+        """Count an interrupt, run `body`, end it by the routine; RAX, RCX, RDX are lost."""
+        count = f"lock inc qword ptr [{COUNTS + 8 * vector}]\n"
+        machine.on_vector(vector, f"{count}{body}mov eax, {ROUTINE}\n call rax\n")
+
+    def see(self, number=0):
+        """Keep what the flag is."""
+        return f"mov al, [r14]\n mov [{SEEN + number}], al\n"
+
+    def begin(self, number=0, flag=None):
+        where = EOI_FLAG + EOI_FLAG_STEP * number if flag is None else flag
+        return (
+            X2APIC
+            + f"mov r14d, {EOI_FLAG + EOI_FLAG_STEP * number}\n"
+            + wrmsr(MSR_EOI_FLAG, where | 1)
+        )
+
+    def ends(self, machine):
+        """How many were ended by the flag, and by a write; nothing is left."""
+        for lapic in machine.lapics:
+            saved = lapic.save()
+            assert (saved.isr, saved.irr) == (0, 0)
+        assert machine.memory.read_int(EOI_FLAG, 4) == 0
+        return machine.memory.read_int(ENDED, 8), machine.memory.read_int(WRITTEN, 8)
+
+    def test_the_flag_is_set_at_delivery_and_ends_the_interrupt(self, machines):
+        machine = self.machine(machines)
+        self.on(machine, 0x51, self.see())
+        send = wrmsr(0x83F, 0x51)
+        machine.run(
+            f"{self.begin()} sti\n mov ebx, 1000\n again: {send} dec ebx\n jnz again\n{DONE}"
+        )
+        assert machine.memory.read(SEEN, 1) == b"\1"
+        assert machine.count(0x51) == 1000 and self.ends(machine) == (1000, 0)
+
+    def test_without_it_writes_do(self, machines):
+        machine = self.machine(machines)
+        self.on(machine, 0x51)
+        text = X2APIC + f"mov r14d, {EOI_FLAG}\n sti\n" + wrmsr(0x83F, 0x51) + "nop\n"
+        machine.run(text + DONE)
+        assert machine.count(0x51) == 1 and self.ends(machine) == (0, 1)
+
+    def test_an_interrupt_of_the_same_class_takes_it_back(self, machines):
+        machine = self.machine(machines)
+        self.on(machine, 0x51, wrmsr(0x83F, 0x52) + "sti\n nop\n" + self.see())
+        self.on(machine, 0x52)
+        machine.run(self.begin() + "sti\n" + wrmsr(0x83F, 0x51) + "nop\n" + DONE)
+        assert machine.memory.read(SEEN, 1) == b"\0"
+        assert (machine.count(0x51), machine.count(0x52)) == (1, 1)
+        assert self.ends(machine) == (1, 1)
+
+    def test_one_that_comes_while_interrupts_are_disabled_is_taken_at_the_end(self, machines):
+        machine = self.machine(machines)
+        self.on(machine, 0x51, wrmsr(0x83F, 0x52))
+        self.on(machine, 0x52)
+        machine.run(self.begin() + "sti\n" + wrmsr(0x83F, 0x51) + "nop\n" + DONE)
+        assert (machine.count(0x51), machine.count(0x52)) == (1, 1)
+        assert sum(self.ends(machine)) == 2
+
+    def test_a_nested_interrupt_has_none_and_takes_that_of_the_other(self, machines):
+        machine = self.machine(machines)
+        self.on(machine, 0x51, wrmsr(0x83F, 0x81) + "sti\n nop\n" + self.see())
+        self.on(machine, 0x81, self.see(1))
+        machine.memory.write(SEEN, b"\7\7")
+        machine.run(self.begin() + "sti\n" + wrmsr(0x83F, 0x51) + "nop\n" + DONE)
+        assert machine.memory.read(SEEN, 2) == b"\0\0"
+        assert self.ends(machine) == (0, 2)
+
+    def test_none_while_another_waits(self, machines):
+        machine = self.machine(machines)
+        for vector in (0x41, 0x51):
+            self.on(machine, vector)
+        both = wrmsr(0x83F, 0x41) + wrmsr(0x83F, 0x51)
+        machine.run(self.begin() + both + "sti\n nop\n" + DONE)
+        assert self.ends(machine) == (1, 1)
+
+    def test_none_of_a_level_triggered_one(self, machines):
+        machine = self.machine(machines)
+        self.on(machine, 0x70)
+        ioapic = Ioapic(machine.bus)
+        ioapic.write(0, 4, 0x10 + 2 * 5)
+        ioapic.write(0x10, 4, 0x8070)
+        line = ioapic.line(5)
+        loop = f"again: hlt\n cmp qword ptr [{COUNTS + 8 * 0x70}], 3\n jb again\n"
+        machine.start(self.begin() + "sti\n" + loop + DONE)
+        line.set(True)
+        machine.await_count(0x70, 3)
+        line.set(False)
+        machine.join()
+        assert machine.memory.read_int(ENDED, 8) == 0
+
+    def test_an_exit_takes_it_back(self, machines):
+        """Whoever looks at the registers from outside sees what is in service."""
+        machine = self.machine(machines)
+        self.on(machine, 0x51, "mov ecx, 0x1b\n rdmsr\n" + self.see())
+        machine.memory.write(SEEN, b"\7")
+        machine.run(self.begin() + "sti\n" + wrmsr(0x83F, 0x51) + "nop\n" + DONE)
+        assert machine.memory.read(SEEN, 1) == b"\0"
+        assert self.ends(machine) == (0, 1)
+
+    def test_a_write_of_the_task_priority_looks_at_it(self, machines):
+        machine = self.machine(machines)
+        priority = "mov eax, {}\n mov cr8, rax\n"
+        machine.on_vector(0x51, f"btr dword ptr [r14], 0\n inc qword ptr [{ENDED}]\n")
+        self.on(machine, 0x52)
+        text = wrmsr(0x83F, 0x51) + priority.format(5) + wrmsr(0x83F, 0x52) + priority.format(0)
+        machine.run(self.begin() + "sti\n" + text + "nop\n" + DONE)
+        assert machine.count(0x52) == 1 and self.ends(machine) == (2, 0)
+
+    @pytest.mark.parametrize("flag", [1 << 30, 0xFFFF_FFFF_FFFF_FFFC])
+    def test_an_address_that_is_no_memory(self, machines, flag):
+        machine = self.machine(machines)
+        self.on(machine, 0x51)
+        text = wrmsr(0x83F, 0x51) + "nop\n" + f"mov ecx, {MSR_EOI_FLAG}\n rdmsr\n"
+        machine.run(self.begin(flag=flag) + "sti\n" + text + DONE)
+        state = machine.vcpus[0].get_state()
+        assert state.gpr[0] | state.gpr[2] << 32 == flag | 1
+        assert self.ends(machine) == (0, 1)
+
+    def test_beside_code(self, machines):
+        """The flag lies in a line of translated code, which is dropped each time."""
+        machine = self.machine(machines)
+        self.on(machine, 0x51)
+        at = CODE + STEP // 2
+        machine.memory.write(
+            at, assemble("jmp on\n nop\n nop\n nop\n nop\n nop\n nop\n on: ret", 64)
+        )
+        flag = f"mov r14d, {at + 4}\n mov r15d, {at}\n" + wrmsr(MSR_EOI_FLAG, at + 4 | 1)
+        loop = f"mov ebx, 300\n again: call r15\n{wrmsr(0x83F, 0x51)} dec ebx\n jnz again\n"
+        machine.run(X2APIC + flag + "sti\n" + loop + DONE)
+        assert machine.count(0x51) == 300 and self.ends(machine) == (300, 0)
+
+    def test_two_processors_that_answer_each_other(self, machines):
+        machine = self.machine(machines, 2)
+        rounds = 3000
+        for vector in (0x60, 0x61):
+            body = f"push rax\n push rcx\n push rdx\n mov eax, {ROUTINE}\n call rax\n"
+            count = f"lock inc qword ptr [{FLAG + 64 * (vector & 1)}]\n"
+            machine.on_vector(vector, f"{body}{count}pop rdx\n pop rcx\n pop rax\n")
+        await_one = """wait{n}: cli
+            cmp [{mine}], r13
+            jae on{n}
+            sti
+            hlt
+            jmp wait{n}
+            on{n}: sti\n"""
+        loop = (
+            "mov r13d, 1\n again{n}: {first}{second} inc r13d\n cmp r13d, {rounds}\n jbe again{n}\n"
+        )
+        texts = []
+        for n in range(2):
+            turns = [
+                wrmsr(0x830, 0x60 | n ^ 1 | (n ^ 1) << 32),
+                await_one.format(n=n, mine=FLAG + 64 * n),
+            ]
+            first, second = turns[::-1] if n else turns
+            text = loop.format(n=n, first=first, second=second, rounds=rounds)
+            texts.append(self.begin(n) + text + DONE)
+        machine.run(*texts, seconds=60)
+        assert machine.memory.read_int(FLAG, 8) == machine.memory.read_int(FLAG + 64, 8) == rounds
+        ended, written = self.ends(machine)
+        assert ended + written == 2 * rounds and ended > 0

@@ -137,6 +137,17 @@ def test_a_model_with_a_vendor_is_the_same_wherever_its_features_are(name, vendo
         assert cpuid.build(model, vcpus=2, tsc_hz=TSC, supported=bounds) == alone
 
 
+def test_ends_of_interrupts_by_a_flag_are_the_software_engines():
+    """Under KVM, and in what is alike on every engine, the guest finds none."""
+
+    def offers(leaves):
+        return bool(leaf(leaves, 0x40000001).eax & cpuid.PV_EOI)
+
+    assert offers(build())
+    assert not offers(build(supported=build()))
+    assert not offers(cpuid.build(f"{MODEL}-intel", vcpus=1, tsc_hz=TSC))
+
+
 def test_the_initial_apic_id_has_eight_bits():
     for index, expected in ((0, 0), (3, 3), (255, 255), (256, 0)):
         assert leaf(cpuid.for_vcpu(build(vcpus=300), index), 1).ebx >> 24 == expected

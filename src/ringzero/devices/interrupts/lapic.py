@@ -21,7 +21,16 @@ APIC_SIZE = 0x1000
 MSR_APIC_BASE = 0x1B
 MSR_TSC_DEADLINE = 0x6E0
 MSR_X2APIC_FIRST, MSR_X2APIC_LAST = 0x800, 0x83F
-MSRS = (MSR_APIC_BASE, MSR_TSC_DEADLINE, *range(MSR_X2APIC_FIRST, MSR_X2APIC_LAST + 1))
+# KVM's paravirtual end of interrupt (Linux Documentation/virt/kvm/x86/msr.rst): bit 0 and the
+# guest-physical address, a multiple of 4, of a flag by which the guest ends an interrupt.
+MSR_EOI_FLAG = 0x4B56_4D04
+EOI_FLAG_ENABLE, EOI_FLAG_ALIGNMENT = 1, 4
+MSRS = (
+    MSR_APIC_BASE,
+    MSR_TSC_DEADLINE,
+    *range(MSR_X2APIC_FIRST, MSR_X2APIC_LAST + 1),
+    MSR_EOI_FLAG,
+)
 
 BASE_BSP, BASE_X2APIC, BASE_ENABLE = 1 << 8, 1 << 10, 1 << 11
 # Version 0x14 (integrated APIC), highest LVT entry 5: what KVM shows.
@@ -164,6 +173,8 @@ class Registers:
     timer_divide: int
     deadline: int | None
     nmi: bool
+    # What was written to MSR_EOI_FLAG: an engine that works on the registers may use the flag.
+    eoi_flag: int
     # The counter's ticks for one of the timer's input, 32 bits of them fraction.
     scale: int
     # What an engine knows the vCPU by; 0: none interrupts it by itself.
@@ -207,6 +218,7 @@ class LapicState:
     timer_divide: int
     deadline: int | None
     nmi: bool
+    eoi_flag: int = 0
 
 
 @DEVICES.register("lapic")
@@ -258,6 +270,7 @@ class Lapic(Device[LapicState]):
         registers.timer_initial = registers.timer_divide = 0
         registers.deadline = None
         registers.nmi = False
+        registers.eoi_flag = 0
         self._bus.readdress()
 
     def move_registers(self, registers: Registers) -> None:
@@ -451,6 +464,8 @@ class Lapic(Device[LapicState]):
             return (self.registers.deadline or 0) if armed else 0
         if index == MSR_APIC_BASE:
             return self.registers.base
+        if index == MSR_EOI_FLAG:
+            return self.registers.eoi_flag
         if not self.x2apic:
             return None
         register = index - MSR_X2APIC_FIRST
@@ -473,6 +488,11 @@ class Lapic(Device[LapicState]):
             return True
         if index == MSR_APIC_BASE:
             return self._set_base(value)
+        if index == MSR_EOI_FLAG:
+            if value & (EOI_FLAG_ALIGNMENT - 1) & ~EOI_FLAG_ENABLE:
+                return False
+            self.registers.eoi_flag = value
+            return True
         if not self.x2apic:
             return False
         register = index - MSR_X2APIC_FIRST
@@ -671,6 +691,7 @@ class Lapic(Device[LapicState]):
                 self.registers.timer_divide,
                 self.registers.deadline,
                 self.registers.nmi,
+                self.registers.eoi_flag,
             )
 
     def restore(self, state: LapicState) -> None:
@@ -699,5 +720,7 @@ class Lapic(Device[LapicState]):
             self.registers.timer_divide = state.timer_divide & 0xB
             self.registers.deadline = None if state.deadline is None else state.deadline & MASK_64
             self.registers.nmi = state.nmi
+            aligned = ~(EOI_FLAG_ALIGNMENT - 1) & MASK_64
+            self.registers.eoi_flag = state.eoi_flag & (aligned | EOI_FLAG_ENABLE)
         self._bus.readdress()
         self._changed()

@@ -29,6 +29,9 @@ BROADCAST_XAPIC, BROADCAST_X2APIC = 0xFF, 0xFFFF_FFFF
 FIRST_VECTOR = 16
 # 256 vectors, in words of 64.
 VECTOR_WORDS = 4
+# KVM's paravirtual end of interrupt (Linux Documentation/virt/kvm/x86/msr.rst, MSR 0x4b564d04):
+# bit 0 says that it is on, the other bits are the guest-physical address of four bytes.
+EOI_FLAG_ENABLE = 1
 
 
 class ApicRegisters(Struct):
@@ -52,3 +55,5 @@ class ApicRegisters(Struct):
     isr = field(u64, VECTOR_WORDS)
     irr = field(u64, VECTOR_WORDS)
     tmr = field(u64, VECTOR_WORDS)
+    eoi_flag = field(u64)  # as written to MSR_KVM_PV_EOI_EN
+    eoi_offered = field(u32)  # 1: the guest may end the interrupt in service by its flag

@@ -144,6 +144,8 @@ XSTATE_AVX, XSTATE_AVX_SIZE = 4, 256
 # Features of the paravirtual interface (leaf 0x40000001 EAX): no delay needed after port I/O,
 # the clock by old and by new MSRs (devices.chips.kvmclock), and that it is stable across vCPUs.
 PV_FEATURES = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24
+# And the end of interrupts by a flag in memory, which the software engine's local APIC has.
+PV_EOI = 1 << 6
 # The local APIC timers of KVM and of devices.lapic count at 1 GHz.
 APIC_HZ = 1_000_000_000
 VIRTUAL_BITS = 48
@@ -239,7 +241,10 @@ def build(
         raise InvalidValueError(
             f"no CPU model {model!r} for this engine", hint=f"known: {names} (host: only with KVM)"
         )
-    for leaf in (*_topology(leaves, vcpus), *_hypervisor(tsc_hz)):
+    # A model with a vendor is alike on every engine.
+    own = supported is None and MODELS[model].vendor is None
+    features = PV_FEATURES | (PV_EOI if own else 0)
+    for leaf in (*_topology(leaves, vcpus), *_hypervisor(tsc_hz, features)):
         leaves[leaf.function, leaf.index] = leaf
     return tuple(leaves[key] for key in sorted(leaves, key=lambda key: (key[0], key[1] or 0)))
 
@@ -447,7 +452,7 @@ def _topology(leaves: dict[tuple[int, int | None], CpuidLeaf], vcpus: int) -> li
     return changed
 
 
-def _hypervisor(tsc_hz: int) -> list[CpuidLeaf]:
+def _hypervisor(tsc_hz: int, features: int) -> list[CpuidLeaf]:
     """The clocks (0x15, 0x16) and the paravirtual interface."""
     khz, mhz = tsc_hz // 1000, tsc_hz // 1_000_000
     divisor = gcd(khz, APIC_HZ // 1000)
@@ -464,7 +469,7 @@ def _hypervisor(tsc_hz: int) -> list[CpuidLeaf]:
         CpuidLeaf(0x15, None, denominator, numerator, crystal, 0),
         CpuidLeaf(0x16, None, mhz, mhz, 100, 0),
         CpuidLeaf(0x40000000, None, 0x40000010, ebx, ecx, edx),
-        CpuidLeaf(0x40000001, None, PV_FEATURES, 0, 0, 0),
+        CpuidLeaf(0x40000001, None, features, 0, 0, 0),
         CpuidLeaf(0x40000010, None, khz, APIC_HZ // 1000, 0, 0),
     ]
 

@@ -6,6 +6,7 @@ from ringzero.isa.execution import Execution
 from ringzero.isa.x86.cpu import Cpu
 from ringzero.isa.x86.insn.mxcsr import leave_host, load_host
 from ringzero.isa.x86.interpreter import after_leave
+from ringzero.isa.x86.privileged.apic import settle_eoi
 from ringzero.isa.x86.privileged.exclusive import enter_guest, leave_guest
 from ringzero.native import native
 
@@ -19,7 +20,8 @@ def enter(cpu: Cpu) -> None:
 
 @native(inline="never")
 def leave(cpu: Cpu) -> None:
-    """Leave guest code."""
+    """Leave guest code: from now on others may look at what its local APIC has in service."""
+    settle_eoi(cpu)
     leave_host(cpu)
     leave_guest(cpu)
 

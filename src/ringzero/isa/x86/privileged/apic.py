@@ -19,6 +19,7 @@ from ringzero.isa.x86.apic import (
     BROADCAST_X2APIC,
     BROADCAST_XAPIC,
     EOI,
+    EOI_FLAG_ENABLE,
     ERROR_RECEIVE_VECTOR,
     FIRST_VECTOR,
     IA32_TSC_DEADLINE,
@@ -48,6 +49,7 @@ from ringzero.isa.x86.apic import (
 )
 from ringzero.isa.x86.cpu import IDLE_WALKS, IF, REQUEST_NMI, Cpu
 from ringzero.isa.x86.privileged.exclusive import enter_guest, leave_guest, shared_of
+from ringzero.isa.x86.privileged.ram import host_address, store_host
 from ringzero.native import (
     address_of,
     fetch,
@@ -59,6 +61,7 @@ from ringzero.native import (
     read_host_tsc,
     select,
     staged,
+    u8,
     u32,
     u64,
     u128,
@@ -147,12 +150,16 @@ def acknowledge(cpu: Cpu) -> u32:
     The request for it is set anew where another one may be taken too.
     """
     fetch("and", u32, address_of(cpu) + _REQUESTS, u32(~REQUEST_INTERRUPT & _MASK_32))
+    settle_eoi(cpu)
     taken = pending(cpu)
     if taken != 0:
         vector = taken - 1
         fetch("and", u64, _word(cpu, _IRR, vector), ~_bit(vector))
         apic = cpu.apic
+        nested = highest(address_of(cpu) + _ISR) != 0
         apic.isr[vector >> 6] = apic.isr[vector >> 6] | _bit(vector)
+        if not nested:
+            _offer_eoi(cpu, vector)
         _look_again(cpu)
     return taken
 
@@ -198,6 +205,7 @@ def post(cpu: Cpu, vector: u32, level: u32) -> None:
 @native(inline="never")
 def end_of_interrupt(cpu: Cpu) -> u32:
     """Take a write of EOI (11.8.5); 0 when others are to be told, as of level-triggered ones."""
+    settle_eoi(cpu)
     apic = cpu.apic
     served = highest(address_of(cpu) + _ISR)
     if served != 0:
@@ -207,6 +215,53 @@ def end_of_interrupt(cpu: Cpu) -> u32:
         apic.isr[vector >> 6] = apic.isr[vector >> 6] & ~_bit(vector)
         _look_again(cpu)
     return u32(1)
+
+
+# --- the guest's own end of interrupts --------------------------------------------
+#
+# A guest that has asked for it gives four bytes of its memory for each vCPU. What is 1 there while
+# an interrupt is in service it clears instead of a write of EOI. Nobody is told: so that is offered
+# only where nothing waits for the end, and taken back before anybody looks at what is in service.
+
+
+@native(inline="never")
+def _offer_eoi(cpu: Cpu, vector: u32) -> None:
+    """Let the guest end the only interrupt in service by its flag, where nothing waits for it.
+
+    An interrupt that is requested from now on has the vCPU come by, which takes it back.
+    """
+    apic = cpu.apic
+    level = apic.tmr[vector >> 6] & _bit(vector)
+    if apic.eoi_flag & EOI_FLAG_ENABLE == 0 or level != 0:
+        return
+    if highest(address_of(cpu) + _IRR) != 0:
+        return
+    host = host_address(cpu, apic.eoi_flag & ~u64(EOI_FLAG_ENABLE))
+    if host != 0:
+        store_host(cpu, host, u64(1), u64(1))
+        apic.eoi_offered = 1
+
+
+@native(inline="never")
+def settle_eoi(cpu: Cpu) -> None:
+    """Take back what `_offer_eoi` offered; where the guest has made use of it, end the interrupt.
+
+    On the vCPU's thread, outside of instructions that look at the flag.
+    """
+    apic = cpu.apic
+    if apic.eoi_offered == 0:
+        return
+    apic.eoi_offered = 0
+    host = host_address(cpu, apic.eoi_flag & ~u64(EOI_FLAG_ENABLE))
+    if apic.eoi_flag & EOI_FLAG_ENABLE == 0 or host == 0:
+        return
+    if load(u8, host) & 1 != 0:
+        store_host(cpu, host, u64(0), u64(1))
+        return
+    served = highest(address_of(cpu) + _ISR)
+    if served != 0:
+        vector = served - 1
+        apic.isr[vector >> 6] = apic.isr[vector >> 6] & ~_bit(vector)
 
 
 @native
@@ -321,6 +376,7 @@ def send(cpu: Cpu, command: u32, destination: u32, broadcast: u32) -> u32:
 @native(inline="never")
 def set_task_priority(cpu: Cpu, value: u32) -> None:
     """Write the task-priority register."""
+    settle_eoi(cpu)
     cpu.apic.tpr = value & 0xFF
     _look_again(cpu)
 

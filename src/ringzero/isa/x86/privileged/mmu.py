@@ -13,14 +13,10 @@ from typing import Any
 from ringzero.isa.caches import (
     PAGE_MASK,
     TLB_INVALID,
-    CodePage,
     page_of_last,
     tlb_entry_of,
 )
 from ringzero.isa.exclusive import (
-    MACHINE,
-    NOTHING,
-    WAITING,
     Exclusive,
     acquire,
     release,
@@ -35,11 +31,7 @@ from ringzero.isa.x86.privileged.breakpoints import DR7_ENABLED, match_data, wat
 from ringzero.isa.x86.privileged.exclusive import (
     await_stop,
     end_stop,
-    lock_machine,
-    resume_others,
     shared_of,
-    stop_others,
-    unlock_machine,
 )
 from ringzero.isa.x86.privileged.faults import external, raise_fault_code, raise_gp0
 from ringzero.isa.x86.privileged.irqstatus import acknowledge_reasons, irq_status_at
@@ -51,14 +43,13 @@ from ringzero.isa.x86.privileged.lookaside import (
     note_local,
     take_second,
 )
-from ringzero.isa.x86.privileged.ram import host_address
+from ringzero.isa.x86.privileged.ram import host_address, store_host, written_code
 from ringzero.isa.x86.privileged.transmit import drain_notified
 from ringzero.native import (
     compare_exchange,
     fill_memory,
     load,
     native,
-    pointer,
     select,
     staged,
     store,
@@ -366,57 +357,6 @@ def load_slow(cpu: Cpu, va: u64, size: u64, user: u32) -> u64:
             byte = u64(load(u8, host))
         result = result | ((byte & 0xFF) << (i << 3))
     return result
-
-
-@native(inline="never")
-def store_host(cpu: Cpu, host: u64, value: u64, size: u64) -> None:
-    """Store to RAM at a host address, dropping translated code that it changes.
-
-    A page gets its first code only while this vCPU stands still, so it has none when it
-    is stored to; one that has code gets no more of it meanwhile, by the machine's lock.
-    """
-    held = u32(cpu.held)
-    if load(u64, cpu.code_pages + (((host - cpu.ram) >> 12) << 3)) != 0:
-        written_code(cpu, host, size)
-    if size == 1:
-        store(u8, host, u8(value))
-    elif size == 2:
-        store(u16, host, u16(value))
-    elif size == 4:
-        store(u32, host, u32(value))
-    else:
-        store(u64, host, value)
-    if cpu.held != held:
-        unlock_machine(cpu)
-
-
-@native(inline="never")
-def written_code(cpu: Cpu, host: u64, size: u64) -> None:
-    """Note a write to a page with code: when it hits lines of it, that page's code goes.
-
-    Takes the machine's lock unless the vCPU has it.
-    """
-    if cpu.held == NOTHING:
-        lock_machine(cpu, u32(WAITING))
-    offset = host - cpu.ram
-    page = load(u64, cpu.code_pages + ((offset >> 12) << 3))
-    if page != 0:
-        lines = pointer(CodePage, page).lines
-        first = (offset & PAGE_MASK) >> 6
-        last = ((offset & PAGE_MASK) + size - 1) >> 6
-        if last > 63:
-            last = u64(63)
-        if (lines >> first) & ((u64(2) << (last - first)) - 1) != 0:
-            alone = cpu.held == MACHINE
-            if not alone:
-                stop_others(cpu)
-            store(u64, cpu.code_pages + ((offset >> 12) << 3), u64(0))
-            store(u8, cpu.code_sought + (offset >> 12), u8(0))
-            cpu.count_dropped += 1
-            cpu.stop_block = 1
-            forget_code(shared_of(cpu))
-            if not alone:
-                resume_others(cpu)
 
 
 @native(inline="never")
