@@ -230,9 +230,14 @@ def accept(cpu: Any, requests: Any) -> Any:
     return u32(EXIT_NONE)
 
 
+@staged
+def here(cpu: Any) -> Any:
+    return cpu.pc
+
+
 @native(inline="never")
 def attend(cpu: Cpu) -> u32:
-    return serve_requests(cpu, flush, accept)
+    return serve_requests(cpu, flush, accept, here)
 
 
 @native(inline="never")

@@ -145,13 +145,17 @@ def ask_outside(
 
 
 @staged
-def serve_requests(cpu: Any, flush: Any, accept: Any, expire: Any = None) -> Any:
+def serve_requests(cpu: Any, flush: Any, accept: Any, here: Any, expire: Any = None) -> Any:
     """Serve requests, timer and interrupts; return why to exit to Python, or EXIT_NONE.
 
     `flush(cpu)` forgets translated addresses; `accept(cpu, requests)` returns
     the exit by which an interrupt is fetched that the vCPU takes now, or
-    EXIT_NONE. `expire(cpu)` returns the exit by which the timer acts, or
-    EXIT_NONE when it has; without it that is EXIT_TIMER.
+    EXIT_NONE; `here(cpu)` is the address of the next instruction. `expire(cpu)`
+    returns the exit by which the timer acts, or EXIT_NONE when it has; without
+    it that is EXIT_TIMER.
+
+    An instruction that the debugger was told of runs before an interrupt is taken: its handler
+    would return to it, and the debugger be told of it twice.
     """
     cpu.count_instructions += cpu.slice - cpu.budget
     cpu.budget = cpu.slice
@@ -167,23 +171,28 @@ def serve_requests(cpu: Any, flush: Any, accept: Any, expire: Any = None) -> Any
         acted = expire(cpu) if expire is not None else u32(EXIT_TIMER)
         if acted != EXIT_NONE:
             return acted
-    taken = accept(cpu, cpu.requests)
-    if taken != EXIT_NONE:
-        return taken
+    told = cpu.single_step != 0 and cpu.halted == 0 and cpu.reported == here(cpu)
+    if not told:
+        taken = accept(cpu, cpu.requests)
+        if taken != EXIT_NONE:
+            return taken
     if cpu.halted != 0:
         return u32(EXIT_HALT)
     return u32(EXIT_NONE)
 
 
 @staged
-def stops_at(cpu: Any, address: Any) -> Any:
-    """Return whether the host's debugger is to be told of the instruction at `address` first."""
+def stops_at(cpu: Any, address: Any, resumed: Any = 0) -> Any:
+    """Return whether the host's debugger is to be told of the instruction at `address` first.
+
+    `resumed` is not 0 for one that has faulted and is run again: no breakpoint stops there.
+    """
     if cpu.reported == address:
         cpu.reported = NOT_REPORTED
         return u64(0) != 0
     wanted = cpu.single_step & HOST_STEP
     for n in range(HOST_BREAKPOINTS):
-        if cpu.breakpoints[n] == address:
+        if cpu.breakpoints[n] == address and resumed == 0:
             wanted = wanted | (cpu.single_step & (1 << n))
     if wanted != 0:
         cpu.reported = address

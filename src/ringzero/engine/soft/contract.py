@@ -317,10 +317,12 @@ class SoftVcpu(Vcpu[State]):
         for number, address in enumerate(breakpoints):
             cpu.breakpoints[number] = address
         every = execution.HOST_STEP if single_step else 0
+        stepped = cpu.single_step & every and cpu.reported == execution.NOT_REPORTED
         cpu.single_step = (1 << len(breakpoints)) - 1 | every
         here = self._code_address()
-        # A step ends behind the instruction that is next; what was reported before and left is new.
-        if single_step:
+        # A step ends behind the instruction that is next, but for one that was made and not told
+        # of yet; what was reported before and left is new.
+        if single_step and not stepped:
             cpu.reported = here
         elif cpu.reported != here:
             cpu.reported = execution.NOT_REPORTED

@@ -24,7 +24,6 @@ from ringzero.isa.execution import (
 from ringzero.isa.x86 import cpu as x86
 from ringzero.isa.x86.cpu import (
     CROSSINGS,
-    CS,
     EXIT_GATHERED,
     EXIT_NMI,
     FETCH_BYTES,
@@ -37,6 +36,7 @@ from ringzero.isa.x86.cpu import (
 from ringzero.isa.x86.ports import writes_wait
 from ringzero.isa.x86.privileged.alignment import select_tlb
 from ringzero.isa.x86.privileged.apic import acknowledge, await_interrupt, expire, take_nmi
+from ringzero.isa.x86.privileged.breakpoints import code_address
 from ringzero.isa.x86.privileged.debug import begin_instruction, check_debug, debug_active
 from ringzero.isa.x86.privileged.exceptions import deliver_fault, deliver_interrupt
 from ringzero.isa.x86.privileged.exclusive import end_exclusive, park, shared_of
@@ -62,13 +62,6 @@ from ringzero.native import (
     u64,
     v128,
 )
-
-
-@native
-def code_address(cpu: Cpu) -> u64:
-    """Return the linear address of the instruction at RIP."""
-    linear = cpu.seg[CS].base + cpu.rip
-    return select(cpu.mode == MODE_64, cpu.rip, linear & 0xFFFFFFFF)
 
 
 @native(inline="never")
@@ -217,7 +210,7 @@ def step_one(cpu: Cpu) -> None:
 @native(inline="never")
 def stop_here(cpu: Cpu) -> boolean:
     """Return whether the host's debugger is to be told of the instruction at RIP first."""
-    return stops_at(cpu, code_address(cpu))
+    return stops_at(cpu, code_address(cpu), cpu.rflags & x86.RF)
 
 
 @staged
@@ -270,7 +263,7 @@ def attend(cpu: Cpu) -> u32:
     if shared_of(cpu).stop != 0:
         park(cpu)
     while True:
-        reason = serve_requests(cpu, flush_tlb, accept_interrupt, expire_timer)
+        reason = serve_requests(cpu, flush_tlb, accept_interrupt, code_address, expire_timer)
         if reason != EXIT_HALT or cpu.apic.kept == 0:
             return reason
         await_interrupt(cpu)

@@ -18,13 +18,13 @@ from ringzero.isa.x86.insn.mxcsr import MASKS
 from ringzero.isa.x86.interpreter import (
     attend,
     begin,
-    code_address,
     fetch_decode,
     step,
     step_one,
     stop_here,
 )
 from ringzero.isa.x86.privileged.alignment import alignment_checked, select_tlb
+from ringzero.isa.x86.privileged.breakpoints import code_address
 from ringzero.isa.x86.privileged.descriptors import is_canonical
 from ringzero.isa.x86.privileged.exclusive import (
     end_exclusive,

@@ -26,6 +26,7 @@ from ringzero.isa.x86.cpu import (
     Insn,
 )
 from ringzero.isa.x86.privileged.alignment import alignment_checked
+from ringzero.isa.x86.privileged.breakpoints import stay_on_instruction
 from ringzero.isa.x86.privileged.descriptors import segment_address
 from ringzero.isa.x86.privileged.exclusive import end_exclusive
 from ringzero.isa.x86.privileged.mmu import (
@@ -91,6 +92,7 @@ def _yield(cpu: Any, insn: Any) -> None:
     """Stay on the instruction when the count is not spent."""
     if (cpu.regs[RCX] & insn.address_mask) != 0:
         cpu.next_rip = cpu.rip
+        stay_on_instruction(cpu)
 
 
 @staged

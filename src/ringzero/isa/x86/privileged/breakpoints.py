@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ringzero.isa.x86.cpu import Cpu
-from ringzero.native import native, staged, u64
+from ringzero.isa.x86.cpu import CS, MODE_64, RF, Cpu
+from ringzero.native import native, select, staged, u64
 
 # The R/W field of DR7 (SDM vol. 3B, 17.2.4).
 ON_EXECUTE, ON_WRITE, ON_PORT, ON_ACCESS = range(4)
@@ -18,6 +18,29 @@ DR7_ENABLED = 0xFF
 
 # In `debug_pending`: this instruction (IRET) loaded RF, which is to hold for the next one.
 KEEP_RF = 1 << 63
+
+
+@native
+def code_address(cpu: Cpu) -> u64:
+    """Return the linear address of the instruction at RIP."""
+    linear = cpu.seg[CS].base + cpu.rip
+    return select(cpu.mode == MODE_64, cpu.rip, linear & 0xFFFFFFFF)
+
+
+@staged
+def stops_at_instructions(cpu: Any) -> Any:
+    """Whether breakpoints of instructions may be armed, the guest's or the host's: RF counts."""
+    return ((cpu.dr[7] & DR7_ENABLED) | u64(cpu.single_step)) != 0
+
+
+@staged
+def stay_on_instruction(cpu: Any) -> None:
+    """Have the instruction at RIP, which is half done, go on without a stop at it (17.3.1.1)."""
+    if stops_at_instructions(cpu):
+        cpu.rflags |= RF
+        cpu.debug_pending |= KEEP_RF
+    if cpu.single_step != 0:
+        cpu.reported = code_address(cpu)
 
 
 @staged

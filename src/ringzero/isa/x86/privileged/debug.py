@@ -1,14 +1,19 @@
 """Debug exceptions and the debug registers (Intel SDM vol. 3B, chapter 17).
 
 The run loop calls `begin_instruction` before and `check_debug` after each
-instruction while `debug_active` says so: TF, RF, an enabled breakpoint or a
-pending trap. At all other times debugging costs nothing.
+instruction while `debug_active` says so: TF, RF, an enabled breakpoint (the
+host's debugger's, too) or a pending trap. At all other times debugging costs nothing.
 """
 
 from __future__ import annotations
 
-from ringzero.isa.x86.cpu import CR4_DE, CS, DB, MODE_64, RF, SHADOW_SS, TF, Cpu
-from ringzero.isa.x86.privileged.breakpoints import DR7_ENABLED, KEEP_RF, match_instruction
+from ringzero.isa.x86.cpu import CR4_DE, DB, RF, SHADOW_SS, TF, Cpu
+from ringzero.isa.x86.privileged.breakpoints import (
+    KEEP_RF,
+    code_address,
+    match_instruction,
+    stops_at_instructions,
+)
 from ringzero.isa.x86.privileged.exceptions import EVENT_TRAP, deliver
 from ringzero.isa.x86.privileged.faults import raise_fault, raise_gp0, raise_ud
 from ringzero.isa.x86.privileged.lookaside import flush_tlb
@@ -27,7 +32,8 @@ DR7_ONES, DR7_ZEROS = 1 << 10, 0xD800
 @native
 def debug_active(cpu: Cpu) -> boolean:
     """Return whether instructions must be run one by one with the hooks here around them."""
-    return ((cpu.rflags & (TF | RF)) | (cpu.dr[7] & DR7_ENABLED) | cpu.debug_pending) != 0
+    active = (cpu.rflags & (TF | RF)) | cpu.debug_pending
+    return stops_at_instructions(cpu) or active != 0
 
 
 @native(inline="never")
@@ -36,10 +42,7 @@ def begin_instruction(cpu: Cpu) -> u32:
     cpu.stepping = u32(cpu.rflags & TF)
     if cpu.rflags & RF != 0:
         return u32(0)
-    address = u64(cpu.rip)
-    if cpu.mode != MODE_64:
-        address = (address + cpu.seg[CS].base) & 0xFFFFFFFF
-    hits = match_instruction(cpu, address)
+    hits = match_instruction(cpu, code_address(cpu))
     if hits == 0:
         return u32(0)
     deliver_debug(cpu, hits)

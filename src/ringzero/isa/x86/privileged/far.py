@@ -40,7 +40,7 @@ from ringzero.isa.x86.cpu import (
     VM,
     Cpu,
 )
-from ringzero.isa.x86.privileged.breakpoints import DR7_ENABLED, KEEP_RF
+from ringzero.isa.x86.privileged.breakpoints import KEEP_RF, stops_at_instructions
 from ringzero.isa.x86.privileged.descriptors import (
     CALL_GATE16,
     CALL_GATE32,
@@ -399,7 +399,7 @@ def restore_flags(cpu: Cpu, image: u64, size: u32, level: u32) -> None:
         mask = mask | IOPL
     if size != 2:
         mask = mask | AC | ID
-        if cpu.dr[7] & DR7_ENABLED != 0:
+        if stops_at_instructions(cpu):
             mask = mask | RF
             cpu.debug_pending |= KEEP_RF
         if level == 0:
