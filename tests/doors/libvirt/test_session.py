@@ -1,12 +1,7 @@
-"""One connection without I/O: by itself, and behind a socket for the real virsh."""
+"""One connection without I/O: what is a call, what is answered by itself, streams, events."""
 
 import contextlib
-import os
 import random
-import shutil
-import socket
-import subprocess
-import threading
 
 import pytest
 
@@ -360,121 +355,6 @@ def test_fuzz_of_sessions():
                     elif isinstance(item, StreamEnd):
                         client.session.finish(item.serial)
                 client.replies()
-
-
-# ---- the real virsh -----------------------------------------------------------
-
-MACHINES = [WEB, DomainHandle("db", bytes(16), -1)]
-ANSWERS = {
-    "AUTH_LIST": lambda a: {"types": [0]},
-    "CONNECT_OPEN": lambda a: {},
-    "CONNECT_CLOSE": lambda a: {},
-    "CONNECT_SUPPORTS_FEATURE": lambda a: {"supported": int(a["feature"] == 10)},
-    "CONNECT_GET_URI": lambda a: {"uri": "ringzero:///session"},
-    "CONNECT_GET_HOSTNAME": lambda a: {"hostname": "here"},
-    "CONNECT_LIST_ALL_DOMAINS": lambda a: {"domains": MACHINES, "ret": len(MACHINES)},
-    "DOMAIN_GET_STATE": lambda a: {"state": 1 if a["domain"].id >= 0 else 5, "reason": 1},
-    "DOMAIN_GET_XML_DESC": lambda a: {"xml": "<domain/>\n"},
-    "DOMAIN_SUSPEND": lambda a: {},
-    "DOMAIN_SCREENSHOT": lambda a: {"mime": "image/x-portable-pixmap"},
-}
-
-
-def serve(connection, read_only):
-    """Answer one client from the table, until it goes."""
-    session = Session(read_only=read_only)
-    with connection, contextlib.suppress(OSError):
-        while data := connection.recv(1 << 16):
-            session.feed(data)
-            for item in session.items():
-                if isinstance(item, StreamEnd):
-                    session.finish(item.serial)
-                elif isinstance(item, Call):
-                    answer(session, item)
-            connection.sendall(session.take())
-
-
-def answer(session, call):
-    if call.name == "DOMAIN_LOOKUP_BY_NAME":
-        found = next((m for m in MACHINES if m.name == call.arguments["name"]), None)
-        if found is None:
-            text = f"Domain not found: no domain with matching name {call.arguments['name']!r}"
-            session.fail(call, Error(ErrorCode.NO_DOMAIN, ErrorDomain.QEMU, text))
-        else:
-            session.reply(call, domain=found)
-    elif call.name in ANSWERS:
-        session.reply(call, **ANSWERS[call.name](call.arguments))
-        if call.name == "DOMAIN_SCREENSHOT":
-            session.write(call.packet.serial, b"P6 1 1 255 abc")
-            session.write_end(call.packet.serial)
-    else:
-        session.fail(call, unsupported(call.name))
-
-
-@pytest.fixture
-def virsh(tmp_path):
-    """Run the real virsh on a session behind a socket; both its name and its error output."""
-    if shutil.which("virsh") is None:
-        pytest.skip("no virsh (package libvirt-clients)")
-    folder = tmp_path / "libvirt"
-    folder.mkdir()
-    path = folder / "virtringzerod-sock"
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(str(path))
-    server.listen()
-
-    def accept():
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = server.accept()
-                threading.Thread(target=serve, args=(connection, False), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-
-    def run(*words):
-        uri = f"ringzero+unix:///session?socket={path}"
-        environment = os.environ | {
-            "XDG_RUNTIME_DIR": str(tmp_path),
-            "LC_ALL": "C",
-            "HOME": str(tmp_path),
-        }
-        return subprocess.run(
-            ["virsh", "-c", uri, *words],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=environment,
-            check=False,
-        )
-
-    yield run
-    server.close()
-
-
-@pytest.mark.peer
-def test_virsh_understands_a_session(virsh, tmp_path):
-    done = virsh("list", "--all")
-    assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines()[2:] if line.strip()]
-    assert rows == [["3", "web", "running"], ["-", "db", "shut", "off"]]
-    assert virsh("domstate", "db").stdout.strip() == "shut off"
-    assert virsh("domuuid", "web").stdout.strip() == "00010203-0405-0607-0809-0a0b0c0d0e0f"
-    assert virsh("dumpxml", "web").stdout.strip() == "<domain/>"
-    assert virsh("suspend", "web").returncode == 0
-    shot = tmp_path / "shot.ppm"
-    done = virsh("screenshot", "web", str(shot))
-    assert done.returncode == 0, done.stderr
-    assert shot.read_bytes() == b"P6 1 1 255 abc"
-
-
-@pytest.mark.peer
-def test_virsh_understands_errors(virsh):
-    done = virsh("dominfo", "nobody")
-    assert done.returncode == 1
-    assert "failed to get domain 'nobody'" in done.stderr
-    done = virsh("reset", "web")
-    assert done.returncode == 1
-    assert "not supported by the connection driver: DOMAIN_RESET" in done.stderr
 
 
 def test_limits_are_within_reason():

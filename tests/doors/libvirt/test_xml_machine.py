@@ -1,6 +1,7 @@
 """A domain's XML as a machine, and a machine as a domain."""
 
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -417,3 +418,32 @@ def test_devices_that_nobody_knows():
         parse_device("<toaster/>")
     for name in ("serial", "console", "channel", "graphics", "video", "rng", "memballoon", "vsock"):
         assert parse_device(f"<{name} type='pty'/>")[0] == name
+
+
+LARGE = {
+    "disks": {"devices": "<disk><source file='/a'/></disk>" * 4_000},
+    "drives": {"devices": "<disk device='cdrom'/>" * 5_000},
+    "interfaces": {"devices": "<interface type='user'/>" * 5_000},
+    "ports": {
+        "devices": "<interface type='user'><portForward proto='tcp'>"
+        + "<range start='1' end='512'/>" * 5_000
+        + "</portForward></interface>"
+    },
+    "boot devices": {"os": "<os><type>hvm</type>" + "<boot dev='hd'/>" * 5_000 + "</os>"},
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_domains_are_refused_soon(name):
+    began = time.process_time()
+    with pytest.raises(ConfigError) as caught:
+        definition(xml(**LARGE[name]))
+    assert time.process_time() - began < 10
+    assert len(caught.value.faults) <= 101
+
+
+def test_many_warnings_are_few_lines():
+    body = "".join(f"<unknown{n}/>" for n in range(1000))
+    warnings = definition(xml(body)).warnings
+    assert len(warnings) == 101
+    assert warnings[-1] == "and 900 more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -54,12 +55,10 @@ class DiskConfig(DeviceConfig):
 
     @classmethod
     def faults_together(cls, devices: Sequence[Self]) -> list[str]:
-        paths = [disk.path for disk in devices]
+        paths = Counter(disk.path for disk in devices)
         writable = dict.fromkeys(disk.path for disk in devices if not disk.read_only)
         return [
-            f"disk {path} is attached twice and written to"
-            for path in writable
-            if paths.count(path) > 1
+            f"disk {path} is attached twice and written to" for path in writable if paths[path] > 1
         ]
 
     def stand_in(self, number: int) -> Self | str:

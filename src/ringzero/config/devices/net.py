@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -179,12 +180,14 @@ class NetConfig(DeviceConfig):
 
     @classmethod
     def faults_together(cls, devices: Sequence[Self]) -> list[str]:
-        macs = [net.mac for net in devices if net.mac is not None]
-        ends = [net.target for net in devices if net.listen]
-        twice = dict.fromkeys(mac for mac in macs if macs.count(mac) > 1)
-        found = [f"two network interfaces have the MAC address {mac}" for mac in twice]
-        twice = dict.fromkeys(end for end in ends if ends.count(end) > 1)
-        found += [f"two network interfaces listen at {end}" for end in twice]
+        macs = Counter(net.mac for net in devices if net.mac is not None)
+        ends = Counter(net.target for net in devices if net.listen)
+        found = [
+            f"two network interfaces have the MAC address {mac}"
+            for mac, count in macs.items()
+            if count > 1
+        ]
+        found += [f"two network interfaces listen at {e}" for e, n in ends.items() if n > 1]
         return found + list(double_faults([port for net in devices for port in net.ports]))
 
     def complete(self, number: int, addresses: Addresses) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -154,18 +155,14 @@ class ShareConfig(DeviceConfig):
 
     @classmethod
     def faults_together(cls, devices: Sequence[Self]) -> list[str]:
-        targets = [_normal(share.target) for share in devices if share.target]
+        targets = Counter(_normal(share.target) for share in devices if share.target)
         known = numbers(devices)
         if len(set(known)) < len(known) or any(number < 0 for number in known):
             return ["shared folders with the same number"]
         transports = sorted({share.transport for share in devices} - {AUTO})
         if len(transports) > 1:
             return [f"shared folders by {' and '.join(transports)}: all go the same way"]
-        return [
-            f"two shared folders at {target}"
-            for target in dict.fromkeys(targets)
-            if targets.count(target) > 1
-        ]
+        return [f"two shared folders at {target}" for target, n in targets.items() if n > 1]
 
     @classmethod
     def places(cls, devices: Sequence[Self]) -> int:

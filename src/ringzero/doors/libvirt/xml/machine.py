@@ -39,6 +39,10 @@ AGENT_CHANNEL = "org.qemu.guest_agent.0"
 # A guest of 64 bits runs what is of 32.
 _ARCHITECTURES = {"x86_64": ("x86_64", "amd64", "i686")}
 _PAGE = 4096
+# More devices, and ports of one interface, than any board and host have: nobody counts further.
+_MOST_DEVICES, _MOST_PORTS = 1024, 4096
+# How many faults or warnings are told of one document.
+_TOLD = 100
 # Where a folder is in the guest whose tag is no path.
 _MOUNTS = "/mnt"
 # What is in many documents and asks for nothing: how QEMU wires its devices, and what it had chosen
@@ -123,6 +127,9 @@ class _Reader:
         domain = self.domain
         boots = domain.os or OsXml()
         self._check_platform(boots)
+        count = len(domain.disks) + len(domain.interfaces) + len(domain.filesystems)
+        if count > _MOST_DEVICES:
+            raise ConfigError([f"{count} devices; at most {_MOST_DEVICES}"], domain=domain.name)
         disks = [disk for item in disk_order(domain) if (disk := self.disk(item)) is not None]
         nets = [net for item in domain.interfaces if (net := self.net(item)) is not None]
         shares = [found for f in domain.filesystems if (found := self.share(f)) is not None]
@@ -146,8 +153,9 @@ class _Reader:
         except ConfigError as fault:
             self.faults += fault.faults
         if self.faults:
-            raise ConfigError(self.faults, hint="change the domain's XML", domain=name)
-        return Definition(name, fields, self._serial(), tuple(self.warnings))
+            faults = _few(self.faults)
+            raise ConfigError(faults, hint="change the domain's XML", domain=name)
+        return Definition(name, fields, self._serial(), tuple(_few(self.warnings)))
 
     # ---- what there is of a machine ----------------------------------------
 
@@ -287,6 +295,7 @@ class _Reader:
         return {"rate": min(rates) * KIB, "burst": min(bursts, default=0) * KIB}
 
     def _ports(self, name: str, forwards: Iterable[PortForwardXml]) -> Iterator[Forward]:
+        count = 0
         for forward in forwards:
             address = forward.address or LOOPBACK
             if forward.dev is not None:
@@ -301,7 +310,10 @@ class _Reader:
                     self.faults.append(
                         f"{name}: ports {ports.start} to {last}; at most {MAX_RANGE} of them"
                     )
+                elif count > _MOST_PORTS:
+                    raise ConfigError([f"{name}: more than {_MOST_PORTS} ports"])
                 else:
+                    count += last - ports.start + 1
                     for n in range(last - ports.start + 1):
                         yield Forward(ports.start + n, to + n, address, forward.protocol)
 
@@ -350,6 +362,12 @@ class _Reader:
             if not _QUIET.fullmatch(path) and not path.startswith(whole)
         ]
         self.warnings += [f"{path}: kept, and not carried out" for path in paths]
+
+
+def _few(lines: list[str]) -> list[str]:
+    """Return the first of many lines, and how many more there are."""
+    more = len(lines) - _TOLD
+    return lines if more <= 0 else [*lines[:_TOLD], f"and {more} more"]
 
 
 def disk_order(domain: DomainXml) -> list[DiskXml]:

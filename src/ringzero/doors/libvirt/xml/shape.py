@@ -212,13 +212,19 @@ class Texts(Field):
 
     def take(self, root: Element, where: str) -> tuple[str, ...]:
         parent = self.parent(root)
-        found = []
-        for item in [] if parent is None else parent.all(self.name):
+        if parent is None:
+            return ()
+        found, rest = list[str](), list[Element | str]()
+        for item in parent.content:
+            if isinstance(item, str) or item.name != self.name:
+                rest.append(item)
+                continue
             text = _take_text(item, "" if self.attribute is None else f"@{self.attribute}")
             if text is not None and text.strip():
                 found.append(text.strip())
-            if item.empty and parent is not None:
-                parent.content.remove(item)
+            if not item.empty:
+                rest.append(item)
+        parent.content = rest
         return tuple(found)
 
     def put(self, root: Element, value: Any) -> None:

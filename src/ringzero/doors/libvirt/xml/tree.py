@@ -21,7 +21,7 @@ MAX_BYTES = 4 << 20
 # libvirt's documents have some ten levels, metadata a few more; a domain with 500 disks has 8,000
 # elements.
 MAX_DEPTH = 64
-MAX_ELEMENTS = 50_000
+MAX_ELEMENTS = 20_000
 _HINT = "`virt-xml-validate FILE` tells what libvirt's schemas make of it"
 # XML 1.0, section 2.2: no other characters are in a document, whatever way they are written.
 _NO_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
