@@ -14,7 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ringzero.api.command import CommandResult, RunOptions
+    from ringzero.api.command import CommandResult
+    from ringzero.api.options import RunOptions
     from ringzero.config.fields import MachineArguments
     from ringzero.config.machine import MachineConfig
     from ringzero.deployment.client import deploy
@@ -75,7 +76,7 @@ _HOMES = {
     "MachineConfig": "ringzero.config.machine",
     "NotFoundError": "ringzero.errors",
     "RingzeroError": "ringzero.errors",
-    "RunOptions": "ringzero.api.command",
+    "RunOptions": "ringzero.api.options",
     "Snapshot": "ringzero.vm.saved.snapshot",
     "Store": "ringzero.vm.saved.store",
     "TimeoutExpiredError": "ringzero.errors",

@@ -169,3 +169,25 @@ def test_a_process_of_the_command_line_takes_its_modules_from_there(cache):
     assert place.stat().st_mode & 0o777 == 0o600
     read = [line for line in done.stderr.splitlines() if "matches" in line and "ringzero" in line]
     assert not any("cli/main" in line or "config" in line for line in read), read
+
+
+def test_pathlib_comes_without_what_it_rarely_needs():
+    code = (
+        "import sys\n"
+        "from ringzero.host import bundle\n"
+        "bundle.install()\n"
+        "assert 'pathlib' in sys.modules\n"
+        "assert not {'urllib.parse', 'ipaddress'} & set(sys.modules)\n"
+        "from pathlib import Path\n"
+        "print(Path('/a b').as_uri())\n"
+        "import urllib.parse\n"
+        "print(urllib.parse.urlsplit('http://host/').hostname)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env={"PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("file:///a%20b\nhost\n", "")

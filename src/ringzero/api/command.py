@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, AnyStr, Generic, TypedDict
+from typing import Any, AnyStr, Generic
 
 from ringzero.errors import CommandError, InvalidValueError
 from ringzero.records import record
@@ -90,17 +90,6 @@ def command_options(
 AS_ROOT = tuple(command_options(cwd="/", user="0"))
 
 
-class RunOptions(TypedDict, total=False):
-    """What `Machine.run` takes besides the command, as `subprocess.run` does."""
-
-    input: bytes | str | None
-    timeout: float | None
-    env: Mapping[str, str] | None
-    cwd: str | os.PathLike[str] | None
-    user: str | None
-    check: bool
-
-
 # Options of `subprocess.run` that are others here, or not needed.
 _SUBPROCESS = {
     "shell": "a string is for the guest's shell, a list are the words",
@@ -116,6 +105,8 @@ _SUBPROCESS = {
 
 def invocation(command: Any, *, text: bool, options: Mapping[str, Any]) -> Invocation:
     """Return the command as `Machine.run` was asked for it. Raises TypeError, InvalidValueError."""
+    if options:
+        from ringzero.api.options import RunOptions
     for name in options:
         if name not in RunOptions.__annotations__:
             known = ", ".join([*RunOptions.__annotations__, "text"])

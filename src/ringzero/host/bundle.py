@@ -36,6 +36,8 @@ _WORD = 8
 _HEAD = len(_MAGIC) + _WORD
 # Of a .pyc file (PEP 552): magic, flags, time and size of the source.
 _PYC_HEAD = 16
+# What `pathlib` takes a function from.
+_QUOTING = "urllib.parse"
 _OTHERS = 0o077
 # Of a module in the index: where its code is and how long, the source's path and what it was, and
 # whether it is a package.
@@ -91,7 +93,30 @@ def install() -> Bundle:
     """Have modules come from the file, where there is one."""
     found = _read(_place()) or Bundle(memoryview(b""), {})
     sys.meta_path.insert(0, found)
+    _load_pathlib()
     return found
+
+
+def _load_pathlib() -> None:
+    """Load `pathlib`, without what it loads for `Path.as_uri` alone (until Python 3.13).
+
+    That is `urllib.parse`, and `ipaddress`: a fiftieth of a start.
+    """
+    if "pathlib" in sys.modules or _QUOTING in sys.modules:
+        return
+    stand_in = ModuleType(_QUOTING)
+    vars(stand_in)["quote_from_bytes"] = _quote_from_bytes
+    sys.modules[_QUOTING] = stand_in
+    try:
+        import pathlib  # noqa: F401
+    finally:
+        del sys.modules[_QUOTING]
+
+
+def _quote_from_bytes(data: bytes) -> str:
+    from urllib.parse import quote_from_bytes
+
+    return quote_from_bytes(data)
 
 
 def write(bundle: Bundle) -> None:

@@ -317,6 +317,11 @@ class HostMemory:
             os.close(descriptor)
         return [(start - self.address, end - self.address) for start, end in found]
 
+    def filled(self) -> list[tuple[int, int]]:
+        """Return (start, end) of what may hold other than zeroes, as runs; some may be twice."""
+        changed = self.changed() if self.private else []
+        return [*self.base.extents(0, self.size), *changed]
+
     def touched(self) -> list[tuple[int, int]]:
         """Return (start, end) of the pages, as runs, that this mapping has in the host's memory."""
         try:

@@ -20,12 +20,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeVar, Unpack, overload
 
-from ringzero.api.command import CommandResult, RunOptions, invocation
+from ringzero.api.command import CommandResult, invocation
 from ringzero.vm.exit import Exit
 from ringzero.vm.guest.execution import Execution
 from ringzero.vm.machine import Machine
 
 if TYPE_CHECKING:
+    from ringzero.api.options import RunOptions
     from ringzero.config.fields import MachineArguments
     from ringzero.config.machine import MachineConfig
     from ringzero.vm.saved.snapshot import Snapshot

@@ -44,7 +44,8 @@ from ringzero.vm.start import Start
 from ringzero.vm.state import MachineState
 
 if TYPE_CHECKING:
-    from ringzero.api.command import CommandResult, RunOptions
+    from ringzero.api.command import CommandResult
+    from ringzero.api.options import RunOptions
     from ringzero.config.fields import MachineFields
     from ringzero.vm.saved.snapshot import Snapshot
     from ringzero.vm.saved.store import Store

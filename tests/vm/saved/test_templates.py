@@ -15,6 +15,7 @@ from ringzero.config.devices.share import ShareConfig
 from ringzero.config.devices.vsock import VsockConfig
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import HostError, NotFoundError, StateError
+from ringzero.host.memory import HostMemory
 from ringzero.records import replace
 from ringzero.vm.saved import templates, workingset
 from ringzero.vm.saved.templates import Key, Template, Templates, key_of
@@ -60,11 +61,20 @@ def key(config, on=ENGINE):
     return found
 
 
+def write(work, wanted, seed):
+    """Write a template of what a seed holds."""
+    memory = HostMemory("template", seed.memory.size, seed.memory)
+    try:
+        templates.write(work, wanted, seed.state, memory, seed.taken)
+    finally:
+        memory.close()
+
+
 def make(store, config, text=b"one"):
     """Keep a made-up template of `config`; return its key."""
     wanted = key(config)
     with store.making(wanted) as work, made_up(work.parent, text) as seed:
-        templates.write(work, wanted, seed)
+        write(work, wanted, seed)
     (store.root / "disk.img").unlink()
     return wanted
 
@@ -369,7 +379,7 @@ def test_memory_is_what_it_was(store, config):
     pages = {0x3000: b"x" * 4096, 0x200000: b"y" * 70000}
     memory = image(pages, [(0x3000, b"z" * 4096)])
     with store.making(wanted) as work, made_up(work.parent) as seed:
-        templates.write(work, wanted, replace(seed, memory=memory))
+        write(work, wanted, replace(seed, memory=memory))
     found = store.take(wanted)
     written = templates.MemoryImage(found._memory)
     assert content(written) == content(memory)

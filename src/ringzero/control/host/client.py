@@ -15,10 +15,10 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from ringzero.api.action import PATIENCE, Action, Link, Scope, Stream, to_plain
-from ringzero.api.command import CommandResult, RunOptions, invocation, takes_options
+from ringzero.api.command import CommandResult, invocation, takes_options
 from ringzero.api.host import HostActions
 from ringzero.api.machine import MachineActions
 from ringzero.api.protocol import STDERR, STDOUT
@@ -32,6 +32,9 @@ from ringzero.control.host.session import Session
 from ringzero.errors import InvalidValueError, RingzeroError, TimeoutExpiredError
 from ringzero.host.progress import QUIET, Steps
 from ringzero.settings import boot_bound
+
+if TYPE_CHECKING:
+    from ringzero.api.options import RunOptions
 
 
 class RemoteMachine(MachineActions):

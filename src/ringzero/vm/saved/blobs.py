@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from ringzero.errors import StateError
 from ringzero.host.files import host_error
-from ringzero.host.memory import MemoryImage
+from ringzero.host.memory import HostMemory, MemoryImage
 from ringzero.units import KIB, MIB
 
 BLOCK = 64 * KIB
@@ -34,6 +34,8 @@ RUN = struct.Struct("<QQ")
 LARGEST_DELTA = 64 * MIB
 
 _ZEROES = bytes(BLOCK)
+# Most blocks that are not all zeroes are none in their first bytes.
+_SAMPLE = 32
 Blocks = Iterable[tuple[int, bytes]]
 
 
@@ -100,6 +102,27 @@ def memory_blocks(image: MemoryImage) -> Iterator[tuple[int, bytes]]:
             data = bytes(patched)
         if data != _ZEROES[: len(data)]:
             yield block, data
+
+
+def pieces(memory: HostMemory) -> Iterator[tuple[int, memoryview]]:
+    """Yield (offset, content) of a memory where it is not all zeroes; nobody writes to it.
+
+    The content is where it lies: to copy it takes as long as to write it.
+    """
+    for start, end in memory.filled():
+        begin = start
+        for at in range(start, end, BLOCK):
+            stop = min(at + BLOCK, end)
+            if _is_zero(memory.view[at:stop]):
+                if begin < at:
+                    yield begin, memory.view[begin:at]
+                begin = stop
+        if begin < end:
+            yield begin, memory.view[begin:end]
+
+
+def _is_zero(data: memoryview) -> bool:
+    return data[:_SAMPLE] == _ZEROES[: len(data[:_SAMPLE])] and bytes(data) == _ZEROES[: len(data)]
 
 
 def disk_blocks(disk: Readable) -> Iterator[tuple[int, bytes]]:

@@ -60,6 +60,7 @@ def make(config: MachineConfig, engine: Engine, store: Templates) -> bool:
 
 def _boot_and_write(key: Key, engine: Engine, work: Path) -> None:
     """Boot the description and write down its idle guest."""
+    from ringzero.vm import copies
     from ringzero.vm.build import assemble
     from ringzero.vm.machine import Machine
     from ringzero.vm.saved import templates
@@ -76,8 +77,11 @@ def _boot_and_write(key: Key, engine: Engine, work: Path) -> None:
         machine.run(_words(key.config))
         _ask_services(machine)
         time.sleep(_SETTLE)
-        with machine.seed() as seed:
-            templates.write(work, key, seed)
+        with machine.frozen():
+            if machine.wait(0) is not None:
+                raise GuestError("the guest has ended")
+            state = copies.save(machine.parts)
+            templates.write(work, key, state, machine.memory.host, time.time_ns())
 
 
 def _try(key: Key, engine: Engine, work: Path) -> None:

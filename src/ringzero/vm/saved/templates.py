@@ -37,7 +37,7 @@ from ringzero.config.tree import config_to_tree
 from ringzero.digest import blake2b
 from ringzero.errors import NotFoundError, RingzeroError, StateError
 from ringzero.host.files import host_error, remove_tree
-from ringzero.host.memory import MemoryBase, MemoryImage
+from ringzero.host.memory import HostMemory, MemoryBase, MemoryImage
 from ringzero.host.private import open_private
 from ringzero.records import record, replace
 from ringzero.settings import CACHE_DIR
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from ringzero.engine.contract import Engine
     from ringzero.vm.build import Assembly
     from ringzero.vm.copies import Introduction
-    from ringzero.vm.seed import Seed
 
 # Raised whenever a reader of before would misread what is written now.
 FORMAT = 3
@@ -421,18 +420,19 @@ def open_template(path: Path, key: Key, within: int | None = None) -> Template:
         return Template(memory.hold(), found["machine"], found["taken"], path, code)
 
 
-def write(work: Path, key: Key, seed: Seed) -> None:
-    """Write a template of `key`, but for the hint, into the directory `work`. Raises HostError."""
+def write(work: Path, key: Key, state: states.MachineState, memory: HostMemory, taken: int) -> None:
+    """Write a template of `key`, but for the hints, into the directory `work`. Raises HostError.
+
+    It is of a machine that stands still, and has stood at `taken`, UTC in nanoseconds.
+    """
     from ringzero.vm.saved import blobs
 
-    size = seed.memory.size
-
     def fill(fd: int) -> None:
-        os.ftruncate(fd, size)
-        for offset, data in blobs.memory_blocks(seed.memory):
+        os.ftruncate(fd, memory.size)
+        for offset, data in blobs.pieces(memory):
             blobs.write_all(fd, data, offset)
 
-    write_parts(work, key, taken=seed.taken, size=size, tree=seed.state.tree, fill=fill)
+    write_parts(work, key, taken=taken, size=memory.size, tree=state.tree, fill=fill)
 
 
 def write_parts(
