@@ -147,11 +147,15 @@ def test_the_command(fakes, root, tmp_path):
     start("web")
     for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 0), (signal.SIGINT, 0)):
         process = subprocess.Popen(
-            [sys.executable, "-m", "ringzero", "serve"], env=environment, stderr=subprocess.PIPE,
-            text=True,
+            [sys.executable, "-m", "ringzero", "serve", "--libvirt", tmp_path / "lv"],
+            env=environment, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         try:
-            assert process.stderr.readline() == f"ringzero: rest: {path}\n"
+            told = [process.stderr.readline() for _ in range(3)]
+            assert told[0] == f"ringzero: rest: {path}\n"
+            assert told[1:] == [
+                f"ringzero: libvirt: {tmp_path}/lv\n", f"ringzero: libvirt: {tmp_path}/lv-ro\n",
+            ]  # fmt: skip
             client = Client(str(path))
             assert client.ask("GET", "/v1/machines/web/ping")[1] == "running"
             process.send_signal(number)

@@ -82,6 +82,9 @@ class Door(ABC):
         """Return where it listens when a user asks for `address`."""
         return [address]
 
+    async def attend(self) -> None:  # noqa: B027 - most doors have nothing to do
+        """Do what belongs to no connection, until the daemon ends it."""
+
     @abstractmethod
     async def converse(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller | None

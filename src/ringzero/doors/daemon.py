@@ -14,9 +14,10 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ringzero.control.host.client import Host
 from ringzero.doors import autostart
@@ -25,7 +26,7 @@ from ringzero.doors.events import Events
 from ringzero.doors.listeners import Certificate, Listening, caller_behind
 from ringzero.doors.manager import Manager
 from ringzero.doors.tokens import Tokens
-from ringzero.errors import ConflictError, InvalidValueError
+from ringzero.errors import ConflictError, HostError, InvalidValueError
 from ringzero.host import ofdlock
 from ringzero.host.files import host_error
 from ringzero.records import record
@@ -41,10 +42,11 @@ _LOCK, _LOG = "lock", "events.jsonl"
 
 @record
 class Wanted:
-    """A door, and where it is to listen."""
+    """A door, and where it is to listen; one by `default` may be missing where it cannot."""
 
     door: str
     address: Address
+    default: bool = False
 
 
 class Daemon:
@@ -62,6 +64,9 @@ class Daemon:
         self._certificate = certificate
         self._tell = tell
         self._tasks: set[asyncio.Task[None]] = set()
+        # What goes on beside connections.
+        self._beside: set[asyncio.Task[None]] = set()
+        self._attended: set[str] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set."""
@@ -74,11 +79,15 @@ class Daemon:
             events.start()
             try:
                 for wanted in self._wanted:
-                    servers.append(await self._open(wanted, manager, stack))
+                    try:
+                        servers.append(await self._open(wanted, manager, stack))
+                    except (HostError, ConflictError) as fault:
+                        if not wanted.default or len(self._wanted) == 1:
+                            raise
+                        self._tell(f"{wanted.door}: not at {wanted.address}: {fault.message}")
                 _notify("READY=1")
-                starting = asyncio.ensure_future(self._start_machines(manager))
+                self._go_on(self._start_machines(manager))
                 await stop.wait()
-                starting.cancel()
                 _notify("STOPPING=1")
             finally:
                 for server in servers:
@@ -118,7 +127,20 @@ class Daemon:
             ssl_handshake_timeout=_HANDSHAKE if context else None,
         )
         self._tell(f"{wanted.door}: {listening.address}")
+        if wanted.door not in self._attended:
+            self._attended.add(wanted.door)
+            self._go_on(door.attend())
         return server
+
+    def _go_on(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._beside.add(task)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._beside.discard(task)
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            traceback.print_exception(fault, file=sys.stderr)
 
     async def _serve(
         self,
@@ -150,10 +172,11 @@ class Daemon:
                 await asyncio.wait_for(writer.wait_closed(), _END)
 
     async def _end(self) -> None:
-        for task in self._tasks:
+        left = self._tasks | self._beside
+        for task in left:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=_END)
+        if left:
+            await asyncio.wait(left, timeout=_END)
 
 
 def serve(

@@ -14,7 +14,7 @@ from ringzero.doors.conversation import Conversation
 from ringzero.errors import ConflictError, NotFoundError, RingzeroError, TimeoutExpiredError
 
 # How many that have ended are remembered, and how many may be under way.
-_REMEMBERED, _MOST = 256, 64
+_REMEMBERED, MOST = 256, 64
 RUNNING, DONE, FAILED, CANCELLED = "running", "done", "failed", "cancelled"
 
 
@@ -28,6 +28,7 @@ class Call(Protocol):
         machine: str | None = None,
         *,
         caller: Caller,
+        long: bool = False,
     ) -> Any: ...
 
 
@@ -97,8 +98,8 @@ class Jobs:
         action = get(name)
         caller.require(action)
         given = action.check(arguments)
-        if sum(job.status == RUNNING for job in self._jobs.values()) >= _MOST:
-            raise ConflictError(f"{_MOST} jobs are under way", hint="wait until one has ended")
+        if sum(job.status == RUNNING for job in self._jobs.values()) >= MOST:
+            raise ConflictError(f"{MOST} jobs are under way", hint="wait until one has ended")
         conversation = None
         if action.streams:
             conversation = self._converse(name, given, machine, caller=caller)
@@ -159,7 +160,7 @@ class Jobs:
                     pass
                 result = await job.conversation.result()
             else:
-                result = await self._call(job.action, given, job.machine, caller=caller)
+                result = await self._call(job.action, given, job.machine, caller=caller, long=True)
         except RingzeroError as fault:
             self._end(job, FAILED, error=fault.to_dict())
         except Exception as fault:

@@ -16,7 +16,7 @@ from ringzero.control.host.client import Host
 from ringzero.doors.caller import Caller
 from ringzero.doors.conversation import Conversation
 from ringzero.doors.events import Events
-from ringzero.doors.jobs import Jobs
+from ringzero.doors.jobs import MOST, Jobs
 from ringzero.doors.tokens import Tokens
 from ringzero.errors import ConflictError
 
@@ -37,6 +37,7 @@ class Manager:
         self.tokens = tokens
         self.jobs = Jobs(self.call, self.converse)
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="action")
+        self._long = ThreadPoolExecutor(MOST, thread_name_prefix="job")
         self._talking: set[Conversation] = set()
 
     async def call(
@@ -46,15 +47,20 @@ class Manager:
         machine: str | None = None,
         *,
         caller: Caller,
+        long: bool = False,
     ) -> Any:
-        """Do the action called `name`; return plain data. Raises RingzeroError."""
-        caller.require(get(name))
-        return await self.work(self.host.call, name, arguments, machine)
+        """Do the action called `name`; return plain data. Raises RingzeroError.
 
-    async def work(self, act: Callable[..., T], *arguments: Any) -> T:
+        One that is `long` takes no thread from those that answer soon.
+        """
+        caller.require(get(name))
+        return await self.work(self.host.call, name, arguments, machine, long=long)
+
+    async def work(self, act: Callable[..., T], *arguments: Any, long: bool = False) -> T:
         """Return what `act` does on a thread. What goes on when nobody waits any more, goes on."""
         loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._workers, act, *arguments))
+        workers = self._long if long else self._workers
+        return await asyncio.shield(loop.run_in_executor(workers, act, *arguments))
 
     def converse(
         self,
@@ -85,4 +91,5 @@ class Manager:
         for conversation in list(self._talking):
             conversation.close()
         await self.jobs.close()
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        for workers in (self._workers, self._long):
+            workers.shutdown(wait=False, cancel_futures=True)

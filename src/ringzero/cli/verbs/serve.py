@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from ringzero.doors.listeners import Certificate
 
 # The doors, as `ringzero.doors.kinds` has them; they are not loaded for help.
-_DOORS = {"rest": "the HTTP API: a path, or [HOST]:PORT with TLS and tokens"}
+_DOORS = {
+    "rest": "the HTTP API: a path, or [HOST]:PORT with TLS and tokens",
+    "libvirt": "libvirt's protocol: a path, or [HOST]:PORT with TLS and --client-ca",
+}
 _NONE = "none"
 
 
@@ -128,7 +131,7 @@ def _wanted(given: dict[str, Sequence[str] | None]) -> list[Wanted]:
         else:
             asked = [Address.parse(text) for text in texts if text != _NONE]
             addresses = [at for address in asked for at in door.at(address)]
-        found += [Wanted(name, address) for address in addresses]
+        found += [Wanted(name, address, default=texts is None) for address in addresses]
     return found
 
 

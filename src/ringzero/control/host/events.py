@@ -218,7 +218,8 @@ def _differences(machine: MachineDirectory, before: _Seen | None, now: _Seen) ->
         if alive:
             yield _event(EventKind.ENDED, name)
         alive, old = False, None
-    if alive and not now.status.alive:
+    # One that is described and not started is claimed for a moment.
+    if alive and not now.status.alive and now.status is not Status.DEFINED:
         ended = machine.exit()
         yield _event(EventKind.ENDED, name, **({"exit": ended.to_dict()} if ended else {}))
     if now.status in (Status.RUNNING, Status.PAUSED) and not (
