@@ -17,16 +17,22 @@ from ringzero.settings import CACHE_DIR
 OWN = ("build", "blobs", "layers", "names", "lock", "templates")
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache_in(directory: Path) -> Path:
+    """Return a new cache that has the guest's image and the engine of the user's, and no more."""
     place = CACHE_DIR.get()
     micro.ensure()
-    own = tmp_path / "cache"
+    own = directory / "cache"
     (own / "images").mkdir(parents=True)
     for path in [*place.iterdir(), *(place / "images").iterdir()]:
         target = own / path.relative_to(place)
         if not target.exists() and path.name not in OWN:
             target.symlink_to(path)
+    return own
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    own = cache_in(tmp_path)
     # Changes to the environment are for this process's children, too.
     monkeypatch.setenv("RINGZERO_CACHE_DIR", os.fspath(own))
     return own

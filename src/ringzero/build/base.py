@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from ringzero.image.oci import boot
 from ringzero.image.oci.blobs import Blobs
 from ringzero.image.oci.boot import ContainerFiles
 from ringzero.image.oci.made import Made, put
-from ringzero.image.oci.manifest import ARCHITECTURES, Descriptor, document, manifest
+from ringzero.image.oci.manifest import Descriptor, document, host_architecture, manifest
 from ringzero.image.oci.store import StoredImage
 from ringzero.records import record
 
@@ -102,7 +101,7 @@ def _import(
 ) -> StoredImage:
     """Return the image of some layers, which lie in files, as one of the store."""
     state = State(config={"Cmd": ["/bin/sh"]} if layers else {})
-    architecture = ARCHITECTURES.get(platform.machine(), platform.machine())
+    architecture = host_architecture()
     digests = [layer.digest for layer, _ in layers]
     config = state.document(architecture, digests, created(epoch))
     made = Made(config, tuple((layer_of(layer), path) for layer, path in layers))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import time
 from collections.abc import Iterator
 from concurrent import futures
@@ -22,7 +21,7 @@ from ringzero.build.vmfile.words import expand
 from ringzero.errors import ConfigError
 from ringzero.host.progress import QUIET, Progress
 from ringzero.image.oci.made import Made, put
-from ringzero.image.oci.manifest import ARCHITECTURES, Descriptor
+from ringzero.image.oci.manifest import Descriptor, host_architecture
 from ringzero.image.oci.store import StoredImage
 
 
@@ -126,7 +125,7 @@ def _stage(job: Job, index: int, cut: Cut) -> Built:
 def _image(job: Job, built: Built) -> StoredImage:
     """Return the image of a stage from the store, with its names."""
     base, layers = built.base, built.layers
-    architecture = ARCHITECTURES.get(platform.machine(), platform.machine())
+    architecture = host_architecture()
     diff_ids = [*base.diff_ids, *(layer.digest for layer in layers)]
     config = built.state.document(architecture, diff_ids, bases.created(job.epoch))
     parts: list[tuple[Descriptor, Path | None]] = [(layer, None) for layer in base.layers]

@@ -44,7 +44,7 @@ from ringzero.image.oci.reference import is_digest
 from ringzero.vm.saved.store import Store
 
 # Of the records, and of how layers are made: another one finds nothing.
-_FORMAT = "2"
+_FORMAT = "3"
 # All that is removed when all of it is, which is all but the lock.
 _PARTS = (
     *("steps", "machines", "layers", "caches", "users", "downloads"),

@@ -311,7 +311,9 @@ class StageRun:
             if status:
                 raise self._failed(step, call, status)
             view = self._current_view()
-            layer = job.builds.add(lambda file: worker.take(view, file, job.epoch))
+            layer = job.builds.add(
+                lambda file: worker.take(view, file, job.epoch, goes_on=self._goes_on)
+            )
         self._take(chain, layer, known=known)
         if known:
             name = job.builds.machine(chain)

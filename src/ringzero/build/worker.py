@@ -5,6 +5,9 @@ overlay file system lays over those of the steps before: what the step leaves th
 
     /run/ringzero/build/N/u     what step N wrote (overlayfs.rst)
     /run/ringzero/build/N/r     the step's root: all of it together
+
+The root of the next step is there as soon as a step has been taken: a build that goes on from the
+machine's snapshot finds it.
 """
 
 from __future__ import annotations
@@ -45,6 +48,8 @@ _BOOT = 120.0
 _LOOK_AGAIN = 1.0
 _BUSYBOX = f"{TOOLS}/bin/busybox"
 _WORK = "/run/ringzero/build"
+# Where the guest's own programs are in a step's root, too.
+_OURS = "/dev/.ringzero"
 # Files that are the machine's and not the image's: they come and go with each step.
 _OWN = ("etc/resolv.conf", "etc/hosts", "etc/hostname")
 # The overlay's own attributes (overlayfs.rst): of a directory that hides what is below it.
@@ -52,59 +57,63 @@ _OVERLAY, _OPAQUE = b"trusted.overlay.", b"trusted.overlay.opaque"
 
 Sink = Callable[[bytes], object]
 
+# What the shell can do, it does: mkdir, rm and printf are no processes of their own.
 _HEAD = f"""\
 b={_BUSYBOX} w={_WORK}
-die() {{ $b echo "$1" >&2; exit 125; }}
+die() {{ echo "$1" >&2; exit 125; }}
 """
-# The place of all steps, and the one program of theirs that the guest has not.
-_SET_UP = (
-    _HEAD
-    + """\
-$b mkdir $w && $b mount -t tmpfs -o size=90%,mode=755 build $w || die "no memory"
-$b cat >$w/xattrs && $b chmod 700 $w/xattrs
-"""
-)
-_BEGIN = (
+# Has the root of step $1.
+_ROOT = (
     _HEAD
     + f"""\
-cd $w && $b mkdir -p $1/u $1/w $1/r || die "no memory"
-n=$1 below=
-while [ $n -gt 1 ]; do
-    n=$((n - 1))
-    below=$below$n/u:
-done
-$b mount -t overlay -o "lowerdir=$below{IMAGE}/rootfs,upperdir=$1/u,workdir=$1/w" overlay $1/r ||
-    die "the step's root cannot be mounted"
-cd $1/r
-for d in dev proc sys; do
-    [ -d $d ] || $b mkdir $d
-    $b mount -o rbind /$d $d || die "the root has no /$d"
-done
-$b mkdir -p dev/.ringzero && $b mount -o bind {TOOLS} dev/.ringzero || die "no tools"
-[ -d etc ] || $b mkdir etc
-for f in {" ".join(_OWN)}; do
-    [ -h $f ] && continue
-    [ -e $f ] || {{ : >$f; : >$w/$1/${{f#etc/}}; }}
-    [ -e /$f ] && $b mount -o bind /$f $f
-done
+begin() {{
+    cd $w && mkdir -p $1/u $1/w $1/r || die "no memory"
+    n=$1 below=
+    while [ $n -gt 1 ]; do
+        n=$((n - 1))
+        below=$below$n/u:
+    done
+    mount -t overlay -o "lowerdir=$below{IMAGE}/rootfs,upperdir=$1/u,workdir=$1/w" overlay $1/r ||
+        die "the step's root cannot be mounted"
+    cd $1/r
+    for d in dev proc sys; do
+        [ -d $d ] || mkdir $d
+        mount -o rbind /$d $d || die "the root has no /$d"
+    done
+    [ -d etc ] || mkdir etc
+    for f in {" ".join(_OWN)}; do
+        [ -h $f ] && continue
+        [ -e $f ] || {{ : >$f; : >$w/$1/${{f#etc/}}; }}
+        [ -e /$f ] && mount -o bind /$f $f
+    done
+}}
+"""
+)
+# The place of all steps, the one program of theirs that the guest has not, and what each step's
+# /dev has of ours; then the root of the first step.
+_SET_UP = (
+    _ROOT
+    + f"""\
+mkdir $w && mount -t tmpfs -o size=90%,mode=755 build $w || die "no memory"
+cat >$w/xattrs && chmod 700 $w/xattrs
+mkdir -p {_OURS} && mount -o bind {TOOLS} {_OURS} || die "no tools"
+begin 1
 exit 0
 """
 )
+_BEGIN = f"{_ROOT}begin $1\nexit 0\n"
 # Leaves what the step wrote, and nothing else, in its directory; tells the attributes of all of it,
-# up to an empty path, and the files.
+# up to an empty path, and the files. Then the next step has its root, unless there is none.
 _TAKE = (
-    _HEAD
+    _ROOT
     + f"""\
-cd $w/$1/r || exit 125
+cd $w/$1 || exit 125
+[ -z "$2" ] || umount -l r
 for f in {" ".join(_OWN)}; do
-    $b umount $f 2>/dev/null
-    [ -e $w/$1/${{f#etc/}} ] && $b rm -f $f
+    [ -e ${{f#etc/}} ] && rm -f u/$f
 done
-$b umount dev/.ringzero; $b rmdir /dev/.ringzero 2>/dev/null
-for d in dev proc sys; do $b umount -l $d; done
-cd $w/$1/u && $b find . -print0 | $b xargs -0 $w/xattrs && $b printf '\\0' &&
-    $b tar -c -f - . || exit 125
-cd $w && $b umount -l $1/r
+cd u && find . -print0 | xargs -0 $w/xattrs && printf '\\0' && tar -c -f - . || exit 125
+[ -z "$2" ] || begin $2
 exit 0
 """
 )
@@ -159,17 +168,19 @@ exit 0
 )
 _FILL = f"{_HEAD}$b mkdir -p $w/$1/m$2 && cd $w/$1/m$2 && exec $b tar -x -p -f -\n"
 _EMPTY = f"{_HEAD}cd $w/$1/m$2 && exec $b tar -c -f - .\n"
+# A root that the step may have by now is of no use.
 _PUT = (
     _HEAD
     + """\
-$b mkdir -p $w/$1/u && cd $w/$1/u && exec $b tar -x -p -f -
+cd $w && { [ ! -e $1/r ] || { umount -l $1/r && rm -rf $1; }; } || die "a step's root stays"
+mkdir -p $1/u && cd $1/u && exec $b tar -x -p -f -
 """
 )
 _SET = f"{_HEAD}cd $w/$1/u && exec $w/xattrs\n"
 # In the step's root: a directory, then the program as the path finds it, as a user.
 _ENTER = """\
-b=/dev/.ringzero/bin/busybox
-$b mkdir -p "$1" && cd "$1" || exit 125
+[ -d "$1" ] || mkdir -p "$1"
+cd "$1" || exit 125
 user=$2 groups=$3
 shift 3
 case $1 in
@@ -180,7 +191,7 @@ case $1 in
         [ -f "$place/$1" ] && [ -x "$place/$1" ] && program=$place/$1 && break
     done
     unset IFS
-    [ -n "$program" ] || { $b echo "$1: not found in the image" >&2; exit 127; }
+    [ -n "$program" ] || { echo "$1: not found in the image" >&2; exit 127; }
     ;;
 esac
 exec /dev/.ringzero/sbin/become "$user" "$groups" "$program" "$@"
@@ -227,6 +238,8 @@ class Worker:
     def __init__(self, machine: Machine, steps: int = 0) -> None:
         self._machine = machine
         self.steps = steps
+        # Whether the next step has its root.
+        self._begun = True
 
     @classmethod
     def boot(cls, files: BootFiles, *, memory: int = MEMORY, cpus: int = 1) -> Worker:
@@ -262,7 +275,7 @@ class Worker:
 
     def put(self, layer: Path) -> None:
         """Give the guest a layer as the next step's. Raises GuestError, HostError."""
-        number = self.steps + 1
+        number, self._begun = self.steps + 1, False
         with layer.open("rb") as file, tempfile.TemporaryFile() as made:
             archive = map_whole(file.fileno())
             found = list(_overlaid(archive))
@@ -281,7 +294,9 @@ class Worker:
     def run(self, call: Call, on_output: Sink) -> int:
         """Run a command as the next step; return its status. `take` follows, where it is 0."""
         number = str(self.steps + 1)
-        self._must(_BEGIN, number)
+        if not self._begun:
+            self._must(_BEGIN, number)
+            self._begun = True
         for index, attachment in enumerate(call.attachments):
             self._attach(number, index, attachment)
         words = inside(self.steps + 1, call, call.words)
@@ -312,13 +327,15 @@ class Worker:
             *(":".join(map(str, what.owner)), what.place),
         )
 
-    def take(self, view: View, target: BinaryIO, epoch: int) -> Layer:
+    def take(self, view: View, target: BinaryIO, epoch: int, *, goes_on: bool) -> Layer:
         """Write the layer that the last `run` made; `view` is what was there before.
 
-        Raises GuestError, GuestImageError, OSError.
+        A machine that does not go on has done its last step. Raises GuestError, GuestImageError,
+        OSError.
         """
         with tempfile.TemporaryFile() as raw:
-            self._must(_TAKE, str(self.steps + 1), on_stdout=raw.write)
+            following = str(self.steps + 2) if goes_on else ""
+            self._must(_TAKE, str(self.steps + 1), following, on_stdout=raw.write)
             raw.flush()
             told = map_whole(raw.fileno())
             attributes, end = xattrs.unpack(told)
@@ -377,7 +394,7 @@ def inside(number: int, call: Call, words: Sequence[str]) -> list[str]:
     return [
         *(*AS_ROOT, _BUSYBOX, "env", "-i", *(f"{k}={v}" for k, v in call.env.items())),
         *(*cut_off, _BUSYBOX, "chroot", f"{_WORK}/{number}/r"),
-        *("/dev/.ringzero/bin/busybox", "sh", "-c", _ENTER, "sh", call.directory, str(call.uid)),
+        *(f"{_OURS}/bin/busybox", "sh", "-c", _ENTER, "sh", call.directory, str(call.uid)),
         *(",".join(map(str, call.gids)), *words),
     ]
 

@@ -4,7 +4,6 @@ import base64
 import errno
 import io
 import json
-import platform
 import random
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from ringzero.errors import GuestImageError, HostError, NotFoundError, RingzeroE
 from ringzero.image import http, micro
 from ringzero.image.micro import BootFiles
 from ringzero.image.oci import boot
+from ringzero.image.oci import pull as pulling
 from ringzero.image.oci import registry as client
 from ringzero.image.oci.files import open_files, open_root
 from ringzero.image.oci.pull import pull
@@ -445,7 +445,7 @@ def test_the_digest_of_all_that_boots(registry, cache, monkeypatch):
     monkeypatch.setenv("RINGZERO_CACHE_DIR", str(cache))
     base = BootFiles("micro", "0" * 24, cache, cache, "quiet", (), 0)
     monkeypatch.setattr(micro, "ensure", lambda **_: base)
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(pulling, "host_architecture", lambda: "amd64")
     one, two = Image([{"a": b"1"}]), Image([{"a": b"2"}])
     names = [registry.add("one", one), registry.add("same", one), registry.add("two", two)]
     first, same, other = [boot.find(name).digest for name in names]

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ringzero.errors import GuestImageError, InvalidValueError, NotFoundError
 from ringzero.host.files import host_error
@@ -21,7 +21,9 @@ from ringzero.image.oci import manifest
 from ringzero.image.oci.manifest import MAX_DOCUMENT, Descriptor
 from ringzero.image.oci.memory import ANNOTATION
 from ringzero.image.oci.reference import LAYOUT, Local, is_digest
-from ringzero.image.oci.registry import Sink
+
+if TYPE_CHECKING:
+    from ringzero.image.oci.registry import Sink
 
 _CHUNK = 1 << 20
 # What tells how a file is compressed, in bytes.

@@ -8,6 +8,7 @@ and raises GuestImageError for what it cannot be.
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import Any
 
@@ -50,6 +51,12 @@ ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 # Half a character, which JSON can spell and no file system or program can take.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SIGNAL = re.compile(r"(?:SIG)?[A-Z0-9+]{1,16}|[0-9]{1,2}")
+
+
+def host_architecture() -> str:
+    """Return Go's name of this host's architecture."""
+    machine = os.uname().machine
+    return ARCHITECTURES.get(machine, machine)
 
 
 # Thirty years in nanoseconds.

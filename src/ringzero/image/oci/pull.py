@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,13 @@ from ringzero.image.oci import memory
 from ringzero.image.oci.blobs import Blobs, Follower, check_digest, digest_of
 from ringzero.image.oci.certificates import Trust
 from ringzero.image.oci.local import Source, open_local
-from ringzero.image.oci.manifest import ARCHITECTURES, INDEXES, Descriptor, ImageConfig, Manifest
+from ringzero.image.oci.manifest import (
+    INDEXES,
+    Descriptor,
+    ImageConfig,
+    Manifest,
+    host_architecture,
+)
 from ringzero.image.oci.reference import Local, Reference
 from ringzero.image.oci.signing import kept, policy
 from ringzero.image.oci.signing.document import Signature
@@ -49,7 +54,7 @@ def pull(
     """
     demands = [found for found in (keys, policy.required(name)) if found]
     store, blobs = Store(cache), Blobs(cache)
-    wanted = architecture or ARCHITECTURES.get(platform.machine(), platform.machine())
+    wanted = architecture or host_architecture()
     with blobs.in_use(progress), contextlib.closing(_open(name, trust)) as source:
         read = _documents(name, source, wanted)
         signed = _signed(name, source, [found for found, _ in read], demands)

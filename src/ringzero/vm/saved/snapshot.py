@@ -20,7 +20,6 @@ import re
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ from ringzero.core.state import from_tree, to_tree
 from ringzero.errors import ConfigError, NotFoundError, StateError
 from ringzero.host.files import host_error
 from ringzero.host.memory import MemoryBase, MemoryImage
+from ringzero.records import record, replace
 from ringzero.units import MIB
 from ringzero.vm.saved import blobs
 
@@ -53,7 +53,7 @@ MAX_LINEAGE = 1000
 _IDENTIFIER = re.compile(r"[0-9a-f]{32}")
 
 
-@dataclass(frozen=True)
+@record
 class MemoryPart:
     """The blob that is mapped, and the delta that is laid over it, if there is one.
 
@@ -66,7 +66,7 @@ class MemoryPart:
     packed: bool
 
 
-@dataclass(frozen=True)
+@record
 class DiskPart:
     """A disk: its content in a blob; or, of a read-only one, only where it is."""
 
@@ -77,7 +77,7 @@ class DiskPart:
     size: int
 
 
-@dataclass(frozen=True)
+@record
 class Manifest:
     """What a snapshot is. `lineage` holds the identifiers of its ancestors, nearest first.
 

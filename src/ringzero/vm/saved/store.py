@@ -20,13 +20,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import InvalidValueError, NotFoundError, RingzeroError, StateError
 from ringzero.host.files import host_error, locked, make_directory
+from ringzero.records import record, replace
 from ringzero.settings import DATA_DIR
 from ringzero.version import __version__
 from ringzero.vm.saved import snapshot as snapshots
@@ -42,7 +42,7 @@ _PARTIAL = ".partial-"
 _SECTOR = 512
 
 
-@dataclass(frozen=True)
+@record
 class Node:
     """A snapshot in the tree. `own` bytes of the disk go when it goes, `shared` ones stay."""
 
