@@ -16,8 +16,11 @@ from ringzero.net.stack.subnet import Subnet
 
 # Hosts that are remembered by their addresses; guests can make addresses up.
 MAX_NEIGHBOURS = 1024
-# How long a host may take to answer who has an address, in seconds, asked as often as here.
-_ASK_TIME, _ASKS, _MAX_ASKED = 1.0, 3, 256
+# For how long, in seconds, hosts are asked who has an address, and for how many at once. Again after
+# the first time, then twice as long each time, up to the last: a guest that goes on from its memory
+# hears nothing until its device is there, some milliseconds later.
+_PATIENCE, _MAX_ASKED = 3.0, 256
+_FIRST_ASK, _LAST_ASK = 0.01, 0.1
 # RFC 4861 section 6.2.1: how often routers say that they are there, in seconds, at most 1,800.
 _ADVERTISE_TIME = 600.0
 
@@ -182,7 +185,7 @@ class Neighbours:
         """Return when `expire` is to be called next."""
         if not self._asked:
             return self._advertise_at
-        first = next(iter(self._asked.values())).next
+        first = min(asked.next for asked in self._asked.values())
         return first if self._advertise_at is None else min(first, self._advertise_at)
 
     def expire(self, now: float) -> None:
@@ -190,16 +193,12 @@ class Neighbours:
         if self._advertise_at is not None and self._advertise_at <= now:
             self._advertise_at = None
             self.advertise(now)
-        while self._asked:
-            address, asked = next(iter(self._asked.items()))
-            if asked.next > now:
-                break
-            del self._asked[address]
-            if asked.count < _ASKS:
-                asked.count, asked.next = asked.count + 1, now + _ASK_TIME
-                self._asked[address] = asked
+        for address, asked in [i for i in self._asked.items() if i[1].next <= now]:
+            if now < asked.end:
+                asked.wait(now)
                 self._ask(address)
                 continue
+            del self._asked[address]
             for call in asked.calls:
                 call(None)
 
@@ -211,9 +210,15 @@ def _is_local(address: bytes) -> bool:
 class _Asked:
     """An address that is looked for, and who wants to know."""
 
-    __slots__ = ("calls", "count", "next")
+    __slots__ = ("calls", "end", "next", "pause")
 
     def __init__(self, now: float) -> None:
         self.calls: list[Callable[[Path | None], None]] = []
-        self.count = 1
-        self.next = now + _ASK_TIME
+        self.end = now + _PATIENCE
+        self.pause = _FIRST_ASK
+        self.next = now + self.pause
+
+    def wait(self, now: float) -> None:
+        """Ask again later than after the last time."""
+        self.pause = min(2 * self.pause, _LAST_ASK)
+        self.next = now + self.pause

@@ -34,8 +34,8 @@ from ringzero.net.stack.tcp.segment import (
 )
 from ringzero.net.stack.tcp.sender import MIN_MSS, Sender
 
-# RFC 9293 asks to go on for at least 100 s.
-_MAX_RETRIES, _MAX_SYN_RETRIES = 12, 4
+# RFC 9293 asks to go on for at least 100 s; who asks for a connection is told after 26 s.
+_MAX_RETRIES, _MAX_SYN_RETRIES = 12, 8
 # As Linux has it: two hours of silence, then nine probes 75 seconds apart.
 _KEEP_ALIVE, _KEEP_ALIVE_INTERVAL, _KEEP_ALIVE_PROBES = 7200.0, 75.0, 9
 # Two ends of one cable see no old duplicates: enough to answer a last FIN that comes again.
@@ -227,6 +227,12 @@ class Connection:
 
     def _limit_mss(self, size: int) -> None:
         self._sender.limit(min(size, self.path.mtu - self.path.overhead - HEADER.size))
+
+    def moved(self, mac: bytes) -> None:
+        """Hear that the guest has another MAC address: what went to the old one is sent again."""
+        self.path.ethernet = mac + self.path.ethernet[6:]
+        if self.state != TIME_WAIT:
+            self._sender.retransmit_holes(self._table.now)
 
     def lower_mtu(self, mtu: int) -> None:
         """Take an ICMP error that says how large packets may be (RFC 1191, RFC 8201)."""

@@ -18,6 +18,8 @@ MIN_MSS = 88
 _FIRST_CWND, _MAX_CWND = 128 << 10, 4 << 20
 # RFC 6298; the shortest as in Linux.
 _FIRST_RTO, _MIN_RTO, _MAX_RTO = 1.0, 0.2, 60.0
+# A guest that comes up loses what comes a moment too soon, and whoever waits for it waits for this.
+_SYN_RTO = 0.05
 _NOTHING = memoryview(b"")
 
 # Sends a segment: flags, sequence number, payload.
@@ -238,7 +240,9 @@ class Sender:
 
     def wait(self) -> float:
         """Return how long to wait for an answer, longer with each try (RFC 6298 section 5.5)."""
-        return min(self._rto * 2**self.retries if self.retries else self._rto, _MAX_RTO)
+        opening = self.flight and self.flight[0].flags & SYN
+        first = _SYN_RTO if opening else self._rto
+        return min(first * 2**self.retries if self.retries else first, _MAX_RTO)
 
     def timed_out(self, now: float) -> None:
         """Hear that no answer has come: everything on its way is taken for lost."""

@@ -69,9 +69,8 @@ class Tcp:
     def moved(self, address: bytes, mac: bytes) -> None:
         """Hear that a guest has another MAC address, as one that was copied a moment ago."""
         for connection in self.connections.values():
-            path = connection.path
-            if path.destination == address:
-                path.ethernet = mac + path.ethernet[6:]
+            if connection.path.destination == address:
+                connection.moved(mac)
 
     def take(self, connection: Connection, frame: Frame) -> bool:
         """Take a frame of `connection` at once if both are ordinary; or else return False.
