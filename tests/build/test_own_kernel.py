@@ -146,6 +146,54 @@ def test_each_machine_has_its_disks(cache, place, tmp_path, capfd):
 
 
 @pytest.mark.boot
+def test_copies_and_snapshots_have_disks_as_they_were(cache, place, tmp_path, capfd):
+    built(DISKS, place, cache)
+
+    def call(*words):
+        capfd.readouterr()
+        code = main(list(words))
+        told = capfd.readouterr()
+        assert code == 0, told.err
+        return told.out
+
+    def holds(name):
+        # From the disk, not from what the guest still knows of it.
+        script = "sync; echo 3 >/proc/sys/vm/drop_caches; cat /srv/data/f"
+        return call("exec", name, "--", "sh", "-c", script)
+
+    def write(name, word):
+        call("exec", name, "--", "sh", "-c", f"echo {word} >/srv/data/f")
+
+    names = ["d1", "d1-1", "d2"]
+    try:
+        call("run", "-d", "--name", "d1", "own:1", "--", "sleep", "1000")
+        write("d1", "saved")
+        call("snapshot", "save", "d1", "s1")
+        write("d1", "later")
+        call("fork", "d1")
+        write("d1-1", "copy")
+        assert (holds("d1"), holds("d1-1")) == ("later\n", "copy\n")
+        call("snapshot", "restore", "s1", "--name", "d2")
+        assert holds("d2") == "saved\n"
+        call("snapshot", "revert", "d1", "s1")
+        assert holds("d1") == "saved\n"
+        write("d2", "other")
+        # The one whose files they are goes; the others have theirs.
+        call("rm", "-f", "d1")
+        assert (holds("d1-1"), holds("d2")) == ("copy\n", "other\n")
+        call("snapshot", "check", "s1")
+        call("rm", "-f", "d1-1", "d2")
+        call("snapshot", "restore", "s1", "--name", "d2")
+        assert holds("d2") == "saved\n"
+    finally:
+        for name in names:
+            if MachineDirectory(tmp_path / "machines" / name).path.exists():
+                main(["rm", "-f", name])
+    call("snapshot", "rm", "s1")
+    assert disks(tmp_path) == []
+
+
+@pytest.mark.boot
 def test_machines_of_python_have_them_too(cache, place, tmp_path):
     built(DISKS, place, cache)
     with Machine(image="own:1") as machine:

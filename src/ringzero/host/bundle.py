@@ -1,7 +1,7 @@
 """The modules of a start in one file of the cache, for processes of the command line.
 
 To find, open and read some 250 modules one by one takes an eighth of a start that resumes. So `run`
-writes down what it has loaded, and later processes take modules from there:
+and `image build` write down what they have loaded, and later processes take modules from there:
 
     HEADER      magic, length of the index
     index       marshalled: length of the code, and of each module its place there, its source,

@@ -16,9 +16,9 @@ from ringzero.net.stack.subnet import Subnet
 
 # Hosts that are remembered by their addresses; guests can make addresses up.
 MAX_NEIGHBOURS = 1024
-# For how long, in seconds, hosts are asked who has an address, and for how many at once. Again after
-# the first time, then twice as long each time, up to the last: a guest that goes on from its memory
-# hears nothing until its device is there, some milliseconds later.
+# For how long, in seconds, hosts are asked who has an address, and for how many at once. They are
+# asked again after the first time, then twice as long each time, up to the last: a guest that goes
+# on from its memory hears nothing until its device is there, some milliseconds later.
 _PATIENCE, _MAX_ASKED = 3.0, 256
 _FIRST_ASK, _LAST_ASK = 0.01, 0.1
 # RFC 4861 section 6.2.1: how often routers say that they are there, in seconds, at most 1,800.
