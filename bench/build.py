@@ -5,8 +5,8 @@
 
 Ten steps, seven of them commands in a machine. "cold" has a cache without steps, "last RUN" and
 "last COPY" have all but the last step of its kind, "known" has all; "no fork" is "last RUN" without
-the machines that were kept, so that the base boots and gets the layers. Each is timed from the start
-of `ringzero image build` to its end. "size of ten" is what ten images that share their base take in
+the machines that were kept: the base boots, and gets the layers. Each is timed from the start of
+`ringzero image build` to its end. "size of ten" is what ten images that share their base take in
 the store, as a multiple of one. "first answer" is from the start of `ringzero run` of an image with
 a service and a SNAPSHOT to the end of its first answer by HTTP, "booted" the same with --boot.
 """

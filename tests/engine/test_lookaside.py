@@ -1,5 +1,6 @@
 """What a clone's vCPU takes over of its original's jump caches, and when it must not."""
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from ringzero.core.memory import GuestMemory
 from ringzero.engine.exits import Halt
+from ringzero.engine.soft.x86 import lookaside
 from ringzero.engine.soft.x86.vm import X86SoftVm
 from ringzero.host.memory import PAGE, read_pages
 from ringzero.isa.caches import JUMP_ENTRIES, JUMPS_SIZE
@@ -212,6 +214,19 @@ def test_a_clone_of_one_that_rests(original):
 
 def test_an_original_does_not_rest(original):
     assert not original.vcpu._lookaside.can_rest and original.cpu.rests_from == NEVER
+
+
+def test_a_machine_has_its_empty_tlbs_whatever_another_thread_has_made():
+    """Two that begin at once may each make them, and the cache keeps one."""
+    before = Original()
+    lookaside._empty_tlbs.cache_clear()
+    gc.collect()
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    mapped = [line.split()[0].split("-") for line in lines]
+    place = before.vcpu.cpu.tlb_checked
+    assert any(int(start, 16) <= place < int(end, 16) for start, end in mapped)
+    before.vm.close()
+    before.memory.close()
 
 
 def test_everything_is_given_back(original):

@@ -91,7 +91,8 @@ class Lookaside:
         self._cpu = cpu
         # In which state what was inherited holds.
         self._held_in = inherited.control if inherited else None
-        never, empty = _empty_tlbs()
+        # Held: machines that begin at once, in several threads, may each have made one.
+        self._never, empty = _empty_tlbs()
         self._tlbs = RepeatedMemory(empty, ALL_SPACES)
         self._jumps = HostMemory(
             "vcpu-jumps", ALL_SPACES * SPACE_JUMPS_SIZE, inherited.jumps if inherited else None
@@ -99,7 +100,7 @@ class Lookaside:
         # What a clone's jump caches can be again at any time: what they began as, or empty.
         self._origin = inherited.jumps.hold() if inherited else None
         # Never written to, and so every vCPU's.
-        cpu.tlb_checked = never.address
+        cpu.tlb_checked = self._never.address
         if inherited is not None:
             self._take_over(inherited)
             return
