@@ -82,8 +82,8 @@ def foreign(tmp_path_factory):
     return made(tmp_path_factory.mktemp("foreign"), _INIT)
 
 
-def made(folder, script):
-    """Return kernel and initrd of a system with such a first process."""
+def made(folder, script, more=()):
+    """Return kernel and initrd of a system with such a first process, and `more` entries."""
     image = micro.ensure()
     ours = ("init", "sbin/launch", "sbin/relay", "sbin/identity", "sbin/share", "sbin/become")
     entries = [
@@ -91,7 +91,7 @@ def made(folder, script):
         for entry in cpio.read(image.initrd.read_bytes())
         if entry.name not in {*ours, *(f"usr/{name}" for name in ours)}
     ]
-    entries.append(Entry("init", 0o100755, script))
+    entries += [Entry("init", 0o100755, script), *more]
     out = io.BytesIO()
     cpio.write(entries, out)
     where = folder / "initrd"
@@ -131,6 +131,27 @@ def test_commands_wait_for_the_scripts_of_the_boot(tmp_path, first):
     with Machine(**made(tmp_path, script), agent=True) as vm:
         done = vm.run("cat /run/level && echo here >/root/file && cat /root/file", timeout=90)
         assert done.stdout == b"N 2\nhere\n", done
+
+
+@pytest.mark.boot
+@pytest.mark.engine
+def test_an_initrd_without_a_run_of_its_own(tmp_path):
+    """Alpine's (mkinitfs): it takes along what is mounted."""
+    script = _INIT.replace(b"mount -t tmpfs -o noexec run /run\n", b"")
+    before, _, after = script.partition(b"for place in dev")
+    moves = b"""cat /proc/mounts >/mounts
+while read -r _ place _; do
+    case $place in
+    / | /newroot) ;;
+    *) [ ! -d $place ] || { mkdir -p /newroot$place; mount -o move $place /newroot$place; } ;;
+    esac
+done </mounts
+"""
+    script = before + moves + after.partition(b"\n")[2]
+    mark = Entry("usr/sbin/nlplug-findfs", 0o100755, b"")
+    with Machine(**made(tmp_path, script, [mark]), agent=True) as vm:
+        done = vm.run("cat /etc/hostname; ls -d /ringzero", text=True, timeout=90)
+        assert (done.stdout, done.exit_code) == ("foreign\n", 1), done
 
 
 def test_no_initrd_no_agent(foreign):

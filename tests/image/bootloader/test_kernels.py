@@ -3,6 +3,7 @@
 import pytest
 
 from ringzero.image.bootloader import kernels
+from ringzero.image.fs.contract import FILE_SYSTEMS
 from tests.image.bootloader.made import volume, volumes
 
 
@@ -22,6 +23,19 @@ def test_by_distribution(kernel, initrd):
     assert found.kernel.path == f"/boot/{kernel}"
     assert [place.path for place in found.initrds] == [f"/boot/{initrd}"]
     assert found.command_line == "root=UUID=aa ro"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ext", "ext4"), ("XFS", "xfs"), ("btrfs", "btrfs")])
+def test_the_type_of_the_root_is_told(name, kind):
+    """Alpine's initrd loads no module of a file system without it."""
+    root = volume(2, {"boot/vmlinuz-virt": b"k"}, uuid="aa")
+    root.files.name = name
+    (found,) = kernels.find(volumes(root))
+    assert found.command_line == f"root=UUID=aa rootfstype={kind} ro"
+
+
+def test_every_type_is_one_that_is_read():
+    assert {kind.name for _, kind in FILE_SYSTEMS} - {"FAT"} == set(kernels._DRIVERS)
 
 
 def test_the_newest_is_the_first_and_a_rescue_kernel_the_last():

@@ -15,6 +15,8 @@ _INITRDS = (
     "initrd.img", "initrd",
 )  # fmt: skip
 _MAX_KERNELS = 100
+# What the kernel calls the file systems that a root may be; ext4's driver has ext2 and ext3, too.
+_DRIVERS = {"ext": "ext4", "XFS": "xfs", "btrfs": "btrfs", "EROFS": "erofs", "SquashFS": "squashfs"}
 
 
 def find(volumes: Volumes) -> list[BootEntry]:
@@ -59,12 +61,17 @@ def _is_file(volume: Volume, path: str) -> bool:
 
 
 def _root_argument(volumes: Volumes) -> str:
-    """Return the kernel's root= for the system's own file system."""
+    """Return the kernel's root= and rootfstype= for the system's own file system.
+
+    Alpine's initrd loads the file system's module by that type alone.
+    """
     root = volumes.root
     if root is None:
         return ""
+    place = "root=/dev/vda" + ("" if root.partition is None else str(root.partition.number))
     if root.files.uuid:
-        return f"root=UUID={root.files.uuid}"
-    if root.partition is not None and root.partition.uuid:
-        return f"root=PARTUUID={root.partition.uuid}"
-    return "root=/dev/vda" + ("" if root.partition is None else str(root.partition.number))
+        place = f"root=UUID={root.files.uuid}"
+    elif root.partition is not None and root.partition.uuid:
+        place = f"root=PARTUUID={root.partition.uuid}"
+    kind = _DRIVERS.get(root.files.name)
+    return f"{place} rootfstype={kind}" if kind else place
