@@ -271,10 +271,10 @@ class CommandEnd(TypedDict):
 
 
 class ImageSummary(TypedDict):
-    """A guest image in the cache: of `kind` "own" or "container"; `size` is in bytes.
+    """A guest image in the cache: of `kind` "own", "container" or "disk"; `size` is in bytes.
 
     One of ringzero's own has packages, kernel, initrd and command line; a container's has its
-    root file system, its blobs (digests) and what it runs.
+    root file system, its blobs (digests) and what it runs; an imported machine has its disks.
     """
 
     kind: str
@@ -301,6 +301,7 @@ class ImageSummary(TypedDict):
     healthcheck: NotRequired[list[str]]
     machine: NotRequired[dict[str, Any]]
     memory: NotRequired[str | None]
+    disks: NotRequired[list[str]]
 
 
 class SnapshotFacts(TypedDict):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ringzero.build import entries
+from ringzero.build import entries, system
 from ringzero.build.cache import BuildCache, key
 from ringzero.build.entries import Entry, Layer
 from ringzero.build.stage import State
@@ -18,6 +18,7 @@ from ringzero.image.names import IMAGES
 from ringzero.image.oci import boot
 from ringzero.image.oci.blobs import Blobs
 from ringzero.image.oci.boot import ContainerFiles
+from ringzero.image.oci.files import open_system
 from ringzero.image.oci.made import Made, put
 from ringzero.image.oci.manifest import Descriptor, document, host_architecture, manifest
 from ringzero.image.oci.store import StoredImage
@@ -55,12 +56,35 @@ def find(name: str, cache: Path, builds: BuildCache, epoch: int, progress: Progr
         step = key("OWN", own.digest, str(epoch))
         layer = builds.find(step)
         if layer is None:
+            assert own.initrd is not None
             found = tuple(_own_files(own.initrd.read_bytes()))
             layer = builds.add(lambda file: entries.write(found, file, epoch))
             builds.keep(step, layer)
         paths = ((layer, builds.layer(layer.digest)),)
         return _of(name, _import(paths, cache, epoch, progress), cache, progress)
-    return _of(name, boot.find(name, progress=progress).image, cache, progress)
+    image = boot.find(name, progress=progress).image
+    if image.disks:
+        image = _of_machine(image, cache, builds, epoch, progress)
+    return _of(name, image, cache, progress)
+
+
+def _of_machine(
+    image: StoredImage, cache: Path, builds: BuildCache, epoch: int, progress: Progress
+) -> StoredImage:
+    """Return an image with the files of an imported machine's system.
+
+    Raises GuestImageError, FileSystemError where they cannot be read.
+    """
+    step = key("SYSTEM", image.digest)
+    layer = builds.find(step)
+    if layer is None:
+        with progress.step(f"reading the files of {image.name}"), open_system(image) as files:
+            # Their times are the same whenever they are read.
+            layer = builds.add(
+                lambda file: entries.write(system.entries(files), file, entries.KEEP)
+            )
+        builds.keep(step, layer)
+    return _import(((layer, builds.layer(layer.digest)),), cache, epoch, progress)
 
 
 def _of(name: str, image: StoredImage, cache: Path, progress: Progress) -> Base:

@@ -29,8 +29,8 @@ WHITEOUT = b".wh."
 # The size of a layer without files: the two blocks that end a tar.
 EMPTY = 2 * _BLOCK
 
-# Later than any time that a layer tells: it becomes the epoch.
-_NOW = 1 << 62
+# Later than any time that a layer tells: a file's becomes the epoch; as the epoch it keeps all.
+_NOW = KEEP = 1 << 62
 
 
 @record

@@ -8,17 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from ringzero.build import entries
+from ringzero.build import entries, system
 from ringzero.build.entries import Entry
 from ringzero.host.progress import QUIET, Progress
 from ringzero.image.layers.tree import Node
 from ringzero.image.oci.contents import Layer
+from ringzero.image.oci.files import open_system
 from ringzero.image.oci.merged import merged, pieces
 from ringzero.image.oci.store import StoredImage
 
 _NANOSECONDS = 10**9
-# Later than any file's time: none is changed.
-_NEVER = 1 << 62
 
 
 def flatten(
@@ -28,9 +27,12 @@ def flatten(
 
     Equal images make equal bytes. Raises GuestImageError, OSError.
     """
+    if image.disks:
+        with progress.step(f"writing the files of {image.name}"), open_system(image) as files:
+            return entries.write(system.entries(files), file, entries.KEEP)
     tree, layers = merged(image, cache)
     with progress.step(f"writing the files of {image.name}"):
-        return entries.write(_entries(tree.root, layers), file, _NEVER)
+        return entries.write(_entries(tree.root, layers), file, entries.KEEP)
 
 
 def _entries(root: Node, layers: Sequence[Layer]) -> Iterator[Entry]:

@@ -151,7 +151,7 @@ class View:
                 children[name] = _Unread(child.mode, partial(self._listed, child))
                 continue
             node = children[name] = self._known[key] = Node(child.mode)
-            node.size = child.size
+            node.size, node.xattrs = child.size, system.attributes(child).xattrs or {}
             node.layer, node.offset = _BASE, len(self._places)
             self._places.append(key)
             if stat.S_ISLNK(child.mode):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ringzero.cli.command_flags import command_words, given, variables
 from ringzero.cli.health_flags import health_check
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ringzero.config.machine import MachineConfig
     from ringzero.image.cloudinit import Seed
     from ringzero.image.machinespec import DataDisk, MachineSpec
+    from ringzero.image.oci.boot import DiskFiles
 
 # What `run` without a command runs.
 _SHELL = ("sh", "-l")
@@ -39,7 +40,7 @@ DEFAULT_MEMORY, _DEFAULT_CPUS = "512M", 1
 
 def release_disks(config: MachineConfig) -> None:
     """Remove the disks that were made for a machine, where none is left that needs them."""
-    if config.cloud_init or len(config.disks) > 1:
+    if config.boot_entry is not None or len(config.disks) > 1:
         from ringzero.control.host import owndisks
         from ringzero.control.host.directory import descriptions
 
@@ -97,7 +98,7 @@ def common_fields(
         "engine": arguments.engine or ENGINE.get(),
         **({"cpu": arguments.cpu} if arguments.cpu else {}),
         **{f"{kind}s": _of_flag(arguments, device) for kind, device in DEVICE_CONFIGS},
-        "nets": _nets(arguments),
+        "nets": _nets(arguments, 1 if spec is None or spec.nics is None else spec.nics),
     }
 
 
@@ -108,11 +109,15 @@ def _of_flag(arguments: argparse.Namespace, device: type[DeviceConfig]) -> Seque
     return found
 
 
-def _nets(arguments: argparse.Namespace) -> Sequence[object]:
-    """Return the network interfaces; ringzero's own guests have one unless others are given."""
-    nets = arguments.net or ([] if arguments.kernel else ["user"])
+def _nets(arguments: argparse.Namespace, count: int) -> Sequence[object]:
+    """Return the network interfaces; but for a user's own kernel there are `count` by default.
+
+    Ports that are published have one in any case.
+    """
+    nets = arguments.net or ([] if arguments.kernel else ["user"] * count)
     if not arguments.publish:
         return nets
+    nets = nets or ["user"]
     from ringzero.config.devices.net import NetConfig, publish
     from ringzero.config.ports import parse_ports
 
@@ -154,13 +159,56 @@ def find_entry(arguments: argparse.Namespace) -> None:
         print(f"ringzero: {disk.path}: {fault.message}: the default guest has it", file=sys.stderr)
         return
     arguments.boot_entry = arguments.boot_entry or ""
-    print(f"ringzero: booting {entry.title!r} from {disk.path}", file=sys.stderr)
+    what = disk.path if arguments.imported is None else arguments.imported.image.name
+    print(f"ringzero: booting {entry.title!r} from {what}", file=sys.stderr)
     if seeded(arguments) and not bootable.cloud_init:
         print(
-            f"ringzero: {disk.path}: no cloud-init was found on it; it may pass over "
+            f"ringzero: {what}: no cloud-init was found on it; it may pass over "
             "--cloud-init, --ssh-key, --hostname and --network-config",
             file=sys.stderr,
         )
+
+
+def find_imported(arguments: argparse.Namespace) -> None:
+    """Have the disks of an imported machine booted, where the image that is named is one.
+
+    One that is not in the store is known for it when it has been pulled.
+    """
+    arguments.imported = None
+    if not arguments.image or arguments.kernel:
+        return
+    from ringzero.image.names import IMAGES
+
+    if arguments.image in IMAGES:
+        return
+    from ringzero.image.oci import boot
+
+    found = boot.imported(arguments.image)
+    if found is not None:
+        boot_imported(arguments, found)
+
+
+def boot_imported(arguments: argparse.Namespace, files: DiskFiles) -> None:
+    """Have the disks of an imported machine booted, with what the flags say besides."""
+    files.words((), arguments.entrypoint)
+    if arguments.root:
+        raise InvalidValueError(
+            f"{files.image.name} is an imported machine, and has its own root",
+            hint="leave the image or --root out",
+        )
+    if given(arguments) and not arguments.command:
+        raise InvalidValueError(
+            f"--env, --workdir and --user are for a command, and {files.image.name} runs its own "
+            "system",
+            hint=f"ringzero run {files.image.name} -- CMD",
+        )
+    arguments.image, arguments.imported = None, files
+    arguments.disk = [*(f"{disk},format=qcow2" for disk in files.disks), *arguments.disk]
+    arguments.boot_entry = arguments.boot_entry or ""
+    # A command is run by the agent.
+    arguments.agent = arguments.agent or bool(arguments.command)
+    if given(arguments):
+        _place_command(arguments)
 
 
 def seeded(arguments: argparse.Namespace) -> bool:
@@ -187,7 +235,8 @@ def own_config(arguments: argparse.Namespace) -> MachineConfig:
     """Return the description of a guest of the user's own. Raises ConfigError."""
     from ringzero.config.machine import MachineConfig
 
-    common = common_fields(arguments)
+    imported: DiskFiles | None = arguments.imported
+    common = common_fields(arguments, imported.machine if imported else None)
     arguments.health = health_check(arguments, None, tuple)
     if arguments.health is not None and not arguments.agent:
         raise InvalidValueError(
@@ -200,16 +249,32 @@ def own_config(arguments: argparse.Namespace) -> MachineConfig:
 
         path = owndisks.keep(read_seed(arguments), descriptions())
         common["disks"] = [*arguments.disk, DiskConfig(path, read_only=True, format="raw")]
-    return MachineConfig.create(
+    name = (
+        imported.name
+        if imported
+        else _name(arguments.kernel or arguments.disk[0].partition(",")[0])
+    )
+    config = MachineConfig.create(
         **common,
         cloud_init=seeded(arguments),
-        name=_name(arguments.kernel or arguments.disk[0].partition(",")[0]),
+        name=name,
         kernel=arguments.kernel,
         initrd=arguments.initrd,
         command_line=" ".join(arguments.append or ()),
         boot_entry=arguments.boot_entry,
         agent=arguments.agent,
     )
+    return config if imported is None else _with_overlays(config, imported)
+
+
+def _with_overlays(config: MachineConfig, imported: DiskFiles) -> MachineConfig:
+    """Return the same with what this machine writes on the disks of an imported one."""
+    from ringzero.control.host import owndisks
+    from ringzero.control.host.directory import descriptions
+    from ringzero.vm.boot import with_overlays
+
+    overlays = owndisks.overlays(imported.disks, descriptions())
+    return with_overlays(config, imported.disks, overlays)
 
 
 def default_config(arguments: argparse.Namespace) -> MachineConfig:
@@ -227,6 +292,10 @@ def default_config(arguments: argparse.Namespace) -> MachineConfig:
         image = names.find(name)(progress=Progress())
     except RingzeroError as fault:
         raise _unknown(name, fault) from fault
+    if image.disks:
+        boot_imported(arguments, cast("DiskFiles", image))
+        find_entry(arguments)
+        return own_config(arguments)
     arguments.command = image.words(arguments.command, arguments.entrypoint)
     config = MachineConfig.create(
         **common_fields(arguments, image.machine),

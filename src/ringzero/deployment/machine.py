@@ -64,6 +64,12 @@ def pin(service: Service, *, progress: Progress = QUIET) -> Service:
     to run, or can have no secrets.
     """
     files = names.find(service.image)(progress=progress)
+    if files.disks:
+        raise InvalidValueError(
+            f"{service.name}: {service.image} is an imported machine, and a deployment runs images "
+            "of containers",
+            hint=f"ringzero run -d --name {service.name} {service.image}",
+        )
     found = replace(service, digest=_digest(files))
     _command(found, files)
     return found

@@ -1,6 +1,9 @@
-"""The disks that an image asks for (`machinespec.DataDisk`): made empty for each machine.
+"""The disks that are made for each machine of an image.
 
-RINGZERO_DATA_DIR/disks/RANDOM.img      a raw disk, sparse, with an empty file system
+RINGZERO_DATA_DIR/disks/RANDOM.img          one that it asks for (`machinespec.DataDisk`): a raw
+                                            disk, sparse, with an empty file system
+RINGZERO_DATA_DIR/disks/HEX-RANDOM.qcow2    what the machine writes on a disk of the imported one
+                                            whose directory in the store is called HEX
 """
 
 from __future__ import annotations
@@ -44,3 +47,30 @@ def make(disks: Sequence[DataDisk]) -> list[Path]:
             path.unlink(missing_ok=True)
         raise
     return found
+
+
+def overlays(disks: Sequence[Path]) -> list[Path]:
+    """Make what a new machine of an imported one writes to, one for each disk of the image.
+
+    Raises DiskError, HostError.
+    """
+    from ringzero.disk.opening import create_disk
+
+    make_directory(directory())
+    found = list[Path]()
+    try:
+        for disk in disks:
+            path = Path(f"{begin_of_overlays(disk.parent)}{os.urandom(16).hex()}.qcow2")
+            found.append(path)
+            create_disk(path, "qcow2", backing=disk, backing_format="qcow2")
+            path.chmod(0o600)
+    except BaseException:
+        for path in found:
+            path.unlink(missing_ok=True)
+        raise
+    return found
+
+
+def begin_of_overlays(place: Path) -> str:
+    """Return how the paths of all overlays begin that stand on the image whose directory it is."""
+    return str(directory() / f"{place.name}-")

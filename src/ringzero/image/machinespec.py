@@ -3,7 +3,7 @@
 It stands in a container image's configuration (config.md) as the member `Machine` of `config`,
 beside Docker's own extensions, which other programs pass over:
 
-    {"Memory": BYTES, "CPUs": N, "Snapshot": true, "Kernel": PATH,
+    {"Memory": BYTES, "CPUs": N, "NICs": N, "Snapshot": true, "Kernel": PATH,
      "Disks": [{"Size": BYTES, "Path": PATH, "Format": "ext4"}],
      "Services": [{"Name": NAME, "Command": [...], "Restart": WHEN, "User": USER, "After": [...]}],
      "Ready": {"Test": ["CMD", ...] | ["TCP", PORT] | ["HTTP", URL], "Interval": NS, "Timeout": NS}}
@@ -30,8 +30,10 @@ PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.+@=-]+)+")
 _URL = re.compile(r"https?://[!-~]{1,2000}")
 # A zero ends a word, and half a character is none.
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
-_MOST_SERVICES, _MOST_WORDS, _MOST_CPUS = 100, 4096, 255
+_MOST_SERVICES, _MOST_WORDS, MOST_CPUS = 100, 4096, 255
 _MOST_MEMORY = 1 << 46
+# As many as VirtualBox gives a machine, and a board of ours has room for.
+MOST_NICS = 8
 # A board has room for no more; a journal and what it serves fit into 8 MiB, and to make a file
 # system of 1 TiB takes seconds.
 MOST_DISKS, LEAST_DISK, MOST_DISK = 8, 8 << 20, 1 << 40
@@ -101,7 +103,7 @@ class MachineSpec:
     """What an image asks for; `memory` in bytes. None and nothing are left to who runs it.
 
     `snapshot` says that machines go on from a memory in which the services run. `kernel` is a file
-    of the image's tree.
+    of the image's tree. `nics` is how many network interfaces an imported machine had.
     """
 
     memory: int | None = None
@@ -111,6 +113,7 @@ class MachineSpec:
     snapshot: bool = False
     kernel: str | None = None
     disks: tuple[DataDisk, ...] = ()
+    nics: int | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return it as an image's configuration has it, without what is not said."""
@@ -119,6 +122,8 @@ class MachineSpec:
             found["Memory"] = self.memory
         if self.cpus is not None:
             found["CPUs"] = self.cpus
+        if self.nics is not None:
+            found["NICs"] = self.nics
         if self.services:
             found["Services"] = [service.plain() for service in self.services]
         if self.ready is not None:
@@ -145,18 +150,27 @@ def read(value: object) -> MachineSpec:
         raise _wrong("Snapshot")
     return MachineSpec(
         _number(found, "Memory", _MOST_MEMORY),
-        _number(found, "CPUs", _MOST_CPUS),
+        _number(found, "CPUs", MOST_CPUS),
         tuple(_service(item) for item in services),
         None if ready is None else _ready(ready),
         snapshot,
         _kernel(found.get("Kernel")),
         _disks(found.get("Disks", [])),
+        _nics(found.get("NICs")),
     )
 
 
 def is_path(value: object) -> bool:
     """Whether a path is one of an image's tree that can be told to a guest."""
     return isinstance(value, str) and len(value) <= _MOST_PATH and bool(PATH.fullmatch(value))
+
+
+def _nics(value: object) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not int or not 0 <= value <= MOST_NICS:
+        raise _wrong("NICs")
+    return value
 
 
 def _kernel(value: object) -> str | None:

@@ -92,6 +92,11 @@ class BootFiles:
         return
 
     @property
+    def disks(self) -> tuple[Path, ...]:
+        """None: it boots from files."""
+        return ()
+
+    @property
     def machine(self) -> None:
         """It asks for nothing."""
         return

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class BootFiles(Protocol):
-    """What a direct boot needs: kernel and initrd files, and the kernel's command line."""
+    """What a boot needs: kernel and initrd files, and the kernel's command line; or disks."""
 
     @property
     def name(self) -> str:
@@ -33,12 +33,12 @@ class BootFiles(Protocol):
         ...
 
     @property
-    def kernel(self) -> Path:
-        """A bzImage or vmlinux."""
+    def kernel(self) -> Path | None:
+        """A bzImage or vmlinux; None where the first of `disks` has it."""
         ...
 
     @property
-    def initrd(self) -> Path:
+    def initrd(self) -> Path | None:
         """The initial RAM disk, whose /init speaks the protocol of `ringzero.vm.guest.protocol`."""
         ...
 
@@ -50,6 +50,11 @@ class BootFiles(Protocol):
     @property
     def root(self) -> Path | None:
         """An EROFS image whose tree becomes the guest's root; None: the initrd is the root."""
+        ...
+
+    @property
+    def disks(self) -> Sequence[Path]:
+        """The disks of an imported machine, which boots from the first (qcow2); none of others."""
         ...
 
     @property

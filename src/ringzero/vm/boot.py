@@ -21,6 +21,7 @@ from ringzero.settings import CACHE_DIR
 
 if TYPE_CHECKING:
     from ringzero.board.boot.kernelimage import KernelImage
+    from ringzero.config.device import DeviceConfig
     from ringzero.image.machinespec import DataDisk
 
 
@@ -41,6 +42,8 @@ def complete(
     if clash:
         raise ConfigError([f"an image has its own {name}" for name in sorted(clash)])
     files = _boot_files(image)
+    if files.disks:
+        return _imported(files, fields)
     fields = with_network(fields)
     added, root = fields.pop("command_line", ""), fields.pop("root", None)
     init = fields.pop("init", None)
@@ -65,6 +68,46 @@ def complete(
 
         config = with_disks(config, spec.disks, datadisks.make(spec.disks))
     return with_services(with_root(config, files), files)
+
+
+def _imported(files: BootFiles, fields: dict[str, Any]) -> MachineConfig:
+    """Return the description of an imported machine: as it was, where the fields say nothing.
+
+    The agent is brought into it, unless `agent` is False.
+    """
+    from ringzero.config.devices.disk import DiskConfig
+    from ringzero.image import datadisks
+
+    clash = {"root", "init"} & set(fields)
+    if clash:
+        raise ConfigError([f"an imported machine has its own {name}" for name in sorted(clash)])
+    spec = files.machine
+    assert spec is not None
+    known: dict[str, Any] = {"name": files.name, "memory": spec.memory, "cpus": spec.cpus}
+    known |= {"boot_entry": "", "agent": True}
+    given = with_network(fields, 1 if spec.nics is None else spec.nics)
+    # The first one is booted.
+    devices = [DiskConfig(disk, format="qcow2") for disk in files.disks]
+    devices += given.pop("devices", ())
+    known = {name: value for name, value in known.items() if value is not None} | given
+    config = MachineConfig.create(**known, devices=devices)
+    return with_overlays(config, files.disks, datadisks.overlays(files.disks))
+
+
+def with_overlays(
+    config: MachineConfig, disks: Sequence[Path], overlays: Sequence[Path]
+) -> MachineConfig:
+    """Return the same with the disks of an imported machine replaced by what is written on each."""
+    from ringzero.config.devices.disk import DiskConfig
+
+    places = dict(zip(disks, overlays, strict=True))
+
+    def change(_: int, device: DeviceConfig) -> DeviceConfig:
+        if isinstance(device, DiskConfig) and device.path in places:
+            return replace(device, path=places[device.path])
+        return device
+
+    return config.map_devices(change)
 
 
 def with_disks(
@@ -201,14 +244,15 @@ def modules_of(files: BootFiles, root: HostRoot, progress: Progress = QUIET) -> 
     return kernelmodules.ensure(files, progress=progress)
 
 
-def with_network(fields: Mapping[str, Any]) -> dict[str, Any]:
+def with_network(fields: Mapping[str, Any], count: int = 1) -> dict[str, Any]:
     """Return the fields of a description of one of ringzero's own guests: with a user network.
 
-    Unless they say something of networks themselves; `nets=()` is none.
+    Unless they say something of networks themselves; `nets=()` is none. An imported machine has
+    `count` of them.
     """
     if "net" in fields or "nets" in fields or "net" in map(_kind, fields.get("devices", ())):
         return dict(fields)
-    return {**fields, "nets": ("user",)}
+    return {**fields, "nets": ("user",) * count}
 
 
 def _kind(device: Any) -> str:

@@ -114,7 +114,7 @@ def _own_disks(config: MachineConfig | None) -> Iterator[None]:
     try:
         yield
     finally:
-        if config is not None and len(config.disks) > 1:
+        if config is not None and (config.boot_entry is not None or len(config.disks) > 1):
             from ringzero.image import datadisks
 
             for disk in config.disks:

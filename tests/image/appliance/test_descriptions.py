@@ -26,6 +26,8 @@ scsi0:1.present = "FALSE"
 sata0:1.deviceType = "cdrom-image"
 sata0:1.fileName = "install.iso"
 nvme0:0.fileName = "data.vmdk"
+ethernet0.present = "TRUE"
+ethernet1.present = "FALSE"
 """
 # As VirtualBox 7 writes it, shortened.
 VBOX = b"""\
@@ -38,6 +40,8 @@ VBOX = b"""\
     </HardDisks></MediaRegistry>
     <Hardware>
       <CPU count="2"/><Memory RAMSize="1024"/>
+      <Network><Adapter slot="0" enabled="true"/><Adapter slot="1" enabled="true"/>
+        <Adapter slot="2" enabled="false"/></Network>
       <StorageControllers><StorageController name="SATA" type="AHCI">
         <AttachedDevice type="HardDisk" port="0" device="0"><Image uuid="{d1}"/></AttachedDevice>
         <AttachedDevice passthrough="false" type="DVD" port="1" device="0"/>
@@ -50,10 +54,22 @@ OVF = appliance.ovf(appliance.Appliance("web & co", 3, 700 * MIB, 64 * MIB), "we
 
 
 def test_what_they_say():
-    assert descriptions.vmx(VMX) == Appliance(("data.vmdk", "web.vmdk"), 2048 * MIB, 2)
-    assert descriptions.vbox(VBOX) == Appliance(("web.vdi",), 1024 * MIB, 2)
-    assert descriptions.ovf(OVF) == Appliance(("web-1.vmdk",), 700 * MIB, 3)
+    assert descriptions.vmx(VMX) == Appliance(("data.vmdk", "web.vmdk"), 2048 * MIB, 2, 1)
+    assert descriptions.vbox(VBOX) == Appliance(("web.vdi",), 1024 * MIB, 2, 2)
+    assert descriptions.ovf(OVF) == Appliance(("web-1.vmdk",), 700 * MIB, 3, 1)
     assert descriptions.provider(b'{"provider": "libvirt"}') == "libvirt"
+
+
+def test_a_vagrantfile_is_read_for_numbers():
+    data = b"""\
+  config.vm.provider "libvirt" do |lv|
+    lv.memory = 2048
+    lv.cpus = ENV["CPUS"] || 2
+    other.memory_backing = 1
+"""
+    assert descriptions.vagrantfile(data) == (2048 * MIB, None)
+    assert descriptions.vagrantfile(b"  v.cpus = '4'\n  v.memory=0") == (None, 4)
+    assert descriptions.vagrantfile(b"\xff" * 9) == (None, None)
 
 
 def test_ovf_of_others():

@@ -13,7 +13,7 @@ def test_those_of_others_stay_and_ones_own_is_replaced():
     again = referrers.index(second, "memory", data)
     assert json.loads(again)["manifests"][0] == other
     assert len(json.loads(again)["manifests"]) == 2
-    assert referrers.among(data, "memory").digest == first.digest
-    assert referrers.among(again, "memory").digest == second.digest
-    assert referrers.among(again, "none") is None
-    assert referrers.among(b'{"manifests": 1}', "memory") is None
+    assert referrers.among(data, "memory") == [first]
+    assert referrers.among(again, "memory") == [second]
+    assert referrers.among(again, "none") == []
+    assert referrers.among(b'{"manifests": 1}', "memory") == []

@@ -51,7 +51,7 @@ def _is_of(entry: Entry, image: ImageSummary) -> bool:
     """Whether a template is of an image: of its root, or of its kernel where it has none."""
     of = entry.description
     disks = [device["path"] for device in of.get("devices", ()) if device["kind"] == "disk"]
-    if image["kind"] == "container":
+    if image["kind"] != "own":
         return image["root"] in disks
     return not disks and of.get("kernel") == image["kernel"]
 

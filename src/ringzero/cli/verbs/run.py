@@ -24,6 +24,7 @@ from ringzero.cli.machine_checks import (
 from ringzero.cli.machine_config import (
     default_config,
     find_entry,
+    find_imported,
     is_own,
     own_config,
     read_seed,
@@ -55,6 +56,7 @@ class Run(Verb):
   ringzero run -t -- vi                   a command that wants a terminal
   ringzero run full -- uname -r           another image: a guest with another kernel
   ringzero run debian:12 -- cat /etc/os-release   a container's image as a machine
+  ringzero run appliance                  what `image import` brought in, with its own kernel
   ringzero run localhost:5000/app         its own entrypoint; also oci:DIR, docker-archive:FILE
   ringzero run -e LANG=C -w /tmp -u nobody -- env
   ringzero run --root / -- pytest         this host's own files, in a machine
@@ -241,6 +243,7 @@ Ctrl-] q ends the machine.
     def describe(self, arguments: argparse.Namespace) -> MachineConfig:
         """Return the machine's description. Raises ConfigError with all that is wrong."""
         faults = Faults(arguments.faults)
+        faults.take(lambda: find_imported(arguments))
         faults.take(lambda: check_flags(arguments))
         engine = arguments.engine or ENGINE.get()
         if engine.startswith("kvm"):
@@ -362,7 +365,7 @@ def claim(arguments: argparse.Namespace, config: MachineConfig, foreground: bool
     return claims.create(
         arguments.name,
         config.with_room_for_shares(),
-        image="" if is_own(arguments) else config.name,
+        image="" if is_own(arguments) and arguments.imported is None else config.name,
         command=tuple(arguments.command),
         timeout=arguments.timeout,
         serial=None if arguments.serial == "stdio" else arguments.serial,

@@ -525,18 +525,23 @@ def machines(where: Path | None = None) -> list[MachineDirectory]:
 
 
 def users_of(place: Path, where: Path | None = None) -> list[str]:
-    """Return the names of the machines whose description names a file below `place`."""
+    """Return the names of the machines that need an image's directory.
+
+    Their description names a file below `place`, or a disk that stands on one there.
+    """
+    from ringzero.image.datadisks import begin_of_overlays
+
     records = ((m.name, load(MachineRecord, m.path / MACHINE)) for m in machines(where))
-    begin = f"{place.absolute()}/"
-    return [name for name, record in records if record and _names_file(record.config, begin)]
+    begins = f"{place.absolute()}/", begin_of_overlays(place)
+    return [name for name, record in records if record and _names_file(record.config, begins)]
 
 
-def _names_file(value: object, begin: str) -> bool:
+def _names_file(value: object, begins: tuple[str, ...]) -> bool:
     """Whether a text in plain data begins so."""
     if isinstance(value, str):
-        return value.startswith(begin)
+        return value.startswith(begins)
     items = value.values() if isinstance(value, dict) else value
-    return isinstance(items, Iterable) and any(_names_file(item, begin) for item in items)
+    return isinstance(items, Iterable) and any(_names_file(item, begins) for item in items)
 
 
 def odd(where: Path | None = None) -> list[tuple[str, str]]:

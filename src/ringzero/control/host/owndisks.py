@@ -1,7 +1,8 @@
 """Disks that are made for machines, and kept as long as something names them.
 
     RINGZERO_DATA_DIR/cloud-init/RANDOM.img     what cloud-init is given (`image.cloudinit`)
-    RINGZERO_DATA_DIR/disks/RANDOM.img          what an image asks for (`image.datadisks`)
+    RINGZERO_DATA_DIR/disks/...                 what an image asks for, and what is written on the
+                                                disks of an imported machine (`image.datadisks`)
 
 A machine's description names its disks, and so do those of its copies and the manifests of its
 snapshots. The one that goes last takes the disk along. What a killed command leaves behind goes
@@ -64,6 +65,17 @@ def make(disks: Sequence[DataDisk], descriptions: Sequence[Path]) -> list[Path]:
     return datadisks.make(disks)
 
 
+def overlays(disks: Sequence[Path], descriptions: Sequence[Path]) -> list[Path]:
+    """Make what a machine writes to on the disks of an imported one. Abandoned ones go.
+
+    Raises DiskError, HostError.
+    """
+    from ringzero.image import datadisks
+
+    _tidy(datadisks.directory(), descriptions)
+    return datadisks.overlays(disks)
+
+
 def of(config: MachineConfig) -> list[Path]:
     """Return the disks of a machine that were made for it."""
     return [disk.path for disk in config.disks if disk.path.parent in places()]
@@ -79,7 +91,7 @@ def _tidy(where: Path, descriptions: Sequence[Path]) -> None:
     """Remove abandoned disks, which no description names."""
     old = time.time() - _ABANDONED
     with contextlib.suppress(OSError):
-        release([p for p in where.glob("*.img") if p.stat().st_mtime < old], descriptions)
+        release([p for p in where.iterdir() if p.stat().st_mtime < old], descriptions)
 
 
 def release(paths: Sequence[Path], descriptions: Iterable[Path]) -> None:

@@ -3,7 +3,7 @@
     OVF      DMTF DSP0243 1.1 and 2.0 (and the 0.9 of VMware's old tools)
     .vmx     VMware's configuration: NAME = "VALUE"
     .vbox    VirtualBox's settings, XML
-    box      metadata.json of Vagrant, which says who its provider is
+    box      metadata.json of Vagrant, which says who its provider is, and a Vagrantfile
 
 Their bytes are not trusted: a name that is none of a file beside the description is refused.
 """
@@ -22,20 +22,31 @@ from ringzero.units import GIB, KIB, MIB, TIB
 MAX_DESCRIPTION = 4 * MIB
 # More than any of their products gives a machine.
 _MOST_DISKS, _MOST_MEMORY, _MOST_CPUS = 64, 64 * TIB, 4096
-_PROCESSOR, _MEMORY, _DISK = "3", "4", "17"
+# CIM_ResourceAllocationSettingData, ResourceType.
+_PROCESSOR, _MEMORY, _NIC, _DISK = "3", "4", "10", "17"
+# Of OVF 2.0 the last two.
+_ITEMS = ("Item", "StorageItem", "EthernetPortItem")
 _UNITS = {"kilobytes": KIB, "kb": KIB, "megabytes": MIB, "mb": MIB, "gigabytes": GIB, "gb": GIB}
 _POWER = re.compile(r"byte\s*\*\s*2\s*\^\s*(\d{1,2})")
 _VMX_LINE = re.compile(r'^\s*([A-Za-z0-9_.:]+)\s*=\s*"(.*)"\s*$')
 _VMX_DISK = re.compile(r"(scsi|sata|ide|nvme)\d+:\d+\.filename")
+_VMX_NIC = re.compile(r"ethernet\d+\.present")
+# A setting of a provider in a Vagrantfile that is a number, in MiB where it is of memory; what is
+# computed there is not.
+_VAGRANT = re.compile(r"^\s*\w+\.(memory|cpus)\s*=\s*[\"']?(\d{1,9})[\"']?\s*$", re.MULTILINE)
 
 
 @record
 class Appliance:
-    """A machine: the files of its disks in order, memory in bytes and CPUs where that is said."""
+    """A machine: the files of its disks in order.
+
+    `memory` in bytes, CPUs and network interfaces where that is said.
+    """
 
     disks: tuple[str, ...]
     memory: int | None = None
     cpus: int | None = None
+    nics: int | None = None
 
 
 def ovf(data: bytes) -> Appliance:
@@ -48,7 +59,8 @@ def ovf(data: bytes) -> Appliance:
     if len(systems) != 1:
         raise GuestImageError(f"the OVF describes {len(systems)} machines, and one is imported")
     order, memory, cpus = list[str](), None, None
-    for item in (*_all(systems[0], "Item"), *_all(systems[0], "StorageItem")):
+    items = [item for kind in _ITEMS for item in _all(systems[0], kind)]
+    for item in items:
         kind, quantity = _text(item, "ResourceType"), _text(item, "VirtualQuantity")
         if kind == _PROCESSOR:
             cpus = _number(quantity, _MOST_CPUS)
@@ -67,7 +79,8 @@ def ovf(data: bytes) -> Appliance:
         # A disk without a file is an empty one.
         if reference:
             names.append(beside(files.get(reference, "")))
-    return _machine(names, memory, cpus)
+    nics = sum(_text(item, "ResourceType") == _NIC for item in items)
+    return _machine(names, memory, cpus, nics)
 
 
 def vmx(data: bytes) -> Appliance:
@@ -86,7 +99,9 @@ def vmx(data: bytes) -> Appliance:
         if is_disk and found.get(f"{place}.present", "TRUE").upper() == "TRUE":
             names.append(beside(found[key]))
     memory = _number(found.get("memsize", ""), _MOST_MEMORY // MIB)
-    return _machine(names, memory and memory * MIB, _number(found.get("numvcpus", ""), _MOST_CPUS))
+    nics = sum(found[key].upper() == "TRUE" for key in filter(_VMX_NIC.fullmatch, found))
+    cpus = _number(found.get("numvcpus", ""), _MOST_CPUS)
+    return _machine(names, memory and memory * MIB, cpus, nics)
 
 
 def vbox(data: bytes) -> Appliance:
@@ -117,7 +132,10 @@ def vbox(data: bytes) -> Appliance:
     memory = next((_of(item, "RAMSize") for item in _all(machine, "Memory")), "")
     cpus = next((_of(item, "count") for item in _all(machine, "CPU")), "")
     size = _number(memory, _MOST_MEMORY // MIB)
-    return _machine(names, size and size * MIB, _number(cpus, _MOST_CPUS))
+    adapters = [a for place in _all(machine, "Network") for a in _all(place, "Adapter")
+                if not _in_snapshot(machine, place)]  # fmt: skip
+    nics = sum(_of(adapter, "enabled") == "true" for adapter in adapters)
+    return _machine(names, size and size * MIB, _number(cpus, _MOST_CPUS), nics)
 
 
 def provider(data: bytes) -> str:
@@ -132,6 +150,16 @@ def provider(data: bytes) -> str:
     return found
 
 
+def vagrantfile(data: bytes) -> tuple[int | None, int | None]:
+    """Return memory in bytes and CPUs that a box's own Vagrantfile sets; None for what it does not.
+
+    It is a program, which is not run: settings that are plain numbers are read.
+    """
+    found = dict(_VAGRANT.findall(_decoded(data)))
+    memory = _number(found.get("memory", ""), _MOST_MEMORY // MIB)
+    return memory and memory * MIB, _number(found.get("cpus", ""), _MOST_CPUS)
+
+
 def beside(name: str) -> str:
     """Return a name of a file beside a description. Raises GuestImageError for any other."""
     text = name.removeprefix("./").replace("%20", " ")
@@ -142,12 +170,12 @@ def beside(name: str) -> str:
     return text
 
 
-def _machine(names: list[str], memory: int | None, cpus: int | None) -> Appliance:
+def _machine(names: list[str], memory: int | None, cpus: int | None, nics: int) -> Appliance:
     if not names:
         raise GuestImageError("the machine has no disk with a file")
     if len(names) > _MOST_DISKS:
         raise GuestImageError(f"the machine has {len(names)} disks, more than {_MOST_DISKS}")
-    return Appliance(tuple(names), memory, cpus)
+    return Appliance(tuple(names), memory, cpus, nics)
 
 
 def _in_snapshot(machine: ElementTree.Element, place: ElementTree.Element) -> bool:

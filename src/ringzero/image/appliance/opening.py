@@ -24,6 +24,7 @@ from ringzero.errors import GuestImageError
 from ringzero.host.files import PARTIAL, host_error, open_regular, require_space
 from ringzero.image.appliance import descriptions
 from ringzero.image.appliance.descriptions import MAX_DESCRIPTION, Appliance
+from ringzero.records import replace
 from ringzero.settings import IMAGE_LIMIT
 from ringzero.units import format_size
 
@@ -42,11 +43,12 @@ def disks_of(path: Path, work: Path) -> Iterator[tuple[Appliance, list[Disk]]]:
     DiskError, HostError.
     """
     with contextlib.ExitStack() as stack:
-        kind = _kind(path)
+        kind, own = _kind(path), None
         if kind == "box":
             place = tempfile.TemporaryDirectory(prefix=PARTIAL, dir=work)
             path = _unpacked(path, Path(stack.enter_context(place)))
-            kind = path.suffix.lower()
+            kind, settings = path.suffix.lower(), path.parent / "Vagrantfile"
+            own = descriptions.vagrantfile(_small(settings)) if settings.exists() else None
         if kind == "ova":
             about = descriptions.ovf(_member(path, ".ovf"))
             opened = [_open(stack, path, {"member": name}) for name in about.disks]
@@ -55,6 +57,8 @@ def disks_of(path: Path, work: Path) -> Iterator[tuple[Appliance, list[Disk]]]:
             opened = [_open(stack, _inside(path.parent, name)) for name in about.disks]
         else:
             about, opened = Appliance((path.name,)), [_open(stack, path)]
+        if own is not None:
+            about = replace(about, memory=about.memory or own[0], cpus=about.cpus or own[1])
         yield about, opened
 
 

@@ -27,6 +27,8 @@ _DISKS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "vdi": ("vdi", {}),
 }
 _STREAM = ("vmdk", {"subformat": "streamOptimized", "adapter_type": "lsilogic"})
+# Of the disks of imported machines in the store.
+_STORED = "qcow2"
 FORMATS = (*_DISKS, "ova", "box")
 PROVIDERS = ("libvirt", "virtualbox")
 _SUFFIXES = {"img": "raw", "raw": "raw", "vpc": "vhd"}
@@ -71,14 +73,11 @@ def export(
         raise InvalidValueError(f"{target} exists", hint="choose another name, or say --force")
     if not target.absolute().parent.is_dir():
         raise InvalidValueError(f"{target.absolute().parent} is no directory")
+    if image.disks:
+        return _export_imported(image, target, kind, wishes, progress)
     found = kit.ensure(cache, progress, refresh=wishes.refresh)
     disk = BootableDisk(image, found, cache, wishes.size)
-    about = Appliance(
-        _stem(image),
-        wishes.cpus or image.machine.cpus or 1,
-        wishes.memory or image.machine.memory or _MEMORY,
-        disk.size,
-    )
+    about = _about(image, wishes, disk.size)
     try:
         if kind == "raw":
             with atomic_file(target) as file:
@@ -92,20 +91,67 @@ def export(
             if kind in _DISKS:
                 _convert(work / "raw", target, _DISKS[kind], progress, overwrite=wishes.overwrite)
             else:
-                _pack(kind, wishes.provider, about, work, target, progress)
+                _pack(kind, wishes.provider, about, work / "raw", work, target, progress)
     except OSError as fault:
         raise host_error(fault, "write", target) from fault
     return disk.size
 
 
+def _export_imported(
+    image: StoredImage, target: Path, kind: str, wishes: Wishes, progress: Progress
+) -> int:
+    """Write the disk of an imported machine, which boots as it is; return its size in bytes."""
+    from ringzero.disk.opening import open_disk
+
+    if len(image.disks) > 1:
+        raise InvalidValueError(
+            f"{image.name} has {len(image.disks)} disks, and one is written",
+            hint=f"`ringzero disk convert` takes each: {image.disks[0]} ...",
+        )
+    if wishes.size is not None:
+        raise InvalidValueError(
+            "the disk of an imported machine keeps its size",
+            hint=f"`ringzero disk resize {target} SIZE` afterwards",
+        )
+    with open_disk(image.root, _STORED, read_only=True, backing=False) as disk:
+        size = disk.size
+    try:
+        if kind in _DISKS:
+            _convert(image.root, target, _DISKS[kind], progress, overwrite=wishes.overwrite)
+            return size
+        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=target.absolute().parent) as place:
+            about, work = _about(image, wishes, size), Path(place)
+            _pack(kind, wishes.provider, about, image.root, work, target, progress)
+    except OSError as fault:
+        raise host_error(fault, "write", target) from fault
+    return size
+
+
+def _about(image: StoredImage, wishes: Wishes, size: int) -> Appliance:
+    """Return what an archive says of the machine whose disk has `size` bytes."""
+    return Appliance(
+        _stem(image),
+        wishes.cpus or image.machine.cpus or 1,
+        wishes.memory or image.machine.memory or _MEMORY,
+        size,
+    )
+
+
 def _pack(
-    kind: str, provider: str, about: Appliance, work: Path, target: Path, progress: Progress
+    kind: str,
+    provider: str,
+    about: Appliance,
+    source: Path,
+    work: Path,
+    target: Path,
+    progress: Progress,
 ) -> None:
-    """Make an archive of a disk, and of what tells of its machine."""
+    """Make an archive of a disk, and of what tells of its machine; one that lies in `work` goes."""
     libvirt = kind == "box" and provider == "libvirt"
     disk = work / ("disk.qcow2" if libvirt else "disk.vmdk")
-    _convert(work / "raw", disk, _DISKS["qcow2"] if libvirt else _STREAM, progress)
-    (work / "raw").unlink()
+    _convert(source, disk, _DISKS["qcow2"] if libvirt else _STREAM, progress)
+    if source.parent == work:
+        source.unlink()
     with progress.step(f"packing {target.name}"), atomic_file(target) as file:
         if kind == "ova":
             write_ova(about, disk, about.name, file)
@@ -125,8 +171,9 @@ def _convert(
     from ringzero.disk.opening import open_disk
 
     name, options = how
+    stored = _STORED if source.suffix == f".{_STORED}" else "raw"
     with (
-        open_disk(source, "raw", read_only=True) as disk,
+        open_disk(source, stored, read_only=True, backing=False) as disk,
         progress.step(f"writing {target.name}") as step,
     ):
         size = disk.size

@@ -64,6 +64,20 @@ class Node:
         return stat.S_ISLNK(self.mode)
 
 
+@record
+class Attributes:
+    """What a file system knows of a node besides its content; `mtime` in seconds since 1970.
+
+    `device` is (major, minor) of a device's node.
+    """
+
+    uid: int
+    gid: int
+    mtime: int
+    device: tuple[int, int] = (0, 0)
+    xattrs: dict[bytes, bytes] | None = None
+
+
 class Extent(NamedTuple):
     """Bytes `offset` to `offset + length` of a file lie at `start` of the source; None: zeros."""
 
@@ -160,6 +174,13 @@ class FileSystem(ABC):
     def content(self, node: Node, offset: int, length: int) -> bytes:
         """Return `length` bytes of a file or link, which has them."""
 
+    def attributes_of(self, node: Node) -> Attributes:
+        """Return a node's owner, time, device and extended attributes."""
+        raise FileSystemError(
+            f"owners and attributes of files are not read from {self.name} ({self.source.name})",
+            hint="ext4, XFS, btrfs and EROFS are read with them",
+        )
+
     def folded(self, name: bytes) -> bytes:
         """Return what is the same for all names that are one to this file system."""
         return name
@@ -205,6 +226,11 @@ class FileSystem(ABC):
                 f"more than the {format_size(limit)} that such a file may have"
             )
         return self._content(node, 0, node.size)
+
+    def attributes(self, node: Node) -> Attributes:
+        """Return a node's owner, time, device and extended attributes. Raises FileSystemError."""
+        with guarded(self.name, self.source):
+            return self.attributes_of(node)
 
     def readlink(self, path: str) -> str:
         """Return the target of the link at `path`. Raises NotFoundError."""

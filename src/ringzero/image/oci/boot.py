@@ -1,4 +1,8 @@
-"""A container's image as what a machine boots: its root, and its kernel or the default guest's."""
+"""An image of the store as what a machine boots.
+
+A container's is a root, with its own kernel or the default guest's; an imported machine has disks,
+with all that it boots on the first of them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from ringzero.image.machinespec import MachineSpec
 from ringzero.image.oci.reference import Local, Reference, parse
 from ringzero.image.oci.store import FORMAT, Store, StoredImage
 from ringzero.records import record, replace
-from ringzero.settings import CACHE_DIR
+from ringzero.settings import CACHE_DIR, IMAGE_POLICY
 
 
 @record
@@ -43,6 +47,11 @@ class ContainerFiles:
     def root(self) -> Path:
         """The EROFS image with the guest's root."""
         return self.image.root
+
+    @property
+    def disks(self) -> tuple[Path, ...]:
+        """None: it boots from files."""
+        return ()
 
     @property
     def machine(self) -> MachineSpec:
@@ -78,11 +87,50 @@ class ContainerFiles:
         return words
 
 
-def find(text: str, *, progress: Progress = QUIET, refresh: bool = False) -> ContainerFiles:
+@record
+class DiskFiles:
+    """An imported machine, whose first disk has the kernel that it boots."""
+
+    name: str
+    image: StoredImage
+    kernel: None = None
+    initrd: None = None
+    command_line: str = ""
+    root: None = None
+    health: None = None
+
+    @property
+    def digest(self) -> str:
+        """Of its manifest, in hexadecimal digits."""
+        return self.image.digest.partition(":")[2]
+
+    @property
+    def disks(self) -> tuple[Path, ...]:
+        """Its disks, to which nobody writes: a machine has an overlay on each."""
+        return self.image.disks
+
+    @property
+    def machine(self) -> MachineSpec:
+        """What of the machine the imported one had."""
+        return self.image.machine
+
+    def words(self, command: Sequence[str], entrypoint: str | None = None) -> list[str]:
+        """Return `command`; without one its own system runs. Raises InvalidValueError."""
+        if entrypoint is not None:
+            raise InvalidValueError(
+                f"{self.image.name} is an imported machine, and has no entrypoint",
+                hint="give the command behind --",
+            )
+        return list(command)
+
+
+def find(
+    text: str, *, progress: Progress = QUIET, refresh: bool = False
+) -> ContainerFiles | DiskFiles:
     """Return the files of the image called `text`; it is pulled where it is not in the store.
 
     With `refresh` it is pulled in any case. What lies on this machine's disk is read again each
-    time. Raises InvalidValueError, NotFoundError, HostError, GuestImageError.
+    time. Raises InvalidValueError, NotFoundError, HostError, GuestImageError, SignatureError.
     """
     name = absolute(parse(text))
     cache = CACHE_DIR.get()
@@ -93,11 +141,25 @@ def find(text: str, *, progress: Progress = QUIET, refresh: bool = False) -> Con
         from ringzero.image.oci.pull import pull
 
         image = pull(name, cache=cache, progress=progress)
+    elif IMAGE_POLICY.get() is not None:
+        from ringzero.image.oci.signing import admission
+
+        admission.check(image, name)
+    if image.disks:
+        return DiskFiles(machine_name(name), image)
     return files(machine_name(name), image, progress=progress)
 
 
 def files(name: str, image: StoredImage, *, progress: Progress = QUIET) -> ContainerFiles:
-    """Return what a machine called `name` boots that runs an image of the store."""
+    """Return what a machine called `name` boots that runs a container's image of the store.
+
+    Raises InvalidValueError for an imported machine.
+    """
+    if image.disks:
+        raise InvalidValueError(
+            f"{image.name} is an imported machine, whose own system runs, and no container's image",
+            hint=f"ringzero run {image.name}",
+        )
     base = micro.ensure(cache=CACHE_DIR.get(), progress=progress)
     kernel, initrd = base.kernel, base.initrd
     if image.machine.kernel is not None:
@@ -105,6 +167,19 @@ def files(name: str, image: StoredImage, *, progress: Progress = QUIET) -> Conta
 
         kernel, initrd = ownkernel.ensure(image, base, progress=progress)
     return ContainerFiles(name, kernel, initrd, base.command_line, image, base.digest)
+
+
+def imported(text: str) -> DiskFiles | None:
+    """Return the imported machine called `text`, where it is in the store.
+
+    Raises InvalidValueError for what can be no image's name, SignatureError.
+    """
+    name = parse(text)
+    image = Store(CACHE_DIR.get()).named(name) if isinstance(name, Reference) else None
+    if image is None or not image.disks:
+        return None
+    found = find(text)
+    return found if isinstance(found, DiskFiles) else None
 
 
 def is_here(text: str) -> bool:

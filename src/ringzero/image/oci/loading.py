@@ -31,6 +31,11 @@ from ringzero.units import MIB, format_size
 _PIECE, _LOOK = MIB, 64 * MIB
 # What is taken out of a tar of a layout: nothing else is part of one.
 _LAYOUT_FILE = re.compile(r"(?:\./)?(index\.json|oci-layout|blobs/[a-z0-9]+/[0-9a-f]+)")
+# What tells an archive of `docker save` and a layout.
+ARCHIVE_LIST, LAYOUT_INDEX = "manifest.json", "index.json"
+_SUFFIXES = re.compile(
+    r"(\.(oci|docker|tar|tgz|gz|xz|bz2|zst|ova|ovf|box|vmx|vbox|raw|img|qcow2|vmdk|vhd|vhdx|vdi))+$"
+)
 # containerd's name of a whole reference; that of the specification may be a tag only.
 _FULL_NAME, _NAME = "io.containerd.image.name", "org.opencontainers.image.ref.name"
 
@@ -44,29 +49,34 @@ def load(path: Path, *, cache: Path, progress: Progress = QUIET) -> list[StoredI
         return _layout(path, path.name, cache, progress)
     try:
         with tempfile.TemporaryDirectory(dir=make_directory(cache), prefix="load-") as place:
-            plain = _plain(path, Path(place), progress)
-            names = _names(plain, path)
-            if "manifest.json" in names:
-                return _archive(plain, cache, progress)
-            if "index.json" not in names:
+            whole = plain(path, Path(place), progress)
+            names = _names(whole, path)
+            if ARCHIVE_LIST in names:
+                return _archive(whole, cache, progress)
+            if LAYOUT_INDEX not in names:
                 raise GuestImageError(
-                    f"{path} has neither manifest.json nor index.json",
-                    hint="`docker save`, `podman save` and `ringzero image save` write images",
+                    f"{path} has neither {ARCHIVE_LIST} nor {LAYOUT_INDEX}",
+                    hint="`docker save`, `podman save` and `ringzero image save` write images; "
+                    f"a disk, or a system's files: `ringzero image import {path}`",
                 )
             target = Path(place, "layout")
-            _extract(plain, target)
+            _extract(whole, target)
             return _layout(target, path.name, cache, progress)
     except OSError as fault:
         raise host_error(fault, "read", path) from fault
 
 
-def _plain(path: Path, place: Path, progress: Progress) -> Path:
-    """Return the file itself, or where it lies without its compression."""
+def plain(path: Path, place: Path, progress: Progress) -> Path:
+    """Return the file itself, or where in the folder `place` it lies without its compression.
+
+    Raises GuestImageError where it is damaged, or larger than RINGZERO_IMAGE_LIMIT, HostError,
+    OSError.
+    """
     with path.open("rb") as file:
         head = file.read(compression.HEAD)
     if not compression.is_compressed(head):
         return path
-    target, limit = place / "plain.tar", IMAGE_LIMIT.get()
+    target, limit = place / "plain", IMAGE_LIMIT.get()
     size = 0
     with progress.step(f"unpacking {path.name}") as step:
         try:
@@ -92,18 +102,18 @@ def _pieces(file: IO[bytes]) -> Iterator[bytes]:
         yield data
 
 
-def _names(plain: Path, path: Path) -> set[str]:
+def _names(whole: Path, path: Path) -> set[str]:
     """Return the names of the files in a tar's top directory, and its blobs'."""
     try:
-        with tarfile.open(plain, "r:") as archive:
+        with tarfile.open(whole, "r:") as archive:
             return {member.name.removeprefix("./") for member in archive if member.isreg()}
     except (tarfile.TarError, UnicodeError) as fault:
         raise GuestImageError(f"{path} is no archive of images: {fault}") from fault
 
 
-def _extract(plain: Path, target: Path) -> None:
+def _extract(whole: Path, target: Path) -> None:
     """Take the files of a layout out of a tar."""
-    with tarfile.open(plain, "r:") as archive:
+    with tarfile.open(whole, "r:") as archive:
         for member in archive:
             found = _LAYOUT_FILE.fullmatch(member.name)
             file = archive.extractfile(member) if found and member.isreg() else None
@@ -117,9 +127,9 @@ def _extract(plain: Path, target: Path) -> None:
                     out.write(data)
 
 
-def _archive(plain: Path, cache: Path, progress: Progress) -> list[StoredImage]:
+def _archive(whole: Path, cache: Path, progress: Progress) -> list[StoredImage]:
     """Load each image of a `docker save`; one without a name is known by its digest."""
-    with contextlib.closing(Archive(Local(ARCHIVE, plain))) as archive:
+    with contextlib.closing(Archive(Local(ARCHIVE, whole))) as archive:
         images = archive.names
     if len(images) > 1 and not all(images):
         raise GuestImageError(
@@ -127,14 +137,14 @@ def _archive(plain: Path, cache: Path, progress: Progress) -> list[StoredImage]:
             hint="save them one by one, or with their names",
         )
     return [
-        _take(Local(ARCHIVE, plain, names[0] if names else None), names, cache, progress)
+        _take(Local(ARCHIVE, whole, names[0] if names else None), names, cache, progress)
         for names in images
     ]
 
 
 def _layout(place: Path, name: str, cache: Path, progress: Progress) -> list[StoredImage]:
     """Load each image of a layout."""
-    index = place / "index.json"
+    index = place / LAYOUT_INDEX
     try:
         data = index.read_bytes() if index.stat().st_size <= MAX_DOCUMENT else b""
     except OSError as fault:
@@ -148,15 +158,14 @@ def _layout(place: Path, name: str, cache: Path, progress: Progress) -> list[Sto
         notes = item.get("annotations") or {}
         told = [notes.get(_FULL_NAME) or notes.get(_NAME)]
         names = [text for text in told if isinstance(text, str) and not is_tag(text)]
-        names += [f"{_stem(name)}:{tag}" for tag in told if isinstance(tag, str) and is_tag(tag)]
+        names += [f"{stem(name)}:{tag}" for tag in told if isinstance(tag, str) and is_tag(tag)]
         found.append(_take(Local(LAYOUT, place, descriptor.digest), names, cache, progress))
     return found
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
     """Return what an image is called whose file or directory says no more than its own name."""
-    stem = re.sub(r"(\.(oci|docker|tar|tgz|gz|xz|bz2|zst))+$", "", name.lower())
-    return re.sub(r"[^a-z0-9]+", "-", stem).strip("-") or "image"
+    return re.sub(r"[^a-z0-9]+", "-", _SUFFIXES.sub("", name.lower())).strip("-") or "image"
 
 
 def _take(local: Local, names: list[str], cache: Path, progress: Progress) -> StoredImage:

@@ -11,6 +11,7 @@ from ringzero.image.oci.blobs import Blobs, Partial, digest_of
 from ringzero.image.oci.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor
 from ringzero.image.oci.pull import unpacked
 from ringzero.image.oci.reference import Local, Reference
+from ringzero.image.oci.signing import admission
 from ringzero.image.oci.store import Store, StoredImage
 from ringzero.records import record
 
@@ -19,11 +20,14 @@ from ringzero.records import record
 class Made:
     """An image: its configuration (config.md), and its layers from the lowest.
 
-    A layer whose file is None is a blob of the store already.
+    A layer whose file is None is a blob of the store already. `config_type` is the configuration's
+    media type; `artifact` what the image is where it is none of containers (manifest.md).
     """
 
     config: bytes
     layers: tuple[tuple[Descriptor, Path | None], ...]
+    config_type: str = OCI_CONFIG
+    artifact: str | None = None
 
     @property
     def manifest(self) -> bytes:
@@ -31,9 +35,13 @@ class Made:
         whole = {
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
-            "config": Descriptor(OCI_CONFIG, digest_of(self.config), len(self.config)).plain(),
+            "config": Descriptor(
+                self.config_type, digest_of(self.config), len(self.config)
+            ).plain(),
             "layers": [layer.plain() for layer, _ in self.layers],
         }
+        if self.artifact is not None:
+            whole["artifactType"] = self.artifact
         return json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -60,6 +68,7 @@ def put(
         found = documents.manifest(documents.document(data, "the image's manifest"))
         config = documents.image_config(made.config)
         image = unpacked(store, blobs, digest, found, config, lambda *_: None, progress)
+        admission.note_made(image)
     with store.lock(progress):
         for name in names:
             store.set_name(name, digest)

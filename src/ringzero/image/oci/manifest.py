@@ -27,10 +27,18 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1"
 INDEXES, MANIFESTS = (OCI_INDEX, DOCKER_LIST), (OCI_MANIFEST, DOCKER_MANIFEST)
-_CONFIGS = (OCI_CONFIG, DOCKER_CONFIG)
+# An imported machine: a configuration, of which `config` says what ours do, and its disks, each
+# with the bytes of a qcow2 image that stands on no other file. Registries and their clients carry
+# it as any artifact; what runs containers refuses it by its configuration's type.
+DISK_ARTIFACT = "application/vnd.ringzero.disk.v1"
+DISK_CONFIG = "application/vnd.ringzero.disk.config.v1+json"
+DISK_LAYER = "application/vnd.ringzero.disk.layer.v1.qcow2"
+MAX_DISKS = 16
+_CONFIGS = (OCI_CONFIG, DOCKER_CONFIG, DISK_CONFIG)
+OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 # layer.md; "foreign" and "nondistributable" layers lie elsewhere, and nobody makes them any more.
 _LAYERS = {
-    "application/vnd.oci.image.layer.v1.tar": "tar",
+    OCI_LAYER: "tar",
     "application/vnd.oci.image.layer.v1.tar+gzip": "gzip",
     "application/vnd.oci.image.layer.v1.tar+zstd": "zstd",
     "application/vnd.oci.image.layer.nondistributable.v1.tar": "tar",
@@ -104,6 +112,11 @@ class Manifest:
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
+
+    @property
+    def is_disk(self) -> bool:
+        """Whether its layers are the disks of an imported machine."""
+        return self.config.media_type == DISK_CONFIG
 
 
 @record
@@ -235,9 +248,24 @@ def manifest(value: dict[str, Any]) -> Manifest:
     if config.size > MAX_DOCUMENT:
         raise GuestImageError(f"the image's configuration is larger than {MAX_DOCUMENT >> 20} MiB")
     found = tuple(descriptor(layer, "a layer of the image") for layer in layers)
-    for layer in found:
-        _ = layer.compression
-    return Manifest(config, found)
+    made = Manifest(config, found)
+    if made.is_disk:
+        _check_disks(found)
+    else:
+        for layer in found:
+            _ = layer.compression
+    return made
+
+
+def _check_disks(layers: tuple[Descriptor, ...]) -> None:
+    if not 0 < len(layers) <= MAX_DISKS:
+        raise GuestImageError(f"the imported machine has {len(layers)} disks: 1 to {MAX_DISKS}")
+    for layer in layers:
+        if layer.media_type != DISK_LAYER:
+            raise GuestImageError(
+                f"a disk of the image is of the unknown type {layer.media_type[:120]!r}",
+                hint="the image is damaged, or of a newer ringzero",
+            )
 
 
 def image_config(data: bytes) -> ImageConfig:

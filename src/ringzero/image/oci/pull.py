@@ -25,9 +25,9 @@ from ringzero.image.oci.manifest import (
     host_architecture,
 )
 from ringzero.image.oci.reference import Local, Reference
-from ringzero.image.oci.signing import kept, policy
+from ringzero.image.oci.signing import admission, kept, policy
 from ringzero.image.oci.signing.document import Signature
-from ringzero.image.oci.signing.keys import load_public
+from ringzero.image.oci.signing.keys import VerifyingKey, load_public
 from ringzero.image.oci.store import Store, StoredImage
 from ringzero.image.oci.unpacking import THREADS, StoppedError, Unpacking
 from ringzero.units import format_size
@@ -73,8 +73,10 @@ def pull(
             # Without it the image boots, and says so.
             with contextlib.suppress(RingzeroError):
                 _fetch_memory(name, source, image, blobs, progress)
-        if ours := [signature for signature in signed if signature.digest == digest]:
+        if ours := [signature for signature, _ in signed if signature.digest == digest]:
             kept.add(image, ours)
+        if signed:
+            admission.note_keys(image, [key for _, key in signed])
     with store.lock(progress):
         store.set_name(name, digest)
     return store.named(name) or image
@@ -127,8 +129,8 @@ def _signed(
     source: Source,
     digests: Sequence[str],
     wanted: Sequence[Sequence[Path]],
-) -> list[Signature]:
-    """Return signatures by which an image is what one of each of several keys has signed.
+) -> list[tuple[Signature, VerifyingKey]]:
+    """Return signatures by which an image is what one of each of several keys has signed, and it.
 
     What is signed is the first of `digests`, which may be an index, or the last, its manifest for
     one platform. Raises SignatureError.
@@ -223,7 +225,7 @@ def unpacked(
     fetch: Callable[..., None],
     progress: Progress,
 ) -> StoredImage:
-    """Return the image, whose root file system is written unless it is there.
+    """Return the image, whose root file system or disks are put there unless they are.
 
     `fetch` has its layers come, told to whom it is given.
     """
@@ -234,16 +236,26 @@ def unpacked(
             fetch()
         else:
             from ringzero.host.files import remove_tree
-            from ringzero.image.oci import root
 
             remove_tree(place)
-            with Unpacking(manifest.layers, config.diff_ids, store.layers) as unpacking:
-                fetch(unpacking.follow)
-                layers = unpacking.finish(blobs, progress)
-            with atomic_directory(place) as work:
-                uuid = bytes.fromhex(digest.partition(":")[2])
-                size = root.build(layers, config, uuid, work, progress)
-                store.write_info(work, digest, _info(config, manifest, size))
+            if manifest.is_disk:
+                from ringzero.image.oci import machinedisks
+
+                fetch()
+                with atomic_directory(place) as work:
+                    disks, size = machinedisks.place(manifest.layers, blobs, work)
+                    info = {**_info(config, manifest, size), "disks": disks}
+                    store.write_info(work, digest, info)
+            else:
+                from ringzero.image.oci import root
+
+                with Unpacking(manifest.layers, config.diff_ids, store.layers) as unpacking:
+                    fetch(unpacking.follow)
+                    layers = unpacking.finish(blobs, progress)
+                with atomic_directory(place) as work:
+                    uuid = bytes.fromhex(digest.partition(":")[2])
+                    size = root.build(layers, config, uuid, work, progress)
+                    store.write_info(work, digest, _info(config, manifest, size))
             found = store.load(digest)
     if found is None:
         raise GuestImageError(f"the image {digest} vanished while it was made", path=place)

@@ -94,8 +94,8 @@ def push(
 def _refer(registry: Registry, image: str, layer: MemoryLayer, blobs: Blobs) -> None:
     """Have a registry know an image's memory layer, whose blobs it has, among its referrers."""
     made = layer.manifest
-    registry.put_manifest(made.digest, blobs.read(made.digest), made.media_type)
-    referrers.add(registry, image, made, memory.ARTIFACT)
+    if not registry.put_manifest(made.digest, blobs.read(made.digest), made.media_type):
+        referrers.add(registry, image, made, memory.ARTIFACT)
 
 
 def save(image: StoredImage, target: Path, name: str, *, cache: Path) -> None:

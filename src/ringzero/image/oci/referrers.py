@@ -1,7 +1,7 @@
 """What refers to an image in a registry: artifacts whose `subject` it is, such as its memory.
 
-They are listed in an index with a tag of its own (distribution specification, "Referrers Tag
-Schema"), which registries with an API for referrers take, too.
+Registries with an API for referrers list them by that (distribution specification, "Listing
+Referrers"). For others they are in an index with a tag of its own ("Referrers Tag Schema").
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Manifests(Protocol):
         """Return the document of a tag or digest, and its type if that is told."""
         ...
 
-    def put_manifest(self, target: str, data: bytes, kind: str) -> None:
-        """Store a manifest under a tag or digest."""
+    def put_manifest(self, target: str, data: bytes, kind: str) -> bool:
+        """Store a manifest under a tag or digest; whether its subject has it as a referrer now."""
         ...
 
 
@@ -45,16 +45,17 @@ def index(made: Descriptor, artifact: str, others: bytes | None) -> bytes:
     return json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()
 
 
-def among(data: bytes, artifact: str) -> Descriptor | None:
-    """Return the manifest of the type `artifact` in an index. Raises GuestImageError."""
-    for item in _listed(data):
-        if item.get("artifactType") == artifact:
-            return documents.descriptor(item, "the index of an image's referrers")
-    return None
+def among(data: bytes, artifact: str) -> list[Descriptor]:
+    """Return the manifests of the type `artifact` in an index. Raises GuestImageError."""
+    return [
+        documents.descriptor(item, "the index of an image's referrers")
+        for item in _listed(data)
+        if item.get("artifactType") == artifact
+    ]
 
 
 def add(registry: Manifests, image: str, made: Descriptor, artifact: str) -> None:
-    """Have a registry list a manifest that it has among an image's referrers.
+    """Have a registry without an API for it list a manifest among an image's referrers.
 
     Raises HostError, GuestImageError.
     """

@@ -19,7 +19,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from socket import gaierror
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlencode, urljoin, urlsplit
@@ -38,7 +38,13 @@ from ringzero.image.http import (
 )
 from ringzero.image.oci import credentials, referrers
 from ringzero.image.oci.certificates import Trust, context, folder
-from ringzero.image.oci.manifest import INDEXES, MANIFESTS, MAX_DOCUMENT, Descriptor
+from ringzero.image.oci.manifest import (
+    INDEXES,
+    MANIFESTS,
+    MAX_DOCUMENT,
+    OCI_INDEX,
+    Descriptor,
+)
 from ringzero.image.oci.memory import ARTIFACT
 from ringzero.image.oci.reference import DEFAULT_REGISTRY, Reference
 from ringzero.settings import HTTP_REGISTRIES, INSECURE_REGISTRIES, REGISTRY_MIRRORS
@@ -136,10 +142,27 @@ class Registry:
         Raises HostError, GuestImageError.
         """
         try:
-            found = referrers.among(self.manifest(referrers.tag(image))[0], ARTIFACT)
-            return self.manifest(found.digest)[0] if found is not None else None
+            found = self.referring(image, ARTIFACT)
+            return self.manifest(found[0].digest)[0] if found else None
         except NotFoundError:
             return None
+
+    def referring(self, image: str, artifact: str) -> list[Descriptor]:
+        """Return the manifests of the type `artifact` that refer to the image with a digest.
+
+        Those that the API for it lists, else those of the tag that stands in for it. Raises
+        HostError, GuestImageError.
+        """
+        query = urlencode({"artifactType": artifact})
+        url = f"{self._bases[0]}/v2/{self._reference.path}/referrers/{image}?{query}"
+        # Registries without it answer what they like.
+        with suppress(NotFoundError, HostError, GuestImageError):
+            data, _ = self._document(url, {"Accept": OCI_INDEX}, MAX_DOCUMENT)
+            if found := referrers.among(data, artifact):
+                return found
+        with suppress(NotFoundError):
+            return referrers.among(self.manifest(referrers.tag(image))[0], artifact)
+        return []
 
     def blob(self, descriptor: Descriptor, sink: Sink, told: Callable[[int], object]) -> None:
         """Fetch a blob into `sink`, on from where that ends; `told` hears of bytes that came.
@@ -261,11 +284,15 @@ class Registry:
         with self._asked("PUT", url, headers, read):
             return True
 
-    def put_manifest(self, target: str, data: bytes, kind: str) -> None:
-        """Store a manifest whose blobs are there under a tag or digest. Raises HostError."""
+    def put_manifest(self, target: str, data: bytes, kind: str) -> bool:
+        """Store a manifest whose blobs are there under a tag or digest.
+
+        Whether the registry lists it among the referrers of its subject from now on. Raises
+        HostError.
+        """
         path = f"/v2/{self._reference.path}/manifests/{target}"
-        with self._asked("PUT", path, {"Content-Type": kind}, data):
-            return
+        with self._asked("PUT", path, {"Content-Type": kind}, data) as answer:
+            return bool(answer.header("OCI-Subject"))
 
     @contextmanager
     def _asked(

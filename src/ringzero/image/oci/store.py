@@ -9,6 +9,7 @@
     images/<digest>/content-N        the content of a layer's files, as in `layers`
     images/<digest>/root.vmdk        the disk with its root file system, whose parts these are
                                      (`root`)
+    images/<digest>/disk-N.qcow2     in place of all that, of an imported machine (`machinedisks`)
 
 A start with an image in the store reads two small files and asks nobody anything.
 """
@@ -62,7 +63,8 @@ def refuse_used(name: str, users: Sequence[str]) -> None:
 class StoredImage:
     """An image in the store: its names, its manifest's digest, what it runs.
 
-    `root` is the disk image (VMDK) with its root file system, `size` that disk's in bytes.
+    `root` is the disk image (VMDK) with its root file system, `size` that disk's in bytes. An
+    imported machine has `disks` (qcow2), of which the first is its `root`, and `size` is theirs.
     """
 
     names: tuple[str, ...]
@@ -85,6 +87,7 @@ class StoredImage:
     diff_ids: tuple[str, ...]
     machine: MachineSpec = MachineSpec()
     health: HealthCheck | None = None
+    disks: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -94,7 +97,7 @@ class StoredImage:
     def summary(self) -> ImageSummary:
         """Return the image as plain data."""
         return {
-            "kind": "container",
+            "kind": "disk" if self.disks else "container",
             "name": self.name,
             "names": list(self.names),
             "digest": self.digest,
@@ -114,6 +117,7 @@ class StoredImage:
             "healthcheck": list(self.healthcheck),
             "machine": self.machine.plain(),
             "memory": memory.digest_at(self.root.parent),
+            "disks": [str(path) for path in self.disks],
         }
 
 
@@ -146,8 +150,9 @@ class Store:
         found = _json(place / INFO)
         if found is None or found.get("format") != FORMAT or found.get("digest") != digest:
             return None
-        root = place / ROOT
         try:
+            disks = tuple(place / str(name) for name in found.get("disks", ()))
+            root = disks[0] if disks else place / ROOT
             if {name: (place / name).stat().st_size for name in found["parts"]} != found["parts"]:
                 return None
             values: dict[str, Any] = {name: tuple(found[name]) for name in _LISTS}
@@ -155,7 +160,12 @@ class Store:
             values["machine"] = machinespec.read(found.get("machine"))
             values["health"] = HealthCheck.from_dict(found["health"] or {})
             return StoredImage(
-                names=tuple(names), digest=digest, root=root, size=found["size"], **values
+                names=tuple(names),
+                digest=digest,
+                root=root,
+                size=found["size"],
+                disks=disks,
+                **values,
             )
         except (OSError, KeyError, TypeError, GuestImageError):
             return None

@@ -1,5 +1,6 @@
 """Signed images: made here, pushed, pulled, refused; cosign beside it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,10 +10,14 @@ import pytest
 
 from ringzero.cli.main import main
 from ringzero.errors import GuestImageError, SignatureError
+from ringzero.image.oci import boot, referrers
+from ringzero.image.oci.made import Made, put
+from ringzero.image.oci.manifest import OCI_INDEX, Descriptor
 from ringzero.image.oci.pull import pull
 from ringzero.image.oci.push import push
 from ringzero.image.oci.reference import parse, parse_reference
-from ringzero.image.oci.signing import document, kept, keys
+from ringzero.image.oci.registry import Registry
+from ringzero.image.oci.signing import admission, document, kept, keys, remote
 from ringzero.image.oci.store import Store
 from tests.image.oci.docker_registry import docker_registry, peer
 from tests.image.oci.images import Image, digest
@@ -184,6 +189,139 @@ def test_a_policy_refuses_what_is_not_signed(registry, image, cache, key, tmp_pa
     assert pulled(name, tmp_path / "2").digest == image.digest
     # With --verify, both have to have signed.
     refused(name, tmp_path / "3", pair(tmp_path / "other"))
+
+
+def test_a_policy_holds_for_what_is_stored(registry, image, cache, key, tmp_path, monkeypatch):
+    """Also for an image that came before the policy; what was checked then need not be again."""
+    name = parse_reference(f"{registry.host}/app:1")
+    push(image, name, cache=cache)
+    pulled(name, cache)
+    monkeypatch.setattr(boot, "files", lambda name, image, progress: image)
+    assert boot.find(str(name)).digest == image.digest
+    path = tmp_path / "images.toml"
+    path.write_text(f'[[image]]\nname = "{registry.host}/*"\nkeys = ["k.pub"]\n')
+    monkeypatch.setenv("RINGZERO_IMAGE_POLICY", str(path))
+    with pytest.raises(SignatureError, match="is not signed; it is in the store") as told:
+        boot.find(str(name))
+    assert f"ringzero pull {name}" in told.value.hint
+    # Signed by somebody else: no better.
+    sign(image, name, pair(tmp_path / "other"))
+    with pytest.raises(SignatureError, match="none of which is good"):
+        boot.find(str(name))
+    sign(image, name, key)
+    assert boot.find(str(name)).digest == image.digest
+    # Another policy, another key.
+    pair(tmp_path / "k2")
+    path.write_text(f'[[image]]\nname = "{registry.host}/*"\nkeys = ["k2.pub"]\n')
+    with pytest.raises(SignatureError):
+        boot.find(str(name))
+    path.write_text('default = "refuse"\n')
+    with pytest.raises(SignatureError, match="lets no image"):
+        boot.find(str(name))
+
+
+def test_a_signature_of_an_index_is_remembered(registry, key, tmp_path, monkeypatch):
+    """Its digest is none of the image that was chosen from it."""
+    other = Image([{"a": b"2"}], architecture="arm64")
+    index = Image([{"a": b"1"}]).index((other, "arm64"))
+    for blob, data in index.blobs.items():
+        registry.blobs[blob] = data
+        registry.manifests[blob] = (data, index.types[blob])
+    registry.manifests["1"] = registry.manifests[index.digest]
+    name = parse_reference(f"{registry.host}/app:1")
+    data = document.payload(f"{registry.host}/app", index.digest)
+    private = keys.load_private(key.with_suffix(".key"), None)
+    signature = document.Signature(data, private.sign(data))
+    with contextlib.closing(Registry(name)) as there:
+        size = len(registry.manifests["1"][0])
+        remote.put(there, Descriptor(OCI_INDEX, index.digest, size), [signature])
+    place = tmp_path / "2"
+    found = pulled(name, place, key)
+    assert kept.load(found) == []
+    path = tmp_path / "images.toml"
+    path.write_text(f'[[image]]\nname = "{registry.host}/*"\nkeys = ["k.pub"]\n')
+    monkeypatch.setenv("RINGZERO_IMAGE_POLICY", str(path))
+    admission.check(found, name)
+    assert admission_of(found) == {"keys": [keys.load_public(tmp_path / "k.pub").fingerprint]}
+    (found.root.parent / "admitted.json").write_bytes(b"[" * 9)
+    with pytest.raises(SignatureError):
+        admission.check(found, name)
+
+
+def admission_of(image):
+    return json.loads((image.root.parent / "admitted.json").read_bytes())
+
+
+def test_what_was_made_here_may_run(tmp_path, cache, monkeypatch):
+    config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": {"diff_ids": []}})
+    found = put(Made(config.encode(), ()), cache=cache)
+    (tmp_path / "images.toml").write_text('default = "refuse"\n')
+    monkeypatch.setenv("RINGZERO_IMAGE_POLICY", str(tmp_path / "images.toml"))
+    admission.check(found, parse("made:1"))
+
+
+class ReferrersRegistry(LoopRegistry):
+    """A registry with an API for referrers (distribution specification 1.1)."""
+
+    def serve(self, request):
+        kind, _, target = request.path.removeprefix("/v2/app/").partition("/")
+        if request.command == "GET" and kind == "referrers":
+            self.log.append((request.command, request.path))
+            return self.answer(request, 200, self.listed(target), {"Content-Type": OCI_INDEX})
+        return super().serve(request)
+
+    def listed(self, target):
+        """All that have a subject, whatever is asked for: the filter is the registry's choice."""
+        subject, found = target.partition("?")[0], {}
+        for data, kind in self.manifests.values():
+            value = json.loads(data)
+            if (value.get("subject") or {}).get("digest") == subject:
+                found[digest(data)] = {
+                    "mediaType": kind, "digest": digest(data), "size": len(data),
+                    "artifactType": value.get("artifactType"),
+                }  # fmt: skip
+        return json.dumps({"schemaVersion": 2, "manifests": list(found.values())}).encode()
+
+    def answer(self, request, status, data=b"", headers=None):
+        if status == 201 and "/manifests/" in request.path:
+            headers = {"OCI-Subject": "yes"}
+        return super().answer(request, status, data, headers)
+
+
+def test_a_registry_with_an_api_for_referrers_is_asked(image, cache, key, tmp_path):
+    registry = ReferrersRegistry()
+    try:
+        name = parse_reference(f"{registry.host}/app:1")
+        made = sign(image, name, key)
+        push(image, name, cache=cache)
+        # It lists them by itself: no index of ours is put there.
+        assert referrers.tag(image.digest) not in registry.manifests
+        # Nothing but the API leads to the signature.
+        del registry.manifests[document.tag(image.digest)]
+        found = pulled(name, tmp_path / "2", key)
+        assert kept.load(found) == [made]
+        asked = [path for _, path in registry.log if "/referrers/" in path]
+        assert f"/v2/app/referrers/{image.digest}?artifactType=" in asked[0]
+        # One of two has signed: what the other says beside it is no harm.
+        other = pair(tmp_path / "other")
+        refused(name, tmp_path / "3", other)
+    finally:
+        registry.server.shutdown()
+        registry.server.server_close()
+
+
+@pytest.mark.parametrize("reply", [b"<html>", b'{"manifests": 1}', b'{"manifests": []}'])
+def test_an_api_that_is_none_is_passed_over(image, cache, key, tmp_path, reply):
+    registry = ReferrersRegistry()
+    registry.listed = lambda _: reply
+    try:
+        name = parse_reference(f"{registry.host}/app:1")
+        sign(image, name, key)
+        push(image, name, cache=cache)
+        assert pulled(name, tmp_path / "2", key).digest == image.digest
+    finally:
+        registry.server.shutdown()
+        registry.server.server_close()
 
 
 def test_layouts_carry_no_signatures(image, tmp_path, key):

@@ -18,13 +18,21 @@ from typing import NamedTuple
 
 from ringzero.errors import FileSystemError, NotFoundError
 from ringzero.image.fs import lzo
-from ringzero.image.fs.contract import FILE_SYSTEMS, FileSystem, Node, peek, uuid_text
+from ringzero.image.fs.contract import (
+    FILE_SYSTEMS,
+    Attributes,
+    FileSystem,
+    Node,
+    peek,
+    uuid_text,
+)
 from ringzero.image.source import Part
 from ringzero.records import record
 
 _SUPERBLOCK = 65536
 _MAGIC = b"_BHRfS_M"
 _INODE_ITEM, _DIR_ITEM, _DIR_INDEX, _EXTENT_DATA, _ROOT_ITEM, _CHUNK_ITEM = 1, 84, 96, 108, 132, 228
+_XATTR_ITEM = 24
 _CHUNK_TREE, _FS_TREE, _FIRST_INODE, _ROOT_DIRECTORY = 3, 5, 256, 6
 _KEY = struct.Struct("<QBQ")
 _HEADER, _ITEM, _POINTER = 101, 25, 33
@@ -271,6 +279,26 @@ class Btrfs(FileSystem):
             (mode,) = struct.unpack_from("<I", data, 52)
             return Node(key, mode, size)
         raise self.damaged(f"inode {key.inode} is missing")
+
+    def attributes_of(self, node: Node) -> Attributes:
+        tree, inode = node.key
+        wanted = (inode, _INODE_ITEM, 0)
+        found: dict[bytes, bytes] = {}
+        first, last = (inode, _XATTR_ITEM, 0), (inode, _XATTR_ITEM, 1 << 64)
+        for _, data in self._items(self._trees[tree], first, last):
+            at = 0
+            while at + 30 <= len(data):
+                size, length = struct.unpack_from("<HH", data, at + 25)
+                begin = at + 30
+                at = begin + length + size
+                found[data[begin : begin + length]] = data[begin + length : at]
+        for _, data in self._items(self._trees[tree], wanted, wanted):
+            uid, gid = struct.unpack_from("<II", data, 44)
+            (number,) = struct.unpack_from("<Q", data, 56)
+            (mtime,) = struct.unpack_from("<q", data, 136)
+            device = (number >> 20 & 0xFFF, number & 0xFFFFF) if number else (0, 0)
+            return Attributes(uid, gid, mtime, device, found or None)
+        raise self.damaged(f"inode {inode} is missing")
 
     def entries(self, directory: Node) -> Iterator[tuple[bytes, _Key]]:
         tree, inode = directory.key

@@ -7,16 +7,18 @@ and whose pieces may be shared. Further devices are told.
 
 from __future__ import annotations
 
+import stat
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
 
 from ringzero.errors import FileSystemError
-from ringzero.image.fs import erofspack, packed
+from ringzero.image.fs import erofspack, packed, xattrs
 from ringzero.image.fs.contract import (
     FILE_SYSTEMS,
     MAX_DIRECTORY,
     MAX_EXTENTS,
+    Attributes,
     Extent,
     ExtentFileSystem,
     Node,
@@ -42,6 +44,8 @@ _KEPT = 4
 _FLAT, _PACKED_FULL, _INLINE, _PACKED_COMPACT, _CHUNKS = range(5)
 _CHUNK_INDEXES = 1 << 5
 _NO_BLOCK = 0xFFFFFFFF
+# erofs_xattr_ibody_header, and an entry: lengths of name and value, the name's beginning.
+_XATTR_HEADER, _XATTR_ENTRY = 12, struct.Struct("<BBH")
 
 
 @record
@@ -49,8 +53,13 @@ class _Detail:
     layout: int
     # Where inode and attributes end: inline data and indices follow.
     tail: int
-    # The first block, or the chunks' format.
+    # The first block, or the chunks' format, or a device's number.
     place: int
+    owner: tuple[int, int] = (0, 0)
+    # In seconds; None: that of the whole file system.
+    mtime: int | None = None
+    # Where the attributes begin.
+    xattrs: int = 0
 
 
 @record
@@ -84,7 +93,8 @@ class Erofs(ExtentFileSystem):
             raise self.damaged(f"blocks of 2^{bits} bytes")
         self._bits, self._block = bits, 1 << bits
         (self._root,) = struct.unpack_from("<H", head, 14)
-        (self._metadata,) = struct.unpack_from("<I", head, 40)
+        (self._built,) = struct.unpack_from("<Q", head, 24)
+        self._metadata, self._shared = struct.unpack_from("<II", head, 40)
         self.uuid = uuid_text(head[48:64])
         self.label = head[64:80].partition(b"\0")[0].decode("utf-8", "replace")
         (features,) = struct.unpack_from("<I", head, 80)
@@ -107,14 +117,47 @@ class Erofs(ExtentFileSystem):
         raw = self.source.read(at, 32)
         form, attributes, mode = struct.unpack_from("<HHH", raw)
         extended = form & 1
+        mtime = None
         if extended:
             raw = self.source.read(at, 64)
             (size,) = struct.unpack_from("<Q", raw, 8)
+            uid, gid, mtime = struct.unpack_from("<IIq", raw, 24)
         else:
             (size,) = struct.unpack_from("<I", raw, 8)
+            uid, gid = struct.unpack_from("<HH", raw, 24)
         (place,) = struct.unpack_from("<I", raw, 16)
-        tail = at + (64 if extended else 32) + (12 + 4 * (attributes - 1) if attributes else 0)
-        return Node(key, mode, size, _Detail(form >> 1 & 7, tail, place))
+        begin = at + (64 if extended else 32)
+        tail = begin + (12 + 4 * (attributes - 1) if attributes else 0)
+        return Node(key, mode, size, _Detail(form >> 1 & 7, tail, place, (uid, gid), mtime, begin))
+
+    def attributes_of(self, node: Node) -> Attributes:
+        detail: _Detail = node.detail
+        is_device = stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode)
+        mtime = self._built if detail.mtime is None else detail.mtime
+        device = xattrs.device(detail.place) if is_device else (0, 0)
+        return Attributes(*detail.owner, mtime, device, self._xattrs(detail) or None)
+
+    def _xattrs(self, detail: _Detail) -> dict[bytes, bytes]:
+        """Return attributes that stand behind an inode, and those that it shares with others."""
+        if detail.tail == detail.xattrs:
+            return {}
+        data = self.source.read(detail.xattrs, detail.tail - detail.xattrs)
+        count = data[4]
+        found: dict[bytes, bytes] = {}
+        shared = struct.unpack_from(f"<{count}I", data, _XATTR_HEADER)
+        at = _XATTR_HEADER + 4 * count
+        while at + _XATTR_ENTRY.size <= len(data):
+            length, index, size = _XATTR_ENTRY.unpack_from(data, at)
+            if not (length or index or size):
+                break
+            _enter(found, data, at)
+            at += _XATTR_ENTRY.size + length + size + 3 & ~3
+        for number in shared:
+            place = self._shared * self._block + 4 * number
+            head = self.source.read(place, _XATTR_ENTRY.size)
+            length, _, size = _XATTR_ENTRY.unpack(head)
+            _enter(found, self.source.read(place, _XATTR_ENTRY.size + length + size), 0)
+        return found
 
     def content(self, node: Node, offset: int, length: int) -> bytes:
         if node.detail.layout in (_PACKED_FULL, _PACKED_COMPACT):
@@ -280,3 +323,12 @@ class Erofs(ExtentFileSystem):
             for n, (inode, begin) in enumerate(starts):
                 end = starts[n + 1][1] if n + 1 < count else length
                 yield data[begin:end].partition(b"\0")[0], inode
+
+
+def _enter(found: dict[bytes, bytes], data: bytes, at: int) -> None:
+    """Enter the attribute whose entry is at `at`, where its name is known."""
+    length, index, size = _XATTR_ENTRY.unpack_from(data, at)
+    begin = at + _XATTR_ENTRY.size
+    name = xattrs.full_name(index, data[begin : begin + length])
+    if name is not None:
+        found[name] = data[begin + length : begin + length + size]

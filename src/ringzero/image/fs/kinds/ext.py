@@ -12,9 +12,11 @@ import struct
 from collections.abc import Iterator
 
 from ringzero.errors import FileSystemError
+from ringzero.image.fs import xattrs
 from ringzero.image.fs.contract import (
     FILE_SYSTEMS,
     MAX_EXTENTS,
+    Attributes,
     Extent,
     ExtentFileSystem,
     Node,
@@ -50,6 +52,8 @@ _MAX_DEPTH = 5
 # An extent longer than this is allocated, and not written: it reads as zeros.
 _UNWRITTEN = 32768
 _XATTR_MAGIC = 0xEA02_0000
+# Of a block with attributes.
+_XATTR_HEADER = 32
 # i_block, where extents, block numbers, short links and inline data begin.
 _BLOCK_AREA, _BLOCK_BYTES = 40, 60
 _DIRECT = 12
@@ -171,20 +175,44 @@ class Ext(ExtentFileSystem):
         """Return inline data: 60 bytes in place of block numbers, the rest in an attribute."""
         raw: bytes = node.detail.raw
         data = raw[_BLOCK_AREA : _BLOCK_AREA + _BLOCK_BYTES]
+        for index, name, value in self._inode_xattrs(raw):
+            # "system.data": prefix 7 is "system.".
+            if index == 7 and name == b"data":
+                return data + value
+        return data
+
+    def _inode_xattrs(self, raw: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+        """Yield number, name and value of attributes behind an inode ("Extended Attributes")."""
         if self._inode_size <= _OLD_INODE_SIZE:
-            return data
+            return
         (extra,) = struct.unpack_from("<H", raw, 128)
         at = _OLD_INODE_SIZE + extra
-        if at + 4 > len(raw) or struct.unpack_from("<I", raw, at)[0] != _XATTR_MAGIC:
-            return data
-        first = at = at + 4
-        while at + 16 <= len(raw) and raw[at : at + 4] != bytes(4):
-            length, index, where, _, size = struct.unpack_from("<BBHII", raw, at)
-            # "system.data": prefix 7 is "system.".
-            if index == 7 and raw[at + 16 : at + 16 + length] == b"data":
-                return data + raw[first + where : first + where + size]
-            at += 16 + (length + 3 & ~3)
-        return data
+        if at + 4 <= len(raw) and struct.unpack_from("<I", raw, at)[0] == _XATTR_MAGIC:
+            yield from _listed_xattrs(raw, at + 4, at + 4)
+
+    def attributes_of(self, node: Node) -> Attributes:
+        raw: bytes = node.detail.raw
+        uid, mtime, gid = struct.unpack_from("<H12xi4xH", raw, 2)
+        acl, acl_high = struct.unpack_from("<I", raw, 104)[0], struct.unpack_from("<H", raw, 118)[0]
+        uid_high, gid_high = struct.unpack_from("<HH", raw, 120)
+        old, new = struct.unpack_from("<II", raw, _BLOCK_AREA)
+        device = (0, 0)
+        if stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode):
+            device = (old >> 8 & 0xFF, old & 0xFF) if old else xattrs.device(new)
+        listed = list(self._inode_xattrs(raw))
+        if block := acl | acl_high << 32:
+            data = self._read_block(block)
+            if struct.unpack_from("<I", data)[0] != _XATTR_MAGIC:
+                raise self.damaged("a block of attributes of no valid form")
+            listed += _listed_xattrs(data, _XATTR_HEADER, 0)
+        found = {}
+        for index, rest, value in listed:
+            # ACLs have another form in ext than in an attribute that programs see.
+            if index not in (xattrs.ACL_ACCESS, xattrs.ACL_DEFAULT):
+                name = xattrs.full_name(index, rest)
+                if name is not None:
+                    found[name] = value
+        return Attributes(uid | uid_high << 16, gid | gid_high << 16, mtime, device, found or None)
 
     def extents(self, node: Node) -> list[Extent]:
         area = node.detail.raw[_BLOCK_AREA : _BLOCK_AREA + _BLOCK_BYTES]
@@ -285,3 +313,15 @@ class Ext(ExtentFileSystem):
             if inode:
                 yield data[at + 8 : at + 8 + name_length], inode
             at += length
+
+
+def _listed_xattrs(data: bytes, at: int, base: int) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield what entries from `at` on list, whose values lie `base` and their own offset away.
+
+    A value that has an inode of its own is left out.
+    """
+    while at + 16 <= len(data) and data[at : at + 4] != bytes(4):
+        length, index, where, inode, size = struct.unpack_from("<BBHII", data, at)
+        if not inode:
+            yield index, data[at + 16 : at + 16 + length], data[base + where : base + where + size]
+        at += 16 + (length + 3 & ~3)

@@ -15,6 +15,7 @@ from ringzero.image.fs import xfslog
 from ringzero.image.fs.contract import (
     FILE_SYSTEMS,
     MAX_EXTENTS,
+    Attributes,
     Extent,
     ExtentFileSystem,
     Node,
@@ -26,14 +27,18 @@ from ringzero.records import record
 
 _MAGIC = b"XFSB"
 _INODE = b"IN"
-_LOCAL, _EXTENTS, _BTREE = 1, 2, 3
+_DEVICE, _LOCAL, _EXTENTS, _BTREE = 0, 1, 2, 3
 # Incompatible features of version 5 ("sb_features_incompat").
 _FTYPE, _NEEDS_REPAIR = 1 << 0, 1 << 4
 # Sparse inodes, metadata UUID, big times, 64-bit extent counters, exchange, parents, metadata tree.
 _READABLE = 0x1FF
 _V4_FTYPE = 0x200
 _FLAG_REALTIME = 1
-_FLAG2_LARGE_COUNTERS = 1 << 4
+_FLAG2_BIG_TIME, _FLAG2_LARGE_COUNTERS = 1 << 3, 1 << 4
+# Big times count nanoseconds from the earliest second that 32 bits have.
+_BIG_TIME_BEGINS = 1 << 31
+# By the namespace's flags of an attribute ("xfs_attr_sf_entry"): ROOT, SECURE or none.
+_XATTR_NAMES, _XATTR_SPACES = {0: b"user.", 2: b"trusted.", 4: b"security."}, 0b1110
 # Where a directory's leaf blocks begin, in bytes of its own space.
 _LEAF_OFFSET = 32 << 30
 _MAX_LEVELS = 9
@@ -48,6 +53,8 @@ class _Detail:
     flags: int
     count: int
     fork: bytes
+    # The whole inode.
+    raw: bytes
 
 
 @FILE_SYSTEMS.register("xfs")
@@ -128,7 +135,28 @@ class Xfs(ExtentFileSystem):
         if version >= 3 and int.from_bytes(raw[120:128], "big") & _FLAG2_LARGE_COUNTERS:
             (count,) = struct.unpack_from(">Q", raw, 24)
         end = start + fork_offset * 8 if fork_offset else self._inode_size
-        return Node(key, mode, size, _Detail(kind, flags, count, raw[start:end]))
+        return Node(key, mode, size, _Detail(kind, flags, count, raw[start:end], raw))
+
+    def attributes_of(self, node: Node) -> Attributes:
+        """As of any kind; attributes that do not fit into an inode are left out."""
+        detail: _Detail = node.detail
+        raw = detail.raw
+        uid, gid = struct.unpack_from(">II", raw, 8)
+        (mtime,) = struct.unpack_from(">i", raw, 40)
+        if raw[4] >= 3 and int.from_bytes(raw[120:128], "big") & _FLAG2_BIG_TIME:
+            mtime = int.from_bytes(raw[40:48], "big") // 10**9 - _BIG_TIME_BEGINS
+        device = (0, 0)
+        if detail.format == _DEVICE:
+            (number,) = struct.unpack_from(">I", detail.fork)
+            device = number >> 18, number & 0x3FFFF
+        found = {}
+        if raw[82] and raw[83] == _LOCAL:
+            at = (176 if raw[4] >= 3 else 100) + raw[82] * 8
+            for space, name, value in _short_xattrs(raw[at:]):
+                begin = _XATTR_NAMES.get(space)
+                if begin is not None:
+                    found[begin + name] = value
+        return Attributes(uid, gid, mtime, device, found or None)
 
     # ---- files ------------------------------------------------------------
 
@@ -242,3 +270,17 @@ class Xfs(ExtentFileSystem):
                 raise self.damaged("a directory entry without a name")
             yield data[at + 9 : at + 9 + length], inode
             at += 9 + length + self._ftype + 2 + 7 & ~7
+
+
+def _short_xattrs(fork: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield namespace, name and value of attributes that stand in an inode."""
+    at = 4
+    for _ in range(fork[2]):
+        length, size, flags = fork[at], fork[at + 1], fork[at + 2]
+        begin = at + 3
+        yield (
+            flags & _XATTR_SPACES,
+            fork[begin : begin + length],
+            fork[begin + length : begin + length + size],
+        )
+        at = begin + length + size

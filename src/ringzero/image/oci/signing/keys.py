@@ -7,6 +7,7 @@ takes. ECDSA is with SHA-256 whatever the curve, as cosign has it; so is RSA, by
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ class VerifyingKey:
 
     path: Path
     key: Any
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the key (SubjectPublicKeyInfo in DER), in hexadecimal digits."""
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        data = self.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return hashlib.sha256(data).hexdigest()
 
     def fits(self, signature: bytes, data: bytes) -> bool:
         """Whether the private key that belongs to it made a signature of `data`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ringzero.errors import GuestImageError, NotFoundError
 from ringzero.image.oci import referrers
@@ -13,19 +13,24 @@ from ringzero.image.oci.registry import Registry
 from ringzero.image.oci.signing import document
 from ringzero.image.oci.signing.document import Signature
 
+# Of an image; each costs a request. Those who sign one by one have a manifest each.
+_MOST_MANIFESTS = 32
+
 
 def fetch(registry: Registry, digest: str) -> list[Signature]:
-    """Return the signatures of what has a digest. Raises HostError, GuestImageError."""
-    data = _manifest(registry, digest)
-    if data is None:
-        return []
-    found = []
-    for blob, signature in document.listed(data):
-        sink = _Memory(blob.size)
-        registry.blob(blob, sink, lambda _: None)
-        check_digest(bytes(sink.data), blob.digest)
-        found.append(Signature(bytes(sink.data), signature))
-    return found
+    """Return the signatures of what has a digest: those among its referrers, and by cosign's tag.
+
+    Raises HostError, GuestImageError.
+    """
+    found = dict[tuple[str, bytes], Signature]()
+    for data in _manifests(registry, digest):
+        for blob, signature in document.listed(data):
+            if (blob.digest, signature) not in found:
+                sink = _Memory(blob.size)
+                registry.blob(blob, sink, lambda _: None)
+                check_digest(bytes(sink.data), blob.digest)
+                found[blob.digest, signature] = Signature(bytes(sink.data), signature)
+    return list(found.values())
 
 
 def put(registry: Registry, image: Descriptor, signatures: Sequence[Signature]) -> None:
@@ -44,22 +49,20 @@ def put(registry: Registry, image: Descriptor, signatures: Sequence[Signature]) 
     ]
     for blob, content in blobs:
         registry.put_blob(blob, lambda content=content: [content])  # type: ignore[misc]
-    registry.put_manifest(tag, data, OCI_MANIFEST)
-    made = Descriptor(OCI_MANIFEST, digest_of(data), len(data))
-    referrers.add(registry, image.digest, made, document.ARTIFACT)
+    if not registry.put_manifest(tag, data, OCI_MANIFEST):
+        made = Descriptor(OCI_MANIFEST, digest_of(data), len(data))
+        referrers.add(registry, image.digest, made, document.ARTIFACT)
 
 
-def _manifest(registry: Registry, digest: str) -> bytes | None:
+def _manifests(registry: Registry, digest: str) -> Iterator[bytes]:
+    """Yield the manifests with signatures of what has a digest."""
+    for descriptor in registry.referring(digest, document.ARTIFACT)[:_MOST_MANIFESTS]:
+        with contextlib.suppress(NotFoundError):
+            data = registry.manifest(descriptor.digest)[0]
+            check_digest(data, descriptor.digest)
+            yield data
     with contextlib.suppress(NotFoundError):
-        return registry.manifest(document.tag(digest))[0]
-    with contextlib.suppress(NotFoundError):
-        index = registry.manifest(referrers.tag(digest))[0]
-        found = referrers.among(index, document.ARTIFACT)
-        if found is not None:
-            data = registry.manifest(found.digest)[0]
-            check_digest(data, found.digest)
-            return data
-    return None
+        yield registry.manifest(document.tag(digest))[0]
 
 
 class _Memory:

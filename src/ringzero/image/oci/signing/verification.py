@@ -13,21 +13,22 @@ _HINT = "nothing of it was taken; `ringzero image sign` signs, `push` takes sign
 
 def check(
     name: str, digest: str, signatures: Sequence[Signature], keys: Sequence[VerifyingKey]
-) -> Signature:
-    """Return the signature by which one of `keys` says that `name` is what has `digest`.
+) -> tuple[Signature, VerifyingKey]:
+    """Return the signature by which one of `keys` says that `name` is what has `digest`, and which.
 
     Raises SignatureError where there is none: one of another image, or by other keys.
     """
     other: str | None = None
     for signature in signatures:
-        if not any(key.fits(signature.signature, signature.payload) for key in keys):
+        fitting = [key for key in keys if key.fits(signature.signature, signature.payload)]
+        if not fitting:
             continue
         try:
             found = signature.digest
         except GuestImageError:
             continue
         if found == digest:
-            return signature
+            return signature, fitting[0]
         other = found
     whose = " or ".join(str(key.path) for key in keys)
     if not signatures:
