@@ -14,9 +14,9 @@ TIB = 1 << 40
 # Binary multiples throughout, as in qemu-img and libvirt: "512M" is 512 MiB.
 _FACTORS = {"": 1, "B": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB, "P": 1 << 50, "E": 1 << 60}
 # Compiled where it is needed: that takes a start longer than most modules.
-_SIZE = r"\s*(\d+(?:\.\d+)?)\s*([BKMGTPE]?)(?:iB|B)?\s*"
-# A duration as Go writes it (time.ParseDuration), which Docker's files and flags have.
-_PIECE = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)"
+SIZE = r"\s*(\d+(?:\.\d+)?)\s*([BKMGTPEbkmgtpe]?)(?:[iI]?[bB])?\s*"
+# A piece of a duration as Go writes it (time.ParseDuration), which Docker's files and flags have.
+DURATION = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)"
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -27,9 +27,9 @@ def parse_duration(text: str) -> float:
     """
     if text == "0":
         return 0.0
-    if not re.fullmatch(f"(?:{_PIECE})+", text):
+    if not re.fullmatch(f"(?:{DURATION})+", text):
         raise InvalidValueError(f"{text!r} is no time", hint="30s, 1m30s, 500ms")
-    return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(_PIECE, text))
+    return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(DURATION, text))
 
 
 def parse_size(text: str | int) -> int:
@@ -42,7 +42,7 @@ def parse_size(text: str | int) -> int:
     if text[:-1].isdecimal() and text[-1] in _FACTORS:
         # As most are written.
         return int(text[:-1]) * _FACTORS[text[-1]]
-    match = re.fullmatch(_SIZE, text, re.IGNORECASE)
+    match = re.fullmatch(SIZE, text)
     if match is None:
         raise InvalidValueError(
             f"not a size: {text!r}", hint="write a number with an optional unit: 4096, 512M, 2G"

@@ -46,10 +46,12 @@ from ringzero.records import record, replace
 
 DEFAULT = "run.toml"
 _LARGEST = 1 << 20
-_MOST_CPUS, _MOST_PARALLEL = 255, 100
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+MOST_CPUS, MOST_PARALLEL, MOST_RETRIES = 255, 100, 1000
+VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+_VARIABLE = re.compile(VARIABLE)
 _VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_HTTP = re.compile(r"(?:http://[^/:]*)?(?::(\d{1,5}))?(/[!-~]*)?")
+HTTP_ADDRESS = r"(?:http://[^/:]*)?(?::(\d{1,5}))?(/[!-~]*)?"
+_HTTP = re.compile(HTTP_ADDRESS)
 _RESTART = re.compile(r"(no|always|on-failure)(?::(\d{1,6}))?")
 
 
@@ -169,7 +171,7 @@ def _service(table: Table, name: str, deployment: str, base: Path) -> Service:
         command=table.words("command"),
         entrypoint=table.text("entrypoint", None),
         memory=table.size("memory"),
-        cpus=table.count("cpus", None, 1, _MOST_CPUS),
+        cpus=table.count("cpus", None, 1, MOST_CPUS),
         cpu=table.text("cpu", None),
         engine=table.text("engine", None),
         ports=tuple(port for ports in table.items("ports", _ports) for port in ports),
@@ -345,7 +347,7 @@ def _restart(value: Any) -> Restart:
 def _update(table: Table | None) -> Update:
     if table is None:
         return Update()
-    parallel = table.count("parallel", Update.parallel, 1, _MOST_PARALLEL)
+    parallel = table.count("parallel", Update.parallel, 1, MOST_PARALLEL)
     order = table.choice("order", Update.order, kinds.ORDERS)
     table.end()
     return Update(parallel, order)
@@ -367,7 +369,7 @@ def _check(table: Table | None, service: Service) -> Check | None:
         name: table.duration(name, getattr(Check, name))
         for name in ("interval", "timeout", "start_period", "start_interval")
     }
-    times["retries"] = table.count("retries", Check.retries, 1, 1000)
+    times["retries"] = table.count("retries", Check.retries, 1, MOST_RETRIES)
     if times["timeout"] <= 0:
         table.fault("timeout", "more than nothing is wanted")
     table.end()

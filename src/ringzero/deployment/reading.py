@@ -15,7 +15,9 @@ U = TypeVar("U")
 # A key of the file, from the outermost table on.
 Key = tuple[str | int, ...]
 # Of a day at most: what takes longer was meant in another unit.
-_LONGEST = 86_400.0
+LONGEST_TIME = 86_400.0
+# A smaller number of bytes was meant in MiB.
+LEAST_SIZE = 1 << 20
 
 
 class Faults:
@@ -179,7 +181,7 @@ def _text(value: Any) -> str:
 def _size(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise ValueError("a size is wanted, as 512M or 2G")
-    if isinstance(value, int) and value < 1 << 20:
+    if isinstance(value, int) and value < LEAST_SIZE:
         raise ValueError(f"{value} are bytes; was '{value}M' meant?")
     return parse_size(value)
 
@@ -188,7 +190,7 @@ def _duration(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError("a time is wanted, as 500ms or 30s")
     found = _seconds(value) if isinstance(value, str) else float(value)
-    if not 0 <= found <= _LONGEST:
+    if not 0 <= found <= LONGEST_TIME:
         raise ValueError("a time from 0s to 24h is wanted")
     return found
 

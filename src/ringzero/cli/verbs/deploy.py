@@ -32,6 +32,7 @@ class Deploy(Verb):
   ringzero deploy rollback                    to the version before
   ringzero deploy rollback shop --to 3
   ringzero deploy rm shop
+  ringzero deploy --schema >run.schema.json   for editors: what run.toml may have
 
 A file for one service:
   image = "shop/web:1"
@@ -52,6 +53,7 @@ docs/deploy.md tells the rest: replicas, restart policy, secrets, volumes, sever
             help="what is deployed: TOML, or YAML by its name (default: run.toml)",
         )
         add("--dry-run", action="store_true", help="show what would change, and do nothing")
+        add("--schema", action="store_true", help="print the JSON schema of the file")
         add("--force", action="store_true", help="make all machines anew, though nothing changed")
         _add_waiting(parser)
         add_json(parser)
@@ -124,6 +126,13 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _deploy(arguments: argparse.Namespace) -> Any:
+    if arguments.schema:
+        from ringzero.deployment.schema import schema
+
+        made = schema()
+        if not arguments.json:
+            print_json(made)
+        return made
     from ringzero.deployment import client
     from ringzero.host.progress import Progress
 
