@@ -27,7 +27,7 @@ FILES = {
 }
 
 
-def system(path, kind="raw", files=FILES, xattrs=None, **options):
+def system(path, kind="raw", files=FILES, xattrs=None, size=SIZE, **options):
     """Write the disk of a system with `files`, all of which belong to user 7 and group 8."""
     tree = Tree(1000)
     for name, data in files.items():
@@ -39,9 +39,9 @@ def system(path, kind="raw", files=FILES, xattrs=None, **options):
         tree.directory(folder.encode()).children[own.encode()] = node
     raw = path if kind == "raw" else path.with_name(f"{path.name}.raw")
     with raw.open("wb") as file:
-        file.truncate(SIZE)
+        file.truncate(size)
         writer.write(
-            *(tree.root, SIZE, file), at=0, uuid=bytes(16), label="", content=lambda n: [n.tail]
+            *(tree.root, size, file), at=0, uuid=bytes(16), label="", content=lambda n: [n.tail]
         )
     if kind != "raw":
         with open_disk(raw, "raw", read_only=True) as disk:

@@ -11,6 +11,8 @@ import tarfile
 import pytest
 
 from ringzero.cli.main import main
+from ringzero.deployment.description import Service
+from ringzero.deployment.machine import pin
 from ringzero.disk.opening import create_disk, open_disk
 from ringzero.errors import ConflictError, GuestImageError, HostError, InvalidValueError
 from ringzero.image.bootable import examine
@@ -370,6 +372,25 @@ def test_what_makes_no_sense_of_it(old, tmp_path, capsys, words, said):
 def test_where_a_container_is_wanted(old):
     with pytest.raises(InvalidValueError, match="is an imported machine"):
         boot.files("a", old)
+    with pytest.raises(InvalidValueError, match="web: old:1 is an imported machine"):
+        pin(Service("web", "old:1"))
+
+
+def test_one_that_is_pulled_for_its_machine(old, tmp_path, cache, monkeypatch, capsys):
+    """Nothing was known of it before."""
+    receiver = Receiver()
+    try:
+        name = f"{receiver.host}/app:1"
+        push(old, parse_reference(name), cache=cache)
+        monkeypatch.setenv("RINGZERO_CACHE_DIR", str(tmp_path / "2"))
+        assert main(["create", "--name", "a", name, "--", "true"]) == 0
+    finally:
+        receiver.server.shutdown()
+        receiver.server.server_close()
+    found = described(tmp_path, "a")
+    assert (found["config"]["boot_entry"], found["config"]["agent"]) == ("", True)
+    assert f"booting 'Old server' from {name}" in capsys.readouterr().err
+    assert len(overlays(tmp_path)) == 1
 
 
 def test_the_command(tmp_path, cache, capsys):

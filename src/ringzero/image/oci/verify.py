@@ -50,7 +50,8 @@ def verify(image: StoredImage, cache: Path, progress: Progress = QUIET) -> list[
             told = documents.manifest(value)
             rest = [("configuration", told.config.digest)]
             rest += [("layer", layer.digest) for layer in told.layers]
-        layers = zip(image.layers, image.diff_ids, strict=True)
+        # Disks are not packed.
+        layers = () if image.disks else zip(image.layers, image.diff_ids, strict=True)
         packed = [(layer, tar) for layer, tar in layers if layer != tar]
         steps = len(rest) + len(packed)
         with ThreadPoolExecutor(_THREADS, "verify") as pool:

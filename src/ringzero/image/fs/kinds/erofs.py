@@ -94,7 +94,7 @@ class Erofs(ExtentFileSystem):
         self._bits, self._block = bits, 1 << bits
         (self._root,) = struct.unpack_from("<H", head, 14)
         (self._built,) = struct.unpack_from("<Q", head, 24)
-        self._metadata, self._shared = struct.unpack_from("<II", head, 40)
+        self._metadata, self._shared_xattrs = struct.unpack_from("<II", head, 40)
         self.uuid = uuid_text(head[48:64])
         self.label = head[64:80].partition(b"\0")[0].decode("utf-8", "replace")
         (features,) = struct.unpack_from("<I", head, 80)
@@ -153,7 +153,7 @@ class Erofs(ExtentFileSystem):
             _enter(found, data, at)
             at += _XATTR_ENTRY.size + length + size + 3 & ~3
         for number in shared:
-            place = self._shared * self._block + 4 * number
+            place = self._shared_xattrs * self._block + 4 * number
             head = self.source.read(place, _XATTR_ENTRY.size)
             length, _, size = _XATTR_ENTRY.unpack(head)
             _enter(found, self.source.read(place, _XATTR_ENTRY.size + length + size), 0)
