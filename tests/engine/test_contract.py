@@ -547,6 +547,21 @@ class TestDebugging:
         guest.vcpu.debug(False)
         assert isinstance(guest.run(), Halt)
 
+    def test_an_interrupt_waits_for_the_instruction_of_a_step(self, guest):
+        guest.on_vector(0x51, "inc ebx\niretq")
+        guest.load("sti\nnop\ninc eax\nnop\nnop\nhlt", long_mode())
+        try_debug(guest, True)
+        while guest.step() != DebugStop(CODE + 2):
+            pass
+        guest.apic.raise_vector(0x51)
+        guest.vcpu.debug(True)
+        while not isinstance(guest.step(), DebugStop):
+            pass
+        assert guest.vcpu.get_state().gpr[0] == 1
+        guest.vcpu.debug(False)
+        assert isinstance(guest.run(), Halt)
+        assert guest.vcpu.get_state().gpr[3] == 1
+
     @pytest.mark.skipif(
         "NESTED_KVM" in os.environ, reason="QEMU's SVM does not load DR7 when a guest is entered"
     )

@@ -115,6 +115,8 @@ class KvmVcpu(Vcpu[CpuState]):
         self._kicked = False
         self._wake = threading.Event()
         self._alarm: Alarm | None = None
+        # Whether the debugger wants each instruction: interrupts wait meanwhile.
+        self._stepping = False
         # What CR8 was when the guest was last entered.
         self._task_priority = 0
         self._exits: dict[int, int] = {}
@@ -360,12 +362,13 @@ class KvmVcpu(Vcpu[CpuState]):
                 self._alarm = Alarm(self._nudge, self._vm.on_fault)
             self._alarm.set(due)
         run = self._run
-        if apic.pending() and run.ready_for_interrupt_injection and run.if_flag:
+        takes = apic.pending() and not self._stepping
+        if takes and run.ready_for_interrupt_injection and run.if_flag:
             vector = apic.acknowledge()
             if vector is not None:
                 self._fd.set(kvm.INTERRUPT, kvm.Interrupt(vector))
                 run.ready_for_interrupt_injection = 0
-        run.request_interrupt_window = apic.pending()
+        run.request_interrupt_window = apic.pending() and not self._stepping
         self._task_priority = run.cr8 = apic.get_task_priority()
 
     # ---- state ------------------------------------------------------------
@@ -410,8 +413,12 @@ class KvmVcpu(Vcpu[CpuState]):
         request = kvm.GuestDebug()
         if single_step or breakpoints:
             request.control = kvm.GUESTDBG_ENABLE
+        self._stepping = single_step
         if single_step:
-            request.control |= kvm.GUESTDBG_SINGLESTEP
+            # An interrupt that is taken first leads back to the instruction, and a breakpoint there
+            # is met twice.
+            known = self._vm.system.check(kvm.CAP_SET_GUEST_DEBUG2)
+            request.control |= kvm.GUESTDBG_SINGLESTEP | known & kvm.GUESTDBG_BLOCKIRQ
         if breakpoints:
             request.control |= kvm.GUESTDBG_USE_HW_BP
             request.debugreg[7] = 0x400
