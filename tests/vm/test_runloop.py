@@ -411,4 +411,8 @@ def test_nothing_is_left_behind():
         vm, _ = machine(agent=True)
         vm.start()
         vm.stop()
-    assert threading.active_count() == before
+    # A thread that has been told to end is there for a moment.
+    end = time.monotonic() + 20
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
