@@ -8,6 +8,7 @@ import pytest
 
 from ringzero.config.machine import MachineConfig
 from ringzero.config.tree import config_from_tree, config_to_tree
+from ringzero.control.host.client import Host
 from ringzero.doors.libvirt.xml.devices import parse_device
 from ringzero.doors.libvirt.xml.domain import DOMAIN
 from ringzero.doors.libvirt.xml.facts import MachineFacts, domain
@@ -115,6 +116,26 @@ def test_a_machine_of_ours_as_a_domain():
     still = domain(MachineFacts("full", UUID, FULL))
     assert (still.type, still.id, still.disks[0].alias) == ("qemu", None, None)
     assert still.interfaces[0].target is None
+
+
+def test_the_program_that_runs_it_is_told():
+    sent = xml(devices="<emulator>/usr/bin/qemu-system-x86_64</emulator>")
+    machine = config(definition(sent))
+    assert domain(MachineFacts("a", UUID, machine, sent=sent)).emulator is None
+    facts = MachineFacts("a", UUID, machine, emulator="/usr/bin/ringzero", sent=sent)
+    assert domain(facts).emulator == "/usr/bin/ringzero"
+
+
+def test_the_action_takes_what_is_defined(tmp_path):
+    """A domain becomes a machine of the host's, whose description is told as the same domain."""
+    found = definition(xml(devices=DISK + "<interface type='user'/>"))
+    host = Host(tmp_path)
+    name = host.call("define", {"config": found.fields, "name": found.name, "serial": found.serial})
+    machine = config_from_tree(host.call("inspect", {}, name)["config"])
+    told = domain(MachineFacts(name, UUID, machine))
+    assert [d.path for d in told.disks] == ["/a"]
+    (net,) = told.interfaces
+    assert (net.type, net.mac) == ("user", machine.nets[0].mac)
 
 
 def test_formats_that_the_content_tells_are_told():

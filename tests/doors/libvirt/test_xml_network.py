@@ -2,6 +2,7 @@
 
 import pytest
 
+from ringzero.api import table
 from ringzero.doors.libvirt.xml.network import NETWORK, definition, network
 from ringzero.errors import ConfigError
 from ringzero.net.named.description import NamedNetwork
@@ -16,7 +17,7 @@ def xml(body="", forward="<forward mode='nat'/>"):
 
 def described(found):
     """Return the record that the `create_network` action makes of the arguments."""
-    fields = dict(found.fields)
+    fields = table.get("create_network").check(found.fields)
     first, _, last = fields.pop("range", "").partition("-")
     fixed = dict(lease.split("=") for lease in fields.pop("leases", ()))
     made = NamedNetwork(**fields, first=first, last=last, fixed=fixed)

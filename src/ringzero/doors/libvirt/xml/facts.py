@@ -32,6 +32,8 @@ from ringzero.units import KIB
 class MachineFacts:
     """What there is to tell of a machine. `id` is its number while it runs, else None.
 
+    `emulator` is the program that runs it.
+
     `sent` is what a client once defined it by; the rest is as it is now. `engine` is what runs it.
     `formats` are those of disks whose description leaves them to their content, by path: libvirt's
     clients take a disk for raw whose format they are not told.
@@ -46,6 +48,7 @@ class MachineFacts:
     description: str | None = None
     metadata: tuple[str, ...] = ()
     architecture: str = "x86_64"
+    emulator: str | None = None
     agent_up: bool = False
     formats: Mapping[Path, str] = field(default_factory=dict)
     sent: DomainXml | None = None
@@ -76,6 +79,8 @@ def domain(facts: MachineFacts) -> DomainXml:
         on_poweroff=sent.on_poweroff or "destroy",
         on_reboot=sent.on_reboot or "restart",
         on_crash=sent.on_crash or "destroy",
+        # Whichever was asked for.
+        emulator=facts.emulator,
         disks=tuple(_disks(facts, sent)),
         filesystems=tuple(_filesystems(config, sent)),
         interfaces=tuple(_interfaces(config, sent, live)),
