@@ -57,7 +57,9 @@ def test_what_they_say():
     assert descriptions.vmx(VMX) == Appliance(("data.vmdk", "web.vmdk"), 2048 * MIB, 2, 1)
     assert descriptions.vbox(VBOX) == Appliance(("web.vdi",), 1024 * MIB, 2, 2)
     assert descriptions.ovf(OVF) == Appliance(("web-1.vmdk",), 700 * MIB, 3, 1)
-    assert descriptions.provider(b'{"provider": "libvirt"}') == "libvirt"
+    assert descriptions.box(b'{"provider": "libvirt"}') == ("libvirt", ())
+    disks = b'{"provider": "libvirt", "disks": [{"path": "a.img"}, {"path": "b.img"}]}'
+    assert descriptions.box(disks) == ("libvirt", ("a.img", "b.img"))
 
 
 def test_a_vagrantfile_is_read_for_numbers():
@@ -117,7 +119,7 @@ def test_bad_ones_of_the_others():
         descriptions.vbox(snapshot)
     for data in (b"", b"[]", b"{}", b'{"provider": 7}', b"[" * 100_000):
         with pytest.raises(GuestImageError, match="names no provider"):
-            descriptions.provider(data)
+            descriptions.box(data)
 
 
 @settings(max_examples=60, deadline=None)

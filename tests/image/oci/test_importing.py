@@ -89,7 +89,7 @@ def test_an_ova_becomes_an_image_with_its_settings(tmp_path, cache):
     other = imported(tmp_path / "web.ova", cache, "web:3", memory=MIB * 64, cpus=1).image
     assert other.machine.plain() == {"Memory": 64 * MIB, "CPUs": 1, "NICs": 1}
     assert other.layers == image.layers
-    assert [path.name for path in cache.iterdir() if path.name.startswith("import-")] == []
+    assert [path.name for path in (cache / "images").glob(".partial-*")] == []
 
 
 @pytest.mark.parametrize("kind", ["raw", "qcow2", "vmdk", "vhdx", "vdi", "box", "xz"])
@@ -123,6 +123,37 @@ def test_several_disks(tmp_path, cache):
     assert image.machine.nics == 2
     with open_disk(image.disks[1], "qcow2", read_only=True) as disk:
         assert disk.size == 8 * MIB
+
+
+def test_a_box_of_several_disks(tmp_path, cache):
+    machines.system(tmp_path / "b.img", "qcow2")
+    create_disk(tmp_path / "a.img", "qcow2", 8 * MIB)
+    disks = [{"path": "b.img", "format": "qcow2"}, {"path": "a.img"}]
+    about = json.dumps({"provider": "libvirt", "disks": disks}).encode()
+    files = {"metadata.json": about, **{n: (tmp_path / n).read_bytes() for n in ("a.img", "b.img")}}
+    (tmp_path / "two.box").write_bytes(gzip.compress(tar(files), 1))
+    image = imported(tmp_path / "two.box", cache).image
+    sizes = []
+    for path in image.disks:
+        with open_disk(path, "qcow2", read_only=True) as disk:
+            sizes.append(disk.size)
+    assert sizes == [machines.SIZE, 8 * MIB]
+    with pytest.raises(InvalidValueError, match="has 2 disks"):
+        formats.export(image, tmp_path / "a.ova", "ova", Wishes(), cache=cache)
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "", 7, None])
+def test_a_box_whose_disks_lead_elsewhere(tmp_path, cache, path):
+    about = json.dumps({"provider": "libvirt", "disks": [{"path": path}]}).encode()
+    (tmp_path / "two.box").write_bytes(gzip.compress(tar({"metadata.json": about}), 1))
+    with pytest.raises(GuestImageError):
+        imported(tmp_path / "two.box", cache)
+
+
+def test_an_ova_that_is_none_is_no_tar_of_files(tmp_path, cache):
+    (tmp_path / "a.ova").write_bytes(tar({"etc/a": b"1"}))
+    with pytest.raises(GuestImageError, match="is no ova"):
+        imported(tmp_path / "a.ova", cache)
 
 
 def test_what_does_not_boot_is_told(tmp_path, cache, capsys):

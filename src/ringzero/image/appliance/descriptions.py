@@ -138,16 +138,25 @@ def vbox(data: bytes) -> Appliance:
     return _machine(names, size and size * MIB, _number(cpus, _MOST_CPUS), nics)
 
 
-def provider(data: bytes) -> str:
-    """Return whom a box is for, by its metadata.json. Raises GuestImageError."""
+def box(data: bytes) -> tuple[str, tuple[str, ...]]:
+    """Return whom a box is for, by its metadata.json, and the files of its disks where it has them.
+
+    Those of libvirt's have them from version 2 of their format on. Raises GuestImageError.
+    """
     try:
         value = json.loads(data)
-        found = value.get("provider")
+        found, disks = value.get("provider"), value.get("disks", [])
     except (ValueError, AttributeError, RecursionError):
         found = None
     if not isinstance(found, str):
         raise GuestImageError("no box of Vagrant's: its metadata.json names no provider")
-    return found
+    if not isinstance(disks, list) or len(disks) > _MOST_DISKS:
+        raise GuestImageError("the metadata.json of the box has no list of disks")
+    names = [disk.get("path") if isinstance(disk, dict) else None for disk in disks]
+    texts = [name for name in names if isinstance(name, str)]
+    if len(texts) < len(names):
+        raise GuestImageError("the metadata.json of the box has a disk without a path")
+    return found, tuple(map(beside, texts))
 
 
 def vagrantfile(data: bytes) -> tuple[int | None, int | None]:

@@ -44,9 +44,11 @@ def disks_of(path: Path, work: Path) -> Iterator[tuple[Appliance, list[Disk]]]:
     """
     with contextlib.ExitStack() as stack:
         kind, own = _kind(path), None
+        paths = [path]
         if kind == "box":
             place = tempfile.TemporaryDirectory(prefix=PARTIAL, dir=work)
-            path = _unpacked(path, Path(stack.enter_context(place)))
+            paths = _unpacked(path, Path(stack.enter_context(place)))
+            path = paths[0]
             kind, settings = path.suffix.lower(), path.parent / "Vagrantfile"
             own = descriptions.vagrantfile(_small(settings)) if settings.exists() else None
         if kind == "ova":
@@ -56,7 +58,8 @@ def disks_of(path: Path, work: Path) -> Iterator[tuple[Appliance, list[Disk]]]:
             about = _READERS[kind](_small(path))
             opened = [_open(stack, _inside(path.parent, name)) for name in about.disks]
         else:
-            about, opened = Appliance((path.name,)), [_open(stack, path)]
+            about = Appliance(tuple(each.name for each in paths))
+            opened = [_open(stack, each) for each in paths]
         if own is not None:
             about = replace(about, memory=about.memory or own[0], cpus=about.cpus or own[1])
         yield about, opened
@@ -108,8 +111,8 @@ def _member(path: Path, suffix: str) -> bytes:
     raise GuestImageError(f"{path} has no {suffix}")
 
 
-def _unpacked(path: Path, place: Path) -> Path:
-    """Unpack a box's files into a folder; return its description, or its disk."""
+def _unpacked(path: Path, place: Path) -> list[Path]:
+    """Unpack a box's files into a folder; return its description, or its disks."""
     left = IMAGE_LIMIT.get()
     with _archive(path), tarfile.open(path, "r:*") as archive:
         for number, member in enumerate(archive):
@@ -134,12 +137,14 @@ def _unpacked(path: Path, place: Path) -> Path:
     metadata = place / "metadata.json"
     if not metadata.exists():
         raise GuestImageError(f"{path} is no box: it has no metadata.json")
-    who = descriptions.provider(_small(metadata))
+    who, disks = descriptions.box(_small(metadata))
+    if disks:
+        return [_inside(place, name) for name in disks]
     wanted = {"libvirt": ("*.img",), "virtualbox": ("*.ovf",)}.get(who, ("*.vmx", "*.ovf", "*.img"))
     found = [file for pattern in wanted for file in sorted(place.glob(pattern))]
     if not found:
         raise GuestImageError(f"{path} is a box for {who[:40]!r}, without a disk that is known")
-    return found[0]
+    return found[:1]
 
 
 @contextlib.contextmanager

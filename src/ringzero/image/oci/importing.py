@@ -28,7 +28,7 @@ from ringzero.errors import (
     InvalidValueError,
     NotFoundError,
 )
-from ringzero.host.files import host_error, make_directory
+from ringzero.host.files import PARTIAL, host_error, make_directory
 from ringzero.host.progress import QUIET, Progress
 from ringzero.image.appliance.descriptions import Appliance
 from ringzero.image.appliance.opening import disks_of
@@ -86,7 +86,9 @@ def import_file(
     archive of images, GuestImageError, DiskError, HostError.
     """
     _refuse_special(path)
-    with tempfile.TemporaryDirectory(dir=make_directory(cache), prefix="import-") as folder:
+    # What a killed one leaves there goes when later ones come.
+    where = make_directory(cache / "images")
+    with tempfile.TemporaryDirectory(dir=where, prefix=PARTIAL) as folder:
         place, whole = Path(folder), path
         if path.suffix.lower() not in _AS_THEY_ARE:
             try:
@@ -99,7 +101,7 @@ def import_file(
                     f"{path} is an archive of images of containers",
                     hint=f"ringzero image load {path}",
                 )
-            if kind == "files":
+            if kind == "files" and path.suffix.lower() != ".ova":
                 return Imported(_import_files(whole, path, names, cache, progress))
         with disks_of(whole, place) as (about, disks):
             return _import_disks(
