@@ -135,13 +135,17 @@ def test_an_idle_copy_gives_memory_back_and_goes_on(parent):
 
 
 def test_generation_identifiers_differ(parent):
+    def events(vm):
+        return int(output(vm, "grep Ged /proc/interrupts").split()[1])
+
+    # One that is copied several times has looked at its own once.
+    before = events(parent)
     with clone(parent) as first, clone(parent) as second:
         seen = [vm.board.parts["vmgenid"].identifier for vm in (parent, first, second)]
         assert len(set(seen)) == 3
         assert first.memory[0xFE000:0xFE010] == seen[1]
         first.start()
-        interrupts = output(first, "grep Ged /proc/interrupts")
-        assert int(interrupts.split()[1]) == 1
+        assert events(first) == before + 1
 
 
 def test_a_short_time_passes_on_all_clocks(parent):
