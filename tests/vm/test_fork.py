@@ -114,6 +114,37 @@ def test_what_is_copied_into_clones_again_and_again_becomes_a_base(scan):
     first.close()
 
 
+def test_pages_that_are_as_in_the_base_again_are_not_copied_into_clones(scan):
+    first = host_memory.HostMemory("test", 16 * MIB)
+    first.view[: 4 * MIB] = b"\1" * (4 * MIB)
+    image = first.freeze()
+    image.share()
+    resumed = host_memory.HostMemory("test", first.size, image)
+    for page in range(64):
+        resumed.view[page * PAGE_SIZE] = 1 if page % 4 else 2
+    copy = copy_of(resumed)
+    differing = [(page * PAGE_SIZE, (page + 1) * PAGE_SIZE) for page in range(0, 64, 4)]
+    assert resumed.changed() == copy.changed() == differing
+    # What has been found to differ is copied, whatever it holds by now; what is new is looked at.
+    resumed.view[0] = 1
+    resumed.view[PAGE_SIZE] = 7
+    resumed.view[15 * MIB] = 0
+    another = copy_of(resumed)
+    assert another.changed() == [(0, 2 * PAGE_SIZE), *differing[1:]]
+    for memory in (resumed, another):
+        assert bytes(memory.view[:1]) == b"\1" and memory.view[PAGE_SIZE] == 7
+        assert memory.view[8 * PAGE_SIZE] == 2 and memory.view[9 * PAGE_SIZE] == 1
+    assert copy.view[0] == 2 and copy.view[PAGE_SIZE] == 1
+    # It goes on from another base: what differed from the first says nothing of that.
+    resumed.become(image)
+    resumed.view[8 * PAGE_SIZE] = 1
+    last = copy_of(resumed)
+    assert last.changed() == []
+    image.close()
+    for memory in (first, resumed, copy, another, last):
+        memory.close()
+
+
 def test_memory_that_repeats_an_image():
     first = host_memory.HostMemory("test", 2 * PAGE_SIZE)
     first.view[:] = b"\xff" * first.size

@@ -13,7 +13,7 @@ import struct
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, Self
 
 from ringzero.errors import HostError
@@ -190,8 +190,9 @@ class HostMemory:
             raise _no_memory(name, size, cause) from cause
         self.base = image.base.hold() if image else MemoryBase(fd, size, owned=True)
         self.private = image is not None or self._anonymous
-        # What clones were given copies of, in bytes, since there is this base.
-        self._copied = 0
+        # What clones were given copies of, in bytes, since there is this base; and where pages
+        # begin that are known to have differed from it.
+        self._copied, self._differing = 0, set[int]()
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         lead = -start % _LARGE_PAGE
         self.address = start + lead
@@ -257,12 +258,31 @@ class HostMemory:
                 _LIBC.madvise(self.address + start, end - start, _MADV_DONTNEED)
             return MemoryImage(self.base.hold())
         size = sum(end - start for start, end in changed)
+        if size <= limit:
+            changed = self._forget_same(changed)
+            size = sum(end - start for start, end in changed)
         self._copied += size * clones
         if size <= limit and self._copied <= self._base_size() * _COPIED_PART:
             copies = tuple((start, bytes(self.view[start:end])) for start, end in changed)
             return MemoryImage(self.base.hold(), copies)
         self._new_base(changed)
         return MemoryImage(self.base.hold())
+
+    def _forget_same(self, changed: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Give pages back that were written to and are as in the base; return the other runs.
+
+        Of what a guest that idles has written to, that is a third. Each page is compared once.
+        """
+        known = self._differing
+        pages = [page for start, end in changed for page in range(start, end, PAGE)]
+        for page in pages:
+            if page in known:
+                continue
+            if self.view[page : page + PAGE].tobytes() == os.pread(self.base.fd, PAGE, page):
+                _LIBC.madvise(self.address + page, PAGE, _MADV_DONTNEED)
+            else:
+                known.add(page)
+        return _runs(page for page in pages if page in known)
 
     def _base_size(self) -> int:
         """Return how many bytes a new base would take, at least."""
@@ -278,7 +298,7 @@ class HostMemory:
             os.close(fd)
             raise
         old, self.base = self.base, MemoryBase(fd, self.size, owned=True)
-        self._copied = 0
+        self._copied, self._differing = 0, set()
         self._place()
         old.release()
 
@@ -288,7 +308,7 @@ class HostMemory:
         Nobody may read or write meanwhile. Address and views stay good. Raises HostError.
         """
         old, self.base = self.base, image.base.hold()
-        self._copied = 0
+        self._copied, self._differing = 0, set()
         self.private, self._anonymous = True, False
         self._place()
         old.release()
@@ -434,6 +454,17 @@ def _no_memory(name: str, size: int, cause: Exception | None = None) -> HostErro
         hint="give the machine less --memory",
         size=size,
     )
+
+
+def _runs(pages: Iterable[int]) -> list[tuple[int, int]]:
+    """Return (start, end) of ascending pages that lie side by side."""
+    runs: list[tuple[int, int]] = []
+    for page in pages:
+        if runs and runs[-1][1] == page:
+            runs[-1] = runs[-1][0], page + PAGE
+        else:
+            runs.append((page, page + PAGE))
+    return runs
 
 
 def _copy(target: memoryview, source: memoryview) -> None:
