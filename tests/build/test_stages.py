@@ -1,6 +1,11 @@
 """Stages at the same time: that they are, what is kept apart, and how one ends the others."""
 
 import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -11,9 +16,11 @@ from ringzero.build.job import Options
 from ringzero.build.origin import Context
 from ringzero.build.vmfile.parse import parse
 from ringzero.cli.building import _Steps
-from ringzero.errors import BuildError
+from ringzero.errors import BuildError, MissingFileError
 from tests.build.test_builder import content
+from tests.build.test_killed import check
 from tests.build.test_services import Quiet
+from tests.image.oci.images import FakeRegistry, Image
 
 TEXT = """\
 FROM micro AS one
@@ -80,6 +87,64 @@ COPY --from=two / /
     with pytest.raises(BuildError, match="ended with status 3"):
         build(parse(text), Context(tmp_path), Options(jobs=2), cache=cache, listener=Waits())
     assert not [t for t in threading.enumerate() if t.name.startswith("stage")]
+
+
+class WaitsForThePull(Quiet):
+    """Has a step wait until an image stops coming."""
+
+    def __init__(self, registry):
+        self.registry = registry
+
+    def begins(self, number, count, text):
+        if text.startswith("COPY absent"):
+            assert self.registry.stalled.wait(100)
+
+
+@pytest.mark.boot
+def test_a_stage_that_pulls_is_ended_too(cache, tmp_path):
+    registry = FakeRegistry()
+    registry.stall = threading.Event()
+    name = registry.add("app", Image([{"a": os.urandom(100_000)}]))
+    text = f"""\
+FROM {name} AS one
+FROM scratch AS two
+COPY absent /
+FROM scratch
+COPY --from=one / /
+COPY --from=two / /
+"""
+    try:
+        with pytest.raises(MissingFileError, match="absent"):
+            build(
+                *(parse(text), Context(tmp_path), Options(jobs=2)),
+                cache=cache,
+                listener=WaitsForThePull(registry),
+            )
+        assert not [t for t in threading.enumerate() if t.name.startswith("stage")]
+    finally:
+        registry.stall.set()
+        registry.close()
+
+
+@pytest.mark.boot
+def test_ctrl_c_ends_all_stages(cache, tmp_path):
+    place = tmp_path / "context"
+    place.mkdir()
+    (place / "Vmfile").write_text(TEXT.replace("cat /proc", "sleep 1000; cat /proc"))
+    command = [sys.executable, "-m", "ringzero", "image", "build"]
+    child = subprocess.Popen(
+        [*command, "--jobs", "2", "--progress", "json", place], stdout=subprocess.PIPE
+    )
+    said = set()
+    for line in child.stdout:
+        told = json.loads(line)
+        said |= {told["step"]} if "output" in told else set()
+        if len(said) == 2:
+            break
+    child.send_signal(signal.SIGINT)
+    assert child.wait(100) == 130
+    child.stdout.close()
+    check(cache)
 
 
 @pytest.mark.boot

@@ -37,6 +37,7 @@ memory = "{memory}"
 ports = ["0:8000"]
 drain = "20s"
 secrets.KEY.file = "key"
+env.WORD = "file's"
 check = {{ http = "/word", interval = "200ms", start_interval = "50ms", timeout = "100s" }}
 """
 SECRET = "hunter2"
@@ -63,6 +64,8 @@ class Host:
         self.place, self.cache = place, cache_in(place)
         self._monkeypatch, self._capfd = monkeypatch, capfd
         self.errors = ""
+        # How long each command took, for people.
+        self.times = []
 
     def __call__(self, *words, code=0):
         self._monkeypatch.setenv("RINGZERO_CACHE_DIR", str(self.cache))
@@ -73,8 +76,9 @@ class Host:
         told = self._capfd.readouterr()
         self.errors = told.err
         assert found == code, told.out + told.err
-        with self._capfd.disabled():
-            print(f"{time.monotonic() - began:7.2f} s  ringzero {' '.join(map(str, words))}")
+        self.times.append(
+            f"{time.monotonic() - began:7.2f} s  ringzero {' '.join(map(str, words))}"
+        )
         return told.out
 
     def build(self, name, directory="."):
@@ -156,10 +160,11 @@ def test_with_busybox(hosts, served):  # noqa: F811
 FROM micro
 RUN mkdir /www && wget -q -O /www/words http://host.ringzero.internal:{port}/n
 COPY start /start
+ENV WORD=image
 CMD ["sh", "/start"]
 """
     start = f"""\
-test "$KEY" = {SECRET} || exit 9
+test "$KEY $WORD" = "{SECRET} file's" || exit 9
 sed -n 1p /www/words >/www/word
 exec httpd -f -p 8000 -h /www
 """
@@ -272,7 +277,7 @@ def interpreter(target, work):
     not os.environ.get("RINGZERO_TEST_CHAIN"),
     reason="RINGZERO_TEST_CHAIN=1 has a service in Python go all the way: a minute",
 )
-def test_with_python_and_pip(hosts, served, tmp_path):  # noqa: F811
+def test_with_python_and_pip(hosts, served, tmp_path, capfd):  # noqa: F811
     address, _ = served(b"")
     wheel(tmp_path / "served")
     here = hosts[0]
@@ -293,3 +298,5 @@ def test_with_python_and_pip(hosts, served, tmp_path):  # noqa: F811
         service = Service(vmfile, "app.py", versions, "256M")
         blobs = tmp_path / "registry" / "blobs"
         chain(hosts, service, host, lambda: len([*blobs.rglob("data")]), lambda: None)
+    with capfd.disabled():
+        print("", *(line for host in hosts for line in host.times), sep="\n")

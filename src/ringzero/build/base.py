@@ -9,6 +9,7 @@ from typing import Any
 
 from ringzero.build import entries, system
 from ringzero.build.cache import BuildCache, key
+from ringzero.build.cut import Cut
 from ringzero.build.entries import Entry, Layer
 from ringzero.build.stage import State
 from ringzero.errors import GuestImageError
@@ -43,10 +44,12 @@ class Base:
     config: dict[str, Any]
 
 
-def find(name: str, cache: Path, builds: BuildCache, epoch: int, progress: Progress) -> Base:
+def find(
+    name: str, cache: Path, builds: BuildCache, epoch: int, progress: Progress, cut: Cut
+) -> Base:
     """Return the image called `name`; it is pulled, or made, where it is not there.
 
-    Raises what the finding of images raises.
+    A pull ends where `cut` is made. Raises what the finding of images raises.
     """
     if name == SCRATCH:
         return _of(name, _import((), cache, epoch, progress), cache, progress)
@@ -62,7 +65,7 @@ def find(name: str, cache: Path, builds: BuildCache, epoch: int, progress: Progr
             builds.keep(step, layer)
         paths = ((layer, builds.layer(layer.digest)),)
         return _of(name, _import(paths, cache, epoch, progress), cache, progress)
-    image = boot.find(name, progress=progress).image
+    image = boot.find(name, progress=progress, opened=cut.add).image
     if image.disks:
         image = _of_machine(image, cache, builds, epoch, progress)
     return _of(name, image, cache, progress)

@@ -114,7 +114,7 @@ def _stage(job: Job, index: int, cut: Cut) -> Built:
         before = job.done[source]
         start = Built(before.base, before.state.copy(), before.chain, before.layers)
     else:
-        base = job.told(stage.begin, lambda: job.find(name))
+        base = job.told(stage.begin, lambda: job.find(name, cut))
         state = State.of(base.config, escape)
         start = Built(base, state, key("FROM", base.files.digest, str(job.epoch)), ())
     job.listener.ends(number, time.monotonic() - started, cached=False)

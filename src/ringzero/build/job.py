@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 from ringzero.build import base as bases
 from ringzero.build.base import Base
 from ringzero.build.cache import BuildCache
+from ringzero.build.cut import Cut
 from ringzero.build.entries import Layer
 from ringzero.build.origin import Context
 from ringzero.build.stage import State
@@ -121,14 +122,14 @@ class Job:
         found = self.file.stage(name)
         return found if found is not None and found < before else None
 
-    def find(self, name: str) -> Base:
+    def find(self, name: str, cut: Cut) -> Base:
         """Return an image that is no stage; one at a time looks for it."""
         with self._lock:
             lock = self._finding.setdefault(name, threading.Lock())
         with lock:
             if name not in self._bases:
                 self._bases[name] = bases.find(
-                    name, self.cache, self.builds, self.epoch, self.progress
+                    name, self.cache, self.builds, self.epoch, self.progress, cut
                 )
             return self._bases[name]
 

@@ -191,7 +191,7 @@ class StageRun:
         """Return the tree of a stage or image."""
         index = self._job.stage_called(name, self._index)
         if index is None:
-            view = View(self._job.find(name).image.root)
+            view = View(self._job.find(name, self._cut).image.root)
         else:
             built = self._job.done[index]
             view = View(built.base.image.root, [self._path(x) for x in built.layers])

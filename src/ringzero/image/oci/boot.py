@@ -7,7 +7,7 @@ with all that it boots on the first of them.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ringzero.api.values import HealthCheck
@@ -125,12 +125,17 @@ class DiskFiles:
 
 
 def find(
-    text: str, *, progress: Progress = QUIET, refresh: bool = False
+    text: str,
+    *,
+    progress: Progress = QUIET,
+    refresh: bool = False,
+    opened: Callable[[Callable[[], object]], object] = lambda close: None,
 ) -> ContainerFiles | DiskFiles:
     """Return the files of the image called `text`; it is pulled where it is not in the store.
 
     With `refresh` it is pulled in any case. What lies on this machine's disk is read again each
-    time. Raises InvalidValueError, NotFoundError, HostError, GuestImageError, SignatureError.
+    time. `opened` is as in `pull`. Raises InvalidValueError, NotFoundError, HostError,
+    GuestImageError, SignatureError.
     """
     name = absolute(parse(text))
     cache = CACHE_DIR.get()
@@ -140,7 +145,7 @@ def find(
     if image is None:
         from ringzero.image.oci.pull import pull
 
-        image = pull(name, cache=cache, progress=progress)
+        image = pull(name, cache=cache, progress=progress, opened=opened)
     elif IMAGE_POLICY.get() is not None:
         from ringzero.image.oci.signing import admission
 

@@ -44,18 +44,21 @@ def pull(
     architecture: str | None = None,
     trust: Trust | None = None,
     keys: Sequence[Path] = (),
+    opened: Callable[[Callable[[], object]], object] = lambda close: None,
 ) -> StoredImage:
     """Bring the image called `name` into the store, whatever was there by this name.
 
     `architecture` is Go's name of one; None is this host's. `trust` is how the registry's
     certificate is checked. One of the public keys in the files `keys` has to have signed it, and
-    one of those that the user's policy names. Raises NotFoundError, HostError,
-    GuestImageError, InvalidValueError, and SignatureError before anything is stored.
+    one of those that the user's policy names. `opened` is given what ends the pull with an error,
+    from any thread. Raises NotFoundError, HostError, GuestImageError, InvalidValueError, and
+    SignatureError before anything is stored.
     """
     demands = [found for found in (keys, policy.required(name)) if found]
     store, blobs = Store(cache), Blobs(cache)
     wanted = architecture or host_architecture()
     with blobs.in_use(progress), contextlib.closing(_open(name, trust)) as source:
+        opened(source.close)
         read = _documents(name, source, wanted)
         signed = _signed(name, source, [found for found, _ in read], demands)
         digest, data = read[-1]
