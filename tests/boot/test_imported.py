@@ -112,3 +112,4 @@ def test_an_exported_ova_comes_back(tmp_path, monkeypatch):
         assert "back, 6." in done.stdout
     finally:
         main(["image", "rm", name])
+        main(["image", "rm", f"oci:{tmp_path}/layout"])

@@ -407,6 +407,12 @@ def test_where_a_container_is_wanted(old):
         pin(Service("web", "old:1"))
 
 
+def test_a_pool_holds_none(old, tmp_path, capsys):
+    assert main(["pool", "start", "old:1"]) == InvalidValueError.exit_code
+    assert "old:1 is an imported machine, and a pool holds" in capsys.readouterr().err
+    assert overlays(tmp_path) == []
+
+
 def test_one_that_is_pulled_for_its_machine(old, tmp_path, cache, monkeypatch, capsys):
     """Nothing was known of it before."""
     receiver = Receiver()

@@ -122,7 +122,17 @@ def _description(words: list[str]) -> MachineConfig:
         raise InvalidValueError("the flags make no sense", hint="`ringzero run --help` tells more")
     # One that needs no terminal.
     wanted.command, wanted.faults = ["true"], []
-    return run.describe(wanted)
+    config = run.describe(wanted)
+    if wanted.imported is not None:
+        from ringzero.cli.machine_config import release_disks
+
+        release_disks(config)
+        raise InvalidValueError(
+            f"{wanted.imported.image.name} is an imported machine, and a pool holds guests of "
+            "ringzero's own",
+            hint=f"ringzero run {wanted.imported.image.name}",
+        )
+    return config
 
 
 def _find(known: Sequence[dict[str, Any]], wanted: Sequence[str]) -> list[dict[str, Any]]:
