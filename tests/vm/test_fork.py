@@ -519,7 +519,7 @@ def test_what_copies_do_first_is_translated_before_there_are_many(monkeypatch):
         many = vm.fork(2)
         (last,) = vm.fork()
         with first, many[0], many[1], last:
-            assert told == [1]
+            assert told == [1, 1]
             assert vm.parts.vm.code.hot == hot > 1
             # The original is who it was, and each copy somebody else.
             assert vm.run(known).stdout == before
@@ -543,4 +543,4 @@ def test_a_guest_at_work_or_paused_is_not_asked_to_rehearse(monkeypatch):
         assert not told
         vm.resume()
         vm.rehearse()
-        assert len(told) == 1
+        assert told

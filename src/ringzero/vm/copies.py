@@ -115,8 +115,10 @@ def rehearse(parts: Assembly) -> bool:
         return False
     with translating:
         parts.board.repeat_generation()
-        Introduction(Identity(now=None), None).tell(parts)
-        guest.agent.wait_adopted(_REHEARSAL)
+        # What the kernel does for the event it has done by the second one, not by the first.
+        for _ in range(2):
+            Introduction(Identity(now=None), None).tell(parts)
+            guest.agent.wait_adopted(_REHEARSAL)
     return True
 
 
