@@ -1,6 +1,6 @@
 """Images of containers: pulling one beside skopeo, and starting one beside the default guest.
 
-    python bench/oci.py [--rounds N] [--size MIB] [--json FILE] [--only pull|start]
+    python bench/oci.py [--rounds N] [--size MIB] [--json FILE] [--only pull|start|update]
 
 Pull: images of `--size` MiB (gzip, in `--layers` layers) in Debian's docker-registry on loopback,
 one whose files do not pack and one whose files do by a quarter; `ringzero pull` into an empty
@@ -8,7 +8,10 @@ store, which unpacks it and writes its root file system, in turns with `skopeo c
 OCI layout, which keeps the layers as they come, packed, and with `buildah pull` (where it is
 installed) into an empty store of folders, which unpacks them, too. Start: an image in the store
 until its first output, in turns with the default guest. The best of the rounds each, and the ratio;
-below 1 is faster than the peer. CPU seconds are those of the process and its children, not the
+below 1 is faster than the peer. Update: an image that `ringzero image build` makes of a root with
+150 packages, pushed and pulled, and then again with one of them changed: the bytes of blobs that go
+over, as multiples of that package's as zstd packs it alone, and beside them those of the image as
+one layer. CPU seconds are those of the process and its children, not the
 registry's.
 """
 
@@ -229,36 +232,104 @@ def first_output(command: list[str]) -> Took:
     return Took(took, cpu)
 
 
+def write_package(root: Path, name: str, version: int, size: int) -> list[Path]:
+    """Write a package's files, of which half pack, and dpkg's note of them; return them."""
+    random_ = random.Random(f"{name} {version}")
+    words = [b"%x" % random_.getrandbits(32) for _ in range(400)]
+    text = b" ".join(random_.choices(words, k=size // 18))
+    content = {f"usr/bin/{name}": random_.randbytes(size // 2), f"usr/share/{name}/text": text}
+    listed = "".join(f"/{path}\n" for path in content)
+    content[f"var/lib/dpkg/info/{name}.list"] = listed.encode()
+    for path, data in content.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(data)
+    return [root / path for path in content]
+
+
+def packed_size(files: Sequence[Path]) -> int:
+    """Return how many bytes files take as a tar that zstd packs as `ringzero image build` does."""
+    import zstandard
+
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as archive:
+        for path in files:
+            archive.add(path)
+    return len(zstandard.ZstdCompressor(level=3).compress(plain.getvalue()))
+
+
+def update(place: Path) -> dict[str, float]:
+    """Return what an image's update costs by one package, as multiples of that package's size."""
+    random_, context = random.Random(4), place / "context"
+    sizes = {f"p{n}": int(min(3e6, 25_000 * random_.paretovariate(0.9))) for n in range(150)}
+    sizes["it"] = 450_000
+    for name, size in sizes.items():
+        write_package(context / "root", name, 1, size)
+    (context / "Vmfile").write_text("FROM scratch\nCOPY root /\n")
+    stores = [{"RINGZERO_CACHE_DIR": f"{place}/{store}"} for store in ("here", "there")]
+    with registry(place) as host:
+
+        def ship(tag: int) -> tuple[int, int]:
+            """Build, push and pull; return the bytes that went, and that came."""
+            name = f"{host}/update:{tag}"
+            words = ["image", "build", "--progress", "quiet", "-t", name, str(context)]
+            timed([*COMMAND, *words], **stores[0])
+            pushed = subprocess.run(
+                [*COMMAND, "push", "--json", "--quiet", name],
+                env=ENVIRONMENT | stores[0],
+                capture_output=True,
+                check=True,
+            )
+            before = _blobs(place / "there")
+            timed([*COMMAND, "pull", "--quiet", name], **stores[1])
+            return int(json.loads(pushed.stdout)["sent"]), _blobs(place / "there") - before
+
+        ship(1)
+        files = write_package(context / "root", "it", 2, sizes["it"])
+        sent, came = ship(2)
+    package = packed_size(files)
+    whole = packed_size([path for path in (context / "root").rglob("*") if path.is_file()])
+    return {"push": sent / package, "pull": came / package, "one layer": whole / package}
+
+
+def _blobs(cache: Path) -> int:
+    return sum(path.stat().st_size for path in (cache / "blobs").rglob("*") if path.is_file())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=200, help="MiB of the image that is pulled")
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--only", choices=("pull", "start"))
+    parser.add_argument("--only", choices=("pull", "start", "update"))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    table = {}
+    table: dict[str, dict[str, str | float]] = {}
     with tempfile.TemporaryDirectory() as work:
         place = Path(work)
         missing = [p for p in ("docker-registry", "skopeo") if shutil.which(p) is None]
         if missing:
             print(f"not measured: there is no {' and no '.join(missing)}")
             return 0
-        if arguments.only != "start":
+        if arguments.only in (None, "pull"):
             for kind in _KINDS:
                 size, layers = arguments.size, arguments.layers
                 for peer, found in pulls(place, kind, size, layers, arguments.rounds).items():
                     table[f"pull {kind}, {peer.split()[0]}"] = row(*found, peer)
-        if arguments.only != "pull":
+        if arguments.only in (None, "start"):
             table["start"] = row(*starts(place, arguments.rounds), "default guest")
+        updated = update(place) if arguments.only in (None, "update") else {}
     if arguments.json:
-        arguments.json.write_text(json.dumps(table, indent=1) + "\n")
+        whole = table | ({"update": updated} if updated else {})
+        arguments.json.write_text(json.dumps(whole, indent=1) + "\n")
     for name, line in table.items():
         print(
             f"oci {name:22} {line['wall']:6.2f} s ({line['cpu']:.2f} of CPU)   "
             f"{line['peer']} {line['peer_wall']:6.2f} s ({line['peer_cpu']:.2f})   "
             f"{line['ratio']:.2f}"
         )
+    if updated:
+        told = ", ".join(f"{name} {value:.2f}" for name, value in updated.items())
+        print(f"oci update of one package, by its size: {told}")
     return 0
 
 

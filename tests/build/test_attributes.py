@@ -13,6 +13,7 @@ from ringzero.image.oci.blobs import Blobs
 from ringzero.image.oci.pull import pull
 from ringzero.image.oci.push import push
 from ringzero.image.oci.reference import parse_reference
+from tests.build.plain import plain
 from tests.build.test_services import Quiet
 from tests.image.oci.test_push import Receiver
 
@@ -34,7 +35,7 @@ def told(image, name, blobs):
     """Return the attributes that the last layer with a file of a name has of it."""
     found = None
     for digest in image.layers:
-        for member in tar.read(memoryview(blobs.read(digest))):
+        for member in tar.read(memoryview(plain(blobs, digest))):
             found = (member.xattrs or {}) if member.name == name else found
     return found
 

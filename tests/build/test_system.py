@@ -18,6 +18,7 @@ from ringzero.image.oci.pull import pull
 from ringzero.image.oci.reference import parse as parse_name
 from ringzero.image.oci.reference import parse_reference
 from ringzero.units import MIB
+from tests.build.plain import plain
 from tests.build.test_services import Quiet
 from tests.image.oci import machines
 from tests.image.oci.images import Image
@@ -38,7 +39,7 @@ def members(image, cache):
     return {
         member.name: member
         for digest in image.layers
-        for member in tar.read(memoryview(blobs.read(digest)))
+        for member in tar.read(memoryview(plain(blobs, digest)))
     }
 
 

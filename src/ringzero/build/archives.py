@@ -42,7 +42,7 @@ def unpacked(entry: Entry) -> list[Entry] | None:
         return None
     archive = map_whole(file.fileno())
     file.close()
-    return list(_entries(archive))
+    return list(members(archive))
 
 
 class _Content(io.RawIOBase):
@@ -89,7 +89,8 @@ def _pour(pieces: Iterator[bytes], file: BinaryIO) -> bool:
     return len(head) >= _HEAD
 
 
-def _entries(archive: memoryview) -> Iterator[Entry]:
+def members(archive: memoryview) -> Iterator[Entry]:
+    """Yield what a plain tar holds, names relative to it. Raises GuestImageError."""
     for member in tar.read(archive):
         parts = [part for part in member.name.split(b"/") if part not in (b"", b".")]
         if b".." in parts:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ringzero.build import entries, system
+from ringzero.build import entries, parts, system
 from ringzero.build.cache import BuildCache, key
 from ringzero.build.cut import Cut
 from ringzero.build.entries import Entry, Layer
@@ -29,7 +29,6 @@ SCRATCH = "scratch"
 # What of ringzero's own guest is no part of an image: its kernel's modules, and what the host
 # speaks with, which each machine brings along.
 _LEFT_OUT = ("usr/lib/modules/", "init", "dev/")
-_LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
 @record
@@ -52,7 +51,7 @@ def find(
     A pull ends where `cut` is made. Raises what the finding of images raises.
     """
     if name == SCRATCH:
-        return _of(name, _import((), cache, epoch, progress), cache, progress)
+        return _of(name, _import((), cache, builds, epoch, progress), cache, progress)
     if name in IMAGES:
         own = IMAGES.get(name)(progress=progress)
         # Nothing else goes into its layer.
@@ -64,7 +63,7 @@ def find(
             layer = builds.add(lambda file: entries.write(found, file, epoch))
             builds.keep(step, layer)
         paths = ((layer, builds.layer(layer.digest)),)
-        return _of(name, _import(paths, cache, epoch, progress), cache, progress)
+        return _of(name, _import(paths, cache, builds, epoch, progress), cache, progress)
     image = boot.find(name, progress=progress, opened=cut.add).image
     if image.disks:
         image = _of_machine(image, cache, builds, epoch, progress)
@@ -87,7 +86,8 @@ def _of_machine(
                 lambda file: entries.write(system.entries(files), file, entries.KEEP)
             )
         builds.keep(step, layer)
-    return _import(((layer, builds.layer(layer.digest)),), cache, epoch, progress)
+    paths = ((layer, builds.layer(layer.digest)),)
+    return _import(paths, cache, builds, epoch, progress)
 
 
 def _of(name: str, image: StoredImage, cache: Path, progress: Progress) -> Base:
@@ -124,20 +124,22 @@ def _own_files(archive: bytes) -> Iterator[Entry]:
 
 
 def _import(
-    layers: tuple[tuple[Layer, Path], ...], cache: Path, epoch: int, progress: Progress
+    layers: tuple[tuple[Layer, Path], ...],
+    cache: Path,
+    builds: BuildCache,
+    epoch: int,
+    progress: Progress,
 ) -> StoredImage:
     """Return the image of some layers, which lie in files, as one of the store."""
     state = State(config={"Cmd": ["/bin/sh"]} if layers else {})
     architecture = host_architecture()
-    digests = [layer.digest for layer, _ in layers]
-    config = state.document(architecture, digests, created(epoch))
-    made = Made(config, tuple((layer_of(layer), path) for layer, path in layers))
-    return put(made, cache=cache, progress=progress)
-
-
-def layer_of(layer: Layer) -> Descriptor:
-    """Return how a manifest tells of a layer."""
-    return Descriptor(_LAYER, layer.digest, layer.size)
+    blobs = Blobs(cache)
+    with blobs.in_use(progress):
+        packed = parts.pack(layers, 0, builds=builds, blobs=blobs, progress=progress)
+        own = [part for layer in packed for part in layer]
+        config = state.document(architecture, [part.diff_id for part in own], created(epoch))
+        made = Made(config, tuple((part.blob, None) for part in own))
+        return put(made, cache=cache, progress=progress)
 
 
 def created(epoch: int) -> str:

@@ -9,6 +9,7 @@ from concurrent import futures
 from pathlib import Path
 
 from ringzero.build import base as bases
+from ringzero.build import parts
 from ringzero.build.cache import BuildCache, key
 from ringzero.build.cut import Cut
 from ringzero.build.job import Built, Job, Listener, Options
@@ -20,9 +21,11 @@ from ringzero.build.vmfile.instructions import Vmfile
 from ringzero.build.vmfile.words import expand
 from ringzero.errors import ConfigError
 from ringzero.host.progress import QUIET, Progress
+from ringzero.image.oci.blobs import Blobs
 from ringzero.image.oci.made import Made, put
-from ringzero.image.oci.manifest import Descriptor, host_architecture
+from ringzero.image.oci.manifest import host_architecture
 from ringzero.image.oci.store import StoredImage
+from ringzero.records import replace
 
 
 def build(
@@ -126,17 +129,29 @@ def _image(job: Job, built: Built) -> StoredImage:
     """Return the image of a stage from the store, with its names."""
     base, layers = built.base, built.layers
     architecture = host_architecture()
-    diff_ids = [*base.diff_ids, *(layer.digest for layer in layers)]
-    config = built.state.document(architecture, diff_ids, bases.created(job.epoch))
-    parts: list[tuple[Descriptor, Path | None]] = [(layer, None) for layer in base.layers]
-    parts += [(bases.layer_of(x), job.builds.layer(x.digest)) for x in layers]
-    made = Made(config, tuple(parts))
     if built.state.machine.snapshot and built.state.machine.disks:
         raise ConfigError(
             ["SNAPSHOT and DISK do not go together: each machine's disk is its own, and memory in "
              "which one is mounted fits no other"]
         )  # fmt: skip
-    if built.state.machine.snapshot:
+    blobs = Blobs(job.cache)
+    # What is packed now is no image's before it is put there.
+    with blobs.in_use(job.progress):
+        paths = [(layer, job.builds.layer(layer.digest)) for layer in layers]
+        packed = parts.pack(
+            paths, len(base.layers), builds=job.builds, blobs=blobs, progress=job.progress
+        )
+        own = [part for layer in packed for part in layer]
+        state = replace(built.state, history=parts.told(built.state.history, packed))
+        diff_ids = [*base.diff_ids, *(part.diff_id for part in own)]
+        config = state.document(architecture, diff_ids, bases.created(job.epoch))
+        blobs_of = (*base.layers, *(part.blob for part in own))
+        return _put(job, Made(config, tuple((blob, None) for blob in blobs_of)), state)
+
+
+def _put(job: Job, made: Made, state: State) -> StoredImage:
+    """Bring an image into the store, with its names and its memory."""
+    if state.machine.snapshot:
         from ringzero.build import memory
 
         # It has its names when all of it is there.

@@ -4,6 +4,7 @@
     build/layers/HEX            a layer's tar, by its sha256
     build/machines/KEY/         the machine after a RUN, as a snapshot
     build/caches/HEX.tar        what a RUN has left in a mount of type cache
+    build/parts/KEY.json        the layers of an image that a step's layer became (`parts`)
     build/users/KEY.json        who an image's user is, by its files
     build/paths/KEY.json        where an image's kernel lies, by its files
     build/downloads/            what ADD has fetched
@@ -20,9 +21,9 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ringzero.build.entries import Layer
 from ringzero.build.failures import Failures
@@ -48,7 +49,7 @@ _FORMAT = "3"
 # All that is removed when all of it is, which is all but the lock.
 _PARTS = (
     *("steps", "machines", "layers", "caches", "users", "downloads"),
-    *("failed", "failures", "paths"),
+    *("failed", "failures", "paths", "parts"),
 )
 
 
@@ -144,6 +145,19 @@ class BuildCache:
         """Say which path a step found. Raises HostError."""
         with atomic_file(self._place / "paths" / f"{step}.json") as file:
             file.write(json.dumps(path).encode())
+
+    def parts(self, step: str) -> list[Any] | None:
+        """Return what `keep_parts` was given, where that is known."""
+        try:
+            value = json.loads((self._place / "parts" / f"{step}.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return value if isinstance(value, list) else None
+
+    def keep_parts(self, step: str, parts: Sequence[Sequence[str | int]]) -> None:
+        """Say what a step's layer became, in plain data. Raises HostError."""
+        with atomic_file(self._place / "parts" / f"{step}.json") as file:
+            file.write(json.dumps(parts).encode())
 
     def kept(self, name: str) -> Path:
         """Return where the content of a mount of type cache lies, or will lie."""

@@ -17,8 +17,9 @@ class Push(Verb):
   ringzero push web:1.2 registry.example/web:1.2   by another one
   ringzero push --sign release.key localhost:5000/web:1.2   with a signature as cosign's
 
-What the registry has already is not sent. Credentials come from Docker's config.json and its
-credential helpers (`docker login`).
+What the registry has already is not sent. Large layers of images that were built here are several:
+of one in which a package has changed little more than that package goes over. Credentials come from
+Docker's config.json and its credential helpers (`docker login`).
 """
 
     def configure(self, parser: argparse.ArgumentParser) -> None:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ringzero.errors import GuestImageError
-from ringzero.host.files import host_error, locked, make_directory
+from ringzero.host.files import PARTIAL, host_error, locked, make_directory, sweep
 from ringzero.host.progress import QUIET, Progress
 from ringzero.image.oci.manifest import Descriptor
 
@@ -62,6 +63,28 @@ class Blobs:
         descriptor = Descriptor("", digest, len(data))
         if not self.has(descriptor):
             self.fetch(descriptor, lambda partial: partial.write(data))
+
+    def add(self, make: Callable[[BinaryIO], Descriptor]) -> Descriptor:
+        """Have `make` write a blob and tell what it is, and keep it. Raises HostError."""
+        place = make_directory(self._place / "partial")
+        sweep(place)
+        try:
+            descriptor, name = tempfile.mkstemp(prefix=PARTIAL, dir=place)
+            temporary = Path(name)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    made = make(file)
+                    file.flush()
+                    if not self.has(made):
+                        os.fsync(file.fileno())
+                        final = self.path(made.digest)
+                        make_directory(final.parent)
+                        temporary.replace(final)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as fault:
+            raise host_error(fault, "write", place) from fault
+        return made
 
     def open(self, digest: str) -> BinaryIO:
         """Open a blob for reading. Raises HostError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ from ringzero.units import format_size
 # As many as Docker's client has.
 _THREADS = 4
 _PIECE = 1 << 20
+# The comment on a part of a step's layer (`ringzero.build.parts`).
+_PART = re.compile(r"part ([1-9][0-9]{0,3}) of [0-9]{1,4}(: .*)?", re.DOTALL)
 
 
 def find(text: str, cache: Path) -> StoredImage:
@@ -141,8 +144,8 @@ def save(image: StoredImage, target: Path, name: str, *, cache: Path) -> None:
 def history(image: StoredImage, cache: Path) -> list[dict[str, Any]]:
     """Return the steps that made an image, the first one first, each with its layer's size.
 
-    `layer` is the digest of what is sent of it, None where a step made none. Raises HostError,
-    GuestImageError.
+    `layer` is the digest of what is sent of it, None where a step made none, and `layers` are those
+    of all parts of one that was cut. Raises HostError, GuestImageError.
     """
     blobs = Blobs(cache)
     _, _, manifest = _manifest(image, blobs)
@@ -154,17 +157,24 @@ def history(image: StoredImage, cache: Path) -> list[dict[str, Any]]:
         if not isinstance(step, dict):
             continue
         layer = None if step.get("empty_layer") or not layers else layers.pop(0)
-        found.append(
-            {
-                "created": str(step.get("created", "")),
-                "instruction": str(step.get("created_by", "")),
-                "layer": layer.digest if layer else None,
-                "size": layer.size if layer else 0,
-            }
-        )
+        number = _PART.fullmatch(str(step.get("comment", "")))
+        if layer is not None and number and int(number[1]) > 1 and found:
+            found[-1]["layers"].append(layer.digest)
+            found[-1]["size"] += layer.size
+            continue
+        found.append(_step(layer, str(step.get("created", "")), str(step.get("created_by", ""))))
     # Images may tell nothing of how they were made.
-    found += [{"created": "", "instruction": "", "layer": x.digest, "size": x.size} for x in layers]
-    return found
+    return found + [_step(layer) for layer in layers]
+
+
+def _step(layer: Descriptor | None, created: str = "", instruction: str = "") -> dict[str, Any]:
+    return {
+        "created": created,
+        "instruction": instruction,
+        "layer": layer.digest if layer else None,
+        "layers": [layer.digest] if layer else [],
+        "size": layer.size if layer else 0,
+    }
 
 
 def _manifest(image: StoredImage, blobs: Blobs) -> tuple[bytes, str, Manifest]:
