@@ -132,6 +132,8 @@ PRINTING = {
     "pool": ["pool", "status", "--json"],
     "serve": ["serve", "openapi"],
     "snapshot": ["snapshot", "ls", "--json"],
+    "storage": ["storage", "ls", "--json"],
+    "volume": ["volume", "ls", "--json"],
     "stats": ["stats", "--json"],
     "template": ["template", "ls", "--json"],
     **{f"{name} --help": [name, "--help"] for name in VERBS.names()},

@@ -106,6 +106,7 @@ def test_every_action_through_a_door(watch, tmp_path, monkeypatch):
     monkeypatch.setenv("RINGZERO_NETWORKS_DIR", str(tmp_path / "networks"))
     assert post("create_network", name="lan", subnet="10.77.0.0/24")["gateway"] == "10.77.0.1"
     assert [network["machines"] for network in post("networks")] == [[]]
+    assert post("describe_network", name="lan", active=False)["active"] is False
     assert post("remove_network", name="lan") is None
     monkeypatch.setenv("RINGZERO_STORAGE_DIR", str(tmp_path / "storage"))
     assert post("define_storage_pool", name="p", path=str(tmp_path / "p"))["active"]

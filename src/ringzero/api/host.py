@@ -71,6 +71,21 @@ class HostActions(Actions):
         """Make a network that machines can join by its name."""
 
     @action()
+    def describe_network(
+        self,
+        name: Annotated[str, "the network's name"],
+        active: Annotated[bool | None, "whether machines may join it; null: as it is"] = None,
+        autostart: Annotated[
+            bool | None, "whether it becomes active with `ringzero serve`; null: as it is"
+        ] = None,
+        uuid: Annotated[str | None, "its UUID; null: as it is"] = None,
+        metadata: Annotated[
+            dict[str, Any] | None, "texts by key, each one's own; one that is null goes"
+        ] = None,
+    ) -> NetworkSummary:
+        """Note something of a network; machines that are on it stay."""
+
+    @action()
     def remove_network(self, name: Annotated[str, "the network's name"]) -> None:
         """Remove a network that no machine is on."""
 

@@ -211,9 +211,16 @@ class NetworkMember(TypedDict):
 
 
 class NetworkSummary(TypedDict):
-    """A network by name. `leases` are {"address", "name"} by MAC address."""
+    """A network by name. `leases` are {"address", "name"} by MAC address.
+
+    Machines do not join one that is not `active`. `metadata` are texts by key.
+    """
 
     name: str
+    uuid: str
+    active: bool
+    autostart: bool
+    metadata: dict[str, str]
     mode: str
     subnet: str
     gateway: str

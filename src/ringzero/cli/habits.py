@@ -73,7 +73,6 @@ ADVICE: dict[str, str] = {
     "migrate": "`ringzero snapshot export` and `import` take a machine to another host",
     "export": "`ringzero snapshot export SNAPSHOT FILE`",
     "import": "`ringzero snapshot import FILE`",
-    "volume": "`-v HOST:GUEST` shares a folder; `ringzero disk create` makes a disk for `--disk`",
     "prune": "`ringzero rm $(ringzero ps -aq --status ended)`; images: `ringzero image rm NAME`",
     "system": "`ringzero info` tells of this host",
     "clone": "`ringzero fork NAME` copies a running machine",

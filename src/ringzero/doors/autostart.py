@@ -39,6 +39,12 @@ def start_all(host: Host) -> list[tuple[str, str]]:
                 host.change_storage_pool(pool["name"], active=True)
             except RingzeroError as fault:
                 found.append((f"storage pool {pool['name']}", fault.message))
+    for network in host.networks():
+        if network["autostart"] and not network["active"]:
+            try:
+                host.describe_network(network["name"], active=True)
+            except RingzeroError as fault:
+                found.append((f"network {network['name']}", fault.message))
     for facts in host.machines():
         machine = host.machine(facts["name"])
         try:

@@ -28,6 +28,7 @@ class NetworkVerb(Verb):
   ringzero network create vault --mode isolated --subnet 10.9.8.0/24
   ringzero network inspect lan                          machines, leases, counters
   ringzero network disconnect web; ringzero network connect lan web
+  ringzero network stop lan; ringzero network start lan   nobody joins meanwhile
   ringzero network ls
   ringzero network rm lan vault
 
@@ -76,6 +77,12 @@ class NetworkVerb(Verb):
         inspect.add_argument("networks", metavar="NETWORK", nargs="+", help="a network's name")
         remove = command("rm", _remove, "remove networks that no machine is on")
         remove.add_argument("networks", metavar="NETWORK", nargs="+", help="a network's name")
+        for name, act, text in (
+            ("start", _start, "let machines join networks that were stopped"),
+            ("stop", _stop, "let no more machines join; those that are on them stay"),
+        ):
+            sub = command(name, act, text)
+            sub.add_argument("networks", metavar="NETWORK", nargs="+", help="a network's name")
         connect = command("connect", _connect, "plug a running machine into a network")
         connect.add_argument("network", metavar="NETWORK", help="as --net of run takes it")
         connect.add_argument("machine", metavar="NAME", help="the machine's name")
@@ -159,6 +166,23 @@ def _remove(host: Host, arguments: argparse.Namespace) -> list[str]:
         if not arguments.json:
             print(name, flush=True)
     return list(arguments.networks)
+
+
+def _start(host: Host, arguments: argparse.Namespace) -> list[NetworkSummary]:
+    return _change(host, arguments, active=True)
+
+
+def _stop(host: Host, arguments: argparse.Namespace) -> list[NetworkSummary]:
+    return _change(host, arguments, active=False)
+
+
+def _change(host: Host, arguments: argparse.Namespace, *, active: bool) -> list[NetworkSummary]:
+    found = []
+    for name in arguments.networks:
+        found.append(host.describe_network(name, active=active))
+        if not arguments.json:
+            print(name, flush=True)
+    return found
 
 
 def _connect(host: Host, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -385,6 +385,35 @@ def create_network(
     return {**_network_summary(place), "notes": notes}
 
 
+@handles("describe_network")
+def describe_network(
+    where: Path,
+    name: str,
+    active: bool | None,
+    autostart: bool | None,
+    uuid: str | None,
+    metadata: dict[str, Any] | None,
+) -> NetworkSummary:
+    from ringzero.control.host.description import check_metadata, check_uuid
+    from ringzero.net.named import directory as places
+
+    place = places.find(name)
+    old = place.notes()
+    texts: dict[str, Any] = {**old.metadata, **(metadata or {})}
+    new = replace(
+        old,
+        uuid=old.uuid if uuid is None else check_uuid(uuid),
+        active=old.active if active is None else active,
+        autostart=old.autostart if autostart is None else autostart,
+        metadata=check_metadata({key: text for key, text in texts.items() if text is not None}),
+    )
+    for other in places.networks():
+        if other.name != name and other.notes().uuid == new.uuid:
+            raise ConflictError(f"the network {other.name!r} has the UUID {new.uuid}")
+    place.write_notes(new)
+    return _network_summary(place)
+
+
 @handles("remove_network")
 def remove_network(where: Path, name: str) -> None:
     from ringzero.net.named import client, directory
@@ -397,9 +426,13 @@ def _network_summary(place: NetworkDirectory) -> NetworkSummary:
     from ringzero.net.stack.addresses import text
 
     network = place.network()
-    subnet = network.addresses()
+    subnet, noted = network.addresses(), place.notes()
     return {
         "name": network.name,
+        "uuid": noted.uuid,
+        "active": noted.active,
+        "autostart": noted.autostart,
+        "metadata": noted.metadata,
         "mode": network.mode,
         "subnet": network.subnet,
         "gateway": text(subnet.gateway4),

@@ -153,7 +153,10 @@ def put_volume(
         stream.begin(link)
         try:
             while data := link.get():
-                upload.write(data)
+                if isinstance(data, int):
+                    upload.skip(data)
+                else:
+                    upload.write(data)
         finally:
             link.close()
     return _volume_summary(volumes.find(found, name))
@@ -177,11 +180,14 @@ class _Input:
     """Bytes on their way from one thread to another; who sends waits for who takes."""
 
     def __init__(self) -> None:
-        self._pieces: queue.Queue[bytes | None] = queue.Queue(_BACKLOG)
+        self._pieces: queue.Queue[bytes | int | None] = queue.Queue(_BACKLOG)
         self.closed = False
 
-    def get(self) -> bytes:
-        """Return some bytes, b"" at their end. Raises RingzeroError where the sender left."""
+    def get(self) -> bytes | int:
+        """Return some bytes, or how long a hole is; b"" at the end.
+
+        Raises RingzeroError where the sender left.
+        """
         data = self._pieces.get()
         if data is None:
             raise RingzeroError("who sent the volume's bytes has left", hint="send them again")
@@ -189,13 +195,19 @@ class _Input:
 
     def send(self, data: bytes) -> None:
         """Send bytes, b"" for their end."""
-        while not self.closed:
-            with contextlib.suppress(queue.Full):
-                self._pieces.put(bytes(data), timeout=1.0)
-                return
+        self._put(bytes(data))
 
     def event(self, kind: str, **content: Any) -> None:
-        """Take an event; there is none that matters."""
+        """Take an event: "hole", with its `length` in bytes."""
+        length = content.get("length")
+        if kind == "hole" and isinstance(length, int) and length > 0:
+            self._put(length)
+
+    def _put(self, piece: bytes | int) -> None:
+        while not self.closed:
+            with contextlib.suppress(queue.Full):
+                self._pieces.put(piece, timeout=1.0)
+                return
 
     def close(self) -> None:
         """Leave."""

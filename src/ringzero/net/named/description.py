@@ -108,6 +108,20 @@ class NamedNetwork:
         )
 
 
+@record
+class NetworkNotes:
+    """What is noted of a network, and means nothing to its machines.
+
+    Machines do not join one that is not `active`; one with `autostart` becomes so with `ringzero
+    serve`. `metadata` are texts by key, each one's own.
+    """
+
+    uuid: str = ""
+    active: bool = True
+    autostart: bool = True
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
 def _fault_of(noun: str, text: str, net: ipaddress.IPv4Network) -> list[str]:
     try:
         address = ipaddress.IPv4Address(text)

@@ -3,6 +3,7 @@
 `RINGZERO_NETWORKS_DIR` holds one directory (mode 0700) for each network:
 
     network.json   its description
+    notes.json     what is noted of it: UUID, whether it is active, texts of other programs
     leases.json    who had which address, by MAC address
     lock           held by the network's process as long as it lives
     socket         where machines join
@@ -19,6 +20,7 @@ import socket
 import struct
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from ringzero.host import ofdlock
 from ringzero.host.files import host_error, open_regular
 from ringzero.host.process import detach
 from ringzero.host.unixsocket import reach
-from ringzero.net.named.description import RESERVED, NamedNetwork
+from ringzero.net.named.description import RESERVED, NamedNetwork, NetworkNotes
 from ringzero.plain import MisfitError, from_plain, to_plain
 from ringzero.records import replace
 from ringzero.settings import NETWORKS_DIR
@@ -36,6 +38,9 @@ from ringzero.settings import NETWORKS_DIR
 DESCRIPTION, LEASES, LOCK, SOCKET, LOG = (
     *("network.json", "leases.json", "lock", "socket", "network.log"),
 )
+NOTES = "notes.json"
+# Of the UUIDs that are made from networks' names and subnets (RFC 9562 section 5.5).
+_NAMESPACE = uuid.UUID("9a1d7c0e-6f0b-4d6e-8a53-2f3f4e8f6b11")
 _LARGEST = 1 << 20
 # Where subnets are taken from that nobody named: what neither libvirt nor docker uses.
 _POOL = [f"10.{89 + n // 256}.{n % 256}.0/24" for n in range(512)]
@@ -67,6 +72,24 @@ class NetworkDirectory:
             ) from fault
         return replace(found, name=self.name)
 
+    def notes(self) -> NetworkNotes:
+        """Return what is noted of it. Raises NotFoundError, StateError."""
+        try:
+            found: NetworkNotes = from_plain(NetworkNotes, _read(self.path / NOTES) or {})
+        except MisfitError as fault:
+            raise StateError(
+                f"{self.path / NOTES} is not readable as a network's notes",
+                hint="remove it: nothing that machines need is in it",
+            ) from fault
+        if found.uuid:
+            return found
+        name = f"{self.name} {self.network().subnet}"
+        return replace(found, uuid=str(uuid.uuid5(_NAMESPACE, name)))
+
+    def write_notes(self, notes: NetworkNotes) -> None:
+        """Keep what is noted of it. Raises HostError."""
+        _write(self.path / NOTES, to_plain(notes))
+
     def leases(self) -> dict[str, dict[str, str]]:
         """Return {"address", "name"} by MAC address."""
         data = _read(self.path / LEASES) or {}
@@ -93,6 +116,11 @@ class NetworkDirectory:
         Raises NotFoundError, HostError.
         """
         deadline, started = time.monotonic() + _PATIENCE, 0.0
+        if (self.path / NOTES).exists() and not self.notes().active:
+            raise ConflictError(
+                f"the network {self.name!r} is not active",
+                hint=f"`ringzero network start {self.name}`",
+            )
         while True:
             if not self.path.is_dir():
                 raise not_found(self.name)

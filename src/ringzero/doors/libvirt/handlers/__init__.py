@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 
-_PARTS = ("connect", "domain", "events", "streams")
+_PARTS = ("connect", "domain", "events", "streams", "storage", "network", "stats")
 
 
 @functools.cache

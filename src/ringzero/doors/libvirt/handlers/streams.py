@@ -13,54 +13,74 @@ from ringzero.doors.libvirt.session import Call
 from ringzero.doors.libvirt.values import DomainHandle
 from ringzero.errors import RingzeroError
 
-# virDomainConsoleFlags: end whoever is on it already; only where nobody is.
-_FORCE, _SAFE = 1, 2
+# virDomainConsoleFlags: only where nobody else is on it.
+_SAFE = 2
 # The aliases of the lines that a machine has.
 _SERIAL = ("serial0", "serial")
 
 
 class ConversationSide:
-    """The server's side of a stream that is an action's conversation."""
+    """The server's side of a stream that is an action's conversation: a terminal's, by itself."""
 
     def __init__(self, context: Context, call: Call, conversation: Conversation) -> None:
-        self._context = context
-        self._serial = call.packet.serial
-        self._conversation = conversation
-        self._ended = False
+        self.context = context
+        self.serial = call.packet.serial
+        self.conversation = conversation
 
     async def data(self, data: bytes) -> None:
-        """Send the client's bytes to the machine."""
-        await self._conversation.send(data)
+        """Send the client's bytes on."""
+        await self.conversation.send(data)
 
     async def hole(self, length: int) -> None:
         """Refuse: a terminal has no holes."""
-        raise RefusedError(
-            ErrorCode.OPERATION_INVALID, "holes in a stream without", ErrorDomain.STREAMS
-        )
+        text = "a hole in a stream that has none"
+        raise RefusedError(ErrorCode.OPERATION_INVALID, text, ErrorDomain.STREAMS)
 
     async def end(self) -> None:
         """The client wants no more."""
-        self._conversation.close()
+        self.conversation.close()
 
     def close(self) -> None:
         """Leave the conversation."""
-        self._conversation.close()
+        self.conversation.close()
 
     async def read(self) -> None:
         """Write what comes into the stream, until it ends."""
-        session = self._context.session
+        session = self.context.session
         try:
-            async for item in self._conversation.items():
+            async for item in self.conversation.items():
                 if isinstance(item, Data) and item.stream == STDOUT and item.content:
-                    session.write(self._serial, item.content)
-                    self._context.send()
-                    await self._context.drain()
-            await self._conversation.result()
+                    session.write(self.serial, item.content)
+                    self.context.send()
+                    await self.context.drain()
+            await self.conversation.result()
         except RingzeroError as fault:
-            self._context.abort(self._serial, fault)
+            self.context.abort(self.serial, fault)
             return
-        session.write_end(self._serial)
-        self._context.send()
+        session.write_end(self.serial)
+        self.context.send()
+
+
+class UploadSide(ConversationSide):
+    """The server's side of a stream into a volume; its end is good when all is written."""
+
+    async def hole(self, length: int) -> None:
+        """Leave a hole in the volume's file."""
+        await self.conversation.tell("hole", length=length)
+
+    async def end(self) -> None:
+        """Wait until all is written. Raises RingzeroError."""
+        await self.conversation.send(b"")
+        await self.conversation.result()
+
+    async def read(self) -> None:
+        """Wait for what goes wrong before the end."""
+        try:
+            async for _ in self.conversation.items():
+                pass
+            await self.conversation.result()
+        except RingzeroError as fault:
+            self.context.abort(self.serial, fault)
 
 
 @handles("DOMAIN_OPEN_CONSOLE")
@@ -71,13 +91,13 @@ async def open_console(
     arguments: dict[str, Any] = {"rows": 24, "columns": 80, "only": bool(flags & _SAFE)}
     if dev_name in _SERIAL:
         arguments["line"] = "serial"
-    conversation = context.converse("console", arguments, found.name)
-    open_stream(context, call, conversation)
+    open_stream(
+        context, ConversationSide(context, call, context.converse("console", arguments, found.name))
+    )
     return {}
 
 
-def open_stream(context: Context, call: Call, conversation: Conversation) -> None:
-    """Have a conversation be the stream that a call opens."""
-    side = ConversationSide(context, call, conversation)
-    context.streams[call.packet.serial] = side
+def open_stream(context: Context, side: ConversationSide) -> None:
+    """Have a conversation be the stream that the call at hand opens."""
+    context.streams[side.serial] = side
     context.beside_later(side.read)

@@ -1,0 +1,263 @@
+"""Networks: those by name, which machines join."""
+
+from __future__ import annotations
+
+import ipaddress
+import zlib
+from typing import Any
+
+from ringzero.api.values import NetworkSummary
+from ringzero.doors.libvirt.constants import AddressType, ListObjects
+from ringzero.doors.libvirt.context import Context, RefusedError, Results, handles
+from ringzero.doors.libvirt.faults import ErrorCode, ErrorDomain
+from ringzero.doors.libvirt.values import Lease, NetworkHandle, uuid_bytes, uuid_text
+from ringzero.doors.libvirt.xml import network as documents
+from ringzero.doors.libvirt.xml.network import NETWORK, NetworkXml
+from ringzero.errors import ConfigError, InvalidValueError, RingzeroError
+
+# Among a network's notes: the XML that it was defined by.
+_SENT = "libvirt"
+
+
+async def networks(context: Context) -> list[NetworkSummary]:
+    """Return all networks."""
+    found: list[NetworkSummary] = await context.act("networks", {})
+    return found
+
+
+async def find(context: Context, handle: NetworkHandle) -> NetworkSummary:
+    """Return the network that a client means. Raises RefusedError."""
+    uuid = uuid_text(handle.uuid)
+    for network in await networks(context):
+        if network["uuid"] == uuid:
+            return network
+    raise _no_network(f"no network with matching uuid '{uuid}' ({handle.name})")
+
+
+def handle_of(network: NetworkSummary) -> NetworkHandle:
+    """Return what stands for a network on the wire."""
+    return NetworkHandle(network["name"], uuid_bytes(network["uuid"]))
+
+
+@handles("CONNECT_LIST_ALL_NETWORKS")
+async def list_all_networks(context: Context, need_results: int, flags: int) -> Results:
+    found = [handle_of(network) for network in await networks(context) if _wanted(network, flags)]
+    return {"networks": found if need_results else [], "ret": len(found)}
+
+
+@handles("CONNECT_NUM_OF_NETWORKS")
+async def num_of_networks(context: Context) -> Results:
+    return {"num": sum(network["active"] for network in await networks(context))}
+
+
+@handles("CONNECT_LIST_NETWORKS")
+async def list_networks(context: Context, most: int) -> Results:
+    names = [network["name"] for network in await networks(context) if network["active"]]
+    return {"names": names[: max(0, most)]}
+
+
+@handles("CONNECT_NUM_OF_DEFINED_NETWORKS")
+async def num_of_defined_networks(context: Context) -> Results:
+    return {"num": sum(not network["active"] for network in await networks(context))}
+
+
+@handles("CONNECT_LIST_DEFINED_NETWORKS")
+async def list_defined_networks(context: Context, most: int) -> Results:
+    names = [network["name"] for network in await networks(context) if not network["active"]]
+    return {"names": names[: max(0, most)]}
+
+
+@handles("NETWORK_LOOKUP_BY_NAME")
+async def network_by_name(context: Context, name: str) -> Results:
+    for network in await networks(context):
+        if network["name"] == name:
+            return {"network": handle_of(network)}
+    raise _no_network(f"no network with matching name '{name}'")
+
+
+@handles("NETWORK_LOOKUP_BY_UUID")
+async def network_by_uuid(context: Context, uuid: bytes) -> Results:
+    return {"network": handle_of(await find(context, NetworkHandle("", uuid)))}
+
+
+# ---- a network's life -----------------------------------------------------------
+
+
+@handles("NETWORK_DEFINE_XML")
+async def define_network(context: Context, xml: str) -> Results:
+    return {"network": handle_of(await _define(context, xml, active=False))}
+
+
+@handles("NETWORK_DEFINE_XML_FLAGS")
+async def define_network_flags(context: Context, xml: str, flags: int) -> Results:
+    return await define_network(context, xml)
+
+
+@handles("NETWORK_CREATE_XML")
+async def create_network_xml(context: Context, xml: str) -> Results:
+    return {"network": handle_of(await _define(context, xml, active=True))}
+
+
+@handles("NETWORK_CREATE_XML_FLAGS")
+async def create_network_xml_flags(context: Context, xml: str, flags: int) -> Results:
+    return await create_network_xml(context, xml)
+
+
+async def _define(context: Context, xml: str, *, active: bool) -> NetworkSummary:
+    try:
+        sent = NETWORK.parse(xml)
+        wanted = documents.definition(sent)
+    except InvalidValueError as fault:
+        raise RefusedError(ErrorCode.XML_ERROR, fault.message, ErrorDomain.NETWORK) from fault
+    except ConfigError as fault:
+        text = "; ".join(fault.faults)
+        raise RefusedError(ErrorCode.CONFIG_UNSUPPORTED, text, ErrorDomain.NETWORK) from fault
+    context.warn(f"network {sent.name}", wanted.warnings)
+    old = next((n for n in await networks(context) if n["name"] == sent.name), None)
+    if old is not None:
+        if sent.uuid and sent.uuid != old["uuid"]:
+            text = f"network '{sent.name}' already exists with uuid {old['uuid']}"
+            raise RefusedError(ErrorCode.OPERATION_FAILED, text, ErrorDomain.NETWORK)
+        if old["machines"]:
+            text = f"machines are on the network '{sent.name}': it cannot become another"
+            raise RefusedError(ErrorCode.OPERATION_INVALID, text, ErrorDomain.NETWORK)
+        await context.act("remove_network", {"name": sent.name})
+    await context.act("create_network", wanted.fields)
+    notes: dict[str, Any] = {
+        "name": sent.name,
+        "active": active or bool(old and old["active"]),
+        "metadata": {_SENT: xml},
+    }
+    if sent.uuid or old is not None:
+        notes["uuid"] = sent.uuid or (old["uuid"] if old is not None else None)
+    if old is not None:
+        notes["autostart"] = old["autostart"]
+    try:
+        found: NetworkSummary = await context.act("describe_network", notes)
+    except RingzeroError:
+        await context.act("remove_network", {"name": sent.name})
+        raise
+    return found
+
+
+@handles("NETWORK_CREATE")
+async def create_network(context: Context, network: NetworkHandle) -> Results:
+    found = await find(context, network)
+    if found["active"]:
+        text = f"network is already active: '{found['name']}'"
+        raise RefusedError(ErrorCode.OPERATION_INVALID, text, ErrorDomain.NETWORK)
+    await context.act("describe_network", {"name": found["name"], "active": True})
+    return {}
+
+
+@handles("NETWORK_DESTROY")
+async def destroy_network(context: Context, network: NetworkHandle) -> Results:
+    found = await find(context, network)
+    if not found["active"]:
+        text = f"network '{found['name']}' is not active"
+        raise RefusedError(ErrorCode.OPERATION_INVALID, text, ErrorDomain.NETWORK)
+    await context.act("describe_network", {"name": found["name"], "active": False})
+    return {}
+
+
+@handles("NETWORK_UNDEFINE")
+async def undefine_network(context: Context, network: NetworkHandle) -> Results:
+    found = await find(context, network)
+    await context.act("remove_network", {"name": found["name"]})
+    return {}
+
+
+# ---- what a network is ----------------------------------------------------------
+
+
+@handles("NETWORK_GET_XML_DESC")
+async def network_xml(context: Context, network: NetworkHandle, flags: int) -> Results:
+    found = await find(context, network)
+    sent: NetworkXml | None = None
+    if _SENT in found["metadata"]:
+        try:
+            sent = NETWORK.parse(found["metadata"][_SENT])
+        except InvalidValueError:
+            # Of another version, perhaps: what the network is, is told without it.
+            sent = None
+    return {"xml": NETWORK.render(documents.network(found, found["uuid"], sent))}
+
+
+@handles("NETWORK_GET_BRIDGE_NAME")
+async def bridge_name(context: Context, network: NetworkHandle) -> Results:
+    found = await find(context, network)
+    # There is none on the host; clients show it, or look whether two networks have the same one.
+    return {"name": f"rz{zlib.crc32(found['name'].encode()):08x}"}
+
+
+@handles("NETWORK_GET_AUTOSTART")
+async def network_autostart(context: Context, network: NetworkHandle) -> Results:
+    return {"autostart": int((await find(context, network))["autostart"])}
+
+
+@handles("NETWORK_SET_AUTOSTART")
+async def set_network_autostart(
+    context: Context, network: NetworkHandle, autostart: int
+) -> Results:
+    found = await find(context, network)
+    wanted = {"name": found["name"], "autostart": bool(autostart)}
+    await context.act("describe_network", wanted)
+    return {}
+
+
+@handles("NETWORK_IS_ACTIVE")
+async def network_is_active(context: Context, network: NetworkHandle) -> Results:
+    return {"active": int((await find(context, network))["active"])}
+
+
+@handles("NETWORK_IS_PERSISTENT")
+async def network_is_persistent(context: Context, network: NetworkHandle) -> Results:
+    await find(context, network)
+    return {"persistent": 1}
+
+
+@handles("NETWORK_GET_DHCP_LEASES")
+async def dhcp_leases(
+    context: Context, network: NetworkHandle, mac: str | None, need_results: int, flags: int
+) -> Results:
+    found = await find(context, network)
+    length = ipaddress.IPv4Network(found["subnet"]).prefixlen
+    # Those that machines have now; a lease of ours ends with the machine.
+    there = {member["mac"] for member in found["machines"]}
+    leases = [
+        Lease(
+            interface=f"rz{zlib.crc32(found['name'].encode()):08x}",
+            expiry=0,
+            type=int(AddressType.IPV4),
+            mac=address,
+            iaid=None,
+            address=lease["address"],
+            prefix=length,
+            hostname=lease.get("name") or None,
+            client_id=None,
+        )
+        for address, lease in found["leases"].items()
+        if address in there and mac in (None, address)
+    ]
+    return {"leases": leases if need_results else [], "ret": len(leases)}
+
+
+def _wanted(network: NetworkSummary, flags: int) -> bool:
+    """Whether a network is in each of the groups of which the flags name one."""
+    groups = (
+        ((ListObjects.ACTIVE, network["active"]), (ListObjects.INACTIVE, not network["active"])),
+        ((ListObjects.PERSISTENT, True), (ListObjects.TRANSIENT, False)),
+        (
+            (ListObjects.AUTOSTART, network["autostart"]),
+            (ListObjects.NO_AUTOSTART, not network["autostart"]),
+        ),
+    )
+    for group in groups:
+        asked = [there for flag, there in group if flags & flag]
+        if asked and not any(asked):
+            return False
+    return True
+
+
+def _no_network(text: str) -> RefusedError:
+    return RefusedError(ErrorCode.NO_NETWORK, f"Network not found: {text}", ErrorDomain.NETWORK)
