@@ -97,7 +97,7 @@ class Lookaside:
         self._jumps = HostMemory(
             "vcpu-jumps", ALL_SPACES * SPACE_JUMPS_SIZE, inherited.jumps if inherited else None
         )
-        # What a clone's jump caches can be again at any time: what they began as, or empty.
+        # What a clone's jump caches began as, and become when it rests: empty.
         self._origin = inherited.jumps.hold() if inherited else None
         # Never written to, and so every vCPU's.
         cpu.tlb_checked = self._never.address
@@ -183,20 +183,19 @@ class Lookaside:
     def rest(self) -> None:
         """Give back a clone's own memory; what is needed will be found again.
 
-        The machine stands still. The jump caches are then what they began as, where nothing was
-        emptied since, else empty.
+        The machine stands still. The jump caches are empty then: what is found again lies in their
+        first ways, and takes fewer pages than to change the order of what they began as.
         """
         cpu = self._cpu
         assert self._origin is not None
         self._tlbs.discard()
         self._note_empty("tlb_used")
-        if any(cpu.spaces[number].forgotten for number in range(ALL_SPACES)):
-            _, empty = _empty_jumps()
-            self._origin.close()
-            self._origin = empty.hold()
-            self._note_empty("jump_used")
-            for number in range(ALL_SPACES):
-                cpu.spaces[number].forgotten = 0
+        _, empty = _empty_jumps()
+        self._origin.close()
+        self._origin = empty.hold()
+        self._note_empty("jump_used")
+        for number in range(ALL_SPACES):
+            cpu.spaces[number].forgotten = 0
         self._jumps.become(self._origin)
 
     def close(self) -> None:
