@@ -87,8 +87,8 @@ def caller_behind(link: socket.socket, *, reads: bool) -> Caller | None:
 
 def _unix(path: Path) -> Listener:
     with contextlib.suppress(OSError):
-        # Ours are; where somebody else's directory is missing, listening says so.
-        path.parent.mkdir(mode=0o700, exist_ok=True, parents=True)
+        # It may be one that others share, as libvirt's; the socket itself is its user's alone.
+        path.parent.mkdir(mode=0o755, exist_ok=True, parents=True)
     return Listener(path, _BACKLOG)
 
 

@@ -20,7 +20,7 @@ pytestmark = [
 DOMAIN = """
 <domain type='{type}'><name>{name}</name>{more}<memory unit='MiB'>64</memory><vcpu>1</vcpu>
 <os><type arch='x86_64'>hvm</type><kernel>/dev/null</kernel></os>
-<devices><console type='pty'/><graphics type='vnc'/></devices></domain>
+<devices><console type='pty'/><graphics type='vnc' passwd='secret'/></devices></domain>
 """
 
 
@@ -96,7 +96,10 @@ def test_a_machine_of_theirs(virsh, xml):
     assert client.machine("d1").metadata()["autostart"] is True
     virsh("desc", "d1", "more", "words")
     assert virsh("desc", "d1") == "more words"
-    # What there is no part for comes back as it was.
+    # A secret is kept nowhere, and what there is no part for comes back as it was.
+    assert not any(
+        "secret" in text for text in client.machine("d1").metadata()["elements"].values()
+    )
     told = virsh("dumpxml", "d1")
     assert "<graphics type=" in told
     assert f"<uuid>{uuid}</uuid>" in told

@@ -19,6 +19,7 @@ from ringzero.doors.libvirt.inventory import Domain
 from ringzero.doors.libvirt.transient import TRANSIENT
 from ringzero.doors.libvirt.values import uuid_text
 from ringzero.doors.libvirt.xml import facts, machine
+from ringzero.doors.libvirt.xml.capabilities import EMULATOR
 from ringzero.doors.libvirt.xml.domain import DOMAIN, DomainXml
 from ringzero.doors.libvirt.xml.machine import Abilities, Definition
 from ringzero.errors import ConfigError, InvalidValueError, RingzeroError
@@ -53,7 +54,8 @@ def define(host: Host, document: str, *, transient: bool = False) -> tuple[Domai
     sent = read(document)
     wanted = definition(sent)
     old = _same(host, sent)
-    notes: dict[str, Any] = {SENT: document, TRANSIENT: "yes" if transient else None}
+    # As it is rendered: secrets in it are not kept.
+    notes: dict[str, Any] = {SENT: DOMAIN.render(sent), TRANSIENT: "yes" if transient else None}
     if old is None:
         host.define(
             dict(wanted.fields), name=wanted.name, serial=wanted.serial, uuid=sent.uuid or None
@@ -104,6 +106,7 @@ def _facts(
         config,
         id=domain.handle.id if live else None,
         engine=summary["engine"],
+        emulator=EMULATOR,
         title=notes["title"] or None,
         description=notes["description"] or None,
         metadata=sent.metadata if sent is not None else (),

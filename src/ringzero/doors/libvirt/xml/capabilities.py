@@ -11,6 +11,10 @@ from ringzero.units import KIB
 _WORD_SIZES = {"x86_64": "64", "aarch64": "64", "riscv64": "64"}
 
 
+# What clients are told runs machines: they want a path, and start nothing themselves.
+EMULATOR = "/usr/bin/ringzero"
+
+
 @record
 class HostFacts:
     """The host, and what machines on it can be. `memory` is in bytes; `board` is the usual one."""
@@ -20,7 +24,7 @@ class HostFacts:
     processors: int
     memory: int
     kvm: bool = False
-    emulator: str = "/usr/bin/ringzero"
+    emulator: str = EMULATOR
     board: str = "microvm"
     most_vcpus: int = 254
     cpus: tuple[str, ...] = ()
