@@ -1,6 +1,7 @@
 """Where translated code lies: room is found before all has to be dropped."""
 
 import ctypes
+import gc
 
 import pytest
 
@@ -28,9 +29,18 @@ def space():
 
 
 @pytest.fixture
-def arenas(space, monkeypatch):
+def empty(monkeypatch):
+    """A process as it begins: nobody has memory for translated code."""
+    # Machines of other tests, which nobody has any more.
+    gc.collect()
+    monkeypatch.setattr(code, "CODE_BASE", 0)
+    monkeypatch.setattr(ExecutableMemory, "_taken", {})
+
+
+@pytest.fixture
+def arenas(space, empty, monkeypatch):
     """A machine's arenas, the first as large as one becomes."""
-    monkeypatch.setattr(code, "FIRST_ARENA", CODE_SIZE)
+    monkeypatch.setattr(code, "_beginning", lambda: CODE_SIZE)
     found = CodeArenas(space, 4)
     yield found
     found.close()
@@ -79,13 +89,6 @@ def test_who_shares_an_arena_that_is_nearly_empty_keeps_it(space, arenas):
     arenas.share().close()
     assert left(space) == CODE_SIZE
     assert not arenas.is_short()
-
-
-@pytest.fixture
-def empty(monkeypatch):
-    """A process as it begins: nobody has memory for translated code."""
-    monkeypatch.setattr(code, "CODE_BASE", 0)
-    monkeypatch.setattr(ExecutableMemory, "_taken", {})
 
 
 def grown(space):
