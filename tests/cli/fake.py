@@ -86,7 +86,9 @@ class FakeMachine:
             threading.Thread(target=self._control, args=(data.decode(),), daemon=True).start()
 
     def connect(self, port, connected):
-        if not connected:
+        if connected:
+            self._input_end.clear()
+        else:
             self._input_end.set()
 
     def backlog(self, port):
@@ -117,7 +119,8 @@ class FakeMachine:
             return
         data = b""
         if takes_input:
-            while not self._input_end.wait(0.01) and words[0] == "cat":
+            reads = "cat" in " ".join(words[:3])
+            while not self._input_end.wait(0.01) and reads:
                 time.sleep(0.01)
             data = b"".join(self._input).partition(token + b"\n")[2]
         done = subprocess.run(words, input=data, capture_output=True)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from ringzero.api.action import Link, Stream, to_plain
+from ringzero.api.protocol import STDERR, STDOUT
 from ringzero.records import record
 
 # What waits for a client that does not read before a machine's side waits, too, in items.
@@ -29,6 +30,16 @@ class Notice:
 
     kind: str
     content: dict[str, Any]
+
+
+@record
+class Output:
+    """What a command printed, and how it ended; `cut`: it printed more than is kept."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+    cut: bool
 
 
 class Conversation(Stream):
@@ -73,6 +84,31 @@ class Conversation(Stream):
     async def tell(self, kind: str, **content: Any) -> None:
         """Send an event: "signal" with its `name`, "resize" with `rows` and `columns`."""
         await self._to_link(lambda link: link.event(kind, **content))
+
+    async def output(self, data: bytes, most: int) -> Output:
+        """Give a command its input; return what it prints, at most so many bytes of each kind.
+
+        The conversation is over then. Raises RingzeroError.
+        """
+        printed = {STDOUT: bytearray(), STDERR: bytearray()}
+        cut = False
+        feeding = asyncio.ensure_future(self._feed(data))
+        try:
+            async for item in self.items():
+                if isinstance(item, Data) and item.stream in printed:
+                    room = most - len(printed[item.stream])
+                    cut = cut or len(item.content) > room
+                    printed[item.stream] += item.content[: max(room, 0)]
+            end = await self.result()
+        finally:
+            self.close()
+            feeding.cancel()
+        return Output(end["status"], bytes(printed[STDOUT]), bytes(printed[STDERR]), cut)
+
+    async def _feed(self, data: bytes) -> None:
+        if data:
+            await self.send(data)
+            await self.send(b"")
 
     def close(self) -> None:
         """Leave, whatever the other side does."""

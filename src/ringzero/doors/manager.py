@@ -39,6 +39,7 @@ class Manager:
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="action")
         self._long = ThreadPoolExecutor(MOST, thread_name_prefix="job")
         self._talking: set[Conversation] = set()
+        self._parts: dict[type, Any] = {}
 
     async def call(
         self,
@@ -85,6 +86,13 @@ class Manager:
         self._talking.add(conversation)
         conversation.start(name)
         return conversation
+
+    def part(self, kind: type[T]) -> T:
+        """Return what a door keeps beside its connections, as long as the daemon runs: one each."""
+        if kind not in self._parts:
+            self._parts[kind] = kind()
+        found: T = self._parts[kind]
+        return found
 
     async def close(self) -> None:
         """End conversations; plain actions that are under way come to their end."""

@@ -31,6 +31,7 @@ class Serve(Verb):
   ringzero serve                               this user's own sockets, until Ctrl-C
   curl --unix-socket $XDG_RUNTIME_DIR/ringzero/serve.sock http://localhost/v1/machines
   ringzero serve --rest :8443 --cert c.pem --key k.pem       and over TCP, with tokens
+  ringzero serve --as-qemu                     and for scripts that say qemu:///
   ringzero serve token create laptop           print a token, once
   ringzero serve token create ci --read-only
   ringzero serve token ls
@@ -50,6 +51,11 @@ class Serve(Verb):
                 help=f"{text}; repeatable, `none`: not at all",
             )
         add = parser.add_argument
+        add(
+            *("--as-qemu",),
+            action="store_true",
+            help="also answer where libvirt's clients look for qemu:///",
+        )
         add("--cert", metavar="FILE", type=Path, help="the certificate for TCP, with its chain")
         add("--key", metavar="FILE", type=Path, help="its private key")
         add(
@@ -107,6 +113,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     from ringzero.settings import SERVE_DIR
 
     wanted = _wanted({name: getattr(arguments, name) for name in _DOORS})
+    if arguments.as_qemu:
+        wanted += _as_qemu()
     if not wanted:
         raise InvalidValueError("no door is left to open", hint="leave a `none` away")
     serve(
@@ -133,6 +141,13 @@ def _wanted(given: dict[str, Sequence[str] | None]) -> list[Wanted]:
             addresses = [at for address in asked for at in door.at(address)]
         found += [Wanted(name, address, default=texts is None) for address in addresses]
     return found
+
+
+def _as_qemu() -> list[Wanted]:
+    from ringzero.doors.daemon import Wanted
+    from ringzero.doors.kinds.libvirt import Libvirt
+
+    return [Wanted("libvirt", address) for address in Libvirt.named("qemu")]
 
 
 def _certificate(arguments: argparse.Namespace) -> Certificate | None:

@@ -173,6 +173,18 @@ class AddressType(IntEnum):
     IPV6 = 1
 
 
+class GuestInfo(IntFlag):
+    """What a guest is asked of itself (virDomainGuestInfoTypes)."""
+
+    USERS = 1 << 0
+    OS = 1 << 1
+    TIMEZONE = 1 << 2
+    HOSTNAME = 1 << 3
+    FILESYSTEM = 1 << 4
+    DISKS = 1 << 5
+    INTERFACES = 1 << 6
+
+
 class MemoryTag(IntEnum):
     """What a memory statistic counts, in KiB (virDomainMemoryStatTags)."""
 

@@ -17,14 +17,12 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ringzero.api.protocol import STDOUT
-from ringzero.doors.conversation import Data
 from ringzero.doors.libvirt.faults import Error, ErrorCode, ErrorDomain
 from ringzero.errors import RingzeroError
 
 if TYPE_CHECKING:
     from ringzero.doors.caller import Caller
-    from ringzero.doors.conversation import Conversation
+    from ringzero.doors.conversation import Conversation, Output
     from ringzero.doors.libvirt.session import Session
     from ringzero.doors.manager import Manager
 
@@ -34,7 +32,7 @@ Handler = Callable[..., Awaitable[Results]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # How long a guest may take to take a command, in seconds; and what is read of its output, in bytes.
-_AGENT_WAIT, _MOST_OUTPUT = 5.0, 1 << 20
+AGENT_WAIT, _MOST_OUTPUT = 5.0, 1 << 20
 
 HANDLERS: dict[str, Handler] = {}
 # The nearest of libvirt's errors to each kind of ours; another is a failed operation.
@@ -136,23 +134,26 @@ class Context:
         """Begin an action that streams."""
         return self.manager.converse(name, arguments, machine, caller=self.caller)
 
-    async def output(self, machine: str, words: list[str]) -> str:
-        """Return what a command in a guest prints. Raises RefusedError where it fails."""
-        conversation = self.converse("exec", {"words": words, "wait": _AGENT_WAIT}, machine)
-        printed = bytearray()
+    async def command(
+        self, machine: str, words: list[str], data: bytes = b"", wait: float = AGENT_WAIT
+    ) -> Output:
+        """Run a command in a guest; `wait` is how long it may take to begin, in seconds, 0: any.
+
+        Raises RefusedError.
+        """
+        asked = {"words": words, "stdin": bool(data), "wait": wait}
         try:
-            async for item in conversation.items():
-                if isinstance(item, Data) and item.stream == STDOUT:
-                    printed += item.content[: _MOST_OUTPUT - len(printed)]
-            end = await conversation.result()
+            return await self.converse("exec", asked, machine).output(data, _MOST_OUTPUT)
         except RingzeroError as fault:
             raise RefusedError(ErrorCode.AGENT_UNRESPONSIVE, fault.message) from fault
-        finally:
-            conversation.close()
-        if end["status"]:
-            text = f"{words[0]} in the guest ended with status {end['status']}"
+
+    async def output(self, machine: str, words: list[str]) -> str:
+        """Return what a command in a guest prints. Raises RefusedError where it fails."""
+        found = await self.command(machine, words)
+        if found.status:
+            text = f"{words[0]} in the guest ended with status {found.status}"
             raise RefusedError(ErrorCode.OPERATION_FAILED, text)
-        return printed.decode("utf-8", "replace")
+        return found.stdout.decode("utf-8", "replace")
 
     def warn(self, machine: str, warnings: Sequence[str]) -> None:
         """Tell the log what of a client's XML is kept and not carried out."""

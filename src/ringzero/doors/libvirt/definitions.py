@@ -41,7 +41,7 @@ def read(document: str) -> DomainXml:
 def definition(domain: DomainXml) -> Definition:
     """Return the machine that a domain is. Raises RefusedError."""
     try:
-        return machine.definition(domain, _ABILITIES, _volume_path)
+        return machine.definition(domain, _ABILITIES, volume_path)
     except ConfigError as fault:
         raise RefusedError(ErrorCode.CONFIG_UNSUPPORTED, "; ".join(fault.faults)) from fault
 
@@ -79,6 +79,29 @@ def xml(host: Host, domain: Domain, *, inactive: bool = False) -> DomainXml:
     return facts.domain(_facts(domain, summary, notes, tree, live=domain.active and not inactive))
 
 
+def change(host: Host, name: str, tree: dict[str, Any]) -> None:
+    """Describe a machine anew from its next start on; what runs in it stays."""
+    machine = host.machine(name)
+    coming = machine.directory.coming()
+    machine.redefine(
+        tree,
+        image=coming.image,
+        command=list(coming.command),
+        timeout=coming.timeout,
+        serial=coming.serial,
+    )
+
+
+def note(host: Host, name: str, document: DomainXml) -> None:
+    """Keep a domain's XML beside what its machine is: it comes back as it is."""
+    host.machine(name).describe(metadata={SENT: DOMAIN.render(document)})
+
+
+def agent_answers(summary: MachineSummary) -> bool:
+    """Return whether the agent in a guest has said that it is there."""
+    return bool((summary.get("agent") or {}).get("ready"))
+
+
 def _facts(
     domain: Domain,
     summary: MachineSummary,
@@ -110,7 +133,7 @@ def _facts(
         title=notes["title"] or None,
         description=notes["description"] or None,
         metadata=sent.metadata if sent is not None else (),
-        agent_up=bool(summary.get("agent")),
+        agent_up=agent_answers(summary),
         formats=formats,
         sent=sent,
     )
@@ -150,5 +173,6 @@ def _format(path: Path) -> str | None:
         storage.close()
 
 
-def _volume_path(pool: str, name: str) -> str:
+def volume_path(pool: str, name: str) -> str:
+    """Return the path of a pool's volume. Raises NotFoundError, InvalidValueError."""
     return str(volumes.find(pools.find(pool), name).path)

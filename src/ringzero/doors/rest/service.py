@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ringzero.api.action import Action
-from ringzero.api.protocol import STDERR, STDIN, STDOUT
+from ringzero.api.protocol import STDIN, STDOUT
 from ringzero.doors.caller import Caller
 from ringzero.doors.conversation import Conversation, Data
 from ringzero.doors.events import Listener
@@ -163,25 +163,13 @@ class Service:
         data = (text or "").encode()
         arguments = call.action.check(routes.merged(call, body) | {"stdin": bool(data)})
         conversation = self._converse(call, arguments, caller)
-        output = {STDOUT: bytearray(), STDERR: bytearray()}
-        cut = False
-        sending = asyncio.ensure_future(_feed(conversation, data))
-        try:
-            async for item in conversation.items():
-                if isinstance(item, Data) and item.stream in output:
-                    room = _MAX_OUTPUT - len(output[item.stream])
-                    cut = cut or len(item.content) > room
-                    output[item.stream] += item.content[: max(room, 0)]
-            end = await conversation.result()
-        finally:
-            conversation.close()
-            sending.cancel()
+        found = await conversation.output(data, _MAX_OUTPUT)
         return Response.json(
             {
-                **end,
-                "stdout": output[STDOUT].decode("utf-8", "replace"),
-                "stderr": output[STDERR].decode("utf-8", "replace"),
-                "cut": cut,
+                "status": found.status,
+                "stdout": found.stdout.decode("utf-8", "replace"),
+                "stderr": found.stderr.decode("utf-8", "replace"),
+                "cut": found.cut,
             }
         )
 
@@ -312,12 +300,6 @@ async def _answer_of(conversation: Conversation) -> Any:
     async for _ in conversation.items():
         pass
     return await conversation.result()
-
-
-async def _feed(conversation: Conversation, data: bytes) -> None:
-    if data:
-        await conversation.send(data)
-        await conversation.send(b"")
 
 
 async def _bytes_of(conversation: Conversation) -> AsyncIterator[bytes]:

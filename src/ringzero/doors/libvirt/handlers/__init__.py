@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 
-_PARTS = ("connect", "domain", "events", "streams", "storage", "network", "stats")
+_PARTS = (
+    *("connect", "domain", "devices", "tuning", "agent", "events", "streams"),
+    *("storage", "network", "stats"),
+)
 
 
 @functools.cache

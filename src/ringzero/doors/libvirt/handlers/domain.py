@@ -44,6 +44,19 @@ async def find_active(context: Context, handle: DomainHandle) -> Domain:
     return found
 
 
+def affected(domain: Domain, flags: int) -> tuple[bool, bool]:
+    """Return whether a change is of what runs, and whether of what it is from its next start on.
+
+    Raises RefusedError.
+    """
+    asked = flags & (Affect.LIVE | Affect.CONFIG)
+    live = bool(asked & Affect.LIVE) or (not asked and domain.active)
+    if live and not domain.active:
+        text = "Requested operation is not valid: domain is not running"
+        raise RefusedError(ErrorCode.OPERATION_INVALID, text)
+    return live, bool(asked & Affect.CONFIG) or not live
+
+
 async def facts(context: Context, handle: DomainHandle) -> tuple[Domain, MachineSummary]:
     """Return a domain, and what its files say."""
 
@@ -364,14 +377,15 @@ async def _set(
 ) -> None:
     """Change a number of a description; what runs keeps what it began with."""
     found = await find(context, handle)
-    live = flags & Affect.LIVE or (not flags & Affect.CONFIG and found.active)
+    live, later = affected(found, flags)
     now = (await context.act("inspect", {}, found.name))["config"] if live else {}
     if live and now.get(field) != value:
         text = f"the {noun} of a machine that runs cannot change; --config changes its next start"
         raise RefusedError(ErrorCode.OPERATION_UNSUPPORTED, text)
-    if not live or flags & Affect.CONFIG:
+    if later:
         tree = await context.act("next", {}, found.name)
-        await context.act("redefine", {"config": {**tree, field: value}}, found.name)
+        anew = {**tree, field: value}
+        await context.work(definitions.change, context.manager.host, found.name, anew)
 
 
 @handles("DOMAIN_GET_METADATA")

@@ -8,7 +8,7 @@ from typing import Any
 
 from ringzero.api.values import MachineSummary
 from ringzero.control.host.client import Host
-from ringzero.doors.libvirt import definitions, inventory
+from ringzero.doors.libvirt import definitions, guestagent, inventory
 from ringzero.doors.libvirt.constants import AddressSource, AddressType, MemoryTag, Statistics
 from ringzero.doors.libvirt.context import Context, RefusedError, Results, handles
 from ringzero.doors.libvirt.faults import ErrorCode
@@ -168,8 +168,8 @@ async def interface_addresses(
 ) -> Results:
     found = await find_active(context, domain)
     if source == AddressSource.AGENT:
-        output = await context.output(found.name, ["ip", "-o", "address", "show"])
-        return {"interfaces": list(_told_by_agent(output))}
+        output = await context.output(found.name, list(guestagent.INTERFACES))
+        return {"interfaces": list(guestagent.interfaces(output))}
     summary = await context.act("inspect", {}, found.name)
     members = {
         member["mac"]: (member["address"], network["subnet"])
@@ -191,21 +191,6 @@ async def interface_addresses(
 def _nets(summary: MachineSummary) -> list[dict[str, Any]]:
     devices = summary["config"].get("devices", ())
     return [device for device in devices if device.get("kind") == "net"]
-
-
-def _told_by_agent(output: str) -> Iterator[GuestInterface]:
-    """Yield what `ip -o address` says: a line for each address."""
-    found: dict[str, list[IpAddress]] = {}
-    for line in output.splitlines():
-        words = line.split()
-        if len(words) < 4 or words[2] not in ("inet", "inet6") or "/" not in words[3]:
-            continue
-        address, _, length = words[3].partition("/")
-        kind = AddressType.IPV4 if words[2] == "inet" else AddressType.IPV6
-        if length.isdecimal():
-            found.setdefault(words[1], []).append(IpAddress(int(kind), address, int(length)))
-    for name, addresses in found.items():
-        yield GuestInterface(name, None, addresses)
 
 
 def _sizes(path: str) -> dict[str, int]:

@@ -27,6 +27,9 @@ from ringzero.doors.libvirt.xml.machine import AGENT_CHANNEL
 from ringzero.records import field, record, replace
 from ringzero.units import KIB
 
+# Types of interfaces of which the XML does not say where they lead to.
+_NOWHERE = ("ethernet", "null")
+
 
 @record
 class MachineFacts:
@@ -184,12 +187,26 @@ def _interfaces(config: MachineConfig, sent: DomainXml, live: bool) -> Iterator[
             left.remove(found)
         name = net.name_of(number)
         yield replace(
-            _interface(net) if found is None else found,
+            _interface(net) if found is None else _interface_now(found, net, live),
             mac=net.mac,
             target=(found.target if found and found.target else name) if live else None,
             alias=found.alias if found and found.alias else name if live else None,
             port_forwards=tuple(_port_forwards(net)) if net.network in ("user", "passt") else (),
         )
+
+
+def _interface_now(found: InterfaceXml, net: NetConfig, live: bool) -> InterfaceXml:
+    """Return an interface as it was sent, and where what runs has been plugged in since."""
+    if not live or found.type in _NOWHERE:
+        return found
+    now = _interface(net)
+    if now.type in _NOWHERE:
+        return replace(found, link="down")
+    link = "up" if found.link else None
+    if (now.type, now.network, now.bridge) == (found.type, found.network, found.bridge):
+        return replace(found, link=link)
+    places = {"type": now.type, "network": now.network, "bridge": now.bridge, "dev": None}
+    return replace(found, **places, link=link)
 
 
 def _interface(net: NetConfig) -> InterfaceXml:
