@@ -238,7 +238,7 @@ async def list_interfaces(context: Context, most: int) -> Results:
 
 @handles("CONNECT_LIST_ALL_INTERFACES")
 async def list_all_interfaces(context: Context, need_results: int, flags: int) -> Results:
-    return {"ifaces": [], "ret": 0}
+    return {"interfaces": [], "ret": 0}
 
 
 @handles("CONNECT_LIST_ALL_SECRETS")
