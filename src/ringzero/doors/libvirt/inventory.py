@@ -2,14 +2,29 @@
 
 A domain's number is that of its machine's process: it is the same for whoever asks, and no daemon
 has to remember it.
+
+A client that lists domains asks for each one's state by itself. What a machine's files say is kept
+here, therefore, as long as they are the same files: whoever changes one replaces it.
 """
 
 from __future__ import annotations
 
+import os
+import time
+from pathlib import Path
+
 from ringzero.api.values import ExitRecord, MachineSummary, Status
-from ringzero.control.host import description, directory
+from ringzero.config.device import NAME
+from ringzero.control.host import description
 from ringzero.control.host.client import Host
-from ringzero.control.host.directory import MachineDirectory
+from ringzero.control.host.directory import (
+    EXIT,
+    MACHINE,
+    METADATA,
+    PROCESS,
+    STATUS,
+    MachineDirectory,
+)
 from ringzero.doors.libvirt.constants import (
     DomainState,
     PausedReason,
@@ -19,7 +34,7 @@ from ringzero.doors.libvirt.constants import (
 from ringzero.doors.libvirt.context import RefusedError
 from ringzero.doors.libvirt.faults import ErrorCode
 from ringzero.doors.libvirt.values import DomainHandle, uuid_bytes, uuid_text
-from ringzero.errors import InvalidValueError, NotFoundError, RingzeroError
+from ringzero.errors import RingzeroError
 from ringzero.records import record
 
 # A domain that does not run has no number.
@@ -47,29 +62,82 @@ class Domain:
         return self.status.alive
 
 
-def of(where: MachineDirectory) -> Domain | None:
-    """Return a machine as a domain; None where it has just gone."""
+@record
+class Seen:
+    """A domain, its state and the reason of that (virDomainGetState)."""
+
+    domain: Domain
+    state: DomainState
+    reason: int
+
+
+# What tells that a machine's files are those that were read: of each its inode, size and time of
+# change, None where there is none; and whether the machine's lock is held.
+Mark = tuple[tuple[int, int, int] | bool | None, ...]
+_FILES = (MACHINE, METADATA, STATUS, PROCESS, EXIT)
+# Files that changed so lately may change again with the same time, in nanoseconds: the kernel's
+# clock for files ticks every 10 ms at most.
+_UNSETTLED = 50_000_000
+# How many machines are remembered.
+_MOST_SEEN = 8192
+_SEEN: dict[str, tuple[Mark, Seen]] = {}
+
+
+def _mark(where: MachineDirectory) -> Mark:
+    found: list[tuple[int, int, int] | bool | None] = [where.alive]
+    for name in _FILES:
+        try:
+            # Joining paths takes longer than asking the kernel.
+            status = os.stat(f"{where.path}/{name}", follow_symlinks=False)  # noqa: PTH116
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
+def look(path: Path) -> Seen | None:
+    """Return the machine in a directory as a domain; None where there is none, or none any more."""
+    where, key = MachineDirectory(path), os.fspath(path)
+    mark = _mark(where)
+    known = _SEEN.get(key)
+    if known is not None and known[0] == mark:
+        return known[1]
+    if where.oddity():
+        return None
     try:
-        machine = where.machine()
-        status, process = where.status(), where.process()
+        machine, facts, process = where.machine(), where.summary(), where.process()
         uuid = description.uuid_of(where, machine.id)
     except RingzeroError:
         return None
+    status = Status(facts["status"])
     pid = process.pid if process is not None and status.alive else None
-    return Domain(where.name, uuid_bytes(uuid), status, pid)
+    found = Seen(Domain(where.name, uuid_bytes(uuid), status, pid), *state(facts))
+    latest = max((file[2] for file in mark if isinstance(file, tuple)), default=0)
+    if latest < time.time_ns() - _UNSETTLED and _mark(where) == mark:
+        if len(_SEEN) >= _MOST_SEEN:
+            _SEEN.clear()
+        _SEEN[key] = mark, found
+    return found
 
 
 def domains(host: Host) -> list[Domain]:
     """Return all domains, by name."""
-    return [found for where in directory.machines(host.where) if (found := of(where))]
+    try:
+        entries = sorted(host.where.iterdir())
+    except OSError:
+        return []
+    found = (look(entry) for entry in entries if NAME.fullmatch(entry.name))
+    return [seen.domain for seen in found if seen is not None]
 
 
 def by_name(host: Host, name: str) -> Domain:
     """Return the domain called `name`. Raises RefusedError."""
-    try:
-        found = of(directory.find(name, host.where))
-    except (NotFoundError, InvalidValueError):
-        found = None
+    return _named(host, name).domain
+
+
+def _named(host: Host, name: str) -> Seen:
+    found = look(host.where / name) if NAME.fullmatch(name) else None
     if found is None:
         raise _no_domain(f"no domain with matching name '{name}'")
     return found
@@ -93,14 +161,19 @@ def by_number(host: Host, number: int) -> Domain:
 
 def by_handle(host: Host, handle: DomainHandle) -> Domain:
     """Return the domain that a client means, by another name, too. Raises RefusedError."""
+    return seen(host, handle).domain
+
+
+def seen(host: Host, handle: DomainHandle) -> Seen:
+    """Return the domain that a client means, with its state. Raises RefusedError."""
     try:
-        found = by_name(host, handle.name)
+        found = _named(host, handle.name)
+        if found.domain.uuid == handle.uuid:
+            return found
     except RefusedError:
-        found = None
-    if found is not None and found.uuid == handle.uuid:
-        return found
+        pass
     try:
-        return by_uuid(host, handle.uuid)
+        return _named(host, by_uuid(host, handle.uuid).name)
     except RefusedError:
         text = f"no domain with matching uuid '{uuid_text(handle.uuid)}' ({handle.name})"
         raise _no_domain(text) from None

@@ -219,9 +219,8 @@ async def get_xml_desc(context: Context, domain: DomainHandle, flags: int) -> Re
 
 @handles("DOMAIN_GET_STATE")
 async def get_state(context: Context, domain: DomainHandle, flags: int) -> Results:
-    _, summary = await facts(context, domain)
-    state, reason = inventory.state(summary)
-    return {"state": int(state), "reason": int(reason)}
+    found = await context.work(inventory.seen, context.manager.host, domain)
+    return {"state": int(found.state), "reason": int(found.reason)}
 
 
 @handles("DOMAIN_GET_INFO")
