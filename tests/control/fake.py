@@ -27,9 +27,10 @@ PROGRAM = (sys.executable, "-m", "tests.control.fake")
 
 
 class FakeNets:
-    """Forwards ports by writing them down."""
+    """Forwards ports by writing them down, and networks in the description."""
 
-    def __init__(self):
+    def __init__(self, machine):
+        self.machine = machine
         self.forwards = []
 
     def ports(self):
@@ -42,7 +43,15 @@ class FakeNets:
 
     def connect(self, config, number=None):
         self.connected = config.network
-        return number or 0
+        number = number or 0
+
+        def plug(n, device):
+            if (device.kind, n) != ("net", number):
+                return device
+            return replace(config, mac=device.mac)
+
+        self.machine.config = self.machine.config.map_devices(plug)
+        return number
 
     def unpublish(self, text):
         gone = [forward for forward in self.forwards if str(forward.port) == text]
@@ -74,7 +83,7 @@ class Fake(FakeMachine):
 
     def __init__(self, config, *, boot=False):
         super().__init__(config)
-        self.nets = FakeNets()
+        self.nets = FakeNets(self)
         self.shares = FakeShares(self)
         self.paused = False
         self.reverted = 0

@@ -111,13 +111,42 @@ def test_an_interface_of_what_runs_is_plugged_elsewhere(virsh, xml, write):
     path.write_text(path.read_text().replace("<devices>", f"<devices>{more}"))
     virsh("define", path)
     virsh("start", "d1")
-    asked = client.machine("d1").directory
+
+    def networks():
+        found = client.machine("d1").inspect()["config"]["devices"]
+        return [device["network"] for device in found if device["kind"] == "net"]
+
     virsh("domif-setlink", "d1", MAC, "down")
+    assert networks() == ["none"]
+    assert virsh("domif-getlink", "d1", MAC).endswith("down")
+    # Its next start is as it was.
+    assert [net["network"] for net in of_kind("net")] == ["user"]
+    assert virsh("domif-getlink", "d1", MAC, "--config").endswith("up")
     virsh("domif-setlink", "d1", MAC, "up")
+    assert networks() == ["user"]
+    assert virsh("domif-getlink", "d1", MAC).endswith("up")
     device = f"<interface type='network'><mac address='{MAC}'/><source network='lan'/></interface>"
+    virsh("update-device", "d1", write(device), "--live")
+    assert networks() == ["lan"]
+    assert '<source network="lan"/>' in virsh("dumpxml", "d1").replace("'", '"')
+    assert [net["network"] for net in of_kind("net")] == ["user"]
     virsh("update-device", "d1", write(device), "--config")
     assert [net["network"] for net in of_kind("net")] == ["lan"]
-    assert asked.machine().config["devices"][0]["network"] == "user"
+
+
+def test_a_guest_is_not_let_out_by_who_edits_its_domain(virsh, write):
+    net = f"user,restrict,port=127.0.0.1:8080:80,mac={MAC}"
+    config = {"kernel": "/dev/null", "nets": [net]}
+    client.host().define(config, name="web")
+    virsh("define", write(virsh("dumpxml", "web")))
+    (found,) = of_kind("net", "web")
+    assert (found["allow"], found["mac"], len(found["ports"])) == ([], MAC, 1)
+    virsh("start", "web")
+    virsh("domif-setlink", "web", MAC, "down")
+    virsh("domif-setlink", "web", MAC, "up")
+    for tree in (client.machine("web").inspect()["config"], client.machine("web").next()):
+        (found,) = [device for device in tree["devices"] if device["kind"] == "net"]
+        assert (found["network"], found["allow"], len(found["ports"])) == ("user", [], 1)
 
 
 def test_folders_come_and_go_while_it_runs(virsh, xml, write, tmp_path):
@@ -125,6 +154,7 @@ def test_folders_come_and_go_while_it_runs(virsh, xml, write, tmp_path):
     path = write(FOLDER.format(tmp_path, "/data"))
     virsh("attach-device", "web", path)
     assert [share["target"] for share in client.machine("web").shares()] == ["/data"]
+    assert [device["target"] for device in of_kind("share", "web") if device["target"]] == []
     assert f'<source dir="{tmp_path}"/>' in virsh("dumpxml", "web").replace("'", '"')
     virsh("detach-device", "web", path)
     assert client.machine("web").shares() == []

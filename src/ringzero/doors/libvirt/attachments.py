@@ -10,6 +10,7 @@ import secrets
 from pathlib import Path
 
 from ringzero.config.device import DeviceConfig
+from ringzero.config.devices.net import NetConfig
 from ringzero.config.machine import MachineConfig
 from ringzero.doors.libvirt.context import RefusedError
 from ringzero.doors.libvirt.faults import ErrorCode
@@ -31,6 +32,8 @@ _PLACES: dict[type, str] = {
     InterfaceXml: "interfaces",
     FilesystemXml: "filesystems",
 }
+# What of an interface no XML tells, and what is therefore as it was.
+_UNTOLD = ("listen", "host", "allow", "packet_rate", "setup")
 # The addresses that libvirt gives interfaces (QEMU's own part of them).
 _MAC_PREFIX = "52:54:00"
 
@@ -97,6 +100,8 @@ def update(document: DomainXml, config: MachineConfig, item: Device, volumes: Vo
     warnings: tuple[str, ...] = ()
     if not _empty(item):
         device, warnings = made(item, volumes)
+        if isinstance(device, NetConfig) and isinstance(old, NetConfig):
+            device = _as_it_was(device, old)
         new = (device,)
     devices: list[DeviceConfig] = []
     for one in config.devices:
@@ -105,6 +110,27 @@ def update(document: DomainXml, config: MachineConfig, item: Device, volumes: Vo
         devices += new
     there[number] = item
     return Change(_with(document, item, there), replace(config, devices=tuple(devices)), warnings)
+
+
+def with_untold(new: MachineConfig, old: MachineConfig) -> MachineConfig:
+    """Return a description whose interfaces are as they were in what XML does not tell of them.
+
+    What an interface may not reach is of that: who edits a domain does not let its guest out.
+    """
+    there = {net.mac: net for net in old.nets}
+
+    def keep(number: int, device: DeviceConfig) -> DeviceConfig:
+        if isinstance(device, NetConfig) and device.mac in there:
+            return _as_it_was(device, there[device.mac])
+        return device
+
+    return new.map_devices(keep)
+
+
+def _as_it_was(new: NetConfig, old: NetConfig) -> NetConfig:
+    if (new.network, new.target) != (old.network, old.target):
+        return new
+    return replace(new, **{name: getattr(old, name) for name in _UNTOLD})
 
 
 def by_alias(document: DomainXml, alias: str) -> Device:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ringzero.api.values import MachineSummary, MetadataSummary
-from ringzero.config.tree import config_from_tree
+from ringzero.config.machine import MachineConfig
+from ringzero.config.tree import config_from_tree, config_to_tree
 from ringzero.control.host.client import Host
-from ringzero.doors.libvirt import inventory
+from ringzero.doors.libvirt import attachments, inventory
 from ringzero.doors.libvirt.context import RefusedError
 from ringzero.doors.libvirt.faults import ErrorCode
 from ringzero.doors.libvirt.inventory import Domain
@@ -64,7 +65,10 @@ def define(host: Host, document: str, *, transient: bool = False) -> tuple[Domai
         if transient and old.active:
             text = f"domain '{old.name}' is already active"
             raise RefusedError(ErrorCode.OPERATION_INVALID, text)
-        host.machine(old.name).redefine(dict(wanted.fields), serial=wanted.serial)
+        there = host.machine(old.name)
+        config = MachineConfig.create(name=old.name, **wanted.fields)
+        config = attachments.with_untold(config, config_from_tree(there.next()))
+        there.redefine(config_to_tree(config), serial=wanted.serial)
     found = host.machine(wanted.name)
     found.describe(title=sent.title or "", description=sent.description or "", metadata=notes)
     return inventory.by_name(host, wanted.name), wanted

@@ -148,7 +148,7 @@ def interfaces(output: str) -> Iterator[GuestInterface]:
             continue
         address, _, length = words[3].partition("/")
         kind = AddressType.IPV4 if words[2] == "inet" else AddressType.IPV6
-        if length.isdecimal() and int(length) <= 128:
+        if length.isdecimal() and len(length) <= 3:
             found.setdefault(words[1], []).append(IpAddress(int(kind), address, int(length)))
     for name in list(dict.fromkeys([*links, *found]))[:_MOST]:
         yield GuestInterface(name, links.get(name), found.get(name, [])[:_MOST])
@@ -156,9 +156,7 @@ def interfaces(output: str) -> Iterator[GuestInterface]:
 
 def release(output: str) -> dict[str, str]:
     """Return what RELEASE prints, by the names that guest-get-osinfo has."""
-    variables, _, system = output.partition("\n\n")
-    if not system:
-        variables, system = "", output
+    variables, _, system = output.rpartition("\n\n")
     found = {}
     for line in variables.splitlines():
         name, _, value = line.partition("=")
@@ -173,12 +171,11 @@ def file_systems(output: str) -> list[FileSystem]:
     """Return the mounted file systems that lie on devices, of what MOUNTS prints."""
     found = []
     for line in output.splitlines():
-        device, _, rest = line.partition(" ")
-        place, _, rest = rest.partition(" ")
-        if device.startswith("/dev/") and rest:
+        device, *rest = line.split(" ")
+        if device.startswith("/dev/") and len(rest) > 1:
             # Blanks in names are octal (fstab(5)).
-            place = place.replace("\\040", " ")
-            found.append(FileSystem(place, device.rpartition("/")[2], rest.split()[0], []))
+            place = rest[0].replace("\\040", " ")
+            found.append(FileSystem(place, device.rpartition("/")[2], rest[1], []))
     return found[:_MOST]
 
 

@@ -25,6 +25,8 @@ _FOREVER, _DEFAULT, _NOWAIT = -2, -1, 0
 _MODES = ("r", "rb", "w", "wb", "a", "ab")
 _SET, _CURRENT = (0, "set"), (1, "cur")
 _SECOND = 1_000_000_000
+# Of a time in seconds since 1970; in nanoseconds it has 64 bits.
+_DIGITS = 10
 Does = Callable[["Guest", dict[str, Any]], Awaitable[object]]
 Function = TypeVar("Function", bound=Does)
 
@@ -221,7 +223,7 @@ async def _info(asked: Guest, given: dict[str, Any]) -> object:
 
 async def _clock(asked: Guest) -> int:
     told = (await asked.text("date", "+%s")).strip()
-    if not told.isdecimal():
+    if not told.isdecimal() or len(told) > _DIGITS:
         raise RefusedError(ErrorCode.OPERATION_FAILED, "the guest does not tell its time")
     return int(told)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from ringzero.config.device import DeviceConfig
@@ -22,6 +23,7 @@ from ringzero.doors.libvirt.inventory import Domain
 from ringzero.doors.libvirt.values import DomainHandle
 from ringzero.doors.libvirt.xml.devices import DiskXml, FilesystemXml, InterfaceXml
 from ringzero.doors.libvirt.xml.domain import DomainXml
+from ringzero.errors import ConflictError
 
 # What an interface's link is that is plugged into nothing.
 _DOWN = "down"
@@ -44,7 +46,8 @@ async def attach_device_flags(
         # What cannot be from the next start on is refused before anything is done.
         change = attachments.attach(*_coming(host, found), item, volume_path) if later else None
         if live:
-            _attach_live(host.machine(found.name), item)
+            with _now(host, found, later=later):
+                _attach_live(host.machine(found.name), item)
         return _keep(host, found, change)
 
     await _change(context, found, attach, live=live)
@@ -67,7 +70,8 @@ async def detach_device_flags(
     def detach(host: Host) -> Change | None:
         change = attachments.detach(*_coming(host, found), item, volume_path) if later else None
         if live:
-            _detach_live(host, found, item)
+            with _now(host, found, later=later):
+                _detach_live(host, found, item)
         return _keep(host, found, change)
 
     await _change(context, found, detach, live=live)
@@ -88,7 +92,9 @@ async def detach_device_alias(
             item = attachments.by_alias(document, alias)
             change = attachments.detach(document, config, item, volume_path)
         if live:
-            _detach_live(host, found, attachments.by_alias(definitions.xml(host, found), alias))
+            item = attachments.by_alias(definitions.xml(host, found), alias)
+            with _now(host, found, later=later):
+                _detach_live(host, found, item)
         return _keep(host, found, change)
 
     await _change(context, found, detach, live=live)
@@ -106,7 +112,8 @@ async def update_device_flags(
     def update(host: Host) -> Change | None:
         change = attachments.update(*_coming(host, found), item, volume_path) if later else None
         if live:
-            _update_live(host, found, item)
+            with _now(host, found, later=later):
+                _update_live(host, found, item)
         return _keep(host, found, change)
 
     await _change(context, found, update, live=live)
@@ -157,6 +164,20 @@ async def _change(
 # ---- in what runs -----------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _now(host: Host, domain: Domain, *, later: bool) -> Iterator[None]:
+    """Leave a machine's next start as it is while what runs changes, unless that is meant, too.
+
+    What changes in a machine that runs is ringzero's way to change its next start as well.
+    """
+    coming = host.machine(domain.name).next()
+    yield
+    if not later:
+        # What is part of a deployment is described by that.
+        with contextlib.suppress(ConflictError):
+            definitions.change(host, domain.name, coming)
+
+
 def _attach_live(machine: RemoteMachine, item: Device) -> None:
     """Share a folder with a machine that runs. Raises RefusedError, and what that raises."""
     if not isinstance(item, FilesystemXml):
@@ -186,8 +207,26 @@ def _update_live(host: Host, domain: Domain, item: Device) -> None:
     new, _ = attachments.made(item, volume_path)
     assert isinstance(old, NetConfig)
     assert isinstance(new, NetConfig)
-    if (new.network, new.target) != (old.network, old.target):
-        machine.connect(f"{new.network}={new.target}" if new.target else new.network, number)
+    if (new.network, new.target) == (old.network, old.target):
+        return
+    coming = config_from_tree(machine.next()).nets
+    if number < len(coming) and coming[number].network == new.network:
+        # It is plugged in again: with its ports, and with what it may not reach.
+        new = coming[number]
+    machine.connect(_spelled(new), number)
+
+
+def _spelled(net: NetConfig) -> str:
+    """Return where an interface leads to, as `NetConfig.parse` reads it."""
+    text = f"{net.network}={net.target}" if net.target else net.network
+    if not net.host:
+        text += ",host=no"
+    if net.allow is not None:
+        text += "".join(f",allow={place}" for place in net.allow) or ",restrict"
+    for port in net.ports:
+        address = f"[{port.address}]" if ":" in port.address else port.address
+        text += f",port={address}:{port.port}:{port.guest_port}/{port.protocol}"
+    return text
 
 
 def _running(host: Host, domain: Domain, item: Device) -> tuple[int, DeviceConfig | None]:
