@@ -26,6 +26,7 @@ PREFIXES = {
     "MetadataType": "VIR_DOMAIN_METADATA_",
     "AddressSource": "VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_",
     "AddressType": "VIR_IP_ADDR_TYPE_",
+    "GuestInfo": "VIR_DOMAIN_GUEST_INFO_",
     "MemoryTag": "VIR_DOMAIN_MEMORY_STAT_",
     "Affect": "VIR_DOMAIN_VCPU_",
     "XmlFlags": "VIR_DOMAIN_XML_",
