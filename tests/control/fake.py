@@ -87,6 +87,7 @@ class Fake(FakeMachine):
         self.shares = FakeShares(self)
         self.paused = False
         self.reverted = 0
+        self.lineage = ()
         self.pressed = False
         self.failure = None
         self.stubborn = config.command_line.strip() == "stubborn"
@@ -134,6 +135,29 @@ class Fake(FakeMachine):
     def keep_from_children(self):
         pass
 
+    def snapshot(self, name, *, memory=True, compress=False, store=None):
+        from ringzero.disk import open_disk
+        from ringzero.disk.instant import LiveDisk
+        from ringzero.vm.seed import Seed
+        from ringzero.vm.state import MachineState
+        from tests.vm import seeds
+
+        if self.config.command_line.strip() == "unsaved":
+            raise StateError("the disk is full")
+        instants = []
+        for disk in self.config.disks:
+            live = LiveDisk(open_disk(disk.path, format=disk.format, read_only=True))
+            instants.append(live.instant())
+            live.close()
+        image = seeds.image({0x1000: b"fake"}, size=self.config.memory)
+        state = MachineState({"version": 2, "devices": {}})
+        with Seed(self.config, state, image, instants) as seed:
+            saved = store.save_seed(
+                seed, name, lineage=self.lineage, engine="soft", memory=memory, compress=compress
+            )
+        self.lineage = (saved.identifier, *saved.manifest.lineage)
+        return saved
+
     def revert(self, snapshot, identity=None):
         match self.config.command_line.strip():
             case "unfit":
@@ -145,6 +169,7 @@ class Fake(FakeMachine):
             case "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
         self.reverted += 1
+        self.lineage = (snapshot.identifier, *snapshot.manifest.lineage)
         self.agent.restore(replace(self.agent.save(), slots=self.agent.save().slots[:1]))
         name = identity.name if identity is not None else None
         text = f"reverted to {snapshot.name} as {name}\n".encode()

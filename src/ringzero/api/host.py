@@ -10,6 +10,7 @@ from ringzero.api.values import (
     ImageSummary,
     MachineSummary,
     NetworkSummary,
+    SnapshotFacts,
     SnapshotSummary,
     StoragePoolSummary,
     VolumeSummary,
@@ -17,6 +18,8 @@ from ringzero.api.values import (
 
 # How long a volume may take to be made, copied or overwritten, in seconds: 200 GB on a slow disk.
 _VOLUME = 3600.0
+# How long a snapshot's memory and disks may take to be read or written, in seconds: as long.
+_SNAPSHOT = 3600.0
 _POOL_HELP = "the storage pool's name"
 
 
@@ -52,6 +55,26 @@ class HostActions(Actions):
     @action(reads=True)
     def snapshots(self) -> list[SnapshotSummary]:
         """List the snapshots that can be read, parents first."""
+
+    @action(patience=_SNAPSHOT)
+    def remove_snapshot(self, name: Annotated[str, "the snapshot's name"]) -> int:
+        """Remove a snapshot; return how many bytes of the disk that freed."""
+
+    @action(patience=_SNAPSHOT)
+    def export_snapshot(
+        self,
+        name: Annotated[str, "the snapshot's name"],
+        path: Annotated[str, "the file to write, absolute"],
+    ) -> int:
+        """Write a snapshot to one file, to be carried elsewhere; return its size in bytes."""
+
+    @action(patience=_SNAPSHOT)
+    def import_snapshot(
+        self,
+        path: Annotated[str, "the file that was exported, absolute"],
+        name: Annotated[str | None, "the snapshot's name; null: as it was called"] = None,
+    ) -> SnapshotFacts:
+        """Make a snapshot of a file that was exported."""
 
     @action(reads=True)
     def networks(self) -> list[NetworkSummary]:

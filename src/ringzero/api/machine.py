@@ -128,7 +128,7 @@ class MachineActions(Actions):
     ) -> list[str]:
         """Make running copies of a running machine; return their names."""
 
-    @action(states=_RUNS, patience=_SAVE)
+    @action(states=(*_RUNS, *GONE), patience=_SAVE)
     def snapshot(
         self,
         name: Annotated[str, "the snapshot's name"],
@@ -136,11 +136,18 @@ class MachineActions(Actions):
         memory: Annotated[bool, "memory and state, too; else what is saved boots anew"] = True,
         compress: Annotated[bool, "memory by zstd: smaller, slower to restore"] = False,
     ) -> str:
-        """Save the machine as it is now, while it runs on; return the snapshot's identifier."""
+        """Save the machine while it runs on, or the disks of one that does not run.
+
+        Return the snapshot's identifier.
+        """
 
     @action(states=(*_RUNS, *GONE), patience=_SAVE)
     def revert(self, snapshot: Annotated[str, "the snapshot's directory"]) -> None:
         """Take the machine back to a snapshot: memory, state and disks; it goes on."""
+
+    @action(states=GONE, patience=_SAVE)
+    def revert_disks(self, snapshot: Annotated[str, "the snapshot's directory"]) -> None:
+        """Take the disks of a machine that does not run back to a snapshot; it stays off."""
 
     @action(states=ANY, reads=True)
     def ports(self) -> list[PortSummary]:

@@ -36,6 +36,8 @@ PREFIXES = {
     "ListObjects": "VIR_CONNECT_LIST_NETWORKS_",
     "Statistics": "VIR_DOMAIN_STATS_",
     "SnapshotCreate": "VIR_DOMAIN_SNAPSHOT_CREATE_",
+    "SnapshotList": "VIR_DOMAIN_SNAPSHOT_LIST_",
+    "SaveFlags": "VIR_DOMAIN_SAVE_",
     "SnapshotRevert": "VIR_DOMAIN_SNAPSHOT_REVERT_",
     "SnapshotDelete": "VIR_DOMAIN_SNAPSHOT_DELETE_",
 }

@@ -89,6 +89,19 @@ DAILY = [
     ("setmem d1 96M --config", ""),
     ("setmaxmem d1 96M --config", ""),
     ("setvcpus d1 2 --config", ""),
+    ("snapshot-create-as web s1 words", "created"),
+    ("snapshot-create web", "created"),
+    ("snapshot-list web --tree", "s1"),
+    ("snapshot-info web s1", "State: +running"),
+    ("snapshot-current web --name", r"^\d+$"),
+    ("snapshot-dumpxml web s1", "<domainsnapshot>"),
+    ("snapshot-revert web s1", "reverted"),
+    ("snapshot-delete web s1 --children", "deleted"),
+    ("managedsave web", "saved"),
+    ("managedsave-remove web", "Removed"),
+    ("start web", "started"),
+    ("save web {saved}", "saved"),
+    ("restore {saved}", "restored"),
     ("domrename d1 d2", "renamed"),
     ("start d2 --paused", "started"),
     ("reset d2", "reset"),
@@ -135,7 +148,8 @@ FOLDER = "<filesystem type='mount'><source dir='{}'/><target dir='/data'/></file
 def test_those_of_every_day(virsh, xml, tmp_path, monkeypatch):
     monkeypatch.setenv("RINGZERO_NETWORKS_DIR", str(tmp_path / "networks"))
     files = {
-        name: tmp_path / f"{name}.it" for name in ("folder", "disk", "network", "pool", "target")
+        name: tmp_path / f"{name}.it"
+        for name in ("folder", "disk", "network", "pool", "target", "saved")
     }
     files["folder"].write_text(FOLDER.format(tmp_path))
     files["disk"].write_bytes(bytes(1 << 20))

@@ -31,11 +31,12 @@ from ringzero.control.host import (
     directory,
     storage,  # noqa: F401 - binds what is asked of it
 )
-from ringzero.control.host.directory import MachineDirectory
+from ringzero.control.host.directory import MACHINE, MachineDirectory
 from ringzero.control.host.handlers import handles
 from ringzero.control.host.records import MachineRecord
 from ringzero.control.host.session import Session
-from ringzero.errors import ConflictError, ControlError, InvalidValueError
+from ringzero.errors import ConflictError, ControlError, InvalidValueError, RingzeroError
+from ringzero.host.files import sync_file
 from ringzero.records import replace
 
 if TYPE_CHECKING:
@@ -218,6 +219,55 @@ def revert(where: MachineDirectory, snapshot: str) -> None:
         _launch(where, replace(record, revert=snapshot))
 
 
+@handles("revert_disks")
+def revert_disks(where: MachineDirectory, snapshot: str) -> None:
+    from ringzero.disk import open_disk
+    from ringzero.disk.instant import LiveDisk
+    from ringzero.vm.saved.revert import check_disks, take_back
+    from ringzero.vm.saved.snapshot import Snapshot
+
+    record, found = _with_disks(where), Snapshot.open(snapshot)
+    with contextlib.ExitStack() as closing:
+        disks = []
+        for disk in record.machine_config().disks:
+            live = LiveDisk(open_disk(disk.path, format=disk.format, read_only=disk.read_only))
+            closing.callback(live.close)
+            disks.append(live)
+        check_disks(disks, found)
+        contents = found.disks()
+        for content in contents:
+            closing.callback(content.close)
+        # The images are locked from here on: nobody starts the machine before it is done.
+        where.redescribe(lambda old: replace(old, revert=snapshot))
+        sync_file(where.path / MACHINE)
+        take_back(disks, contents)
+        where.redescribe(lambda old: replace(old, revert=""))
+
+
+@handles("snapshot", running=False)
+def snapshot(where: MachineDirectory, name: str, store: str, memory: bool, compress: bool) -> str:
+    from ringzero.vm.saved.store import Store
+
+    record = _with_disks(where)
+    if record.revert:
+        raise ConflictError(
+            f"machine {where.name!r} died while it was taken back to a snapshot",
+            hint=f"`ringzero start {where.name}` completes that",
+        )
+    return Store(Path(store)).save_disks(record.machine_config(), name).identifier
+
+
+def _with_disks(where: MachineDirectory) -> MachineRecord:
+    """Return what a machine is whose disks are there while it does not run."""
+    record = where.machine()
+    if record.snapshot or record.parent:
+        raise ConflictError(
+            f"machine {where.name!r} was a copy, and its disks went with it",
+            hint="save a copy while it runs",
+        )
+    return record
+
+
 @handles("kill")
 def kill(where: MachineDirectory) -> ExitRecord:
     """End the machine, with its process where that does not answer."""
@@ -322,6 +372,46 @@ def snapshots(where: Path) -> list[SnapshotSummary]:
     from ringzero.vm.saved.store import Store
 
     return [snapshot_summary(node) for node in Store().tree()]
+
+
+@handles("remove_snapshot")
+def remove_snapshot(where: Path, name: str) -> int:
+    from ringzero.control.host import owndisks
+    from ringzero.vm.saved.store import Store
+
+    store = Store()
+    disks: list[Path] = []
+    # Of one that cannot be read it is not known which disks were made for its machine.
+    with contextlib.suppress(RingzeroError):
+        disks = owndisks.in_tree(store.get(name).manifest.config)
+    freed = store.remove(name)
+    owndisks.release(disks, directory.descriptions(where))
+    return freed
+
+
+@handles("export_snapshot")
+def export_snapshot(where: Path, name: str, path: str) -> int:
+    from ringzero.vm.saved.store import Store
+    from ringzero.vm.saved.transfer import export
+
+    return export(Store().get(name), _absolute(path))
+
+
+@handles("import_snapshot")
+def import_snapshot(where: Path, path: str, name: str | None) -> SnapshotFacts:
+    from ringzero.vm.saved.store import Store
+    from ringzero.vm.saved.transfer import import_file
+
+    return snapshot_facts(import_file(Store(), _absolute(path), name))
+
+
+def _absolute(path: str) -> Path:
+    """Return a path that means the same to whoever gave it. Raises InvalidValueError."""
+    if not Path(path).is_absolute():
+        raise InvalidValueError(
+            f"the path {path!r} is not absolute", hint="begin it with /: others are elsewhere"
+        )
+    return Path(path)
 
 
 def snapshot_summary(node: Node) -> SnapshotSummary:

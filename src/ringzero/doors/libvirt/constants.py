@@ -250,6 +250,15 @@ class StartFlags(IntFlag):
     RESET_NVRAM = 32
 
 
+class SaveFlags(IntFlag):
+    """virDomainSaveRestoreFlags."""
+
+    BYPASS_CACHE = 1
+    RUNNING = 2
+    PAUSED = 4
+    RESET_NVRAM = 8
+
+
 class UndefineFlags(IntFlag):
     """virDomainUndefineFlagsValues."""
 
@@ -321,6 +330,23 @@ class SnapshotCreate(IntFlag):
     ATOMIC = 1 << 7
     LIVE = 1 << 8
     VALIDATE = 1 << 9
+
+
+class SnapshotList(IntFlag):
+    """Which snapshots of a domain, or below another one (virDomainSnapshotListFlags)."""
+
+    ROOTS = 1 << 0
+    DESCENDANTS = 1 << 0
+    METADATA = 1 << 1
+    LEAVES = 1 << 2
+    NO_LEAVES = 1 << 3
+    NO_METADATA = 1 << 4
+    INACTIVE = 1 << 5
+    ACTIVE = 1 << 6
+    DISK_ONLY = 1 << 7
+    INTERNAL = 1 << 8
+    EXTERNAL = 1 << 9
+    TOPOLOGICAL = 1 << 10
 
 
 class SnapshotRevert(IntFlag):

@@ -124,9 +124,12 @@ class Context:
         """Do an action; return plain data. Raises RingzeroError."""
         return await self.manager.call(name, arguments, machine, caller=self.caller)
 
-    async def work(self, act: Callable[..., T], *arguments: Any) -> T:
-        """Return what `act` does on a thread: what reads files of machines."""
-        return await self.manager.work(act, *arguments)
+    async def work(self, act: Callable[..., T], *arguments: Any, long: bool = False) -> T:
+        """Return what `act` does on a thread: what reads files of machines.
+
+        It is done as a whole, also where the client leaves. What is `long` writes them, too.
+        """
+        return await self.manager.work(act, *arguments, long=long)
 
     def converse(
         self, name: str, arguments: Mapping[str, Any], machine: str | None = None

@@ -106,6 +106,13 @@ def agent_answers(summary: MachineSummary) -> bool:
     return bool((summary.get("agent") or {}).get("ready"))
 
 
+def xml_as(host: Host, domain: Domain, tree: dict[str, Any]) -> DomainXml:
+    """Return a domain as it is with another description: that of a snapshot."""
+    where = host.machine(domain.name)
+    summary, notes = where.directory.summary(), where.metadata()
+    return facts.domain(_facts(domain, summary, notes, tree, live=False))
+
+
 def _facts(
     domain: Domain,
     summary: MachineSummary,

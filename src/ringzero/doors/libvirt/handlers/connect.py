@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ringzero.doors.libvirt import inventory
-from ringzero.doors.libvirt.constants import DomainState, Feature, ListDomains
+from ringzero.control.host.client import Host
+from ringzero.doors.libvirt import inventory, saves, snapshots
+from ringzero.doors.libvirt.constants import DomainState, Feature, ListDomains, selected
 from ringzero.doors.libvirt.context import Context, RefusedError, Results, handles
 from ringzero.doors.libvirt.faults import ErrorCode, ErrorDomain
 from ringzero.doors.libvirt.inventory import Domain
-from ringzero.doors.libvirt.values import NodeStatistic
+from ringzero.doors.libvirt.values import DomainHandle, NodeStatistic
 from ringzero.doors.libvirt.xml import capabilities
 from ringzero.doors.libvirt.xml.capabilities import HostFacts
+from ringzero.errors import RingzeroError
 from ringzero.units import KIB
 from ringzero.version import __version__
 
@@ -256,8 +258,11 @@ async def list_all_nwfilters(context: Context, need_results: int, flags: int) ->
 
 @handles("CONNECT_LIST_ALL_DOMAINS")
 async def list_all_domains(context: Context, need_results: int, flags: int) -> Results:
-    found = await context.work(inventory.domains, context.manager.host)
-    chosen = [domain.handle for domain in found if _wanted(domain, flags)]
+    def choose(host: Host) -> list[DomainHandle]:
+        found = inventory.domains(host)
+        return [d.handle for d in found if _wanted(d, flags) and _keeps(host, d, flags)]
+
+    chosen = await context.work(choose, context.manager.host)
     return {"domains": chosen if need_results else [], "ret": len(chosen)}
 
 
@@ -325,6 +330,22 @@ def _wanted(domain: Domain, flags: int) -> bool:
         if asked and not any(asked):
             return False
     return True
+
+
+def _keeps(host: Host, domain: Domain, flags: int) -> bool:
+    """Whether there is of a domain what the flags name: snapshots, a managed save."""
+    groups: list[dict[int, bool]] = []
+    try:
+        if flags & (ListDomains.MANAGEDSAVE | ListDomains.NO_MANAGEDSAVE):
+            saved = saves.find(host, domain) is not None
+            groups.append({ListDomains.MANAGEDSAVE: saved, ListDomains.NO_MANAGEDSAVE: not saved})
+        if flags & (ListDomains.HAS_SNAPSHOT | ListDomains.NO_SNAPSHOT):
+            some = bool(snapshots.of(host, domain).all)
+            groups.append({ListDomains.HAS_SNAPSHOT: some, ListDomains.NO_SNAPSHOT: not some})
+    except RingzeroError:
+        # One that has just gone.
+        return False
+    return selected(flags, *groups)
 
 
 # ---- files of the host ----------------------------------------------------------

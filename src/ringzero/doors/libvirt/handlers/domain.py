@@ -6,11 +6,13 @@ from typing import Any
 
 from ringzero.api.values import MachineSummary, Status
 from ringzero.control.host.client import Host, RemoteMachine
-from ringzero.doors.libvirt import definitions, inventory
+from ringzero.doors.libvirt import definitions, inventory, saves, snapshots
 from ringzero.doors.libvirt.constants import (
     Affect,
     MetadataType,
+    ShutoffReason,
     StartFlags,
+    UndefineFlags,
     XmlFlags,
 )
 from ringzero.doors.libvirt.context import Context, RefusedError, Results, handles
@@ -112,7 +114,12 @@ async def create_with_flags(context: Context, domain: DomainHandle, flags: int) 
         raise RefusedError(ErrorCode.OPERATION_INVALID, text)
 
     def begin(host: Host) -> Domain:
-        _start(host.machine(found.name), flags)
+        if flags & StartFlags.FORCE_BOOT:
+            saves.discard(host, found)
+        if saves.find(host, found) is not None:
+            saves.resume(host, found, True if flags & StartFlags.PAUSED else None)
+        else:
+            _start(host.machine(found.name), flags)
         return inventory.by_name(host, found.name)
 
     started = await context.work(begin, context.manager.host)
@@ -184,6 +191,13 @@ async def undefine_flags(context: Context, domain: DomainHandle, flags: int) -> 
 
     def undefine(host: Host) -> None:
         machine = host.machine(found.name)
+        saved = saves.find(host, found) is not None
+        if saved and not flags & UndefineFlags.MANAGED_SAVE:
+            raise _invalid("Refusing to undefine while domain managed save image exists")
+        count = len(snapshots.of(host, found).all)
+        if count and not found.active and not flags & UndefineFlags.SNAPSHOTS_METADATA:
+            raise _invalid(f"cannot delete inactive domain with {count} snapshots")
+        saves.discard(host, found)
         if found.active:
             # It goes on, and is gone when it has ended.
             machine.describe(metadata={TRANSIENT: "yes"})
@@ -220,7 +234,12 @@ async def get_xml_desc(context: Context, domain: DomainHandle, flags: int) -> Re
 @handles("DOMAIN_GET_STATE")
 async def get_state(context: Context, domain: DomainHandle, flags: int) -> Results:
     found = await context.work(inventory.seen, context.manager.host, domain)
-    return {"state": int(found.state), "reason": int(found.reason)}
+    reason = found.reason
+    # Only an end that was no end of the guest's own may be that of a save.
+    hard = reason in (ShutoffReason.DESTROYED, ShutoffReason.CRASHED) and not found.domain.active
+    if hard and await context.work(saves.is_end, context.manager.host, found.domain.name):
+        reason = ShutoffReason.SAVED
+    return {"state": int(found.state), "reason": int(reason)}
 
 
 @handles("DOMAIN_GET_INFO")
@@ -307,12 +326,6 @@ async def get_job_info(context: Context, domain: DomainHandle) -> Results:
         *("file_total", "file_processed", "file_remaining"),
     )
     return {"type": 0, **dict.fromkeys(names, 0)}
-
-
-@handles("DOMAIN_HAS_MANAGED_SAVE_IMAGE")
-async def has_managed_save_image(context: Context, domain: DomainHandle, flags: int) -> Results:
-    await find(context, domain)
-    return {"result": 0}
 
 
 @handles("DOMAIN_GET_MESSAGES")
@@ -424,6 +437,11 @@ async def set_metadata(
         given = {"metadata": {f"libvirt:{uri}": metadata}}
     await context.act("describe", given, found.name)
     return {}
+
+
+def _invalid(text: str) -> RefusedError:
+    text = f"Requested operation is not valid: {text}"
+    return RefusedError(ErrorCode.OPERATION_INVALID, text)
 
 
 def cpu_time(domain: Domain) -> int:

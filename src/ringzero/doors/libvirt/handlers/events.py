@@ -6,7 +6,7 @@ from typing import Any
 
 from ringzero.api.values import Event, EventKind, ExitRecord
 from ringzero.control.host.client import Host
-from ringzero.doors.libvirt import inventory
+from ringzero.doors.libvirt import inventory, saves
 from ringzero.doors.libvirt.constants import DomainEvent, Lifecycle, ShutoffReason, StoppedDetail
 from ringzero.doors.libvirt.context import Context, RefusedError, Results, handles
 from ringzero.doors.libvirt.faults import ErrorCode, ErrorDomain
@@ -118,7 +118,10 @@ async def _hear(context: Context, known: dict[str, Domain]) -> None:
             known[event.machine] = domain
             if kind is EventKind.REMOVED:
                 known.pop(event.machine, None)
-            _tell(context, domain, kind, event)
+            saved = kind is EventKind.ENDED and await context.work(
+                saves.is_end, context.manager.host, event.machine
+            )
+            _tell(context, domain, kind, event, saved=saved)
             context.send()
 
 
@@ -129,8 +132,10 @@ def _domain_of(host: Host, name: str) -> Domain | None:
         return None
 
 
-def _tell(context: Context, domain: Domain, kind: EventKind, event: Event) -> None:
-    if kind is EventKind.ENDED:
+def _tell(context: Context, domain: Domain, kind: EventKind, event: Event, *, saved: bool) -> None:
+    if saved:
+        lifecycle, detail = Lifecycle.STOPPED, int(StoppedDetail.SAVED)
+    elif kind is EventKind.ENDED:
         ended = ExitRecord.from_dict(event.detail.get("exit") or {})
         reason = inventory.shutoff_reason(ended)
         lifecycle, detail = Lifecycle.STOPPED, int(_STOPPED.get(reason, StoppedDetail.SHUTDOWN))

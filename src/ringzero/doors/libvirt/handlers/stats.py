@@ -8,7 +8,7 @@ from typing import Any
 
 from ringzero.api.values import MachineSummary
 from ringzero.control.host.client import Host
-from ringzero.doors.libvirt import definitions, guestagent, inventory
+from ringzero.doors.libvirt import definitions, guestagent, inventory, saves
 from ringzero.doors.libvirt.constants import AddressSource, AddressType, MemoryTag, Statistics
 from ringzero.doors.libvirt.context import Context, RefusedError, Results, handles
 from ringzero.doors.libvirt.faults import ErrorCode
@@ -62,7 +62,7 @@ async def all_domain_stats(
 def _parameters(host: Host, domain: Domain, groups: int) -> Iterator[Parameter]:
     summary = host.machine(domain.name).inspect()
     if groups & Statistics.STATE:
-        state, reason = inventory.state(summary)
+        state, reason = saves.state(host, domain.name, summary)
         yield _int("state.state", int(state))
         yield _int("state.reason", int(reason))
     if groups & Statistics.CPU_TOTAL and domain.active:
