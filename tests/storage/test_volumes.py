@@ -227,3 +227,51 @@ def test_a_link_is_not_written_through(pool, tmp_path):
         with pytest.raises(HostError):
             act()
     assert outside.exists()
+
+
+def test_holes_of_an_upload(pool, tmp_path):
+    """What was there before is gone; none leads beyond what was said, or what a file can be."""
+    volume = volumes.create(pool, "a", MIB, "raw")
+    volume.path.write_bytes(b"old" * 4096)
+    upload = volumes.Upload(volume)
+    upload.write(b"new")
+    upload.skip(8192)
+    upload.write(b"end")
+    upload.close()
+    assert volume.path.read_bytes() == (b"new" + bytes(8192) + b"end" + (b"old" * 4096)[8198:])
+    upload = volumes.Upload(volume, 0, 100)
+    with pytest.raises(InvalidValueError, match="more bytes"):
+        upload.skip(101)
+    upload.close()
+    upload = volumes.Upload(volume, 5)
+    with pytest.raises(InvalidValueError, match="hole"):
+        upload.skip((1 << 63) - 1)
+    upload.close()
+    assert volume.path.stat().st_size == 3 * 4096
+    with pytest.raises(InvalidValueError):
+        volumes.resize(volume, -512, shrink=True)
+
+
+def test_what_killed_processes_left_goes_at_last(pool):
+    volumes.create(pool, "a", MIB)
+    old, new, other = (
+        pool.path / f".partial-{name}" for name in ("0" * 16, "1" * 16, "of-another-program")
+    )
+    for path in (old, new, other):
+        path.touch()
+    os.utime(old, (1, 1))
+    os.utime(other, (1, 1))
+    volumes.create(pool, "b", MIB)
+    assert not old.exists()
+    assert new.exists()
+    assert other.exists()
+
+
+def test_one_directory_that_cannot_be_read_hides_no_other_pool(pool, tmp_path, monkeypatch):
+    from ringzero.control.host import client
+
+    broken = pools.define("broken", tmp_path / "file")
+    broken.path.write_text("no directory")
+    found = {each["name"]: each for each in client.host().storage_pools()}
+    assert set(found) == {"broken", "default", "p1"}
+    assert found["broken"]["volumes"] == 0

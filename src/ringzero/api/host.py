@@ -212,7 +212,7 @@ class HostActions(Actions):
     ) -> VolumeSummary:
         """Write bytes, which come on stream 0, into the file of a volume that is not in use."""
 
-    @action(streams=True, reads=True)
+    @action(streams=True)
     def get_volume(
         self,
         stream: Stream,

@@ -52,7 +52,13 @@ class StoragePool:
 def pools() -> list[StoragePool]:
     """Return all pools by name. Raises HostError."""
     names = {DEFAULT} | {path.stem for path in _where().glob(f"*{_SUFFIX}")}
-    return [find(name) for name in sorted(names) if NAME.fullmatch(name)]
+    found = []
+    for name in sorted(names):
+        # One may go away meanwhile.
+        with contextlib.suppress(NotFoundError):
+            if NAME.fullmatch(name):
+                found.append(find(name))
+    return found
 
 
 def find(name: str) -> StoragePool:
@@ -88,6 +94,12 @@ def define(
             f"a storage pool cannot be called {name!r}",
             hint="use letters, digits, '_', '.' and '-', at most 63, a letter or digit first",
         )
+    try:
+        unusable = b"\0" in os.fsencode(path)
+    except UnicodeEncodeError:
+        unusable = True
+    if unusable:
+        raise InvalidValueError(f"{str(path)[:64]!r} is no directory's path")
     try:
         chosen = _made_uuid(name) if identifier is None else str(uuid.UUID(identifier))
     except ValueError:

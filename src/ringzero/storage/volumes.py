@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,9 +30,14 @@ if TYPE_CHECKING:
 # Of a file's name, in bytes, with the file systems that people use (limits.h).
 _NAME_MAX = 255
 _SECTOR = 512
-_PIECE = 1 << 20
+# How much is written and read at a time; that many bytes of what is read wait for who takes them.
+_PIECE, _READ = 1 << 20, 256 << 10
+# The end of the longest file (off_t).
+_FARTHEST = (1 << 63) - 1
 # Of facts about files that have not changed: how many are remembered.
 _REMEMBERED = 4096
+# How long nothing is written into what is being made where nobody makes it any more, in seconds.
+_ABANDONED = 86400
 # A format's name for what is no disk image that we read: an ISO is raw.
 UNKNOWN = "unknown"
 
@@ -113,13 +119,21 @@ def check_name(name: str) -> str:
         name in ("", ".", "..")
         or name.startswith((".", PARTIAL))
         or any(c in name for c in "/\0\n")
-        or len(os.fsencode(name)) > _NAME_MAX
+        or not _fits(name)
     ):
         raise InvalidValueError(
             f"a volume cannot be called {name[:64]!r}",
             hint="a file's name, which does not begin with a dot",
         )
     return name
+
+
+def _fits(name: str) -> bool:
+    try:
+        return len(os.fsencode(name)) <= _NAME_MAX
+    except UnicodeEncodeError:
+        # Half of a character, as JSON may have it.
+        return False
 
 
 def create(
@@ -186,6 +200,8 @@ def resize(volume: Volume, capacity: int, *, shrink: bool = False) -> None:
     """Give a volume that is not in use another capacity, in bytes. Raises InvalidValueError."""
     from ringzero.disk import open_disk
 
+    if capacity < 0:
+        raise InvalidValueError(f"a volume of {capacity} bytes")
     size = -(-capacity // _SECTOR) * _SECTOR
     roots = () if volume.backing is None else (Path(volume.backing).parent,)
     with open_disk(volume.path, volume.format, backing_roots=roots) as disk:
@@ -265,13 +281,13 @@ class Upload:
     def skip(self, length: int) -> None:
         """Leave a hole, which reads as zeros."""
         if self._left is not None:
-            self._left -= min(length, self._left)
-        try:
-            end = os.fstat(self._storage.fd).st_size
-            if self._at + length > end:
-                os.ftruncate(self._storage.fd, self._at + length)
-        except OSError as fault:
-            raise host_error(fault, "write", self._path) from fault
+            if length > self._left:
+                raise InvalidValueError("more bytes than the length that was said")
+            self._left -= length
+        if length > _FARTHEST - self._at:
+            raise InvalidValueError(f"a hole of {length} bytes")
+        # What was there before goes, too.
+        self._storage.write_zeroes(self._at, length)
         self._at += length
 
     def close(self) -> None:
@@ -295,7 +311,7 @@ def content(volume: Volume, offset: int = 0, length: int | None = None) -> Itera
     try:
         end = storage.size if length is None else min(storage.size, offset + length)
         while offset < end:
-            data = os.pread(storage.fd, min(_PIECE, end - offset), offset)
+            data = os.pread(storage.fd, min(_READ, end - offset), offset)
             if not data:
                 return
             offset += len(data)
@@ -315,20 +331,23 @@ def _look(path: Path, status: os.stat_result) -> tuple[str, int, str | None, str
         status.st_mtime_ns,
         status.st_ctime_ns,
     )
-    if key not in _facts:
+    found = _facts.get(key)
+    if found is None:
         info = _info(path)
-        if len(_facts) >= _REMEMBERED:
-            _facts.clear()
         if info is None:
-            _facts[key] = (UNKNOWN, status.st_size, None, None)
+            found = (UNKNOWN, status.st_size, None, None)
         else:
-            _facts[key] = (
+            found = (
                 info.format,
                 info.virtual_size,
                 info.backing_filename,
                 info.backing_format,
             )
-    return _facts[key]
+        # Other threads look at it, too: it may be empty again by now.
+        if len(_facts) >= _REMEMBERED:
+            _facts.clear()
+        _facts[key] = found
+    return found
 
 
 def _info(path: Path) -> DiskInfo | None:
@@ -352,6 +371,7 @@ def _new(pool: StoragePool, name: str, mode: int) -> Iterator[Path]:
     final = make_directory(pool.path) / check_name(name)
     if os.path.lexists(final):
         raise _taken(pool, name)
+    _sweep(pool)
     path = pool.path / f"{PARTIAL}{os.urandom(8).hex()}"
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode))
@@ -364,6 +384,14 @@ def _new(pool: StoragePool, name: str, mode: int) -> Iterator[Path]:
         raise host_error(fault, "create", final) from fault
     finally:
         path.unlink(missing_ok=True)
+
+
+def _sweep(pool: StoragePool) -> None:
+    """Remove what a killed process left half made, once nobody can be making it any more."""
+    for path in pool.path.glob(PARTIAL + "[0-9a-f]" * 16):
+        with contextlib.suppress(OSError):
+            if time.time() - path.lstat().st_mtime > _ABANDONED:
+                path.unlink()
 
 
 @contextlib.contextmanager

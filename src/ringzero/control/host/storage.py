@@ -12,7 +12,7 @@ from ringzero.api.action import Stream
 from ringzero.api.protocol import STDOUT
 from ringzero.api.values import StoragePoolSummary, VolumeSummary
 from ringzero.control.host.handlers import handles
-from ringzero.errors import ConflictError, RingzeroError
+from ringzero.errors import ConflictError, HostError, RingzeroError
 from ringzero.host.files import make_directory
 from ringzero.records import field_names
 
@@ -219,7 +219,10 @@ class _Input:
 def _pool_summary(pool: StoragePool) -> StoragePoolSummary:
     from ringzero.storage import volumes
 
-    found = volumes.volumes(pool) if pool.active else []
+    found: list[Volume] = []
+    # One directory that cannot be read hides no other pool.
+    with contextlib.suppress(HostError):
+        found = volumes.volumes(pool) if pool.active else []
     capacity = available = 0
     with contextlib.suppress(OSError):
         # What is not there yet will be where its nearest directory is.
