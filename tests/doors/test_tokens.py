@@ -1,4 +1,5 @@
 import stat
+import threading
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_a_token_lets_its_owner_in(tmp_path):
 
 def test_the_text_is_kept_nowhere(tmp_path):
     text = Tokens(tmp_path).create("laptop", reads=False)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.json")
     assert text.removeprefix("rz_") not in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     told = Tokens(tmp_path).all()[0].to_dict()
@@ -50,7 +51,7 @@ def test_names(tmp_path):
 
 def test_a_file_that_others_could_have_written_is_not_believed(tmp_path):
     text = Tokens(tmp_path).create("a", reads=False)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.json")
     path.chmod(0o660)
     with pytest.raises(HostError, match="others can read"):
         Tokens(tmp_path).caller(text)
@@ -58,3 +59,19 @@ def test_a_file_that_others_could_have_written_is_not_believed(tmp_path):
     path.write_text("{")
     with pytest.raises(HostError, match="does not hold tokens"):
         Tokens(tmp_path).caller(text)
+
+
+def test_many_who_change_them_at_once(tmp_path):
+    """Each has its own view of the file, as processes have."""
+
+    def create(first):
+        tokens = Tokens(tmp_path)
+        for number in range(first, first + 10):
+            tokens.create(f"t{number}", reads=False)
+
+    threads = [threading.Thread(target=create, args=(first,)) for first in (0, 10, 20, 30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {token.name for token in Tokens(tmp_path).all()} == {f"t{n}" for n in range(40)}

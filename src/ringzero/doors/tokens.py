@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,14 @@ from ringzero.config.device import NAME
 from ringzero.control.host.records import read_json, write_json
 from ringzero.doors.caller import Caller
 from ringzero.errors import ConflictError, HostError, InvalidValueError, NotFoundError
-from ringzero.host.files import host_error
+from ringzero.host.files import host_error, locked
 from ringzero.records import field_names, record
 
 # So that a secret is known for one where it lies about.
 _PREFIX = "rz_"
 # 256 bits of chance.
 _BYTES = 32
-_FILE = "tokens.json"
+_FILE, _LOCK = "tokens.json", ".tokens.lock"
 
 
 @record
@@ -43,7 +45,7 @@ class Tokens:
 
     def __init__(self, where: Path) -> None:
         self._path = where / _FILE
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: tuple[int, int, int] | None = None
         self._known: list[Token] = []
 
     def all(self) -> list[Token]:
@@ -55,7 +57,7 @@ class Tokens:
             return []
         except OSError as fault:
             raise host_error(fault, "read", self._path) from fault
-        stamp = (found.st_mtime_ns, found.st_ino)
+        stamp = (found.st_ctime_ns, found.st_ino, found.st_mode)
         if stamp != self._stamp:
             self._known, self._stamp = self._read(found), stamp
         return self._known
@@ -66,24 +68,26 @@ class Tokens:
             raise InvalidValueError(
                 f"name {name!r}: use letters, digits, '_', '.' and '-'", hint="as in `laptop`"
             )
-        known = self.all()
-        if any(token.name == name for token in known):
-            raise ConflictError(
-                f"there is a token called {name!r}", hint=f"`ringzero serve token rm {name}`"
-            )
         text = _PREFIX + secrets.token_urlsafe(_BYTES)
-        self._write([*known, Token(name, _digest(text), reads, time.time())])
+        with self._changing():
+            known = self.all()
+            if any(token.name == name for token in known):
+                raise ConflictError(
+                    f"there is a token called {name!r}", hint=f"`ringzero serve token rm {name}`"
+                )
+            self._write([*known, Token(name, _digest(text), reads, time.time())])
         return text
 
     def remove(self, name: str) -> None:
         """Forget a token: it lets nobody in any more. Raises NotFoundError."""
-        known = self.all()
-        left = [token for token in known if token.name != name]
-        if len(left) == len(known):
-            raise NotFoundError(
-                f"no token is called {name!r}", hint="`ringzero serve token ls` lists them"
-            )
-        self._write(left)
+        with self._changing():
+            known = self.all()
+            left = [token for token in known if token.name != name]
+            if len(left) == len(known):
+                raise NotFoundError(
+                    f"no token is called {name!r}", hint="`ringzero serve token ls` lists them"
+                )
+            self._write(left)
 
     def caller(self, text: str) -> Caller | None:
         """Return who has the token with this text; None for nobody.
@@ -116,8 +120,18 @@ class Tokens:
                 path=self._path,
             ) from fault
 
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Be the only one who changes them: one that was removed does not come back."""
+        where = self._path.parent
+        try:
+            where.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as fault:
+            raise host_error(fault, "create", where) from fault
+        with locked(where / _LOCK):
+            yield
+
     def _write(self, tokens: list[Token]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         names = field_names(Token)
         kept = [{name: getattr(token, name) for name in names} for token in tokens]
         write_json(self._path, {"tokens": kept})
