@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -43,14 +44,14 @@ class Numbered:
 class Events:
     """Watches machines on a thread of its own, from `start` on.
 
-    `log` is a file with a line of JSON for each event; what is wrong with it is told once, by
-    `fault`, and takes nobody's events.
+    `log` is a file with a line of JSON for each event; what is wrong with it is told once to the
+    process's own log, and takes nobody's events.
     """
 
     def __init__(self, where: Path, log: Path | None = None) -> None:
         self._where = where
         self._log = log
-        self.fault: BaseException | None = None
+        self._faulty = False
         self._number = _last_number(log) if log is not None else 0
         self._recent: deque[Numbered] = deque(maxlen=_REMEMBERED)
         self._listeners: set[Listener] = set()
@@ -95,20 +96,23 @@ class Events:
         self._listeners.add(listener)
         return listener
 
-    def publish(self, event: Event) -> None:
-        """Number an event, keep it, and tell it; on the event loop."""
-        self._number += 1
-        found = Numbered(self._number, event)
+    def _tell(self, found: Numbered) -> None:
+        """Tell an event; on the event loop."""
+        self._number = found.number
         self._recent.append(found)
-        self._write(found)
         for listener in list(self._listeners):
             listener.put(found)
 
     def _run(self, watch: Watch, loop: asyncio.AbstractEventLoop) -> None:
+        number = self._number
         for event in watch.events():
+            number += 1
+            found = Numbered(number, event)
+            # Here, where a slow disk holds nobody up.
+            self._write(found)
             # The loop may have ended.
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self.publish, event)
+                loop.call_soon_threadsafe(self._tell, found)
 
     def _write(self, found: Numbered) -> None:
         if self._log is None:
@@ -121,8 +125,12 @@ class Events:
             with os.fdopen(descriptor, "ab") as file:
                 file.write(json.dumps(found.to_dict(), default=str).encode() + b"\n")
         except OSError as fault:
-            self.fault = host_error(fault, "write", self._log)
-            self._log = None
+            if not self._faulty:
+                error = host_error(fault, "write", self._log)
+                print(f"ringzero: events are not kept: {error.message}", file=sys.stderr)
+            self._faulty = True
+        else:
+            self._faulty = False
 
 
 class Listener:
