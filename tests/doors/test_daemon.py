@@ -1,6 +1,8 @@
 """The process itself: where it listens, how it begins and ends, who is let in."""
 
+import contextlib
 import os
+import select
 import shutil
 import signal
 import socket
@@ -12,7 +14,9 @@ import time
 
 import pytest
 
+from ringzero.doors import autostart, daemon
 from ringzero.doors.contract import DOORS, Address, Door
+from ringzero.doors.http import connection
 from ringzero.doors.listeners import Certificate
 from ringzero.errors import ConflictError, HostError, InvalidValueError
 from tests.control.fake import start
@@ -191,3 +195,50 @@ def test_machines_start_by_themselves_once_after_a_boot(fakes, root, tmp_path):
     with Served(where, rest=[str(tmp_path / "s")]) as served:
         assert served.ask("GET", "/v1/machines/web")[1]["status"] == "ended"
     assert client.machine("web").inspect()["status"] == "ended"
+
+
+def test_a_daemon_that_was_killed_while_it_started_machines_begins_anew(tmp_path, monkeypatch):
+    class KilledError(Exception):
+        pass
+
+    def killed(host):
+        raise KilledError
+
+    monkeypatch.setattr(autostart, "start_all", killed)
+    with pytest.raises(KilledError):
+        autostart.start_once(None, tmp_path)
+    monkeypatch.setattr(autostart, "start_all", lambda host: [("web", "")])
+    assert autostart.start_once(None, tmp_path) == [("web", "")]
+    assert autostart.start_once(None, tmp_path) == []
+
+
+def test_one_who_reads_nothing_keeps_no_connection_open(served, monkeypatch):
+    monkeypatch.setattr(connection, "_PATIENCE", 0.2)
+    monkeypatch.setattr(daemon, "_END", 0.2)
+    with served.connect() as link:
+        link.sendall(b"GET /v1/openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 100)
+        poller = select.poll()
+        # Nothing is read, and yet the other side is closed.
+        poller.register(link, 0)
+        assert poller.poll(20_000)
+
+
+def test_there_are_no_more_connections_than_descriptors_allow(fakes, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(daemon, "_raise_limit", lambda: 6)
+    with Served(tmp_path / "serve", rest=[str(tmp_path / "s")]) as served:
+        clients = [Client(served.path) for _ in range(3)]
+        for client in clients:
+            assert client.ask("GET", "/v1/version")[0] == 200
+        with served.connect() as link:
+            assert link.recv(1) == b""
+        clients[0].close()
+        deadline = time.monotonic() + 20
+        while True:
+            with served.connect() as link:
+                with contextlib.suppress(ConnectionError):
+                    link.sendall(b"GET /v1/version HTTP/1.1\r\nhost: x\r\n\r\n")
+                    if link.recv(1):
+                        break
+            assert time.monotonic() < deadline
+        for client in clients:
+            client.close()

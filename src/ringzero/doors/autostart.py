@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from ringzero.control.host.client import Host
@@ -12,22 +13,22 @@ from ringzero.host.process import boot_id
 _STAMP = "autostarted"
 
 
-def due(where: Path) -> bool:
-    """Whether nothing was started since the host has booted; notes that it is now. HostError.
+def start_once(host: Host, where: Path) -> list[tuple[str, str]]:
+    """Start all, as `start_all` does, where that was not done since the host has booted.
 
-    A daemon that is killed and started again starts nothing that somebody has stopped.
+    A daemon that is killed and started again starts nothing that somebody has stopped; one that
+    was killed while it did this begins anew. Raises HostError.
     """
     stamp, boot = where / _STAMP, boot_id()
-    try:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
         if stamp.read_text() == boot:
-            return False
-    except (OSError, UnicodeDecodeError):
-        pass
+            return []
+    found = start_all(host)
     try:
         stamp.write_text(boot)
     except OSError as fault:
         raise host_error(fault, "write", stamp) from fault
-    return True
+    return found
 
 
 def start_all(host: Host) -> list[tuple[str, str]]:

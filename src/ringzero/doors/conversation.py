@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import CancelledError, Executor
 from typing import Any
 
 from ringzero.api.action import Link, Stream, to_plain
 from ringzero.api.protocol import STDERR, STDOUT
 from ringzero.records import record
 
-# What waits for a client that does not read before a machine's side waits, too, in items.
-_BACKLOG = 64
+# What waits for a client that does not read before a machine's side waits, too, in items of at
+# most 256 KiB.
+_BACKLOG = 16
 
 
 @record
@@ -46,10 +48,14 @@ class Conversation(Stream):
     """An action that streams, between its thread and the event loop."""
 
     def __init__(
-        self, act: Callable[[Stream], Any], forget: Callable[[Conversation], None]
+        self,
+        act: Callable[[Stream], Any],
+        forget: Callable[[Conversation], None],
+        senders: Executor,
     ) -> None:
         self._act = act
         self._forget = forget
+        self._senders = senders
         self._loop = asyncio.get_running_loop()
         self._items: asyncio.Queue[Data | Notice | None] = asyncio.Queue(_BACKLOG)
         self._link: Link | None = None
@@ -124,7 +130,7 @@ class Conversation(Stream):
             self._items.get_nowait()
 
     async def _to_link(self, act: Callable[[Link], None]) -> None:
-        await self._loop.run_in_executor(None, self._act_on_link, act)
+        await self._loop.run_in_executor(self._senders, self._act_on_link, act)
 
     # ---- on threads -------------------------------------------------------------
 
@@ -155,7 +161,7 @@ class Conversation(Stream):
         putting = self._items.put(item)
         try:
             asyncio.run_coroutine_threadsafe(putting, self._loop).result()
-        except RuntimeError:
+        except (RuntimeError, CancelledError):
             # The loop has ended before this thread has.
             putting.close()
 

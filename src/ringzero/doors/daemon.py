@@ -67,11 +67,13 @@ class Daemon:
         # What goes on beside connections.
         self._beside: set[asyncio.Task[None]] = set()
         self._attended: set[str] = set()
+        self._most = _CONNECTIONS
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set."""
         with _alone(self._where), contextlib.ExitStack() as stack:
-            _raise_limit()
+            # Half of the descriptors is left to what clients ask for.
+            self._most = min(_CONNECTIONS, _raise_limit() // 2)
             host = Host()
             events = Events(host.where, self._where / _LOG)
             manager = Manager(host, events, Tokens(self._where))
@@ -97,9 +99,10 @@ class Daemon:
                 await self._end()
 
     async def _start_machines(self, manager: Manager) -> None:
-        if autostart.due(self._where):
-            for name, fault in await manager.work(autostart.start_all, manager.host):
-                self._tell(f"{name} does not start: {fault}" if fault else f"started {name}")
+        for name, fault in await manager.work(
+            autostart.start_once, manager.host, self._where, long=True
+        ):
+            self._tell(f"{name} does not start: {fault}" if fault else f"started {name}")
 
     async def _open(
         self, wanted: Wanted, manager: Manager, stack: contextlib.ExitStack
@@ -158,7 +161,7 @@ class Daemon:
                 caller = caller_behind(writer.get_extra_info("socket"), reads=address.reads)
                 if caller is None:
                     return
-            if len(self._tasks) <= _CONNECTIONS:
+            if len(self._tasks) <= self._most:
                 await door.converse(reader, writer, caller)
         except (ConnectionError, TimeoutError, asyncio.CancelledError):
             # The client's affair, or the end of all.
@@ -166,10 +169,13 @@ class Daemon:
         except Exception:
             traceback.print_exc(file=sys.stderr)
         finally:
-            self._tasks.discard(task)
             writer.close()
-            with contextlib.suppress(OSError, asyncio.CancelledError, TimeoutError):
+            try:
                 await asyncio.wait_for(writer.wait_closed(), _END)
+            except (OSError, asyncio.CancelledError, TimeoutError):
+                # What a client does not read would keep its connection open for ever.
+                writer.transport.abort()
+            self._tasks.discard(task)
 
     async def _end(self) -> None:
         left = self._tasks | self._beside
@@ -217,12 +223,14 @@ def _alone(where: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _raise_limit() -> None:
-    """Allow as many descriptors as the kernel lets this process have."""
+def _raise_limit() -> int:
+    """Allow as many descriptors as the kernel lets this process have; return how many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def _notify(text: str) -> None:

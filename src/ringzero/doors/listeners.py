@@ -19,6 +19,8 @@ from ringzero.records import record
 # struct ucred of unix(7): process, user, group.
 _UCRED = struct.Struct("3i")
 _BACKLOG = 256
+# A host that vanished is noticed after some two minutes of silence (tcp(7)), in seconds.
+_ALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 4}
 
 
 @record
@@ -102,6 +104,10 @@ def _tcp(address: Address) -> socket.socket:
     link = socket.socket(family, kind | socket.SOCK_CLOEXEC, number)
     try:
         link.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it.
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _ALIVE.items():
+            link.setsockopt(socket.IPPROTO_TCP, option, value)
         link.bind(where)
         link.listen(_BACKLOG)
         link.setblocking(False)

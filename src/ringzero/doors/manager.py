@@ -22,8 +22,9 @@ from ringzero.errors import ConflictError
 
 T = TypeVar("T")
 
-# How many plain actions are done at once. They wait for files and sockets, one for seconds at most.
-_WORKERS = 16
+# How many plain actions are done at once. They wait for files and sockets: one that asks a machine
+# which does not answer has a thread for half a minute, and takes it from no other.
+_WORKERS = 64
 # How many that stream: each has a thread, and a connection to a machine's process.
 _CONVERSATIONS = 256
 
@@ -38,6 +39,8 @@ class Manager:
         self.jobs = Jobs(self.call, self.converse)
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="action")
         self._long = ThreadPoolExecutor(MOST, thread_name_prefix="job")
+        # Whoever sends to a machine that takes nothing waits, and keeps nobody else waiting.
+        self._senders = ThreadPoolExecutor(_CONVERSATIONS, thread_name_prefix="input")
         self._talking: set[Conversation] = set()
         self._parts: dict[type, Any] = {}
 
@@ -81,10 +84,12 @@ class Manager:
             )
         given = action.check(arguments)
         conversation = Conversation(
-            lambda stream: self.host.call(name, given, machine, stream), self._talking.discard
+            lambda stream: self.host.call(name, given, machine, stream),
+            self._talking.discard,
+            self._senders,
         )
-        self._talking.add(conversation)
         conversation.start(name)
+        self._talking.add(conversation)
         return conversation
 
     def part(self, kind: type[T]) -> T:
@@ -99,5 +104,5 @@ class Manager:
         for conversation in list(self._talking):
             conversation.close()
         await self.jobs.close()
-        for workers in (self._workers, self._long):
+        for workers in (self._workers, self._long, self._senders):
             workers.shutdown(wait=False, cancel_futures=True)

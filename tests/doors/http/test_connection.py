@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 
 import pytest
 
@@ -215,3 +216,99 @@ def test_a_request_for_a_websocket_is_handed_on():
     _, ends, upgraded = talk(head + b"rest")
     assert upgraded == [("/v1/x", b"rest")]
     assert ends == ["left"]
+
+
+def test_a_head_that_comes_by_and_by_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(connection, "_PATIENCE", 0.3)
+
+    async def run():
+        ended = asyncio.Event()
+
+        async def serve(reader, writer):
+            with pytest.raises(TimeoutError):
+                await HttpConnection(reader, writer, echo, None).serve()
+            ended.set()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"GET / HTTP/1.1\r\n")
+        async with asyncio.timeout(20):
+            while not ended.is_set():
+                writer.write(b"a")
+                await asyncio.sleep(0.02)
+        writer.close()
+        server.close()
+
+    asyncio.run(run())
+
+
+def test_what_makes_a_response_is_ended_with_it():
+    """Also where none of it is sent: to a client that asks for the head alone, or has left."""
+    closed = []
+
+    async def parts():
+        try:
+            yield b"begun"
+            while True:
+                yield bytes(1 << 16)
+                await asyncio.sleep(0)
+        finally:
+            closed.append(True)
+
+    async def stream(request):
+        made = parts()
+        return Response(200, await anext(made), "application/x", parts=made)
+
+    talk(CLOSE.replace(b"GET", b"HEAD"), handle=stream)
+    assert closed == [True]
+
+    async def run():
+        reader = asyncio.StreamReader()
+        reader.feed_data(CLOSE)
+
+        class Writer:
+            transport = None
+
+            def write(self, data):
+                raise ConnectionResetError
+
+        with pytest.raises(ConnectionResetError):
+            await HttpConnection(reader, Writer(), stream, None).serve()
+
+    asyncio.run(run())
+    assert closed == [True, True]
+
+
+def test_one_who_leaves_while_a_response_is_made(monkeypatch):
+    monkeypatch.setattr(connection, "_LOOK", 0.02)
+
+    async def run():
+        cancelled, ended = asyncio.Event(), asyncio.Event()
+
+        async def never(request):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+
+        async def serve(reader, writer):
+            with pytest.raises(ConnectionError):
+                await HttpConnection(reader, writer, never, None).serve()
+            writer.close()
+            ended.set()
+
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        serving = asyncio.ensure_future(serve(reader, writer))
+        theirs.sendall(CLOSE)
+        theirs.shutdown(socket.SHUT_WR)
+        # One who has said all waits for the answer.
+        await asyncio.sleep(0.1)
+        assert not cancelled.is_set()
+        theirs.close()
+        await asyncio.wait_for(ended.wait(), 20)
+        assert cancelled.is_set()
+        await serving
+
+    asyncio.run(run())

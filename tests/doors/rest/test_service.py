@@ -333,3 +333,82 @@ def test_without_a_token_over_tcp(fakes, root, tmp_path, monkeypatch):
 
 
 STRANGER = object()
+
+
+def test_texts_that_are_none_are_told(client, tmp_path, monkeypatch):
+    monkeypatch.setenv("RINGZERO_STORAGE_DIR", str(tmp_path / "storage"))
+    start("web")
+    half = "\ud800"
+    for method, path, body in (
+        ("POST", "/v1/machines/web/exec", {"words": ["cat"], "input": half}),
+        ("POST", "/v1/storage-pools/default/volumes", {"name": half, "capacity": 512}),
+        ("POST", "/v1/storage-pools", {"name": "p", "path": half}),
+        ("POST", "/v1/storage-pools", {"name": "p", "path": "/a\0b"}),
+        ("GET", "/v1/events?after=" + "9" * 5000, None),
+    ):
+        status, told, _ = client.ask(method, path, body)
+        assert (status, told["error"]["kind"]) == (400, "invalid-value"), path
+
+
+def test_no_number_of_seconds(client):
+    start("web")
+    _, job, _ = client.ask("GET", "/v1/machines/web/wait", None, Prefer="respond-async")
+    for text in ("nan", "-nan", "soon", ""):
+        assert client.ask("GET", f"/v1/jobs/{job['id']}?wait={text}")[0] == 400
+    assert good(client.ask("GET", f"/v1/jobs/{job['id']}?wait=-inf"))["status"] == "running"
+    good(client.ask("DELETE", f"/v1/jobs/{job['id']}"))
+
+
+def hurry(served, target):
+    """Ask for something, and leave."""
+    with served.connect() as link:
+        link.sendall(f"GET {target} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+
+
+def test_who_leaves_at_once_takes_no_place_of_others(served, monkeypatch):
+    monkeypatch.setattr("ringzero.doors.events._LISTENERS", 3)
+    monkeypatch.setattr("ringzero.doors.manager._CONVERSATIONS", 3)
+    monkeypatch.setattr("ringzero.doors.http.connection._LOOK", 0.02)
+    monkeypatch.setattr(service, "_HEARTBEAT", 0.05)
+    start("web")
+    for _ in range(20):
+        hurry(served, "/v1/events")
+        hurry(served, "/v1/machines/web/wait")
+    deadline = time.monotonic() + 20
+    while served.ask("POST", "/v1/machines/web/exec", {"words": ["sh", "-c", "exit 3"]})[0] != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    while any(thread.name == "stream-wait" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    while True:
+        with served.connect() as link:
+            link.sendall(b"GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n")
+            if link.recv(12) == b"HTTP/1.1 200":
+                break
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_who_only_reads_sees_no_disk(fakes, root, tmp_path, monkeypatch):
+    monkeypatch.setenv("RINGZERO_STORAGE_DIR", str(tmp_path / "storage"))
+    path = tmp_path / "read.sock"
+    with Served(tmp_path / "serve", rest=[Address(path, reads=True)]) as served:
+        for at in ("/v1/storage-pools/default/volumes/a/content", "/v1/machines/web/archive"):
+            assert served.ask("GET", at)[0] == 403
+        assert served.ask("GET", "/v1/storage-pools/default/volumes")[0] == 200
+
+
+def test_a_stranger_hears_nothing_of_the_hosts_files(fakes, root, tmp_path, monkeypatch):
+    from ringzero.doors.tokens import Tokens
+
+    text = Tokens(tmp_path / "serve").create("laptop", reads=False)
+    (tmp_path / "serve/tokens.json").chmod(0o666)
+    original = service.Service.__init__
+    monkeypatch.setattr(
+        service.Service, "__init__", lambda self, m, _, *more: original(self, m, None, *more)
+    )
+    with Served(tmp_path / "serve", rest=[str(tmp_path / "s")]) as served:
+        status, told = served.ask("GET", "/v1/machines", Authorization=f"Bearer {text}")
+    assert status == 401
+    assert str(tmp_path) not in json.dumps(told)

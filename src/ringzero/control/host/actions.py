@@ -282,14 +282,40 @@ def kill(where: MachineDirectory) -> ExitRecord:
     return record
 
 
+class _WayOut:
+    """How one who waits for a machine leaves; nothing else is sent."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self.left = False
+
+    def send(self, data: bytes) -> None:
+        """Send nothing."""
+
+    def event(self, kind: str, **content: Any) -> None:
+        """Send nothing."""
+
+    def close(self) -> None:
+        """Leave."""
+        self.left = True
+        if self.session is not None:
+            self.session.close()
+
+
 @handles("wait")
-def wait(where: MachineDirectory) -> ExitRecord:
+def wait(where: MachineDirectory, stream: Stream) -> ExitRecord:
+    way = _WayOut()
+    stream.begin(way)
     if where.alive:
         action = table.get("wait")
         with contextlib.suppress(ControlError), Session(where) as session:
-            session.stream(action, {}, Stream())
-        while not where.wait_end(GONE_WITHIN):
+            way.session = session
+            if not way.left:
+                session.stream(action, {}, Stream())
+        while not way.left and not where.wait_end(GONE_WITHIN):
             pass
+    if way.left:
+        raise ControlError(f"nobody waits for the end of machine {where.name!r} any more")
     record = where.exit()
     if record is None:
         where.require_alive()

@@ -57,7 +57,7 @@ class RemoteMachine(MachineActions):
         if not alive and action.states <= ALIVE:
             where.require_alive()
         action.require(self.name, where.status())
-        more = {"stream": stream} if action.wants_stream else {}
+        more = {"stream": stream} if action.streams else {}
         result = handler.act(where, **more, **action.complete(arguments))
         if EventKind.RENAMED in action.events:
             self.directory = MachineDirectory(where.path.with_name(arguments["name"]))
@@ -184,7 +184,7 @@ class Host(HostActions):
 
     def perform(self, action: Action, arguments: dict[str, Any], stream: Stream) -> Any:
         """Do it here."""
-        more = {"stream": stream} if action.wants_stream else {}
+        more = {"stream": stream} if action.streams else {}
         return HANDLERS[action.name].act(self.where, **more, **action.complete(arguments))
 
     def machine(self, name: str, *, odd: bool = False) -> RemoteMachine:

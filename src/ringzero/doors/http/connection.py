@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,9 +23,11 @@ from ringzero.version import __version__
 # The longest head of a request: lines of tokens and of long paths fit, in bytes.
 _MAX_HEAD = 32 << 10
 _READ = 64 << 10
-# How long a client may be silent between requests, and within one, and take nothing of a
-# response, in seconds.
+# How long a client may be silent between requests, take for the head of one, be silent within its
+# body, and take nothing of a response, in seconds.
 _IDLE, _PATIENCE = 75.0, 30.0
+# How often it is looked whether one who waits for a response is still there, in seconds.
+_LOOK = 1.0
 # How long, and for how many bytes, one who still sends is listened to before the end.
 _LINGER, _MOST_LINGERED = 2.0, 4 << 20
 _INTERNAL = 500
@@ -99,18 +102,21 @@ class HttpConnection:
                 raise ConnectionError("the client left within a request")
 
     async def _next(self, patience: float) -> object:
+        now = asyncio.get_running_loop().time
+        end, begun = now() + patience, False
         while True:
             event = self._http.next_event()
             if event is not h11.NEED_DATA:
                 return event
-            data = await asyncio.wait_for(self._reader.read(_READ), patience)
+            data = await asyncio.wait_for(self._reader.read(_READ), end - now())
             self._http.receive_data(data)
-            # Once a request has begun, the rest of its head is to follow.
-            patience = min(patience, _PATIENCE) if data else patience
+            if not begun:
+                # Once a request has begun, the rest of its head is to follow, however it comes.
+                end, begun = now() + min(patience, _PATIENCE), True
 
     async def _respond(self, request: Request) -> None:
         try:
-            response = await self._handle(request)
+            response = await self._handled(request)
         except (ConnectionError, TimeoutError, h11.RemoteProtocolError):
             raise
         except Exception:
@@ -121,6 +127,30 @@ class HttpConnection:
         # What is left of a body is not wanted any more: the connection ends behind the answer.
         alone = self._http.their_state is h11.SEND_BODY and not await self._rest()
         await self._send(response, alone=alone, head=request.method == "HEAD")
+
+    async def _handled(self, request: Request) -> Response:
+        """Return the response; raises ConnectionError where nobody is there for it any more."""
+        if not request.headers.keys() & {"content-length", "transfer-encoding"}:
+            # Its end follows from its head.
+            self._http.next_event()
+        handling = asyncio.ensure_future(self._handle(request))
+        try:
+            while not (await asyncio.wait((handling,), timeout=_LOOK))[0]:
+                # Who leaves within a body is noticed by who reads it.
+                if self._http.their_state is not h11.SEND_BODY and self._has_left():
+                    raise ConnectionError("the client has left")
+            return handling.result()
+        finally:
+            handling.cancel()
+
+    def _has_left(self) -> bool:
+        """Whether the other side is gone; one that has only said all it wanted to is not."""
+        if self._writer.transport.is_closing():
+            return True
+        link = self._writer.get_extra_info("socket")
+        poller = select.poll()
+        poller.register(link.fileno(), 0)
+        return any(events & (select.POLLHUP | select.POLLERR) for _, events in poller.poll(0))
 
     async def _rest(self) -> bool:
         """Read what is left of a short body; whether that was all."""
@@ -146,6 +176,13 @@ class HttpConnection:
                     left -= len(data)
 
     async def _send(self, response: Response, *, alone: bool = False, head: bool = False) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            if response.parts is not None:
+                # However this ends, who has made them hears of it.
+                stack.push_async_callback(response.parts.aclose)
+            await self._send_all(response, alone=alone, head=head)
+
+    async def _send_all(self, response: Response, *, alone: bool, head: bool) -> None:
         headers = [("server", f"ringzero/{__version__}"), ("content-type", response.type)]
         headers += response.headers
         if response.parts is None:
@@ -164,9 +201,8 @@ class HttpConnection:
         if response.content:
             await self._write(self._http.send(h11.Data(data=response.content)))
         if response.parts is not None:
-            async with contextlib.aclosing(response.parts) as parts:  # type: ignore[type-var]
-                async for part in parts:
-                    await self._write(self._http.send(h11.Data(data=part)))
+            async for part in response.parts:
+                await self._write(self._http.send(h11.Data(data=part)))
         await self._write(self._http.send(h11.EndOfMessage()))
 
     async def _write(self, data: bytes | None) -> None:

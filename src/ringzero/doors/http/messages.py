@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -86,13 +86,16 @@ class Request:
 
 @record
 class Response:
-    """A response. `parts` follow `content` as they come, with no length said before."""
+    """A response. `parts` follow `content` as they come, with no length said before.
+
+    They are closed when the response ends: one that has begun frees then what it holds.
+    """
 
     status: int
     content: bytes = b""
     type: str = JSON
     headers: Sequence[tuple[str, str]] = field(default_factory=tuple)
-    parts: AsyncIterator[bytes] | None = None
+    parts: AsyncGenerator[bytes, None] | None = None
 
     @classmethod
     def json(cls, value: Any, status: int = 200, **headers: str) -> Response:

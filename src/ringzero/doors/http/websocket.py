@@ -102,10 +102,11 @@ class WebSocket:
                     if self._length > MAX_MESSAGE:
                         await self.close(TOO_LONG, "a message is too long")
                         raise InvalidValueError(f"a message of more than {MAX_MESSAGE} bytes")
-                    if isinstance(event.data, str):
-                        text.append(event.data)
-                    else:
+                    if isinstance(event.data, bytes | bytearray):
                         data += event.data
+                    elif event.data:
+                        # Pieces without a byte have no end, and would fill the memory.
+                        text.append(event.data)
                     if event.message_finished:
                         yield "".join(text) if isinstance(event, TextMessage) else bytes(data)
                         text.clear()

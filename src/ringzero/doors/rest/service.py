@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
-from collections.abc import AsyncIterator, Mapping
+import math
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ringzero.api.action import Action
@@ -18,6 +21,7 @@ from ringzero.doors.http.websocket import INTERNAL, PROTOCOL, WebSocket
 from ringzero.doors.jobs import Job
 from ringzero.doors.rest import openapi, routes
 from ringzero.errors import (
+    HostError,
     InvalidValueError,
     NotFoundError,
     ProtocolError,
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 _HEARTBEAT = 15.0
 # The longest that a client may wait for a job in one request, in seconds.
 _LONGEST_WAIT = 60.0
+# Of an event's number: more have not happened.
+_DIGITS = 18
 # What a command without a WebSocket may print, in bytes of each of its outputs.
 _MAX_OUTPUT = 4 << 20
 # Actions that take a request's body as their input, and those whose output is a response's: its
@@ -78,7 +84,13 @@ class Service:
         if self._caller is not None:
             return self._caller
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
-        found = self._manager.tokens.caller(text.strip()) if scheme.lower() == "bearer" else None
+        found = None
+        try:
+            if scheme.lower() == "bearer":
+                found = self._manager.tokens.caller(text.strip())
+        except HostError as fault:
+            # A stranger does not hear of the host's files.
+            print(f"ringzero: no token lets anybody in: {fault.message}", file=sys.stderr)
         if found is None:
             raise UnauthorizedError("a token is needed", hint="send `Authorization: Bearer TOKEN`")
         return found
@@ -87,11 +99,11 @@ class Service:
         segments = _behind_version(request)
         match (request.method, *segments):
             case ("GET", "openapi.json"):
-                return Response.json(openapi.document())
+                return _description()
             case ("GET", "version"):
                 return Response.json({"version": __version__, "api": routes.ROOT})
             case ("GET", "events"):
-                return self._events(request)
+                return await self._events(request)
             case ("GET", "jobs"):
                 return Response.json([job.to_dict() for job in self._manager.jobs.all()])
             case ("GET", "jobs", identifier):
@@ -117,8 +129,7 @@ class Service:
             job = self._manager.jobs.begin(call.action.name, arguments, call.machine, caller=caller)
             return _accepted(job)
         if call.action.streams:
-            conversation = self._converse(call, arguments, caller)
-            return Response.json(await _answer_of(conversation))
+            return Response.json(await self._streamed(call, arguments, caller))
         return Response.json(
             await self._manager.call(call.action.name, arguments, call.machine, caller=caller)
         )
@@ -128,29 +139,49 @@ class Service:
     ) -> Conversation:
         return self._manager.converse(call.action.name, arguments, call.machine, caller=caller)
 
+    async def _streamed(
+        self, call: routes.Call, arguments: Mapping[str, Any], caller: Caller
+    ) -> Any:
+        """Return an answer that may take long.
+
+        Where its client leaves, what only reads ends, and what does something goes on.
+        """
+        conversation = self._converse(call, arguments, caller)
+        answer = asyncio.ensure_future(_answer_of(conversation))
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            return await asyncio.shield(answer)
+        finally:
+            if call.action.reads:
+                conversation.close()
+
     # ---- jobs and events --------------------------------------------------------
 
     async def _job(self, identifier: str, request: Request) -> Response:
         wait = dict(request.query).get("wait")
         if wait is not None:
             try:
-                seconds = min(max(float(wait), 0.0), _LONGEST_WAIT)
+                seconds = float(wait)
             except ValueError:
-                raise InvalidValueError(f"wait={wait[:64]!r} is no number of seconds") from None
+                seconds = math.nan
+            if math.isnan(seconds):
+                raise InvalidValueError(f"wait={wait[:64]!r} is no number of seconds")
             with contextlib.suppress(TimeoutExpiredError):
-                await self._manager.jobs.wait(identifier, seconds)
+                bound = min(max(seconds, 0.0), _LONGEST_WAIT)
+                await self._manager.jobs.wait(identifier, bound)
         return Response.json(self._manager.jobs.get(identifier).to_dict())
 
-    def _events(self, request: Request) -> Response:
+    async def _events(self, request: Request) -> Response:
         text = request.headers.get("last-event-id") or dict(request.query).get("after")
-        if text is not None and not text.isdecimal():
+        if text is not None and (not text.isdecimal() or len(text) > _DIGITS):
             raise InvalidValueError(f"{text[:64]!r} is no event's number")
-        listener = self._manager.events.listen(None if text is None else int(text))
+        parts = _told(self._manager.events.listen(None if text is None else int(text)))
         return Response(
             200,
-            type="text/event-stream",
+            await anext(parts),
+            "text/event-stream",
             headers=(("cache-control", "no-store"),),
-            parts=_told(listener),
+            parts=parts,
         )
 
     # ---- commands and archives --------------------------------------------------
@@ -160,7 +191,10 @@ class Service:
         text = body.pop("input", None)
         if not isinstance(text, str | None):
             raise InvalidValueError("the argument 'input' must be text")
-        data = (text or "").encode()
+        try:
+            data = (text or "").encode()
+        except UnicodeEncodeError:
+            raise InvalidValueError("the argument 'input' has half of a character in it") from None
         arguments = call.action.check(routes.merged(call, body) | {"stdin": bool(data)})
         conversation = self._converse(call, arguments, caller)
         found = await conversation.output(data, _MAX_OUTPUT)
@@ -196,7 +230,7 @@ class Service:
         first = await anext(parts, None)
         if first is None:
             return Response(200, b"", _GIVES[call.action.name])
-        return Response(200, type=_GIVES[call.action.name], parts=_chained(first, parts))
+        return Response(200, first, _GIVES[call.action.name], parts=parts)
 
     # ---- WebSockets -------------------------------------------------------------
 
@@ -259,6 +293,11 @@ def _behind_version(request: Request) -> tuple[str, ...]:
     return tuple(rest)
 
 
+@functools.cache
+def _description() -> Response:
+    return Response.json(openapi.document())
+
+
 def _accepted(job: Job) -> Response:
     told = Response.json(job.to_dict(), 202)
     return Response(202, told.content, headers=(("location", f"/{routes.ROOT}/jobs/{job.id}"),))
@@ -302,7 +341,7 @@ async def _answer_of(conversation: Conversation) -> Any:
     return await conversation.result()
 
 
-async def _bytes_of(conversation: Conversation) -> AsyncIterator[bytes]:
+async def _bytes_of(conversation: Conversation) -> AsyncGenerator[bytes, None]:
     """Yield what comes on the output. Raises what the action raises."""
     try:
         async for item in conversation.items():
@@ -313,13 +352,7 @@ async def _bytes_of(conversation: Conversation) -> AsyncIterator[bytes]:
         conversation.close()
 
 
-async def _chained(first: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for part in parts:
-        yield part
-
-
-async def _told(listener: Listener) -> AsyncIterator[bytes]:
+async def _told(listener: Listener) -> AsyncGenerator[bytes, None]:
     """Yield events as lines of an event stream (HTML, "Server-sent events")."""
     with listener:
         yield b": events\n\n"
