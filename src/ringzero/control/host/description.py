@@ -99,7 +99,7 @@ def describe(
     Raises InvalidValueError, NotFoundError, HostError.
     """
     where.machine()
-    with _changing(where):
+    with changing(where):
         old = _load(where)
         elements: dict[str, Any] = {**old.elements, **(metadata or {})}
         elements = {key: text for key, text in elements.items() if text is not None}
@@ -141,7 +141,7 @@ def redefine(
         "timeout": timeout,
         "serial": None if serial is None else str(Path(serial).absolute()),
     }
-    with _changing(where):
+    with changing(where):
         write_json(where.path / NEXT, given)
         # One that ends in between, or starts, finds it there.
         with contextlib.suppress(ConflictError):
@@ -158,7 +158,7 @@ def _load(where: MachineDirectory) -> MetadataRecord:
 
 
 @contextlib.contextmanager
-def _changing(where: MachineDirectory) -> Iterator[None]:
+def changing(where: MachineDirectory) -> Iterator[None]:
     """Be the only one who changes these files of a machine."""
     try:
         descriptor = os.open(where.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

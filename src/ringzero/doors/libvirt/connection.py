@@ -20,12 +20,20 @@ from ringzero.doors.libvirt.session import (
     unsupported,
 )
 from ringzero.doors.manager import Manager
-from ringzero.errors import ProtocolError, RingzeroError
+from ringzero.errors import ProtocolError, RingzeroError, TimeoutExpiredError
+
+StreamItem = StreamData | StreamHole | StreamEnd | StreamAbort
 
 _READ = 256 << 10
 # How long a client may take to open the connection, and then take nothing of what is sent, in
 # seconds. One that is open may be silent for ever, as virsh is between two commands.
 _OPENING, _PATIENCE = 30.0, 60.0
+# How long the other side of a stream may take nothing of what the client sends before the stream is
+# ended, in seconds: all else that the client asks waits meanwhile, and clients that hear nothing
+# for half a minute leave.
+_STALLED = 20.0
+# What of a stream waits for its other side, in packets of at most 256 KiB.
+_BACKLOG = 16
 # What may wait for a client that does not read, in bytes; it is left then.
 _MOST_WAITING = 64 << 20
 
@@ -46,6 +54,8 @@ class Connection:
         self._context = Context(manager, caller, self._session)
         self._context.send = self._send
         self._context.drain = self._drain
+        self._context.ended = self._ended
+        self._context.leave = writer.transport.abort
         self._calls: set[asyncio.Task[None]] = set()
         self._closing = False
         # One stream's bytes are taken in their order, beside calls.
@@ -114,8 +124,7 @@ class Connection:
         except Exception as fault:
             self._discard(call)
             traceback.print_exc(file=sys.stderr)
-            text = f"a fault of ringzero ({type(fault).__name__}); its log has more"
-            self._session.fail(call, Error(ErrorCode.INTERNAL_ERROR, ErrorDomain.REMOTE, text))
+            self._session.fail(call, _internal(fault))
         self._send()
         self._progress.set()
         while self._context.later:
@@ -128,7 +137,7 @@ class Connection:
     def _opened(self, call: Call) -> None:
         serial = call.packet.serial
         if serial in self._context.streams:
-            queue: asyncio.Queue[Item] = asyncio.Queue(64)
+            queue: asyncio.Queue[Item] = asyncio.Queue(_BACKLOG)
             self._order[serial] = queue
             self._context.beside(self._stream(serial, queue))
 
@@ -137,10 +146,27 @@ class Connection:
         if side is not None:
             side.close()
 
-    async def _pass_on(self, item: Item) -> None:
-        queue = self._order.get(item.serial) if not isinstance(item, Call) else None
+    async def _pass_on(self, item: StreamItem) -> None:
+        queue = self._order.get(item.serial)
+        if queue is None:
+            return
+        if isinstance(item, StreamAbort):
+            # At once, whatever waits for the other side.
+            self._context.streams.pop(item.serial).close()
+            self._ended(item.serial)
+            return
+        try:
+            await asyncio.wait_for(queue.put(item), _STALLED)
+        except TimeoutError:
+            text = f"nothing of this stream was taken for {_STALLED:g} seconds"
+            self._context.abort(item.serial, TimeoutExpiredError(text))
+
+    def _ended(self, serial: int) -> None:
+        """End the server's side of a stream that is gone."""
+        queue = self._order.pop(serial, None)
         if queue is not None:
-            await queue.put(item)
+            _empty(queue)
+            queue.put_nowait(StreamAbort(serial))
 
     async def _stream(self, serial: int, queue: asyncio.Queue[Item]) -> None:
         side = self._context.streams[serial]
@@ -159,13 +185,18 @@ class Connection:
                     return
         except RingzeroError as fault:
             self._session.abort(serial, error_of(fault))
+        except Exception as fault:
+            traceback.print_exc(file=sys.stderr)
+            self._session.abort(serial, _internal(fault))
         finally:
-            self._context.streams.pop(serial, None)
-            self._order.pop(serial, None)
+            # The client may have opened another by the same number.
+            if self._context.streams.get(serial) is side:
+                del self._context.streams[serial]
+            if self._order.get(serial) is queue:
+                del self._order[serial]
             side.close()
             # Whoever waits for room in it need not any more.
-            while not queue.empty():
-                queue.get_nowait()
+            _empty(queue)
             self._send()
 
     # ---- out --------------------------------------------------------------------
@@ -178,4 +209,18 @@ class Connection:
             self._writer.transport.abort()
 
     async def _drain(self) -> None:
-        await asyncio.wait_for(self._writer.drain(), _PATIENCE)
+        try:
+            await asyncio.wait_for(self._writer.drain(), _PATIENCE)
+        except TimeoutError:
+            self._writer.transport.abort()
+            raise ConnectionError("the client does not read") from None
+
+
+def _empty(queue: asyncio.Queue[Item]) -> None:
+    while not queue.empty():
+        queue.get_nowait()
+
+
+def _internal(fault: Exception) -> Error:
+    text = f"a fault of ringzero ({type(fault).__name__}); its log has more"
+    return Error(ErrorCode.INTERNAL_ERROR, ErrorDomain.REMOTE, text)

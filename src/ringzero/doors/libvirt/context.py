@@ -13,16 +13,19 @@ of them. That of a procedure which opens a stream gets the `call`, too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ringzero.doors.libvirt.faults import Error, ErrorCode, ErrorDomain
 from ringzero.errors import RingzeroError
+from ringzero.records import replace
 
 if TYPE_CHECKING:
     from ringzero.doors.caller import Caller
     from ringzero.doors.conversation import Conversation, Output
+    from ringzero.doors.events import Listener
     from ringzero.doors.libvirt.session import Session
     from ringzero.doors.manager import Manager
 
@@ -118,7 +121,10 @@ class Context:
         self.later: list[Callable[[], Awaitable[None]]] = []
         self.send: Callable[[], None] = lambda: None
         self.drain: Callable[[], Awaitable[None]] = _nothing
+        self.ended: Callable[[int], None] = lambda serial: None
+        self.leave: Callable[[], None] = lambda: None
         self.listening = False
+        self._heard = contextlib.ExitStack()
 
     async def act(self, name: str, arguments: Mapping[str, Any], machine: str | None = None) -> Any:
         """Do an action; return plain data. Raises RingzeroError."""
@@ -158,6 +164,11 @@ class Context:
             raise RefusedError(ErrorCode.OPERATION_FAILED, text)
         return found.stdout.decode("utf-8", "replace")
 
+    def only_read(self) -> None:
+        """Refuse from now on what may change something: the client has asked for that."""
+        self.session.read_only = True
+        self.caller = replace(self.caller, reads=True)
+
     def warn(self, machine: str, warnings: Sequence[str]) -> None:
         """Tell the log what of a client's XML is kept and not carried out."""
         for warning in warnings:
@@ -165,9 +176,16 @@ class Context:
 
     def abort(self, serial: int, fault: RingzeroError) -> None:
         """End a stream because of an error."""
-        self.streams.pop(serial, None)
+        side = self.streams.pop(serial, None)
+        if side is not None:
+            side.close()
+        self.ended(serial)
         self.session.abort(serial, error_of(fault))
         self.send()
+
+    def hear(self) -> Listener:
+        """Return one who hears events until the connection ends. Raises ConflictError."""
+        return self._heard.enter_context(self.manager.events.listen())
 
     def beside_later(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run something until the connection ends, once the call at hand is answered."""
@@ -186,10 +204,14 @@ class Context:
         self.streams.clear()
         for task in self.tasks:
             task.cancel()
+        self._heard.close()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
+        if task.cancelled() or isinstance(task.exception(), ConnectionError):
+            # The client has left, or is left.
+            return
+        if task.exception() is not None:
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "a libvirt connection's task", "exception": task.exception()}
             )

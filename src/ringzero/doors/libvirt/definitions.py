@@ -56,7 +56,12 @@ def define(host: Host, document: str, *, transient: bool = False) -> tuple[Domai
     wanted = definition(sent)
     old = _same(host, sent)
     # As it is rendered: secrets in it are not kept.
-    notes: dict[str, Any] = {SENT: DOMAIN.render(sent), TRANSIENT: "yes" if transient else None}
+    notes: dict[str, Any] = {SENT: DOMAIN.render(sent)}
+    if not transient:
+        notes[TRANSIENT] = None
+    elif old is None:
+        # One that was defined before stays when this life of it is over.
+        notes[TRANSIENT] = "yes"
     if old is None:
         host.define(
             dict(wanted.fields), name=wanted.name, serial=wanted.serial, uuid=sent.uuid or None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 
+from ringzero.control.host import description
 from ringzero.control.host.client import Host
 from ringzero.errors import RingzeroError
 
@@ -25,5 +26,14 @@ def remove(host: Host, name: str) -> None:
     """Remove a machine that has the mark, where it does not run."""
     with contextlib.suppress(RingzeroError):
         machine = host.machine(name)
-        if TRANSIENT in machine.metadata()["elements"] and not machine.directory.alive:
-            machine.remove()
+        # Who takes the mark away meanwhile, because the machine is to stay, is not too late.
+        with description.changing(machine.directory):
+            if TRANSIENT in machine.metadata()["elements"] and not machine.directory.alive:
+                machine.remove()
+
+
+def discard(host: Host, name: str) -> None:
+    """Remove a machine that has the mark, and did not come up."""
+    machine = host.machine(name)
+    if TRANSIENT in machine.metadata()["elements"]:
+        machine.remove(force=True)

@@ -28,6 +28,8 @@ _LIBVIRT = 9_000_000
 SCHEMES = ("ringzero", "qemu")
 # REMOTE_AUTH_NONE: who may connect to the socket may come in.
 _NO_AUTH = 0
+# VIR_CONNECT_RO: a client that asks for less than the socket gives it, as `virsh -r` does.
+_READ_ONLY = 1
 _SUPPORTED = (
     Feature.TYPED_PARAM_STRING,
     Feature.PROGRAM_KEEPALIVE,
@@ -66,6 +68,8 @@ async def connect_open(context: Context, name: str | None, flags: int) -> Result
         text = f"no connection driver available for {name}"
         raise RefusedError(ErrorCode.NO_CONNECT, text, ErrorDomain.NONE)
     context.uri = name or "ringzero:///session"
+    if flags & _READ_ONLY:
+        context.only_read()
     return {}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ringzero.api.values import MachineSummary, Status
 from ringzero.control.host.client import Host, RemoteMachine
-from ringzero.doors.libvirt import definitions, inventory, saves, snapshots
+from ringzero.doors.libvirt import definitions, inventory, saves, snapshots, transient
 from ringzero.doors.libvirt.constants import (
     Affect,
     MetadataType,
@@ -18,7 +18,7 @@ from ringzero.doors.libvirt.constants import (
 from ringzero.doors.libvirt.context import Context, RefusedError, Results, handles
 from ringzero.doors.libvirt.faults import ErrorCode
 from ringzero.doors.libvirt.inventory import Domain
-from ringzero.doors.libvirt.transient import TRANSIENT
+from ringzero.doors.libvirt.limits import LIMITS
 from ringzero.doors.libvirt.values import DomainHandle, Vcpu
 from ringzero.doors.libvirt.xml.domain import DOMAIN
 from ringzero.host.process import usage
@@ -92,7 +92,7 @@ async def create_xml(context: Context, xml: str, flags: int) -> Results:
         try:
             _start(host.machine(found.name), flags)
         except BaseException:
-            host.machine(found.name).remove(force=True)
+            transient.discard(host, found.name)
             raise
         return inventory.by_name(host, found.name)
 
@@ -200,7 +200,9 @@ async def undefine_flags(context: Context, domain: DomainHandle, flags: int) -> 
         saves.discard(host, found)
         if found.active:
             # It goes on, and is gone when it has ended.
-            machine.describe(metadata={TRANSIENT: "yes"})
+            machine.describe(metadata={transient.TRANSIENT: "yes"})
+            # It may have ended before that was noted.
+            transient.remove(host, found.name)
         else:
             machine.remove()
 
@@ -270,7 +272,7 @@ async def is_active(context: Context, domain: DomainHandle) -> Results:
 async def is_persistent(context: Context, domain: DomainHandle) -> Results:
     found = await find(context, domain)
     notes = await context.act("metadata", {}, found.name)
-    return {"persistent": int(TRANSIENT not in notes["elements"])}
+    return {"persistent": int(transient.TRANSIENT not in notes["elements"])}
 
 
 @handles("DOMAIN_IS_UPDATED")
@@ -310,7 +312,9 @@ async def get_vcpus(context: Context, domain: DomainHandle, most: int, maplen: i
     summary = await context.act("inspect", {}, found.name)
     count = min(int(summary["config"].get("cpus", 1)), max(0, most))
     share = cpu_time(found) // max(1, count)
-    everywhere = b"\xff" * max(0, maplen)
+    if count * max(0, maplen) > LIMITS["CPUMAPS"]:
+        raise RefusedError(ErrorCode.INVALID_ARG, f"maps of {maplen} bytes for {count} processors")
+    everywhere = b"\xff" * max(0, maplen if count else 0)
     return {
         "info": [Vcpu(number, _RUNNING, share, _ANY_CPU) for number in range(count)],
         "cpumaps": everywhere * count,

@@ -6,6 +6,7 @@ from typing import Any
 
 from ringzero.api.values import Event, EventKind, ExitRecord
 from ringzero.control.host.client import Host
+from ringzero.doors.events import Listener
 from ringzero.doors.libvirt import inventory, saves
 from ringzero.doors.libvirt.constants import DomainEvent, Lifecycle, ShutoffReason, StoppedDetail
 from ringzero.doors.libvirt.context import Context, RefusedError, Results, handles
@@ -93,18 +94,16 @@ def _deregister(context: Context, number: int, kind: str) -> Results:
 async def listen(context: Context) -> None:
     """Begin to hear what happens to machines, for as long as the connection stands."""
     if not context.listening:
+        # Refused where too many listen already.
+        listener = context.hear()
         context.listening = True
-        known = {domain.name: domain for domain in await context.work(_all, context.manager.host)}
-        context.beside(_hear(context, known))
+        found = await context.work(inventory.domains, context.manager.host)
+        context.beside(_hear(context, listener, {domain.name: domain for domain in found}))
 
 
-def _all(host: Host) -> list[Domain]:
-    return inventory.domains(host)
-
-
-async def _hear(context: Context, known: dict[str, Domain]) -> None:
+async def _hear(context: Context, listener: Listener, known: dict[str, Domain]) -> None:
     """Tell what happens; `known` has UUIDs of machines that may be gone when it is told."""
-    with context.manager.events.listen() as listener:
+    with listener:
         async for found in listener.events():
             event = found.event
             kind = EventKind(event.kind)
@@ -123,6 +122,10 @@ async def _hear(context: Context, known: dict[str, Domain]) -> None:
             )
             _tell(context, domain, kind, event, saved=saved)
             context.send()
+            await context.drain()
+    if listener.lost:
+        # It connects again, and looks itself.
+        context.leave()
 
 
 def _domain_of(host: Host, name: str) -> Domain | None:

@@ -105,7 +105,7 @@ async def create_network_xml_flags(context: Context, xml: str, flags: int) -> Re
 
 async def _define(context: Context, xml: str, *, active: bool) -> NetworkSummary:
     try:
-        sent = NETWORK.parse(xml)
+        sent = await context.work(NETWORK.parse, xml)
         wanted = documents.definition(sent)
     except InvalidValueError as fault:
         raise RefusedError(ErrorCode.XML_ERROR, fault.message, ErrorDomain.NETWORK) from fault
@@ -176,7 +176,7 @@ async def network_xml(context: Context, network: NetworkHandle, flags: int) -> R
     sent: NetworkXml | None = None
     if _SENT in found["metadata"]:
         try:
-            sent = NETWORK.parse(found["metadata"][_SENT])
+            sent = await context.work(NETWORK.parse, found["metadata"][_SENT])
         except InvalidValueError:
             # Of another version, perhaps: what the network is, is told without it.
             sent = None

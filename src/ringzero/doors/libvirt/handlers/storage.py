@@ -135,7 +135,7 @@ async def create_pool_xml(context: Context, xml: str, flags: int) -> Results:
 
 async def _define(context: Context, xml: str, *, active: bool) -> StoragePoolSummary:
     try:
-        wanted = POOL.parse(xml)
+        wanted = await context.work(POOL.parse, xml)
     except InvalidValueError as fault:
         raise RefusedError(ErrorCode.XML_ERROR, fault.message, ErrorDomain.STORAGE) from fault
     if wanted.type != _DIRECTORY_POOL:
@@ -348,7 +348,7 @@ async def _volume(context: Context, handle: VolumeHandle) -> VolumeSummary:
 @handles("STORAGE_VOL_CREATE_XML")
 async def create_volume(context: Context, pool: PoolHandle, xml: str, flags: int) -> Results:
     found = await find_active(context, pool)
-    wanted = _read(xml)
+    wanted = await _read(context, xml)
     await _refuse_taken(context, found["name"], wanted)
     arguments: dict[str, Any] = {
         **_arguments(wanted),
@@ -367,7 +367,7 @@ async def create_volume_from(
     context: Context, pool: PoolHandle, xml: str, clonevol: VolumeHandle, flags: int
 ) -> Results:
     found = await find_active(context, pool)
-    wanted = _read(xml)
+    wanted = await _read(context, xml)
     source = await _volume(context, clonevol)
     await _refuse_taken(context, found["name"], wanted)
     arguments = {
@@ -501,9 +501,9 @@ def _handle(volume: VolumeSummary) -> VolumeHandle:
     return VolumeHandle(volume["pool"], volume["name"], volume["path"])
 
 
-def _read(xml: str) -> VolumeXml:
+async def _read(context: Context, xml: str) -> VolumeXml:
     try:
-        wanted = VOLUME.parse(xml)
+        wanted = await context.work(VOLUME.parse, xml)
     except InvalidValueError as fault:
         raise RefusedError(ErrorCode.XML_ERROR, fault.message, ErrorDomain.STORAGE) from fault
     if not wanted.name:
