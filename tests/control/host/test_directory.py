@@ -9,7 +9,7 @@ import pytest
 
 from ringzero.api.values import ExitRecord, Status
 from ringzero.config.tree import config_from_tree, config_to_tree
-from ringzero.control.host import claims, death, directory
+from ringzero.control.host import claims, death, description, directory
 from ringzero.control.host.directory import EXIT, LOCK, MACHINE, PROCESS, STATUS, VMM_LOG
 from ringzero.control.host.records import (
     MachineRecord,
@@ -297,3 +297,28 @@ def test_next_numbers():
         "a1",
         "8",
     ]
+
+
+def test_what_a_machine_has_is_there_when_it_appears(root):
+    """Whoever is killed before leaves no half of it."""
+
+    def complete(new):
+        assert directory.machines(root) == []
+        description.describe(new, title="one", metadata={"a": "b"})
+        new.write_defined()
+
+    claim = make(complete=complete)
+    claim.release()
+    web = directory.find("web")
+    assert web.status() is Status.DEFINED
+    found = description.metadata(web)
+    assert (found["title"], found["elements"]) == ("one", {"a": "b"})
+
+    def fail(new):
+        complete(new)
+        raise KeyboardInterrupt
+
+    web.remove()
+    with pytest.raises(KeyboardInterrupt):
+        make(complete=fail)
+    assert list(root.iterdir()) == []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -362,28 +362,40 @@ def define(
     remove: bool,
     uuid: str | None,
 ) -> str:
-    from ringzero.config.machine import MachineConfig
-    from ringzero.control.host import description
-
-    if uuid is not None:
-        description.check_uuid(uuid)
-    claim = claims.create(
+    notes = {} if uuid is None else {"uuid": uuid}
+    made = define_machine(
+        where,
+        config,
         name,
-        MachineConfig.create(**config).with_room_for_shares(),
+        notes,
         image=image,
         command=tuple(command or ()),
         timeout=timeout,
         serial=serial,
         remove=remove,
-        where=where,
     )
-    if uuid is not None:
-        try:
-            description.describe(claim.directory, uuid=uuid)
-        except BaseException:
-            claim.discard()
-            raise
-    return claims.define(claim).name
+    return made.name
+
+
+def define_machine(
+    where: Path, config: Mapping[str, Any], name: str | None, notes: Mapping[str, Any], **more: Any
+) -> MachineDirectory:
+    """Describe a machine without starting it, with `notes` as `description.describe` takes them.
+
+    It is there whole or not at all. `more` is as `claims.create` takes it, and raises.
+    """
+    from ringzero.config.machine import MachineConfig
+    from ringzero.control.host import description
+
+    def complete(new: MachineDirectory) -> None:
+        if notes:
+            description.describe(new, **notes)
+        new.write_defined()
+
+    machine = MachineConfig.create(**config).with_room_for_shares()
+    claim = claims.create(name, machine, where=where, complete=complete, **more)
+    claim.release()
+    return claim.directory
 
 
 @handles("images")

@@ -51,8 +51,11 @@ def create(
     deployment: Mapping[str, Any] | None = None,
     where: Path | None = None,
     again: Callable[[str], str] | None = None,
+    complete: Callable[[MachineDirectory], None] | None = None,
 ) -> Claim:
     """Make a machine's directory and claim it; without a name it gets a free one.
+
+    `complete` puts into it what else is to be there when it appears.
 
     Where the name is taken, `again` gives the next one to try, or ConflictError
     is raised. Raises HostError.
@@ -85,7 +88,7 @@ def create(
         name, again = f"{config.name[:50]}-1", next_number
     while True:
         try:
-            return _claim(where, check_name(name), describe)
+            return _claim(where, check_name(name), describe, complete)
         except ConflictError:
             if again is None:
                 raise
@@ -109,7 +112,12 @@ def next_number(name: str) -> str:
     return f"{head}{int(name[len(head) :] or 0) + 1}"
 
 
-def _claim(where: Path, name: str, describe: Callable[[str], MachineRecord]) -> Claim:
+def _claim(
+    where: Path,
+    name: str,
+    describe: Callable[[str], MachineRecord],
+    complete: Callable[[MachineDirectory], None] | None,
+) -> Claim:
     path = where / name
     if os.path.lexists(path):
         raise taken(MachineDirectory(path))
@@ -123,6 +131,8 @@ def _claim(where: Path, name: str, describe: Callable[[str], MachineRecord]) -> 
     try:
         ofdlock.take(lock)
         save(describe(name), new / MACHINE)
+        if complete is not None:
+            complete(MachineDirectory(new))
         # Refused where the name is taken: a directory with files in it is not replaced.
         new.rename(path)
     except BaseException as fault:

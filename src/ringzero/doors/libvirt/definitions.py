@@ -12,6 +12,7 @@ from typing import Any
 from ringzero.api.values import MachineSummary, MetadataSummary
 from ringzero.config.machine import MachineConfig
 from ringzero.config.tree import config_from_tree, config_to_tree
+from ringzero.control.host.actions import define_machine
 from ringzero.control.host.client import Host
 from ringzero.doors.libvirt import attachments, inventory
 from ringzero.doors.libvirt.context import RefusedError
@@ -56,16 +57,20 @@ def define(host: Host, document: str, *, transient: bool = False) -> tuple[Domai
     wanted = definition(sent)
     old = _same(host, sent)
     # As it is rendered: secrets in it are not kept.
-    notes: dict[str, Any] = {SENT: DOMAIN.render(sent)}
+    elements: dict[str, Any] = {SENT: DOMAIN.render(sent)}
     if not transient:
-        notes[TRANSIENT] = None
+        elements[TRANSIENT] = None
     elif old is None:
         # One that was defined before stays when this life of it is over.
-        notes[TRANSIENT] = "yes"
+        elements[TRANSIENT] = "yes"
+    notes: dict[str, Any] = {
+        "title": sent.title or "",
+        "description": sent.description or "",
+        "metadata": elements,
+    }
     if old is None:
-        host.define(
-            dict(wanted.fields), name=wanted.name, serial=wanted.serial, uuid=sent.uuid or None
-        )
+        notes |= {"uuid": sent.uuid or None}
+        define_machine(host.where, wanted.fields, wanted.name, notes, serial=wanted.serial)
     else:
         if transient and old.active:
             text = f"domain '{old.name}' is already active"
@@ -74,8 +79,7 @@ def define(host: Host, document: str, *, transient: bool = False) -> tuple[Domai
         config = MachineConfig.create(name=old.name, **wanted.fields)
         config = attachments.with_untold(config, config_from_tree(there.next()))
         there.redefine(config_to_tree(config), serial=wanted.serial)
-    found = host.machine(wanted.name)
-    found.describe(title=sent.title or "", description=sent.description or "", metadata=notes)
+        there.describe(**notes)
     return inventory.by_name(host, wanted.name), wanted
 
 
