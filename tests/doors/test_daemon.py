@@ -234,11 +234,10 @@ def test_there_are_no_more_connections_than_descriptors_allow(fakes, root, tmp_p
         clients[0].close()
         deadline = time.monotonic() + 20
         while True:
-            with served.connect() as link:
-                with contextlib.suppress(ConnectionError):
-                    link.sendall(b"GET /v1/version HTTP/1.1\r\nhost: x\r\n\r\n")
-                    if link.recv(1):
-                        break
+            with served.connect() as link, contextlib.suppress(ConnectionError):
+                link.sendall(b"GET /v1/version HTTP/1.1\r\nhost: x\r\n\r\n")
+                if link.recv(1):
+                    break
             assert time.monotonic() < deadline
         for client in clients:
             client.close()
