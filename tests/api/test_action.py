@@ -70,7 +70,7 @@ def test_every_action_has_somebody_who_does_it(action):
     host, machine = HOST_HANDLERS.get(action.name), MACHINE_HANDLERS.get(action.name)
     assert host is not None or machine is not None
     if host is not None:
-        stream = ["stream"] if action.wants_stream else []
+        stream = ["stream"] if action.streams else []
         assert list(inspect.signature(host.act).parameters) == ["where", *stream, *wanted]
     if machine is not None:
         call = ["call"] if action.streams else []

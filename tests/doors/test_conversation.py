@@ -55,5 +55,9 @@ def test_machines_that_take_nothing_keep_nobody_waiting():
             link.free.set()
         await asyncio.gather(*busy)
         await manager.close()
+        # Their threads have ended, too.
+        async with asyncio.timeout(20):
+            while any(thread.name == "stream-console" for thread in threading.enumerate()):
+                await asyncio.sleep(0.01)
 
     asyncio.run(run())

@@ -16,6 +16,8 @@ from ringzero.records import record
 # What waits for a client that does not read before a machine's side waits, too, in items of at
 # most 256 KiB.
 _BACKLOG = 16
+# How often a thread that waits for the loop looks whether there is one still, in seconds.
+_LOOK = 1.0
 
 
 @record
@@ -160,7 +162,12 @@ class Conversation(Stream):
             return
         putting = self._items.put(item)
         try:
-            asyncio.run_coroutine_threadsafe(putting, self._loop).result()
+            done = asyncio.run_coroutine_threadsafe(putting, self._loop)
+            # A loop that ends forgets what it has not begun.
+            while not self._loop.is_closed():
+                with contextlib.suppress(TimeoutError):
+                    done.result(_LOOK)
+                    return
         except (RuntimeError, CancelledError):
             # The loop has ended before this thread has.
             putting.close()

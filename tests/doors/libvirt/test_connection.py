@@ -250,7 +250,7 @@ def test_what_was_defined_outlives_a_life_for_which_it_was_created(peer):
     # One that was not is gone.
     peer.ask("DOMAIN_UNDEFINE", domain=DomainHandle("d1", made.uuid))
     assert "not a kernel" in peer.ask("DOMAIN_CREATE_XML", xml=bad, flags=0).message
-    assert client.host().machines() == []
+    until(lambda: client.host().machines() == [])
 
 
 def test_what_is_to_stay_is_not_removed_meanwhile(peer):
