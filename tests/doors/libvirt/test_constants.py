@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ringzero.doors.libvirt import constants
-from ringzero.doors.libvirt.constants import ListDomains, selected
+from ringzero.doors.libvirt.constants import ListDomains
+from ringzero.doors.libvirt.lists import selected
 
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 PREFIXES = {

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ringzero.cli.snapshot_action import ACTIONS, add_common, store
+from ringzero.cli.snapshot_action import ACTIONS, add_common
 from ringzero.cli.verb import Verb, print_json
-from ringzero.control.host import directory, owndisks
-from ringzero.errors import RingzeroError
 from ringzero.units import format_size
-
-if TYPE_CHECKING:
-    from ringzero.vm.saved.store import Store
 
 
 @ACTIONS.register("rm")
@@ -29,20 +21,13 @@ class Remove(Verb):
         add_common(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
-        place, freed = store(), {}
+        from ringzero.control.host.client import host
+
+        freed = dict[str, int]()
         for name in arguments.snapshot:
-            disks = _disks(place, name)
-            freed[name] = place.remove(name)
-            owndisks.release(disks, directory.descriptions())
+            freed[name] = host().remove_snapshot(name)
             if not arguments.json:
                 print(f"{name}  {format_size(freed[name])} freed", flush=True)
         if arguments.json:
             print_json([{"name": name, "freed": size} for name, size in freed.items()])
         return 0
-
-
-def _disks(place: Store, name: str) -> list[Path]:
-    """Return the disks that were made for the machine of a snapshot, as far as it can be read."""
-    with contextlib.suppress(RingzeroError):
-        return owndisks.in_tree(place.get(name).manifest.config)
-    return []

@@ -7,7 +7,6 @@ import argparse
 from ringzero.cli.machines import add_name, named
 from ringzero.cli.snapshot_action import ACTIONS, add_common, store
 from ringzero.cli.verb import Verb, print_json
-from ringzero.errors import ConflictError
 
 
 @ACTIONS.register("save")
@@ -33,26 +32,12 @@ class Save(Verb):
         from ringzero.control.host.actions import snapshot_facts
 
         machine, place = named(arguments), store()
-        if machine.directory.alive:
-            machine.snapshot(
-                arguments.snapshot,
-                str(place.root),
-                memory=not arguments.disks_only,
-                compress=arguments.compress,
-            )
-        else:
-            record = machine.directory.machine()
-            if record.revert:
-                raise ConflictError(
-                    f"machine {machine.name!r} died while it was taken back to a snapshot",
-                    hint=f"`ringzero start {machine.name}` completes that",
-                )
-            if record.snapshot or record.parent:
-                raise ConflictError(
-                    f"machine {machine.name!r} was a copy, and its disks went with it",
-                    hint="save a copy while it runs",
-                )
-            place.save_disks(record.machine_config(), arguments.snapshot)
+        machine.snapshot(
+            arguments.snapshot,
+            str(place.root),
+            memory=not arguments.disks_only,
+            compress=arguments.compress,
+        )
         if arguments.json:
             print_json(snapshot_facts(place.get(arguments.snapshot)))
         else:

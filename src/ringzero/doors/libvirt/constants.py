@@ -364,16 +364,3 @@ class SnapshotDelete(IntFlag):
     CHILDREN = 1 << 0
     METADATA_ONLY = 1 << 1
     CHILDREN_ONLY = 1 << 2
-
-
-def selected(flags: int, *groups: dict[int, bool]) -> bool:
-    """Return whether an object is among those that the flags of a list ask for.
-
-    A group has flags that exclude one another, with whether each holds for the object. Of a group
-    no flag of which is asked for, nothing is asked.
-    """
-    for group in groups:
-        asked = [holds for flag, holds in group.items() if flags & flag]
-        if asked and not any(asked):
-            return False
-    return True

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ringzero.api.values import Status
 from ringzero.control.host.client import Host
 from ringzero.doors.libvirt import inventory, saves, snapshots
-from ringzero.doors.libvirt.constants import DomainState, Feature, ListDomains, selected
+from ringzero.doors.libvirt.constants import Feature, ListDomains
 from ringzero.doors.libvirt.context import Context, RefusedError, Results, handles
 from ringzero.doors.libvirt.faults import ErrorCode, ErrorDomain
 from ringzero.doors.libvirt.inventory import Domain
+from ringzero.doors.libvirt.lists import selected
 from ringzero.doors.libvirt.values import DomainHandle, NodeStatistic
 from ringzero.doors.libvirt.xml import capabilities
 from ringzero.doors.libvirt.xml.capabilities import HostFacts
@@ -315,25 +317,17 @@ async def lookup_by_id(context: Context, id: int) -> Results:
 
 
 def _wanted(domain: Domain, flags: int) -> bool:
-    """Whether a domain is in each of the groups of which the flags name one."""
-    state = {
-        DomainState.RUNNING: domain.active and domain.status.value != "paused",
-        DomainState.PAUSED: domain.status.value == "paused",
-        DomainState.SHUTOFF: not domain.active,
-    }
-    groups = (
-        ((ListDomains.ACTIVE, domain.active), (ListDomains.INACTIVE, not domain.active)),
-        (
-            (ListDomains.RUNNING, state[DomainState.RUNNING]),
-            (ListDomains.PAUSED, state[DomainState.PAUSED]),
-            (ListDomains.SHUTOFF, state[DomainState.SHUTOFF]),
-        ),
+    """Whether a domain is in the states that the flags name."""
+    paused = domain.status is Status.PAUSED
+    return selected(
+        flags,
+        {ListDomains.ACTIVE: domain.active, ListDomains.INACTIVE: not domain.active},
+        {
+            ListDomains.RUNNING: domain.active and not paused,
+            ListDomains.PAUSED: paused,
+            ListDomains.SHUTOFF: not domain.active,
+        },
     )
-    for group in groups:
-        asked = [there for flag, there in group if flags & flag]
-        if asked and not any(asked):
-            return False
-    return True
 
 
 def _keeps(host: Host, domain: Domain, flags: int) -> bool:

@@ -7,9 +7,10 @@ import zlib
 from typing import Any
 
 from ringzero.api.values import NetworkSummary
-from ringzero.doors.libvirt.constants import AddressType, ListObjects
+from ringzero.doors.libvirt.constants import AddressType
 from ringzero.doors.libvirt.context import Context, RefusedError, Results, handles
 from ringzero.doors.libvirt.faults import ErrorCode, ErrorDomain
+from ringzero.doors.libvirt.lists import object_selected
 from ringzero.doors.libvirt.values import Lease, NetworkHandle, uuid_bytes, uuid_text
 from ringzero.doors.libvirt.xml import network as documents
 from ringzero.doors.libvirt.xml.network import NETWORK, NetworkXml
@@ -41,7 +42,11 @@ def handle_of(network: NetworkSummary) -> NetworkHandle:
 
 @handles("CONNECT_LIST_ALL_NETWORKS")
 async def list_all_networks(context: Context, need_results: int, flags: int) -> Results:
-    found = [handle_of(network) for network in await networks(context) if _wanted(network, flags)]
+    found = [
+        handle_of(network)
+        for network in await networks(context)
+        if object_selected(flags, active=network["active"], autostart=network["autostart"])
+    ]
     return {"networks": found if need_results else [], "ret": len(found)}
 
 
@@ -240,23 +245,6 @@ async def dhcp_leases(
         if address in there and mac in (None, address)
     ]
     return {"leases": leases if need_results else [], "ret": len(leases)}
-
-
-def _wanted(network: NetworkSummary, flags: int) -> bool:
-    """Whether a network is in each of the groups of which the flags name one."""
-    groups = (
-        ((ListObjects.ACTIVE, network["active"]), (ListObjects.INACTIVE, not network["active"])),
-        ((ListObjects.PERSISTENT, True), (ListObjects.TRANSIENT, False)),
-        (
-            (ListObjects.AUTOSTART, network["autostart"]),
-            (ListObjects.NO_AUTOSTART, not network["autostart"]),
-        ),
-    )
-    for group in groups:
-        asked = [there for flag, there in group if flags & flag]
-        if asked and not any(asked):
-            return False
-    return True
 
 
 def _no_network(text: str) -> RefusedError:

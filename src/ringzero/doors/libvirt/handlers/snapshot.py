@@ -13,11 +13,11 @@ from ringzero.doors.libvirt.constants import (
     SnapshotDelete,
     SnapshotList,
     SnapshotRevert,
-    selected,
 )
 from ringzero.doors.libvirt.context import Context, RefusedError, Results, handles
 from ringzero.doors.libvirt.faults import ErrorCode, ErrorDomain
 from ringzero.doors.libvirt.inventory import Domain
+from ringzero.doors.libvirt.lists import selected
 from ringzero.doors.libvirt.snapshots import DomainSnapshot, DomainSnapshots, Note
 from ringzero.doors.libvirt.values import DomainHandle, SnapshotHandle
 from ringzero.doors.libvirt.xml.snapshot import SNAPSHOT, SnapshotXml

@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ringzero.api.values import StoragePoolSummary, VolumeSummary
-from ringzero.doors.libvirt.constants import ListObjects, PoolState, VolumeType
+from ringzero.doors.libvirt.constants import PoolState, VolumeType
 from ringzero.doors.libvirt.context import Context, RefusedError, Results, handles
 from ringzero.doors.libvirt.faults import ErrorCode, ErrorDomain
 from ringzero.doors.libvirt.handlers.streams import ConversationSide, UploadSide, open_stream
+from ringzero.doors.libvirt.lists import object_selected
 from ringzero.doors.libvirt.session import Call
 from ringzero.doors.libvirt.values import PoolHandle, VolumeHandle, uuid_bytes, uuid_text
-from ringzero.doors.libvirt.xml.storage import (
-    POOL,
-    VOLUME,
-    PermissionsXml,
-    PoolXml,
-    TimestampsXml,
-    VolumeXml,
-)
-from ringzero.errors import ConflictError, InvalidValueError, NotFoundError
+from ringzero.doors.libvirt.xml import volumes
+from ringzero.doors.libvirt.xml.storage import POOL, VOLUME, PermissionsXml, VolumeXml
+from ringzero.errors import ConfigError, ConflictError, InvalidValueError, NotFoundError
+from ringzero.records import replace
 
 # virStorageVolResizeFlags.
 _ALLOCATE, _DELTA, _SHRINK = 1, 2, 4
-# virStorageVolCreateFlags: metadata is written at once.
-_PREALLOCATE = 1
-# Names of formats that libvirt knows by others.
-_THEIRS = {"vhd": "vpc"}
-_OURS = {theirs: ours for ours, theirs in _THEIRS.items()}
-_FILE, _DIRECTORY_POOL = "file", "dir"
+_DIRECTORY_POOL = "dir"
 
 
 # ---- which pools there are ------------------------------------------------------
@@ -59,7 +49,11 @@ def handle_of(pool: StoragePoolSummary) -> PoolHandle:
 
 @handles("CONNECT_LIST_ALL_STORAGE_POOLS")
 async def list_all_pools(context: Context, need_results: int, flags: int) -> Results:
-    found = [handle_of(pool) for pool in await pools(context) if _wanted(pool, flags)]
+    found = [
+        handle_of(pool)
+        for pool in await pools(context)
+        if object_selected(flags, active=pool["active"], autostart=pool["autostart"])
+    ]
     return {"pools": found if need_results else [], "ret": len(found)}
 
 
@@ -138,25 +132,20 @@ async def _define(context: Context, xml: str, *, active: bool) -> StoragePoolSum
         wanted = await context.work(POOL.parse, xml)
     except InvalidValueError as fault:
         raise RefusedError(ErrorCode.XML_ERROR, fault.message, ErrorDomain.STORAGE) from fault
-    if wanted.type != _DIRECTORY_POOL:
-        raise _unsupported(
-            f"a pool of type '{wanted.type}': those of type 'dir', a directory, are supported"
-        )
-    if not wanted.name or not wanted.path:
-        text = "a pool needs <name> and <target><path>"
-        raise RefusedError(ErrorCode.XML_ERROR, text, ErrorDomain.STORAGE)
+    try:
+        definition = volumes.pool_definition(wanted)
+    except ConfigError as fault:
+        raise _unsupported(f"{fault.message}: {fault.hint}") from fault
+    context.warn(f"storage pool {wanted.name}", definition.warnings)
     there = {pool["name"]: pool for pool in await pools(context)}
-    old = there.get(wanted.name)
+    old = there.get(definition.fields["name"])
     if active and old is not None and old["active"] and old["path"] != wanted.path:
         text = f"pool '{wanted.name}' already exists with uuid {old['uuid']}"
         raise RefusedError(ErrorCode.OPERATION_FAILED, text, ErrorDomain.STORAGE)
-    arguments: dict[str, Any] = {"name": wanted.name, "path": wanted.path}
-    if wanted.uuid:
-        arguments["uuid"] = wanted.uuid
     # One that is active stays so when it is defined again.
     keep = old is not None and old["active"]
     found: StoragePoolSummary = await context.act(
-        "define_storage_pool", {**arguments, "active": active or keep}
+        "define_storage_pool", {**definition.fields, "active": active or keep}
     )
     return found
 
@@ -242,17 +231,12 @@ async def pool_info(context: Context, pool: PoolHandle) -> Results:
 @handles("STORAGE_POOL_GET_XML_DESC")
 async def pool_xml(context: Context, pool: PoolHandle, flags: int) -> Results:
     found = await find(context, pool)
-    active = found["active"]
-    told = PoolXml(
-        _DIRECTORY_POOL,
-        found["name"],
-        found["uuid"],
-        found["capacity"] if active else 0,
-        found["allocation"] if active else 0,
-        found["available"] if active else 0,
-        path=found["path"],
+    told = replace(
+        volumes.pool(found),
         permissions=PermissionsXml(0o700, str(os.geteuid()), str(os.getegid())),
     )
+    if not found["active"]:
+        told = replace(told, capacity=0, allocation=0, available=0)
     return {"xml": POOL.render(told)}
 
 
@@ -350,16 +334,8 @@ async def create_volume(context: Context, pool: PoolHandle, xml: str, flags: int
     found = await find_active(context, pool)
     wanted = await _read(context, xml)
     await _refuse_taken(context, found["name"], wanted)
-    arguments: dict[str, Any] = {
-        **_arguments(wanted),
-        "pool": found["name"],
-        "capacity": wanted.capacity,
-        "backing": wanted.backing_path,
-        "backing_format": _format(wanted.backing_format) if wanted.backing_format else None,
-    }
-    if flags & _PREALLOCATE:
-        arguments["preallocation"] = "metadata"
-    return {"volume": _handle(await context.act("create_volume", arguments))}
+    definition = _definition(context, wanted, found["name"], flags)
+    return {"volume": _handle(await context.act("create_volume", definition))}
 
 
 @handles("STORAGE_VOL_CREATE_XML_FROM")
@@ -370,13 +346,11 @@ async def create_volume_from(
     wanted = await _read(context, xml)
     source = await _volume(context, clonevol)
     await _refuse_taken(context, found["name"], wanted)
-    arguments = {
-        **_arguments(wanted),
-        "pool": found["name"],
-        "source": source["name"],
-        "source_pool": source["pool"],
-    }
-    made: VolumeSummary = await context.act("clone_volume", arguments)
+    sized = replace(wanted, capacity=wanted.capacity or source["capacity"])
+    definition = _definition(context, sized, found["name"])
+    arguments = {name: definition[name] for name in ("name", "format", "mode", "pool")}
+    places = {"source": source["name"], "source_pool": source["pool"]}
+    made: VolumeSummary = await context.act("clone_volume", {**arguments, **places})
     if wanted.capacity is not None and wanted.capacity > made["capacity"]:
         bigger = {"name": made["name"], "pool": made["pool"], "capacity": wanted.capacity}
         made = await context.act("resize_volume", bigger)
@@ -479,22 +453,7 @@ async def volume_path(context: Context, volume: VolumeHandle) -> Results:
 @handles("STORAGE_VOL_GET_XML_DESC")
 async def volume_xml(context: Context, volume: VolumeHandle, flags: int) -> Results:
     found = await _volume(context, volume)
-    when = f"{found['modified']:.9f}"
-    told = VolumeXml(
-        found["name"],
-        _FILE,
-        found["path"],
-        found["capacity"],
-        found["allocation"],
-        found["physical"],
-        found["path"],
-        _THEIRS.get(found["format"], found["format"]),
-        PermissionsXml(found["mode"], str(found["user"]), str(found["group"])),
-        TimestampsXml(when, when, when),
-        backing_path=found["backing"],
-        backing_format=found["backing_format"],
-    )
-    return {"xml": VOLUME.render(told)}
+    return {"xml": VOLUME.render(volumes.volume(found))}
 
 
 def _handle(volume: VolumeSummary) -> VolumeHandle:
@@ -519,35 +478,14 @@ async def _refuse_taken(context: Context, pool: str, wanted: VolumeXml) -> None:
             raise RefusedError(ErrorCode.STORAGE_VOL_EXIST, text, ErrorDomain.STORAGE)
 
 
-def _arguments(wanted: VolumeXml) -> dict[str, Any]:
-    """Return what making and cloning take of a volume's XML."""
-    arguments: dict[str, Any] = {"name": wanted.name, "format": _format(wanted.format or "raw")}
-    if wanted.permissions is not None and wanted.permissions.mode is not None:
-        arguments["mode"] = wanted.permissions.mode
-    return arguments
-
-
-def _format(name: str) -> str:
-    return _OURS.get(name, name)
-
-
-def _wanted(pool: StoragePoolSummary, flags: int) -> bool:
-    """Whether a pool is in each of the groups of which the flags name one."""
-    groups: Iterator[tuple[tuple[ListObjects, bool], ...]] = iter(
-        (
-            ((ListObjects.ACTIVE, pool["active"]), (ListObjects.INACTIVE, not pool["active"])),
-            ((ListObjects.PERSISTENT, True), (ListObjects.TRANSIENT, False)),
-            (
-                (ListObjects.AUTOSTART, pool["autostart"]),
-                (ListObjects.NO_AUTOSTART, not pool["autostart"]),
-            ),
-        )
-    )
-    for group in groups:
-        asked = [there for flag, there in group if flags & flag]
-        if asked and not any(asked):
-            return False
-    return True
+def _definition(context: Context, wanted: VolumeXml, pool: str, flags: int = 0) -> dict[str, Any]:
+    """Return the arguments of what makes a volume. Raises RefusedError."""
+    try:
+        definition = volumes.volume_definition(wanted, pool, flags)
+    except ConfigError as fault:
+        raise _unsupported(f"{fault.message}: {fault.hint}") from fault
+    context.warn(f"volume {wanted.name}", definition.warnings)
+    return definition.fields
 
 
 def _no_pool(text: str) -> RefusedError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ringzero.api.values import StoragePoolSummary, VolumeSummary
+from ringzero.disk.formatnames import format_name, qemu_format_name
 from ringzero.doors.libvirt.xml.storage import (
     POOL,
     VOLUME,
@@ -65,13 +66,14 @@ def volume_definition(volume: VolumeXml, pool: str, flags: int = 0) -> StorageDe
     if volume.cluster_size is not None:
         warnings.append("target/clusterSize")
     # As libvirt, whose volumes are raw unless something else is said.
-    kind = volume.format or "raw"
+    kind = format_name(volume.format or "raw")
     fields: dict[str, Any] = {"name": volume.name, "pool": pool, "format": kind}
     if volume.capacity is not None:
         fields["capacity"] = volume.capacity
     if volume.backing_path is not None:
         fields["backing"] = volume.backing_path
-        fields["backing_format"] = volume.backing_format
+        below = volume.backing_format
+        fields["backing_format"] = None if below is None else format_name(below)
     elif kind == "raw" and volume.capacity and (volume.allocation or 0) >= volume.capacity:
         fields["preallocation"] = "falloc"
     elif flags & PREALLOCATE_METADATA:
@@ -117,7 +119,7 @@ def volume(summary: VolumeSummary) -> VolumeXml:
         summary["allocation"],
         summary["physical"],
         summary["path"],
-        summary["format"],
+        qemu_format_name(summary["format"]),
         PermissionsXml(summary["mode"] & 0o777, owner, group),
         TimestampsXml(mtime=f"{summary['modified']:.9f}"),
         backing_path=summary["backing"],
