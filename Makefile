@@ -34,7 +34,7 @@ LLVMLITE = 0.45.0 0.50.0
 # Levels of x86-64 whose engines `make wheel` puts in.
 TARGETS = x86-64-v2 x86-64-v3
 
-.PHONY: help run shell test test-kvm test-llvmlite lint bench bench-kvm fuzz soak stress wheel clean
+.PHONY: help run shell test test-kvm test-llvmlite lint bench bench-kvm doors fuzz soak stress wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -86,6 +86,10 @@ bench: $(VENV)/.development ## measure speed beside the peers (ARGS are for each
 		[ -e "$$bench" ] || continue; \
 		echo "$$bench"; $(BIN)/python "$$bench" $(ARGS) || exit 1; \
 	done
+
+doors: $(VENV)/.development ## long proofs with other programs' own clients, which it installs (ARGS="-k vagrant")
+	@tools/door-clients
+	$(BIN)/python -m pytest -m doors --timeout 3600 -n0 -s $(ARGS)
 
 fuzz: $(VENV)/.development ## run the fuzzers for longer (FUZZ=50 INSTANCES=1000000 SEED=0)
 	RINGZERO_FUZZ=$(FUZZ) $(BIN)/python -m pytest --timeout 7200 -k "fuzz or hostile or damage or random or mutated or kernels or boot" $(ARGS)
