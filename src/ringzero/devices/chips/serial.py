@@ -191,10 +191,11 @@ class Serial(ByteDevice[SerialState]):
             self._late = False
             self._irq.set(False)
         now = self._identification()
-        # OUT2 gates the interrupt pin on every PC board.
-        self._irq.set(bool(self._mcr & MCR_OUT2) and now != IIR_NONE)
+        # Before the interrupt: a guest that comes for it at once, and finds no reason, goes again.
         if self._shadows:
             self._show(now, self._quiet_identification())
+        # OUT2 gates the interrupt pin on every PC board.
+        self._irq.set(bool(self._mcr & MCR_OUT2) and now != IIR_NONE)
 
     def read_byte(self, offset: int) -> int:
         room = None
