@@ -173,6 +173,12 @@ SERVE_SOCKET = Setting(
     lambda: _found(basedirs.runtime()) / "serve.sock",
     "socket of the HTTP API of `ringzero serve`",
 )
+FIRECRACKER_NETWORK = Setting(
+    "RINGZERO_FIRECRACKER_NETWORK",
+    str,
+    lambda: "tap",
+    "where interfaces of `ringzero firecracker` lead: to the tap that is named, or user",
+)
 MIRROR = Setting(
     "RINGZERO_MIRROR", str, lambda: "", "Debian mirror (default: this machine's own apt sources)"
 )

@@ -127,6 +127,7 @@ PRINTING = {
     "deploy": ["deploy", "ls", "--json"],
     "disk": ["disk", "info", "DISK"],
     "engine": ["engine", "status"],
+    "firecracker": ["firecracker", "--version"],
     "image": ["image", "ls", "--json"],
     "network": ["network", "ls"],
     "pool": ["pool", "status", "--json"],

@@ -27,7 +27,7 @@ from ringzero.disk.contract import Disk, DiskInfo, Extent, Kind, Run, Sample, Su
 from ringzero.disk.overlay import OverlayDisk
 from ringzero.disk.storage import MemoryStorage, Storage
 from ringzero.disk.vectors import Buffers, Views, as_views, cut, total
-from ringzero.errors import DiskReadOnlyError
+from ringzero.errors import DiskReadOnlyError, InvalidValueError
 from ringzero.units import KIB
 
 # What is copied aside at once; as the overlay's clusters, for the same reason.
@@ -145,6 +145,19 @@ class LiveDisk:
                 for instant in readers.instants:
                     if instant is not self._newest:
                         instant.keep(offset, length)
+
+    def exchange(self, disk: Disk) -> None:
+        """Be another disk from now on, which is owned then; no request may be in flight.
+
+        Raises InvalidValueError while copies of the machine read this one.
+        """
+        with self.lock:
+            if self._holders > 1 or self._readers:
+                raise InvalidValueError("copies of the machine still read the disk")
+            self.flush()
+            self.disk.close()
+            self.disk = disk
+            self.read_into, self.flush = disk.read_into, disk.flush
 
     def become(self, content: Disk) -> None:
         """Make the disk read as `content`, of the same size; what differs is written, and flushed.

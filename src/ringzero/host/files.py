@@ -129,8 +129,8 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file to write; it gets the name `path` when the block ends well.
+def atomic_file(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Yield a file to write; it gets the name `path`, and `mode`, when the block ends well.
 
     On any exception, KeyboardInterrupt included, nothing remains. OSError
     (disk full, read-only) becomes HostError with a hint.
@@ -147,7 +147,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(path)
         temporary = None
     except OSError as fault:

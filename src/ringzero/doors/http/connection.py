@@ -183,9 +183,12 @@ class HttpConnection:
             await self._send_all(response, alone=alone, head=head)
 
     async def _send_all(self, response: Response, *, alone: bool, head: bool) -> None:
-        headers = [("server", f"ringzero/{__version__}"), ("content-type", response.type)]
-        headers += response.headers
-        if response.parts is None:
+        headers = [("server", f"ringzero/{__version__}"), *response.headers]
+        # RFC 9110 section 8.6: such a response has no length.
+        bare = response.status == HTTPStatus.NO_CONTENT
+        if not bare:
+            headers.append(("content-type", response.type))
+        if response.parts is None and not bare:
             headers.append(("content-length", str(len(response.content))))
         reason = HTTPStatus(response.status).phrase
         if alone:

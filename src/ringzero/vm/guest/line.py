@@ -38,6 +38,11 @@ class Line:
                 self._early.clear()
                 sink(early)
 
+    @property
+    def backlog(self) -> int:
+        """How much for the guest waits here, in bytes."""
+        return len(self._typed)
+
     def write(self, data: bytes) -> None:
         """Send `data` to the guest; what it does not take yet waits here."""
         with self._lock:

@@ -178,6 +178,12 @@ class Block(VirtioDevice[BlockState]):
             while self._busy or self._waiting:
                 self._changed.wait()
 
+    def exchanged(self) -> None:
+        """Tell the driver that the disk is another one, perhaps of another size."""
+        with self.lock:
+            if self.accepted:
+                self.transport.interrupt_config()
+
     def close(self) -> None:
         with self._changed:
             self._closed = True

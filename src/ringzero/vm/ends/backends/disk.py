@@ -23,7 +23,17 @@ class DiskBackend(Backend):
             image = open_disk(config.path, format=config.format, read_only=config.read_only)
             self.disk = LiveDisk(image)
         self._live = self.disk
-        self.device = Block(self.disk, identity=name)
+        self.device = self._block = Block(self.disk, identity=name)
+
+    def exchange(self, config: DiskConfig) -> None:
+        """Put another image behind the device, which stands still. Raises DiskError."""
+        image = open_disk(config.path, format=config.format, read_only=config.read_only)
+        try:
+            self._live.exchange(image)
+        except BaseException:
+            image.close()
+            raise
+        self._block.exchanged()
 
     def close(self) -> None:
         self._live.close()

@@ -1,0 +1,390 @@
+"""The microVM of this process: what clients ask of it, before it has started and after."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ringzero.doors.firecracker import faults
+from ringzero.doors.firecracker.configuration import Configuration, checked_drive, disk_config
+from ringzero.doors.firecracker.faults import ApiFault
+from ringzero.doors.firecracker.logs import Log
+from ringzero.doors.firecracker.metadata import Metadata
+from ringzero.doors.firecracker.metrics import Metrics
+from ringzero.doors.firecracker.table import API_VERSION, Operation
+from ringzero.errors import RingzeroError, StateError
+
+if TYPE_CHECKING:
+    from ringzero.host.memory import MemoryImage
+    from ringzero.vm.exit import Exit
+    from ringzero.vm.machine import Machine
+
+
+class Console(Protocol):
+    """Where the guest's serial line leads."""
+
+    def configure(self, fields: Mapping[str, Any]) -> None:
+        """Take what PUT /serial says. Raises ApiFault."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Take what the guest prints."""
+        ...
+
+
+NOT_STARTED, RUNNING, PAUSED = "Not started", "Running", "Paused"
+APPLICATION = "Firecracker"
+_NO_MEMORY = "missing field: either `mem_backend` or `mem_file_path` is required"
+_TWO_MEMORIES = "too many fields: either `mem_backend` or `mem_file_path` exclusively is required"
+_NO_DEVICE = "Failed perform action on device: Device not found."
+
+
+class Instance:
+    """One microVM. `handle` is called by one thread at a time.
+
+    `console` takes what the guest prints on its serial line; `ended` hears of its end, on a thread
+    of its own.
+    """
+
+    def __init__(
+        self,
+        identifier: str,
+        configuration: Configuration,
+        log: Log,
+        metrics: Metrics,
+        metadata: Metadata,
+        *,
+        console: Console,
+        ended: Callable[[Exit | None], None] = lambda end: None,
+    ) -> None:
+        self.identifier = identifier
+        self.configuration = configuration
+        self.metadata = metadata
+        self.machine: Machine | None = None
+        self._log, self._metrics = log, metrics
+        self._console, self._ended = console, ended
+        self._state = NOT_STARTED
+        # The memory at the last snapshot, or that of the one that was loaded.
+        self._since: MemoryImage | None = None
+        # A machine that was loaded has not run yet.
+        self._waits = False
+        self._readiness: threading.Thread | None = None
+        self._closing = False
+
+    # ---- requests ---------------------------------------------------------
+
+    def handle(self, operation: Operation, identifier: str, fields: Any) -> Any:
+        """Do what is asked; return what is answered, None for nothing. Raises ApiFault."""
+        self._check(operation.before, operation.after)
+        name, configuration = operation.name, self.configuration
+        if operation.name == "unplug":
+            raise faults.not_supported(f"PCI is not enabled; {identifier} stays plugged")
+        own = getattr(self, f"_{name}", None)
+        if own is not None:
+            return own(fields)
+        setter = getattr(configuration, name, None)
+        if setter is None or not operation.before:
+            raise faults.not_supported(f"{operation.method} {operation.path}")
+        return setter(fields)
+
+    def _check(self, before: bool, after: bool) -> None:
+        started = self._state != NOT_STARTED
+        if started and not after:
+            raise ApiFault(faults.AFTER_START)
+        if not started and not before:
+            raise ApiFault(faults.BEFORE_START)
+
+    def _instance_info(self, _: Any) -> Mapping[str, Any]:
+        return {
+            "id": self.identifier,
+            "state": self._state,
+            "vmm_version": API_VERSION,
+            "app_name": APPLICATION,
+        }
+
+    def _version(self, _: Any) -> Mapping[str, Any]:
+        return {"firecracker_version": API_VERSION}
+
+    def _full_config(self, _: Any) -> Mapping[str, Any]:
+        return self.configuration.full()
+
+    def _machine_config(self, _: Any) -> Mapping[str, Any]:
+        return self.configuration.machine
+
+    def _set_logger(self, fields: Mapping[str, Any]) -> None:
+        self._log.configure(fields)
+
+    def _set_metrics(self, fields: Mapping[str, Any]) -> None:
+        self._metrics.configure(fields)
+
+    def _act(self, fields: Mapping[str, Any]) -> None:
+        action = fields["action_type"]
+        if action == "InstanceStart":
+            self._check(before=True, after=False)
+            self.start()
+            return
+        self._check(before=False, after=True)
+        if action == "FlushMetrics":
+            self._metrics.flush()
+        elif self.machine is not None and not self.machine.press_power_button():
+            raise faults.not_supported("SendCtrlAltDel: the board has no button")
+
+    # ---- metadata ---------------------------------------------------------
+
+    def _metadata(self, _: Any) -> Any:
+        return self.metadata.value
+
+    def _put_metadata(self, value: Any) -> None:
+        self.metadata.put(value)
+
+    def _patch_metadata(self, value: Any) -> None:
+        self.metadata.patch(value)
+
+    def _set_metadata_config(self, fields: Mapping[str, Any]) -> None:
+        self.configuration.set_metadata_config(dict(fields))
+        assert self.configuration.metadata is not None
+        self.metadata.configure(self.configuration.metadata)
+
+    # ---- life -------------------------------------------------------------
+
+    def make_ready(self) -> None:
+        """Load what a start needs, on a thread beside the first requests."""
+        self._readiness = threading.Thread(target=self._load, name="ready", daemon=True)
+        self._readiness.start()
+
+    def _load(self) -> None:
+        # What goes wrong here is told when the machine is to start.
+        with contextlib.suppress(RingzeroError):
+            from ringzero.board.contract import BOARDS
+            from ringzero.config.machine import MachineConfig
+            from ringzero.engine import select
+            from ringzero.host.progress import Progress
+            from ringzero.settings import ENGINE
+
+            architecture = BOARDS.get(MachineConfig.board).architecture
+            engine = select.choose(ENGINE.get(), architecture)
+            engine.prepare(Progress(enabled=False), architecture, architecture.default_model)
+            from ringzero.board.boot import kernel  # noqa: F401 - for the start
+            from ringzero.vm import build, machine  # noqa: F401 - for the start
+
+    def start(self) -> None:
+        """Build the machine and let it boot. Raises ApiFault."""
+        from ringzero.host.progress import Progress
+        from ringzero.vm import builder
+
+        self._await_readiness()
+        config = self.configuration.describe(self.identifier)
+        self._console.configure(self.configuration.serial)
+        try:
+            config.check_files()
+            machine = builder.build(config, Progress(enabled=False), boot=True)
+            self._take(machine)
+            try:
+                machine.start()
+            except BaseException:
+                self._give_up()
+                raise
+        except RingzeroError as fault:
+            raise ApiFault(f"Start microvm error: {faults.told(fault)}") from fault
+        self._state = RUNNING
+
+    def _await_readiness(self) -> None:
+        if self._readiness is not None:
+            self._readiness.join()
+            self._readiness = None
+
+    def _take(self, machine: Machine) -> None:
+        """Be the machine's owner."""
+        self.machine = machine
+        machine.serial.on_output = self._console.write
+        threading.Thread(target=self._await_end, args=(machine,), name="end", daemon=True).start()
+
+    def _give_up(self) -> None:
+        machine, self.machine = self.machine, None
+        if machine is not None:
+            machine.stop()
+
+    def _await_end(self, machine: Machine) -> None:
+        end: Exit | None = None
+        try:
+            end = machine.wait()
+        except RingzeroError as fault:
+            self._log.error(f"the machine failed: {faults.told(fault)}")
+        except Exception as fault:
+            self._log.error(f"the machine failed: {fault!r}")
+        if machine is self.machine and not self._closing:
+            self._ended(end)
+
+    def _set_state(self, fields: Mapping[str, Any]) -> None:
+        machine = self._running()
+        if fields["state"] == "Paused":
+            if not self._waits:
+                with self._timed("pause_vm"):
+                    machine.pause()
+            self._state = PAUSED
+        else:
+            with self._timed("resume_vm"):
+                self._resume(machine)
+
+    def _resume(self, machine: Machine) -> None:
+        if self._waits:
+            self._waits = False
+            machine.start()
+        else:
+            machine.resume()
+        self._state = RUNNING
+
+    def _running(self) -> Machine:
+        if self.machine is None:
+            raise ApiFault(faults.BEFORE_START)
+        return self.machine
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Note how long the block took, in microseconds."""
+        begun = time.monotonic_ns()
+        yield
+        took = (time.monotonic_ns() - begun) // 1000
+        for named in (name, f"vmm_{name}"):
+            self._metrics.store("latencies_us", named, took)
+        self._log.info(f"'{name.replace('_', ' ')}' VMM action took {took} us.")
+
+    def close(self) -> None:
+        """End the machine and free all of it."""
+        self._closing = True
+        self._await_readiness()
+        machine, self.machine = self.machine, None
+        if machine is not None:
+            machine.stop()
+        self._note_memory(None)
+
+    # ---- snapshots --------------------------------------------------------
+
+    def _create_snapshot(self, fields: Mapping[str, Any]) -> None:
+        from ringzero.doors.firecracker import snapshots
+
+        machine = self._running()
+        if self._state != PAUSED:
+            raise ApiFault(
+                "Create snapshot error: Cannot save the microVM state: Operation not allowed: "
+                "save/restore unavailable while running"
+            )
+        diff = fields.get("snapshot_type") == "Diff"
+        state, memory = Path(fields["snapshot_path"]), Path(fields["mem_file_path"])
+        with self._timed("diff_create_snapshot" if diff else "full_create_snapshot"):
+            try:
+                since = self._since if diff else None
+                self._note_memory(
+                    snapshots.save(machine, self.configuration.kept(), state, memory, since)
+                )
+            except RingzeroError as fault:
+                raise ApiFault(f"Create snapshot error: {faults.told(fault)}") from fault
+
+    def _load_snapshot(self, fields: Mapping[str, Any]) -> None:
+        backend = fields.get("mem_backend")
+        if (backend is None) == ("mem_file_path" not in fields):
+            raise faults.not_json(_TWO_MEMORIES if backend else _NO_MEMORY)
+        if self.configuration.touched:
+            raise ApiFault(
+                "Load snapshot error: Loading a microVM snapshot not allowed after configuring "
+                "boot-specific resources."
+            )
+        if backend is not None and backend["backend_type"] == "Uffd":
+            raise faults.not_supported(
+                "memory served by another process (Uffd); with File, pages are read as they are "
+                "touched"
+            )
+        if fields.get("huge_pages", "Snapshot") not in ("Snapshot", "None", "Transparent"):
+            raise faults.not_supported("guest memory in hugetlbfs")
+        path = Path(backend["backend_path"] if backend else fields["mem_file_path"])
+        self._await_readiness()
+        with self._timed("load_snapshot"):
+            try:
+                machine = self._load_machine(Path(fields["snapshot_path"]), path, fields)
+                if fields.get("resume_vm"):
+                    self._resume(machine)
+            except (RingzeroError, LookupError, TypeError) as fault:
+                self._give_up()
+                self._state = NOT_STARTED
+                reason = fault if isinstance(fault, RingzeroError) else StateError(repr(fault))
+                raise ApiFault(
+                    f"Load snapshot error: Failed to restore from snapshot: {faults.told(reason)}"
+                ) from fault
+
+    def _load_machine(self, state: Path, memory: Path, fields: Mapping[str, Any]) -> Machine:
+        """Be the owner of the machine that was saved, paused."""
+        from ringzero.doors.firecracker import snapshots
+
+        saved = snapshots.read(state)
+        configuration = self.configuration.loaded(
+            saved.configuration, fields.get("network_overrides", []), fields.get("vsock_override")
+        )
+        config = configuration.adapt(saved.machine)
+        image = snapshots.map_memory(memory, config.memory)
+        try:
+            machine = snapshots.grow(saved, config, image)
+        except BaseException:
+            image.close()
+            raise
+        self._note_memory(image)
+        self.configuration, self._waits, self._state = configuration, True, PAUSED
+        if configuration.metadata is not None:
+            self.metadata.configure(configuration.metadata)
+        self._take(machine)
+        return machine
+
+    def _note_memory(self, image: MemoryImage | None) -> None:
+        """Keep a memory that the next Diff is made against."""
+        if self._since is not None:
+            self._since.close()
+        self._since = image
+
+    # ---- devices ----------------------------------------------------------
+
+    def _put_drive(self, fields: dict[str, Any]) -> None:
+        self._refuse_hot_plug()
+        self.configuration.put_drive(fields)
+
+    def _put_net(self, fields: dict[str, Any]) -> None:
+        self._refuse_hot_plug()
+        self.configuration.put_net(fields)
+
+    def _put_pmem(self, fields: dict[str, Any]) -> None:
+        raise faults.not_supported("virtio-pmem; a drive that is read-only is shared as well")
+
+    def _refuse_hot_plug(self) -> None:
+        if self._state != NOT_STARTED:
+            raise ApiFault("PCI is not enabled")
+
+    def _update_drive(self, fields: dict[str, Any]) -> None:
+        from ringzero.vm import disks
+
+        machine, drives = self._running(), self.configuration.drives
+        number = next((n for n, d in enumerate(drives) if d["drive_id"] == fields["drive_id"]), -1)
+        sentence = "Drive config error: Unable to patch the block device: "
+        if number < 0:
+            raise ApiFault(f"{sentence}{_NO_DEVICE} Please verify the request arguments.")
+        if "path_on_host" in fields:
+            changed = checked_drive({**drives[number], "path_on_host": fields["path_on_host"]})
+            try:
+                disks.exchange(machine, number, disk_config(changed))
+            except RingzeroError as fault:
+                raise ApiFault(
+                    f"{sentence}{faults.told(fault)} Please verify the request arguments."
+                ) from fault
+            drives[number] = changed
+
+    def _update_net(self, fields: dict[str, Any]) -> None:
+        self._running()
+        known = (net["iface_id"] for net in self.configuration.nets)
+        if fields["iface_id"] not in known:
+            raise ApiFault(f"Network config error: Unable to update the net device: {_NO_DEVICE}")
+
+    def _balloon(self, _: Any) -> Mapping[str, Any]:
+        if self.configuration.balloon is None:
+            raise ApiFault("Balloon config error: No balloon device found.")
+        return self.configuration.balloon
