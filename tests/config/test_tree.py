@@ -32,6 +32,7 @@ def test_every_kind_survives(tmp_path):
         vsock=VsockConfig(tmp_path / "odd,cid=5", 9),
         nets=["none", f"socket={tmp_path}/c,listen,mtu=1280"],
         shares=[f"{tmp_path}:/m:ro"],
+        balloon="64M,oom,stats=2,reporting",
     )
     assert {device.kind for device in config.devices} == set(DEVICE_CONFIGS.names())
     assert config_from_tree(json.loads(json.dumps(config_to_tree(config)))) == config

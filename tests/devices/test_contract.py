@@ -12,7 +12,12 @@ PATTERNS = (0, 1, 0xFF, 0x5A5A5A5A5A5A5A5A, (1 << 64) - 1)
 
 # Wires that others drive; what a battery keeps. (What the host typed also waits
 # for the driver, which resets the device first of all.)
-OUTLIVE_RESET = {"ioapic": ("levels",), "rtc": ("cmos", "offset"), "net": ("link",)}
+OUTLIVE_RESET = {
+    "balloon": ("target",),
+    "ioapic": ("levels",),
+    "net": ("link",),
+    "rtc": ("cmos", "offset"),
+}
 
 
 @pytest.fixture(params=sorted(BUILDERS))

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ringzero.core.buckets import Bucket, Tokens
 from ringzero.core.frames import GSO_TCP4, Frame
 from ringzero.errors import InvalidValueError
-from ringzero.net.limit import Bucket, LimitedPort, Limits, Tokens, packets_of
+from ringzero.net.limit import LimitedPort, Limits, packets_of
 
 
 class Port:
@@ -111,3 +112,18 @@ def test_the_network_is_woken_when_there_is_room():
             woken.clear()
     assert time.monotonic() - began >= 0.15
     port.close()
+
+
+def test_limits_may_change_while_frames_pass():
+    woken = []
+    port = Port()
+    limited = LimitedPort(port, lambda: woken.append(1), clock=lambda: 0.0)
+    frames = [Frame(bytes(60))] * 5
+    assert limited.deliver(frames) == 5
+    limited.limit(Limits(), Limits(packets=Bucket(2, 1.0)))
+    assert limited.deliver(frames) == 2
+    # Whoever waits hears that it may try again.
+    assert woken
+    limited.limit(Limits(), Limits())
+    assert limited.deliver(frames) == 5
+    limited.close()

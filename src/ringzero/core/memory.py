@@ -117,6 +117,20 @@ class GuestMemory:
         self.host.clear(self.offset_of(gpa, count), count)
         self.mark_written(gpa, count)
 
+    def discard(self, gpa: int, count: int) -> int:
+        """Give the whole pages within `count` bytes at `gpa` back to the host; return their bytes.
+
+        They hold something else then, zeroes most often.
+        """
+        start = self.offset_of(gpa, count)
+        first = -(-start // PAGE_SIZE) * PAGE_SIZE
+        size = (start + count) // PAGE_SIZE * PAGE_SIZE - first
+        if size <= 0:
+            return 0
+        self.host.discard(first, size)
+        self.mark_written(gpa + first - start, size)
+        return size
+
     def read_int(self, gpa: int, width: int) -> int:
         """Return the little-endian unsigned integer of `width` bytes at `gpa`."""
         return int.from_bytes(self.view(gpa, width), "little")

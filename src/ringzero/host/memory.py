@@ -34,6 +34,7 @@ _LARGE_PAGE = 2 << 20
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 _MADV_DONTNEED = 4
+_MADV_REMOVE = 9
 _MADV_DONTFORK = 10
 # ioctl PAGEMAP_SCAN (Linux 6.7; Documentation/admin-guide/mm/pagemap.rst).
 _PAGEMAP_SCAN = 0xC0606610
@@ -376,6 +377,15 @@ class HostMemory:
         end = offset + count
         for start, stop in [*self.base.extents(offset, end), *self._changed_within(offset, end)]:
             self.view[start:stop] = bytes(stop - start)
+
+    def discard(self, offset: int, count: int) -> None:
+        """Give whole pages back to the host: `offset` and `count` are multiples of PAGE.
+
+        They hold zeroes then; in a copy, what it began with.
+        """
+        # A copy's own pages go, and with them what it had changed; shared memory gets a hole.
+        advice = _MADV_DONTNEED if self.private else _MADV_REMOVE
+        _LIBC.madvise(self.address + offset, count, advice)
 
     def _changed_within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         for first, last in self.changed(start, end) if self.private and start < end else ():

@@ -11,37 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
+from ringzero.core.buckets import Bucket, Tokens
 from ringzero.core.frames import Frame
-from ringzero.errors import InvalidValueError
 from ringzero.host.service import OnFault, ServiceThread
 from ringzero.net.contract import Port
 from ringzero.records import record
 
-# Waiting for less than this is not worth a wake-up, in seconds.
-_SHORTEST = 0.001
-# One token, but for rounding.
-_ENOUGH = 0.999
 # How long `close` waits for the thread, in seconds.
 _PATIENCE = 5.0
-
-
-@record
-class Bucket:
-    """`size` tokens, bytes or packets, come back within `refill` seconds; at the start there are
-    `burst` more, once. These are Firecracker's words.
-    """
-
-    size: int
-    refill: float
-    burst: int = 0
-
-    def check(self) -> None:
-        """Raises InvalidValueError where nothing would ever pass."""
-        if self.size <= 0 or self.refill <= 0 or self.burst < 0:
-            raise InvalidValueError(
-                f"no rate has {self.size} tokens in {self.refill} seconds",
-                hint="both are more than 0",
-            )
 
 
 @record
@@ -59,33 +36,6 @@ class Limits:
         if self.packets is not None:
             found.append((self.packets, packets_of))
         return found
-
-
-class Tokens:
-    """What is left of a bucket. A frame may overdraw it: the next ones wait until it is paid."""
-
-    def __init__(self, bucket: Bucket, now: float) -> None:
-        bucket.check()
-        self._bucket = bucket
-        self._left = float(bucket.size)
-        self._burst = bucket.burst
-        self._seen = now
-
-    def wait(self, now: float) -> float:
-        """Return in how many seconds something may pass; 0 means now."""
-        bucket = self._bucket
-        gained = (now - self._seen) * bucket.size / bucket.refill
-        self._left = min(float(bucket.size), self._left + gained)
-        self._seen = now
-        if self._left > _ENOUGH or self._burst > 0:
-            return 0.0
-        return max(_SHORTEST, (1 - self._left) * bucket.refill / bucket.size)
-
-    def take(self, count: int) -> None:
-        """Pay for what passes."""
-        once = min(self._burst, count)
-        self._burst -= once
-        self._left -= count - once
 
 
 class _Direction:
@@ -166,6 +116,12 @@ class LimitedPort:
             received.take(frame)
             done += 1
         return done
+
+    def limit(self, sent: Limits, received: Limits) -> None:
+        """Have other limits from now on; their buckets are full. Raises InvalidValueError."""
+        now = self._clock()
+        self._sent, self._received = _Direction(sent, now), _Direction(received, now)
+        self._wake()
 
     def _failed(self, fault: BaseException) -> None:
         if self.on_fault is None:

@@ -92,7 +92,10 @@ class Driver:
     def add(
         self, index: int, readable=(), writable=(), notify: bool = True, indirect: bool = False
     ):
-        """Offer one chain: `readable` are bytes, `writable` sizes; return where the latter are."""
+        """Offer one chain: `readable` are bytes, `writable` sizes; return where the latter are.
+
+        One that is at a place of its own is (address, size).
+        """
         queue = self.queues[index]
         buffers = []
         for data in readable:
@@ -100,8 +103,8 @@ class Driver:
             self.memory.write(address, data)
             buffers.append((address, len(data), 0))
         addresses = []
-        for size in writable:
-            address = self.alloc(max(size, 1))
+        for item in writable:
+            address, size = item if isinstance(item, tuple) else (self.alloc(max(item, 1)), item)
             addresses.append(address)
             buffers.append((address, size, 2))
         if indirect:

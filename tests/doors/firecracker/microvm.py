@@ -153,3 +153,9 @@ class MicroVm:
         """Private memory of the process beyond the guest's, in KiB."""
         rollup = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text()
         return sum(int(n) for n in re.findall(r"Private_(?:Clean|Dirty):\s+(\d+)", rollup))
+
+    @property
+    def resident(self):
+        """Memory of the process that the host has, in KiB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", status).group(1))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ringzero.doors.firecracker import faults, table
+from ringzero.doors.firecracker import balloon, faults, table
 from ringzero.doors.firecracker.configuration import Configuration
 from ringzero.doors.firecracker.faults import ApiFault
 from ringzero.doors.firecracker.instance import Instance
@@ -77,17 +77,10 @@ def test_every_row_has_somebody_who_does_it_or_is_told_of():
         for operation in table.OPERATIONS
         if not hasattr(Instance, f"_{operation.name}")
         and not hasattr(Configuration, operation.name)
+        and operation.name not in balloon.ANSWERS
         and operation.name != "unplug"
     }
     assert missing == MISSING
 
 
-MISSING = {
-    "/balloon",
-    "/balloon/statistics",
-    "/balloon/hinting/status",
-    "/balloon/hinting/start",
-    "/balloon/hinting/stop",
-    "/hotplug/memory",
-    "/pmem/{id}",
-}
+MISSING = {"/hotplug/memory", "/pmem/{id}"}

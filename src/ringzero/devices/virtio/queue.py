@@ -343,6 +343,16 @@ class Virtqueue:
         except GuestAddressError as fault:
             raise QueueError("a buffer is not in RAM", **fault.context) from fault
 
+    def discard(self, address: int, length: int) -> int:
+        """Give guest memory that the driver does not use back to the host; return how much.
+
+        Raises QueueError.
+        """
+        try:
+            return self._memory.discard(address, length)
+        except GuestAddressError as fault:
+            raise QueueError("pages that are given back are not in RAM", **fault.context) from fault
+
     def push(self, chain: Chain, written: int) -> None:
         """Give `chain` back, its first `written` writable bytes filled in."""
         if len(chain.writable) == 1:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ringzero.config.device import NAME, DeviceConfig
+from ringzero.config.devices.balloon import BalloonConfig
 from ringzero.config.devices.disk import DiskConfig
 from ringzero.config.devices.net import NetConfig
 from ringzero.config.devices.vsock import VsockConfig
@@ -210,6 +211,23 @@ class Configuration:
             raise ApiFault(f"Vsock config error: Cannot create vsock device: {wrong[0]}")
         self.vsock = {name: fields[name] for name in ("guest_cid", "uds_path")}
 
+    def set_balloon(self, fields: Fields) -> None:
+        """Take the balloon."""
+        self.touched = True
+        self.check_balloon(fields["amount_mib"])
+        self.balloon = {
+            "amount_mib": fields["amount_mib"],
+            "deflate_on_oom": fields["deflate_on_oom"],
+            "stats_polling_interval_s": fields.get("stats_polling_interval_s", 0),
+            "free_page_hinting": fields.get("free_page_hinting", False),
+            "free_page_reporting": fields.get("free_page_reporting", False),
+        }
+
+    def check_balloon(self, amount: int) -> None:
+        """Raise ApiFault unless the machine has so many MiB for a balloon."""
+        if amount > self.machine["mem_size_mib"]:
+            raise ApiFault("Balloon config error: Amount of pages requested is too large.")
+
     def set_entropy(self, fields: Fields) -> None:
         """Take the entropy device, which every machine has."""
         self.touched = True
@@ -316,6 +334,7 @@ class Configuration:
                     *(disk_config(drive) for drive in self.drives),
                     *(self.net_config(net) for net in self.nets),
                     *self._vsock(),
+                    *self._balloon(),
                 ),
             )
         except ConfigError as fault:
@@ -349,6 +368,20 @@ class Configuration:
         if self.vsock is None:
             return ()
         return (VsockConfig(Path(self.vsock["uds_path"]), self.vsock["guest_cid"]),)
+
+    def _balloon(self) -> Sequence[BalloonConfig]:
+        balloon = self.balloon
+        if balloon is None:
+            return ()
+        return (
+            BalloonConfig(
+                balloon["amount_mib"] * MIB,
+                balloon["deflate_on_oom"],
+                balloon["stats_polling_interval_s"],
+                balloon["free_page_reporting"],
+                balloon["free_page_hinting"],
+            ),
+        )
 
 
 def checked_drive(fields: Mapping[str, Any]) -> Fields:

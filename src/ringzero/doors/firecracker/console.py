@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ringzero.core.buckets import Bucket, Tokens
 from ringzero.doors.firecracker import faults
 from ringzero.doors.firecracker.faults import ApiFault
 from ringzero.doors.firecracker.instance import Instance
 from ringzero.doors.firecracker.logs import open_sink
 from ringzero.doors.firecracker.metrics import Metrics
-from ringzero.net.limit import Bucket, Tokens
 
 # Input ahead of what the guest has read that is kept, in bytes, and how often the rest waits.
 _AHEAD, _PAUSE = 1 << 16, 0.02

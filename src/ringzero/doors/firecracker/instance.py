@@ -6,10 +6,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ringzero.doors.firecracker import faults
+from ringzero.doors.firecracker import balloon, faults, limits
 from ringzero.doors.firecracker.configuration import Configuration, checked_drive, disk_config
 from ringzero.doors.firecracker.faults import ApiFault
 from ringzero.doors.firecracker.logs import Log
@@ -86,6 +87,8 @@ class Instance:
         own = getattr(self, f"_{name}", None)
         if own is not None:
             return own(fields)
+        if name in balloon.ANSWERS:
+            return balloon.ANSWERS[name](configuration, self._running(), fields)
         setter = getattr(configuration, name, None)
         if setter is None or not operation.before:
             raise faults.not_supported(f"{operation.method} {operation.path}")
@@ -111,6 +114,11 @@ class Instance:
 
     def _full_config(self, _: Any) -> Mapping[str, Any]:
         return self.configuration.full()
+
+    def _balloon(self, _: Any) -> Mapping[str, Any]:
+        if self.configuration.balloon is None:
+            raise ApiFault("Balloon config error: No balloon device found.")
+        return self.configuration.balloon
 
     def _machine_config(self, _: Any) -> Mapping[str, Any]:
         return self.configuration.machine
@@ -201,6 +209,8 @@ class Instance:
         """Be the machine's owner."""
         self.machine = machine
         machine.serial.on_output = self._console.write
+        limits.apply(machine, self.configuration)
+        self._metrics.collect = partial(limits.counters, machine)
         threading.Thread(target=self._await_end, args=(machine,), name="end", daemon=True).start()
 
     def _give_up(self) -> None:
@@ -377,14 +387,17 @@ class Instance:
                     f"{sentence}{faults.told(fault)} Please verify the request arguments."
                 ) from fault
             drives[number] = changed
+        if "rate_limiter" in fields:
+            limiter = limits.merged(drives[number]["rate_limiter"], fields["rate_limiter"])
+            drives[number] = {**drives[number], "rate_limiter": limiter}
+            limits.limit_drive(machine, self.configuration, number)
 
     def _update_net(self, fields: dict[str, Any]) -> None:
-        self._running()
-        known = (net["iface_id"] for net in self.configuration.nets)
-        if fields["iface_id"] not in known:
+        machine, nets = self._running(), self.configuration.nets
+        number = next((n for n, d in enumerate(nets) if d["iface_id"] == fields["iface_id"]), -1)
+        if number < 0:
             raise ApiFault(f"Network config error: Unable to update the net device: {_NO_DEVICE}")
-
-    def _balloon(self, _: Any) -> Mapping[str, Any]:
-        if self.configuration.balloon is None:
-            raise ApiFault("Balloon config error: No balloon device found.")
-        return self.configuration.balloon
+        names = ("rx_rate_limiter", "tx_rate_limiter")
+        changed = {name: limits.merged(nets[number].get(name), fields.get(name)) for name in names}
+        nets[number] = {**nets[number], **changed}
+        limits.limit_net(machine, self.configuration, number)

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from ringzero.devices.virtio.kinds.block import Block
+from ringzero.core.buckets import Bucket
+from ringzero.devices.virtio.kinds.block import Block, Throttle
 from ringzero.errors import DiskError
 from tests.devices.virtio.driver import EVENT_IDX, Driver
 
@@ -263,3 +264,43 @@ def test_many_requests_with_event_index():
             guest.offer(READ, sector, sizes=(512,), notify=sector == 7)
         guest.finish(8)
     guest.block.close()
+
+
+def test_requests_over_the_limit_wait():
+    disk = MemoryDisk()
+    device = Block(disk)
+    device.throttle(Throttle(Bucket(2, 0.2)))
+    driver = Driver(device).start()
+    began = time.monotonic()
+    for sector in range(6):
+        driver.add(0, readable=[struct.pack("<IIQ", 0, 0, sector)], writable=[512, 1])
+    done = 0
+    while done < 6:
+        done += len(driver.used(0))
+        assert time.monotonic() < began + 20
+        time.sleep(0.005)
+    # Two at once, four as their tokens come back.
+    assert time.monotonic() - began > 0.3
+    device.close()
+
+
+def test_a_pause_waits_for_no_limit():
+    device = Block(MemoryDisk())
+    device.throttle(Throttle(None, Bucket(1, 3600.0)))
+    driver = Driver(device).start()
+    for sector in range(4):
+        driver.add(0, readable=[struct.pack("<IIQ", 0, 0, sector)], writable=[512, 1])
+    began = time.monotonic()
+    driver.transport.pause()
+    assert time.monotonic() - began < 10
+    assert len(driver.used(0)) == 4
+    driver.transport.resume()
+    driver.add(0, readable=[struct.pack("<IIQ", 0, 0, 0)], writable=[512, 1])
+    time.sleep(0.05)
+    assert driver.used(0) == []
+    # Nobody waits any more once there is no limit.
+    device.throttle(None)
+    while not driver.used(0):
+        assert time.monotonic() < began + 20
+        time.sleep(0.005)
+    device.close()

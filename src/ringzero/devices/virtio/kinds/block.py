@@ -12,8 +12,10 @@ import struct
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
+from ringzero.core.buckets import Bucket, Tokens
 from ringzero.core.views import Buffers, fill, split
 from ringzero.devices.virtio.device import VIRTIO_DEVICES, VirtioDevice
 from ringzero.devices.virtio.queue import Chain, QueueError
@@ -46,6 +48,34 @@ MAX_SEGMENTS = QUEUE_SIZE - 2
 SMALL = 64 * 1024
 QUICK = 0.0005
 BACK_OFF = 256
+
+
+class Throttle:
+    """How many requests, and bytes of them, are carried out in a while; None is any number."""
+
+    def __init__(
+        self,
+        requests: Bucket | None = None,
+        size: Bucket | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        now = clock()
+        self._clock = clock
+        self._requests = None if requests is None else Tokens(requests, now)
+        self._bytes = None if size is None else Tokens(size, now)
+
+    def wait(self) -> float:
+        """Return in how many seconds the next request may begin; 0 is now."""
+        now = self._clock()
+        buckets = (tokens for tokens in (self._requests, self._bytes) if tokens is not None)
+        return max((tokens.wait(now) for tokens in buckets), default=0.0)
+
+    def take(self, size: int) -> None:
+        """Pay for a request of `size` bytes."""
+        if self._requests is not None:
+            self._requests.take(1)
+        if self._bytes is not None:
+            self._bytes.take(size)
 
 
 class BlockBackend(Protocol):
@@ -95,6 +125,9 @@ class Block(VirtioDevice[BlockState]):
         self.last_error: Exception | None = None
         self._disk = disk
         self._identity = identity.encode()[:ID_SIZE].ljust(ID_SIZE, b"\0")
+        self._throttle: Throttle | None = None
+        # Somebody waits for all requests to be done.
+        self._hurries = False
         # How many requests still go to the worker because the disk was slow.
         self._back_off = 0
         # All below is guarded by `_changed`.
@@ -106,6 +139,12 @@ class Block(VirtioDevice[BlockState]):
         # Counts resets: what was asked before one is not answered after it.
         self._generation = 0
         self._worker: ServiceThread | None = None
+
+    def throttle(self, throttle: Throttle | None) -> None:
+        """Limit requests from now on; what waits at a pause is done at once."""
+        with self._changed:
+            self._throttle = throttle
+            self._changed.notify_all()
 
     # ---- the transport's calls --------------------------------------------
 
@@ -148,7 +187,8 @@ class Block(VirtioDevice[BlockState]):
             return
         with self._changed:
             idle = not self._busy and not self._waiting
-        if len(chains) == 1 and idle and self._is_quick(chains[0]):
+        unlimited = self._throttle is None
+        if len(chains) == 1 and idle and unlimited and self._is_quick(chains[0]):
             begin = time.monotonic()
             self._finish(chains[0], *self._attempt(chains[0]))
             if time.monotonic() - begin > QUICK:
@@ -175,8 +215,11 @@ class Block(VirtioDevice[BlockState]):
 
     def pause(self) -> None:
         with self._changed:
+            self._hurries = True
+            self._changed.notify_all()
             while self._busy or self._waiting:
                 self._changed.wait()
+            self._hurries = False
 
     def exchanged(self) -> None:
         """Tell the driver that the disk is another one, perhaps of another size."""
@@ -208,14 +251,27 @@ class Block(VirtioDevice[BlockState]):
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
-                while not self._waiting and not self._closed:
-                    self._changed.wait()
+                self._await_request()
                 if self._closed:
                     return
                 chain = self._waiting.popleft()
+                if self._throttle is not None:
+                    self._throttle.take(chain.readable_size + chain.writable_size)
                 generation = self._generation
                 self._busy = self._at_disk = True
             self._serve(chain, generation)
+
+    def _await_request(self) -> None:
+        """Wait for a request that may be carried out, or the end; `_changed` is held."""
+        while not self._closed:
+            if not self._waiting:
+                self._changed.wait()
+                continue
+            throttle = self._throttle
+            pause = 0.0 if throttle is None or self._hurries else throttle.wait()
+            if not pause:
+                return
+            self._changed.wait(pause)
 
     def _serve(self, chain: Chain, generation: int) -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ringzero.config.devices.disk import DiskConfig
-from ringzero.devices.virtio.kinds.block import Block
+from ringzero.devices.virtio.kinds.block import Block, Throttle
 from ringzero.disk import open_disk
 from ringzero.disk.instant import InstantDisk, LiveDisk
 from ringzero.vm.ends.backend import BACKENDS, Backend
@@ -34,6 +34,10 @@ class DiskBackend(Backend):
             image.close()
             raise
         self._block.exchanged()
+
+    def throttle(self, throttle: Throttle | None) -> None:
+        """Limit the guest's requests from now on."""
+        self._block.throttle(throttle)
 
     def close(self) -> None:
         self._live.close()

@@ -15,7 +15,7 @@ from ringzero.vm.ends.backend import BACKENDS, Backend
 
 if TYPE_CHECKING:
     from ringzero.config.ports import Forward
-    from ringzero.net.limit import LimitedPort
+    from ringzero.net.limit import LimitedPort, Limits
 
 
 @BACKENDS.register("net")
@@ -75,13 +75,26 @@ class NetBackend(Backend):
         network.port = self.interface
         if config.rate is None and config.packet_rate is None:
             return
-        from ringzero.net.limit import Bucket, LimitedPort, Limits
+        from ringzero.core.buckets import Bucket
+        from ringzero.net.limit import LimitedPort, Limits
 
         size = None if config.rate is None else Bucket(config.rate, 1.0, config.burst)
         packets = None if config.packet_rate is None else Bucket(config.packet_rate, 1.0)
         limits = Limits(size, packets)
         self._limited = LimitedPort(self.interface, network.wake, sent=limits, received=limits)
         network.port = self._limited
+
+    def limit(self, sent: Limits, received: Limits) -> None:
+        """Limit what the guest sends and gets, instead of what the description says.
+
+        Once before the machine runs; then as often as one likes. Raises InvalidValueError.
+        """
+        from ringzero.net.limit import LimitedPort
+
+        if self._limited is None:
+            self._limited = LimitedPort(self.interface, self.network.wake)
+            self.network.port = self._limited
+        self._limited.limit(sent, received)
 
     def _unplug(self) -> None:
         if self._limited is not None:
