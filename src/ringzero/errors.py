@@ -31,6 +31,7 @@
     │   └── ProtocolError       bytes on a machine's socket that break its protocol
     ├── ConflictError           a name that is taken, a machine in the wrong state
     ├── ForbiddenError          one who may not do what was asked
+    │   └── UnauthorizedError   one who has not shown who it is
     └── TimeoutExpiredError     the time that the user allowed is over
 
 Every error has a stable `kind` (for programs), a message and a `hint` (for
@@ -236,6 +237,12 @@ class ConflictError(RingzeroError):
 class ForbiddenError(RingzeroError):
     kind = "forbidden"
     exit_code = 12
+
+
+class UnauthorizedError(ForbiddenError):
+    """A request without a token, or with one that is none."""
+
+    kind = "unauthorized"
 
 
 class TimeoutExpiredError(RingzeroError):

@@ -271,6 +271,18 @@ IMAGE_POLICY = Setting(
     "file that says which images must be signed, by whom (default: ringzero/images.toml of "
     "~/.config, where it is there)",
 )
+HOST = Setting(
+    "RINGZERO_HOST",
+    lambda text: text,
+    lambda: "",
+    "the host that commands are about: a URL or a name, as --host has it; local: this one",
+)
+TOKEN = Setting(
+    "RINGZERO_TOKEN",
+    lambda text: text,
+    lambda: "",
+    "the token that lets one in over https, where no --token-file is given",
+)
 KEY_PASSWORD = Setting(
     "RINGZERO_KEY_PASSWORD",
     lambda text: text,

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import select
-import shutil
 import signal
 import socket
 import ssl
@@ -69,24 +68,6 @@ def test_tcp_wants_tls(fakes, tmp_path):
     wrong.write_text("x")
     with pytest.raises(InvalidValueError, match="no certificate"):
         Certificate(wrong, wrong).context()
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl makes the certificate")
-    where = tmp_path_factory.mktemp("tls")
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-            *("-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
-            *("-keyout", where / "key", "-out", where / "cert"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return Certificate(where / "cert", where / "key")
 
 
 class Secure(Client):

@@ -20,6 +20,8 @@ from ringzero.api.values import (
 _VOLUME = 3600.0
 # How long a snapshot's memory and disks may take to be read or written, in seconds: as long.
 _SNAPSHOT = 3600.0
+# How long an image may take to be made, or pulled, in seconds.
+_IMAGE = 3600.0
 _POOL_HELP = "the storage pool's name"
 
 
@@ -34,13 +36,17 @@ class HostActions(Actions):
     ) -> list[MachineSummary]:
         """List the machines, those that ended too, by name."""
 
-    @action(events=(EventKind.CREATED,))
+    @action(events=(EventKind.CREATED,), patience=_IMAGE)
     def define(
         self,
         config: Annotated[dict[str, Any], "the fields of the machine's description"],
         name: Annotated[str | None, "its name; null: a free one"] = None,
-        image: Annotated[str, "the guest image that its kernel is from"] = "",
-        command: Annotated[list[str] | None, "what runs in the guest, and ends with it"] = None,
+        image: Annotated[
+            str, "the guest image that its kernel is from; made or pulled, where no kernel is given"
+        ] = "",
+        command: Annotated[
+            list[str] | None, "what runs in the guest, and ends with it; null: what the image says"
+        ] = None,
         timeout: Annotated[float | None, "seconds after which it is ended"] = None,
         serial: Annotated[str | None, "a file for what its serial line says"] = None,
         remove: Annotated[bool, "remove it at its end"] = False,

@@ -132,7 +132,7 @@ class MachineActions(Actions):
     def snapshot(
         self,
         name: Annotated[str, "the snapshot's name"],
-        store: Annotated[str, "the directory of snapshots"],
+        store: Annotated[str, 'the directory of snapshots; "": that of the host'] = "",
         memory: Annotated[bool, "memory and state, too; else what is saved boots anew"] = True,
         compress: Annotated[bool, "memory by zstd: smaller, slower to restore"] = False,
     ) -> str:
@@ -243,3 +243,13 @@ class MachineActions(Actions):
         columns: Annotated[int, "the terminal's width in characters"] = 80,
     ) -> None:
         """Attach to the console, or to the serial line."""
+
+    @action(states=ANY, streams=True, reads=True)
+    def logs(
+        self,
+        stream: Stream,
+        follow: Annotated[bool, "go on until the machine ends"] = False,
+        lines: Annotated[int | None, "begin so many lines before the end; null: with all"] = None,
+        vmm: Annotated[bool, "the log of the machine's process instead"] = False,
+    ) -> None:
+        """Send what the machine said, serial line, console and command, on stream 1."""

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ringzero.api.action import Action, Argument, Stream, to_plain
 from ringzero.api.table import get
 from ringzero.cli.machines import add_json, add_name
-from ringzero.cli.verb import Verb, print_json
+from ringzero.cli.verb import AS_IS, Away, Verb, print_json
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping
 
-    from ringzero.control.host.client import RemoteMachine
+    from ringzero.control.host.operations import GuestOperations
 
 _METAVARS = {int: "N", float: "S", str: "TEXT"}
 
@@ -28,6 +28,7 @@ class MachineVerb(Verb):
     """
 
     action: ClassVar[str]
+    away = Away(AS_IS, actions=True)
     several: ClassVar[bool] = True
     short: ClassVar[Mapping[str, str]] = MappingProxyType({})
     metavars: ClassVar[Mapping[str, str]] = MappingProxyType({})
@@ -53,7 +54,7 @@ class MachineVerb(Verb):
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Do it with one machine after the other; the first fault ends it."""
-        from ringzero.control.host.client import machine
+        from ringzero.cli.target import machine
 
         action, results = get(self.action), []
         names = arguments.machine if self.several else [arguments.machine]
@@ -70,7 +71,7 @@ class MachineVerb(Verb):
             print_json(results)
         return 0
 
-    def tell(self, machine: RemoteMachine, result: Any) -> None:
+    def tell(self, machine: GuestOperations, result: Any) -> None:
         """Print what came of it, for people."""
         print(machine.name, flush=True)
 

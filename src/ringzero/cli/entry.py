@@ -59,7 +59,8 @@ def _run_quickly(words: list[str]) -> None:
 def main() -> int:
     """Run the command line of this process; return the exit code."""
     _hold_streams()
-    if sys.argv[1:2] == ["run"]:
+    # With RINGZERO_HOST it is about the machines of another host.
+    if sys.argv[1:2] == ["run"] and "RINGZERO_HOST" not in os.environ:
         _run_quickly(sys.argv[1:])
     from ringzero.host import bundle
 

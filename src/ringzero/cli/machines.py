@@ -12,7 +12,7 @@ from ringzero.cli.output import write
 from ringzero.cli.text import printable
 
 if TYPE_CHECKING:
-    from ringzero.control.host.client import RemoteMachine
+    from ringzero.control.host.operations import GuestOperations
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
@@ -30,9 +30,9 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
-def named(arguments: argparse.Namespace) -> RemoteMachine:
+def named(arguments: argparse.Namespace) -> GuestOperations:
     """Return the machine that the user named. Raises NotFoundError."""
-    from ringzero.control.host.client import machine
+    from ringzero.cli.target import machine
 
     return machine(arguments.machine)
 

@@ -6,6 +6,7 @@ Exit codes are in `ringzero.cli.codes`, for people in docs/run.md.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -26,11 +27,14 @@ examples:
   ringzero run -- uname -a            one command in a machine, its output and status
   ringzero run --kernel bzImage --initrd initrd.cpio --append console=ttyS0
   ringzero info                       what this host can run
+  ringzero --host ssh://ana@lab ps    machines of another host; see `ringzero host --help`
 
 `ringzero COMMAND --help` tells about one command.
 """
 
 _Words = list[str]
+# Flags before a command that say whose machines it is about (`ringzero.cli.elsewhere`).
+_HOST_FLAGS = ("--host", "-H", "--token-file", "--cacert")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,6 +115,17 @@ def _wants_json(words: _Words) -> bool:
 
 
 def _run(words: _Words) -> int:
+    # What --host means is loaded where it is meant.
+    if (words and words[0].partition("=")[0] in _HOST_FLAGS) or "RINGZERO_HOST" in os.environ:
+        from ringzero.cli import elsewhere
+
+        place = elsewhere.take(words)
+        if place is not None:
+            return elsewhere.run(place, words, _run_here)
+    return _run_here(words)
+
+
+def _run_here(words: _Words) -> int:
     # A known verb is the only module that is loaded.
     named = words[0] if words and not words[0].startswith("-") else None
     if named is not None and named not in VERBS:
@@ -163,7 +178,15 @@ def _run_parsed(words: _Words, named: str | None, command: list[str] | None) -> 
     )
     parser.add_argument("--version", action="version", version=f"ringzero {ringzero.__version__}")
     parser.add_argument("--json", action="store_true", help="errors as JSON; of every command")
-    known = ["--version", "--json"]
+    parser.add_argument(
+        *("--host", "-H"),
+        metavar="URL|NAME",
+        help="before a command: do it on another host: ssh://[USER@]HOST[:PORT], https://HOST:PORT "
+        "or unix:///PATH (docs/remote.md); RINGZERO_HOST",
+    )
+    parser.add_argument("--token-file", metavar="FILE", help="a token for https; RINGZERO_TOKEN")
+    parser.add_argument("--cacert", metavar="FILE", help="who signs the certificate over https")
+    known = ["--version", "--json", *_HOST_FLAGS]
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
     for name in [named] if named is not None else VERBS.names():
         verb = VERBS.get(name)()

@@ -7,10 +7,12 @@ import time
 from typing import TYPE_CHECKING
 
 from ringzero.cli.verb import Verb
+from ringzero.errors import NotFoundError
 from ringzero.registry import Registry
 
 if TYPE_CHECKING:
-    from ringzero.vm.saved.snapshot import Snapshot
+    from ringzero.api.values import SnapshotSummary
+    from ringzero.control.host.operations import HostOperations
     from ringzero.vm.saved.store import Store
 
 ACTIONS: Registry[type[Verb]] = Registry("snapshot command", "ringzero.cli.snapshot")
@@ -28,6 +30,16 @@ def store() -> Store:
     return Store()
 
 
-def when(snapshot: Snapshot) -> str:
-    """Return the time at which a snapshot was taken, for people."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(snapshot.manifest.taken / 1e9))
+def find(host: HostOperations, name: str) -> SnapshotSummary:
+    """Return what a host tells of the snapshot called `name`. Raises NotFoundError."""
+    for facts in host.snapshots():
+        if facts["name"] == name:
+            return facts
+    raise NotFoundError(
+        f"no snapshot called {name!r}", hint="`ringzero snapshot ls` lists those there are"
+    )
+
+
+def when(taken: float) -> str:
+    """Return the time at which a snapshot was taken, in seconds since 1970, for people."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(taken))

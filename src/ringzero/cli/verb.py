@@ -15,25 +15,53 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ringzero.records import record
 from ringzero.registry import Registry
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
+
+
+@record
+class Away:
+    """What becomes of a command with --host, which means another host than the caller's.
+
+    `how` is AS_IS (its words name things of that host), STREAMS (and it has the caller's streams
+    and terminal), CARRIED (what is the caller's is carried), HERE (it is about the caller's side,
+    and done there) or REFUSED (`why` says what to do instead). `files` are its arguments that name
+    files: SENT, FETCHED, THERE (that host's by their nature, and so absolute), BARRED (one would be
+    taken from the wrong host); ENV are variables without a value, which are the caller's. One that
+    is done by `actions` alone can be done over the HTTP API, too.
+    """
+
+    how: str
+    actions: bool = False
+    files: Mapping[str, str] = MappingProxyType({})
+    why: str = ""
+
+
+AS_IS, STREAMS, CARRIED, HERE, REFUSED = "as it is", "streams", "carried", "here", "refused"
+SENT, FETCHED, THERE, BARRED, ENV = "sent", "fetched", "there", "barred", "env"
 
 
 class Verb(ABC):
     """One command. `summary` is a line in the list; `examples` are shown in its help.
 
-    With `takes_command`, the words after "--" come as `arguments.command`. A verb that `collects`
-    takes what is wrong with its flags in `arguments.faults`, and tells it with what else is.
+    `away` tells what becomes of it on another host; a command of a group has its group's where it
+    has none. With `takes_command`, the words after "--" come as `arguments.command`. A verb that
+    `collects` takes what is wrong with its flags in `arguments.faults`, and tells it with what
+    else is.
     """
 
     summary: ClassVar[str]
     examples: ClassVar[str] = ""
     takes_command: ClassVar[bool] = False
     collects: ClassVar[bool] = False
+    away: ClassVar[Away]
 
     @abstractmethod
     def configure(self, parser: argparse.ArgumentParser) -> None:
@@ -45,6 +73,10 @@ class Verb(ABC):
             return words, None
         cut = words.index("--")
         return words[:cut], words[cut + 1 :]
+
+    def files(self, arguments: argparse.Namespace) -> Mapping[str, str]:
+        """Return which arguments name files, as `away` has it, in this very command line."""
+        return self.away.files
 
     @abstractmethod
     def execute(self, arguments: argparse.Namespace) -> int:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from ringzero.cli import building
 from ringzero.cli.image_action import ACTIONS, add_json, show
-from ringzero.cli.verb import Verb
+from ringzero.cli.verb import BARRED, CARRIED, ENV, SENT, Away, Verb
 
 
 @ACTIONS.register("build")
 class Build(Verb):
     summary = "build an image from a Vmfile, or put one of ringzero's own together"
+    away = Away(CARRIED)
     examples = """\
   ringzero image build -t web:1 .     from the Vmfile (or Dockerfile) of this directory
   ringzero image build                the default guest, if it is not there yet
@@ -31,6 +33,11 @@ class Build(Verb):
         parser.add_argument("--refresh", action="store_true", help="ask for newer packages")
         building.configure(parser)
         add_json(parser)
+
+    def files(self, arguments: argparse.Namespace) -> Mapping[str, str]:
+        """The directory and its Vmfile; secrets are read from where the build is."""
+        found = {"file": SENT, "build_arg": ENV, "secret": BARRED}
+        return found | {"name": SENT} if building.is_build(arguments) else found
 
     def execute(self, arguments: argparse.Namespace) -> int:
         if building.is_build(arguments):

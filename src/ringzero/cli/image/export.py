@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ringzero.cli.image_action import ACTIONS, add_image, add_json, one
-from ringzero.cli.verb import Verb, print_json
+from ringzero.cli.verb import CARRIED, FETCHED, Away, Verb, print_json
 
 if TYPE_CHECKING:
     from ringzero.image.oci.store import StoredImage
@@ -19,6 +19,7 @@ _FORMATS = ("tar", "raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi", "ova", "box")
 @ACTIONS.register("export")
 class Export(Verb):
     summary = "write an image's files as a tar, or as a disk that boots by itself"
+    away = Away(CARRIED, files={"file": FETCHED})
     examples = """\
   ringzero image export web:1 web.tar         its files, its layers merged
   ringzero image export web:1 - | tar -t

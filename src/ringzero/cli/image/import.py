@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 from ringzero.cli.image_action import ACTIONS, add_json, show
-from ringzero.cli.verb import Verb
+from ringzero.cli.verb import CARRIED, SENT, Away, Verb
 
 
 @ACTIONS.register("import")
 class Import(Verb):
     summary = "bring a machine of another system, a disk or a tar of files into the store"
+    away = Away(CARRIED, files={"file": SENT})
     examples = """\
   ringzero image import web.ova                   web:latest; then: ringzero run web
   ringzero image import debian.box deb:12         Vagrant's: libvirt, VirtualBox, VMware

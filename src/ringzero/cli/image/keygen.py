@@ -9,12 +9,13 @@ from pathlib import Path
 
 from ringzero.cli import signing
 from ringzero.cli.image_action import ACTIONS, add_json
-from ringzero.cli.verb import Verb, print_json
+from ringzero.cli.verb import REFUSED, Away, Verb, print_json
 
 
 @ACTIONS.register("keygen")
 class KeyGeneration(Verb):
     summary = "make a pair of keys that sign images and verify them"
+    away = Away(REFUSED, why="keys are made where they are kept: leave --host out")
     examples = """\
   ringzero image keygen release        release.key, which signs, and release.pub, for all others
   RINGZERO_KEY_PASSWORD=... ringzero image keygen release   encrypted by a password

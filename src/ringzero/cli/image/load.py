@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 
 from ringzero.cli.image_action import ACTIONS, add_json, show
-from ringzero.cli.verb import Verb
+from ringzero.cli.verb import CARRIED, SENT, Away, Verb
 
 
 @ACTIONS.register("load")
 class Load(Verb):
     summary = "bring all images of a file or layout into the store, with their names"
+    away = Away(CARRIED, files={"file": SENT})
     examples = """\
   ringzero image load app.tar          what `docker save`, `podman save` or skopeo wrote
   ringzero image load app.tar.gz       gzip, bzip2, xz and zstd are unpacked

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 
 from ringzero.cli.image_action import ACTIONS, add_image, add_json, one
-from ringzero.cli.verb import Verb, print_json
+from ringzero.cli.verb import CARRIED, FETCHED, Away, Verb, print_json
 
 
 @ACTIONS.register("save")
 class Save(Verb):
     summary = "write an image as a layout: run oci:DIR takes it"
+    away = Away(CARRIED, files={"target": FETCHED})
     examples = """\
   ringzero image save web:1 ./layout  the OCI image layout, which `run oci:./layout` takes
 """

@@ -6,12 +6,13 @@ import argparse
 
 from ringzero.cli import signing
 from ringzero.cli.image_action import ACTIONS, add_image, add_json, one
-from ringzero.cli.verb import Verb, print_json
+from ringzero.cli.verb import CARRIED, SENT, Away, Verb, print_json
 
 
 @ACTIONS.register("sign")
 class Sign(Verb):
     summary = "sign an image of the store; push takes the signature along"
+    away = Away(CARRIED, files={"key": SENT})
     examples = """\
   ringzero image sign web:1 --key release.key
   ringzero image sign web:1 --key release.key --name registry.example/web

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ringzero.cli.image_action import ACTIONS, add_image, add_json, one
-from ringzero.cli.verb import Verb, print_json
+from ringzero.cli.verb import CARRIED, SENT, Away, Verb, print_json
 
 if TYPE_CHECKING:
     from ringzero.image.oci.store import StoredImage
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 @ACTIONS.register("verify")
 class Verify(Verb):
     summary = "read an image wholly, and compare it with its digests and signatures"
+    away = Away(CARRIED, files={"key": SENT})
     examples = """\
   ringzero image verify web:1          exit code 1 where something is wrong or missing
   ringzero image verify web:1 --key release.pub    and one of the keys has to have signed it

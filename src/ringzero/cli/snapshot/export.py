@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 
 from ringzero.cli.snapshot_action import ACTIONS, add_common, store
-from ringzero.cli.verb import Verb, print_json
+from ringzero.cli.verb import CARRIED, FETCHED, Away, Verb, print_json
 from ringzero.units import format_size
 
 
 @ACTIONS.register("export")
 class Export(Verb):
     summary = "write a snapshot to one file, to be carried elsewhere"
+    away = Away(CARRIED, files={"file": FETCHED})
     examples = """\
   ringzero snapshot export ready ready.rzs
 """

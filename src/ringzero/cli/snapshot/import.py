@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 
 from ringzero.cli.snapshot_action import ACTIONS, add_common, store
-from ringzero.cli.verb import Verb, print_json
+from ringzero.cli.verb import CARRIED, SENT, Away, Verb, print_json
 
 
 @ACTIONS.register("import")
 class Import(Verb):
     summary = "take an exported snapshot in, verified"
+    away = Away(CARRIED, files={"file": SENT})
     examples = """\
   ringzero snapshot import ready.rzs
   ringzero snapshot import ready.rzs --name theirs

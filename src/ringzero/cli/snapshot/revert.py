@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 
 from ringzero.cli.machines import add_name, named
-from ringzero.cli.snapshot_action import ACTIONS, add_common, store
-from ringzero.cli.verb import Verb, print_json
-from ringzero.errors import StateError
+from ringzero.cli.snapshot_action import ACTIONS, add_common, find, store
+from ringzero.cli.verb import AS_IS, Away, Verb, print_json
+from ringzero.errors import InvalidValueError, StateError
 
 
 @ACTIONS.register("revert")
 class Revert(Verb):
     summary = "take a machine, running or not, back to one of its snapshots"
+    away = Away(AS_IS, actions=True)
     examples = """\
   ringzero snapshot revert web ready
   ringzero snapshot save web now && ringzero snapshot revert web ready
@@ -30,13 +31,25 @@ now is lost, the content of its disk images included: save it first to keep it.
         add_common(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
-        machine, snapshot = named(arguments), store().get(arguments.snapshot)
-        faults = snapshot.check() if arguments.verify else []
-        if faults:
-            raise StateError(f"{snapshot.name} is damaged: {faults[0]}")
-        machine.revert(str(snapshot.path))
+        from ringzero.cli.target import host, remote
+
+        machine = named(arguments)
+        if remote() is None:
+            snapshot = store().get(arguments.snapshot)
+            faults = snapshot.check() if arguments.verify else []
+            if faults:
+                raise StateError(f"{snapshot.name} is damaged: {faults[0]}")
+            place = str(snapshot.path)
+        elif arguments.verify:
+            raise InvalidValueError(
+                "a snapshot cannot be read over the HTTP API",
+                hint="`ringzero snapshot check` over --host ssh://HOST",
+            )
+        else:
+            place = find(host(), arguments.snapshot)["directory"]
+        machine.revert(place)
         if arguments.json:
-            print_json(machine.directory.summary())
+            print_json(machine.inspect())
         else:
             print(machine.name)
         return 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 
 from ringzero.cli.snapshot_action import ACTIONS, add_common
-from ringzero.cli.verb import Verb, print_json
+from ringzero.cli.verb import AS_IS, Away, Verb, print_json
 from ringzero.units import format_size
 
 
 @ACTIONS.register("rm")
 class Remove(Verb):
     summary = "remove snapshots; what others share with them stays"
+    away = Away(AS_IS, actions=True)
     examples = """\
   ringzero snapshot rm ready before-upgrade
 """
@@ -21,7 +22,7 @@ class Remove(Verb):
         add_common(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
-        from ringzero.control.host.client import host
+        from ringzero.cli.target import host
 
         freed = dict[str, int]()
         for name in arguments.snapshot:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 
 from ringzero.cli.machines import add_name, named
-from ringzero.cli.snapshot_action import ACTIONS, add_common, store
-from ringzero.cli.verb import Verb, print_json
+from ringzero.cli.snapshot_action import ACTIONS, add_common, find, store
+from ringzero.cli.verb import AS_IS, Away, Verb, print_json
 
 
 @ACTIONS.register("save")
 class Save(Verb):
     summary = "save a machine, running or not, under a name"
+    away = Away(AS_IS, actions=True)
     examples = """\
   ringzero snapshot save web ready
   ringzero snapshot save web before-upgrade --disks-only
@@ -29,17 +30,17 @@ class Save(Verb):
         add_common(parser)
 
     def execute(self, arguments: argparse.Namespace) -> int:
-        from ringzero.control.host.actions import snapshot_facts
+        from ringzero.cli.target import host, remote
 
-        machine, place = named(arguments), store()
+        machine = named(arguments)
         machine.snapshot(
             arguments.snapshot,
-            str(place.root),
+            str(store().root) if remote() is None else "",
             memory=not arguments.disks_only,
             compress=arguments.compress,
         )
         if arguments.json:
-            print_json(snapshot_facts(place.get(arguments.snapshot)))
+            print_json(find(host(), arguments.snapshot))
         else:
             print(arguments.snapshot)
         return 0

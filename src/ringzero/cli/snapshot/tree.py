@@ -47,6 +47,6 @@ def _lines(
     for index, node in enumerate(mine):
         last = index == len(mine) - 1
         branch, below = ("", "") if parent is None else (("└─ ", "   ") if last else ("├─ ", "│  "))
-        size = format_size(node.own)
-        yield f"{indent}{branch}{node.snapshot.name}  {when(node.snapshot)}  {size}"
+        size, taken = format_size(node.own), when(node.snapshot.manifest.taken / 1e9)
+        yield f"{indent}{branch}{node.snapshot.name}  {taken}  {size}"
         yield from _lines(children, node.snapshot.name, indent + below)

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from ringzero.cli.verb import VERBS, Verb
+from ringzero.cli.verb import HERE, VERBS, Away, Verb
 from ringzero.records import record
 
 # How the names of what there is are found, by what a positional word or a flag calls it.
@@ -106,6 +106,7 @@ class _Command:
 @VERBS.register("completion")
 class Completion(Verb):
     summary = "print shell code for completion"
+    away = Away(HERE)
     examples = """\
   eval "$(ringzero completion bash)"
   ringzero completion zsh > ~/.zfunc/_ringzero

@@ -15,7 +15,7 @@ from ringzero.cli.machines import add_json, add_name, named, note
 from ringzero.cli.output import write
 from ringzero.cli.signals import taken
 from ringzero.cli.text import TerminalFilter
-from ringzero.cli.verb import VERBS, Verb
+from ringzero.cli.verb import STREAMS, VERBS, Away, Verb
 
 _STDIN, _STDOUT = 0, 1
 # The arguments of the action that are flags as they are.
@@ -25,6 +25,7 @@ _FLAGS = ("watch", "only", "scrollback")
 @VERBS.register("console")
 class Console(Verb):
     summary = "attach to a machine's console; several may at once"
+    away = Away(STREAMS, actions=True)
     examples = """\
   ringzero console web             Ctrl-] q detaches; the machine goes on
   ringzero console --watch web     see, and do not type

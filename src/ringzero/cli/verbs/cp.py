@@ -7,13 +7,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from ringzero.cli.machines import note
-from ringzero.cli.verb import VERBS, Verb
+from ringzero.cli.verb import CARRIED, VERBS, Away, Verb
 from ringzero.errors import InvalidValueError
 
 if TYPE_CHECKING:
     import argparse
 
-    from ringzero.control.host.client import RemoteMachine
+    from ringzero.control.host.operations import GuestOperations
 
 _STDOUT = 1
 # So many names of what was skipped are told.
@@ -23,6 +23,7 @@ _TOLD = 3
 @VERBS.register("cp")
 class Copy(Verb):
     summary = "copy files and folders into a machine, or out of it"
+    away = Away(CARRIED, actions=True)
     examples = """\
   ringzero cp app.py web:/srv              into a folder; or under another name: web:/srv/main.py
   ringzero cp web:/var/log/syslog .        out of it
@@ -50,7 +51,7 @@ guest begin at its root. A file of yours with a colon in its name is given as ./
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Copy."""
-        from ringzero.control.host.client import machine
+        from ringzero.cli.target import machine
         from ringzero.host.progress import QUIET, Progress
 
         *sources, target = arguments.operands
@@ -110,7 +111,7 @@ def _unclear(inside: list[tuple[str, str] | None], into: bool) -> InvalidValueEr
     return InvalidValueError("some sources are the machine's, others the host's")
 
 
-def _from_stdin(machine: RemoteMachine, sources: list[str], path: str) -> None:
+def _from_stdin(machine: GuestOperations, sources: list[str], path: str) -> None:
     from ringzero.control.host import transfer
     from ringzero.host.progress import Progress
     from ringzero.host.tarstream import plain_stream
@@ -125,7 +126,7 @@ def _from_stdin(machine: RemoteMachine, sources: list[str], path: str) -> None:
     transfer.put_stream(machine, plain_stream(sys.stdin.buffer), path, Progress())
 
 
-def _to_stdout(machine: RemoteMachine, path: str, *, follow: bool) -> None:
+def _to_stdout(machine: GuestOperations, path: str, *, follow: bool) -> None:
     from ringzero.cli.output import write
     from ringzero.control.host import transfer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ringzero.cli.machine_config import release_disks
+from ringzero.cli.target import remote
 from ringzero.cli.verb import VERBS, print_json
 from ringzero.cli.verbs.run import Run, claim
 
@@ -30,6 +31,10 @@ class Create(Run):
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Claim the name, and leave the description for `start`."""
+        if remote() is not None:
+            from ringzero.cli import remote_run
+
+            return remote_run.create(arguments)
         from ringzero.control.host.claims import define
 
         # Once it runs, it is as one that was started by `run -d`.

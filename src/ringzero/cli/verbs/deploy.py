@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ringzero.cli.machines import add_json, ago, note, one_line, table
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import CARRIED, SENT, VERBS, Away, Verb, print_json
 from ringzero.errors import ConfigError, InvalidValueError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ _SIGNS = {"added": "+", "removed": "-", "replaced": "~", "adjusted": "~", "same"
 @VERBS.register("deploy")
 class Deploy(Verb):
     summary = "bring this host to the services that run.toml describes"
+    away = Away(CARRIED)
     examples = """\
   ringzero deploy                             run.toml of this folder
   ringzero deploy -f shop.toml --dry-run      what that would change
@@ -90,6 +91,10 @@ docs/deploy.md tells the rest: replicas, restart policy, secrets, volumes, sever
         remove.add_argument(
             "--volumes", action="store_true", help="and its volumes, with all in them"
         )
+
+    def files(self, arguments: argparse.Namespace) -> Mapping[str, str]:
+        """What is deployed; the other commands read no file."""
+        return {"file": SENT} if arguments.action is None and not arguments.schema else {}
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Do it."""

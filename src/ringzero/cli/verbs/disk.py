@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ringzero.cli.verb import VERBS, Group, Verb
+from ringzero.cli.verb import REFUSED, VERBS, Away, Group, Verb
 
 if TYPE_CHECKING:
     from ringzero.registry import Registry
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 @VERBS.register("disk")
 class Disk(Group):
     summary = "make, look at, convert and mend disk images"
+    away = Away(REFUSED, why="it works on files: run it on the host that has them")
     examples = """\
   ringzero disk create -f qcow2 disk.qcow2 20G
   ringzero disk info disk.qcow2

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ringzero.cli.cpu_models import SHOW_MODELS, guest_of, guests_of_models, show_models
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import AS_IS, THERE, VERBS, Away, Verb, print_json
 
 
 @VERBS.register("engine")
 class Engine(Verb):
     summary = "compile the software engine ahead of time, look at it, remove it"
+    away = Away(AS_IS, files={"output": THERE})
     examples = """\
   ringzero engine build                    for every CPU since 2009: bake it into an image
   ringzero engine build --target host      for this host's CPU, as a first start does

@@ -10,7 +10,7 @@ from ringzero.api.action import Stream
 from ringzero.cli.machines import add_json
 from ringzero.cli.output import write
 from ringzero.cli.text import printable
-from ringzero.cli.verb import VERBS, Verb
+from ringzero.cli.verb import AS_IS, VERBS, Away, Verb
 
 _STDOUT = 1
 
@@ -18,6 +18,7 @@ _STDOUT = 1
 @VERBS.register("events")
 class Events(Verb):
     summary = "tell what happens to machines, until Ctrl-C"
+    away = Away(AS_IS, actions=True)
     examples = """\
   ringzero events
   ringzero events --json web db      of these two, a line of JSON each
@@ -32,7 +33,7 @@ class Events(Verb):
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Print a line for each."""
-        from ringzero.control.host.client import host
+        from ringzero.cli.target import host
 
         # Output that goes nowhere is told now, and not when something happens.
         write(_STDOUT, b"")

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ringzero.api.action import Link, Stream
 from ringzero.cli.command_flags import (
@@ -19,8 +19,11 @@ from ringzero.cli.command_flags import (
 from ringzero.cli.flags import words_of
 from ringzero.cli.machines import add_name, both_outputs, named, note
 from ringzero.cli.signals import taken
-from ringzero.cli.verb import VERBS, Verb
+from ringzero.cli.verb import ENV, STREAMS, VERBS, Away, Verb
 from ringzero.errors import ControlError, InvalidValueError
+
+if TYPE_CHECKING:
+    from ringzero.control.host.operations import GuestOperations
 
 _STDIN, _STDOUT = 0, 1
 # What the user may send to the command by sending it to us.
@@ -34,6 +37,7 @@ _ENOUGH, _SOON = 3, 3.0
 @VERBS.register("exec")
 class Exec(Verb):
     summary = "run a command in a running machine"
+    away = Away(STREAMS, actions=True, files={"env": ENV})
     takes_command = True
     examples = """\
   ringzero exec web uname -a            its output, its exit status
@@ -65,26 +69,32 @@ Flags stand before the command, whose own begin where it does; a -- before it ma
         """Run it and end with its status."""
         if not arguments.command:
             raise InvalidValueError("no command", hint=f"ringzero exec {arguments.machine} CMD ...")
-        from ringzero.host.terminal import size
-
-        rows, columns = size(_STDOUT)
-        wanted: dict[str, Any] = {"stdin": arguments.interactive}
-        if arguments.tty:
-            term = os.environ.get("TERM", "linux")
-            wanted |= {"tty": True, "rows": rows, "columns": columns, "term": term}
         machine = named(arguments)
         words = arguments.command
         if given(arguments):
             words = command_words(arguments, words, takes_options=machine.takes_options)
-        with _Streams(tty=arguments.tty, interactive=arguments.interactive) as streams:
-            try:
-                end = machine.exec(streams, words, wait=machine.boot_bound(), **wanted)
-            except ControlError:
-                if streams.left:
-                    return 128 + streams.left
-                raise
-        advise_quoting(arguments.command, end["status"])
-        return int(end["status"])
+        status = run_there(machine, words, tty=arguments.tty, interactive=arguments.interactive)
+        advise_quoting(arguments.command, status)
+        return status
+
+
+def run_there(machine: GuestOperations, words: list[str], *, tty: bool, interactive: bool) -> int:
+    """Run a command in a guest on our standard streams; return its exit status."""
+    from ringzero.host.terminal import size
+
+    rows, columns = size(_STDOUT)
+    wanted: dict[str, Any] = {"stdin": interactive}
+    if tty:
+        term = os.environ.get("TERM", "linux")
+        wanted |= {"tty": True, "rows": rows, "columns": columns, "term": term}
+    with _Streams(tty=tty, interactive=interactive) as streams:
+        try:
+            end = machine.exec(streams, words, wait=machine.boot_bound(), **wanted)
+        except ControlError:
+            if streams.left:
+                return 128 + streams.left
+            raise
+    return end["status"]
 
 
 class _Streams(Stream):

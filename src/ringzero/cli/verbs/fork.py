@@ -28,11 +28,11 @@ class Fork(MachineVerb):
     def execute(self, arguments: argparse.Namespace) -> int:
         """Make them and print their names."""
         from ringzero.api.table import get
-        from ringzero.control.host.client import machine
+        from ringzero.cli.target import machine
 
         made = machine(arguments.machine).copies(**chosen(get(self.action), arguments))
         if arguments.json:
-            print_json([copy.directory.summary() for copy in made])
+            print_json([copy.inspect() for copy in made])
         else:
             for copy in made:
                 print(copy.name)

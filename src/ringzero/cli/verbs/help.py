@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from ringzero.cli.verb import VERBS, Verb
+from ringzero.cli.verb import HERE, VERBS, Away, Verb
 
 
 @VERBS.register("help")
 class Help(Verb):
     summary = "tell about the commands, or about one"
+    away = Away(HERE)
     examples = """\
   ringzero help
   ringzero help run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ringzero.cli.verb import VERBS, Group, Verb
+from ringzero.cli.verb import AS_IS, VERBS, Away, Group, Verb
 
 if TYPE_CHECKING:
     from ringzero.registry import Registry
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 @VERBS.register("image")
 class Image(Group):
     summary = "build, list, compare, ship and remove guest images"
+    away = Away(AS_IS)
     examples = """\
   ringzero image build -t web:1 .     from the Vmfile (or Dockerfile) of this directory
   ringzero image ls                   ours, and those of containers (`ringzero pull`)

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import ringzero
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import AS_IS, VERBS, Away, Verb, print_json
 from ringzero.settings import CACHE_DIR, TABLE
 
 
 @VERBS.register("info")
 class Info(Verb):
     summary = "say what this host can run, and where things are kept"
+    away = Away(AS_IS)
     examples = "  ringzero info\n  ringzero info --json\n"
 
     def configure(self, parser: argparse.ArgumentParser) -> None:

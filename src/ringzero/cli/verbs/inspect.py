@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 
 from ringzero.cli.machines import add_json, add_name, named
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import AS_IS, VERBS, Away, Verb, print_json
 
 
 @VERBS.register("inspect")
 class Inspect(Verb):
     summary = "tell everything about one machine, as JSON"
+    away = Away(AS_IS, actions=True)
     examples = """\
   ringzero inspect web
   ringzero inspect web | jq .stats

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
+from ringzero.api.action import Stream
 from ringzero.cli.machines import add_json, add_name, named
 from ringzero.cli.output import write
 from ringzero.cli.text import TerminalFilter
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import AS_IS, VERBS, Away, Verb, print_json
 from ringzero.errors import InvalidValueError
-from ringzero.host.files import open_regular
-
-if TYPE_CHECKING:
-    from ringzero.control.host.directory import MachineDirectory
 
 _STDOUT = 1
-_CHUNK = 1 << 16
 
 
 @VERBS.register("logs")
 class Logs(Verb):
     summary = "print what a machine said: serial line, console, its command's output"
+    away = Away(AS_IS, actions=True)
     examples = """\
   ringzero logs web
   ringzero logs -f web          and what it says from now on, until it ends
@@ -43,80 +38,33 @@ class Logs(Verb):
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Print the log, byte for byte where no terminal shows it."""
-        from ringzero.control.host.directory import CONSOLE_LOG, VMM_LOG
-
         if arguments.lines is not None and arguments.lines < 0:
             raise InvalidValueError(f"{arguments.lines} lines make no sense")
         if arguments.json and arguments.follow:
             raise InvalidValueError("--json with -f")
-        where = named(arguments).directory
-        path = where.path / (VMM_LOG if arguments.vmm else CONSOLE_LOG)
-        log = Log(path)
-        data = b"".join(log.read())
-        if arguments.lines is not None:
-            data = b"".join(data.splitlines(keepends=True)[-arguments.lines or len(data) + 1 :])
-        if arguments.json:
-            print_json({"name": where.name, "log": data.decode("utf-8", "replace")})
-            return 0
         # A guest must not have the user's terminal type into the user's shell.
         filtered = TerminalFilter() if os.isatty(_STDOUT) and not arguments.raw else None
+        kept, machine = bytearray(), named(arguments)
 
         def show(chunk: bytes) -> None:
-            write(_STDOUT, chunk if filtered is None else filtered.feed(chunk))
+            if arguments.json:
+                kept.extend(chunk)
+            else:
+                write(_STDOUT, chunk if filtered is None else filtered.feed(chunk))
 
-        show(data)
-        if arguments.follow:
-            self._follow(where, log, show)
-        if filtered is not None:
+        machine.logs(
+            _Shown(show), follow=arguments.follow, lines=arguments.lines, vmm=arguments.vmm
+        )
+        if arguments.json:
+            print_json({"name": machine.name, "log": kept.decode("utf-8", "replace")})
+        elif filtered is not None:
             write(_STDOUT, filtered.end())
         return 0
 
-    def _follow(self, where: MachineDirectory, log: Log, show: Callable[[bytes], None]) -> None:
-        """Show what comes until the machine has ended."""
-        from ringzero.control.host.events import Changes
 
-        with Changes(where.path) as changes:
-            while True:
-                alive = where.alive
-                for chunk in log.read():
-                    show(chunk)
-                if not alive:
-                    return
-                changes.wait()
+class _Shown(Stream):
+    def __init__(self, show: Callable[[bytes], None]) -> None:
+        self._show = show
 
-
-class Log:
-    """A log that its writer may rotate at any moment."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._old: list[int] = []
-        for part in (path.with_name(path.name + ".1"), path):
-            self._open(part)
-
-    def read(self) -> Iterator[bytes]:
-        """Yield everything that was written since the last time."""
-        while self._old:
-            descriptor = self._old[0]
-            while chunk := os.read(descriptor, _CHUNK):
-                yield chunk
-            if len(self._old) > 1:
-                os.close(self._old.pop(0))
-            elif not self._rotated(descriptor):
-                return
-
-    def _rotated(self, descriptor: int) -> bool:
-        """Open the next part where the writer has begun one."""
-        try:
-            if os.path.samestat(os.fstat(descriptor), self._path.stat()):
-                return False
-        except OSError:
-            return False
-        return self._open(self._path)
-
-    def _open(self, part: Path) -> bool:
-        try:
-            self._old.append(open_regular(part))
-        except OSError:
-            return False
-        return True
+    def data(self, number: int, content: bytes) -> None:
+        self._show(content)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from ringzero.api.table import get
 from ringzero.api.values import NetworkSummary
 from ringzero.cli.machines import add_json, note, table
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import AS_IS, VERBS, Away, Verb, print_json
 from ringzero.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from ringzero.control.host.client import Host
+    from ringzero.control.host.operations import HostOperations
 
 _MODES = ("nat", "isolated", "open")
 
@@ -21,6 +21,7 @@ _MODES = ("nat", "isolated", "open")
 @VERBS.register("network")
 class NetworkVerb(Verb):
     summary = "networks by name, which several machines join"
+    away = Away(AS_IS, actions=True)
     examples = """\
   ringzero network create lan
   ringzero run -d --name web --net lan -p 8080:80 -- httpd -f
@@ -40,7 +41,7 @@ class NetworkVerb(Verb):
         commands = parser.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
 
         def command(
-            name: str, act: Callable[[Host, argparse.Namespace], Any], text: str
+            name: str, act: Callable[[HostOperations, argparse.Namespace], Any], text: str
         ) -> argparse.ArgumentParser:
             sub: argparse.ArgumentParser = commands.add_parser(
                 name, help=text, description=f"{text[0].upper()}{text[1:]}."
@@ -99,7 +100,7 @@ class NetworkVerb(Verb):
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Do it."""
-        from ringzero.control.host.client import host
+        from ringzero.cli.target import host
 
         found = arguments.act(host(), arguments)
         if arguments.json:
@@ -111,7 +112,7 @@ def _interface_help(connects: bool) -> str:
     return get("connect" if connects else "disconnect").arguments[-1].help
 
 
-def _create(host: Host, arguments: argparse.Namespace) -> NetworkSummary:
+def _create(host: HostOperations, arguments: argparse.Namespace) -> NetworkSummary:
     found = host.create_network(
         arguments.name,
         mode=arguments.mode,
@@ -128,7 +129,7 @@ def _create(host: Host, arguments: argparse.Namespace) -> NetworkSummary:
     return found
 
 
-def _list(host: Host, arguments: argparse.Namespace) -> list[NetworkSummary]:
+def _list(host: HostOperations, arguments: argparse.Namespace) -> list[NetworkSummary]:
     found = host.networks()
     if arguments.quiet and not arguments.json:
         for facts in found:
@@ -148,7 +149,7 @@ def _list(host: Host, arguments: argparse.Namespace) -> list[NetworkSummary]:
     return found
 
 
-def _inspect(host: Host, arguments: argparse.Namespace) -> list[NetworkSummary]:
+def _inspect(host: HostOperations, arguments: argparse.Namespace) -> list[NetworkSummary]:
     known = {facts["name"]: facts for facts in host.networks()}
     for name in arguments.networks:
         if name not in known:
@@ -160,7 +161,7 @@ def _inspect(host: Host, arguments: argparse.Namespace) -> list[NetworkSummary]:
     return [known[name] for name in arguments.networks]
 
 
-def _remove(host: Host, arguments: argparse.Namespace) -> list[str]:
+def _remove(host: HostOperations, arguments: argparse.Namespace) -> list[str]:
     for name in arguments.networks:
         host.remove_network(name)
         if not arguments.json:
@@ -168,15 +169,17 @@ def _remove(host: Host, arguments: argparse.Namespace) -> list[str]:
     return list(arguments.networks)
 
 
-def _start(host: Host, arguments: argparse.Namespace) -> list[NetworkSummary]:
+def _start(host: HostOperations, arguments: argparse.Namespace) -> list[NetworkSummary]:
     return _change(host, arguments, active=True)
 
 
-def _stop(host: Host, arguments: argparse.Namespace) -> list[NetworkSummary]:
+def _stop(host: HostOperations, arguments: argparse.Namespace) -> list[NetworkSummary]:
     return _change(host, arguments, active=False)
 
 
-def _change(host: Host, arguments: argparse.Namespace, *, active: bool) -> list[NetworkSummary]:
+def _change(
+    host: HostOperations, arguments: argparse.Namespace, *, active: bool
+) -> list[NetworkSummary]:
     found = []
     for name in arguments.networks:
         found.append(host.describe_network(name, active=active))
@@ -185,14 +188,14 @@ def _change(host: Host, arguments: argparse.Namespace, *, active: bool) -> list[
     return found
 
 
-def _connect(host: Host, arguments: argparse.Namespace) -> dict[str, Any]:
+def _connect(host: HostOperations, arguments: argparse.Namespace) -> dict[str, Any]:
     number = host.machine(arguments.machine).connect(arguments.network, arguments.interface)
     if not arguments.json:
         print(f"{arguments.machine}  eth{number}: {arguments.network}")
     return {"machine": arguments.machine, "interface": number}
 
 
-def _disconnect(host: Host, arguments: argparse.Namespace) -> dict[str, Any]:
+def _disconnect(host: HostOperations, arguments: argparse.Namespace) -> dict[str, Any]:
     host.machine(arguments.machine).disconnect(arguments.interface)
     if not arguments.json:
         print(f"{arguments.machine}  eth{arguments.interface}: none")

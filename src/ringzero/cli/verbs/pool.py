@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ringzero.cli.machines import add_json, ago, table
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import AS_IS, VERBS, Away, Verb, print_json
 from ringzero.errors import ConfigError, InvalidValueError, NotFoundError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ _IDLE = 3600.0
 @VERBS.register("pool")
 class Pool(Verb):
     summary = "keep machines ready, so that `run` answers at once"
+    away = Away(AS_IS)
     examples = """\
   ringzero pool start                     two machines of the default guest, for an hour unused
   ringzero run -- true                    takes one of them, and the pool makes another

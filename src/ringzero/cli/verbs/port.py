@@ -6,7 +6,7 @@ import argparse
 
 from ringzero.api.values import PortSummary
 from ringzero.cli.machines import add_json, add_name, named
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import AS_IS, VERBS, Away, Verb, print_json
 from ringzero.errors import InvalidValueError
 
 _CHANGES = ("add", "rm")
@@ -15,6 +15,7 @@ _CHANGES = ("add", "rm")
 @VERBS.register("port")
 class Port(Verb):
     summary = "list, add or remove the ports of this host that lead to a machine"
+    away = Away(AS_IS, actions=True)
     examples = """\
   ringzero port web                     127.0.0.1:8080 -> 80/tcp
   ringzero port web add 8081:81 0:22    while it runs; 0 takes any free port

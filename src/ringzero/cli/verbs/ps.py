@@ -7,12 +7,13 @@ from pathlib import Path
 
 from ringzero.api.values import ALIVE, MachineSummary, Status
 from ringzero.cli.machines import add_json, ago, note, one_line, table
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import AS_IS, VERBS, Away, Verb, print_json
 
 
 @VERBS.register("ps")
 class Ps(Verb):
     summary = "list the machines"
+    away = Away(AS_IS, actions=True)
     examples = """\
   ringzero ps                 those that run
   ringzero ps -a              those that ended, too, and how
@@ -33,8 +34,7 @@ class Ps(Verb):
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Print them. No process is asked: the directories tell."""
-        from ringzero.control.host.client import host
-        from ringzero.control.host.directory import odd
+        from ringzero.cli.target import host, remote
 
         found = host().machines(arguments.status)
         if not arguments.status and not arguments.all:
@@ -49,9 +49,17 @@ class Ps(Verb):
                 ("NAME", "STATUS", "FOR", "PID", "CPUS", "MEMORY", "ENGINE", "RUNS"),
                 [_row(facts) for facts in found],
             )
-        for name, reason in odd():
-            note(f"{name!r} is no machine ({reason}); `ringzero rm {name}` removes it")
+        if remote() is None:
+            _tell_odd()
         return 0
+
+
+def _tell_odd() -> None:
+    """Tell what is among this host's machines and is none."""
+    from ringzero.control.host.directory import odd
+
+    for name, reason in odd():
+        note(f"{name!r} is no machine ({reason}); `ringzero rm {name}` removes it")
 
 
 def _row(facts: MachineSummary) -> tuple[str, ...]:

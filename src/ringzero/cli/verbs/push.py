@@ -6,12 +6,13 @@ import argparse
 
 from ringzero.cli import signing
 from ringzero.cli.trust import add_flags, trust_of
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import CARRIED, SENT, VERBS, Away, Verb, print_json
 
 
 @VERBS.register("push")
 class Push(Verb):
     summary = "take an image of the store to a registry"
+    away = Away(CARRIED, files={"sign": SENT})
     examples = """\
   ringzero push localhost:5000/web:1.2          by the name that it has
   ringzero push web:1.2 registry.example/web:1.2   by another one

@@ -31,15 +31,21 @@ from ringzero.cli.machine_config import (
     release_disks,
     seeded,
 )
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.target import remote
+from ringzero.cli.verb import BARRED, ENV, SENT, STREAMS, VERBS, Away, Verb, print_json
 from ringzero.config.device import DEVICE_CONFIGS
 from ringzero.settings import ENGINE, POOL_DIR
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from ringzero.config.machine import MachineConfig
     from ringzero.control.host.directory import Claim
+
+# Arguments that name files which a start reads; and images that are files.
+_READ_AT_START = ("kernel", "initrd", "cloud_init", "ssh_key", "network_config")
+_IMAGE_FILES = ("oci:", "docker-archive:", "oci-archive:")
 
 
 @VERBS.register("run")
@@ -47,6 +53,7 @@ class Run(Verb):
     # What it is called, in hints.
     name = "run"
     summary = "start a machine: the default Linux guest, or a kernel of your own"
+    away = Away(STREAMS, actions=True)
     takes_command = True
     collects = True
     examples = """\
@@ -240,6 +247,27 @@ Ctrl-] q ends the machine.
             own = [*own[:at], *own[at + 1 :], "--image", own[at]]
         return own, command
 
+    def files(self, arguments: argparse.Namespace) -> Mapping[str, str]:
+        """What a start reads may be sent; what a machine keeps on using may not."""
+        stays = arguments.name is not None or getattr(arguments, "detach", True)
+        found = dict.fromkeys(_READ_AT_START, BARRED if stays else SENT)
+        kept = [
+            flag
+            for kind, device in DEVICE_CONFIGS
+            if kind != "net"
+            for flag in device.flag_names()
+            if flag.startswith("--")
+        ]
+        found |= dict.fromkeys([flag[2:] for flag in kept], BARRED)
+        found |= {"root": BARRED, "env": ENV}
+        if arguments.serial != "stdio":
+            found["serial"] = BARRED
+        if any(net.startswith("socket=") for net in arguments.net):
+            found["net"] = BARRED
+        if arguments.image and arguments.image.startswith(_IMAGE_FILES):
+            found["image"] = BARRED
+        return found
+
     def describe(self, arguments: argparse.Namespace) -> MachineConfig:
         """Return the machine's description. Raises ConfigError with all that is wrong."""
         faults = Faults(arguments.faults)
@@ -267,6 +295,10 @@ Ctrl-] q ends the machine.
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Build the machine's description, then hand over to `ringzero.cli.session`."""
+        if remote() is not None:
+            from ringzero.cli import remote_run
+
+            return remote_run.run(arguments)
         if arguments.cpu == "help":
             from ringzero.cli.cpu_models import show_models
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ringzero.cli.machines import add_json, ago, note, table
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import AS_IS, THERE, VERBS, Away, Verb, print_json
 from ringzero.errors import InvalidValueError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _NONE = "none"
 @VERBS.register("serve")
 class Serve(Verb):
     summary = "open doors: an HTTP API for other programs and other hosts"
+    away = Away(AS_IS, files={"cert": THERE, "key": THERE, "client_ca": THERE})
     examples = """\
   ringzero serve                               this user's own sockets, until Ctrl-C
   curl --unix-socket $XDG_RUNTIME_DIR/ringzero/serve.sock http://localhost/v1/machines
@@ -65,6 +66,11 @@ class Serve(Verb):
             help="let in over TCP only whose certificate one of these has signed",
         )
         add("-q", "--quiet", action="store_true", help="do not say where it listens")
+        add(
+            *("--stdio",),
+            action="store_true",
+            help="serve the HTTP API at standard input and output, to one who comes by ssh",
+        )
         parser.set_defaults(act=_serve)
         commands = parser.add_subparsers(dest="action", metavar="COMMAND")
         _configure_tokens(commands)
@@ -109,6 +115,12 @@ def _configure_tokens(commands: argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    if arguments.stdio:
+        from ringzero.doors import stdio
+        from ringzero.settings import SERVE_DIR, SERVE_SOCKET
+
+        stdio.serve(SERVE_SOCKET.get(), SERVE_DIR.get())
+        return 0
     from ringzero.doors.daemon import serve
     from ringzero.settings import SERVE_DIR
 

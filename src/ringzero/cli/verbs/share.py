@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 from ringzero.api.values import ShareSummary
 from ringzero.cli.machines import add_json, add_name, named
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import AS_IS, BARRED, VERBS, Away, Verb, print_json
 from ringzero.errors import InvalidValueError
 
 _CHANGES = ("add", "rm")
@@ -15,6 +16,7 @@ _CHANGES = ("add", "rm")
 @VERBS.register("share")
 class Share(Verb):
     summary = "list, add or remove the folders of this host that a machine has"
+    away = Away(AS_IS, actions=True)
     examples = """\
   ringzero share web                    /home/me/src -> /src
   ringzero share web add ./data:/data:ro
@@ -36,6 +38,10 @@ class Share(Verb):
             metavar="HOST:GUEST[:ro]",
             help="folders to add; to remove one, its place in the guest",
         )
+
+    def files(self, arguments: argparse.Namespace) -> Mapping[str, str]:
+        """A folder to add is one of the caller's host; to remove one, its place is given."""
+        return {"folders": BARRED} if arguments.change == "add" else {}
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """List them, or change them and list what was changed."""

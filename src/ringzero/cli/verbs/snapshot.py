@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ringzero.cli.verb import VERBS, Group, Verb
+from ringzero.cli.verb import AS_IS, VERBS, Away, Group, Verb
 
 if TYPE_CHECKING:
     from ringzero.registry import Registry
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 @VERBS.register("snapshot")
 class Snapshot(Group):
     summary = "save machines as they are, and go on from there"
+    away = Away(AS_IS)
     examples = """\
   ringzero snapshot save web ready             the machine web, as it is now, runs on
   ringzero snapshot tree

@@ -7,8 +7,8 @@ import shutil
 from typing import TYPE_CHECKING, NoReturn
 
 from ringzero.cli.flags import words_of
-from ringzero.cli.machines import add_name, named, note
-from ringzero.cli.verb import VERBS, Verb
+from ringzero.cli.machines import add_name, note
+from ringzero.cli.verb import BARRED, STREAMS, VERBS, Away, Verb
 from ringzero.errors import InvalidValueError, MissingToolError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ _USER = "root"
 @VERBS.register("ssh")
 class Ssh(Verb):
     summary = "ssh into a guest with sshd"
+    away = Away(STREAMS, files={"identity": BARRED})
     takes_command = True
     examples = """\
   ringzero ssh web                        a shell, as root
@@ -61,12 +62,14 @@ the first connection. Guests of ringzero's own need no sshd: `ringzero exec`.
     def execute(self, arguments: argparse.Namespace) -> int:
         """Become ssh; its exit status is ours."""
         from ringzero.control.host import sshway
+        from ringzero.control.host.client import machine as local
+        from ringzero.host.relay import relay
 
         user, at, name = arguments.machine.rpartition("@")
         if at and arguments.user:
             raise InvalidValueError("two users", hint=f"ringzero ssh {user}@{name}")
         arguments.machine = name
-        machine = named(arguments)
+        machine = local(arguments.machine)
         if not 0 < arguments.port < 1 << 16:
             raise InvalidValueError(f"no port has the number {arguments.port}")
         if arguments.stdio:
@@ -79,7 +82,7 @@ the first connection. Guests of ringzero's own need no sshd: `ringzero exec`.
                 told = True
 
             link, said = sshway.connect(machine, arguments.port, machine.boot_bound(), waiting)
-            sshway.relay(link, said)
+            relay(link, said)
             return 0
         options = sshway.options(machine, arguments.port, user or arguments.user or _USER)
         if arguments.config:

@@ -11,7 +11,7 @@ from typing import Any
 from ringzero.api.values import ALIVE, MachineSummary, Status
 from ringzero.cli.machines import add_json, table
 from ringzero.cli.output import write
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import AS_IS, VERBS, Away, Verb, print_json
 from ringzero.errors import ConflictError, ControlError, InvalidValueError, NotFoundError
 from ringzero.host.process import Usage, usage
 from ringzero.units import format_size
@@ -30,6 +30,7 @@ _HOME = b"\x1b[H\x1b[2J"
 @VERBS.register("stats")
 class Stats(Verb):
     summary = "show what running machines use of the host"
+    away = Away(AS_IS)
     examples = """\
   ringzero stats                 all of them, again every two seconds, until Ctrl-C
   ringzero stats --once web      one look, over a second

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from ringzero.api.values import StoragePoolSummary
 from ringzero.cli.machines import add_json, table
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import AS_IS, THERE, VERBS, Away, Verb, print_json
 
 if TYPE_CHECKING:
-    from ringzero.control.host.client import Host
+    from ringzero.control.host.operations import HostOperations
 
 
 @VERBS.register("storage")
 class Storage(Verb):
     summary = "storage pools: directories whose files are volumes"
+    away = Away(AS_IS, actions=True, files={"path": THERE})
     examples = """\
   ringzero storage create fast /mnt/ssd
   ringzero volume create data.qcow2 20G --pool fast
@@ -30,7 +31,7 @@ class Storage(Verb):
         commands = parser.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
 
         def command(
-            name: str, act: Callable[[Host, argparse.Namespace], Any], text: str
+            name: str, act: Callable[[HostOperations, argparse.Namespace], Any], text: str
         ) -> argparse.ArgumentParser:
             sub: argparse.ArgumentParser = commands.add_parser(
                 name, help=text, description=f"{text[0].upper()}{text[1:]}."
@@ -53,7 +54,7 @@ class Storage(Verb):
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Do it."""
-        from ringzero.control.host.client import host
+        from ringzero.cli.target import host
 
         found = arguments.act(host(), arguments)
         if arguments.json:
@@ -61,7 +62,7 @@ class Storage(Verb):
         return 0
 
 
-def _create(host: Host, arguments: argparse.Namespace) -> StoragePoolSummary:
+def _create(host: HostOperations, arguments: argparse.Namespace) -> StoragePoolSummary:
     from pathlib import Path
 
     made = host.define_storage_pool(arguments.name, str(Path(arguments.path).absolute()))
@@ -70,7 +71,7 @@ def _create(host: Host, arguments: argparse.Namespace) -> StoragePoolSummary:
     return made
 
 
-def _list(host: Host, arguments: argparse.Namespace) -> list[StoragePoolSummary]:
+def _list(host: HostOperations, arguments: argparse.Namespace) -> list[StoragePoolSummary]:
     from ringzero.units import format_size
 
     found = host.storage_pools()
@@ -89,15 +90,15 @@ def _list(host: Host, arguments: argparse.Namespace) -> list[StoragePoolSummary]
     return found
 
 
-def _start(host: Host, arguments: argparse.Namespace) -> list[StoragePoolSummary]:
+def _start(host: HostOperations, arguments: argparse.Namespace) -> list[StoragePoolSummary]:
     return _each(arguments, lambda name: host.change_storage_pool(name, active=True))
 
 
-def _stop(host: Host, arguments: argparse.Namespace) -> list[StoragePoolSummary]:
+def _stop(host: HostOperations, arguments: argparse.Namespace) -> list[StoragePoolSummary]:
     return _each(arguments, lambda name: host.change_storage_pool(name, active=False))
 
 
-def _remove(host: Host, arguments: argparse.Namespace) -> list[Any]:
+def _remove(host: HostOperations, arguments: argparse.Namespace) -> list[Any]:
     return _each(arguments, host.undefine_storage_pool)
 
 

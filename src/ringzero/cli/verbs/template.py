@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ringzero.cli.machines import add_json, ago, table
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import AS_IS, VERBS, Away, Verb, print_json
 from ringzero.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @VERBS.register("template")
 class Template(Verb):
     summary = "list and remove saved starts, from which `run` goes on instead of booting"
+    away = Away(AS_IS)
     examples = """\
   ringzero template ls                what there is, what it takes on the disk, its last use
   ringzero template rm 3f2a           the next run of that description boots, and leaves another

@@ -6,12 +6,13 @@ import argparse
 import platform
 
 import ringzero
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import AS_IS, VERBS, Away, Verb, print_json
 
 
 @VERBS.register("version")
 class Version(Verb):
     summary = "print the version"
+    away = Away(AS_IS)
     examples = "  ringzero version --json\n"
 
     def configure(self, parser: argparse.ArgumentParser) -> None:

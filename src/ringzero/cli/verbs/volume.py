@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ringzero.api.values import VolumeSummary
 from ringzero.cli.machines import add_json, table
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import AS_IS, THERE, VERBS, Away, Verb, print_json
 from ringzero.errors import InvalidValueError, NotFoundError
 
 if TYPE_CHECKING:
-    from ringzero.control.host.client import Host
+    from ringzero.control.host.operations import HostOperations
 
 # As `ringzero.storage.pools` has it, which is not loaded for help.
 _DEFAULT = "default"
@@ -21,6 +21,7 @@ _DEFAULT = "default"
 @VERBS.register("volume")
 class VolumeVerb(Verb):
     summary = "disks in storage pools"
+    away = Away(AS_IS, actions=True, files={"backing": THERE})
     examples = """\
   ringzero volume create data.qcow2 20G
   ringzero run --disk "$(ringzero volume inspect data.qcow2 --path)" ...
@@ -36,7 +37,7 @@ class VolumeVerb(Verb):
         commands = parser.add_subparsers(dest="command_name", metavar="COMMAND", required=True)
 
         def command(
-            name: str, act: Callable[[Host, argparse.Namespace], Any], text: str
+            name: str, act: Callable[[HostOperations, argparse.Namespace], Any], text: str
         ) -> argparse.ArgumentParser:
             sub: argparse.ArgumentParser = commands.add_parser(
                 name, help=text, description=f"{text[0].upper()}{text[1:]}."
@@ -77,7 +78,7 @@ class VolumeVerb(Verb):
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Do it."""
-        from ringzero.control.host.client import host
+        from ringzero.cli.target import host
 
         found = arguments.act(host(), arguments)
         if arguments.json:
@@ -85,7 +86,7 @@ class VolumeVerb(Verb):
         return 0
 
 
-def _create(host: Host, arguments: argparse.Namespace) -> VolumeSummary:
+def _create(host: HostOperations, arguments: argparse.Namespace) -> VolumeSummary:
     from pathlib import Path
 
     from ringzero.units import parse_size
@@ -106,14 +107,14 @@ def _create(host: Host, arguments: argparse.Namespace) -> VolumeSummary:
     return _told(made, arguments)
 
 
-def _clone(host: Host, arguments: argparse.Namespace) -> VolumeSummary:
+def _clone(host: HostOperations, arguments: argparse.Namespace) -> VolumeSummary:
     made = host.clone_volume(
         arguments.source, arguments.name, pool=arguments.pool, format=arguments.format
     )
     return _told(made, arguments)
 
 
-def _resize(host: Host, arguments: argparse.Namespace) -> VolumeSummary:
+def _resize(host: HostOperations, arguments: argparse.Namespace) -> VolumeSummary:
     from ringzero.units import parse_size
 
     changed = host.resize_volume(
@@ -128,7 +129,7 @@ def _told(volume: VolumeSummary, arguments: argparse.Namespace) -> VolumeSummary
     return volume
 
 
-def _list(host: Host, arguments: argparse.Namespace) -> list[VolumeSummary]:
+def _list(host: HostOperations, arguments: argparse.Namespace) -> list[VolumeSummary]:
     from ringzero.units import format_size
 
     found = host.volumes(arguments.pool)
@@ -150,7 +151,7 @@ def _list(host: Host, arguments: argparse.Namespace) -> list[VolumeSummary]:
     return found
 
 
-def _inspect(host: Host, arguments: argparse.Namespace) -> VolumeSummary:
+def _inspect(host: HostOperations, arguments: argparse.Namespace) -> VolumeSummary:
     for volume in host.volumes(arguments.pool):
         if volume["name"] == arguments.name:
             if arguments.path and not arguments.json:
@@ -164,7 +165,7 @@ def _inspect(host: Host, arguments: argparse.Namespace) -> VolumeSummary:
     )
 
 
-def _remove(host: Host, arguments: argparse.Namespace) -> list[str]:
+def _remove(host: HostOperations, arguments: argparse.Namespace) -> list[str]:
     for name in arguments.names:
         host.remove_volume(name, pool=arguments.pool, force=arguments.force)
         if not arguments.json:

@@ -6,12 +6,13 @@ import argparse
 
 from ringzero.cli.machines import add_json, add_name, named
 from ringzero.cli.text import printable
-from ringzero.cli.verb import VERBS, Verb, print_json
+from ringzero.cli.verb import AS_IS, VERBS, Away, Verb, print_json
 
 
 @VERBS.register("wait")
 class Wait(Verb):
     summary = "wait for a machine's end, and end with its exit code"
+    away = Away(AS_IS, actions=True)
     examples = "  ringzero run -d --name job -- sleep 5; ringzero wait job\n"
 
     def configure(self, parser: argparse.ArgumentParser) -> None:

@@ -29,12 +29,13 @@ from ringzero.api.values import (
 from ringzero.control.host import (
     claims,
     directory,
-    storage,  # noqa: F401 - binds what is asked of it
+    logs,  # noqa: F401 - binds what is asked of it
+    storage,  # noqa: F401 - the same
 )
 from ringzero.control.host.directory import MACHINE, MachineDirectory
 from ringzero.control.host.handlers import handles
 from ringzero.control.host.records import MachineRecord
-from ringzero.control.host.session import Session
+from ringzero.control.host.session import Session, WayOut
 from ringzero.errors import ConflictError, ControlError, InvalidValueError, RingzeroError
 from ringzero.host.files import sync_file
 from ringzero.records import replace
@@ -254,7 +255,8 @@ def snapshot(where: MachineDirectory, name: str, store: str, memory: bool, compr
             f"machine {where.name!r} died while it was taken back to a snapshot",
             hint=f"`ringzero start {where.name}` completes that",
         )
-    return Store(Path(store)).save_disks(record.machine_config(), name).identifier
+    place = Store(Path(store) if store else None)
+    return place.save_disks(record.machine_config(), name).identifier
 
 
 def _with_disks(where: MachineDirectory) -> MachineRecord:
@@ -282,29 +284,9 @@ def kill(where: MachineDirectory) -> ExitRecord:
     return record
 
 
-class _WayOut:
-    """How one who waits for a machine leaves; nothing else is sent."""
-
-    def __init__(self) -> None:
-        self.session: Session | None = None
-        self.left = False
-
-    def send(self, data: bytes) -> None:
-        """Send nothing."""
-
-    def event(self, kind: str, **content: Any) -> None:
-        """Send nothing."""
-
-    def close(self) -> None:
-        """Leave."""
-        self.left = True
-        if self.session is not None:
-            self.session.close()
-
-
 @handles("wait")
 def wait(where: MachineDirectory, stream: Stream) -> ExitRecord:
-    way = _WayOut()
+    way = WayOut()
     stream.begin(way)
     if where.alive:
         action = table.get("wait")
@@ -363,18 +345,43 @@ def define(
     uuid: str | None,
 ) -> str:
     notes = {} if uuid is None else {"uuid": uuid}
+    words = tuple(command or ())
+    if image and not config.keys() & {"kernel", "boot_entry"}:
+        config, words = _of_image(image, config, command)
     made = define_machine(
         where,
         config,
         name,
         notes,
         image=image,
-        command=tuple(command or ()),
+        command=words,
         timeout=timeout,
         serial=serial,
         remove=remove,
     )
     return made.name
+
+
+def _of_image(
+    image: str, fields: Mapping[str, Any], command: Sequence[str] | None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the description of a machine with an image, which is made or pulled, and its command.
+
+    Raises InvalidValueError for an image with disks of its own: they would be made for a machine
+    that may never be.
+    """
+    from ringzero.config.tree import config_to_tree
+    from ringzero.image import names
+    from ringzero.vm.boot import complete
+
+    files = names.find(image)()
+    if files.disks or (files.machine is not None and files.machine.disks):
+        raise InvalidValueError(
+            f"the image {image!r} has disks of its own",
+            hint=f"on its host: `ringzero create {image}`",
+        )
+    words = tuple(files.words(()) if command is None else command)
+    return config_to_tree(complete(None, image, dict(fields))), words
 
 
 def define_machine(

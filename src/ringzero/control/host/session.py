@@ -129,6 +129,26 @@ class Session:
         )
 
 
+class WayOut:
+    """How one who only waits, or reads, leaves; nothing else is sent."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self.left = False
+
+    def send(self, data: bytes) -> None:
+        """Send nothing."""
+
+    def event(self, kind: str, **content: Any) -> None:
+        """Send nothing."""
+
+    def close(self) -> None:
+        """Leave."""
+        self.left = True
+        if self.session is not None:
+            self.session.close()
+
+
 def _result(action: Action, content: dict[str, Any]) -> Any:
     error = content.get("error")
     if isinstance(error, dict):

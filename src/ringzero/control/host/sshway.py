@@ -7,17 +7,15 @@ connection is up. No agent is needed in the guest, and no address of its own.
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ringzero.errors import GuestError, HostError
+from ringzero.errors import GuestError
 
 if TYPE_CHECKING:
     from ringzero.control.host.client import RemoteMachine
@@ -107,31 +105,3 @@ def _forwarded(machine: RemoteMachine, port: int) -> Iterator[tuple[str, int]]:
         yield made["address"], made["port"]
     finally:
         machine.unpublish(f"127.0.0.1:{made['port']}:{port}")
-
-
-def relay(link: socket.socket, said: bytes) -> None:
-    """Carry bytes between our standard streams and `link` until that ends. Raises HostError."""
-    threading.Thread(target=_outwards, args=(link,), daemon=True).start()
-    try:
-        while said:
-            view = memoryview(said)
-            while view:
-                view = view[os.write(_STDOUT, view) :]
-            said = link.recv(_PIECE)
-    except BrokenPipeError:
-        return
-    except OSError as fault:
-        raise HostError(f"the connection broke: {fault.strerror or fault}") from fault
-
-
-def _outwards(link: socket.socket) -> None:
-    how = socket.SHUT_RDWR
-    try:
-        with contextlib.suppress(OSError):
-            while data := os.read(_STDIN, _PIECE):
-                link.sendall(data)
-        how = socket.SHUT_WR
-    finally:
-        # After anything else nobody is to wait for an answer.
-        with contextlib.suppress(OSError):
-            link.shutdown(how)

@@ -102,7 +102,7 @@ def snapshot(keeper: Keeper, name: str, store: str, memory: bool, compress: bool
     from ringzero.vm.saved.store import Store
 
     saved = keeper.machine.snapshot(
-        name, memory=memory, compress=compress, store=Store(Path(store))
+        name, memory=memory, compress=compress, store=Store(Path(store) if store else None)
     )
     return str(saved.identifier)
 

@@ -27,6 +27,7 @@ from ringzero.errors import (
     ProtocolError,
     RingzeroError,
     TimeoutExpiredError,
+    UnauthorizedError,
 )
 from ringzero.version import __version__
 
@@ -44,13 +45,7 @@ _MAX_OUTPUT = 4 << 20
 # Actions that take a request's body as their input, and those whose output is a response's: its
 # head cannot say that it broke off, the connection does.
 _TAKES = ("put_archive", "put_volume")
-_GIVES = {"get_archive": "application/x-tar", "get_volume": BYTES}
-
-
-class UnauthorizedError(RingzeroError):
-    """A request without a token, or with one that is none."""
-
-    kind = "unauthorized"
+_GIVES = {"get_archive": "application/x-tar", "get_volume": BYTES, "logs": BYTES}
 
 
 class Service:

@@ -1,0 +1,222 @@
+"""The client for programs without asyncio: the same actions, as plain methods.
+
+    with Client("https://server:8443", token=text) as host:
+        host.machine("web").restart(timeout=5)
+
+Its connections live on the loop of a thread of its own; methods may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from ringzero.api.action import Action, Stream
+from ringzero.api.command import takes_options
+from ringzero.api.values import Event
+from ringzero.control.host.operations import GuestOperations, HostOperations
+from ringzero.errors import ConflictError
+from ringzero.remote.aio import AsyncClient, AsyncJob, AsyncMachine, Conversation, Tap
+from ringzero.remote.messages import Data
+from ringzero.settings import boot_bound
+
+T = TypeVar("T")
+
+# Does what a coroutine says on the client's loop, and returns what comes of it.
+Runner = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+class Machine(GuestOperations):
+    """A machine of another host. Raises what its action raises there, and ControlError."""
+
+    def __init__(self, machine: AsyncMachine, run: Runner) -> None:
+        self._machine = machine
+        self._run = run
+        self._config: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self._machine.name
+
+    def perform(self, action: Action, arguments: dict[str, Any], stream: Stream) -> Any:
+        """Do it there, and return a value of the action's result type."""
+        if action.wants_stream:
+            return _streamed(self._machine.client, action, arguments, stream, self._run, self.name)
+        return self._run(self._machine.perform(action, arguments, stream))
+
+    @property
+    def takes_options(self) -> bool:
+        """Whether its guest takes options before a command (`ringzero.api.command`)."""
+        return takes_options(self._described().get("command_line"))
+
+    def boot_bound(self) -> float:
+        """Return how long the guest may take to start, in seconds; 0 is no bound."""
+        return boot_bound(self._described().get("boot_entry"))
+
+    def copies(self, count: int = 1, name: str = "") -> Sequence[Machine]:
+        """Return `count` running copies; `name` is a pattern with "%" for their number."""
+        client = self._machine.client
+        return [Machine(client.machine(made), self._run) for made in self.fork(count, name)]
+
+    def _described(self) -> dict[str, Any]:
+        if self._config is None:
+            self._config = self.inspect()["config"]
+        return self._config
+
+
+class Client(HostOperations):
+    """Another host, as `AsyncClient` has it. Raises what its actions raise, and ControlError."""
+
+    def __init__(
+        self, place: str, *, token: str | None = None, authorities: str | Path | None = None
+    ) -> None:
+        self._client = AsyncClient(place, token=token, authorities=authorities)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._starting = threading.Lock()
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave; nothing can be asked any more."""
+        with self._starting:
+            loop, self._loop, self._closed = self._loop, None, True
+        if loop is not None:
+            asyncio.run_coroutine_threadsafe(self._client.close(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+
+    def perform(self, action: Action, arguments: dict[str, Any], stream: Stream) -> Any:
+        """Do it there, and return a value of the action's result type."""
+        if action.wants_stream:
+            return _streamed(self._client, action, arguments, stream, self._run)
+        return self._run(self._client.perform(action, arguments, stream))
+
+    def machine(self, name: str, *, odd: bool = False) -> Machine:
+        """Return the machine called `name`; whether there is one, its actions tell."""
+        return Machine(self._client.machine(name), self._run)
+
+    def watch(self) -> Iterator[Event]:
+        """Yield what happens to machines from now on, until the host's server ends."""
+        events = self._client.watch()
+        try:
+            while (event := self._run(_next(events))) is not None:
+                yield event
+        finally:
+            self._run(_close(events))
+
+    def version(self) -> str:
+        """Return the version of ringzero there."""
+        return str(self._run(self._client.version()))
+
+    def begin(
+        self, name: str, arguments: Mapping[str, Any] | None = None, machine: str | None = None
+    ) -> Job:
+        """Have the action called `name` done as a job, which goes on when this client leaves."""
+        return Job(self._run(self._client.begin(name, arguments, machine)), self._run)
+
+    def job(self, identifier: str) -> Job:
+        """Return a job by its identifier. Raises NotFoundError."""
+        return Job(self._run(self._client.job(identifier)), self._run)
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        with self._starting:
+            if self._closed:
+                work.close()
+                raise ConflictError("the client is closed", hint="make another one")
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(
+                    target=_keep_going, args=(self._loop,), name="client", daemon=True
+                ).start()
+            loop = self._loop
+        asked = asyncio.run_coroutine_threadsafe(work, loop)
+        try:
+            return asked.result()
+        except BaseException:
+            # A Ctrl-C, or what went wrong there: nobody waits for it any more.
+            asked.cancel()
+            raise
+
+
+class Job:
+    """Something that a host does, whoever waits for it; as `AsyncJob`."""
+
+    def __init__(self, job: AsyncJob, run: Runner) -> None:
+        self._job = job
+        self._run = run
+
+    @property
+    def id(self) -> str:
+        """What it is called."""
+        return self._job.id
+
+    @property
+    def status(self) -> str:
+        """Return running, done, failed or cancelled, as it was last told."""
+        return self._job.status
+
+    def refresh(self, wait: float = 0.0) -> None:
+        """Ask what it is doing; `wait` for its end, for so many seconds at most."""
+        self._run(self._job.refresh(wait))
+
+    def wait(self) -> Any:
+        """Wait for its end, and return its result. Raises the error that it ended with."""
+        return self._run(self._job.wait())
+
+    def cancel(self) -> None:
+        """End it. Raises ConflictError for one that cannot be ended."""
+        self._run(self._job.cancel())
+
+
+def _streamed(
+    client: AsyncClient,
+    action: Action,
+    arguments: Mapping[str, Any],
+    stream: Stream,
+    run: Runner,
+    machine: str | None = None,
+) -> Any:
+    """Do an action that streams; `stream` is called on this thread, and may block it."""
+    conversation = Conversation(client, action, arguments, machine)
+    items = conversation.items()
+    tap = run(_begun(conversation))
+    try:
+        stream.begin(tap)
+        while (item := run(_next(items))) is not None:
+            if isinstance(item, Data):
+                stream.data(item.number, item.content)
+            else:
+                stream.event(str(item.content.get("event")), item.content)
+        return conversation.result
+    finally:
+        tap.close()
+
+
+async def _begun(conversation: Conversation) -> Tap:
+    await conversation.__aenter__()
+    return Tap(conversation, asyncio.get_running_loop())
+
+
+async def _next(found: AsyncGenerator[T, None]) -> T | None:
+    return await anext(found, None)
+
+
+async def _close(found: AsyncGenerator[Any, None]) -> None:
+    await found.aclose()
+
+
+def _keep_going(loop: asyncio.AbstractEventLoop) -> None:
+    """Run a loop until it is stopped."""
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()

@@ -1,0 +1,50 @@
+import os
+
+import pytest
+
+from ringzero.doors.tokens import Tokens
+from ringzero.remote import Client
+from tests.control.conftest import root  # noqa: F401 - a fixture
+from tests.doors.conftest import certificate, fakes  # noqa: F401 - fixtures
+from tests.doors.serving import Served
+from tests.remote.sshd import Sshd
+
+SETTINGS = ("RINGZERO_MACHINES_DIR", "RINGZERO_DATA_DIR")
+
+
+class Way:
+    """How a client reaches the machines of this test: what `Client` and --host are given."""
+
+    def __init__(self, url, token=None, authorities=None):
+        self.url = url
+        self.token = token
+        self.authorities = authorities
+
+    def client(self):
+        return Client(self.url, token=self.token, authorities=self.authorities)
+
+
+@pytest.fixture
+def sshd(fakes, root, tmp_path, monkeypatch):  # noqa: F811 - the fixtures
+    kept = {name: os.environ[name] for name in SETTINGS}
+    found = Sshd(tmp_path / "sshd", kept | {"RINGZERO_SERVE_DIR": str(tmp_path / "serve")})
+    monkeypatch.setenv("PATH", f"{found.path}{os.pathsep}{os.environ['PATH']}")
+    yield found
+    found.close()
+
+
+@pytest.fixture(params=["unix", "https", "ssh"])
+def way(request, fakes, root, tmp_path):  # noqa: F811 - the fixtures
+    """Each way to the machines of a host."""
+    where = tmp_path / "serve"
+    if request.param == "ssh":
+        yield Way(request.getfixturevalue("sshd").url)
+        return
+    if request.param == "unix":
+        with Served(where, rest=[str(tmp_path / "rest.sock")]) as served:
+            yield Way(f"unix://{served.path}")
+        return
+    shown = request.getfixturevalue("certificate")
+    token = Tokens(where).create("laptop", reads=False)
+    with Served(where, shown, rest=["127.0.0.1:0"]) as served:
+        yield Way(f"https://{served.path}", token, shown.certificate)
