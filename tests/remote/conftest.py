@@ -24,11 +24,26 @@ class Way:
         return Client(self.url, token=self.token, authorities=self.authorities)
 
 
+def begun(tmp_path, monkeypatch, **how):
+    kept = {name: os.environ[name] for name in SETTINGS}
+    kept["RINGZERO_SERVE_DIR"] = str(tmp_path / "serve")
+    kept["RINGZERO_SERVE_SOCKET"] = str(tmp_path / "rest.sock")
+    found = Sshd(tmp_path / "sshd", kept, **how)
+    monkeypatch.setenv("PATH", f"{found.path}{os.pathsep}{os.environ['PATH']}")
+    return found
+
+
 @pytest.fixture
 def sshd(fakes, root, tmp_path, monkeypatch):  # noqa: F811 - the fixtures
-    kept = {name: os.environ[name] for name in SETTINGS}
-    found = Sshd(tmp_path / "sshd", kept | {"RINGZERO_SERVE_DIR": str(tmp_path / "serve")})
-    monkeypatch.setenv("PATH", f"{found.path}{os.pathsep}{os.environ['PATH']}")
+    found = begun(tmp_path, monkeypatch)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def real_sshd(root, tmp_path, monkeypatch):  # noqa: F811 - the fixture
+    """One whose machines have guests."""
+    found = begun(tmp_path, monkeypatch, fakes=False)
     yield found
     found.close()
 

@@ -23,12 +23,16 @@ launch.PROGRAM = PROGRAM
 from ringzero.cli.entry import main
 sys.exit(main())
 """
+_REAL = """\
+#!/bin/sh
+exec {python} -m ringzero "$@"
+"""
 
 
 class Sshd:
-    """`url` leads to it for the client in `path`, with machines that have no guests."""
+    """`url` leads to it for the client in `path`; with `fakes`, machines have no guests."""
 
-    def __init__(self, where, environment):
+    def __init__(self, where, environment, *, fakes=True):
         for program in ("ssh", "ssh-keygen"):
             if shutil.which(program) is None or PROGRAM is None:
                 pytest.skip("this host has no OpenSSH with a server")
@@ -42,7 +46,8 @@ class Sshd:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.program = where / "ring zero"
-        self.program.write_text(_RINGZERO.format(python=sys.executable, root=str(ROOT)))
+        text = _RINGZERO if fakes else _REAL
+        self.program.write_text(text.format(python=sys.executable, root=str(ROOT)))
         self.program.chmod(0o755)
         pairs = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src"))), **environment}
         settings = "".join(f' {name}="{value}"' for name, value in pairs.items())

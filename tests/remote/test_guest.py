@@ -6,27 +6,27 @@ import sys
 import pytest
 
 from ringzero.errors import GuestError, HostError, TimeoutExpiredError
+from ringzero.remote import Client
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]
 
 
 @pytest.fixture
-def web(way):
+def web(real_sshd):
     from ringzero.image.micro import ensure
 
     try:
         ensure()
     except HostError as fault:
         pytest.skip(f"needs Debian packages: {fault.message}")
-    with way.client() as host:
+    with Client(real_sshd.url) as host:
         machine = host.machine(host.define({"memory": "256M"}, name="web", image="micro"))
         machine.start()
         yield machine
         machine.remove(force=True)
 
 
-@pytest.mark.parametrize("way", ["ssh"], indirect=True)
-def test_a_guest(web, way, tmp_path):
+def test_a_guest(web, real_sshd, tmp_path):
     found = web.run(["sh", "-c", "cat; echo wrong >&2; exit 3"], input=b"\0\xff" * 1_000_000)
     assert (found.stdout, found.stderr) == (b"\0\xff" * 1_000_000, b"wrong\n")
     assert found.exit_code == 3
@@ -44,6 +44,6 @@ def test_a_guest(web, way, tmp_path):
     with pytest.raises(GuestError, match="no /nowhere in the guest"):
         web.copy_out("/nowhere", tmp_path / "none")
     word = "it's \"so\" $HOME; \\ *\n\u2713"
-    line = [sys.executable, "-m", "ringzero", "--host", way.url, "exec", "web", "--"]
+    line = [sys.executable, "-m", "ringzero", "--host", real_sshd.url, "exec", "web", "--"]
     done = subprocess.run([*line, "printf", "%s", word], capture_output=True, timeout=60)
     assert done.stdout.decode() == word, done.stderr
