@@ -128,6 +128,7 @@ PRINTING = {
     "disk": ["disk", "info", "DISK"],
     "engine": ["engine", "status"],
     "firecracker": ["firecracker", "--version"],
+    "host": ["host", "ls"],
     "image": ["image", "ls", "--json"],
     "network": ["network", "ls"],
     "pool": ["pool", "status", "--json"],

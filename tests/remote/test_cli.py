@@ -20,7 +20,7 @@ from tests.control.fake import start
 
 LINE = (sys.executable, "-m", "ringzero")
 # What arguments are called that name files of a host, by their metavar.
-FILES = ("FILE", "PATH", "DIR", "HOST:GUEST", "KEY")
+FILES = ("FILE", "PATH", "DIR", "KEY")
 # Arguments whose metavar says so, and which name something else.
 NO_FILES = {
     # The guest's own.
@@ -28,8 +28,6 @@ NO_FILES = {
     ("create", "init"), ("cp", "operands"),
     # Names of tags, images and ways that may be files, which `files` looks at.
     ("image build", "name"),
-    # To remove a folder, its place in the guest is given.
-    ("share", "folders"),
     # Only where nothing else is deployed; and only for a socket.
     ("deploy", "file"), ("run", "net"), ("create", "net"),
 }  # fmt: skip

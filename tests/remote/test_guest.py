@@ -43,7 +43,7 @@ def test_a_guest(web, real_sshd, tmp_path):
     assert (tmp_path / "back/run").stat().st_mode & 0o777 == 0o755
     with pytest.raises(GuestError, match="no /nowhere in the guest"):
         web.copy_out("/nowhere", tmp_path / "none")
-    word = "it's \"so\" $HOME; \\ *\n\u2713"
+    word = 'it\'s "so" $HOME; \\ *\n\u2713'
     line = [sys.executable, "-m", "ringzero", "--host", real_sshd.url, "exec", "web", "--"]
     done = subprocess.run([*line, "printf", "%s", word], capture_output=True, timeout=60)
     assert done.stdout.decode() == word, done.stderr

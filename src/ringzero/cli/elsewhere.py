@@ -130,7 +130,7 @@ def run(place: Place, words: list[str], here: Here) -> int:
         Client(str(place.address), token=place.token(), authorities=authorities) as client,
         target.using(client),
     ):
-        return here(words)
+        return line.verb.execute_there(client, line.arguments)
 
 
 @record
@@ -157,6 +157,8 @@ def _read(verb: Verb, name: str, own: list[str], command: list[str] | None) -> L
     arguments, faults = parse(parser, own)
     if faults:
         raise InvalidValueError(faults[0], hint=f"`ringzero {name} --help` tells what it takes")
+    if command is not None and not verb.takes_command:
+        raise InvalidValueError(f"`ringzero {name}` takes no command after '--'")
     arguments.command = command or []
     chosen: Verb = getattr(arguments, "chosen_command", verb)
     whole = f"ringzero {name}" if chosen is verb else f"ringzero {name} {arguments.action}"

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ringzero.cli.command_flags import advise_quoting, command_words, given
-from ringzero.cli.target import remote
 from ringzero.cli.verb import print_json
 from ringzero.errors import ConfigError, InvalidValueError, RingzeroError
-from ringzero.remote.client import Client, Machine
+from ringzero.remote.client import Client
+from ringzero.remote.machine import Machine
 
 _STDIN = 0
 _DEFAULT_IMAGE = "micro"
@@ -21,18 +21,16 @@ _DEFAULT_IMAGE = "micro"
 _SHELL = ("sh", "-l")
 # Arguments that have an effect here; of others only the default is taken.
 _TAKEN = frozenset((
-    "append", "command", "cpu", "cpus", "detach", "engine", "env", "faults", "image",
+    "append", "command", "cpu", "cpus", "detach", "engine", "env", "image",
     "interactive", "json", "memory", "name", "net", "no_wait", "publish", "rm", "timeout", "tty",
-    "user", "workdir", "written",
-    # What argparse and `main` note.
-    "chosen", "verb",
+    "user", "workdir",
 ))  # fmt: skip
 _HINT = "by ssh it can be done: --host ssh://HOST"
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(client: Client, arguments: argparse.Namespace) -> int:
     """Run a machine on another host, in the foreground or not; return the exit code."""
-    client = _client(arguments)
+    _check(arguments)
     if arguments.detach:
         _refuse_placing(arguments)
         name = _define(client, arguments, arguments.command or None)
@@ -46,26 +44,23 @@ def run(arguments: argparse.Namespace) -> int:
         return _command(client, machine, arguments)
 
 
-def create(arguments: argparse.Namespace) -> int:
+def create(client: Client, arguments: argparse.Namespace) -> int:
     """Describe a machine on another host."""
-    client = _client(arguments)
+    _check(arguments)
     _refuse_placing(arguments)
     name = _define(client, arguments, arguments.command or None)
     _tell(client, name, arguments)
     return 0
 
 
-def _client(arguments: argparse.Namespace) -> Client:
-    """Return the client of the other host. Raises ConfigError for what cannot be done there."""
-    client = remote()
-    assert client is not None
-    faults = list(arguments.faults)
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError for what cannot be done there."""
+    faults = list[str]()
     for name, value in sorted(vars(arguments).items()):
         if name not in _TAKEN and value not in (None, False, "", []):
             faults.append(f"--{name.replace('_', '-')} cannot be done over the HTTP API")
     if faults:
         raise ConfigError(faults, hint=_HINT)
-    return client
 
 
 def _refuse_placing(arguments: argparse.Namespace) -> None:

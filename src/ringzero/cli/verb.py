@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
+    from ringzero.remote.client import Client
+
 
 @record
 class Away:
@@ -81,6 +83,10 @@ class Verb(ABC):
     @abstractmethod
     def execute(self, arguments: argparse.Namespace) -> int:
         """Do it; return the exit code. Raises RingzeroError."""
+
+    def execute_there(self, client: Client, arguments: argparse.Namespace) -> int:
+        """Do it by the actions of another host, as `ringzero.cli.target` has it now."""
+        return self.execute(arguments)
 
 
 class Group(Verb):

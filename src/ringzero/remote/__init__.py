@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ringzero.remote.aio import AsyncClient, AsyncMachine
-    from ringzero.remote.client import Client, Machine
+    from ringzero.remote.client import Client
+    from ringzero.remote.machine import Machine
 
 __all__ = ["AsyncClient", "AsyncMachine", "Client", "Machine"]
 
@@ -26,7 +27,7 @@ _PLACES = {
     "AsyncClient": "ringzero.remote.aio",
     "AsyncMachine": "ringzero.remote.aio",
     "Client": "ringzero.remote.client",
-    "Machine": "ringzero.remote.client",
+    "Machine": "ringzero.remote.machine",
 }
 
 

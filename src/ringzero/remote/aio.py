@@ -30,28 +30,25 @@ from ringzero.api import table
 from ringzero.api.action import Action, Scope, Stream, from_plain
 from ringzero.api.host import HostActions
 from ringzero.api.machine import MachineActions
-from ringzero.api.protocol import STDIN, STDOUT
+from ringzero.api.protocol import STDOUT
 from ringzero.api.values import Event
 from ringzero.errors import ControlError, InvalidValueError, ProtocolError, from_dict
 from ringzero.remote import messages
 from ringzero.remote.address import Address
-from ringzero.remote.endpoint import Endpoint, Link
-from ringzero.remote.messages import Answer, Asked, Data, Exchange, Item, Talk, Told
+from ringzero.remote.conversation import Conversation, Tap
+from ringzero.remote.endpoint import WAY, Endpoint, Link
+from ringzero.remote.machine import Machine
+from ringzero.remote.messages import Answer, Asked, Data, Exchange
 
 if TYPE_CHECKING:
     from ringzero.api.command import CommandResult
     from ringzero.api.options import RunOptions
-    from ringzero.remote.client import Machine
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What a network adds to the time that an answer may take, in seconds.
-_WAY = 15.0
 # Connections that are kept for the next request.
 _KEPT = 4
-# Input is sent in messages of so many bytes: a server takes no more than 1 MiB in one.
-_PIECE = 256 << 10
 # How long a job is waited for in one request, in seconds.
 _WAIT = 30.0
 
@@ -161,11 +158,18 @@ class AsyncMachine:
         action = table.get(name)
         if not action.wants_stream or action.scope is not Scope.MACHINE:
             raise InvalidValueError(f"{name!r} is no action of a machine that streams")
-        return Conversation(self.client, action, action.check(arguments), self.name)
+        return Conversation(self.client.endpoint, action, action.check(arguments), self.name)
+
+    def sibling(self, name: str) -> AsyncMachine:
+        """Return another machine of the same host."""
+        return self.client.machine(name)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The way to its host."""
+        return self.client.endpoint
 
     def _blocking(self) -> Machine:
-        from ringzero.remote.client import Machine
-
         loop = asyncio.get_running_loop()
         return Machine(self, lambda work: asyncio.run_coroutine_threadsafe(work, loop).result())
 
@@ -233,14 +237,14 @@ class AsyncClient:
 
     async def watch(self) -> AsyncGenerator[Event, None]:
         """Yield what happens to machines from now on, until the host's server ends."""
-        async with Conversation(self, table.get("events"), {}) as conversation:
+        async with Conversation(self.endpoint, table.get("events"), {}) as conversation:
             async for item in conversation.items():
                 if isinstance(item, Data) and item.number == STDOUT and item.content:
                     yield _event(item.content)
 
     async def version(self) -> str:
         """Return the version of ringzero there."""
-        told = await self.ask(Asked("GET", f"/{messages.ROOT}/version"), _WAY)
+        told = await self.ask(Asked("GET", f"/{messages.ROOT}/version"), WAY)
         return str(told.get("version")) if isinstance(told, dict) else ""
 
     async def begin(
@@ -251,7 +255,7 @@ class AsyncClient:
         asked = messages.ask(action, machine, action.check(arguments or {}))
         if asked.body is None:
             raise InvalidValueError(f"{name!r} only reads, and is no job")
-        told = await self.ask(asked, _WAY, prefer="respond-async")
+        told = await self.ask(asked, WAY, prefer="respond-async")
         return AsyncJob(self, _object(told))
 
     async def job(self, identifier: str) -> AsyncJob:
@@ -269,10 +273,10 @@ class AsyncClient:
     ) -> Any:
         """Do an action, and return a value of its result type."""
         if not action.wants_stream:
-            bound = None if action.streams else action.answer_time(arguments) + _WAY
+            bound = None if action.streams else action.answer_time(arguments) + WAY
             told = await self.ask(messages.ask(action, machine, arguments), bound)
             return from_plain(action.result, told)
-        async with Conversation(self, action, arguments, machine) as conversation:
+        async with Conversation(self.endpoint, action, arguments, machine) as conversation:
             stream.begin(Tap(conversation, asyncio.get_running_loop()))
             async for item in conversation.items():
                 if isinstance(item, Data):
@@ -331,133 +335,6 @@ class AsyncClient:
         return answer
 
 
-class Conversation:
-    """An action that streams, from `async with` on; leaving the block leaves it.
-
-    `items` yields what comes until the answer, which is `result` then.
-    """
-
-    def __init__(
-        self,
-        client: AsyncClient,
-        action: Action,
-        arguments: Mapping[str, Any],
-        machine: str | None = None,
-    ) -> None:
-        self._client = client
-        self._action = action
-        self._machine = machine
-        self._arguments = arguments
-        self._link: Link | None = None
-        endpoint = client.endpoint
-        self._talk = Talk(endpoint.address.authority, endpoint.token)
-        self._waiting: list[Item] = []
-        self._sending = asyncio.Lock()
-        self.result: Any = None
-
-    async def __aenter__(self) -> Self:
-        endpoint = self._client.endpoint
-        self._link = link = await endpoint.connect()
-        try:
-            target, first = messages.open_stream(self._action, self._machine, self._arguments)
-            bound = self._action.patience + _WAY
-            try:
-                async with asyncio.timeout(bound):
-                    with contextlib.suppress(ConnectionError):
-                        await link.send(self._talk.begin(target))
-                    while not self._talk.open:
-                        await self._read()
-            except TimeoutError:
-                raise ControlError(f"{endpoint.address} has not answered") from None
-            if first is not None:
-                await self._send(self._talk.text(first))
-        except BaseException:
-            link.close()
-            raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Leave, whatever the other side does."""
-        if self._link is not None:
-            self._link.close()
-
-    async def items(self) -> AsyncGenerator[Item, None]:
-        """Yield bytes and events until the answer. Raises the error that it is."""
-        while True:
-            while self._waiting:
-                item = self._waiting.pop(0)
-                if isinstance(item, Told) and "event" not in item.content:
-                    self.result = messages.result(self._action, item.content)
-                    return
-                yield item
-            if self._talk.ended:
-                raise ControlError(f"{self._client.endpoint.address} left before the answer")
-            await self._read()
-
-    async def send(self, data: bytes) -> None:
-        """Send input; b"" is its end. Ignored once the other side has gone."""
-        for at in range(0, max(1, len(data)), _PIECE):
-            if self._talk.open:
-                await self._send(self._talk.data(STDIN, data[at : at + _PIECE]))
-
-    async def event(self, kind: str, **content: Any) -> None:
-        """Send an event: "signal" with its `name`, "resize" with `rows` and `columns`."""
-        if self._talk.open:
-            await self._send(self._talk.event(kind, content))
-
-    async def _read(self) -> None:
-        assert self._link is not None
-        with self._client.endpoint.speaking():
-            self._waiting += self._talk.feed(await self._link.read())
-        if self._talk.due:
-            due = bytes(self._talk.due)
-            self._talk.due.clear()
-            await self._send(due)
-
-    async def _send(self, data: bytes) -> None:
-        # What went wrong shows where the answer is read.
-        assert self._link is not None
-        async with self._sending:
-            with contextlib.suppress(OSError):
-                await self._link.send(data)
-
-
-class Tap:
-    """A conversation for who is on another thread, or on the loop's own (`Link` of an action)."""
-
-    def __init__(self, conversation: Conversation, loop: asyncio.AbstractEventLoop) -> None:
-        self._conversation = conversation
-        self._loop = loop
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def send(self, data: bytes) -> None:
-        """Send input; on another thread it waits while the other side takes none."""
-        self._do(self._conversation.send(data))
-
-    def event(self, kind: str, **content: Any) -> None:
-        """Send an event."""
-        self._do(self._conversation.event(kind, **content))
-
-    def close(self) -> None:
-        """Leave."""
-        self._loop.call_soon_threadsafe(self._conversation.close)
-
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            here = asyncio.get_running_loop() is self._loop
-        except RuntimeError:
-            here = False
-        if here:
-            task = self._loop.create_task(work)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        else:
-            asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-
 class AsyncJob:
     """Something that a host does, whoever waits for it. `facts` is what it said of it last."""
 
@@ -478,7 +355,7 @@ class AsyncJob:
     async def refresh(self, wait: float = 0.0) -> None:
         """Ask what it is doing; `wait` for its end, for so many seconds at most."""
         target = f"/{messages.ROOT}/jobs/{self.id}"
-        told = await self._client.ask(Asked("GET", f"{target}?wait={wait:g}"), wait + _WAY)
+        told = await self._client.ask(Asked("GET", f"{target}?wait={wait:g}"), wait + WAY)
         self.facts = _object(told)
 
     async def wait(self) -> Any:
@@ -497,7 +374,7 @@ class AsyncJob:
     async def cancel(self) -> None:
         """End it. Raises ConflictError for one that cannot be ended."""
         target = f"/{messages.ROOT}/jobs/{self.id}"
-        self.facts = _object(await self._client.ask(Asked("DELETE", target), _WAY))
+        self.facts = _object(await self._client.ask(Asked("DELETE", target), WAY))
 
 
 def _object(told: Any) -> dict[str, Any]:

@@ -10,62 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from ringzero.api.action import Action, Stream
-from ringzero.api.command import takes_options
 from ringzero.api.values import Event
-from ringzero.control.host.operations import GuestOperations, HostOperations
+from ringzero.control.host.operations import HostOperations
 from ringzero.errors import ConflictError
-from ringzero.remote.aio import AsyncClient, AsyncJob, AsyncMachine, Conversation, Tap
-from ringzero.remote.messages import Data
-from ringzero.settings import boot_bound
+from ringzero.remote.aio import AsyncClient, AsyncJob
+from ringzero.remote.machine import Machine, Runner, following, streamed
 
 T = TypeVar("T")
-
-# Does what a coroutine says on the client's loop, and returns what comes of it.
-Runner = Callable[[Coroutine[Any, Any, Any]], Any]
-
-
-class Machine(GuestOperations):
-    """A machine of another host. Raises what its action raises there, and ControlError."""
-
-    def __init__(self, machine: AsyncMachine, run: Runner) -> None:
-        self._machine = machine
-        self._run = run
-        self._config: dict[str, Any] | None = None
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        return self._machine.name
-
-    def perform(self, action: Action, arguments: dict[str, Any], stream: Stream) -> Any:
-        """Do it there, and return a value of the action's result type."""
-        if action.wants_stream:
-            return _streamed(self._machine.client, action, arguments, stream, self._run, self.name)
-        return self._run(self._machine.perform(action, arguments, stream))
-
-    @property
-    def takes_options(self) -> bool:
-        """Whether its guest takes options before a command (`ringzero.api.command`)."""
-        return takes_options(self._described().get("command_line"))
-
-    def boot_bound(self) -> float:
-        """Return how long the guest may take to start, in seconds; 0 is no bound."""
-        return boot_bound(self._described().get("boot_entry"))
-
-    def copies(self, count: int = 1, name: str = "") -> Sequence[Machine]:
-        """Return `count` running copies; `name` is a pattern with "%" for their number."""
-        client = self._machine.client
-        return [Machine(client.machine(made), self._run) for made in self.fork(count, name)]
-
-    def _described(self) -> dict[str, Any]:
-        if self._config is None:
-            self._config = self.inspect()["config"]
-        return self._config
 
 
 class Client(HostOperations):
@@ -96,7 +52,7 @@ class Client(HostOperations):
     def perform(self, action: Action, arguments: dict[str, Any], stream: Stream) -> Any:
         """Do it there, and return a value of the action's result type."""
         if action.wants_stream:
-            return _streamed(self._client, action, arguments, stream, self._run)
+            return streamed(self._client.endpoint, action, arguments, stream, self._run)
         return self._run(self._client.perform(action, arguments, stream))
 
     def machine(self, name: str, *, odd: bool = False) -> Machine:
@@ -107,7 +63,7 @@ class Client(HostOperations):
         """Yield what happens to machines from now on, until the host's server ends."""
         events = self._client.watch()
         try:
-            while (event := self._run(_next(events))) is not None:
+            while (event := self._run(following(events))) is not None:
                 yield event
         finally:
             self._run(_close(events))
@@ -174,39 +130,6 @@ class Job:
     def cancel(self) -> None:
         """End it. Raises ConflictError for one that cannot be ended."""
         self._run(self._job.cancel())
-
-
-def _streamed(
-    client: AsyncClient,
-    action: Action,
-    arguments: Mapping[str, Any],
-    stream: Stream,
-    run: Runner,
-    machine: str | None = None,
-) -> Any:
-    """Do an action that streams; `stream` is called on this thread, and may block it."""
-    conversation = Conversation(client, action, arguments, machine)
-    items = conversation.items()
-    tap = run(_begun(conversation))
-    try:
-        stream.begin(tap)
-        while (item := run(_next(items))) is not None:
-            if isinstance(item, Data):
-                stream.data(item.number, item.content)
-            else:
-                stream.event(str(item.content.get("event")), item.content)
-        return conversation.result
-    finally:
-        tap.close()
-
-
-async def _begun(conversation: Conversation) -> Tap:
-    await conversation.__aenter__()
-    return Tap(conversation, asyncio.get_running_loop())
-
-
-async def _next(found: AsyncGenerator[T, None]) -> T | None:
-    return await anext(found, None)
 
 
 async def _close(found: AsyncGenerator[Any, None]) -> None:

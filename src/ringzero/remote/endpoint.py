@@ -22,6 +22,8 @@ from ringzero.remote.address import Address
 # How long a host may take to be connected with, in seconds; ssh may ask for a password meanwhile.
 CONNECT = 20.0
 _SSH_CONNECT = 120.0
+# What the way adds to the time that an answer may take, in seconds.
+WAY = 15.0
 _READ = 256 << 10
 # What of ssh's own words is told, in bytes.
 _SAID = 2000

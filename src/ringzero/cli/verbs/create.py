@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ringzero.cli.machine_config import release_disks
-from ringzero.cli.target import remote
 from ringzero.cli.verb import VERBS, print_json
 from ringzero.cli.verbs.run import Run, claim
 
 if TYPE_CHECKING:
     import argparse
+
+    from ringzero.remote.client import Client
 
 
 @VERBS.register("create")
@@ -31,10 +32,6 @@ class Create(Run):
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Claim the name, and leave the description for `start`."""
-        if remote() is not None:
-            from ringzero.cli import remote_run
-
-            return remote_run.create(arguments)
         from ringzero.control.host.claims import define
 
         # Once it runs, it is as one that was started by `run -d`.
@@ -50,3 +47,9 @@ class Create(Run):
         else:
             print(found.name)
         return 0
+
+    def execute_there(self, client: Client, arguments: argparse.Namespace) -> int:
+        """Do it by the other host's actions."""
+        from ringzero.cli import remote_run
+
+        return remote_run.create(client, arguments)

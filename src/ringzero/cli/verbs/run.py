@@ -31,7 +31,6 @@ from ringzero.cli.machine_config import (
     release_disks,
     seeded,
 )
-from ringzero.cli.target import remote
 from ringzero.cli.verb import BARRED, ENV, SENT, STREAMS, VERBS, Away, Verb, print_json
 from ringzero.config.device import DEVICE_CONFIGS
 from ringzero.settings import ENGINE, POOL_DIR
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 
     from ringzero.config.machine import MachineConfig
     from ringzero.control.host.directory import Claim
+    from ringzero.remote.client import Client
 
 # Arguments that name files which a start reads; and images that are files.
 _READ_AT_START = ("kernel", "initrd", "cloud_init", "ssh_key", "network_config")
@@ -251,14 +251,10 @@ Ctrl-] q ends the machine.
         """What a start reads may be sent; what a machine keeps on using may not."""
         stays = arguments.name is not None or getattr(arguments, "detach", True)
         found = dict.fromkeys(_READ_AT_START, BARRED if stays else SENT)
-        kept = [
-            flag
-            for kind, device in DEVICE_CONFIGS
-            if kind != "net"
-            for flag in device.flag_names()
-            if flag.startswith("--")
-        ]
-        found |= dict.fromkeys([flag[2:] for flag in kept], BARRED)
+        for kind, device in DEVICE_CONFIGS:
+            if kind != "net":
+                flag = next(name for name in device.flag_names() if name.startswith("--"))
+                found[flag.removeprefix("--")] = BARRED
         found |= {"root": BARRED, "env": ENV}
         if arguments.serial != "stdio":
             found["serial"] = BARRED
@@ -295,10 +291,6 @@ Ctrl-] q ends the machine.
 
     def execute(self, arguments: argparse.Namespace) -> int:
         """Build the machine's description, then hand over to `ringzero.cli.session`."""
-        if remote() is not None:
-            from ringzero.cli import remote_run
-
-            return remote_run.run(arguments)
         if arguments.cpu == "help":
             from ringzero.cli.cpu_models import show_models
 
@@ -309,6 +301,12 @@ Ctrl-] q ends the machine.
             return self._run(arguments, config)
         finally:
             release_disks(config)
+
+    def execute_there(self, client: Client, arguments: argparse.Namespace) -> int:
+        """Do it by the other host's actions."""
+        from ringzero.cli import remote_run
+
+        return remote_run.run(client, arguments)
 
     def _run(self, arguments: argparse.Namespace, config: MachineConfig) -> int:
         if arguments.detach:
