@@ -167,7 +167,9 @@ def _read(verb: Verb, name: str, own: list[str], command: list[str] | None) -> L
 
 def away_of(command: Verb, group: Verb) -> Away:
     """Return what becomes of a command of a group, or of a verb, on another host."""
-    return getattr(command, "away", None) or group.away
+    found = command.away or group.away
+    assert found is not None, "each verb tells of it"
+    return found
 
 
 def _check(line: Line, files: Mapping[str, str], place: Place) -> None:

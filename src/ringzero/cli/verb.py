@@ -63,7 +63,7 @@ class Verb(ABC):
     examples: ClassVar[str] = ""
     takes_command: ClassVar[bool] = False
     collects: ClassVar[bool] = False
-    away: ClassVar[Away]
+    away: ClassVar[Away | None] = None
 
     @abstractmethod
     def configure(self, parser: argparse.ArgumentParser) -> None:
@@ -78,7 +78,7 @@ class Verb(ABC):
 
     def files(self, arguments: argparse.Namespace) -> Mapping[str, str]:
         """Return which arguments name files, as `away` has it, in this very command line."""
-        return self.away.files
+        return self.away.files if self.away is not None else {}
 
     @abstractmethod
     def execute(self, arguments: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from ringzero.cli.verb import CARRIED, SENT, VERBS, Away, Verb, print_json
 @VERBS.register("pull")
 class Pull(Verb):
     summary = "bring a container's image from a registry into the store"
-    away = Away(CARRIED, files={"verify": SENT})
+    away = Away(CARRIED, files={"verify": SENT, "cert_dir": SENT})
     examples = """\
   ringzero pull debian:12                   from Docker Hub
   ringzero pull localhost:5000/app:1.2      this machine's registry, by plain HTTP

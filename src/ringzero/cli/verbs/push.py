@@ -12,7 +12,7 @@ from ringzero.cli.verb import CARRIED, SENT, VERBS, Away, Verb, print_json
 @VERBS.register("push")
 class Push(Verb):
     summary = "take an image of the store to a registry"
-    away = Away(CARRIED, files={"sign": SENT})
+    away = Away(CARRIED, files={"sign": SENT, "cert_dir": SENT})
     examples = """\
   ringzero push localhost:5000/web:1.2          by the name that it has
   ringzero push web:1.2 registry.example/web:1.2   by another one
