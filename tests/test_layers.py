@@ -23,8 +23,8 @@ ROOT = Path(ringzero.__file__).parent
 ORDER = (
     "version", "basedirs", "errors", "digest", "units", "records", "plain", "settings", "registry",
     "config", "api", "host", "core", "disk", "storage", "image", "native", "isa", "jit", "engine",
-    "devices", "board", "net", "share", "vm", "build", "control", "deployment", "remote", "doors", "cli",
-    "testing",
+    "devices", "board", "net", "share", "vm", "build", "control", "deployment", "remote",
+    "doors", "cli", "testing",
 )  # fmt: skip
 # Parts that a part must not import, whatever the order says.
 FORBIDDEN = {

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ringzero.cli.verb import VERBS, Verb
+from ringzero.cli.verb import REFUSED, VERBS, Away, Verb
 from ringzero.errors import InvalidValueError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ _NETWORKS = ("tap", "user")
 @VERBS.register("firecracker")
 class Firecracker(Verb):
     summary = "be one microVM behind Firecracker's API, for its clients"
+    away = Away(REFUSED, why="it is one host's process: start it there, and forward its socket")
     examples = """\
   ringzero firecracker --api-sock /tmp/fc.sock &
   curl --unix-socket /tmp/fc.sock -X PUT http://localhost/boot-source \\
