@@ -215,7 +215,7 @@ def test_hosts_have_names(ask, tmp_path):
     assert here("host", "rm", "lab") == "lab\n"
     assert "no host is called 'lab'" in here("--host", "lab", "ps", code=3)
     if url.startswith("ssh:"):
-        assert json.loads(here("--host", url, "image", "ls", "--json")).startswith("[")
+        assert here("--host", url, "image", "ls", "--json").startswith("[")
     for wrong in ("ftp://x", "https://a/b", "https://u:p@a", "ssh://-oProxyCommand=x", "unix://x"):
         assert "error" in here("--host", wrong, "ps", code=2)
     assert "needs a value" in here("--host", code=2)
