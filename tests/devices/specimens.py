@@ -15,6 +15,7 @@ from typing import Any
 from ringzero.core.frames import Frame
 from ringzero.core.irq import IrqLine
 from ringzero.core.memory import GuestMemory
+from ringzero.devices.chips.boottimer import BOOTED, BootTimer
 from ringzero.devices.chips.i8042 import I8042
 from ringzero.devices.chips.kvmclock import MSRS as CLOCK_MSRS
 from ringzero.devices.chips.kvmclock import Kvmclock
@@ -96,6 +97,11 @@ def power() -> Specimen:
 
 def pvpanic() -> Specimen:
     return _legacy("pvpanic", Pvpanic(_nothing), 1, _nothing)
+
+
+def boottimer() -> Specimen:
+    device = BootTimer(_nothing)
+    return _legacy("boottimer", device, 0x1000, lambda: device.write(0, 1, BOOTED))
 
 
 def i8042() -> Specimen:
@@ -300,7 +306,7 @@ def _from_its_test(name: str) -> Callable[[], Specimen]:
 BUILDERS: dict[str, Callable[[], Specimen]] = {
     maker.__name__: maker
     for maker in (
-        *(serial, rtc, power, pvpanic, i8042, lapic, ioapic, kvmclock, vmgenid, vmclock),
+        *(serial, rtc, power, pvpanic, boottimer, i8042, lapic, ioapic, kvmclock, vmgenid, vmclock),
         *(rng, block, console, net, vsock),
     )
 }

@@ -17,7 +17,7 @@ from ringzero.engine.kvm.doorbell import Doorbells
 from ringzero.errors import GuestError
 from ringzero.host.service import ServiceThread
 from ringzero.net.lazy import LazyNetwork
-from ringzero.net.limit import _Alarm
+from ringzero.net.limit import Alarm as LimitAlarm
 from ringzero.net.networks.socket import SocketNetwork
 from ringzero.net.proxy.loop import EventLoop
 from ringzero.vm.ends.vsock import VsockSockets
@@ -112,7 +112,7 @@ def parts(tmp_path):
         ),
         ("net-user", LazyNetwork, "_look", USE_THE_NETWORK),
         # The second packet waits.
-        ("net-limited", _Alarm, "_work", USE_THE_NETWORK),
+        ("net-limited", LimitAlarm, "_work", USE_THE_NETWORK),
         ("", PortChannels, "_carry", "true"),
     ],
 )

@@ -77,7 +77,7 @@ class LimitedPort:
         self._received = _Direction(received or Limits(), now)
         # Hears of an exception that ends the thread.
         self.on_fault: OnFault | None = None
-        self._alarm = _Alarm(self._wake, self._failed)
+        self._alarm = Alarm(self._wake, self._failed)
         self.set_link = port.set_link
         self.settle = port.settle
 
@@ -134,7 +134,7 @@ class LimitedPort:
 
     def leave(self) -> None:
         """In a forked process, which has no such thread."""
-        self._alarm = _Alarm(self._wake, self._failed)
+        self._alarm = Alarm(self._wake, self._failed)
 
 
 def _each(frames: Sequence[Frame]) -> Iterable[Frame]:
@@ -142,7 +142,7 @@ def _each(frames: Sequence[Frame]) -> Iterable[Frame]:
     return list(islice(frames, len(frames)))
 
 
-class _Alarm:
+class Alarm:
     """Calls once after a while; a thread that exists from the first time on."""
 
     def __init__(self, call: Callable[[], None], on_fault: OnFault) -> None:

@@ -225,3 +225,20 @@ def test_the_serial_line_in_a_file(guest, tmp_path):
         )
         vm.put("/actions", action_type="InstanceStart")
         vm.until(lambda: UP in (tmp_path / "serial").read_bytes())
+
+
+def test_the_boot_timer(guest, tmp_path):
+    with MicroVm(tmp_path, "--boot-timer") as vm:
+        vm.boot(*guest)
+        vm.shell("devmem 0xc0000000 8 123")
+        vm.until(lambda: "Guest-boot-time = " in (tmp_path / "log").read_text())
+        # A snapshot has it, too, whatever the flags are then.
+        files = {"snapshot_path": str(tmp_path / "s"), "mem_file_path": str(tmp_path / "m")}
+        vm.patch("/vm", state="Paused")
+        vm.put("/snapshot/create", **files)
+    place = tmp_path / "copy"
+    place.mkdir()
+    with MicroVm(place) as copy:
+        copy.put("/snapshot/load", **files, resume_vm=True)
+        copy.shell("devmem 0xc0000000 8 123")
+        copy.until(lambda: "Guest-boot-time = " in (place / "log").read_text())

@@ -133,6 +133,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         metadata_limit=_number(arguments, "mmds_size_limit"),
         network=network,
         started=_number(arguments, "start_time_us"),
+        boot_timer=arguments.boot_timer,
     )
 
 

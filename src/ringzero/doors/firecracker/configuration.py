@@ -41,7 +41,10 @@ _LINK_LOCAL = ipaddress.IPv4Network("169.254.0.0/16")
 METADATA_ADDRESS = "169.254.169.254"
 
 # What a snapshot has of a configuration.
-_KEPT = ("machine", "boot_source", "drives", "nets", "vsock", "entropy", "balloon", "metadata")
+_KEPT = (
+    *("machine", "boot_source", "drives", "nets", "vsock", "entropy", "balloon", "metadata"),
+    "boot_timer",
+)
 
 Fields = dict[str, Any]
 
@@ -50,11 +53,12 @@ class Configuration:
     """What a client has set, checked as it comes. Every method raises ApiFault.
 
     `network` is one of NETWORKS. `touched` says that something was set with which no snapshot
-    can be loaded any more.
+    can be loaded any more. `boot_timer`: the guest has one.
     """
 
-    def __init__(self, network: str = TAP) -> None:
+    def __init__(self, network: str = TAP, *, boot_timer: bool = False) -> None:
         self.network = network
+        self.boot_timer = boot_timer
         self.touched = False
         self.machine: Fields = dict(_MACHINE)
         self.boot_source: Fields = {}

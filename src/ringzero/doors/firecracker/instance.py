@@ -21,6 +21,7 @@ from ringzero.errors import RingzeroError, StateError
 
 if TYPE_CHECKING:
     from ringzero.host.memory import MemoryImage
+    from ringzero.vm.build import Assembly
     from ringzero.vm.exit import Exit
     from ringzero.vm.machine import Machine
 
@@ -189,7 +190,9 @@ class Instance:
         self._console.configure(self.configuration.serial)
         try:
             config.check_files()
+            begun = time.monotonic_ns(), time.process_time_ns()
             machine = builder.build(config, Progress(enabled=False), boot=True)
+            self._attach(machine.parts, begun)
             self._take(machine)
             try:
                 machine.start()
@@ -199,6 +202,22 @@ class Instance:
         except RingzeroError as fault:
             raise ApiFault(f"Start microvm error: {faults.told(fault)}") from fault
         self._state = RUNNING
+
+    def _attach(self, parts: Assembly, begun: tuple[int, int]) -> None:
+        """Attach the boot timer, where there is one, to a machine that was `begun` then."""
+        if not self.configuration.boot_timer:
+            return
+        from ringzero.devices.chips.boottimer import ADDRESS, SIZE, BootTimer
+
+        def booted() -> None:
+            took = (time.monotonic_ns() - begun[0]) // 1000
+            used = (time.process_time_ns() - begun[1]) // 1000
+            self._log.info(
+                f"Guest-boot-time = {took:>6} us {took // 1000} ms, {used:>6} CPU us "
+                f"{used // 1000} CPU ms"
+            )
+
+        parts.attach("boottimer", BootTimer(booted), ADDRESS, None, SIZE)
 
     def _await_readiness(self) -> None:
         if self._readiness is not None:
@@ -210,6 +229,7 @@ class Instance:
         self.machine = machine
         machine.serial.on_output = self._console.write
         limits.apply(machine, self.configuration)
+        self.metadata.serve(machine, self.configuration)
         self._metrics.collect = partial(limits.counters, machine)
         threading.Thread(target=self._await_end, args=(machine,), name="end", daemon=True).start()
 
@@ -334,14 +354,18 @@ class Instance:
             saved.configuration, fields.get("network_overrides", []), fields.get("vsock_override")
         )
         config = configuration.adapt(saved.machine)
+        before, self.configuration = self.configuration, configuration
         image = snapshots.map_memory(memory, config.memory)
         try:
-            machine = snapshots.grow(saved, config, image)
+            begun = time.monotonic_ns(), time.process_time_ns()
+            attach = partial(self._attach, begun=begun)
+            machine = snapshots.grow(saved, config, image, attach)
         except BaseException:
+            self.configuration = before
             image.close()
             raise
         self._note_memory(image)
-        self.configuration, self._waits, self._state = configuration, True, PAUSED
+        self._waits, self._state = True, PAUSED
         if configuration.metadata is not None:
             self.metadata.configure(configuration.metadata)
         self._take(machine)

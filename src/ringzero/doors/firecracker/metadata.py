@@ -10,14 +10,20 @@ import hmac
 import json
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringzero.doors.firecracker.faults import TOO_LARGE, ApiFault
 from ringzero.records import record
+
+if TYPE_CHECKING:
+    from ringzero.doors.firecracker.configuration import Configuration
+    from ringzero.net.stack.localservice import Reply
+    from ringzero.vm.machine import Machine
 
 # Where a token is asked for.
 TOKEN_PATH = "/latest/api/token"
@@ -36,6 +42,8 @@ _NO_LIFE = (
 )
 _DIGITS = re.compile(r"\d{1,10}")
 _TEXT, _JSON = "text/plain", "application/json"
+# The address of the service on the wire: a local one, as Firecracker's.
+MAC = bytes.fromhex("060123456701")
 _MAC_SIZE, _TOKEN_SIZE = 32, 48
 
 
@@ -98,6 +106,25 @@ class Metadata:
             raise ApiFault(
                 "MMDS limit exceeded error: The MMDS patch request doesn't fit.", TOO_LARGE
             )
+
+    def serve(self, machine: Machine, configuration: Configuration) -> None:
+        """Have a machine that has not run find it, at the interfaces that lead to it."""
+        fields = configuration.metadata
+        if fields is None:
+            return
+        address = socket.inet_aton(fields["ipv4_address"])
+        names = [net["iface_id"] for net in configuration.nets]
+        for name, backend in zip(names, machine.nets, strict=True):
+            if name in fields["network_interfaces"]:
+                backend.serve(address, MAC, self._respond)
+
+    def _respond(self, method: str, path: str, headers: Mapping[str, str]) -> Reply:
+        from ringzero.net.stack.localservice import Reply
+
+        self._count("rx_accepted")
+        answer = self.answer(method, path, headers)
+        head = (("Server", "EC2ws"), ("Content-Type", answer.type), *answer.headers)
+        return Reply(answer.status, answer.content.encode("utf-8", "replace"), head)
 
     # ---- for the guest ----------------------------------------------------
 

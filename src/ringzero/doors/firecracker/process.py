@@ -69,6 +69,7 @@ class Options:
     metadata_limit: int | None = None
     network: str = TAP
     started: int | None = None
+    boot_timer: bool = False
 
 
 def run(options: Options) -> int:
@@ -86,7 +87,7 @@ class _Process:
         self._output = SerialOutput(self._metrics)
         self._instance = Instance(
             options.identifier,
-            Configuration(options.network),
+            Configuration(options.network, boot_timer=options.boot_timer),
             self._log,
             self._metrics,
             Metadata(limit, lambda name: self._metrics.count("mmds", name)),

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from ringzero.units import MIB
 
 if TYPE_CHECKING:
     from ringzero.config.machine import MachineConfig
+    from ringzero.vm.build import Assembly
     from ringzero.vm.machine import Machine
     from ringzero.vm.seed import Seed
 
@@ -152,11 +154,16 @@ def map_memory(path: Path, size: int) -> MemoryImage:
     return MemoryImage(base)
 
 
-def grow(saved: Saved, config: MachineConfig, memory: MemoryImage) -> Machine:
+def grow(
+    saved: Saved,
+    config: MachineConfig,
+    memory: MemoryImage,
+    attach: Callable[[Assembly], None] = lambda parts: None,
+) -> Machine:
     """Return the machine that was saved, paused, with `config` for its description.
 
-    Its guest is told that it is a copy by the VM generation identifier. Raises StateError and
-    what building a machine raises.
+    `attach` attaches what the description does not have. Its guest is told that it is a copy by
+    the VM generation identifier. Raises StateError and what building a machine raises.
     """
     from ringzero.vm import copies
     from ringzero.vm.build import assemble
@@ -169,6 +176,7 @@ def grow(saved: Saved, config: MachineConfig, memory: MemoryImage) -> Machine:
     parts = assemble(config, identity=identity, content=memory)
     with contextlib.ExitStack() as undo:
         undo.callback(parts.close)
+        attach(parts)
         seed = Seed(config, MachineState(saved.state), memory, (), saved.taken)
         introduction = copies.become(parts, seed, identity)
         undo.pop_all()

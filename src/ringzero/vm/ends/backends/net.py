@@ -16,6 +16,8 @@ from ringzero.vm.ends.backend import BACKENDS, Backend
 if TYPE_CHECKING:
     from ringzero.config.ports import Forward
     from ringzero.net.limit import LimitedPort, Limits
+    from ringzero.net.service import ServicePort
+    from ringzero.net.stack.localservice import Respond
 
 
 @BACKENDS.register("net")
@@ -29,6 +31,7 @@ class NetBackend(Backend):
         self._mac = bytes.fromhex(config.mac.replace(":", ""))
         self.network = open_network(config)
         self._limited: LimitedPort | None = None
+        self._service: ServicePort | None = None
         # Connections of networks that the interface was unplugged from, which the guest has still.
         self._lost: tuple[bytes, ...] = ()
         # Known once the machine has begun.
@@ -47,8 +50,9 @@ class NetBackend(Backend):
 
     def _start_network(self) -> None:
         self.network.on_fault = self._on_fault
-        if self._limited is not None:
-            self._limited.on_fault = self._on_fault
+        for port in (self._limited, self._service):
+            if port is not None:
+                port.on_fault = self._on_fault
         self.network.start()
 
     def connections(self) -> tuple[bytes, ...]:
@@ -62,8 +66,9 @@ class NetBackend(Backend):
 
     def leave(self) -> None:
         self.network.leave()
-        if self._limited is not None:
-            self._limited.leave()
+        for port in (self._limited, self._service):
+            if port is not None:
+                port.leave()
 
     def close(self) -> None:
         self.network.close()
@@ -96,7 +101,22 @@ class NetBackend(Backend):
             self.network.port = self._limited
         self._limited.limit(sent, received)
 
+    def serve(self, address: bytes, mac: bytes, respond: Respond) -> None:
+        """Have an HTTP server of ours at an IPv4 address before the network, for this guest alone.
+
+        Once, before the machine runs, and after `limit`.
+        """
+        from ringzero.net.service import ServicePort
+
+        port = self._limited or self.interface
+        mtu = self.config.mtu
+        self._service = ServicePort(port, self.network.wake, address, mac, respond, mtu=mtu)
+        self.network.port = self._service
+
     def _unplug(self) -> None:
+        if self._service is not None:
+            self._service.close()
+            self._service = None
         if self._limited is not None:
             self._limited.close()
             self._limited = None
