@@ -22,7 +22,7 @@ ROOT = Path(ringzero.__file__).parent
 # Each layer imports only itself and what stands before it.
 ORDER = (
     "version", "basedirs", "errors", "digest", "units", "records", "plain", "settings", "registry",
-    "config", "api", "host", "core", "disk", "storage", "image", "native", "isa", "jit", "engine",
+    "config", "api", "host", "core", "disk", "storage", "native", "isa", "jit", "image", "engine",
     "devices", "board", "net", "share", "vm", "build", "control", "deployment", "remote",
     "doors", "cli", "testing",
 )  # fmt: skip

@@ -21,7 +21,7 @@ from ringzero.image.cpio import Entry
 PARAMETER = "rdinit=/ringzero/start"
 _FOLDER, _PROGRAM = 0o40755, 0o100755
 # Of the default guest's own programs, those that an agent calls.
-_PROGRAMS = ("become", "identity", "launch", "relay", "share")
+_PROGRAMS = ("become", "execute", "identity", "launch", "relay", "runner", "share")
 _BUSYBOX = "usr/bin/busybox"
 # A word of a command line that begins so chooses another first process of the initrd.
 _RDINIT = "rdinit="

@@ -68,6 +68,7 @@ COMMAND_LINE = (
 _FORMAT = 2
 # The scripts and programs of the guest.
 _GUEST = Path(__file__).with_name("guest")
+_RUNNER = _GUEST / "runner"
 _MANIFEST = "manifest.json"
 # An image that no recipe leads to is kept for this long after its last use, in seconds: a
 # machine may be starting from it, and two versions of ringzero may share one cache.
@@ -140,16 +141,18 @@ class Recipe:
 
     def inputs(self) -> str:
         """Return everything here that shapes the image, except package versions."""
-        from ringzero.image.guest import become, enter, identity, launch, relay, static_net
+        from ringzero.image.guest import become, enter, identity, launch, relay, runner, static_net
 
         programs = [p.build().hex() for p in (become, enter, identity, launch, relay, static_net)]
-        guest = [script(name).decode() for name in ("init", "dhcp", "share")] + programs
+        # To compile that one takes longer than to look for an image that has it.
+        programs += [runner.source()]
+        guest = [script(name).decode() for name in ("init", "dhcp", "execute", "share")] + programs
         inputs = [vars(self), MODULES, guest, COMMAND_LINE, _FORMAT, MIRROR.get()]
         return json.dumps(inputs, sort_keys=True)
 
     def sources(self) -> str:
         """Return what changes whenever `inputs` does, without reading it."""
-        places = [Path(__file__), *sorted(_GUEST.iterdir())]
+        places = [Path(__file__), *sorted(_GUEST.iterdir()), *sorted(_RUNNER.iterdir())]
         stamps = [
             (path.name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
             for path in places
@@ -429,7 +432,7 @@ def plain(path: str, data: bytes) -> bytes:
 
 
 def _tree(packages: Sequence[Path], modules: Mapping[str, Module]) -> Rootfs:
-    from ringzero.image.guest import become, enter, identity, launch, relay, static_net
+    from ringzero.image.guest import become, enter, identity, launch, relay, runner, static_net
     from ringzero.image.modules import with_dependencies
     from ringzero.image.rootfs import Rootfs
 
@@ -443,12 +446,14 @@ def _tree(packages: Sequence[Path], modules: Mapping[str, Module]) -> Rootfs:
     tree.add_file("init", script("init"), mode=0o755)
     tree.add_file("sbin/dhcp", script("dhcp"), mode=0o755)
     tree.add_file("sbin/share", script("share"), mode=0o755)
+    tree.add_file("sbin/execute", script("execute"), mode=0o755)
     tree.add_file("sbin/static-net", static_net.build(), mode=0o755)
     tree.add_file("sbin/identity", identity.build(), mode=0o755)
     tree.add_file("sbin/enter", enter.build(), mode=0o755)
     tree.add_file("sbin/become", become.build(), mode=0o755)
     tree.add_file("sbin/launch", launch.build(), mode=0o755)
     tree.add_file("sbin/relay", relay.build(), mode=0o755)
+    tree.add_file("sbin/runner", runner.build(), mode=0o755)
     busybox = tree["bin/busybox"].data
     for applet in applets(busybox):
         if f"bin/{applet}" not in tree and f"sbin/{applet}" not in tree:

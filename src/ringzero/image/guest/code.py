@@ -66,3 +66,17 @@ class Code:
         for place, label in self._jumps:
             struct.pack_into("<i", self._code, place, self._labels[label] - place - 4)
         return bytes(self._code)
+
+
+class Texts:
+    """Texts that end with a NUL, each at an address of its own."""
+
+    def __init__(self, base: int) -> None:
+        self._base, self.data = base, b""
+        self._places: dict[str, int] = {}
+
+    def at(self, text: str) -> int:
+        if text not in self._places:
+            self._places[text] = self._base + len(self.data)
+            self.data += text.encode() + b"\0"
+        return self._places[text]

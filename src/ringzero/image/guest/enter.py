@@ -16,7 +16,7 @@ something fails; as it is the first process that runs it, the kernel tells.
 from __future__ import annotations
 
 from ringzero.image.guest import elf
-from ringzero.image.guest.code import Code, system_call
+from ringzero.image.guest.code import Code, Texts, system_call
 
 # System calls of x86-64 Linux (arch/x86/entry/syscalls/syscall_64.tbl).
 WRITE, EXECVE, EXIT, CHDIR, MKDIR, CHROOT, MOUNT = 1, 59, 60, 80, 83, 161, 165
@@ -33,23 +33,9 @@ _MOVED = ("/dev", "/proc", "/sys", "/run")
 _FAILED = "ringzero: the root file system of the image cannot be mounted\n"
 
 
-class _Texts:
-    """Texts that end with a NUL, each at an address of its own."""
-
-    def __init__(self, base: int) -> None:
-        self._base, self.data = base, b""
-        self._places: dict[str, int] = {}
-
-    def at(self, text: str) -> int:
-        if text not in self._places:
-            self._places[text] = self._base + len(self.data)
-            self.data += text.encode() + b"\0"
-        return self._places[text]
-
-
 def build() -> bytes:
     """Return the whole program as an ELF file."""
-    texts = _Texts(elf.body_address())
+    texts = Texts(elf.body_address())
     at = texts.at
     made = Code()
     for path in (BUNDLE, IMAGE, MEMORY, TOOLS):

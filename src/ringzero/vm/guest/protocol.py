@@ -1,6 +1,7 @@
 """The protocol between the host and the init of ringzero's own guests.
 
-The guest's side is `ringzero/image/guest/init`, a shell script, and the
+The guest's side is the script `ringzero/image/guest/init`, and for commands the program
+`ringzero.image.guest.runner`; older guests are a script alone, and the
 protocol is made for what a shell can do. It runs over the ports of one
 virtio-console device with VIRTIO_CONSOLE_F_MULTIPORT (virtio 1.2 section 5.3):
 
@@ -92,7 +93,7 @@ VERSION = 1
 MAX_LINE = 4096
 # As much of the kernel's release is kept.
 MAX_RELEASE = 128
-# The shell reads a line byte by byte into memory; more belongs on stdin.
+# The guest keeps a line in memory (`runner.memory.LINE_SIZE`); more belongs on stdin.
 MAX_COMMAND = 256 * 1024
 SIGNALS = frozenset(("HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP", "PIPE"))
 
@@ -218,7 +219,8 @@ def complete_line(line: str, number: int, *, token: bytes = b"", terminal: int =
 def make_token() -> bytes:
     """Return what marks the end of a command's output: 128 random bits, which none contains.
 
-    In few characters: a guest's shell reads a line byte by byte, at 3,000 instructions each.
+    In few characters: guests of older snapshots read a line byte by byte, at 3,000 instructions
+    each.
     """
     return binascii.b2a_base64(os.urandom(16), newline=False).rstrip(b"=")
 
