@@ -11,11 +11,13 @@ from dataclasses import replace
 import pytest
 
 from ringzero.core.memory import PAGE_SIZE
+from ringzero.devices.virtio.kinds.console import PORT_READY, Console
 from ringzero.engine.soft import code
 from ringzero.errors import InvalidValueError, StateError
 from ringzero.host import memory as host_memory
 from ringzero.isa.x86.architecture import startup_state
 from ringzero.vm.guest.identity import Identity
+from ringzero.vm.guest.ports import IDENTITY_PORT
 from ringzero.vm.machine import Machine
 from ringzero.vm.state import MachineState
 from tests.engine.fake import FakeEngine
@@ -497,6 +499,31 @@ def test_forks_of_a_booting_machine_have_their_names():
         with machine.seed() as seed, machine.grow(seed, Identity("late")) as copy:
             names.append((copy.config.name, copy.run("hostname", timeout=120).stdout))
     assert [f"{name}\n".encode() for name, _ in names] == [told for _, told in names]
+
+
+@pytest.mark.boot
+def test_a_guest_waits_for_the_port_of_identities(monkeypatch):
+    """It is the last that appears: a guest that goes on without it never hears who a copy is."""
+    handle = Console._handle
+
+    def late(console, index, event, value):
+        if event == PORT_READY and console.ports[index].name == IDENTITY_PORT:
+
+            def tell():
+                with console.lock:
+                    handle(console, index, event, value)
+                    console._flush_control()
+
+            threading.Timer(0.3, tell).start()
+        else:
+            handle(console, index, event, value)
+
+    monkeypatch.setattr(Console, "_handle", late)
+    with Machine(image="micro", memory="128M", engine="soft", boot=True, name="first") as machine:
+        machine.start()
+        assert machine.agent.wait_ready(120)
+        with machine.seed() as seed, machine.grow(seed, Identity("copy")) as copy:
+            assert copy.run("hostname", timeout=120).stdout == b"copy\n"
 
 
 # ---- what copies do first --------------------------------------------------------
