@@ -151,6 +151,7 @@ def test_every_action_through_a_door(watch, tmp_path, monkeypatch):
     assert post("remove", machine="db") is None
     causes("remove", "db")
     assert [m["name"] for m in post("machines", status="ended")] == ["copy"]
+    assert post("logs", machine="copy") is None
     assert post("images") == []
     assert post("snapshots") == []
     with pytest.raises(InvalidValueError, match="none is named"):

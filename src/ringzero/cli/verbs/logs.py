@@ -52,6 +52,8 @@ class Logs(Verb):
             else:
                 write(_STDOUT, chunk if filtered is None else filtered.feed(chunk))
 
+        # Output that goes nowhere is told now, and not when something was said.
+        show(b"")
         machine.logs(
             _Shown(show), follow=arguments.follow, lines=arguments.lines, vmm=arguments.vmm
         )
