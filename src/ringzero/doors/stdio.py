@@ -7,6 +7,7 @@ its jobs go on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import threading
@@ -37,7 +38,7 @@ def serve(running: Path, where: Path) -> None:
     except HostError:
         link, theirs = socket.socketpair()
         serving = threading.Thread(
-            target=lambda: asyncio.run(_serve(theirs, where)), name="serve", daemon=True
+            target=_keep_serving, args=(theirs, where), name="serve", daemon=True
         )
         serving.start()
     else:
@@ -46,6 +47,11 @@ def serve(running: Path, where: Path) -> None:
         relay(link)
     if serving is not None:
         serving.join(_END)
+
+
+def _keep_serving(link: socket.socket, where: Path) -> None:
+    with link:
+        asyncio.run(_serve(link, where))
 
 
 async def _serve(link: socket.socket, where: Path) -> None:
@@ -62,5 +68,8 @@ async def _serve(link: socket.socket, where: Path) -> None:
         pass
     finally:
         writer.close()
+        # What was said last is still on its way; a client that leaves ends that.
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
         events.close()
         await manager.close()

@@ -25,6 +25,13 @@ _SSH_CONNECT = 120.0
 # What the way adds to the time that an answer may take, in seconds.
 WAY = 15.0
 _READ = 256 << 10
+# After a minute of silence a host is asked whether it is there, four times, in seconds.
+_ALIVE = {
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE): 1,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE): 60,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL): 15,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT): 4,
+}
 # What of ssh's own words is told, in bytes.
 _SAID = 2000
 
@@ -96,6 +103,10 @@ class Endpoint:
                 pair = await asyncio.open_connection(
                     self.address.host, self.address.port, ssl=self._tls
                 )
+                # A host that vanishes is noticed while nothing is said (tcp(7)).
+                link: socket.socket = pair[1].get_extra_info("socket")
+                for option, value in _ALIVE.items():
+                    link.setsockopt(*option, value)
                 return Link(self, *pair)
         except TimeoutError:
             raise ControlError(

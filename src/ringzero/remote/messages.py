@@ -210,7 +210,8 @@ class Exchange:
                     raise ControlError("the connection ended before the answer")
         except h11.RemoteProtocolError as fault:
             if not data:
-                raise ControlError("the connection ended within the answer") from None
+                when = "within" if self.begun else "before"
+                raise ControlError(f"the connection ended {when} the answer") from None
             raise ProtocolError(f"bytes that are no answer of HTTP/1.1: {fault}") from None
 
 
