@@ -532,6 +532,20 @@ def test_kill_at_random_moments():
         assert directory.machines() == [], f"round {number}"
 
 
+def test_what_is_asked_of_one_that_ends_meanwhile(monkeypatch):
+    def end(machine, *_):
+        machine.directory.process().identity.signal(signal.SIGKILL)
+        raise ControlError("it ended meanwhile")
+
+    monkeypatch.setattr(client.RemoteMachine, "_ask", end)
+    start("web")
+    assert client.machine("web").inspect()["status"] == "dead"
+    client.machine("web").remove()
+    start("web")
+    with pytest.raises(ControlError):
+        client.machine("web").pause()
+
+
 def test_kill_while_copies_are_made():
     chance = random.Random(os.urandom(8))
     for _ in range(max(2, ROUNDS // 8)):

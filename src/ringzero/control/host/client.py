@@ -18,15 +18,19 @@ from typing import Any
 from ringzero.api.action import PATIENCE, Action, Scope, Stream, to_plain
 from ringzero.api.command import takes_options
 from ringzero.api.table import get
-from ringzero.api.values import ALIVE, EventKind
+from ringzero.api.values import ALIVE, EventKind, Status
 from ringzero.control.host import directory
 from ringzero.control.host.actions import GONE_WITHIN
 from ringzero.control.host.directory import MachineDirectory
 from ringzero.control.host.handlers import HANDLERS
 from ringzero.control.host.operations import GuestOperations, HostOperations
 from ringzero.control.host.session import Session
-from ringzero.errors import InvalidValueError
+from ringzero.errors import ConflictError, ControlError, InvalidValueError
 from ringzero.settings import boot_bound
+
+
+# How long a machine's process may be there after it has left its socket, in seconds.
+_ENDING = 2.0
 
 
 class RemoteMachine(GuestOperations):
@@ -44,8 +48,17 @@ class RemoteMachine(GuestOperations):
         """Do it here, or ask the machine's process. Raises what it raises, and ControlError."""
         where, handler = self.directory, HANDLERS.get(action.name)
         alive = where.alive
-        if handler is None or (alive and not handler.running):
+        if handler is None:
             return self._ask(action, arguments, stream)
+        if alive and not handler.running:
+            try:
+                return self._ask(action, arguments, stream)
+            except (ConflictError, ControlError):
+                # What only reads is told of a machine that ends meanwhile, too.
+                starts = where.status() is Status.STARTING
+                if starts or not action.reads or not where.wait_end(_ENDING):
+                    raise
+            alive = False
         if not alive and action.states <= ALIVE:
             where.require_alive()
         action.require(self.name, where.status())
