@@ -233,6 +233,28 @@ def test_holes_that_no_file_can_have_are_refused(peer, tmp_path):
     assert peer.end_of(call).code == ErrorCode.INVALID_ARG
 
 
+def test_an_upload_whose_length_is_known_needs_no_end(peer, tmp_path):
+    """vagrant-libvirt ends no stream, and makes an overlay of the volume at once."""
+    volume = _volume(tmp_path, 4096)
+    data = bytes(range(256)) * 4096
+    call = peer.open("STORAGE_VOL_UPLOAD", volume=volume, offset=0, length=len(data), flags=0)
+    for at in range(0, len(data), STREAM_DATA):
+        peer.write(call, data[at : at + STREAM_DATA])
+    # What comes next finds it written, and nobody in its way.
+    found = peer.ask("STORAGE_VOL_GET_INFO", volume=volume)
+    assert found["capacity"] == len(data)
+    client.host().remove_volume("a.img")
+    again = _volume(tmp_path, 4096)
+    call = peer.open("STORAGE_VOL_UPLOAD", volume=again, offset=0, length=10, flags=0)
+    peer.write(call, bytes(10))
+    # An end that is said all the same is good, and a byte more is not.
+    peer.write(call, b"", PacketStatus.OK)
+    assert peer.end_of(call) is None
+    call = peer.open("STORAGE_VOL_UPLOAD", volume=again, offset=0, length=10, flags=0)
+    peer.write(call, bytes(11))
+    assert peer.end_of(call).code == ErrorCode.INVALID_ARG
+
+
 def _volume(tmp_path, size):
     made = client.host().create_volume("a.img", size, format="raw")
     return VolumeHandle("default", "a.img", made["path"])

@@ -155,8 +155,15 @@ class Connection:
             self._context.streams.pop(item.serial).close()
             self._ended(item.serial)
             return
+        whole = None
+        if isinstance(item, StreamData | StreamHole):
+            count = len(item.data) if isinstance(item, StreamData) else item.length
+            whole = self._context.streams[item.serial].coming(count)
         try:
             await asyncio.wait_for(queue.put(item), _STALLED)
+            if whole is not None:
+                # What the client asks next finds it written.
+                await whole
         except TimeoutError:
             text = f"nothing of this stream was taken for {_STALLED:g} seconds"
             self._context.abort(item.serial, TimeoutExpiredError(text))

@@ -94,6 +94,12 @@ def handles(*names: str) -> Callable[[Function], Function]:
 class StreamSide(Protocol):
     """Who has the server's side of a stream; on the event loop."""
 
+    def coming(self, count: int) -> Awaitable[None] | None:
+        """So many bytes, or a hole of them, will be handed over by `data` or `hole`.
+
+        Returns what to wait for before the client's next call, where they end the stream.
+        """
+
     async def data(self, data: bytes) -> None:
         """Take bytes of the client's."""
 

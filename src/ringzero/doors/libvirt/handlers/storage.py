@@ -403,7 +403,7 @@ async def upload_volume(
     if length:
         arguments["length"] = length
     conversation = context.converse("put_volume", arguments)
-    open_stream(context, UploadSide(context, call, conversation))
+    open_stream(context, UploadSide(context, call, conversation, length))
     return {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from ringzero.api.protocol import STDOUT
@@ -30,6 +31,10 @@ class ConversationSide:
     async def data(self, data: bytes) -> None:
         """Send the client's bytes on."""
         await self.conversation.send(data)
+
+    def coming(self, count: int) -> asyncio.Future[None] | None:
+        """A terminal has no last byte."""
+        return None
 
     async def hole(self, length: int) -> None:
         """Refuse: a terminal has no holes."""
@@ -62,16 +67,59 @@ class ConversationSide:
 
 
 class UploadSide(ConversationSide):
-    """The server's side of a stream into a volume; its end is good when all is written."""
+    """The server's side of a stream into a volume; its end is good when all is written.
+
+    Where the client has said how many bytes it sends, the last of them is the end: vagrant-libvirt
+    says no other. `length` is 0 where it has not.
+    """
+
+    def __init__(
+        self, context: Context, call: Call, conversation: Conversation, length: int
+    ) -> None:
+        super().__init__(context, call, conversation)
+        # What of the length has not come yet, and what has not been handed over.
+        self._expected = self._missing = length
+        self._written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def coming(self, count: int) -> asyncio.Future[None] | None:
+        """Return what is done when all is written, where these bytes are the last."""
+        if self._expected == 0:
+            return None
+        self._expected = max(0, self._expected - count)
+        return None if self._expected else self._written
+
+    async def data(self, data: bytes) -> None:
+        """Send the client's bytes on. Raises RingzeroError."""
+        await super().data(data)
+        await self._handed_over(len(data))
 
     async def hole(self, length: int) -> None:
-        """Leave a hole in the volume's file."""
+        """Leave a hole in the volume's file. Raises RingzeroError."""
         await self.conversation.tell("hole", length=length)
+        await self._handed_over(length)
 
     async def end(self) -> None:
         """Wait until all is written. Raises RingzeroError."""
-        await self.conversation.send(b"")
+        if not self._written.done():
+            await self.conversation.send(b"")
         await self.conversation.result()
+
+    def close(self) -> None:
+        """Leave the conversation; nobody need wait."""
+        super().close()
+        if not self._written.done():
+            self._written.set_result(None)
+
+    async def _handed_over(self, count: int) -> None:
+        if not 0 < self._missing <= count:
+            self._missing = max(0, self._missing - count)
+            return
+        self._missing = 0
+        try:
+            await self.end()
+        finally:
+            if not self._written.done():
+                self._written.set_result(None)
 
     async def read(self) -> None:
         """Wait for what goes wrong before the end."""
