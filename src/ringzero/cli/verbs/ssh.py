@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, NoReturn
 from ringzero.cli.flags import words_of
 from ringzero.cli.machines import add_name, note
 from ringzero.cli.verb import BARRED, STREAMS, VERBS, Away, Verb
-from ringzero.errors import InvalidValueError, MissingToolError
+from ringzero.errors import InvalidValueError, MissingToolError, NotFoundError
 
 if TYPE_CHECKING:
     import argparse
+
+    from ringzero.control.host.client import RemoteMachine
 
 _USER = "root"
 
@@ -27,6 +29,7 @@ class Ssh(Verb):
   ringzero ssh ana@web uname -a           a command, as ana
   ringzero ssh -i ~/.ssh/id_web web
   ringzero ssh --config web >>~/.ssh/config   then: ssh web, scp, rsync, an editor's remote mode
+  ringzero ssh 192.168.121.3              by its address on a network by name
 
 It is the host's ssh client, with its agent, keys and configuration; a port of this host leads to
 the guest's while it connects. The guest's host key is kept beside the machine and is accepted at
@@ -62,14 +65,13 @@ the first connection. Guests of ringzero's own need no sshd: `ringzero exec`.
     def execute(self, arguments: argparse.Namespace) -> int:
         """Become ssh; its exit status is ours."""
         from ringzero.control.host import sshway
-        from ringzero.control.host.client import machine as local
         from ringzero.host.relay import relay
 
         user, at, name = arguments.machine.rpartition("@")
         if at and arguments.user:
             raise InvalidValueError("two users", hint=f"ringzero ssh {user}@{name}")
         arguments.machine = name
-        machine = local(arguments.machine)
+        machine = _meant(name)
         if not 0 < arguments.port < 1 << 16:
             raise InvalidValueError(f"no port has the number {arguments.port}")
         if arguments.stdio:
@@ -99,6 +101,20 @@ the first connection. Guests of ringzero's own need no sshd: `ringzero exec`.
         words += [word for file in arguments.identity for word in ("-i", file)]
         words += ["-t"] * arguments.tty
         return _become(program, [*words, machine.name, *(arguments.command or ())])
+
+
+def _meant(name: str) -> RemoteMachine:
+    """Return this host's machine of a name, or else of an address. Raises NotFoundError."""
+    from ringzero.control.host import sshway
+    from ringzero.control.host.client import machine
+
+    try:
+        return machine(name)
+    except NotFoundError:
+        found = sshway.at(name)
+        if found is None:
+            raise
+        return found
 
 
 def _become(program: str, words: list[str]) -> NoReturn:

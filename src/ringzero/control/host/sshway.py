@@ -7,6 +7,7 @@ connection is up. No agent is needed in the guest, and no address of its own.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import shlex
 import socket
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ringzero.errors import GuestError
+from ringzero.errors import GuestError, NotFoundError
 
 if TYPE_CHECKING:
     from ringzero.control.host.client import RemoteMachine
@@ -26,6 +27,28 @@ PORT = 22
 _AGAIN = 0.5
 _PIECE = 64 * 1024
 _STDIN, _STDOUT = 0, 1
+
+
+def at(text: str) -> RemoteMachine | None:
+    """Return the machine that is on a network by name with an address; None: `text` is no address.
+
+    Raises NotFoundError where no machine has it.
+    """
+    from ringzero.control.host.client import host
+
+    try:
+        address = str(ipaddress.IPv4Address(text))
+    except ValueError:
+        return None
+    here = host()
+    for network in here.networks():
+        for member in network["machines"]:
+            if member["address"] == address:
+                return here.machine(member["name"])
+    raise NotFoundError(
+        f"no machine on a network has the address {address}",
+        hint="`ringzero network inspect NAME` tells who is there; a name goes, too",
+    )
 
 
 def options(machine: RemoteMachine, port: int, user: str) -> dict[str, str]:
