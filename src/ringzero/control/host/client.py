@@ -28,7 +28,6 @@ from ringzero.control.host.session import Session
 from ringzero.errors import ConflictError, ControlError, InvalidValueError
 from ringzero.settings import boot_bound
 
-
 # How long a machine's process may be there after it has left its socket, in seconds.
 _ENDING = 2.0
 

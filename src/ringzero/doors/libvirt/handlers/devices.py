@@ -27,6 +27,7 @@ from ringzero.errors import ConflictError
 
 # What an interface's link is that is plugged into nothing.
 _DOWN = "down"
+_NO_SCREEN = "the machine has no screen; `virsh console` shows what it says"
 
 
 @handles("DOMAIN_ATTACH_DEVICE")
@@ -133,7 +134,13 @@ async def screenshot(
     context: Context, call: object, domain: DomainHandle, screen: int, flags: int
 ) -> Results:
     await find_active(context, domain)
-    _refuse("the machine has no screen; `virsh console` shows what it says")
+    _refuse(_NO_SCREEN)
+
+
+@handles("DOMAIN_OPEN_GRAPHICS", "DOMAIN_OPEN_GRAPHICS_FD")
+async def open_graphics(context: Context, domain: DomainHandle, idx: int, flags: int) -> Results:
+    await find_active(context, domain)
+    _refuse(_NO_SCREEN)
 
 
 # ---- from the next start on -------------------------------------------------------

@@ -13,6 +13,8 @@ _WORD_SIZES = {"x86_64": "64", "aarch64": "64", "riscv64": "64"}
 
 # What clients are told runs machines: they want a path, and start nothing themselves.
 EMULATOR = "/usr/bin/ringzero"
+# What the usual board is called as a machine type.
+BOARD = "microvm"
 
 
 @record
@@ -25,7 +27,7 @@ class HostFacts:
     memory: int
     kvm: bool = False
     emulator: str = EMULATOR
-    board: str = "microvm"
+    board: str = BOARD
     most_vcpus: int = 254
     cpus: tuple[str, ...] = ()
     disk_formats: tuple[str, ...] = ("qcow2", "raw")

@@ -18,6 +18,7 @@ from ringzero.config.devices.net import NetConfig
 from ringzero.config.devices.share import NINEP, VIRTIOFS, ShareConfig
 from ringzero.config.machine import MachineConfig
 from ringzero.config.ports import LOOPBACK, MAX_RANGE, Forward
+from ringzero.doors.libvirt.xml.capabilities import BOARD
 from ringzero.doors.libvirt.xml.devices import (
     DISK,
     FILESYSTEM,
@@ -50,7 +51,7 @@ _MOUNTS = "/mnt"
 _QUIET = re.compile(
     r"vcpu/@placement|resource|seclabel|clock/timer|pm|iothreads|cpu/(@migratable|feature|vendor|"
     r"topology)|features/\w+|on_lockfailure|sysinfo|os/(smbios|bios|text\(\))|(.*/)?(address|"
-    r"backingStore|mirror)|devices/(controller|input|audio|hub|disk/source/@(index|startupPolicy)|"
+    r"backingStore|mirror)|devices/(controller|audio|hub|disk/source/@(index|startupPolicy)|"
     r"interface/(source/@(portid|bridge)|driver/@iommu)|(serial|console)/(target/model|protocol)|"
     r"(channel|console)/source/@(host|service|mode)|memballoon/.*|rng/.*)"
 )
@@ -168,6 +169,8 @@ class _Reader:
             self.faults.append(f"os type {boots.type!r}: only hvm, whole machines")
         if boots.arch is not None and boots.arch not in _ARCHITECTURES.get(own, (own,)):
             self.faults.append(f"architecture {boots.arch!r}: this host's machines are {own}")
+        if boots.machine not in (None, BOARD):
+            self.warnings.append(f"os/type/@machine {boots.machine!r}: the board is {BOARD}")
 
     def _memory(self) -> int:
         wanted, now = self.domain.memory, self.domain.current_memory
