@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -153,6 +154,22 @@ def _path(text: str) -> Path | None:
 
 DEBUG_DIR = Setting(
     "RINGZERO_DEBUG_DIR", _path, lambda: None, "directory for what is revealed (default: stderr)"
+)
+
+
+class Jail(Enum):
+    """How a machine's process is confined (docs/jail.md)."""
+
+    NONE = "none"
+    AUTO = "auto"
+    STRICT = "strict"
+
+
+JAIL = Setting(
+    "RINGZERO_JAIL",
+    Jail,
+    lambda: Jail.AUTO,
+    "how the processes of machines that stay are confined: auto, strict, none",
 )
 ENGINE = Setting("RINGZERO_ENGINE", str, lambda: "auto", "CPU engine: auto, soft, kvm")
 STORAGE_DIR = Setting(

@@ -166,6 +166,8 @@ class MachineSummary(TypedDict):
     agent: NotRequired[dict[str, Any] | None]
     watchers: NotRequired[dict[str, int]]
     stats: NotRequired[dict[str, Any]]
+    # What confines it, by the mechanism: whether that `holds`, and in words what it does.
+    jail: NotRequired[dict[str, dict[str, Any]]]
 
 
 class MetadataSummary(TypedDict):

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ringzero.cli.output import write_all
-from ringzero.cli.signals import Loop, taken
+from ringzero.cli.signals import Loop, taken, unwatched
 from ringzero.cli.stdin import can_read_stdin
 from ringzero.config.machine import MachineConfig
 from ringzero.errors import GuestError, HostError, TimeoutExpiredError
 from ringzero.host.files import host_error
-from ringzero.settings import BOOT_TIMEOUT, boot_bound
+from ringzero.settings import BOOT_TIMEOUT, Jail, boot_bound
 from ringzero.vm.exit import Exit, ExitReason
 from ringzero.vm.guest import linux
 from ringzero.vm.guest.agent import Agent
@@ -61,21 +61,26 @@ def run(
     takes_input: bool | None = None,
     build: Callable[..., Guest] = build_machine,
     wrap: Callable[[Guest], Guest] = lambda machine: machine,
+    jail: Jail = Jail.NONE,
 ) -> int:
     """Run the machine of `config` to its end and return the exit code.
 
     `words` is the command for a guest with an agent; without one, such a guest
     gives a shell. `serial` is "stdio", a file name or None. With `boot` no template is gone on
     from. `takes_input` says whether the command gets standard input, where that is known already.
-    `wrap` puts something between the session and the machine. Raises
+    `wrap` puts something between the session and the machine. `jail` confines this process, for
+    good, before the guest runs. Raises
     TimeoutExpiredError when the guest runs longer than `timeout` seconds,
     GuestError when it ends badly.
     """
-    machine = wrap(build(config, boot=boot))
+    built = build(config, boot=boot)
+    machine = wrap(built)
     # What is compiled or opened before the guest can run is not the guest's time.
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
         with _serial(machine, serial) as log:
+            if jail is not Jail.NONE:
+                _confine(built, machine, jail)
             session = _Session(machine, config, deadline, log)
             if not config.agent:
                 return session.serial_only(on_stdio=serial == "stdio")
@@ -89,6 +94,18 @@ def run(
             machine.stop()
         if stats:
             _print_stats(machine.stats(), as_json)
+
+
+def _confine(built: Any, machine: Guest, level: Jail) -> None:
+    """Confine this process; what an auto jail lacks here is said."""
+    from ringzero.control.machine import jail
+
+    directory = getattr(machine, "directory", None)
+    with unwatched():
+        parts = jail.enter(built, level, directory)
+    for part in parts:
+        if not part.holds:
+            _tell(f"the jail has no {part.name}: {part.detail}")
 
 
 class _Outlet:

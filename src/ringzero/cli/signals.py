@@ -139,6 +139,20 @@ def _watch() -> None:
     thread.start()
 
 
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """Have no thread of ours for the block, of what the process must do while it has one only."""
+    if not _watched:
+        yield
+        return
+    os.close(signal.set_wakeup_fd(-1))
+    _watched.pop().join()
+    try:
+        yield
+    finally:
+        _watch()
+
+
 def _listen(descriptor: int) -> None:
     while numbers := os.read(descriptor, 64):
         for number in numbers:
@@ -151,6 +165,7 @@ def _listen(descriptor: int) -> None:
                 for loop in _loops:
                     loop.wake()
                 _insist(number)
+    os.close(descriptor)
 
 
 def _insist(number: int) -> None:

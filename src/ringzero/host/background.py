@@ -25,16 +25,42 @@ os._exit(code)
 """
 
 
-def start(module: str, words: Sequence[str], data: bytes, environment: Mapping[str, str]) -> bool:
-    """Run `main` of a module with `data` as its standard input; False where none can be had.
+class Prepared:
+    """A process of ours that waits for its standard input."""
 
-    It is in a session of its own, has none of our open files, says nothing, and outlives us.
+    def __init__(self, number: int, pipe: int) -> None:
+        self._number = number
+        self._pipe = pipe
+
+    def begin(self, data: bytes) -> None:
+        """Have it work on `data`, which fits into a pipe (64 KiB)."""
+        with contextlib.suppress(OSError):
+            os.write(self._pipe, data)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Have it end, where it has not begun."""
+        os.close(self._pipe)
+        # Where we go on for long, it leaves nothing behind. At the interpreter's end there is no
+        # thread to be had, and no need for one.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=self._reap, name="reaper", daemon=True).start()
+
+    def _reap(self) -> None:
+        # In a copy of this process it is nobody's child.
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._number, 0)
+
+
+def prepare(module: str, words: Sequence[str], environment: Mapping[str, str]) -> Prepared | None:
+    """Start `main` of a module, which reads standard input first; None where none can be had.
+
+    It is in a session of its own, has none of our open files, says nothing, and outlives us. It
+    ends where its input is empty.
     """
-    source = os.memfd_create("input", os.MFD_CLOEXEC)
+    source, pipe = os.pipe2(os.O_CLOEXEC)
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
-        os.write(source, data)
-        os.lseek(source, 0, os.SEEK_SET)
         streams = ((source, 0), (nothing, 1), (nothing, 2))
         files: list[Any] = [(os.POSIX_SPAWN_DUP2, fd, to) for fd, to in streams]
         # Whoever reads what we write hears its end with ours.
@@ -48,15 +74,12 @@ def start(module: str, words: Sequence[str], data: bytes, environment: Mapping[s
             sys.executable, command, kept | dict(environment), file_actions=files, setsid=True
         )
     except OSError:
-        return False
+        os.close(pipe)
+        return None
     finally:
         os.close(source)
         os.close(nothing)
-    # Where we go on for long, it leaves nothing behind. At the interpreter's end there is no thread
-    # to be had, and no need for one.
-    with contextlib.suppress(RuntimeError):
-        threading.Thread(target=os.waitpid, args=(number, 0), name="reaper", daemon=True).start()
-    return True
+    return Prepared(number, pipe)
 
 
 def _inherited() -> list[int]:

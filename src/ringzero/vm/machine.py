@@ -558,6 +558,10 @@ class Machine:
         """Leave this machine's memory out of processes forked from now on; after `seed`."""
         self.parts.memory.host.keep_from_children()
 
+    def prepare_confinement(self) -> None:
+        """Start what the process cannot start any more once it is confined; before `start`."""
+        self._start.prepare()
+
     def leave(self) -> None:
         """In a forked process: let go of the host's sockets, which stay the original's."""
         self.parts.devices.leave()

@@ -15,6 +15,7 @@ from typing import Any
 from ringzero.board.contract import Processor
 from ringzero.engine.contract import Vcpu
 from ringzero.engine.exits import DebugStop, Halt, Kicked, MmioRead, MmioWrite, Shutdown
+from ringzero.host.jail.narrow import serve_as
 from ringzero.isa.contract import Architecture
 from ringzero.vm.exit import Exit
 
@@ -174,6 +175,7 @@ class VcpuThread:
         handlers = self._handlers
         running = Wanted.RUN
         try:
+            serve_as("vcpu")
             if not self._look_around():
                 return
             if control.first_entry is None:

@@ -14,6 +14,7 @@ from ringzero.settings import CACHE_DIR, TEMPLATES
 if TYPE_CHECKING:
     from ringzero.config.machine import MachineConfig
     from ringzero.engine.contract import Engine
+    from ringzero.host.background import Prepared
     from ringzero.vm.build import Assembly
     from ringzero.vm.copies import Introduction
     from ringzero.vm.guest.agent import Agent
@@ -49,6 +50,8 @@ class Start:
         self._lasting = False
         # Whether a template is to be made for the next one.
         self._missing = False
+        # The process that will make it, where that had to be started early.
+        self._maker: Prepared | None = None
 
     @classmethod
     def plan(
@@ -159,20 +162,31 @@ class Start:
             self._template.close()
             self._template = None
 
-    def close(self) -> None:
-        """Have a template made where one was missing, by a process of its own; and let go."""
-        self._close()
-        if self._missing and self._key is not None and self._store is not None:
-            self._missing = False
-            from ringzero.config.tree import config_to_tree
+    def prepare(self) -> None:
+        """Start the process that makes a template, where one is missing; it waits for its time."""
+        if self._maker is None and self._missing and self._store is not None:
             from ringzero.host import background
 
-            description = json.dumps(config_to_tree(self._key.config)).encode()
             settings = {
                 CACHE_DIR.name: str(CACHE_DIR.get().absolute()),
                 TEMPLATES.name: str(TEMPLATES.get()),
             }
-            background.start(MAKING, [str(self._store.root.absolute())], description, settings)
+            self._maker = background.prepare(MAKING, [str(self._store.root.absolute())], settings)
+
+    def close(self) -> None:
+        """Have a template made where one was missing, by a process of its own; and let go."""
+        self._close()
+        self.prepare()
+        maker, self._maker = self._maker, None
+        if maker is None:
+            return
+        if self._missing and self._key is not None:
+            self._missing = False
+            from ringzero.config.tree import config_to_tree
+
+            maker.begin(json.dumps(config_to_tree(self._key.config)).encode())
+        else:
+            maker.abandon()
 
     def watch(self, agent: Agent | None) -> None:
         """Do so already when the guest takes commands, of a machine that is to last."""

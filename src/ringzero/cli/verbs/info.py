@@ -64,6 +64,7 @@ def collect() -> dict[str, dict[str, Any]]:
             "apt-get": shutil.which("apt-get") or "not installed",
         },
         "engines": {**engine_info.engines(), "auto": engine_info.chosen()},
+        "jail": _jail(),
         "cache": {
             "directory": str(cache),
             **{name: format_size(size) for name, size in _sizes(cache).items()},
@@ -137,6 +138,13 @@ def _sizes(cache: Path) -> dict[str, int]:
         if len(first) > 1:
             sizes[first[0]] = sizes.get(first[0], 0) + size
     return dict(sorted(sizes.items(), key=lambda item: (item[0] != "size", item[0])))
+
+
+def _jail() -> dict[str, str]:
+    """Return what confines a machine's process here, by the mechanism."""
+    from ringzero.host.jail.probe import probe
+
+    return {p.name: f"{'holds' if p.holds else 'not here'}: {p.detail}" for p in probe()}
 
 
 def _kvm() -> str:

@@ -33,7 +33,7 @@ from ringzero.cli.machine_config import (
 )
 from ringzero.cli.verb import BARRED, ENV, SENT, STREAMS, VERBS, Away, Verb, print_json
 from ringzero.config.device import DEVICE_CONFIGS
-from ringzero.settings import ENGINE, POOL_DIR
+from ringzero.settings import ENGINE, POOL_DIR, Jail
 
 if TYPE_CHECKING:
     import argparse
@@ -82,6 +82,7 @@ class Run(Verb):
   ringzero run --disk a.img,format=raw --disk b.qcow2 --net none --net socket=/tmp/lan
   ringzero run -d --name web              a machine that stays; see ps, exec, console, stop
   ringzero run -d --name web --health-cmd 'wget -qO- localhost' --health-interval 10s nginx
+  ringzero run --jail=strict -- ./untrusted    and its process can open, start and reach nothing
   ringzero run --boot -- dmesg            a boot, and not an idle guest that goes on
 
 The default guest is put together from Debian's packages at the first run and
@@ -213,6 +214,17 @@ Ctrl-] q ends the machine.
             action="store_true",
             help="boot the guest, and do not go on from an earlier start of the same description",
         )
+        add(
+            "--jail",
+            metavar="LEVEL",
+            nargs="?",
+            const="auto",
+            choices=[level.value for level in Jail],
+            default=None,
+            help="confine the machine's process: auto (by all that the host allows), strict (as "
+            "that, or not at all; no snapshots or copies), none (default: none; with -d "
+            "RINGZERO_JAIL, or auto)",
+        )
         add("--timeout", metavar="S", type=float, help="end the machine after S seconds (exit 124)")
         add(
             "--serial",
@@ -327,6 +339,7 @@ Ctrl-] q ends the machine.
             "stats": arguments.stats,
             "as_json": arguments.json,
             "boot": boots(arguments),
+            "jail": Jail(arguments.jail or Jail.NONE.value),
         }
         if arguments.name is None:
             code = session.run(config, **how)
@@ -356,7 +369,9 @@ def takes_from_pool(arguments: argparse.Namespace) -> bool:
     """Whether a machine of a pool will do."""
     if not arguments.command or arguments.name is not None or boots(arguments):
         return False
-    return not (arguments.detach or _on_terminal(arguments) or is_own(arguments))
+    # Machines of a pool run a stranger's guest, in a process that is not confined.
+    jailed = arguments.jail not in (None, Jail.NONE.value)
+    return not (arguments.detach or jailed or _on_terminal(arguments) or is_own(arguments))
 
 
 def keeps_from_pool(arguments: argparse.Namespace) -> bool:
@@ -403,6 +418,7 @@ def claim(arguments: argparse.Namespace, config: MachineConfig, foreground: bool
         remove=arguments.rm,
         boot=boots(arguments),
         health=None if arguments.no_healthcheck else arguments.health,
+        jail=Jail(arguments.jail) if arguments.jail else Jail.NONE if foreground else None,
     )
 
 

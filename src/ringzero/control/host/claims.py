@@ -31,6 +31,7 @@ from ringzero.control.host.records import MachineRecord, save
 from ringzero.errors import ConflictError, HostError
 from ringzero.host import ofdlock
 from ringzero.host.files import host_error, remove_tree
+from ringzero.settings import JAIL, Jail
 
 
 def create(
@@ -49,13 +50,15 @@ def create(
     health: HealthCheck | None = None,
     secrets: Mapping[str, Mapping[str, str]] | None = None,
     deployment: Mapping[str, Any] | None = None,
+    jail: Jail | None = None,
     where: Path | None = None,
     again: Callable[[str], str] | None = None,
     complete: Callable[[MachineDirectory], None] | None = None,
 ) -> Claim:
     """Make a machine's directory and claim it; without a name it gets a free one.
 
-    `complete` puts into it what else is to be there when it appears.
+    `complete` puts into it what else is to be there when it appears. `jail` None is what
+    RINGZERO_JAIL says.
 
     Where the name is taken, `again` gives the next one to try, or ConflictError
     is raised. Raises HostError.
@@ -82,6 +85,7 @@ def create(
             health=health.to_dict() if health is not None else None,
             secrets={name: dict(source) for name, source in (secrets or {}).items()},
             deployment=None if deployment is None else dict(deployment),
+            jail=(jail or JAIL.get()).value,
         )
 
     if name is None:

@@ -20,6 +20,7 @@ from ringzero.errors import ConfigError, StateError
 from ringzero.host.files import host_error, open_regular
 from ringzero.host.process import ProcessIdentity
 from ringzero.records import field, record, replace
+from ringzero.settings import Jail
 
 AnyValue = TypeVar("AnyValue", bound=Value)
 
@@ -45,7 +46,7 @@ class MachineRecord(Value):
     boot, and not go on from a template. `health` is a HealthCheck, or None. `secrets` are
     variables of the command (`ringzero.control.host.secrets`), each with where its value is read
     when that starts. `deployment` says what the machine is part of, where it is part of a
-    deployment (`ringzero.deployment`).
+    deployment (`ringzero.deployment`). `jail` is the value of a `ringzero.settings.Jail`.
     """
 
     name: str
@@ -65,6 +66,7 @@ class MachineRecord(Value):
     health: dict[str, Any] | None = None
     secrets: dict[str, dict[str, str]] = field(default_factory=dict)
     deployment: dict[str, Any] | None = None
+    jail: str = Jail.AUTO.value
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -72,6 +74,7 @@ class MachineRecord(Value):
             raise StateError(f"machine {self.name!r} was made by a newer ringzero", expected=FORMAT)
         if not isinstance(self.config, dict):
             raise TypeError("no config")
+        Jail(self.jail)
         object.__setattr__(self, "command", tuple(map(str, self.command)))
 
     @property

@@ -21,7 +21,7 @@ from ringzero.config.devices.net import NetConfig
 from ringzero.config.devices.share import ShareConfig
 from ringzero.control.host.actions import port_summaries, share_summaries
 from ringzero.control.machine import fork as forking
-from ringzero.control.machine import life
+from ringzero.control.machine import jail, life
 from ringzero.control.machine.keeper import Keeper
 from ringzero.control.machine.server import Call, conversation_fault
 from ringzero.errors import (
@@ -94,6 +94,7 @@ def kill(keeper: Keeper) -> ExitRecord:
 
 @handles("fork")
 def fork(keeper: Keeper, count: int, name: str) -> list[str]:
+    jail.require_children(keeper.name, "copies")
     return forking.fork(keeper, forking.names(keeper.name, count, name), free=not name)
 
 
@@ -101,6 +102,8 @@ def fork(keeper: Keeper, count: int, name: str) -> list[str]:
 def snapshot(keeper: Keeper, name: str, store: str, memory: bool, compress: bool) -> str:
     from ringzero.vm.saved.store import Store
 
+    jail.require_children(keeper.name, "snapshots")
+    jail.require_path(keeper.name, Path(store))
     saved = keeper.machine.snapshot(
         name, memory=memory, compress=compress, store=Store(Path(store) if store else None)
     )
@@ -109,6 +112,7 @@ def snapshot(keeper: Keeper, name: str, store: str, memory: bool, compress: bool
 
 @handles("revert")
 def revert(keeper: Keeper, snapshot: str) -> None:
+    jail.require_path(keeper.name, Path(snapshot))
     life.revert(keeper, Path(snapshot))
 
 
@@ -134,7 +138,9 @@ def unpublish(keeper: Keeper, ports: str) -> list[PortSummary]:
 @handles("connect")
 def connect(keeper: Keeper, network: str, interface: int) -> int:
     number = None if interface < 0 else interface
-    found: int = keeper.machine.nets.connect(NetConfig.parse(network), number)
+    wanted = NetConfig.parse(network)
+    jail.require_network(keeper.name, wanted.network)
+    found: int = keeper.machine.nets.connect(wanted, number)
     keeper.remember_config()
     return found
 
@@ -152,7 +158,9 @@ def shares(keeper: Keeper) -> list[ShareSummary]:
 
 @handles("share")
 def share(keeper: Keeper, folder: str) -> ShareSummary:
-    made = keeper.machine.shares.add(ShareConfig.parse(folder))
+    wanted = ShareConfig.parse(folder)
+    jail.require_path(keeper.name, wanted.path)
+    made = keeper.machine.shares.add(wanted)
     keeper.remember_config()
     return share_summaries([made])[0]
 

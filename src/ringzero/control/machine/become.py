@@ -16,11 +16,13 @@ from typing import NoReturn
 from ringzero.api.values import ExitRecord
 from ringzero.control.host.directory import VMM_LOG, Claim
 from ringzero.control.host.report import Reporter
+from ringzero.control.machine import jail
 from ringzero.control.machine.keeper import Keeper
 from ringzero.control.machine.life import internal, keep, take_over
 from ringzero.control.machine.server import Handlers
 from ringzero.errors import RingzeroError
 from ringzero.host.process import set_title
+from ringzero.settings import Jail
 from ringzero.vm.guest.contract import KeptGuest
 
 
@@ -63,6 +65,7 @@ def _live(
         machine.stop()
         raise
     take_over(keeper)
+    jail.enter(machine, Jail(keeper.record.jail), claim.directory, keeper.record)
     return keep(keeper, reporter, resumed=resumed)
 
 

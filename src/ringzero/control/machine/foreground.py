@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ringzero.api.values import ExitRecord
-from ringzero.control.host.directory import Claim
+from ringzero.control.host.directory import Claim, MachineDirectory
 from ringzero.control.machine.actions import HANDLERS
 from ringzero.control.machine.hub import Hub
 from ringzero.control.machine.keeper import Keeper
@@ -54,6 +54,11 @@ class ForegroundMachine:
         self._machine = keeper.machine
         self.serial = SharedLine(keeper.serial, keeper.machine.serial)
         self.console = SharedLine(keeper.console, keeper.machine.console)
+
+    @property
+    def directory(self) -> MachineDirectory:
+        """Where others find it."""
+        return self._keeper.directory
 
     @property
     def agent(self) -> Agent:

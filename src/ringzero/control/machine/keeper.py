@@ -41,6 +41,7 @@ from ringzero.errors import (
     TimeoutExpiredError,
 )
 from ringzero.host.files import sync_file
+from ringzero.host.jail import confine
 from ringzero.host.process import ProcessIdentity, oom_kills, own_cgroup
 from ringzero.host.service import OnFault
 from ringzero.records import replace
@@ -276,6 +277,9 @@ class Keeper:
         )
         facts["watchers"] = {"console": self.console.watchers, "serial": self.serial.watchers}
         facts["stats"] = dict(self.machine.stats())
+        facts["jail"] = {
+            part.name: {"holds": part.holds, "detail": part.detail} for part in confine.parts()
+        }
         return facts
 
     # ---- inside -----------------------------------------------------------

@@ -20,6 +20,7 @@ from ringzero.config.machine import MachineConfig
 from ringzero.control.host.directory import EXIT, Claim, MachineDirectory
 from ringzero.control.host.records import MachineRecord, save
 from ringzero.control.host.report import Reporter
+from ringzero.control.machine import jail
 from ringzero.control.machine.actions import HANDLERS
 from ringzero.control.machine.keeper import Keeper, take_back, write_process
 from ringzero.control.machine.life import internal, keep, take_over
@@ -27,6 +28,7 @@ from ringzero.errors import RingzeroError
 from ringzero.host.files import host_error
 from ringzero.host.process import stand_alone
 from ringzero.records import replace
+from ringzero.settings import Jail
 from ringzero.vm.guest.contract import KeptGuest
 from ringzero.vm.guest.identity import Identity
 
@@ -91,6 +93,7 @@ def run(claim: Claim, reporter: Reporter, build: Build) -> int:
         keeper = Keeper(machine, claim, HANDLERS)
         take_over(keeper)
         with _serial_file(keeper):
+            jail.enter(machine, Jail(keeper.record.jail), directory, keeper.record)
             return keep(keeper, reporter, resumed=bool(record.snapshot or record.revert))
     except RingzeroError as fault:
         machine.stop()

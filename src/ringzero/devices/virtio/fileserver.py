@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol
 from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.devices.virtio.queue import Chain, QueueError
 from ringzero.errors import StateError
+from ringzero.host.jail.narrow import serve_as
 from ringzero.host.service import ServiceThread
 from ringzero.records import record
 
@@ -180,6 +181,7 @@ class FileServerDevice(VirtioDevice[FsState]):
     # ---- the workers ------------------------------------------------------
 
     def _work(self) -> None:
+        serve_as("io")
         while True:
             with self._changed:
                 chain = self._next()

@@ -133,6 +133,10 @@ class KeptGuest(Guest, Protocol):
         """In a forked process: let go of the machine's sockets on the host."""
         ...
 
+    def prepare_confinement(self) -> None:
+        """Do what its process cannot do any more once it is confined; before `start`."""
+        ...
+
     def keep_from_children(self) -> None:
         """Leave the machine's memory out of processes forked from now on."""
         ...

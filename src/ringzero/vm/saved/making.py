@@ -132,6 +132,10 @@ def main(arguments: list[str]) -> int:
     from ringzero.host.progress import QUIET
     from ringzero.vm.saved.templates import Templates
 
+    description = sys.stdin.read()
+    if not description:
+        # Whoever started it early has come to need none.
+        return 0
     give_way()
     # A process of seconds, which makes much and gives up little: a twentieth less CPU time.
     gc.disable()
@@ -141,7 +145,7 @@ def main(arguments: list[str]) -> int:
     signal.alarm(_PATIENCE)
     store = Templates(Path(arguments[0]))
     try:
-        config = config_from_tree(json.load(sys.stdin))
+        config = config_from_tree(json.loads(description))
         architecture = BOARDS.get(config.board).architecture
         engine = select.choose(config.engine, architecture)
         engine.prepare(QUIET, architecture, config.cpu or architecture.default_model)

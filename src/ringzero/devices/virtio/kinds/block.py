@@ -20,6 +20,7 @@ from ringzero.core.views import Buffers, fill, split
 from ringzero.devices.virtio.device import VIRTIO_DEVICES, VirtioDevice
 from ringzero.devices.virtio.queue import Chain, QueueError
 from ringzero.errors import StateError
+from ringzero.host.jail.narrow import serve_as
 from ringzero.host.service import ServiceThread
 from ringzero.records import record
 
@@ -238,6 +239,7 @@ class Block(VirtioDevice[BlockState]):
 
     def _work(self) -> None:
         try:
+            serve_as("io")
             self._serve_all()
         finally:
             # Whatever ended it, nobody waits for requests that nobody carries out.
