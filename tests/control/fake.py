@@ -129,6 +129,9 @@ class Fake(FakeMachine):
     def grow(self, seed, identity):
         return Fake(seed.config)
 
+    def prepare_confinement(self):
+        pass
+
     def leave(self):
         pass
 

@@ -13,9 +13,10 @@ from ringzero.config.devices.share import ShareConfig
 from ringzero.config.machine import MachineConfig
 from ringzero.control.host import claims, client
 from ringzero.control.host.launch import launch
-from ringzero.errors import GuestError, HostError
+from ringzero.errors import ConflictError, GuestError, HostError
 from ringzero.host.progress import QUIET
 from ringzero.records import replace
+from ringzero.settings import Jail
 from tests.control.fake import Taker
 
 # Some thousands of signals in `make fuzz`.
@@ -26,15 +27,13 @@ pytestmark = [pytest.mark.boot, pytest.mark.engine]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     where = tmp_path_factory.mktemp("machines")
-    before = os.environ.get("RINGZERO_MACHINES_DIR")
-    os.environ["RINGZERO_MACHINES_DIR"] = str(where / "m")
-    yield where
-    for machine in client.machines():
-        machine.remove(force=True)
-    if before is None:
-        del os.environ["RINGZERO_MACHINES_DIR"]
-    else:
-        os.environ["RINGZERO_MACHINES_DIR"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RINGZERO_MACHINES_DIR", str(where / "m"))
+        # A jailed machine's snapshots are in the store that it began with.
+        patch.setenv("RINGZERO_DATA_DIR", str(where))
+        yield where
+        for machine in client.machines():
+            machine.remove(force=True)
 
 
 @pytest.fixture(scope="module")
@@ -151,15 +150,21 @@ def test_folders_come_to_a_machine_that_began_with_none(web, place):
     shared = place / "shared"
     shared.mkdir()
     (shared / "x").write_text("shared")
-    assert web.shares() == []
-    web.share(f"{shared}:/shared")
-    assert output(web, "cat /shared/x; echo y >/shared/y") == "shared"
+    with pytest.raises(ConflictError, match="is jailed"):
+        web.share(f"{shared}:/shared")
+    config = replace(web.directory.machine().machine_config(), devices=())
+    launch(claims.create("free", config.with_room_for_shares(), jail=Jail.NONE), progress=QUIET)
+    free = client.machine("free")
+    assert free.shares() == []
+    free.share(f"{shared}:/shared")
+    assert output(free, "cat /shared/x; echo y >/shared/y") == "shared"
     assert (shared / "y").read_text() == "y\n"
-    (copy,) = web.copies(1)
+    (copy,) = free.copies(1)
     assert output(copy, "cat /shared/y") == "y\n"
     copy.remove(force=True)
-    web.unshare("/shared")
-    assert web.run(["cat", "/shared/x"]).exit_code == 1
+    free.unshare("/shared")
+    assert free.run(["cat", "/shared/x"]).exit_code == 1
+    free.remove(force=True)
 
 
 def test_a_folder_that_cannot_be_mounted_ends_the_start_with_its_reason(web, place):

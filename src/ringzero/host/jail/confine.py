@@ -74,7 +74,7 @@ def confine(needs: Needs, *, strict: bool = False) -> tuple[Part, ...]:
     With `strict` all of ESSENTIAL hold, or HostError is raised; the process may be half confined
     then, and is to end.
     """
-    global _parts
+    global _parts, _needs
     found = [
         _part(NO_NEW_PRIVILEGES, _no_new_privileges),
         _part(LIMITS, lambda: _limits(needs)),

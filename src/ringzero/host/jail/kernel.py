@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 
 # <asm/unistd_64.h>; Landlock's and seccomp's own are the same numbers on x86-64 only.
 NR_CAPGET, NR_CAPSET, NR_PIVOT_ROOT, NR_SECCOMP = 125, 126, 155, 317
@@ -17,7 +16,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def supported() -> bool:
     """Whether the numbers here are those of this host's kernel."""
-    return platform.machine() == MACHINE
+    return os.uname().machine == MACHINE
 
 
 def call(number: int, *arguments: object) -> int:
