@@ -15,6 +15,8 @@ from tests.doors.serving import Served
 def fakes(root, monkeypatch):  # noqa: F811 - the fixture
     """Machines without guests."""
     monkeypatch.setattr(launching, "PROGRAM", PROGRAM)
+    # Their agents run programs of this host's.
+    monkeypatch.setenv("RINGZERO_JAIL", "none")
 
 
 @pytest.fixture

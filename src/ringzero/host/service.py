@@ -1,4 +1,7 @@
-"""Threads that serve a machine: what goes wrong on one of them ends the machine, by its name."""
+"""Threads that serve a machine: what goes wrong on one of them ends the machine, by its name.
+
+In a confined process (`ringzero.host.jail`) each has less of it, by what it does.
+"""
 
 from __future__ import annotations
 
@@ -35,3 +38,21 @@ class ServiceThread(threading.Thread):
             if report is None:
                 raise
             report(fault)
+
+
+_narrow: Callable[[str], None] | None = None
+
+
+def serve_as(role: str) -> None:
+    """Let the calling thread do only what a `ringzero.host.jail.roles.Role` does.
+
+    Where the process is not confined, nothing changes.
+    """
+    if _narrow is not None:
+        _narrow(role)
+
+
+def have_threads(narrow: Callable[[str], None]) -> None:
+    """Have threads give `narrow` their role from now on."""
+    global _narrow
+    _narrow = narrow

@@ -15,7 +15,7 @@ from typing import Any
 from ringzero.board.contract import Processor
 from ringzero.engine.contract import Vcpu
 from ringzero.engine.exits import DebugStop, Halt, Kicked, MmioRead, MmioWrite, Shutdown
-from ringzero.host.jail.narrow import serve_as
+from ringzero.host.service import serve_as
 from ringzero.isa.contract import Architecture
 from ringzero.vm.exit import Exit
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from ringzero.errors import HostError
-from ringzero.host.jail import confine, kernel, landlock, narrow, privileges, probe, roles, seccomp
+from ringzero.host.jail import confine, kernel, landlock, privileges, probe, roles, seccomp
 from ringzero.host.jail.calls import NUMBERS
 from ringzero.host.jail.confine import Needs
 from ringzero.host.jail.landlock import Grant
 from ringzero.host.jail.roles import Freedom, Role
+from ringzero.host.service import serve_as
 from tests.host.jail.children import in_child, outcome
 
 NOBODY = 65534
@@ -160,7 +161,7 @@ def test_threads_have_less_by_what_they_do(tmp_path):
         found = {}
 
         def serve(role):
-            narrow.serve_as(role)
+            serve_as(role)
             found[role] = [
                 outcome(os.fork) if role != "control" else "",
                 outcome(lambda: (tmp_path / role).mkdir()),
@@ -181,7 +182,7 @@ def test_threads_have_less_by_what_they_do(tmp_path):
 
 
 def test_a_process_that_is_not_confined_has_no_filter():
-    narrow.serve_as("vcpu")
+    serve_as("vcpu")
     assert confine.parts() == ()
 
 

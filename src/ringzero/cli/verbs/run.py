@@ -217,8 +217,6 @@ Ctrl-] q ends the machine.
         add(
             "--jail",
             metavar="LEVEL",
-            nargs="?",
-            const="auto",
             choices=[level.value for level in Jail],
             default=None,
             help="confine the machine's process: auto (by all that the host allows), strict (as "

@@ -9,6 +9,7 @@ has the whole table.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,7 +60,11 @@ def needs(
         if not alone:
             # A copy has a directory beside it, and a machine with --rm goes away itself.
             grants.append(Grant(directory.path.parent, landlock.WRITE))
-            grants.append(Grant(DATA_DIR.get() / "snapshots", landlock.WRITE))
+            store = DATA_DIR.get() / "snapshots"
+            # What is not there cannot be granted.
+            with contextlib.suppress(OSError):
+                store.mkdir(parents=True, exist_ok=True)
+            grants.append(Grant(store, landlock.WRITE))
     if snapshot:
         # Of a store: the memory and the disks are beside the snapshots.
         grants.append(Grant(Path(snapshot).parent, landlock.READ))

@@ -17,8 +17,7 @@ from typing import Any, ClassVar, Protocol
 from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.devices.virtio.queue import Chain, QueueError
 from ringzero.errors import StateError
-from ringzero.host.jail.narrow import serve_as
-from ringzero.host.service import ServiceThread
+from ringzero.host.service import ServiceThread, serve_as
 from ringzero.records import record
 
 # Files' contents that people wait for come in these: as many as a host has disks, or CPUs.

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ringzero.errors import HostError
-from ringzero.host.jail import landlock, namespaces, narrow, privileges, roles, seccomp
+from ringzero.host.jail import landlock, namespaces, privileges, roles, seccomp
 from ringzero.host.jail.landlock import Grant
 from ringzero.host.jail.roles import Freedom, Role
+from ringzero.host.service import have_threads
 from ringzero.records import record, replace
 
 # How long threads that are about to end may take, in seconds.
@@ -95,7 +96,7 @@ def confine(needs: Needs, *, strict: bool = False) -> tuple[Part, ...]:
             hint="--jail=auto takes what there is; `ringzero info` says what that is",
         )
     if found[-1].holds:
-        narrow.have_threads(_narrow(freedom))
+        have_threads(_narrow(freedom))
     _parts, _needs = tuple(found), needs
     return _parts
 

@@ -20,8 +20,7 @@ from ringzero.core.views import Buffers, fill, split
 from ringzero.devices.virtio.device import VIRTIO_DEVICES, VirtioDevice
 from ringzero.devices.virtio.queue import Chain, QueueError
 from ringzero.errors import StateError
-from ringzero.host.jail.narrow import serve_as
-from ringzero.host.service import ServiceThread
+from ringzero.host.service import ServiceThread, serve_as
 from ringzero.records import record
 
 SECTOR = 512
