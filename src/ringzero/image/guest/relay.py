@@ -1,4 +1,4 @@
-"""The program in ringzero's own guests that copies a command's input and outputs.
+"""The program in ringzero's own guests that copies a command's input.
 
     relay <FROM >TO     copy until end of file
 

@@ -46,7 +46,7 @@ WORDS are quoted for the shell, in printable ASCII.
 
 Output: the command writes into pipes, which the guest copies to the two output
 ports. When the command has ended, the guest writes TOKEN (22 random characters of
-base64) into both pipes, behind everything that the command wrote. An output is
+base64) to both ports, behind everything that the command wrote. An output is
 complete when TOKEN has come, whatever the order in which the ports deliver; the
 command is over when both outputs are complete and `exit` has come. A process
 that the command left behind keeps nobody waiting.

@@ -3,8 +3,8 @@
     runner RECORD TOOLS LAST AGENT USER GROUPS DIRECTORY NAME NETWORKS
 
 It speaks the protocol of `ringzero.vm.guest.protocol` for one slot, whose ports the script `init`
-has opened: control lines at descriptor 3, standard input at 4, and pipes at 5 and 6 from which the
-host's two outputs are fed. RECORD is the file that says whose process group runs a command; TOOLS
+has opened: control lines at descriptor 3, standard input at 4, and the host's two outputs at 5
+and 6. RECORD is the file that says whose process group runs a command; TOOLS
 is where the guest's own programs are, "" for the root. When the host is gone, or wants the power
 off, the program becomes `init LAST AGENT`, or ends where LAST is "". Commands run as the user USER
 with the GROUPS (numbers, the first is its own) in DIRECTORY ("" leaves it alone), in the

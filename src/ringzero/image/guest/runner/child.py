@@ -38,8 +38,6 @@ from ringzero.image.guest.runner.memory import (
     SPACE,
     STAT,
     STAT_PLACE,
-    STDERR,
-    STDOUT,
     TEXT,
     VARIABLES,
     X_OK,
@@ -48,7 +46,7 @@ from ringzero.image.guest.runner.memory import (
     system,
     text,
 )
-from ringzero.image.guest.runner.process import leave_with, run_script
+from ringzero.image.guest.runner.process import leave_with, run_script, take_signals
 from ringzero.image.guest.runner.text import append, append_number, begins, length, same, say
 from ringzero.native import load, native, store, u8, u32, u64
 
@@ -229,6 +227,7 @@ def take_identity() -> None:
 def become_program(word: u64) -> None:
     """Become the program at PATH; the words of the command begin at the address `word`."""
     take_identity()
+    take_signals()
     result = system(EXECVE, PATH, word, VARIABLES)
     if result == -ENOEXEC:
         # A script without an interpreter's name, as execvp(3) has it.
@@ -249,8 +248,8 @@ def child() -> None:
             system(CHDIR, text("/root"))
     else:
         system(DUP2, state.source, 0)
-        system(DUP2, STDOUT, 1)
-        system(DUP2, STDERR, 2)
+        system(DUP2, state.out[1], 1)
+        system(DUP2, state.err[1], 2)
     state.place = state.directory
     if load(u8, state.tools) != 0 and take_options() != 0:
         renew_variables()

@@ -19,6 +19,7 @@ from ringzero.image.guest.runner.memory import (
     known,
     system,
 )
+from ringzero.image.guest.runner.streams import watch
 from ringzero.native import load, native, store, u8, u64
 
 
@@ -43,6 +44,7 @@ def take_line() -> u64:
             seen = u64(0)
             lost = u64(1)
             state.filled = u64(0)
+        watch(u64(CONTROL))
         count = system(READ, CONTROL, LINE + state.filled, LINE_SIZE - state.filled)
         if count > 0:
             state.filled += u64(count)

@@ -9,16 +9,19 @@ from ringzero.image.guest.code import Texts
 from ringzero.native import Struct, field, host_asm, i64, pointer, u32, u64
 
 # System calls of x86-64 Linux (arch/x86/entry/syscalls/syscall_64.tbl).
-READ, WRITE, OPEN, CLOSE, STAT, RT_SIGACTION, RT_SIGPROCMASK, IOCTL = 0, 1, 2, 3, 4, 13, 14, 16
+READ, WRITE, OPEN, CLOSE, STAT, POLL, RT_SIGACTION, RT_SIGPROCMASK = 0, 1, 2, 3, 4, 7, 13, 14
+IOCTL = 16
 PWRITE64, ACCESS, DUP2, NANOSLEEP, CLONE, FORK, EXECVE = 18, 21, 33, 35, 56, 57, 59
 EXIT, WAIT4 = 60, 61
 KILL, UNAME, FCNTL, CHDIR, UMASK, SETUID, SETGID, SETSID = 62, 63, 72, 80, 95, 105, 106, 112
-SETGROUPS, SYNC, PIPE2 = 116, 162, 293
+SETGROUPS, SYNC, SIGNALFD4, PIPE2 = 116, 162, 289, 293
 # errno(3)
 EINTR, ENOEXEC = 4, 8
 # open(2), fcntl(2), stat(2), access(2)
 O_RDONLY, O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_CLOEXEC = 0, 1, 2, 0o100, 0o1000, 0o2000000
-F_SETFD, FD_CLOEXEC, X_OK = 2, 1, 1
+F_SETFD, F_SETFL, F_SETPIPE_SZ, FD_CLOEXEC, O_NONBLOCK, X_OK = 2, 4, 1031, 1, 0o4000, 1
+# poll(2), wait4(2), ioctl(2): bytes that a pipe holds; signalfd(2): the size of what is read.
+POLLIN, POLLFD_SIZE, WNOHANG, FIONREAD, SIGNAL_INFO = 1, 8, 1, 0x541B, 128
 S_IFMT, S_IFREG, MODE_OFFSET, STAT_SIZE = 0o170000, 0o100000, 24, 144
 # clone(2): the parent waits until its child has become a program; the two share memory.
 CLONE_VM, CLONE_VFORK, SIGCHLD, SIGKILL = 0x100, 0x4000, 17, 9
@@ -38,6 +41,10 @@ MAX_VARIABLES, MAX_GROUPS, PATH_SIZE, PIECE = 16 << 10, 256, 4096, 32 << 10
 SHORT, NOTE_SIZE, ADDRESS_SIZE = 256, 64, 17
 # How long the port of the input is waited for, before it is looked at again, in nanoseconds.
 PAUSE = 10_000_000
+# The same for children, in milliseconds, where the kernel has no signalfd(2).
+TICK = 10
+# So much of an output is copied at once; the ports take half of it. A pipe holds four times that.
+OUTPUT_PIECE = 64 << 10
 # So many disks are looked for, from vda on, before it is taken that there are none; and so many
 # network interfaces, from eth0 on, have addresses that they asked for.
 DISKS, INTERFACES = 8, 10
@@ -59,9 +66,13 @@ class State(Struct):
     environment = field(u64)
     groups = field(u64)
     switches = field(u64)
-    # Descriptors that stay open: of no input, and of the file that says who runs.
+    # Descriptors that stay open: of no input, of the file that says who runs, of what tells of
+    # children, and the pipes of the two outputs: where they are read, where they are written.
     nothing = field(u64)
     group_file = field(u64)
+    children = field(u64)
+    out = field(u32, 2)
+    err = field(u32, 2)
     # The command: words and variables, the first word that is the program, its streams.
     words = field(u64)
     first = field(u64)
@@ -90,6 +101,13 @@ _LAYOUT = (
     ("UNAME", 6 * UNAME_FIELD + 2),
     ("NOTE", 2 * NOTE_SIZE),
     ("INPUT_PIECE", PIECE),
+    # With a token behind it.
+    ("OUTPUT", OUTPUT_PIECE + SHORT),
+    ("POLLS", 3 * POLLFD_SIZE),
+    # Never written to: no signals, and the default action of one.
+    ("ZEROS", 32),
+    # Which signals are read instead of taken.
+    ("TAKEN", 8),
     ("STAT_PLACE", STAT_SIZE),
     ("STATE", State.size),
     # The child's stack, while it shares memory with its parent.
@@ -103,6 +121,7 @@ for _name, _size in _LAYOUT:
 LINE, WORDS, VARIABLES, GROUPS = (_places[n] for n in ("LINE", "WORDS", "VARIABLES", "GROUPS"))
 PATH, TEXT, TERM, NAME, KERNEL = (_places[n] for n in ("PATH", "TEXT", "TERM", "NAME", "UNAME"))
 NOTE, INPUT_PIECE, STAT_PLACE = (_places[n] for n in ("NOTE", "INPUT_PIECE", "STAT_PLACE"))
+OUTPUT, POLLS, ZEROS, TAKEN = (_places[n] for n in ("OUTPUT", "POLLS", "ZEROS", "TAKEN"))
 STATE, STACK_TOP = _places["STATE"], _end
 FIRST_WORD = WORDS + 16
 ROOM_SIZE = _end - elf.ROOM

@@ -8,11 +8,15 @@ from ringzero.image.guest.runner.memory import (
     EXECVE,
     EXIT,
     PATH,
+    RT_SIGPROCMASK,
+    SET_SIZE,
     SHORT,
+    SIG_SETMASK,
     STATE,
     TEXT,
     WAIT4,
     WORDS,
+    ZEROS,
     State,
     known,
     system,
@@ -30,6 +34,22 @@ def leave_with(status: u64) -> None:
 
 
 @native
+def status_of() -> u64:
+    """Return the status that wait4(2) has told, as shells tell it."""
+    state = known()
+    signal = u64(state.status & 0x7F)
+    if signal != 0:
+        return signal + 128
+    return u64((state.status >> 8) & 0xFF)
+
+
+@native
+def take_signals() -> None:
+    """Block no signal: what a child does that becomes a program."""
+    system(RT_SIGPROCMASK, SIG_SETMASK, ZEROS, 0, SET_SIZE)
+
+
+@native
 def wait_for(process: u64) -> u64:
     """Wait for a child's end, and return its status as shells tell it; others end meanwhile."""
     state = known()
@@ -39,10 +59,7 @@ def wait_for(process: u64) -> u64:
         if found == i64(state.feeder):
             state.feeder = u64(0)
         if found == i64(process):
-            signal = u64(state.status & 0x7F)
-            if signal != 0:
-                return signal + 128
-            return u64((state.status >> 8) & 0xFF)
+            return status_of()
         if found < 0 and found != -EINTR:
             return 255
 
@@ -60,5 +77,6 @@ def run_script(name: u64, variables: u64) -> None:
     append(append(u64(PATH), state.tools, u64(SHORT)), u64(text("/bin/busybox")), u64(SHORT))
     store(u64, WORDS, u64(text("sh")))
     store(u64, WORDS, u64(TEXT), offset=8)
+    take_signals()
     system(EXECVE, PATH, WORDS, variables)
     leave_with(u64(CANNOT_RUN))

@@ -20,6 +20,8 @@ from ringzero.image.guest.runner.memory import (
     EINTR,
     EXECVE,
     F_SETFD,
+    F_SETFL,
+    F_SETPIPE_SZ,
     FCNTL,
     FD_CLOEXEC,
     FIRST_WORD,
@@ -39,9 +41,11 @@ from ringzero.image.guest.runner.memory import (
     NOTE_SIZE,
     O_CLOEXEC,
     O_CREAT,
+    O_NONBLOCK,
     O_RDONLY,
     O_RDWR,
     OPEN,
+    OUTPUT_PIECE,
     PATH,
     PAUSE,
     PIECE,
@@ -54,6 +58,7 @@ from ringzero.image.guest.runner.memory import (
     SIG_SETMASK,
     SIGCHLD,
     SIGKILL,
+    SIGNALFD4,
     SIGNALS,
     SPACE,
     STACK_TOP,
@@ -62,18 +67,21 @@ from ringzero.image.guest.runner.memory import (
     STDERR,
     STDOUT,
     SYNC,
+    TAKEN,
     TEXT,
     UMASK,
     UMASK_VALUE,
     UNAME,
     UNAME_FIELD,
     WORDS,
+    ZEROS,
     State,
     known,
     system,
     text,
 )
-from ringzero.image.guest.runner.process import leave_with, run_script, wait_for
+from ringzero.image.guest.runner.process import leave_with, run_script, take_signals, wait_for
+from ringzero.image.guest.runner.streams import attend, close_output
 from ringzero.image.guest.runner.text import (
     append,
     append_number,
@@ -121,6 +129,7 @@ def feed(token: u64) -> None:
                     matched = u64(0)
             put(u64(1), INPUT_PIECE + n, u64(count) - n)
     state = known()
+    take_signals()
     system(DUP2, INPUT, 0)
     append(append(u64(PATH), state.tools, u64(SHORT)), u64(text("/sbin/relay")), u64(SHORT))
     store(u64, WORDS, u64(PATH))
@@ -159,8 +168,8 @@ def end(token: u64, status: u64) -> None:
             disk = u64(DISKS)
         disk += 1
     if token != 0:
-        say(u64(STDOUT), token)
-        say(u64(STDERR), token)
+        close_output(u64(state.out[0]), u64(STDOUT), token)
+        close_output(u64(state.err[0]), u64(STDERR), token)
     at = append(u64(NOTE), u64(text("exit ")), u64(8))
     at = append(at, state.identifier, u64(20))
     store(u8, at, u8(SPACE))
@@ -197,7 +206,7 @@ def run() -> None:
     process = start()
     if takes_input and state.source != state.nothing:
         system(CLOSE, state.source)
-    status = wait_for(process)
+    status = attend(process)
     feeder = state.feeder
     if i64(feeder) > 0:
         # It is this command's alone: before the next one's input comes, it is gone.
@@ -218,7 +227,7 @@ def run_on_terminal() -> None:
     take_words()
     renew()
     set_kind(kind)
-    end(u64(0), wait_for(start()))
+    end(u64(0), attend(start()))
 
 
 @native
@@ -264,12 +273,20 @@ def prepare(stack: u64) -> None:
     state.directory = load(u64, stack, 8 * 8)
     append(u64(NAME), load(u64, stack, 8 * 9), u64(UNAME_FIELD))
     state.networks = load(u64, stack, 8 * 10)
-    # All signals at their defaults and none blocked: zeros are both.
+    # All signals at their defaults and none blocked.
     signal = u64(1)
     while signal <= SIGNALS:
-        system(RT_SIGACTION, signal, TEXT, 0, SET_SIZE)
+        system(RT_SIGACTION, signal, ZEROS, 0, SET_SIZE)
         signal += 1
-    system(RT_SIGPROCMASK, SIG_SETMASK, TEXT, 0, SET_SIZE)
+    # But for the ends of children, which are read like all else that is waited for.
+    store(u64, TAKEN, u64(1 << (SIGCHLD - 1)))
+    system(RT_SIGPROCMASK, SIG_SETMASK, TAKEN, 0, SET_SIZE)
+    state.children = u64(system(SIGNALFD4, -1, TAKEN, SET_SIZE, O_CLOEXEC | O_NONBLOCK))
+    for pipe in ("out", "err"):
+        place = STATE + State.offset_of(pipe)
+        system(PIPE2, place, O_CLOEXEC)
+        system(FCNTL, load(u32, place), F_SETFL, O_NONBLOCK)
+        system(FCNTL, load(u32, place), F_SETPIPE_SZ, 4 * OUTPUT_PIECE)
     for descriptor in (CONTROL, INPUT, STDOUT, STDERR):
         system(FCNTL, descriptor, F_SETFD, FD_CLOEXEC)
     state.nothing = u64(system(OPEN, text("/dev/null"), O_RDONLY | O_CLOEXEC, 0))
