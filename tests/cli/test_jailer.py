@@ -1,0 +1,141 @@
+"""`ringzero-jailer`: a microVM with a root, a user and namespaces of its own."""
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ringzero.errors import RingzeroError
+
+USER = 64321
+JAILER = [sys.executable, "-P", "-m", "ringzero.cli.jailer"]
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change roots and users")
+
+
+class Connection(http.client.HTTPConnection):
+    def __init__(self, path):
+        super().__init__("localhost", timeout=30)
+        self.path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(str(self.path))
+
+
+def ask(path, method, target, body=None):
+    with contextlib.closing(Connection(path)) as link:
+        link.request(method, target, None if body is None else json.dumps(body))
+        answer = link.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def refused(*flags):
+    done = subprocess.run([*JAILER, *flags], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.fixture
+def program(tmp_path):
+    path = tmp_path / "firecracker"
+    path.write_text("")
+    return path
+
+
+def test_bad_flags_are_told(program, tmp_path):
+    whole = {"--id": "a", "--exec-file": str(program), "--uid": "1", "--gid": "1"}
+
+    def flags(**changes):
+        given = whole | {"--" + k.replace("_", "-"): v for k, v in changes.items()}
+        return [word for pair in given.items() if pair[1] is not None for word in pair]
+
+    assert "--id is missing" in refused(*flags(id=None))
+    assert "is no ID" in refused(*flags(id="../x"))
+    assert "no such file" in refused(*flags(exec_file=str(tmp_path / "nothing")))
+    assert "--uid" in refused(*flags(uid="root"))
+    if os.geteuid() == 0:
+        base = ["--chroot-base-dir", str(tmp_path)]
+        assert "resource-limit" in refused(*flags(resource_limit="core=1"), *base)
+        assert "FILE=VALUE" in refused(*flags(cgroup="x/../y=1"), *base)
+        assert "--parent-cgroup" in refused(*flags(parent_cgroup="../x"), *base)
+
+
+@as_root
+@pytest.mark.engine
+@pytest.mark.boot
+def test_a_machine_in_a_jail_of_firecrackers_layout(program, tmp_path):
+    """Its socket is where SDKs look for it, and its process has nothing of the host's."""
+    from ringzero.image import micro
+
+    try:
+        image = micro.ensure()
+    except RingzeroError as fault:
+        pytest.skip(f"no guest image: {fault.message}")
+    for path in [tmp_path, *tmp_path.parents[:3]]:
+        path.chmod(0o755)
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    secret.chmod(0o644)
+    root = tmp_path / "jails" / "firecracker" / "web-1" / "root"
+    # As SDKs do: the files of the machine are put into its root before.
+    root.mkdir(parents=True)
+    for name, path in (("kernel", image.kernel), ("initrd", image.initrd)):
+        shutil.copy(path, root / name)
+        (root / name).chmod(0o644)
+    command = [
+        *JAILER, "--id", "web-1", "--exec-file", str(program), "--uid", str(USER), "--gid",
+        str(USER), "--chroot-base-dir", str(tmp_path / "jails"), "--new-pid-ns",
+        "--resource-limit", "no-file=1024", "--", "--api-sock", "/run/firecracker.socket",
+    ]  # fmt: skip
+    path = root / "run/firecracker.socket"
+    with (tmp_path / "log").open("wb") as log:
+        starter = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        until(path.exists)
+        until(lambda: (root / "firecracker.pid").exists())
+        pid = int((root / "firecracker.pid").read_text())
+        status = Path(f"/proc/{pid}/status").read_text()
+        assert f"Uid:\t{USER}\t{USER}\t{USER}\t{USER}" in status
+        assert "NoNewPrivs:\t1" in status
+        assert [line.split()[2:] for line in status.splitlines() if "NSpid" in line] == [["1"]]
+        assert "CapEff:\t0000000000000000" in status
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        assert "Max open files            1024" in limits
+        seen = Path(f"/proc/{pid}/root")
+        assert (seen / "kernel").exists()
+        assert not (seen / str(secret).lstrip("/")).exists()
+        assert not (seen / "etc/shadow").exists()
+        assert json.loads(ask(path, "GET", "/")[1])["id"] == "web-1"
+        source = {
+            "kernel_image_path": "/kernel",
+            "initrd_path": "/initrd",
+            "boot_args": image.command_line,
+        }
+        assert ask(path, "PUT", "/boot-source", source) == (204, "")
+        assert ask(path, "PUT", "/actions", {"action_type": "InstanceStart"}) == (204, "")
+        assert json.loads(ask(path, "GET", "/")[1])["state"] == "Running"
+        os.kill(pid, signal.SIGTERM)
+        assert starter.wait(10) is not None
+        assert not Path(f"/proc/{pid}").exists()
+    finally:
+        starter.kill()
+        starter.wait()
+    # What was bound into it was seen in the jail only, and is gone with it.
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
