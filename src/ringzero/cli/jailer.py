@@ -107,9 +107,8 @@ def _run(arguments: argparse.Namespace, extra: list[str]) -> None:
         if child:
             pid = root / f"{name}.pid"
             pid.write_text(f"{child}")
-            if arguments.daemonize:
-                os._exit(0)
-            os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
+            # Clients find the machine's process by the file, and wait for this one's end.
+            os._exit(0)
     newroot.prepare(root, _visible(), (arguments.uid, arguments.gid))
     cache = Path(f"{root}{CACHE_DIR.get().absolute()}")
     cache.mkdir(parents=True, exist_ok=True)
