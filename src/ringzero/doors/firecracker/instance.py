@@ -40,6 +40,8 @@ class Console(Protocol):
 
 NOT_STARTED, RUNNING, PAUSED = "Not started", "Running", "Paused"
 APPLICATION = "Firecracker"
+# Memory of a machine that only shows how it is done, in bytes.
+_REHEARSED = 32 << 20
 _NO_MEMORY = "missing field: either `mem_backend` or `mem_file_path` is required"
 _TWO_MEMORIES = "too many fields: either `mem_backend` or `mem_file_path` exclusively is required"
 _NO_DEVICE = "Failed perform action on device: Device not found."
@@ -75,6 +77,8 @@ class Instance:
         # A machine that was loaded has not run yet.
         self._waits = False
         self._readiness: threading.Thread | None = None
+        # Somebody waits for that.
+        self._hurries = False
         self._closing = False
 
     # ---- requests ---------------------------------------------------------
@@ -180,6 +184,23 @@ class Instance:
             from ringzero.board.boot import kernel  # noqa: F401 - for the start
             from ringzero.vm import build, machine  # noqa: F401 - for the start
 
+            if not self._hurries:
+                self._rehearse()
+
+    def _rehearse(self) -> None:
+        """Put a small machine together, so that the real one takes milliseconds."""
+        from ringzero.config.machine import MachineConfig
+        from ringzero.doors.firecracker import snapshots  # noqa: F401 - for a load
+        from ringzero.settings import ENGINE
+        from ringzero.vm import copies
+        from ringzero.vm.build import assemble
+
+        with contextlib.closing(
+            assemble(MachineConfig(memory=_REHEARSED, engine=ENGINE.get()))
+        ) as parts:
+            # A state is written and read, too.
+            copies.restore(parts, copies.save(parts))
+
     def start(self) -> None:
         """Build the machine and let it boot. Raises ApiFault."""
         from ringzero.host.progress import Progress
@@ -220,6 +241,7 @@ class Instance:
         parts.attach("boottimer", BootTimer(booted), ADDRESS, None, SIZE)
 
     def _await_readiness(self) -> None:
+        self._hurries = True
         if self._readiness is not None:
             self._readiness.join()
             self._readiness = None
