@@ -27,8 +27,10 @@ class Listener:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             _remove_dead(path)
+            # The file gets the socket's own mode: it is nobody else's for no moment, and whoever
+            # waits for it finds somebody who listens the sooner.
+            os.fchmod(self.socket.fileno(), 0o600)
             self.socket.bind(os.fspath(path))
-            path.chmod(0o600)
             self.socket.listen(backlog)
             self.socket.setblocking(False)
             self._inode = path.stat().st_ino

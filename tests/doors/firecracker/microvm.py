@@ -9,6 +9,7 @@ import os
 import re
 import select
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -67,8 +68,14 @@ class MicroVm:
             stderr=self._errors,
         )
         if "--no-api" not in self.words:
-            self.until(lambda: self.socket.exists() or self.process.poll() is not None)
+            self.until(lambda: self._listens() or self.process.poll() is not None)
         return self
+
+    def _listens(self):
+        with socket.socket(socket.AF_UNIX) as link, contextlib.suppress(OSError):
+            link.connect(str(self.socket))
+            return True
+        return False
 
     def __exit__(self, *_):
         if self.process.poll() is None:
