@@ -8,8 +8,9 @@ from ringzero.errors import RingzeroError
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """An empty directory of machines and one of data; what runs in it at the end is killed."""
+    """Empty directories of machines, networks and data; what runs at the end is killed."""
     where = tmp_path / "machines"
+    monkeypatch.setenv("RINGZERO_NETWORKS_DIR", str(tmp_path / "networks"))
     monkeypatch.setenv("RINGZERO_MACHINES_DIR", str(where))
     monkeypatch.setenv("RINGZERO_DATA_DIR", str(tmp_path / "data"))
     yield where

@@ -117,6 +117,9 @@ def test_every_action_through_a_door(watch, tmp_path, monkeypatch):
     assert post("create_network", name="lan", subnet="10.77.0.0/24")["gateway"] == "10.77.0.1"
     assert [network["machines"] for network in post("networks")] == [[]]
     assert post("describe_network", name="lan", active=False)["active"] is False
+    fixed = {"52:54:00:00:00:01": "10.77.0.9"}
+    leases = [f"{mac}={address}" for mac, address in fixed.items()]
+    assert post("update_network", name="lan", leases=leases)["fixed"] == fixed
     assert post("remove_network", name="lan") is None
     monkeypatch.setenv("RINGZERO_STORAGE_DIR", str(tmp_path / "storage"))
     assert post("define_storage_pool", name="p", path=str(tmp_path / "p"))["active"]

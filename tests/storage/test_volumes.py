@@ -265,6 +265,8 @@ def test_what_killed_processes_left_goes_at_last(pool):
     assert not old.exists()
     assert new.exists()
     assert other.exists()
+    # What is being made is no volume, nor does it hide the others.
+    assert [volume.name for volume in volumes.volumes(pool)] == ["a", "b"]
 
 
 def test_one_directory_that_cannot_be_read_hides_no_other_pool(pool, tmp_path, monkeypatch):

@@ -115,6 +115,19 @@ class HostActions(Actions):
         """Note something of a network; machines that are on it stay."""
 
     @action()
+    def update_network(
+        self,
+        name: Annotated[str, "the network's name"],
+        range: Annotated[
+            str | None, 'FIRST-LAST that DHCP gives out; "": all but the first two; null: as it is'
+        ] = None,
+        leases: Annotated[
+            list[str] | None, "all fixed addresses: MAC=ADDRESS; null: as they are"
+        ] = None,
+    ) -> NetworkSummary:
+        """Change who gets which address; machines that are on the network keep theirs."""
+
+    @action()
     def remove_network(self, name: Annotated[str, "the network's name"]) -> None:
         """Remove a network that no machine is on."""
 

@@ -79,8 +79,8 @@ def volumes(pool: StoragePool) -> list[Volume]:
         raise host_error(fault, "read", pool.path) from fault
     found = []
     for name in names:
-        # What goes away meanwhile, and what is no file, is no volume.
-        with contextlib.suppress(NotFoundError):
+        # What goes away meanwhile, what is no file, and what is being made is no volume.
+        with contextlib.suppress(NotFoundError, InvalidValueError):
             found.append(find(pool, name))
     return found
 

@@ -21,6 +21,8 @@ PREFIXES = {
     "Lifecycle": "VIR_DOMAIN_EVENT_",
     "StoppedDetail": "VIR_DOMAIN_EVENT_STOPPED_",
     "NetworkLifecycle": "VIR_NETWORK_EVENT_",
+    "NetworkUpdate": "VIR_NETWORK_UPDATE_COMMAND_",
+    "NetworkSection": "VIR_NETWORK_SECTION_",
     "PoolLifecycle": "VIR_STORAGE_POOL_EVENT_",
     "PoolState": "VIR_STORAGE_POOL_",
     "VolumeType": "VIR_STORAGE_VOL_",

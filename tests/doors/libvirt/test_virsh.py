@@ -212,3 +212,27 @@ def test_what_the_host_is(virsh):
     assert "<arch>x86_64</arch>" in virsh("capabilities")
     assert "<domainCapabilities>" in virsh("domcapabilities")
     assert virsh("hostname")
+
+
+def test_an_interface_has_an_address_from_its_definition_on(virsh, xml):
+    def macs():
+        return re.findall('<mac address="(.*?)"', virsh("dumpxml", "d1").replace("'", '"'))
+
+    user, other = "<interface type='user'/>", "<interface type='ethernet'><target dev='t0'/>"
+    devices = f"<devices>{user}{user}{other}</interface></devices>"
+
+    def define(text):
+        path = xml()
+        path.write_text(re.sub("<devices>.*</devices>", text, path.read_text()))
+        virsh("define", path)
+
+    define(devices)
+    one, two, three = macs()
+    assert len({one, two, three}) == 3
+    assert one.startswith("52:54:00:")
+    # It stays what it is where the interface does.
+    define(devices)
+    assert macs() == [one, two, three]
+    named = f"<interface type='user'><mac address='{one}'/></interface>"
+    define(f"<devices>{user}{named}</devices>")
+    assert macs() == [two, one]

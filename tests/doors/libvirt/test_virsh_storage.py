@@ -135,6 +135,7 @@ def test_the_life_of_a_network(virsh, tmp_path):
     assert re.search(r"Active: +yes", info)
     told = virsh("net-dumpxml", "n1")
     assert "10.77.5.1" in told
+    assert re.search(r"Bridge: +virbr1", info)
     path.write_text(told)
     subprocess.run(["virt-xml-validate", path], check=True, capture_output=True)
     virsh("net-define", path)
@@ -147,6 +148,46 @@ def test_the_life_of_a_network(virsh, tmp_path):
     path.write_text(NETWORK.replace("nat", "hostdev"))
     assert "error:" in virsh("net-define", path, fails=True)
     assert client.host().networks() == []
+
+
+def test_a_network_is_updated(virsh, tmp_path):
+    path = tmp_path / "network.xml"
+    path.write_text(NETWORK)
+    virsh("net-define", path)
+    host = "<host mac='52:54:00:00:00:02' ip='10.77.5.60'/>"
+    virsh("net-update", "n1", "add", "ip-dhcp-host", host, "--config")
+    (network,) = client.host().networks()
+    fixed = {"52:54:00:00:00:01": "10.77.5.50", "52:54:00:00:00:02": "10.77.5.60"}
+    assert network["fixed"] == fixed
+    assert "10.77.5.60" in virsh("net-dumpxml", "n1")
+    uuid = virsh("net-uuid", "n1")
+    assert "not active" in virsh(
+        "net-update", "n1", "delete", "ip-dhcp-host", host, "--live", fails=True
+    )
+    virsh("net-start", "n1")
+    outside = host.replace("10.77.5", "10.78.5")
+    assert "none of the machines" in virsh(
+        "net-update", "n1", "modify", "ip-dhcp-host", outside, fails=True
+    )
+    virsh("net-update", "n1", "delete", "ip-dhcp-host", host, "--live", "--config")
+    span = "<range start='10.77.5.9' end='10.77.5.20'/>"
+    virsh("net-update", "n1", "add-first", "ip-dhcp-range", span)
+    (network,) = client.host().networks()
+    assert len(network["fixed"]) == 1
+    assert (network["first"], network["last"]) == ("10.77.5.9", "10.77.5.20")
+    assert virsh("net-uuid", "n1") == uuid
+    virsh("net-undefine", "n1")
+
+
+def test_an_image_of_a_cd_is_told_as_one(virsh, tmp_path):
+    pool = tmp_path / "p1"
+    virsh("pool-define-as", "p1", "dir", "--target", pool)
+    virsh("pool-build", "p1")
+    virsh("pool-start", "p1")
+    virsh("vol-create-as", "p1", "a.iso", "1M", "--format", "iso")
+    assert "raw" in virsh("vol-dumpxml", "a.iso", "p1")
+    (pool / "a.iso").write_bytes(bytes(0x8001) + b"CD001" + bytes(4096))
+    assert "iso" in re.search("<format.*>", virsh("vol-dumpxml", "a.iso", "p1"))[0]
 
 
 def test_a_network_that_is_not_active_is_not_joined(virsh, tmp_path):

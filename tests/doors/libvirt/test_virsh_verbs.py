@@ -113,6 +113,7 @@ DAILY = [
     ("net-dumpxml lan", "<network"),
     ("net-uuid lan", "-"),
     ("net-autostart lan --disable", "unmarked"),
+    ("net-update lan add ip-dhcp-host {host}", "Updated"),
     ("net-dhcp-leases lan", "Expiry"),
     ("net-destroy lan", "destroyed"),
     ("net-undefine lan", "undefined"),
@@ -149,11 +150,12 @@ def test_those_of_every_day(virsh, xml, tmp_path, monkeypatch):
     monkeypatch.setenv("RINGZERO_NETWORKS_DIR", str(tmp_path / "networks"))
     files = {
         name: tmp_path / f"{name}.it"
-        for name in ("folder", "disk", "network", "pool", "target", "saved")
+        for name in ("folder", "disk", "network", "host", "pool", "target", "saved")
     }
     files["folder"].write_text(FOLDER.format(tmp_path))
     files["disk"].write_bytes(bytes(1 << 20))
     files["network"].write_text(NETWORK)
+    files["host"].write_text("<host mac='52:54:00:00:00:02' ip='10.77.5.60'/>")
     files["domain"] = xml("once")
     virsh("define", xml())
     launch(claims.create("web", config(nets=["user"])), wait=True, progress=QUIET, program=PROGRAM)

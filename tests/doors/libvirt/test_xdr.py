@@ -62,11 +62,15 @@ def test_text_that_is_no_utf8_comes_back():
     assert writer.data == b"\0\0\0\x03/\xff\xfe\0"
 
 
+@pytest.mark.parametrize(("data", "there"), [("00000000", False), ("01000000", True)])
+def test_an_optional_is_there_unless_it_is_zero(data, there):
+    assert Reader(bytes.fromhex(data)).present() is there
+
+
 READS = {
     "too short a number": ("000000", lambda r: r.int32()),
     "too short a hyper": ("00000000", lambda r: r.int64()),
     "too short a double": ("00000000", lambda r: r.double()),
-    "an optional that is 2": ("00000002", lambda r: r.present()),
     "a length over its limit": ("00000005", lambda r: r.length(4)),
     "a length that is not there": ("7fffffff", lambda r: r.string(1 << 31)),
     "text that ends early": ("0000000461", lambda r: r.string(8)),

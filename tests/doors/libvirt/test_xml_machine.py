@@ -159,11 +159,13 @@ def test_many_disks_have_names():
     assert told.disks[15].target == "vdp"
 
 
-def test_no_screen_runs():
+def test_a_screen_is_told_as_it_was_sent():
     sent = xml(devices="<graphics type='vnc' port='-1'/><video><model type='vga'/></video>")
     machine = config(definition(sent))
-    assert domain(MachineFacts("a", UUID, machine, id=1, sent=sent)).graphics == ()
-    assert len(domain(MachineFacts("a", UUID, machine, sent=sent)).graphics) == 1
+    for number in (None, 1):
+        told = domain(MachineFacts("a", UUID, machine, id=number, sent=sent))
+        # Nobody listens: it has no port.
+        assert (told.graphics, told.videos) == (sent.graphics, sent.videos)
 
 
 def test_memory_is_rounded_to_pages():

@@ -10,6 +10,7 @@ import pytest
 from ringzero.errors import ConfigError, ConflictError, NotFoundError, StateError
 from ringzero.net.named import directory
 from ringzero.net.named.description import RESERVED, NamedNetwork
+from ringzero.records import replace
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +31,18 @@ def test_life():
     assert directory.networks() == []
     with pytest.raises(NotFoundError):
         made.remove()
+
+
+def test_who_gets_which_address_changes():
+    made, _ = directory.create(NamedNetwork("lan"))
+    network = made.network()
+    made.write_network(replace(network, fixed={"02:00:00:00:00:01": "10.89.0.9"}))
+    assert made.network().fixed == {"02:00:00:00:00:01": "10.89.0.9"}
+    with pytest.raises(ConfigError, match="none of the machines' addresses"):
+        made.write_network(replace(network, first="10.90.0.9"))
+    with pytest.raises(ConflictError, match="keeps its subnet"):
+        made.write_network(replace(network, subnet="10.90.0.0/24"))
+    assert made.network().subnet == network.subnet
 
 
 def test_subnets_do_not_overlap(monkeypatch):

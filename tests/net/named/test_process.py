@@ -20,6 +20,7 @@ from ringzero.net.named.client import NamedEnd
 from ringzero.net.named.description import NamedNetwork
 from ringzero.net.named.process import Server
 from ringzero.net.named.wire import Decoder, object_message
+from ringzero.records import replace
 
 
 class Port:
@@ -136,6 +137,16 @@ def test_machines_join_and_leave(lan, join):
     assert join(9, "two").address == "10.78.0.4"
     with pytest.raises(ConflictError, match="has the MAC address"):
         NamedEnd(NetConfig("lan", mac=mac(1), hostname="other"))
+
+
+def test_fixed_addresses_change_while_machines_are_there(lan, join):
+    one = join(1, "one")
+    fixed = {mac(1): "10.78.0.91", mac(2): "10.78.0.92"}
+    client.change(lan, replace(lan.network(), fixed=fixed))
+    assert join(2, "two").address == "10.78.0.92"
+    # Who is there keeps what it has.
+    (first, _) = client.inspect(lan)["machines"]
+    assert first["address"] == one.address != "10.78.0.91"
 
 
 def test_frames_go_to_whom_they_are_meant_for(lan, join):

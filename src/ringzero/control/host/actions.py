@@ -506,18 +506,40 @@ def create_network(
     from ringzero.net.named.description import NamedNetwork
 
     first, _, last = range.partition("-")
+    allowed = None if allow is None else tuple(allow)
+    network = NamedNetwork(name, mode, subnet, first, last, _fixed(leases or []), host, allowed)
+    place, notes = places.create(network)
+    return {**_network_summary(place), "notes": notes}
+
+
+@handles("update_network")
+def update_network(
+    where: Path, name: str, range: str | None, leases: list[str] | None
+) -> NetworkSummary:
+    from ringzero.net.named import client, directory
+
+    place = directory.find(name)
+    network = place.network()
+    if range is not None:
+        first, _, last = range.partition("-")
+        network = replace(network, first=first, last=last)
+    if leases is not None:
+        network = replace(network, fixed=_fixed(leases))
+    client.change(place, network)
+    return _network_summary(place)
+
+
+def _fixed(leases: list[str]) -> dict[str, str]:
+    """Return addresses by MAC address. Raises InvalidValueError."""
     fixed = dict[str, str]()
-    for lease in leases or ():
+    for lease in leases:
         mac, equals, address = lease.partition("=")
         if not equals or mac.lower() in fixed:
             raise InvalidValueError(
                 f"no lease of its own in {lease!r}", hint="write MAC=ADDRESS, each MAC once"
             )
         fixed[mac.lower()] = address
-    allowed = None if allow is None else tuple(allow)
-    network = NamedNetwork(name, mode, subnet, first, last, fixed, host, allowed)
-    place, notes = places.create(network)
-    return {**_network_summary(place), "notes": notes}
+    return fixed
 
 
 @handles("describe_network")

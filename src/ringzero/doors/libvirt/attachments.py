@@ -112,6 +112,28 @@ def update(document: DomainXml, config: MachineConfig, item: Device, volumes: Vo
     return Change(_with(document, item, there), replace(config, devices=tuple(devices)), warnings)
 
 
+def with_addresses(document: DomainXml, before: tuple[InterfaceXml, ...] = ()) -> DomainXml:
+    """Return a domain whose interfaces all have MAC addresses, which stay what they are.
+
+    One that is sent without has that of the interface `before` in its place, else a new one.
+    """
+    named = {item.mac.lower() for item in document.interfaces if item.mac is not None}
+    left = [item for item in before if item.mac is not None and item.mac.lower() not in named]
+
+    def address(item: InterfaceXml) -> str | None:
+        found = next((old for old in left if _leads_to(old) == _leads_to(item)), None)
+        if found is None:
+            return _new_mac()
+        left.remove(found)
+        return found.mac
+
+    interfaces = (
+        item if item.mac is not None else replace(item, mac=address(item))
+        for item in document.interfaces
+    )
+    return replace(document, interfaces=tuple(interfaces))
+
+
 def with_untold(new: MachineConfig, old: MachineConfig) -> MachineConfig:
     """Return a description whose interfaces are as they were in what XML does not tell of them.
 
@@ -187,6 +209,10 @@ def made(item: Device, volumes: Volumes) -> tuple[DeviceConfig, tuple[str, ...]]
         return attachment(item, volumes)
     except ConfigError as fault:
         raise RefusedError(ErrorCode.CONFIG_UNSUPPORTED, "; ".join(fault.faults)) from fault
+
+
+def _leads_to(item: InterfaceXml) -> tuple[str | None, ...]:
+    return (item.type, item.network, item.bridge, item.dev)
 
 
 def _devices(document: DomainXml, item: Device) -> list[Device]:

@@ -120,6 +120,32 @@ class NetworkLifecycle(IntEnum):
     STOPPED = 3
 
 
+class NetworkUpdate(IntEnum):
+    """What `net-update` does with an element (virNetworkUpdateCommand)."""
+
+    MODIFY = 1
+    DELETE = 2
+    ADD_LAST = 3
+    ADD_FIRST = 4
+
+
+class NetworkSection(IntEnum):
+    """What kind of element `net-update` is of (virNetworkUpdateSection)."""
+
+    BRIDGE = 1
+    DOMAIN = 2
+    IP = 3
+    IP_DHCP_HOST = 4
+    IP_DHCP_RANGE = 5
+    FORWARD = 6
+    FORWARD_INTERFACE = 7
+    FORWARD_PF = 8
+    PORTGROUP = 9
+    DNS_HOST = 10
+    DNS_TXT = 11
+    DNS_SRV = 12
+
+
 class PoolLifecycle(IntEnum):
     """What happened to a pool (virStoragePoolEventLifecycleType)."""
 

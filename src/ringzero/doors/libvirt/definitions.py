@@ -54,8 +54,10 @@ def define(host: Host, document: str, *, transient: bool = False) -> tuple[Domai
     Raises RefusedError where the name or the UUID is another's.
     """
     sent = read(document)
-    wanted = definition(sent)
     old = _same(host, sent)
+    before = () if old is None else xml(host, old, inactive=True).interfaces
+    sent = attachments.with_addresses(sent, before)
+    wanted = definition(sent)
     # As it is rendered: secrets in it are not kept.
     elements: dict[str, Any] = {SENT: DOMAIN.render(sent)}
     if not transient:

@@ -76,8 +76,11 @@ class Reader:
         return number
 
     def present(self) -> bool:
-        """Read whether an optional value follows."""
-        return bool(self.small(0, 1))
+        """Read whether an optional value follows: any number but 0, as XDR libraries take it.
+
+        RFC 4506 has 1 alone; go-libvirt writes 01 00 00 00.
+        """
+        return bool(self._number(_UINT))
 
     def length(self, limit: int) -> int:
         """Read how many of something follow, at most `limit`."""

@@ -17,6 +17,7 @@ from ringzero.config.ports import Forward
 from ringzero.core.frames import Frame
 from ringzero.errors import ConfigError, HostError, RingzeroError, from_dict
 from ringzero.net.contract import Network
+from ringzero.net.named.description import NamedNetwork
 from ringzero.net.named.directory import NetworkDirectory, find
 from ringzero.net.named.wire import Decoder, WireError, frame_message, object_message
 from ringzero.net.proxy.loop import GONE, READ, WRITE, EventLoop
@@ -449,6 +450,15 @@ def _result(message: dict[str, Any]) -> dict[str, Any]:
 def inspect(place: NetworkDirectory) -> dict[str, Any]:
     """Return what a network's process knows of its machines; nothing where it does not run."""
     return {"machines": [], **_ask_once(place, {"inspect": True})}
+
+
+def change(place: NetworkDirectory, network: NamedNetwork) -> None:
+    """Describe a network anew; machines that are on it keep their addresses.
+
+    Raises ConfigError, ConflictError, HostError.
+    """
+    place.write_network(network)
+    _ask_once(place, {"change": True})
 
 
 def remove(place: NetworkDirectory) -> None:

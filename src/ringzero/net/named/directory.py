@@ -90,6 +90,20 @@ class NetworkDirectory:
         """Keep what is noted of it. Raises HostError."""
         _write(self.path / NOTES, to_plain(notes))
 
+    def write_network(self, network: NamedNetwork) -> None:
+        """Keep another description of the same subnet, of who gets which address in it.
+
+        Raises ConfigError, ConflictError, HostError.
+        """
+        network.check()
+        old = self.network()
+        if (network.subnet, network.mode) != (old.subnet, old.mode):
+            raise ConflictError(
+                f"the network {self.name!r} keeps its subnet and its mode",
+                hint=f"`ringzero network rm {self.name}`, and make it again",
+            )
+        _write(self.path / DESCRIPTION, to_plain(network))
+
     def leases(self) -> dict[str, dict[str, str]]:
         """Return {"address", "name"} by MAC address."""
         data = _read(self.path / LEASES) or {}

@@ -262,6 +262,9 @@ class Server:
                     # What is answered goes out before the loop ends.
                     self._end_if_alone()
                     found = {}
+                case {"change": _}:
+                    self._described = self._place.network()
+                    found = {}
                 case {"inspect": _}:
                     found = self._inspect()
                 case _:

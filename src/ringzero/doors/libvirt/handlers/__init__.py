@@ -7,7 +7,7 @@ import importlib
 
 _PARTS = (
     *("connect", "domain", "devices", "tuning", "agent", "events", "streams"),
-    *("storage", "network", "stats", "snapshot", "save"),
+    *("storage", "network", "networkupdate", "stats", "snapshot", "save"),
 )
 
 

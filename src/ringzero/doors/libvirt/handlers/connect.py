@@ -37,6 +37,7 @@ _SUPPORTED = (
     Feature.PROGRAM_KEEPALIVE,
     Feature.REMOTE_EVENT_CALLBACK,
     Feature.REMOTE_CLOSE_CALLBACK,
+    Feature.NETWORK_UPDATE_HAS_CORRECT_ORDER,
 )
 _ARCHITECTURES = {"amd64": "x86_64"}
 _CPUS = ("x86-64-v2", "x86-64-v3", "max")

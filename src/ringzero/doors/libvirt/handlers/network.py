@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import zlib
 from typing import Any
 
 from ringzero.api.values import NetworkSummary
@@ -178,21 +177,31 @@ async def undefine_network(context: Context, network: NetworkHandle) -> Results:
 @handles("NETWORK_GET_XML_DESC")
 async def network_xml(context: Context, network: NetworkHandle, flags: int) -> Results:
     found = await find(context, network)
-    sent: NetworkXml | None = None
-    if _SENT in found["metadata"]:
-        try:
-            sent = await context.work(NETWORK.parse, found["metadata"][_SENT])
-        except InvalidValueError:
-            # Of another version, perhaps: what the network is, is told without it.
-            sent = None
+    sent = await sent_of(context, found)
     return {"xml": NETWORK.render(documents.network(found, found["uuid"], sent))}
+
+
+async def sent_of(context: Context, network: NetworkSummary) -> NetworkXml | None:
+    """Return the XML that a client once sent of a network, if one did."""
+    if _SENT not in network["metadata"]:
+        return None
+    try:
+        sent: NetworkXml = await context.work(NETWORK.parse, network["metadata"][_SENT])
+    except InvalidValueError:
+        # Of another version, perhaps: what the network is, is told without it.
+        return None
+    return sent
+
+
+def described(name: str, xml: str) -> dict[str, Any]:
+    """Return what `describe_network` is given to keep a network's XML."""
+    return {"name": name, "metadata": {_SENT: xml}}
 
 
 @handles("NETWORK_GET_BRIDGE_NAME")
 async def bridge_name(context: Context, network: NetworkHandle) -> Results:
     found = await find(context, network)
-    # There is none on the host; clients show it, or look whether two networks have the same one.
-    return {"name": f"rz{zlib.crc32(found['name'].encode()):08x}"}
+    return {"name": documents.bridge_name(found, await sent_of(context, found))}
 
 
 @handles("NETWORK_GET_AUTOSTART")
@@ -226,12 +235,13 @@ async def dhcp_leases(
     context: Context, network: NetworkHandle, mac: str | None, need_results: int, flags: int
 ) -> Results:
     found = await find(context, network)
+    bridge = documents.bridge_name(found, await sent_of(context, found))
     length = ipaddress.IPv4Network(found["subnet"]).prefixlen
     # Those that machines have now; a lease of ours ends with the machine.
     there = {member["mac"] for member in found["machines"]}
     leases = [
         Lease(
-            interface=f"rz{zlib.crc32(found['name'].encode()):08x}",
+            interface=bridge,
             expiry=0,
             type=int(AddressType.IPV4),
             mac=address,

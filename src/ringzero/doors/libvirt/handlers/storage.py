@@ -17,11 +17,14 @@ from ringzero.doors.libvirt.values import PoolHandle, VolumeHandle, uuid_bytes, 
 from ringzero.doors.libvirt.xml import volumes
 from ringzero.doors.libvirt.xml.storage import POOL, VOLUME, PermissionsXml, VolumeXml
 from ringzero.errors import ConfigError, ConflictError, InvalidValueError, NotFoundError
+from ringzero.host.files import open_regular
 from ringzero.records import replace
 
 # virStorageVolResizeFlags.
 _ALLOCATE, _DELTA, _SHRINK = 1, 2, 4
 _DIRECTORY_POOL = "dir"
+# Where ISO 9660 has the identifier of its first volume descriptor (ECMA-119 section 8.1).
+_ISO_IDENTIFIER, _ISO_IDENTIFIER_AT = b"CD001", 16 * 2048 + 1
 
 
 # ---- which pools there are ------------------------------------------------------
@@ -453,7 +456,18 @@ async def volume_path(context: Context, volume: VolumeHandle) -> Results:
 @handles("STORAGE_VOL_GET_XML_DESC")
 async def volume_xml(context: Context, volume: VolumeHandle, flags: int) -> Results:
     found = await _volume(context, volume)
-    return {"xml": VOLUME.render(volumes.volume(found))}
+    iso = found["format"] == "raw" and await context.work(_is_iso, Path(found["path"]))
+    return {"xml": VOLUME.render(volumes.volume(found, iso=iso))}
+
+
+def _is_iso(path: Path) -> bool:
+    """Return whether a file has an ISO 9660 file system: the identifier in its first descriptor."""
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            file.seek(_ISO_IDENTIFIER_AT)
+            return file.read(len(_ISO_IDENTIFIER)) == _ISO_IDENTIFIER
+    except OSError:
+        return False
 
 
 def _handle(volume: VolumeSummary) -> VolumeHandle:

@@ -160,6 +160,7 @@ class InterfaceXml:
     boot_order: int | None = None
     port_forwards: tuple[PortForwardXml, ...] = ()
     alias: str | None = None
+    address_type: str | None = None
     extra: tuple[Extra, ...] = ()
 
 
@@ -185,6 +186,7 @@ INTERFACE = Shape(
         "boot_order": Value("boot/@order", NUMBER),
         "port_forwards": Many("portForward", PORT_FORWARD),
         "alias": Value("alias/@name"),
+        "address_type": Value("address/@type"),
     },
 )
 

@@ -88,9 +88,6 @@ def domain(facts: MachineFacts) -> DomainXml:
         filesystems=tuple(_filesystems(config, sent)),
         interfaces=tuple(_interfaces(config, sent, live)),
         channels=tuple(_channels(facts, sent)),
-        # What runs has no screen.
-        graphics=() if live else sent.graphics,
-        videos=() if live else sent.videos,
         vsock=_vsock(config, sent),
     )
 
@@ -191,6 +188,7 @@ def _interfaces(config: MachineConfig, sent: DomainXml, live: bool) -> Iterator[
             mac=net.mac,
             target=(found.target if found and found.target else name) if live else None,
             alias=found.alias if found and found.alias else name if live else None,
+            address_type=found.address_type if found and found.address_type else "virtio-mmio",
             port_forwards=tuple(_port_forwards(net)) if net.network in ("user", "passt") else (),
         )
 

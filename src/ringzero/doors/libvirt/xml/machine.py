@@ -51,7 +51,8 @@ _MOUNTS = "/mnt"
 _QUIET = re.compile(
     r"vcpu/@placement|resource|seclabel|clock/timer|pm|iothreads|cpu/(@migratable|feature|vendor|"
     r"topology)|features/\w+|on_lockfailure|sysinfo|os/(smbios|bios|text\(\))|(.*/)?(address|"
-    r"backingStore|mirror)|devices/(controller|audio|hub|disk/source/@(index|startupPolicy)|"
+    r"address/@\w+|backingStore|mirror)|devices/(controller|audio|hub|"
+    r"disk/source/@(index|startupPolicy)|"
     r"interface/(source/@(portid|bridge)|driver/@iommu)|(serial|console)/(target/model|protocol)|"
     r"(channel|console)/source/@(host|service|mode)|memballoon/.*|rng/.*)"
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import zlib
 from typing import Any
 
 from ringzero.api.values import NetworkSummary
@@ -34,9 +35,9 @@ ADDRESS_RANGE = Shape("range", AddressRangeXml, {"start": Value("@start"), "end"
 
 @record
 class HostXml:
-    """A machine that always gets the same address."""
+    """A machine that always gets the same address, or name."""
 
-    ip: str
+    ip: str | None = None
     mac: str | None = None
     name: str | None = None
     extra: tuple[Extra, ...] = ()
@@ -207,12 +208,22 @@ def _subnet(ip: IpXml, warnings: list[str]) -> dict[str, Any]:
         if first > last:
             raise ConfigError([f"ip/dhcp/range: {begin} to {end} is empty"])
         found["range"] = f"{first}-{last}"
-    leases = [f"{host.mac}={host.ip}" for host in ip.hosts if host.mac is not None]
+    leases = [f"{host.mac}={host.ip}" for host in ip.hosts if None not in (host.mac, host.ip)]
     if len(leases) < len(ip.hosts):
-        warnings.append("ip/dhcp/host: one without a MAC address gets any address")
+        warnings.append("ip/dhcp/host: one without a MAC address, or without its own, gets any")
     if leases:
         found["leases"] = leases
     return found
+
+
+def bridge_name(summary: NetworkSummary, sent: NetworkXml | None = None) -> str:
+    """Return what clients are told of a bridge: what one of them called it, or made up.
+
+    There is none on the host; clients show it, or look whether two networks have the same one.
+    """
+    if sent is not None and sent.bridge:
+        return sent.bridge
+    return f"rz{zlib.crc32(summary['name'].encode()):08x}"
 
 
 def network(summary: NetworkSummary, uuid: str, sent: NetworkXml | None = None) -> NetworkXml:
@@ -237,5 +248,6 @@ def network(summary: NetworkSummary, uuid: str, sent: NetworkXml | None = None) 
         uuid=uuid,
         connections=len(summary["machines"]) or None,
         forward=mode,
+        bridge=bridge_name(summary, sent),
         ips=sent.ips if sent is not None and sent.ips else (ip,),
     )

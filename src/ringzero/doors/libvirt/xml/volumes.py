@@ -26,6 +26,8 @@ _NOBODY = (None, "-1", "0")
 # virStorageVolCreateFlags.
 PREALLOCATE_METADATA = 1 << 0
 _DEFAULT_MODE = 0o600
+# What libvirt calls plain bytes with a file system of a CD in them.
+ISO = "iso"
 
 
 @record
@@ -67,6 +69,8 @@ def volume_definition(volume: VolumeXml, pool: str, flags: int = 0) -> StorageDe
         warnings.append("target/clusterSize")
     # As libvirt, whose volumes are raw unless something else is said.
     kind = format_name(volume.format or "raw")
+    if kind == ISO:
+        kind = "raw"
     fields: dict[str, Any] = {"name": volume.name, "pool": pool, "format": kind}
     if volume.capacity is not None:
         fields["capacity"] = volume.capacity
@@ -108,8 +112,8 @@ def pool(summary: StoragePoolSummary) -> PoolXml:
     )
 
 
-def volume(summary: VolumeSummary) -> VolumeXml:
-    """Return a volume as it is; its key is its path."""
+def volume(summary: VolumeSummary, *, iso: bool = False) -> VolumeXml:
+    """Return a volume as it is; its key is its path. `iso`: it has a file system of a CD."""
     owner, group = str(summary["user"]), str(summary["group"])
     return VolumeXml(
         summary["name"],
@@ -119,7 +123,7 @@ def volume(summary: VolumeSummary) -> VolumeXml:
         summary["allocation"],
         summary["physical"],
         summary["path"],
-        qemu_format_name(summary["format"]),
+        ISO if iso else qemu_format_name(summary["format"]),
         PermissionsXml(summary["mode"] & 0o777, owner, group),
         TimestampsXml(mtime=f"{summary['modified']:.9f}"),
         backing_path=summary["backing"],
