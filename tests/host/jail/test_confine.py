@@ -151,6 +151,26 @@ def test_children_and_sockets_where_they_are_needed():
 
 
 @needs_jail
+def test_who_only_listens_connects_to_nobody(tmp_path):
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "socket"))
+    listener.listen()
+
+    def use():
+        grants = (Grant(tmp_path, landlock.WRITE),)
+        confine.confine(Needs(grants, Freedom(listening=True)), strict=True)
+        own = socket.socket(socket.AF_UNIX)
+        own.bind(str(tmp_path / "own"))
+        own.listen()
+        return [
+            outcome(lambda: unix_connection(tmp_path / "socket")),
+            outcome(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)),
+        ]
+
+    assert in_child(use) == ["EPERM", "EPERM"]
+
+
+@needs_jail
 def test_threads_have_less_by_what_they_do(tmp_path):
     """A vCPU's thread starts no process and makes no folder, though the process may."""
 
@@ -245,7 +265,7 @@ def test_a_process_with_other_threads_is_not_called_confined(monkeypatch):
 
 def test_the_tables_name_only_calls_that_there_are():
     for role in Role:
-        for freedom in (Freedom(), Freedom(True, True, True, True, True, True)):
+        for freedom in (Freedom(), Freedom(*[True] * 7)):
             rules = roles.rules(role, freedom, 1)
             assert rules.keys() <= NUMBERS.keys()
             assert not rules.keys() & {

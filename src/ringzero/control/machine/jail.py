@@ -85,8 +85,9 @@ def needs(
         grants=tuple(grants),
         freedom=Freedom(
             internet=internet,
+            local=local,
             # A copy makes a socket of its own to be spoken to at.
-            local=local or not alone,
+            listening=not alone,
             children=not alone,
             folders=folders,
             kvm=engine == "kvm",

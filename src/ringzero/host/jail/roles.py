@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from ringzero.host.jail.bpf import ALWAYS, ERRNO, Refusal, Rule, Where, assemble
+from ringzero.host.jail.bpf import ALWAYS, ERRNO, Alternative, Refusal, Rule, Where, assemble
 from ringzero.host.jail.calls import NUMBERS
 from ringzero.records import record
 
@@ -54,7 +54,6 @@ _CONNECTED = (
     "accept accept4 sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg shutdown getsockname "
     "getpeername setsockopt getsockopt"
 )
-_SOCKETS = "bind listen connect"
 
 # <linux/sched.h>: CLONE_THREAD; CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
 _CLONE_THREAD, _CLONE_NEW = 0x00010000, 0x7E020000
@@ -94,13 +93,15 @@ class Freedom:
     """What the threads of one machine need beyond what all need.
 
     `internet`: sockets of IPv4 and IPv6, for the network of its own that the guest has. `local`:
-    Unix sockets by path. `children`: processes, which copies of the machine are. `folders`: shared
-    folders that the guest writes to. `kvm`: the requests of /dev/kvm. `signals`: to whom may be
-    signalled is decided elsewhere; without it, no other process.
+    Unix sockets by path; `listening`: those that others connect to. `children`: processes, which
+    copies of the machine are. `folders`: shared folders that the guest writes to. `kvm`: the
+    requests of /dev/kvm. `signals`: to whom may be signalled is decided elsewhere; without it, no
+    other process.
     """
 
     internet: bool = False
     local: bool = False
+    listening: bool = False
     children: bool = False
     folders: bool = False
     kvm: bool = False
@@ -132,12 +133,9 @@ def rules(role: Role, freedom: Freedom, pid: int) -> dict[str, Rule | Refusal]:
     allowed["tgkill"] = signalled
     if freedom.signals:
         allowed |= dict.fromkeys(("kill", "pidfd_send_signal"), ALWAYS)
-    families = (_AF_INET, _AF_INET6) if freedom.internet else ()
-    families = (*families, _AF_UNIX) if freedom.local else families
     # A vCPU's thread moves packets itself, and so opens connections.
-    if families and role is not Role.IO:
-        allowed["socket"] = tuple((Where(0, family),) for family in families)
-        allowed |= dict.fromkeys(_SOCKETS.split(), ALWAYS)
+    if role is not Role.IO:
+        allowed |= _sockets(freedom)
     # Datagrams of a pair could be sent to any path; streams are connected for good.
     allowed["socketpair"] = ((Where(0, _AF_UNIX), Where(1, _SOCK_STREAM, _SOCK_KIND)),)
     requests = [(Where(1, request, 0xFFFFFFFF),) for request in _REQUESTS]
@@ -149,6 +147,23 @@ def rules(role: Role, freedom: Freedom, pid: int) -> dict[str, Rule | Refusal]:
     # Of one's own limits.
     allowed["prlimit64"] = ((Where(0, 0),), (Where(0, pid),))
     return allowed
+
+
+def _sockets(freedom: Freedom) -> dict[str, Rule | Refusal]:
+    kinds = list[Alternative]()
+    if freedom.internet:
+        kinds += [(Where(0, _AF_INET),), (Where(0, _AF_INET6),)]
+    if freedom.local:
+        kinds.append((Where(0, _AF_UNIX),))
+    elif freedom.listening:
+        # Datagrams need no connection.
+        kinds.append((Where(0, _AF_UNIX), Where(1, _SOCK_STREAM, _SOCK_KIND)))
+    if not kinds:
+        return {}
+    found: dict[str, Rule | Refusal] = {"socket": kinds, "bind": ALWAYS, "listen": ALWAYS}
+    if freedom.internet or freedom.local:
+        found["connect"] = ALWAYS
+    return found
 
 
 def program(role: Role, freedom: Freedom, pid: int) -> bytes:
