@@ -134,6 +134,25 @@ def test_an_idle_copy_gives_memory_back_and_goes_on(parent):
     assert parent.threads[0].vcpu.cpu.rests_from == NEVER
 
 
+def test_an_idle_copy_that_woke_for_a_moment_rests_again_when_it_sleeps_long(parent):
+    (child,) = parent.fork(start=True)
+    with child:
+        cpu = child.threads[0].vcpu.cpu
+        assert output(child, "echo one") == "one\n"
+        end = time.monotonic() + 60
+        while (seen := cpu.rests_from) == 0:
+            assert time.monotonic() < end, "it did not rest"
+            cpu.worked = 0
+            time.sleep(0.01)
+        # It has looked an address up since, which is no work, and then slept for hours.
+        cpu.count_walks += 1
+        cpu.tick_nanoseconds *= 1000
+        while cpu.rests_from == seen:
+            assert time.monotonic() < end, "it did not rest again"
+            time.sleep(0.01)
+        assert output(child, "echo two") == "two\n"
+
+
 def test_generation_identifiers_differ(parent):
     def events(vm):
         return int(output(vm, "grep Ged /proc/interrupts").split()[1])

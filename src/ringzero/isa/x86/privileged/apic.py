@@ -82,6 +82,11 @@ LONGEST_SLEEP = 1_000_000_000
 # And those after its last work at which it gives the memory of its tables back, where it does that
 # (`Cpu.rests_from`): who asks an idle guest something every second finds them filled.
 REST_AFTER = 2_000_000_000
+# One that has rested, and only woke for a moment since, rests again when a single sleep has lasted
+# so long. What wakes it more often finds its tables filled, as that costs several times as much as
+# its work: Linux's watchdog of an interface's queue comes every five seconds, its hwrng more and
+# more seldom, until it comes once a minute.
+REST_AGAIN = 20_000_000_000
 
 
 # --- telling a vCPU ------------------------------------------------------------
@@ -536,13 +541,17 @@ def await_interrupt(cpu: Cpu) -> None:
             left = _until_deadline(cpu)
             if seen & awaited != 0 or left == 0:
                 break
-            if cpu.count_walks >= cpu.rests_from:
-                idle = _nanoseconds(cpu, read_host_tsc() - cpu.worked)
-                if idle >= REST_AFTER:
+            # Nothing was walked since the last rest where the two are equal.
+            if cpu.count_walks + 2 * IDLE_WALKS > cpu.rests_from:
+                again = cpu.count_walks < cpu.rests_from
+                since = select(again, begin, cpu.worked)
+                needed = select(again, u64(REST_AGAIN), u64(REST_AFTER))
+                idle = _nanoseconds(cpu, read_host_tsc() - since)
+                if idle >= needed:
                     cpu.resting = 1
                     fetch("or", u32, where, u32(REQUEST_KICK))
                     break
-                left = select(REST_AFTER - idle < left, REST_AFTER - idle, left)
+                left = select(needed - idle < left, needed - idle, left)
             sleep_while(where, seen, _timeout(cpu, left))
         cpu.sleeping = 0
     slept = _nanoseconds(cpu, read_host_tsc() - begin)
