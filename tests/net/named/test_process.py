@@ -149,6 +149,43 @@ def test_fixed_addresses_change_while_machines_are_there(lan, join):
     assert first["address"] == one.address != "10.78.0.91"
 
 
+def test_a_static_address_is_its_that_had_it_first(lan, join):
+    one, two = join(1, "one"), join(2, "two")
+
+    def refused(number, address):
+        machine = (one, two)[number - 1]
+        before = client.inspect(lan)["machines"][number - 1]
+        machine.port.waiting.append(arp(number, address, "10.78.0.99"))
+        machine.wake()
+        until(lambda: _heard(client.inspect(lan)["machines"][number - 1]) > _heard(before))
+        return client.inspect(lan)["machines"][number - 1]["refused"] - before["refused"]
+
+    # Seven's is fixed, and it is not there.
+    for address in ("10.78.0.77", "10.78.0.0", "10.78.0.255", "10.78.0.1", "10.79.0.9"):
+        assert refused(1, address) == 1
+    # The next that DHCP would give.
+    assert refused(1, "10.78.0.5") == 0
+    assert refused(2, "10.78.0.5") == 1
+    assert refused(1, "10.78.0.5") == 0
+    assert join(3, "three").address == "10.78.0.6"
+    join.leave(one)
+    until(lambda: len(client.inspect(lan)["machines"]) == 2)
+    two.port.waiting.append(arp(2, "10.78.0.5", "10.78.0.99"))
+    two.wake()
+    until(lambda: client.inspect(lan)["machines"][0]["sent"] >= 1)
+    assert client.inspect(lan)["machines"][0]["refused"] == 1
+    # One that is another's by name from now on is nobody else's.
+    client.change(lan, replace(lan.network(), fixed={mac(4): "10.78.0.5"}))
+    assert join(4, "four").address == "10.78.0.5"
+    two.port.waiting.append(arp(2, "10.78.0.5", "10.78.0.99"))
+    two.wake()
+    until(lambda: client.inspect(lan)["machines"][0]["refused"] == 2)
+
+
+def _heard(machine):
+    return machine["sent"] + machine["refused"]
+
+
 def test_frames_go_to_whom_they_are_meant_for(lan, join):
     one, two = join(1, "one"), join(2, "two")
     frame = arp(1, one.address, two.address)

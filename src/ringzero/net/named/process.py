@@ -284,6 +284,7 @@ class Server:
         if member.port is not None:
             raise ConflictError("this machine has joined already")
         address = self._lease(mac, name)
+        self._claims.free(addresses.parse(address))
         guard = None
         if self._described.mode != "open":
             net = self.subnet
@@ -293,6 +294,7 @@ class Server:
                 *(bytes.fromhex(mac.replace(":", "")), self._claims, own),
                 reserved=reserved,
                 prefix6=net.prefix6,
+                spare=self._spare,
             )
         port = self.switch.connect(member.take, guard)
         member.name, member.mac, member.address = name, mac, address
@@ -322,8 +324,8 @@ class Server:
             # A machine that was started again may have another MAC address, and its old name.
             gone = [m for m, x in self._leases.items() if m not in joined and m not in fixed]
             named = [m for m in gone if self._leases[m].get("name") == name]
-            taken = {*(x["address"] for x in self._leases.values()), *fixed.values()}
-            free = (a for a in self._range() if a not in taken)
+            taken = self._given()
+            free = (a for a in self._range() if a not in taken and not self._claimed(a))
             found = None if named else next(free, None)
             if found is None:
                 if not named and not gone:
@@ -336,6 +338,21 @@ class Server:
         self._leases[mac] = {"address": address, "name": name}
         self._place.write_leases(self._leases)
         return address
+
+    def _given(self) -> set[str]:
+        """Return the addresses that are machines' by a lease, of those too that are not here."""
+        return {*(x["address"] for x in self._leases.values()), *self._described.fixed.values()}
+
+    def _claimed(self, address: str) -> bool:
+        return self._claims.owner(addresses.parse(address)) is not None
+
+    def _spare(self, address: bytes) -> bool:
+        """Return whether a machine may give itself an IPv4 address: one that DHCP gave nobody."""
+        hosts = ~int.from_bytes(self.subnet.mask4, "big") & 0xFFFFFFFF
+        # The subnet's own address and that of all of it are no machine's.
+        if int.from_bytes(address, "big") & hosts in (0, hosts) or not self.subnet.has(address):
+            return False
+        return addresses.text(address) not in self._given()
 
     def _range(self) -> Sequence[str]:
         first, last = self._described.range4(ipaddress.IPv4Network(self._described.subnet))

@@ -7,6 +7,7 @@ come, first served for IPv6 addresses (RFC 6620): a guest makes those up itself.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from ringzero.core.frames import ETHERNET_HEADER, Frame
 from ringzero.net.stack import arp, dhcp, ndp
@@ -30,7 +31,7 @@ _LINK_LOCAL = bytes.fromhex("fe80") + bytes(14)
 
 
 class Claims:
-    """Which port has which IPv6 address: whoever was first."""
+    """Which port has which address that nobody gave it: whoever was first."""
 
     def __init__(self) -> None:
         self._owners: OrderedDict[bytes, Guard] = OrderedDict()
@@ -49,6 +50,15 @@ class Claims:
         guard.claimed[address] = None
         return True
 
+    def owner(self, address: bytes) -> Guard | None:
+        """Return whose an address is."""
+        return self._owners.get(address)
+
+    def free(self, address: bytes) -> None:
+        """An address is given to somebody: who had it has it no more."""
+        if address in self._owners:
+            self._drop(address)
+
     def _drop(self, address: bytes) -> None:
         guard = self._owners.pop(address)
         del guard.claimed[address]
@@ -63,7 +73,8 @@ class Guard:
     """What one port may say. `mac` is its address; `addresses` are its IPv4 addresses.
 
     The owner changes `addresses` as leases come and go; with None the first come, first served
-    holds for IPv4 as well. `reserved` are addresses that no guest has: the gateway's.
+    holds for IPv4 as well, and for addresses that are `spare`. `reserved` are addresses that no
+    guest has: the gateway's.
     `prefix6` is the link's /64.
     """
 
@@ -75,6 +86,7 @@ class Guard:
         *,
         reserved: frozenset[bytes] = frozenset(),
         prefix6: bytes = b"",
+        spare: Callable[[bytes], bool] = lambda address: False,
     ) -> None:
         self.mac = mac
         self.addresses = addresses
@@ -82,6 +94,7 @@ class Guard:
         self._claims = claims
         self._reserved = reserved
         self._prefix6 = prefix6
+        self._spare = spare
 
     def close(self) -> None:
         """Free the port's addresses."""
@@ -104,7 +117,12 @@ class Guard:
         if address in self._reserved:
             return False
         if self.addresses is not None:
-            return address in self.addresses
+            if address in self.addresses:
+                return True
+            # Asked once: what is claimed is nobody else's any more.
+            owner = self._claims.owner(address)
+            if owner is not None or not self._spare(address):
+                return owner is self
         return self._claims.claim(address, self)
 
     def _owns6(self, address: bytes) -> bool:
