@@ -8,7 +8,7 @@ import pytest
 
 from ringzero.disk import create_disk, open_disk
 from ringzero.disk.instant import CLUSTER, LiveDisk
-from ringzero.errors import DiskLockedError, DiskReadOnlyError
+from ringzero.errors import DiskLockedError, DiskReadOnlyError, InvalidValueError
 
 SIZE = 9 * CLUSTER + 512
 
@@ -190,3 +190,25 @@ def test_another_process_reads(live):
     # The readers are gone: nothing is kept for them any more.
     live.write(0, b"x" * 512)
     assert not live._readers and live._newest is None
+
+
+def test_another_disk_in_its_place(tmp_path):
+    paths = [tmp_path / name for name in ("a", "b")]
+    for path, byte in zip(paths, (b"a", b"b"), strict=True):
+        path.write_bytes(byte * CLUSTER)
+    disk = LiveDisk(open_disk(paths[0], format="raw"))
+    instant = disk.instant()
+    other = open_disk(paths[1], format="raw")
+    with pytest.raises(InvalidValueError, match="still read"):
+        disk.exchange(other)
+    instant.close()
+    disk.exchange(other)
+    disk.write(0, [memoryview(b"new")])
+    buffer = bytearray(4)
+    disk.read_into(0, [memoryview(buffer)])
+    assert buffer == b"newb"
+    # The first one is anybody's again.
+    open_disk(paths[0], format="raw").close()
+    disk.close()
+    assert paths[0].read_bytes() == b"a" * CLUSTER
+    assert paths[1].read_bytes()[:4] == b"newb"

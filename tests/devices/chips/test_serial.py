@@ -221,3 +221,22 @@ def test_what_comes_behind_a_read_from_a_shadow_is_an_edge(port):
     port.serial.identified()
     port.serial.push(b"x")
     assert port.levels == [True, False, True]
+
+
+def test_the_reason_of_an_interrupt_is_there_before_the_interrupt():
+    """A guest that comes at once, on another thread, reads why, and not that there is nothing."""
+    shown, seen = {}, []
+
+    def show(value, quiet=None, *, once=False):
+        shown[2] = value
+
+    def interrupt(level):
+        if level:
+            seen.append(shown[2])
+
+    serial = Serial(IrqLine(interrupt), lambda data: None)
+    serial.shadow(2, show)
+    serial.write(2, 1, 1)
+    serial.write(1, 1, 0x01)
+    serial.push(b"x")
+    assert seen == [0xC4]
