@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from ringzero.errors import HostError
-from ringzero.host.jail import confine, kernel, landlock, privileges, probe, roles, seccomp
+from ringzero.host.jail import (
+    confine,
+    kernel,
+    landlock,
+    namespaces,
+    privileges,
+    probe,
+    roles,
+    seccomp,
+)
 from ringzero.host.jail.calls import NUMBERS
 from ringzero.host.jail.confine import Needs
 from ringzero.host.jail.landlock import Grant
@@ -231,6 +240,29 @@ def test_on_a_host_without_user_namespaces_the_rest_holds(monkeypatch):
     assert not found["namespaces"]
     assert found["no-new-privileges"]
     assert found["seccomp"] == ("seccomp" in ALLOWED)
+
+
+@pytest.mark.parametrize("root", USERS)
+def test_namespaces_are_had_where_users_may_have_them(root):
+    """And who one is stays what it was: clients are told by it."""
+
+    def allowed():
+        be(root)
+        return outcome(lambda: namespaces.enter(("ipc", "uts", "net")))
+
+    def use():
+        be(root)
+        user = os.geteuid()
+        found = confine.confine(Needs((), alone=True))
+        return [{p.name: p.holds for p in found}, os.geteuid() == user]
+
+    try:
+        in_child(allowed)
+    except AssertionError:
+        pytest.skip("this host lets nobody make namespaces")
+    parts, same = in_child(use)
+    assert parts["namespaces"]
+    assert same
 
 
 def test_an_older_landlock_is_used_as_far_as_it_goes(monkeypatch, tmp_path):

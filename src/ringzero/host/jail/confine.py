@@ -76,13 +76,12 @@ def confine(needs: Needs, *, strict: bool = False) -> tuple[Part, ...]:
     then, and is to end.
     """
     global _parts, _needs
-    found = [
-        _part(NO_NEW_PRIVILEGES, _no_new_privileges),
-        _part(LIMITS, lambda: _limits(needs)),
-    ]
+    found = [_part(NO_NEW_PRIVILEGES, _no_new_privileges)]
     alone = _await_alone()
     if needs.alone:
-        found.append(_part(NAMESPACES, lambda: _namespaces(needs)))
+        # A process that hides may not say who its users are.
+        found.append(_part(NAMESPACES, lambda: _namespaces(needs), alone))
+    found.append(_part(LIMITS, lambda: _limits(needs)))
     found.append(_part(CAPABILITIES, lambda: _capabilities(needs), alone))
     found.append(_part(LANDLOCK, lambda: _landlock(needs), alone))
     scoped = found[-1].holds and landlock.version() >= landlock.SCOPE_ABI
