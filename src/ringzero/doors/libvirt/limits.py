@@ -10,7 +10,8 @@ from __future__ import annotations
 # Nothing that comes before a connection is opened is longer than a name.
 FIRST_PACKET = 64 << 10
 PACKET = (32 << 20) + 4
-# Data in one packet of a stream: what clients before 1.2 took, and what they all send at most.
+# Data in one packet of a stream that goes out: what clients before 1.2 took. Those that come in are
+# bounded as all packets are: go-libvirt's are of 4 MiB.
 STREAM_DATA = 262_120
 # A descriptor table entry each: more are never passed with one packet.
 DESCRIPTORS = 32

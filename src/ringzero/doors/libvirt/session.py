@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from ringzero.doors.libvirt import procedures
 from ringzero.doors.libvirt.access import reads_only
 from ringzero.doors.libvirt.faults import Error, ErrorCode, ErrorDomain
-from ringzero.doors.libvirt.limits import PACKET, STREAM_DATA
+from ringzero.doors.libvirt.limits import PACKET
 from ringzero.doors.libvirt.procedures.notation import Procedure
 from ringzero.doors.libvirt.values import DomainHandle
 from ringzero.doors.libvirt.wire import (
@@ -225,8 +225,6 @@ class Session:
             return StreamAbort(serial)
         if packet.status is PacketStatus.OK:
             return StreamEnd(serial)
-        if len(packet.body) > STREAM_DATA:
-            raise ProtocolError(f"{len(packet.body)} bytes of a stream", limit=STREAM_DATA)
         if packet.type is PacketType.STREAM_HOLE:
             return StreamHole(serial, Hole.decode(packet.body).length)
         return StreamData(serial, packet.body)

@@ -8,6 +8,8 @@ from ringzero.doors.libvirt.xml.tree import Element, render
 from ringzero.records import record
 from ringzero.units import KIB
 
+# What clients ask for that take no machine type from their user: it is another name of our board.
+_ALIASES = {"x86_64": ("pc",)}
 _WORD_SIZES = {"x86_64": "64", "aarch64": "64", "riscv64": "64"}
 
 
@@ -58,7 +60,10 @@ def capabilities(host: HostFacts) -> str:
     arch = guest.add("arch", name=host.architecture)
     arch.add("wordsize", _WORD_SIZES[host.architecture])
     arch.add("emulator", host.emulator)
-    arch.add("machine", host.board, maxCpus=str(host.most_vcpus))
+    most = str(host.most_vcpus)
+    arch.add("machine", host.board, maxCpus=most)
+    for alias in _ALIASES.get(host.architecture, ()):
+        arch.add("machine", alias, canonical=host.board, maxCpus=most)
     for kind in host.domain_types:
         arch.add("domain", type=kind)
     features = guest.add("features")
