@@ -244,6 +244,10 @@ class MachineActions(Actions):
     ) -> None:
         """Attach to the console, or to the serial line."""
 
+    @action(states=ALIVE, streams=True)
+    def gdb(self, stream: Stream) -> None:
+        """Speak gdb's remote serial protocol; the machine stands still until gdb has it go on."""
+
     @action(states=ANY, streams=True, reads=True)
     def logs(
         self,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from ringzero.core.memory import GuestMemory
-from ringzero.errors import InvalidValueError
+from ringzero.errors import EngineError, InvalidValueError
 from ringzero.records import record
 
 State = TypeVar("State")
@@ -51,6 +51,45 @@ class ProcessorModel:
     lacks: tuple[str, ...] = ()
     partial: bool = False
     translated: bool = True
+
+
+@record
+class DebugRegister:
+    """A register as debuggers name it, and its width."""
+
+    name: str
+    bits: int
+
+
+class DebugTarget(ABC, Generic[State]):
+    """One guest ISA as gdb sees it: registers by gdb's numbers and names, addresses."""
+
+    @abstractmethod
+    def registers(self, state: State) -> tuple[DebugRegister, ...]:
+        """Return the registers in the order of their numbers; the same for all of a machine's."""
+
+    @abstractmethod
+    def describe(self, state: State) -> str:
+        """Return gdb's target description, as XML."""
+
+    @abstractmethod
+    def read(self, state: State, name: str) -> int:
+        """Return a register; raises KeyError."""
+
+    @abstractmethod
+    def write(self, state: State, name: str, value: int) -> State:
+        """Return `state` with a register changed.
+
+        Raises KeyError, and InvalidValueError for one that cannot be changed.
+        """
+
+    @abstractmethod
+    def where(self, state: State) -> int:
+        """Return the virtual address of the next instruction."""
+
+    @abstractmethod
+    def physical(self, state: State, memory: GuestMemory, address: int) -> int | None:
+        """Return where a virtual address leads, rights aside, or None."""
 
 
 class Architecture(ABC, Generic[State]):
@@ -105,6 +144,10 @@ class Architecture(ABC, Generic[State]):
     @abstractmethod
     def describe(self, state: State, memory: GuestMemory) -> str:
         """Return what a user is told of a vCPU that cannot go on: registers, code, in lines."""
+
+    def debug_target(self) -> DebugTarget[State]:
+        """Return what debuggers are told of it. Raises EngineError where that is not known."""
+        raise EngineError(f"no debugger is told of {self.name} processors")
 
     # ---- starting secondary processors ------------------------------------
 

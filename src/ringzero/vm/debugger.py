@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
@@ -34,15 +35,21 @@ M = TypeVar("M", bound=Debugged)
 class Debugger(Generic[M]):
     """`break_at` stops the machine at a virtual address, `hook` calls a function there.
 
-    After a stop the machine is paused: look at it, then `machine.resume()`.
+    After a stop the machine is paused: look at it, then `machine.resume()`, or `step`.
     """
 
     def __init__(self, machine: M) -> None:
         self._machine = machine
         self._breakpoints: set[int] = set()
         self._hooks: dict[int, Callable[[M, Cpu], None]] = {}
-        # Where the machine last stopped, and which vCPU it was.
-        self.stop: tuple[Cpu, int] | None = None
+        # Which vCPUs stopped, and where; one may have before it heard of another's stop.
+        self._stops: deque[tuple[Cpu, int]] = deque()
+        # Those that were there before a step began: told after it.
+        self._earlier: list[tuple[Cpu, int]] = []
+        # Whether a debugger program has the machine (`ringzero.vm.gdb`).
+        self.taken = False
+        # The vCPU that makes a single step while the others stand still.
+        self._stepping: VcpuThread | None = None
         # vCPUs that stand on a breakpoint: they get past it by a single step without it.
         self._standing: dict[VcpuThread, int] = {}
 
@@ -76,12 +83,62 @@ class Debugger(Generic[M]):
         control = self._machine.control
         with control.changed:
             control.changed.wait_for(
-                lambda: self.stop is not None or control.exit or control.failure, timeout
+                lambda: self._stops or control.exit or control.failure, timeout
             )
-            stop, self.stop = self.stop, None
+            stop = self._stops.popleft() if self._stops else None
+            self._stops.extend(self._earlier)
+            self._earlier.clear()
         if stop is not None:
             self._machine.pause()
         return stop
+
+    def pending(self) -> bool:
+        """Whether another vCPU's stop is still to be told; the machine is paused."""
+        control = self._machine.control
+        with control.changed:
+            stops = tuple(self._stops)
+        there = {
+            (cpu.index, address)
+            for cpu, address in stops
+            if address in self._breakpoints
+            and cpu.architecture.debug_target().where(cpu.state) == address
+        }
+        with control.changed:
+            kept = [stop for stop in self._stops if (stop[0].index, stop[1]) in there]
+            self._stops = deque(kept)
+        return bool(kept)
+
+    def interrupt(self) -> None:
+        """Pause the machine; to who waits it is a stop of vCPU 0, unless there was another."""
+        machine = self._machine
+        machine.pause()
+        self._end_step()
+        cpu = machine.cpus[0]
+        target = cpu.architecture.debug_target()
+        with machine.control.changed:
+            if not self._stops:
+                self._stops.append((cpu, target.where(cpu.state)))
+            machine.control.changed.notify_all()
+
+    def choose(self, index: int, *, steps: bool) -> None:
+        """Have vCPU `index` alone go on when a paused machine does; with `steps`, one instruction.
+
+        That is a stop when the step is made: `wait` tells. One that waits for an interrupt makes
+        its step when that comes.
+        """
+        thread = self._machine.threads[index]
+        self._earlier.extend(self._stops)
+        self._stops.clear()
+        if steps:
+            self._stepping = thread
+            self._arm(thread)
+        self._machine.control.choose(thread)
+
+    def _end_step(self) -> None:
+        thread, self._stepping = self._stepping, None
+        if thread is not None:
+            with self._machine.frozen():
+                self._arm(thread)
 
     def _change(self, address: int, change: Callable[[], object]) -> None:
         if not 0 <= address < 1 << 64:
@@ -96,7 +153,8 @@ class Debugger(Generic[M]):
         standing = self._standing.get(thread)
         if standing is not None:
             addresses.discard(standing)
-        thread.vcpu.debug(standing is not None, tuple(sorted(addresses)))
+        single = standing is not None or self._stepping is thread
+        thread.vcpu.debug(single, tuple(sorted(addresses)))
 
     def stopped_at(self, thread: VcpuThread, address: int) -> bool:
         """Serve a debug stop on its vCPU's thread; True when the machine goes on."""
@@ -107,11 +165,13 @@ class Debugger(Generic[M]):
             self._standing[thread] = address
         else:
             self._standing.pop(thread, None)
+        if self._stepping is thread:
+            self._stepping, stops = None, True
         self._arm(thread)
         if hook is not None:
             hook(self._machine, cpu)
         if stops:
             with self._machine.control.changed:
-                self.stop = (cpu, address)
+                self._stops.append((cpu, address))
                 self._machine.control.changed.notify_all()
         return not stops

@@ -49,6 +49,11 @@ class MemoryAccess:
         else:
             raise InvalidValueError("a byte is a number from 0 to 255")
 
+    @property
+    def guest(self) -> GuestMemory:
+        """The memory itself. Raises InvalidValueError when the machine was stopped."""
+        return self._open()
+
     def _open(self) -> GuestMemory:
         if self._memory.host.fd < 0:
             raise InvalidValueError("the machine was stopped, and its memory given back")

@@ -212,6 +212,8 @@ class Machine:
         self.engine_name = parts.engine.name
         # Breakpoints and hooks.
         self.debugger = Debugger(weakref.proxy(self))
+        # Called by `start` instead of letting the guest run: whoever takes it over resumes it.
+        self.hand_over: Callable[[], None] | None = None
         parts.stopped_at = self.debugger.stopped_at
         self._freezing = threading.RLock()
         self._started = self._stopped = False
@@ -304,8 +306,8 @@ class Machine:
         self._start.watch(self.parts.guest.agent if self.parts.guest else None)
         self.parts.watch_end()
         # Devices whose state was restored go on with what they had in hand.
-        self.parts.start_threads(self.resume)
-        if waits:
+        self.parts.start_threads(self.hand_over or self.resume)
+        if waits and self.hand_over is None:
             # The vCPU first: what we do next would keep the interpreter's lock from it.
             self.control.entered.wait(_FIRST_ENTRY)
         # To unmap files of some tens of megabytes takes milliseconds.
@@ -320,6 +322,7 @@ class Machine:
                 (self._attached, "a device was attached"),
                 (self.memory.written, "its memory was written to"),
                 (self.debugger.waits, "a breakpoint or hook is set"),
+                (self.hand_over is not None, "a debugger has it before its first instruction"),
             )
             why = next((text for changed, text in changes if changed), None)
             if why is not None:

@@ -34,6 +34,8 @@ class RunControl:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.wanted = Wanted.PAUSE
+        # The one thread that runs while the others stand still, if it is not all.
+        self._only: VcpuThread | None = None
         self.exit: Exit | None = None
         # A fault of ours on a vCPU's thread; it is raised to whoever waits.
         self.failure: BaseException | None = None
@@ -45,11 +47,22 @@ class RunControl:
         # Set by then, or when it will not come to that.
         self.entered = threading.Event()
 
+    def choose(self, thread: VcpuThread | None) -> None:
+        """Have only one thread go on at the next RUN, until the next PAUSE; None: all."""
+        with self.changed:
+            self._only = thread
+
+    def lets_run(self, thread: VcpuThread) -> bool:
+        """Whether a thread is to run guest code; called with `changed` held."""
+        return self.wanted is Wanted.RUN and self._only in (None, thread)
+
     def set(self, wanted: Wanted) -> None:
         """Tell every thread what to do; from any thread. END is final."""
         with self.changed:
             if self.wanted is not Wanted.END:
                 self.wanted = wanted
+            if wanted is not Wanted.RUN:
+                self._only = None
             self.changed.notify_all()
         if wanted is not Wanted.RUN:
             for thread in self.threads:
@@ -202,7 +215,7 @@ class VcpuThread:
             while True:
                 if control.wanted is Wanted.END:
                     return False
-                if control.wanted is Wanted.RUN:
+                if control.lets_run(self):
                     self._take_start()
                     if not self._offline:
                         self.parked = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -100,6 +101,11 @@ Ctrl-] q ends the machine.
         add("-d", "--detach", action="store_true", help="leave the machine running; print its name")
         add("--no-wait", action="store_true", help="with -d: do not wait until the guest is up")
         add("--stats", action="store_true", help="say on stderr where the time went")
+        add(
+            "--gdb",
+            metavar="[ADDR:]PORT|unix:PATH",
+            help="boot, and wait for gdb there before the first instruction (also `ringzero gdb`)",
+        )
 
     def add_machine_flags(self, parser: argparse.ArgumentParser) -> None:
         """Add the flags that say what the machine is, and what runs in it."""
@@ -308,6 +314,8 @@ Ctrl-] q ends the machine.
             return 0
         config = self.describe(arguments)
         try:
+            if arguments.gdb is not None:
+                return _under_gdb(arguments, config)
             return self._run(arguments, config)
         finally:
             release_disks(config)
@@ -329,22 +337,50 @@ Ctrl-] q ends the machine.
 
         from ringzero.cli import session
 
-        how: dict[str, Any] = {
-            "words": arguments.command,
-            "terminal": _on_terminal(arguments),
-            "serial": arguments.serial or ("stdio" if _shows_serial(arguments) else None),
-            "timeout": arguments.timeout,
-            "stats": arguments.stats,
-            "as_json": arguments.json,
-            "boot": boots(arguments),
-            "jail": Jail(arguments.jail or Jail.NONE.value),
-        }
+        how = _how(arguments)
         if arguments.name is None:
             code = session.run(config, **how)
         else:
             code = _named(arguments, config, how)
         advise_quoting(arguments.command, code)
         return code
+
+
+def _how(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what a session is to do with the machine."""
+    return {
+        "words": arguments.command,
+        "terminal": _on_terminal(arguments),
+        "serial": arguments.serial or ("stdio" if _shows_serial(arguments) else None),
+        "timeout": arguments.timeout,
+        "stats": arguments.stats,
+        "as_json": arguments.json,
+        "boot": boots(arguments),
+        "jail": Jail(arguments.jail or Jail.NONE.value),
+    }
+
+
+def _under_gdb(arguments: argparse.Namespace, config: MachineConfig) -> int:
+    """Run the machine, and have gdb come in before its first instruction."""
+    from ringzero.cli import session
+    from ringzero.errors import InvalidValueError
+    from ringzero.vm.gdb.listener import GdbListener, MachineTarget
+
+    if arguments.detach or arguments.name is not None:
+        raise InvalidValueError(
+            "--gdb is for a machine in the foreground, without a name",
+            hint="start it without --gdb, then: ringzero gdb NAME",
+        )
+    with contextlib.ExitStack() as stack:
+
+        def build(config: MachineConfig, *, boot: bool) -> Any:
+            machine: Any = session.build_machine(config, boot=True)
+            listener = stack.enter_context(GdbListener(arguments.gdb, MachineTarget(machine)))
+            machine.hand_over = listener.start
+            print(f"ringzero: waiting for gdb: target remote {listener.address}", file=sys.stderr)
+            return machine
+
+        return session.run(config, **_how(arguments), build=build)
 
 
 def _shows_serial(arguments: argparse.Namespace) -> bool:

@@ -403,6 +403,23 @@ def console(
     call.finish(None)
 
 
+@handles("gdb")
+def gdb(keeper: Keeper, call: Call) -> None:
+    from ringzero.control.machine.debugging import KeptTarget
+    from ringzero.vm.gdb.stub import Stub
+
+    stub = Stub(KeptTarget(keeper), lambda data: call.write(STDOUT, data))
+    try:
+        for frame in call.frames():
+            if isinstance(frame, Data):
+                if not frame.content:
+                    break
+                stub.feed(frame.content)
+    finally:
+        stub.close()
+    call.finish(None)
+
+
 def _number(name: str) -> int:
     try:
         return int(signal.Signals[f"SIG{name}"])

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 
 from ringzero.core.memory import GuestMemory
 from ringzero.errors import EngineError
-from ringzero.isa.contract import Architecture, Identification, ProcessorModel, check_width
+from ringzero.isa.contract import (
+    Architecture,
+    DebugTarget,
+    Identification,
+    ProcessorModel,
+    check_width,
+)
 from ringzero.isa.x86 import cpuid
 from ringzero.isa.x86.cpuid import CpuidLeaf
 from ringzero.isa.x86.state import (
@@ -124,6 +130,11 @@ class X86(Architecture[CpuState]):
         from ringzero.isa.x86.shutdown import describe
 
         return describe(state, memory)
+
+    def debug_target(self) -> DebugTarget[CpuState]:
+        from ringzero.isa.x86.debugtarget import TARGET
+
+        return TARGET
 
     def is_offline(self, state: CpuState) -> bool:
         return state.mp_state == MP_UNINITIALIZED
