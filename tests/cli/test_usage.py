@@ -117,6 +117,7 @@ SILENT |= {
     "port",
     "share",
     "cp",
+    "gdb",
     "pull",
     "push",
     "ssh",

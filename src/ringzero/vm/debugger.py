@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from ringzero.errors import InvalidValueError
-from ringzero.vm.inspect import Cpu, Frozen
+from ringzero.vm.inspect import Cpu, Frozen, MemoryAccess
 from ringzero.vm.runloop import RunControl, VcpuThread
 
 
@@ -26,6 +26,9 @@ class Debugged(Protocol):
     @property
     def frozen(self) -> Frozen: ...
 
+    @property
+    def memory(self) -> MemoryAccess: ...
+
     def pause(self) -> None: ...
 
 
@@ -42,6 +45,10 @@ class Debugger(Generic[M]):
         self._machine = machine
         self._breakpoints: set[int] = set()
         self._hooks: dict[int, Callable[[M, Cpu], None]] = {}
+        # Ranges of physical memory that are watched, as (start, size), and what they held.
+        self._watched: dict[tuple[int, int], bytes] = {}
+        # The range whose change the last stop tells of.
+        self.changed: tuple[int, int] | None = None
         # Which vCPUs stopped, and where; one may have before it heard of another's stop.
         self._stops: deque[tuple[Cpu, int]] = deque()
         # Those that were there before a step began: told after it.
@@ -56,7 +63,7 @@ class Debugger(Generic[M]):
     @property
     def waits(self) -> bool:
         """Whether there is any breakpoint or hook."""
-        return bool(self._breakpoints or self._hooks)
+        return bool(self._breakpoints or self._hooks or self._watched)
 
     def break_at(self, address: int) -> None:
         """Pause the machine when a vCPU comes to `address`. Raises EngineError if it cannot."""
@@ -68,6 +75,34 @@ class Debugger(Generic[M]):
         It runs on the vCPU's thread; an exception from it ends the run.
         """
         self._change(address, lambda: self._hooks.__setitem__(address, function))
+
+    def watch(self, start: int, size: int) -> None:
+        """Pause the machine when physical memory from `start` on has changed; `changed` tells.
+
+        Every vCPU makes single steps meanwhile, and is slow. Raises GuestAddressError for what
+        is not RAM.
+        """
+        with self._machine.frozen():
+            self._watched[start, size] = self._machine.memory[start : start + size]
+            for thread in self._machine.threads:
+                self._arm(thread)
+
+    def unwatch(self, start: int, size: int) -> None:
+        """Watch that no more."""
+        with self._machine.frozen():
+            self._watched.pop((start, size), None)
+            for thread in self._machine.threads:
+                self._arm(thread)
+
+    def _has_changed(self) -> bool:
+        """Whether what is watched has; each change is told once."""
+        for (start, size), before in self._watched.items():
+            now = self._machine.memory[start : start + size]
+            if now != before:
+                self._watched[start, size] = now
+                self.changed = start, size
+                return True
+        return False
 
     def clear(self, address: int) -> None:
         """Forget the breakpoint and the hook at `address`."""
@@ -153,7 +188,7 @@ class Debugger(Generic[M]):
         standing = self._standing.get(thread)
         if standing is not None:
             addresses.discard(standing)
-        single = standing is not None or self._stepping is thread
+        single = standing is not None or self._stepping is thread or bool(self._watched)
         thread.vcpu.debug(single, tuple(sorted(addresses)))
 
     def stopped_at(self, thread: VcpuThread, address: int) -> bool:
@@ -165,6 +200,9 @@ class Debugger(Generic[M]):
             self._standing[thread] = address
         else:
             self._standing.pop(thread, None)
+        self.changed = None
+        if self._watched and self._has_changed():
+            stops = True
         if self._stepping is thread:
             self._stepping, stops = None, True
         self._arm(thread)

@@ -52,7 +52,7 @@ def _run_gdb(machine: str, words: list[str]) -> int:
             hint=f"apt install gdb; or in another one: target remote | ringzero gdb {machine}",
         )
     ours = shlex.join([sys.executable, "-m", "ringzero", "gdb", machine])
-    os.execv(program, [program, *words, "-ex", f"target remote | {ours}"])
+    os.execv(program, [program, "-ex", f"target remote | {ours}", *words])
 
 
 class _Wire(Stream):

@@ -2,7 +2,7 @@
 
 All-stop: while one vCPU is looked at, none runs. `vCont` with a step makes it on that vCPU alone.
 Breakpoints, software or hardware, are the engine's own: guest memory stays as it is. Watchpoints
-are not offered; gdb then steps, and looks itself.
+for writes are told when the memory has changed; those for reads are not offered.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ _OK, _EMPTY = b"OK", b""
 # errno values are the host's to choose; gdb shows the number.
 _FAULT, _NO_MEMORY, _BAD = b"E01", b"E14", b"E22"
 _BREAKPOINTS = {"0": "swbreak", "1": "hwbreak"}
+_WRITE_WATCH = "2"
+# More than a variable, in bytes: each step looks at all of it.
+_MOST_WATCHED = 4096
 
 
 class Debuggable(Protocol):
@@ -88,6 +91,8 @@ class Stub:
         self._chosen = 0
         # What of the debugger's breakpoints an address has, as gdb calls them.
         self._breakpoints: dict[int, str] = {}
+        # Where what is watched lies in physical memory, by its address and size as gdb has them.
+        self._watched: dict[tuple[int, int], list[tuple[int, int]]] = {}
         self._states: dict[int, Any] = {}
         self._lock = threading.RLock()
         self._waiter: threading.Thread | None = None
@@ -132,6 +137,8 @@ class Stub:
         for address in self._breakpoints:
             self._machine.debugger.clear(address)
         self._breakpoints.clear()
+        for where in tuple(self._watched):
+            self._unwatch(where)
         self._machine.debugger.taken = False
         if self._waiter is None and self._goes_on:
             self.target.resume()
@@ -296,7 +303,9 @@ class Stub:
     # ---- going on ---------------------------------------------------------
 
     def _breakpoint(self, rest: str, there: bool) -> bytes:
-        kind, address = rest.split(",")[:2]
+        kind, address, size = rest.split(",")[:3]
+        if kind == _WRITE_WATCH:
+            return self._watchpoint((int(address, 16), int(size.split(";")[0], 16)), there)
         if kind not in _BREAKPOINTS:
             return _EMPTY
         where = int(address, 16)
@@ -307,6 +316,34 @@ class Stub:
         elif not there and self._breakpoints.pop(where, None) is not None:
             debugger.clear(where)
         return _OK
+
+    def _watchpoint(self, where: tuple[int, int], there: bool) -> bytes:
+        if not there:
+            self._unwatch(where)
+            return _OK
+        if not 0 < where[1] <= _MOST_WATCHED:
+            return _BAD
+        pieces = list(self._pieces(*where))
+        if sum(size for _, size in pieces) != where[1]:
+            return _NO_MEMORY
+        self._watched[where] = pieces
+        for piece in pieces:
+            self._machine.debugger.watch(*piece)
+        return _OK
+
+    def _unwatch(self, where: tuple[int, int]) -> None:
+        for piece in self._watched.pop(where, ()):
+            if all(piece not in others for others in self._watched.values()):
+                self._machine.debugger.unwatch(*piece)
+
+    def _reason(self, address: int) -> str:
+        """Return why a vCPU stopped at `address`, in gdb's words; "" for a step."""
+        changed = self._machine.debugger.changed
+        for (start, _), pieces in self._watched.items():
+            if changed in pieces:
+                return f"watch:{start:x};"
+        kind = self._breakpoints.get(address)
+        return f"{kind}:;" if kind is not None else ""
 
     def _go(self, only: int | None, steps: bool) -> None:
         if only is not None:
@@ -336,11 +373,11 @@ class Stub:
                 return
             cpu, address = stop
             self._chosen = cpu.index
-            reason = self._breakpoints.get(address, "")
+            reason = self._reason(address)
             self._stop_reply = b"T%02xthread:%x;%s" % (
                 _SIGINT if self._interrupted and not reason else _SIGTRAP,
                 cpu.index + 1,
-                f"{reason}:;".encode() if reason else b"",
+                reason.encode(),
             )
             self._say(self._stop_reply)
 
