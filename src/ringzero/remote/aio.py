@@ -107,6 +107,7 @@ class AsyncMachine:
     put_archive = awaited(MachineActions.put_archive)
     get_archive = awaited(MachineActions.get_archive)
     console = awaited(MachineActions.console)
+    gdb = awaited(MachineActions.gdb)
     logs = awaited(MachineActions.logs)
 
     @overload

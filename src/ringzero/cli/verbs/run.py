@@ -274,6 +274,9 @@ Ctrl-] q ends the machine.
         found |= {"root": BARRED, "env": ENV}
         if arguments.serial != "stdio":
             found["serial"] = BARRED
+        gdb = getattr(arguments, "gdb", None)
+        if gdb is None or gdb.startswith("unix:"):
+            found["gdb"] = BARRED
         if any(net.startswith("socket=") for net in arguments.net):
             found["net"] = BARRED
         if arguments.image and arguments.image.startswith(_IMAGE_FILES):

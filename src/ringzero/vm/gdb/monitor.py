@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import Protocol
 
 from ringzero.errors import InvalidValueError
-
-if TYPE_CHECKING:
-    from ringzero.vm.gdb.stub import Stub
+from ringzero.isa.contract import DebugRegister
 
 _HELP = """\
 help                this list
@@ -19,7 +18,29 @@ quit                end the machine
 """
 
 
-def answer(stub: Stub, line: str) -> str:
+class Watched(Protocol):
+    """What the commands need of a debugger's session."""
+
+    by_physical: bool
+
+    def registers(self) -> Iterable[tuple[DebugRegister, int]]:
+        """Return the registers of the thread that is chosen."""
+        ...
+
+    def places(self) -> Iterable[tuple[int, int]]:
+        """Return each vCPU's number and the address of its next instruction."""
+        ...
+
+    def physical(self, address: int) -> int | None:
+        """Return where an address of the chosen thread leads."""
+        ...
+
+    def kill(self) -> None:
+        """End the machine, and the session."""
+        ...
+
+
+def answer(stub: Watched, line: str) -> str:
     """Do one command; return what it says. Raises InvalidValueError for one that is not there."""
     words = line.split()
     match words:
@@ -43,6 +64,6 @@ def answer(stub: Stub, line: str) -> str:
             stub.by_physical = state == "on"
             return f"addresses are {'physical' if stub.by_physical else 'virtual'} now\n"
         case ["quit"]:
-            stub.target.kill()
+            stub.kill()
             return "the machine ends\n"
     raise InvalidValueError(f"no such command: {line[:80]!r}; see `monitor help`")

@@ -78,7 +78,7 @@ class Stub:
     """
 
     def __init__(self, target: Target, send: Callable[[bytes], object]) -> None:
-        self.target = target
+        self._target = target
         self.by_physical = False
         self.ended = False
         machine = target.machine
@@ -141,7 +141,7 @@ class Stub:
             self._unwatch(where)
         self._machine.debugger.taken = False
         if self._waiter is None and self._goes_on:
-            self.target.resume()
+            self._target.resume()
 
     def _say(self, data: bytes) -> None:
         self._last = encode(data)
@@ -182,7 +182,7 @@ class Stub:
             "c": lambda _: self._go(None, False),
             "s": lambda _: self._go(self._chosen, True),
             "D": lambda _: self._detach(),
-            "k": lambda _: self._kill(),
+            "k": lambda _: self.kill(),
             "v": self._verbose,
             "q": self._query,
             "Q": self._set,
@@ -353,7 +353,7 @@ class Stub:
         self._waiter = threading.Thread(target=self._await_stop, name="gdb", daemon=True)
         # Another vCPU may have come to a breakpoint while the first one's stop was told.
         if only is not None or not self._machine.debugger.pending():
-            self.target.resume()
+            self._target.resume()
         self._waiter.start()
 
     def _await_stop(self) -> None:
@@ -366,10 +366,10 @@ class Stub:
                     self.ended = True
                     self._say(b"W00")
                 return
-            self.target.pause()
+            self._target.pause()
             if self.ended:
                 if self._goes_on:
-                    self.target.resume()
+                    self._target.resume()
                 return
             cpu, address = stop
             self._chosen = cpu.index
@@ -387,7 +387,7 @@ class Stub:
         if rest.startswith("Cont;"):
             return self._continue(rest.removeprefix("Cont;").split(";"))
         if rest.startswith("Kill"):
-            self._kill()
+            self.kill()
             return _OK
         return _EMPTY
 
@@ -417,10 +417,11 @@ class Stub:
         self._let_go()
         return _OK
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
+        """End the machine, and the session."""
         self.ended = True
         self._machine.debugger.taken = False
-        self.target.kill()
+        self._target.kill()
 
     # ---- questions --------------------------------------------------------
 
