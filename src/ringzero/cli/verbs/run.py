@@ -274,8 +274,7 @@ Ctrl-] q ends the machine.
         found |= {"root": BARRED, "env": ENV}
         if arguments.serial != "stdio":
             found["serial"] = BARRED
-        gdb = getattr(arguments, "gdb", None)
-        if gdb is None or gdb.startswith("unix:"):
+        if hasattr(arguments, "gdb") and (arguments.gdb or "unix:").startswith("unix:"):
             found["gdb"] = BARRED
         if any(net.startswith("socket=") for net in arguments.net):
             found["net"] = BARRED
