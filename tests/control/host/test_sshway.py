@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from ringzero.config.machine import MachineConfig
-from ringzero.control.host import claims, client
+from ringzero.control.host import claims, client, sshway
 from ringzero.control.host.launch import launch
-from ringzero.errors import HostError, RingzeroError
+from ringzero.errors import HostError, NotFoundError, RingzeroError
 from ringzero.host.progress import QUIET
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]
@@ -113,3 +113,13 @@ def test_no_machine_no_user_twice(web):
     assert ringzero("ssh", "nothing", "true").returncode == 3
     assert ringzero("ssh", "-l", "ana", "bob@web").returncode == 2
     assert ringzero("ssh", "-p", "70000", "web").returncode == 2
+
+
+def test_a_machine_is_found_by_its_address_on_a_network(monkeypatch):
+    networks = [{"machines": []}, {"machines": [{"name": "web", "address": "10.9.0.3"}]}]
+    monkeypatch.setattr(client.Host, "networks", lambda host: networks)
+    monkeypatch.setattr(client.Host, "machine", lambda host, name: name)
+    assert sshway.at("10.9.0.3") == "web"
+    assert sshway.at("web") is None and sshway.at("10.9") is None
+    with pytest.raises(NotFoundError, match=r"10\.9\.0\.4"):
+        sshway.at("10.9.0.4")

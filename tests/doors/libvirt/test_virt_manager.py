@@ -108,7 +108,9 @@ class Screen:
             time.sleep(0.5)
 
     def names(self):
-        """Return what a reader for the blind finds on the screen."""
+        """Return what a reader for the blind finds on the screen; nothing before it has a bus."""
+        if not self._bus.exists():
+            return []
         session = {**self.environment, "DBUS_SESSION_BUS_ADDRESS": self._bus.read_text().strip()}
         words = ["/usr/bin/python3", "-c", READER]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=session)
