@@ -53,6 +53,8 @@ def unix_connection(path):
 def be(root):
     if not root and os.geteuid() == 0:
         privileges.become(NOBODY, NOBODY)
+        # Who changes users hides, too (prctl(2), PR_SET_DUMPABLE); a user's own process does not.
+        kernel.prctl(4, 1)
 
 
 @needs_jail
