@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -288,3 +289,40 @@ def test_who_is_not_let_in(ask, tmp_path):
     assert done.returncode == 4
     assert "--cacert" in done.stderr
     assert "ssh://" in ask("info", code=2)
+
+
+@pytest.mark.parametrize("way", ["unix"], indirect=True)
+def test_completion_asks_the_other_host(ask, tmp_path):
+    start("web")
+    python, env = sys.executable, ask.environment
+    added = [*LINE, "host", "add", "lab", ask.line[4]]
+    assert subprocess.run(added, env=env, capture_output=True, timeout=60).returncode == 0
+
+    def code(shell):
+        line = [*LINE, "completion", shell]
+        return subprocess.run(line, env=env, capture_output=True, timeout=60, text=True).stdout
+
+    script = f'ringzero() {{ {python} -m ringzero "$@"; }}\n{code("bash")}\n'
+    url = ask.line[4].replace(":", " : ")
+    for words, at in (
+        ("--host l", 2),
+        ("--host lab stop w", 4),
+        ("--host = lab stop w", 5),
+        (f"-H {url} --cacert x : y stop w", 10),
+        (f"--host {url} sto", 5),
+        ("stop w", 2),
+    ):
+        script += f"COMP_WORDS=(ringzero {words}) COMP_CWORD={at}; _ringzero; "
+        script += 'echo "${COMPREPLY[@]}"\n'
+    done = subprocess.run(
+        ["bash", "-c", script], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines() == ["lab", "web", "web", "web", "stop storage", ""], done.stderr
+    if shutil.which("fish") is None:
+        return
+    script = f"function ringzero; {python} -m ringzero $argv; end\n{code('fish')}\n"
+    for words in ("--host l", "--host lab sto", "-H lab stop --ti"):
+        script += f"complete -C 'ringzero {words}' | cut -f 1\n"
+    line = ["fish", "--no-config", "-c", script]
+    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["lab", "stop", "storage", "--timeout"], done

@@ -24,27 +24,49 @@ _ASKED = {
     "networks": _NETWORKS,
     "net": _NETWORKS,
     "deployment": _DEPLOYMENTS,
+    "hosts": "ringzero --host local host ls -q",
 }
 # Positional words that are files, and flags' values that are: what they stand for says so.
 _FILE_WORDS = ("filename", "first", "second", "source", "target", "file", "operands")
 _FILE_VALUES = ("FILE", "PATH", "DIR")
+# What may stand before a command.
+_HOST_FLAGS = ("--host", "--token-file", "--cacert")
 # Of a guest, not of the host.
 _GUESTS_OWN = "workdir"
 
 _BASH = """\
 _ringzero() {{
     local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}}
-    local words= files= names= word
+    local words= files= names= word flag value cut host=$RINGZERO_HOST at=$COMP_CWORD
+    local -a line=("${{COMP_WORDS[@]}}")
     COMPREPLY=()
-    for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
+    # Flags before the command; bash parts a URL at its colons.
+    while [ "$at" -gt 1 ]; do
+        flag=${{line[1]}}
+        case $flag in --host|-H|--token-file|--cacert) ;; *) break ;; esac
+        [ "${{line[2]}}" = = ] && line=("${{line[@]:0:2}}" "${{line[@]:3}}") && at=$((at - 1))
+        value=${{line[2]}} cut=3
+        while [ "${{line[cut]}}" = : ]; do value+=:${{line[cut+1]}} cut=$((cut + 2)); done
+        if [ "$at" -lt "$cut" ]; then
+            case $flag in
+            --host|-H) COMPREPLY=($(compgen -W "$(ringzero host ls -q 2>/dev/null)" -- "$value")) ;;
+            *) compopt -o default 2>/dev/null ;;
+            esac
+            return
+        fi
+        case $flag in --host|-H) host=$value ;; esac
+        line=("${{line[0]}}" "${{line[@]:cut}}") at=$((at - cut + 1))
+    done
+    for word in "${{line[@]:1:at-1}}"; do
         # A guest's command.
         [ "$word" = -- ] && compopt -o default 2>/dev/null && return
     done
-    case "$COMP_CWORD ${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}}" in
+    case "$at ${{line[1]}} ${{line[2]}}" in
 {cases}
     esac
     case $current in -*) names= files= ;; esac
     [ -n "$files" ] && compopt -o default 2>/dev/null
+    [ -n "$host" ] && names=${{names:+"export RINGZERO_HOST=$host; $names"}}
     [ -n "$names" ] && words+=" $(eval "$names" 2>/dev/null)"
     COMPREPLY=($(compgen -W "$words" -- "$current"))
 }}
@@ -52,16 +74,25 @@ complete -F _ringzero ringzero
 """
 
 _FISH = """\
+function __ringzero_words
+    set -l words (commandline -opc)[2..]
+    while contains -- "$words[1]" --host -H --token-file --cacert
+        set words $words[3..]
+    end
+    printf '%s\n' $words
+end
 function __ringzero_at
-    set -l words (commandline -opc)
+    set -l words (__ringzero_words)
     contains -- -- $words; and return 1
-    test "$words[2..]" = "$argv"; or string match -q -- "$argv *" "$words[2..]"
+    test "$words" = "$argv"; or string match -q -- "$argv *" "$words"
 end
 function __ringzero_begins
-    set -l words (commandline -opc)
-    test "$words[2..]" = "$argv"
+    set -l words (__ringzero_words)
+    test "$words" = "$argv"
 end
 complete -c ringzero -f
+complete -c ringzero -n __ringzero_begins -s H -l host -x -a '(ringzero host ls -q 2>/dev/null)'
+complete -c ringzero -n __ringzero_begins -l token-file -l cacert -r -F
 complete -c ringzero -n 'contains -- -- (commandline -opc)' -F
 """
 
@@ -173,7 +204,7 @@ def _offer(action: argparse.Action, path: tuple[str, ...]) -> _Offer:
 
 def _bash() -> Iterator[str]:
     """Yield the branches that set `words`, `files` and `names`, the narrow ones first."""
-    verbs = " ".join((*VERBS.names(), "--help", "--version"))
+    verbs = " ".join((*VERBS.names(), "--help", "--version", *_HOST_FLAGS))
     yield f'    "1 "*) words="{verbs}" ;;'
     late = []
     for command in _all_commands():

@@ -36,7 +36,7 @@ docs/remote.md tells what can be done on another host.
         listing = commands.add_parser("ls", help="list the hosts", description="List the hosts.")
         listing.add_argument("-q", "--quiet", action="store_true", help="print names only")
         remove = commands.add_parser("rm", help="forget hosts", description="Forget hosts.")
-        remove.add_argument("names", metavar="NAME", nargs="+", help="a host's name")
+        remove.add_argument("hosts", metavar="NAME", nargs="+", help="a host's name")
         for sub, act in ((add, _add), (listing, _list), (remove, _remove)):
             add_json(sub)
             sub.set_defaults(act=act)
@@ -79,8 +79,8 @@ def _list(arguments: argparse.Namespace) -> list[dict[str, str]]:
 def _remove(arguments: argparse.Namespace) -> list[str]:
     from ringzero.remote.hosts import Hosts
 
-    for name in arguments.names:
+    for name in arguments.hosts:
         Hosts().remove(name)
         if not arguments.json:
             print(name, flush=True)
-    return list(arguments.names)
+    return list(arguments.hosts)
