@@ -288,6 +288,12 @@ IMAGE_POLICY = Setting(
     "file that says which images must be signed, by whom (default: ringzero/images.toml of "
     "~/.config, where it is there)",
 )
+END_WITH_CALLER = Setting(
+    "RINGZERO_END_WITH_CALLER",
+    lambda text: text,
+    lambda: "",
+    "set by --host ssh://: end as at a hangup when nobody reads the error output any more",
+)
 HOST = Setting(
     "RINGZERO_HOST",
     lambda text: text,

@@ -260,6 +260,15 @@ def test_files_are_carried(ask, tmp_path):
     assert "ready" in ask("snapshot", "import", target)
     assert ask("snapshot", "ls", "-q") == "ready\n"
     assert "does not exist" in ask("snapshot", "import", tmp_path / "none", code=3)
+    # What is wrong with them is told by the other host, which has them.
+    (tmp_path / "run.toml").write_text("colour = 1")
+    assert "colour" in ask("deploy", "--dry-run", cwd=tmp_path, code=2)
+    (tmp_path / "other.toml").write_text("flavour = 1")
+    assert "flavour" in ask("deploy", f"--file={tmp_path}/other.toml", code=2)
+    layout = tmp_path / "a layout"
+    layout.mkdir()
+    (layout / "oci-layout").write_text('{"imageLayoutVersion": "9.9.9"}')
+    assert "layout" in ask("image", "load", "a layout", cwd=tmp_path, code=5)
     assert "is there already" in ask("snapshot", "export", "ready", tmp_path, code=2)
 
 

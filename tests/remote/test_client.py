@@ -9,7 +9,13 @@ import pytest
 from ringzero.api.action import Stream, declared
 from ringzero.api.host import HostActions
 from ringzero.api.machine import MachineActions
-from ringzero.errors import ConflictError, InvalidValueError, NotFoundError
+from ringzero.errors import (
+    ConflictError,
+    ControlError,
+    InvalidValueError,
+    NotFoundError,
+    RingzeroError,
+)
 from ringzero.remote import AsyncClient, AsyncMachine
 from tests.control.fake import Taker, start
 
@@ -171,3 +177,22 @@ def test_a_closed_client_says_so(way):
     host.close()
     with pytest.raises(ConflictError, match="closed"):
         host.machines()
+
+
+def test_who_waits_hears_that_the_client_was_closed(way):
+    start("web")
+    host, taker, faults = way.client(), Taker(), []
+
+    def attach():
+        try:
+            host.machine("web").console(taker)
+        except RingzeroError as fault:
+            faults.append(fault)
+
+    thread = threading.Thread(target=attach)
+    thread.start()
+    assert taker.begun.wait(20)
+    host.close()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert isinstance(faults[0], ControlError)

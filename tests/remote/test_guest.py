@@ -1,8 +1,12 @@
 """A real guest on another host, which is this one: commands, files, `run`."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +15,9 @@ from ringzero.errors import GuestError, HostError, TimeoutExpiredError
 from ringzero.remote import Client
 from tests.doors.serving import Served
 from tests.remote.conftest import Way
+
+# How long what a caller has left may take to end, in seconds.
+SOON = 20
 
 pytestmark = [pytest.mark.boot, pytest.mark.engine]
 
@@ -48,8 +55,20 @@ def ask(real, tmp_path):
         line = [sys.executable, "-m", "ringzero", *flags, *words]
         return subprocess.run(line, env=environment, capture_output=True, timeout=100, **how)
 
+    def begin(*words):
+        line = [sys.executable, "-m", "ringzero", *flags, *words]
+        return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE)
+
+    ask.begin = begin
     yield ask
     assert not (tmp_path / "mine").exists()
+
+
+def command_lines():
+    """Yield those of all processes of this host."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield path.read_bytes()
 
 
 def test_a_guest(real, tmp_path):
@@ -86,6 +105,17 @@ def test_run(real, ask, tmp_path):
     done = ask("run", "-e", "ONLY_HERE", "-w", "/tmp", "--", "sh", "-c", "pwd; echo $ONLY_HERE")
     assert done.stdout == b"/tmp\nof here\n", done.stderr
     assert ask("run", "no-such-image", "--", "true").returncode != 0
+    # A Ctrl-C ends it there, too.
+    mark = f"mark-{os.getpid()}"
+    process = ask.begin("run", "--", "sh", "-c", f"echo up; sleep 90; : {mark}")
+    assert process.stdout.read(3) == b"up\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    process.stdout.close()
+    end = time.monotonic() + SOON
+    while any(mark.encode() in line for line in command_lines()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
     # None of them is left.
     assert ask("ps", "-aq").stdout == b""
     assert ask("run", "-d", "--name", "web", "-p", "0:80").stdout == b"web\n"

@@ -98,11 +98,6 @@ class Carrying:
                 tidy = ssh.shell(self._address, line)
                 subprocess.run(tidy, check=False, stdin=subprocess.DEVNULL, timeout=_TIDY)
 
-    @property
-    def used(self) -> bool:
-        """Whether something is carried."""
-        return bool(self._directory)
-
     def send(self, source: Path) -> str:
         """Carry a file or folder; return its path there."""
         plan = Plan([source.absolute() if source.name in ("", ".", "..") else source])
@@ -145,7 +140,15 @@ class Carrying:
 
     def run(self, words: Sequence[str]) -> int:
         """Run a command of ssh's on the caller's streams; return its exit code."""
-        return subprocess.run(words, check=False).returncode
+        with subprocess.Popen(words) as process:
+            try:
+                return process.wait()
+            except BaseException:
+                # It gives the terminal back, if it is let.
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_TIDY)
+                raise
 
     def _place(self) -> str:
         """Return a new directory there."""

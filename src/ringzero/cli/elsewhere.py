@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
 
 from ringzero.cli import habits
 from ringzero.cli.verb import (
@@ -27,7 +25,7 @@ from ringzero.cli.verb import (
     Group,
     Verb,
 )
-from ringzero.errors import InvalidValueError, RingzeroError
+from ringzero.errors import InvalidValueError
 from ringzero.records import record
 from ringzero.remote.address import Address
 from ringzero.remote.hosts import LOCAL, Hosts, NamedHost
@@ -229,8 +227,6 @@ def _by_ssh(address: Address, line: Line, files: Mapping[str, str]) -> int:
             words += ["--", *line.command]
         tty = os.isatty(_STDIN) and os.isatty(_STDOUT)
         asked = ssh.command(address, words, tty=tty)
-        if not carrying.used:
-            _become(asked)
         code = carrying.run(asked)
         if code == 0:
             carrying.fetch()
@@ -253,12 +249,3 @@ def _flag(parser: argparse.ArgumentParser, name: str) -> str:
         if action.dest == name
         for option in action.option_strings
     )
-
-
-def _become(words: list[str]) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    try:
-        os.execv(words[0], words)
-    except OSError as fault:
-        raise RingzeroError(f"{words[0]} cannot be run: {fault.strerror}") from fault

@@ -16,7 +16,7 @@ from ringzero.cli import flags, output, signals
 from ringzero.cli.codes import INTERNAL, INTERRUPTED
 from ringzero.cli.verb import VERBS, Group, Verb
 from ringzero.errors import ConfigError, InvalidValueError, OutputError, RingzeroError
-from ringzero.settings import DEBUG
+from ringzero.settings import DEBUG, END_WITH_CALLER, HOST
 
 if TYPE_CHECKING:
     import argparse
@@ -44,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The process is ours: its end by a signal runs every `finally`, too.
         signals.install()
         output.guard()
+        if END_WITH_CALLER.name in os.environ:
+            from ringzero.cli import hangup
+
+            hangup.watch()
     return told(lambda: _run(words), words)
 
 
@@ -116,7 +120,7 @@ def _wants_json(words: _Words) -> bool:
 
 def _run(words: _Words) -> int:
     # What --host means is loaded where it is meant.
-    if (words and words[0].partition("=")[0] in _HOST_FLAGS) or "RINGZERO_HOST" in os.environ:
+    if (words and words[0].partition("=")[0] in _HOST_FLAGS) or HOST.name in os.environ:
         from ringzero.cli import elsewhere
 
         place = elsewhere.take(words)

@@ -9,15 +9,17 @@ Its connections live on the loop of a thread of its own; methods may be called f
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from ringzero.api.action import Action, Stream
 from ringzero.api.values import Event
 from ringzero.control.host.operations import HostOperations
-from ringzero.errors import ConflictError
+from ringzero.errors import ConflictError, ControlError
 from ringzero.remote.aio import AsyncClient, AsyncJob
 from ringzero.remote.machine import Machine, Runner, following, streamed
 
@@ -46,7 +48,7 @@ class Client(HostOperations):
         with self._starting:
             loop, self._loop, self._closed = self._loop, None, True
         if loop is not None:
-            asyncio.run_coroutine_threadsafe(self._client.close(), loop).result()
+            asyncio.run_coroutine_threadsafe(_end(self._client), loop).result()
             loop.call_soon_threadsafe(loop.stop)
 
     def perform(self, action: Action, arguments: dict[str, Any], stream: Stream) -> Any:
@@ -66,7 +68,8 @@ class Client(HostOperations):
             while (event := self._run(following(events))) is not None:
                 yield event
         finally:
-            self._run(_close(events))
+            with contextlib.suppress(ConflictError, ControlError):
+                self._run(_close(events))
 
     def version(self) -> str:
         """Return the version of ringzero there."""
@@ -96,6 +99,8 @@ class Client(HostOperations):
         asked = asyncio.run_coroutine_threadsafe(work, loop)
         try:
             return asked.result()
+        except CancelledError:
+            raise ControlError("the client was closed meanwhile") from None
         except BaseException:
             # A Ctrl-C, or what went wrong there: nobody waits for it any more.
             asked.cancel()
@@ -130,6 +135,15 @@ class Job:
     def cancel(self) -> None:
         """End it. Raises ConflictError for one that cannot be ended."""
         self._run(self._job.cancel())
+
+
+async def _end(client: AsyncClient) -> None:
+    """Leave, and have others who wait on this loop hear of it."""
+    await client.close()
+    waiting = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def _close(found: AsyncGenerator[Any, None]) -> None:

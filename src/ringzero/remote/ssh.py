@@ -12,6 +12,7 @@ from pathlib import Path
 from ringzero import basedirs
 from ringzero.errors import MissingToolError
 from ringzero.remote.address import Address
+from ringzero.settings import END_WITH_CALLER
 
 # How long a connection without commands is kept for the next one, in seconds.
 _KEPT = 60
@@ -32,7 +33,9 @@ def command(address: Address, words: Sequence[str], *, tty: bool = False) -> lis
     Raises MissingToolError.
     """
     program = shlex.quote(address.path or "ringzero")
-    return shell(address, f"{_PATH} {program} {shlex.join(words)}".strip(), tty=tty)
+    # A terminal's end is a hangup; without one the command looks for its caller's end itself.
+    before = _PATH if tty else f"{_PATH} {END_WITH_CALLER.name}=1"
+    return shell(address, f"{before} {program} {shlex.join(words)}".strip(), tty=tty)
 
 
 def shell(address: Address, line: str, *, tty: bool = False) -> list[str]:
