@@ -292,7 +292,7 @@ END_WITH_CALLER = Setting(
     "RINGZERO_END_WITH_CALLER",
     lambda text: text,
     lambda: "",
-    "set by --host ssh://: end as at a hangup when nobody reads the error output any more",
+    "set by --host ssh://: end as at a hangup when nobody reads an output any more",
 )
 HOST = Setting(
     "RINGZERO_HOST",

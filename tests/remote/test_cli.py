@@ -335,3 +335,22 @@ def test_completion_asks_the_other_host(ask, tmp_path):
     line = ["fish", "--no-config", "-c", script]
     done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["lab", "stop", "storage", "--timeout"], done
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_command_for_nobody_ends(closed, tmp_path):
+    """What sshd leaves of a command whose caller has gone."""
+    environment = os.environ | {
+        "RINGZERO_END_WITH_CALLER": "1",
+        "RINGZERO_MACHINES_DIR": str(tmp_path / "machines"),
+    }
+    process = subprocess.Popen(
+        [*LINE, "events"],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    getattr(process, closed).close()
+    assert process.wait(20) == 129
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        pipe.close()

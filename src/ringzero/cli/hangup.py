@@ -11,17 +11,19 @@ import select
 import signal
 import threading
 
-_STDERR = 2
+# sshd closes the first alone where a shared connection stays.
+_OUTPUTS = (1, 2)
 
 
 def watch() -> None:
-    """Have this process end as at a hangup when nobody reads its error output any more."""
+    """Have this process end as at a hangup when nobody reads one of its outputs any more."""
     threading.Thread(target=_watch, name="hangup", daemon=True).start()
 
 
 def _watch() -> None:
     poller = select.poll()
     # A pipe, or a socket, whose other end is closed is in error whatever is asked for (poll(2)).
-    poller.register(_STDERR, 0)
+    for descriptor in _OUTPUTS:
+        poller.register(descriptor, 0)
     if any(events & (select.POLLERR | select.POLLHUP) for _, events in poller.poll()):
         os.kill(os.getpid(), signal.SIGHUP)
