@@ -35,7 +35,7 @@ from ringzero.api.values import Event
 from ringzero.errors import ControlError, InvalidValueError, ProtocolError, from_dict
 from ringzero.remote import messages
 from ringzero.remote.address import Address
-from ringzero.remote.conversation import Conversation, Tap
+from ringzero.remote.conversation import Conversation, Tap, done_on
 from ringzero.remote.endpoint import WAY, Endpoint, Link
 from ringzero.remote.machine import Machine
 from ringzero.remote.messages import Answer, Asked, Data, Exchange
@@ -172,7 +172,7 @@ class AsyncMachine:
 
     def _blocking(self) -> Machine:
         loop = asyncio.get_running_loop()
-        return Machine(self, lambda work: asyncio.run_coroutine_threadsafe(work, loop).result())
+        return Machine(self, lambda work: done_on(loop, work))
 
 
 class AsyncClient:

@@ -21,6 +21,7 @@ from ringzero.api.values import Event
 from ringzero.control.host.operations import HostOperations
 from ringzero.errors import ConflictError, ControlError
 from ringzero.remote.aio import AsyncClient, AsyncJob
+from ringzero.remote.conversation import done_on
 from ringzero.remote.machine import Machine, Runner, following, streamed
 
 T = TypeVar("T")
@@ -96,15 +97,10 @@ class Client(HostOperations):
                     target=_keep_going, args=(self._loop,), name="client", daemon=True
                 ).start()
             loop = self._loop
-        asked = asyncio.run_coroutine_threadsafe(work, loop)
         try:
-            return asked.result()
+            return done_on(loop, work)
         except CancelledError:
             raise ControlError("the client was closed meanwhile") from None
-        except BaseException:
-            # A Ctrl-C, or what went wrong there: nobody waits for it any more.
-            asked.cancel()
-            raise
 
 
 class Job:
@@ -140,10 +136,15 @@ class Job:
 async def _end(client: AsyncClient) -> None:
     """Leave, and have others who wait on this loop hear of it."""
     await client.close()
+    for link in list(client.endpoint.links):
+        link.close()
     waiting = asyncio.all_tasks() - {asyncio.current_task()}
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
+    # Connections end in the loop's next round, and those over TLS in the one after it.
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 async def _close(found: AsyncGenerator[Any, None]) -> None:

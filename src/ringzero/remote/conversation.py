@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Coroutine, Mapping
-from typing import Any, Self
+from concurrent.futures import CancelledError
+from typing import Any, Self, TypeVar
 
 from ringzero.api.action import Action
 from ringzero.api.protocol import STDIN
@@ -16,6 +17,10 @@ from ringzero.remote.messages import Item, Talk, Told
 
 # Input is sent in messages of so many bytes: a server takes no more than 1 MiB in one.
 _PIECE = 256 << 10
+# How often a thread that waits for a loop looks whether there is one still, in seconds.
+_LOOK = 1.0
+
+T = TypeVar("T")
 
 
 class Conversation:
@@ -129,7 +134,9 @@ class Tap:
 
     def close(self) -> None:
         """Leave."""
-        self._loop.call_soon_threadsafe(self._conversation.close)
+        # With its loop all is left already.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._conversation.close)
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -141,4 +148,30 @@ class Tap:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         else:
-            asyncio.run_coroutine_threadsafe(work, self._loop).result()
+            # Nobody hears it where the client was closed.
+            with contextlib.suppress(CancelledError):
+                done_on(self._loop, work)
+
+
+def done_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+    """Return what a coroutine returns on the loop of another thread; whoever stops to wait ends it.
+
+    Raises CancelledError where the loop has ended.
+    """
+    try:
+        asked = asyncio.run_coroutine_threadsafe(work, loop)
+    except RuntimeError:
+        work.close()
+        raise CancelledError from None
+    try:
+        while True:
+            try:
+                return asked.result(_LOOK)
+            except TimeoutError:
+                if asked.done():
+                    raise
+                if loop.is_closed():
+                    raise CancelledError from None
+    except BaseException:
+        asked.cancel()
+        raise

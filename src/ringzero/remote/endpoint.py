@@ -51,6 +51,7 @@ class Link:
         self._writer = writer
         self._relay = relay
         self._read = False
+        endpoint.links.add(self)
 
     @property
     def stale(self) -> bool:
@@ -75,6 +76,7 @@ class Link:
 
     def close(self) -> None:
         """Leave."""
+        self._endpoint.links.discard(self)
         self._writer.transport.abort()
         if self._relay is not None:
             self._relay.close()
@@ -89,6 +91,8 @@ class Endpoint:
         self.address = address
         self.token = token
         self._tls = _context(authorities) if address.scheme == "https" else None
+        # Those that are open.
+        self.links: set[Link] = set()
 
     async def connect(self) -> Link:
         """Return a new connection. Raises ControlError, HostError, MissingToolError."""
@@ -186,6 +190,8 @@ class Relay:
         """Return why nothing came of it."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
+        if self._said.closed:
+            return ControlError(f"{self._address}: the connection was closed")
         self._said.seek(0, os.SEEK_END)
         self._said.seek(max(0, self._said.tell() - _SAID))
         lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
