@@ -221,6 +221,7 @@ class AsyncClient:
     networks = awaited(HostActions.networks)
     create_network = awaited(HostActions.create_network)
     describe_network = awaited(HostActions.describe_network)
+    update_network = awaited(HostActions.update_network)
     remove_network = awaited(HostActions.remove_network)
     storage_pools = awaited(HostActions.storage_pools)
     define_storage_pool = awaited(HostActions.define_storage_pool)
