@@ -37,8 +37,8 @@ _MAX_ANSWER = 256 << 20
 _MAX_HEAD = 64 << 10
 # The longest message of a WebSocket, in bytes: an answer, as it is without one.
 _MAX_MESSAGE = _MAX_ANSWER
-# Of what a stranger answers, so many characters are told.
-_TOLD = 200
+# RFC 6455 section 7.4.1: the connection ended, and nobody had said that it would.
+_NO_CLOSE = 1006
 
 
 @record
@@ -270,6 +270,9 @@ class Talk:
         elif isinstance(event, Ping):
             self.due += self._socket.send(event.response())
         elif isinstance(event, CloseConnection):
+            if event.code == _NO_CLOSE:
+                # The end of the bytes, as wsproto tells it.
+                return
             self.ended = True
             if self.open:
                 self.open = False
