@@ -272,6 +272,7 @@ class Talk:
         elif isinstance(event, CloseConnection):
             if event.code == _NO_CLOSE:
                 # The end of the bytes, as wsproto tells it.
+                self.open = False
                 return
             self.ended = True
             if self.open:
