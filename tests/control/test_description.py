@@ -6,11 +6,12 @@ import uuid
 import pytest
 
 from ringzero.config.tree import config_to_tree
-from ringzero.control.host import client, directory
+from ringzero.control.host import client, directory, notes
 from ringzero.control.host import launch as launching
-from ringzero.control.host.description import describe
+from ringzero.control.host.description import describe, redefine
 from ringzero.errors import ConfigError, ConflictError, InvalidValueError, NotFoundError
 from tests.control.fake import PROGRAM, config, start
+from tests.killed import killed_at
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -75,7 +76,7 @@ def test_a_machine_that_runs_is_another_from_its_next_start_on():
     assert web.inspect()["config"]["cpus"] == 3
     assert web.next() == web.inspect()["config"]
     assert web.next()["name"] == "web"
-    assert not (web.directory.path / directory.NEXT).exists()
+    assert not (web.directory.path / notes.NEXT).exists()
     web.redefine(tree(cpus=2))
     web.stop()
     # One that does not run is so at once, and other changes go on from there.
@@ -127,3 +128,60 @@ def test_many_note_something_at_once():
     for thread in threads:
         thread.join()
     assert len(web.metadata()["elements"]) == 80
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_description_and_its_notes_change_together_whenever_that_is_killed(runs):
+    if runs:
+        start("web")
+    else:
+        client.host().define(tree(memory="32M"), name="web")
+    web = client.machine("web")
+    web.describe(title="old", metadata={"a": "old"})
+
+    def change():
+        new = config(memory="64M").with_room_for_shares()
+        redefine(web.directory, new, notes={"title": "new", "metadata": {"a": "new"}})
+
+    old, step, seen = (web.next()["memory"], "old"), 0, set()
+    while killed_at(step, change):
+        seen.add((web.next()["memory"], web.metadata()["title"]))
+        assert web.metadata()["title"] == web.metadata()["elements"]["a"]
+        step += 1
+    new = web.next()["memory"], web.metadata()["title"]
+    assert new[1] == "new" and new[0] != old[0] and step > 1
+    assert seen <= {old, new}
+    # What is noted later counts, wherever the earlier notes stood.
+    web.describe(title="later")
+    assert web.metadata()["title"] == "later" and web.metadata()["elements"] == {"a": "new"}
+
+
+def test_what_a_killed_change_left_is_settled_by_the_next_start():
+    client.host().define(tree(memory="32M"), name="web")
+    web = client.machine("web")
+
+    def change():
+        redefine(web.directory, config(memory="64M").with_room_for_shares(), notes={"title": "new"})
+
+    # Behind the one rename that counts.
+    assert killed_at(1, change)
+    assert (web.directory.path / notes.NEXT).exists()
+    web.start()
+    assert not (web.directory.path / notes.NEXT).exists()
+    assert (
+        web.metadata()["title"] == "new"
+        and web.inspect()["config"]["memory"] == web.next()["memory"]
+    )
+
+
+def test_a_machine_whose_rename_was_killed_has_its_directorys_name():
+    client.host().define(tree(), name="web")
+    for step in range(4):
+        if not killed_at(step, lambda: client.machine("web").rename("db")):
+            break
+        names = [machine["name"] for machine in client.host().machines()]
+        assert len(names) == 1 and names[0] in ("web", "db")
+        if names == ["db"]:
+            assert client.machine("db").inspect()["name"] == "db"
+            return
+    raise AssertionError("no kill was between")

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from ringzero.control.host import client, description
+from ringzero.control.host import client, notes
 from ringzero.doors.contract import Address
 from ringzero.doors.kinds.libvirt import Libvirt
 from ringzero.doors.libvirt import connection, procedures, transient
@@ -283,13 +283,13 @@ def test_what_is_to_stay_is_not_removed_meanwhile(peer):
     peer.ask("DOMAIN_DEFINE_XML", xml=DOMAIN.format(""))
     machine = client.machine("d1")
     machine.describe(metadata={transient.TRANSIENT: "yes"})
-    with description.changing(machine.directory):
+    with notes.changing(machine.directory.path):
         removing = threading.Thread(target=transient.remove, args=(client.host(), "d1"))
         removing.start()
         removing.join(0.2)
         assert removing.is_alive()
         # As `describe` does, which has the lock.
-        record = description.MetadataRecord()
-        description.save(record, machine.directory.path / description.METADATA)
+        record = notes.MetadataRecord()
+        notes.save(record, machine.directory.path / notes.METADATA)
     removing.join(20)
     assert client.machine("d1").inspect()["status"] == "defined"

@@ -9,8 +9,9 @@ import pytest
 
 from ringzero.errors import ConfigError, ConflictError, NotFoundError, StateError
 from ringzero.net.named import directory
-from ringzero.net.named.description import RESERVED, NamedNetwork
+from ringzero.net.named.description import RESERVED, NamedNetwork, NetworkNotes
 from ringzero.records import replace
+from tests.killed import killed_at
 
 
 @pytest.fixture(autouse=True)
@@ -162,3 +163,44 @@ def test_a_place_that_is_read_only(place):
     for line in lines:
         assert "Read-only file system" in line
         assert line.endswith("| set RINGZERO_NETWORKS_DIR to a directory that you can write to")
+
+
+def test_a_network_becomes_another_with_its_notes_or_stays():
+    made, _ = directory.create(NamedNetwork("lan"), NetworkNotes(metadata={"xml": "old"}))
+    made.write_leases({"02:00:00:00:00:01": {"address": "10.89.0.9", "name": "a"}})
+    assert made.notes().metadata == {"xml": "old"}
+    identity = made.notes().uuid
+
+    def change():
+        notes = replace(made.notes(), metadata={"xml": "new"})
+        made.redefine(NamedNetwork("lan", subnet="10.90.0.0/24"), notes)
+
+    step = 0
+    while killed_at(step, change):
+        assert made.network().subnet == "10.89.0.0/24"
+        assert made.notes().metadata == {"xml": "old"} and made.leases()
+        step += 1
+    assert step == 1
+    assert made.network().subnet == "10.90.0.0/24" and made.notes().metadata == {"xml": "new"}
+    # Leases of another subnet are nobody's.
+    assert made.leases() == {} and made.notes().uuid == identity
+    made.write_notes(replace(made.notes(), metadata={"xml": "later"}))
+    made.write_network(replace(made.network(), fixed={"02:00:00:00:00:01": "10.90.0.9"}))
+    assert made.notes().metadata == {"xml": "later"}
+
+
+def test_notes_that_came_with_a_network_stay_when_its_addresses_change():
+    made, _ = directory.create(NamedNetwork("lan"), NetworkNotes(metadata={"xml": "one"}))
+    made.write_network(replace(made.network(), fixed={"02:00:00:00:00:01": "10.89.0.9"}))
+    assert made.notes().metadata == {"xml": "one"}
+
+
+def test_a_network_appears_with_its_notes_or_not_at_all():
+    def make():
+        directory.create(NamedNetwork("lan"), NetworkNotes(metadata={"xml": "one"}))
+
+    step = 0
+    while killed_at(step, make):
+        assert directory.networks() == []
+        step += 1
+    assert step == 2 and directory.find("lan").notes().metadata == {"xml": "one"}

@@ -20,7 +20,6 @@ from ringzero.api.values import (
     ImageSummary,
     MachineSummary,
     MetadataSummary,
-    NetworkSummary,
     PortSummary,
     ShareSummary,
     SnapshotFacts,
@@ -30,6 +29,7 @@ from ringzero.control.host import (
     claims,
     directory,
     logs,  # noqa: F401 - binds what is asked of it
+    networks,  # noqa: F401 - the same
     storage,  # noqa: F401 - the same
 )
 from ringzero.control.host.directory import MACHINE, MachineDirectory
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from ringzero.config.devices.net import NetConfig
     from ringzero.config.devices.share import ShareConfig
     from ringzero.config.ports import Forward
-    from ringzero.net.named.directory import NetworkDirectory
     from ringzero.vm.saved.snapshot import Snapshot
     from ringzero.vm.saved.store import Node
 
@@ -481,127 +480,6 @@ def snapshot_facts(snapshot: Snapshot) -> SnapshotFacts:
         "disks": [part.size for part in manifest.disks],
         "engine": manifest.engine,
         "directory": str(snapshot.path),
-    }
-
-
-@handles("networks")
-def networks(where: Path) -> list[NetworkSummary]:
-    from ringzero.net.named import directory as places
-
-    return [_network_summary(place) for place in places.networks()]
-
-
-@handles("create_network")
-def create_network(
-    where: Path,
-    name: str,
-    mode: str,
-    subnet: str,
-    range: str,
-    leases: list[str] | None,
-    host: bool,
-    allow: list[str] | None,
-) -> NetworkSummary:
-    from ringzero.net.named import directory as places
-    from ringzero.net.named.description import NamedNetwork
-
-    first, _, last = range.partition("-")
-    allowed = None if allow is None else tuple(allow)
-    network = NamedNetwork(name, mode, subnet, first, last, _fixed(leases or []), host, allowed)
-    place, notes = places.create(network)
-    return {**_network_summary(place), "notes": notes}
-
-
-@handles("update_network")
-def update_network(
-    where: Path, name: str, range: str | None, leases: list[str] | None
-) -> NetworkSummary:
-    from ringzero.net.named import client, directory
-
-    place = directory.find(name)
-    network = place.network()
-    if range is not None:
-        first, _, last = range.partition("-")
-        network = replace(network, first=first, last=last)
-    if leases is not None:
-        network = replace(network, fixed=_fixed(leases))
-    client.change(place, network)
-    return _network_summary(place)
-
-
-def _fixed(leases: list[str]) -> dict[str, str]:
-    """Return addresses by MAC address. Raises InvalidValueError."""
-    fixed = dict[str, str]()
-    for lease in leases:
-        mac, equals, address = lease.partition("=")
-        if not equals or mac.lower() in fixed:
-            raise InvalidValueError(
-                f"no lease of its own in {lease!r}", hint="write MAC=ADDRESS, each MAC once"
-            )
-        fixed[mac.lower()] = address
-    return fixed
-
-
-@handles("describe_network")
-def describe_network(
-    where: Path,
-    name: str,
-    active: bool | None,
-    autostart: bool | None,
-    uuid: str | None,
-    metadata: dict[str, Any] | None,
-) -> NetworkSummary:
-    from ringzero.control.host.description import check_metadata, check_uuid
-    from ringzero.net.named import directory as places
-
-    place = places.find(name)
-    old = place.notes()
-    texts: dict[str, Any] = {**old.metadata, **(metadata or {})}
-    new = replace(
-        old,
-        uuid=old.uuid if uuid is None else check_uuid(uuid),
-        active=old.active if active is None else active,
-        autostart=old.autostart if autostart is None else autostart,
-        metadata=check_metadata({key: text for key, text in texts.items() if text is not None}),
-    )
-    for other in places.networks():
-        if other.name != name and other.notes().uuid == new.uuid:
-            raise ConflictError(f"the network {other.name!r} has the UUID {new.uuid}")
-    place.write_notes(new)
-    return _network_summary(place)
-
-
-@handles("remove_network")
-def remove_network(where: Path, name: str) -> None:
-    from ringzero.net.named import client, directory
-
-    client.remove(directory.find(name))
-
-
-def _network_summary(place: NetworkDirectory) -> NetworkSummary:
-    from ringzero.net.named.client import inspect
-    from ringzero.net.stack.addresses import text
-
-    network = place.network()
-    subnet, noted = network.addresses(), place.notes()
-    return {
-        "name": network.name,
-        "uuid": noted.uuid,
-        "active": noted.active,
-        "autostart": noted.autostart,
-        "metadata": noted.metadata,
-        "mode": network.mode,
-        "subnet": network.subnet,
-        "gateway": text(subnet.gateway4),
-        "first": text(subnet.first4),
-        "last": text(subnet.last4),
-        "fixed": network.fixed,
-        "host": network.host,
-        "allow": None if network.allow is None else list(network.allow),
-        "leases": place.leases(),
-        "machines": inspect(place)["machines"],
-        "directory": str(place.path),
-        "notes": [],
     }
 
 

@@ -1,61 +1,41 @@
 """What may be said of a machine at any time: its metadata, and its description from the next start.
 
-Both stand in files of their own, beside machine.json, which is the running process's: who changes
-them asks no process, and waits for none. docs/machines.md explains the files.
+Both stand in files of their own, beside machine.json, which is the running process's
+(`ringzero.control.host.notes`). docs/machines.md explains the files.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ringzero.api.values import MetadataSummary, Value
+from ringzero.api.values import MetadataSummary
 from ringzero.config.machine import MachineConfig
 from ringzero.config.tree import config_to_tree
-from ringzero.control.host.directory import METADATA, NEXT, MachineDirectory
-from ringzero.control.host.records import load, save, write_json
+from ringzero.control.host.directory import MachineDirectory
+from ringzero.control.host.notes import METADATA, NEXT, NOTED, MetadataRecord, changing
+from ringzero.control.host.notes import notes as notes_of
+from ringzero.control.host.records import save, write_json
 from ringzero.errors import ConflictError, InvalidValueError
-from ringzero.host.files import host_error
-from ringzero.records import field, record, replace
+from ringzero.records import replace
 
 # Of the UUIDs that are made from machines' identifiers (RFC 9562 section 5.5).
 _NAMESPACE = uuid.UUID("c2a3f1de-5f0c-4f0b-9d0e-7a1f5b1c9e52")
-# What a machine's file may hold, in characters of its elements and texts together: 1 MiB of file.
+# What a machine's file may hold, in characters of its elements and texts together.
 _MOST = 256 << 10
-
-
-@record
-class MetadataRecord(Value):
-    """metadata.json: what people and other programs note of a machine; it means nothing to it.
-
-    `elements` are texts by key, each one's own: a door's XML, a tool's mark. `changes` counts.
-    """
-
-    uuid: str = ""
-    title: str = ""
-    description: str = ""
-    autostart: bool = False
-    elements: dict[str, str] = field(default_factory=dict)
-    changes: int = 0
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.elements, dict):
-            raise TypeError("no elements")
 
 
 def uuid_of(where: MachineDirectory, identifier: str) -> str:
     """Return the machine's UUID: the one that it was given, or one made from its identifier."""
-    return _uuid(_load(where), identifier)
+    return _uuid(notes_of(where.path), identifier)
 
 
 def metadata(where: MachineDirectory) -> MetadataSummary:
     """Return a machine's metadata. Raises NotFoundError, ControlError."""
-    machine, found = where.machine(), _load(where)
+    machine, found = where.machine(), notes_of(where.path)
     return {
         "uuid": _uuid(found, machine.id),
         "title": found.title,
@@ -99,20 +79,21 @@ def describe(
     Raises InvalidValueError, NotFoundError, HostError.
     """
     where.machine()
-    with changing(where):
-        old = _load(where)
-        elements: dict[str, Any] = {**old.elements, **(metadata or {})}
-        elements = {key: text for key, text in elements.items() if text is not None}
-        new = replace(
-            old,
-            uuid=old.uuid if uuid is None else check_uuid(uuid),
-            title=old.title if title is None else title,
-            description=old.description if description is None else description,
-            autostart=old.autostart if autostart is None else autostart,
-            changes=old.changes + 1,
-        )
-        kept = check_metadata(elements, new.title, new.description)
-        save(replace(new, elements=kept), where.path / METADATA)
+    given = {"title": title, "description": description, "autostart": autostart}
+    with changing(where.path):
+        new = _changed(notes_of(where.path), {**given, "metadata": metadata, "uuid": uuid})
+        save(new, where.path / METADATA)
+
+
+def _changed(old: MetadataRecord, given: Mapping[str, Any]) -> MetadataRecord:
+    """Return notes with what is given, which is as `describe` takes it."""
+    changes = {name: value for name, value in given.items() if value is not None}
+    elements = {**old.elements, **changes.pop("metadata", {})}
+    elements = {key: text for key, text in elements.items() if text is not None}
+    if "uuid" in changes:
+        changes["uuid"] = check_uuid(changes["uuid"])
+    new = replace(old, **changes, changes=old.changes + 1)
+    return replace(new, elements=check_metadata(elements, new.title, new.description))
 
 
 def redefine(
@@ -123,10 +104,12 @@ def redefine(
     command: tuple[str, ...] = (),
     timeout: float | None = None,
     serial: str | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Describe a machine anew: at once where it does not run, else from its next start on.
 
-    Raises ConflictError, NotFoundError, HostError.
+    `notes` change with it, as `describe` takes them: whoever looks sees both changes or neither.
+    Raises ConflictError, InvalidValueError, NotFoundError, HostError.
     """
     old = where.machine()
     if old.deployment is not None:
@@ -141,31 +124,14 @@ def redefine(
         "timeout": timeout,
         "serial": None if serial is None else str(Path(serial).absolute()),
     }
-    with changing(where):
-        write_json(where.path / NEXT, given)
+    with changing(where.path):
+        noted = _changed(notes_of(where.path), notes or {})
+        write_json(where.path / NEXT, given | {NOTED: noted.to_dict()})
+        save(noted, where.path / METADATA)
         # One that ends in between, or starts, finds it there.
         with contextlib.suppress(ConflictError):
             where.redescribe(lambda record: record)
-    describe(where)
 
 
 def _uuid(found: MetadataRecord, identifier: str) -> str:
     return found.uuid or str(uuid.uuid5(_NAMESPACE, identifier))
-
-
-def _load(where: MachineDirectory) -> MetadataRecord:
-    return load(MetadataRecord, where.path / METADATA) or MetadataRecord()
-
-
-@contextlib.contextmanager
-def changing(where: MachineDirectory) -> Iterator[None]:
-    """Be the only one who changes these files of a machine."""
-    try:
-        descriptor = os.open(where.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as fault:
-        raise host_error(fault, "open", where.path) from fault
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

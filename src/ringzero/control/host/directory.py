@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from ringzero.api.values import ExitRecord, MachineSummary, Status
 from ringzero.config.device import NAME
 from ringzero.control.host.death import cause_of_death
+from ringzero.control.host.notes import NEXT, settle
 from ringzero.control.host.records import (
     HealthRecord,
     MachineRecord,
@@ -53,8 +54,6 @@ if TYPE_CHECKING:
 
 LOCK, MACHINE, PROCESS = "lock", "machine.json", "process.json"
 STATUS, HEALTH, EXIT = "status.json", "health.json", "exit.json"
-# What the machine is from its next start on, where that is something else; and what is noted of it.
-NEXT, METADATA = "next.json", "metadata.json"
 SOCKET, CONSOLE_LOG, VMM_LOG = "socket", "console.log", "vmm.log"
 # What a directory is called before it has its name, and after it lost it. Machines' names
 # do not begin with a dot.
@@ -130,6 +129,9 @@ class MachineDirectory:
                 f"{self.path / MACHINE} is not readable as a machine's description",
                 hint=f"`ringzero rm -f {self.name}` removes the machine",
             )
+        if record.name != self.name and NAME.fullmatch(self.name):
+            # Whoever renamed it was killed in between.
+            record = replace(record, name=self.name, config=record.config | {"name": self.name})
         return record
 
     def process(self) -> ProcessRecord | None:
@@ -390,7 +392,9 @@ class MachineDirectory:
         """Write down what the machine is; what was to be from its next start on is in it."""
         old = load(MachineRecord, self.path / MACHINE)
         save(record, self.path / MACHINE)
-        (self.path / NEXT).unlink(missing_ok=True)
+        if (self.path / NEXT).exists():
+            settle(self.path)
+            (self.path / NEXT).unlink(missing_ok=True)
         if old is not None and old.config != record.config:
             self._release(old)
 

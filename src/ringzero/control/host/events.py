@@ -22,11 +22,11 @@ from ringzero.control.host import claims, directory
 from ringzero.control.host.directory import (
     EXIT,
     LOCK,
-    METADATA,
     PROCESS,
     STATUS,
     MachineDirectory,
 )
+from ringzero.control.host.notes import METADATA
 from ringzero.control.host.records import ProcessRecord
 from ringzero.errors import HostError
 from ringzero.host import inotify

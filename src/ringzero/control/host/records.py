@@ -26,8 +26,9 @@ AnyValue = TypeVar("AnyValue", bound=Value)
 
 # Of machine.json: a reader refuses a higher one.
 FORMAT = 2
-# A record is a few hundred bytes; a command line may add 2 KiB. More is not ours.
-_MAX_FILE = 1 << 20
+# A record is a few hundred bytes; notes have up to 256 Ki characters, of up to 12 bytes each as
+# JSON has them. More is not ours.
+_MAX_FILE = 4 << 20
 # What a health check says; and how many of its last runs are kept, as Docker does.
 STARTING, HEALTHY, UNHEALTHY = "starting", "healthy", "unhealthy"
 _KEPT_PROBES = 5

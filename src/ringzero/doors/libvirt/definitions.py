@@ -11,7 +11,8 @@ from typing import Any
 
 from ringzero.api.values import MachineSummary, MetadataSummary
 from ringzero.config.machine import MachineConfig
-from ringzero.config.tree import config_from_tree, config_to_tree
+from ringzero.config.tree import config_from_tree
+from ringzero.control.host import description
 from ringzero.control.host.actions import define_machine
 from ringzero.control.host.client import Host
 from ringzero.doors.libvirt import attachments, inventory
@@ -80,8 +81,9 @@ def define(host: Host, document: str, *, transient: bool = False) -> tuple[Domai
         there = host.machine(old.name)
         config = MachineConfig.create(name=old.name, **wanted.fields)
         config = attachments.with_untold(config, config_from_tree(there.next()))
-        there.redefine(config_to_tree(config), serial=wanted.serial)
-        there.describe(**notes)
+        description.redefine(
+            there.directory, config.with_room_for_shares(), serial=wanted.serial, notes=notes
+        )
     return inventory.by_name(host, wanted.name), wanted
 
 
@@ -94,22 +96,22 @@ def xml(host: Host, domain: Domain, *, inactive: bool = False) -> DomainXml:
     return facts.domain(_facts(domain, summary, notes, tree, live=domain.active and not inactive))
 
 
-def change(host: Host, name: str, tree: dict[str, Any]) -> None:
-    """Describe a machine anew from its next start on; what runs in it stays."""
-    machine = host.machine(name)
-    coming = machine.directory.coming()
-    machine.redefine(
-        tree,
+def change(host: Host, name: str, tree: dict[str, Any], document: DomainXml | None = None) -> None:
+    """Describe a machine anew from its next start on; what runs in it stays.
+
+    A domain's XML is kept beside what its machine is: it comes back as it is.
+    """
+    where = host.machine(name).directory
+    coming = where.coming()
+    description.redefine(
+        where,
+        MachineConfig.create(**{**tree, "name": name}).with_room_for_shares(),
         image=coming.image,
-        command=list(coming.command),
+        command=coming.command,
         timeout=coming.timeout,
         serial=coming.serial,
+        notes=None if document is None else {"metadata": {SENT: DOMAIN.render(document)}},
     )
-
-
-def note(host: Host, name: str, document: DomainXml) -> None:
-    """Keep a domain's XML beside what its machine is: it comes back as it is."""
-    host.machine(name).describe(metadata={SENT: DOMAIN.render(document)})
 
 
 def agent_answers(summary: MachineSummary) -> bool:

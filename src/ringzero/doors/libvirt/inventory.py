@@ -20,11 +20,11 @@ from ringzero.control.host.client import Host
 from ringzero.control.host.directory import (
     EXIT,
     MACHINE,
-    METADATA,
     PROCESS,
     STATUS,
     MachineDirectory,
 )
+from ringzero.control.host.notes import METADATA, NEXT
 from ringzero.doors.libvirt.constants import (
     DomainState,
     PausedReason,
@@ -74,7 +74,7 @@ class Seen:
 # What tells that a machine's files are those that were read: of each its inode, size and time of
 # change, None where there is none; and whether the machine's lock is held.
 Mark = tuple[tuple[int, int, int] | bool | None, ...]
-_FILES = (MACHINE, METADATA, STATUS, PROCESS, EXIT)
+_FILES = (MACHINE, NEXT, METADATA, STATUS, PROCESS, EXIT)
 # Files that changed so lately may change again with the same time, in nanoseconds: the kernel's
 # clock for files ticks every 10 ms at most.
 _UNSETTLED = 50_000_000

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 
-from ringzero.control.host import description
+from ringzero.control.host import notes
 from ringzero.control.host.client import Host
 from ringzero.errors import RingzeroError
 
@@ -27,7 +27,7 @@ def remove(host: Host, name: str) -> None:
     with contextlib.suppress(RingzeroError):
         machine = host.machine(name)
         # Who takes the mark away meanwhile, because the machine is to stay, is not too late.
-        with description.changing(machine.directory):
+        with notes.changing(machine.directory.path):
             if TRANSIENT in machine.metadata()["elements"] and not machine.directory.alive:
                 machine.remove()
 

@@ -17,7 +17,7 @@ from ringzero.config.ports import Forward
 from ringzero.core.frames import Frame
 from ringzero.errors import ConfigError, HostError, RingzeroError, from_dict
 from ringzero.net.contract import Network
-from ringzero.net.named.description import NamedNetwork
+from ringzero.net.named.description import NamedNetwork, NetworkNotes
 from ringzero.net.named.directory import NetworkDirectory, find
 from ringzero.net.named.wire import Decoder, WireError, frame_message, object_message
 from ringzero.net.proxy.loop import GONE, READ, WRITE, EventLoop
@@ -466,11 +466,22 @@ def remove(place: NetworkDirectory) -> None:
 
     Raises ConflictError, NotFoundError, HostError.
     """
+    _end(place)
+    place.remove()
+
+
+def redefine(place: NetworkDirectory, network: NamedNetwork, notes: NetworkNotes) -> list[str]:
+    """Make a network another that no machine is on, as `NetworkDirectory.redefine` does."""
+    _end(place)
+    return place.redefine(network, notes)
+
+
+def _end(place: NetworkDirectory) -> None:
+    """End the process of a network that no machine is on."""
     _ask_once(place, {"end": True})
     deadline = time.monotonic() + _END
     while place.alive and not inspect(place)["machines"] and time.monotonic() < deadline:
         time.sleep(0.01)
-    place.remove()
 
 
 def _ask_once(place: NetworkDirectory, content: dict[str, Any]) -> dict[str, Any]:

@@ -113,13 +113,14 @@ class NetworkNotes:
     """What is noted of a network, and means nothing to its machines.
 
     Machines do not join one that is not `active`; one with `autostart` becomes so with `ringzero
-    serve`. `metadata` are texts by key, each one's own.
+    serve`. `metadata` are texts by key, each one's own. `changes` counts.
     """
 
     uuid: str = ""
     active: bool = True
     autostart: bool = True
     metadata: dict[str, str] = field(default_factory=dict)
+    changes: int = 0
 
 
 def _fault_of(noun: str, text: str, net: ipaddress.IPv4Network) -> list[str]:

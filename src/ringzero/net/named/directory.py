@@ -2,7 +2,7 @@
 
 `RINGZERO_NETWORKS_DIR` holds one directory (mode 0700) for each network:
 
-    network.json   its description
+    network.json   its description, with the notes that came with it
     notes.json     what is noted of it: UUID, whether it is active, texts of other programs
     leases.json    who had which address, by MAC address
     lock           held by the network's process as long as it lives
@@ -39,6 +39,8 @@ DESCRIPTION, LEASES, LOCK, SOCKET, LOG = (
     *("network.json", "leases.json", "lock", "socket", "network.log"),
 )
 NOTES = "notes.json"
+# In network.json: the notes that came with the description. One rename changes both.
+_NOTED = "notes"
 # Of the UUIDs that are made from networks' names and subnets (RFC 9562 section 5.5).
 _NAMESPACE = uuid.UUID("9a1d7c0e-6f0b-4d6e-8a53-2f3f4e8f6b11")
 _LARGEST = 1 << 20
@@ -64,7 +66,7 @@ class NetworkDirectory:
         if data is None and not self.path.is_dir():
             raise not_found(self.name)
         try:
-            found: NamedNetwork = from_plain(NamedNetwork, data)
+            found: NamedNetwork = from_plain(NamedNetwork, _without_notes(data))
         except MisfitError as fault:
             raise StateError(
                 f"{self.path / DESCRIPTION} is not readable as a network's description",
@@ -74,8 +76,13 @@ class NetworkDirectory:
 
     def notes(self) -> NetworkNotes:
         """Return what is noted of it. Raises NotFoundError, StateError."""
+        described = (_read(self.path / DESCRIPTION) or {}).get(_NOTED)
         try:
             found: NetworkNotes = from_plain(NetworkNotes, _read(self.path / NOTES) or {})
+            if described is not None:
+                # Those of a change of both, where nothing was noted since.
+                first: NetworkNotes = from_plain(NetworkNotes, described)
+                found = max(first, found, key=lambda notes: notes.changes)
         except MisfitError as fault:
             raise StateError(
                 f"{self.path / NOTES} is not readable as a network's notes",
@@ -88,7 +95,29 @@ class NetworkDirectory:
 
     def write_notes(self, notes: NetworkNotes) -> None:
         """Keep what is noted of it. Raises HostError."""
-        _write(self.path / NOTES, to_plain(notes))
+        _write(self.path / NOTES, to_plain(replace(notes, changes=self.notes().changes + 1)))
+
+    def redefine(self, network: NamedNetwork, notes: NetworkNotes) -> list[str]:
+        """Make it another network, with these notes: both, or neither where that is killed.
+
+        Without a subnet it keeps its own. Leases of another subnet go. Returns what one should
+        know of its subnet. Raises ConfigError, ConflictError where machines are on it, HostError.
+        """
+        old = self.network()
+        network, told = _checked(replace(network, subnet=network.subnet or old.subnet))
+        try:
+            lock = open_regular(self.path / LOCK, os.O_RDWR)
+        except OSError as fault:
+            raise host_error(fault, "open", self.path / LOCK, _PLACE) from fault
+        try:
+            # No process of the network's begins meanwhile.
+            if not ofdlock.take(lock):
+                raise self._in_use()
+            noted = replace(notes, changes=self.notes().changes + 1)
+            _write(self.path / DESCRIPTION, {**to_plain(network), _NOTED: to_plain(noted)})
+        finally:
+            os.close(lock)
+        return told
 
     def write_network(self, network: NamedNetwork) -> None:
         """Keep another description of the same subnet, of who gets which address in it.
@@ -102,12 +131,14 @@ class NetworkDirectory:
                 f"the network {self.name!r} keeps its subnet and its mode",
                 hint=f"`ringzero network rm {self.name}`, and make it again",
             )
-        _write(self.path / DESCRIPTION, to_plain(network))
+        noted = (_read(self.path / DESCRIPTION) or {}).get(_NOTED)
+        kept = {} if noted is None else {_NOTED: noted}
+        _write(self.path / DESCRIPTION, to_plain(network) | kept)
 
     def leases(self) -> dict[str, dict[str, str]]:
-        """Return {"address", "name"} by MAC address."""
-        data = _read(self.path / LEASES) or {}
-        return {m: x for m, x in data.items() if isinstance(x, dict) and x.keys() >= {"address"}}
+        """Return {"address", "name"} by MAC address: those of the network's subnet."""
+        data, subnet = _read(self.path / LEASES) or {}, _subnet(self)
+        return {mac: lease for mac, lease in data.items() if _is_lease(lease, subnet)}
 
     def write_leases(self, leases: dict[str, dict[str, str]]) -> None:
         """Note the leases; a full disk is no reason not to go on."""
@@ -130,7 +161,7 @@ class NetworkDirectory:
         Raises NotFoundError, HostError.
         """
         deadline, started = time.monotonic() + _PATIENCE, 0.0
-        if (self.path / NOTES).exists() and not self.notes().active:
+        if self.path.is_dir() and not self.notes().active:
             raise ConflictError(
                 f"the network {self.name!r} is not active",
                 hint=f"`ringzero network start {self.name}`",
@@ -178,14 +209,17 @@ class NetworkDirectory:
         if not self.path.is_dir():
             raise not_found(self.name)
         if self.alive:
-            raise ConflictError(
-                f"machines are on the network {self.name!r}",
-                hint=f"`ringzero network inspect {self.name}` names them",
-            )
+            raise self._in_use()
         try:
             shutil.rmtree(self.path)
         except OSError as fault:
             raise host_error(fault, "remove", self.path, _PLACE) from fault
+
+    def _in_use(self) -> ConflictError:
+        return ConflictError(
+            f"machines are on the network {self.name!r}",
+            hint=f"`ringzero network inspect {self.name}` names them",
+        )
 
 
 def root() -> Path:
@@ -219,10 +253,39 @@ def networks() -> list[NetworkDirectory]:
     return [NetworkDirectory(entry) for entry in entries if entry.name[0] != "." and entry.is_dir()]
 
 
-def create(network: NamedNetwork) -> tuple[NetworkDirectory, list[str]]:
+def create(
+    network: NamedNetwork, notes: NetworkNotes | None = None
+) -> tuple[NetworkDirectory, list[str]]:
     """Make a network; return it, and what one should know of its subnet.
 
-    Without a subnet it gets a free one. Raises ConfigError, ConflictError, HostError.
+    Without a subnet it gets a free one. It is there with its notes, or not at all.
+    Raises ConfigError, ConflictError, HostError.
+    """
+    network, told = _checked(network)
+    place = NetworkDirectory(root() / network.name)
+    new = place.path.with_name(f".{network.name}.{os.getpid()}")
+    try:
+        new.mkdir(mode=0o700, parents=True)
+        (new / LOCK).touch(0o600)
+        noted = {} if notes is None else {_NOTED: to_plain(notes)}
+        _write(new / DESCRIPTION, to_plain(network) | noted)
+        # Refused where the name is taken: a directory with files in it is not replaced.
+        new.rename(place.path)
+    except OSError as fault:
+        _discard(new)
+        if place.path.exists():
+            raise ConflictError(
+                f"there is a network {network.name!r} already",
+                hint=f"`ringzero network inspect {network.name}` describes it",
+            ) from None
+        raise host_error(fault, "create", place.path, _PLACE) from fault
+    return place, told
+
+
+def _checked(network: NamedNetwork) -> tuple[NamedNetwork, list[str]]:
+    """Return a network with a subnet of its own, and what one should know of that.
+
+    Raises ConfigError, ConflictError.
     """
     others = {other.name: subnet for other in networks() if (subnet := _subnet(other)) is not None}
     routes = list(host_routes())
@@ -238,28 +301,11 @@ def create(network: NamedNetwork) -> tuple[NetworkDirectory, list[str]]:
                 f"subnet {own} overlaps {subnet} of the network {name!r}",
                 hint="give another one, or none: a free one is chosen",
             )
-    notes = [
+    return network, [
         f"the host has a route to {route}: machines on {network.name!r} do not reach it"
         for route in routes
         if route.prefixlen and own.overlaps(route)
     ]
-    place = NetworkDirectory(root() / network.name)
-    new = place.path.with_name(f".{network.name}.{os.getpid()}")
-    try:
-        new.mkdir(mode=0o700, parents=True)
-        (new / LOCK).touch(0o600)
-        _write(new / DESCRIPTION, to_plain(network))
-        # Refused where the name is taken: a directory with files in it is not replaced.
-        new.rename(place.path)
-    except OSError as fault:
-        _discard(new)
-        if place.path.exists():
-            raise ConflictError(
-                f"there is a network {network.name!r} already",
-                hint=f"`ringzero network inspect {network.name}` describes it",
-            ) from None
-        raise host_error(fault, "create", place.path, _PLACE) from fault
-    return place, notes
 
 
 def host_routes() -> Iterator[ipaddress.IPv4Network]:
@@ -284,6 +330,17 @@ def _subnet(place: NetworkDirectory) -> ipaddress.IPv4Network | None:
     with contextlib.suppress(NotFoundError, StateError, ValueError):
         return ipaddress.IPv4Network(place.network().subnet)
     return None
+
+
+def _is_lease(lease: Any, subnet: ipaddress.IPv4Network | None) -> bool:
+    with contextlib.suppress(TypeError, KeyError, ValueError):
+        address = ipaddress.IPv4Address(lease["address"])
+        return subnet is None or address in subnet
+    return False
+
+
+def _without_notes(data: dict[str, Any] | None) -> dict[str, Any] | None:
+    return data and {name: value for name, value in data.items() if name != _NOTED}
 
 
 def _discard(path: Path) -> None:

@@ -154,8 +154,8 @@ def _coming(host: Host, domain: Domain) -> tuple[DomainXml, MachineConfig]:
 
 def _keep(host: Host, domain: Domain, change: Change | None) -> Change | None:
     if change is not None:
-        definitions.change(host, domain.name, config_to_tree(change.config))
-        definitions.note(host, domain.name, change.document)
+        tree = config_to_tree(change.config)
+        definitions.change(host, domain.name, tree, change.document)
     return change
 
 

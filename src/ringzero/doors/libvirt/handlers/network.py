@@ -6,6 +6,7 @@ import ipaddress
 from typing import Any
 
 from ringzero.api.values import NetworkSummary
+from ringzero.control.host.networks import define_network as define_whole
 from ringzero.doors.libvirt.constants import AddressType
 from ringzero.doors.libvirt.context import Context, RefusedError, Results, handles
 from ringzero.doors.libvirt.faults import ErrorCode, ErrorDomain
@@ -13,7 +14,7 @@ from ringzero.doors.libvirt.lists import object_selected
 from ringzero.doors.libvirt.values import Lease, NetworkHandle, uuid_bytes, uuid_text
 from ringzero.doors.libvirt.xml import network as documents
 from ringzero.doors.libvirt.xml.network import NETWORK, NetworkXml
-from ringzero.errors import ConfigError, InvalidValueError, RingzeroError
+from ringzero.errors import ConfigError, InvalidValueError
 
 # Among a network's notes: the XML that it was defined by.
 _SENT = "libvirt"
@@ -125,23 +126,16 @@ async def _define(context: Context, xml: str, *, active: bool) -> NetworkSummary
         if old["machines"]:
             text = f"machines are on the network '{sent.name}': it cannot become another"
             raise RefusedError(ErrorCode.OPERATION_INVALID, text, ErrorDomain.NETWORK)
-        await context.act("remove_network", {"name": sent.name})
-    await context.act("create_network", wanted.fields)
-    notes: dict[str, Any] = {
-        "name": sent.name,
+    notes = {
         "active": active or bool(old and old["active"]),
+        "uuid": sent.uuid or (old["uuid"] if old is not None else None),
         "metadata": {_SENT: xml},
     }
-    if sent.uuid or old is not None:
-        notes["uuid"] = sent.uuid or (old["uuid"] if old is not None else None)
-    if old is not None:
-        notes["autostart"] = old["autostart"]
-    try:
-        found: NetworkSummary = await context.act("describe_network", notes)
-    except RingzeroError:
-        await context.act("remove_network", {"name": sent.name})
-        raise
-    return found
+
+    def define() -> NetworkSummary:
+        return define_whole(wanted.fields, notes, anew=old is not None)
+
+    return await context.work(define, long=True)
 
 
 @handles("NETWORK_CREATE")
