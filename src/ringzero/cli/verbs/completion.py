@@ -66,8 +66,11 @@ _ringzero() {{
     esac
     case $current in -*) names= files= ;; esac
     [ -n "$files" ] && compopt -o default 2>/dev/null
-    [ -n "$host" ] && names=${{names:+"export RINGZERO_HOST=$host; $names"}}
-    [ -n "$names" ] && words+=" $(eval "$names" 2>/dev/null)"
+    # compgen expands words as the shell does: of what another host calls names, only names count.
+    [ -n "$names" ] && words+=" $(
+        [ -n "$host" ] && export RINGZERO_HOST="$host"
+        eval "$names" 2>/dev/null | sed -n '/^[[:alnum:]_.-]*$/p'
+    )"
     COMPREPLY=($(compgen -W "$words" -- "$current"))
 }}
 complete -F _ringzero ringzero
