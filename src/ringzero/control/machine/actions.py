@@ -103,10 +103,9 @@ def snapshot(keeper: Keeper, name: str, store: str, memory: bool, compress: bool
     from ringzero.vm.saved.store import Store
 
     jail.require_children(keeper.name, "snapshots")
-    jail.require_path(keeper.name, Path(store))
-    saved = keeper.machine.snapshot(
-        name, memory=memory, compress=compress, store=Store(Path(store) if store else None)
-    )
+    place = Store(Path(store) if store else None)
+    jail.require_path(keeper.name, place.root)
+    saved = keeper.machine.snapshot(name, memory=memory, compress=compress, store=place)
     return str(saved.identifier)
 
 
