@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -100,8 +101,13 @@ class Carrying:
 
     def send(self, source: Path) -> str:
         """Carry a file or folder; return its path there."""
-        plan = Plan([source.absolute() if source.name in ("", ".", "..") else source])
-        place, name = self._place(), source.resolve().name or "root"
+        # The folder's name is kept: a deployment is called by it. A link is carried as what it
+        # leads to, a file under the link's name.
+        if source.is_dir():
+            source = source.resolve()
+        plan = Plan([source], follow=not source.is_dir())
+        folder = Path(os.path.abspath(source)).parent.name  # noqa: PTH100 - no ".." stays
+        place, name = self._place(folder), source.name or "contents"
         total, sent = plan.size(), 0
         line = f"tar -x -C {shlex.quote(place)} -f -"
         with Progress().step(f"carrying {source}") as step, self._there(line, input=True) as there:
@@ -150,8 +156,8 @@ class Carrying:
                     process.wait(_TIDY)
                 raise
 
-    def _place(self) -> str:
-        """Return a new directory there."""
+    def _place(self, folder: str = "") -> str:
+        """Return a new directory there, called `folder` where that is said."""
         if not self._directory:
             with self._there("umask 077; mktemp -d") as made:
                 assert made.stdout is not None
@@ -159,8 +165,8 @@ class Carrying:
             if not self._directory.startswith("/"):
                 raise HostError(f"{self._address.host} has no place for files: mktemp says nothing")
         self._count += 1
-        place = f"{self._directory}/{self._count}"
-        with self._there(f"mkdir {shlex.quote(place)}"):
+        place = f"{self._directory}/{self._count}" + (f"/{folder}" if folder else "")
+        with self._there(f"mkdir -p {shlex.quote(place)}"):
             pass
         return place
 
