@@ -7,12 +7,16 @@ import os
 import shlex
 import shutil
 import sys
+from typing import TYPE_CHECKING
 
 from ringzero.api.action import Link, Stream
 from ringzero.cli.machines import add_name, named
 from ringzero.cli.output import write
 from ringzero.cli.verb import STREAMS, VERBS, Away, Verb
-from ringzero.errors import NotFoundError
+from ringzero.errors import InvalidValueError, NotFoundError
+
+if TYPE_CHECKING:
+    from ringzero.remote.client import Client
 
 _STDIN, _STDOUT = 0, 1
 
@@ -43,6 +47,15 @@ The vCPUs are gdb's threads. `detach` and `quit` let the machine go on.
         named(arguments).gdb(_Wire())
         return 0
 
+    def execute_there(self, client: Client, arguments: argparse.Namespace) -> int:
+        """Be gdb's wire to the other host; gdb itself would ask this host for the machine."""
+        if os.isatty(_STDIN) or arguments.command:
+            raise InvalidValueError(
+                "over the HTTP API, gdb is begun by itself",
+                hint=f"in gdb: target remote | ringzero --host ... gdb {arguments.machine}",
+            )
+        return self.execute(arguments)
+
 
 def _run_gdb(machine: str, words: list[str]) -> int:
     program = shutil.which("gdb")
@@ -51,7 +64,8 @@ def _run_gdb(machine: str, words: list[str]) -> int:
             "gdb is not installed",
             hint=f"apt install gdb; or in another one: target remote | ringzero gdb {machine}",
         )
-    ours = shlex.join([sys.executable, "-m", "ringzero", "gdb", machine])
+    # Whatever RINGZERO_HOST says: the machine is this host's.
+    ours = shlex.join([sys.executable, "-m", "ringzero", "--host", "local", "gdb", machine])
     os.execv(program, [program, "-ex", f"target remote | {ours}", *words])
 
 
