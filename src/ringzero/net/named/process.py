@@ -316,17 +316,32 @@ class Server:
         """Return the address of a machine: a fixed one, the one that it had, or a free one."""
         fixed = self._described.fixed
         joined = {member.mac: member.address for member in self.members if member.port is not None}
+        # What has become another machine's fixed address is nobody's lease any more.
+        promised = {address for other, address in fixed.items() if other != mac}
         if mac in fixed:
             address = fixed[mac]
-        elif mac in self._leases:
+            if address in (other for m, other in joined.items() if m != mac):
+                raise ConflictError(
+                    f"{address}, the fixed address of {name!r}, is that of a machine that runs",
+                    hint="start that one again: it gets another",
+                )
+        elif mac in self._leases and self._leases[mac]["address"] not in promised:
             address = self._leases[mac]["address"]
         else:
+            self._leases.pop(mac, None)
             # A machine that was started again may have another MAC address, and its old name.
-            gone = [m for m, x in self._leases.items() if m not in joined and m not in fixed]
+            gone = [
+                m
+                for m, x in self._leases.items()
+                if m not in joined and m not in fixed and x["address"] not in promised
+            ]
             named = [m for m in gone if self._leases[m].get("name") == name]
             taken = self._given()
             free = (a for a in self._range() if a not in taken and not self._claimed(a))
             found = None if named else next(free, None)
+            if found is None and not named and not gone:
+                # One that a guest has given itself is taken from it: it cannot keep others out.
+                found = next((a for a in self._range() if a not in taken), None)
             if found is None:
                 if not named and not gone:
                     raise ConflictError(
