@@ -149,10 +149,16 @@ def test_a_network_as_it_is():
 
 def test_a_network_as_it_was_sent():
     sent = NETWORK.parse(DOCUMENTS["vagrant-network"])
-    told = network(summary(name="vagrant-libvirt"), UUID, sent)
+    told = network(summary(name="vagrant-libvirt", fixed={}), UUID, sent)
     assert (told.bridge, told.ipv6, told.ips) == ("virbr1", True, sent.ips)
     routed = xml(forward="<forward mode='route'/>")
     assert network(summary(mode="open"), UUID, routed).forward == "route"
+
+
+def test_hosts_that_another_door_has_changed():
+    ip = "<ip address='10.1.2.1' prefix='24'><dhcp><host mac='{}' ip='10.1.2.9'/></dhcp></ip>"
+    told = network(summary(), UUID, xml(ip.format("52:54:00:00:00:09")))
+    assert [(host.mac, host.ip) for host in told.ips[0].hosts] == [*summary()["fixed"].items()]
 
 
 @pytest.mark.peer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from ringzero.doors.libvirt.constants import Affect
 from ringzero.doors.libvirt.context import Context, RefusedError, Results, handles
 from ringzero.doors.libvirt.faults import ErrorCode, ErrorDomain
@@ -11,6 +13,10 @@ from ringzero.doors.libvirt.xml import network as documents
 from ringzero.doors.libvirt.xml.network import NETWORK
 from ringzero.doors.libvirt.xml.networkupdate import updated
 from ringzero.errors import ConfigError, ConflictError, InvalidValueError
+
+
+class _Turn(asyncio.Lock):
+    """Changes come one after the other: each is made of what the one before has left."""
 
 
 @handles("NETWORK_UPDATE")
@@ -23,6 +29,20 @@ async def update_network(
     xml: str,
     flags: int,
 ) -> Results:
+    async with context.manager.part(_Turn):
+        await _update(context, network, command, section, parent_index, xml, flags)
+    return {}
+
+
+async def _update(
+    context: Context,
+    network: NetworkHandle,
+    command: int,
+    section: int,
+    parent_index: int,
+    xml: str,
+    flags: int,
+) -> None:
     # There is one description: what machines get that join from now on, and after a start.
     found = await find(context, network)
     if flags & Affect.LIVE and not found["active"]:
@@ -44,4 +64,3 @@ async def update_network(
     fields = {"leases": wanted.fields.get("leases", []), "range": wanted.fields.get("range", "")}
     await context.act("update_network", {"name": found["name"], **fields})
     await context.act("describe_network", described(found["name"], NETWORK.render(after)))
-    return {}

@@ -242,6 +242,13 @@ def network(summary: NetworkSummary, uuid: str, sent: NetworkXml | None = None) 
         ranges=(AddressRangeXml(summary["first"], summary["last"]),),
         hosts=hosts,
     )
+    ips: tuple[IpXml, ...] = (ip,)
+    if sent is not None and sent.ips:
+        four = next((n for n, each in enumerate(sent.ips) if each.family in (None, "ipv4")), None)
+        ips = tuple(
+            replace(each, hosts=_hosts(each, summary)) if n == four else each
+            for n, each in enumerate(sent.ips)
+        )
     return replace(
         sent or NetworkXml(summary["name"]),
         name=summary["name"],
@@ -249,5 +256,17 @@ def network(summary: NetworkSummary, uuid: str, sent: NetworkXml | None = None) 
         connections=len(summary["machines"]) or None,
         forward=mode,
         bridge=bridge_name(summary, sent),
-        ips=sent.ips if sent is not None and sent.ips else (ip,),
+        ips=ips,
     )
+
+
+def _hosts(sent: IpXml, summary: NetworkSummary) -> tuple[HostXml, ...]:
+    """Return the hosts of a subnet: another door may have changed them since they were sent."""
+    fixed, hosts = dict(summary["fixed"]), list[HostXml]()
+    for host in sent.hosts:
+        if host.mac is None or host.ip is None:
+            hosts.append(host)
+        elif fixed.get(host.mac.lower()) == host.ip:
+            hosts.append(host)
+            del fixed[host.mac.lower()]
+    return (*hosts, *(HostXml(address, mac) for mac, address in fixed.items()))
