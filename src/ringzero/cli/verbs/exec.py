@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import signal
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
 
@@ -147,4 +148,10 @@ class _Streams(Stream):
             self.left = number
             link.close()
             return
+        # It waits behind input that nobody takes; the next signal does not wait for it.
+        threading.Thread(target=_send, args=(link, number), name="signal", daemon=True).start()
+
+
+def _send(link: Link, number: int) -> None:
+    with contextlib.suppress(Exception):
         link.event("signal", name=signal.Signals(number).name.removeprefix("SIG"))
