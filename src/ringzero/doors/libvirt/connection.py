@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 import traceback
+from collections.abc import Iterator
 
 from ringzero.doors.caller import Caller
 from ringzero.doors.libvirt.context import HANDLERS, Context, error_of
 from ringzero.doors.libvirt.faults import Error, ErrorCode, ErrorDomain
+from ringzero.doors.libvirt.limits import STREAM_DATA
 from ringzero.doors.libvirt.session import (
     Call,
     Item,
@@ -60,6 +62,8 @@ class Connection:
         self._closing = False
         # One stream's bytes are taken in their order, beside calls.
         self._order: dict[int, asyncio.Queue[Item]] = {}
+        # Streams whose last bytes are being written: what is asked next finds them there.
+        self._finishing: set[asyncio.Future[None]] = set()
         self._progress = asyncio.Event()
 
     async def serve(self) -> None:
@@ -106,6 +110,8 @@ class Connection:
     async def _answer(self, call: Call) -> None:
         handler = HANDLERS.get(call.name)
         try:
+            if self._finishing:
+                await asyncio.wait(set(self._finishing))
             if handler is None:
                 self._session.fail(call, unsupported(call.name))
             else:
@@ -155,15 +161,15 @@ class Connection:
             self._context.streams.pop(item.serial).close()
             self._ended(item.serial)
             return
-        whole = None
         if isinstance(item, StreamData | StreamHole):
             count = len(item.data) if isinstance(item, StreamData) else item.length
             whole = self._context.streams[item.serial].coming(count)
+            if whole is not None and not whole.done():
+                self._finishing.add(whole)
+                whole.add_done_callback(self._finishing.discard)
         try:
-            await asyncio.wait_for(queue.put(item), _STALLED)
-            if whole is not None:
-                # What the client asks next finds it written.
-                await whole
+            for part in _parts(item):
+                await asyncio.wait_for(queue.put(part), _STALLED)
         except TimeoutError:
             text = f"nothing of this stream was taken for {_STALLED:g} seconds"
             self._context.abort(item.serial, TimeoutExpiredError(text))
@@ -221,6 +227,15 @@ class Connection:
         except TimeoutError:
             self._writer.transport.abort()
             raise ConnectionError("the client does not read") from None
+
+
+def _parts(item: StreamItem) -> Iterator[StreamItem]:
+    """Yield what a stream's queue counts: a packet may have 32 MiB of data."""
+    if not isinstance(item, StreamData) or len(item.data) <= STREAM_DATA:
+        yield item
+        return
+    for at in range(0, len(item.data), STREAM_DATA):
+        yield StreamData(item.serial, item.data[at : at + STREAM_DATA])
 
 
 def _empty(queue: asyncio.Queue[Item]) -> None:

@@ -94,7 +94,7 @@ def handles(*names: str) -> Callable[[Function], Function]:
 class StreamSide(Protocol):
     """Who has the server's side of a stream; on the event loop."""
 
-    def coming(self, count: int) -> Awaitable[None] | None:
+    def coming(self, count: int) -> asyncio.Future[None] | None:
         """So many bytes, or a hole of them, will be handed over by `data` or `hole`.
 
         Returns what to wait for before the client's next call, where they end the stream.
