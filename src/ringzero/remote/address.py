@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from ringzero.errors import InvalidValueError
 from ringzero.records import record
@@ -51,6 +51,9 @@ class Address:
             if user or path.strip("/"):
                 raise InvalidValueError(f"{text!r} is more than https://HOST[:PORT]", hint=_HINT)
             return cls("https", host, port or _HTTPS)
+        # Host in ssh_config(5) is not the same in lower case, as urllib has it.
+        host = parts.netloc.rpartition("@")[2]
+        host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         # They become words of ssh's command line, and of the shell's there.
         for what in (host, user):
             if what.startswith("-") or not what.isprintable() or any(map(str.isspace, what)):
@@ -67,8 +70,8 @@ class Address:
 
     def __str__(self) -> str:
         if self.scheme == "unix":
-            return f"unix://{self.path}"
-        user = f"{self.user}@" if self.user else ""
+            return f"unix://{quote(self.path)}"
+        user = f"{quote(self.user)}@" if self.user else ""
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port is None else f":{self.port}"
-        return f"{self.scheme}://{user}{host}{port}{self.path}"
+        return f"{self.scheme}://{user}{host}{port}{quote(self.path)}"

@@ -292,6 +292,8 @@ class AsyncClient:
 
         Raises the error that it tells, and ControlError where it takes longer than `bound` seconds.
         """
+        if bound is not None:
+            bound += self.endpoint.coming
         try:
             async with asyncio.timeout(bound):
                 return messages.read(await self._exchange(asked, headers))
@@ -323,7 +325,7 @@ class AsyncClient:
         try:
             with self.endpoint.speaking():
                 # What cannot be sent any more may have been answered already.
-                with contextlib.suppress(ConnectionError):
+                with contextlib.suppress(OSError):
                     await link.send(exchange.request(asked, headers))
                 while (answer := exchange.feed(await link.read())) is None:
                     pass

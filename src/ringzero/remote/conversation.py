@@ -51,10 +51,10 @@ class Conversation:
         self._link = link = await endpoint.connect()
         try:
             target, first = messages.open_stream(self._action, self._machine, self._arguments)
-            bound = self._action.patience + WAY
+            bound = self._action.patience + WAY + endpoint.coming
             try:
                 async with asyncio.timeout(bound):
-                    with contextlib.suppress(ConnectionError):
+                    with contextlib.suppress(OSError):
                         await link.send(self._talk.begin(target))
                     while not self._talk.open:
                         await self._read()

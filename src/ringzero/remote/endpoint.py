@@ -19,7 +19,8 @@ from ringzero.host.files import host_error
 from ringzero.remote import ssh
 from ringzero.remote.address import Address
 
-# How long a host may take to be connected with, in seconds; ssh may ask for a password meanwhile.
+# How long a host may take to be connected with, in seconds. ssh connects when something is asked,
+# and may ask for a password meanwhile.
 CONNECT = 20.0
 _SSH_CONNECT = 120.0
 # What the way adds to the time that an answer may take, in seconds.
@@ -88,17 +89,26 @@ class Endpoint:
     def __init__(
         self, address: Address, token: str | None = None, authorities: Path | None = None
     ) -> None:
+        if token is not None and not (token and token.isascii() and token.isprintable()):
+            raise InvalidValueError(
+                "a token is one line of ASCII", hint="`ringzero serve token create` prints one"
+            )
         self.address = address
         self.token = token
         self._tls = _context(authorities) if address.scheme == "https" else None
         # Those that are open.
         self.links: set[Link] = set()
 
+    @property
+    def coming(self) -> float:
+        """How long the first answer may take beside its own time, in seconds."""
+        return _SSH_CONNECT if self.address.scheme == "ssh" else 0.0
+
     async def connect(self) -> Link:
         """Return a new connection. Raises ControlError, HostError, MissingToolError."""
         scheme = self.address.scheme
         try:
-            async with asyncio.timeout(_SSH_CONNECT if scheme == "ssh" else CONNECT):
+            async with asyncio.timeout(CONNECT):
                 if scheme == "unix":
                     return Link(self, *await asyncio.open_unix_connection(self.address.path))
                 if scheme == "ssh":
@@ -116,6 +126,11 @@ class Endpoint:
             raise ControlError(
                 f"{self.address} does not answer", hint="is `ringzero serve` running there?"
             ) from None
+        except UnicodeError as fault:
+            # Of the name, before it is looked up: each label has 1 to 63 characters.
+            raise HostError(
+                f"{self.address.host!r} is no host's name", hint="is it right?"
+            ) from fault
         except OSError as fault:
             raise self.failed(fault) from fault
 

@@ -99,7 +99,7 @@ def open_stream(
 
 
 def _target(action: Action, machine: str | None) -> str:
-    before = "" if machine is None else f"machines/{quote(machine, safe='')}/"
+    before = "" if machine is None else f"machines/{quote(machine, '', errors='surrogateescape')}/"
     return f"/{ROOT}/{before}{action.name}"
 
 
@@ -110,7 +110,7 @@ def _query(arguments: Mapping[str, Any]) -> str:
             continue
         for each in value if isinstance(value, list) else (value,):
             pairs.append((name, str(each).lower() if isinstance(each, bool) else str(each)))
-    return f"?{urlencode(pairs)}" if pairs else ""
+    return f"?{urlencode(pairs, errors='surrogateescape')}" if pairs else ""
 
 
 def read(answer: Answer) -> Any:
