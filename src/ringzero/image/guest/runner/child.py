@@ -62,11 +62,23 @@ TERMIOS_SIZE, CHARACTERS_OFFSET = 36, 17
 
 @native
 def refuse(status: u64, word: u64, why: u64) -> None:
-    """Say why a command cannot be run, and end."""
-    say(u64(2), u64(text("ringzero: ")))
-    say(u64(2), word)
-    say(u64(2), why)
+    """Have it said why a command cannot be run, and end."""
+    state = known()
+    state.word = word
+    state.why = why
+    if load(u8, state.terminal) != 0:
+        complain(u64(2))
+    # Else the parent says it: a pipe that is full would never be read while it waits for this.
     leave_with(status)
+
+
+@native
+def complain(descriptor: u64) -> None:
+    """Say why the command cannot be run."""
+    state = known()
+    say(descriptor, u64(text("ringzero: ")))
+    say(descriptor, u64(state.word))
+    say(descriptor, u64(state.why))
 
 
 @native

@@ -84,6 +84,9 @@ class State(Struct):
     rows = field(u64)
     columns = field(u64)
     place = field(u64)
+    # Why it is not run, where it is not: a word, and what is the matter with it.
+    word = field(u64)
+    why = field(u64)
     status = field(u32)
     ends = field(u32, 2)
 
@@ -103,7 +106,7 @@ _LAYOUT = (
     ("INPUT_PIECE", PIECE),
     # With a token behind it.
     ("OUTPUT", OUTPUT_PIECE + SHORT),
-    ("POLLS", 3 * POLLFD_SIZE),
+    ("POLLS", 4 * POLLFD_SIZE),
     # Never written to: no signals, and the default action of one.
     ("ZEROS", 32),
     # Which signals are read instead of taken.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ringzero.image.guest.runner.child import child, note
+from ringzero.image.guest.runner.child import child, complain, note
 from ringzero.image.guest.runner.copies import renew
 from ringzero.image.guest.runner.environment import set_kind
 from ringzero.image.guest.runner.line import drop_line, take_field, take_line, take_words
@@ -203,6 +203,7 @@ def run() -> None:
             system(CLOSE, state.ends[1])
             state.source = u64(state.ends[0])
             state.feeder = u64(made)
+    state.why = u64(0)
     process = start()
     if takes_input and state.source != state.nothing:
         system(CLOSE, state.source)
@@ -212,6 +213,8 @@ def run() -> None:
         # It is this command's alone: before the next one's input comes, it is gone.
         system(KILL, feeder, SIGKILL)
         wait_for(feeder)
+    if state.why != 0:
+        complain(u64(STDERR))
     end(token, status)
 
 

@@ -8,6 +8,7 @@ process that is left behind can go on writing.
 from __future__ import annotations
 
 from ringzero.image.guest.runner.memory import (
+    CANNOT_RUN,
     EINTR,
     FIONREAD,
     IOCTL,
@@ -71,17 +72,18 @@ def close_output(pipe: u64, port: u64, token: u64) -> None:
 def watch(descriptor: u64) -> None:
     """Copy what commands write until there is something to read at the descriptor.
 
-    One that is none is waited for a moment.
+    One that is none is waited for a moment. Children that end meanwhile are let go of.
     """
     state = known()
     patience = select(i64(descriptor) < 0, i64(TICK), i64(-1))
     while True:
-        for n in range(3):
+        for n in range(4):
             store(u32, POLLS, u32(POLLIN), offset=n * POLLFD_SIZE + 4)
         store(u32, POLLS, u32(descriptor))
         store(u32, POLLS, state.out[0], offset=POLLFD_SIZE)
         store(u32, POLLS, state.err[0], offset=2 * POLLFD_SIZE)
-        count = system(POLL, POLLS, 3, patience)
+        store(u32, POLLS, u32(state.children), offset=3 * POLLFD_SIZE)
+        count = system(POLL, POLLS, 4, patience)
         if count > 0:
             if load(u16, POLLS, POLLFD_SIZE + 6) != 0:
                 copy(u64(state.out[0]), u64(STDOUT))
@@ -89,14 +91,29 @@ def watch(descriptor: u64) -> None:
                 copy(u64(state.err[0]), u64(STDERR))
             if load(u16, POLLS, 6) != 0:
                 return
+            if load(u16, POLLS, 3 * POLLFD_SIZE + 6) != 0:
+                reap()
         elif count == 0:
             return
+
+
+@native
+def reap() -> None:
+    """Let go of children that have ended: the first process gets all whose own parent is gone."""
+    state = known()
+    system(READ, state.children, STAT_PLACE, SIGNAL_INFO)
+    found = i64(1)
+    while found > 0:
+        found = system(WAIT4, -1, address_of_status(), WNOHANG, 0)
 
 
 @native
 def attend(process: u64) -> u64:
     """Copy what commands write until a child ends; return its status as shells tell it."""
     state = known()
+    if i64(process) < 0:
+        # There is none: the guest has no number or no memory left for it.
+        return CANNOT_RUN
     while True:
         watch(state.children)
         system(READ, state.children, STAT_PLACE, SIGNAL_INFO)
