@@ -9,6 +9,7 @@ modules are read-only in the new root.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import resource
 import sys
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace, extra: list[str]) -> None:
     began = time.monotonic_ns() // 1000
     name, root = _check(arguments)
+    _close_inherited()
     root.mkdir(parents=True, exist_ok=True)
     os.chown(root, arguments.uid, arguments.gid)
     _set_limits(arguments.resource_limit)
@@ -105,18 +107,15 @@ def _run(arguments: argparse.Namespace, extra: list[str]) -> None:
         kernel.unshare(namespaces.FLAGS["pid"])
         child = os.fork()
         if child:
-            pid = root / f"{name}.pid"
-            pid.write_text(f"{child}")
+            _write_number(root / f"{name}.pid", child)
             # Clients find the machine's process by the file, and wait for this one's end.
             os._exit(0)
     newroot.prepare(root, _visible(), (arguments.uid, arguments.gid))
-    cache = Path(f"{root}{CACHE_DIR.get().absolute()}")
-    cache.mkdir(parents=True, exist_ok=True)
-    os.chown(cache, arguments.uid, arguments.gid)
+    newroot.give(root, CACHE_DIR.get().absolute(), (arguments.uid, arguments.gid))
     environment = _environment()
     newroot.enter(root)
     if not arguments.new_pid_ns:
-        Path(f"/{name}.pid").write_text(f"{os.getpid()}")
+        _write_number(Path(f"/{name}.pid"), os.getpid())
     privileges.forbid_new()
     privileges.forbid_core_dumps()
     privileges.become(arguments.uid, arguments.gid)
@@ -126,6 +125,23 @@ def _run(arguments: argparse.Namespace, extra: list[str]) -> None:
         [sys.executable, "-P", "-m", "ringzero.cli.firecracker", *words, *extra],
         environment,
     )
+
+
+def _close_inherited() -> None:
+    """Close what the caller had open: a descriptor of the host's would be a way out of the jail."""
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - no Path is needed for it
+        if int(name) > 2:
+            # One of them was the list's own.
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+
+
+def _write_number(path: Path, number: int) -> None:
+    """Write a process's number; the root is its user's, so no link there is followed."""
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o644), "w") as file:
+        file.write(f"{number}")
 
 
 def _check(arguments: argparse.Namespace) -> tuple[str, Path]:
@@ -161,7 +177,12 @@ def _set_limits(given: list[str]) -> None:
             )
         limits[name] = int(value)
     for name, number in limits.items():
-        resource.setrlimit(_LIMITS[name], (number, number))
+        try:
+            resource.setrlimit(_LIMITS[name], (number, number))
+        except (ValueError, OverflowError) as fault:
+            raise InvalidValueError(
+                f"--resource-limit {name}={number}: more than this host allows"
+            ) from fault
 
 
 def _enter_cgroup(arguments: argparse.Namespace, name: str) -> None:
@@ -239,13 +260,21 @@ def _daemonize() -> None:
 def _visible() -> list[Path]:
     """Return what of the host is in the new root: the interpreter, modules, libraries, names."""
     package = Path(ringzero.__file__).parent
-    paths = [Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable), package]
+    paths = [Path(sys.prefix), Path(sys.base_prefix), package, *_links_to(Path(sys.executable))]
     paths += [Path(entry) for entry in sys.path if entry and Path(entry) != package.parent]
     paths += [Path(name) for name in (*_LIBRARIES, *_NAMES)]
     paths += [CACHE_DIR.get().absolute() / name for name in _COMPILED]
     # Of a system's own Python, only its libraries and the program.
     paths = [path for path in paths if path != Path("/usr")]
     return [path for path in paths if path.exists()]
+
+
+def _links_to(program: Path) -> list[Path]:
+    """Return a program's path, and what it leads to where it is a link, one after the other."""
+    found = [program]
+    while found[-1].is_symlink():
+        found.append(Path(os.path.normpath(found[-1].parent / found[-1].readlink())))
+    return found
 
 
 def _environment() -> dict[str, str]:

@@ -6,9 +6,10 @@ process's own (mount_namespaces(7)); the rest of the host is out of sight. Needs
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ringzero.errors import HostError
@@ -20,6 +21,9 @@ _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND = 1, 2, 4, 8, 32, 4096
 _REC, _PRIVATE, _SLAVE = 0x4000, 1 << 18, 1 << 19
 _MNT_DETACH = 2
 _OLD = ".old-root"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 @record
@@ -51,15 +55,18 @@ def prepare(root: Path, visible: Iterable[Path], owner: tuple[int, int]) -> None
         # Nothing that is mounted from here on is seen by others.
         kernel.mount(None, "/", None, _REC | _SLAVE)
         kernel.mount(str(root), str(root), None, _BIND | _REC)
-        for path in sorted(set(visible)):
-            _show(root, path)
+        paths = sorted(set(visible))
+        links = {path for path in paths if path.is_symlink()}
+        for path in paths:
+            # What is behind a link of the new root is shown where that leads to.
+            _show(root, path if links.isdisjoint(path.parents) else path.resolve())
         for device in DEVICES:
             _make_device(root, device, owner)
         for name in ("run", "tmp"):
-            (root / name).mkdir(exist_ok=True)
-            os.chown(root / name, *owner)
-        (root / "proc").mkdir(exist_ok=True)
-        kernel.mount("proc", f"{root}/proc", "proc", _NOSUID | _NODEV | _NOEXEC, "subset=pid")
+            give(root, Path(name), owner)
+        with _directory(root, Path("proc")) as place:
+            flags = _NOSUID | _NODEV | _NOEXEC
+            kernel.mount("proc", _path(place), "proc", flags, "subset=pid")
     except OSError as fault:
         what = f" ({fault.filename})" if fault.filename else ""
         raise HostError(f"cannot make {root} a root: {fault.strerror}{what}") from fault
@@ -79,28 +86,70 @@ def enter(root: Path) -> None:
         raise HostError(f"cannot change the root to {root}: {fault.strerror}") from fault
 
 
+def give(root: Path, path: Path, owner: tuple[int, int]) -> None:
+    """Make a directory of the new root its user's. Raises OSError."""
+    with _directory(root, path) as place:
+        os.chown(place, *owner)
+
+
+@contextlib.contextmanager
+def _directory(root: Path, path: Path) -> Iterator[int]:
+    """Have a descriptor of a directory of the new root, made where it is missing.
+
+    The root is its user's, and may hold what an earlier machine has left: no link is followed.
+    """
+    here = os.open(root, _DIRECTORY)
+    try:
+        for name in path.relative_to(path.anchor).parts:
+            try:
+                below = os.open(name, _DIRECTORY, dir_fd=here)
+            except FileNotFoundError:
+                os.mkdir(name, 0o755, dir_fd=here)
+                below = os.open(name, _DIRECTORY, dir_fd=here)
+            os.close(here)
+            here = below
+        yield here
+    finally:
+        os.close(here)
+
+
+def _path(descriptor: int) -> str:
+    """Return a path of what is open, for calls that take no descriptor."""
+    return f"/proc/self/fd/{descriptor}"
+
+
 def _show(root: Path, path: Path) -> None:
     """Have a path of the host in the new root, read-only; a link stays one."""
     if not os.path.lexists(path):
         return
-    inside = Path(f"{root}{path}")
-    inside.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_symlink():
-        if not os.path.lexists(inside):
-            inside.symlink_to(path.readlink())
-        return
-    if path.is_dir():
-        inside.mkdir(exist_ok=True)
-    else:
-        inside.touch()
-    kernel.mount(str(path), str(inside), None, _BIND)
-    kernel.mount(None, str(inside), None, _BIND | _REMOUNT | _RDONLY | _NOSUID | _NODEV)
+    with _directory(root, path.parent) as folder:
+        if path.is_symlink():
+            with contextlib.suppress(FileExistsError):
+                os.symlink(path.readlink(), path.name, dir_fd=folder)
+            return
+        with contextlib.suppress(FileExistsError):
+            if path.is_dir():
+                os.mkdir(path.name, 0o755, dir_fd=folder)
+            else:
+                os.close(os.open(path.name, _NEW_FILE, 0o644, dir_fd=folder))
+        _mount_at(folder, path.name, str(path), _BIND)
+        # By its name once more: that is what was mounted now.
+        _mount_at(folder, path.name, None, _BIND | _REMOUNT | _RDONLY | _NOSUID | _NODEV)
+
+
+def _mount_at(folder: int, name: str, source: str | None, flags: int) -> None:
+    place = os.open(name, _PLACE, dir_fd=folder)
+    try:
+        kernel.mount(source, _path(place), None, flags)
+    finally:
+        os.close(place)
 
 
 def _make_device(root: Path, device: Device, owner: tuple[int, int]) -> None:
-    path = Path(f"{root}{device.path}")
-    if path.exists() or not Path(device.path).exists():
+    path = Path(device.path)
+    if not path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(device.major, device.minor))
-    os.chown(path, *owner)
+    with _directory(root, path.parent) as folder, contextlib.suppress(FileExistsError):
+        mode = stat.S_IFCHR | 0o600
+        os.mknod(path.name, mode, os.makedev(device.major, device.minor), dir_fd=folder)
+        os.chown(path.name, *owner, dir_fd=folder, follow_symlinks=False)
