@@ -28,6 +28,7 @@ from ringzero.control.host.report import Reporter
 from ringzero.control.machine.become import become
 from ringzero.control.machine.keeper import Keeper
 from ringzero.errors import ControlError, InvalidValueError, from_dict
+from ringzero.settings import Jail
 from ringzero.vm.guest.contract import KeptGuest
 from ringzero.vm.guest.identity import Identity
 
@@ -91,6 +92,8 @@ def _claim_all(keeper: Keeper, wanted: Sequence[str], *, free: bool) -> list[Cla
                     command=() if record.foreground else record.command,
                     health=record.health_check,
                     parent=keeper.name,
+                    # One in the foreground was not asked how those that stay are confined.
+                    jail=None if record.foreground else Jail(record.jail),
                     where=where,
                     again=claims.next_number if free else None,
                 )

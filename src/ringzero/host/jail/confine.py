@@ -178,6 +178,8 @@ _FACTS = (
 )  # fmt: skip
 # Who has a network of the guest's asks for names as the host does.
 _NAMES = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/run/systemd/resolve")
+# Where packages are installed, ours among others.
+_INSTALLED = ("site-packages", "dist-packages")
 _STREAMS = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 
 
@@ -185,13 +187,13 @@ def program_grants(package: Path, path: Iterable[str], *, internet: bool) -> lis
     """Return what a Python program needs to go on: its modules, its libraries, facts, /dev/null.
 
     `package` is our own, `path` where modules are looked for (sys.path). Beside our package only
-    names are read.
+    names are read, unless what it needs is installed there, too.
     """
     read = [*_LIBRARIES, *_FACTS, *(_NAMES if internet else ())]
     found = [Grant(Path(name).resolve(), landlock.READ) for name in read]
     found += [Grant(Path(name), landlock.READ_FILE | landlock.WRITE_FILE) for name in _STREAMS]
     found.append(Grant(package, landlock.READ))
     for entry in filter(None, path):
-        own = Path(entry) == package.parent
+        own = Path(entry) == package.parent and package.parent.name not in _INSTALLED
         found.append(Grant(Path(entry), landlock.READ_DIR if own else landlock.READ))
     return found

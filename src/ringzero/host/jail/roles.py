@@ -7,6 +7,7 @@ which runs what the guest wrote, that of VCPU; what such a thread starts has its
 from __future__ import annotations
 
 from enum import Enum
+from signal import SIGRTMIN
 
 from ringzero.host.jail.bpf import ALWAYS, ERRNO, Alternative, Refusal, Rule, Where, assemble
 from ringzero.host.jail.calls import NUMBERS
@@ -62,6 +63,8 @@ _SOCK_STREAM, _SOCK_DGRAM = 1, 2
 # The kind of a socket without its flags, SOCK_CLOEXEC and SOCK_NONBLOCK.
 _SOCK_KIND = 0xF
 _EPERM, _ENOSYS = 1, 38
+# The signal that brings a vCPU out of the guest (`ringzero.engine.kvm.vcpu.KICK`).
+_KICK = SIGRTMIN + 4
 REFUSED = ERRNO | _EPERM
 # ioctl(2) of terminals and descriptors: FIONREAD, FIONBIO, FIOCLEX, FIONCLEX, TCGETS, TIOCGWINSZ,
 # TCSETS, TCSETSW, TCSETSF; of files: FICLONE, FICLONERANGE, FS_IOC_FIEMAP, PAGEMAP_SCAN; of block
@@ -131,6 +134,9 @@ def rules(role: Role, freedom: Freedom, pid: int) -> dict[str, Rule | Refusal]:
     allowed["pidfd_open"] = ALWAYS
     signalled: Rule = ALWAYS if freedom.signals else ((Where(0, pid),),)
     allowed["tgkill"] = signalled
+    if freedom.children and not freedom.signals:
+        # A copy is another process, under this filter: its vCPUs are brought out of KVM by one.
+        allowed["tgkill"] = (*signalled, (Where(2, _KICK),))
     if freedom.signals:
         allowed |= dict.fromkeys(("kill", "pidfd_send_signal"), ALWAYS)
     # A vCPU's thread moves packets itself, and so opens connections.

@@ -84,6 +84,9 @@ class Agent:
         # Hears of an exception that ends a thread of the agent's.
         self.on_fault: OnFault | None = None
         self._over = threading.Event()
+        # Commands of the original's that nobody waits for, until the machine begins (`start`).
+        self._begun = False
+        self._orphans: list[Command] = []
         self._ready = threading.Event()
         # Why there is no guest any more.
         self._gone: GuestError | None = None
@@ -312,6 +315,7 @@ class Agent:
             self._count = state.count
             self._adoptions = max(0, state.adoptions)
             self._early = max(0, state.early)
+            self._orphans.clear()
             del self._slots[1:]
             for number, saved in enumerate(state.slots):
                 slot = self._add_slot() if number else self._slots[0]
@@ -330,7 +334,17 @@ class Agent:
                     slot.active = None
                 elif not orphan.kept:
                     orphan.signal("KILL")
-                    ServiceThread(self, partial(self._insist, orphan), "orphan").start()
+                    self._orphans.append(orphan)
+            if self._begun:
+                self.start()
+
+    def start(self) -> None:
+        """The machine begins: until then there is no thread, so that its process is confined."""
+        with self.lock:
+            self._begun = True
+            orphans, self._orphans = self._orphans, []
+        for orphan in orphans:
+            ServiceThread(self, partial(self._insist, orphan), "orphan").start()
 
     def _insist(self, command: Command) -> None:
         """Kill a command that nobody waits for, until it is gone."""
@@ -433,7 +447,8 @@ class Agent:
                     self._give_again()
                 else:
                     self._early = max(0, self._early - 1)
-                if self.asks_for_addresses:
+                # One that a guest has not taken yet does for all.
+                if self.asks_for_addresses and self.channels.backlog(SIGNAL) < protocol.MAX_LINE:
                     # Commands that run already want the network, too.
                     self.channels.send(SIGNAL, protocol.NETWORK)
                 self._schedule()

@@ -80,6 +80,7 @@ class AgentPorts:
     def start(self) -> None:
         """Begin to carry bytes."""
         self.channels.start()
+        self.agent.start()
 
     def introduce(self, record: bytes) -> None:
         """Give the guest of a copy its identity's record; its vCPUs do not run yet.
