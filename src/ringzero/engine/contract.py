@@ -76,6 +76,8 @@ class Vcpu(ABC, Generic[State]):
     """
 
     index: int
+    # Whether the guest takes interrupts while `debug` has it make single steps.
+    steps_with_interrupts = True
 
     @abstractmethod
     def run(self) -> Exit:

@@ -6,9 +6,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from ringzero.errors import InvalidValueError
+from ringzero.errors import EngineError, InvalidValueError
 from ringzero.vm.inspect import Cpu, Frozen, MemoryAccess
 from ringzero.vm.runloop import RunControl, VcpuThread
+
+# As many as every engine has (`ringzero.engine.contract.Vcpu.debug`).
+_MOST_BREAKPOINTS = 4
 
 
 class Debugged(Protocol):
@@ -47,10 +50,13 @@ class Debugger(Generic[M]):
         self._hooks: dict[int, Callable[[M, Cpu], None]] = {}
         # Ranges of physical memory that are watched, as (start, size), and what they held.
         self._watched: dict[tuple[int, int], bytes] = {}
-        # The range whose change the last stop tells of.
+        # The range whose change the last stop tells of, and those of stops that wait, by vCPU.
         self.changed: tuple[int, int] | None = None
+        self._changes: dict[int, tuple[int, int]] = {}
         # Which vCPUs stopped, and where; one may have before it heard of another's stop.
         self._stops: deque[tuple[Cpu, int]] = deque()
+        # Whoever waits is to wait no more.
+        self._dismissed = False
         # Those that were there before a step began: told after it.
         self._earlier: list[tuple[Cpu, int]] = []
         # Whether a debugger program has the machine (`ringzero.vm.gdb`).
@@ -67,21 +73,28 @@ class Debugger(Generic[M]):
 
     def break_at(self, address: int) -> None:
         """Pause the machine when a vCPU comes to `address`. Raises EngineError if it cannot."""
+        self._check_room(address)
         self._change(address, lambda: self._breakpoints.add(address))
 
     def hook(self, address: int, function: Callable[[M, Cpu], None]) -> None:
         """Call `function(machine, cpu)` when a vCPU comes to `address`, then go on.
 
-        It runs on the vCPU's thread; an exception from it ends the run.
+        It runs on the vCPU's thread; an exception from it ends the run. Raises EngineError.
         """
+        self._check_room(address)
         self._change(address, lambda: self._hooks.__setitem__(address, function))
 
     def watch(self, start: int, size: int) -> None:
         """Pause the machine when physical memory from `start` on has changed; `changed` tells.
 
         Every vCPU makes single steps meanwhile, and is slow. Raises GuestAddressError for what
-        is not RAM.
+        is not RAM, EngineError where no interrupt would come meanwhile.
         """
+        if not all(thread.vcpu.steps_with_interrupts for thread in self._machine.threads):
+            raise EngineError(
+                "no watchpoints on this engine: a guest that makes single steps has no interrupts",
+                hint="run the machine with --engine soft",
+            )
         with self._machine.frozen():
             self._watched[start, size] = self._machine.memory[start : start + size]
             for thread in self._machine.threads:
@@ -94,15 +107,14 @@ class Debugger(Generic[M]):
             for thread in self._machine.threads:
                 self._arm(thread)
 
-    def _has_changed(self) -> bool:
-        """Whether what is watched has; each change is told once."""
+    def _find_change(self) -> tuple[int, int] | None:
+        """Return a range that has changed; each change is told once."""
         for (start, size), before in self._watched.items():
             now = self._machine.memory[start : start + size]
             if now != before:
                 self._watched[start, size] = now
-                self.changed = start, size
-                return True
-        return False
+                return start, size
+        return None
 
     def clear(self, address: int) -> None:
         """Forget the breakpoint and the hook at `address`."""
@@ -114,13 +126,17 @@ class Debugger(Generic[M]):
         self._change(address, forget)
 
     def wait(self, timeout: float | None = None) -> tuple[Cpu, int] | None:
-        """Wait for a stop; return (vCPU, address), or None after `timeout` or at the end."""
+        """Wait for a stop; return (vCPU, address), or None after `timeout` or at the end.
+
+        None at `dismiss`, too.
+        """
         control = self._machine.control
         with control.changed:
             control.changed.wait_for(
-                lambda: self._stops or control.exit or control.failure, timeout
+                lambda: self._stops or self._dismissed or control.exit or control.failure, timeout
             )
             stop = self._stops.popleft() if self._stops else None
+            self.changed = None if stop is None else self._changes.pop(stop[0].index, None)
             self._stops.extend(self._earlier)
             self._earlier.clear()
         if stop is not None:
@@ -135,8 +151,11 @@ class Debugger(Generic[M]):
         there = {
             (cpu.index, address)
             for cpu, address in stops
-            if address in self._breakpoints
-            and cpu.architecture.debug_target().where(cpu.state) == address
+            if cpu.index in self._changes
+            or (
+                address in self._breakpoints
+                and cpu.architecture.debug_target().where(cpu.state) == address
+            )
         }
         with control.changed:
             kept = [stop for stop in self._stops if (stop[0].index, stop[1]) in there]
@@ -154,6 +173,20 @@ class Debugger(Generic[M]):
             if not self._stops:
                 self._stops.append((cpu, target.where(cpu.state)))
             machine.control.changed.notify_all()
+
+    def dismiss(self) -> None:
+        """Have who waits hear None; a machine of which one vCPU ran goes on with all of them."""
+        with self._machine.frozen():
+            self._stepping = None
+            for thread in self._machine.threads:
+                self._arm(thread)
+        with self._machine.control.changed:
+            self._dismissed = True
+            self._machine.control.changed.notify_all()
+
+    def leave(self) -> None:
+        """Have no debugger any more; nobody waits."""
+        self._dismissed = self.taken = False
 
     def choose(self, index: int, *, steps: bool) -> None:
         """Have vCPU `index` alone go on when a paused machine does; with `steps`, one instruction.
@@ -174,6 +207,12 @@ class Debugger(Generic[M]):
         if thread is not None:
             with self._machine.frozen():
                 self._arm(thread)
+
+    def _check_room(self, address: int) -> None:
+        # Here, for a vCPU that stands on one of them would take one more, and fail behind it.
+        asked = len(self._breakpoints | set(self._hooks) | {address})
+        if asked > _MOST_BREAKPOINTS:
+            raise EngineError("too many breakpoints", limit=_MOST_BREAKPOINTS, asked=asked)
 
     def _change(self, address: int, change: Callable[[], object]) -> None:
         if not 0 <= address < 1 << 64:
@@ -200,8 +239,8 @@ class Debugger(Generic[M]):
             self._standing[thread] = address
         else:
             self._standing.pop(thread, None)
-        self.changed = None
-        if self._watched and self._has_changed():
+        changed = self._find_change()
+        if changed is not None:
             stops = True
         if self._stepping is thread:
             self._stepping, stops = None, True
@@ -211,5 +250,7 @@ class Debugger(Generic[M]):
         if stops:
             with self._machine.control.changed:
                 self._stops.append((cpu, address))
+                if changed is not None:
+                    self._changes[cpu.index] = changed
                 self._machine.control.changed.notify_all()
         return not stops

@@ -159,7 +159,7 @@ def test_a_change_of_memory(held):
 
 
 def test_more_breakpoints_than_there_are_is_told(held):
-    _, gdb, engine = held(POWER_OFF)
+    vm, gdb, engine = held(POWER_OFF)
 
     def four(step, addresses):
         if len(addresses) > 4:
@@ -169,6 +169,28 @@ def test_more_breakpoints_than_there_are_is_told(held):
     assert all(gdb.ask(f"Z1,{n:x}000,1") == b"OK" for n in range(1, 5))
     assert gdb.ask("Z1,9000,1") == b"E.too many breakpoints"
     assert gdb.ask("z1,1000,1") == b"OK" and gdb.ask("Z1,9000,1") == b"OK"
+    # What was refused is not left behind.
+    assert gdb.ask("Z1,a000,1") == b"E.too many breakpoints" and gdb.ask("D") == b"OK"
+    assert not vm.debugger.waits and vm.wait(END).reason is ExitReason.POWEROFF
+
+
+def test_a_vcpu_on_a_breakpoint_leaves_no_room_for_a_fifth(held):
+    vm, gdb, _ = held(DebugStop(0x1000), DebugStop(0x1001), POWER_OFF)
+    assert all(gdb.ask(f"Z1,{n:x}000,1") == b"OK" for n in range(1, 5))
+    assert gdb.ask("c") == b"T05thread:1;hwbreak:;"
+    assert gdb.ask("Z1,9000,1") == b"E.too many breakpoints"
+    assert gdb.ask("vCont;s:1") == b"T05thread:1;" and vm.wait(0) is None
+
+
+def test_a_debugger_that_disappears_while_the_machine_runs_leaves_the_next_one_its_stops(held):
+    vm, gdb, _ = held(*[lambda vcpu: time.sleep(0.001) or Kicked()] * 100_000)
+    gdb.stub.feed(encode(b"c"))
+    gdb.stub.close()
+    assert vm.running and not vm.debugger.taken
+    second = Debugger(vm)
+    second.stub.feed(encode(b"c"))
+    second.stub.feed(b"\x03")
+    assert second.answer() == b"T02thread:1;"
 
 
 def test_detaching_lets_the_machine_run(held):

@@ -19,14 +19,23 @@ class KeptTarget:
         self.machine: Any = keeper.machine
 
     def pause(self) -> bool:
-        """Stop it; False where it stands still already."""
-        if self._keeper.status is Status.PAUSED:
-            return False
-        self._keeper.pause()
+        """Stop it; False where it stands still already. Raises ConflictError before it runs."""
+        try:
+            self._keeper.pause()
+        except ConflictError:
+            if self._keeper.status is Status.PAUSED:
+                return False
+            if self._keeper.status is not Status.STOPPING:
+                raise
+            # On its way down its guest may come to a breakpoint as well.
+            self.machine.pause()
         return True
 
     def resume(self) -> None:
         """Let it go on, if nobody else has."""
+        if self._keeper.status is Status.STOPPING:
+            self.machine.resume()
+            return
         with contextlib.suppress(ConflictError):
             self._keeper.resume()
 

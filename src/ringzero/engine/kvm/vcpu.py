@@ -93,6 +93,9 @@ class Machine(Protocol):
 class KvmVcpu(Vcpu[CpuState]):
     """Implements the contract; `interrupts` is None with local APICs in the kernel."""
 
+    # KVM_GUESTDBG_BLOCKIRQ, and `_offer_interrupt`.
+    steps_with_interrupts = False
+
     def __init__(self, vm: Machine, index: int, interrupts: LocalApic | None) -> None:
         self.index = index
         self._vm = vm

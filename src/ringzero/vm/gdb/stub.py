@@ -8,6 +8,7 @@ for writes are told when the memory has changed; those for reads are not offered
 from __future__ import annotations
 
 import binascii
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -103,7 +104,11 @@ class Stub:
                 "another debugger has the machine", hint="detach it: `detach` or `quit` in gdb"
             )
         machine.debugger.taken = True
-        self._goes_on = target.pause()
+        try:
+            self._goes_on = target.pause()
+        except BaseException:
+            machine.debugger.taken = False
+            raise
 
     # ---- the wire ---------------------------------------------------------
 
@@ -127,21 +132,35 @@ class Stub:
                 self._take(packet[1:])
 
     def close(self) -> None:
-        """Be rid of the debugger."""
+        """Be rid of the debugger; another one may come then."""
         with self._lock:
-            if not self.ended:
+            if self.ended:
+                return
+            waiter = self._waiter
+            if waiter is None:
                 self._let_go()
+                return
+            # The machine runs, and goes on.
+            self.ended = True
+            self._forget()
+            self._machine.debugger.dismiss()
+        # It would take the next debugger's stop.
+        waiter.join()
+        self._machine.debugger.leave()
 
     def _let_go(self) -> None:
         self.ended = True
+        self._forget()
+        self._machine.debugger.taken = False
+        if self._goes_on:
+            self._target.resume()
+
+    def _forget(self) -> None:
         for address in self._breakpoints:
             self._machine.debugger.clear(address)
         self._breakpoints.clear()
         for where in tuple(self._watched):
             self._unwatch(where)
-        self._machine.debugger.taken = False
-        if self._waiter is None and self._goes_on:
-            self._target.resume()
 
     def _say(self, data: bytes) -> None:
         self._last = encode(data)
@@ -196,9 +215,13 @@ class Stub:
             self._states[index] = self._machine.cpus[index].state
         return self._states[index]
 
-    def _put(self, state: Any) -> None:
-        self._machine.cpus[self._chosen].state = state
+    def _change(self, change: Callable[[Any], Any]) -> bytes:
+        """Change the chosen vCPU's state as it is by now: somebody else may have had it run."""
+        cpu = self._machine.cpus[self._chosen]
         self._states.pop(self._chosen, None)
+        with cpu.frozen():
+            cpu.state = change(cpu.state)
+        return _OK
 
     def registers(self) -> Iterator[tuple[DebugRegister, int]]:
         """Yield the registers of the chosen vCPU."""
@@ -220,20 +243,20 @@ class Stub:
 
     def _write_register(self, rest: str) -> bytes:
         number, _, value = rest.partition("=")
-        state = self._state(self._chosen)
-        register = self._isa.registers(state)[_natural(number)]
-        self._put(self._isa.write(state, register.name, _value(value, register.bits)))
-        return _OK
+        register = self._isa.registers(self._state(self._chosen))[_natural(number)]
+        wanted = _value(value, register.bits)
+        return self._change(lambda state: self._isa.write(state, register.name, wanted))
 
     def _write_all(self, rest: str) -> bytes:
-        state = self._state(self._chosen)
-        at = 0
-        for register in self._isa.registers(state):
-            part = rest[at : at + register.bits // 4]
-            at += register.bits // 4
-            state = self._isa.write(state, register.name, _value(part, register.bits))
-        self._put(state)
-        return _OK
+        def write(state: Any) -> Any:
+            at = 0
+            for register in self._isa.registers(state):
+                part = rest[at : at + register.bits // 4]
+                at += register.bits // 4
+                state = self._isa.write(state, register.name, _value(part, register.bits))
+            return state
+
+        return self._change(write)
 
     def physical(self, address: int) -> int | None:
         """Return where an address of the chosen vCPU's leads."""
@@ -326,9 +349,9 @@ class Stub:
         pieces = list(self._pieces(*where))
         if sum(size for _, size in pieces) != where[1]:
             return _NO_MEMORY
-        self._watched[where] = pieces
         for piece in pieces:
             self._machine.debugger.watch(*piece)
+        self._watched[where] = pieces
         return _OK
 
     def _unwatch(self, where: tuple[int, int]) -> None:
@@ -350,16 +373,17 @@ class Stub:
             self._machine.debugger.choose(only, steps=steps)
         self._states.clear()
         self._interrupted = False
-        self._waiter = threading.Thread(target=self._await_stop, name="gdb", daemon=True)
         # Another vCPU may have come to a breakpoint while the first one's stop was told.
         if only is not None or not self._machine.debugger.pending():
             self._target.resume()
+        self._waiter = threading.Thread(target=self._await_stop, name="gdb", daemon=True)
         self._waiter.start()
 
     def _await_stop(self) -> None:
         """Tell gdb of the next stop, or of the end."""
         stop = self._machine.debugger.wait()
-        with self._lock:
+        # Of one who has gone meanwhile `close` hears.
+        with self._lock, contextlib.suppress(OSError):
             self._waiter = None
             if stop is None:
                 if not self.ended:
@@ -368,8 +392,7 @@ class Stub:
                 return
             self._target.pause()
             if self.ended:
-                if self._goes_on:
-                    self._target.resume()
+                self._target.resume()
                 return
             cpu, address = stop
             self._chosen = cpu.index
