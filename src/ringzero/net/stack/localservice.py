@@ -133,28 +133,36 @@ class _Conversation:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MOST_HEAD)
         self._request: h11.Request | None = None
         self._body = 0
-        # What finds no room yet.
+        # What finds no room yet: until it has gone nothing more is taken from the guest.
         self._rest = b""
+        # The guest has said all that it had to; nothing follows what waits.
+        self._over = self._finishing = False
 
     def opened(self) -> None:
         """Questions follow."""
 
     def receive(self, buffers: list[Buffer], size: int) -> int:
-        """Answer the requests that are complete."""
+        """Answer the requests that are complete, when the last answer has gone."""
+        if self._rest and not self._finishing:
+            return 0
         self._take(b"".join(buffers))
         return size
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes | None = None) -> None:
+        """Answer what `data` completes, b"" at the end; None: what came before has its turn."""
         import h11
 
+        if self._finishing:
+            return
         try:
-            self._http.receive_data(data)
-            while self._step():
+            if data is not None:
+                self._http.receive_data(data)
+            while not self._rest and self._step():
                 pass
         except h11.ProtocolError:
             if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
                 self._answer(Reply(HTTPStatus.BAD_REQUEST, b"Invalid request."), alone=True)
-            self._connection.finish()
+            self._finish()
 
     def _step(self) -> bool:
         """Take one event; whether more may follow. Raises h11.ProtocolError."""
@@ -178,11 +186,11 @@ class _Conversation:
             if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
                 self._http.start_next_cycle()
                 return True
-            self._connection.finish()
+            self._finish()
             return False
         else:
             if event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
-                self._connection.finish()
+                self._finish()
             return False
         return True
 
@@ -202,18 +210,38 @@ class _Conversation:
             parts.append(self._http.send(h11.Data(data=reply.content)))
         parts.append(self._http.send(h11.EndOfMessage()))
         self._rest += b"".join(part for part in parts if part)
-        self.room()
+        self._send()
 
-    def ended(self) -> None:
-        """Say goodbye, too."""
-        self._take(b"")
-
-    def room(self) -> None:
-        """Send what waits."""
+    def _send(self) -> None:
         count = min(self._connection.room, len(self._rest))
         if count > 0:
             data, self._rest = self._rest[:count], self._rest[count:]
             self._connection.send(data)
+        if self._finishing and not self._rest:
+            self._connection.finish()
+
+    def _finish(self) -> None:
+        """Send what waits, and nothing behind it."""
+        self._finishing = True
+        self._send()
+
+    def ended(self) -> None:
+        """Say goodbye, too, when all is answered."""
+        self._over = True
+        self.room()
+
+    def room(self) -> None:
+        """Send what waits; then what came meanwhile is answered."""
+        self._send()
+        inbox = self._connection.inbox
+        if not self._rest and self._http.trailing_data[0]:
+            self._take()
+        while inbox and not self._rest:
+            data = inbox[0]
+            self._connection.consume(len(data))
+            self._take(data)
+        if self._over and not self._rest:
+            self._take(b"")
 
     def lost(self) -> None:
         """What was on its way is dropped."""
