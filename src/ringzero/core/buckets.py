@@ -7,6 +7,8 @@ from ringzero.records import record
 
 # Waiting for less than this is not worth a wake-up, in seconds.
 _SHORTEST = 0.001
+# Who waits looks again after that long at the latest: threads cannot wait for any time.
+_LONGEST = 3600.0
 # One token, but for rounding.
 _ENOUGH = 0.999
 
@@ -41,14 +43,14 @@ class Tokens:
         self._seen = now
 
     def wait(self, now: float) -> float:
-        """Return in how many seconds something may pass; 0 means now."""
+        """Return in how many seconds to ask again; 0 means that something may pass now."""
         bucket = self._bucket
         gained = (now - self._seen) * bucket.size / bucket.refill
         self._left = min(float(bucket.size), self._left + gained)
         self._seen = now
         if self._left > _ENOUGH or self._burst > 0:
             return 0.0
-        return max(_SHORTEST, (1 - self._left) * bucket.refill / bucket.size)
+        return min(_LONGEST, max(_SHORTEST, (1 - self._left) * bucket.refill / bucket.size))
 
     def take(self, count: int) -> None:
         """Pay for what passes."""
