@@ -73,6 +73,11 @@ def parse(data: bytes) -> Any:
         raise BodyError(str(fault).lower()) from None
     if _deeper(value, _DEPTH):
         raise BodyError("recursion limit exceeded")
+    try:
+        # Half a surrogate pair, which no path and no answer can have; 1e999, which is none either.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        raise BodyError("lone surrogate in a string, or number out of range") from None
     return value
 
 

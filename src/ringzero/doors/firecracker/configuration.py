@@ -281,6 +281,8 @@ class Configuration:
         found = Configuration(self.network)
         for name in _KEPT:
             setattr(found, name, kept[name])
+        # Where the output goes is this process's affair.
+        found.serial = self.serial
         for override in nets:
             names = [net["iface_id"] for net in found.nets]
             if override["iface_id"] not in names:

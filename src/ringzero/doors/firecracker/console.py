@@ -35,11 +35,14 @@ class SerialOutput:
         """Take where the output goes, and how much of it, as PUT /serial has it. ApiFault."""
         if "serial_out_path" in fields:
             try:
-                self._descriptor = open_sink(fields["serial_out_path"])
+                descriptor = open_sink(fields["serial_out_path"])
             except OSError as fault:
                 raise ApiFault(
                     f"Start microvm error: Could not open serial output: {faults.os_error(fault)}"
                 ) from fault
+            # That of a start that failed.
+            self.close()
+            self._descriptor = descriptor
         limit = fields.get("rate_limiter")
         if limit is not None and limit["size"] and limit["refill_time"]:
             seconds = limit["refill_time"] / 1000

@@ -353,15 +353,18 @@ class Instance:
         if fields.get("huge_pages", "Snapshot") not in ("Snapshot", "None", "Transparent"):
             raise faults.not_supported("guest memory in hugetlbfs")
         path = Path(backend["backend_path"] if backend else fields["mem_file_path"])
+        before = self.configuration
         self._await_readiness()
         with self._timed("load_snapshot"):
             try:
                 machine = self._load_machine(Path(fields["snapshot_path"]), path, fields)
                 if fields.get("resume_vm"):
                     self._resume(machine)
-            except (RingzeroError, LookupError, TypeError) as fault:
+            except (RingzeroError, LookupError, TypeError, ValueError, AttributeError) as fault:
                 self._give_up()
-                self._state = NOT_STARTED
+                self._note_memory(None)
+                self.configuration = before
+                self._waits, self._state = False, NOT_STARTED
                 reason = fault if isinstance(fault, RingzeroError) else StateError(repr(fault))
                 raise ApiFault(
                     f"Load snapshot error: Failed to restore from snapshot: {faults.told(reason)}"
@@ -376,6 +379,7 @@ class Instance:
             saved.configuration, fields.get("network_overrides", []), fields.get("vsock_override")
         )
         config = configuration.adapt(saved.machine)
+        self._console.configure(configuration.serial)
         before, self.configuration = self.configuration, configuration
         image = snapshots.map_memory(memory, config.memory)
         try:

@@ -73,7 +73,7 @@ def counters(machine: Machine) -> Mapping[tuple[str, str], int]:
     found: dict[tuple[str, str], int] = {}
     balloon: Any = machine.parts.devices.backends.get("balloon")
     if balloon is not None:
-        found.update({("balloon", name): n for name, n in balloon.balloon.counts.items()})
+        found.update({("balloon", name): n for name, n in dict(balloon.balloon.counts).items()})
     for backend in machine.nets:
         counted = backend.counters()
         for ours, theirs in (

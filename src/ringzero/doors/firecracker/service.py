@@ -39,20 +39,10 @@ class Service:
         self._limit = limit
         # What is asked may take long, and is done in the order in which it came.
         self._worker = ThreadPoolExecutor(1, "fc_vmm")
-        self._busy = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a connection to its end."""
-        self._busy += 1
-        self._idle.clear()
-        try:
-            await HttpConnection(reader, writer, self._respond, _refuse_upgrade).serve()
-        finally:
-            self._busy -= 1
-            if not self._busy:
-                self._idle.set()
+        await HttpConnection(reader, writer, self._respond, _refuse_upgrade).serve()
 
     async def work(self, call: Any) -> Any:
         """Return what `call()` does, on the thread on which requests are served."""
@@ -80,7 +70,10 @@ class Service:
 
     def answer(self, method: str, target: str, data: bytes) -> Response:
         """Return the response to a request."""
-        path = urlsplit(target).path
+        try:
+            path = urlsplit(target).path
+        except ValueError:
+            path = target
         shown = f"{method.capitalize()} request on {path!r}"
         self._log.info(f"The API server received a {shown}{_shown_body(path, data)}.")
         try:
