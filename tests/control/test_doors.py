@@ -165,7 +165,7 @@ def test_every_action_through_a_door(watch, tmp_path, monkeypatch):
         post("pause", machine="nobody")
     # Those that need a snapshot, a console's other side, a stream of files, or never end.
     left = {"revert", "console", "events", "put_archive", "get_archive"}
-    left |= {"put_volume", "get_volume"}
+    left |= {"put_volume", "get_volume", "gdb"}
     assert set(ACTIONS) - done == left
 
 
