@@ -129,6 +129,8 @@ def test_every_action_through_a_door(watch, tmp_path, monkeypatch):
     assert post("resize_volume", name="a", pool="p", capacity=1 << 21)["capacity"] == 1 << 21
     assert post("wipe_volume", name="b", pool="p") is None
     assert [volume["name"] for volume in post("volumes")] == ["a", "b"]
+    assert [volume["name"] for volume in post("volumes", name="b")] == ["b"]
+    assert post("volumes", name="none") == []
     assert post("remove_volume", name="a", pool="p") is None
     assert not post("change_storage_pool", name="p", active=False)["active"]
     assert post("undefine_storage_pool", name="p") is None

@@ -164,6 +164,7 @@ class HostActions(Actions):
     def volumes(
         self,
         pool: Annotated[str | None, "the storage pool's name; null: all that are active"] = None,
+        name: Annotated[str | None, "only what is called so; null: all"] = None,
     ) -> list[VolumeSummary]:
         """List the volumes of storage pools, by name."""
 

@@ -12,7 +12,13 @@ from ringzero.api.action import Stream
 from ringzero.api.protocol import STDOUT
 from ringzero.api.values import StoragePoolSummary, VolumeSummary
 from ringzero.control.host.handlers import handles
-from ringzero.errors import ConflictError, HostError, RingzeroError
+from ringzero.errors import (
+    ConflictError,
+    HostError,
+    InvalidValueError,
+    NotFoundError,
+    RingzeroError,
+)
 from ringzero.host.files import make_directory
 from ringzero.records import field_names
 
@@ -59,10 +65,18 @@ def undefine_storage_pool(where: Path, name: str) -> None:
 
 
 @handles("volumes")
-def list_volumes(where: Path, pool: str | None) -> list[VolumeSummary]:
+def list_volumes(where: Path, pool: str | None, name: str | None) -> list[VolumeSummary]:
     from ringzero.storage import pools, volumes
 
     chosen = [pools.find(pool)] if pool is not None else [p for p in pools.pools() if p.active]
+    if name is not None:
+        # The others are not read: a pool may have thousands.
+        found = list[VolumeSummary]()
+        for each in chosen:
+            each.require_active()
+            with contextlib.suppress(NotFoundError, InvalidValueError):
+                found.append(_volume_summary(volumes.find(each, name)))
+        return found
     return [_volume_summary(volume) for each in chosen for volume in volumes.volumes(each)]
 
 

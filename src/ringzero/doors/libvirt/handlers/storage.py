@@ -291,9 +291,8 @@ async def list_volumes(context: Context, pool: PoolHandle, most: int) -> Results
 
 @handles("STORAGE_VOL_LOOKUP_BY_NAME")
 async def volume_by_name(context: Context, pool: PoolHandle, name: str) -> Results:
-    for volume in await _volumes(context, pool):
-        if volume["name"] == name:
-            return {"volume": _handle(volume)}
+    for volume in await _volumes(context, pool, name):
+        return {"volume": _handle(volume)}
     raise _no_volume(f"no storage vol with matching name '{name}'")
 
 
@@ -305,27 +304,30 @@ async def volume_by_key(context: Context, key: str) -> Results:
 @handles("STORAGE_VOL_LOOKUP_BY_PATH")
 async def volume_by_path(context: Context, path: str) -> Results:
     wanted = os.path.normpath(path)
-    for volume in await context.act("volumes", {}):
+    for volume in await context.act("volumes", {"name": Path(wanted).name}):
         if os.path.normpath(volume["path"]) == wanted:
             return {"volume": _handle(volume)}
     raise _no_volume(f"no storage vol with matching path '{path}'")
 
 
-async def _volumes(context: Context, pool: PoolHandle) -> list[VolumeSummary]:
+async def _volumes(
+    context: Context, pool: PoolHandle, name: str | None = None
+) -> list[VolumeSummary]:
     found = await find_active(context, pool)
-    told: list[VolumeSummary] = await context.act("volumes", {"pool": found["name"]})
+    wanted = {"pool": found["name"], "name": name}
+    told: list[VolumeSummary] = await context.act("volumes", wanted)
     return told
 
 
 async def _volume(context: Context, handle: VolumeHandle) -> VolumeSummary:
     """Return the volume that a client means. Raises RefusedError."""
     try:
-        found: list[VolumeSummary] = await context.act("volumes", {"pool": handle.pool})
+        wanted = {"pool": handle.pool, "name": handle.name}
+        found: list[VolumeSummary] = await context.act("volumes", wanted)
     except (NotFoundError, ConflictError):
         found = []
     for volume in found:
-        if volume["name"] == handle.name:
-            return volume
+        return volume
     raise _no_volume(f"no storage vol with matching key '{handle.key}'")
 
 
@@ -486,10 +488,9 @@ async def _read(context: Context, xml: str) -> VolumeXml:
 
 
 async def _refuse_taken(context: Context, pool: str, wanted: VolumeXml) -> None:
-    for volume in await context.act("volumes", {"pool": pool}):
-        if volume["name"] == wanted.name:
-            text = f"storage vol '{wanted.name}' already exists"
-            raise RefusedError(ErrorCode.STORAGE_VOL_EXIST, text, ErrorDomain.STORAGE)
+    if await context.act("volumes", {"pool": pool, "name": wanted.name}):
+        text = f"storage vol '{wanted.name}' already exists"
+        raise RefusedError(ErrorCode.STORAGE_VOL_EXIST, text, ErrorDomain.STORAGE)
 
 
 def _definition(context: Context, wanted: VolumeXml, pool: str, flags: int = 0) -> dict[str, Any]:
