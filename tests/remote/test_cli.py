@@ -327,6 +327,13 @@ def test_completion_asks_the_other_host(ask, tmp_path):
         ["bash", "-c", script], env=env, capture_output=True, text=True, timeout=60
     )
     assert done.stdout.splitlines() == ["lab", "web", "web", "web", "stop storage", ""], done.stderr
+    # What another host calls a machine is no shell's to run, nor is what stands behind --host.
+    marks = [tmp_path / "name", tmp_path / "host"]
+    script = f"{code('bash')}\nringzero() {{ echo '$(touch {marks[0]})' good; }}\n"
+    script += "COMP_WORDS=(ringzero --host lab stop g) COMP_CWORD=4; _ringzero\n"
+    script += f"COMP_WORDS=(ringzero --host '$(touch {marks[1]})' stop g) COMP_CWORD=4; _ringzero\n"
+    subprocess.run(["bash", "-c", script], env=env, capture_output=True, timeout=60)
+    assert not any(mark.exists() for mark in marks)
     if shutil.which("fish") is None:
         return
     script = f"function ringzero; {python} -m ringzero $argv; end\n{code('fish')}\n"

@@ -1,14 +1,16 @@
 """The HTTP server in the wire: what is its own, and frames that make no sense."""
 
 import random
+import re
 import struct
+from collections import deque
 
 import pytest
 
 from ringzero.core.frames import Frame
 from ringzero.net.service import ServicePort
 from ringzero.net.stack import arp
-from ringzero.net.stack.localservice import LocalService, Reply
+from ringzero.net.stack.localservice import LocalService, Reply, _Conversation
 from tests.chance import FUZZ, seed
 
 ADDRESS, GUEST = bytes((169, 254, 169, 254)), bytes((10, 0, 2, 15))
@@ -93,3 +95,69 @@ def test_hostile_frames_end_nothing(service, recwarn):
     assert service.faults.count == 0
     service.receive(asks(ADDRESS), 1e6)
     assert arp.parse(service.sent[-1].head[14:]) is not None
+
+
+class Wire:
+    """A guest's connection that takes as much as it has room for."""
+
+    def __init__(self, answer, room=1 << 16):
+        self.room, self.said, self.ends, self.inbox = room, b"", 0, deque()
+        self.talk = _Conversation(self, answer)
+
+    def send(self, data):
+        assert not self.ends and len(data) <= self.room
+        self.said += data
+        self.room -= len(data)
+
+    def finish(self):
+        self.ends += 1
+
+    def consume(self, count):
+        assert count == len(self.inbox.popleft())
+
+    def give(self, data):
+        taken = self.talk.receive([data], len(data)) if not self.inbox else 0
+        if taken < len(data):
+            self.inbox.append(data[taken:])
+
+    def drain(self, times=400):
+        for _ in range(times):
+            self.room = 1 << 16
+            if not self.ends:
+                self.talk.room()
+
+
+def test_a_guest_that_reads_nothing_is_answered_no_further():
+    asked = []
+
+    def answer(method, path, headers):
+        asked.append(path)
+        return Reply(200, path.encode() * 9000)
+
+    wire = Wire(answer)
+    requests = [b"GET /%04d HTTP/1.1\r\nHost: a\r\n\r\n" % n for n in range(200)]
+    for at in range(0, 200, 50):
+        wire.give(b"".join(requests[at : at + 50]))
+    assert len(asked) < 5 and len(wire.inbox) == 3
+    wire.talk.ended()
+    wire.drain()
+    # All are answered, in their order, and then it is over.
+    assert re.findall(rb"\r\n\r\n/(\d{4})", wire.said) == [b"%04d" % n for n in range(200)]
+    assert wire.ends == 1
+
+
+def test_a_long_answer_is_whole_before_the_end():
+    wire = Wire(lambda method, path, headers: Reply(200, b"z" * 3_000_000))
+    wire.give(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert wire.ends == 0
+    wire.drain()
+    assert wire.ends == 1 and wire.said.count(b"z") == 3_000_000
+
+
+def test_what_follows_nonsense_is_not_kept():
+    wire = Wire(answer)
+    wire.give(b"\0\0\r\n\r\n")
+    assert wire.said.startswith(b"HTTP/1.1 400") and wire.ends == 1
+    for _ in range(64):
+        wire.give(b"a" * 65536)
+    assert not wire.talk._http.trailing_data[0] and not wire.inbox
