@@ -127,3 +127,9 @@ def test_limits_may_change_while_frames_pass():
     limited.limit(Limits(), Limits())
     assert limited.deliver(frames) == 5
     limited.close()
+
+
+def test_nobody_waits_for_longer_than_a_thread_can():
+    tokens = Tokens(Bucket(1, 2.0**63 / 1000), 0.0)
+    tokens.take(1 << 30)
+    assert 0 < tokens.wait(0.0) <= 3600

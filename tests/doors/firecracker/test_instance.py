@@ -230,3 +230,24 @@ def test_what_is_not_there_says_so(api):
     assert "virtio-pmem" in api.fault("PUT", "/pmem/p", {"id": "p", "path_on_host": "/x"})
     memory = {"total_size_mib": 1024}
     assert "not supported" in api.fault("PUT", "/hotplug/memory", memory)
+
+
+@pytest.mark.parametrize("path", ["//[x", "/mmds?%zz", "/%ff", "http://[::1"])
+def test_odd_targets_are_answered(api, path):
+    assert api.raw("GET", path).status in (200, 400, 404)
+
+
+@pytest.mark.parametrize("body", [b'{"a": "\\ud800"}', b'{"a": 1e999}', b'{"a": NaN}'])
+def test_values_that_no_answer_can_have_are_refused(api, body):
+    assert api.raw("PUT", "/mmds", body).status == 400
+    assert api.ask("GET", "/version")[0] == 200
+
+
+def test_a_load_that_fails_leaves_what_was(api, tmp_path):
+    api.put("/machine-config", vcpu_count=2, mem_size_mib=64)
+    before = api.ask("GET", "/vm/config")
+    told = api.fault(
+        "PUT", "/snapshot/load",
+        {"snapshot_path": str(tmp_path / "none"), "mem_file_path": str(tmp_path / "none")},
+    )  # fmt: skip
+    assert "snapshot" in told.lower() and api.ask("GET", "/vm/config") == before

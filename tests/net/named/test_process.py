@@ -182,6 +182,19 @@ def test_a_static_address_is_its_that_had_it_first(lan, join):
     until(lambda: client.inspect(lan)["machines"][0]["refused"] == 2)
 
 
+def test_an_address_that_has_become_another_machines_is_nobodys_lease(lan, join):
+    one = join(1, "one")
+    assert one.address == "10.78.0.3"
+    client.change(lan, replace(lan.network(), fixed={mac(2): "10.78.0.3"}))
+    # Who has it runs with it.
+    with pytest.raises(ConflictError, match="is that of a machine that runs"):
+        NamedEnd(NetConfig("lan", mac=mac(2), hostname="two"))
+    join.leave(one)
+    until(lambda: not lan.alive or not client.inspect(lan)["machines"])
+    assert join(1, "one").address != "10.78.0.3"
+    assert join(2, "two").address == "10.78.0.3"
+
+
 def _heard(machine):
     return machine["sent"] + machine["refused"]
 
@@ -332,10 +345,13 @@ def test_what_a_process_that_is_killed_was_asked_the_next_one_does(lan, join):
         with dying(lan):
             made = one.forward(Forward(0, 80))
         assert made.port and one.forwards() == [made]
+        # There may have been one process more in between.
+        until(lambda: client.inspect(lan)["machines"])
         (machine,) = client.inspect(lan)["machines"]
         assert len(machine["ports"]) == 1
         with dying(lan):
             one.unforward(made)
+        until(lambda: client.inspect(lan)["machines"])
         (machine,) = client.inspect(lan)["machines"]
         assert not machine["ports"] and not one.forwards()
 
