@@ -17,6 +17,8 @@ from ringzero.doors.libvirt.handlers import load
 _READ_ONLY = "-ro"
 # Over TCP, with certificates: who has one that was signed may do everything.
 _BY_CERTIFICATE = "certificate"
+# What a client waits for behind the handshake: its certificate was taken.
+_WELCOME = b"\1"
 
 
 @DOORS.register("libvirt")
@@ -55,6 +57,9 @@ class Libvirt(Door):
     ) -> None:
         """Serve a client until it leaves."""
         load()
+        if writer.get_extra_info("ssl_object") is not None:
+            writer.write(_WELCOME)
+            await writer.drain()
         await Connection(self.manager, caller or Caller(_BY_CERTIFICATE), reader, writer).serve()
 
 
