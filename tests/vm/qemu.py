@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ringzero.vm.exit import Exit, ExitReason
 from ringzero.vm.guest.agent import Agent
+from ringzero.vm.guest.ports import IDENTITY_PORT
 from ringzero.vm.guest.protocol import PORTS, STDIN
 
 QEMU = shutil.which("qemu-system-x86_64")
@@ -133,7 +134,8 @@ class QemuMachine:
                 *("-chardev", f"socket,id=con,path={place}/console,server=on,wait=off"),
                 *("-device", "virtconsole,chardev=con,nr=0"),
             ]
-            for number, name in enumerate(PORTS, start=1):
+            # The guest waits for all of them, also for one that tells it nothing here.
+            for number, name in enumerate((*PORTS, IDENTITY_PORT), start=1):
                 path = f"{place}/{name}"
                 arguments += ["-chardev", f"socket,id=c{number},path={path},server=on,wait=off"]
                 device = f"virtserialport,chardev=c{number},nr={number},name={name}"
