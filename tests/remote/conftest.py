@@ -1,8 +1,10 @@
 import os
+import threading
 
 import pytest
 
 from ringzero.doors.tokens import Tokens
+from ringzero.errors import RingzeroError
 from ringzero.remote import Client
 from tests.control.conftest import root  # noqa: F401 - a fixture
 from tests.doors.conftest import certificate, fakes  # noqa: F401 - fixtures
@@ -63,3 +65,19 @@ def way(request, fakes, root, tmp_path):  # noqa: F811 - the fixtures
     token = Tokens(where).create("laptop", reads=False)
     with Served(where, shown, rest=["127.0.0.1:0"]) as served:
         yield Way(f"https://{served.path}", token, shown.certificate)
+
+
+def attached(machine, taker):
+    """Attach to a machine's console on a thread; return it, and what it hears in the end."""
+    faults = []
+
+    def attach():
+        try:
+            machine.console(taker)
+        except RingzeroError as fault:
+            faults.append(fault)
+
+    thread = threading.Thread(target=attach)
+    thread.start()
+    assert taker.begun.wait(20)
+    return thread, faults

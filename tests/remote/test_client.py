@@ -14,10 +14,10 @@ from ringzero.errors import (
     ControlError,
     InvalidValueError,
     NotFoundError,
-    RingzeroError,
 )
 from ringzero.remote import AsyncClient, AsyncMachine
 from tests.control.fake import Taker, start
+from tests.remote.conftest import attached
 
 
 def test_the_actions_are_all_there_for_asyncio():
@@ -181,17 +181,8 @@ def test_a_closed_client_says_so(way):
 
 def test_who_waits_hears_that_the_client_was_closed(way):
     start("web")
-    host, taker, faults = way.client(), Taker(), []
-
-    def attach():
-        try:
-            host.machine("web").console(taker)
-        except RingzeroError as fault:
-            faults.append(fault)
-
-    thread = threading.Thread(target=attach)
-    thread.start()
-    assert taker.begun.wait(20)
+    host = way.client()
+    thread, faults = attached(host.machine("web"), Taker())
     host.close()
     thread.join(20)
     assert not thread.is_alive()

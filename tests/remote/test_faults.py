@@ -26,6 +26,7 @@ from ringzero.remote.address import Address
 from ringzero.remote.messages import Asked, Data, Exchange, Talk, Told
 from tests.control.fake import Taker, start
 from tests.doors.serving import Served
+from tests.remote.conftest import attached
 
 GOOD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 JUST = GOOD + b"content-length: 2\r\n\r\n[]"
@@ -130,17 +131,8 @@ def test_a_server_that_goes_away_in_the_middle(fakes, root, tmp_path):
     start("web")
     served = Served(tmp_path / "serve", rest=[str(tmp_path / "rest.sock")])
     with served, Client(f"unix://{served.path}") as host:
-        taker, faults = Taker(), []
-
-        def attach():
-            try:
-                host.machine("web").console(taker)
-            except RingzeroError as fault:
-                faults.append(fault)
-
-        thread = threading.Thread(target=attach)
-        thread.start()
-        assert taker.begun.wait(20)
+        taker = Taker()
+        thread, faults = attached(host.machine("web"), taker)
         served.end()
         thread.join(20)
         assert not thread.is_alive()

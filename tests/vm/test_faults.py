@@ -16,8 +16,8 @@ from ringzero.engine.kvm.alarm import Alarm
 from ringzero.engine.kvm.doorbell import Doorbells
 from ringzero.errors import GuestError
 from ringzero.host.service import ServiceThread
+from ringzero.net.alarm import Alarm as LimitAlarm
 from ringzero.net.lazy import LazyNetwork
-from ringzero.net.limit import Alarm as LimitAlarm
 from ringzero.net.networks.socket import SocketNetwork
 from ringzero.net.proxy.loop import EventLoop
 from ringzero.vm.ends.vsock import VsockSockets

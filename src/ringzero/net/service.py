@@ -8,9 +8,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from ringzero.core.frames import Frame
-from ringzero.host.service import OnFault
+from ringzero.net.alarm import AlarmedPort
 from ringzero.net.contract import Port
-from ringzero.net.limit import Alarm
 from ringzero.net.stack.localservice import LocalService, Respond
 
 # Frames for the guest that wait for room in its interface; TCP sends others again.
@@ -19,7 +18,7 @@ _MOST_WAITING = 256
 _SHORTEST = 0.001
 
 
-class ServicePort:
+class ServicePort(AlarmedPort):
     """A port (`ringzero.net.contract.Port`) with a server at `address` and `mac` before it.
 
     `wake` is the network's, which then fetches. The server works on the thread that does.
@@ -36,14 +35,10 @@ class ServicePort:
         mtu: int = 1500,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._port, self._clock = port, clock
+        super().__init__(port, wake)
+        self._clock = clock
         self._waiting: deque[Frame] = deque()
         self._service = LocalService(address, mac, respond, self._emit, _number, mtu)
-        # Hears of an exception that ends the thread.
-        self.on_fault: OnFault | None = None
-        self._wake = wake
-        self._alarm = Alarm(wake, self._failed)
-        self.set_link, self.settle = port.set_link, port.settle
         self.deliver: Callable[[Sequence[Frame]], int] = port.deliver
 
     def fetch(self, handle: Callable[[Frame], None], limit: int, *, coalesce: bool = False) -> bool:
@@ -81,19 +76,6 @@ class ServicePort:
         if self._waiting:
             for _ in range(self._port.deliver(self._waiting)):
                 self._waiting.popleft()
-
-    def _failed(self, fault: BaseException) -> None:
-        if self.on_fault is None:
-            raise fault
-        self.on_fault(fault)
-
-    def close(self) -> None:
-        """Give the thread back, if there is one."""
-        self._alarm.close()
-
-    def leave(self) -> None:
-        """In a forked process, which has no such thread."""
-        self._alarm = Alarm(self._wake, self._failed)
 
 
 def _number() -> int:
