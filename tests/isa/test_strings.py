@@ -1,5 +1,7 @@
 """Repeated string instructions go page by page, whatever is in the TLB and in the pages."""
 
+import random
+
 import pytest
 
 from ringzero.isa.caches import TLB_ENTRIES
@@ -56,6 +58,24 @@ def test_overlapping_copy_repeats(guest):
     end = guest.run("rep movsb; hlt", rsi=TARGET, rdi=TARGET + 2, rcx=30)
     assert end.vector is None
     assert guest.memory.read(TARGET, 32) == b"ab" * 16
+
+
+@pytest.mark.parametrize("distance", [-4096, -9, -8, -1, 0, 1, 3, 8, 9, 64, 4096])
+@pytest.mark.parametrize("width", "bwdq")
+def test_overlapping_copies(guest, width, distance):
+    """Whatever the distance, elements are copied one after the other."""
+    size = {"b": 1, "w": 2, "d": 4, "q": 8}[width]
+    count, start = 3000 // size, 0x1800
+    memory = bytearray(random.Random(distance).randbytes(0x4000))
+    guest.write(TARGET, bytes(memory))
+    source, target = TARGET + start, TARGET + start + distance
+    end = guest.run(f"rep movs{width}; hlt", rsi=source, rdi=target, rcx=count)
+    assert end.vector is None and end.reg(1) == 0
+    assert (end.reg(6), end.reg(7)) == (source + count * size, target + count * size)
+    for i in range(count):
+        place = start + i * size
+        memory[place + distance : place + distance + size] = memory[place : place + size]
+    assert guest.memory.read(TARGET, len(memory)) == memory
 
 
 def test_a_fault_leaves_the_registers_at_its_page(guest):

@@ -13,6 +13,7 @@ from ringzero.config.machine import MachineConfig
 from ringzero.host.progress import Steps
 
 if TYPE_CHECKING:
+    from ringzero.vm.groundwork import Groundwork
     from ringzero.vm.machine import Machine
 
 
@@ -23,8 +24,11 @@ def build(
     boot: bool = False,
     lasting: bool = False,
     tell: Callable[[str], object] = lambda line: None,
+    ground: Groundwork | None = None,
 ) -> Machine:
     """Build the machine of `config`; what takes long is told to `steps`.
+
+    It stands on `ground`, where that was laid already, which is freed with it.
 
     It goes on from a template where there is one, unless it is to `boot`; what is wrong with
     templates here is told to `tell`. Where there is none, one is made after the machine's end; of
@@ -40,7 +44,7 @@ def build(
     engine.prepare(steps, architecture, config.cpu or architecture.default_model)
     start = Start.plan(config, engine, boot=boot, lasting=lasting, tell=tell)
     try:
-        ground = Groundwork(config, engine, later=start.may_resume)
+        ground = ground or Groundwork(config, engine, later=start.may_resume)
         try:
             from ringzero.vm.build import Assembly
             from ringzero.vm.machine import Machine

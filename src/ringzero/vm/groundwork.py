@@ -37,11 +37,7 @@ class Groundwork:
         later: bool = False,
     ) -> None:
         board = BOARDS.get(config.board)
-        config = boot.with_transport(config, saved=content is not None)
-        # Whoever looks at the machine, or saves it, finds the model that it has.
-        if config.cpu is None:
-            config = replace(config, cpu=board.architecture.default_model)
-        self.config = config
+        self.config = config = _completed(config, saved=content is not None)
         self.engine = engine
         # Everything that can be wrong with files is found before memory is taken.
         begins = boot.read(config) if content is None and not later else boot.NOTHING
@@ -56,6 +52,22 @@ class Groundwork:
             from ringzero.board.boot.loading import Loading
 
             self.loading = Loading(self.memory, self.kernel, self.initrd)
+
+    def adapt(self, config: MachineConfig) -> bool:
+        """Be that of `config`, where other devices and another command line make the difference.
+
+        False where it is another machine's.
+        """
+        config = _completed(config)
+        ours = self.config
+        alike = replace(
+            config, name=ours.name, devices=ours.devices, command_line=ours.command_line
+        )
+        # A guest's boot loader, or an agent that is brought into it, has a say in these.
+        if self.waits or alike != ours or config.agent or config.boot_entry is not None:
+            return False
+        self.config, self.command_line = config, config.command_line
+        return True
 
     def read(self) -> None:
         """Read the kernel where that was put off. Raises GuestImageError, HostError."""
@@ -77,3 +89,12 @@ class Groundwork:
         if self.loading is not None:
             self.loading.join()
         self.memory.close()
+
+
+def _completed(config: MachineConfig, *, saved: bool = False) -> MachineConfig:
+    """Return a description with what it leaves open."""
+    config = boot.with_transport(config, saved=saved)
+    if config.cpu is None:
+        # Whoever looks at the machine, or saves it, finds the model that it has.
+        config = replace(config, cpu=BOARDS.get(config.board).architecture.default_model)
+    return config

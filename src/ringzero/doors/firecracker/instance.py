@@ -16,6 +16,7 @@ from ringzero.doors.firecracker.faults import ApiFault
 from ringzero.doors.firecracker.logs import Log
 from ringzero.doors.firecracker.metadata import Metadata
 from ringzero.doors.firecracker.metrics import Metrics
+from ringzero.doors.firecracker.readiness import Readiness
 from ringzero.doors.firecracker.table import API_VERSION, Operation
 from ringzero.errors import RingzeroError, StateError
 
@@ -40,8 +41,8 @@ class Console(Protocol):
 
 NOT_STARTED, RUNNING, PAUSED = "Not started", "Running", "Paused"
 APPLICATION = "Firecracker"
-# Memory of a machine that only shows how it is done, in bytes.
-_REHEARSED = 32 << 20
+# After these it is known what the guest's memory begins with.
+_OF_MEMORY = frozenset(("set_machine", "update_machine", "set_boot_source"))
 _NO_MEMORY = "missing field: either `mem_backend` or `mem_file_path` is required"
 _TWO_MEMORIES = "too many fields: either `mem_backend` or `mem_file_path` exclusively is required"
 _NO_DEVICE = "Failed perform action on device: Device not found."
@@ -76,9 +77,7 @@ class Instance:
         self._since: MemoryImage | None = None
         # A machine that was loaded has not run yet.
         self._waits = False
-        self._readiness: threading.Thread | None = None
-        # Somebody waits for that.
-        self._hurries = False
+        self._readiness = Readiness()
         self._closing = False
 
     # ---- requests ---------------------------------------------------------
@@ -97,7 +96,11 @@ class Instance:
         setter = getattr(configuration, name, None)
         if setter is None or not operation.before:
             raise faults.not_supported(f"{operation.method} {operation.path}")
-        return setter(fields)
+        setter(fields)
+        if name in _OF_MEMORY:
+            with contextlib.suppress(RingzeroError):
+                self._readiness.expect(configuration.describe(self.identifier))
+        return None
 
     def _check(self, before: bool, after: bool) -> None:
         started = self._state != NOT_STARTED
@@ -165,54 +168,22 @@ class Instance:
     # ---- life -------------------------------------------------------------
 
     def make_ready(self) -> None:
-        """Load what a start needs, on a thread beside the first requests."""
-        self._readiness = threading.Thread(target=self._load, name="ready", daemon=True)
-        self._readiness.start()
-
-    def _load(self) -> None:
-        # What goes wrong here is told when the machine is to start.
-        with contextlib.suppress(RingzeroError):
-            from ringzero.board.contract import BOARDS
-            from ringzero.config.machine import MachineConfig
-            from ringzero.engine import select
-            from ringzero.host.progress import Progress
-            from ringzero.settings import ENGINE
-
-            architecture = BOARDS.get(MachineConfig.board).architecture
-            engine = select.choose(ENGINE.get(), architecture)
-            engine.prepare(Progress(enabled=False), architecture, architecture.default_model)
-            from ringzero.board.boot import kernel  # noqa: F401 - for the start
-            from ringzero.vm import build, machine  # noqa: F401 - for the start
-
-            if not self._hurries:
-                self._rehearse()
-
-    def _rehearse(self) -> None:
-        """Put a small machine together, so that the real one takes milliseconds."""
-        from ringzero.config.machine import MachineConfig
-        from ringzero.doors.firecracker import snapshots  # noqa: F401 - for a load
-        from ringzero.settings import ENGINE
-        from ringzero.vm import copies
-        from ringzero.vm.build import assemble
-
-        with contextlib.closing(
-            assemble(MachineConfig(memory=_REHEARSED, engine=ENGINE.get()))
-        ) as parts:
-            # A state is written and read, too.
-            copies.restore(parts, copies.save(parts))
+        """Load what a start needs, beside the first requests."""
+        self._readiness.begin()
 
     def start(self) -> None:
         """Build the machine and let it boot. Raises ApiFault."""
         from ringzero.host.progress import Progress
         from ringzero.vm import builder
 
-        self._await_readiness()
+        begun = time.monotonic_ns(), time.process_time_ns()
+        self._readiness.wait()
         config = self.configuration.describe(self.identifier)
         self._console.configure(self.configuration.serial)
         try:
             config.check_files()
-            begun = time.monotonic_ns(), time.process_time_ns()
-            machine = builder.build(config, Progress(enabled=False), boot=True)
+            ground = self._readiness.take(config)
+            machine = builder.build(config, Progress(enabled=False), boot=True, ground=ground)
             self._attach(machine.parts, begun)
             self._take(machine)
             try:
@@ -239,12 +210,6 @@ class Instance:
             )
 
         parts.attach("boottimer", BootTimer(booted), ADDRESS, None, SIZE)
-
-    def _await_readiness(self) -> None:
-        self._hurries = True
-        if self._readiness is not None:
-            self._readiness.join()
-            self._readiness = None
 
     def _take(self, machine: Machine) -> None:
         """Be the machine's owner."""
@@ -308,7 +273,7 @@ class Instance:
     def close(self) -> None:
         """End the machine and free all of it."""
         self._closing = True
-        self._await_readiness()
+        self._readiness.close()
         machine, self.machine = self.machine, None
         if machine is not None:
             machine.stop()
@@ -354,7 +319,8 @@ class Instance:
             raise faults.not_supported("guest memory in hugetlbfs")
         path = Path(backend["backend_path"] if backend else fields["mem_file_path"])
         before = self.configuration
-        self._await_readiness()
+        # What was laid for a start is nobody's now.
+        self._readiness.close()
         with self._timed("load_snapshot"):
             try:
                 machine = self._load_machine(Path(fields["snapshot_path"]), path, fields)

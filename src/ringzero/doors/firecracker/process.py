@@ -164,6 +164,7 @@ class _Process:
             server = await asyncio.start_unix_server(converse, sock=listener.socket)
             self._log.info("API server started.")
             self._note_start()
+            await service.rehearse()
         flushing = asyncio.ensure_future(self._flush_metrics())
         try:
             await self._stop.wait()

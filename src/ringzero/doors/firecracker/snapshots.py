@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ringzero.vm.build import Assembly
     from ringzero.vm.machine import Machine
     from ringzero.vm.seed import Seed
+    from ringzero.vm.state import MachineState
 
 # What the file of a state begins with; behind it come the version and a SHA-256 of the rest.
 _MAGIC = "ringzero-microvm"
@@ -78,16 +79,28 @@ def save(
 
 
 def _write_state(path: Path, configuration: dict[str, Any], seed: Seed, engine: str) -> None:
+    data = encode(configuration, seed.config, engine, seed.taken, seed.state)
+    with atomic_file(path, _PRIVATE) as file:
+        file.write(data)
+
+
+def encode(
+    configuration: dict[str, Any],
+    config: MachineConfig,
+    engine: str,
+    taken: int,
+    state: MachineState,
+) -> bytes:
+    """Return what a state's file holds of a machine of `config`, taken at UTC nanoseconds."""
     tree = {
         "configuration": configuration,
-        "machine": {**config_to_tree(seed.config), "engine": engine},
-        "taken": seed.taken,
-        "state": to_tree(seed.state.parts),
+        "machine": {**config_to_tree(config), "engine": engine},
+        "taken": taken,
+        "state": to_tree(state.parts),
     }
     data = json.dumps(tree, separators=(",", ":")).encode()
     head = f"{_MAGIC} {SNAPSHOT_VERSION} {_checksum(SNAPSHOT_VERSION, data)}\n"
-    with atomic_file(path, _PRIVATE) as file:
-        file.write(head.encode() + data)
+    return head.encode() + data
 
 
 def _write_memory(path: Path, image: MemoryImage) -> None:
@@ -120,7 +133,11 @@ def _write_changes(path: Path, image: MemoryImage, since: MemoryImage) -> None:
 
 def read(path: Path) -> Saved:
     """Return what a state's file holds. Raises StateError, HostError."""
-    data = _read(path, _LONGEST_STATE)
+    return decode(_read(path, _LONGEST_STATE), path)
+
+
+def decode(data: bytes, path: Path) -> Saved:
+    """Return what `data`, which a state's file at `path` had, holds. Raises StateError."""
     version, digest, rest = _head(data, path)
     if version.partition(".")[0] != SNAPSHOT_VERSION.partition(".")[0]:
         raise StateError(

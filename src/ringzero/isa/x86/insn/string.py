@@ -1,7 +1,7 @@
 """String instructions, with REP (Intel SDM vol. 2: MOVS, STOS, LODS, CMPS, SCAS).
 
-REP runs page by page with the host's memcpy and memset where it can, and
-element by element where it cannot (devices, overlaps, backwards). After each
+REP runs page by page, with the host's memcpy and memset unless the two overlap, and
+element by element where it cannot (devices, backwards). After each
 element or page the registers are up to date, so faults and interrupts are
 precise; after `YIELD` elements the instruction is left and begun again, so
 that interrupts are not kept waiting.
@@ -153,8 +153,13 @@ def _make_movs(size: int) -> Any:
                 if host != 0:
                     to = probe_write_bulk(cpu, target, count * size)
                     length = count * size
-                    if to != 0 and (to + length <= host or host + length <= to):
-                        copy_memory(to, host, length)
+                    if to != 0:
+                        if to + length <= host or host + length <= to:
+                            copy_memory(to, host, length)
+                        else:
+                            # What is copied may be copied again, as compression has it.
+                            for i in range(count):
+                                store(T, to + i * size, load(T, host + i * size))
                         done = count
                     end_exclusive(cpu)
             if done == 0:
