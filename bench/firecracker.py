@@ -20,9 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from ringzero.image.micro import COMMAND_LINE
 from tests.doors.firecracker.microvm import BOOT_ARGS, UP, MicroVm, guest
 from tests.doors.serving import Client
+
+from ringzero.image.micro import COMMAND_LINE
 
 RINGZERO = Path(sys.executable).with_name("ringzero")
 # How long a process is given to load what it needs, as a client that describes a machine gives it.
