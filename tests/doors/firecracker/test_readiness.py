@@ -77,9 +77,7 @@ def test_a_kernel_that_has_changed_is_read_again(ready, config, tmp_path, how):
     assert ready.take(config) is None
 
 
-@pytest.mark.parametrize(
-    "fields", [{"agent": True}, {"kernel": None}, {"cpus": 2}, {"cpu": "host"}]
-)
+@pytest.mark.parametrize("fields", [{"agent": True}, {"cpus": 2}, {"cpu": "host"}])
 def test_what_a_groundwork_is_not_good_for(ready, config, fields):
     laid(ready, config)
     assert ready.take(replace(config, **fields)) is None
