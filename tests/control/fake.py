@@ -135,6 +135,9 @@ class Fake(FakeMachine):
     def leave(self):
         pass
 
+    def disks_still(self):
+        return contextlib.nullcontext()
+
     def keep_from_children(self):
         pass
 

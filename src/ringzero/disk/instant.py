@@ -12,6 +12,10 @@ instant is read for elsewhere is copied into it for as long as there is a reader
 
 The image stays open, and locked, until the machine and the last instant have
 let go of it. Copies lie in anonymous memory, as much as the machine overwrites.
+
+Requests pass a gate, so that somebody may change what is behind them: watchers
+(`Watcher`) come and go while no request is in flight, and another file takes over
+(`take_over`), which block jobs do (`ringzero.disk.jobs`).
 """
 
 from __future__ import annotations
@@ -20,14 +24,16 @@ import mmap
 import os
 import select
 import threading
-from collections.abc import Iterator
-from typing import Self
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, Self
 
 from ringzero.disk.contract import Disk, DiskInfo, Extent, Kind, Run, Sample, Surroundings
+from ringzero.disk.mapped import Gate
 from ringzero.disk.overlay import OverlayDisk
 from ringzero.disk.storage import MemoryStorage, Storage
 from ringzero.disk.vectors import Buffers, Views, as_views, cut, total
-from ringzero.errors import DiskReadOnlyError, InvalidValueError
+from ringzero.errors import ConflictError, DiskReadOnlyError, InvalidValueError
 from ringzero.units import KIB
 
 # What is copied aside at once; as the overlay's clusters, for the same reason.
@@ -95,17 +101,35 @@ class Readers:
             instant.close()
 
 
+class Watcher(Protocol):
+    """Who hears of changes to a live disk, on the thread that makes them, inside the gate.
+
+    Neither call may raise, nor use the gate.
+    """
+
+    def before(self, offset: int, length: int) -> None:
+        """Hear that a range, which may not be on the disk, is about to be changed."""
+
+    def after(self, offset: int, length: int) -> None:
+        """Hear that it has been changed, or that this has failed."""
+
+
 class LiveDisk:
     """A machine's disk, of which instants can be taken; owns `disk`.
 
-    Has what a block device needs of a disk, and is as safe for threads.
+    Has what a block device needs of a disk, and is as safe for threads. `on_close` are called
+    before it lets go of the disk.
     """
 
     def __init__(self, disk: Disk) -> None:
         self.disk = disk
         self.read_only = disk.read_only
-        self.read_into = disk.read_into
-        self.flush = disk.flush
+        self.on_close: list[Callable[[], None]] = []
+        self._gate = Gate()
+        self._watchers: tuple[Watcher, ...] = ()
+        # What were layers before, and may still be read by instants.
+        self._retired: list[Disk] = []
+        self._unshared: list[object] = []
         self._newest: InstantDisk | None = None
         self._readers: list[Readers] = []
         # Guards the instants' counts too; held while something is copied aside.
@@ -118,21 +142,69 @@ class LiveDisk:
         """The guest-visible size in bytes."""
         return self.disk.size
 
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Be a request in the block, which may then use `disk`; not to be nested."""
+        self._gate.enter()
+        try:
+            yield
+        finally:
+            self._gate.leave()
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Have no request in flight in the block; the others wait."""
+        with self._gate.alone():
+            yield
+
+    def read_into(self, offset: int, buffers: Buffers) -> None:
+        """Read as `Disk.read_into` does."""
+        self._gate.enter()
+        try:
+            self.disk.read_into(offset, buffers)
+        finally:
+            self._gate.leave()
+
+    def flush(self) -> None:
+        """Flush as `Disk.flush` does."""
+        with self.passing():
+            self.disk.flush()
+
     def write(self, offset: int, buffers: Buffers) -> None:
         """Write as `Disk.write` does."""
-        if self._newest is not None or self._readers:
-            self._save(offset, total(as_views(buffers)))
-        self.disk.write(offset, buffers)
+        self._gate.enter()
+        try:
+            if self._newest is None and not self._readers and not self._watchers:
+                self.disk.write(offset, buffers)
+            else:
+                with self._told(offset, total(as_views(buffers))):
+                    self.disk.write(offset, buffers)
+        finally:
+            self._gate.leave()
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
         """Make a range read as zeroes."""
-        self._save(offset, length)
-        self.disk.write_zeroes(offset, length, unmap=unmap)
+        with self.passing(), self._told(offset, length):
+            self.disk.write_zeroes(offset, length, unmap=unmap)
 
     def discard(self, offset: int, length: int) -> None:
         """Say that a range is no longer needed."""
+        with self.passing(), self._told(offset, length):
+            self.disk.discard(offset, length)
+
+    @contextmanager
+    def _told(self, offset: int, length: int) -> Iterator[None]:
+        """Let all hear who want to that a range is changed in the block."""
         self._save(offset, length)
-        self.disk.discard(offset, length)
+        # Those that came before it began; others come when nothing is in flight.
+        watchers = self._watchers
+        for watcher in watchers:
+            watcher.before(offset, length)
+        try:
+            yield
+        finally:
+            for watcher in watchers:
+                watcher.after(offset, length)
 
     def _save(self, offset: int, length: int) -> None:
         with self.lock:
@@ -154,10 +226,72 @@ class LiveDisk:
         with self.lock:
             if self._holders > 1 or self._readers:
                 raise InvalidValueError("copies of the machine still read the disk")
+            if self.on_close:
+                raise InvalidValueError(
+                    "a block job or an export uses the disk", hint="end it first"
+                )
             self.flush()
             self.disk.close()
             self.disk = disk
-            self.read_into, self.flush = disk.read_into, disk.flush
+
+    def watch(self, watcher: Watcher) -> None:
+        """Have `watcher` hear of all changes that begin from now on; none is in flight now.
+
+        To be called in a block of `still`.
+        """
+        self._watchers += (watcher,)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Have `watcher` hear no more; of what is in flight it may still."""
+        self._watchers = tuple(one for one in self._watchers if one is not watcher)
+
+    def take_over(self, disk: Disk) -> Disk:
+        """Be another disk that reads the same from now on; return the old one, to be retired.
+
+        To be called in a block of `still`.
+        """
+        old, self.disk = self.disk, disk
+        return old
+
+    def retire(self, layers: Sequence[Disk]) -> None:
+        """Close what were layers of the disk, each alone, once no instant reads them any more."""
+        with self.lock:
+            self._retired += layers
+            if self._holders <= 1:
+                self._close_retired()
+
+    def _close_retired(self) -> None:
+        retired, self._retired = self._retired, []
+        for layer in retired:
+            # What is below it is used elsewhere, or among them.
+            layer.backing = None
+            layer.close()
+
+    def keep_unshared(self, who: object) -> None:
+        """Have no other process read instants until `shared_again`.
+
+        For who writes to layers below the disk, whose tables another process has in its own
+        memory. Raises ConflictError while some do.
+        """
+        with self.lock:
+            if any(not readers.gone for readers in self._readers):
+                raise ConflictError(
+                    "copies of the machine read the disk", hint="end the copies first"
+                )
+            self._unshared.append(who)
+
+    def require_shared(self) -> None:
+        """Raise ConflictError while other processes are not to read instants."""
+        if self._unshared:
+            raise ConflictError(
+                "a block job writes to the disk's backing files",
+                hint="wait until it is over: `ringzero disk job`",
+            )
+
+    def shared_again(self, who: object) -> None:
+        """Let other processes read instants."""
+        with self.lock:
+            self._unshared = [one for one in self._unshared if one is not who]
 
     def become(self, content: Disk) -> None:
         """Make the disk read as `content`, of the same size; what differs is written, and flushed.
@@ -180,8 +314,8 @@ class LiveDisk:
         self.flush()
 
     def instant(self) -> InstantDisk:
-        """Return the content as it is now, to be closed; no write may be in flight."""
-        with self.lock:
+        """Return the content as it is now, to be closed."""
+        with self._gate.alone(), self.lock:
             newest = self._newest
             if newest is not None and newest.untouched:
                 return newest.hold()
@@ -203,6 +337,10 @@ class LiveDisk:
             if self._closed:
                 return
             self._closed = True
+        # Not under the lock: requests in flight may want it.
+        for leave in list(self.on_close):
+            leave()
+        with self.lock:
             try:
                 self.flush()
             finally:
@@ -218,6 +356,9 @@ class LiveDisk:
 
     def _release(self) -> None:
         self._holders -= 1
+        if self._holders <= 1:
+            # What is left is the machine, or nobody.
+            self._close_retired()
         if self._holders == 0:
             self.disk.close()
 
@@ -269,10 +410,11 @@ class InstantDisk(Disk):
     def share(self) -> Readers:
         """Let processes that are forked from now on, until `Readers.complete`, read this too.
 
-        No write may be in flight at a fork. In such a process the instant may be read and
-        `grow` called; what belongs to the original there is left alone.
+        No request may be in flight at a fork. In such a process the instant may be read and
+        `grow` called; what belongs to the original there is left alone. Raises ConflictError.
         """
         with self._live.lock:
+            self._live.require_shared()
             chain: list[InstantDisk] = []
             instant: InstantDisk | None = self
             while instant is not None:

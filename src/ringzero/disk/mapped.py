@@ -27,7 +27,15 @@ from contextlib import contextmanager
 from ringzero.disk.batch import Checked
 from ringzero.disk.contract import Disk, Kind, Run
 from ringzero.disk.storage import Storage
-from ringzero.disk.vectors import Views, cut, fill_zeroes, total, zero_views
+from ringzero.disk.vectors import (
+    Buffers,
+    Views,
+    as_views,
+    cut,
+    fill_zeroes,
+    total,
+    zero_views,
+)
 
 # What `_spot` says of a small range that is not plain data.
 SPOT_ZERO = -1  # it reads as zeroes
@@ -305,6 +313,21 @@ class MappedDisk(Disk):
                 if run.kind is Kind.ABSENT:
                     self._write_new(offset + done, cut(views, done, run.length))
                 done += run.length
+
+    def fill(self, offset: int, buffers: Buffers) -> None:
+        """Write `buffers` where this layer holds nothing; what it holds stays, whoever wrote it.
+
+        Raises what `write` raises.
+        """
+        views = as_views(buffers)
+        self._check_write(offset, total(views))
+        if views:
+            self._prepare([(offset, views)])
+            self._gate.enter()
+            try:
+                self._keep(offset, views)
+            finally:
+                self._gate.leave()
 
     # ---- writing ----------------------------------------------------------
 

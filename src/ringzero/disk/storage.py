@@ -194,16 +194,15 @@ class FileStorage(Storage):
             self._size = os.lseek(self.fd, 0, os.SEEK_END)
             self._size_lock = threading.Lock()
             if lock:
-                self._lock()
+                self.lock()
         except BaseException:
             os.close(self.fd)
             self.fd = -1
             raise
 
-    def _lock(self) -> None:
-        mine = [_CONSISTENT_READ] + ([] if self.read_only else [_WRITE, _RESIZE])
-        denied = [_WRITE, _RESIZE]
-        taken = [_LOCK_USED + bit for bit in mine] + [_LOCK_UNSHARED + bit for bit in denied]
+    def lock(self) -> None:
+        """Take the locks that opening takes; raises DiskLockedError, and then has some of them."""
+        mine, denied, taken = self._locks()
         if not all(blockfile.lock_byte(self.fd, byte) for byte in taken):
             return
         clash = any(blockfile.byte_is_locked(self.fd, _LOCK_UNSHARED + bit) for bit in mine)
@@ -215,6 +214,21 @@ class FileStorage(Storage):
                 else "stop the machine or tool that has it open, or make an overlay on a copy",
                 path=self.path,
             )
+
+    def unlock(self) -> None:
+        """Give up the locks, so that the same file may be opened another way before it closes."""
+        for byte in self._locks()[2]:
+            blockfile.unlock_byte(self.fd, byte)
+
+    def _locks(self) -> tuple[list[int], list[int], list[int]]:
+        """Return the permissions that are used, those that are denied, and the bytes for both."""
+        mine = [_CONSISTENT_READ] + ([] if self.read_only else [_WRITE, _RESIZE])
+        denied = [_WRITE, _RESIZE]
+        return (
+            mine,
+            denied,
+            [_LOCK_USED + bit for bit in mine] + [_LOCK_UNSHARED + bit for bit in denied],
+        )
 
     @property
     def size(self) -> int:

@@ -561,6 +561,14 @@ class Machine:
         """Leave this machine's memory out of processes forked from now on; after `seed`."""
         self.parts.memory.host.keep_from_children()
 
+    @contextlib.contextmanager
+    def disks_still(self) -> Iterator[None]:
+        """Have nobody use the disks in a `with` block: no guest, block job or export."""
+        with contextlib.ExitStack() as stack:
+            for disk in self.disks:
+                stack.enter_context(disk.still())
+            yield
+
     def prepare_confinement(self) -> None:
         """Start what the process cannot start any more once it is confined; before `start`."""
         self._start.prepare()

@@ -122,7 +122,7 @@ def _fork_middle(keeper: Keeper, made: Sequence[Claim], report: int) -> int:
     """Fork the process that forks the copies; return its number."""
     machine = keeper.machine
     # At the fork no device may be at work, and no lock of a disk held.
-    with machine.frozen(), machine.seed(len(made)) as seed:
+    with machine.frozen(), machine.seed(len(made)) as seed, machine.disks_still():
         machine.keep_from_children()
         readers = seed.share()
         try:

@@ -137,6 +137,10 @@ class KeptGuest(Guest, Protocol):
         """Do what its process cannot do any more once it is confined; before `start`."""
         ...
 
+    def disks_still(self) -> AbstractContextManager[None]:
+        """Have nobody use the disks in the block: no guest, block job or export."""
+        ...
+
     def keep_from_children(self) -> None:
         """Leave the machine's memory out of processes forked from now on."""
         ...

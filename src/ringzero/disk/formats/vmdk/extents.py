@@ -480,6 +480,9 @@ class SparseExtent(Part, MappedDisk):
             length = run_end - offset
             if kind is Kind.DATA:
                 host = entry * SECTOR + (offset - base) % grain
+                if host + length > file_end:
+                    # Another thread may have written the grain, and entered it, since.
+                    file_end = self.storage.size
                 if entry * SECTOR >= file_end:
                     raise self._outside(entry)
                 if self._unsafe and not self._unsafe.isdisjoint(items[index:stop]):
