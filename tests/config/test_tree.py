@@ -33,6 +33,7 @@ def test_every_kind_survives(tmp_path):
         nets=["none", f"socket={tmp_path}/c,listen,mtu=1280"],
         shares=[f"{tmp_path}:/m:ro"],
         balloon="64M,oom,stats=2,reporting",
+        pmem=f"{tmp_path}/p,ro",
     )
     assert {device.kind for device in config.devices} == set(DEVICE_CONFIGS.names())
     assert config_from_tree(json.loads(json.dumps(config_to_tree(config)))) == config

@@ -92,3 +92,66 @@ def test_integers(memory):
     memory.write_int(0x100, 4, 0x1_2345_6789)
     assert memory.read(0x100, 4) == bytes.fromhex("89674523")
     assert memory.read_int(0x100, 2) == 0x6789
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"file" + bytes(6000))
+    descriptor = os.open(path, os.O_RDWR)
+    yield descriptor
+    os.close(descriptor)
+
+
+ROOM = [(128 * MIB, 2 * MIB), (256 * MIB, 4 * MIB)]
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, LAYOUT[:1]])
+@pytest.mark.parametrize("large", [False, True])
+def test_files_beside_ram(file, layout, large):
+    memory = GuestMemory(layout, large_pages=large, files=ROOM)
+    memory.map_file(ROOM[0][0], file, 6004, shared=True)
+    memory.map_file(ROOM[1][0], file, 6004, shared=False)
+    assert [memory.read(base, 4) for base, _ in ROOM] == [b"file"] * 2
+    assert memory.is_ram(ROOM[1][0], ROOM[1][1]) and not memory.is_ram(260 * MIB, 1)
+    # Engines have room for two regions; where RAM lies is another matter.
+    assert len(memory.mapped) == 2 and memory.mapped[-1].end == 260 * MIB
+    assert [(r.base, r.size) for r in memory.regions] == layout
+    assert memory.size == sum(size for _, size in layout) == memory.host.freeze().size
+    memory.write(ROOM[0][0] + 10, b"to all")
+    assert not memory.has_written_file(ROOM[1][0])
+    memory.write(ROOM[1][0] + 20, b"to itself")
+    assert memory.has_written_file(ROOM[1][0]) and not memory.has_written_file(ROOM[0][0])
+    assert os.pread(file, 30, 0) == b"file" + bytes(6) + b"to all" + bytes(14)
+    # Much at once, zeroes, and what a balloon gives away: nothing leaves the room.
+    memory.write(ROOM[1][0], b"x" * BULK)
+    memory.clear(ROOM[1][0], 4096)
+    assert memory.read(ROOM[1][0], 4097) == bytes(4096) + b"x"
+    memory.discard(ROOM[0][0], 4096)
+    assert memory.read(ROOM[0][0], 4) == b"file"
+    assert os.fstat(file).st_size == 6004
+    memory.close()
+
+
+def test_a_copy_has_no_files_but_its_own(file):
+    memory = GuestMemory(LAYOUT, files=ROOM)
+    memory.map_file(ROOM[0][0], file, 6004, shared=True)
+    memory.write(0, b"ram")
+    with contextlib.closing(memory.host.freeze()) as image:
+        copy = GuestMemory(LAYOUT, image, files=ROOM)
+        memory.write(ROOM[0][0], b"more")
+        assert copy.read(0, 3) == b"ram"
+        assert copy.read(ROOM[0][0], 4) == bytes(4)
+        copy.map_file(ROOM[0][0], file, 6004, shared=False)
+        assert copy.read(ROOM[0][0], 4) == b"more"
+        memory.become(image)
+        assert memory.read(ROOM[0][0], 4) == b"more"
+    memory.close()
+    copy.close()
+
+
+def test_a_file_has_no_more_room_than_there_is(file):
+    memory = GuestMemory(LAYOUT, files=ROOM)
+    with pytest.raises(GuestAddressError):
+        memory.map_file(ROOM[1][0], file, 5 * MIB, shared=True)
+    memory.close()

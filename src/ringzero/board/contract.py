@@ -15,7 +15,7 @@ from ringzero.devices.contract import Device
 from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.engine.contract import Vcpu
 from ringzero.engine.exits import Exit
-from ringzero.errors import DeviceError
+from ringzero.errors import DeviceError, InvalidValueError
 from ringzero.isa.contract import Architecture
 from ringzero.records import field, record
 from ringzero.registry import Registry
@@ -151,6 +151,16 @@ class Board(ABC):
     @abstractmethod
     def ram_layout(size: int) -> list[tuple[int, int]]:
         """Return the (base, size) RAM regions of `size` bytes; raises InvalidValueError."""
+
+    @staticmethod
+    def file_layout(size: int, files: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the (base, size), above `size` bytes of RAM, of files of such sizes.
+
+        Raises InvalidValueError where the board has no room for any.
+        """
+        if files:
+            raise InvalidValueError("this board has no persistent memory")
+        return []
 
     @abstractmethod
     def __init__(self, parts: BoardParts) -> None: ...

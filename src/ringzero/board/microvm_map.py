@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ringzero.core.memory import PAGE_SIZE
 from ringzero.errors import InvalidValueError
 from ringzero.units import GIB, MIB, format_size
@@ -58,6 +60,8 @@ HIGH_MEMORY = 0x100000
 
 # Less than this holds no kernel and no boot structures.
 MINIMUM_MEMORY = 4 * MIB
+# Linux takes memory in sections of this size, and kernels before 5.3 no part of one.
+FILE_ALIGNMENT = 128 * MIB
 
 
 def ram_layout(size: int) -> list[tuple[int, int]]:
@@ -70,3 +74,14 @@ def ram_layout(size: int) -> list[tuple[int, int]]:
     if size <= HOLE_START:
         return [(0, size)]
     return [(0, HOLE_START), (HOLE_END, size - HOLE_START)]
+
+
+def file_layout(size: int, files: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the (base, size) of files of such sizes beside `size` bytes of RAM."""
+    base = max(region + length for region, length in ram_layout(size))
+    found = []
+    for length in files:
+        base = max(HOLE_END, -(-base // FILE_ALIGNMENT) * FILE_ALIGNMENT)
+        found.append((base, length))
+        base += length
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ringzero.errors import GuestAddressError, StateError
 from ringzero.host.memory import HostMemory, MemoryImage
@@ -36,6 +36,10 @@ class GuestMemory:
     `layout` lists (base, size) pairs, page-aligned, ascending, not overlapping;
     `image` is what it begins as, a copy of a frozen machine's memory of that layout.
     `large_pages` as for HostMemory.
+
+    `files` lists (base, size) of room beside RAM, above all of it, for files (`map_file`): devices
+    and vCPUs reach it in the same way, but it is no part of what is saved or copied (`size`).
+
     Every access outside RAM raises GuestAddressError: addresses come from the
     guest and are never trusted. Whoever writes through `view` says so with
     `mark_written` once the bytes are there, so that engines drop stale code.
@@ -47,6 +51,7 @@ class GuestMemory:
         image: MemoryImage | None = None,
         *,
         large_pages: bool = False,
+        files: Sequence[tuple[int, int]] = (),
     ) -> None:
         offset = 0
         regions: list[RamRegion] = []
@@ -61,9 +66,18 @@ class GuestMemory:
         self.size = offset
         if image is not None:
             self._check_size(image)
-        self.host = HostMemory("guest-ram", offset, image, large_pages=large_pages)
+        # `regions` is where RAM lies; this is, for engines, with the room for files.
+        self.mapped = _with_files(regions, files)
+        end = max(region.offset + region.size for region in self.mapped)
+        # All that has an address in the host mapping.
+        self.extent = end
+        self.host = HostMemory(
+            "guest-ram", offset, image, large_pages=large_pages, files=end - offset
+        )
         # Base, end, and how far the host's offset is from the guest's address.
-        self._spans = [(region.base, region.end, region.offset - region.base) for region in regions]
+        self._spans = [
+            (region.base, region.end, region.offset - region.base) for region in self.mapped
+        ]
         self._listeners: list[WriteListener] = []
 
     def offset_of(self, gpa: int, count: int) -> int:
@@ -148,6 +162,19 @@ class GuestMemory:
         """Call `listener(gpa, count)` after every write that is not a vCPU's own."""
         self._listeners.append(listener)
 
+    def map_file(self, gpa: int, fd: int, count: int, *, shared: bool) -> None:
+        """Have the first `count` bytes of a file, in whole pages, at `gpa`, in the room for files.
+
+        It must not be made shorter meanwhile. What is written goes to the file where it is
+        `shared`. Raises GuestAddressError, HostError.
+        """
+        size = -(-count // PAGE_SIZE) * PAGE_SIZE
+        self.host.map_file(self.offset_of(gpa, size), fd, size, shared=shared)
+
+    def has_written_file(self, gpa: int) -> bool:
+        """Whether what is mapped at `gpa` differs from its file, which is not shared."""
+        return self.host.has_written_file(self.offset_of(gpa, 1))
+
     def become(self, image: MemoryImage) -> None:
         """Have the content of `image`, a memory of this layout, and tell the listeners.
 
@@ -167,3 +194,17 @@ class GuestMemory:
     def close(self) -> None:
         """Give the memory back to the host."""
         self.host.close()
+
+
+def _with_files(
+    regions: Sequence[RamRegion], files: Sequence[tuple[int, int]]
+) -> tuple[RamRegion, ...]:
+    """Return the regions with those of files, as one where an engine has room for two only."""
+    if not files:
+        return tuple(regions)
+    first, end = files[0][0], max(base + size for base, size in files)
+    last = regions[-1]
+    if len(regions) > 1:
+        # One region, with a gap between RAM and the files.
+        return (*regions[:-1], RamRegion(last.base, end - last.base, last.offset))
+    return (*regions, RamRegion(first, end - first, last.offset + last.size))

@@ -162,6 +162,9 @@ class HostMemory:
     makes it private in place. Pages take no host memory until they are
     touched. `view` is the whole mapping.
 
+    Behind it lie `files` bytes more, for files of the host's (`map_file`): they have addresses
+    in `view`, and are no part of the content.
+
     With `large_pages` it begins as memory of this process alone, to which the host
     gives pages of 2 MiB; then the first `freeze` copies what was touched. Raises HostError.
     """
@@ -173,6 +176,7 @@ class HostMemory:
         image: MemoryImage | None = None,
         *,
         large_pages: bool = False,
+        files: int = 0,
     ) -> None:
         self.size = size
         self._anonymous = large_pages and image is None
@@ -183,7 +187,9 @@ class HostMemory:
                 os.ftruncate(fd, size)
             # Reserves the addresses; mmap objects of a file would keep a descriptor each.
             self._map = mmap.mmap(
-                -1, size + _LARGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+                -1,
+                size + files + _LARGE_PAGE,
+                mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE,
             )
         except (OSError, ValueError, OverflowError) as cause:
             if fd >= 0:
@@ -197,8 +203,10 @@ class HostMemory:
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         lead = -start % _LARGE_PAGE
         self.address = start + lead
-        self.view = memoryview(self._map)[lead : lead + size]
+        self.view = memoryview(self._map)[lead : lead + size + files]
         self._closed = False
+        # Files that are mapped behind it and not shared: bytes by offset.
+        self._files: dict[int, int] = {}
         try:
             if self._anonymous:
                 # Advice: a host without such pages is slower, and that is all.
@@ -225,6 +233,26 @@ class HostMemory:
         got = _LIBC.mmap(self.address, self.size, protection, flags, self.base.fd, 0)
         if got != self.address:
             raise _no_memory("a copy of a machine", self.size)
+
+    def map_file(self, offset: int, fd: int, length: int, *, shared: bool) -> None:
+        """Map `length` bytes of a file at `offset`, behind the content; before anybody reads there.
+
+        What is written goes to the file where it is `shared`, else it stays here. The file must
+        not be made shorter meanwhile. Raises HostError.
+        """
+        flags = (mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE) | _MAP_FIXED
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        place = self.address + offset
+        if _LIBC.mmap(place, length, protection, flags, fd, 0) != place:
+            reason = os.strerror(ctypes.get_errno())
+            raise HostError(f"the host does not map a file: {reason}", size=length)
+        if not shared:
+            self._files[offset] = length
+
+    def has_written_file(self, offset: int) -> bool:
+        """Whether what is mapped at `offset`, and is not shared, may differ from its file."""
+        length = self._files.get(offset, 0)
+        return bool(length) and bool(self._anonymous_pages(self.address + offset, length))
 
     def freeze(self, limit: int = COPY_LIMIT, *, clones: int = 1) -> MemoryImage:
         """Return the content as it is now; it goes on as a private copy of that.
@@ -324,19 +352,21 @@ class HostMemory:
         first, last = first & -PAGE, -(-(self.size if last is None else last) // PAGE) * PAGE
         if not self.private:
             return list(self.base.extents(first, last))
+        found = self._anonymous_pages(self.address + first, last - first)
+        return [(start - self.address, end - self.address) for start, end in found]
+
+    def _anonymous_pages(self, address: int, size: int) -> list[tuple[int, int]]:
+        """Return (start, end) of pages of a private mapping that are not its file's, as runs."""
         try:
             descriptor = os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             # A host without /proc: any page may differ.
-            return [(first, last)] if first < last else []
+            return [(address, address + size)] if size > 0 else []
         try:
-            where = self.address + first, last - first
-            found = scan_pages(descriptor, *where)
-            if found is None:
-                found = read_pages(descriptor, *where)
+            found = scan_pages(descriptor, address, size)
+            return read_pages(descriptor, address, size) if found is None else found
         finally:
             os.close(descriptor)
-        return [(start - self.address, end - self.address) for start, end in found]
 
     def filled(self) -> list[tuple[int, int]]:
         """Return (start, end) of what may hold other than zeroes, as runs; some may be twice."""
@@ -361,7 +391,7 @@ class HostMemory:
         Pages that were never touched cost no page fault each, and other threads run
         meanwhile. Raises HostError.
         """
-        if self.private:
+        if self.private or offset >= self.size:
             _copy(self.view[offset : offset + len(data)], memoryview(data))
             return
         try:
@@ -375,6 +405,9 @@ class HostMemory:
     def clear(self, offset: int, count: int) -> None:
         """Make `count` bytes zero; pages that were never touched stay so."""
         end = offset + count
+        if offset >= self.size:
+            self.view[offset:end] = bytes(count)
+            return
         for start, stop in [*self.base.extents(offset, end), *self._changed_within(offset, end)]:
             self.view[start:stop] = bytes(stop - start)
 
@@ -383,6 +416,9 @@ class HostMemory:
 
         They hold zeroes then; in a copy, what it began with.
         """
+        if offset >= self.size:
+            # What lies in a file is not ours to give away.
+            return
         # A copy's own pages go, and with them what it had changed; shared memory gets a hole.
         advice = _MADV_DONTNEED if self.private else _MADV_REMOVE
         _LIBC.madvise(self.address + offset, count, advice)

@@ -87,6 +87,7 @@ class Assembly:
             self._closing.callback(ground.close)
             self.devices = Devices(self.config, disks)
             self._closing.callback(self.devices.close)
+            self.devices.place(ground.memory, ground.files)
             self.disks = self.devices.disks
             board_type = BOARDS.get(self.config.board)
             architecture = board_type.architecture

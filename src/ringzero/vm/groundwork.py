@@ -6,7 +6,7 @@ first, and loads all that a machine is made of while the kernel is being copied.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ringzero.board.contract import BOARDS
 from ringzero.config.machine import MachineConfig
@@ -44,8 +44,14 @@ class Groundwork:
         self._take(begins)
         # Whether there may be a kernel that was not read yet.
         self.waits = later
+        files = _room_for_files(config)
+        # Where files of the host's lie in guest-physical memory, in the order of their devices.
+        self.files = board.file_layout(config.memory, files)
         self.memory = GuestMemory(
-            board.ram_layout(config.memory), content, large_pages=engine.likes_large_pages
+            board.ram_layout(config.memory),
+            content,
+            large_pages=engine.likes_large_pages,
+            files=self.files,
         )
         self.loading: Loading | None = None
         if self.kernel is not None:
@@ -64,7 +70,14 @@ class Groundwork:
             config, name=ours.name, devices=ours.devices, command_line=ours.command_line
         )
         # A guest's boot loader, or an agent that is brought into it, has a say in these.
-        if self.waits or alike != ours or config.agent or config.boot_entry is not None:
+        files = BOARDS.get(config.board).file_layout(config.memory, _room_for_files(config))
+        if (
+            self.waits
+            or alike != ours
+            or files != self.files
+            or config.agent
+            or config.boot_entry is not None
+        ):
             return False
         self.config, self.command_line = config, config.command_line
         return True
@@ -89,6 +102,16 @@ class Groundwork:
         if self.loading is not None:
             self.loading.join()
         self.memory.close()
+
+
+def _room_for_files(config: MachineConfig) -> list[int]:
+    """Return how many bytes of guest-physical memory each file takes that it is to have."""
+    devices: list[Any] = [device for device in config.devices if device.kind == "pmem"]
+    if not devices:
+        return []
+    from ringzero.vm.ends.backends.pmem import room_for
+
+    return room_for(devices)
 
 
 def _completed(config: MachineConfig, *, saved: bool = False) -> MachineConfig:

@@ -523,15 +523,17 @@ class Machine:
         with self.frozen():
             copies.restore(self.parts, state)
 
-    def seed(self, clones: int = 1) -> Seed:
+    def seed(self, clones: int = 1, *, same_files: bool = False) -> Seed:
         """Return what the machine is now, for clones to grow from; close it after use.
 
-        How many it will be decides what they share, and how. The guest stands still for some
-        milliseconds and goes on where it was. Raises InvalidValueError when the guest has ended,
-        StateError, HostError.
+        How many it will be decides what they share, and how. With `same_files` a copy takes this
+        machine's place: persistent memory that is written to is its own then. The guest stands
+        still for some milliseconds and goes on where it was. Raises InvalidValueError when the
+        guest has ended, StateError, HostError.
         """
         self._refuse_ended_and_hooks()
         with self.frozen():
+            self.parts.devices.check_copied(same_files=same_files)
             return copies.take_seed(self.parts, clones)
 
     def _refuse_ended_and_hooks(self) -> None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ringzero.config.devices.pmem import PmemConfig
 from ringzero.doors.firecracker import faults, table
 from ringzero.doors.firecracker.table import API_VERSION
 
@@ -227,9 +228,53 @@ def test_the_log_and_the_metrics(api, tmp_path):
 
 
 def test_what_is_not_there_says_so(api):
-    assert "virtio-pmem" in api.fault("PUT", "/pmem/p", {"id": "p", "path_on_host": "/x"})
     memory = {"total_size_mib": 1024}
     assert "not supported" in api.fault("PUT", "/hotplug/memory", memory)
+
+
+def test_persistent_memory(api, tmp_path):
+    first, second = tmp_path / "one", tmp_path / "two"
+    for path in (first, second):
+        path.write_bytes(b"1")
+    api.put("/boot-source", kernel_image_path=str(first), boot_args="quiet")
+    api.put("/pmem/a", id="a", path_on_host=str(first))
+    api.put("/pmem/b", id="b", path_on_host=str(second), root_device=True, read_only=True)
+    kept = api.ask("GET", "/vm/config")[1]["pmem"]
+    assert kept[1] == {
+        "id": "b",
+        "path_on_host": str(second),
+        "root_device": True,
+        "read_only": True,
+        "rate_limiter": None,
+    }
+    config = api.instance.configuration.describe("m1")
+    assert config.devices == (PmemConfig(first), PmemConfig(second, read_only=True))
+    assert config.command_line == "quiet root=/dev/pmem1 ro"
+    # Another description of the same; the order stays.
+    api.put("/pmem/a", id="a", path_on_host=str(first), read_only=True)
+    assert [item["id"] for item in api.ask("GET", "/vm/config")[1]["pmem"]] == ["a", "b"]
+    root = {"id": "a", "path_on_host": str(first), "root_device": True}
+    assert "root" in api.fault("PUT", "/pmem/a", root)
+    assert "root" in api.fault("PUT", "/drives/r", drive(first, "r") | {"is_root_device": True})
+    assert "BEFORE" not in api.fault("PATCH", "/pmem/a", {"id": "a"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"path_on_host": "/missing"}, "No such file"),
+        ({"path_on_host": "/"}, "Is a directory"),
+        ({"path_on_host": "EMPTY"}, "is empty"),
+        ({}, "missing field `path_on_host`"),
+        ({"path_on_host": "EMPTY", "dax": True}, "unknown field `dax`"),
+    ],
+)
+def test_persistent_memory_that_is_none(api, tmp_path, fields, part):
+    (tmp_path / "empty").touch()
+    if fields.get("path_on_host") == "EMPTY":
+        fields = {**fields, "path_on_host": str(tmp_path / "empty")}
+    assert part in api.fault("PUT", "/pmem/p", {"id": "p", **fields})
+    assert api.ask("GET", "/vm/config")[1]["pmem"] == []
 
 
 @pytest.mark.parametrize("path", ["//[x", "/mmds?%zz", "/%ff", "http://[::1"])

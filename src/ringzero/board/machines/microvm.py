@@ -41,6 +41,7 @@ class Microvm(Board):
 
     architecture = X86_64
     ram_layout = staticmethod(memmap.ram_layout)
+    file_layout = staticmethod(memmap.file_layout)
 
     def __init__(self, parts: BoardParts) -> None:
         self.memory = parts.memory

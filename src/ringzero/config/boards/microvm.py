@@ -20,6 +20,6 @@ MICROVM = BOARD_LIMITS.register("microvm")(
         devices=17,
         # Linux has one way from a guest to its host (af_vsock's transport_g2h); a copy's guest
         # can be told the addresses of so many interfaces (`ringzero.vm.guest.identity`).
-        of_kind={"balloon": 1, "vsock": 1, "net": 8, "share": 64},
+        of_kind={"balloon": 1, "pmem": 8, "vsock": 1, "net": 8, "share": 64},
     )
 )

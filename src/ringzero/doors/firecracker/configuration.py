@@ -12,6 +12,7 @@ from ringzero.config.device import NAME, DeviceConfig
 from ringzero.config.devices.balloon import BalloonConfig
 from ringzero.config.devices.disk import DiskConfig
 from ringzero.config.devices.net import NetConfig
+from ringzero.config.devices.pmem import PmemConfig
 from ringzero.config.devices.vsock import VsockConfig
 from ringzero.config.machine import MachineConfig
 from ringzero.doors.firecracker import faults
@@ -43,7 +44,7 @@ METADATA_ADDRESS = "169.254.169.254"
 # What a snapshot has of a configuration.
 _KEPT = (
     *("machine", "boot_source", "drives", "nets", "vsock", "entropy", "balloon", "metadata"),
-    "boot_timer",
+    *("boot_timer", "pmem"),
 )
 
 Fields = dict[str, Any]
@@ -64,6 +65,7 @@ class Configuration:
         self.boot_source: Fields = {}
         self.cpu: Fields | None = None
         self.drives: list[Fields] = []
+        self.pmem: list[Fields] = []
         self.nets: list[Fields] = []
         self.vsock: Fields | None = None
         self.entropy: Fields | None = None
@@ -90,7 +92,7 @@ class Configuration:
             "network-interfaces": self.nets,
             "vsock": self.vsock,
             "entropy": self.entropy,
-            "pmem": [],
+            "pmem": self.pmem,
             "memory-hotplug": None,
         }
 
@@ -168,6 +170,8 @@ class Configuration:
         root = bool(self.drives) and self.drives[0]["is_root_device"]
         if fields["is_root_device"] and root and position != 0:
             raise ApiFault("Drive config error: A root block device already exists!")
+        if fields["is_root_device"] and any(item["root_device"] for item in self.pmem):
+            raise ApiFault("Drive config error: A root block device already exists!")
         drive = checked_drive(fields)
         if position is not None:
             del self.drives[position]
@@ -175,6 +179,47 @@ class Configuration:
             self.drives.insert(0, drive)
         else:
             self.drives.insert(len(self.drives) if position is None else position, drive)
+
+    def put_pmem(self, fields: Fields) -> None:
+        """Take persistent memory, or another description of what is there."""
+        self.touched = True
+        known = [item["id"] for item in self.pmem]
+        position = known.index(fields["id"]) if fields["id"] in known else len(known)
+        others = [item for item in self.pmem if item["id"] != fields["id"]]
+        roots = [*self.drives[:1], *others]
+        if fields.get("root_device") and any(
+            item.get("is_root_device") or item.get("root_device") for item in roots
+        ):
+            raise ApiFault(
+                "Pmem config error: Attempt to add pmem as a root device while the root "
+                "device defined as a block device"
+            )
+        read_only = fields.get("read_only", False)
+        path = fields["path_on_host"]
+        _open(path, "Pmem config error: Error while opening the backing file: ", read_only)
+        wrong = PmemConfig(Path(path), read_only).file_faults()
+        if wrong:
+            raise ApiFault(f"Pmem config error: {wrong[0]}")
+        self.pmem = [
+            *others[:position],
+            {
+                "id": fields["id"],
+                "path_on_host": path,
+                "root_device": fields.get("root_device", False),
+                "read_only": read_only,
+                "rate_limiter": fields.get("rate_limiter"),
+            },
+            *others[position:],
+        ]
+
+    def update_pmem(self, fields: Fields) -> None:
+        """Take a limit of flushes, which does nothing."""
+        number = next((n for n, item in enumerate(self.pmem) if item["id"] == fields["id"]), None)
+        if number is None:
+            raise ApiFault(
+                f"Pmem config error: Unable to update the pmem device: {fields['id']} not found"
+            )
+        self.pmem[number] = {**self.pmem[number], **fields}
 
     def put_net(self, fields: Fields) -> None:
         """Take a network interface, or another description of one that is there."""
@@ -280,7 +325,8 @@ class Configuration:
         """
         found = Configuration(self.network)
         for name in _KEPT:
-            setattr(found, name, kept[name])
+            # Earlier versions had no persistent memory.
+            setattr(found, name, kept.get(name, []) if name == "pmem" else kept[name])
         # Where the output goes is this process's affair.
         found.serial = self.serial
         for override in nets:
@@ -338,6 +384,10 @@ class Configuration:
                 command_line=self.command_line(),
                 devices=(
                     *(disk_config(drive) for drive in self.drives),
+                    *(
+                        PmemConfig(Path(item["path_on_host"]), item["read_only"])
+                        for item in self.pmem
+                    ),
                     *(self.net_config(net) for net in self.nets),
                     *self._vsock(),
                     *self._balloon(),
@@ -347,8 +397,11 @@ class Configuration:
             raise ApiFault(f"Start microvm error: {'; '.join(fault.faults)}") from fault
 
     def command_line(self) -> str:
-        """Return the kernel's command line, with the root that the first drive is."""
+        """Return the kernel's command line, with the root: the first drive, or a pmem device."""
         line: str = self.boot_source.get("boot_args", DEFAULT_COMMAND_LINE)
+        for number, item in enumerate(self.pmem):
+            if item["root_device"]:
+                return f"{line} root=/dev/pmem{number} {'ro' if item['read_only'] else 'rw'}"
         if not self.drives or not self.drives[0]["is_root_device"]:
             return line
         root = self.drives[0]

@@ -380,7 +380,11 @@ class Instance:
         self.configuration.put_net(fields)
 
     def _put_pmem(self, fields: dict[str, Any]) -> None:
-        raise faults.not_supported("virtio-pmem; a drive that is read-only is shared as well")
+        self._refuse_hot_plug()
+        self.configuration.put_pmem(fields)
+
+    def _update_pmem(self, fields: dict[str, Any]) -> None:
+        self.configuration.update_pmem(fields)
 
     def _refuse_hot_plug(self) -> None:
         if self._state != NOT_STARTED:

@@ -69,7 +69,7 @@ def save(
     is there, or else into a sparse one. A file is there as a whole or not at all, but for one
     that is brought up. Raises StateError, HostError.
     """
-    with machine.seed() as seed:
+    with machine.seed(same_files=True) as seed:
         if since is None:
             _write_memory(memory, seed.memory)
         else:

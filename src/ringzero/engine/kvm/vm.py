@@ -105,7 +105,7 @@ class KvmVm(Vm[CpuState]):
 
     def _map_memory(self) -> None:
         flags = kvm.MEM_LOG_DIRTY_PAGES if self._tracking else 0
-        for slot, region in enumerate(self.memory.regions):
+        for slot, region in enumerate(self.memory.mapped):
             self.fd.set(
                 kvm.SET_USER_MEMORY_REGION,
                 kvm.UserspaceMemoryRegion(
@@ -123,7 +123,7 @@ class KvmVm(Vm[CpuState]):
 
     def collect_dirty(self) -> None:
         """Take what the rings hold; where one is full, its vCPU cannot go on before."""
-        regions = self.memory.regions
+        regions = self.memory.mapped
         with self._collecting:
             for ring in self._dirty_rings:
                 for slot, page in ring.collect():
@@ -138,7 +138,7 @@ class KvmVm(Vm[CpuState]):
             found, self._written = sorted(self._written), set()
             return found
         pages: list[int] = []
-        for slot, region in enumerate(self.memory.regions):
+        for slot, region in enumerate(self.memory.mapped):
             count = region.size // PAGE_SIZE
             # The kernel writes whole 64-bit words.
             bitmap = (ctypes.c_uint64 * ((count + 63) // 64))()

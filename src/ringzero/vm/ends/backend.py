@@ -6,9 +6,11 @@ itself: it is made by `VirtioDevice.from_config`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ringzero.config.device import DeviceConfig
+from ringzero.core.memory import GuestMemory
 from ringzero.devices.virtio.device import VIRTIO_DEVICES, VirtioDevice
 from ringzero.host.service import OnFault
 from ringzero.registry import Registry
@@ -40,6 +42,15 @@ class Backend:
     def join(self, config: DeviceConfig, number: int) -> None:
         """Take up a further description of a kind whose devices are all one (`joined`)."""
         raise NotImplementedError
+
+    def place(self, memory: GuestMemory, places: Iterator[tuple[int, int]]) -> None:
+        """Take the next (base, size) for what is to lie in `memory`, if there is such a thing."""
+
+    def check_copied(self, *, same_files: bool) -> None:
+        """Raise StateError where a copy of the machine, which stands still, would be wrong.
+
+        With `same_files` the copy comes in its place, and has the same files.
+        """
 
     def start(self, on_fault: OnFault) -> None:
         """Begin to move bytes; the guest runs. `on_fault` hears what ends a thread of ours."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ringzero.config.machine import MachineConfig
+from ringzero.core.memory import GuestMemory
 from ringzero.devices.virtio.device import VirtioDevice
 from ringzero.host.service import OnFault
 from ringzero.vm.ends.backend import Backend, open_backend
@@ -60,6 +61,20 @@ class Devices:
         """The host's sockets of the socket device, where there is one."""
         found: Any = self.backends.get("vsock")
         return None if found is None else found.sockets
+
+    def place(self, memory: GuestMemory, files: Sequence[tuple[int, int]]) -> None:
+        """Have the files of devices that map some in `memory`, at (base, size) each. HostError."""
+        places = iter(files)
+        for backend in self.backends.values():
+            backend.place(memory, places)
+
+    def check_copied(self, *, same_files: bool) -> None:
+        """Raise StateError where a copy would not have what the machine has.
+
+        With `same_files` it comes in the machine's place, and has its files.
+        """
+        for backend in self.backends.values():
+            backend.check_copied(same_files=same_files)
 
     def start(self, on_fault: OnFault) -> None:
         """Begin to move bytes; `on_fault` hears of an exception that ends a thread of theirs."""

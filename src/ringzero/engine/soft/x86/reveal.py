@@ -151,7 +151,7 @@ class Revealer:
     def _physical(self, number: int) -> int:
         """Return the guest-physical address of a page of RAM by its number in the host mapping."""
         offset = number * _PAGE
-        region = next(r for r in reversed(self._memory.regions) if r.offset <= offset)
+        region = next(r for r in reversed(self._memory.mapped) if r.offset <= offset)
         return region.base + offset - region.offset
 
     # --- telling -------------------------------------------------------------

@@ -150,7 +150,7 @@ class X86SoftVm(SoftVm[CpuState]):
     def _open_space(self, shared: SharedCode | None) -> None:
         if self._arenas is not None:
             return
-        self._arenas = CodeArenas(self.code, self.memory.size >> PAGE_SHIFT, shared)
+        self._arenas = CodeArenas(self.code, self.memory.extent >> PAGE_SHIFT, shared)
         if self._arenas.main:
             self._translations = Translations(self.engine, self.code, CODE_SIZE)
             self._translations.load()
@@ -218,7 +218,7 @@ class X86SoftVm(SoftVm[CpuState]):
 
     def describe_memory(self, cpu: Any) -> None:
         """Tell native code where RAM is: one region from 0, perhaps one above 4 GiB."""
-        regions = self.memory.regions
+        regions = self.memory.mapped
         if len(regions) > 2 or regions[0].base != 0:
             raise EngineError("the software engine takes RAM from 0, and one region above it")
         cpu.ram = self.memory.host.address
