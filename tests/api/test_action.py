@@ -27,6 +27,7 @@ from ringzero.api.values import (
 )
 from ringzero.control.host.client import HANDLERS as HOST_HANDLERS
 from ringzero.control.machine.actions import HANDLERS as MACHINE_HANDLERS
+from ringzero.control.machine.server import TakesDescriptors
 from ringzero.errors import ConflictError, InvalidValueError, NotFoundError, ProtocolError
 
 GOOD = {bool: True, int: 3, float: 1.5, str: "x", list[str]: ["a", "b"], dict[str, Any]: {"a": 1}}
@@ -74,6 +75,8 @@ def test_every_action_has_somebody_who_does_it(action):
         assert list(inspect.signature(host.act).parameters) == ["where", *stream, *wanted]
     if machine is not None:
         call = ["call"] if action.streams else []
+        if isinstance(machine, TakesDescriptors):
+            machine, call = machine.do, ["descriptors"]
         assert list(inspect.signature(machine).parameters) == ["keeper", *call, *wanted]
     if action.states & ALIVE:
         assert machine is not None or host.running

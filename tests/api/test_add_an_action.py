@@ -62,7 +62,7 @@ def owner(root, monkeypatch):
     monkeypatch.setitem(VERBS._items, "wave", Wave)
     claim = claims.create("web", config())
     owner = Owner("web")
-    save(StatusRecord("running", 0.0), claim.directory.path / "status.json")
+    save(StatusRecord("running", 0.0), claim.directory.file("status.json"))
     server = Server(claim.directory, owner, {"wave": wave})
     server.start()
     yield owner

@@ -123,7 +123,7 @@ def test_a_command_that_is_the_machine(capfd):
 
 def test_logs_are_followed_across_rotation_to_the_end(machines, capfd):
     run("run", "-d", "--name", "web", "--no-wait")
-    path = machines / "web" / "console.log"
+    path = machines / "web" / "run" / "console.log"
     while not path.exists():
         time.sleep(0.01)
     follower = threading.Thread(target=run, args=("logs", "-f", "web"), daemon=True)

@@ -108,7 +108,7 @@ def test_a_client_that_goes_takes_its_command_with_it(web):
 
 def test_pause_stands_still(web):
     web.pause()
-    log = web.directory.path / "console.log"
+    log = web.directory.file("console.log")
     time.sleep(0.1)
     before = log.stat().st_size
     time.sleep(0.6)

@@ -21,6 +21,7 @@ from ringzero.control.host import claims, client, directory
 from ringzero.control.host import launch as launching
 from ringzero.control.host.directory import SOCKET
 from ringzero.control.host.launch import launch
+from ringzero.control.host.session import Session
 from ringzero.control.machine import server
 from ringzero.errors import (
     ConflictError,
@@ -78,7 +79,7 @@ def test_life():
     assert (record.reason, record.exit_code) == ("poweroff", 0)
     assert web.status() is Status.ENDED
     assert not process.identity.exists()
-    assert not (web.path / SOCKET).exists()
+    assert not web.file(SOCKET).exists()
     with pytest.raises(ConflictError, match="does not run: poweroff"):
         machine.pause()
     assert machine.inspect()["exit"]["reason"] == "poweroff"
@@ -237,7 +238,7 @@ def test_several_watch_one_console():
         assert b"not me" not in console.shown
         console.leave()
     until(lambda: machine.inspect()["watchers"]["console"] == 0)
-    assert b"<hello>" in (directory.find("web").path / "console.log").read_bytes()
+    assert b"<hello>" in directory.find("web").file("console.log").read_bytes()
     with pytest.raises(InvalidValueError, match="no line"):
         machine.console(Taker(), line="tape")
 
@@ -337,7 +338,7 @@ def test_output_for_a_client_that_does_not_read_is_bounded_and_whole():
 
 def test_other_users_are_turned_away(monkeypatch):
     web = start("web")
-    assert (web.path / SOCKET).stat().st_mode & 0o777 == 0o600
+    assert web.file(SOCKET).stat().st_mode & 0o777 == 0o600
     ours, theirs = socket.socketpair()
     with ours, theirs:
         assert server._is_ours(ours)
@@ -533,11 +534,11 @@ def test_kill_at_random_moments():
 
 
 def test_what_is_asked_of_one_that_ends_meanwhile(monkeypatch):
-    def end(machine, *_):
-        machine.directory.process().identity.signal(signal.SIGKILL)
+    def end(session, *_):
+        directory.find("web").process().identity.signal(signal.SIGKILL)
         raise ControlError("it ended meanwhile")
 
-    monkeypatch.setattr(client.RemoteMachine, "_ask", end)
+    monkeypatch.setattr(Session, "call", end)
     start("web")
     assert client.machine("web").inspect()["status"] == "dead"
     client.machine("web").remove()
@@ -584,7 +585,7 @@ def test_a_stale_socket_is_replaced(root):
     web = start("web")
     web.process().identity.signal(signal.SIGKILL)
     until(lambda: not web.alive)
-    assert (web.path / SOCKET).exists()
+    assert web.file(SOCKET).exists()
     client.machine("web").remove()
     start("web")
     assert client.machine("web").inspect()["status"] == "running"

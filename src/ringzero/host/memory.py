@@ -47,6 +47,25 @@ _ANONYMOUS = bytes(int(bool(byte & 0xC0) and not byte & 0x20) for byte in range(
 _PRESENT = bytes(int(bool(byte & 0xC0)) for byte in range(256))
 
 
+# One that was handed to this process, with the process's number.
+_lent: tuple[int, int] | None = None
+
+
+def lend_pagemap(descriptor: int) -> None:
+    """Have the calling process use what is its own /proc/self/pagemap, which it cannot open."""
+    global _lent
+    if _lent is not None:
+        os.close(_lent[1])
+    _lent = os.getpid(), descriptor
+
+
+def _open_pagemap() -> int:
+    """Return a descriptor of the process's pagemap, the caller's to close. Raises OSError."""
+    if _lent is not None and _lent[0] == os.getpid():
+        return os.dup(_lent[1])
+    return os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
+
+
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
@@ -358,7 +377,7 @@ class HostMemory:
     def _anonymous_pages(self, address: int, size: int) -> list[tuple[int, int]]:
         """Return (start, end) of pages of a private mapping that are not its file's, as runs."""
         try:
-            descriptor = os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = _open_pagemap()
         except OSError:
             # A host without /proc: any page may differ.
             return [(address, address + size)] if size > 0 else []
@@ -376,7 +395,7 @@ class HostMemory:
     def touched(self) -> list[tuple[int, int]]:
         """Return (start, end) of the pages, as runs, that this mapping has in the host's memory."""
         try:
-            descriptor = os.open(_PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = _open_pagemap()
         except OSError:
             return [(0, self.size)]
         try:

@@ -36,7 +36,11 @@ class ProcessIdentity:
     @classmethod
     def own(cls) -> ProcessIdentity:
         """Return the calling process's."""
-        pid = os.getpid()
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessIdentity:
+        """Return that of the process which has the number now."""
         return cls(pid, _start_time(pid) or 0, boot_id())
 
     def signal(self, number: int) -> bool:
@@ -137,8 +141,13 @@ def usage(pid: int) -> Usage | None:
 
 def own_cgroup() -> str:
     """Return the calling process's control group (version 2) below its root; "" without one."""
+    return cgroup_of("self")
+
+
+def cgroup_of(pid: int | str) -> str:
+    """Return a process's control group, as `own_cgroup` does."""
     try:
-        lines = (_PROC / "self/cgroup").read_text().splitlines()
+        lines = (_PROC / str(pid) / "cgroup").read_text().splitlines()
     except OSError:
         return ""
     return next((line[3:] for line in lines if line.startswith("0::/")), "")

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import stat
+import struct
 from pathlib import Path
 
 from ringzero.errors import ConflictError, HostError
@@ -14,6 +15,8 @@ from ringzero.host.files import host_error
 
 # unix(7): sun_path has 108 bytes, the last of which is zero.
 LONGEST_PATH = 107
+# struct ucred: pid, uid, gid.
+_UCRED = struct.Struct("@iII")
 
 
 class Listener:
@@ -82,6 +85,18 @@ def reach(directory: Path, name: str) -> socket.socket | None:
         if descriptor >= 0:
             os.close(descriptor)
     return link
+
+
+def credentials(link: socket.socket, size: int = 65536) -> tuple[bytes, int]:
+    """Return what comes next, and the number of the process that sent it, as the kernel has it.
+
+    For a socket with SO_PASSCRED. Nothing, and 0, at the end. Raises OSError.
+    """
+    data, more, _, _ = link.recvmsg(size, socket.CMSG_SPACE(_UCRED.size))
+    for level, kind, content in more:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            return data, int(_UCRED.unpack(content)[0])
+    return data, 0
 
 
 def _remove_dead(path: Path) -> None:

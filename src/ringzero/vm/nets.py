@@ -96,10 +96,7 @@ class Nets:
                     hint="interfaces are given at its start: --net NETWORK for each",
                 )
             old = backends[number].config
-            name = self._parts.config.name if config.routed else ""
-            new = replace(config, mac=old.mac, mtu=old.mtu, queues=old.queues, hostname=name)
-            if (new.rate, new.packet_rate) == (None, None):
-                new = replace(new, rate=old.rate, packet_rate=old.packet_rate, burst=old.burst)
+            new = config.plugged_instead_of(old, self._parts.config.name)
             backends[number].connect(new)
             self._note(number, new)
         return number

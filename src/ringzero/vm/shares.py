@@ -9,10 +9,9 @@ import threading
 from typing import TYPE_CHECKING
 
 from ringzero.api.command import Invocation
-from ringzero.config.devices.share import AUTO, BOTH, ShareConfig, numbers
-from ringzero.config.machine import MachineConfig
-from ringzero.errors import ConfigError, ConflictError, GuestError, NotFoundError
-from ringzero.records import replace
+from ringzero.config.devices.share import ShareConfig
+from ringzero.config.shares import with_share, without_share
+from ringzero.errors import ConfigError, ConflictError, GuestError
 from ringzero.vm.ends.backends.share import ShareBackend
 from ringzero.vm.guest.execution import Execution
 
@@ -56,16 +55,9 @@ class Shares:
             if faults:
                 raise ConfigError(faults, hint="see docs/shared-folders.md")
             share = share.absolute()
-            if any(share.target == other.target for other in self.all):
-                raise ConflictError(
-                    f"another folder is at {share.target}", hint="take it away first"
-                )
-            share = replace(share, transport=_transport(config, share))
-            number = max(numbers(config.shares)) + 1
-            share = replace(share, number=number)
-            devices = (*_numbered(config).devices, share)
-            # The machine's description checks what there is room for.
-            config = replace(config, devices=devices)
+            config, share = with_share(config, share)
+            number = share.number
+            assert number is not None
             backend.join(share, number)
             try:
                 self._in_guest(str(number))
@@ -81,9 +73,8 @@ class Shares:
         Raises NotFoundError, and ConflictError where it is in use.
         """
         with self._changing:
-            backend, config = self._backend(), self._parts.config
-            config = _numbered(config)
-            share = self._at(config, target)
+            backend = self._backend()
+            config, share = without_share(self._parts.config, target)
             number = share.number
             assert number is not None
             try:
@@ -95,17 +86,8 @@ class Shares:
                         hint="--force takes it from programs that use it",
                     ) from fault
             backend.leave_out(number)
-            self._parts.config = _without(config, share)
+            self._parts.config = config
         return share
-
-    @staticmethod
-    def _at(config: MachineConfig, target: str) -> ShareConfig:
-        shares = [share for share in config.shares if share.target]
-        for share in shares:
-            if share.target == (target.rstrip("/") or target):
-                return share
-        places = ", ".join(share.target for share in shares) or "none"
-        raise NotFoundError(f"no shared folder is at {target}", hint=f"there are: {places}")
 
     def _backend(self) -> ShareBackend:
         for backend in self._parts.devices.backends.values():
@@ -126,40 +108,3 @@ class Shares:
         if result.exit_code:
             told = str(result.stderr).strip().splitlines()
             raise GuestError(told[-1] if told else f"status {result.exit_code}")
-
-
-def _transport(config: MachineConfig, share: ShareConfig) -> str:
-    """Return what carries the folders of a machine, for one more. Raises ConflictError."""
-    present = config.shares[0].transport
-    if share.transport not in (AUTO, present) and present != BOTH:
-        raise ConflictError(
-            f"the machine's shared folders go by {present}", hint="leave transport= out"
-        )
-    return present
-
-
-def _numbered(config: MachineConfig) -> MachineConfig:
-    """Return the description with a number for every folder, which it keeps from now on."""
-    known = iter(numbers(config.shares))
-    return config.map_devices(
-        lambda _, device: (
-            replace(device, number=next(known)) if isinstance(device, ShareConfig) else device
-        )
-    )
-
-
-def _without(config: MachineConfig, share: ShareConfig) -> MachineConfig:
-    """Return the description, whose folders have numbers, without one.
-
-    The device stays, and has room for others; no number is given twice, for a guest may still
-    believe something of the one that went.
-    """
-    last = max(numbers(config.shares))
-    rest = [
-        device
-        for device in config.devices
-        if not isinstance(device, ShareConfig) or (device.target and device is not share)
-    ]
-    if not any(isinstance(device, ShareConfig) and device.number == last for device in rest):
-        rest.append(ShareConfig.room(last, share.transport))
-    return replace(config, devices=tuple(rest))

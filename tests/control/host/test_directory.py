@@ -53,7 +53,9 @@ def test_a_claim_is_alive_until_it_is_released(root):
     web = directory.find("web")
     assert (web.alive, web.status()) == (True, Status.STARTING)
     assert root.stat().st_mode & 0o777 == web.path.stat().st_mode & 0o777 == 0o700
-    assert {p.stat().st_mode & 0o777 for p in web.path.iterdir()} == {0o600}
+    entries = list(web.path.rglob("*"))
+    assert {p.stat().st_mode & 0o777 for p in entries if p.is_file()} == {0o600}
+    assert {p.stat().st_mode & 0o777 for p in entries if p.is_dir()} == {0o700}
     with pytest.raises(ConflictError, match="starting"):
         web.remove()
     with pytest.raises(ConflictError, match="taken by a machine that is starting"):
@@ -151,7 +153,7 @@ def test_reasons_of_a_death(monkeypatch):
     assert "memory ran out" in web.exit().detail
     save(ProcessRecord(1, 1, "another boot"), web.path / PROCESS)
     assert web.exit().detail == "the host was restarted"
-    save(ExitRecord("poweroff", "", 0, 5.0), web.path / EXIT)
+    save(ExitRecord("poweroff", "", 0, 5.0), web.file(EXIT))
     assert (web.exit().reason, web.status()) == ("poweroff", Status.ENDED)
     web.write_death(ExitRecord("killed", "", 137, 0.0))
     assert web.exit().reason == "poweroff"
@@ -182,7 +184,7 @@ def test_a_number_that_is_another_process_now_is_not_killed():
 @pytest.mark.parametrize("name", [MACHINE, PROCESS, STATUS, EXIT])
 def test_damaged_files_are_no_reason_to_fail(name, text):
     web = dead()
-    (web.path / name).write_bytes(text.encode("latin-1"))
+    web.file(name).write_bytes(text.encode("latin-1"))
     summary = web.summary()
     json.dumps(summary)
     assert summary["name"] == "web"

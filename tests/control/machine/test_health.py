@@ -12,6 +12,7 @@ from ringzero.control.host import claims
 from ringzero.control.host.directory import HEALTH, STATUS
 from ringzero.control.host.records import HealthRecord, StatusRecord, load, save
 from ringzero.control.machine import health
+from ringzero.control.machine.runfiles import NamedFiles
 from ringzero.errors import GuestError, InvalidValueError
 
 # What a command does that does not end, and ends by its signal or not even by that.
@@ -28,7 +29,7 @@ class Agent:
     def run(self, words, *, on_stdout, on_stderr, on_lost):
         assert words == WORDS
         what = self.script.pop(0)
-        record = load(HealthRecord, self.keeper.directory.path / HEALTH)
+        record = load(HealthRecord, self.keeper.directory.file(HEALTH))
         self.seen.append((record.status, record.streak))
         if not self.script:
             self.keeper.ended.set()
@@ -82,6 +83,7 @@ def watched(tmp_path, monkeypatch, script, **how):
     keeper = SimpleNamespace(
         directory=claim.directory,
         record=claim.directory.machine(),
+        files=NamedFiles(claim.directory),
         ended=Ended(),
         status=Status.RUNNING,
         on_fault=None,
@@ -91,8 +93,8 @@ def watched(tmp_path, monkeypatch, script, **how):
     keeper.machine = SimpleNamespace(agent=agent)
     assert keeper.record.health_check == check
     health._Watch(keeper, check).run()
-    save(StatusRecord("running", 1.0), claim.directory.path / STATUS)
-    told = load(HealthRecord, claim.directory.path / HEALTH)
+    save(StatusRecord("running", 1.0), claim.directory.file(STATUS))
+    told = load(HealthRecord, claim.directory.file(HEALTH))
     claim.release()
     return agent, told
 
@@ -165,15 +167,15 @@ def test_what_ps_and_inspect_are_told(tmp_path, monkeypatch):
     from ringzero.control.machine.keeper import write_process
 
     write_process(claim.directory)
-    save(StatusRecord("running", 1.0), claim.directory.path / STATUS)
+    save(StatusRecord("running", 1.0), claim.directory.file(STATUS))
     assert claim.directory.summary()["health"]["status"] == "starting"
     pid = claim.directory.process().pid
-    save(HealthRecord(pid + 1, "healthy"), claim.directory.path / HEALTH)
+    save(HealthRecord(pid + 1, "healthy"), claim.directory.file(HEALTH))
     assert claim.directory.summary()["health"]["status"] == "starting"
-    save(HealthRecord(pid, "unhealthy", 3), claim.directory.path / HEALTH)
+    save(HealthRecord(pid, "unhealthy", 3), claim.directory.file(HEALTH))
     assert claim.directory.summary()["health"] == {"status": "unhealthy", "streak": 3, "log": []}
     for text in ("{}", "nonsense", json.dumps({"pid": pid, "status": None, "log": 7})):
-        (claim.directory.path / HEALTH).write_text(text)
+        claim.directory.file(HEALTH).write_text(text)
         assert claim.directory.summary()["health"]["status"] == "starting"
     claim.release()
     assert "health" not in claim.directory.summary()

@@ -241,7 +241,7 @@ def test_a_managed_save(virsh, web):
 
 
 def _log(machine):
-    return (machine.directory.path / "console.log").read_text()
+    return machine.directory.file("console.log").read_text()
 
 
 def test_a_save_is_of_no_use_once_the_machine_has_run(virsh, web):

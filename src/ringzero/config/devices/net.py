@@ -127,6 +127,17 @@ class NetConfig(DeviceConfig):
         """Whether ringzero itself gives the addresses there, and forwards ports."""
         return self.network not in UNROUTED
 
+    def plugged_instead_of(self, old: NetConfig, machine: str) -> NetConfig:
+        """Return what an interface becomes whose network was `old`'s; the guest's side stays.
+
+        `machine` is what it is called where ringzero gives the names.
+        """
+        name = machine if self.routed else ""
+        new = replace(self, mac=old.mac, mtu=old.mtu, queues=old.queues, hostname=name)
+        if (new.rate, new.packet_rate) == (None, None):
+            new = replace(new, rate=old.rate, packet_rate=old.packet_rate, burst=old.burst)
+        return new
+
     def guest_setup(self, number: int) -> str:
         """Return how ringzero's own guests set the interface up: one of SETUPS."""
         if self.setup is not None:

@@ -24,9 +24,11 @@ from ringzero.api.values import (
     ShareSummary,
     SnapshotFacts,
     SnapshotSummary,
+    Status,
 )
 from ringzero.control.host import (
     claims,
+    copies,  # noqa: F401 - binds what is asked of it
     directory,
     logs,  # noqa: F401 - binds what is asked of it
     networks,  # noqa: F401 - the same
@@ -34,6 +36,7 @@ from ringzero.control.host import (
 )
 from ringzero.control.host.directory import MACHINE, MachineDirectory
 from ringzero.control.host.handlers import handles
+from ringzero.control.host.notes import UNCHANGED
 from ringzero.control.host.records import MachineRecord
 from ringzero.control.host.session import Session, WayOut
 from ringzero.errors import ConflictError, ControlError, InvalidValueError, RingzeroError
@@ -47,6 +50,10 @@ if TYPE_CHECKING:
     from ringzero.vm.saved.snapshot import Snapshot
     from ringzero.vm.saved.store import Node
 
+# Of what is told of a running machine, what its process alone knows.
+_OF_THE_PROCESS = frozenset(("config", "agent", "watchers", "stats", "jail"))
+# How long a machine's process may be there after it has left its socket, in seconds.
+_ENDING = 2.0
 # How long a process may take to be gone after it said that the machine has ended, in seconds.
 GONE_WITHIN = 10.0
 
@@ -54,10 +61,23 @@ GONE_WITHIN = 10.0
 # ---- one machine ------------------------------------------------------------
 
 
-@handles("inspect", running=False)
+@handles("inspect")
 def inspect(where: MachineDirectory) -> MachineSummary:
     where.machine()
-    return where.summary()
+    if not where.alive:
+        return where.summary()
+    action, told = table.get("inspect"), dict[str, Any]()
+    try:
+        with Session(where, action.patience) as session:
+            told = session.call(action, {})
+    except (ConflictError, ControlError):
+        # What only reads is told of a machine that ends meanwhile, too.
+        if where.status() is Status.STARTING or not where.wait_end(_ENDING):
+            raise
+    facts = where.summary()
+    for name in _OF_THE_PROCESS & told.keys():
+        facts[name] = told[name]  # type: ignore[literal-required]
+    return facts
 
 
 @handles("ports", running=False)
@@ -209,14 +229,31 @@ def restart(where: MachineDirectory, timeout: float) -> None:
     start(where)
 
 
-@handles("revert", running=False)
+@handles("revert")
 def revert(where: MachineDirectory, snapshot: str) -> None:
+    if where.alive:
+        _revert_running(where, snapshot)
+        return
     record = where.machine()
     if record.snapshot or record.parent:
         # A copy's disks went with it; it begins anew with the snapshot's.
         _launch(where, replace(record, snapshot=snapshot, parent="", revert=""))
     else:
         _launch(where, replace(record, revert=snapshot))
+
+
+def _revert_running(where: MachineDirectory, snapshot: str) -> None:
+    """Ask the process, with a note of it as long as the machine's disks are in between."""
+    action = table.get("revert")
+    with Session(where, action.patience) as session:
+        where.amend(lambda old: replace(old, revert=snapshot))
+        try:
+            session.call(action, {"snapshot": snapshot})
+        except RingzeroError as fault:
+            if fault.context.get(UNCHANGED):
+                where.amend(lambda old: replace(old, revert=""))
+            raise
+    where.amend(lambda old: replace(old, revert=""))
 
 
 @handles("revert_disks")

@@ -20,6 +20,7 @@ from ringzero.control.host.directory import (
     MACHINE,
     NEW,
     OLD,
+    RUN,
     Claim,
     MachineDirectory,
     check_name,
@@ -128,6 +129,7 @@ def _claim(
     new = where / f"{NEW}{random_name()}"
     try:
         new.mkdir(0o700)
+        (new / RUN).mkdir(0o700)
         lock = os.open(new / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as fault:
         remove_tree(new)

@@ -19,7 +19,7 @@ from ringzero.api.action import PATIENCE, Action, Scope, Stream, to_plain
 from ringzero.api.command import takes_options
 from ringzero.api.table import get
 from ringzero.api.values import ALIVE, EventKind, Status
-from ringzero.control.host import directory
+from ringzero.control.host import amend, directory
 from ringzero.control.host.actions import GONE_WITHIN
 from ringzero.control.host.directory import MachineDirectory
 from ringzero.control.host.handlers import HANDLERS
@@ -90,6 +90,7 @@ class RemoteMachine(GuestOperations):
             if action.streams:
                 return session.stream(action, arguments, stream)
             result = session.call(action, arguments)
+        amend.amend(self.directory, action.name, action.complete(arguments), result)
         if EventKind.ENDED in action.events:
             self.directory.wait_end(GONE_WITHIN)
         return result

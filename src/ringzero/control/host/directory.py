@@ -6,6 +6,11 @@ machine's life is the lock on its file `lock`, held by the process that runs
 it: a process that dies, however it dies, holds no lock. No file is believed
 where the lock says otherwise.
 
+What the machine is, and who runs it, is written by the host's side alone; what
+its process says while it runs is in `run`, the only part that a jailed process
+may write to. Directories that an earlier version made have it all in one place
+until their next start.
+
 A directory appears whole and locked, by a rename; it goes away by a rename,
 too, under the same lock. There is no moment at which two commands can both
 have a name, and none at which a kill -9 leaves something that is in the way.
@@ -24,7 +29,7 @@ from typing import TYPE_CHECKING
 from ringzero.api.values import ExitRecord, MachineSummary, Status
 from ringzero.config.device import NAME
 from ringzero.control.host.death import cause_of_death
-from ringzero.control.host.notes import NEXT, settle
+from ringzero.control.host.notes import NEXT, changing, settle
 from ringzero.control.host.records import (
     HealthRecord,
     MachineRecord,
@@ -44,7 +49,7 @@ from ringzero.errors import (
     RingzeroError,
 )
 from ringzero.host import ofdlock
-from ringzero.host.files import host_error, open_regular, remove_tree
+from ringzero.host.files import host_error, open_regular, remove_tree, sync_file
 from ringzero.host.unixsocket import LONGEST_PATH
 from ringzero.records import record, replace
 from ringzero.settings import MACHINES_DIR
@@ -55,6 +60,9 @@ if TYPE_CHECKING:
 LOCK, MACHINE, PROCESS = "lock", "machine.json", "process.json"
 STATUS, HEALTH, EXIT = "status.json", "health.json", "exit.json"
 SOCKET, CONSOLE_LOG, VMM_LOG = "socket", "console.log", "vmm.log"
+# The directory of what the machine's process writes while it runs, and what that is.
+RUN = "run"
+OF_THE_PROCESS = (STATUS, HEALTH, EXIT, SOCKET, CONSOLE_LOG, f"{CONSOLE_LOG}.1")
 # What a directory is called before it has its name, and after it lost it. Machines' names
 # do not begin with a dot.
 NEW, OLD = ".new-", ".old-"
@@ -62,6 +70,8 @@ NEW, OLD = ".new-", ".old-"
 _LOG_TAIL = 8192
 # How long a killed process may take to be gone, in seconds: the kernel frees its memory first.
 _DEATH = 20.0
+# How long a process may go on that has let its lock go, in seconds.
+_LEAVING = 2.0
 # Between two looks at a lock that no process known to us holds, in seconds, at first and at
 # last: a command that is about to run the machine, or to remove it, has it for a moment.
 _PAUSE, _LONGEST_PAUSE = 0.001, 0.1
@@ -103,6 +113,12 @@ class MachineDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.name
+
+    def file(self, name: str) -> Path:
+        """Return the path of one of the files called by the names of this module."""
+        if name in OF_THE_PROCESS and os.path.isdir(f"{self.path}/{RUN}"):  # noqa: PTH112 - speed
+            return self.path / RUN / name
+        return self.path / name
 
     # ---- looking ----------------------------------------------------------
 
@@ -146,24 +162,24 @@ class MachineDirectory:
         status = self.status()
         if status.alive or status is Status.DEFINED:
             return None
-        return load(ExitRecord, self.path / EXIT) or self._death()
+        return load(ExitRecord, self.file(EXIT)) or self._death()
 
     def status(self) -> Status:
         """Return what the machine is doing now."""
         alive = self.alive
-        record = load(StatusRecord, self.path / STATUS)
+        record = load(StatusRecord, self.file(STATUS))
         if alive:
             return Status.STARTING if record is None else Status(record.status)
         if record is not None and record.status == Status.DEFINED.value:
             return Status.DEFINED
-        return Status.DEAD if load(ExitRecord, self.path / EXIT) is None else Status.ENDED
+        return Status.DEAD if load(ExitRecord, self.file(EXIT)) is None else Status.ENDED
 
     def summary(self) -> MachineSummary:
         """Return everything that the files say, as plain data; it asks no process."""
         status = self.status()
         machine = load(MachineRecord, self.path / MACHINE)
         process = self.process()
-        now = load(StatusRecord, self.path / STATUS)
+        now = load(StatusRecord, self.file(STATUS))
         ended = None if status.alive else self.exit()
         facts: MachineSummary = {
             "name": self.name,
@@ -183,7 +199,7 @@ class MachineDirectory:
         if ended is not None:
             facts["exit"] = ended.to_dict()
         elif machine and machine.health and status is not Status.DEFINED:
-            told = load(HealthRecord, self.path / HEALTH)
+            told = load(HealthRecord, self.file(HEALTH))
             # What another process found is about another life.
             if told is None or told.pid != facts["pid"]:
                 told = HealthRecord(0, "starting")
@@ -194,7 +210,7 @@ class MachineDirectory:
         """Return what can be known of a process that went away without a word."""
         process = self.process()
         try:
-            when = (self.path / STATUS).stat().st_mtime
+            when = self.file(STATUS).stat().st_mtime
         except OSError:
             when = 0.0
         machine = load(MachineRecord, self.path / MACHINE)
@@ -209,7 +225,7 @@ class MachineDirectory:
     def tail(self, name: str, size: int) -> str:
         """Return the end of one of the directory's files as text; "" where there is none."""
         try:
-            with os.fdopen(open_regular(self.path / name), "rb") as file:
+            with os.fdopen(open_regular(self.file(name)), "rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - size))
                 return file.read(size).decode("utf-8", "replace")
         except OSError:
@@ -257,13 +273,14 @@ class MachineDirectory:
     @contextlib.contextmanager
     def socket_address(self) -> Iterator[str]:
         """Yield an address of the socket that is short enough, however long the path (unix(7))."""
-        descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        where = self.file(SOCKET)
+        descriptor = os.open(where.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             short = f"/proc/self/fd/{descriptor}"
             if os.path.exists(short):  # noqa: PTH110 - no Path is needed for it
                 yield f"{short}/{SOCKET}"
                 return
-            whole = os.fspath(self.path / SOCKET)
+            whole = os.fspath(where)
             if len(os.fsencode(whole)) > LONGEST_PATH:
                 raise HostError(
                     f"the path {whole} is too long for a socket on a host without /proc",
@@ -285,7 +302,15 @@ class MachineDirectory:
             process = self.process()
             if process is None or process.identity.wait(left):
                 pause = self._pause(pause, left)
+        record = load(MachineRecord, self.path / MACHINE)
+        if record is not None and record.remove:
+            self._await_removal(min(deadline, time.monotonic() + _LEAVING))
         return True
+
+    def _await_removal(self, deadline: float) -> None:
+        """Wait for who removes what a jailed machine leaves behind."""
+        while self.exists and time.monotonic() < deadline:
+            time.sleep(_PAUSE)
 
     def end_process(self) -> None:
         """End the machine's process by SIGKILL and wait until it is gone. Raises ControlError."""
@@ -313,18 +338,18 @@ class MachineDirectory:
 
     def write_defined(self) -> None:
         """Note that the machine was described and not started; its claim is held."""
-        save(StatusRecord(Status.DEFINED.value, time.time()), self.path / STATUS)
+        save(StatusRecord(Status.DEFINED.value, time.time()), self.file(STATUS))
 
     def write_end(self, record: ExitRecord) -> None:
         """Note how the machine ended; called by its process."""
         with contextlib.suppress(HostError):
-            save(record, self.path / EXIT)
+            save(record, self.file(EXIT))
 
     def write_death(self, record: ExitRecord) -> None:
         """Note how a machine ended whose process could not do so itself."""
-        if not self.alive and not (self.path / EXIT).exists():
+        if not self.alive and load(ExitRecord, self.file(EXIT)) is None:
             with contextlib.suppress(HostError):
-                save(record, self.path / EXIT)
+                save(record, self.file(EXIT))
 
     def remove(self) -> None:
         """Remove a machine that does not run, or what stands where one should be.
@@ -337,6 +362,7 @@ class MachineDirectory:
             return
         lock = self._take_lock()
         try:
+            self._end_leaving()
             self.discard()
         finally:
             os.close(lock)
@@ -348,7 +374,7 @@ class MachineDirectory:
                 return "it is no directory"
             for name in (LOCK, MACHINE, PROCESS, STATUS, EXIT, CONSOLE_LOG, VMM_LOG):
                 with contextlib.suppress(FileNotFoundError):
-                    if not stat.S_ISREG((self.path / name).lstat().st_mode):
+                    if not stat.S_ISREG(self.file(name).lstat().st_mode):
                         return f"its {name} is no regular file"
         except OSError as fault:
             return fault.strerror or str(fault)
@@ -363,14 +389,47 @@ class MachineDirectory:
         try:
             given = read_json(self.path / NEXT)
             self._describe(record if given is None else described_anew(record, given))
+            self._end_leaving()
+            self._part()
             for name in (EXIT, STATUS, PROCESS):
-                (self.path / name).unlink(missing_ok=True)
+                self.file(name).unlink(missing_ok=True)
         except BaseException as fault:
             os.close(lock)
             if isinstance(fault, OSError):
                 raise host_error(fault, "write", self.path) from fault
             raise
         return Claim(self, lock, again=True)
+
+    def _part(self) -> None:
+        """Give what the process writes a directory of its own, where it has none yet."""
+        if self.file(STATUS).parent != self.path:
+            return
+        run = self.path / f"{RUN}.new"
+        run.mkdir(0o700, exist_ok=True)
+        for name in OF_THE_PROCESS:
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / name).rename(run / name)
+        run.rename(self.path / RUN)
+
+    def _end_leaving(self) -> None:
+        """End a process that has let the lock go and is still there; the caller has the lock.
+
+        One that was taken over may do so to be forgotten. A command on a terminal goes on.
+        """
+        record, process = load(MachineRecord, self.path / MACHINE), self.process()
+        if record is None or record.foreground or process is None or process.pid == os.getpid():
+            return
+        if not process.identity.wait(_LEAVING) and process.identity.signal(9):
+            process.identity.wait(_DEATH)
+
+    def amend(self, change: Callable[[MachineRecord], MachineRecord]) -> None:
+        """Replace the description of a machine that runs by what `change` makes of it.
+
+        Its process knows of it already. Raises what `change` does, ControlError, HostError.
+        """
+        with changing(self.path):
+            save(change(self.machine()), self.path / MACHINE)
+            sync_file(self.path / MACHINE)
 
     def redescribe(self, change: Callable[[MachineRecord], MachineRecord]) -> None:
         """Replace the description of a machine that does not run by what `change` makes of it.

@@ -23,6 +23,7 @@ from ringzero.control.host.directory import (
     EXIT,
     LOCK,
     PROCESS,
+    RUN,
     STATUS,
     MachineDirectory,
 )
@@ -34,7 +35,8 @@ from ringzero.host.files import host_error
 from ringzero.records import record
 
 _IN_ROOT = inotify.MOVED_FROM | inotify.MOVED_TO | inotify.CREATE | inotify.DELETE
-_IN_MACHINE = inotify.MOVED_TO | inotify.CLOSE_WRITE
+# ATTRIB: what a copy of a machine writes into a file that it was handed has a time of its own.
+_IN_MACHINE = inotify.MOVED_TO | inotify.CLOSE_WRITE | inotify.ATTRIB
 _TELLING = frozenset((LOCK, STATUS, EXIT, PROCESS))
 # The kernel tells of a closed file just before it drops its lock: how often and after how
 # many seconds a lock that is held still is looked at again.
@@ -122,6 +124,9 @@ class Watch:
             name = self._names.get(change.number)
             if name is not None and change.name == METADATA and name in self._seen:
                 return [_event(EventKind.CHANGED, name)]
+            if name is not None and change.name == RUN:
+                # One that an earlier version made is started again.
+                self._follow(name)
             if name is None or change.name not in _TELLING:
                 return []
             return self._look(name, _LOOKS if change.name == LOCK else 0)
@@ -157,8 +162,9 @@ class Watch:
         return [*ended, _event(EventKind.REMOVED, name)]
 
     def _follow(self, name: str) -> None:
-        with contextlib.suppress(OSError):
-            self._names[self._inotify.add(self._where / name, _IN_MACHINE)] = name
+        for place in _places(MachineDirectory(self._where / name)):
+            with contextlib.suppress(OSError):
+                self._names[self._inotify.add(place, _IN_MACHINE)] = name
 
     def _look(self, name: str, looks: int) -> list[Event]:
         machine = MachineDirectory(self._where / name)
@@ -179,11 +185,12 @@ class Changes:
     # The lock is dropped just after the kernel tells of its end; nothing comes after that.
     _AT_LEAST = 1.0
 
-    def __init__(self, where: Path) -> None:
+    def __init__(self, where: MachineDirectory) -> None:
         self._inotify: inotify.Inotify | None = None
         with contextlib.suppress(HostError, OSError):
             self._inotify = inotify.Inotify()
-            self._inotify.add(where, _IN_MACHINE | inotify.MODIFY | inotify.CREATE)
+            for place in _places(where):
+                self._inotify.add(place, _IN_MACHINE | inotify.MODIFY | inotify.CREATE)
 
     def __enter__(self) -> Self:
         return self
@@ -202,6 +209,11 @@ class Changes:
         poller.poll(self._AT_LEAST * 1000)
         for _ in self._inotify.read():
             pass
+
+
+def _places(machine: MachineDirectory) -> set[Path]:
+    """Return the directories that have a machine's files."""
+    return {machine.path, machine.file(STATUS).parent}
 
 
 def _look(machine: MachineDirectory) -> _Seen:

@@ -27,7 +27,7 @@ def logs(
     where.machine()
     way = WayOut()
     stream.begin(way)
-    with Log(where.path / (VMM_LOG if vmm else CONSOLE_LOG)) as log:
+    with Log(where.file(VMM_LOG if vmm else CONSOLE_LOG)) as log:
         if lines is None:
             for chunk in log.read():
                 stream.data(STDOUT, chunk)
@@ -43,7 +43,7 @@ def _follow(where: MachineDirectory, stream: Stream, log: Log, way: WayOut) -> N
     """Send what comes until the machine has ended."""
     from ringzero.control.host.events import Changes
 
-    with Changes(where.path) as changes:
+    with Changes(where) as changes:
         while not way.left:
             alive = where.alive
             for chunk in log.read():

@@ -21,6 +21,8 @@ from ringzero.records import field, record
 NEXT, METADATA = "next.json", "metadata.json"
 # In next.json: the notes that came with the description.
 NOTED = "metadata"
+# In the context of a fault: the machine was not taken back to a snapshot, in no part.
+UNCHANGED = "unchanged"
 
 
 @record

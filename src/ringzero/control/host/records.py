@@ -191,10 +191,20 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
-        temporary.touch(0o600)
-        temporary.write_text(json.dumps(data, default=str) + "\n")
+        with os.fdopen(_create(temporary), "w") as file:
+            file.write(json.dumps(data, default=str) + "\n")
         temporary.replace(path)
     except OSError as fault:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise host_error(fault, "write", path) from fault
+
+
+def _create(path: Path) -> int:
+    """Return a new file. What stands there is not this process's, and may be a link: it goes."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except FileExistsError:
+        path.unlink()
+        return os.open(path, flags, 0o600)

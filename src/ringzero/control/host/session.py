@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from ringzero.api.action import PATIENCE, Action, Stream, from_plain
@@ -60,6 +60,16 @@ class Session:
     def call(self, action: Action, arguments: Mapping[str, Any]) -> Any:
         """Return the answer to a plain action. Raises what the machine's process raises."""
         self._request(action, arguments)
+        return self.answer(action)
+
+    def request(
+        self, action: Action, arguments: Mapping[str, Any], descriptors: Sequence[int] = ()
+    ) -> None:
+        """Ask for a plain action, and hand over descriptors; `answer` is to follow."""
+        self._request(action, arguments, descriptors)
+
+    def answer(self, action: Action) -> Any:
+        """Return the answer to what was asked for. Raises what the machine's process raises."""
         return _result(action, self._message())
 
     def stream(self, action: Action, arguments: Mapping[str, Any], stream: Stream) -> Any:
@@ -84,9 +94,17 @@ class Session:
         """Send an event: "signal" with its `name`, "resize" with `rows` and `columns`."""
         self._send(encode_message({"event": kind, **content}))
 
-    def _request(self, action: Action, arguments: Mapping[str, Any]) -> None:
+    def _request(
+        self, action: Action, arguments: Mapping[str, Any], descriptors: Sequence[int] = ()
+    ) -> None:
         content = {"version": VERSION, "action": action.name, "arguments": dict(arguments)}
-        self._send(encode_message(content))
+        data = encode_message(content)
+        if descriptors:
+            # They come with the first bytes, which are few.
+            with self._sending, contextlib.suppress(OSError):
+                sent = socket.send_fds(self._link, [data], descriptors)
+                data = data[sent:]
+        self._send(data)
 
     def _send(self, data: bytes) -> None:
         # What went wrong shows where the answer is read.

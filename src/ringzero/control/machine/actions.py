@@ -7,6 +7,7 @@ where the action streams, and all of the action's arguments by name.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -16,14 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ringzero.api import copying
 from ringzero.api.protocol import STDERR, STDIN, STDOUT, Data, Message
-from ringzero.api.values import ExitRecord, MachineSummary, PortSummary, ShareSummary
+from ringzero.api.values import ExitRecord, PortSummary, ShareSummary
 from ringzero.config.devices.net import NetConfig
 from ringzero.config.devices.share import ShareConfig
 from ringzero.control.host.actions import port_summaries, share_summaries
 from ringzero.control.machine import fork as forking
 from ringzero.control.machine import jail, life
 from ringzero.control.machine.keeper import Keeper
-from ringzero.control.machine.server import Call, conversation_fault
+from ringzero.control.machine.server import Call, TakesDescriptors, conversation_fault
 from ringzero.errors import (
     ConflictError,
     GuestError,
@@ -46,7 +47,7 @@ _MAX_TIMEOUT = 86400.0
 # The size of a terminal in characters: 16 bits in every interface.
 _MAX_SIZE = 0xFFFF
 
-HANDLERS: dict[str, Callable[..., Any]] = {}
+HANDLERS: dict[str, Callable[..., Any] | TakesDescriptors] = {}
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -61,7 +62,7 @@ def handles(name: str) -> Callable[[Function], Function]:
 
 
 @handles("inspect")
-def inspect(keeper: Keeper) -> MachineSummary:
+def inspect(keeper: Keeper) -> dict[str, Any]:
     return keeper.inspect()
 
 
@@ -92,10 +93,20 @@ def kill(keeper: Keeper) -> ExitRecord:
     return keeper.end(ExitRecord("killed", "by `kill`", 137, time.time()))
 
 
-@handles("fork")
-def fork(keeper: Keeper, count: int, name: str) -> list[str]:
-    jail.require_children(keeper.name, "copies")
-    return forking.fork(keeper, forking.names(keeper.name, count, name), free=not name)
+def fork(keeper: Keeper, descriptors: list[int], count: int, name: str) -> list[str]:
+    # Their names are known to those who hand them what is theirs (`ringzero.control.host.copies`).
+    try:
+        jail.require_children(keeper.name, "copies")
+        if len(descriptors) != 1:
+            raise ProtocolError("copies are made with a socket that hands them their files")
+        forking.fork(keeper, count, descriptors[0])
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return []
+
+
+HANDLERS["fork"] = TakesDescriptors(fork)
 
 
 @handles("snapshot")
@@ -122,16 +133,12 @@ def ports(keeper: Keeper) -> list[PortSummary]:
 
 @handles("publish")
 def publish(keeper: Keeper, ports: str) -> list[PortSummary]:
-    made = keeper.machine.nets.publish(ports)
-    keeper.remember_config()
-    return port_summaries(made)
+    return port_summaries(keeper.machine.nets.publish(ports))
 
 
 @handles("unpublish")
 def unpublish(keeper: Keeper, ports: str) -> list[PortSummary]:
-    gone = keeper.machine.nets.unpublish(ports)
-    keeper.remember_config()
-    return port_summaries(gone)
+    return port_summaries(keeper.machine.nets.unpublish(ports))
 
 
 @handles("connect")
@@ -140,14 +147,12 @@ def connect(keeper: Keeper, network: str, interface: int) -> int:
     wanted = NetConfig.parse(network)
     jail.require_network(keeper.name, wanted.network)
     found: int = keeper.machine.nets.connect(wanted, number)
-    keeper.remember_config()
     return found
 
 
 @handles("disconnect")
 def disconnect(keeper: Keeper, interface: int) -> None:
     keeper.machine.nets.connect(NetConfig("none"), interface)
-    keeper.remember_config()
 
 
 @handles("shares")
@@ -159,16 +164,12 @@ def shares(keeper: Keeper) -> list[ShareSummary]:
 def share(keeper: Keeper, folder: str) -> ShareSummary:
     wanted = ShareConfig.parse(folder)
     jail.require_path(keeper.name, wanted.path)
-    made = keeper.machine.shares.add(wanted)
-    keeper.remember_config()
-    return share_summaries([made])[0]
+    return share_summaries([keeper.machine.shares.add(wanted)])[0]
 
 
 @handles("unshare")
 def unshare(keeper: Keeper, target: str, force: bool) -> ShareSummary:
-    gone = keeper.machine.shares.remove(target, force=force)
-    keeper.remember_config()
-    return share_summaries([gone])[0]
+    return share_summaries([keeper.machine.shares.remove(target, force=force)])[0]
 
 
 @handles("wait")

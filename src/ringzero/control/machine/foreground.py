@@ -9,11 +9,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from ringzero.api.values import ExitRecord
+from ringzero.control.host import reaper
 from ringzero.control.host.directory import Claim, MachineDirectory
 from ringzero.control.machine.actions import HANDLERS
 from ringzero.control.machine.hub import Hub
 from ringzero.control.machine.keeper import Keeper
 from ringzero.errors import RingzeroError
+from ringzero.host.jail import confine
+from ringzero.settings import Jail
 from ringzero.vm.exit import Exit
 from ringzero.vm.guest.agent import Agent
 
@@ -93,6 +96,9 @@ class Foreground:
         """Keep the machine; return what the session is to use instead of it."""
         try:
             self._keeper = Keeper(machine, self._claim, HANDLERS)
+            record = self._keeper.record
+            if record.remove and record.jail != Jail.NONE.value:
+                reaper.attend(self._keeper.directory)
         except BaseException:
             machine.stop()
             raise
@@ -127,7 +133,8 @@ class Foreground:
                 code = value.code
             keeper.conclude(ExitRecord("command", str(value), code, time.time()))
         keeper.close()
-        if keeper.record.remove:
+        # A jailed one is waited for by who removes it.
+        if keeper.record.remove and not confine.parts():
             self._claim.discard()
         else:
             self._claim.release()

@@ -14,7 +14,7 @@ import time
 
 from ringzero.api.values import HealthCheck, Probed, Status
 from ringzero.control.host.directory import HEALTH
-from ringzero.control.host.records import STARTING, HealthRecord, save
+from ringzero.control.host.records import STARTING, HealthRecord
 from ringzero.control.machine.keeper import Keeper
 from ringzero.errors import GuestError, HostError, InvalidValueError
 from ringzero.host.service import ServiceThread
@@ -64,7 +64,7 @@ class _Watch:
     def _write(self) -> None:
         # A full disk is no reason to end a machine.
         with contextlib.suppress(HostError):
-            save(self._record, self._keeper.directory.path / HEALTH)
+            self._keeper.files.save(self._record, HEALTH)
 
     def _probe(self) -> Probed | None:
         """Run the command once; None where it says nothing about the guest."""

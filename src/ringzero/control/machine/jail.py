@@ -1,10 +1,10 @@
 """What a machine's process may still do once its guest runs, and how it is confined to that.
 
-The process opens, loads and starts beforehand what it can. What it needs later is granted: its own
-directory, the folders that it shares, its disks' files, what Python and the engine load late;
-sockets where the guest has a network of ringzero's own. `auto` adds what the machine's verbs need:
-the other machines' directories, among which copies are, and the store for snapshots. docs/jail.md
-has the whole table.
+The process opens, loads and starts beforehand what it can. What it needs later is granted: what it
+writes in its directory while it runs, the folders that it shares, its disks' files, what Python and
+the engine load late; sockets where the guest has a network of ringzero's own. `auto` adds what the
+machine's verbs need: processes, which copies are, and the store for snapshots. docs/jail.md has the
+whole table.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import ringzero
 from ringzero.config.machine import MachineConfig
-from ringzero.control.host.directory import MachineDirectory
+from ringzero.control.host.directory import RUN, MachineDirectory
 from ringzero.control.host.records import MachineRecord
-from ringzero.errors import ConflictError
+from ringzero.errors import ConflictError, HostError
 from ringzero.host.jail import confine, landlock
 from ringzero.host.jail.confine import Needs, Part
 from ringzero.host.jail.landlock import Grant
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 # Networks of ringzero's own: those that it makes of the host's sockets, and of Unix sockets.
 _CLOSED, _CABLES, _DEVICES = ("none",), ("socket", "passt"), ("tap", "bridge")
+# Files that are written, and replaced by a rename; no links, sockets or directories.
+RUNNING = (
+    landlock.READ | landlock.WRITE_FILE | landlock.TRUNCATE | landlock.MAKE_REG
+    | landlock.REMOVE_FILE
+)  # fmt: skip
 _DEVICE = landlock.READ_FILE | landlock.WRITE_FILE | landlock.IOCTL_DEV
 
 
@@ -56,10 +61,9 @@ def needs(
     grants = confine.program_grants(Path(ringzero.__file__).parent, sys.path, internet=internet)
     grants.append(Grant(CACHE_DIR.get(), landlock.READ))
     if directory is not None:
-        grants.append(Grant(directory.path, landlock.WRITE))
+        # What the machine is, and who runs it, is not the process's to write.
+        grants += [Grant(directory.path, landlock.READ), Grant(directory.path / RUN, RUNNING)]
         if not alone:
-            # A copy has a directory beside it, and a machine with --rm goes away itself.
-            grants.append(Grant(directory.path.parent, landlock.WRITE))
             store = DATA_DIR.get() / "snapshots"
             # What is not there cannot be granted.
             with contextlib.suppress(OSError):
@@ -86,8 +90,6 @@ def needs(
         freedom=Freedom(
             internet=internet,
             local=local,
-            # A copy makes a socket of its own to be spoken to at.
-            listening=not alone,
             children=not alone,
             folders=folders,
             kvm=engine == "kvm",
@@ -120,6 +122,18 @@ def enter(
         snapshot=record.snapshot if record is not None else "",
     )
     return confine.confine(wanted, strict=level is Jail.STRICT)
+
+
+def leave_origin(origin: MachineDirectory) -> None:
+    """In a jailed machine's copy: come no more to what the original writes while it runs.
+
+    A copy of copies of copies, 16 deep, keeps what the one before it had (landlock(7)).
+    """
+    left = confine.needs_granted()
+    if left is not None:
+        run = origin.path / RUN
+        with contextlib.suppress(HostError):
+            confine.narrow([grant for grant in left.grants if grant.path != run])
 
 
 def require_children(name: str, what: str) -> None:

@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from ringzero.api.values import ExitRecord, MachineSummary, Status
+from ringzero.api.values import ExitRecord, Status
 from ringzero.config.tree import config_to_tree
 from ringzero.control.host.directory import (
-    CONSOLE_LOG,
     EXIT,
     MACHINE,
     PROCESS,
@@ -24,6 +24,7 @@ from ringzero.control.host.directory import (
     Claim,
     MachineDirectory,
 )
+from ringzero.control.host.notes import UNCHANGED
 from ringzero.control.host.records import (
     MachineRecord,
     ProcessRecord,
@@ -31,7 +32,7 @@ from ringzero.control.host.records import (
     save,
 )
 from ringzero.control.machine.hub import Hub
-from ringzero.control.machine.logfile import LogFile
+from ringzero.control.machine.runfiles import NamedFiles, RunFiles
 from ringzero.control.machine.server import Handlers, Server
 from ringzero.errors import (
     ConflictError,
@@ -64,19 +65,27 @@ _EXIT_CODES = {
 class Keeper:
     """One living machine: its directory, its lines, its socket, its end.
 
-    Made with the claim on the directory, and with who does the actions that it is asked for.
-    `close` frees the machine and the
-    socket; the claim is the caller's to release, as the last thing.
+    Made with the claim on the directory, and with who does the actions that it is asked for;
+    `files` and `record` are what a process was handed that comes to no directory. `close` frees
+    the machine and the socket; the claim is the caller's to release, as the last thing.
     """
 
-    def __init__(self, machine: KeptGuest, claim: Claim, handlers: Handlers) -> None:
+    def __init__(
+        self,
+        machine: KeptGuest,
+        claim: Claim,
+        handlers: Handlers,
+        files: RunFiles | None = None,
+        record: MachineRecord | None = None,
+    ) -> None:
         self.machine = machine
         self.handlers = handlers
         self.directory = claim.directory
         self.name = claim.directory.name
         self._lock_descriptor = claim.lock
-        self.record = claim.directory.machine()
-        self._log = LogFile(self.directory.path / CONSOLE_LOG)
+        self.files = files or NamedFiles(self.directory)
+        self.record = record or claim.directory.machine()
+        self._log = self.files.log()
         self.console = Hub(machine.console.write, machine.console.resize, self._log.write)
         self.serial = Hub(machine.serial.write, None, self._log.write)
         self._status = Status.STARTING
@@ -88,9 +97,11 @@ class Keeper:
         self.on_fault: OnFault | None = self.fail
         self.ended = threading.Event()
         self.result: ExitRecord | None = None
-        write_process(self.directory)
+        if files is None:
+            # Who handed the files to this process has written down who it is.
+            write_process(self.directory)
         self._write_status()
-        self.server = Server(self.directory, self, handlers)
+        self.server = Server(self.directory, self, handlers, self.files.listener)
 
     # ---- life -------------------------------------------------------------
 
@@ -135,7 +146,7 @@ class Keeper:
         with self._changing:
             if self._status is not Status.PAUSED:
                 self._require(Status.RUNNING)
-            take_back(self.machine, self.directory, snapshot)
+            go_back(self.machine, self.record, snapshot)
             # The shell that was on the console belongs to a future that is no more.
             self._shell = None
 
@@ -207,7 +218,7 @@ class Keeper:
             if self.result is None:
                 self.result = result
                 with contextlib.suppress(HostError):
-                    save(result, self.directory.path / EXIT)
+                    self.files.save(result, EXIT)
                 self.ended.set()
                 for hear in self._hearers:
                     hear(result)
@@ -246,12 +257,7 @@ class Keeper:
         self.server.leave()
         self.machine.leave()
         self._log.leave()
-
-    def remember_config(self) -> None:
-        """Write down what the machine's description has become, for its next start."""
-        with self._changing:
-            self.record = replace(self.record, config=config_to_tree(self.machine.config))
-            save(self.record, self.directory.path / MACHINE)
+        self.files.leave()
 
     # ---- the console ------------------------------------------------------
 
@@ -265,11 +271,10 @@ class Keeper:
 
     # ---- about it ---------------------------------------------------------
 
-    def inspect(self) -> MachineSummary:
-        """Return everything about the machine, as plain data."""
-        facts = self.directory.summary()
+    def inspect(self) -> dict[str, Any]:
+        """Return what the machine's process alone knows of it, as plain data."""
         config = self.machine.config
-        facts["config"] = config_to_tree(config)
+        facts: dict[str, Any] = {"config": config_to_tree(config)}
         facts["agent"] = (
             {"ready": self.machine.agent.ready, "kernel": self.machine.agent.release}
             if config.agent
@@ -327,7 +332,7 @@ class Keeper:
         # A full disk is no reason not to pause or to stop.
         with contextlib.suppress(HostError):
             record = StatusRecord(self._status.value, time.time(), engine)
-            save(record, self.directory.path / STATUS)
+            self.files.save(record, STATUS)
 
 
 def take_back(machine: KeptGuest, directory: MachineDirectory, snapshot: Path) -> None:
@@ -335,20 +340,32 @@ def take_back(machine: KeptGuest, directory: MachineDirectory, snapshot: Path) -
 
     Raises what `Machine.revert` does, and HostError.
     """
-    from ringzero.vm.saved.snapshot import Snapshot
-
-    found, record = Snapshot.open(snapshot), directory.machine()
-    # A copy had a name of its own; another machine's guest keeps the one that it had.
-    identity = Identity(record.name) if record.snapshot or record.parent else None
+    record = directory.machine()
     _note(directory, replace(record, revert=str(snapshot)))
     try:
-        machine.revert(found, identity)
-    except RingzeroError:
-        if _goes_on(machine):
-            # Refused, and nothing was changed.
+        go_back(machine, record, snapshot)
+    except RingzeroError as fault:
+        if fault.context.get(UNCHANGED):
             _note(directory, replace(record, revert=""))
         raise
     _note(directory, replace(record, revert=""))
+
+
+def go_back(machine: KeptGuest, record: MachineRecord, snapshot: Path) -> None:
+    """Take a machine back to a snapshot.
+
+    Raises what `Machine.revert` does; the fault's context says where nothing was changed.
+    """
+    from ringzero.vm.saved.snapshot import Snapshot
+
+    # A copy had a name of its own; another machine's guest keeps the one that it had.
+    identity = Identity(record.name) if record.snapshot or record.parent else None
+    try:
+        machine.revert(Snapshot.open(snapshot), identity)
+    except RingzeroError as fault:
+        if _goes_on(machine):
+            fault.context[UNCHANGED] = True
+        raise
 
 
 def _note(directory: MachineDirectory, record: MachineRecord) -> None:

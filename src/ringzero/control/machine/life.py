@@ -17,6 +17,7 @@ from ringzero.control.host import secrets
 from ringzero.control.host.report import Reporter
 from ringzero.control.machine.keeper import Keeper
 from ringzero.errors import ControlError, GuestError, HostError, RingzeroError
+from ringzero.host.jail import confine
 from ringzero.host.service import ServiceThread
 from ringzero.settings import BOOT_TIMEOUT, boot_bound
 from ringzero.vm import boot
@@ -58,7 +59,8 @@ def keep(keeper: Keeper, reporter: Reporter, *, resumed: bool = False) -> int:
     keeper.close()
     if watcher.ident:
         watcher.join(1.0)
-    if keeper.record.remove:
+    # A jailed one is waited for by who removes it (`ringzero.control.host.reaper`).
+    if keeper.record.remove and not confine.parts():
         keeper.directory.discard()
     return result.exit_code
 

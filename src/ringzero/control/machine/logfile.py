@@ -9,6 +9,7 @@ from pathlib import Path
 
 # A boot log with everything on has 100 KiB; a chatty service must not fill the user's disk.
 LIMIT = 4 << 20
+_CHUNK = 1 << 20
 
 
 class LogFile:
@@ -31,9 +32,7 @@ class LogFile:
             if self._descriptor < 0:
                 return
             if self._size and self._size + len(data) > self._limit:
-                self._path.replace(previous(self._path))
-                os.close(self._descriptor)
-                self._open()
+                self._turn()
             self._size += os.write(self._descriptor, data)
 
     def close(self) -> None:
@@ -50,10 +49,37 @@ class LogFile:
 
     def _open(self) -> None:
         self._descriptor = -1
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        # What an earlier process left there may be no file: it is neither followed nor waited for.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
         with contextlib.suppress(OSError):
-            self._descriptor = os.open(self._path, flags, 0o600)
+            self._descriptor = os.open(self._path, flags | os.O_CLOEXEC, 0o600)
             self._size = os.fstat(self._descriptor).st_size
+
+    def _turn(self) -> None:
+        self._path.replace(previous(self._path))
+        os.close(self._descriptor)
+        self._open()
+
+
+class LentLog(LogFile):
+    """The same with two files that are open: what is in `current` is moved on to `before`."""
+
+    def __init__(self, current: int, before: int, limit: int = LIMIT) -> None:
+        self._before = before
+        self._lent = current
+        super().__init__(Path(), limit)
+
+    def _open(self) -> None:
+        self._descriptor = self._lent
+        self._size = os.fstat(self._lent).st_size
+
+    def _turn(self) -> None:
+        os.ftruncate(self._before, 0)
+        at = 0
+        while data := os.pread(self._lent, _CHUNK, at):
+            at += os.pwrite(self._before, data, at)
+        os.ftruncate(self._lent, 0)
+        self._size = 0
 
 
 def previous(path: Path) -> Path:

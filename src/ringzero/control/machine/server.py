@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from ringzero.api.action import Action, to_plain
@@ -37,6 +37,7 @@ from ringzero.control.host.directory import SOCKET, MachineDirectory
 from ringzero.errors import ControlError, NotFoundError, ProtocolError, RingzeroError
 from ringzero.host.files import host_error
 from ringzero.host.service import OnFault, ServiceThread
+from ringzero.records import record
 
 # More at once than scripts, watchers and a fleet's monitor need; each costs two threads.
 MAX_CONNECTIONS = 128
@@ -55,7 +56,17 @@ _TIMEVAL = struct.Struct("@ll")
 
 # Who does what is asked for, by the action's name: it takes the owner, the call where the
 # action streams, and all of the action's arguments by name.
-Handlers: TypeAlias = Mapping[str, Callable[..., Any]]
+# One that is TakesDescriptors is given those that came with the request, too: it closes them.
+Handlers: TypeAlias = Mapping[str, "Callable[..., Any] | TakesDescriptors"]
+# How many may come with a request.
+_MOST_DESCRIPTORS = 4
+
+
+@record
+class TakesDescriptors:
+    """A handler of a plain action, which takes descriptors as its second argument."""
+
+    do: Callable[..., Any]
 
 
 class Owner(Protocol):
@@ -246,12 +257,15 @@ class Connection:
         self._name = name
         self._decoder = Decoder()
         self._frames: deque[Frame] = deque()
+        self._descriptors = list[int]()
         self.call: Call | None = None
         self.busy = False
 
     def serve(self) -> None:
         """Speak with the client until it leaves; on a thread of its own."""
-        with self._link, contextlib.suppress(OSError):
+        with contextlib.ExitStack() as closing, contextlib.suppress(OSError):
+            closing.enter_context(self._link)
+            closing.callback(self._drop)
             try:
                 # One thread reads, another may send: the socket's mode is none's to change.
                 self._link.settimeout(None)
@@ -260,6 +274,7 @@ class Connection:
                 for frame in self.frames():
                     if not self._answer(frame):
                         return
+                    self._drop()
             except ProtocolError as fault:
                 self.send(encode_message({"error": fault.to_dict()}))
             except OSError:
@@ -278,12 +293,21 @@ class Connection:
             if not patient or self._decoder.pending:
                 self._await_data()
             try:
-                data = self._link.recv(_READ)
+                data, files, _, _ = socket.recv_fds(self._link, _READ, _MOST_DESCRIPTORS)
             except ConnectionError:
                 return
+            self._keep(files)
             if not data:
                 return
             self._frames.extend(self._decoder.feed(data))
+
+    def _keep(self, descriptors: Sequence[int]) -> None:
+        """Keep descriptors for the next request; more than one request takes are closed."""
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+        self._descriptors += descriptors
+        while len(self._descriptors) > _MOST_DESCRIPTORS:
+            os.close(self._descriptors.pop())
 
     def _await_data(self) -> None:
         """Wait until the client has said more, or has left. Raises TimeoutError."""
@@ -320,6 +344,11 @@ class Connection:
         with contextlib.suppress(OSError):
             self._link.shutdown(socket.SHUT_RDWR)
 
+    def _drop(self) -> None:
+        """Close descriptors that nobody has taken."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
     def _answer(self, frame: Frame) -> bool:
         """Do what a request asks for; False when the connection is over."""
         if isinstance(frame, Data):
@@ -331,10 +360,10 @@ class Connection:
             if handler is None:
                 raise NotFoundError(f"a machine's process knows no action {action.name!r}")
             action.require(self._name, self._owner.status)
-            if action.streams:
+            if action.streams and not isinstance(handler, TakesDescriptors):
                 self._stream(action, handler, arguments)
                 return False
-            answer: dict[str, Any] = {"result": to_plain(handler(self._owner, **arguments))}
+            answer: dict[str, Any] = {"result": to_plain(self._do(handler, arguments))}
         except RingzeroError as fault:
             answer = {"error": fault.to_dict()}
         except OSError as fault:
@@ -346,6 +375,12 @@ class Connection:
         finally:
             self.busy = False
         return True
+
+    def _do(self, handler: Callable[..., Any] | TakesDescriptors, arguments: dict[str, Any]) -> Any:
+        if not isinstance(handler, TakesDescriptors):
+            return handler(self._owner, **arguments)
+        given, self._descriptors = self._descriptors, []
+        return handler.do(self._owner, given, **arguments)
 
     def _stream(
         self, action: Action, handler: Callable[..., Any], arguments: dict[str, Any]
@@ -369,26 +404,37 @@ class Connection:
 class Server:
     """The socket in a machine's directory."""
 
-    def __init__(self, directory: MachineDirectory, owner: Owner, handlers: Handlers) -> None:
+    def __init__(
+        self,
+        directory: MachineDirectory,
+        owner: Owner,
+        handlers: Handlers,
+        listener: socket.socket | None = None,
+    ) -> None:
         self._directory = directory
         self._owner = owner
         self._handlers = handlers
         self._connections: dict[Connection, threading.Thread] = {}
         self._lock = threading.Lock()
         self._closed = False
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        path = directory.path / SOCKET
+        self._listener = listener or self._listen()
+        self._thread = ServiceThread(owner, self._accept, "socket")
+
+    def _listen(self) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        path = self._directory.file(SOCKET)
         # Left by a process that was killed; whoever holds the machine's lock may take it.
         path.unlink(missing_ok=True)
         try:
-            with directory.socket_address() as address:
-                self._listener.bind(address)
-            path.chmod(0o600)
-            self._listener.listen(MAX_CONNECTIONS)
+            # The file gets the socket's own mode.
+            os.fchmod(listener.fileno(), 0o600)
+            with self._directory.socket_address() as address:
+                listener.bind(address)
+            listener.listen(MAX_CONNECTIONS)
         except OSError as fault:
-            self._listener.close()
+            listener.close()
             raise host_error(fault, "listen on", path) from fault
-        self._thread = ServiceThread(owner, self._accept, "socket")
+        return listener
 
     def start(self) -> None:
         """Begin to answer."""
@@ -397,7 +443,7 @@ class Server:
     def close(self, fault: RingzeroError) -> None:
         """Answer streaming calls with `fault`, let others have their answers, and end."""
         with contextlib.suppress(OSError):
-            (self._directory.path / SOCKET).unlink()
+            self._directory.file(SOCKET).unlink()
         with self._lock:
             self._closed = True
             connections = dict(self._connections)

@@ -17,6 +17,7 @@ from typing import Any
 
 from ringzero.api.values import ExitRecord
 from ringzero.config.machine import MachineConfig
+from ringzero.control.host import reaper
 from ringzero.control.host.directory import EXIT, Claim, MachineDirectory
 from ringzero.control.host.records import MachineRecord, save
 from ringzero.control.host.report import Reporter
@@ -78,6 +79,8 @@ def run(claim: Claim, reporter: Reporter, build: Build) -> int:
     try:
         write_process(directory)
         record = directory.machine()
+        if record.remove and record.jail != Jail.NONE.value:
+            reaper.attend(directory)
         config = replace(record.machine_config(), name=directory.name)
         machine = restore(record) if record.snapshot else build(config, reporter, boot=record.boot)
         if record.revert:
@@ -86,7 +89,7 @@ def run(claim: Claim, reporter: Reporter, build: Build) -> int:
         error = fault if isinstance(fault, RingzeroError) else internal(fault)
         with contextlib.suppress(RingzeroError):
             ended = ExitRecord("not-built", error.message, error.exit_code, time.time())
-            save(ended, directory.path / EXIT)
+            save(ended, directory.file(EXIT))
         reporter.fail(error)
         return error.exit_code
     try:

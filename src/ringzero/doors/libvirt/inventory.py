@@ -87,8 +87,7 @@ def _mark(where: MachineDirectory) -> Mark:
     found: list[tuple[int, int, int] | bool | None] = [where.alive]
     for name in _FILES:
         try:
-            # Joining paths takes longer than asking the kernel.
-            status = os.stat(f"{where.path}/{name}", follow_symlinks=False)  # noqa: PTH116
+            status = where.file(name).lstat()
         except OSError:
             found.append(None)
         else:

@@ -100,6 +100,19 @@ def confine(needs: Needs, *, strict: bool = False) -> tuple[Part, ...]:
     return _parts
 
 
+def narrow(grants: Iterable[Grant]) -> None:
+    """Leave the calling process, which is confined, no files but those of `grants`.
+
+    For one that has one thread, as a fork has at first. Raises HostError.
+    """
+    global _needs
+    if _needs is None or not any(part.name == LANDLOCK and part.holds for part in _parts):
+        return
+    left = tuple(grants)
+    landlock.restrict(left, network=_needs.freedom.internet)
+    _needs = replace(_needs, grants=left)
+
+
 def _part(name: str, do: Callable[[], str], alone: bool = True) -> Part:
     if not alone:
         return Part(name, False, "the process has several threads already")

@@ -96,7 +96,7 @@ class Freedom:
     """What the threads of one machine need beyond what all need.
 
     `internet`: sockets of IPv4 and IPv6, for the network of its own that the guest has. `local`:
-    Unix sockets by path; `listening`: those that others connect to. `children`: processes, which
+    Unix sockets by path. `children`: processes, which
     copies of the machine are. `folders`: shared folders that the guest writes to. `kvm`: the
     requests of /dev/kvm. `signals`: to whom may be signalled is decided elsewhere; without it, no
     other process.
@@ -104,7 +104,6 @@ class Freedom:
 
     internet: bool = False
     local: bool = False
-    listening: bool = False
     children: bool = False
     folders: bool = False
     kvm: bool = False
@@ -161,9 +160,6 @@ def _sockets(freedom: Freedom) -> dict[str, Rule | Refusal]:
         kinds += [(Where(0, _AF_INET),), (Where(0, _AF_INET6),)]
     if freedom.local:
         kinds.append((Where(0, _AF_UNIX),))
-    elif freedom.listening:
-        # Datagrams need no connection.
-        kinds.append((Where(0, _AF_UNIX), Where(1, _SOCK_STREAM, _SOCK_KIND)))
     if not kinds:
         return {}
     found: dict[str, Rule | Refusal] = {"socket": kinds, "bind": ALWAYS, "listen": ALWAYS}
