@@ -35,14 +35,17 @@ while :; do /bin/busybox sh; done
 """
 
 
-def guest(place):
-    """Return (kernel, initrd) of the guest; the initrd is written to `place`."""
+def guest(place, init=_INIT, more=()):
+    """Return (kernel, initrd) of the guest; the initrd is written to `place`.
+
+    `init` is its first process; it has `more` entries besides.
+    """
     image = micro.ensure()
     initrd = place / "initrd"
     with initrd.open("wb") as file:
         data = image.initrd.read_bytes()
         file.write(data + bytes(-len(data) % 4))
-        cpio.write([cpio.Entry("microvm", stat.S_IFREG | 0o755, _INIT)], file)
+        cpio.write([cpio.Entry("microvm", stat.S_IFREG | 0o755, init), *more], file)
     return image.kernel, initrd
 
 
