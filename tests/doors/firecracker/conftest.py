@@ -8,7 +8,7 @@ from ringzero.doors.firecracker.logs import Log
 from ringzero.doors.firecracker.metadata import Metadata
 from ringzero.doors.firecracker.metrics import Metrics
 from ringzero.doors.firecracker.service import Service
-from tests.doors.firecracker import microvm
+from tests.doors.firecracker import microvm, recorded
 from tests.engine.fake import FakeEngine
 
 LIMIT = 1000
@@ -68,6 +68,15 @@ def api(tmp_path, monkeypatch):
     asked.instance.close()
     asked.service.close()
     asked.log.close()
+
+
+@pytest.fixture
+def recording(tmp_path, monkeypatch):
+    """A program for clients, whose exchanges are held against the public API at the end."""
+    notebook = tmp_path / "exchanges"
+    monkeypatch.setenv("RECORD", str(notebook))
+    yield recorded.program(tmp_path)
+    assert recorded.check(notebook)
 
 
 @pytest.fixture(scope="session")

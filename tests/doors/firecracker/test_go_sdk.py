@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from tests.doors.firecracker.microvm import BOOT_ARGS
 pytestmark = [pytest.mark.doors, pytest.mark.boot, pytest.mark.engine]
 MODULE = "github.com/firecracker-microvm/firecracker-go-sdk@v1.0.0"
 SOURCE = Path(__file__).parent / "gosdk" / "main.go"
-PROGRAM = Path(sys.executable).with_name("ringzero-firecracker")
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +34,10 @@ def program(tmp_path_factory):
     return place / "program"
 
 
-def test_firecracker_go_sdk(program, guest, tmp_path):
+def test_firecracker_go_sdk(program, guest, recording, tmp_path):
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(1 << 20))
-    words = [program, PROGRAM, *guest, BOOT_ARGS, disk, tmp_path]
+    words = [program, recording, *guest, BOOT_ARGS, disk, tmp_path]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {

@@ -19,7 +19,6 @@ from tests.doors.firecracker.microvm import BOOT_ARGS
 pytestmark = [pytest.mark.doors, pytest.mark.boot, pytest.mark.engine]
 FORKS = ("firecracker-python==0.0.5", "hysn-firecracker-python==1.0.7")
 MICROHEART, PYRECRACKER = "microheart==0.3.0", "pyrecracker==0.6.4"
-PROGRAM = Path(sys.executable).with_name("ringzero-firecracker")
 SCRIPT = """
 import json, os, sys, time
 from firecracker.api import Api
@@ -190,10 +189,10 @@ def told(words):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_microheart(tmp_path_factory, guest, place, monkeypatch):
+def test_microheart(tmp_path_factory, guest, place, recording, monkeypatch):
     python = installed(tmp_path_factory, MICROHEART)
     monkeypatch.setenv("MICROHEART_HOME", str(place))
-    (place / "firecracker").symlink_to(PROGRAM)
+    (place / "firecracker").symlink_to(recording)
     (place / "vmlinux-6.1").symlink_to(guest[0])
     found = told([python, "-c", MICROHEART_SCRIPT, place / "disk"])
     assert found["machine"]["mem_size_mib"] == 256
@@ -201,13 +200,13 @@ def test_microheart(tmp_path_factory, guest, place, monkeypatch):
     assert (found["running"], found["code"], found["said"]) == (True, 0, True)
 
 
-def test_pyrecracker(tmp_path_factory, guest, place):
+def test_pyrecracker(tmp_path_factory, guest, place, recording):
     names = ("python3.13", "python3.12")
     python = next((n for n in names if shutil.which(n) and _runs(n)), None)
     if python is None:
         pytest.skip("it wants Python 3.12")
     python = installed(tmp_path_factory, PYRECRACKER, python)
-    words = [python, "-c", PYRECRACKER_SCRIPT, PROGRAM, *guest, BOOT_ARGS, place / "disk", place]
+    words = [python, "-c", PYRECRACKER_SCRIPT, recording, *guest, BOOT_ARGS, place / "disk", place]
     found = told(words)
     assert found == {"again": 400, "ended": 128 + 15, "memory": 256 << 20}
 
@@ -216,8 +215,8 @@ def _runs(python):
     return subprocess.run([python, "-c", ""], capture_output=True).returncode == 0
 
 
-def test_firecracker_python(python, guest, place):
-    words = [python, "-c", SCRIPT, PROGRAM, *guest, BOOT_ARGS, place / "disk", place]
+def test_firecracker_python(python, guest, place, recording):
+    words = [python, "-c", SCRIPT, recording, *guest, BOOT_ARGS, place / "disk", place]
     found = told(words)
     assert found.pop("again").endswith("not supported after starting the microVM.")
     assert found.pop("gone") in (True, "Z")
