@@ -36,7 +36,7 @@ def wrmsr(index, value):
 def deadline(ticks):
     """Arm the timer in TSC-deadline mode, vector 0x40, `ticks` from now."""
     return wrmsr(0x832, 0x40040) + (
-        f"rdtsc\n shl rdx, 32\n or rax, rdx\n add rax, {ticks}\n"
+        f"rdtsc\n shl rdx, 32\n or rax, rdx\n movabs rdx, {ticks}\n add rax, rdx\n"
         "mov rdx, rax\n shr rdx, 32\n mov ecx, 0x6e0\n wrmsr\n"
     )
 
@@ -216,6 +216,7 @@ class TestRegisters:
             pytest.param(0x83F, 0x100, id="a self-IPI of nine bits"),
             pytest.param(0x808, 1 << 32, id="a priority of more than 32 bits"),
             pytest.param(0x838, 1 << 32, id="a count of more than 32 bits"),
+            pytest.param(0x832, 1 << 32, id="a timer's entry of more than 32 bits"),
             pytest.param(0x80A, 0, id="a register that is only read"),
             pytest.param(MSR_EOI_FLAG, EOI_FLAG | 3, id="a flag at no multiple of 4"),
         ],
@@ -256,9 +257,25 @@ class TestInterrupts:
         machine = machines()
         machine.run(X2APIC + deadline(100_000) + "sti\n hlt\n" + DONE)
         assert machine.count(0x40) == 1
-        # Nothing of it came out of the guest but the switch of modes, the mode of the timer.
+        # Nothing of it came out of the guest but the switch of the APIC's mode.
         assert not any(isinstance(event, Halt) for event in machine.exits)
-        assert all(getattr(event, "index", 0) in (0, 0x1B, 0x832) for event in machine.exits)
+        assert all(getattr(event, "index", 0) in (0, 0x1B) for event in machine.exits)
+
+    def test_a_timer_that_is_seconds_away(self, machines):
+        """It is slept for in steps, and comes when it is due."""
+        machine = machines()
+        began = time.monotonic()
+        machine.run(X2APIC + deadline(machine.vm.counter_hz * 5 // 4) + "sti\n hlt\n" + DONE)
+        assert machine.count(0x40) == 1 and time.monotonic() - began > 1.24
+        assert machine.vcpus[0].statistics()["halts"] == 1
+
+    def test_another_mode_of_the_timer_disarms_it(self, machines):
+        machine = machines()
+        to_one_shot = deadline(machine.vm.counter_hz // 100) + wrmsr(0x832, 0x41)
+        wait = wrmsr(0x832, 0x41) + wrmsr(0x838, 30_000_000) + "sti\n hlt\n"
+        machine.run(X2APIC + to_one_shot + wait + DONE)
+        assert (machine.count(0x40), machine.count(0x41)) == (0, 1)
+        assert machine.lapics[0].save().timer_initial == 30_000_000
 
     def test_a_timer_comes_to_a_busy_processor(self, machines):
         machine = machines()
@@ -362,6 +379,7 @@ class TestInterrupts:
         read = "mov esi, [r14+0x300]\n mov edi, [r14+0x20]\n"
         machine.run(base + send + timer + halt + read + DONE, base + halt + DONE)
         assert machine.count(0x60) == 1 and machine.count(0x41) == 1
+        assert not any(isinstance(event, MmioWrite) for event in machine.exits)
         state = machine.vcpus[0].get_state()
         assert (state.gpr[6], state.gpr[7]) == (0x60, 0)
         assert machine.lapics[1].save().isr == 0

@@ -134,6 +134,42 @@ def test_an_idle_copy_gives_memory_back_and_goes_on(parent):
     assert parent.threads[0].vcpu.cpu.rests_from == NEVER
 
 
+def test_an_idle_copy_gives_pages_back_that_it_left_as_they_were(parent):
+    (child,) = parent.fork(start=True)
+    with child:
+        cpu, memory = child.threads[0].vcpu.cpu, child.parts.memory.host
+        assert output(child, "echo one") == "one\n"
+        # The original's page with the most in it that the copy has not written to.
+        touched, changed = memory.base.extents(0, memory.size), memory.changed()
+        page = next(start for start, end in touched if not any(a <= start < b for a, b in changed))
+        with child.frozen():
+            memory.view[page] = memory.view[page]
+        assert any(a <= page < b for a, b in memory.changed())
+        end = time.monotonic() + 60
+        while any(a <= page < b for a, b in memory.changed()):
+            assert time.monotonic() < end, "it was not given back"
+            cpu.worked = 0
+            time.sleep(0.01)
+        assert output(child, "echo two") == "two\n"
+        assert child.running
+
+
+def test_a_copy_whose_timer_leaves_it_alone_for_long_is_settled_again(parent):
+    (child,) = parent.fork(start=True)
+    with child:
+        vcpu = child.threads[0].vcpu
+        for seconds, long in ((None, True), (100, True), (20, False), (-1, False)):
+            with child.frozen():
+                deadline = vcpu.cpu.deadline
+                vcpu.cpu.deadline = (
+                    NEVER
+                    if seconds is None
+                    else vcpu.vm.read_counter() + seconds * vcpu.vm.counter_hz
+                )
+                assert vcpu._sleeps_long() == long
+                vcpu.cpu.deadline = deadline
+
+
 def test_an_idle_copy_that_woke_for_a_moment_rests_again_when_it_sleeps_long(parent):
     (child,) = parent.fork(start=True)
     with child:

@@ -116,6 +116,26 @@ def test_what_is_copied_into_clones_again_and_again_becomes_a_base(scan):
     first.close()
 
 
+def test_pages_that_are_as_in_the_base_again_are_given_back(scan):
+    first = host_memory.HostMemory("test", 16 * MIB)
+    first.view[: 4 * MIB] = b"\1" * (4 * MIB)
+    # Of memory that is nobody's copy there is nothing to give back.
+    first.forget_same()
+    copy = copy_of(first)
+    for page in (0, 1, 2, 2000):
+        copy.view[page * PAGE_SIZE] = 2 if page == 1 else copy.view[page * PAGE_SIZE]
+    assert len(copy.changed()) == 2
+    # So much that it would take long is left alone.
+    copy.forget_same(limit=3 * PAGE_SIZE)
+    assert len(copy.changed()) == 2
+    copy.forget_same()
+    assert copy.changed() == [(PAGE_SIZE, 2 * PAGE_SIZE)]
+    assert copy.view[0] == 1 and copy.view[PAGE_SIZE] == 2 and copy.view[2000 * PAGE_SIZE] == 0
+    copy.close()
+    copy.forget_same()
+    first.close()
+
+
 def test_pages_that_are_as_in_the_base_again_are_not_copied_into_clones(scan):
     first = host_memory.HostMemory("test", 16 * MIB)
     first.view[: 4 * MIB] = b"\1" * (4 * MIB)

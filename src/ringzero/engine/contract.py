@@ -79,6 +79,11 @@ class Vcpu(ABC, Generic[State]):
     # Whether the guest takes interrupts while `debug` has it make single steps.
     steps_with_interrupts = True
 
+    @property
+    def asleep(self) -> bool:
+        """Whether it waits within `run` for an interrupt; False where the engine cannot tell."""
+        return False
+
     @abstractmethod
     def run(self) -> Exit:
         """Run guest code until something needs the run loop; releases the GIL in guest code."""

@@ -78,5 +78,13 @@ class DebugStop(Exit):
 
 
 @record
+class Rested(Exit):
+    """The vCPU has done no work for a while, and has given back what memory it can; run it again.
+
+    Once after each time that it was busy, and before long sleeps; from engines that do this.
+    """
+
+
+@record
 class Kicked(Exit):
     """`Vcpu.kick` was called, or the engine wants the run loop to look around."""

@@ -223,7 +223,7 @@ class HostMemory:
         lead = -start % _LARGE_PAGE
         self.address = start + lead
         self.view = memoryview(self._map)[lead : lead + size + files]
-        self._closed = False
+        self._closed, self._closing = False, threading.Lock()
         # Files that are mapped behind it and not shared: bytes by offset.
         self._files: dict[int, int] = {}
         try:
@@ -307,7 +307,7 @@ class HostMemory:
             return MemoryImage(self.base.hold())
         size = sum(end - start for start, end in changed)
         if size <= limit:
-            changed = self._forget_same(changed)
+            changed = self._forget_same(changed, self._differing)
             size = sum(end - start for start, end in changed)
         self._copied += size * clones
         if size <= limit and self._copied <= self._base_size() * _COPIED_PART:
@@ -316,12 +316,27 @@ class HostMemory:
         self._new_base(changed)
         return MemoryImage(self.base.hold())
 
-    def _forget_same(self, changed: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    def forget_same(self, limit: int = COPY_LIMIT) -> None:
+        """Give pages back that were written to, and are as in the base, to the host.
+
+        Nobody may read or write meanwhile, but `close` may be called. Nothing happens to what is no
+        copy, or where more than `limit` bytes were written to.
+        """
+        with self._closing:
+            if self._closed or self._anonymous or not self.private:
+                return
+            changed = self.changed()
+            if sum(end - start for start, end in changed) <= limit:
+                self._forget_same(changed, set())
+
+    def _forget_same(
+        self, changed: list[tuple[int, int]], known: set[int]
+    ) -> list[tuple[int, int]]:
         """Give pages back that were written to and are as in the base; return the other runs.
 
-        Of what a guest that idles has written to, that is a third. Each page is compared once.
+        Of what a guest that idles has written to, that is a third. `known` are pages that are not
+        compared any more; those that differ are added.
         """
-        known = self._differing
         pages = [page for start, end in changed for page in range(start, end, PAGE)]
         for page in pages:
             if page in known:
@@ -456,9 +471,10 @@ class HostMemory:
 
     def close(self) -> None:
         """Give the memory back; where views of it are left, with the last of them."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
         self.base.release()
         with contextlib.suppress(BufferError):
             self.view.release()

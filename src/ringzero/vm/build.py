@@ -61,7 +61,7 @@ class Assembly:
     """The parts of one machine; it owns them, and its groundwork. `close` frees all.
 
     Its vCPUs' threads are made, not started. How the guest ends goes to `control`;
-    `stopped_at` is asked at debug stops.
+    `stopped_at` is asked at debug stops, `rested` called when a vCPU has long done nothing.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Assembly:
         # Hears of an exception that ends a thread which serves the machine.
         self.on_fault: OnFault | None = self.control.fail
         self.stopped_at: Callable[[VcpuThread, int], bool] = lambda thread, address: False
+        self.rested: Callable[[], None] = lambda: None
         self._closing = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
             undo.callback(self._closing.close)
@@ -186,6 +187,7 @@ class Assembly:
                 self.board.architecture,
                 self._shut_down,
                 self._debug_stop,
+                self._rested,
             )
             for processor in self.board.processors
         ]
@@ -319,6 +321,9 @@ class Assembly:
 
     def _debug_stop(self, thread: VcpuThread, address: int) -> bool:
         return self.stopped_at(thread, address)
+
+    def _rested(self) -> None:
+        self.rested()
 
     def _reset(self, reason: ExitReason, detail: str) -> None:
         self.control.finish(Exit.of_reset(reason, detail, self.lines.serial_output.tail()))

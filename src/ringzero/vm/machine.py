@@ -95,6 +95,18 @@ def _frozen_weakly(machine: weakref.ref[Machine]) -> Callable[[], AbstractContex
     return frozen
 
 
+def _settled_weakly(machine: weakref.ref[Machine]) -> Callable[[], None]:
+    """Return what has `Machine.settle` called, on another thread, while there is the machine."""
+
+    def rested() -> None:
+        # Loaded when it is first needed: most machines never rest.
+        from ringzero.vm import resting
+
+        resting.settle_soon(machine)
+
+    return rested
+
+
 @contextlib.contextmanager
 def _without_collection() -> Iterator[None]:
     """Look for no garbage in the block: what is made there stays, and much of it is made."""
@@ -215,6 +227,7 @@ class Machine:
         # Called by `start` instead of letting the guest run: whoever takes it over resumes it.
         self.hand_over: Callable[[], None] | None = None
         parts.stopped_at = self.debugger.stopped_at
+        parts.rested = _settled_weakly(weakref.ref(self))
         self._freezing = threading.RLock()
         self._started = self._stopped = False
         # Whether there were copies, and their first work was rehearsed.
@@ -379,6 +392,24 @@ class Machine:
                 yield
             finally:
                 self.resume()
+
+    def settle(self) -> None:
+        """Give memory back that the guest has written to and left as it was, if it sleeps.
+
+        Nothing happens where anybody else has the machine stand still.
+        """
+        if not self._freezing.acquire(blocking=False):
+            return
+        try:
+            if self.running and all(thread.vcpu.asleep for thread in self.threads):
+                with self.frozen():
+                    self.parts.memory.host.forget_same()
+        except Exception as fault:
+            # What is stopped meanwhile has nothing to give back any more.
+            if not self._stopped:
+                self.control.fail(fault)
+        finally:
+            self._freezing.release()
 
     def _on_vcpu_thread(self) -> bool:
         """Whether the caller is a hook, or a device."""

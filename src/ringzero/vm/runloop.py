@@ -14,7 +14,7 @@ from typing import Any
 
 from ringzero.board.contract import Processor
 from ringzero.engine.contract import Vcpu
-from ringzero.engine.exits import DebugStop, Halt, Kicked, MmioRead, MmioWrite, Shutdown
+from ringzero.engine.exits import DebugStop, Halt, Kicked, MmioRead, MmioWrite, Rested, Shutdown
 from ringzero.host.service import serve_as
 from ringzero.isa.contract import Architecture
 from ringzero.vm.exit import Exit
@@ -119,7 +119,8 @@ class VcpuThread:
     """Runs one vCPU of `architecture`; the guest starts it through `core.irq.StartControl`.
 
     `shut_down(detail)` hears of a vCPU that cannot go on. `stopped_at(thread,
-    address)` is asked at each debug stop; True lets the machine go on.
+    address)` is asked at each debug stop; True lets the machine go on. `rested()` hears
+    that the vCPU has done nothing for a while.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class VcpuThread:
         architecture: Architecture[Any],
         shut_down: Callable[[str], None],
         stopped_at: Callable[[VcpuThread, int], bool],
+        rested: Callable[[], None],
     ) -> None:
         self.vcpu = vcpu
         self.processor = processor
@@ -141,6 +143,7 @@ class VcpuThread:
         self._mmio = processor.mmio
         self._shut_down = shut_down
         self._stopped_at = stopped_at
+        self._rested = rested
         # A secondary vCPU waits until the guest starts it.
         self._offline = False
         self._reset_received = False
@@ -153,6 +156,7 @@ class VcpuThread:
             Shutdown: self._shutdown,
             DebugStop: self._debug_stop,
             Kicked: self._kicked,
+            Rested: lambda event: self._rested(),
             **processor.handlers(vcpu),
         }
         processor.connect(self)

@@ -150,6 +150,10 @@ class QueueState:
     notified_used: int
 
 
+# The areas of a queue that is not in place.
+_NOWHERE = memoryview(b"")
+
+
 class Virtqueue:
     """One queue. The transport sets the public fields, then calls `enable`.
 
@@ -174,10 +178,8 @@ class Virtqueue:
         # Guest-physical addresses of the three areas (section 2.7).
         self.descriptors = self.available = self.used = 0
         self._next_available = self._next_used = self._notified_used = 0
-        empty = memoryview(b"")
-        self._table = empty
-        self._available = self._used = empty
-        self._used_bytes = empty
+        self._table = self._used_bytes = _NOWHERE
+        self._available = self._used = _NOWHERE
 
     @property
     def ready(self) -> bool:

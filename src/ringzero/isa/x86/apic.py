@@ -13,12 +13,15 @@ APIC_PAGE = 0xFEE0_0000
 IA32_TSC_DEADLINE = 0x6E0
 MSR_X2APIC_FIRST, MSR_X2APIC_LAST = 0x800, 0x83F
 # Registers by the index that is both MMIO offset / 16 and MSR - 0x800.
-ID, TPR, EOI, ICR_LOW, ICR_HIGH, TIMER_INITIAL, SELF_IPI = 2, 8, 0xB, 0x30, 0x31, 0x38, 0x3F
+ID, TPR, EOI, ICR_LOW, ICR_HIGH, TIMER_ENTRY = 2, 8, 0xB, 0x30, 0x31, 0x32
+TIMER_INITIAL, SELF_IPI = 0x38, 0x3F
 BASE_X2APIC, BASE_ENABLE = 1 << 10, 1 << 11
 SVR_ENABLE = 1 << 8
 LVT_MASKED = 1 << 16
 LVT_COUNT, LVT_TIMER, LVT_ERROR = 6, 0, 5
 TIMER_MODE, TIMER_PERIODIC, TIMER_DEADLINE = 3 << 17, 1 << 17, 2 << 17
+# Of the timer's entry of the local vector table, software writes mode, mask and vector (11.5.1).
+TIMER_WRITABLE = TIMER_MODE | LVT_MASKED | 0xFF
 ERROR_RECEIVE_VECTOR = 1 << 6
 # The interrupt command: its delivery mode, and where it goes (11.6.1).
 ICR_WRITABLE = 0xCCFFF

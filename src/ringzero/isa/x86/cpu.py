@@ -107,6 +107,9 @@ LOCAL_PAGES = 16
 # Page walks between two waits that are no work: an idle Linux that wakes makes up to 150.
 IDLE_WALKS = 256
 
+# Seconds that a halted vCPU sleeps at once at most, so that their number in ticks has room.
+LONGEST_SLEEP = 64
+
 # Decoding may look at this many bytes whatever the length turns out to be.
 FETCH_BYTES = 32
 # Instructions across two pages that are kept decoded, by the second page's number.
@@ -388,7 +391,7 @@ class Cpu(Struct):
     polled = field(u32)  # nanoseconds for which it looks out for them before
     most_polled_alone = field(u32)  # the same at most, where the guest has no other vCPU
     tick_nanoseconds = field(u64)  # of the guest's counter, 32 bits of them fraction
-    tick_limit = field(u64)  # ticks in LONGEST_SLEEP nanoseconds
+    tick_limit = field(u64)  # ticks in LONGEST_SLEEP seconds
     timespec = field(u64, 2)
     # From so many page walks on, one that has done no work for long is to give the memory of its
     # tables back (NEVER: it keeps them); and 1 when it is.

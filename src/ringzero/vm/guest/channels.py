@@ -84,13 +84,13 @@ class PortChannels:
         self._held: set[str] = set()
         self._inbound: deque[tuple[str, bytes]] = deque()
         self._inbound_size = 0
-        # For each port, bytes to send and changes of the connection, in order.
-        self._outbound: dict[str, deque[memoryview | bool]] = {
-            port.name: deque() for port in self.ports
-        }
-        self._outbound_size = dict.fromkeys(self._outbound, 0)
+        # Bytes to send and changes of the connection, in order, of each port that had any: most of
+        # a copy's dozens never have.
+        self._outbound: dict[str, deque[memoryview | bool]] = {}
+        self._outbound_size = dict.fromkeys(self._by_name, 0)
+        signal = self._signal
         for port in self.ports:
-            port.on_room = self._signal
+            port.on_room = signal
         # Held while bytes are between the two sides.
         self._carrying = threading.RLock()
         self._thread = threading.Thread(target=self._work, name="agent", daemon=True)
@@ -112,14 +112,22 @@ class PortChannels:
     def send(self, port: str, data: bytes) -> None:
         with self._wake:
             # A view: what the guest takes of it in small pieces is not copied again for each.
-            self._outbound[port].append(memoryview(data))
+            self._queue(port).append(memoryview(data))
             self._outbound_size[port] += len(data)
         self._signal()
 
     def connect(self, port: str, connected: bool) -> None:
         with self._wake:
-            self._outbound[port].append(connected)
+            self._queue(port).append(connected)
         self._signal()
+
+    def _queue(self, port: str) -> deque[memoryview | bool]:
+        """Return what waits for the guest on `port`, to be added to; `_wake` is held."""
+        queue = self._outbound.get(port)
+        if queue is None:
+            # Refuses what is no port.
+            queue = self._outbound[self._by_name[port].name] = deque()
+        return queue
 
     def backlog(self, port: str) -> int:
         """Return how many bytes for `port` the guest has not yet taken."""
@@ -238,14 +246,13 @@ class PortChannels:
     def restore(self, state: ChannelsState) -> None:
         """Put back what was on its way. Raises StateError."""
         names = {item.port for item in state.outbound} | {name for name, _ in state.inbound}
-        if not names <= self._outbound.keys():
+        if not names <= self._by_name.keys():
             raise StateError("the saved machine has other channels", seen=", ".join(sorted(names)))
         with self._wake:
-            for name, queue in self._outbound.items():
-                queue.clear()
-                self._outbound_size[name] = 0
+            self._outbound.clear()
+            self._outbound_size = dict.fromkeys(self._by_name, 0)
             for item in state.outbound:
-                self._outbound[item.port].append(
+                self._queue(item.port).append(
                     memoryview(item.data) if item.connected is None else item.connected
                 )
                 self._outbound_size[item.port] += len(item.data)
@@ -256,7 +263,7 @@ class PortChannels:
 
     def _push(self, port: ConsolePort) -> int:
         """Give a port what it takes; return the bytes."""
-        queue, sent = self._outbound[port.name], 0
+        queue, sent = self._outbound.get(port.name), 0
         while queue:
             item = queue[0]
             if isinstance(item, bool):

@@ -8,8 +8,8 @@ import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ringzero.core.memory import GuestMemory
-from ringzero.engine.exits import Exit
-from ringzero.engine.soft.contract import Counter, SoftVcpu
+from ringzero.engine.exits import Exit, Rested
+from ringzero.engine.soft.contract import MASK_64, Counter, SoftVcpu
 from ringzero.engine.soft.x86.apic import SharedRegisters
 from ringzero.engine.soft.x86.irqstatus import IrqStatuses
 from ringzero.engine.soft.x86.lookaside import Lookaside, SharedLookaside
@@ -33,7 +33,7 @@ from ringzero.isa.execution import (
     REQUEST_KICK,
 )
 from ringzero.isa.x86 import cpu as x86
-from ringzero.isa.x86.cpu import IDLE_WALKS, REQUEST_NMI, Cpu
+from ringzero.isa.x86.cpu import IDLE_WALKS, LONGEST_SLEEP, REQUEST_NMI, Cpu
 from ringzero.isa.x86.state import CpuState
 from ringzero.jit.x86.tables import Translator
 
@@ -44,6 +44,10 @@ NANOSECONDS = 1_000_000_000
 # Nanoseconds for which a guest's only vCPU looks out for interrupts at most before it sleeps. It
 # waits for devices, and takes no time from another vCPU: as long as KVM does (halt_poll_ns).
 _MOST_POLLED_ALONE = 200_000
+# Whoever hears that a vCPU rests does something about it, which takes a millisecond: it is told so
+# after work, and of one that only woke for a moment where its timer leaves it alone for so many
+# seconds.
+_LONG_SLEEP = 30
 # Exits that end with `complete`.
 _ACCESSES = frozenset(
     (
@@ -109,7 +113,7 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
         self._kept = isinstance(interrupts, MovableApic)
         if isinstance(interrupts, MovableApic):
             cpu.tick_nanoseconds = (NANOSECONDS << 32) // vm.counter_hz
-            cpu.tick_limit = vm.counter_hz
+            cpu.tick_limit = LONGEST_SLEEP * vm.counter_hz
             # With one processor only, what it waits for would wait for it.
             if len(os.sched_getaffinity(0)) > 1:
                 cpu.most_polled_alone = _MOST_POLLED_ALONE
@@ -129,6 +133,10 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
             x86.EXIT_NMI: self._nmi,
             x86.EXIT_GATHERED: self._gathered,
         }
+
+    @property
+    def asleep(self) -> bool:
+        return bool(self.cpu.sleeping)
 
     def _after_exit(self) -> None:
         vm = self.vm
@@ -157,9 +165,20 @@ class X86SoftVcpu(SoftVcpu[CpuState]):
     # --- exits ---
 
     def _request(self) -> Exit | None:
-        if self.cpu.resting:
-            self._rest()
-        return super()._request()
+        cpu = self.cpu
+        if not cpu.resting:
+            return super()._request()
+        worked = cpu.count_walks >= cpu.rests_from
+        self._rest()
+        return Rested() if worked or self._sleeps_long() else super()._request()
+
+    def _sleeps_long(self) -> bool:
+        """Whether its timer, if anything, wakes the vCPU in so long a while that `Rested` pays."""
+        vm, deadline = self.vm, int(self._deadline.value)
+        if deadline == NEVER:
+            return True
+        ahead = (deadline - vm.read_counter()) & MASK_64
+        return bool(_LONG_SLEEP * vm.counter_hz < ahead < 1 << 63)
 
     def _rest(self) -> None:
         """Give back the memory of tables that the vCPU has not needed for a while."""

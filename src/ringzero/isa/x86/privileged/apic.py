@@ -37,9 +37,11 @@ from ringzero.isa.x86.apic import (
     SELF_IPI,
     SVR_ENABLE,
     TIMER_DEADLINE,
+    TIMER_ENTRY,
     TIMER_INITIAL,
     TIMER_MODE,
     TIMER_PERIODIC,
+    TIMER_WRITABLE,
     TO_ALL,
     TO_DESTINATION,
     TO_SELF,
@@ -47,7 +49,7 @@ from ringzero.isa.x86.apic import (
     VECTOR_WORDS,
     ApicRegisters,
 )
-from ringzero.isa.x86.cpu import IDLE_WALKS, IF, REQUEST_NMI, Cpu
+from ringzero.isa.x86.cpu import IDLE_WALKS, IF, LONGEST_SLEEP, REQUEST_NMI, Cpu
 from ringzero.isa.x86.privileged.exclusive import enter_guest, leave_guest, shared_of
 from ringzero.isa.x86.privileged.ram import host_address, store_host
 from ringzero.native import (
@@ -77,16 +79,19 @@ _DOWNWARDS = tuple(reversed(range(VECTOR_WORDS)))
 # that a while before it sleeps again, as KVM's halt_poll_ns has it: for FIRST_POLLED at first,
 # then for twice as long each time. For a guest's only vCPU `Cpu.most_polled_alone` is the bound.
 FIRST_POLLED, MOST_POLLED = 5_000, 50_000
-# Nanoseconds that it sleeps at once at most, so that their number in ticks has room.
-LONGEST_SLEEP = 1_000_000_000
+_SECOND = 1_000_000_000
+# Up to so many nanoseconds it sleeps until its timer is due. When that is further away it wakes
+# with an eighth of the time left: the host's clock, by which it sleeps, is not the guest's counter.
+_EXACT_SLEEP = _SECOND
 # And those after its last work at which it gives the memory of its tables back, where it does that
 # (`Cpu.rests_from`): who asks an idle guest something every second finds them filled.
 REST_AFTER = 2_000_000_000
 # One that has rested, and only woke for a moment since, rests again when a single sleep has lasted
-# so long. What wakes it more often finds its tables filled, as that costs several times as much as
-# its work: Linux's watchdog of an interface's queue comes every five seconds, its hwrng more and
-# more seldom, until it comes once a minute.
-REST_AGAIN = 20_000_000_000
+# so long, or soon where its timer says that it will. What wakes it more often finds its tables
+# filled, as that costs several times as much as its work: Linux's watchdog of an interface's queue
+# comes every five seconds, its hwrng more and more seldom, until it comes once a minute.
+REST_AGAIN = 6_000_000_000
+REST_SOON = 1_000_000_000
 
 
 # --- telling a vCPU ------------------------------------------------------------
@@ -316,6 +321,20 @@ def _start_timer(cpu: Any, count: Any) -> None:
 
 
 @staged
+def _set_timer_entry(cpu: Any, value: Any) -> None:
+    """Write the timer's entry; to or from TSC-deadline mode disarms it (11.5.4.1)."""
+    apic = cpu.apic
+    entry = u32(value) & TIMER_WRITABLE
+    if apic.svr & SVR_ENABLE == 0:
+        entry = entry | LVT_MASKED
+    old, new = apic.lvt[LVT_TIMER] & TIMER_MODE, entry & TIMER_MODE
+    if old != new and u32(old == TIMER_DEADLINE) | u32(new == TIMER_DEADLINE) != 0:
+        cpu.deadline = NEVER
+        apic.timer_initial = 0
+    apic.lvt[LVT_TIMER] = entry
+
+
+@staged
 def _set_deadline(cpu: Any, value: Any) -> None:
     if cpu.apic.lvt[LVT_TIMER] & TIMER_MODE == TIMER_DEADLINE:
         cpu.deadline = value
@@ -418,6 +437,9 @@ def write_apic_msr(cpu: Cpu, index: u32, value: u64) -> u32:
     if index == MSR_X2APIC_FIRST + TIMER_INITIAL:
         _start_timer(cpu, u32(value))
         return u32(1)
+    if index == MSR_X2APIC_FIRST + TIMER_ENTRY:
+        _set_timer_entry(cpu, value)
+        return u32(1)
     return u32(0)
 
 
@@ -451,6 +473,9 @@ def write_apic(cpu: Cpu, physical: u64, size: u64, value: u64) -> u32:
     if register == TIMER_INITIAL:
         _start_timer(cpu, u32(value))
         return u32(1)
+    if register == TIMER_ENTRY:
+        _set_timer_entry(cpu, value)
+        return u32(1)
     return u32(0)
 
 
@@ -480,8 +505,8 @@ def read_apic(cpu: Cpu, physical: u64) -> u64:
 
 @staged
 def _until_deadline(cpu: Any) -> Any:
-    """Return the nanoseconds until the timer fires, at most LONGEST_SLEEP; 0: it is time."""
-    left = u64(LONGEST_SLEEP)
+    """Return the nanoseconds until the timer fires, at most LONGEST_SLEEP's; 0: it is time."""
+    left = u64(LONGEST_SLEEP * _SECOND)
     if cpu.deadline != NEVER:
         ticks = cpu.deadline - (read_host_tsc() + cpu.counter_offset)
         if i64(ticks) <= 0:
@@ -498,10 +523,10 @@ def _nanoseconds(cpu: Any, ticks: Any) -> Any:
 
 @staged
 def _timeout(cpu: Any, nanoseconds: Any) -> Any:
-    """Return the host address of a timespec of less than two seconds."""
-    second = u64(nanoseconds >= LONGEST_SLEEP)
-    cpu.timespec[0] = second
-    cpu.timespec[1] = nanoseconds - second * LONGEST_SLEEP
+    """Return the host address of a timespec."""
+    seconds = nanoseconds // u64(_SECOND)
+    cpu.timespec[0] = seconds
+    cpu.timespec[1] = nanoseconds - seconds * _SECOND
     return address_of(cpu) + Cpu.offset_of("timespec")
 
 
@@ -541,12 +566,19 @@ def await_interrupt(cpu: Cpu) -> None:
             left = _until_deadline(cpu)
             if seen & awaited != 0 or left == 0:
                 break
+            foreseen = left
+            if left > _EXACT_SLEEP:
+                left = left - (left >> 3)
             # Nothing was walked since the last rest where the two are equal.
             if cpu.count_walks + 2 * IDLE_WALKS > cpu.rests_from:
                 again = cpu.count_walks < cpu.rests_from
                 since = select(again, begin, cpu.worked)
-                needed = select(again, u64(REST_AGAIN), u64(REST_AFTER))
                 idle = _nanoseconds(cpu, read_host_tsc() - since)
+                needed = u64(REST_AFTER)
+                if again:
+                    needed = u64(REST_AGAIN)
+                    if idle + foreseen >= REST_AGAIN:
+                        needed = u64(REST_SOON)
                 if idle >= needed:
                     cpu.resting = 1
                     fetch("or", u32, where, u32(REQUEST_KICK))
