@@ -11,7 +11,7 @@ from ringzero.config.devices.pmem import PmemConfig
 from ringzero.core.memory import GuestMemory
 from ringzero.devices.virtio.kinds.pmem import Pmem
 from ringzero.disk.storage import FileStorage
-from ringzero.errors import DiskError, StateError
+from ringzero.errors import DiskError, HostError, StateError
 from ringzero.host.files import host_error
 from ringzero.vm.ends.backend import BACKENDS, Backend
 
@@ -29,11 +29,18 @@ def _size_of(device: PmemConfig) -> int:
         descriptor = os.open(device.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             # A block device has no other size.
-            return os.lseek(descriptor, 0, os.SEEK_END)
+            size = os.lseek(descriptor, 0, os.SEEK_END)
         finally:
             os.close(descriptor)
     except OSError as fault:
         raise host_error(fault, "open", device.path) from fault
+    if not size:
+        raise HostError(
+            f"persistent memory {device.path} is empty",
+            hint=f"give it a size: truncate -s 64M {device.path}",
+            path=device.path,
+        )
+    return size
 
 
 @BACKENDS.register("pmem")
