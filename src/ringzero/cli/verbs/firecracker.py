@@ -56,7 +56,7 @@ class Firecracker(Verb):
         )
         add("--boot-timer", action="store_true", help="log how long the guest took to boot")
         add("--enable-pci", action="store_true", help="accepted: devices are on MMIO anyway")
-        add("--no-seccomp", action="store_true", help="accepted")
+        add("--no-seccomp", action="store_true", help="give up nothing: no filters, no Landlock")
         add("--seccomp-filter", metavar="FILE", help="accepted: filters are ringzero's own")
         add("--start-time-us", metavar="N", help="when the process was started, for the metrics")
         add("--start-time-cpu-us", metavar="N", help="accepted")
@@ -134,6 +134,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         network=network,
         started=_number(arguments, "start_time_us"),
         boot_timer=arguments.boot_timer,
+        jail=not arguments.no_seccomp,
     )
 
 

@@ -52,7 +52,7 @@ class Instance:
     """One microVM. `handle` is called by one thread at a time.
 
     `console` takes what the guest prints on its serial line; `ended` hears of its end, on a thread
-    of its own.
+    of its own; `confine` is called before a machine's first instruction.
     """
 
     def __init__(
@@ -65,13 +65,14 @@ class Instance:
         *,
         console: Console,
         ended: Callable[[Exit | None], None] = lambda end: None,
+        confine: Callable[[Machine], None] = lambda machine: None,
     ) -> None:
         self.identifier = identifier
         self.configuration = configuration
         self.metadata = metadata
         self.machine: Machine | None = None
         self._log, self._metrics = log, metrics
-        self._console, self._ended = console, ended
+        self._console, self._ended, self._confine = console, ended, confine
         self._state = NOT_STARTED
         # The memory at the last snapshot, or that of the one that was loaded.
         self._since: MemoryImage | None = None
@@ -187,6 +188,7 @@ class Instance:
             self._attach(machine.parts, begun)
             self._take(machine)
             try:
+                self._confine(machine)
                 machine.start()
             except BaseException:
                 self._give_up()
@@ -250,6 +252,7 @@ class Instance:
     def _resume(self, machine: Machine) -> None:
         if self._waits:
             self._waits = False
+            self._confine(machine)
             machine.start()
         else:
             machine.resume()

@@ -9,9 +9,9 @@ import re
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ringzero.doors.firecracker import table
+from ringzero.doors.firecracker import confinement, table
 from ringzero.doors.firecracker.bodies import BodyError, parse
 from ringzero.doors.firecracker.configuration import TAP, Configuration
 from ringzero.doors.firecracker.console import SerialOutput, typing
@@ -27,6 +27,9 @@ from ringzero.host import process
 from ringzero.host.unixsocket import Listener
 from ringzero.records import record
 from ringzero.vm.exit import Exit, ExitReason
+
+if TYPE_CHECKING:
+    from ringzero.vm.machine import Machine
 
 # The name that the process shows: clients look for it.
 PROCESS_NAME = "firecracker"
@@ -57,7 +60,10 @@ _SECTIONS = (
 
 @record
 class Options:
-    """What the command line says. `socket` None is no API; `network` as `Configuration` has it."""
+    """What the command line says. `socket` None is no API; `network` as `Configuration` has it.
+
+    With `jail` it gives up what it does not need (`confinement`).
+    """
 
     socket: Path | None
     identifier: str = "anonymous-instance"
@@ -70,11 +76,14 @@ class Options:
     network: str = TAP
     started: int | None = None
     boot_timer: bool = False
+    jail: bool = False
 
 
 def run(options: Options) -> int:
     """Be the microVM until it ends; return the exit code. Raises RingzeroError."""
     process.set_title(PROCESS_NAME)
+    if options.jail:
+        confinement.begin(options.network)
     return asyncio.run(_Process(options).run())
 
 
@@ -93,6 +102,7 @@ class _Process:
             Metadata(limit, lambda name: self._metrics.count("mmds", name)),
             console=self._output,
             ended=self._ended,
+            confine=self._confine,
         )
         self._end: Exit | None = None
         self._signal = 0
@@ -194,6 +204,10 @@ class _Process:
     def _signalled(self, number: int) -> None:
         self._signal = self._signal or number
         self._stop.set()
+
+    def _confine(self, machine: Machine) -> None:
+        if self._options.jail:
+            confinement.complete(machine.config, str(machine.stats().get("engine", "")), self._log)
 
     def _ended(self, end: Exit | None) -> None:
         self._end = end

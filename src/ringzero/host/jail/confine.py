@@ -75,7 +75,20 @@ def confine(needs: Needs, *, strict: bool = False) -> tuple[Part, ...]:
     With `strict` all of ESSENTIAL hold, or HostError is raised; the process may be half confined
     then, and is to end.
     """
-    global _parts, _needs
+    begin(needs)
+    found = (*_parts, _part(SECCOMP, lambda: filter_calls(needs.freedom)))
+    missing = [part for part in found if part.name in ESSENTIAL and not part.holds]
+    if strict and missing:
+        raise HostError(
+            "this host does not allow a strict jail: "
+            + "; ".join(f"{part.name}: {part.detail}" for part in missing),
+            hint="--jail=auto takes what there is; `ringzero info` says what that is",
+        )
+    return _remember(found, needs)
+
+
+def begin(needs: Needs) -> tuple[Part, ...]:
+    """Confine the calling process by all but seccomp, which `filter_calls` adds later."""
     found = [_part(NO_NEW_PRIVILEGES, _no_new_privileges)]
     alone = _await_alone()
     if needs.alone:
@@ -84,20 +97,25 @@ def confine(needs: Needs, *, strict: bool = False) -> tuple[Part, ...]:
     found.append(_part(LIMITS, lambda: _limits(needs)))
     found.append(_part(CAPABILITIES, lambda: _capabilities(needs), alone))
     found.append(_part(LANDLOCK, lambda: _landlock(needs), alone))
-    scoped = found[-1].holds and landlock.version() >= landlock.SCOPE_ABI
-    freedom = replace(needs.freedom, signals=scoped)
-    found.append(_part(SECCOMP, lambda: _seccomp(freedom)))
-    missing = [part for part in found if part.name in ESSENTIAL and not part.holds]
-    if strict and missing:
-        raise HostError(
-            "this host does not allow a strict jail: "
-            + "; ".join(f"{part.name}: {part.detail}" for part in missing),
-            hint="--jail=auto takes what there is; `ringzero info` says what that is",
-        )
-    if found[-1].holds:
-        have_threads(_narrow(freedom))
-    _parts, _needs = tuple(found), needs
-    return _parts
+    return _remember(tuple(found), needs)
+
+
+def filter_calls(freedom: Freedom) -> str:
+    """Filter the system calls of all threads, and of those to come by their roles; tell of it.
+
+    To whom may be signalled is Landlock's affair, where `begin` has it. Raises HostError.
+    """
+    scoped = any(part.name == LANDLOCK and part.holds for part in _parts)
+    freedom = replace(freedom, signals=scoped and landlock.version() >= landlock.SCOPE_ABI)
+    seccomp.install(roles.program(Role.CONTROL, freedom, os.getpid()), all_threads=True)
+    have_threads(_narrow(freedom))
+    return f"{len(roles.rules(Role.CONTROL, freedom, 0))} system calls"
+
+
+def _remember(found: tuple[Part, ...], needs: Needs) -> tuple[Part, ...]:
+    global _parts, _needs
+    _parts, _needs = found, needs
+    return found
 
 
 def narrow(grants: Iterable[Grant]) -> None:
@@ -165,11 +183,6 @@ def _capabilities(needs: Needs) -> str:
 def _landlock(needs: Needs) -> str:
     abi = landlock.restrict(needs.grants, network=needs.freedom.internet)
     return f"version {abi}; {len(needs.grants)} paths"
-
-
-def _seccomp(freedom: Freedom) -> str:
-    seccomp.install(roles.program(Role.CONTROL, freedom, os.getpid()), all_threads=True)
-    return f"{len(roles.rules(Role.CONTROL, freedom, 0))} system calls"
 
 
 def _narrow(freedom: Freedom) -> Callable[[str], None]:

@@ -20,6 +20,8 @@ _HEADER = struct.Struct("=Ii")
 _SETS = struct.Struct("=6I")
 # <linux/capability.h>: those that say whose files one may touch, which shared folders need of root.
 FILES = {"chown": 0, "dac_override": 1, "dac_read_search": 2, "fowner": 3, "fsetid": 4, "mknod": 27}
+# What makes and configures network devices, TAP devices among them.
+NETWORKS = {"net_admin": 12}
 _LAST_CAPABILITY = "/proc/sys/kernel/cap_last_cap"
 _KNOWN_LAST = 40
 
@@ -55,7 +57,8 @@ def keep_capabilities(kept: Iterable[str] = ()) -> None:
 
     Raises HostError.
     """
-    mask = sum(1 << FILES[name] for name in kept)
+    known = FILES | NETWORKS
+    mask = sum(1 << known[name] for name in kept)
     held = capabilities()
     try:
         if held >> _SETPCAP & 1:
