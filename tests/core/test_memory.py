@@ -5,6 +5,7 @@ import pytest
 
 from ringzero.core.memory import BULK, GuestMemory
 from ringzero.errors import GuestAddressError
+from ringzero.host.memory import MemoryBase, MemoryImage
 
 MIB = 1 << 20
 
@@ -154,4 +155,26 @@ def test_a_file_has_no_more_room_than_there_is(file):
     memory = GuestMemory(LAYOUT, files=ROOM)
     with pytest.raises(GuestAddressError):
         memory.map_file(ROOM[1][0], file, 5 * MIB, shared=True)
+    memory.close()
+
+
+def test_a_memory_that_somebody_supplies_is_its_own_once_it_is_copied():
+    told, size = [], sum(size for _, size in LAYOUT)
+    descriptor = os.memfd_create("supplied")
+    os.ftruncate(descriptor, size)
+    base = MemoryBase(descriptor, size, owned=False)
+    with contextlib.closing(MemoryImage(base, supplied=lambda *place: told.append(place))) as image:
+        memory = GuestMemory(LAYOUT, image)
+    assert told == [(memory.host.address, size)]
+    memory.write(MIB, b"written")
+    memory.write(0, bytes(4096))
+    # What is as in the base is not given back: it would be asked for again.
+    memory.host.forget_same()
+    assert sum(end - start for start, end in memory.host.changed()) == 2 * 4096
+    with contextlib.closing(memory.host.freeze()) as frozen:
+        assert frozen.base is not base and not frozen.changed
+        copy = GuestMemory(LAYOUT, frozen)
+        assert copy.read(MIB, 7) == b"written"
+        copy.close()
+    assert len(told) == 1
     memory.close()

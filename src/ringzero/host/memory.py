@@ -13,7 +13,7 @@ import struct
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar, Self
 
 from ringzero.errors import HostError
@@ -36,6 +36,7 @@ _MAP_NORESERVE = 0x4000
 _MADV_DONTNEED = 4
 _MADV_REMOVE = 9
 _MADV_DONTFORK = 10
+_MADV_POPULATE_READ = 22
 # ioctl PAGEMAP_SCAN (Linux 6.7; Documentation/admin-guide/mm/pagemap.rst).
 _PAGEMAP_SCAN = 0xC0606610
 _SCAN = struct.Struct("<12Q")
@@ -150,11 +151,14 @@ class MemoryBase(Held):
 class MemoryImage:
     """The content of a memory at one instant: a base, and copies of what differs from it.
 
-    `changed` holds (offset, bytes), in pages. Whoever has an image closes it.
+    `changed` holds (offset, bytes), in pages. Whoever has an image closes it. Of one whose pages
+    somebody else supplies as they are touched, `supplied` hears of the first mapping: its address
+    and size.
     """
 
     base: MemoryBase
     changed: tuple[tuple[int, bytes], ...] = ()
+    supplied: Callable[[int, int], None] | None = None
 
     @property
     def size(self) -> int:
@@ -224,6 +228,8 @@ class HostMemory:
         self.address = start + lead
         self.view = memoryview(self._map)[lead : lead + size + files]
         self._closed, self._closing = False, threading.Lock()
+        # Whether missing pages are somebody else's to supply.
+        self._supplied = False
         # Files that are mapped behind it and not shared: bytes by offset.
         self._files: dict[int, int] = {}
         try:
@@ -233,6 +239,9 @@ class HostMemory:
                     self._map.madvise(mmap.MADV_HUGEPAGE)
             else:
                 self._place()
+            if image is not None and image.supplied is not None:
+                image.supplied(self.address, size)
+                self._supplied = True
             for offset, data in image.changed if image else ():
                 self.view[offset : offset + len(data)] = data
         except BaseException:
@@ -290,6 +299,11 @@ class HostMemory:
             self.private = True
             self._place()
             return MemoryImage(self.base.hold())
+        if self._supplied:
+            # What is copied is looked for here only.
+            self._take_all()
+            self._new_base(self.changed())
+            return MemoryImage(self.base.hold())
         changed = self.changed()
         if self._anonymous:
             for start, end in changed:
@@ -316,6 +330,13 @@ class HostMemory:
         self._new_base(changed)
         return MemoryImage(self.base.hold())
 
+    def _take_all(self) -> None:
+        """Have every page here that somebody supplies."""
+        if _LIBC.madvise(self.address, self.size, _MADV_POPULATE_READ):
+            # Linux before 5.14.
+            for start in range(0, self.size, PAGE):
+                self.view[start]
+
     def forget_same(self, limit: int = COPY_LIMIT) -> None:
         """Give pages back that were written to, and are as in the base, to the host.
 
@@ -323,7 +344,7 @@ class HostMemory:
         copy, or where more than `limit` bytes were written to.
         """
         with self._closing:
-            if self._closed or self._anonymous or not self.private:
+            if self._closed or self._anonymous or not self.private or self._supplied:
                 return
             changed = self.changed()
             if sum(end - start for start, end in changed) <= limit:
@@ -361,7 +382,7 @@ class HostMemory:
             os.close(fd)
             raise
         old, self.base = self.base, MemoryBase(fd, self.size, owned=True)
-        self._copied, self._differing = 0, set()
+        self._copied, self._differing, self._supplied = 0, set(), False
         self._place()
         old.release()
 
@@ -372,7 +393,7 @@ class HostMemory:
         """
         old, self.base = self.base, image.base.hold()
         self._copied, self._differing = 0, set()
-        self.private, self._anonymous = True, False
+        self.private, self._anonymous, self._supplied = True, False, False
         self._place()
         old.release()
         for offset, data in image.changed:

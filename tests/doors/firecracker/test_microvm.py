@@ -143,7 +143,8 @@ def test_snapshots_that_are_none(vm, tmp_path):
         state.write_bytes(data[:-1])
         assert "checksum" in fault()
         state.write_bytes(data)
-        assert "not supported" in fault(
+        # Nobody is there who would supply it.
+        assert "/x" in fault(
             mem_file_path=None, mem_backend={"backend_path": "/x", "backend_type": "Uffd"}
         )
         assert "exclusively" in fault(mem_backend={"backend_path": "/x", "backend_type": "File"})

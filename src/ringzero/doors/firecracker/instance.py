@@ -79,6 +79,8 @@ class Instance:
         # A machine that was loaded has not run yet.
         self._waits = False
         self._readiness = Readiness()
+        # Who supplies the memory of a machine that was loaded.
+        self._supply = contextlib.ExitStack()
         self._closing = False
 
     # ---- requests ---------------------------------------------------------
@@ -277,6 +279,8 @@ class Instance:
         """End the machine and free all of it."""
         self._closing = True
         self._readiness.close()
+        # Nothing waits for memory any more that nobody brings.
+        self._supply.close()
         machine, self.machine = self.machine, None
         if machine is not None:
             machine.stop()
@@ -313,23 +317,18 @@ class Instance:
                 "Load snapshot error: Loading a microVM snapshot not allowed after configuring "
                 "boot-specific resources."
             )
-        if backend is not None and backend["backend_type"] == "Uffd":
-            raise faults.not_supported(
-                "memory served by another process (Uffd); with File, pages are read as they are "
-                "touched"
-            )
         if fields.get("huge_pages", "Snapshot") not in ("Snapshot", "None", "Transparent"):
             raise faults.not_supported("guest memory in hugetlbfs")
-        path = Path(backend["backend_path"] if backend else fields["mem_file_path"])
         before = self.configuration
         # What was laid for a start is nobody's now.
         self._readiness.close()
         with self._timed("load_snapshot"):
             try:
-                machine = self._load_machine(Path(fields["snapshot_path"]), path, fields)
+                machine = self._load_machine(Path(fields["snapshot_path"]), fields)
                 if fields.get("resume_vm"):
                     self._resume(machine)
             except (RingzeroError, LookupError, TypeError, ValueError, AttributeError) as fault:
+                self._supply.close()
                 self._give_up()
                 self._note_memory(None)
                 self.configuration = before
@@ -339,7 +338,7 @@ class Instance:
                     f"Load snapshot error: Failed to restore from snapshot: {faults.told(reason)}"
                 ) from fault
 
-    def _load_machine(self, state: Path, memory: Path, fields: Mapping[str, Any]) -> Machine:
+    def _load_machine(self, state: Path, fields: Mapping[str, Any]) -> Machine:
         """Be the owner of the machine that was saved, paused."""
         from ringzero.doors.firecracker import snapshots
 
@@ -350,7 +349,7 @@ class Instance:
         config = configuration.adapt(saved.machine)
         self._console.configure(configuration.serial)
         before, self.configuration = self.configuration, configuration
-        image = snapshots.map_memory(memory, config.memory)
+        image = self._memory(config.memory, fields)
         try:
             begun = time.monotonic_ns(), time.process_time_ns()
             attach = partial(self._attach, begun=begun)
@@ -359,12 +358,28 @@ class Instance:
             self.configuration = before
             image.close()
             raise
-        self._note_memory(image)
+        if image.supplied is not None:
+            # A Diff would have to ask for all of it: it has all of it.
+            image.close()
+        else:
+            self._note_memory(image)
         self._waits, self._state = True, PAUSED
         if configuration.metadata is not None:
             self.metadata.configure(configuration.metadata)
         self._take(machine)
         return machine
+
+    def _memory(self, size: int, fields: Mapping[str, Any]) -> MemoryImage:
+        """Return the memory that a load names: in a file, or supplied by another process."""
+        from ringzero.doors.firecracker import snapshots
+
+        backend = fields.get("mem_backend")
+        path = Path(backend["backend_path"] if backend else fields["mem_file_path"])
+        if backend is None or backend["backend_type"] == "File":
+            return snapshots.map_memory(path, size)
+        supply = snapshots.Supply(path)
+        self._supply.callback(supply.close)
+        return supply.memory(size)
 
     def _note_memory(self, image: MemoryImage | None) -> None:
         """Keep a memory that the next Diff is made against."""

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from ringzero.core.state import to_tree
 from ringzero.doors.firecracker.table import SNAPSHOT_VERSION
 from ringzero.errors import ConfigError, StateError
 from ringzero.host.files import atomic_file, host_error
-from ringzero.host.memory import MemoryBase, MemoryImage
+from ringzero.host.memory import PAGE, MemoryBase, MemoryImage
 from ringzero.records import record
 from ringzero.units import MIB
 
@@ -169,6 +170,54 @@ def map_memory(path: Path, size: int) -> MemoryImage:
         base.release()
         raise StateError(f"{path} has {found} bytes, the machine's memory {size}", path=path)
     return MemoryImage(base)
+
+
+class Supply:
+    """A process on a Unix socket that supplies a guest's memory as it is touched (Uffd).
+
+    It is told where the memory lies, and given a userfaultfd. The connection stays until `close`,
+    so that it sees when nobody needs it any more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._closing = contextlib.ExitStack()
+
+    def memory(self, size: int) -> MemoryImage:
+        """Return a memory of `size` bytes that it supplies. Raises HostError."""
+        try:
+            descriptor = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
+            base = MemoryBase(descriptor, size, owned=False)
+            os.ftruncate(descriptor, size)
+        except OSError as fault:
+            raise host_error(fault, "make", "the guest's memory") from fault
+        return MemoryImage(base, supplied=self._begin)
+
+    def _begin(self, address: int, size: int) -> None:
+        from ringzero.host.unixsocket import connect
+        from ringzero.host.userfault import Userfault
+
+        pages = Userfault()
+        self._closing.callback(pages.close)
+        pages.register(address, size)
+        mapping = {
+            "base_host_virt_addr": address,
+            "size": size,
+            "offset": 0,
+            "page_size": PAGE,
+            # The name that it had before, in bytes as well.
+            "page_size_kib": PAGE,
+        }
+        try:
+            link = connect(self._path)
+            self._closing.callback(link.close)
+            socket.send_fds(link, [json.dumps([mapping]).encode()], [pages.fd])
+        except OSError as fault:
+            raise host_error(fault, "connect by", self._path) from fault
+
+    def close(self) -> None:
+        """Let go of it, while the memory is there: what it did not supply is zero."""
+        self._closing.close()
 
 
 def grow(
