@@ -5,6 +5,7 @@ runs a fake. Its kernel's name says what goes wrong with it.
 """
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -94,6 +95,19 @@ class Fake(FakeMachine):
         self.console.write = lambda data: self.console.say(b"<" + data + b">")
         self.serial.write = lambda data: self.serial.say(data)
 
+    @functools.cached_property
+    def disks(self):
+        from ringzero.disk import open_disk
+        from ringzero.disk.instant import LiveDisk
+
+        return tuple(LiveDisk(open_disk(d.path, d.format)) for d in self.config.disks)
+
+    @functools.cached_property
+    def blocks(self):
+        from ringzero.vm.blocks import Blocks
+
+        return Blocks(self)
+
     def pause(self):
         self.paused = True
 
@@ -103,6 +117,8 @@ class Fake(FakeMachine):
     def stop(self):
         if self._exit is None:
             self.end(Exit(ExitReason.STOPPED))
+        for disk in vars(self).get("disks", ()):
+            disk.close()
         self.agent.close()
 
     def end(self, how):
@@ -251,9 +267,9 @@ def config(line="", **more):
     return MachineConfig.create(kernel="/dev/null", command_line=line, agent=True, **more)
 
 
-def start(name, line="", *, wait=True, **more):
+def start(name, line="", *, wait=True, disks=(), **more):
     """Start a fake machine's process; return its directory."""
-    claim = claims.create(name, config(line), **more)
+    claim = claims.create(name, config(line, disks=disks), **more)
     return launch(claim, wait=wait, progress=QUIET, program=PROGRAM)
 
 

@@ -15,6 +15,7 @@ from ringzero.config.tree import config_to_tree
 from ringzero.control.host import client, directory
 from ringzero.control.host import launch as launching
 from ringzero.control.host.events import Watch
+from ringzero.disk import create_disk
 from ringzero.errors import ConflictError, InvalidValueError, NotFoundError
 from ringzero.image import stored
 from tests.api.test_action import ToyDoor
@@ -143,6 +144,18 @@ def test_every_action_through_a_door(watch, tmp_path, monkeypatch):
     assert post("remove_snapshot", name="t") > 0
     with pytest.raises(NotFoundError):
         post("remove_snapshot", name="t")
+    create_disk(tmp_path / "disk", "qcow2", 1 << 20)
+    start("disky", disks=[f"{tmp_path}/disk"])
+    job = post("start_disk_job", "disky", kind="backup", target=str(tmp_path / "backup"))
+    assert (job["id"], job["kind"]) == ("backup-disk0", "backup")
+    assert [one["id"] for one in post("disk_jobs", "disky")] == ["backup-disk0"]
+    assert post("order_disk_job", "disky", id="backup-disk0", speed=0)["target"]
+    made = post("export_disk", "disky", path=str(tmp_path / "nbd"))
+    assert made["url"] == f"nbd+unix:///0?socket={tmp_path}/nbd"
+    assert post("disk_exports", "disky") == [made]
+    assert post("unexport_disk", "disky") is None
+    client.machine("disky").kill()
+    client.machine("disky").remove()
     assert post("exec", words=["sh", "-c", "exit 3"]) == {"status": 3}
     assert post("fork", name="copy") == ["copy"]
     causes("fork", "copy")

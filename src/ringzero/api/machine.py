@@ -10,6 +10,8 @@ from ringzero.api.values import (
     ANY,
     GONE,
     CommandEnd,
+    DiskExportSummary,
+    DiskJobSummary,
     EventKind,
     ExitRecord,
     MachineSummary,
@@ -148,6 +150,65 @@ class MachineActions(Actions):
     @action(states=GONE, patience=_SAVE)
     def revert_disks(self, snapshot: Annotated[str, "the snapshot's directory"]) -> None:
         """Take the disks of a machine that does not run back to a snapshot; it stays off."""
+
+    @action(states=_RUNS, reads=True)
+    def disk_jobs(self) -> list[DiskJobSummary]:
+        """List the block jobs of the machine, the oldest first."""
+
+    @action(states=_RUNS)
+    def start_disk_job(
+        self,
+        kind: Annotated[str, "mirror, backup, commit or stream"],
+        disk: Annotated[int, "which disk, from 0 on"] = 0,
+        target: Annotated[str, "mirror, backup: the new image, by its absolute path"] = "",
+        format: Annotated[str, 'mirror, backup: the image\'s format; "": qcow2, or found'] = "",
+        existing: Annotated[bool, "mirror, backup: write over an image that is there"] = False,
+        sync: Annotated[str, "mirror: full, top (the same backing file), or none"] = "full",
+        top: Annotated[str, 'commit: from which layer on; "": the disk itself'] = "",
+        base: Annotated[
+            str, 'commit: to which layer, "": the next; stream: the first that stays, "": none'
+        ] = "",
+        pivot: Annotated[bool, "complete it once it is ready"] = False,
+        speed: Annotated[int, "bytes a second; 0: any number"] = 0,
+        id: Annotated[str, 'what it is called; "": a free name'] = "",
+        auto_finalize: Annotated[bool, "take the last step unasked"] = True,
+        auto_dismiss: Annotated[bool, "forget it when it is over"] = False,
+    ) -> DiskJobSummary:
+        """Start a block job on a disk that the guest goes on using."""
+
+    @action(states=_RUNS)
+    def order_disk_job(
+        self,
+        id: Annotated[str, "which job"],
+        order: Annotated[
+            str,
+            "pause, resume, complete, cancel (a mirror that is ready leaves a copy), abort "
+            '(leaves nothing), finalize, dismiss; "": none',
+        ] = "",
+        speed: Annotated[int | None, "bytes a second from now on; null: as it is"] = None,
+    ) -> DiskJobSummary:
+        """Ask something of a block job; return how it stands."""
+
+    @action(states=_RUNS, reads=True)
+    def disk_exports(self) -> list[DiskExportSummary]:
+        """List the disks that the machine exports by NBD."""
+
+    @action(states=_RUNS)
+    def export_disk(
+        self,
+        disk: Annotated[int, "which disk, from 0 on"] = 0,
+        name: Annotated[str, 'what clients call it; "": its number'] = "",
+        writable: Annotated[bool, "clients may change what the guest uses"] = False,
+        path: Annotated[str, 'listen on a Unix socket there; "": see port'] = "",
+        port: Annotated[int | None, "listen on 127.0.0.1; 0: a free port; null: see path"] = None,
+    ) -> DiskExportSummary:
+        """Export a disk by NBD; later ones are on the same socket, where none is given."""
+
+    @action(states=_RUNS)
+    def unexport_disk(
+        self, name: Annotated[str, 'which export; "": all, and the sockets'] = ""
+    ) -> None:
+        """Export a disk no longer, and leave the clients that use it."""
 
     @action(states=ANY, reads=True)
     def ports(self) -> list[PortSummary]:

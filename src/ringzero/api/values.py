@@ -170,6 +170,36 @@ class MachineSummary(TypedDict):
     jail: NotRequired[dict[str, dict[str, Any]]]
 
 
+class DiskJobSummary(TypedDict):
+    """A block job; states are QEMU's (docs/block-jobs.md), sizes in bytes.
+
+    `disk` is its number in the machine. `speed` is in bytes a second, 0 for any. `ready` tells
+    that it may be completed, `error` what it failed of.
+    """
+
+    id: str
+    kind: str
+    disk: int
+    state: str
+    offset: int
+    length: int
+    speed: int
+    target: str
+    ready: bool
+    cancelled: bool
+    error: str
+
+
+class DiskExportSummary(TypedDict):
+    """A disk that a machine exports by NBD; `url` is what clients call it."""
+
+    name: str
+    disk: int
+    read_only: bool
+    clients: int
+    url: str
+
+
 class MetadataSummary(TypedDict):
     """What is noted of a machine; `elements` are texts by key."""
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ringzero.api.command import CommandResult
     from ringzero.api.options import RunOptions
     from ringzero.config.fields import MachineFields
+    from ringzero.vm.blocks import Blocks
     from ringzero.vm.saved.snapshot import Snapshot
     from ringzero.vm.saved.store import Store
     from ringzero.vm.shares import Shares
@@ -268,6 +269,13 @@ class Machine:
         from ringzero.vm.shares import Shares
 
         return Shares(self.parts)
+
+    @functools.cached_property
+    def blocks(self) -> Blocks:
+        """Block jobs on the disks, and exports of them."""
+        from ringzero.vm.blocks import Blocks
+
+        return Blocks(self.parts)
 
     def attach(
         self,
@@ -609,6 +617,8 @@ class Machine:
     def leave(self) -> None:
         """In a forked process: let go of the host's sockets, which stay the original's."""
         self.parts.devices.leave()
+        if "blocks" in vars(self):
+            self.blocks.leave()
 
     def fork(self, count: int = 1, *, start: bool = False) -> list[Self]:
         """Return `count` copies of this machine, as it is now; each is stopped on its own.

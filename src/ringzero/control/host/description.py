@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ringzero.api.values import MetadataSummary
+from ringzero.config.devices.disk import DiskConfig
 from ringzero.config.machine import MachineConfig
-from ringzero.config.tree import config_to_tree
+from ringzero.config.tree import config_from_tree, config_to_tree
 from ringzero.control.host.directory import MachineDirectory
 from ringzero.control.host.notes import METADATA, NEXT, NOTED, MetadataRecord, changing
 from ringzero.control.host.notes import notes as notes_of
-from ringzero.control.host.records import save, write_json
+from ringzero.control.host.records import read_json, save, write_json
 from ringzero.errors import ConflictError, InvalidValueError
+from ringzero.host.files import sync_file
 from ringzero.records import replace
 
 # Of the UUIDs that are made from machines' identifiers (RFC 9562 section 5.5).
@@ -131,6 +133,36 @@ def redefine(
         # One that ends in between, or starts, finds it there.
         with contextlib.suppress(ConflictError):
             where.redescribe(lambda record: record)
+
+
+def move_disks(where: MachineDirectory, disks: Sequence[DiskConfig]) -> None:
+    """Write down durably that a machine that runs has these images as its disks.
+
+    A description from the next start on that names one of those that they were names the new
+    one, too. Raises ControlError, ConfigError, HostError.
+    """
+    before = where.machine().machine_config().disks
+    moved = {old.path: new for old, new in zip(before, disks, strict=True) if old != new}
+
+    def move(config: MachineConfig) -> dict[str, Any]:
+        return config_to_tree(
+            config.map_devices(
+                lambda _, device: (
+                    moved.get(device.path, device) if isinstance(device, DiskConfig) else device
+                )
+            )
+        )
+
+    with changing(where.path):
+        given = read_json(where.path / NEXT)
+        if given is not None:
+            coming = config_from_tree(given["config"])
+            write_json(where.path / NEXT, given | {"config": move(coming)})
+            sync_file(where.path / NEXT)
+    where.amend(
+        lambda record: replace(record, config=move(record.machine_config()) | {"name": record.name})
+    )
+    sync_file(where.path)
 
 
 def _uuid(found: MetadataRecord, identifier: str) -> str:

@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ringzero.api import copying
 from ringzero.api.protocol import STDERR, STDIN, STDOUT, Data, Message
-from ringzero.api.values import ExitRecord, PortSummary, ShareSummary
+from ringzero.api.values import (
+    DiskExportSummary,
+    DiskJobSummary,
+    ExitRecord,
+    PortSummary,
+    ShareSummary,
+)
 from ringzero.config.devices.net import NetConfig
 from ringzero.config.devices.share import ShareConfig
 from ringzero.control.host.actions import port_summaries, share_summaries
@@ -35,6 +41,8 @@ from ringzero.errors import (
 from ringzero.vm.guest.contract import INPUT_AHEAD
 
 if TYPE_CHECKING:
+    from ringzero.disk.jobs.contract import JobInfo
+    from ringzero.disk.nbd.server import Export
     from ringzero.vm.guest.agent import Agent
     from ringzero.vm.guest.command import Command
 
@@ -170,6 +178,119 @@ def share(keeper: Keeper, folder: str) -> ShareSummary:
 @handles("unshare")
 def unshare(keeper: Keeper, target: str, force: bool) -> ShareSummary:
     return share_summaries([keeper.machine.shares.remove(target, force=force)])[0]
+
+
+@handles("disk_jobs")
+def disk_jobs(keeper: Keeper) -> list[DiskJobSummary]:
+    return [_job_summary(number, info) for number, info in keeper.blocks.infos()]
+
+
+@handles("start_disk_job")
+def start_disk_job(
+    keeper: Keeper,
+    kind: str,
+    disk: int,
+    target: str,
+    format: str,
+    existing: bool,
+    sync: str,
+    top: str,
+    base: str,
+    pivot: bool,
+    speed: int,
+    id: str,
+    auto_finalize: bool,
+    auto_dismiss: bool,
+) -> DiskJobSummary:
+    from ringzero.vm.blocks import Wish
+
+    wish = Wish(
+        kind,
+        target=target,
+        format=format,
+        existing=existing,
+        sync=sync,
+        top=top,
+        base=base,
+        pivot=pivot,
+        speed=speed,
+        name=id,
+        auto_finalize=auto_finalize,
+        auto_dismiss=auto_dismiss,
+    )
+    wish.check()
+    # Where a file may not be opened, it is said now.
+    for path in keeper.blocks.opened(disk, wish):
+        jail.require_path(keeper.name, path)
+    if wish.moves:
+        jail.require_own_description(keeper.name)
+    return _job_summary(disk, keeper.blocks.start(disk, wish))
+
+
+@handles("order_disk_job")
+def order_disk_job(keeper: Keeper, id: str, order: str, speed: int | None) -> DiskJobSummary:
+    blocks = keeper.blocks
+    # One that is dismissed is told of for the last time.
+    job = blocks.jobs.find(id)
+    if speed is not None:
+        job.set_speed(speed)
+    if order == "complete":
+        jail.require_own_description(keeper.name)
+    if order:
+        blocks.order(id, order)
+    return _job_summary(blocks.number(id), job.info())
+
+
+def _job_summary(disk: int, info: JobInfo) -> DiskJobSummary:
+    return {
+        "id": info.id,
+        "kind": info.kind,
+        "disk": disk,
+        "state": info.state,
+        "offset": info.offset,
+        "length": info.length,
+        "speed": info.speed,
+        "target": info.target,
+        "ready": info.ready,
+        "cancelled": info.cancelled,
+        "error": info.error,
+    }
+
+
+@handles("disk_exports")
+def disk_exports(keeper: Keeper) -> list[DiskExportSummary]:
+    return [_export_summary(keeper, export) for export in keeper.blocks.exports]
+
+
+@handles("export_disk")
+def export_disk(
+    keeper: Keeper, disk: int, name: str, writable: bool, path: str, port: int | None
+) -> DiskExportSummary:
+    if path:
+        jail.require_path(keeper.name, Path(path))
+    elif port is not None:
+        jail.require_network(keeper.name, "user")
+    export = keeper.blocks.export(disk, name or str(disk), writable=writable, path=path, port=port)
+    return _export_summary(keeper, export)
+
+
+@handles("unexport_disk")
+def unexport_disk(keeper: Keeper, name: str) -> None:
+    if name:
+        keeper.blocks.unexport(name)
+    else:
+        keeper.blocks.stop_exports()
+
+
+def _export_summary(keeper: Keeper, export: Export) -> DiskExportSummary:
+    server = keeper.blocks.server
+    return {
+        "name": export.name,
+        "disk": keeper.blocks.number_of(export.live),
+        "read_only": export.offer.read_only,
+        "clients": server.clients(export.name),
+        "url": server.url(export.name),
+    }
 
 
 @handles("wait")

@@ -146,6 +146,16 @@ def require_children(name: str, what: str) -> None:
         )
 
 
+def require_own_description(name: str) -> None:
+    """Raise ConflictError where a machine's process may not write down what the machine is."""
+    if confine.needs_granted() is not None:
+        raise ConflictError(
+            f"machine {name!r} is jailed: its process cannot make another image its disk, "
+            "which it would have to write down",
+            hint="start it with --jail=none",
+        )
+
+
 def require_path(name: str, path: Path) -> None:
     """Raise ConflictError where a machine's process was not left what it is asked to use now."""
     left = confine.needs_granted()

@@ -7,6 +7,7 @@ ends it in order, and writes down how it ended.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -258,6 +259,23 @@ class Keeper:
         self.machine.leave()
         self._log.leave()
         self.files.leave()
+
+    @functools.cached_property
+    def blocks(self) -> Any:
+        """Block jobs on the disks, and exports of them (`ringzero.vm.blocks.Blocks`)."""
+        found = self.machine.blocks
+        found.keep(self._changing, self.note_disks)
+        return found
+
+    def note_disks(self) -> None:
+        """Write down durably which images the disks are now, from the next start on, too.
+
+        The process is not confined, and comes to its own description.
+        """
+        from ringzero.control.host.description import move_disks
+
+        with self._changing:
+            move_disks(self.directory, self.machine.config.disks)
 
     # ---- the console ------------------------------------------------------
 

@@ -102,6 +102,21 @@ class Server:
 
     # ---- sockets -----------------------------------------------------------
 
+    @property
+    def listening(self) -> bool:
+        """Whether clients can come."""
+        return bool(self._listeners)
+
+    def url(self, name: str) -> str:
+        """Return how clients name an export, on the socket that is listened on first."""
+        if not self._listeners:
+            return ""
+        first = self._listeners[0]
+        if isinstance(first, Listener):
+            return url_of(name, path=first.path)
+        host, port = first.getsockname()[:2]
+        return url_of(name, host=host, port=port)
+
     def listen_unix(self, path: Path) -> None:
         """Listen on a Unix socket for this user only. Raises ConflictError, HostError."""
         self._listen(Listener(path))
@@ -148,6 +163,17 @@ class Server:
         self._selector.close()
         os.close(self._wake)
         os.close(self._woken)
+
+    def leave(self) -> None:
+        """In a forked process: close the sockets, which stay the original's."""
+        # Its threads are not here, and its locks may be held for ever.
+        for listener in self._listeners:
+            (listener.socket if isinstance(listener, Listener) else listener).close()
+        for client in list(self._clients):
+            client.drop()
+        self._selector.close()
+        for descriptor in (self._wake, self._woken):
+            os.close(descriptor)
 
     def wait_closed(self) -> None:
         """Wait until somebody closes it."""
@@ -230,6 +256,10 @@ class _Client:
         """Have its thread end; any thread."""
         with contextlib.suppress(OSError):
             self._link.shutdown(socket.SHUT_RDWR)
+
+    def drop(self) -> None:
+        """Close the socket of this process."""
+        self._link.close()
 
     def serve(self) -> None:
         """Do everything for it; on its thread."""

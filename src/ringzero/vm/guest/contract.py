@@ -95,6 +95,11 @@ class KeptGuest(Guest, Protocol):
         """Its shared folders (`ringzero.vm.shares.Shares`)."""
         ...
 
+    @property
+    def blocks(self) -> Any:
+        """Block jobs on its disks, and exports of them (`ringzero.vm.blocks.Blocks`)."""
+        ...
+
     def pause(self) -> None:
         """Stop the guest; returns when its state stands still."""
         ...
