@@ -32,14 +32,17 @@ import ringzero
 from pathlib import Path
 from ringzero.control.machine import jail
 from ringzero.host.jail import confine, roles
+from ringzero.records import replace
 from ringzero.settings import Jail
-level, net = Jail(sys.argv[1]), sys.argv[2]
-with ringzero.Machine(image="micro", memory="256M", engine="soft", net=net) as machine:
+level, net, board = Jail(sys.argv[1]), sys.argv[2], sys.argv[3]
+config = dict(image="micro", memory="256M", engine="soft", net=net, board=board)
+with ringzero.Machine(**config) as machine:
     calls = {}
     if level is not Jail.NONE:
         jail.enter(machine, level)
-        freedom = confine.needs_granted().freedom
-        calls = {role.value: len(roles.rules(role, freedom, 0)) for role in roles.Role}
+        # Whom they may signal is Landlock's affair, and nobody but themselves.
+        freedom = replace(confine.needs_granted().freedom, signals=True)
+        calls = {role.value: sorted(roles.rules(role, freedom, 0)) for role in roles.Role}
     machine.run("true")
     sources = [getattr(m, "__file__", None) or "" for m in list(sys.modules.values())]
     ours = [s for s in sources if s.startswith(str(Path(ringzero.__file__).parent))]
@@ -65,9 +68,9 @@ def beyond_ram(pid: int, size: int) -> int:
     return total
 
 
-def measure(level: str, net: str) -> dict[str, Any]:
+def measure(level: str, net: str, board: str) -> dict[str, Any]:
     """Return the figures of one machine of ours."""
-    command = [sys.executable, "-c", _MEASURE, level, net]
+    command = [sys.executable, "-c", _MEASURE, level, net, board]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -106,30 +109,43 @@ def measure_qemu(words: str) -> dict[str, Any]:
             for line in trace.read_text().splitlines()
             if re.match(r"\s*\d+\.\d+ ", line)
         }
-    return found | {"calls": len(names - {"total"})}
+    return found | {"calls": {"all": sorted(names - {"total"})}}
+
+
+_OURS = (
+    ("none", "user", "microvm"),
+    ("auto", "user", "microvm"),
+    ("strict", "user", "microvm"),
+    ("strict", "none", "microvm"),
+    ("none", "user", "minimal"),
+    ("strict", "user", "minimal"),
+    ("strict", "none", "minimal"),
+)
+
+
+def _tell(what: str, found: dict[str, Any], names: bool) -> None:
+    counts = {role: len(calls) for role, calls in found["calls"].items()} or "all"
+    print(
+        f"{what}: calls {counts}; {found['descriptors']} descriptors; "
+        f"{found['beyond'] >> 20} MiB beyond the guest's memory",
+        flush=True,
+    )
+    for role, calls in found["calls"].items() if names else ():
+        print(f"  {role}: {' '.join(calls)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--qemu", action="store_true")
+    parser.add_argument("--names", action="store_true", help="name the system calls, too")
     arguments = parser.parse_args()
-    for level, net in (("none", "user"), ("auto", "user"), ("strict", "user"), ("strict", "none")):
-        found = measure(level, net)
-        print(
-            f"ringzero --jail={level} --net {net}: {found['modules']} modules"
-            + (f", {found['lines']} lines" if found["lines"] else "")
-            + f"; calls {found['calls'] or 'all'}; {found['descriptors']} descriptors; "
-            f"{found['beyond'] >> 20} MiB beyond the guest's memory",
-            flush=True,
-        )
+    for level, net, board in _OURS:
+        found = measure(level, net, board)
+        code = f"{found['modules']} modules" + (f", {found['lines']} lines" * (found["lines"] > 0))
+        _tell(f"ringzero {board} --jail={level} --net {net}: {code}", found, arguments.names)
     if arguments.qemu:
         for name, words in _QEMU.items():
-            found = measure_qemu(words)
-            print(
-                f"qemu -M {name}: made {found['calls']} different calls; {found['descriptors']} "
-                f"descriptors; {found['beyond'] >> 20} MiB beyond the guest's memory",
-                flush=True,
-            )
+            _tell(f"qemu -M {name}, made", measure_qemu(words), arguments.names)
 
 
 if __name__ == "__main__":

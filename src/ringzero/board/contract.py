@@ -139,6 +139,8 @@ class Board(ABC):
 
     # Whose guests run on it.
     architecture: ClassVar[Architecture[Any]]
+    # What its kernel is to speak on (`console=`), instead of a serial port that is not there.
+    console: ClassVar[str] = ""
 
     mmio: Bus
     pio: Bus | None

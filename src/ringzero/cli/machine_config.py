@@ -36,6 +36,8 @@ _SHELL = ("sh", "-l")
 _DEFAULT_IMAGE = "micro"
 # What a machine has where neither its flags nor its image say more.
 DEFAULT_MEMORY, _DEFAULT_CPUS = "512M", 1
+# The board of each profile of a machine.
+PROFILES = {"full": "microvm", "minimal": "minimal"}
 
 
 def release_disks(config: MachineConfig) -> None:
@@ -97,6 +99,7 @@ def common_fields(
         "cpus": (cpus or _DEFAULT_CPUS) if arguments.cpus is None else arguments.cpus,
         "engine": arguments.engine or ENGINE.get(),
         **({"cpu": arguments.cpu} if arguments.cpu else {}),
+        **({"board": PROFILES[arguments.profile]} if arguments.profile else {}),
         **{f"{kind}s": _of_flag(arguments, device) for kind, device in DEVICE_CONFIGS},
         "nets": _nets(arguments, 1 if spec is None or spec.nics is None else spec.nics),
     }

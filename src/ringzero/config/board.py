@@ -55,7 +55,7 @@ class BoardLimits:
             )
         counts = Counter(device.kind for device in devices)
         found += [
-            f"{counts[kind]} devices of the kind {kind}; a {self.board} takes {limit}"
+            f"{counts[kind]} devices of the kind {kind}; a {self.board} takes {limit or 'none'}"
             for kind, limit in self.of_kind.items()
             if counts[kind] > limit
         ]

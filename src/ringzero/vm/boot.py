@@ -338,6 +338,12 @@ def own_command_line(config: MachineConfig, given: str, hostname: str) -> str:
     return line
 
 
+def with_console(given: str, console: str) -> str:
+    """Return a command line whose kernel speaks on `console`, and on no other."""
+    words = [word for word in given.split(" ") if not word.startswith("console=")]
+    return " ".join([f"console={console}", *words])
+
+
 def _read_initrd(path: Path, memory: int) -> memoryview:
     from ringzero.board.boot.kernelimage import KernelImage
 

@@ -224,6 +224,8 @@ class Assembly:
         command_line = ground.command_line
         if self.guest is not None and boot.has_own_agent(command_line):
             command_line = boot.own_command_line(self.config, command_line, self.config.name)
+        if self.board.console:
+            command_line = boot.with_console(command_line, self.board.console)
         if self.guest is not None and any(share.target for share in self.config.shares):
             command_line += " ringzero.shares"
         states = self.board.boot(ground.kernel, command_line, ground.initrd, ground.loading)

@@ -188,7 +188,7 @@ def test_threads_have_less_by_what_they_do(tmp_path):
 
     def use():
         grants = (Grant(tmp_path, landlock.WRITE),)
-        freedom = Freedom(internet=True, children=True)
+        freedom = Freedom(internet=True, children=True, trees=True)
         confine.confine(Needs(grants, freedom), strict=True)
         found = {}
 
@@ -300,7 +300,7 @@ def test_a_process_with_other_threads_is_not_called_confined(monkeypatch):
 
 def test_the_tables_name_only_calls_that_there_are():
     for role in Role:
-        for freedom in (Freedom(), Freedom(*[True] * 6)):
+        for freedom in (Freedom(), Freedom(*[True] * 7)):
             rules = roles.rules(role, freedom, 1)
             assert rules.keys() <= NUMBERS.keys()
             assert not rules.keys() & {

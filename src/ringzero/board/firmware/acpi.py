@@ -19,8 +19,8 @@ FADT_REVISION, FADT_MINOR = 6, 5
 FADT_SIZE = 276
 FLAG_WBINVD, FLAG_SLEEP_BUTTON_NONE, FLAG_POWER_BUTTON_NONE = 1 << 0, 1 << 5, 1 << 4
 FLAG_RESET_REGISTER, FLAG_HW_REDUCED = 1 << 10, 1 << 20
-# IA-PC boot architecture flags: no VGA to probe for, no MSI (there is no PCI).
-BOOT_NO_VGA, BOOT_NO_MSI = 1 << 2, 1 << 3
+# IA-PC boot architecture flags: no VGA to probe for, no MSI (there is no PCI), no clock of a PC's.
+BOOT_NO_VGA, BOOT_NO_MSI, BOOT_NO_RTC = 1 << 2, 1 << 3, 1 << 5
 SPACE_IO = 1
 ACCESS_BYTE = 1
 
@@ -42,6 +42,7 @@ class AcpiPlan:
     """What the tables tell: processors, controllers, registers and devices of a board.
 
     `power_port` is the sleep-control register; sleep status and reset follow.
+    `serial` and `rtc` are None where there is none.
     `windows` are the (base, size, interrupt) of virtio devices over MMIO.
     `table_id` (8 bytes) names the board in every table's header.
     `generation_id` is where the generation identifier lies in memory, `clock_page` the page of
@@ -56,8 +57,8 @@ class AcpiPlan:
     power_port: int
     reset_value: int
     sleep_type_off: int
-    serial: tuple[int, int, int]
-    rtc: tuple[int, int]
+    serial: tuple[int, int, int] | None
+    rtc: tuple[int, int] | None
     panic_port: int
     generation_id: int
     clock_page: int
@@ -100,7 +101,8 @@ def fadt(plan: AcpiPlan, dsdt: int) -> bytes:
 
     flags = FLAG_WBINVD | FLAG_SLEEP_BUTTON_NONE | FLAG_POWER_BUTTON_NONE
     flags |= FLAG_RESET_REGISTER | FLAG_HW_REDUCED
-    put(109, struct.pack("<H", BOOT_NO_VGA | BOOT_NO_MSI))
+    absent = BOOT_NO_VGA | BOOT_NO_MSI | (0 if plan.rtc is not None else BOOT_NO_RTC)
+    put(109, struct.pack("<H", absent))
     put(112, struct.pack("<I", flags))
     put(116, _port_register(plan.power_port + 2))
     put(128, bytes((plan.reset_value,)))
@@ -126,11 +128,14 @@ def madt(plan: AcpiPlan) -> bytes:
 
 def dsdt(plan: AcpiPlan) -> bytes:
     """Return the differentiated description table: every device and how to switch off."""
-    serial_port, serial_size, serial_gsi = plan.serial
-    devices = [
-        _device("COM1", "PNP0501", 0, aml.io_ports(serial_port, serial_size),
-                aml.interrupt(serial_gsi)),
-        _device("RTC", "PNP0B00", 0, aml.io_ports(*plan.rtc)),
+    devices = []
+    if plan.serial is not None:
+        port, size, gsi = plan.serial
+        resources = aml.io_ports(port, size), aml.interrupt(gsi)
+        devices.append(_device("COM1", "PNP0501", 0, *resources))
+    if plan.rtc is not None:
+        devices.append(_device("RTC", "PNP0B00", 0, aml.io_ports(*plan.rtc)))
+    devices += [
         _device("PEVT", "QEMU0001", 0, aml.io_ports(plan.panic_port, 1)),
         _device("PWRB", "PNP0C0C", 0),
         _generation_id(plan),

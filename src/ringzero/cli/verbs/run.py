@@ -23,6 +23,7 @@ from ringzero.cli.machine_checks import (
     suspect_memory,
 )
 from ringzero.cli.machine_config import (
+    PROFILES,
     default_config,
     find_entry,
     find_imported,
@@ -214,6 +215,13 @@ Ctrl-] q ends the machine.
             default=None,
             help="CPU engine: auto, soft, kvm, or kvm! where it is slow "
             "(default: auto, or RINGZERO_ENGINE)",
+        )
+        add(
+            "--profile",
+            choices=list(PROFILES),
+            default=None,
+            help="full (default), or minimal: console, disks, networks and entropy, and nothing "
+            "else of a machine in its process; no shared folders",
         )
         add(
             "--boot",

@@ -92,6 +92,7 @@ def needs(
             local=local,
             children=not alone,
             folders=folders,
+            trees=not alone,
             kvm=engine == "kvm",
         ),
         capabilities=tuple(FILES) if folders else (),

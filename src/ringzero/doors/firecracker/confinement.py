@@ -41,6 +41,7 @@ def complete(config: MachineConfig, engine: str, log: Log) -> None:
         # Its connections are Unix sockets of the host's.
         local=any(device.kind == "vsock" for device in config.devices),
         kvm=engine == "kvm",
+        trees=True,
     )
     try:
         confine.filter_calls(freedom)

@@ -96,10 +96,10 @@ class Freedom:
     """What the threads of one machine need beyond what all need.
 
     `internet`: sockets of IPv4 and IPv6, for the network of its own that the guest has. `local`:
-    Unix sockets by path. `children`: processes, which
-    copies of the machine are. `folders`: shared folders that the guest writes to. `kvm`: the
-    requests of /dev/kvm. `signals`: to whom may be signalled is decided elsewhere; without it, no
-    other process.
+    Unix sockets by path. `children`: processes, which copies of the machine are. `folders`: shared
+    folders that the guest writes to. `kvm`: the requests of /dev/kvm. `signals`: to whom may be
+    signalled is decided elsewhere; without it, no other process. `trees`: directories, links,
+    owners and times of files, for snapshots.
     """
 
     internet: bool = False
@@ -108,6 +108,7 @@ class Freedom:
     folders: bool = False
     kvm: bool = False
     signals: bool = False
+    trees: bool = False
 
 
 def rules(role: Role, freedom: Freedom, pid: int) -> dict[str, Rule | Refusal]:
@@ -117,7 +118,7 @@ def rules(role: Role, freedom: Freedom, pid: int) -> dict[str, Rule | Refusal]:
         " ".join((_FILES, _MEMORY, _THREADS, _EVENTS, _TIME, _ABOUT, _CONNECTED)).split(), ALWAYS
     )
     allowed |= dict.fromkeys(_TIGHTENING.split(), ALWAYS)
-    if control or freedom.folders:
+    if freedom.folders or (control and freedom.trees):
         allowed |= dict.fromkeys(_TREES.split(), ALWAYS)
         # Named pipes, sockets and files; no devices.
         kinds = (0o010000, 0o140000, 0o100000, 0)
