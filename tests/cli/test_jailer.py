@@ -140,3 +140,79 @@ def test_a_machine_in_a_jail_of_firecrackers_layout(program, tmp_path):
             os.kill(pid, signal.SIGKILL)
     # What was bound into it was seen in the jail only, and is gone with it.
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+
+
+@contextlib.contextmanager
+def jailed(program, tmp_path, *flags):
+    """Run a jailer with these flags until its API answers; yield the process's number."""
+    for path in [tmp_path, *tmp_path.parents[:3]]:
+        path.chmod(0o755)
+    root = tmp_path / "jails" / "firecracker" / "net-1" / "root"
+    words = [
+        *JAILER, "--id", "net-1", "--exec-file", str(program), "--uid", str(USER), "--gid",
+        str(USER), "--chroot-base-dir", str(tmp_path / "jails"), *flags,
+    ]  # fmt: skip
+    with (tmp_path / "log").open("wb") as log:
+        started = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    path, pid = root / "run/firecracker.socket", 0
+    try:
+        until(lambda: path.exists() or started.poll() not in (None, 0))
+        assert path.exists(), (tmp_path / "log").read_text()
+        pid = int((root / "firecracker.pid").read_text())
+        assert json.loads(ask(path, "GET", "/")[1])["id"] == "net-1"
+        yield started, pid
+    finally:
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            until(lambda: started.poll() is not None)
+            until(lambda: not Path(f"/proc/{pid}").exists())
+        started.kill()
+        started.wait()
+
+
+@as_root
+@pytest.mark.engine
+def test_another_network_and_a_session_of_its_own(program, tmp_path):
+    name = f"rz{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no network namespaces: {made.stderr.decode()}")
+    try:
+        place = Path("/run/netns", name)
+        with jailed(program, tmp_path, "--netns", str(place), "--daemonize") as (started, pid):
+            # The caller has nothing to wait for.
+            until(lambda: started.poll() is not None)
+            assert started.returncode == 0
+            assert os.stat(f"/proc/{pid}/ns/net").st_ino == place.stat().st_ino
+            assert os.getsid(pid) == pid
+            outputs = {str(Path(f"/proc/{pid}/fd/{number}").readlink()) for number in range(3)}
+            assert outputs == {"/dev/null"}
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@as_root
+@pytest.mark.engine
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_control_groups_of_its_own(program, tmp_path, version):
+    unified = Path("/sys/fs/cgroup/unified")
+    unified = unified if unified.is_dir() else Path("/sys/fs/cgroup")
+    if version == "1":
+        group, setting = Path("/sys/fs/cgroup/cpu"), ("cpu.shares", "512")
+    else:
+        # Every group of version 2 has it, whatever controllers there are.
+        group, setting = unified, ("cgroup.max.depth", "3")
+    if not (group / "cgroup.procs").exists():
+        pytest.skip(f"this host has no control groups of version {version}")
+    parent = f"rz{os.getpid()}"
+    place = group / parent / "net-1"
+    flags = ["--cgroup", "=".join(setting), "--parent-cgroup", parent]
+    try:
+        with jailed(program, tmp_path, *flags, "--cgroup-version", version) as (_, pid):
+            assert (place / setting[0]).read_text().strip() == setting[1]
+            assert str(pid) in (place / "cgroup.procs").read_text().split()
+    finally:
+        for made in (place, place.parent):
+            with contextlib.suppress(FileNotFoundError):
+                made.rmdir()
