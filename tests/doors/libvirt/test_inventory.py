@@ -19,7 +19,7 @@ def host(fakes, root):
 
 def age(where, seconds=60):
     """Make a machine's files so old that they are remembered."""
-    for path in where.path.iterdir():
+    for path in where.path.rglob("*"):
         if path.is_file():
             found = path.stat()
             os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns - seconds * 10**9))
