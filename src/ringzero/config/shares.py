@@ -15,6 +15,8 @@ def with_share(config: MachineConfig, share: ShareConfig) -> tuple[MachineConfig
     """
     if any(share.target == other.target for other in config.shares):
         raise ConflictError(f"another folder is at {share.target}", hint="take it away first")
+    if not config.shares:
+        return replace(config, devices=(*config.devices, share)), share
     number = max(numbers(config.shares)) + 1
     share = replace(share, transport=_transport(config, share), number=number)
     # The machine's description checks what there is room for.
